@@ -1,0 +1,4 @@
+// Command multipaas is the one file of MultiPaaS.
+package main
+
+func main() {}

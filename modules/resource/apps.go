@@ -1,0 +1,126 @@
+package resource
+
+import "time"
+
+// App is what a tenant deploys into a workspace.
+type App struct {
+	Meta
+	Account      string    `json:"account" readOnly:"true"`
+	Organization string    `json:"organization" readOnly:"true"`
+	Workspace    string    `json:"workspace" readOnly:"true"`
+	Spec         AppSpec   `json:"spec"`
+	Status       AppStatus `json:"status" readOnly:"true"`
+}
+
+// AppSpec is what the tenant wants.
+type AppSpec struct {
+	Namespace string `json:"namespace,omitempty" doc:"Kubernetes namespace" example:"default"`
+	// Image is a reference: "hello:1" or "ACCOUNT/ORGANIZATION/hello:1" in the
+	// platform's registry, or a full reference to an upstream registry that the
+	// operator has opened.
+	Image     string            `json:"image" example:"hello:1"`
+	Instances int               `json:"instances" minimum:"0" maximum:"1000"`
+	Port      int               `json:"port,omitempty" minimum:"1" maximum:"65535" doc:"Port the app listens on; also its PORT variable"`
+	Env       map[string]string `json:"env,omitempty"`
+	Command   []string          `json:"command,omitempty"`
+	Args      []string          `json:"args,omitempty"`
+	// Requests and limits of one instance. Zero: none.
+	MilliCPU    int64 `json:"milliCPU,omitempty" minimum:"0"`
+	MemoryBytes int64 `json:"memoryBytes,omitempty" minimum:"0"`
+	// HealthPath is asked by HTTP to tell whether an instance may get traffic.
+	// Empty: a TCP connection to Port must succeed.
+	HealthPath string `json:"healthPath,omitempty" example:"/healthz"`
+	NoRoute    bool   `json:"noRoute,omitempty" doc:"Do not expose the app"`
+}
+
+// AppStatus is what the platform sees.
+type AppStatus struct {
+	Phase              Phase      `json:"phase,omitempty"`
+	ObservedGeneration int64      `json:"observedGeneration,omitempty"`
+	Conditions         Conditions `json:"conditions,omitempty"`
+	InstancesReady     int        `json:"instancesReady"`
+	Host               string     `json:"host,omitempty" example:"hello.shop.web.acme.example"`
+	URL                string     `json:"url,omitempty"`
+	ImageDigest        string     `json:"imageDigest,omitempty"`
+}
+
+// The conditions of an app, in the order they come true.
+const (
+	AppImageFound     = "ImageFound"
+	AppDeployed       = "Deployed"
+	AppInstancesReady = "InstancesReady"
+	AppRouteReady     = "RouteReady"
+)
+
+// Key is "ACCOUNT/ORGANIZATION/WORKSPACE/APP".
+func (a *App) Key() string { return a.WorkspaceKey() + "/" + a.Name }
+
+// WorkspaceKey is the key of the workspace the app runs in.
+func (a *App) WorkspaceKey() string {
+	return a.Account + "/" + a.Organization + "/" + a.Workspace
+}
+
+// Route sends what the balancer gets for one host name to a Kubernetes Service
+// of a workspace. Its key is the host name, so no two tenants can have one.
+type Route struct {
+	Meta             // name: the host name, lower case, no port
+	Workspace string `json:"workspace"` // key of the workspace
+	App       string `json:"app,omitempty"`
+	Namespace string `json:"namespace"`
+	Service   string `json:"service"`
+	Port      int    `json:"port" doc:"Target port of the pods"`
+	Status    struct {
+		Conditions Conditions `json:"conditions,omitempty"`
+	} `json:"status"`
+}
+
+// RouteReady is the condition of a route that the balancer serves, certificate
+// included.
+const RouteReady = "Ready"
+
+// Key is the host name.
+func (r *Route) Key() string { return r.Name }
+
+// Task is a view of the work the platform does for one resource: what was asked
+// and by whom, its steps with times, its outcome. The work itself is driven by
+// the resource's own spec; a lost task loses nothing else.
+type Task struct {
+	Meta              // name: a sortable random id
+	Spec   TaskSpec   `json:"spec"`
+	Status TaskStatus `json:"status"`
+}
+
+// TaskSpec is what was asked.
+type TaskSpec struct {
+	Operation string `json:"operation" example:"workspace.create" doc:"KIND.VERB"`
+	// Kind and Target name the resource: "workspaces" and "acme/web/shop".
+	Kind       string `json:"kind" example:"workspaces"`
+	Target     string `json:"target" example:"acme/web/shop"`
+	TargetUID  string `json:"targetUid,omitempty"`
+	Account    string `json:"account,omitempty" doc:"Empty for the platform's own"`
+	By         string `json:"by" doc:"The user who asked"`
+	Generation int64  `json:"generation,omitempty" doc:"The task ends when this generation is reached"`
+	// Gone says that the task ends when the resource does.
+	Gone bool `json:"gone,omitempty"`
+}
+
+// TaskStatus is how far it is.
+type TaskStatus struct {
+	State   TaskState  `json:"state" enum:"running,done,failed"`
+	Steps   Conditions `json:"steps,omitempty"`
+	Message string     `json:"message,omitempty" doc:"Why it failed, and what to do"`
+	EndedAt *time.Time `json:"endedAt,omitempty"`
+}
+
+// TaskState is running, done or failed.
+type TaskState string
+
+// The states of a task.
+const (
+	TaskRunning TaskState = "running"
+	TaskDone    TaskState = "done"
+	TaskFailed  TaskState = "failed"
+)
+
+// Key is the id.
+func (t *Task) Key() string { return t.Name }

@@ -1,0 +1,194 @@
+package resource
+
+import "time"
+
+// Node is a host machine that joined with `multipaas node join`.
+type Node struct {
+	Meta
+	Spec   NodeSpec   `json:"spec"`
+	Status NodeStatus `json:"status"`
+}
+
+// NodeSpec is what an operator sets about a node.
+type NodeSpec struct {
+	// Unschedulable keeps new machines away; running ones stay.
+	Unschedulable bool `json:"unschedulable,omitempty"`
+}
+
+// NodeStatus is what the node reports.
+type NodeStatus struct {
+	Phase         Phase      `json:"phase,omitempty"` // Ready, Degraded (no heartbeat), Deleting
+	Address       string     `json:"address,omitempty" doc:"Address of the host on the platform's network"`
+	Version       string     `json:"version,omitempty" doc:"Version of multipaas"`
+	Kernel        string     `json:"kernel,omitempty"`
+	OS            string     `json:"os,omitempty"`
+	Drivers       []string   `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
+	Capacity      Size       `json:"capacity,omitzero"`
+	Allocated     Size       `json:"allocated,omitzero" doc:"Promised to machines"`
+	HeartbeatAt   time.Time  `json:"heartbeatAt,omitzero"`
+	Conditions    Conditions `json:"conditions,omitempty"`
+	CertificateID string     `json:"certificateId,omitempty" doc:"Serial number of its current certificate"`
+}
+
+// Key is the name of the node.
+func (n *Node) Key() string { return n.Name }
+
+// Size is an amount of compute: what a machine gets or a node has.
+type Size struct {
+	MilliCPU    int64 `json:"milliCPU" minimum:"0" doc:"Thousandths of a CPU" example:"2000"`
+	MemoryBytes int64 `json:"memoryBytes" minimum:"0" example:"2147483648"`
+	DiskBytes   int64 `json:"diskBytes" minimum:"0" example:"10737418240"`
+}
+
+// Add returns s + o.
+func (s Size) Add(o Size) Size {
+	return Size{s.MilliCPU + o.MilliCPU, s.MemoryBytes + o.MemoryBytes, s.DiskBytes + o.DiskBytes}
+}
+
+// Sub returns s - o, which may be negative.
+func (s Size) Sub(o Size) Size {
+	return Size{s.MilliCPU - o.MilliCPU, s.MemoryBytes - o.MemoryBytes, s.DiskBytes - o.DiskBytes}
+}
+
+// Fits says whether s fits into free, in every dimension.
+func (s Size) Fits(free Size) bool {
+	return s.MilliCPU <= free.MilliCPU && s.MemoryBytes <= free.MemoryBytes && s.DiskBytes <= free.DiskBytes
+}
+
+// Workspace is one dedicated Kubernetes cluster.
+type Workspace struct {
+	Meta
+	Account      string          `json:"account" readOnly:"true"`
+	Organization string          `json:"organization" readOnly:"true"`
+	Spec         WorkspaceSpec   `json:"spec"`
+	Status       WorkspaceStatus `json:"status" readOnly:"true"`
+}
+
+// WorkspaceSpec is what the tenant wants.
+type WorkspaceSpec struct {
+	// KubernetesVersion is a minor version the payload holds, "1.36".
+	KubernetesVersion string    `json:"kubernetesVersion,omitempty" example:"1.36"`
+	Datastore         Datastore `json:"datastore,omitempty" enum:"kine,etcd"`
+	Machines          int       `json:"machines" minimum:"0" doc:"Number of machines"`
+	MachineSize       Size      `json:"machineSize"`
+	// PodSecurity is the level that is enforced on every pod whatever the
+	// labels of its namespace say: "baseline", or "privileged" once a sysadmin
+	// has lifted it.
+	PodSecurity string `json:"podSecurity,omitempty" enum:"baseline,privileged"`
+}
+
+// Datastore is where a plane keeps its objects.
+type Datastore string
+
+// The datastores: an SQLite file behind kine, or the platform's etcd.
+const (
+	Kine Datastore = "kine"
+	Etcd Datastore = "etcd"
+)
+
+// WorkspaceStatus is what the platform sees.
+type WorkspaceStatus struct {
+	Phase              Phase      `json:"phase,omitempty"`
+	ObservedGeneration int64      `json:"observedGeneration,omitempty"`
+	Conditions         Conditions `json:"conditions,omitempty"`
+	// ID is 8 hex digits, unique on the platform: the name of the network
+	// namespace (mp-ID), of the data directory and of the SNI host.
+	ID            string `json:"id,omitempty"`
+	VNI           uint32 `json:"vni,omitempty" doc:"VXLAN network identifier"`
+	MachinesReady int    `json:"machinesReady"`
+	// APIHost is the TLS server name that reaches this plane on port 6443.
+	APIHost string `json:"apiHost,omitempty"`
+	Server  string `json:"server,omitempty" doc:"The server that runs the plane"`
+	// NodeSlots gives each host that takes part in this workspace's network a
+	// small number, from which its gateway address is computed. Never reused
+	// while the host is in the map.
+	NodeSlots map[string]int `json:"nodeSlots,omitempty" hidden:"true"`
+}
+
+// The conditions of a workspace, in the order they come true.
+const (
+	WorkspaceNetworkReady  = "NetworkReady"
+	WorkspacePlaneReady    = "PlaneReady"
+	WorkspaceAddonsReady   = "AddonsReady"
+	WorkspaceScheduled     = "Scheduled"
+	WorkspaceMachinesReady = "MachinesReady"
+)
+
+// Key is "ACCOUNT/ORGANIZATION/WORKSPACE".
+func (w *Workspace) Key() string { return w.Account + "/" + w.Organization + "/" + w.Name }
+
+// WorkspaceKeys is the secret key material of a workspace's plane. No API
+// operation returns one.
+type WorkspaceKeys struct {
+	Meta
+	Workspace string `json:"workspace"` // key of the workspace
+	// All PEM. The service account key signs tokens; the two authorities sign
+	// for the API server's clients and for the aggregation layer.
+	CACert             []byte `json:"caCert"`
+	CAKey              []byte `json:"caKey"`
+	FrontProxyCACert   []byte `json:"frontProxyCACert"`
+	FrontProxyCAKey    []byte `json:"frontProxyCAKey"`
+	ServiceAccountKey  []byte `json:"serviceAccountKey"`
+	EncryptionKey      []byte `json:"encryptionKey"` // 32 bytes, for secrets at rest
+	EtcdPassword       string `json:"etcdPassword,omitempty"`
+	DatastoreGenerated bool   `json:"datastoreGenerated,omitempty"`
+}
+
+// Key is the key of the workspace.
+func (k *WorkspaceKeys) Key() string { return k.Workspace }
+
+// Machine is one Kubernetes node of one workspace, running on a node.
+type Machine struct {
+	Meta
+	Account      string        `json:"account" readOnly:"true"`
+	Organization string        `json:"organization" readOnly:"true"`
+	Workspace    string        `json:"workspace" readOnly:"true"`
+	Spec         MachineSpec   `json:"spec"`
+	Status       MachineStatus `json:"status"`
+}
+
+// MachineSpec is decided once, when the machine is placed.
+type MachineSpec struct {
+	Node    string `json:"node"`
+	Driver  string `json:"driver" enum:"sandbox,vm,host"`
+	Size    Size   `json:"size"`
+	Index   int    `json:"index" doc:"1 and up; address, MAC and pod range are computed from it"`
+	Address string `json:"address" example:"172.30.0.11"`
+	MAC     string `json:"mac"`
+	PodCIDR string `json:"podCIDR" example:"10.42.1.0/24"`
+}
+
+// MachineStatus is what the node's agent and the plane report.
+type MachineStatus struct {
+	Phase      Phase      `json:"phase,omitempty"`
+	Conditions Conditions `json:"conditions,omitempty"`
+	StartedAt  time.Time  `json:"startedAt,omitzero"`
+	Restarts   int        `json:"restarts,omitempty"`
+}
+
+// The conditions of a machine, in the order they come true. Running is said by
+// the node's agent, NodeReady by the plane's view of the Kubernetes node.
+const (
+	MachineRunning   = "Running"
+	MachineNodeReady = "NodeReady"
+	MachineDrained   = "Drained"
+	MachineRemoved   = "Removed" // the agent has taken everything away
+)
+
+// Key is "ACCOUNT/ORGANIZATION/WORKSPACE/MACHINE".
+func (m *Machine) Key() string { return m.WorkspaceKey() + "/" + m.Name }
+
+// WorkspaceKey is the key of the workspace the machine belongs to.
+func (m *Machine) WorkspaceKey() string {
+	return m.Account + "/" + m.Organization + "/" + m.Workspace
+}
+
+// VNI is a claim on a VXLAN network identifier; its key makes it unique.
+type VNI struct {
+	Meta             // name: the number in decimal
+	Workspace string `json:"workspace"` // key of the workspace
+	UID       string `json:"workspaceUID"`
+}
+
+// Key is the number.
+func (v *VNI) Key() string { return v.Name }

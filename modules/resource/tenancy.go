@@ -1,0 +1,105 @@
+package resource
+
+import "time"
+
+// Account is a company or a person: the top of the tenancy tree and the border
+// between tenants.
+type Account struct {
+	Meta
+}
+
+// Key is "ACCOUNT".
+func (a *Account) Key() string { return a.Name }
+
+// Organization is a team inside an account; it owns workspaces, images and
+// domains.
+type Organization struct {
+	Meta
+	Account string `json:"account" readOnly:"true"`
+}
+
+// Key is "ACCOUNT/ORGANIZATION".
+func (o *Organization) Key() string { return o.Account + "/" + o.Name }
+
+// User is a person or a robot that logs in. Name is the e-mail address in
+// lower case. The password hash is in a Credential, never here.
+type User struct {
+	Meta
+	Spec UserSpec `json:"spec"`
+}
+
+// UserSpec is what an administrator sets about a user.
+type UserSpec struct {
+	DisplayName string `json:"displayName,omitempty"`
+	Sysadmin    bool   `json:"sysadmin,omitempty" doc:"May do everything on the platform"`
+	Disabled    bool   `json:"disabled,omitempty"`
+}
+
+// Key is the e-mail address.
+func (u *User) Key() string { return u.Name }
+
+// Credential is the password hash of a user. No API operation returns one.
+type Credential struct {
+	Meta
+	// Hash is in PHC format: $argon2id$v=19$m=...
+	Hash string `json:"hash"`
+}
+
+// Key is the e-mail address of the user.
+func (c *Credential) Key() string { return c.Name }
+
+// Role is what a user may do in an account or an organization.
+type Role string
+
+// The roles, from most to least. Owner is of an account; Admin and Developer
+// are of an organization. A sysadmin is a User with Spec.Sysadmin.
+const (
+	RoleOwner     Role = "owner"
+	RoleAdmin     Role = "admin"
+	RoleDeveloper Role = "developer"
+)
+
+// Membership gives a user a role in an account (Organization empty, role
+// owner) or in one organization of it (role admin or developer).
+type Membership struct {
+	Meta
+	Account      string `json:"account" readOnly:"true"`
+	Organization string `json:"organization,omitempty" readOnly:"true"`
+	Role         Role   `json:"role" enum:"owner,admin,developer"`
+}
+
+// Key is "ACCOUNT/-/USER" for an account, "ACCOUNT/ORGANIZATION/USER" else.
+// No organization can be called "-": it is no RFC 1123 label.
+func (m *Membership) Key() string {
+	org := m.Organization
+	if org == "" {
+		org = "-"
+	}
+	return m.Account + "/" + org + "/" + m.Name
+}
+
+// Session is a login. Its name is the SHA-256 of the bearer token, in hex: the
+// token itself is stored nowhere.
+type Session struct {
+	Meta
+	User      string    `json:"user"`
+	ExpiresAt time.Time `json:"expiresAt"`
+}
+
+// Key is the hash of the token.
+func (s *Session) Key() string { return s.Name }
+
+// JoinToken lets one machine join as a node, once.
+type JoinToken struct {
+	Meta
+	Role      string    `json:"role" enum:"node"`
+	ExpiresAt time.Time `json:"expiresAt"`
+	// UsedBy is the node that joined with it; empty while unused.
+	UsedBy string     `json:"usedBy,omitempty"`
+	UsedAt *time.Time `json:"usedAt,omitempty"`
+	// SecretHash is the SHA-256 of the token's secret half, in hex.
+	SecretHash string `json:"secretHash,omitempty" hidden:"true"`
+}
+
+// Key is the public half of the token.
+func (t *JoinToken) Key() string { return t.Name }
