@@ -75,6 +75,10 @@ func Open(name string) (*NS, error) {
 	return openPath(name, path)
 }
 
+// OpenPath opens a namespace by a file that stands for it, which is another
+// than Path would name.
+func OpenPath(path string) (*NS, error) { return openPath(path, path) }
+
 // OpenPID opens the namespace that a process lives in.
 func OpenPID(pid int) (*NS, error) {
 	return openPath(fmt.Sprintf("of process %d", pid), fmt.Sprintf("/proc/%d/ns/net", pid))

@@ -1,0 +1,256 @@
+// Package cgroup makes, fills and ends control groups on hosts with version 2,
+// with version 1, and with both.
+//
+// A group is named by a path relative to our own parent group: the unit's
+// group, if an init system on version 2 gave us one to ourselves, else
+// /multipaas. The name stays the same over a restart, so a part finds what it
+// left running.
+//
+// Parties: whoever runs processes that must be limited, or ended whole. Any
+// package may import it; it imports nothing of ours.
+package cgroup
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Mode is which version of control groups limits processes on this host.
+type Mode int
+
+// The modes. A host with both, the controllers bound to version 1, is V1.
+const (
+	V1 Mode = iota + 1
+	V2
+)
+
+func (m Mode) String() string {
+	switch m {
+	case V1:
+		return "v1"
+	case V2:
+		return "v2"
+	}
+	return fmt.Sprintf("Mode(%d)", int(m))
+}
+
+const (
+	mountPoint = "/sys/fs/cgroup"
+	// selfLeaf is where Setup puts this process, so that its unit's group holds
+	// only groups: version 2 gives controllers to no group that holds processes.
+	selfLeaf = "multipaas-self"
+	fallback = "/multipaas"
+)
+
+// ErrNone is returned when no control groups are mounted.
+var ErrNone = errors.New("no control groups are mounted at " + mountPoint)
+
+// Detect finds out which mode the host is in.
+func Detect() (Mode, error) {
+	hs, err := hierarchies()
+	if err != nil {
+		return 0, err
+	}
+	if len(hs) == 1 && hs[0].v2 {
+		return V2, nil
+	}
+	return V1, nil
+}
+
+// Setup prepares for making groups: under an init system on version 2 it moves
+// this process to a leaf of its unit's group. Call it once, early, before other
+// processes are started. Without it everything works, below /multipaas.
+func Setup() error {
+	mode, err := Detect()
+	if err != nil || mode != V2 {
+		return err
+	}
+	own, err := ownV2()
+	if err != nil || own == "/" || path.Base(own) == selfLeaf {
+		return err
+	}
+	pids, err := readPIDs(filepath.Join(mountPoint, own, "cgroup.procs"))
+	if err != nil {
+		return err
+	}
+	if len(pids) != 1 || pids[0] != os.Getpid() {
+		return nil // a login session, say: not ours to arrange
+	}
+	leaf := filepath.Join(mountPoint, own, selfLeaf)
+	if err := os.Mkdir(leaf, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("set up cgroup %s: %w", own, err)
+	}
+	if err := writeFile(filepath.Join(leaf, "cgroup.procs"), "0"); err != nil {
+		return fmt.Errorf("set up cgroup %s: %w", own, err)
+	}
+	return nil
+}
+
+// Parent is the group below which ours are, as a path from the root of the
+// hierarchy.
+func Parent() (string, error) {
+	mode, err := Detect()
+	if err != nil {
+		return "", err
+	}
+	if mode == V2 {
+		own, err := ownV2()
+		if err != nil {
+			return "", err
+		}
+		if path.Base(own) == selfLeaf {
+			return path.Dir(own), nil
+		}
+	}
+	return fallback, nil
+}
+
+// Path is the path of a group from the root of the hierarchy, as runc takes it.
+func Path(name string) (string, error) {
+	if name == "" || strings.HasPrefix(name, "/") || path.Clean(name) != name || name == "." || strings.HasPrefix(name, "..") {
+		return "", fmt.Errorf("cgroup %q: not a relative path", name)
+	}
+	parent, err := Parent()
+	if err != nil {
+		return "", err
+	}
+	return path.Join(parent, name), nil
+}
+
+// Controllers are the controllers that limit processes here, sorted.
+func Controllers() ([]string, error) {
+	hs, err := hierarchies()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, h := range hs {
+		if !h.v2 {
+			names = append(names, h.controllers...)
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(h.dir, "cgroup.controllers"))
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, strings.Fields(string(data))...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// hierarchy is one mounted tree of groups.
+type hierarchy struct {
+	dir         string // where it is mounted
+	v2          bool
+	controllers []string // v1 only
+}
+
+// hierarchies reads what is mounted below /sys/fs/cgroup. ErrNone: nothing is.
+func hierarchies() ([]hierarchy, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	hs := parseMounts(data)
+	if len(hs) == 0 {
+		return nil, ErrNone
+	}
+	return hs, nil
+}
+
+// parseMounts takes the text of a mountinfo file. See proc(5).
+func parseMounts(mountinfo []byte) []hierarchy {
+	var hs []hierarchy
+	sc := bufio.NewScanner(bytes.NewReader(mountinfo))
+	for sc.Scan() {
+		before, after, ok := strings.Cut(sc.Text(), " - ")
+		if !ok {
+			continue
+		}
+		fields, rest := strings.Fields(before), strings.Fields(after)
+		if len(fields) < 5 || len(rest) < 3 {
+			continue
+		}
+		dir := fields[4]
+		if dir != mountPoint && path.Dir(dir) != mountPoint {
+			continue
+		}
+		h := hierarchy{dir: dir}
+		switch rest[0] {
+		case "cgroup2":
+			h.v2 = true
+		case "cgroup":
+			for _, opt := range strings.Split(rest[2], ",") {
+				if slices.Contains(knownV1, opt) {
+					h.controllers = append(h.controllers, opt)
+				}
+			}
+		default:
+			continue
+		}
+		if !slices.ContainsFunc(hs, func(o hierarchy) bool { return o.dir == dir }) {
+			hs = append(hs, h)
+		}
+	}
+	return hs
+}
+
+// knownV1 tells controllers from other mount options.
+var knownV1 = []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "net_cls", "net_prio", "perf_event", "hugetlb", "rdma", "misc"}
+
+// ownV2 is the group of this process in the version 2 hierarchy.
+func ownV2() (string, error) {
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(data)) {
+		if own, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return own, nil
+		}
+	}
+	return "", errors.New("/proc/self/cgroup: no version 2 group")
+}
+
+func readPIDs(file string) ([]int, error) {
+	data, err := os.ReadFile(file)
+	// ENODEV: the group went while we were reading.
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for f := range strings.FieldsSeq(string(data)) {
+		pid, err := strconv.Atoi(f)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+// writeFile writes to a control file. It must be there: os.WriteFile would try
+// to make it, and say something misleading.
+func writeFile(file, text string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}

@@ -1,0 +1,307 @@
+// Package child runs another executable as a part of the appliance: started
+// again when it dies, stopped within bounds, its output in our log and in a
+// file of bounded size. It never outlives us.
+//
+// Parties: the composition root and parts that consist of an upstream server's
+// process. Any package may import it; it knows no part by name.
+package child
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/cgroup"
+	"github.com/multipaas/multipaas/appliance/netns"
+)
+
+const (
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 10 * time.Second
+	// A process that ran for a minute was well: its next death starts over with
+	// the shortest wait. Shorter, and one that dies of its own slow start would
+	// be tried ten times a second.
+	ranWell = time.Minute
+	// defaultStopTimeout leaves the lifecycle graph's 30 s enough room for the kill.
+	defaultStopTimeout = 20 * time.Second
+)
+
+// Config says what to run.
+type Config struct {
+	Name string // for the log
+	Path string // the executable
+	Args []string
+	Env  []string // the whole environment, not added to ours; nil: ours
+	Dir  string
+
+	Netns string // path of a network namespace; "": ours
+	// Cgroup is the name of a cgroup as appliance/cgroup takes it; "": ours. It
+	// is made if need be; whatever is in it is killed before each start and after
+	// the end, so nothing that the child started survives it.
+	Cgroup string
+
+	LogFile string // also gets the output, if set
+	Log     *slog.Logger
+
+	// Ready is asked with backoff until it returns nil; nil: ready once started.
+	// It is asked for the first start only; later ones are the part's business.
+	Ready func(ctx context.Context) error
+	// OnStart is called each time the process has been started, with its id.
+	OnStart func(pid int)
+
+	StopTimeout time.Duration // from SIGTERM to SIGKILL; 0: 20 s
+}
+
+// Process is a child process as a part of the appliance. Its methods are safe
+// for concurrent use; Run is called once.
+type Process struct {
+	cfg      Config
+	pid      atomic.Int64
+	starts   atomic.Int64
+	lastExit atomic.Pointer[exit]
+}
+
+type exit struct {
+	at  time.Time
+	err error
+}
+
+// New makes a Process; Run starts it.
+func New(cfg Config) *Process {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	cfg.Log = cfg.Log.With("child", cfg.Name)
+	if cfg.StopTimeout == 0 {
+		cfg.StopTimeout = defaultStopTimeout
+	}
+	return &Process{cfg: cfg}
+}
+
+// PID is the id of the running process, 0 if none runs now.
+func (p *Process) PID() int { return int(p.pid.Load()) }
+
+// Restarts counts how often it was started again.
+func (p *Process) Restarts() int { return max(0, int(p.starts.Load())-1) }
+
+// LastExit is how and when it last died by itself; nil if it never did.
+func (p *Process) LastExit() (at time.Time, err error) {
+	if e := p.lastExit.Load(); e != nil {
+		return e.at, e.err
+	}
+	return time.Time{}, nil
+}
+
+// Run keeps the process running until ctx is done. It fails only if the
+// executable can't be started at all.
+func (p *Process) Run(ctx context.Context, ready func()) error {
+	out, err := newOutput(p.cfg.Log, p.cfg.LogFile)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.cfg.Name, err)
+	}
+	defer out.Close()
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() {
+		if p.awaitReady(ctx) == nil {
+			ready()
+		}
+	})
+
+	backoff := minBackoff
+	for {
+		began := time.Now()
+		started, err := p.once(ctx, out)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !started && p.starts.Load() == 0 {
+			return err // nothing that waiting would mend: a wrong path, say
+		}
+		p.lastExit.Store(&exit{time.Now(), err})
+		if time.Since(began) >= ranWell {
+			backoff = minBackoff
+		}
+		p.cfg.Log.Warn("child process died", "error", err, "after", time.Since(began), "again", backoff)
+		timer := time.NewTimer(backoff)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// awaitReady waits for the first start, then until cfg.Ready is content.
+func (p *Process) awaitReady(ctx context.Context) error {
+	wait := 20 * time.Millisecond
+	for began := time.Now(); ; {
+		if p.PID() != 0 {
+			if p.cfg.Ready == nil {
+				return nil
+			}
+			err := p.cfg.Ready(ctx)
+			if err == nil {
+				return nil
+			}
+			p.cfg.Log.Debug("child process not ready", "reason", err, "after", time.Since(began))
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+		wait = min(wait*5/4, time.Second)
+	}
+}
+
+// once runs the process until it ends; ctx stops it.
+func (p *Process) once(ctx context.Context, out *output) (started bool, err error) {
+	if p.cfg.Cgroup != "" {
+		if err := cgroup.KillAll(ctx, p.cfg.Cgroup); err != nil {
+			return false, fmt.Errorf("%s: end what was left of it: %w", p.cfg.Name, err)
+		}
+		defer func() {
+			// Not ctx: it is done when the child is being stopped.
+			kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+			defer cancel()
+			if kerr := cgroup.KillAll(kctx, p.cfg.Cgroup); kerr != nil {
+				p.cfg.Log.Warn("child process left something running", "cgroup", p.cfg.Cgroup, "error", kerr)
+			}
+		}()
+	}
+	cmd := exec.Command(p.cfg.Path, p.cfg.Args...)
+	cmd.Env, cmd.Dir = p.cfg.Env, p.cfg.Dir
+	stdout, stderr := out.stream("stdout"), out.stream("stderr")
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	// What the child started may hold our pipes open after it has died.
+	cmd.WaitDelay = 2 * time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		// An own process group: Ctrl-C on our terminal is not for the child, and
+		// one signal reaches all that it started.
+		Setpgid:   true,
+		Pdeathsig: syscall.SIGKILL,
+	}
+
+	exited := make(chan error, 1)
+	startErr := make(chan error)
+	go func() {
+		// The kernel sends Pdeathsig when the *thread* that forked ends
+		// (golang/go#27505), so this thread must live as long as the child: it is
+		// locked, and waits.
+		err := p.onThread(func() error {
+			err := p.start(cmd)
+			startErr <- err
+			if err == nil {
+				err := cmd.Wait()
+				stdout.flush()
+				stderr.flush()
+				exited <- err
+			}
+			return nil
+		})
+		if err != nil {
+			startErr <- err // fn did not run
+		}
+	}()
+	if err := <-startErr; err != nil {
+		return false, fmt.Errorf("start %s: %w", p.cfg.Name, err)
+	}
+	pid := cmd.Process.Pid
+	p.starts.Add(1)
+	p.pid.Store(int64(pid))
+	defer p.pid.Store(0)
+	p.cfg.Log.Debug("child process started", "pid", pid)
+	if p.cfg.OnStart != nil {
+		p.cfg.OnStart(pid)
+	}
+
+	select {
+	case err = <-exited:
+		// The leader is gone, but not what it started.
+		killGroup(pid, syscall.SIGKILL)
+		if err == nil {
+			err = errors.New("exited with status 0")
+		}
+		return true, err
+	case <-ctx.Done():
+	}
+	began := time.Now()
+	killGroup(pid, syscall.SIGTERM)
+	timer := time.NewTimer(p.cfg.StopTimeout)
+	defer timer.Stop()
+	select {
+	case err = <-exited:
+	case <-timer.C:
+		p.cfg.Log.Warn("child process did not stop when asked; killed", "after", p.cfg.StopTimeout)
+		killGroup(pid, syscall.SIGKILL)
+		err = <-exited
+	}
+	killGroup(pid, syscall.SIGKILL)
+	p.cfg.Log.Debug("child process stopped", "took", time.Since(began))
+	return true, err
+}
+
+// onThread runs fn on a locked OS thread in the child's network namespace.
+func (p *Process) onThread(fn func() error) error {
+	if p.cfg.Netns == "" {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		return fn()
+	}
+	ns, err := netns.OpenPath(p.cfg.Netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return ns.Do(fn)
+}
+
+// start starts cmd in its cgroup.
+func (p *Process) start(cmd *exec.Cmd) error {
+	if p.cfg.Cgroup == "" {
+		return cmd.Start()
+	}
+	group, err := cgroup.Create(p.cfg.Cgroup)
+	if err != nil {
+		return err
+	}
+	defer group.Close()
+	if fd, ok := group.FD(); ok {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, fd
+		return cmd.Start()
+	}
+	// Version 1 has no way to start a process in a cgroup. Moving the forking
+	// thread there first makes the child be born there: a child inherits its
+	// parent thread's cgroups, so it can't get away by forking early.
+	restore, err := group.EnterThread()
+	if err != nil {
+		return err
+	}
+	err = cmd.Start()
+	if rerr := restore(); rerr != nil {
+		p.cfg.Log.Warn("thread stays in the child's cgroup", "error", rerr)
+	}
+	return err
+}
+
+// killGroup signals the process group of a child. The group's id can't have
+// been given to another group while a member of it lives; when none does, the
+// signal goes nowhere.
+func killGroup(pid int, sig syscall.Signal) {
+	_ = syscall.Kill(-pid, sig) // ESRCH: all have gone already
+}
