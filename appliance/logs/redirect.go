@@ -1,0 +1,176 @@
+package logs
+
+import (
+	"context"
+	"io"
+	"log"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"k8s.io/klog/v2"
+)
+
+// Redirect sends what klog, logrus, zap's global logger and the standard
+// library's log say to l. It changes globals of the process: call it once, in
+// main, before any part starts.
+func Redirect(l *slog.Logger) {
+	klog.SetSlogLogger(l.With("component", "klog"))
+
+	logrus.SetOutput(io.Discard)
+	logrus.SetLevel(logrusLevel(l))
+	logrus.StandardLogger().ReplaceHooks(logrus.LevelHooks{})
+	logrus.AddHook(Logrus(l.With("component", "logrus")))
+
+	zap.ReplaceGlobals(Zap(l.With("component", "zap")))
+
+	// Libraries that use the standard log have no levels. It is what they
+	// could not report otherwise, so a warning.
+	log.SetFlags(0)
+	log.SetOutput(slog.NewLogLogger(l.With("component", "log").Handler(), slog.LevelWarn).Writer())
+}
+
+// Zap returns a zap logger that writes to l.
+func Zap(l *slog.Logger) *zap.Logger {
+	// zap ends the process on Fatal. Nobody but main does: a library's Fatal is
+	// logged, then panics, so defers run and the lifecycle graph names the part.
+	return zap.New(ZapCore(l), zap.WithFatalHook(zapcore.WriteThenPanic))
+}
+
+// ZapCore returns the core of such a logger, for libraries that want to build
+// their own around it.
+func ZapCore(l *slog.Logger) zapcore.Core { return &zapCore{h: l.Handler()} }
+
+type zapCore struct {
+	h     slog.Handler
+	attrs []slog.Attr
+}
+
+func zapLevel(level zapcore.Level) slog.Level {
+	switch {
+	case level < zapcore.InfoLevel:
+		return slog.LevelDebug
+	case level == zapcore.InfoLevel:
+		return slog.LevelInfo
+	case level == zapcore.WarnLevel:
+		return slog.LevelWarn
+	}
+	return slog.LevelError
+}
+
+func (c *zapCore) Enabled(level zapcore.Level) bool {
+	return c.h.Enabled(context.Background(), zapLevel(level))
+}
+
+func (c *zapCore) With(fields []zapcore.Field) zapcore.Core {
+	return &zapCore{h: c.h, attrs: append(slices.Clip(c.attrs), zapAttrs(fields)...)}
+}
+
+func (c *zapCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+func (c *zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	r := slog.NewRecord(e.Time, zapLevel(e.Level), e.Message, 0)
+	if e.LoggerName != "" {
+		r.AddAttrs(slog.String("logger", e.LoggerName))
+	}
+	r.AddAttrs(c.attrs...)
+	r.AddAttrs(zapAttrs(fields)...)
+	return c.h.Handle(context.Background(), r)
+}
+
+func (c *zapCore) Sync() error { return nil }
+
+// zapAttrs encodes each field by zap's own map encoder: fields know how to write
+// themselves, and nothing else about them is public.
+func zapAttrs(fields []zapcore.Field) []slog.Attr {
+	attrs := make([]slog.Attr, 0, len(fields))
+	for _, f := range fields {
+		if f.Type == zapcore.SkipType {
+			continue
+		}
+		enc := zapcore.NewMapObjectEncoder()
+		f.AddTo(enc)
+		for _, key := range sortedKeys(enc.Fields) { // an error field may write two
+			attrs = append(attrs, slog.Any(key, enc.Fields[key]))
+		}
+	}
+	return attrs
+}
+
+func sortedKeys(m map[string]any) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// Logrus returns a hook that passes every entry on to l. Discard the output of
+// the logrus logger it is added to.
+func Logrus(l *slog.Logger) logrus.Hook { return logrusHook{l.Handler()} }
+
+// NewLogrus returns a logrus logger that writes to l, for libraries that take one.
+func NewLogrus(l *slog.Logger) *logrus.Logger {
+	lr := logrus.New()
+	lr.SetOutput(io.Discard)
+	lr.SetLevel(logrusLevel(l))
+	lr.AddHook(Logrus(l))
+	// As with zap: logrus would end the process. It has logged by then.
+	lr.ExitFunc = func(int) { panic("a library called Fatal; its reason was logged before this") }
+	return lr
+}
+
+type logrusHook struct{ h slog.Handler }
+
+func (logrusHook) Levels() []logrus.Level { return logrus.AllLevels }
+
+func (hook logrusHook) Fire(e *logrus.Entry) error {
+	level := slog.LevelError
+	switch e.Level {
+	case logrus.TraceLevel, logrus.DebugLevel:
+		level = slog.LevelDebug
+	case logrus.InfoLevel:
+		level = slog.LevelInfo
+	case logrus.WarnLevel:
+		level = slog.LevelWarn
+	}
+	ctx := e.Context
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	if !hook.h.Enabled(ctx, level) {
+		return nil
+	}
+	at := e.Time
+	if at.IsZero() {
+		at = time.Now()
+	}
+	r := slog.NewRecord(at, level, e.Message, 0)
+	for _, key := range sortedKeys(e.Data) {
+		r.AddAttrs(slog.Any(key, e.Data[key]))
+	}
+	return hook.h.Handle(ctx, r)
+}
+
+// logrusLevel spares logrus the making of entries that l would drop.
+func logrusLevel(l *slog.Logger) logrus.Level {
+	ctx := context.Background()
+	switch {
+	case l.Enabled(ctx, slog.LevelDebug):
+		return logrus.DebugLevel
+	case l.Enabled(ctx, slog.LevelInfo):
+		return logrus.InfoLevel
+	case l.Enabled(ctx, slog.LevelWarn):
+		return logrus.WarnLevel
+	}
+	return logrus.ErrorLevel
+}

@@ -1,0 +1,133 @@
+// Package problem keeps what is wrong with the appliance right now, in words
+// that whoever runs it understands, with what to do about it.
+//
+// Parties: parts declare their problems as data and set or clear them in a
+// Registry; package status shows them. Any package may import it.
+package problem
+
+import (
+	"cmp"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Severity is how much a problem matters.
+type Severity string
+
+// The severities.
+const (
+	Low    Severity = "low"    // something is not as good as it could be
+	Medium Severity = "medium" // something will fail if nothing is done
+	High   Severity = "high"   // something fails now
+)
+
+// Problem is one kind of thing that can be wrong. Packages declare theirs as
+// variables that never change.
+type Problem struct {
+	Code     string        `json:"code"` // stable, for programs: "clock-skew"
+	Title    string        `json:"title"`
+	Severity Severity      `json:"severity"`
+	Text     string        `json:"text,omitempty"`   // what it means, one sentence
+	Remedy   string        `json:"remedy,omitempty"` // what to do, one sentence
+	After    time.Duration `json:"-"`                // shown only if it lasts that long
+}
+
+// Raised is a problem that is there.
+type Raised struct {
+	Problem
+	Object string    `json:"object,omitempty"` // what has the problem, "node n1"
+	Detail string    `json:"detail,omitempty"` // what is known about this case
+	Since  time.Time `json:"since"`
+}
+
+// Registry holds the problems there are. Its zero value is ready for use, a nil
+// one takes and shows nothing. It is safe for concurrent use.
+type Registry struct {
+	Log *slog.Logger     // nil: nothing is logged
+	Now func() time.Time // nil: time.Now
+
+	mu     sync.Mutex
+	raised map[key]Raised
+}
+
+type key struct{ code, object string }
+
+// Set says that p is so for the object, "" for the appliance as a whole.
+// Setting it again keeps Since and changes the detail.
+func (r *Registry) Set(p Problem, object, detail string) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.raised == nil {
+		r.raised = map[key]Raised{}
+	}
+	k := key{p.Code, object}
+	old, was := r.raised[k]
+	if !was {
+		old.Since = r.now()
+		if r.Log != nil {
+			r.Log.Warn("problem", "code", p.Code, "title", p.Title, "object", object, "detail", detail)
+		}
+	}
+	r.raised[k] = Raised{Problem: p, Object: object, Detail: detail, Since: old.Since}
+}
+
+// Clear says that p is no longer so for the object.
+func (r *Registry) Clear(p Problem, object string) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k := key{p.Code, object}
+	if old, was := r.raised[k]; was && r.Log != nil {
+		r.Log.Info("problem solved", "code", p.Code, "object", object, "after", r.now().Sub(old.Since))
+	}
+	delete(r.raised, k)
+}
+
+// Update is Set if err is not nil, with its text as the detail, else Clear.
+func (r *Registry) Update(p Problem, object string, err error) {
+	if err != nil {
+		r.Set(p, object, err.Error())
+	} else {
+		r.Clear(p, object)
+	}
+}
+
+// List are the problems that have lasted long enough to be shown, the worst
+// first, then the oldest.
+func (r *Registry) List() []Raised {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var list []Raised
+	for _, p := range r.raised {
+		if r.now().Sub(p.Since) >= p.After {
+			list = append(list, p)
+		}
+	}
+	rank := map[Severity]int{High: 0, Medium: 1, Low: 2}
+	slices.SortFunc(list, func(a, b Raised) int {
+		return cmp.Or(
+			cmp.Compare(rank[a.Severity], rank[b.Severity]),
+			a.Since.Compare(b.Since),
+			cmp.Compare(a.Code, b.Code),
+			cmp.Compare(a.Object, b.Object),
+		)
+	})
+	return list
+}
+
+func (r *Registry) now() time.Time {
+	if r.Now != nil {
+		return r.Now()
+	}
+	return time.Now()
+}
