@@ -1,0 +1,251 @@
+// Package guard is the part of a workspace's API server that its tenant, who is
+// cluster-admin in it, can't switch off: it keeps his pods from the machine
+// they run on, because machines of several tenants share one kernel.
+//
+// It promises, while the workspace's level is not "privileged":
+//   - no pod is created or changed to one that breaks the Pod Security Standard
+//     of that level, whatever the labels of its namespace say;
+//   - no pod and no PersistentVolume brings a volume that reaches for files or
+//     devices of the machine;
+//   - nobody poses as the platform: neither by impersonation nor by a
+//     certificate of the cluster's own signers.
+//
+// The level stands in a file that is read at every check, so that lifting it
+// needs no restart. A file that is missing or damaged means "baseline".
+//
+// Parties: package plane registers the plugin and the filter; embed/plane of
+// the main module writes the file. Only package plane imports it.
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authentication/user"
+	certificates "k8s.io/kubernetes/pkg/apis/certificates"
+	api "k8s.io/kubernetes/pkg/apis/core"
+	corev1conversion "k8s.io/kubernetes/pkg/apis/core/v1"
+	psaapi "k8s.io/pod-security-admission/api"
+	"k8s.io/pod-security-admission/policy"
+)
+
+// PluginName is the name of the plugin among the API server's.
+const PluginName = "MultipaasGuard"
+
+// remedy ends every refusal that a lifted level would not have made.
+const remedy = "ask a sysadmin of the platform to lift the pod security of this workspace if it needs this"
+
+// Config is what a Guard needs to know.
+type Config struct {
+	// LevelFile holds one word: privileged, baseline or restricted.
+	LevelFile string `json:"levelFile"`
+	// PlatformUser is the name in the platform's own client certificate. The
+	// platform may make any PersistentVolume.
+	PlatformUser string `json:"platformUser"`
+}
+
+// Guard is a validating admission plugin, and a filter for requests.
+type Guard struct {
+	cfg       Config
+	evaluator policy.Evaluator
+}
+
+var (
+	_ admission.ValidationInterface     = (*Guard)(nil)
+	_ admission.InitializationValidator = (*Guard)(nil)
+)
+
+// New returns a Guard.
+func New(cfg Config) (*Guard, error) {
+	if cfg.LevelFile == "" || cfg.PlatformUser == "" {
+		return nil, errors.New("guard: levelFile and platformUser must be set")
+	}
+	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
+	if err != nil {
+		return nil, err
+	}
+	return &Guard{cfg: cfg, evaluator: evaluator}, nil
+}
+
+// Factory makes the Guard known to the API server. The server's own plugin
+// configuration is not read.
+func (g *Guard) Factory(io.Reader) (admission.Interface, error) { return g, nil }
+
+// ValidateInitialization is asked once, by the API server.
+func (g *Guard) ValidateInitialization() error { return nil }
+
+// Handles says which operations Validate is called for.
+func (g *Guard) Handles(op admission.Operation) bool {
+	return op == admission.Create || op == admission.Update
+}
+
+// Validate is called for every write, after everything that changes objects,
+// the tenant's own webhooks included. It is safe for concurrent use.
+func (g *Guard) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	switch a.GetResource().GroupResource() {
+	case api.Resource("pods"):
+		switch a.GetSubresource() {
+		case "", "ephemeralcontainers", "resize":
+			return g.validatePod(a)
+		}
+	case api.Resource("persistentvolumes"):
+		if a.GetSubresource() == "" {
+			return g.validateVolume(a)
+		}
+	case certificates.Resource("certificatesigningrequests"):
+		if a.GetSubresource() == "" && a.GetOperation() == admission.Create {
+			return g.validateCSR(a)
+		}
+	}
+	return nil
+}
+
+func (g *Guard) validatePod(a admission.Attributes) error {
+	level := g.level()
+	if level.Level == psaapi.LevelPrivileged {
+		return nil
+	}
+	pod, err := versioned(a.GetObject())
+	if err != nil {
+		return admission.NewForbidden(a, err)
+	}
+	if a.GetOperation() == admission.Update {
+		// A pod from before the level was lowered must still be able to lose its
+		// finalizers and to be labelled.
+		old, err := versioned(a.GetOldObject())
+		if err != nil {
+			return admission.NewForbidden(a, err)
+		}
+		if apiequality.Semantic.DeepEqual(old.Spec, pod.Spec) &&
+			apiequality.Semantic.DeepEqual(old.Annotations, pod.Annotations) {
+			return nil
+		}
+	}
+	var wrong []string
+	result := policy.AggregateCheckResults(g.evaluator.EvaluatePod(level, &pod.ObjectMeta, &pod.Spec))
+	if !result.Allowed {
+		wrong = append(wrong, result.ForbiddenDetail())
+	}
+	for _, v := range pod.Spec.Volumes {
+		if kind, ok := podVolumeAllowed(v.VolumeSource); !ok {
+			wrong = append(wrong, fmt.Sprintf("volume %q is of type %s", v.Name, kind))
+		}
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	return admission.NewForbidden(a, fmt.Errorf("this workspace enforces the pod security level %q in all namespaces: %s; %s",
+		level.Level, strings.Join(wrong, "; "), remedy))
+}
+
+func versioned(obj runtime.Object) (*corev1.Pod, error) {
+	pod, ok := obj.(*api.Pod)
+	if !ok {
+		return nil, fmt.Errorf("want a Pod, got %T", obj)
+	}
+	out := new(corev1.Pod)
+	// The conversion may share memory with pod; neither is written to.
+	if err := corev1conversion.Convert_core_Pod_To_v1_Pod(pod, out, nil); err != nil {
+		return nil, fmt.Errorf("convert pod: %w", err)
+	}
+	return out, nil
+}
+
+func (g *Guard) validateVolume(a admission.Attributes) error {
+	level := g.level()
+	if level.Level == psaapi.LevelPrivileged || g.platform(a.GetUserInfo()) {
+		return nil
+	}
+	pv, ok := a.GetObject().(*api.PersistentVolume)
+	if !ok {
+		return admission.NewForbidden(a, fmt.Errorf("want a PersistentVolume, got %T", a.GetObject()))
+	}
+	if a.GetOperation() == admission.Update {
+		old, ok := a.GetOldObject().(*api.PersistentVolume)
+		if ok && apiequality.Semantic.DeepEqual(old.Spec.PersistentVolumeSource, pv.Spec.PersistentVolumeSource) {
+			return nil
+		}
+	}
+	if pv.Spec.CSI != nil || pv.Spec.NFS != nil {
+		return nil
+	}
+	return admission.NewForbidden(a, fmt.Errorf("persistent volumes of type %s reach for the machine itself; this workspace allows csi and nfs: %s",
+		firstSet(pv.Spec.PersistentVolumeSource), remedy))
+}
+
+// validateCSR holds whatever the level: a certificate outlives it.
+func (g *Guard) validateCSR(a admission.Attributes) error {
+	csr, ok := a.GetObject().(*certificates.CertificateSigningRequest)
+	if !ok {
+		return admission.NewForbidden(a, fmt.Errorf("want a CertificateSigningRequest, got %T", a.GetObject()))
+	}
+	if !strings.HasPrefix(csr.Spec.SignerName, "kubernetes.io/") {
+		return nil // signed by the tenant's own signer, which the API server doesn't trust
+	}
+	parsed, err := certificates.ParseCSR(csr.Spec.Request)
+	if err != nil {
+		return nil // the API refuses it with its own words
+	}
+	if parsed.Subject.CommonName == g.cfg.PlatformUser || slices.Contains(parsed.Subject.Organization, user.SystemPrivilegedGroup) {
+		return admission.NewForbidden(a, fmt.Errorf("the name %q and the group %q belong to the platform: ask for a certificate with another name",
+			g.cfg.PlatformUser, user.SystemPrivilegedGroup))
+	}
+	return nil
+}
+
+// Filter refuses requests that impersonate the platform. The platform itself
+// has no need to.
+func (g *Guard) Filter(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if slices.Contains(r.Header.Values("Impersonate-User"), g.cfg.PlatformUser) {
+			status := apierrors.NewForbidden(corev1.Resource("users"), g.cfg.PlatformUser,
+				errors.New("this name belongs to the platform and can't be impersonated")).Status()
+			status.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusForbidden)
+			_ = writeJSON(w, status)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// platform says whether u is the platform's own client. The name alone would not
+// do: a tenant could have his cluster sign it. The group alone would not either:
+// he may impersonate that. Filter and validateCSR see to it that no one but
+// the platform has both.
+func (g *Guard) platform(u user.Info) bool {
+	return u != nil && u.GetName() == g.cfg.PlatformUser && slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup)
+}
+
+// level reads the level that is in force. The file is a few bytes and pods are
+// written a few times a second at most, so it is not cached.
+func (g *Guard) level() psaapi.LevelVersion {
+	level := psaapi.LevelVersion{Level: psaapi.LevelBaseline, Version: psaapi.LatestVersion()}
+	f, err := os.Open(g.cfg.LevelFile)
+	if err != nil {
+		return level
+	}
+	defer f.Close()
+	var buf [32]byte
+	n, err := io.ReadFull(f, buf[:])
+	if !errors.Is(err, io.ErrUnexpectedEOF) { // empty, too long, or unreadable
+		return level
+	}
+	if l, err := psaapi.ParseLevel(strings.TrimSpace(string(buf[:n]))); err == nil {
+		level.Level = l
+	}
+	return level
+}

@@ -1,0 +1,129 @@
+// Command kube is Kubernetes in one static file: the control plane of one
+// workspace as one process, and the parts of a node.
+//
+//	kube plane --config FILE   kine (optional), API server, controller manager, scheduler
+//	kube kubelet FLAGS         upstream's kubelet, with the machine's size as the node's
+//	kube kube-proxy FLAGS      upstream's kube-proxy
+//	kube kubectl ARGS          upstream's kubectl
+//	kube version
+//
+// A link named kubelet, kube-proxy or kubectl does the same as the command.
+// It is built by build.sh, which also says which Kubernetes this is. Package
+// embed/plane of the main module renders what `kube plane` reads; nothing
+// imports this module.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	_ "k8s.io/client-go/plugin/pkg/client/auth"           // how kubectl logs in
+	_ "k8s.io/component-base/logs/json/register"          // --logging-format=json
+	_ "k8s.io/component-base/metrics/prometheus/clientgo" // client metrics on /metrics
+	_ "k8s.io/component-base/metrics/prometheus/version"  // kubernetes_build_info on /metrics
+
+	"k8s.io/component-base/cli"
+	"k8s.io/component-base/logs"
+	"k8s.io/component-base/version"
+	"k8s.io/kubectl/pkg/cmd"
+	kubectlutil "k8s.io/kubectl/pkg/cmd/util"
+	proxyapp "k8s.io/kubernetes/cmd/kube-proxy/app"
+
+	"github.com/multipaas/multipaas/embed/kube/kubelet"
+	"github.com/multipaas/multipaas/embed/kube/plane"
+)
+
+const usage = `Usage:
+  kube plane --config FILE   run the control plane of one workspace
+  kube kubelet FLAGS         run a node's kubelet
+  kube kube-proxy FLAGS      run a node's service proxy
+  kube kubectl ARGS          talk to a cluster
+  kube version               say which Kubernetes this is
+`
+
+func main() { os.Exit(run(os.Args)) }
+
+func run(args []string) int {
+	name, rest := filepath.Base(args[0]), args[1:]
+	switch name {
+	case "kubelet", "kube-proxy", "kubectl":
+	default:
+		if len(rest) == 0 {
+			fmt.Fprint(os.Stderr, usage)
+			return 2
+		}
+		name, rest = rest[0], rest[1:]
+	}
+	// Upstream's commands read os.Args themselves, in more than one place.
+	os.Args = append([]string{name}, rest...)
+
+	switch name {
+	case "plane":
+		return runPlane(rest)
+	case "kubelet":
+		return runKubelet(rest)
+	case "kube-proxy":
+		return cli.Run(proxyapp.NewProxyCommand())
+	case "kubectl":
+		return runKubectl()
+	case "version":
+		fmt.Println(version.Get().GitVersion)
+		return 0
+	case "help", "-h", "--help":
+		fmt.Print(usage)
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "kube: %q: no such command\n%s", name, usage)
+	return 2
+}
+
+func runPlane(args []string) int {
+	if len(args) != 2 || args[0] != "--config" {
+		fmt.Fprint(os.Stderr, "kube plane: want --config FILE\n")
+		return 2
+	}
+	f, err := os.Open(args[1])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "kube plane: %v\n", err)
+		return 2
+	}
+	cfg, err := plane.ReadConfig(io.LimitReader(f, 1<<20))
+	f.Close()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "kube plane: %s: %v\n", args[1], err)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := plane.Run(ctx, cfg); err != nil {
+		fmt.Fprintf(os.Stderr, "kube plane: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+func runKubelet(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	logs.InitLogs()
+	defer logs.FlushLogs()
+	if err := kubelet.Run(ctx, args); err != nil {
+		fmt.Fprintf(os.Stderr, "kubelet: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+func runKubectl() int {
+	// Verbosity counts while the command is being made already.
+	_, _ = logs.GlogSetter(cmd.GetLogVerbosity(os.Args))
+	if err := cli.RunNoErrOutput(cmd.NewDefaultKubectlCommand()); err != nil {
+		kubectlutil.CheckErr(err) // prints and exits with kubectl's own codes
+	}
+	return 0
+}

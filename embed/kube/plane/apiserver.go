@@ -1,0 +1,95 @@
+package plane
+
+import (
+	"context"
+	"net/http"
+	"slices"
+
+	"github.com/spf13/pflag"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	mutatingadmissionpolicy "k8s.io/apiserver/pkg/admission/plugin/policy/mutating"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/rest"
+	cliflag "k8s.io/component-base/cli/flag"
+	basecompatibility "k8s.io/component-base/compatibility"
+	"k8s.io/component-base/featuregate"
+	logsapi "k8s.io/component-base/logs/api/v1"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+
+	"github.com/multipaas/multipaas/embed/kube/guard"
+)
+
+// runAPIServer does what upstream's command does, with the guard added in two
+// places: among the admission plugins, and before everything that looks at who
+// is asking.
+func runAPIServer(ctx context.Context, flags []string, cfg guard.Config) error {
+	g, err := guard.New(cfg)
+	if err != nil {
+		return err
+	}
+	s := options.NewServerRunOptions()
+	plugins := s.Admission.GenericAdmission
+	plugins.Plugins.Register(guard.PluginName, g.Factory)
+	// Plugins that are not off by default are on. Among the validating ones the
+	// order does not matter; upstream wants new ones before the policies.
+	at := slices.Index(plugins.RecommendedPluginOrder, mutatingadmissionpolicy.PluginName)
+	plugins.RecommendedPluginOrder = slices.Insert(slices.Clone(plugins.RecommendedPluginOrder), max(at, 0), guard.PluginName)
+
+	if err := parseFlags("kube-apiserver", s.Flags(), flags); err != nil {
+		return err
+	}
+	if err := s.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
+		return err
+	}
+	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // the server's talk to itself
+	gates := s.GenericServerRunOptions.ComponentGlobalsRegistry.FeatureGateFor(basecompatibility.DefaultKubeComponent)
+	if err := logsapi.ValidateAndApply(s.Logs, gates); err != nil {
+		return err
+	}
+	completed, err := s.Complete(ctx)
+	if err != nil {
+		return err
+	}
+	if errs := completed.Validate(); len(errs) > 0 {
+		return utilerrors.NewAggregate(errs)
+	}
+	gates.(featuregate.MutableFeatureGate).AddMetrics()
+	s.GenericServerRunOptions.ComponentGlobalsRegistry.AddMetrics()
+
+	config, err := app.NewConfig(completed)
+	if err != nil {
+		return err
+	}
+	// The aggregator is the outermost server: each request from outside goes
+	// through its chain, and once.
+	outer := config.Aggregator.GenericConfig
+	build := outer.BuildHandlerChainFunc
+	outer.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
+		return g.Filter(build(api, c))
+	}
+	complete, err := config.Complete()
+	if err != nil {
+		return err
+	}
+	server, err := app.CreateServerChain(complete)
+	if err != nil {
+		return err
+	}
+	prepared, err := server.PrepareRun()
+	if err != nil {
+		return err
+	}
+	return prepared.Run(ctx)
+}
+
+// parseFlags fills a component's options. Upstream's commands do it by cobra,
+// which would bring their signal handlers and exits with it.
+func parseFlags(name string, sets cliflag.NamedFlagSets, flags []string) error {
+	fs := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
+	for _, set := range sets.FlagSets {
+		fs.AddFlagSet(set)
+	}
+	return fs.Parse(flags)
+}

@@ -1,0 +1,131 @@
+package plane
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	"k8s.io/component-base/logs"
+	logsapi "k8s.io/component-base/logs/api/v1"
+	"k8s.io/klog/v2"
+)
+
+// stopTimeout bounds the stop of each part: 3 of them and kine's own 2 s make
+// less than 20 s, after which the parent kills.
+const stopTimeout = 5 * time.Second
+
+// part is one of the servers in this process.
+type part struct {
+	name string
+	run  func(context.Context) error
+	// ready, if there is one, is waited for before the next part starts.
+	ready func(context.Context) error
+}
+
+// Run runs the control plane until ctx is done, then stops it, and returns nil
+// if that went well. It may be called once in a process.
+func Run(ctx context.Context, cfg Config) error {
+	logs.InitLogs()
+	defer logs.FlushLogs()
+	// All three apply the same logging configuration; upstream expects one
+	// component per process and makes the second time an error.
+	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged
+
+	var parts []part
+	if cfg.Kine != nil {
+		k := newKine(*cfg.Kine)
+		parts = append(parts, part{name: "kine", run: k.run, ready: k.awaitReady})
+	}
+	parts = append(parts,
+		part{name: "kube-apiserver",
+			run:   func(ctx context.Context) error { return runAPIServer(ctx, cfg.APIServer, cfg.Guard) },
+			ready: func(ctx context.Context) error { return awaitReady(ctx, cfg.ReadyURL, cfg.ReadyCA) }},
+		part{name: "kube-controller-manager", run: func(ctx context.Context) error { return runControllerManager(ctx, cfg.ControllerManager) }},
+		part{name: "kube-scheduler", run: func(ctx context.Context) error { return runScheduler(ctx, cfg.Scheduler) }},
+	)
+	return runParts(ctx, parts)
+}
+
+// runParts starts parts in order, waits for the end of ctx or of the first
+// part, and stops those that run in the reverse order.
+func runParts(ctx context.Context, parts []part) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	failed := func() error {
+		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+			return cause
+		}
+		return nil
+	}
+	for _, p := range parts {
+		// A part's own context outlives ctx: it ends when its turn has come.
+		partCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+		ended := make(chan struct{})
+		began := time.Now()
+		go func() {
+			defer close(ended)
+			err := p.run(partCtx)
+			if partCtx.Err() == nil {
+				if err == nil {
+					err = errors.New("ended by itself")
+				}
+				cancel(fmt.Errorf("%s: %w", p.name, err))
+			} else if err != nil {
+				klog.ErrorS(err, "Stopped with an error", "part", p.name)
+			}
+		}()
+		defer func() {
+			stop()
+			select {
+			case <-ended:
+			case <-time.After(stopTimeout):
+				err = errors.Join(err, fmt.Errorf("%s: did not stop in %s", p.name, stopTimeout))
+			}
+		}()
+		if p.ready != nil {
+			if p.ready(ctx) != nil {
+				return failed()
+			}
+			klog.InfoS("Ready", "part", p.name, "after", time.Since(began).Round(time.Millisecond))
+		}
+	}
+	<-ctx.Done()
+	return failed()
+}
+
+// awaitReady asks url until it answers 200. There is no other signal that the
+// API server's start hooks, the roles of RBAC among them, have run.
+func awaitReady(ctx context.Context, url, caFile string) error {
+	ca, err := os.ReadFile(caFile)
+	if err != nil {
+		return err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	client := &http.Client{
+		Timeout:   2 * time.Second,
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableKeepAlives: true},
+	}
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		if resp, err := client.Do(req); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
