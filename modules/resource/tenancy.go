@@ -94,6 +94,7 @@ type JoinToken struct {
 	Meta
 	Role      string    `json:"role" enum:"node"`
 	ExpiresAt time.Time `json:"expiresAt"`
+	CreatedBy string    `json:"createdBy,omitempty"`
 	// UsedBy is the node that joined with it; empty while unused.
 	UsedBy string     `json:"usedBy,omitempty"`
 	UsedAt *time.Time `json:"usedAt,omitempty"`
