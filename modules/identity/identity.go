@@ -1,0 +1,204 @@
+// Package identity knows who is asking and what he may do. It promises that a
+// password or token is stored nowhere, that every decision comes from the one
+// table in table.go, and that what somebody may not see looks to him exactly
+// like what does not exist.
+//
+// Parties: people, who log in with e-mail address and password and then carry a
+// bearer token; nodes, which carry a certificate of the platform; workspaces'
+// API servers and the registry, which trust the tokens signed here. The API
+// imports this package; the registry gets its verification through an
+// interface.
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// Config is what the package needs to know.
+type Config struct {
+	Store *store.Store
+	// Issuer is the URL of the OIDC issuer, https://HOST:PORT without a slash
+	// behind it; workspaces' API servers compare it letter by letter.
+	Issuer string
+	// RegistryService is the audience of registry tokens, the registry's
+	// host:port.
+	RegistryService string
+	// CAKeyHash pins the platform's CA in join tokens: the SHA-256 of its
+	// SubjectPublicKeyInfo in hex.
+	CAKeyHash string
+	Log       *slog.Logger
+	// Now is the clock; nil is the real one.
+	Now func() time.Time
+}
+
+// Identity authenticates and authorizes. It is safe for concurrent use.
+type Identity struct {
+	cfg       Config
+	store     *store.Store
+	log       *slog.Logger
+	now       func() time.Time
+	rules     map[Operation]Rule
+	passwords *passwords
+	throttle  *throttle
+	keys      store.Kind[*SigningKey]
+}
+
+// New returns an Identity. It touches neither disk nor network.
+func New(cfg Config) *Identity {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	now := cfg.Now
+	if now == nil {
+		now = time.Now
+	}
+	return &Identity{
+		cfg:       cfg,
+		store:     cfg.Store,
+		log:       cfg.Log,
+		now:       func() time.Time { return now().UTC() },
+		rules:     rulesByOperation(),
+		passwords: newPasswords(),
+		throttle:  newThrottle(now),
+		keys:      store.Open[SigningKey](cfg.Store, "signingkeys"),
+	}
+}
+
+// sweepEvery is how often what has expired is removed: nothing waits for it,
+// it only keeps the store small.
+const sweepEvery = time.Hour
+
+// Run removes expired sessions and join tokens until ctx is done. It is ready
+// once there is a key to sign with.
+func (id *Identity) Run(ctx context.Context, ready func()) error {
+	if _, err := id.signingKeys(ctx); err != nil {
+		return err
+	}
+	ready()
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		if err := id.Sweep(ctx); err != nil && ctx.Err() == nil {
+			id.log.Warn("expired sessions were not removed", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// Sweep removes what has expired: sessions at once, join tokens a week later,
+// so that whoever comes with an old one still hears why it is refused, and
+// signing keys that no valid token can refer to.
+func (id *Identity) Sweep(ctx context.Context) error {
+	now := id.now()
+	err := each(ctx, id.store.Sessions(), "", func(s *resource.Session) error {
+		if now.Before(s.ExpiresAt) {
+			return nil
+		}
+		return ignoreConflict(id.store.Sessions().Delete(ctx, s))
+	})
+	return errors.Join(err, id.sweepJoinTokens(ctx), id.sweepKeys(ctx))
+}
+
+// each calls fn for every object below prefix, page by page.
+func each[T resource.Object](ctx context.Context, kind store.Kind[T], prefix string, fn func(T) error) error {
+	after := ""
+	for {
+		items, next, _, err := kind.List(ctx, prefix, after, 500)
+		if err != nil {
+			return err
+		}
+		for _, item := range items {
+			if err := fn(item); err != nil {
+				return err
+			}
+		}
+		if next == "" {
+			return nil
+		}
+		after = next
+	}
+}
+
+// ignoreConflict is for deletions by a sweep: if somebody changed the object
+// meanwhile, the next sweep looks at it again.
+func ignoreConflict(err error) error {
+	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// The reasons of a Refusal.
+var (
+	// ErrUnauthenticated is returned when nobody, or nobody we know, is asking.
+	ErrUnauthenticated = errors.New("not logged in")
+	// ErrDenied is returned when the object may be seen but the operation is
+	// not allowed.
+	ErrDenied = errors.New("not allowed")
+	// ErrNotFound is returned when the object does not exist, or does not for
+	// the one who asks.
+	ErrNotFound = errors.New("not found")
+	// ErrExists is returned when there is one already.
+	ErrExists = errors.New("exists already")
+	// ErrInvalid is returned when what was given can't be right.
+	ErrInvalid = errors.New("not valid")
+	// ErrThrottled is returned when there were too many attempts.
+	ErrThrottled = errors.New("too many attempts")
+	// ErrUsed is returned for a join token that was used before.
+	ErrUsed = errors.New("used already")
+	// ErrExpired is returned for a join token after its time.
+	ErrExpired = errors.New("expired")
+)
+
+// Refusal is a no that the one who asks may read.
+type Refusal struct {
+	Reason     error  // one of this package's Err values
+	Text       string // what is wrong, a sentence
+	Remedy     string // what to do about it; may be empty
+	RetryAfter time.Duration
+}
+
+// Error returns the sentence.
+func (r *Refusal) Error() string { return r.Text }
+
+// Unwrap returns the reason.
+func (r *Refusal) Unwrap() error { return r.Reason }
+
+// email is what we take as an e-mail address. It is stricter than the standard,
+// because it becomes one segment of a key ("/" must not be in it) and of a URL.
+var email = regexp.MustCompile(`^[a-z0-9][a-z0-9._%+-]{0,63}@[a-z0-9]([a-z0-9.-]{0,180}[a-z0-9])?$`)
+
+// Email returns address as the platform writes it, in lower case, or says what
+// is wrong with it.
+func Email(address string) (string, error) {
+	lower := strings.ToLower(strings.TrimSpace(address))
+	if !email.MatchString(lower) {
+		return "", &Refusal{
+			Reason: ErrInvalid,
+			Text:   fmt.Sprintf("%q is not an e-mail address.", clip(address, 80)),
+			Remedy: "Give one like name@example.com.",
+		}
+	}
+	return lower, nil
+}
+
+// clip keeps what a client sent from filling logs and answers.
+func clip(s string, n int) string {
+	if len(s) > n {
+		return strings.ToValidUTF8(s[:n], "") + "…"
+	}
+	return s
+}

@@ -1,0 +1,112 @@
+package identity
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+const (
+	// completeWithin is how long the node that used a token may come back with
+	// it: a join that died after the token was spent must be completable, and
+	// whoever repeats it still can't join under another name.
+	completeWithin = 10 * time.Minute
+	// keepJoinTokens is how long an expired token is kept to say why it is
+	// refused.
+	keepJoinTokens = 7 * 24 * time.Hour
+)
+
+// CreateJoinToken makes a token that lets one machine join within ttl. The text,
+// ID.SECRET.CAHASH, is known only to the caller.
+func (id *Identity) CreateJoinToken(ctx context.Context, ttl time.Duration, by string) (text string, token *resource.JoinToken, err error) {
+	secret := randomText(32)
+	token = &resource.JoinToken{
+		Meta:       resource.Meta{Name: strings.ToLower(rand.Text()[:10])}, // 50 bits: a name, not a secret
+		Role:       "node",
+		ExpiresAt:  id.now().Add(ttl),
+		SecretHash: hashText(secret),
+		CreatedBy:  by,
+	}
+	if err := id.store.JoinTokens().Create(ctx, token); err != nil {
+		return "", nil, fmt.Errorf("keep join token: %w", err)
+	}
+	return token.Name + "." + secret + "." + id.cfg.CAKeyHash, token, nil
+}
+
+// RedeemJoinToken spends a token for node, once. text is ID.SECRET, with or
+// without the hash of the CA behind it. The same node may redeem it again within
+// ten minutes. The Refusal says why: ErrNotFound, ErrUsed, ErrExpired or
+// ErrInvalid. It takes the source of the request to slow down guessing.
+func (id *Identity) RedeemJoinToken(ctx context.Context, text, node, source string) (*resource.JoinToken, error) {
+	giveBack, err := id.throttle.attempt("join "+clip(node, 64), source)
+	if err != nil {
+		return nil, err
+	}
+	another := "Create another one with `multipaas token create --role node`."
+	if err := resource.CheckName("node", node); err != nil {
+		return nil, &Refusal{Reason: ErrInvalid, Text: sentence(err), Remedy: "Set another name with --name."}
+	}
+	parts := strings.Split(strings.TrimSpace(text), ".")
+	if len(parts) < 2 || len(parts) > 3 || len(text) > 256 || parts[0] == "" || strings.Contains(parts[0], "/") {
+		return nil, &Refusal{Reason: ErrInvalid, Text: "This is not a join token.", Remedy: "Give it whole, as ID.SECRET.HASH; or c" + another[1:]}
+	}
+	if len(parts) == 3 && id.cfg.CAKeyHash != "" && parts[2] != id.cfg.CAKeyHash {
+		return nil, &Refusal{Reason: ErrInvalid, Text: "This join token is of another platform.", Remedy: another}
+	}
+	unknown := &Refusal{Reason: ErrNotFound, Text: "This platform does not know this join token.", Remedy: another}
+	token, err := id.store.JoinTokens().Modify(ctx, parts[0], func(t *resource.JoinToken) error {
+		now := id.now()
+		if subtle.ConstantTimeCompare([]byte(t.SecretHash), []byte(hashText(parts[1]))) != 1 {
+			return unknown
+		}
+		if t.UsedBy != "" {
+			if t.UsedBy == node && t.UsedAt != nil && now.Before(t.UsedAt.Add(completeWithin)) {
+				return store.ErrSkip
+			}
+			return &Refusal{Reason: ErrUsed, Text: fmt.Sprintf("This join token was used by node %q at %s.", t.UsedBy, t.UsedAt.Format(time.RFC3339)), Remedy: another}
+		}
+		if !now.Before(t.ExpiresAt) {
+			return &Refusal{Reason: ErrExpired, Text: fmt.Sprintf("This join token expired at %s.", t.ExpiresAt.Format(time.RFC3339)), Remedy: another}
+		}
+		t.UsedBy, t.UsedAt = node, &now
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, unknown
+	}
+	if err != nil {
+		return nil, err
+	}
+	giveBack()
+	return token, nil
+}
+
+func (id *Identity) sweepJoinTokens(ctx context.Context) error {
+	now := id.now()
+	return each(ctx, id.store.JoinTokens(), "", func(t *resource.JoinToken) error {
+		if now.Before(t.ExpiresAt.Add(keepJoinTokens)) {
+			return nil
+		}
+		return ignoreConflict(id.store.JoinTokens().Delete(ctx, t))
+	})
+}
+
+// sentence makes a sentence of an error's text.
+func sentence(err error) string {
+	s := err.Error()
+	if s == "" {
+		return s
+	}
+	s = strings.ToUpper(s[:1]) + s[1:]
+	if !strings.HasSuffix(s, ".") {
+		s += "."
+	}
+	return s
+}

@@ -1,0 +1,111 @@
+package identity
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+const (
+	// KubeTokenLife is how long a token for a workspace's API is valid. It can't
+	// be taken back, so it is short; clients get the next one by themselves.
+	KubeTokenLife = 10 * time.Minute
+	// clockSkew is by how much the clocks of servers may differ.
+	clockSkew = 30 * time.Second
+
+	// DiscoveryPath and KeysPath are where the OIDC documents are.
+	DiscoveryPath = "/.well-known/openid-configuration"
+	KeysPath      = "/v1/oidc/keys"
+)
+
+// The groups in a token for a workspace's API, which planes bind to roles.
+const (
+	GroupAdmin     = "multipaas:org-admin"
+	GroupDeveloper = "multipaas:org-developer"
+)
+
+// kubeClaims are what a workspace's API server reads beyond the standard ones.
+type kubeClaims struct {
+	Email  string   `json:"email"`
+	Groups []string `json:"groups"`
+}
+
+// IssueKubeToken signs a token for the API of one workspace: its audience is the
+// workspace's UID, so that it is worth nothing at another one, not even at one of
+// the same name made later. p's memberships must have been loaded.
+func (id *Identity) IssueKubeToken(ctx context.Context, p *Principal, ws *resource.Workspace) (resource.KubeToken, error) {
+	if err := id.Authorize(p, "kube.credential", ws.Account, ws.Organization); err != nil {
+		return resource.KubeToken{}, err
+	}
+	group := GroupDeveloper
+	if p.RoleIn(ws.Account, ws.Organization) >= Admin {
+		group = GroupAdmin
+	}
+	now := id.now()
+	expires := now.Add(KubeTokenLife)
+	token, err := id.sign(ctx, jwt.Claims{
+		Issuer:    id.cfg.Issuer,
+		Subject:   p.User,
+		Audience:  jwt.Audience{ws.UID},
+		IssuedAt:  jwt.NewNumericDate(now),
+		NotBefore: jwt.NewNumericDate(now.Add(-clockSkew)),
+		Expiry:    jwt.NewNumericDate(expires),
+		ID:        randomText(12),
+	}, kubeClaims{Email: p.User, Groups: []string{group}})
+	if err != nil {
+		return resource.KubeToken{}, err
+	}
+	return resource.KubeToken{Token: token, ExpiresAt: expires.Truncate(time.Second)}, nil
+}
+
+// discovery is the OIDC discovery document. There is no authorization endpoint:
+// tokens come from the API only.
+type discovery struct {
+	Issuer        string   `json:"issuer"`
+	KeysURL       string   `json:"jwks_uri"`
+	ResponseTypes []string `json:"response_types_supported"`
+	SubjectTypes  []string `json:"subject_types_supported"`
+	Algorithms    []string `json:"id_token_signing_alg_values_supported"`
+	Claims        []string `json:"claims_supported"`
+}
+
+// ServeDiscovery answers with the OIDC discovery document. The keys are where
+// the document is: an API server asks both through a listener of its own, which
+// the name in the issuer does not lead to.
+func (id *Identity) ServeDiscovery(w http.ResponseWriter, r *http.Request) {
+	host := r.Host
+	if host == "" {
+		host = "localhost"
+	}
+	answer(w, discovery{
+		Issuer:        id.cfg.Issuer,
+		KeysURL:       "https://" + host + KeysPath,
+		ResponseTypes: []string{"id_token"},
+		SubjectTypes:  []string{"public"},
+		Algorithms:    []string{string(jose.ES256)},
+		Claims:        []string{"iss", "sub", "aud", "exp", "nbf", "iat", "email", "groups"},
+	})
+}
+
+// ServeKeys answers with the public keys, as a JWK set.
+func (id *Identity) ServeKeys(w http.ResponseWriter, r *http.Request) {
+	set, err := id.PublicKeys(r.Context())
+	if err != nil {
+		id.log.Error("public keys", "error", err)
+		http.Error(w, "the keys can't be read now", http.StatusServiceUnavailable)
+		return
+	}
+	answer(w, set)
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	_ = json.NewEncoder(w).Encode(v) // whoever asked has gone, else
+}

@@ -1,0 +1,265 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+const (
+	// RegistryTokenLife is how long a registry token is valid: long enough for
+	// the layers of one large image, since clients ask once per push.
+	RegistryTokenLife = 5 * time.Minute
+	// maxScopes bounds a request: a push that mounts layers from elsewhere asks
+	// for two or three.
+	maxScopes = 16
+	// registryIssuerSuffix keeps registry tokens and those for workspaces apart,
+	// beside the audience.
+	registryIssuerSuffix = "/registry"
+)
+
+// RegistryAccess is one entry of a registry token: what may be done with which
+// repository, in the format of the distribution project's token specification.
+type RegistryAccess struct {
+	Type    string   `json:"type"`
+	Class   string   `json:"class,omitempty"`
+	Name    string   `json:"name"`
+	Actions []string `json:"actions"`
+}
+
+// RegistryClaims are what a verified registry token says.
+type RegistryClaims struct {
+	User   string
+	Access []RegistryAccess
+}
+
+// Allows says whether the token allows action ("pull", "push", "delete") on the
+// repository name.
+func (c RegistryClaims) Allows(name, action string) bool {
+	return slices.ContainsFunc(c.Access, func(a RegistryAccess) bool {
+		return a.Type == "repository" && a.Name == name && slices.Contains(a.Actions, action)
+	})
+}
+
+type registryClaims struct {
+	Access []RegistryAccess `json:"access"`
+}
+
+// RegistryIssuer is the issuer of registry tokens.
+func (id *Identity) RegistryIssuer() string { return id.cfg.Issuer + registryIssuerSuffix }
+
+// IssueRegistryToken signs a token with as much of the wanted access as p has.
+func (id *Identity) IssueRegistryToken(ctx context.Context, p *Principal, wanted []RegistryAccess) (string, time.Time, error) {
+	granted := []RegistryAccess{}
+	for _, w := range wanted {
+		if err := ctx.Err(); err != nil {
+			return "", time.Time{}, err
+		}
+		actions, err := id.registryActions(ctx, p, w)
+		if err != nil {
+			return "", time.Time{}, err
+		}
+		if len(actions) > 0 {
+			granted = append(granted, RegistryAccess{Type: w.Type, Class: w.Class, Name: w.Name, Actions: actions})
+		}
+	}
+	now := id.now()
+	token, err := id.sign(ctx, jwt.Claims{
+		Issuer:    id.RegistryIssuer(),
+		Subject:   p.User,
+		Audience:  jwt.Audience{id.cfg.RegistryService},
+		IssuedAt:  jwt.NewNumericDate(now),
+		NotBefore: jwt.NewNumericDate(now.Add(-clockSkew)),
+		Expiry:    jwt.NewNumericDate(now.Add(RegistryTokenLife)),
+		ID:        randomText(12),
+	}, registryClaims{Access: granted})
+	return token, now, err
+}
+
+func (id *Identity) registryActions(ctx context.Context, p *Principal, w RegistryAccess) ([]string, error) {
+	operations := map[string]Operation{"pull": OpPull, "push": OpPush, "delete": OpDeleteImage}
+	account, organization := "", ""
+	switch {
+	case w.Type == "registry" && w.Name == "catalog":
+		operations = map[string]Operation{"*": OpCatalog}
+	case w.Type == "repository":
+		// ACCOUNT/ORGANIZATION/IMAGE, where the image may have more parts.
+		parts := strings.SplitN(w.Name, "/", 3)
+		if len(parts) != 3 || parts[2] == "" || resource.CheckName("", parts[0]) != nil || resource.CheckName("", parts[1]) != nil {
+			return nil, nil
+		}
+		account, organization = parts[0], parts[1]
+		// An owner has a role in every organization of his account, also in one
+		// that is not there: don't let a push bring it into being.
+		if _, err := id.store.Organizations().Get(ctx, account+"/"+organization); errors.Is(err, store.ErrNotFound) {
+			return nil, nil
+		} else if err != nil {
+			return nil, err
+		}
+	default:
+		return nil, nil
+	}
+	wanted := w.Actions
+	if w.Type == "repository" && slices.Contains(wanted, "*") {
+		wanted = []string{"pull", "push", "delete"}
+	}
+	var actions []string
+	for _, a := range wanted {
+		op, ok := operations[a]
+		if !ok || slices.Contains(actions, a) {
+			continue
+		}
+		err := id.Admit(ctx, p, op, account, organization)
+		var no *Refusal
+		switch {
+		case err == nil:
+			actions = append(actions, a)
+		case !errors.As(err, &no):
+			return nil, err
+		}
+	}
+	return actions, nil
+}
+
+// VerifyRegistryToken checks a registry token and returns what it allows.
+func (id *Identity) VerifyRegistryToken(ctx context.Context, raw string) (RegistryClaims, error) {
+	var std jwt.Claims
+	var own registryClaims
+	if err := id.verify(ctx, raw, &std, &own); err != nil {
+		return RegistryClaims{}, err
+	}
+	if std.Expiry == nil {
+		return RegistryClaims{}, errors.New("token: it does not expire")
+	}
+	err := std.ValidateWithLeeway(jwt.Expected{
+		Issuer: id.RegistryIssuer(), AnyAudience: jwt.Audience{id.cfg.RegistryService}, Time: id.now(),
+	}, clockSkew)
+	if err != nil {
+		return RegistryClaims{}, fmt.Errorf("token: %w", err)
+	}
+	return RegistryClaims{User: std.Subject, Access: own.Access}, nil
+}
+
+// registryAnswer is the answer of the token endpoint.
+type registryAnswer struct {
+	Token       string    `json:"token"`
+	AccessToken string    `json:"access_token"`
+	ExpiresIn   int       `json:"expires_in"`
+	IssuedAt    time.Time `json:"issued_at"`
+}
+
+// ServeRegistryToken is the endpoint that OCI clients are sent to by the
+// registry: GET with HTTP Basic, or POST with a form. The password is the user's,
+// or a bearer token of the platform.
+func (id *Identity) ServeRegistryToken(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+	if err := r.ParseForm(); err != nil {
+		registryError(w, http.StatusBadRequest, "UNSUPPORTED", "The request is not understood.")
+		return
+	}
+	user, password, given := r.BasicAuth()
+	switch {
+	case r.Method == http.MethodPost:
+		if grant := r.PostForm.Get("grant_type"); grant != "password" {
+			registryError(w, http.StatusBadRequest, "UNSUPPORTED", "Only the grant type password is supported.")
+			return
+		}
+		user, password, given = r.PostForm.Get("username"), r.PostForm.Get("password"), true
+	case !given:
+		if bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
+			password, given = bearer, true
+		}
+	}
+	if service := r.Form.Get("service"); service != "" && service != id.cfg.RegistryService {
+		registryError(w, http.StatusBadRequest, "UNSUPPORTED", "There is no such service here.")
+		return
+	}
+	wanted, err := parseScopes(r.Form["scope"])
+	if err != nil {
+		registryError(w, http.StatusBadRequest, "UNSUPPORTED", err.Error())
+		return
+	}
+	if !given {
+		w.Header().Set("WWW-Authenticate", `Basic realm="multipaas"`)
+		registryError(w, http.StatusUnauthorized, "UNAUTHORIZED", "Log in to the registry with your e-mail address and password.")
+		return
+	}
+	p, err := id.registryPrincipal(r.Context(), user, password, r.RemoteAddr)
+	if err != nil {
+		id.registryRefusal(w, err)
+		return
+	}
+	token, issued, err := id.IssueRegistryToken(r.Context(), p, wanted)
+	if err != nil {
+		id.registryRefusal(w, err)
+		return
+	}
+	answer(w, registryAnswer{Token: token, AccessToken: token, ExpiresIn: int(RegistryTokenLife.Seconds()), IssuedAt: issued.Truncate(time.Second)})
+}
+
+func (id *Identity) registryPrincipal(ctx context.Context, user, password, source string) (*Principal, error) {
+	if strings.HasPrefix(password, TokenPrefix) {
+		return id.Authenticate(ctx, password)
+	}
+	u, err := id.CheckPassword(ctx, user, password, source)
+	if err != nil {
+		return nil, err
+	}
+	return &Principal{User: u.Name, Sysadmin: u.Spec.Sysadmin}, nil
+}
+
+func (id *Identity) registryRefusal(w http.ResponseWriter, err error) {
+	var no *Refusal
+	switch {
+	case !errors.As(err, &no):
+		id.log.Error("registry token", "error", err)
+		registryError(w, http.StatusServiceUnavailable, "UNAVAILABLE", "Tokens can't be issued now.")
+	case errors.Is(err, ErrThrottled):
+		w.Header().Set("Retry-After", strconv.Itoa(int(no.RetryAfter.Seconds())))
+		registryError(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", no.Text+" "+no.Remedy)
+	default:
+		w.Header().Set("WWW-Authenticate", `Basic realm="multipaas"`)
+		registryError(w, http.StatusUnauthorized, "UNAUTHORIZED", no.Text)
+	}
+}
+
+// registryError answers in the format that OCI clients show to people.
+func registryError(w http.ResponseWriter, status int, code, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	answer(w, map[string]any{"errors": []map[string]string{{"code": code, "message": message}}})
+}
+
+// parseScopes reads TYPE[(CLASS)]:NAME:ACTION[,ACTION]… ; NAME may hold a port
+// and so a colon. Several may stand in one value, with blanks between.
+func parseScopes(values []string) ([]RegistryAccess, error) {
+	var list []RegistryAccess
+	for _, value := range values {
+		for _, scope := range strings.Fields(value) {
+			first, last := strings.Index(scope, ":"), strings.LastIndex(scope, ":")
+			if first <= 0 || first == last || len(scope) > 512 {
+				return nil, fmt.Errorf("The scope %q is not understood.", clip(scope, 80)) //nolint:staticcheck // a sentence for people
+			}
+			if len(list) == maxScopes {
+				return nil, fmt.Errorf("At most %d scopes can be asked for at once.", maxScopes) //nolint:staticcheck // a sentence for people
+			}
+			typ, class := scope[:first], ""
+			if i := strings.IndexByte(typ, '('); i > 0 && strings.HasSuffix(typ, ")") {
+				typ, class = typ[:i], typ[i+1:len(typ)-1]
+			}
+			list = append(list, RegistryAccess{Type: typ, Class: class, Name: scope[first+1 : last], Actions: strings.Split(scope[last+1:], ",")})
+		}
+	}
+	return list, nil
+}

@@ -1,0 +1,163 @@
+package identity
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+const (
+	// TokenPrefix begins every bearer token, so that a leaked one can be found.
+	TokenPrefix = "mps_"
+	// SessionLife is absolute: a working day with breaks. A token that lives as
+	// long as it is used was rejected, because a stolen one would live for ever.
+	SessionLife = 12 * time.Hour
+	// nodeOrganization is the O of the certificates of nodes.
+	nodeOrganization = "multipaas:nodes"
+)
+
+// Login exchanges a password for a bearer token. source is the address the
+// request came from, for throttling. Every refusal for a wrong name or password
+// is the same.
+func (id *Identity) Login(ctx context.Context, address, password, source string) (resource.LoginResult, error) {
+	user, err := id.CheckPassword(ctx, address, password, source)
+	if err != nil {
+		return resource.LoginResult{}, err
+	}
+	token := TokenPrefix + randomText(32)
+	session := &resource.Session{
+		Meta:      resource.Meta{Name: hashText(token)},
+		User:      user.Name,
+		ExpiresAt: id.now().Add(SessionLife),
+	}
+	if err := id.store.Sessions().Create(ctx, session); err != nil {
+		return resource.LoginResult{}, fmt.Errorf("keep session: %w", err)
+	}
+	return resource.LoginResult{Token: token, User: user.Name, ExpiresAt: session.ExpiresAt}, nil
+}
+
+// CheckPassword returns the user if password is his, and counts the attempt.
+func (id *Identity) CheckPassword(ctx context.Context, address, password, source string) (*resource.User, error) {
+	wrong := &Refusal{Reason: ErrUnauthenticated, Text: "The e-mail address or the password is wrong."}
+	address = strings.ToLower(strings.TrimSpace(address))
+	giveBack, err := id.throttle.attempt(clip(address, 320), source)
+	if err != nil {
+		return nil, err
+	}
+	var user *resource.User
+	hash := ""
+	if email.MatchString(address) {
+		if user, err = id.store.Users().Get(ctx, address); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		c, err := id.store.Credentials().Get(ctx, address)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		if err == nil {
+			hash = c.Hash
+		}
+	}
+	same, err := id.passwords.matches(ctx, hash, password)
+	if err != nil {
+		return nil, err
+	}
+	if !same || user == nil || user.Spec.Disabled || user.Deleting() {
+		return nil, wrong
+	}
+	giveBack()
+	return user, nil
+}
+
+// Authenticate returns who carries token. The error is a Refusal with
+// ErrUnauthenticated if nobody does any more.
+func (id *Identity) Authenticate(ctx context.Context, token string) (*Principal, error) {
+	refuse := &Refusal{Reason: ErrUnauthenticated, Text: "Your session has ended.", Remedy: "Log in again with `mp login`."}
+	if !strings.HasPrefix(token, TokenPrefix) || len(token) > 100 {
+		return nil, &Refusal{Reason: ErrUnauthenticated, Text: "This is not a token of the platform.", Remedy: "Log in with `mp login`."}
+	}
+	session, err := id.store.Sessions().Get(ctx, hashText(token))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, refuse
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !id.now().Before(session.ExpiresAt) {
+		return nil, refuse
+	}
+	user, err := id.store.Users().Get(ctx, session.User)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, refuse
+	}
+	if err != nil {
+		return nil, err
+	}
+	if user.Spec.Disabled || user.Deleting() {
+		return nil, refuse
+	}
+	return &Principal{User: user.Name, Sysadmin: user.Spec.Sysadmin, Session: session}, nil
+}
+
+// AuthenticateNode returns the node whose certificate the connection was made
+// with. The TLS stack has verified it against the platform's CA; here it only
+// counts that it did, and that it is a node's.
+func AuthenticateNode(state *tls.ConnectionState) (*Principal, error) {
+	if state == nil || len(state.VerifiedChains) == 0 || len(state.PeerCertificates) == 0 {
+		return nil, &Refusal{Reason: ErrUnauthenticated, Text: "This endpoint needs the certificate of a node.", Remedy: "Join the machine with `multipaas node join`."}
+	}
+	leaf := state.PeerCertificates[0]
+	if !slices.Contains(leaf.Subject.Organization, nodeOrganization) || resource.CheckName("node", leaf.Subject.CommonName) != nil {
+		return nil, &Refusal{Reason: ErrDenied, Text: "This certificate is not one of a node."}
+	}
+	return &Principal{Node: leaf.Subject.CommonName}, nil
+}
+
+// Logout ends the session of p. It is no error if it has ended.
+func (id *Identity) Logout(ctx context.Context, p *Principal) error {
+	if p == nil || p.Session == nil {
+		return unauthenticated()
+	}
+	session := *p.Session
+	session.Revision = 0 // whatever is there
+	err := id.store.Sessions().Delete(ctx, &session)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// endSessions ends all sessions of user but keep, which may be nil.
+func (id *Identity) endSessions(ctx context.Context, user string, keep *resource.Session) error {
+	return each(ctx, id.store.Sessions(), "", func(s *resource.Session) error {
+		if s.User != user || keep != nil && s.Name == keep.Name {
+			return nil
+		}
+		s.Revision = 0
+		return ignoreConflict(id.store.Sessions().Delete(ctx, s))
+	})
+}
+
+// randomText returns n random octets as text that is safe in URLs.
+func randomText(n int) string {
+	b := make([]byte, n)
+	rand.Read(b) // never fails: the runtime ends the process if it would
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// hashText needs no salt and no slowness: what it hashes has 256 random bits.
+func hashText(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,182 @@
+package identity
+
+// Operation is the id of an operation, KIND.VERB. The API's operations have the
+// same ids in its OpenAPI document; a test compares the two.
+type Operation string
+
+// Roles is a set of roles.
+type Roles uint8
+
+// The roles, as seen from the account and organization that an operation names:
+// who owns one account is only a User in another.
+const (
+	Anonymous Roles = 1 << iota // nobody has logged in
+	User                        // logged in, no role there
+	Developer                   // developer of the organization
+	Admin                       // admin of the organization
+	Owner                       // owner of the account
+	Sysadmin                    // of the platform
+	Node                        // a host with a certificate of the platform
+)
+
+// Scope says which names an operation's path gives, and so where a role counts.
+type Scope string
+
+// The scopes.
+const (
+	// Platform: no names. The highest role that the user has anywhere counts.
+	Platform Scope = "platform"
+	// InAccount: an account. A role in any of its organizations counts.
+	InAccount Scope = "account"
+	// InOrganization: an account and an organization.
+	InOrganization Scope = "organization"
+	// OfObject: the object says which account and organization it belongs to. It
+	// is authorized twice: before it is read, which lets everybody pass who is
+	// logged in, and after, with the names.
+	OfObject Scope = "object"
+)
+
+// Form says how an operation is reached.
+type Form string
+
+// The forms.
+const (
+	// HTTP: an operation of the API of its own.
+	HTTP Form = "http"
+	// Part: a right that is asked for inside other operations.
+	Part Form = "part"
+	// Mounted: an endpoint that is not in the OpenAPI document.
+	Mounted Form = "mounted"
+)
+
+// Rule is one row of the authorization table.
+type Rule struct {
+	Operation Operation
+	Scope     Scope
+	Allow     Roles
+	Form      Form
+}
+
+// Names that code outside the API's list of operations refers to.
+const (
+	OpRegister       Operation = "register"
+	OpRegisterClosed Operation = "register.closed"
+	OpLiftSecurity   Operation = "workspaces.lift"
+	OpSeeHosts       Operation = "hosts.see"
+	OpPull           Operation = "images.pull"
+	OpPush           Operation = "images.push"
+	OpDeleteImage    Operation = "images.delete"
+	OpCatalog        Operation = "images.catalog"
+	OpTaskGet        Operation = "tasks.get"
+	OpAgent          Operation = "agent"
+	OpJoin           Operation = "agent.join"
+)
+
+// Groups of columns that many rows share.
+const (
+	everybody = Anonymous | users | Node
+	users     = User | members
+	members   = Developer | admins
+	admins    = Admin | owners
+	owners    = Owner | Sysadmin
+)
+
+// Table is who may do what: the only place where that is said.
+func Table() []Rule {
+	return []Rule{
+		// Anybody.
+		{"info", Platform, everybody, HTTP},
+		{"login", Platform, Anonymous | users, HTTP},
+		{OpRegister, Platform, Anonymous | users, HTTP}, // when registration is open
+		{OpRegisterClosed, Platform, Sysadmin, Part},    // when it is not
+
+		// One's own session.
+		{"logout", Platform, users, HTTP},
+		{"session.get", Platform, users, HTTP},
+		{"password.change", Platform, users, HTTP},
+
+		// Users belong to the platform. An account's owner may make one, so that
+		// he has somebody to give a role to.
+		{"users.create", Platform, owners, HTTP},
+		{"users.list", Platform, Sysadmin, HTTP},
+		{"users.get", Platform, Sysadmin, HTTP},
+		{"users.patch", Platform, Sysadmin, HTTP},
+		{"users.password", Platform, Sysadmin, HTTP},
+		{"users.delete", Platform, Sysadmin, HTTP},
+
+		// Accounts. Lists hold what one has a role in.
+		{"accounts.list", Platform, users, HTTP},
+		{"accounts.get", InAccount, members, HTTP},
+		{"accounts.delete", InAccount, owners, HTTP},
+		{"owners.list", InAccount, members, HTTP},
+		{"owners.put", InAccount, owners, HTTP},
+		{"owners.delete", InAccount, owners, HTTP},
+
+		// Organizations.
+		{"organizations.list", InAccount, members, HTTP},
+		{"organizations.get", InOrganization, members, HTTP},
+		{"organizations.put", InAccount, owners, HTTP},
+		{"organizations.delete", InOrganization, owners, HTTP},
+		{"members.list", InOrganization, members, HTTP},
+		{"members.put", InOrganization, admins, HTTP},
+		{"members.delete", InOrganization, admins, HTTP},
+
+		// Workspaces. A developer uses one, an admin decides on its being.
+		{"workspaces.list", InOrganization, members, HTTP},
+		{"workspaces.get", InOrganization, members, HTTP},
+		{"workspaces.put", InOrganization, admins, HTTP},
+		{"workspaces.patch", InOrganization, admins, HTTP},
+		{"workspaces.delete", InOrganization, admins, HTTP},
+		{OpLiftSecurity, InOrganization, Sysadmin, Part},
+		{"machines.list", InOrganization, members, HTTP},
+		{"clusternodes.list", InOrganization, members, HTTP},
+		{OpSeeHosts, Platform, Sysadmin, Part}, // on which host a machine runs
+		{"namespaces.list", InOrganization, members, HTTP},
+		{"namespaces.put", InOrganization, admins, HTTP},
+		{"namespaces.delete", InOrganization, admins, HTTP},
+		{"kube.access", InOrganization, members, HTTP},
+		{"kube.credential", InOrganization, members, HTTP},
+
+		// Apps and images are a developer's work.
+		{"apps.list", InOrganization, members, HTTP},
+		{"apps.get", InOrganization, members, HTTP},
+		{"apps.put", InOrganization, members, HTTP},
+		{"apps.patch", InOrganization, members, HTTP},
+		{"apps.delete", InOrganization, members, HTTP},
+		{"images.list", InOrganization, members, HTTP},
+		{OpDeleteImage, InOrganization, admins, HTTP},
+		{OpPull, InOrganization, members, Part},
+		{OpPush, InOrganization, members, Part},
+		{OpCatalog, Platform, Sysadmin, Part},
+
+		// The platform's own machines.
+		{"nodes.list", Platform, Sysadmin, HTTP},
+		{"nodes.get", Platform, Sysadmin, HTTP},
+		{"nodes.patch", Platform, Sysadmin, HTTP},
+		{"nodes.delete", Platform, Sysadmin, HTTP},
+		{"tokens.create", Platform, Sysadmin, HTTP},
+		{"tokens.list", Platform, Sysadmin, HTTP},
+		{"tokens.delete", Platform, Sysadmin, HTTP},
+
+		// Tasks belong to whoever has a role where they work.
+		{"tasks.list", Platform, users, HTTP},
+		{OpTaskGet, OfObject, members, HTTP},
+		{"tasks.events", OfObject, members, HTTP},
+
+		// Endpoints outside the OpenAPI document.
+		{OpJoin, Platform, everybody, Mounted}, // the join token decides
+		{OpAgent, Platform, Node, Mounted},
+		{"registry.token", Platform, everybody, Mounted}, // its scopes are Parts
+		{"oidc.discovery", Platform, everybody, Mounted},
+		{"oidc.keys", Platform, everybody, Mounted},
+		{"openapi", Platform, everybody, Mounted},
+	}
+}
+
+func rulesByOperation() map[Operation]Rule {
+	rules := map[Operation]Rule{}
+	for _, r := range Table() {
+		rules[r.Operation] = r
+	}
+	return rules
+}

@@ -1,0 +1,233 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// CreateUser makes a user with a password, in one write.
+func (id *Identity) CreateUser(ctx context.Context, address, password string, spec resource.UserSpec) (*resource.User, error) {
+	ops, user, err := id.newUser(ctx, address, password, spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := id.store.Commit(ctx, ops...); err != nil {
+		return nil, userExists(err, user.Name)
+	}
+	return id.store.Users().Get(ctx, user.Name)
+}
+
+func (id *Identity) newUser(ctx context.Context, address, password string, spec resource.UserSpec) ([]store.Op, *resource.User, error) {
+	name, err := Email(address)
+	if err != nil {
+		return nil, nil, err
+	}
+	hash, err := id.passwords.hash(ctx, password)
+	if err != nil {
+		return nil, nil, err
+	}
+	user := &resource.User{Meta: resource.Meta{Name: name}, Spec: spec}
+	return []store.Op{
+		id.store.Users().CreateOp(user),
+		id.store.Credentials().CreateOp(&resource.Credential{Meta: resource.Meta{Name: name}, Hash: hash}),
+	}, user, nil
+}
+
+func userExists(err error, name string) error {
+	if errors.Is(err, store.ErrExists) || errors.Is(err, store.ErrConflict) {
+		return &Refusal{Reason: ErrExists, Text: fmt.Sprintf("There is a user %s already.", name)}
+	}
+	return err
+}
+
+// Register makes an account with its first owner, in one write. If there is
+// such a user already, password must be his; if the account is his already too,
+// there is nothing left to do, and created is false.
+func (id *Identity) Register(ctx context.Context, r resource.Register, source string) (account *resource.Account, created bool, err error) {
+	if err := resource.CheckName("account", r.Account); err != nil {
+		return nil, false, &Refusal{Reason: ErrInvalid, Text: sentence(err)}
+	}
+	name, err := Email(r.Email)
+	if err != nil {
+		return nil, false, err
+	}
+	if err := checkPassword(r.Password); err != nil {
+		return nil, false, err
+	}
+	_, err = id.store.Users().Get(ctx, name)
+	known := err == nil
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, false, err
+	}
+	var ops []store.Op
+	if known {
+		if _, err := id.CheckPassword(ctx, name, r.Password, source); err != nil {
+			if errors.Is(err, ErrUnauthenticated) {
+				err = &Refusal{Reason: ErrExists, Text: fmt.Sprintf("There is a user %s already, with another password.", name),
+					Remedy: "Register with his password, or with another e-mail address."}
+			}
+			return nil, false, err
+		}
+	} else {
+		// A new user costs an argon2 hash: the source pays for it as for a login.
+		if _, err := id.throttle.attempt("register "+name, source); err != nil {
+			return nil, false, err
+		}
+		if ops, _, err = id.newUser(ctx, name, r.Password, resource.UserSpec{}); err != nil {
+			return nil, false, err
+		}
+	}
+	account = &resource.Account{Meta: resource.Meta{Name: r.Account}}
+	ops = append(ops,
+		id.store.Accounts().CreateOp(account),
+		id.store.Memberships().CreateOp(&resource.Membership{Meta: resource.Meta{Name: name}, Account: r.Account, Role: resource.RoleOwner}))
+	err = id.store.Commit(ctx, ops...)
+	switch {
+	case err == nil:
+		account, err = id.store.Accounts().Get(ctx, r.Account)
+		return account, true, err
+	case !errors.Is(err, store.ErrExists) && !errors.Is(err, store.ErrConflict):
+		return nil, false, err
+	}
+	// Somebody has the account, or the user came into being meanwhile.
+	account, err = id.store.Accounts().Get(ctx, r.Account)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, false, userExists(store.ErrExists, name)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	if known {
+		p := &Principal{User: name}
+		if err := id.LoadMemberships(ctx, p, r.Account, ""); err != nil {
+			return nil, false, err
+		}
+		if p.RoleIn(r.Account, "") == Owner {
+			return account, false, nil
+		}
+	}
+	return nil, false, &Refusal{Reason: ErrExists, Text: fmt.Sprintf("The account %q is taken.", r.Account),
+		Remedy: "Choose another name, or ask an owner of the account for a role in it."}
+}
+
+// ChangePassword sets a new password for p after checking the old one, and ends
+// all other sessions of the user.
+func (id *Identity) ChangePassword(ctx context.Context, p *Principal, old, new, source string) error {
+	if err := checkPassword(new); err != nil {
+		return err
+	}
+	if _, err := id.CheckPassword(ctx, p.User, old, source); err != nil {
+		if errors.Is(err, ErrUnauthenticated) {
+			return &Refusal{Reason: ErrDenied, Text: "The current password is wrong."}
+		}
+		return err
+	}
+	return id.setPassword(ctx, p.User, new, p.Session)
+}
+
+// SetPassword sets the password of a user who need not know the old one, and
+// ends all his sessions.
+func (id *Identity) SetPassword(ctx context.Context, user, password string) error {
+	return id.setPassword(ctx, user, password, nil)
+}
+
+func (id *Identity) setPassword(ctx context.Context, user, password string, keep *resource.Session) error {
+	hash, err := id.passwords.hash(ctx, password)
+	if err != nil {
+		return err
+	}
+	_, err = id.store.Credentials().Modify(ctx, user, func(c *resource.Credential) error {
+		c.Hash = hash
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		if _, err := id.store.Users().Get(ctx, user); err != nil {
+			return err
+		}
+		err = id.store.Credentials().Create(ctx, &resource.Credential{Meta: resource.Meta{Name: user}, Hash: hash})
+	}
+	if err != nil {
+		return fmt.Errorf("set password: %w", err)
+	}
+	return id.endSessions(ctx, user, keep)
+}
+
+// DeleteUser removes a user with all that is his alone. The last owner of an
+// account and the last sysadmin can't go.
+func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
+	p := &Principal{User: user.Name}
+	if err := id.LoadMemberships(ctx, p, "", ""); err != nil {
+		return err
+	}
+	for _, m := range p.Memberships {
+		if m.Role != resource.RoleOwner {
+			continue
+		}
+		if last, err := id.LastOwner(ctx, m.Account, user.Name); err != nil {
+			return err
+		} else if last {
+			return &Refusal{Reason: ErrExists, Text: fmt.Sprintf("%s is the last owner of the account %q.", user.Name, m.Account),
+				Remedy: "Make somebody else an owner, or delete the account, first."}
+		}
+	}
+	if user.Spec.Sysadmin {
+		if last, err := id.LastSysadmin(ctx, user.Name); err != nil {
+			return err
+		} else if last {
+			return &Refusal{Reason: ErrExists, Text: fmt.Sprintf("%s is the last sysadmin.", user.Name),
+				Remedy: "Make somebody else a sysadmin first."}
+		}
+	}
+	// First what lets him in: killed between these lines, he is locked out, and
+	// the next call does the rest.
+	cred := &resource.Credential{Meta: resource.Meta{Name: user.Name}}
+	if err := ignoreConflict(id.store.Credentials().Delete(ctx, cred)); err != nil {
+		return err
+	}
+	if err := id.endSessions(ctx, user.Name, nil); err != nil {
+		return err
+	}
+	for i := range p.Memberships {
+		m := p.Memberships[i]
+		m.Revision = 0
+		if err := ignoreConflict(id.store.Memberships().Delete(ctx, &m)); err != nil {
+			return err
+		}
+	}
+	return id.store.Users().Delete(ctx, user)
+}
+
+// LastOwner says whether user is the only owner of account.
+func (id *Identity) LastOwner(ctx context.Context, account, user string) (bool, error) {
+	is, others := false, 0
+	err := each(ctx, id.store.Memberships(), account+"/-", func(m *resource.Membership) error {
+		if m.Name == user {
+			is = true
+		} else {
+			others++
+		}
+		return nil
+	})
+	return is && others == 0, err
+}
+
+// LastSysadmin says whether no user but this one is a sysadmin who can log in.
+func (id *Identity) LastSysadmin(ctx context.Context, user string) (bool, error) {
+	others := 0
+	err := each(ctx, id.store.Users(), "", func(u *resource.User) error {
+		if u.Name != user && u.Spec.Sysadmin && !u.Spec.Disabled {
+			others++
+		}
+		return nil
+	})
+	return others == 0, err
+}
+
+// DisableSessions ends all sessions of user, for one who was disabled.
+func (id *Identity) DisableSessions(ctx context.Context, user string) error {
+	return id.endSessions(ctx, user, nil)
+}
