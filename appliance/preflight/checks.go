@@ -1,0 +1,274 @@
+package preflight
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/cgroup"
+)
+
+// Root checks that we are root.
+func Root() Check {
+	return Check{
+		Name:   "root",
+		Remedy: "start it as root, or by its systemd unit",
+		Run: func(context.Context) error {
+			if uid := os.Geteuid(); uid != 0 {
+				return fmt.Errorf("runs as user %d, needs 0", uid)
+			}
+			return nil
+		},
+	}
+}
+
+// Capabilities checks for what namespaces, mounts and networks take.
+func Capabilities() Check {
+	return Check{
+		Name:   "capabilities",
+		Remedy: "start it with them: a container or a unit has taken them away",
+		Run: func(context.Context) error {
+			return needCaps(map[int]string{
+				unix.CAP_SYS_ADMIN: "CAP_SYS_ADMIN", unix.CAP_NET_ADMIN: "CAP_NET_ADMIN",
+				unix.CAP_NET_RAW: "CAP_NET_RAW", unix.CAP_MKNOD: "CAP_MKNOD",
+				unix.CAP_KILL: "CAP_KILL", unix.CAP_CHOWN: "CAP_CHOWN",
+				unix.CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE", unix.CAP_SETUID: "CAP_SETUID",
+				unix.CAP_SETGID: "CAP_SETGID", unix.CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
+				unix.CAP_NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE",
+			})
+		},
+	}
+}
+
+// OOMPriority checks whether important processes can be kept from being killed
+// first when memory runs out.
+func OOMPriority() Check {
+	return Check{
+		Name:   "oom-priority",
+		Warn:   true,
+		Remedy: "give it CAP_SYS_RESOURCE, or accept that the kernel may choose a control process when memory runs out",
+		Run: func(context.Context) error {
+			return needCaps(map[int]string{unix.CAP_SYS_RESOURCE: "CAP_SYS_RESOURCE"})
+		},
+	}
+}
+
+// HasCapability says whether this process has a capability.
+func HasCapability(cap int) (bool, error) {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return false, fmt.Errorf("read capabilities: %w", err)
+	}
+	return data[cap/32].Effective&(1<<(cap%32)) != 0, nil
+}
+
+func needCaps(caps map[int]string) error {
+	var missing []string
+	for c, name := range caps {
+		has, err := HasCapability(c)
+		if err != nil {
+			return err
+		}
+		if !has {
+			missing = append(missing, name)
+		}
+	}
+	slices.Sort(missing)
+	if len(missing) > 0 {
+		return fmt.Errorf("lacks %s", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// Cgroups checks that control groups with the needed controllers are mounted.
+func Cgroups() Check {
+	need := []string{"cpu", "cpuset", "memory", "pids"}
+	return Check{
+		Name:   "cgroups",
+		Remedy: "mount control groups version 2 at /sys/fs/cgroup, and pass no cgroup_disable= to the kernel",
+		Run: func(context.Context) error {
+			have, err := cgroup.Controllers()
+			if err != nil {
+				return err
+			}
+			var missing []string
+			for _, c := range need {
+				if !slices.Contains(have, c) {
+					missing = append(missing, c)
+				}
+			}
+			if len(missing) > 0 {
+				return fmt.Errorf("controllers %s are missing; have %s", strings.Join(missing, ", "), strings.Join(have, ", "))
+			}
+			return nil
+		},
+	}
+}
+
+// Ports checks that nobody listens on TCP addresses, "HOST:PORT" or ":PORT".
+func Ports(addresses ...string) Check {
+	return Check{
+		Name:   "ports",
+		Remedy: "stop what listens there (`ss -ltnp` names it), or set other addresses in the configuration",
+		Run: func(ctx context.Context) error {
+			var errs []string
+			for _, a := range addresses {
+				var lc net.ListenConfig
+				ln, err := lc.Listen(ctx, "tcp", a)
+				if err != nil {
+					errs = append(errs, plain(a, err))
+					continue
+				}
+				ln.Close()
+			}
+			if len(errs) > 0 {
+				return errors.New(strings.Join(errs, ", "))
+			}
+			return nil
+		},
+	}
+}
+
+func plain(addr string, err error) string {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return addr + " is taken"
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return addr + " is no address of this machine"
+	case errors.Is(err, unix.EACCES):
+		return addr + " may not be opened"
+	}
+	return err.Error()
+}
+
+// Disk checks that the file system of dir, or of the nearest folder above that
+// is there, has room.
+func Disk(dir string, freeBytes uint64) Check {
+	return Check{
+		Name:   "disk",
+		Remedy: "free some space, or set data_dir to a larger disk",
+		Run: func(context.Context) error {
+			at := dir
+			for {
+				if _, err := os.Stat(at); err == nil || at == filepath.Dir(at) {
+					break
+				}
+				at = filepath.Dir(at)
+			}
+			var st unix.Statfs_t
+			if err := unix.Statfs(at, &st); err != nil {
+				return fmt.Errorf("%s: %w", at, err)
+			}
+			if st.Flags&unix.ST_RDONLY != 0 {
+				return fmt.Errorf("%s is read-only", at)
+			}
+			free := st.Bavail * uint64(st.Bsize)
+			if free < freeBytes {
+				return fmt.Errorf("%s has %.1f GiB free, needs %.1f", at, gib(free), gib(freeBytes))
+			}
+			if st.Files > 0 && st.Ffree < 10000 {
+				return fmt.Errorf("%s has %d inodes free, needs 10000", at, st.Ffree)
+			}
+			return nil
+		},
+	}
+}
+
+func gib(n uint64) float64 { return float64(n) / (1 << 30) }
+
+// Memory checks for the machine's memory.
+func Memory(totalBytes uint64) Check {
+	return Check{
+		Name:   "memory",
+		Warn:   true,
+		Remedy: "add memory, or expect processes to be killed under load",
+		Run: func(context.Context) error {
+			var si unix.Sysinfo_t
+			if err := unix.Sysinfo(&si); err != nil {
+				return fmt.Errorf("read memory size: %w", err)
+			}
+			if total := si.Totalram * uint64(si.Unit); total < totalBytes {
+				return fmt.Errorf("has %.1f GiB, needs %.1f", gib(total), gib(totalBytes))
+			}
+			return nil
+		},
+	}
+}
+
+// Clock checks that the clock is not before built, when this program was made:
+// every certificate would seem to be from the future. A zero built checks
+// against a date on which no such program was there yet.
+func Clock(built time.Time) Check { return clock(built, time.Now) }
+
+func clock(built time.Time, now func() time.Time) Check {
+	if built.IsZero() {
+		built = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	}
+	return Check{
+		Name:   "clock",
+		Remedy: "set it, with a time server if there is one (`timedatectl set-time`)",
+		Run: func(context.Context) error {
+			t := now()
+			if t.Before(built.Add(-24 * time.Hour)) {
+				return fmt.Errorf("says %s, which is before this program was made", t.Format(time.DateTime))
+			}
+			if t.After(built.AddDate(30, 0, 0)) {
+				return fmt.Errorf("says %s, which can't be", t.Format(time.DateTime))
+			}
+			return nil
+		},
+	}
+}
+
+// OpenFiles checks the hard limit of open files; the Go runtime raises the soft
+// limit to it by itself.
+func OpenFiles(need uint64) Check {
+	return Check{
+		Name:   "open-files",
+		Remedy: "raise LimitNOFILE of its unit, or `ulimit -Hn`",
+		Run: func(context.Context) error {
+			var lim unix.Rlimit
+			if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+				return fmt.Errorf("read limit: %w", err)
+			}
+			if lim.Max < need {
+				return fmt.Errorf("the limit is %d, needs %d", lim.Max, need)
+			}
+			return nil
+		},
+	}
+}
+
+// Inotify checks the number of file watches that each user may have: every
+// kubelet takes some.
+func Inotify(instances int) Check {
+	return Check{
+		Name:   "inotify",
+		Warn:   true,
+		Remedy: fmt.Sprintf("`sysctl -w fs.inotify.max_user_instances=%d`", instances),
+		Run: func(context.Context) error {
+			data, err := os.ReadFile("/proc/sys/fs/inotify/max_user_instances")
+			if err != nil {
+				return &Skipped{err.Error()}
+			}
+			n, err := strconv.Atoi(strings.TrimSpace(string(data)))
+			if err != nil {
+				return &Skipped{err.Error()}
+			}
+			if n < instances {
+				return fmt.Errorf("fs.inotify.max_user_instances is %d, needs %d", n, instances)
+			}
+			return nil
+		},
+	}
+}

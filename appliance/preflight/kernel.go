@@ -1,0 +1,163 @@
+package preflight
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Filesystems checks that the kernel can mount kinds of file systems.
+func Filesystems(names ...string) Check {
+	return Check{
+		Name:   "file-systems",
+		Remedy: "load the kernel modules of the same names, or boot a kernel that has them",
+		Run: func(context.Context) error {
+			data, err := os.ReadFile("/proc/filesystems")
+			if err != nil {
+				return &Skipped{err.Error()}
+			}
+			var missing []string
+			for _, name := range names {
+				if !hasFilesystem(string(data), name) {
+					missing = append(missing, name)
+				}
+			}
+			if len(missing) > 0 {
+				return fmt.Errorf("the kernel has no %s", strings.Join(missing, ", "))
+			}
+			return nil
+		},
+	}
+}
+
+func hasFilesystem(list, name string) bool {
+	for line := range strings.Lines(list) {
+		if fields := strings.Fields(line); len(fields) > 0 && fields[len(fields)-1] == name {
+			return true
+		}
+	}
+	// Not in the list: a module that is loaded when it is first asked for. To
+	// open the file system without mounting it asks.
+	fd, err := unix.Fsopen(name, 0)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}
+
+// Links checks, by making one of each in a network namespace that nobody sees,
+// that the kernel has the network devices that workspaces are made of.
+func Links() Check {
+	return Check{
+		Name:   "network-devices",
+		Remedy: "load the kernel modules of the same names, or boot a kernel that has them",
+		Run: func(context.Context) error {
+			return inNewNetns(func() error {
+				attrs := func(name string) netlink.LinkAttrs {
+					a := netlink.NewLinkAttrs()
+					a.Name = name
+					return a
+				}
+				links := []netlink.Link{
+					&netlink.Bridge{LinkAttrs: attrs("mpcheck-br")},
+					&netlink.Veth{LinkAttrs: attrs("mpcheck-v"), PeerName: "mpcheck-p"},
+					&netlink.Vxlan{LinkAttrs: attrs("mpcheck-vx"), VxlanId: 1, Port: 4789},
+				}
+				var missing []string
+				for _, l := range links {
+					if err := netlink.LinkAdd(l); err != nil {
+						missing = append(missing, fmt.Sprintf("%s (%v)", l.Type(), err))
+					}
+				}
+				if len(missing) > 0 {
+					return fmt.Errorf("the kernel makes no %s", strings.Join(missing, ", "))
+				}
+				return nil
+			})
+		},
+	}
+}
+
+// Nftables checks, in a network namespace that nobody sees, that packets can be
+// filtered and addresses translated.
+func Nftables() Check {
+	return Check{
+		Name:   "nftables",
+		Remedy: "load the kernel modules nf_tables and nft_masq, or boot a kernel that has them",
+		Run: func(context.Context) error {
+			return inNewNetns(func() error {
+				c, err := nftables.New()
+				if err != nil {
+					return err
+				}
+				table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "mpcheck"})
+				c.AddChain(&nftables.Chain{
+					Name: "nat", Table: table, Type: nftables.ChainTypeNAT,
+					Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+				})
+				if err := c.Flush(); err != nil {
+					return fmt.Errorf("make a nat chain: %w", err)
+				}
+				return nil
+			})
+		},
+	}
+}
+
+// inNewNetns runs fn on a thread with a network namespace that ends with it.
+func inNewNetns(fn func() error) error {
+	done := make(chan error, 1)
+	var first func()
+	first = func() {
+		// Never unlocked: the thread ends with the goroutine, and the namespace
+		// with it.
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The process's first thread can't end, so it must not change. Held
+			// until the other has started, which so gets another thread.
+			other := make(chan struct{})
+			go func() { defer close(other); first() }()
+			<-other
+			runtime.UnlockOSThread()
+			return
+		}
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("make a network namespace: %w", err)
+			return
+		}
+		done <- fn()
+	}
+	go first()
+	return <-done
+}
+
+// Server are the checks for a server.
+func Server(dataDir string, listen []string) []Check {
+	return []Check{
+		Root(), Capabilities(), OOMPriority(), Clock(stamp()), Cgroups(),
+		Filesystems("overlay", "tmpfs"), Links(), Nftables(),
+		OpenFiles(serverFiles), Inotify(512),
+		Memory(2 << 30), Disk(dataDir, 5<<30), Ports(listen...),
+	}
+}
+
+// Node are the checks for a node.
+func Node(dataDir string) []Check {
+	return []Check{
+		Root(), Capabilities(), OOMPriority(), Clock(stamp()), Cgroups(),
+		Filesystems("overlay", "tmpfs"), Links(), Nftables(),
+		OpenFiles(4096), Inotify(512),
+		Memory(2 << 30), Disk(dataDir, 10<<30),
+	}
+}
+
+// serverFiles: a balancer's two sockets for each of 4000 connections at a time,
+// the rest for etcd, planes and the registry.
+const serverFiles = 10000
