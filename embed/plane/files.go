@@ -1,0 +1,241 @@
+package plane
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/pki"
+)
+
+// Files in Dir that more than one function names.
+const (
+	configFile   = "plane.json"
+	levelFile    = "pod-security"
+	databaseFile = "state.db"
+	socketFile   = "kine.sock"
+)
+
+// object is a piece of a configuration file; JSON is YAML enough for upstream.
+type object = map[string]any
+
+// render writes every file of the plane and returns the certificates, which
+// want to be kept valid. What is there from an earlier run is written over, but
+// for certificates that are still good and the database.
+func (p *Plane) render(ctx context.Context) ([]*pki.Renewer, error) {
+	if err := os.MkdirAll(p.path("pki"), 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(p.cfg.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	certificates, err := p.certificates()
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range certificates {
+		if err := c.Ensure(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.SetPodSecurity(p.cfg.PodSecurity); err != nil {
+		return nil, err
+	}
+	for name, content := range map[string]object{
+		"authentication.json":           p.authentication(),
+		"encryption.json":               p.encryption(),
+		"controller-manager.kubeconfig": p.kubeconfig("controller-manager"),
+		"scheduler.kubeconfig":          p.kubeconfig("scheduler"),
+		configFile:                      p.kubeConfig(),
+	} {
+		data, err := json.MarshalIndent(content, "", "  ")
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		if err := atomicfile.Write(p.path(name), data, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return certificates, nil
+}
+
+// kubeConfig is what `kube plane` reads: package plane of embed/kube has the type.
+func (p *Plane) kubeConfig() object {
+	config := object{
+		"apiserver":         p.apiServerFlags(),
+		"controllerManager": p.controllerManagerFlags(),
+		"scheduler":         p.schedulerFlags(),
+		"readyURL":          p.url("/readyz"),
+		"readyCA":           p.path("pki", "ca.crt"),
+		"guard":             object{"levelFile": p.path(levelFile), "platformUser": platformUser},
+	}
+	if p.cfg.Datastore.Kind == Kine {
+		endpoint := p.cfg.Datastore.Endpoint
+		if endpoint == "" {
+			// Without _busy_timeout and _txlock the API server sees SQLITE_BUSY, and
+			// a start takes a minute. NORMAL with a write-ahead log loses nothing
+			// when the process is killed; a power cut may take the last moments, and
+			// controllers do them again.
+			endpoint = "sqlite://" + p.path(databaseFile) +
+				"?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&cache=shared"
+		}
+		config["kine"] = object{
+			"socket":   p.path(socketFile),
+			"endpoint": endpoint,
+			// The API server asks for a compaction every five minutes too; in kine
+			// only this one deletes rows.
+			"compactSeconds": 300,
+		}
+	}
+	return config
+}
+
+func (p *Plane) apiServerFlags() []string {
+	in := func(name string) string { return p.path("pki", name) }
+	flags := []string{
+		"--bind-address=0.0.0.0",
+		fmt.Sprintf("--secure-port=%d", Port),
+		"--advertise-address=" + p.cfg.Plan.Plane.String(),
+		"--service-cluster-ip-range=" + p.cfg.Plan.Services.Masked().String(),
+		"--allow-privileged=true", // the guard decides, by the workspace's level
+		"--profiling=false",
+
+		"--tls-cert-file=" + in("apiserver.crt"),
+		"--tls-private-key-file=" + in("apiserver.key"),
+		"--tls-min-version=VersionTLS12",
+		"--client-ca-file=" + in("client-ca.crt"),
+		"--authentication-config=" + p.path("authentication.json"),
+		"--authorization-mode=Node,RBAC",
+		"--enable-admission-plugins=NodeRestriction",
+		"--encryption-provider-config=" + p.path("encryption.json"),
+
+		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+		"--service-account-key-file=" + in("service-account.key"),
+		"--service-account-signing-key-file=" + in("service-account.key"),
+
+		"--kubelet-certificate-authority=" + in("ca.crt"),
+		"--kubelet-client-certificate=" + in("kubelet-client.crt"),
+		"--kubelet-client-key=" + in("kubelet-client.key"),
+		// Names of machines are known to no resolver.
+		"--kubelet-preferred-address-types=InternalIP",
+
+		"--enable-aggregator-routing=true", // ClusterIPs lead nowhere in the plane's namespace
+		"--proxy-client-cert-file=" + in("front-proxy-client.crt"),
+		"--proxy-client-key-file=" + in("front-proxy-client.key"),
+		"--requestheader-client-ca-file=" + in("front-proxy-ca.crt"),
+		"--requestheader-allowed-names=" + frontProxyName,
+		"--requestheader-username-headers=X-Remote-User",
+		"--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+	}
+	if p.cfg.Datastore.Kind == Kine {
+		return append(flags, "--etcd-servers=unix://"+p.path(socketFile))
+	}
+	etcd := p.cfg.Datastore.Etcd
+	flags = append(flags, "--etcd-servers="+strings.Join(etcd.Endpoints, ","), "--etcd-prefix="+etcd.Prefix)
+	for flag, file := range map[string]string{"--etcd-cafile": etcd.CAFile, "--etcd-certfile": etcd.CertFile, "--etcd-keyfile": etcd.KeyFile} {
+		if file != "" {
+			flags = append(flags, flag+"="+file)
+		}
+	}
+	return flags
+}
+
+// clientFlags are what the API server's two clients in the process share. They
+// serve nothing: that would be one more thing on the namespace's loopback, and
+// a self-signed certificate each, for metrics that the API server shows too.
+// Nobody else runs a second one of them, so there is no leader to elect.
+func (p *Plane) clientFlags(name string) []string {
+	return []string{
+		"--kubeconfig=" + p.path(name+".kubeconfig"),
+		"--secure-port=0",
+		"--leader-elect=false",
+		"--profiling=false",
+		// The default, 20 a second, is for sharing a big API server. Here half of a
+		// new cluster's start was waiting for it: 8.7 s against 4.6 s to the first
+		// bound pod.
+		"--kube-api-qps=500",
+		"--kube-api-burst=1000",
+	}
+}
+
+func (p *Plane) controllerManagerFlags() []string {
+	in := func(name string) string { return p.path("pki", name) }
+	return append(p.clientFlags("controller-manager"),
+		"--use-service-account-credentials=true",
+		"--service-account-private-key-file="+in("service-account.key"),
+		"--root-ca-file="+in("ca.crt"),
+		"--cluster-signing-cert-file="+in("signing-ca.crt"),
+		"--cluster-signing-key-file="+in("signing-ca.key"),
+		"--allocate-node-cidrs=false", // the platform gives each machine its range
+		// The default, 12500, is for clusters of thousands of nodes; terminated
+		// pods are most of what a small one would keep.
+		"--terminated-pod-gc-threshold=200",
+		"--controller-shutdown-timeout=4s", // less than the 5 s that the part gets
+	)
+}
+
+func (p *Plane) schedulerFlags() []string { return p.clientFlags("scheduler") }
+
+func (p *Plane) kubeconfig(name string) object {
+	return object{
+		"apiVersion": "v1", "kind": "Config", "current-context": "plane",
+		"clusters": []object{{"name": "plane", "cluster": object{
+			"server": p.url(""), "certificate-authority": p.path("pki", "ca.crt")}}},
+		// Files, not their content: client-go reads them again when they change.
+		"users": []object{{"name": name, "user": object{
+			"client-certificate": p.path("pki", name+".crt"), "client-key": p.path("pki", name+".key")}}},
+		"contexts": []object{{"name": "plane", "context": object{"cluster": "plane", "user": name}}},
+	}
+}
+
+// authentication is who may call the API server, besides holders of client
+// certificates and service account tokens.
+func (p *Plane) authentication() object {
+	var paths []object
+	for _, path := range []string{"/livez", "/readyz", "/healthz"} {
+		paths = append(paths, object{"path": path})
+	}
+	config := object{
+		"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration",
+		"anonymous": object{"enabled": true, "conditions": paths},
+	}
+	if oidc := p.cfg.OIDC; oidc.Issuer != "" {
+		config["jwt"] = []object{{
+			"issuer": object{
+				"url": oidc.Issuer, "discoveryURL": oidc.DiscoveryURL, "certificateAuthority": string(oidc.CAPEM),
+				"audiences": []string{oidc.Audience},
+			},
+			"claimMappings": object{
+				"username": object{"claim": "email", "prefix": "multipaas:"},
+				"groups":   object{"claim": "groups", "prefix": ""},
+			},
+			// Whatever the issuer says, it can't make a part of Kubernetes of anybody.
+			"userValidationRules": []object{{
+				"expression": "!user.groups.exists(g, g.startsWith('system:'))",
+				"message":    "groups of Kubernetes itself are not given by tokens",
+			}},
+		}}
+	}
+	return config
+}
+
+// encryption is how secrets stand in the datastore. What was written before
+// there was a key is still read.
+func (p *Plane) encryption() object {
+	return object{
+		"apiVersion": "apiserver.config.k8s.io/v1", "kind": "EncryptionConfiguration",
+		"resources": []object{{
+			"resources": []string{"secrets"},
+			"providers": []object{
+				{"secretbox": object{"keys": []object{{
+					"name": "workspace", "secret": base64.StdEncoding.EncodeToString(p.cfg.Keys.EncryptionKey)}}}},
+				{"identity": object{}},
+			},
+		}},
+	}
+}

@@ -1,0 +1,301 @@
+// Package plane runs the control plane of one workspace: a child process,
+// command `kube plane` of the payload, in the workspace's network namespace.
+//
+// It promises that the plane is there while Run runs: its files are rendered
+// anew at each start, its certificates are renewed at two thirds of their life
+// without a restart, the process comes back when it dies, and no byte of a
+// tenant's secrets lies in its datastore in the clear. It keeps no state of its
+// own but Dir: with the same Keys and the same datastore the same cluster
+// comes back.
+//
+// Parties: the controller of workspaces makes a Plane for each one that this
+// server runs and stops it; through RESTConfig the platform's own controllers
+// talk to it; the router in front of all planes dials it. The composition root
+// adapts it for modules; embed/kube is the other side of the files written
+// here. See DESIGN.md for what keeps a tenant from the platform.
+package plane
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/child"
+)
+
+// Port is where every plane listens in its namespace.
+const Port = 6443
+
+// platformUser is the platform's own name in every workspace. Its certificate
+// also says group system:masters; embed/kube's guard sees to it that nobody else
+// gets the two together.
+const platformUser = "multipaas:platform"
+
+// stopTimeout: the process gives each of its four parts 5 s.
+const stopTimeout = 22 * time.Second
+
+// The datastores.
+const (
+	Kine = "kine" // in the plane's process; SQLite unless Endpoint names a server
+	Etcd = "etcd"
+)
+
+// The levels of pod security.
+const (
+	Privileged = "privileged"
+	Baseline   = "baseline"
+	Restricted = "restricted"
+)
+
+// Config describes one plane.
+type Config struct {
+	ID     string // of the workspace; for the log
+	Binary string // the executable kube
+	Dir    string // all files of the plane, 0700; made if need be
+	Netns  string // path of the workspace's network namespace; "": ours
+	Cgroup string // as appliance/child takes it; "": ours
+
+	Plan        Plan
+	ServerNames []string // further DNS names of the API server: the SNI host
+	Keys        Keys
+	Datastore   Datastore
+	OIDC        OIDC
+	// PodSecurity is the level in force when the plane starts; "" is baseline.
+	PodSecurity string
+
+	Log *slog.Logger
+	// Dial opens connections inside the workspace's namespace. Nil: in ours.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Plan is the part of a workspace's address plan that its plane knows.
+type Plan struct {
+	Services netip.Prefix // of ClusterIPs; the first is the API's own
+	Plane    netip.Addr   // where machines and pods reach the plane
+}
+
+// Keys is the key material that outlives any server. PEM, but for EncryptionKey.
+type Keys struct {
+	CACert, CAKey                     []byte
+	FrontProxyCACert, FrontProxyCAKey []byte
+	// The authority behind the cluster's CertificateSigningRequests. Empty: Dir
+	// keeps one.
+	SigningCACert, SigningCAKey []byte
+	ServiceAccountKey           []byte
+	EncryptionKey               []byte // 32 bytes, for secrets at rest
+}
+
+// Datastore says where the plane keeps its objects.
+type Datastore struct {
+	Kind string // Kine or Etcd; "": Kine
+	// Endpoint is kine's: "" for SQLite in Dir, else "postgres://..." or "mysql://...".
+	Endpoint string
+	Etcd     EtcdDatastore
+}
+
+// EtcdDatastore is how to reach an etcd: URLs, of unix sockets too
+// ("unixs:///path"), and files, which are read again when they change.
+type EtcdDatastore struct {
+	Endpoints                 []string
+	CAFile, CertFile, KeyFile string
+	Prefix                    string // of all keys, "/planes/00002a"
+}
+
+// OIDC is the issuer whose tokens the plane takes. Zero: none.
+type OIDC struct {
+	Issuer       string // as in the tokens' iss
+	DiscoveryURL string // whole URL of the discovery document, as seen in the namespace
+	CAPEM        []byte // of the server behind DiscoveryURL
+	Audience     string
+}
+
+// Plane is one control plane. Its methods are safe for concurrent use; Run is
+// called once.
+type Plane struct {
+	cfg     Config
+	process *child.Process
+	check   *http.Client
+	level   sync.Mutex // held while the level file is written
+}
+
+// New makes a Plane; Run starts it. What is wrong with cfg is said by Run.
+func New(cfg Config) *Plane {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{}).DialContext
+	}
+	if cfg.Datastore.Kind == "" {
+		cfg.Datastore.Kind = Kine
+	}
+	if cfg.PodSecurity == "" {
+		cfg.PodSecurity = Baseline
+	}
+	p := &Plane{cfg: cfg}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(cfg.Keys.CACert)
+	p.check = &http.Client{
+		Timeout: 5 * time.Second,
+		Transport: &http.Transport{
+			DialContext:       cfg.Dial,
+			DisableKeepAlives: true,
+			TLSClientConfig:   &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool},
+		},
+	}
+	p.process = child.New(child.Config{
+		Name:   "plane-" + cfg.ID,
+		Path:   cfg.Binary,
+		Args:   []string{"plane", "--config", p.path(configFile)},
+		Env:    environment(),
+		Dir:    cfg.Dir,
+		Netns:  cfg.Netns,
+		Cgroup: cfg.Cgroup,
+
+		LogFile:     p.path("plane.log"),
+		Log:         cfg.Log,
+		Ready:       p.Ready,
+		StopTimeout: stopTimeout,
+	})
+	return p
+}
+
+// environment of the process: nothing of ours that could change how it works.
+func environment() []string {
+	return []string{
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+		// Most of the API server's heap is OpenAPI, which does not change: measured
+		// 153 MB against 182 MB, for 2 % more CPU.
+		"GOGC=50",
+	}
+}
+
+func (p *Plane) path(elem ...string) string {
+	return filepath.Join(append([]string{p.cfg.Dir}, elem...)...)
+}
+
+// Run keeps the plane running until ctx is done, then stops it within bounds.
+// It is ready when the API server says so. A process that dies is started again.
+func (p *Plane) Run(ctx context.Context, ready func()) error {
+	if err := p.cfg.validate(); err != nil {
+		return fmt.Errorf("plane %s: %w", p.cfg.ID, err)
+	}
+	certificates, err := p.render(ctx)
+	if err != nil {
+		return fmt.Errorf("plane %s: %w", p.cfg.ID, err)
+	}
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	renewing, stop := context.WithCancel(ctx)
+	defer stop()
+	for _, c := range certificates {
+		wg.Go(func() {
+			if err := c.Run(renewing, func() {}); err != nil && renewing.Err() == nil {
+				p.cfg.Log.Error("renewal of a certificate ended", "error", err)
+			}
+		})
+	}
+	return p.process.Run(ctx, ready)
+}
+
+// Ready asks the API server whether it is ready, and says what it answers if
+// it is not.
+func (p *Plane) Ready(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url("/readyz"), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := p.check.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 8<<10))
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("API server: %s: %s", resp.Status, body)
+	}
+	return nil
+}
+
+// url is on the loopback of the namespace: no machine of the tenant can put
+// itself in between there.
+func (p *Plane) url(path string) string { return fmt.Sprintf("https://127.0.0.1:%d%s", Port, path) }
+
+// PID is the id of the plane's process, 0 if none runs now.
+func (p *Plane) PID() int { return p.process.PID() }
+
+// Restarts counts how often the process was started again.
+func (p *Plane) Restarts() int { return p.process.Restarts() }
+
+// RESTConfig is how the platform talks to this plane, as a user who may do
+// everything. The files in it are there once Run is ready and renewed while it
+// runs; client-go reads them again. Make one client of it and keep that: each
+// new one has connections of its own.
+func (p *Plane) RESTConfig() *rest.Config {
+	return &rest.Config{
+		Host:      p.url(""),
+		UserAgent: "multipaas",
+		Dial:      p.cfg.Dial,
+		TLSClientConfig: rest.TLSClientConfig{
+			CAData:   p.cfg.Keys.CACert,
+			CertFile: p.path("pki", "platform.crt"),
+			KeyFile:  p.path("pki", "platform.key"),
+		},
+		QPS:   100,
+		Burst: 200,
+	}
+}
+
+// SetPodSecurity changes the level that is enforced on every pod written from
+// now on. It needs no restart. Pods that run stay as they are.
+func (p *Plane) SetPodSecurity(level string) error {
+	if !validLevel(level) {
+		return fmt.Errorf("pod security level %q: have %s, %s, %s", level, Privileged, Baseline, Restricted)
+	}
+	p.level.Lock()
+	defer p.level.Unlock()
+	return atomicfile.Write(p.path(levelFile), []byte(level+"\n"), 0o600)
+}
+
+func validLevel(level string) bool {
+	return slices.Contains([]string{Privileged, Baseline, Restricted}, level)
+}
+
+// DatabaseSize is what the plane's own database takes on disk. It is 0 if the
+// datastore is a server elsewhere.
+func (p *Plane) DatabaseSize() (bytes int64, err error) {
+	if p.cfg.Datastore.Kind != Kine || p.cfg.Datastore.Endpoint != "" {
+		return 0, nil
+	}
+	for _, suffix := range []string{"", "-wal"} {
+		info, err := os.Stat(p.path(databaseFile) + suffix)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		bytes += info.Size()
+	}
+	return bytes, nil
+}

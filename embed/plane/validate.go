@@ -1,0 +1,52 @@
+package plane
+
+import (
+	"errors"
+	"fmt"
+)
+
+// validate says everything that is wrong with the configuration.
+func (c *Config) validate() error {
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Binary == "" {
+		wrong("binary: not set")
+	}
+	if c.Dir == "" {
+		wrong("dir: not set")
+	}
+	if !c.Plan.Services.IsValid() || !c.Plan.Services.Addr().Is4() || c.Plan.Services.Bits() > 28 {
+		wrong("plan: services %s: want an IPv4 network of 16 addresses or more", c.Plan.Services)
+	}
+	if !c.Plan.Plane.Is4() {
+		wrong("plan: plane %s: want an IPv4 address", c.Plan.Plane)
+	}
+	for name, key := range map[string][]byte{
+		"CA certificate": c.Keys.CACert, "CA key": c.Keys.CAKey,
+		"front proxy CA certificate": c.Keys.FrontProxyCACert, "front proxy CA key": c.Keys.FrontProxyCAKey,
+		"service account key": c.Keys.ServiceAccountKey,
+	} {
+		if len(key) == 0 {
+			wrong("keys: no %s", name)
+		}
+	}
+	if n := len(c.Keys.EncryptionKey); n != 32 {
+		wrong("keys: encryption key of %d bytes, want 32", n)
+	}
+	switch c.Datastore.Kind {
+	case Kine:
+	case Etcd:
+		if len(c.Datastore.Etcd.Endpoints) == 0 || c.Datastore.Etcd.Prefix == "" {
+			wrong("datastore: etcd needs endpoints and a prefix")
+		}
+	default:
+		wrong("datastore: %q: have %s, %s", c.Datastore.Kind, Kine, Etcd)
+	}
+	if c.OIDC.Issuer != "" && (c.OIDC.DiscoveryURL == "" || c.OIDC.Audience == "") {
+		wrong("oidc: issuer without discovery URL or audience")
+	}
+	if !validLevel(c.PodSecurity) {
+		wrong("pod security level %q: have %s, %s, %s", c.PodSecurity, Privileged, Baseline, Restricted)
+	}
+	return errors.Join(errs...)
+}
