@@ -1,13 +1,11 @@
 // Package identity knows who is asking and what he may do. It promises that a
-// password or token is stored nowhere, that every decision comes from the one
-// table in table.go, and that what somebody may not see looks to him exactly
-// like what does not exist.
+// password or token is stored nowhere, that what was revoked is gone with the
+// next request, and that every decision is the one authorization table's.
 //
 // Parties: people, who log in with e-mail address and password and then carry a
 // bearer token; nodes, which carry a certificate of the platform; workspaces'
-// API servers and the registry, which trust the tokens signed here. The API
-// imports this package; the registry gets its verification through an
-// interface.
+// API servers and the registry, which trust the tokens signed here. The API and
+// the registry reach it through interfaces of theirs; only appliance imports it.
 package identity
 
 import (
@@ -19,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -46,7 +45,6 @@ type Identity struct {
 	store     *store.Store
 	log       *slog.Logger
 	now       func() time.Time
-	rules     map[Operation]Rule
 	passwords *passwords
 	throttle  *throttle
 	keys      store.Kind[*SigningKey]
@@ -66,7 +64,6 @@ func New(cfg Config) *Identity {
 		store:     cfg.Store,
 		log:       cfg.Log,
 		now:       func() time.Time { return now().UTC() },
-		rules:     rulesByOperation(),
 		passwords: newPasswords(),
 		throttle:  newThrottle(now),
 		keys:      store.Open[SigningKey](cfg.Store, "signingkeys"),
@@ -141,42 +138,6 @@ func ignoreConflict(err error) error {
 	return err
 }
 
-// The reasons of a Refusal.
-var (
-	// ErrUnauthenticated is returned when nobody, or nobody we know, is asking.
-	ErrUnauthenticated = errors.New("not logged in")
-	// ErrDenied is returned when the object may be seen but the operation is
-	// not allowed.
-	ErrDenied = errors.New("not allowed")
-	// ErrNotFound is returned when the object does not exist, or does not for
-	// the one who asks.
-	ErrNotFound = errors.New("not found")
-	// ErrExists is returned when there is one already.
-	ErrExists = errors.New("exists already")
-	// ErrInvalid is returned when what was given can't be right.
-	ErrInvalid = errors.New("not valid")
-	// ErrThrottled is returned when there were too many attempts.
-	ErrThrottled = errors.New("too many attempts")
-	// ErrUsed is returned for a join token that was used before.
-	ErrUsed = errors.New("used already")
-	// ErrExpired is returned for a join token after its time.
-	ErrExpired = errors.New("expired")
-)
-
-// Refusal is a no that the one who asks may read.
-type Refusal struct {
-	Reason     error  // one of this package's Err values
-	Text       string // what is wrong, a sentence
-	Remedy     string // what to do about it; may be empty
-	RetryAfter time.Duration
-}
-
-// Error returns the sentence.
-func (r *Refusal) Error() string { return r.Text }
-
-// Unwrap returns the reason.
-func (r *Refusal) Unwrap() error { return r.Reason }
-
 // email is what we take as an e-mail address. It is stricter than the standard,
 // because it becomes one segment of a key ("/" must not be in it) and of a URL.
 var email = regexp.MustCompile(`^[a-z0-9][a-z0-9._%+-]{0,63}@[a-z0-9]([a-z0-9.-]{0,180}[a-z0-9])?$`)
@@ -186,8 +147,8 @@ var email = regexp.MustCompile(`^[a-z0-9][a-z0-9._%+-]{0,63}@[a-z0-9]([a-z0-9.-]
 func Email(address string) (string, error) {
 	lower := strings.ToLower(strings.TrimSpace(address))
 	if !email.MatchString(lower) {
-		return "", &Refusal{
-			Reason: ErrInvalid,
+		return "", &access.Refusal{
+			Reason: access.ErrInvalid,
 			Text:   fmt.Sprintf("%q is not an e-mail address.", clip(address, 80)),
 			Remedy: "Give one like name@example.com.",
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -51,16 +52,16 @@ func (id *Identity) RedeemJoinToken(ctx context.Context, text, node, source stri
 	}
 	another := "Create another one with `multipaas token create --role node`."
 	if err := resource.CheckName("node", node); err != nil {
-		return nil, &Refusal{Reason: ErrInvalid, Text: sentence(err), Remedy: "Set another name with --name."}
+		return nil, &access.Refusal{Reason: access.ErrInvalid, Text: sentence(err), Remedy: "Set another name with --name."}
 	}
 	parts := strings.Split(strings.TrimSpace(text), ".")
 	if len(parts) < 2 || len(parts) > 3 || len(text) > 256 || parts[0] == "" || strings.Contains(parts[0], "/") {
-		return nil, &Refusal{Reason: ErrInvalid, Text: "This is not a join token.", Remedy: "Give it whole, as ID.SECRET.HASH; or c" + another[1:]}
+		return nil, &access.Refusal{Reason: access.ErrInvalid, Text: "This is not a join token.", Remedy: "Give it whole, as ID.SECRET.HASH; or c" + another[1:]}
 	}
 	if len(parts) == 3 && id.cfg.CAKeyHash != "" && parts[2] != id.cfg.CAKeyHash {
-		return nil, &Refusal{Reason: ErrInvalid, Text: "This join token is of another platform.", Remedy: another}
+		return nil, &access.Refusal{Reason: access.ErrInvalid, Text: "This join token is of another platform.", Remedy: another}
 	}
-	unknown := &Refusal{Reason: ErrNotFound, Text: "This platform does not know this join token.", Remedy: another}
+	unknown := &access.Refusal{Reason: access.ErrNotFound, Text: "This platform does not know this join token.", Remedy: another}
 	token, err := id.store.JoinTokens().Modify(ctx, parts[0], func(t *resource.JoinToken) error {
 		now := id.now()
 		if subtle.ConstantTimeCompare([]byte(t.SecretHash), []byte(hashText(parts[1]))) != 1 {
@@ -70,10 +71,10 @@ func (id *Identity) RedeemJoinToken(ctx context.Context, text, node, source stri
 			if t.UsedBy == node && t.UsedAt != nil && now.Before(t.UsedAt.Add(completeWithin)) {
 				return store.ErrSkip
 			}
-			return &Refusal{Reason: ErrUsed, Text: fmt.Sprintf("This join token was used by node %q at %s.", t.UsedBy, t.UsedAt.Format(time.RFC3339)), Remedy: another}
+			return &access.Refusal{Reason: access.ErrUsed, Text: fmt.Sprintf("This join token was used by node %q at %s.", t.UsedBy, t.UsedAt.Format(time.RFC3339)), Remedy: another}
 		}
 		if !now.Before(t.ExpiresAt) {
-			return &Refusal{Reason: ErrExpired, Text: fmt.Sprintf("This join token expired at %s.", t.ExpiresAt.Format(time.RFC3339)), Remedy: another}
+			return &access.Refusal{Reason: access.ErrExpired, Text: fmt.Sprintf("This join token expired at %s.", t.ExpiresAt.Format(time.RFC3339)), Remedy: another}
 		}
 		t.UsedBy, t.UsedAt = node, &now
 		return nil

@@ -9,6 +9,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -39,12 +40,12 @@ type kubeClaims struct {
 // IssueKubeToken signs a token for the API of one workspace: its audience is the
 // workspace's UID, so that it is worth nothing at another one, not even at one of
 // the same name made later. p's memberships must have been loaded.
-func (id *Identity) IssueKubeToken(ctx context.Context, p *Principal, ws *resource.Workspace) (resource.KubeToken, error) {
-	if err := id.Authorize(p, "kube.credential", ws.Account, ws.Organization); err != nil {
+func (id *Identity) IssueKubeToken(ctx context.Context, p *access.Principal, ws *resource.Workspace) (resource.KubeToken, error) {
+	if err := access.Authorize(p, "kube.credential", ws.Account, ws.Organization); err != nil {
 		return resource.KubeToken{}, err
 	}
 	group := GroupDeveloper
-	if p.RoleIn(ws.Account, ws.Organization) >= Admin {
+	if p.RoleIn(ws.Account, ws.Organization) >= access.Admin {
 		group = GroupAdmin
 	}
 	now := id.now()

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"strings"
 	"time"
 
@@ -54,7 +55,7 @@ func (p *passwords) turn(ctx context.Context) (done func(), err error) {
 	case p.slots <- struct{}{}:
 		return func() { <-p.slots }, nil
 	case <-ctx.Done():
-		return nil, &Refusal{Reason: ErrThrottled, Text: "Too many people are logging in at this moment.", Remedy: "Try again in some seconds.", RetryAfter: argonWait}
+		return nil, &access.Refusal{Reason: access.ErrThrottled, Text: "Too many people are logging in at this moment.", Remedy: "Try again in some seconds.", RetryAfter: argonWait}
 	}
 }
 
@@ -93,8 +94,8 @@ func (p *passwords) matches(ctx context.Context, phc, password string) (bool, er
 
 func checkPassword(password string) error {
 	if n := len(password); n < MinPassword || n > MaxPassword {
-		return &Refusal{
-			Reason: ErrInvalid,
+		return &access.Refusal{
+			Reason: access.ErrInvalid,
 			Text:   fmt.Sprintf("A password must have %d to %d characters.", MinPassword, MaxPassword),
 			Remedy: "Take a longer one: a few words are easier to keep in mind than signs.",
 		}

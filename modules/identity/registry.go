@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4/jwt"
 
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -59,7 +60,7 @@ type registryClaims struct {
 func (id *Identity) RegistryIssuer() string { return id.cfg.Issuer + registryIssuerSuffix }
 
 // IssueRegistryToken signs a token with as much of the wanted access as p has.
-func (id *Identity) IssueRegistryToken(ctx context.Context, p *Principal, wanted []RegistryAccess) (string, time.Time, error) {
+func (id *Identity) IssueRegistryToken(ctx context.Context, p *access.Principal, wanted []RegistryAccess) (string, time.Time, error) {
 	granted := []RegistryAccess{}
 	for _, w := range wanted {
 		if err := ctx.Err(); err != nil {
@@ -86,12 +87,12 @@ func (id *Identity) IssueRegistryToken(ctx context.Context, p *Principal, wanted
 	return token, now, err
 }
 
-func (id *Identity) registryActions(ctx context.Context, p *Principal, w RegistryAccess) ([]string, error) {
-	operations := map[string]Operation{"pull": OpPull, "push": OpPush, "delete": OpDeleteImage}
+func (id *Identity) registryActions(ctx context.Context, p *access.Principal, w RegistryAccess) ([]string, error) {
+	operations := map[string]access.Operation{"pull": access.OpPull, "push": access.OpPush, "delete": access.OpDeleteImage}
 	account, organization := "", ""
 	switch {
 	case w.Type == "registry" && w.Name == "catalog":
-		operations = map[string]Operation{"*": OpCatalog}
+		operations = map[string]access.Operation{"*": access.OpCatalog}
 	case w.Type == "repository":
 		// ACCOUNT/ORGANIZATION/IMAGE, where the image may have more parts.
 		parts := strings.SplitN(w.Name, "/", 3)
@@ -120,7 +121,7 @@ func (id *Identity) registryActions(ctx context.Context, p *Principal, w Registr
 			continue
 		}
 		err := id.Admit(ctx, p, op, account, organization)
-		var no *Refusal
+		var no *access.Refusal
 		switch {
 		case err == nil:
 			actions = append(actions, a)
@@ -207,7 +208,7 @@ func (id *Identity) ServeRegistryToken(w http.ResponseWriter, r *http.Request) {
 	answer(w, registryAnswer{Token: token, AccessToken: token, ExpiresIn: int(RegistryTokenLife.Seconds()), IssuedAt: issued.Truncate(time.Second)})
 }
 
-func (id *Identity) registryPrincipal(ctx context.Context, user, password, source string) (*Principal, error) {
+func (id *Identity) registryPrincipal(ctx context.Context, user, password, source string) (*access.Principal, error) {
 	if strings.HasPrefix(password, TokenPrefix) {
 		return id.Authenticate(ctx, password)
 	}
@@ -215,16 +216,16 @@ func (id *Identity) registryPrincipal(ctx context.Context, user, password, sourc
 	if err != nil {
 		return nil, err
 	}
-	return &Principal{User: u.Name, Sysadmin: u.Spec.Sysadmin}, nil
+	return &access.Principal{User: u.Name, Sysadmin: u.Spec.Sysadmin}, nil
 }
 
 func (id *Identity) registryRefusal(w http.ResponseWriter, err error) {
-	var no *Refusal
+	var no *access.Refusal
 	switch {
 	case !errors.As(err, &no):
 		id.log.Error("registry token", "error", err)
 		registryError(w, http.StatusServiceUnavailable, "UNAVAILABLE", "Tokens can't be issued now.")
-	case errors.Is(err, ErrThrottled):
+	case errors.Is(err, access.ErrThrottled):
 		w.Header().Set("Retry-After", strconv.Itoa(int(no.RetryAfter.Seconds())))
 		registryError(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", no.Text+" "+no.Remedy)
 	default:

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -49,7 +50,7 @@ func (id *Identity) Login(ctx context.Context, address, password, source string)
 
 // CheckPassword returns the user if password is his, and counts the attempt.
 func (id *Identity) CheckPassword(ctx context.Context, address, password, source string) (*resource.User, error) {
-	wrong := &Refusal{Reason: ErrUnauthenticated, Text: "The e-mail address or the password is wrong."}
+	wrong := &access.Refusal{Reason: access.ErrUnauthenticated, Text: "The e-mail address or the password is wrong."}
 	address = strings.ToLower(strings.TrimSpace(address))
 	giveBack, err := id.throttle.attempt(clip(address, 320), source)
 	if err != nil {
@@ -82,10 +83,10 @@ func (id *Identity) CheckPassword(ctx context.Context, address, password, source
 
 // Authenticate returns who carries token. The error is a Refusal with
 // ErrUnauthenticated if nobody does any more.
-func (id *Identity) Authenticate(ctx context.Context, token string) (*Principal, error) {
-	refuse := &Refusal{Reason: ErrUnauthenticated, Text: "Your session has ended.", Remedy: "Log in again with `mp login`."}
+func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Principal, error) {
+	refuse := &access.Refusal{Reason: access.ErrUnauthenticated, Text: "Your session has ended.", Remedy: "Log in again with `mp login`."}
 	if !strings.HasPrefix(token, TokenPrefix) || len(token) > 100 {
-		return nil, &Refusal{Reason: ErrUnauthenticated, Text: "This is not a token of the platform.", Remedy: "Log in with `mp login`."}
+		return nil, &access.Refusal{Reason: access.ErrUnauthenticated, Text: "This is not a token of the platform.", Remedy: "Log in with `mp login`."}
 	}
 	session, err := id.store.Sessions().Get(ctx, hashText(token))
 	if errors.Is(err, store.ErrNotFound) {
@@ -107,27 +108,27 @@ func (id *Identity) Authenticate(ctx context.Context, token string) (*Principal,
 	if user.Spec.Disabled || user.Deleting() {
 		return nil, refuse
 	}
-	return &Principal{User: user.Name, Sysadmin: user.Spec.Sysadmin, Session: session}, nil
+	return &access.Principal{User: user.Name, Sysadmin: user.Spec.Sysadmin, Session: session}, nil
 }
 
 // AuthenticateNode returns the node whose certificate the connection was made
 // with. The TLS stack has verified it against the platform's CA; here it only
 // counts that it did, and that it is a node's.
-func AuthenticateNode(state *tls.ConnectionState) (*Principal, error) {
+func AuthenticateNode(state *tls.ConnectionState) (*access.Principal, error) {
 	if state == nil || len(state.VerifiedChains) == 0 || len(state.PeerCertificates) == 0 {
-		return nil, &Refusal{Reason: ErrUnauthenticated, Text: "This endpoint needs the certificate of a node.", Remedy: "Join the machine with `multipaas node join`."}
+		return nil, &access.Refusal{Reason: access.ErrUnauthenticated, Text: "This endpoint needs the certificate of a node.", Remedy: "Join the machine with `multipaas node join`."}
 	}
 	leaf := state.PeerCertificates[0]
 	if !slices.Contains(leaf.Subject.Organization, nodeOrganization) || resource.CheckName("node", leaf.Subject.CommonName) != nil {
-		return nil, &Refusal{Reason: ErrDenied, Text: "This certificate is not one of a node."}
+		return nil, &access.Refusal{Reason: access.ErrDenied, Text: "This certificate is not one of a node."}
 	}
-	return &Principal{Node: leaf.Subject.CommonName}, nil
+	return &access.Principal{Node: leaf.Subject.CommonName}, nil
 }
 
 // Logout ends the session of p. It is no error if it has ended.
-func (id *Identity) Logout(ctx context.Context, p *Principal) error {
+func (id *Identity) Logout(ctx context.Context, p *access.Principal) error {
 	if p == nil || p.Session == nil {
-		return unauthenticated()
+		return access.Unauthenticated()
 	}
 	session := *p.Session
 	session.Revision = 0 // whatever is there

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"fmt"
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"math"
 	"net/netip"
 	"sync"
@@ -54,8 +55,8 @@ func (t *throttle) attempt(user, source string) (giveBack func(), err error) {
 		if b.tokens < 1 {
 			wait := time.Duration((1 - b.tokens) * float64(b.refill)).Round(time.Second)
 			wait = max(wait, time.Second)
-			return nil, &Refusal{
-				Reason:     ErrThrottled,
+			return nil, &access.Refusal{
+				Reason:     access.ErrThrottled,
 				Text:       "There were too many attempts to log in from your address.",
 				Remedy:     fmt.Sprintf("Try again in %s.", wait),
 				RetryAfter: wait,

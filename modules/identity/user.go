@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -39,7 +40,7 @@ func (id *Identity) newUser(ctx context.Context, address, password string, spec 
 
 func userExists(err error, name string) error {
 	if errors.Is(err, store.ErrExists) || errors.Is(err, store.ErrConflict) {
-		return &Refusal{Reason: ErrExists, Text: fmt.Sprintf("There is a user %s already.", name)}
+		return &access.Refusal{Reason: access.ErrExists, Text: fmt.Sprintf("There is a user %s already.", name)}
 	}
 	return err
 }
@@ -49,7 +50,7 @@ func userExists(err error, name string) error {
 // there is nothing left to do, and created is false.
 func (id *Identity) Register(ctx context.Context, r resource.Register, source string) (account *resource.Account, created bool, err error) {
 	if err := resource.CheckName("account", r.Account); err != nil {
-		return nil, false, &Refusal{Reason: ErrInvalid, Text: sentence(err)}
+		return nil, false, &access.Refusal{Reason: access.ErrInvalid, Text: sentence(err)}
 	}
 	name, err := Email(r.Email)
 	if err != nil {
@@ -66,8 +67,8 @@ func (id *Identity) Register(ctx context.Context, r resource.Register, source st
 	var ops []store.Op
 	if known {
 		if _, err := id.CheckPassword(ctx, name, r.Password, source); err != nil {
-			if errors.Is(err, ErrUnauthenticated) {
-				err = &Refusal{Reason: ErrExists, Text: fmt.Sprintf("There is a user %s already, with another password.", name),
+			if errors.Is(err, access.ErrUnauthenticated) {
+				err = &access.Refusal{Reason: access.ErrExists, Text: fmt.Sprintf("There is a user %s already, with another password.", name),
 					Remedy: "Register with his password, or with another e-mail address."}
 			}
 			return nil, false, err
@@ -102,27 +103,27 @@ func (id *Identity) Register(ctx context.Context, r resource.Register, source st
 		return nil, false, err
 	}
 	if known {
-		p := &Principal{User: name}
+		p := &access.Principal{User: name}
 		if err := id.LoadMemberships(ctx, p, r.Account, ""); err != nil {
 			return nil, false, err
 		}
-		if p.RoleIn(r.Account, "") == Owner {
+		if p.RoleIn(r.Account, "") == access.Owner {
 			return account, false, nil
 		}
 	}
-	return nil, false, &Refusal{Reason: ErrExists, Text: fmt.Sprintf("The account %q is taken.", r.Account),
+	return nil, false, &access.Refusal{Reason: access.ErrExists, Text: fmt.Sprintf("The account %q is taken.", r.Account),
 		Remedy: "Choose another name, or ask an owner of the account for a role in it."}
 }
 
 // ChangePassword sets a new password for p after checking the old one, and ends
 // all other sessions of the user.
-func (id *Identity) ChangePassword(ctx context.Context, p *Principal, old, new, source string) error {
+func (id *Identity) ChangePassword(ctx context.Context, p *access.Principal, old, new, source string) error {
 	if err := checkPassword(new); err != nil {
 		return err
 	}
 	if _, err := id.CheckPassword(ctx, p.User, old, source); err != nil {
-		if errors.Is(err, ErrUnauthenticated) {
-			return &Refusal{Reason: ErrDenied, Text: "The current password is wrong."}
+		if errors.Is(err, access.ErrUnauthenticated) {
+			return &access.Refusal{Reason: access.ErrDenied, Text: "The current password is wrong."}
 		}
 		return err
 	}
@@ -159,7 +160,7 @@ func (id *Identity) setPassword(ctx context.Context, user, password string, keep
 // DeleteUser removes a user with all that is his alone. The last owner of an
 // account and the last sysadmin can't go.
 func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
-	p := &Principal{User: user.Name}
+	p := &access.Principal{User: user.Name}
 	if err := id.LoadMemberships(ctx, p, "", ""); err != nil {
 		return err
 	}
@@ -170,7 +171,7 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 		if last, err := id.LastOwner(ctx, m.Account, user.Name); err != nil {
 			return err
 		} else if last {
-			return &Refusal{Reason: ErrExists, Text: fmt.Sprintf("%s is the last owner of the account %q.", user.Name, m.Account),
+			return &access.Refusal{Reason: access.ErrExists, Text: fmt.Sprintf("%s is the last owner of the account %q.", user.Name, m.Account),
 				Remedy: "Make somebody else an owner, or delete the account, first."}
 		}
 	}
@@ -178,7 +179,7 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 		if last, err := id.LastSysadmin(ctx, user.Name); err != nil {
 			return err
 		} else if last {
-			return &Refusal{Reason: ErrExists, Text: fmt.Sprintf("%s is the last sysadmin.", user.Name),
+			return &access.Refusal{Reason: access.ErrExists, Text: fmt.Sprintf("%s is the last sysadmin.", user.Name),
 				Remedy: "Make somebody else a sysadmin first."}
 		}
 	}
