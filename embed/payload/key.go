@@ -1,0 +1,200 @@
+package payload
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+)
+
+// linkedKeys are the public keys that the build trusts, with commas between.
+// The linker sets it (-X github.com/multipaas/multipaas/embed/payload.linkedKeys=...)
+// and nothing else does.
+var linkedKeys string
+
+const (
+	// KeysVariable names the environment variable with the path of a file of
+	// more trusted keys.
+	KeysVariable = "MULTIPAAS_PAYLOAD_KEYS"
+	// DefaultKeysFile is read when the variable is not set; it need not be there.
+	DefaultKeysFile = "/etc/multipaas/payload.keys"
+)
+
+const (
+	keyPrefix      = "ed25519:"
+	privateKeyType = "PRIVATE KEY"
+	// signedPrefix stands before what is signed, so that a signature made
+	// for something else is never one of a payload.
+	signedPrefix = "multipaas payload manifest v1\n"
+	maxKeyBytes  = 64 << 10
+)
+
+// TrustedKeys are the keys that the build linked in and those of the file,
+// one per line. An empty name takes the file that MULTIPAAS_PAYLOAD_KEYS names or, if it is
+// there, DefaultKeysFile.
+func TrustedKeys(file string) ([]ed25519.PublicKey, error) {
+	var keys []ed25519.PublicKey
+	for _, text := range strings.Split(linkedKeys, ",") {
+		if text == "" {
+			continue
+		}
+		key, err := ParsePublicKey(text)
+		if err != nil {
+			return nil, fmt.Errorf("key linked into this program: %w", err)
+		}
+		keys = append(keys, key)
+	}
+	optional := false
+	if file == "" {
+		file = os.Getenv(KeysVariable)
+	}
+	if file == "" {
+		file, optional = DefaultKeysFile, true
+	}
+	more, err := readPublicKeys(file)
+	if optional && errors.Is(err, fs.ErrNotExist) {
+		return keys, nil
+	}
+	return append(keys, more...), err
+}
+
+// readPublicKeys reads a file of keys: one per line, # begins a comment.
+func readPublicKeys(file string) ([]ed25519.PublicKey, error) {
+	data, err := readBounded(file, maxKeyBytes)
+	if err != nil {
+		return nil, err
+	}
+	var keys []ed25519.PublicKey
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	for number := 1; lines.Scan(); number++ {
+		text, _, _ := strings.Cut(lines.Text(), "#")
+		if text = strings.TrimSpace(text); text == "" {
+			continue
+		}
+		key, err := ParsePublicKey(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s:%d: %w", file, number, err)
+		}
+		keys = append(keys, key)
+	}
+	return keys, lines.Err()
+}
+
+// ParsePublicKey reads the text form of a public key, "ed25519:" and base64.
+func ParsePublicKey(text string) (ed25519.PublicKey, error) {
+	encoded, ok := strings.CutPrefix(text, keyPrefix)
+	raw, err := base64.StdEncoding.DecodeString(encoded)
+	if !ok || err != nil || len(raw) != ed25519.PublicKeySize {
+		return nil, fmt.Errorf("%q: not a public key; give %s and 44 characters of base64", text, keyPrefix)
+	}
+	return raw, nil
+}
+
+// FormatPublicKey writes the text form of a public key.
+func FormatPublicKey(key ed25519.PublicKey) string {
+	return keyPrefix + base64.StdEncoding.EncodeToString(key)
+}
+
+// CreateKey makes a private key in a new file, readable by its owner only.
+// The error wraps fs.ErrExist when the file is there.
+func CreateKey(file string) (ed25519.PrivateKey, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = pem.Encode(f, &pem.Block{Type: privateKeyType, Bytes: der})
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		os.Remove(file)
+		return nil, err
+	}
+	return key, nil
+}
+
+// ReadKey reads a private key: PKCS #8 in PEM, as CreateKey and
+// `openssl genpkey -algorithm ed25519` write it.
+func ReadKey(file string) (ed25519.PrivateKey, error) {
+	data, err := readBounded(file, maxKeyBytes)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != privateKeyType {
+		return nil, fmt.Errorf("%s: not a private key in PEM; make one with `multipaas payload key new FILE`", file)
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	key, ok := parsed.(ed25519.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("%s: a key of another kind; give an Ed25519 key", file)
+	}
+	return key, nil
+}
+
+// sign makes the signature file of a manifest: one line per signature, each
+// with the algorithm, the key's id and the signature.
+func sign(manifest []byte, key ed25519.PrivateKey) []byte {
+	signature := ed25519.Sign(key, append([]byte(signedPrefix), manifest...))
+	return fmt.Appendf(nil, "ed25519 %s %s\n",
+		keyID(key.Public().(ed25519.PublicKey)), base64.StdEncoding.EncodeToString(signature))
+}
+
+// verifySignature looks for a good signature by one of keys.
+func verifySignature(manifest, signatures []byte, keys []ed25519.PublicKey) error {
+	if len(keys) == 0 {
+		return fmt.Errorf("%w: this program trusts no key; name a file of keys in %s, or a folder in %s",
+			ErrUntrusted, KeysVariable, DirVariable)
+	}
+	message := append([]byte(signedPrefix), manifest...)
+	var signers []string
+	for line := range strings.Lines(string(signatures)) {
+		fields := strings.Fields(line)
+		if len(fields) != 3 || fields[0] != "ed25519" {
+			continue
+		}
+		signers = append(signers, fields[1])
+		signature, err := base64.StdEncoding.DecodeString(fields[2])
+		if err != nil {
+			continue
+		}
+		i := slices.IndexFunc(keys, func(k ed25519.PublicKey) bool { return keyID(k) == fields[1] })
+		if i < 0 {
+			continue
+		}
+		if ed25519.Verify(keys[i], message, signature) {
+			return nil
+		}
+		return fmt.Errorf("%w: %s does not fit its signature", ErrDamaged, manifestName)
+	}
+	if len(signers) == 0 {
+		return fmt.Errorf("%w: %s holds no signature", ErrDamaged, signatureName)
+	}
+	return fmt.Errorf("%w: signed by %s; add that key to a file and name it in %s if you know whose it is",
+		ErrUntrusted, strings.Join(signers, ", "), KeysVariable)
+}
+
+// keyID names a public key in few characters.
+func keyID(key ed25519.PublicKey) string {
+	sum := sha256.Sum256(key)
+	return hex.EncodeToString(sum[:8])
+}
