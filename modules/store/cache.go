@@ -1,0 +1,136 @@
+package store
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// Cache is a complete mirror of one kind, a few milliseconds behind the store.
+// Its methods are safe for concurrent use, and what they return is the
+// caller's own.
+type Cache[T resource.Object] struct {
+	kind     Kind[T]
+	log      *slog.Logger
+	onChange []func(key string)
+
+	mu       sync.RWMutex
+	items    map[string]cached
+	revision int64
+}
+
+type cached struct {
+	value    []byte
+	revision int64
+}
+
+// Cache returns a cache that is filled while its Run runs.
+func (k Kind[T]) Cache(log *slog.Logger) *Cache[T] {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Cache[T]{kind: k, log: log, items: map[string]cached{}}
+}
+
+// OnChange has fn called with the key of each resource that came, changed or
+// went, when the cache shows that; also for those it finds at first. fn must
+// not block. Call OnChange before Run.
+func (c *Cache[T]) OnChange(fn func(key string)) { c.onChange = append(c.onChange, fn) }
+
+// Run keeps the cache until ctx is done. It is ready once the cache is
+// complete.
+func (c *Cache[T]) Run(ctx context.Context, ready func()) error {
+	for e := range c.kind.Watch(ctx, "", 0) {
+		switch e.Type {
+		case Put:
+			value, err := encode(e.Object)
+			if err != nil { // what was decoded can be encoded
+				c.log.Error("cache resource", "kind", c.kind.name, "key", e.Key, "err", err)
+				continue
+			}
+			c.set(e.Key, &cached{value, e.Object.Metadata().Revision}, e.Revision)
+		case Deleted:
+			c.set(e.Key, nil, e.Revision)
+		case Synced:
+			c.log.Debug("cache is complete", "kind", c.kind.name, "resources", c.Len())
+			ready()
+		}
+	}
+	return nil
+}
+
+func (c *Cache[T]) set(key string, item *cached, revision int64) {
+	c.mu.Lock()
+	if item == nil {
+		delete(c.items, key)
+	} else {
+		c.items[key] = *item
+	}
+	c.revision = max(c.revision, revision)
+	c.mu.Unlock()
+	for _, fn := range c.onChange {
+		fn(key)
+	}
+}
+
+// Get returns the resource called key, if there is one.
+func (c *Cache[T]) Get(key string) (T, bool) {
+	c.mu.RLock()
+	item, ok := c.items[key]
+	c.mu.RUnlock()
+	if !ok {
+		var none T
+		return none, false
+	}
+	return c.decode(key, item)
+}
+
+// List returns the resources below prefix (see Kind.List), sorted by key.
+func (c *Cache[T]) List(prefix string) []T {
+	prefix = strings.Trim(prefix, "/")
+	c.mu.RLock()
+	found := map[string]cached{}
+	for key, item := range c.items {
+		if prefix == "" || len(key) > len(prefix) && key[len(prefix)] == '/' && key[:len(prefix)] == prefix {
+			found[key] = item
+		}
+	}
+	c.mu.RUnlock()
+	list := make([]T, 0, len(found))
+	for _, key := range slices.Sorted(maps.Keys(found)) {
+		if obj, ok := c.decode(key, found[key]); ok {
+			list = append(list, obj)
+		}
+	}
+	return list
+}
+
+// Len is the number of resources.
+func (c *Cache[T]) Len() int {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return len(c.items)
+}
+
+// Revision is the store's revision of the newest change that the cache shows.
+func (c *Cache[T]) Revision() int64 {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.revision
+}
+
+// decode makes a copy: handing out the one object was tried in thought only,
+// and its first user who changes a status in place would change everybody's.
+func (c *Cache[T]) decode(key string, item cached) (T, bool) {
+	obj, err := c.kind.decode(item.value, item.revision)
+	if err != nil {
+		c.log.Error("read cached resource", "kind", c.kind.name, "key", key, "err", err)
+		return obj, false
+	}
+	return obj, true
+}

@@ -1,0 +1,77 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// List returns the resources below prefix, sorted by key, and the revision at
+// which that was so: "acme/web" lists "acme/web/shop" and not "acme/web2/shop";
+// "" lists all.
+//
+// limit is the size of a page, 0 is no limit. If there are more, next is what
+// to pass as after to get the next page; it is "" on the last one. The pages of
+// one walk show one state of the store, as long as etcd remembers it (minutes);
+// then the walk goes on with what is there. after may also be the key of a
+// resource: the list then starts behind it, with what is there now.
+func (k Kind[T]) List(ctx context.Context, prefix, after string, limit int) (items []T, next string, rev int64, err error) {
+	from, to := k.span(prefix)
+	if after != "" {
+		key := after
+		if i := strings.LastIndexByte(after, ','); i >= 0 {
+			key = after[:i]
+			if rev, err = strconv.ParseInt(after[i+1:], 10, 64); err != nil || rev < 1 {
+				return nil, "", 0, k.wrap("list", prefix, ErrInvalidPage)
+			}
+		}
+		if err := checkKey(key); err != nil {
+			return nil, "", 0, k.wrap("list", prefix, ErrInvalidPage)
+		}
+		// What is before the range starts at the range's beginning.
+		from = max(from, k.path(key)+"\x00")
+	}
+	for {
+		page := pageLimit
+		if limit > 0 {
+			page = min(page, limit-len(items))
+		}
+		resp, err := retried(ctx, func() (*clientv3.GetResponse, error) {
+			return k.store.client.Get(ctx, from, clientv3.WithRange(to), clientv3.WithLimit(int64(page)), clientv3.WithRev(rev))
+		})
+		if errors.Is(err, rpctypes.ErrCompacted) || errors.Is(err, rpctypes.ErrFutureRev) {
+			// Forgotten, or the store was restored from an older backup.
+			rev = 0
+			continue
+		}
+		if err != nil {
+			return nil, "", 0, k.wrap("list", prefix, err)
+		}
+		if rev == 0 {
+			rev = resp.Header.Revision
+		}
+		last := ""
+		for _, kv := range resp.Kvs {
+			obj, err := k.decode(kv.Value, kv.ModRevision)
+			if err != nil {
+				return nil, "", 0, k.wrap("list", prefix, err)
+			}
+			items = append(items, obj)
+			last = string(kv.Key)
+		}
+		switch {
+		case !resp.More:
+			return items, "", rev, nil
+		case limit > 0 && len(items) >= limit:
+			return items, k.key(last) + "," + strconv.FormatInt(rev, 10), rev, nil
+		}
+		from = last + "\x00"
+	}
+}
+
+// ErrInvalidPage says that the text for the next page isn't one that List gave.
+var ErrInvalidPage = errors.New("not the beginning of a page: pass what the page before said, or leave it out")

@@ -1,0 +1,253 @@
+// Package store keeps the platform's resources: typed kinds over etcd, one
+// JSON value per resource at /multipaas/KIND/KEY. It promises that a write
+// that was based on something old is refused, that several writes committed
+// together happen together or not at all, and that a watch or a cache never
+// misses a state that lasts: it may skip over what was only passed through.
+//
+// Parties: the API writes what is wanted, controllers write what they see, both
+// through Kind; caches follow. Every module and appliance may import it. It
+// knows etcd's client and the types of modules/resource, and nothing else.
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+var (
+	// ErrNotFound is returned when there is no resource with that key.
+	ErrNotFound = errors.New("not found")
+	// ErrExists is returned when a resource is created whose key is taken.
+	ErrExists = errors.New("exists already")
+	// ErrConflict is returned when the stored resource isn't the one that the
+	// write was based on. Read it again, and decide again.
+	ErrConflict = errors.New("was changed by somebody else meanwhile")
+	// ErrTooLarge is returned when a resource is larger than MaxBytes.
+	ErrTooLarge = errors.New("too large")
+	// ErrInvalidKey is returned for a key that can't be one: empty, or with an
+	// empty element.
+	ErrInvalidKey = errors.New("not a valid key")
+	// ErrSkip is returned by the function given to Modify when there is nothing
+	// to change. Modify then returns no error.
+	ErrSkip = errors.New("nothing to change")
+)
+
+// MaxBytes is the largest resource, as JSON. etcd takes requests of 1.5 MiB,
+// and a commit has a task beside the resource.
+const MaxBytes = 1 << 20
+
+const (
+	root      = "/multipaas/"
+	maxKey    = 1024 // 4 DNS labels and three slashes are 255; e-mail addresses are 254 at most
+	pageLimit = 500  // 500 resources of 2 KiB are 1 MiB per answer
+	maxTxnOps = 64   // etcd's limit is 128, and each of ours is a comparison and a write
+)
+
+// Store gives access to every kind. Its methods and those of its kinds are
+// safe for concurrent use.
+type Store struct {
+	client *clientv3.Client
+}
+
+// New returns the store that client reaches. The caller closes the client, when
+// nobody uses the store any more.
+func New(client *clientv3.Client) *Store { return &Store{client: client} }
+
+// Accounts returns the kind; so do the methods below it.
+func (s *Store) Accounts() Kind[*resource.Account] {
+	return kindOf[resource.Account](s, "accounts")
+}
+
+func (s *Store) Organizations() Kind[*resource.Organization] {
+	return kindOf[resource.Organization](s, "organizations")
+}
+
+func (s *Store) Users() Kind[*resource.User] { return kindOf[resource.User](s, "users") }
+
+func (s *Store) Credentials() Kind[*resource.Credential] {
+	return kindOf[resource.Credential](s, "credentials")
+}
+
+func (s *Store) Memberships() Kind[*resource.Membership] {
+	return kindOf[resource.Membership](s, "memberships")
+}
+
+func (s *Store) Sessions() Kind[*resource.Session] { return kindOf[resource.Session](s, "sessions") }
+
+func (s *Store) JoinTokens() Kind[*resource.JoinToken] {
+	return kindOf[resource.JoinToken](s, "jointokens")
+}
+
+func (s *Store) Nodes() Kind[*resource.Node] { return kindOf[resource.Node](s, "nodes") }
+
+func (s *Store) Workspaces() Kind[*resource.Workspace] {
+	return kindOf[resource.Workspace](s, "workspaces")
+}
+
+func (s *Store) WorkspaceKeys() Kind[*resource.WorkspaceKeys] {
+	return kindOf[resource.WorkspaceKeys](s, "workspacekeys")
+}
+
+func (s *Store) Machines() Kind[*resource.Machine] { return kindOf[resource.Machine](s, "machines") }
+
+func (s *Store) VNIs() Kind[*resource.VNI] { return kindOf[resource.VNI](s, "vnis") }
+
+func (s *Store) Apps() Kind[*resource.App] { return kindOf[resource.App](s, "apps") }
+
+func (s *Store) Routes() Kind[*resource.Route] { return kindOf[resource.Route](s, "routes") }
+
+func (s *Store) Tasks() Kind[*resource.Task] { return kindOf[resource.Task](s, "tasks") }
+
+// NewUID returns a UID for a resource that others shall refer to before it is
+// stored.
+func NewUID() string { return uuid.NewString() }
+
+// object is a pointer to a resource type.
+type object[V any] interface {
+	*V
+	resource.Object
+}
+
+func kindOf[V any, P object[V]](s *Store, name string) Kind[P] {
+	return Kind[P]{store: s, name: name, fresh: func() P { return new(V) }}
+}
+
+// Kind is the resources of one type. Make one with a method of Store.
+type Kind[T resource.Object] struct {
+	store *Store
+	name  string
+	fresh func() T
+}
+
+// Name is the kind's name in keys and in tasks, such as "workspaces".
+func (k Kind[T]) Name() string { return k.name }
+
+// Get reads one resource; what a write has returned for is seen. ErrNotFound.
+func (k Kind[T]) Get(ctx context.Context, key string) (T, error) {
+	var none T
+	if err := checkKey(key); err != nil {
+		return none, k.wrap("get", key, err)
+	}
+	resp, err := retried(ctx, func() (*clientv3.GetResponse, error) { return k.store.client.Get(ctx, k.path(key)) })
+	if err != nil {
+		return none, k.wrap("get", key, err)
+	}
+	if len(resp.Kvs) == 0 {
+		return none, k.wrap("get", key, ErrNotFound)
+	}
+	return k.decode(resp.Kvs[0].Value, resp.Kvs[0].ModRevision)
+}
+
+// Create stores a new resource and fills its UID (unless the caller has, by
+// NewUID), CreatedAt, Revision and Generation. ErrExists.
+func (k Kind[T]) Create(ctx context.Context, obj T) error {
+	return k.store.Commit(ctx, k.CreateOp(obj))
+}
+
+// Update stores obj if the stored resource still has obj's Revision, and counts
+// up its Generation if its spec changed. UID, CreatedAt and a deletion once
+// asked for stay as they are stored. ErrConflict, ErrNotFound.
+func (k Kind[T]) Update(ctx context.Context, obj T) error {
+	return k.store.Commit(ctx, k.UpdateOp(obj))
+}
+
+// Modify reads the resource, lets change change it and stores it, again from
+// the start if somebody else was faster; so change may be called several times
+// and acts on nothing but its argument. If it changes nothing, or returns
+// ErrSkip, nothing is written. An error of change is returned as it is.
+// It returns the resource as it is stored now. ErrNotFound.
+func (k Kind[T]) Modify(ctx context.Context, key string, change func(T) error) (T, error) {
+	var result T
+	err := k.store.Commit(ctx, k.ModifyOp(key, func(obj T) error {
+		result = obj
+		return change(obj)
+	}))
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return result, nil
+}
+
+// MarkDeleted notes that deletion was asked for; the kind's controller does the
+// rest. Asking twice changes nothing. ErrNotFound.
+func (k Kind[T]) MarkDeleted(ctx context.Context, key string) (T, error) {
+	return k.Modify(ctx, key, markDeleted[T])
+}
+
+// Delete removes the resource for good. If obj has a Revision, it must be the
+// stored one, else ErrConflict, or ErrNotFound if there is none any more. With
+// Revision 0 whatever is there goes, and nothing there is no error.
+func (k Kind[T]) Delete(ctx context.Context, obj T) error {
+	return k.store.Commit(ctx, k.DeleteOp(obj))
+}
+
+func markDeleted[T resource.Object](obj T) error {
+	if obj.Metadata().Deleting() {
+		return ErrSkip
+	}
+	now := time.Now().UTC()
+	obj.Metadata().DeletedAt = &now
+	return nil
+}
+
+func (k Kind[T]) path(key string) string { return root + k.name + "/" + key }
+
+// span is the range of keys below prefix: "acme/web" has "acme/web/shop" in it
+// and neither "acme/web" nor "acme/web2". The empty prefix has all.
+func (k Kind[T]) span(prefix string) (from, to string) {
+	from = k.path(strings.Trim(prefix, "/"))
+	if !strings.HasSuffix(from, "/") {
+		from += "/"
+	}
+	return from, clientv3.GetPrefixRangeEnd(from)
+}
+
+func (k Kind[T]) key(path string) string { return strings.TrimPrefix(path, root+k.name+"/") }
+
+func (k Kind[T]) decode(value []byte, revision int64) (T, error) {
+	obj := k.fresh()
+	if err := json.Unmarshal(value, obj); err != nil {
+		var none T
+		return none, fmt.Errorf("stored %s at revision %d: %w", k.name, revision, err)
+	}
+	obj.Metadata().Revision = revision
+	return obj, nil
+}
+
+func (k Kind[T]) wrap(operation, key string, err error) error {
+	return fmt.Errorf("%s %s %s: %w", operation, k.name, key, err)
+}
+
+func checkKey(key string) error {
+	if len(key) > maxKey {
+		return fmt.Errorf("%w: it has %d characters, at most %d are possible", ErrInvalidKey, len(key), maxKey)
+	}
+	for part := range strings.SplitSeq(key, "/") {
+		if part == "" || strings.ContainsFunc(part, func(r rune) bool { return r < ' ' || r == ',' }) {
+			return ErrInvalidKey
+		}
+	}
+	return nil
+}
+
+// retried repeats do while etcd says that a change of its users, which is
+// somebody else's doing, got between. Such a request has done nothing.
+func retried[R any](ctx context.Context, do func() (R, error)) (R, error) {
+	for {
+		resp, err := do()
+		if !errors.Is(err, rpctypes.ErrAuthOldRevision) || ctx.Err() != nil {
+			return resp, err
+		}
+	}
+}
