@@ -13,6 +13,9 @@ type Node struct {
 type NodeSpec struct {
 	// Unschedulable keeps new machines away; running ones stay.
 	Unschedulable bool `json:"unschedulable,omitempty"`
+	// Lost says that the host will not come back: when the node is removed its
+	// machines are given up without waiting for its agent.
+	Lost bool `json:"lost,omitempty" doc:"The host will not come back; give its machines up"`
 }
 
 // NodeStatus is what the node reports.

@@ -117,6 +117,7 @@ type Phase string
 const (
 	Pending  Phase = "Pending"
 	Creating Phase = "Creating"
+	Updating Phase = "Updating"
 	Ready    Phase = "Ready"
 	Degraded Phase = "Degraded"
 	Deleting Phase = "Deleting"

@@ -1,0 +1,554 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/resource"
+
+	"k8s.io/client-go/util/workqueue"
+)
+
+// reportEvery is the pace of heartbeats; changes are reported at once.
+const reportEvery = 10 * time.Second
+
+// maxState bounds one line of the state stream: 250 machines with 250 members
+// each in their networks are 8 MB.
+const maxState = 32 << 20
+
+// Networks keeps the host's side of workspaces' networks. Implemented by
+// modules/network. All calls are idempotent and may block for seconds.
+type Networks interface {
+	Attach(ctx context.Context, n resource.AgentNetwork) error
+	Detach(ctx context.Context, id string) error
+	Attached() ([]string, error)
+	// AttachMachine returns the path of the machine's network namespace.
+	AttachMachine(ctx context.Context, m resource.AgentMachine, gateway string) (string, error)
+	DetachMachine(ctx context.Context, uid string) error
+	// Machines lists the UIDs of machines that have a network namespace.
+	Machines() ([]string, error)
+}
+
+// Machines runs machines. Implemented by modules/machine. All calls are
+// idempotent and may block for as long as a machine takes to start or stop;
+// calls for different machines may be concurrent.
+type Machines interface {
+	Ensure(ctx context.Context, m resource.AgentMachine, netns string, c Certificates) error
+	Remove(ctx context.Context, uid string) error
+	// List returns what is there, running or not.
+	List(ctx context.Context) ([]resource.MachineReport, error)
+}
+
+// Endpoints opens the platform's endpoints inside machines.
+type Endpoints interface {
+	// Open listens in the namespace; open already is no error.
+	Open(ctx context.Context, m resource.AgentMachine, workspace, netns string) error
+	Close(uid string)
+	// SetState tells names and resolvers, which may change.
+	SetState(s *resource.AgentState)
+}
+
+// Certificates are a machine's keys and certificates, PEM. The keys are made on
+// the node and never leave it.
+type Certificates struct {
+	KubeletClientKey, KubeletServingKey, KubeProxyKey []byte
+	resource.MachineCertificates
+}
+
+// AgentConfig is what an Agent needs.
+type AgentConfig struct {
+	Log       *slog.Logger
+	Dir       string // identity, last state, machines' keys; 0700
+	Networks  Networks
+	Machines  Machines
+	Endpoints Endpoints
+	// Facts describes the host for a report: everything but machines and
+	// networks. Called for every report.
+	Facts func() resource.AgentReport
+}
+
+// Agent is the node's side of the platform.
+type Agent struct {
+	cfg    AgentConfig
+	client *client
+
+	queue workqueue.TypedRateLimitingInterface[string] // UIDs of machines; "" is the networks
+	kick  chan struct{}                                // something to report
+
+	mu       sync.Mutex
+	state    *resource.AgentState
+	live     bool // state came from the server since this start, not from disk
+	problems map[string]string
+	removed  map[string]resource.MachineReport
+}
+
+// ErrRemoved is returned by Run when the node was removed from the platform:
+// machines and identity are gone, the machine may join again.
+var ErrRemoved = errors.New("this node was removed from the platform")
+
+// NewAgent makes the agent of a machine that has joined (see Join).
+func NewAgent(cfg AgentConfig) (*Agent, error) {
+	c, err := newClient(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	return &Agent{cfg: cfg, client: c, kick: make(chan struct{}, 1),
+		queue: workqueue.NewTypedRateLimitingQueue(
+			workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second)),
+		problems: map[string]string{}, removed: map[string]resource.MachineReport{}}, nil
+}
+
+// Run keeps the node as the server wants it until ctx is done. Machines go on
+// running when it returns: they are not children of this process. It is ready
+// once it acts on a state, from the server or from disk.
+func (a *Agent) Run(ctx context.Context, ready func()) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer a.queue.ShutDown()
+
+	ready = sync.OnceFunc(ready)
+	if a.loadState() {
+		ready()
+	}
+	// Four machines start at a time: one takes a core for some seconds.
+	for range 4 {
+		wg.Go(func() { a.work(ctx) })
+	}
+	wg.Go(func() { a.reportLoop(ctx) })
+	wg.Go(func() { a.renewLoop(ctx) })
+	wait := time.Second
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := a.follow(ctx, ready)
+		if errors.Is(err, ErrRemoved) {
+			a.cfg.Log.Info("removed from the platform; cleaning up")
+			if err := a.cleanUp(ctx); err != nil {
+				return fmt.Errorf("%w, but not all could be cleaned up: %w", ErrRemoved, err)
+			}
+			return ErrRemoved
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		a.cfg.Log.Warn("no connection to the server; machines go on running", "server", a.client.identity.Server, "error", err, "retry", wait)
+		if time.Since(began) > time.Minute {
+			wait = time.Second
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait): // not waiting for an event: pacing retries
+		}
+		wait = min(2*wait, 15*time.Second)
+	}
+	return nil
+}
+
+// follow reads states until the stream ends.
+func (a *Agent) follow(ctx context.Context, ready func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	res, err := a.client.do(ctx, http.MethodGet, "/v1/agent/state", nil)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	// The server shows a sign of life every aliveEvery. A peer that vanished
+	// without a word is noticed here and not by TCP, which takes 15 minutes.
+	watchdog := time.AfterFunc(3*aliveEvery, cancel)
+	defer watchdog.Stop()
+	lines := bufio.NewScanner(res.Body)
+	lines.Buffer(make([]byte, 0, 64<<10), maxState)
+	for lines.Scan() {
+		watchdog.Reset(3 * aliveEvery)
+		if len(lines.Bytes()) == 0 {
+			continue
+		}
+		var s resource.AgentState
+		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
+			return fmt.Errorf("state from the server: %w", err)
+		}
+		if err := a.take(&s, true); err != nil {
+			return err
+		}
+		ready()
+	}
+	if err := lines.Err(); err != nil {
+		return err
+	}
+	return errors.New("the server ended the connection")
+}
+
+func (a *Agent) stateFile() string { return filepath.Join(a.cfg.Dir, "state.json") }
+
+func (a *Agent) loadState() bool {
+	data, err := os.ReadFile(a.stateFile())
+	if err != nil {
+		return false
+	}
+	var s resource.AgentState
+	if err := json.Unmarshal(data, &s); err != nil {
+		a.cfg.Log.Warn("last state on disk is not usable; waiting for the server", "error", err)
+		return false
+	}
+	a.cfg.Log.Info("going on from the last state", "machines", len(s.Machines))
+	return a.take(&s, false) == nil
+}
+
+// take makes s the state to work for and queues everything it touches.
+func (a *Agent) take(s *resource.AgentState, live bool) error {
+	if live {
+		data, err := json.Marshal(s)
+		if err != nil {
+			return err
+		}
+		if err := atomicfile.Write(a.stateFile(), data, 0o600); err != nil {
+			return fmt.Errorf("keep state: %w", err)
+		}
+	}
+	a.mu.Lock()
+	a.state, a.live = s, a.live || live
+	wanted := map[string]bool{}
+	for _, m := range s.Machines {
+		wanted[m.UID] = true
+	}
+	for uid := range a.removed {
+		if !wanted[uid] {
+			delete(a.removed, uid) // the server knows
+		}
+	}
+	a.mu.Unlock()
+	a.cfg.Endpoints.SetState(s)
+	a.queue.Add("")
+	for _, m := range s.Machines {
+		a.queue.Add(m.UID)
+	}
+	return nil
+}
+
+func (a *Agent) work(ctx context.Context) {
+	for {
+		uid, quit := a.queue.Get()
+		if quit {
+			return
+		}
+		err := a.step(ctx, uid)
+		a.queue.Done(uid)
+		if ctx.Err() != nil {
+			return
+		}
+		a.mu.Lock()
+		before := a.problems[uid]
+		if err != nil {
+			a.problems[uid] = err.Error()
+		} else {
+			delete(a.problems, uid)
+		}
+		changed := a.problems[uid] != before
+		a.mu.Unlock()
+		if err != nil {
+			if changed {
+				a.cfg.Log.Warn("not as wanted yet", "machine", uid, "error", err)
+			}
+			a.queue.AddRateLimited(uid)
+		} else {
+			a.queue.Forget(uid)
+		}
+		a.report()
+	}
+}
+
+func (a *Agent) report() {
+	select {
+	case a.kick <- struct{}{}:
+	default:
+	}
+}
+
+// step brings one machine, or the networks, closer to the state.
+func (a *Agent) step(ctx context.Context, uid string) error {
+	a.mu.Lock()
+	state, live := a.state, a.live
+	a.mu.Unlock()
+	if uid == "" {
+		return a.networks(ctx, state, live)
+	}
+	i := slices.IndexFunc(state.Machines, func(m resource.AgentMachine) bool { return m.UID == uid })
+	if i < 0 || state.Machines[i].Remove {
+		if i < 0 && !live {
+			return nil // only the server itself can say that a machine is no more
+		}
+		if err := a.removeMachine(ctx, uid); err != nil {
+			return err
+		}
+		if i >= 0 {
+			a.mu.Lock()
+			a.removed[uid] = resource.MachineReport{Key: state.Machines[i].Key, UID: uid, Removed: true}
+			a.mu.Unlock()
+		}
+		a.queue.Add("")
+		return nil
+	}
+	m := state.Machines[i]
+	j := slices.IndexFunc(state.Networks, func(n resource.AgentNetwork) bool { return n.ID == m.NetworkID })
+	if j < 0 {
+		return fmt.Errorf("network %s of machine %s is not in the state", m.NetworkID, m.Name)
+	}
+	network := state.Networks[j]
+	if err := a.cfg.Networks.Attach(ctx, network); err != nil {
+		return fmt.Errorf("network of machine %s: %w", m.Name, err)
+	}
+	netns, err := a.cfg.Networks.AttachMachine(ctx, m, network.Gateway.Addr().String())
+	if err != nil {
+		return fmt.Errorf("network of machine %s: %w", m.Name, err)
+	}
+	if err := a.cfg.Endpoints.Open(ctx, m, network.Workspace, netns); err != nil {
+		return fmt.Errorf("endpoints of machine %s: %w", m.Name, err)
+	}
+	certs, err := a.certificates(ctx, m)
+	if err != nil {
+		return fmt.Errorf("certificates of machine %s: %w", m.Name, err)
+	}
+	if err := a.cfg.Machines.Ensure(ctx, m, netns, certs); err != nil {
+		return fmt.Errorf("machine %s: %w", m.Name, err)
+	}
+	return nil
+}
+
+// networks attaches what is wanted and, once the server itself has spoken,
+// takes away what is not: networks, and machines nobody knows any more.
+func (a *Agent) networks(ctx context.Context, state *resource.AgentState, live bool) error {
+	var errs []error
+	wanted, machines := map[string]bool{}, map[string]bool{}
+	for _, n := range state.Networks {
+		wanted[n.ID] = true
+		if err := a.cfg.Networks.Attach(ctx, n); err != nil {
+			errs = append(errs, fmt.Errorf("network %s: %w", n.ID, err))
+		}
+	}
+	if !live {
+		return errors.Join(errs...)
+	}
+	for _, m := range state.Machines {
+		machines[m.UID] = true
+	}
+	there, err := a.cfg.Machines.List(ctx)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	busy := false
+	for _, m := range there {
+		if !machines[m.UID] {
+			busy = true
+			a.queue.Add(m.UID)
+		}
+	}
+	netnsMachines, err := a.cfg.Networks.Machines()
+	if err != nil {
+		errs = append(errs, err)
+	}
+	for _, uid := range netnsMachines {
+		if !machines[uid] {
+			busy = true
+			a.queue.Add(uid)
+		}
+	}
+	if busy { // their network goes after them; step queues the networks again
+		return errors.Join(errs...)
+	}
+	attached, err := a.cfg.Networks.Attached()
+	if err != nil {
+		errs = append(errs, err)
+	}
+	for _, id := range attached {
+		if !wanted[id] {
+			if err := a.cfg.Networks.Detach(ctx, id); err != nil {
+				errs = append(errs, fmt.Errorf("network %s: %w", id, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (a *Agent) removeMachine(ctx context.Context, uid string) error {
+	a.cfg.Endpoints.Close(uid)
+	if err := a.cfg.Machines.Remove(ctx, uid); err != nil {
+		return fmt.Errorf("remove machine %s: %w", uid, err)
+	}
+	if err := a.cfg.Networks.DetachMachine(ctx, uid); err != nil {
+		return fmt.Errorf("remove network of machine %s: %w", uid, err)
+	}
+	if err := os.RemoveAll(a.machineDir(uid)); err != nil {
+		return fmt.Errorf("remove keys of machine %s: %w", uid, err)
+	}
+	return nil
+}
+
+// cleanUp takes away every machine, every network and the identity.
+func (a *Agent) cleanUp(ctx context.Context) error {
+	if err := a.take(&resource.AgentState{Node: a.client.identity.Name}, true); err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		machines, err1 := a.cfg.Machines.List(ctx)
+		networks, err2 := a.cfg.Networks.Attached()
+		ports, err3 := a.cfg.Networks.Machines()
+		if err := errors.Join(err1, err2, err3); err != nil {
+			return err
+		}
+		if len(machines)+len(networks)+len(ports) == 0 {
+			return os.RemoveAll(a.cfg.Dir)
+		}
+		a.queue.Add("")
+		select {
+		case <-ctx.Done():
+		case <-a.kick:
+		case <-time.After(5 * time.Second): // a step that failed is retried by the queue; look again
+		}
+	}
+	return ctx.Err()
+}
+
+// reportLoop tells the server what is, every reportEvery and on change.
+func (a *Agent) reportLoop(ctx context.Context) {
+	tick := time.NewTicker(reportEvery)
+	defer tick.Stop()
+	failing := false
+	for {
+		err := a.sendReport(ctx)
+		if err != nil && !failing && ctx.Err() == nil {
+			a.cfg.Log.Warn("report to the server", "error", err)
+		}
+		failing = err != nil
+		if errors.Is(err, ErrRemoved) {
+			return // follow is told too and cleans up
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-a.kick:
+		}
+	}
+}
+
+func (a *Agent) sendReport(ctx context.Context) error {
+	rep := a.cfg.Facts()
+	there, err := a.cfg.Machines.List(ctx)
+	if err != nil {
+		return err
+	}
+	byUID := map[string]resource.MachineReport{}
+	for _, m := range there {
+		byUID[m.UID] = m
+	}
+	a.mu.Lock()
+	if a.state != nil {
+		for _, m := range a.state.Machines {
+			r, ok := byUID[m.UID]
+			if gone, isGone := a.removed[m.UID]; isGone {
+				r = gone
+			} else if !ok {
+				r = resource.MachineReport{Message: "not started yet"}
+			}
+			r.Key, r.UID = m.Key, m.UID
+			if p := a.problems[m.UID]; p != "" && !r.Removed {
+				r.Message = p
+			}
+			if !r.Running && !r.Removed && !m.Remove {
+				a.queue.Add(m.UID) // it fell over: start it again
+			}
+			rep.Machines = append(rep.Machines, r)
+		}
+	}
+	if p := a.problems[""]; p != "" {
+		rep.Problems = append(rep.Problems, resource.Condition{Type: "NetworksReady", Status: resource.False, Reason: "NotReady", Message: p})
+	}
+	a.mu.Unlock()
+	return a.client.call(ctx, http.MethodPost, "/v1/agent/report", rep, nil)
+}
+
+func (a *Agent) machineDir(uid string) string { return filepath.Join(a.cfg.Dir, "machines", uid) }
+
+// certificates returns the machine's certificates, asking the server for new
+// ones when there are none or two thirds of their life are over. When the server
+// can't be reached, old ones are used as long as they are there.
+func (a *Agent) certificates(ctx context.Context, m resource.AgentMachine) (Certificates, error) {
+	file := filepath.Join(a.machineDir(m.UID), "certificates.json")
+	var c Certificates
+	data, err := os.ReadFile(file)
+	have := err == nil && json.Unmarshal(data, &c) == nil
+	if have {
+		renew := false
+		for _, cert := range [][]byte{c.KubeletClient, c.KubeletServing, c.KubeProxy} {
+			due, err := pki.NeedsRenewal(cert, time.Now())
+			renew = renew || due || err != nil
+		}
+		if !renew {
+			return c, nil
+		}
+	}
+	fresh, err := a.askCertificates(ctx, m)
+	if err != nil {
+		if have {
+			a.cfg.Log.Warn("renew certificates of machine; going on with the old ones", "machine", m.Name, "error", err)
+			return c, nil
+		}
+		return c, err
+	}
+	if data, err = json.Marshal(fresh); err != nil {
+		return c, err
+	}
+	if err := os.MkdirAll(a.machineDir(m.UID), 0o700); err != nil {
+		return c, err
+	}
+	return fresh, atomicfile.Write(file, data, 0o600)
+}
+
+func (a *Agent) askCertificates(ctx context.Context, m resource.AgentMachine) (c Certificates, err error) {
+	req := resource.MachineCertificatesRequest{Machine: m.Key}
+	for _, k := range []struct{ key, csr *[]byte }{
+		{&c.KubeletClientKey, &req.KubeletClient}, {&c.KubeletServingKey, &req.KubeletServing}, {&c.KubeProxyKey, &req.KubeProxy}} {
+		if *k.key, *k.csr, err = pki.NewKeyCSR(); err != nil {
+			return c, err
+		}
+	}
+	return c, a.client.call(ctx, http.MethodPost, "/v1/agent/machine-certificates", req, &c.MachineCertificates)
+}
+
+// renewLoop looks once an hour whether certificates are due: the node's own,
+// and those of machines, which are then handed to the running machines.
+func (a *Agent) renewLoop(ctx context.Context) {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		if err := a.client.renew(ctx); err != nil && ctx.Err() == nil {
+			a.cfg.Log.Warn("renew this node's certificate", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		a.mu.Lock()
+		if a.state != nil {
+			for _, m := range a.state.Machines {
+				a.queue.Add(m.UID)
+			}
+		}
+		a.mu.Unlock()
+	}
+}

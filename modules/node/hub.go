@@ -1,0 +1,517 @@
+package node
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// certificateLife is how long a node's certificate is valid. It is renewed at
+// two thirds, so a node may be away for a month and still come back by itself.
+const certificateLife = 90 * 24 * time.Hour
+
+// maxBody bounds what an agent may send: a report of 250 machines is 60 KB.
+const maxBody = 1 << 20
+
+// HubConfig is what a Hub needs.
+type HubConfig struct {
+	Log     *slog.Logger
+	Store   *store.Store
+	CA      *pki.CA // signs nodes' certificates
+	Tokens  Tokens
+	Server  string     // this server's name
+	Address netip.Addr // this server's underlay address
+	Plan    resource.AddressPlan
+
+	Nodes         *store.Cache[*resource.Node]
+	Workspaces    *store.Cache[*resource.Workspace]
+	Machines      *store.Cache[*resource.Machine]
+	Keys          func(ctx context.Context, workspace string) (*resource.WorkspaceKeys, error)
+	RegistryNames []string
+	UpstreamDNS   []netip.AddrPort
+}
+
+// Tokens redeems join tokens.
+type Tokens interface {
+	// Redeem uses up the token for the node called name. Called once per join.
+	// The error says why a token is refused, in words for the operator.
+	Redeem(ctx context.Context, token, name string) error
+}
+
+// Hub is the server's side of the nodes: it lets machines join, tells each
+// agent what to do and takes down what agents report. It is an http.Handler for
+// /v1/agent/ and is safe for concurrent use.
+type Hub struct {
+	cfg HubConfig
+	mux *http.ServeMux
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced when anything an agent is told may have changed
+}
+
+// NewHub makes a Hub. It must be made before the caches of cfg run.
+func NewHub(cfg HubConfig) *Hub {
+	h := &Hub{cfg: cfg, changed: make(chan struct{})}
+	cfg.Nodes.OnChange(func(string) { h.wake() })
+	cfg.Workspaces.OnChange(func(string) { h.wake() })
+	cfg.Machines.OnChange(func(string) { h.wake() })
+	h.mux = http.NewServeMux()
+	h.mux.HandleFunc("POST /v1/agent/join", h.join)
+	h.mux.HandleFunc("GET /v1/agent/state", h.asNode(h.state))
+	h.mux.HandleFunc("POST /v1/agent/report", h.asNode(h.report))
+	h.mux.HandleFunc("POST /v1/agent/certificate", h.asNode(h.renew))
+	h.mux.HandleFunc("POST /v1/agent/machine-certificates", h.asNode(h.machineCertificates))
+	h.mux.HandleFunc("POST /v1/agent/leave", h.asNode(h.leave))
+	return h
+}
+
+// ServeHTTP answers agents.
+func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	h.mux.ServeHTTP(w, r)
+}
+
+func (h *Hub) wake() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+func (h *Hub) waitChange() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.changed
+}
+
+// refusal is an error an agent is told, with its HTTP status.
+type refusal struct {
+	status int
+	text   string
+}
+
+func (r refusal) Error() string { return r.text }
+
+func (h *Hub) answer(w http.ResponseWriter, v any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err == nil {
+		_ = json.NewEncoder(w).Encode(v)
+		return
+	}
+	var no refusal
+	if !errors.As(err, &no) {
+		h.cfg.Log.Error("agent request", "error", err)
+		no = refusal{http.StatusInternalServerError, "internal error: see the server's log"}
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(no.status)
+	_ = json.NewEncoder(w).Encode(map[string]any{"status": no.status, "title": http.StatusText(no.status), "detail": no.text})
+}
+
+func decode[T any](r *http.Request) (T, error) {
+	var v T
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(&v); err != nil {
+		return v, refusal{http.StatusBadRequest, "the request is not understood: " + err.Error()}
+	}
+	return v, nil
+}
+
+// join lets a machine with a good token become a node. Everything is checked
+// before the token is used up; a join that died half-way may be repeated by the
+// same name with the same token.
+func (h *Hub) join(w http.ResponseWriter, r *http.Request) {
+	req, err := decode[resource.JoinRequest](r)
+	if err != nil {
+		h.answer(w, nil, err)
+		return
+	}
+	res, err := h.doJoin(r.Context(), req)
+	h.answer(w, res, err)
+}
+
+func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest) (*resource.JoinResponse, error) {
+	if err := resource.CheckName("node", req.Name); err != nil {
+		return nil, refusal{http.StatusUnprocessableEntity, err.Error()}
+	}
+	if req.Name == h.cfg.Server {
+		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q: the server has this name: choose another with --name", req.Name)}
+	}
+	existing, err := h.cfg.Store.Nodes().Get(ctx, req.Name)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		return nil, err
+	case existing.Status.Phase == resource.Ready:
+		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q has joined already and is alive: choose another name with --name, or remove it first with: mp nodes remove %s", req.Name, req.Name)}
+	case existing.Deleting():
+		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q is being removed: wait until it is gone from: mp nodes list", req.Name)}
+	}
+	if err := h.cfg.Tokens.Redeem(ctx, req.Token, req.Name); err != nil {
+		return nil, refusal{http.StatusUnauthorized, err.Error()}
+	}
+	node := existing
+	if node == nil || errors.Is(err, store.ErrNotFound) {
+		node = &resource.Node{}
+		node.Name = req.Name
+		node.Status.Phase = resource.Pending
+		if err := h.cfg.Store.Nodes().Create(ctx, node); err != nil {
+			return nil, fmt.Errorf("join %s: %w", req.Name, err)
+		}
+	}
+	cert, err := h.sign(req.CSR, node)
+	if err != nil {
+		return nil, err
+	}
+	h.cfg.Log.Info("node joined", "node", req.Name)
+	return &resource.JoinResponse{Certificate: cert, CA: h.cfg.CA.CertPEM()}, nil
+}
+
+// uidPrefix marks the organization of a node's certificate that names the UID
+// of the node, so that the certificate of a removed node is worthless, also
+// when another one joins under its name.
+const uidPrefix = "multipaas:node-uid:"
+
+// Organization is in the certificate of every node.
+const Organization = "multipaas:nodes"
+
+func (h *Hub) sign(csr []byte, node *resource.Node) ([]byte, error) {
+	cert, err := h.cfg.CA.Sign(csr, pki.Request{CommonName: node.Name,
+		Organizations: []string{Organization, uidPrefix + node.UID}, Client: true, Life: certificateLife})
+	if err != nil {
+		return nil, refusal{http.StatusBadRequest, "the certificate request is not usable: " + err.Error()}
+	}
+	return cert, nil
+}
+
+// Identify returns the node that a verified client certificate belongs to. The
+// node must be there still, with the same UID.
+func (h *Hub) Identify(chain []*x509.Certificate) (*resource.Node, error) {
+	if len(chain) == 0 || !slices.Contains(chain[0].Subject.Organization, Organization) {
+		return nil, refusal{http.StatusUnauthorized, "a node's certificate is needed: join first with: multipaas node join"}
+	}
+	node, ok := h.cfg.Nodes.Get(chain[0].Subject.CommonName)
+	if !ok || !slices.Contains(chain[0].Subject.Organization, uidPrefix+node.UID) {
+		return nil, refusal{http.StatusGone, fmt.Sprintf("node %q was removed from the platform", chain[0].Subject.CommonName)}
+	}
+	return node, nil
+}
+
+func (h *Hub) asNode(serve func(http.ResponseWriter, *http.Request, *resource.Node)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var chain []*x509.Certificate
+		if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+			chain = r.TLS.VerifiedChains[0]
+		}
+		node, err := h.Identify(chain)
+		if err != nil && len(chain) > 0 {
+			// The cache may be behind a join of a moment ago: ask the store itself.
+			if fresh, getErr := h.cfg.Store.Nodes().Get(r.Context(), chain[0].Subject.CommonName); getErr == nil &&
+				slices.Contains(chain[0].Subject.Organization, uidPrefix+fresh.UID) {
+				node, err = fresh, nil
+			} else if getErr != nil && !errors.Is(getErr, store.ErrNotFound) {
+				err = refusal{http.StatusServiceUnavailable, "the store can't be read now: try again"}
+			}
+		}
+		if err != nil {
+			h.answer(w, nil, err)
+			return
+		}
+		serve(w, r, node)
+	}
+}
+
+// state streams what the node shall do: one JSON document per line, the whole
+// state each time, an empty line as a sign of life.
+func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node) {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	out := http.NewResponseController(w)
+	alive := time.NewTicker(aliveEvery)
+	defer alive.Stop()
+	var last string
+	for {
+		changed := h.waitChange() // before reading, so that nothing is missed
+		state, err := h.stateOf(r.Context(), node)
+		if err != nil {
+			h.cfg.Log.Error("state of node", "node", node.Name, "error", err)
+			return // the agent comes back
+		}
+		line, err := json.Marshal(state)
+		if err != nil {
+			h.cfg.Log.Error("state of node", "node", node.Name, "error", err)
+			return
+		}
+		if string(line) != last {
+			last = string(line)
+			_ = out.SetWriteDeadline(time.Now().Add(aliveEvery))
+			if _, err := w.Write(append(line, '\n')); err != nil {
+				return
+			}
+			if out.Flush() != nil {
+				return
+			}
+		}
+	wait:
+		for {
+			select {
+			case <-r.Context().Done():
+				return
+			case <-changed:
+				break wait
+			case <-alive.C:
+				_ = out.SetWriteDeadline(time.Now().Add(aliveEvery))
+				if _, err := io.WriteString(w, "\n"); err != nil {
+					return
+				}
+				if out.Flush() != nil {
+					return
+				}
+			}
+		}
+		if now, ok := h.cfg.Nodes.Get(node.Name); ok && now.UID != node.UID {
+			return // removed, and another one joined under its name
+		} else if !ok && last != "" {
+			if _, err := h.cfg.Store.Nodes().Get(r.Context(), node.Name); errors.Is(err, store.ErrNotFound) {
+				return // removed: the agent's next request is told so
+			}
+		}
+	}
+}
+
+// aliveEvery is how often a silent state stream shows that it lives. The agent
+// gives it up after three times that.
+const aliveEvery = 5 * time.Second
+
+func (h *Hub) stateOf(ctx context.Context, node *resource.Node) (*resource.AgentState, error) {
+	state := &resource.AgentState{Node: node.Name, RegistryNames: h.cfg.RegistryNames, UpstreamDNS: h.cfg.UpstreamDNS,
+		Networks: []resource.AgentNetwork{}, Machines: []resource.AgentMachine{}}
+	addresses := Addresses(h.cfg.Nodes.List(""))
+	addresses[h.cfg.Server] = h.cfg.Address
+	perWorkspace := map[string][]*resource.Machine{}
+	mine := map[string]bool{}
+	for _, m := range h.cfg.Machines.List("") {
+		perWorkspace[m.WorkspaceKey()] = append(perWorkspace[m.WorkspaceKey()], m)
+		if m.Spec.Node == node.Name {
+			mine[m.WorkspaceKey()] = true
+		}
+	}
+	for _, ws := range h.cfg.Workspaces.List("") {
+		if !mine[ws.Key()] || ws.Status.ID == "" {
+			continue
+		}
+		keys, err := h.cfg.Keys(ctx, ws.Key())
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		if ws.Status.NodeSlots[node.Name] == 0 {
+			continue // the machine came first in the cache; the workspace follows
+		}
+		machines := perWorkspace[ws.Key()]
+		state.Networks = append(state.Networks, resource.NetworkFor(ws, h.cfg.Plan, machines, node.Name, h.cfg.Server, addresses))
+		for _, m := range machines {
+			if m.Spec.Node != node.Name {
+				continue
+			}
+			state.Machines = append(state.Machines, resource.AgentMachine{
+				Key: m.Key(), UID: m.UID, Name: m.Name, NetworkID: ws.Status.ID, Spec: m.Spec, Plan: h.cfg.Plan,
+				KubernetesVersion: ws.Spec.KubernetesVersion, ClusterCA: keys.CACert,
+				Remove: m.Deleting() && m.Status.Conditions.Is(resource.MachineDrained)})
+		}
+	}
+	return state, nil
+}
+
+// Addresses maps the names of nodes to their underlay addresses.
+func Addresses(nodes []*resource.Node) map[string]netip.Addr {
+	out := map[string]netip.Addr{}
+	for _, n := range nodes {
+		if a, err := netip.ParseAddr(n.Status.Address); err == nil {
+			out[n.Name] = a
+		}
+	}
+	return out
+}
+
+// report takes down what an agent sees. A heartbeat costs one write of the
+// node; machines are written only when something about them changed.
+func (h *Hub) report(w http.ResponseWriter, r *http.Request, node *resource.Node) {
+	rep, err := decode[resource.AgentReport](r)
+	if err == nil {
+		err = h.takeReport(r.Context(), node, rep)
+	}
+	h.answer(w, struct{}{}, err)
+}
+
+func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep resource.AgentReport) error {
+	address, err := netip.ParseAddr(rep.Address)
+	if err != nil || !address.Is4() {
+		return refusal{http.StatusUnprocessableEntity, fmt.Sprintf("node address %q is no IPv4 address: set `address` in the node's configuration", rep.Address)}
+	}
+	for _, other := range h.cfg.Nodes.List("") {
+		if other.Name != node.Name && other.Status.Address == rep.Address {
+			return refusal{http.StatusConflict, fmt.Sprintf("address %s is used by node %s already: set `address` in the configuration of one of them", rep.Address, other.Name)}
+		}
+	}
+	if address == h.cfg.Address {
+		return refusal{http.StatusConflict, fmt.Sprintf("address %s is the server's: set `address` in the node's configuration", rep.Address)}
+	}
+	_, err = h.cfg.Store.Nodes().Modify(ctx, node.Name, func(n *resource.Node) error {
+		if n.UID != node.UID {
+			return refusal{http.StatusGone, "the node was removed from the platform"}
+		}
+		s := &n.Status
+		s.Address, s.Version, s.Kernel, s.OS, s.Drivers, s.Capacity = rep.Address, rep.Version, rep.Kernel, rep.OS, rep.Drivers, rep.Capacity
+		s.HeartbeatAt = time.Now().UTC()
+		s.Conditions = nil
+		for _, p := range rep.Problems {
+			s.Conditions.Set(p)
+		}
+		if n.Deleting() {
+			s.Phase = resource.Deleting
+		} else {
+			s.Phase = resource.Ready
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, m := range rep.Machines {
+		if err := h.takeMachine(ctx, node, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep resource.MachineReport) error {
+	seen, ok := h.cfg.Machines.Get(rep.Key)
+	if !ok || seen.UID != rep.UID || seen.Spec.Node != node.Name {
+		return nil // gone, or not this node's: nothing to take down
+	}
+	_, err := h.cfg.Store.Machines().Modify(ctx, rep.Key, func(m *resource.Machine) error {
+		if m.UID != rep.UID || m.Spec.Node != node.Name {
+			return store.ErrSkip
+		}
+		c := resource.Condition{Type: resource.MachineRunning, Status: resource.False, Reason: "NotRunning", Message: rep.Message}
+		if rep.Running {
+			c = resource.Condition{Type: resource.MachineRunning, Status: resource.True, Reason: "Running"}
+		}
+		changed := m.Status.Conditions.Set(c)
+		if rep.Removed {
+			changed = m.Status.Conditions.Set(resource.Condition{Type: resource.MachineRemoved, Status: resource.True, Reason: "Removed"}) || changed
+		}
+		if !m.Status.StartedAt.Equal(rep.StartedAt) || m.Status.Restarts != rep.Restarts {
+			m.Status.StartedAt, m.Status.Restarts = rep.StartedAt, rep.Restarts
+			changed = true
+		}
+		if !changed {
+			return store.ErrSkip
+		}
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// renew signs a new certificate for a node that still has a good one.
+func (h *Hub) renew(w http.ResponseWriter, r *http.Request, node *resource.Node) {
+	req, err := decode[struct {
+		CSR []byte `json:"csr"`
+	}](r)
+	var res resource.JoinResponse
+	if err == nil {
+		res.CA = h.cfg.CA.CertPEM()
+		res.Certificate, err = h.sign(req.CSR, node)
+	}
+	h.answer(w, res, err)
+}
+
+// machineCertificates signs for a machine that is placed on the asking node.
+// Names and use come from the platform's own records, never from the request.
+func (h *Hub) machineCertificates(w http.ResponseWriter, r *http.Request, node *resource.Node) {
+	req, err := decode[resource.MachineCertificatesRequest](r)
+	var res *resource.MachineCertificates
+	if err == nil {
+		res, err = h.signMachine(r.Context(), node, req)
+	}
+	h.answer(w, res, err)
+}
+
+func (h *Hub) signMachine(ctx context.Context, node *resource.Node, req resource.MachineCertificatesRequest) (*resource.MachineCertificates, error) {
+	m, err := h.cfg.Store.Machines().Get(ctx, req.Machine)
+	if errors.Is(err, store.ErrNotFound) || (err == nil && m.Spec.Node != node.Name) {
+		return nil, refusal{http.StatusNotFound, fmt.Sprintf("machine %q is not on node %s", req.Machine, node.Name)}
+	} else if err != nil {
+		return nil, err
+	}
+	keys, err := h.cfg.Keys(ctx, m.WorkspaceKey())
+	if err != nil {
+		return nil, err
+	}
+	ca, err := pki.ParseCA(keys.CACert, keys.CAKey)
+	if err != nil {
+		return nil, fmt.Errorf("authority of workspace %s: %w", m.WorkspaceKey(), err)
+	}
+	address, _ := h.cfg.Plan.Machine(m.Spec.Index)
+	user := "system:node:" + m.Name
+	var out resource.MachineCertificates
+	for _, c := range []struct {
+		csr []byte
+		req pki.Request
+		to  *[]byte
+	}{
+		// Names as kubeadm gives them (Kubernetes docs, PKI certificates and requirements).
+		{req.KubeletClient, pki.Request{CommonName: user, Organizations: []string{"system:nodes"}, Client: true}, &out.KubeletClient},
+		{req.KubeletServing, pki.Request{CommonName: user, Organizations: []string{"system:nodes"}, Server: true, Hosts: []string{m.Name, address.String()}}, &out.KubeletServing},
+		{req.KubeProxy, pki.Request{CommonName: "system:kube-proxy", Client: true}, &out.KubeProxy},
+	} {
+		if *c.to, err = ca.Sign(c.csr, c.req); err != nil {
+			return nil, refusal{http.StatusBadRequest, "the certificate request is not usable: " + err.Error()}
+		}
+	}
+	return &out, nil
+}
+
+// leave marks the node as going. Its machines are drained and taken away; when
+// nothing is left the node is removed and the agent is told so.
+func (h *Hub) leave(w http.ResponseWriter, r *http.Request, node *resource.Node) {
+	_, err := h.cfg.Store.Nodes().Modify(r.Context(), node.Name, func(n *resource.Node) error {
+		if n.Deleting() {
+			return store.ErrSkip
+		}
+		now := time.Now().UTC()
+		n.DeletedAt = &now
+		return nil
+	})
+	h.answer(w, struct{}{}, err)
+}
+
+// Runs says whether a machine of the workspace is placed on the node.
+func (h *Hub) Runs(node, workspace string) bool {
+	for _, m := range h.cfg.Machines.List(workspace) {
+		if m.Spec.Node == node && strings.HasPrefix(m.Key(), workspace+"/") {
+			return true
+		}
+	}
+	return false
+}

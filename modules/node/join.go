@@ -1,0 +1,316 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// identity is who this machine is on the platform. One file, so that it is
+// there whole or not at all.
+type identity struct {
+	Server      string `json:"server"` // https://HOST:7443
+	Name        string `json:"name"`
+	Certificate []byte `json:"certificate"`
+	Key         []byte `json:"key"`
+	CA          []byte `json:"ca"`
+}
+
+func identityFile(dir string) string { return filepath.Join(dir, "identity.json") }
+
+// Joined says which server and under which name the machine has joined. It
+// wraps fs.ErrNotExist when it has not.
+func Joined(dir string) (server, name string, err error) {
+	id, err := readIdentity(dir)
+	if err != nil {
+		return "", "", err
+	}
+	return id.Server, id.Name, nil
+}
+
+func readIdentity(dir string) (*identity, error) {
+	data, err := os.ReadFile(identityFile(dir))
+	if err != nil {
+		return nil, fmt.Errorf("node identity: %w", err)
+	}
+	var id identity
+	if err := json.Unmarshal(data, &id); err != nil {
+		return nil, fmt.Errorf("node identity %s is damaged: %w: remove the file and join again", identityFile(dir), err)
+	}
+	return &id, nil
+}
+
+func writeIdentity(dir string, id *identity) error {
+	data, err := json.Marshal(id)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return atomicfile.Write(identityFile(dir), data, 0o600)
+}
+
+// Join makes this machine a node of the platform at server, with a join token
+// ID.SECRET.CAHASH. The server must show a certificate of the authority whose
+// key the token pins; the secret is sent to no other. The node's private key is
+// made here and never leaves. Nothing is kept unless all went well.
+func Join(ctx context.Context, dir, server, name, token string) error {
+	token = strings.TrimSpace(token)
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 || len(parts[2]) != 2*sha256.Size {
+		return errors.New("the join token is not complete: copy all of what `multipaas token create --role node` printed")
+	}
+	if err := resource.CheckName("node", name); err != nil {
+		return err
+	}
+	u, err := url.Parse(server)
+	if err != nil || u.Scheme != "https" || u.Host == "" || (u.Path != "" && u.Path != "/") {
+		return fmt.Errorf("server %q: not an address of a server: write https://HOST:7443", server)
+	}
+	server = "https://" + u.Host
+	switch id, err := readIdentity(dir); {
+	case err == nil && id.Server == server && id.Name == name:
+		return nil // done already
+	case err == nil:
+		return fmt.Errorf("this machine has joined %s as %q already: leave first with: multipaas node leave", id.Server, id.Name)
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	key, csr, err := pki.NewKeyCSR()
+	if err != nil {
+		return err
+	}
+
+	var ca []byte
+	pinned := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		// Verified below against the pin; the chain holds the authority itself.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			root, err := verifyPinned(cs, parts[2])
+			ca = root
+			return err
+		},
+	}
+	hc := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: pinned, ForceAttemptHTTP2: true}}
+	defer hc.CloseIdleConnections()
+	body, err := json.Marshal(resource.JoinRequest{Name: name, Token: token, CSR: csr})
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, server+"/v1/agent/join", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := hc.Do(req)
+	if err != nil {
+		return fmt.Errorf("join %s: %w", server, err)
+	}
+	defer res.Body.Close()
+	var joined resource.JoinResponse
+	if err := readAnswer(res, &joined); err != nil {
+		return fmt.Errorf("join %s: %w", server, err)
+	}
+	if _, err := tls.X509KeyPair(joined.Certificate, key); err != nil {
+		return fmt.Errorf("join %s: the server answered with a certificate that does not fit: %w", server, err)
+	}
+	return writeIdentity(dir, &identity{Server: server, Name: name, Certificate: joined.Certificate, Key: key, CA: ca})
+}
+
+// verifyPinned verifies the server's chain up to the authority whose public
+// key has the pinned hash, name included, and returns that authority as PEM.
+func verifyPinned(cs tls.ConnectionState, pin string) ([]byte, error) {
+	inter := x509.NewCertPool()
+	var root *x509.Certificate
+	for _, c := range cs.PeerCertificates {
+		sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+		if c.IsCA && subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(strings.ToLower(pin))) == 1 {
+			root = c
+			continue
+		}
+		inter.AddCert(c)
+	}
+	if root == nil {
+		return nil, errors.New("the token was made by another platform than the one at this address: check the address, or make a token there with: multipaas token create --role node")
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(root)
+	if _, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: inter, DNSName: cs.ServerName,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw}), nil
+}
+
+// client talks to the server with the node's certificate.
+type client struct {
+	dir      string
+	identity *identity
+	http     *http.Client
+
+	mu   sync.Mutex
+	cert *tls.Certificate
+}
+
+func newClient(dir string) (*client, error) {
+	id, err := readIdentity(dir)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := tls.X509KeyPair(id.Certificate, id.Key)
+	if err != nil {
+		return nil, fmt.Errorf("node identity: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(id.CA) {
+		return nil, errors.New("node identity: no authority in it: remove it and join again")
+	}
+	c := &client{dir: dir, identity: id, cert: &cert}
+	c.http = &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				return c.cert, nil
+			}},
+		ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 30 * time.Second,
+		IdleConnTimeout: time.Minute,
+	}}
+	return c, nil
+}
+
+// Transport returns what reaches the platform's servers with the certificate of
+// the node that dir belongs to, and the URL of the server.
+func Transport(dir string) (http.RoundTripper, string, error) {
+	c, err := newClient(dir)
+	if err != nil {
+		return nil, "", err
+	}
+	return c.http.Transport, c.identity.Server, nil
+}
+
+// do sends one request; an answer other than 200 is an error. The caller closes
+// the body.
+func (c *client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	var r io.Reader
+	if body != nil {
+		data, err := json.Marshal(body)
+		if err != nil {
+			return nil, err
+		}
+		r = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.identity.Server+path, r)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode != http.StatusOK {
+		defer res.Body.Close()
+		return nil, readAnswer(res, nil)
+	}
+	return res, nil
+}
+
+func (c *client) call(ctx context.Context, method, path string, body, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	res, err := c.do(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	return readAnswer(res, into)
+}
+
+// readAnswer reads a bounded JSON answer, or turns a problem into an error.
+func readAnswer(res *http.Response, into any) error {
+	data, err := io.ReadAll(io.LimitReader(res.Body, maxState))
+	if err != nil {
+		return err
+	}
+	if res.StatusCode == http.StatusOK {
+		if into == nil {
+			return nil
+		}
+		return json.Unmarshal(data, into)
+	}
+	var p struct{ Detail, Title string }
+	_ = json.Unmarshal(data, &p)
+	if p.Detail == "" {
+		p.Detail = fmt.Sprintf("the server answered %s", res.Status)
+	}
+	if res.StatusCode == http.StatusGone {
+		return fmt.Errorf("%w: %s", ErrRemoved, p.Detail)
+	}
+	return errors.New(p.Detail)
+}
+
+// renew gets a new certificate, for a new key, when two thirds of the old one's
+// life are over.
+func (c *client) renew(ctx context.Context) error {
+	due, err := pki.NeedsRenewal(c.identity.Certificate, time.Now())
+	if err != nil || !due {
+		return err
+	}
+	key, csr, err := pki.NewKeyCSR()
+	if err != nil {
+		return err
+	}
+	var res resource.JoinResponse
+	if err := c.call(ctx, http.MethodPost, "/v1/agent/certificate", map[string]any{"csr": csr}, &res); err != nil {
+		return err
+	}
+	cert, err := tls.X509KeyPair(res.Certificate, key)
+	if err != nil {
+		return err
+	}
+	id := *c.identity
+	id.Certificate, id.Key = res.Certificate, key
+	if err := writeIdentity(c.dir, &id); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.identity, c.cert = &id, &cert
+	c.mu.Unlock()
+	return nil
+}
+
+// Leave asks the server to take this node out of the platform: its machines
+// are drained and removed by the running agent, which then ends.
+func Leave(ctx context.Context, dir string) error {
+	c, err := newClient(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.New("this machine has not joined any platform")
+	} else if err != nil {
+		return err
+	}
+	return c.call(ctx, http.MethodPost, "/v1/agent/leave", struct{}{}, nil)
+}

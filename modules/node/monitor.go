@@ -1,0 +1,137 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// silence is how long a node may say nothing before it counts as away. Agents
+// report every ten seconds; Kubernetes gives its nodes 40 s too.
+const silence = 40 * time.Second
+
+// Monitor notices nodes that fell silent, and takes removed nodes through their
+// end: machines away first, the node last.
+type Monitor struct {
+	Log      *slog.Logger
+	Store    *store.Store
+	Nodes    *store.Cache[*resource.Node]
+	Machines *store.Cache[*resource.Machine]
+
+	now func() time.Time // nil: time.Now
+}
+
+// Run looks at all nodes every other second until ctx is done. One look costs
+// no request to the store unless something has to change.
+func (m *Monitor) Run(ctx context.Context, ready func()) error {
+	if m.now == nil {
+		m.now = time.Now
+	}
+	ready()
+	// A server that was away must not call every node silent: they get a full
+	// period to report again.
+	began := m.now()
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		for _, n := range m.Nodes.List("") {
+			if err := m.look(ctx, n, began); err != nil && ctx.Err() == nil {
+				m.Log.Warn("look after node", "node", n.Name, "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (m *Monitor) look(ctx context.Context, n *resource.Node, began time.Time) error {
+	if n.Deleting() {
+		return m.remove(ctx, n)
+	}
+	last := n.Status.HeartbeatAt
+	if last.Before(began) {
+		last = began
+	}
+	if n.Status.Phase != resource.Ready || m.now().Sub(last) < silence {
+		return nil
+	}
+	_, err := m.Store.Nodes().Modify(ctx, n.Name, func(n *resource.Node) error {
+		if n.Status.Phase != resource.Ready || m.now().Sub(n.Status.HeartbeatAt) < silence {
+			return store.ErrSkip
+		}
+		n.Status.Phase = resource.Degraded
+		n.Status.Conditions.Set(resource.Condition{Type: "Reporting", Status: resource.False, Reason: "Silent",
+			Message: fmt.Sprintf("no report since %s: check the host, its network and its multipaas service", n.Status.HeartbeatAt.Format(time.RFC3339))})
+		return nil
+	})
+	return err
+}
+
+// remove marks the machines of a node that goes, and deletes the node once none
+// is left.
+func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
+	left := 0
+	for _, machine := range m.Machines.List("") {
+		if machine.Spec.Node != n.Name {
+			continue
+		}
+		left++
+		if machine.Deleting() && !n.Spec.Lost {
+			continue
+		}
+		_, err := m.Store.Machines().Modify(ctx, machine.Key(), func(x *resource.Machine) error {
+			if x.UID != machine.UID {
+				return store.ErrSkip
+			}
+			changed := !x.Deleting()
+			if changed {
+				now := time.Now().UTC()
+				x.DeletedAt = &now
+			}
+			if n.Spec.Lost {
+				for _, t := range []string{resource.MachineDrained, resource.MachineRemoved} {
+					changed = x.Status.Conditions.Set(resource.Condition{Type: t, Status: resource.True, Reason: "HostLost"}) || changed
+				}
+			}
+			if !changed {
+				return store.ErrSkip
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+	}
+	if left > 0 {
+		return nil
+	}
+	// The cache may be behind: a machine placed a moment ago counts.
+	machines, _, _, err := m.Store.Machines().List(ctx, "", "", 0)
+	if err != nil {
+		return err
+	}
+	for _, machine := range machines {
+		if machine.Spec.Node == n.Name {
+			return nil
+		}
+	}
+	fresh, err := m.Store.Nodes().Get(ctx, n.Name)
+	if errors.Is(err, store.ErrNotFound) || (err == nil && fresh.UID != n.UID) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if err := m.Store.Nodes().Delete(ctx, fresh); err != nil {
+		return err
+	}
+	m.Log.Info("node removed", "node", n.Name)
+	return nil
+}

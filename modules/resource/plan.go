@@ -1,0 +1,108 @@
+package resource
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+)
+
+// MaxMachines is the most machines one workspace can have: each owns one /24 of
+// a /16 of pod addresses, and the first /24 is left out.
+const MaxMachines = 250
+
+// DefaultPlan is the address plan of DESIGN: node addresses 172.30.0.0/20, pods
+// 10.42.0.0/16, services 10.43.0.0/16.
+func DefaultPlan() AddressPlan {
+	p, err := NewPlan(netip.MustParsePrefix("172.30.0.0/20"), netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16"))
+	if err != nil {
+		panic(err) // constants
+	}
+	return p
+}
+
+// NewPlan computes a plan from its three ranges: nodes must be at least a /20,
+// pods and services at least a /16 and a /20, IPv4 and apart from each other.
+func NewPlan(nodes, pods, services netip.Prefix) (AddressPlan, error) {
+	for _, c := range []struct {
+		name string
+		p    netip.Prefix
+		bits int
+	}{{"nodes", nodes, 20}, {"pods", pods, 16}, {"services", services, 20}} {
+		switch {
+		case !c.p.IsValid() || !c.p.Addr().Is4():
+			return AddressPlan{}, fmt.Errorf("address plan: %s: %v is no IPv4 network", c.name, c.p)
+		case c.p.Masked() != c.p:
+			return AddressPlan{}, fmt.Errorf("address plan: %s: %v has host bits set: write %v", c.name, c.p, c.p.Masked())
+		case c.p.Bits() > c.bits:
+			return AddressPlan{}, fmt.Errorf("address plan: %s: %v is too small: use a /%d or larger", c.name, c.p, c.bits)
+		}
+	}
+	if nodes.Overlaps(pods) || nodes.Overlaps(services) || pods.Overlaps(services) {
+		return AddressPlan{}, fmt.Errorf("address plan: %v, %v and %v overlap", nodes, pods, services)
+	}
+	return AddressPlan{Nodes: nodes, Pods: pods, Services: services,
+		Plane: offset(nodes.Addr(), 1), DNS: offset(services.Addr(), 10)}, nil
+}
+
+// Machine gives the address and the pod range of machine index, 1..MaxMachines.
+// The first ten addresses are the plane's.
+func (p AddressPlan) Machine(index int) (netip.Addr, netip.Prefix) {
+	return offset(p.Nodes.Addr(), uint32(10+index)),
+		netip.PrefixFrom(offset(p.Pods.Addr(), uint32(index)<<8), 24)
+}
+
+// Gateway gives the address of a host's bridge; slot is 1 and up. They stand in
+// the upper half of the smallest node range, so no machine can reach up to them.
+func (p AddressPlan) Gateway(slot int) netip.Addr {
+	return offset(p.Nodes.Addr(), uint32(8<<8+slot))
+}
+
+// MAC computes the locally administered hardware address that belongs to an
+// IPv4 address of a workspace.
+func MAC(a netip.Addr) string {
+	b := a.As4()
+	return net.HardwareAddr{0x02, 0x6d, b[0], b[1], b[2], b[3]}.String()
+}
+
+func offset(a netip.Addr, n uint32) netip.Addr {
+	b := a.As4()
+	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+n)
+	return netip.AddrFrom4(b)
+}
+
+// PlaneMember is the name of the plane among the members of a network.
+const PlaneMember = "plane"
+
+// NetworkFor computes the network of a workspace as one host sees it: the
+// server that runs the plane (host == server) or the node called host. Addresses
+// are the underlay addresses of the server and the nodes by name; a machine on
+// a host whose address is not known yet is left out until it is.
+func NetworkFor(w *Workspace, plan AddressPlan, machines []*Machine, host, server string, addresses map[string]netip.Addr) AgentNetwork {
+	own := plan.Plane
+	if host != server {
+		own = plan.Gateway(w.Status.NodeSlots[host])
+	}
+	n := AgentNetwork{ID: w.Status.ID, Workspace: w.Key(), VNI: w.Status.VNI, Plan: plan,
+		Gateway: netip.PrefixFrom(own, plan.Nodes.Bits()), MAC: MAC(own)}
+	add := func(m NetworkMember, on string) {
+		var ok bool
+		if m.Host, ok = addresses[on]; ok {
+			m.MAC = MAC(m.Address)
+			n.Members = append(n.Members, m)
+		}
+	}
+	if host != server {
+		add(NetworkMember{Name: PlaneMember, Address: plan.Plane}, server)
+	}
+	seen := map[string]bool{host: true, server: true}
+	for _, m := range machines {
+		address, pods := plan.Machine(m.Spec.Index)
+		add(NetworkMember{Name: m.Name, Address: address, PodCIDR: pods}, m.Spec.Node)
+		if slot := w.Status.NodeSlots[m.Spec.Node]; slot > 0 && !seen[m.Spec.Node] {
+			seen[m.Spec.Node] = true
+			add(NetworkMember{Name: "host-" + m.Spec.Node, Address: plan.Gateway(slot)}, m.Spec.Node)
+		}
+	}
+	return n
+}

@@ -1,0 +1,184 @@
+package workspace
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"math/big"
+	"strconv"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// The range of network identifiers: RFC 7348 gives 24 bits; the low ones are
+// left to the site's own networks.
+const (
+	firstVNI = 1 << 12
+	lastVNI  = 1<<24 - 1
+)
+
+// allocate gives a new workspace its network identifier and its keys, in one
+// write with the claim that makes the identifier unique.
+func (c *Controller) allocate(ctx context.Context, w *resource.Workspace) error {
+	keys, err := newKeys(w.Key())
+	if err != nil {
+		return fmt.Errorf("keys of %s: %w", w.Key(), err)
+	}
+	// Random, so that identifiers are not used again soon: a host that was away
+	// may still hold the network of a workspace deleted meanwhile.
+	n, err := rand.Int(rand.Reader, big.NewInt(lastVNI-firstVNI+1))
+	if err != nil {
+		return err
+	}
+	w.Status.VNI = uint32(firstVNI + n.Int64())
+	w.Status.ID = fmt.Sprintf("%06x", w.Status.VNI)
+	w.Status.APIHost = w.Status.ID + ".k8s." + c.cfg.Domain
+	w.Status.Server = c.cfg.Server
+	w.Status.Phase = resource.Creating
+	claim := &resource.VNI{Workspace: w.Key(), UID: w.UID}
+	claim.Name = strconv.FormatUint(uint64(w.Status.VNI), 10)
+	db := c.cfg.Store
+	err = db.Commit(ctx, db.VNIs().CreateOp(claim), db.WorkspaceKeys().CreateOp(keys), db.Workspaces().UpdateOp(w))
+	if errors.Is(err, store.ErrExists) {
+		return store.ErrConflict // another workspace has this number: draw again
+	}
+	return err
+}
+
+func newKeys(workspace string) (*resource.WorkspaceKeys, error) {
+	k := &resource.WorkspaceKeys{Workspace: workspace, EncryptionKey: make([]byte, 32)}
+	k.Name = "keys"
+	if _, err := rand.Read(k.EncryptionKey); err != nil {
+		return nil, err
+	}
+	var err error
+	if k.CACert, k.CAKey, err = pki.NewCA("kubernetes"); err != nil {
+		return nil, err
+	}
+	if k.FrontProxyCACert, k.FrontProxyCAKey, err = pki.NewCA("front-proxy"); err != nil {
+		return nil, err
+	}
+	k.ServiceAccountKey, err = pki.NewServiceAccountKey()
+	return k, err
+}
+
+// remove takes a workspace away, machines first, the resource last. Nothing of
+// it is left when the resource is gone.
+func (c *Controller) remove(ctx context.Context, w *resource.Workspace) (time.Duration, error) {
+	machines, _, _, err := c.cfg.Store.Machines().List(ctx, w.Key(), "", 0)
+	if err != nil {
+		return 0, err
+	}
+	left := 0
+	for _, m := range machines {
+		if m.Status.Conditions.Is(resource.MachineRemoved) {
+			if err := c.cfg.Store.Machines().Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
+				return 0, err
+			}
+			continue
+		}
+		left++
+		if err := c.markMachine(ctx, m, "WorkspaceDeleted"); err != nil {
+			return 0, err
+		}
+	}
+	apps, _, _, err := c.cfg.Store.Apps().List(ctx, w.Key(), "", 1)
+	if err != nil {
+		return 0, err
+	}
+	if left > 0 || len(apps) > 0 {
+		return 0, c.deletingStatus(ctx, w, left, len(apps) > 0) // machines and apps announce their end
+	}
+	if id := w.Status.ID; id != "" {
+		c.stop(id)
+		if err := c.cfg.Planes.Remove(ctx, id); err != nil {
+			return 0, fmt.Errorf("remove plane of %s: %w", w.Key(), err)
+		}
+		if err := c.cfg.Networks.Detach(ctx, id); err != nil {
+			return 0, fmt.Errorf("remove network of %s: %w", w.Key(), err)
+		}
+	}
+	// The same pass again after a kill finds the three still there, or none.
+	db := c.cfg.Store
+	ops := []store.Op{db.Workspaces().DeleteOp(w)}
+	if w.Status.VNI != 0 {
+		claim := &resource.VNI{}
+		claim.Name = strconv.FormatUint(uint64(w.Status.VNI), 10)
+		keys := &resource.WorkspaceKeys{Workspace: w.Key()}
+		ops = append(ops, db.VNIs().DeleteOp(claim), db.WorkspaceKeys().DeleteOp(keys))
+	}
+	if err := db.Commit(ctx, ops...); err != nil {
+		return 0, fmt.Errorf("remove %s: %w", w.Key(), err)
+	}
+	c.cfg.Log.Info("workspace removed", "workspace", w.Key(), "id", w.Status.ID)
+	return 0, nil
+}
+
+// markMachine marks a machine for removal without draining it.
+func (c *Controller) markMachine(ctx context.Context, m *resource.Machine, reason string) error {
+	_, err := c.cfg.Store.Machines().Modify(ctx, m.Key(), func(x *resource.Machine) error {
+		if x.UID != m.UID {
+			return store.ErrSkip
+		}
+		changed := x.Status.Conditions.Set(resource.Condition{Type: resource.MachineDrained, Status: resource.True, Reason: reason})
+		if !x.Deleting() {
+			now := time.Now().UTC()
+			x.DeletedAt, changed = &now, true
+		}
+		if !changed {
+			return store.ErrSkip
+		}
+		x.Status.Phase = resource.Deleting
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// deletingStatus says what the removal still waits for.
+func (c *Controller) deletingStatus(ctx context.Context, w *resource.Workspace, machines int, apps bool) error {
+	message := ""
+	switch {
+	case machines > 0:
+		message = fmt.Sprintf("%d machines are being taken away", machines)
+		if away := c.awayHosts(w); away != "" {
+			message += "; " + away
+		}
+	case apps:
+		message = "apps are being taken away"
+	}
+	_, err := c.cfg.Store.Workspaces().Modify(ctx, w.Key(), func(x *resource.Workspace) error {
+		changed := x.Status.Conditions.Set(resource.Condition{Type: "MachinesRemoved", Status: boolStatus(machines == 0), Reason: "Removing", Message: message})
+		if x.Status.Phase != resource.Deleting {
+			x.Status.Phase, changed = resource.Deleting, true
+		}
+		if !changed {
+			return store.ErrSkip
+		}
+		return nil
+	})
+	return err
+}
+
+func boolStatus(ok bool) resource.ConditionStatus {
+	if ok {
+		return resource.True
+	}
+	return resource.False
+}
+
+// awayHosts names hosts that don't report and hold machines of the workspace.
+func (c *Controller) awayHosts(w *resource.Workspace) string {
+	for _, m := range c.cfg.Machines.List(w.Key()) {
+		if n, ok := c.cfg.Nodes.Get(m.Spec.Node); ok && n.Status.Phase == resource.Degraded {
+			return fmt.Sprintf("node %s does not report: bring it back, or give it up with: mp nodes remove %s --lost", n.Name, n.Name)
+		}
+	}
+	return ""
+}

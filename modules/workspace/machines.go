@@ -1,0 +1,450 @@
+package workspace
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// drainTime is how long pods may take to leave a machine that goes. Disruption
+// budgets are honoured until then.
+const drainTime = 2 * time.Minute
+
+// place creates the machines that are missing and marks those that are too
+// many. It returns what could not be placed, in words; "" when all is placed.
+func (c *Controller) place(ctx context.Context, w *resource.Workspace, seen []*resource.Machine) (string, error) {
+	staying := 0
+	for _, m := range seen {
+		if !m.Deleting() {
+			staying++
+		}
+	}
+	if staying == w.Spec.Machines {
+		c.setStarved(w.Key(), false)
+		return "", nil
+	}
+	c.placing.Lock()
+	defer c.placing.Unlock()
+	// The cache may be behind what this very loop wrote: ask the store.
+	all, _, _, err := c.cfg.Store.Machines().List(ctx, "", "", 0)
+	if err != nil {
+		return "", err
+	}
+	var own, stay []*resource.Machine
+	for _, m := range all {
+		if m.WorkspaceKey() == w.Key() {
+			own = append(own, m)
+			if !m.Deleting() {
+				stay = append(stay, m)
+			}
+		}
+	}
+	if extra := len(stay) - w.Spec.Machines; extra > 0 {
+		// The youngest go first: the highest index.
+		slices.SortFunc(stay, func(a, b *resource.Machine) int { return cmp.Compare(b.Spec.Index, a.Spec.Index) })
+		for _, m := range stay[:extra] {
+			if err := c.mark(ctx, m); err != nil {
+				return "", err
+			}
+		}
+		return "", nil
+	}
+	nodes := c.free(all)
+	for missing := w.Spec.Machines - len(stay); missing > 0; missing-- {
+		node := choose(nodes, w.Spec.MachineSize, own)
+		if node == nil {
+			c.setStarved(w.Key(), true)
+			return shortage(nodes, missing, w.Spec.MachineSize), nil
+		}
+		m, err := c.create(ctx, w, own, node.name)
+		if err != nil {
+			return "", err
+		}
+		node.free = node.free.Sub(m.Spec.Size)
+		own = append(own, m)
+	}
+	c.setStarved(w.Key(), false)
+	return "", nil
+}
+
+func (c *Controller) setStarved(key string, starved bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if starved {
+		c.starved[key] = true
+	} else {
+		delete(c.starved, key)
+	}
+}
+
+// freed queues the workspaces that wait for room.
+func (c *Controller) freed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key := range c.starved {
+		c.queue.Add(key)
+	}
+}
+
+// candidate is a node with what is free on it.
+type candidate struct {
+	name   string
+	free   resource.Size
+	usable string // why not, "" if it is
+}
+
+// free computes what is free on each node from what is promised to machines.
+func (c *Controller) free(machines []*resource.Machine) []*candidate {
+	promised := map[string]resource.Size{}
+	for _, m := range machines {
+		promised[m.Spec.Node] = promised[m.Spec.Node].Add(m.Spec.Size)
+	}
+	var out []*candidate
+	for _, n := range c.cfg.Nodes.List("") {
+		k := &candidate{name: n.Name, free: n.Status.Capacity.Sub(promised[n.Name])}
+		switch {
+		case n.Deleting():
+			k.usable = "is being removed"
+		case n.Spec.Unschedulable:
+			k.usable = "is cordoned"
+		case n.Status.Phase != resource.Ready:
+			k.usable = "does not report"
+		case !slices.Contains(n.Status.Drivers, "sandbox"):
+			k.usable = "can't run the sandbox driver"
+		}
+		out = append(out, k)
+	}
+	return out
+}
+
+// choose picks the node with the fewest machines of the workspace, and of those
+// the one with the most free memory: a workspace spreads over hosts first. nil:
+// none has room.
+func choose(nodes []*candidate, size resource.Size, own []*resource.Machine) *candidate {
+	count := map[string]int{}
+	for _, m := range own {
+		count[m.Spec.Node]++
+	}
+	var best *candidate
+	for _, n := range nodes {
+		if n.usable != "" || !size.Fits(n.free) {
+			continue
+		}
+		if best == nil || count[n.name] < count[best.name] ||
+			count[n.name] == count[best.name] && n.free.MemoryBytes > best.free.MemoryBytes {
+			best = n
+		}
+	}
+	return best
+}
+
+func shortage(nodes []*candidate, missing int, size resource.Size) string {
+	text := fmt.Sprintf("%d machines of %s can't be placed", missing, sizeText(size))
+	if len(nodes) == 0 {
+		return text + ": no node has joined: make a token with: multipaas token create --role node"
+	}
+	var why []string
+	for _, n := range nodes {
+		if n.usable != "" {
+			why = append(why, n.name+" "+n.usable)
+		} else {
+			why = append(why, n.name+" has "+sizeText(n.free)+" free")
+		}
+	}
+	if len(why) > 5 {
+		why = append(why[:5], fmt.Sprintf("and %d more", len(why)-5))
+	}
+	return text + ": " + strings.Join(why, ", ")
+}
+
+func sizeText(s resource.Size) string {
+	return fmt.Sprintf("%.4g CPU, %.4g GiB memory, %.4g GiB disk",
+		float64(s.MilliCPU)/1000, float64(s.MemoryBytes)/(1<<30), float64(s.DiskBytes)/(1<<30))
+}
+
+// create writes a new machine on a node, with the node's slot in the
+// workspace's network in the same commit.
+func (c *Controller) create(ctx context.Context, w *resource.Workspace, own []*resource.Machine, node string) (*resource.Machine, error) {
+	used, hosts := map[int]bool{}, map[string]bool{node: true}
+	for _, m := range own {
+		used[m.Spec.Index] = true
+		hosts[m.Spec.Node] = true
+	}
+	index := 1
+	for used[index] {
+		index++
+	}
+	if index > resource.MaxMachines {
+		return nil, fmt.Errorf("workspace %s has %d machines: no more fit into its address plan", w.Key(), len(own))
+	}
+	address, pods := c.cfg.Plan.Machine(index)
+	m := &resource.Machine{Account: w.Account, Organization: w.Organization, Workspace: w.Name}
+	m.Name = fmt.Sprintf("%s-%d", w.Name, index)
+	m.Spec = resource.MachineSpec{Node: node, Driver: "sandbox", Size: w.Spec.MachineSize, Index: index,
+		Address: address.String(), MAC: resource.MAC(address), PodCIDR: pods.String()}
+	m.Status.Phase = resource.Creating
+
+	db := c.cfg.Store
+	for {
+		fresh, err := db.Workspaces().Get(ctx, w.Key())
+		if err != nil {
+			return nil, err
+		}
+		if fresh.UID != w.UID || fresh.Deleting() {
+			return nil, store.ErrConflict
+		}
+		// Hosts without machines give their slot back.
+		slots, taken := map[string]int{}, map[int]bool{}
+		for host, slot := range fresh.Status.NodeSlots {
+			if hosts[host] {
+				slots[host], taken[slot] = slot, true
+			}
+		}
+		if slots[node] == 0 {
+			slot := 1
+			for taken[slot] {
+				slot++
+			}
+			slots[node] = slot
+		}
+		fresh.Status.NodeSlots = slots
+		err = db.Commit(ctx, db.Machines().CreateOp(m), db.Workspaces().UpdateOp(fresh))
+		if errors.Is(err, store.ErrConflict) {
+			continue
+		}
+		if err == nil {
+			c.cfg.Log.Info("machine placed", "machine", m.Key(), "node", node)
+		}
+		return m, err
+	}
+}
+
+// mark marks a machine for removal; it is drained first.
+func (c *Controller) mark(ctx context.Context, m *resource.Machine) error {
+	_, err := c.cfg.Store.Machines().Modify(ctx, m.Key(), func(x *resource.Machine) error {
+		if x.UID != m.UID || x.Deleting() {
+			return store.ErrSkip
+		}
+		now := time.Now().UTC()
+		x.DeletedAt, x.Status.Phase = &now, resource.Deleting
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// followMachines compares machines with the cluster's nodes: readiness, pod
+// ranges, draining, removal.
+func (c *Controller) followMachines(ctx context.Context, w *resource.Workspace, r *run, machines []*resource.Machine, s *progress) (time.Duration, error) {
+	var again time.Duration
+	var waiting []string
+	ready := 0
+	for _, m := range machines {
+		if m.Deleting() {
+			after, err := c.retire(ctx, r, m)
+			if err != nil {
+				return 0, fmt.Errorf("remove machine %s: %w", m.Key(), err)
+			}
+			again = soonest(again, after)
+			continue
+		}
+		ok, why := r.node(ctx, m)
+		if err := c.writeMachine(ctx, m, ok, why); err != nil {
+			return 0, err
+		}
+		if ok && m.Status.Conditions.Is(resource.MachineRunning) {
+			ready++
+		} else {
+			if run := m.Status.Conditions.Get(resource.MachineRunning); run != nil && run.Message != "" {
+				why = run.Message
+			}
+			waiting = append(waiting, m.Name+": "+why)
+		}
+	}
+	s.machinesReady = ready
+	message := strings.Join(waiting, "; ")
+	if ready < w.Spec.Machines && message == "" {
+		message = fmt.Sprintf("%d of %d machines are ready", ready, w.Spec.Machines)
+	}
+	s.add(resource.WorkspaceMachinesReady, ready >= w.Spec.Machines && len(waiting) == 0, "Ready", "Waiting", message)
+	return again, nil
+}
+
+// node says whether the machine's Kubernetes node is ready, and gives it its
+// pod range, which the platform decides and not the cluster.
+func (r *run) node(ctx context.Context, m *resource.Machine) (bool, string) {
+	r.mu.Lock()
+	lister, client, serving := r.nodes, r.client, r.serving
+	r.mu.Unlock()
+	if !serving || lister == nil {
+		return false, "waiting for the plane"
+	}
+	n, err := lister.Get(m.Name)
+	if apierrors.IsNotFound(err) {
+		return false, "its kubelet has not registered yet"
+	} else if err != nil {
+		return false, err.Error()
+	}
+	if n.Spec.PodCIDR == "" {
+		patch := fmt.Sprintf(`{"spec":{"podCIDR":%q,"podCIDRs":[%q]}}`, m.Spec.PodCIDR, m.Spec.PodCIDR)
+		if _, err := client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+			return false, err.Error()
+		}
+	}
+	if !nodeReady(n) {
+		for _, cond := range n.Status.Conditions {
+			if cond.Type == corev1.NodeReady && cond.Message != "" {
+				return false, cond.Message
+			}
+		}
+		return false, "its node is not ready"
+	}
+	return true, ""
+}
+
+func (c *Controller) writeMachine(ctx context.Context, seen *resource.Machine, ready bool, why string) error {
+	cond := resource.Condition{Type: resource.MachineNodeReady, Status: resource.False, Reason: "NotReady", Message: why}
+	if ready {
+		cond = resource.Condition{Type: resource.MachineNodeReady, Status: resource.True, Reason: "Ready"}
+	}
+	phase := func(m *resource.Machine) resource.Phase {
+		switch {
+		case ready && m.Status.Conditions.Is(resource.MachineRunning):
+			return resource.Ready
+		case m.Status.Phase == resource.Ready || m.Status.Phase == resource.Degraded:
+			return resource.Degraded
+		}
+		return resource.Creating
+	}
+	if old := seen.Status.Conditions.Get(cond.Type); old != nil && old.Status == cond.Status && old.Message == cond.Message && seen.Status.Phase == phase(seen) {
+		return nil
+	}
+	_, err := c.cfg.Store.Machines().Modify(ctx, seen.Key(), func(m *resource.Machine) error {
+		if m.UID != seen.UID || m.Deleting() {
+			return store.ErrSkip
+		}
+		changed := m.Status.Conditions.Set(cond)
+		if p := phase(m); m.Status.Phase != p {
+			m.Status.Phase, changed = p, true
+		}
+		if !changed {
+			return store.ErrSkip
+		}
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// retire takes a machine through its end: no new pods, pods away, agent takes
+// it down, node and resource deleted.
+func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (time.Duration, error) {
+	switch {
+	case m.Status.Conditions.Is(resource.MachineRemoved):
+		if client := r.api(); client != nil {
+			if err := client.CoreV1().Nodes().Delete(ctx, m.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+				return 0, err
+			}
+		} else {
+			return time.Second, nil // the plane comes back; the node must not outlive its machine
+		}
+		if err := c.cfg.Store.Machines().Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return 0, err
+		}
+		c.cfg.Log.Info("machine removed", "machine", m.Key(), "node", m.Spec.Node)
+		c.freed()
+		return 0, nil
+	case m.Status.Conditions.Is(resource.MachineDrained):
+		return 0, nil // the agent reports
+	}
+	left, err := c.drain(ctx, r, m)
+	if err != nil {
+		return 0, err
+	}
+	if left != "" && time.Since(*m.DeletedAt) < drainTime {
+		return time.Second, c.condition(ctx, m, resource.Condition{Type: resource.MachineDrained, Status: resource.False, Reason: "Draining", Message: left})
+	}
+	return 0, c.condition(ctx, m, resource.Condition{Type: resource.MachineDrained, Status: resource.True, Reason: "Drained", Message: left})
+}
+
+func (c *Controller) condition(ctx context.Context, seen *resource.Machine, cond resource.Condition) error {
+	_, err := c.cfg.Store.Machines().Modify(ctx, seen.Key(), func(m *resource.Machine) error {
+		if m.UID != seen.UID || !m.Status.Conditions.Set(cond) {
+			return store.ErrSkip
+		}
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+func (r *run) api() kubernetesClient {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.serving {
+		return nil
+	}
+	return r.client
+}
+
+// drain cordons the machine's node and evicts its pods, as kubectl drain does
+// without waiting. It returns what is left, in words, "" for nothing.
+func (c *Controller) drain(ctx context.Context, r *run, m *resource.Machine) (string, error) {
+	client := r.api()
+	if client == nil {
+		return "waiting for the plane", nil
+	}
+	_, err := client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType, []byte(`{"spec":{"unschedulable":true}}`), metav1.PatchOptions{})
+	if apierrors.IsNotFound(err) {
+		return "", nil
+	} else if err != nil {
+		return "", err
+	}
+	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", m.Name).String()})
+	if err != nil {
+		return "", err
+	}
+	left := 0
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		if owner := metav1.GetControllerOf(p); owner != nil && owner.Kind == "DaemonSet" {
+			continue
+		}
+		if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+			continue
+		}
+		left++
+		if p.DeletionTimestamp != nil {
+			continue
+		}
+		err := client.PolicyV1().Evictions(p.Namespace).Evict(ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace}})
+		// A disruption budget says "not now" with TooManyRequests.
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsTooManyRequests(err) {
+			return "", err
+		}
+	}
+	if left == 0 {
+		return "", nil
+	}
+	return fmt.Sprintf("%d pods are leaving", left), nil
+}

@@ -1,0 +1,268 @@
+package workspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+)
+
+// ErrNotReady is returned for a workspace whose plane is not serving.
+var ErrNotReady = errors.New("the workspace is not ready yet")
+
+// run is one plane while it runs on this server, with what watches it.
+type run struct {
+	id, key string
+	apiHost string
+	cancel  context.CancelFunc
+	done    chan struct{}
+
+	mu       sync.Mutex
+	plane    Plane
+	client   kubernetes.Interface
+	nodes    corelisters.NodeLister
+	serving  bool
+	problem  string
+	level    string // of Pod Security, as last set
+	manifest [32]byte
+	dnsReady bool
+}
+
+// state says whether the plane serves, and if not, why.
+func (r *run) state() (bool, string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.problem != "" {
+		return false, r.problem
+	}
+	if !r.serving {
+		return false, "the plane is starting"
+	}
+	return true, ""
+}
+
+func (r *run) setPodSecurity(level string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.level == level {
+		return nil
+	}
+	if err := r.plane.SetPodSecurity(level); err != nil {
+		return fmt.Errorf("pod security level %s: %w", level, err)
+	}
+	r.level = level
+	return nil
+}
+
+// plane returns the run of a workspace's plane, starting it if there is none.
+func (c *Controller) plane(w *resource.Workspace, keys *resource.WorkspaceKeys) *run {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r := c.runs[w.Status.ID]; r != nil {
+		return r
+	}
+	ctx, cancel := context.WithCancel(c.runScope)
+	r := &run{id: w.Status.ID, key: w.Key(), apiHost: w.Status.APIHost, cancel: cancel, done: make(chan struct{})}
+	c.runs[r.id] = r
+	c.wg.Go(func() {
+		defer close(r.done)
+		defer cancel()
+		for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+			err := c.runPlane(ctx, r, w, keys)
+			if ctx.Err() != nil {
+				return
+			}
+			r.mu.Lock()
+			r.serving, r.problem = false, fmt.Sprintf("the plane does not run: %v", err)
+			r.mu.Unlock()
+			c.cfg.Log.Error("plane ended; it is started again", "workspace", r.key, "error", err, "in", wait)
+			c.queue.Add(r.key)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(wait): // pacing, not waiting for an event
+			}
+		}
+	})
+	return r
+}
+
+// runPlane runs the plane once. At most cap(c.slots) are between their start
+// and their first readiness.
+func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace, keys *resource.WorkspaceKeys) error {
+	select {
+	case c.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil
+	}
+	release := sync.OnceFunc(func() { <-c.slots })
+	defer release()
+	// A plane that can't become ready must not hold up the others.
+	patience := time.AfterFunc(time.Minute, release)
+	defer patience.Stop()
+
+	p, err := c.cfg.Planes.New(ctx, w, keys, c.cfg.Plan)
+	if err != nil {
+		return err
+	}
+	cfg := p.RESTConfig()
+	cfg.QPS, cfg.Burst = 50, 100
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.plane, r.client, r.level, r.problem = p, client, w.Spec.PodSecurity, ""
+	r.mu.Unlock()
+	began := time.Now()
+	watch := sync.OnceFunc(func() {
+		c.cfg.Log.Info("plane ready", "workspace", r.key, "id", r.id, "after", time.Since(began).Round(time.Millisecond))
+		c.watchNodes(ctx, r, client)
+	})
+	return p.Run(ctx, func() {
+		release()
+		r.mu.Lock()
+		r.serving = true
+		r.mu.Unlock()
+		watch()
+		c.queue.Add(r.key)
+	})
+}
+
+// watchNodes follows the cluster's nodes until ctx is done.
+func (c *Controller) watchNodes(ctx context.Context, r *run, client kubernetes.Interface) {
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(func(o any) (any, error) {
+		if m, err := metaOf(o); err == nil {
+			m.SetManagedFields(nil)
+		}
+		return o, nil
+	}))
+	inf := f.Core().V1().Nodes()
+	changed := func(any) { c.queue.Add(r.key) }
+	_, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: changed, DeleteFunc: changed,
+		UpdateFunc: func(a, b any) {
+			if old, cur := a.(*corev1.Node), b.(*corev1.Node); nodeReady(old) != nodeReady(cur) || old.Spec.PodCIDR != cur.Spec.PodCIDR {
+				changed(b)
+			}
+		}})
+	if err != nil {
+		c.cfg.Log.Error("watch nodes", "workspace", r.key, "error", err)
+		return
+	}
+	r.mu.Lock()
+	r.nodes = inf.Lister()
+	r.mu.Unlock()
+	f.Start(ctx.Done())
+	c.wg.Go(func() {
+		f.WaitForCacheSync(ctx.Done())
+		c.queue.Add(r.key)
+		<-ctx.Done()
+		f.Shutdown()
+	})
+}
+
+func metaOf(o any) (metav1.Object, error) {
+	if m, ok := o.(metav1.Object); ok {
+		return m, nil
+	}
+	return nil, errors.New("no metadata")
+}
+
+func nodeReady(n *corev1.Node) bool {
+	for _, cond := range n.Status.Conditions {
+		if cond.Type == corev1.NodeReady {
+			return cond.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// stop ends the plane with this id, if it runs, and waits until it has.
+func (c *Controller) stop(id string) {
+	c.mu.Lock()
+	r := c.runs[id]
+	delete(c.runs, id)
+	c.mu.Unlock()
+	if r != nil {
+		r.cancel()
+		<-r.done
+	}
+}
+
+// serving returns the run of a workspace whose plane serves here.
+func (c *Controller) serving(key string) (*run, error) {
+	w, ok := c.cfg.Workspaces.Get(key)
+	if !ok {
+		return nil, fmt.Errorf("workspace %s: %w", key, ErrNotReady)
+	}
+	c.mu.Lock()
+	r := c.runs[w.Status.ID]
+	c.mu.Unlock()
+	if r == nil {
+		return nil, fmt.Errorf("workspace %s: %w", key, ErrNotReady)
+	}
+	if ok, why := r.state(); !ok {
+		return nil, fmt.Errorf("workspace %s: %w: %s", key, ErrNotReady, why)
+	}
+	return r, nil
+}
+
+// Client returns a client with every right in the workspace's cluster. It wraps
+// ErrNotReady while the plane does not serve.
+func (c *Controller) Client(_ context.Context, key string) (kubernetes.Interface, error) {
+	r, err := c.serving(key)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.client, nil
+}
+
+// Dialer returns what connects to pods and machines from inside the network of
+// the workspace.
+func (c *Controller) Dialer(key string) (func(ctx context.Context, network, address string) (net.Conn, error), error) {
+	w, ok := c.cfg.Workspaces.Get(key)
+	if !ok || w.Status.ID == "" {
+		return nil, fmt.Errorf("workspace %s: %w", key, ErrNotReady)
+	}
+	id := w.Status.ID
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		return c.cfg.Networks.Dial(ctx, id, network, address)
+	}, nil
+}
+
+// PlanePort is where every plane listens in its network.
+const PlanePort = 6443
+
+// DialPlane connects to the plane that the TLS server name belongs to.
+func (c *Controller) DialPlane(ctx context.Context, serverName string) (net.Conn, error) {
+	id, _, _ := strings.Cut(serverName, ".")
+	c.mu.Lock()
+	r := c.runs[id]
+	c.mu.Unlock()
+	if r == nil || !strings.EqualFold(r.apiHost, serverName) {
+		return nil, fmt.Errorf("server name %q: no workspace has this API address", serverName)
+	}
+	return c.cfg.Networks.Dial(ctx, id, "tcp", netip.AddrPortFrom(c.cfg.Plan.Plane, PlanePort).String())
+}
+
+// Access returns what a kubeconfig for the workspace needs.
+func (c *Controller) Access(w *resource.Workspace, caPEM []byte) resource.KubeAccess {
+	return resource.KubeAccess{Server: "https://" + c.cfg.KubeAPI, ServerName: w.Status.APIHost, CA: string(caPEM),
+		Context: strings.Join([]string{w.Account, w.Organization, w.Name}, "-")}
+}
