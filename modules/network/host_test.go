@@ -1,0 +1,360 @@
+package network
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// A test host is this test binary started again in a network and a mount
+// namespace of its own. It does what it is told in JSON lines on its standard
+// input and answers on its standard output.
+
+// patience is how long a host waits for an answer that must not come. Those
+// that must come take a thousandth of it.
+const patience = 400 * time.Millisecond
+
+const hostEnv = "MULTIPAAS_NETWORK_TEST_HOST"
+
+type order struct {
+	Do        string // name of a method below
+	ID        string // network
+	NS        string // namespace, "" = the host's
+	Network   resource.AgentNetwork
+	Machine   MachinePort
+	From, To  string
+	Frame     []byte
+	Link      string
+	Arguments []string
+
+	listening func() error
+}
+
+type answer struct {
+	Out   string
+	Error string
+}
+
+func TestMain(m *testing.M) {
+	if address := os.Getenv(hostEnv); address != "" {
+		if err := serveHost(address); err != nil {
+			fmt.Fprintln(os.Stderr, "test host:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func serveHost(address string) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(netns.Root, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", netns.Root, "tmpfs", 0, ""); err != nil {
+		return err
+	}
+	// The other end puts eth0 here before it speaks.
+	in, out := json.NewDecoder(bufio.NewReader(os.Stdin)), json.NewEncoder(os.Stdout)
+	n := New(Config{Underlay: netip.MustParseAddr(address)})
+	for {
+		var o order
+		if err := in.Decode(&o); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if o.Do == "restart" { // as a new agent on the same host
+			n = New(n.cfg)
+		}
+		if o.Do == "receiveUDP" {
+			o.listening = func() error { return out.Encode(answer{Out: "listening"}) }
+		}
+		text, err := obey(n, o)
+		a := answer{Out: text}
+		if err != nil {
+			a.Error = err.Error()
+		}
+		if err := out.Encode(a); err != nil {
+			return err
+		}
+	}
+}
+
+func obey(n *Network, o order) (string, error) {
+	ctx := context.Background()
+	switch o.Do {
+	case "restart":
+		return "", nil
+	case "attach":
+		return "", n.Attach(ctx, o.Network)
+	case "detach":
+		return "", n.Detach(ctx, o.ID)
+	case "attached":
+		ids, err := n.Attached()
+		return strings.Join(ids, " "), err
+	case "attachMachine":
+		return n.AttachMachine(ctx, o.ID, o.Machine)
+	case "detachMachine":
+		return "", n.DetachMachine(ctx, o.Machine.UID)
+	}
+	ns, err := netns.OpenPID(os.Getpid())
+	if o.NS != "" {
+		ns, err = netns.Open(o.NS)
+	}
+	if err != nil {
+		return "", err
+	}
+	defer ns.Close()
+	switch o.Do {
+	case "run":
+		var out []byte
+		err := ns.Do(func() (err error) {
+			out, err = exec.Command(o.Arguments[0], o.Arguments[1:]...).CombinedOutput()
+			return err
+		})
+		return string(out), err
+	case "address":
+		h, err := ns.Netlink()
+		if err != nil {
+			return "", err
+		}
+		defer h.Close()
+		l, err := h.LinkByName(o.Link)
+		if err != nil {
+			return "", err
+		}
+		a, err := netlink.ParseAddr(o.To)
+		if err != nil {
+			return "", err
+		}
+		return "", errors.Join(h.AddrAdd(l, a), h.LinkSetUp(l))
+	case "ping":
+		return "", ping(ns, o.From, o.To)
+	case "reach": // a bridge port takes a moment to forward once its link is up
+		for try := 0; ; try++ {
+			if err := ping(ns, o.From, o.To); err == nil || try == 4 {
+				return "", err
+			}
+		}
+	case "listenTCP":
+		ln, err := ns.Listen("tcp", o.To)
+		if err != nil {
+			return "", err
+		}
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				io.WriteString(c, "hello from "+o.To)
+				c.Close()
+			}
+		}()
+		return "", nil
+	case "dialTCP":
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		c, err := ns.DialContext(ctx, "tcp", o.To)
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		b, err := io.ReadAll(c)
+		return string(b), err
+	case "receiveUDP":
+		return receive(ns, o)
+	case "send":
+		return "", sendFrame(ns, o.Link, o.Frame)
+	}
+	return "", fmt.Errorf("unknown order %q", o.Do)
+}
+
+func ping(ns *netns.NS, from, to string) error {
+	if from == "" {
+		from = "0.0.0.0"
+	}
+	var c *icmp.PacketConn
+	err := ns.Do(func() (err error) { c, err = icmp.ListenPacket("ip4:icmp", from); return })
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: os.Getpid() & 0xffff, Seq: 1, Data: []byte("multipaas")}}
+	b, err := m.Marshal(nil)
+	if err != nil {
+		return err
+	}
+	if _, err := c.WriteTo(b, &net.IPAddr{IP: net.ParseIP(to)}); err != nil {
+		return err
+	}
+	c.SetReadDeadline(time.Now().Add(patience))
+	buf := make([]byte, 1500)
+	for {
+		k, peer, err := c.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		r, err := icmp.ParseMessage(1, buf[:k])
+		if err == nil && r.Type == ipv4.ICMPTypeEchoReply && peer.String() == to {
+			return nil
+		}
+	}
+}
+
+// receive says that it listens, and then what comes first.
+func receive(ns *netns.NS, o order) (string, error) {
+	pc, err := ns.ListenPacket("udp4", o.To)
+	if err != nil {
+		return "", err
+	}
+	defer pc.Close()
+	if err := o.listening(); err != nil {
+		return "", err
+	}
+	pc.SetReadDeadline(time.Now().Add(2 * time.Second))
+	buf := make([]byte, 1500)
+	k, _, err := pc.ReadFrom(buf)
+	return string(buf[:k]), err
+}
+
+func sendFrame(ns *netns.NS, link string, frame []byte) error {
+	return ns.Do(func() error {
+		l, err := net.InterfaceByName(link)
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: l.Index})
+	})
+}
+
+// testHost is the other end of a test host.
+type testHost struct {
+	t       *testing.T
+	address netip.Addr
+	cmd     *exec.Cmd
+	in      *json.Encoder
+	out     *json.Decoder
+}
+
+// newHosts starts hosts 10.99.0.1, 10.99.0.2... on one switch.
+func newHosts(t *testing.T, count int) []*testHost {
+	t.Helper()
+	name := fmt.Sprintf("mptest-network-%d", os.Getpid())
+	sw, err := netns.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { sw.Close(); netns.Remove(name) })
+	h, err := sw.Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(h.Close)
+	br := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
+	br.Name = "sw0"
+	if err := errors.Join(h.LinkAdd(br), h.LinkSetUp(br)); err != nil {
+		t.Fatal(err)
+	}
+	var hosts []*testHost
+	for i := range count {
+		x := &testHost{t: t, address: netip.AddrFrom4([4]byte{10, 99, 0, byte(i + 1)})}
+		x.cmd = exec.Command("/proc/self/exe")
+		x.cmd.Env = append(os.Environ(), hostEnv+"="+x.address.String())
+		x.cmd.Stderr = os.Stderr
+		x.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+		in, err := x.cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := x.cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		x.in, x.out = json.NewEncoder(in), json.NewDecoder(out)
+		if err := x.cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { in.Close(); x.cmd.Wait() })
+		v := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: "eth0", PeerNamespace: netlink.NsPid(x.cmd.Process.Pid)}
+		v.Name = fmt.Sprintf("v%d", i+1)
+		v.MasterIndex = br.Index
+		if err := errors.Join(h.LinkAdd(v), h.LinkSetUp(v)); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := h.LinkByName(v.Name); err != nil || h.LinkSetMaster(l, br) != nil {
+			t.Fatal("put host onto the switch", err)
+		}
+		x.must(order{Do: "address", Link: "eth0", To: x.address.String() + "/24"})
+		hosts = append(hosts, x)
+	}
+	return hosts
+}
+
+func (x *testHost) do(o order) (string, error) {
+	x.t.Helper()
+	if err := x.in.Encode(o); err != nil {
+		x.t.Fatalf("host %v: %v", x.address, err)
+	}
+	var a answer
+	if err := x.out.Decode(&a); err != nil {
+		x.t.Fatalf("host %v: %v", x.address, err)
+	}
+	if a.Error != "" {
+		return a.Out, errors.New(a.Error)
+	}
+	return a.Out, nil
+}
+
+func (x *testHost) must(o order) string {
+	x.t.Helper()
+	out, err := x.do(o)
+	if err != nil {
+		x.t.Fatalf("host %v: %s %s%s: %v\n%s", x.address, o.Do, o.To, o.Machine.UID, err, out)
+	}
+	return out
+}
+
+// dump shows everything of the host's and the named namespaces that Attach may
+// set, with handles and indexes: what is replaced shows.
+func (x *testHost) dump(namespaces ...string) string {
+	x.t.Helper()
+	var b strings.Builder
+	for _, ns := range append([]string{""}, namespaces...) {
+		for _, command := range []string{"ip -d -o link", "ip -o addr", "ip route show table all", "ip neigh show nud permanent", "bridge fdb", "nft -a list ruleset"} {
+			fmt.Fprintf(&b, "## %s: %s\n%s\n", ns, command, x.must(order{Do: "run", NS: ns, Arguments: strings.Fields(command)}))
+		}
+	}
+	return timers.ReplaceAllString(b.String(), "")
+}
+
+// timers are what changes by itself.
+var timers = regexp.MustCompile(`timer +[0-9.]+`)

@@ -1,0 +1,403 @@
+package network
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// site is a workspace with machines on hosts, the plane on the first one.
+type site struct {
+	id      string
+	vni     uint32
+	plan    resource.AddressPlan
+	hosts   []*testHost
+	members []resource.NetworkMember
+}
+
+func newSite(vni uint32, hosts []*testHost) *site {
+	s := &site{id: fmt.Sprintf("%06x", vni), vni: vni, plan: resource.DefaultPlan(), hosts: hosts}
+	for i, h := range hosts {
+		a, name := s.plan.Plane, resource.PlaneMember
+		if i > 0 {
+			a, name = s.plan.Gateway(i), fmt.Sprintf("host-%d", i)
+		}
+		s.members = append(s.members, resource.NetworkMember{Name: name, Address: a, MAC: resource.MAC(a), Host: h.address})
+	}
+	return s
+}
+
+// machine adds machine index on host, and returns its port.
+func (s *site) machine(index, host int) MachinePort {
+	a, pods := s.plan.Machine(index)
+	m := resource.NetworkMember{Name: fmt.Sprintf("m%d", index), Address: a, MAC: resource.MAC(a), PodCIDR: pods, Host: s.hosts[host].address}
+	s.members = append(s.members, m)
+	return s.port(index)
+}
+
+func (s *site) port(index int) MachinePort {
+	a, pods := s.plan.Machine(index)
+	return MachinePort{UID: fmt.Sprintf("%s-machine-%d", s.id, index), Address: a, MAC: resource.MAC(a), PodCIDR: pods}
+}
+
+func (s *site) network(host int) resource.AgentNetwork {
+	own := s.members[host]
+	n := resource.AgentNetwork{ID: s.id, Workspace: "acme/web/" + s.id, VNI: s.vni, Plan: s.plan,
+		Gateway: netip.PrefixFrom(own.Address, s.plan.Nodes.Bits()), MAC: own.MAC}
+	for i, m := range s.members {
+		if i != host {
+			n.Members = append(n.Members, m)
+		}
+	}
+	return n
+}
+
+func (s *site) attach(t *testing.T) {
+	t.Helper()
+	for i, h := range s.hosts {
+		h.must(order{Do: "attach", Network: s.network(i)})
+	}
+}
+
+func (s *site) attachMachine(host int, p MachinePort) string {
+	s.hosts[host].t.Helper()
+	s.hosts[host].must(order{Do: "attachMachine", ID: s.id, Machine: p})
+	return p.namespace()
+}
+
+// TestWorkspace is the whole of a workspace's network on three hosts: the
+// server and two nodes, beside a second workspace with the same addresses.
+func TestWorkspace(t *testing.T) {
+	hosts := newHosts(t, 3)
+	server, node1, node2 := hosts[0], hosts[1], hosts[2]
+	one, two := newSite(0x2a, hosts), newSite(0x802a, hosts) // uplink addresses would collide
+	m1, m2, m3 := one.machine(1, 1), one.machine(2, 2), one.machine(3, 1)
+	o1 := two.machine(1, 1)
+	one.attach(t)
+	two.attach(t)
+	ns1, ns2, ns3 := one.attachMachine(1, m1), one.attachMachine(2, m2), one.attachMachine(1, m3)
+	other := two.attachMachine(1, o1)
+	one.attach(t)
+
+	// Pods are addresses behind the machine, as the CNI plugin has them.
+	node1.must(order{Do: "address", NS: ns1, Link: "lo", To: "10.42.1.5/32"})
+	node2.must(order{Do: "address", NS: ns2, Link: "lo", To: "10.42.2.5/32"})
+
+	t.Run("members reach each other", func(t *testing.T) {
+		for _, c := range []struct{ from, to string }{
+			{"", "172.30.0.12"},              // machine to machine on another host
+			{"", "172.30.0.13"},              // and on the same one
+			{"", "172.30.0.1"},               // the plane
+			{"", "172.30.8.1"},               // its own host's place in the network
+			{"", "172.30.8.2"},               // another one's
+			{"10.42.1.5", "10.42.2.5"},       // pod to pod
+			{"10.42.1.5", "172.30.0.1"},      // pod to plane
+			{"172.30.0.11", "169.254.20.10"}, // link-local endpoints
+		} {
+			node1.must(order{Do: "reach", NS: ns1, From: c.from, To: c.to})
+		}
+		server.must(order{Do: "reach", NS: "mp-" + one.id, To: "172.30.0.11"})
+		server.must(order{Do: "reach", NS: "mp-" + one.id, To: "10.42.2.5"})
+		node2.must(order{Do: "reach", NS: ns2, From: "10.42.2.5", To: "10.42.1.5"})
+		node1.must(order{Do: "reach", NS: ns3, To: "172.30.0.12"})
+	})
+
+	t.Run("plane takes its port only", func(t *testing.T) {
+		plane := "mp-" + one.id
+		for _, a := range []string{"172.30.0.1:6443", "172.30.0.1:6444", "127.0.0.1:6444"} {
+			server.must(order{Do: "listenTCP", NS: plane, To: a})
+		}
+		if got := node1.must(order{Do: "dialTCP", NS: ns1, To: "172.30.0.1:6443"}); got != "hello from 172.30.0.1:6443" {
+			t.Errorf("plane said %q", got)
+		}
+		if out, err := node1.do(order{Do: "dialTCP", NS: ns1, To: "172.30.0.1:6444"}); err == nil {
+			t.Errorf("a machine reached port 6444 of the plane's namespace: %s", out)
+		}
+		node1.must(order{Do: "listenTCP", NS: plane, To: "172.30.8.1:6443"})
+		if out, err := node1.do(order{Do: "dialTCP", NS: ns1, To: "172.30.8.1:6443"}); err == nil {
+			t.Errorf("a machine reached a listener in its host's place: %s", out)
+		}
+	})
+
+	t.Run("hosts are out of reach", func(t *testing.T) {
+		uplink := strings.Fields(node1.must(order{Do: "run", Arguments: []string{"sh", "-c", "ip -o -4 addr show mpu-" + one.id + " | awk '{print $4}' | cut -d/ -f1"}}))[0]
+		foreign := strings.Fields(node1.must(order{Do: "run", Arguments: []string{"sh", "-c", "ip -o -4 addr show mpu-" + two.id + " | awk '{print $4}' | cut -d/ -f1"}}))[0]
+		for _, h := range hosts {
+			h.must(order{Do: "listenTCP", To: "0.0.0.0:7443"})
+		}
+		if got := node1.must(order{Do: "dialTCP", To: server.address.String() + ":7443"}); got == "" {
+			t.Fatal("hosts don't reach each other")
+		}
+		for _, a := range []string{server.address.String(), node1.address.String(), node2.address.String(), uplink, foreign} {
+			for _, from := range []struct {
+				h  *testHost
+				ns string
+			}{{node1, ns1}, {server, "mp-" + one.id}} {
+				if out, err := from.h.do(order{Do: "dialTCP", NS: from.ns, To: a + ":7443"}); err == nil {
+					t.Errorf("%s reached %s:7443: %s", from.ns, a, out)
+				}
+				if _, err := from.h.do(order{Do: "ping", NS: from.ns, To: a}); err == nil {
+					t.Errorf("%s pinged %s", from.ns, a)
+				}
+			}
+		}
+	})
+
+	t.Run("workspaces are apart", func(t *testing.T) {
+		// The other workspace has no machine 2 and no pods there.
+		for _, a := range []string{"172.30.0.12", "172.30.0.13", "10.42.2.5", "10.42.1.5"} {
+			if _, err := node1.do(order{Do: "ping", NS: other, To: a}); err == nil {
+				t.Errorf("a machine of another workspace reached %s", a)
+			}
+		}
+		node1.must(order{Do: "reach", NS: other, To: "172.30.0.1"})
+	})
+
+	t.Run("what lies beyond is reached by NAT", func(t *testing.T) {
+		// A network beyond the switch: the server routes to it.
+		server.must(order{Do: "address", Link: "lo", To: "198.51.100.1/32"})
+		server.must(order{Do: "listenTCP", To: "198.51.100.1:80"})
+		node1.must(order{Do: "run", Arguments: strings.Fields("ip route add default via " + server.address.String())})
+		for _, ns := range []string{ns1, other} {
+			if got := node1.must(order{Do: "dialTCP", NS: ns, To: "198.51.100.1:80"}); !strings.HasPrefix(got, "hello") {
+				t.Errorf("%s: got %q", ns, got)
+			}
+		}
+		node1.must(order{Do: "reach", NS: ns1, From: "10.42.1.5", To: "198.51.100.1"})
+		// Nobody comes in by the same way.
+		node1.must(order{Do: "listenTCP", NS: ns1, To: "172.30.0.11:8080"})
+		node1.must(order{Do: "dialTCP", NS: ns3, To: "172.30.0.11:8080"})
+		server.must(order{Do: "run", Arguments: strings.Fields("ip route add 172.30.0.0/20 via " + node1.address.String())})
+		server.must(order{Do: "run", Arguments: strings.Fields("ip route add 100.64.0.0/16 via " + node1.address.String())})
+		node1.must(order{Do: "run", Arguments: strings.Fields("ip route add 172.30.0.0/20 dev mpu-" + one.id)})
+		if out, err := server.do(order{Do: "dialTCP", To: "172.30.0.11:8080"}); err == nil {
+			t.Errorf("a host came in by the uplink: %s", out)
+		}
+		node1.must(order{Do: "run", Arguments: strings.Fields("ip route del 172.30.0.0/20 dev mpu-" + one.id)})
+	})
+
+	t.Run("spoofed frames go nowhere", func(t *testing.T) {
+		a, b := m1, m2
+		good := udpFrame(a.MAC, b.MAC, a.Address, b.Address, "good")
+		pod := udpFrame(a.MAC, b.MAC, netip.MustParseAddr("10.42.1.77"), b.Address, "good")
+		plane := resource.DefaultPlan().Plane
+		for _, c := range []struct {
+			name  string
+			frame []byte
+		}{
+			{"another's address", udpFrame(a.MAC, b.MAC, m3.Address, b.Address, "bad")},
+			{"the plane's address", udpFrame(a.MAC, b.MAC, plane, b.Address, "bad")},
+			{"another machine's pod", udpFrame(a.MAC, b.MAC, netip.MustParseAddr("10.42.3.7"), b.Address, "bad")},
+			{"another's MAC", udpFrame(m3.MAC, b.MAC, a.Address, b.Address, "bad")},
+			{"the plane's MAC", udpFrame(resource.MAC(plane), b.MAC, a.Address, b.Address, "bad")},
+			{"a VLAN tag", tagged(udpFrame(a.MAC, b.MAC, m3.Address, b.Address, "bad"))},
+		} {
+			// The bad frame goes first on the same way, so if the good one is
+			// the first to arrive, the bad one was dropped.
+			for _, then := range [][]byte{good, pod} {
+				got := receiveOn(t, node1, node2, ns1, ns2, b.Address.String()+":9999", c.frame, then)
+				if got != "good" {
+					t.Errorf("%s: got %q", c.name, got)
+				}
+			}
+		}
+		// ARP for the gateway's address: the other machine's table is as it was.
+		for _, mac := range []string{a.MAC, m3.MAC} {
+			node1.must(order{Do: "send", NS: ns1, Link: machineLink, Frame: arpFrame(a.MAC, mac, plane)})
+		}
+		node1.must(order{Do: "reach", NS: ns3, To: plane.String()})
+		table := node1.must(order{Do: "run", NS: ns3, Arguments: strings.Fields("ip neigh show " + plane.String())})
+		if !strings.Contains(table, resource.MAC(plane)) {
+			t.Errorf("plane's neighbour entry: %s", table)
+		}
+	})
+
+	namespaces := []string{"mp-" + one.id, "mp-" + two.id, ns1, ns3, other}
+	t.Run("again changes nothing", func(t *testing.T) {
+		before := node1.dump(namespaces...)
+		node1.must(order{Do: "attach", Network: one.network(1)})
+		one.attachMachine(1, m1)
+		same(t, before, node1.dump(namespaces...))
+		// An agent that knows nothing finds all as it should be.
+		node1.must(order{Do: "restart"})
+		node1.must(order{Do: "attach", Network: one.network(1)})
+		node1.must(order{Do: "attach", Network: two.network(1)})
+		one.attachMachine(1, m3)
+		same(t, before, node1.dump(namespaces...))
+	})
+
+	t.Run("what was damaged is mended", func(t *testing.T) {
+		before := node1.must(order{Do: "run", NS: ns1, Arguments: strings.Fields("ip route")})
+		for _, c := range []struct{ ns, command string }{
+			{"", "ip link del mpu-" + one.id},
+			{"mp-" + one.id, "ip link del vxlan0"},
+			{"mp-" + one.id, "nft delete table bridge multipaas"},
+			{ns1, "ip route del 10.42.2.0/24"},
+			{ns1, "ip route add 10.42.9.0/24 via 172.30.0.12 proto 109"},
+			{ns3, "ip link del eth0"},
+		} {
+			node1.must(order{Do: "run", NS: c.ns, Arguments: strings.Fields(c.command)})
+		}
+		node1.must(order{Do: "attach", Network: one.network(1)})
+		one.attachMachine(1, m3)
+		if after := node1.must(order{Do: "run", NS: ns1, Arguments: strings.Fields("ip route")}); before != after {
+			t.Errorf("routes: got\n%s\nwant\n%s", after, before)
+		}
+		node1.must(order{Do: "reach", NS: ns1, From: "10.42.1.5", To: "10.42.2.5"})
+		node1.must(order{Do: "reach", NS: ns3, To: "172.30.0.12"})
+		node1.must(order{Do: "dialTCP", NS: ns1, To: "198.51.100.1:80"})
+	})
+
+	t.Run("a machine moves", func(t *testing.T) {
+		node1.must(order{Do: "detachMachine", Machine: m3})
+		for i := range one.members {
+			if one.members[i].Address == m3.Address {
+				one.members[i].Host = node2.address
+			}
+		}
+		one.attach(t)
+		moved := one.attachMachine(2, m3)
+		node1.must(order{Do: "reach", NS: ns1, To: m3.Address.String()})
+		node2.must(order{Do: "reach", NS: moved, To: m1.Address.String()})
+	})
+
+	t.Run("nothing is left", func(t *testing.T) {
+		node1.must(order{Do: "detachMachine", Machine: m1})
+		node1.must(order{Do: "detachMachine", Machine: m1})
+		node1.must(order{Do: "detach", ID: one.id})
+		node1.must(order{Do: "detach", ID: one.id})
+		node1.must(order{Do: "reach", NS: other, To: "172.30.0.1"})
+		// Half of it is gone, and the agent is a new one.
+		node1.must(order{Do: "restart"})
+		node1.must(order{Do: "run", Arguments: strings.Fields("ip link del mpu-" + two.id)})
+		if got := node1.must(order{Do: "attached"}); got != two.id {
+			t.Errorf("attached: got %q, want %q", got, two.id)
+		}
+		node1.must(order{Do: "detach", ID: two.id}) // with its machine
+		for command, want := range map[string]string{
+			"ls /run/netns":                     ".*",
+			"ip -o link":                        "lo eth0",
+			"nft list ruleset":                  "",
+			"cat /proc/sys/net/ipv4/ip_forward": "0",
+		} {
+			got := node1.must(order{Do: "run", Arguments: strings.Split(command, " ")})
+			switch want {
+			case ".*":
+				if strings.Contains(got, "mp") {
+					t.Errorf("%s: %s", command, got)
+				}
+			case "lo eth0":
+				if n := strings.Count(got, " mtu "); n != 2 {
+					t.Errorf("%s: %s", command, got)
+				}
+			default:
+				if strings.TrimSpace(got) != want {
+					t.Errorf("%s: %s", command, got)
+				}
+			}
+		}
+	})
+}
+
+// receiveOn listens on one host and sends frames, in order, from another.
+func receiveOn(t *testing.T, from, on *testHost, fromNS, onNS, address string, frames ...[]byte) string {
+	t.Helper()
+	if err := on.in.Encode(order{Do: "receiveUDP", NS: onNS, To: address}); err != nil {
+		t.Fatal(err)
+	}
+	var ready answer
+	if err := on.out.Decode(&ready); err != nil || ready.Out != "listening" {
+		t.Fatal(err, ready)
+	}
+	for _, f := range frames {
+		from.must(order{Do: "send", NS: fromNS, Link: machineLink, Frame: f})
+	}
+	var a answer
+	if err := on.out.Decode(&a); err != nil || a.Error != "" {
+		t.Fatal(err, a.Error)
+	}
+	return a.Out
+}
+
+func same(t *testing.T, before, after string) {
+	t.Helper()
+	if before == after {
+		return
+	}
+	b, a := strings.Split(before, "\n"), strings.Split(after, "\n")
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			t.Errorf("changed:\n- %s\n+ %s", b[i], a[i])
+		}
+	}
+	if len(a) != len(b) {
+		t.Errorf("%d lines before, %d after", len(b), len(a))
+	}
+}
+
+func udpFrame(srcMAC, dstMAC string, src, dst netip.Addr, payload string) []byte {
+	s, _ := net.ParseMAC(srcMAC)
+	d, _ := net.ParseMAC(dstMAC)
+	b := append(append([]byte{}, d...), s...)
+	b = append(b, 8, 0)
+	ip := make([]byte, 28)
+	ip[0], ip[8], ip[9] = 0x45, 64, 17
+	binary.BigEndian.PutUint16(ip[2:], uint16(28+len(payload)))
+	copy(ip[12:], src.AsSlice())
+	copy(ip[16:], dst.AsSlice())
+	var sum uint32
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum&0xffff + sum>>16
+	}
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum))
+	binary.BigEndian.PutUint16(ip[20:], 5555)
+	binary.BigEndian.PutUint16(ip[22:], 9999)
+	binary.BigEndian.PutUint16(ip[24:], uint16(8+len(payload)))
+	return append(append(b, ip...), payload...)
+}
+
+func tagged(frame []byte) []byte {
+	b := append([]byte{}, frame[:12]...)
+	return append(append(b, 0x81, 0, 0, 0), frame[12:]...)
+}
+
+// arpFrame says, unasked and to all, that address is at mac.
+func arpFrame(from, mac string, address netip.Addr) []byte {
+	s, _ := net.ParseMAC(from)
+	m, _ := net.ParseMAC(mac)
+	b := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, s...)
+	b = append(b, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2)
+	b = append(append(b, m...), address.AsSlice()...)
+	return append(append(b, m...), address.AsSlice()...)
+}
+
+func TestCheck(t *testing.T) {
+	n := New(Config{})
+	good := newSite(0x2a, []*testHost{{address: netip.MustParseAddr("10.99.0.1")}}).network(0)
+	if err := check(good); err != nil {
+		t.Fatal(err)
+	}
+	for name, break1 := range map[string]func(*resource.AgentNetwork){
+		"id":      func(a *resource.AgentNetwork) { a.ID = "../../x" },
+		"vni":     func(a *resource.AgentNetwork) { a.VNI++ },
+		"gateway": func(a *resource.AgentNetwork) { a.Gateway = netip.MustParsePrefix("10.0.0.1/8") },
+		"mac":     func(a *resource.AgentNetwork) { a.MAC = "x" },
+		"member": func(a *resource.AgentNetwork) {
+			a.Members = []resource.NetworkMember{{Address: netip.MustParseAddr("10.0.0.1"), MAC: a.MAC, Host: netip.MustParseAddr("10.99.0.1")}}
+		},
+	} {
+		bad := good
+		break1(&bad)
+		if err := n.Attach(t.Context(), bad); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+}

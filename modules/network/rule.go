@@ -1,0 +1,229 @@
+package network
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// tableName is the one table we own, in each family that we need.
+const tableName = "multipaas"
+
+// versionPrefix begins the name of an empty chain that says which rules the
+// table holds, so that rules that are right are not replaced: that would reset
+// their counters and limits, and race with packets for nothing.
+const versionPrefix = "version-"
+
+// rule is one nftables rule: all matches hold, then the last one decides.
+type rule []expr.Any
+
+// chain is an nftables chain; without a hook it is only jumped to.
+type chain struct {
+	name     string
+	kind     nftables.ChainType
+	hook     *nftables.ChainHook
+	priority *nftables.ChainPriority
+	policy   nftables.ChainPolicy
+	rules    []rule
+}
+
+// ruleset is the whole of one table.
+type ruleset struct {
+	family nftables.TableFamily
+	chains []chain
+}
+
+func (rs ruleset) version() (string, error) {
+	type plain struct {
+		Name   string
+		Policy nftables.ChainPolicy
+		Rules  []string
+	}
+	var chains []plain
+	for _, c := range rs.chains {
+		p := plain{Name: c.name, Policy: c.policy}
+		for _, r := range c.rules {
+			for _, e := range r {
+				// The type's name counts: two expressions may look alike.
+				b, err := json.Marshal(e)
+				if err != nil {
+					return "", err
+				}
+				p.Rules = append(p.Rules, fmt.Sprintf("%T%s", e, b))
+			}
+		}
+		chains = append(chains, p)
+	}
+	b, err := json.Marshal(chains)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(b)
+	return versionPrefix + hex.EncodeToString(sum[:8]), nil
+}
+
+// apply makes the tables of the namespace that the calling thread is in hold
+// the rule sets, each all at once or not at all.
+func apply(sets ...ruleset) (err error) {
+	c, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	defer func() { err = errors.Join(err, c.CloseLasting()) }()
+	changed := false
+	for _, rs := range sets {
+		version, err := rs.version()
+		if err != nil {
+			return err
+		}
+		have, err := chainNames(c, rs.family)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(have, version) {
+			continue
+		}
+		changed = true
+		t := &nftables.Table{Name: tableName, Family: rs.family}
+		c.AddTable(t) // so that it can be deleted
+		c.DelTable(t)
+		c.AddTable(t)
+		c.AddChain(&nftables.Chain{Name: version, Table: t})
+		for i := range rs.chains {
+			ch := &nftables.Chain{Name: rs.chains[i].name, Table: t}
+			if rs.chains[i].hook != nil {
+				ch.Type, ch.Hooknum, ch.Priority, ch.Policy = rs.chains[i].kind, rs.chains[i].hook, rs.chains[i].priority, &rs.chains[i].policy
+			}
+			c.AddChain(ch)
+		}
+		for _, ch := range rs.chains {
+			for _, r := range ch.rules {
+				c.AddRule(&nftables.Rule{Table: t, Chain: &nftables.Chain{Name: ch.name, Table: t}, Exprs: r})
+			}
+		}
+	}
+	if !changed {
+		return nil
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("set firewall rules: %w", err)
+	}
+	return nil
+}
+
+// chainNames lists the chains of our table.
+func chainNames(c *nftables.Conn, family nftables.TableFamily) ([]string, error) {
+	chains, err := c.ListChainsOfTableFamily(family)
+	if err != nil {
+		return nil, fmt.Errorf("list firewall rules: %w", err)
+	}
+	var names []string
+	for _, ch := range chains {
+		if ch.Table.Name == tableName {
+			names = append(names, ch.Name)
+		}
+	}
+	return names, nil
+}
+
+// match joins matches and a verdict into a rule.
+func match(parts ...[]expr.Any) rule { return slices.Concat(parts...) }
+
+func compare(op expr.CmpOp, data []byte) expr.Any {
+	return &expr.Cmp{Op: op, Register: 1, Data: data}
+}
+
+func interfaceIs(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
+	// A name that ends in * is compared as far as it goes; any other with the
+	// zeros behind it.
+	data := []byte(strings.TrimSuffix(name, "*"))
+	if !strings.HasSuffix(name, "*") {
+		data = append(data, make([]byte, unix.IFNAMSIZ-len(data))...)
+	}
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, compare(op, data)}
+}
+
+func from(name string) []expr.Any    { return interfaceIs(expr.MetaKeyIIFNAME, expr.CmpOpEq, name) }
+func notFrom(name string) []expr.Any { return interfaceIs(expr.MetaKeyIIFNAME, expr.CmpOpNeq, name) }
+func to(name string) []expr.Any      { return interfaceIs(expr.MetaKeyOIFNAME, expr.CmpOpEq, name) }
+func notTo(name string) []expr.Any   { return interfaceIs(expr.MetaKeyOIFNAME, expr.CmpOpNeq, name) }
+
+func established() []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Xor: make([]byte, 4),
+			Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)},
+		compare(expr.CmpOpNeq, make([]byte, 4)),
+	}
+}
+
+func network(offset uint32, p netip.Prefix) []expr.Any {
+	mask := net.CIDRMask(p.Bits(), 32)
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		compare(expr.CmpOpEq, p.Masked().Addr().AsSlice()),
+	}
+}
+
+func source(p netip.Prefix) []expr.Any      { return network(12, p) } // IPv4 header
+func destination(p netip.Prefix) []expr.Any { return network(16, p) }
+
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func protocol(number byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, compare(expr.CmpOpEq, []byte{number})}
+}
+
+func tcpPort(port uint16) []expr.Any {
+	return append(protocol(unix.IPPROTO_TCP),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)))
+}
+
+func echoRequest() []expr.Any {
+	return append(protocol(unix.IPPROTO_ICMP),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		compare(expr.CmpOpEq, []byte{8}))
+}
+
+// frame matches bytes of a frame: of the Ethernet header, or of what it carries.
+func frame(base expr.PayloadBase, op expr.CmpOp, offset uint32, data []byte) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))},
+		compare(op, data),
+	}
+}
+
+func etherType(t uint16) []expr.Any {
+	return frame(expr.PayloadBaseLLHeader, expr.CmpOpEq, 12, binaryutil.BigEndian.PutUint16(t))
+}
+
+func perSecond(packets uint64) []expr.Any {
+	return []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: packets, Unit: expr.LimitTimeSecond, Burst: uint32(packets)}}
+}
+
+// moreConnections matches once more than max connections have passed this rule
+// and are still tracked.
+func moreConnections(max uint32) []expr.Any {
+	return []expr.Any{&expr.Connlimit{Count: max, Flags: 1}} // 1: over, not up to
+}
+
+func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
+func accept() []expr.Any                       { return verdict(expr.VerdictAccept) }
+func drop() []expr.Any                         { return verdict(expr.VerdictDrop) }
+func masquerade() []expr.Any                   { return []expr.Any{&expr.Masq{}} }
+func jump(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
