@@ -1,0 +1,212 @@
+package appliance
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+)
+
+var testMachine = Machine{Hostname: "Server1.example", Addresses: []LinkAddr{
+	{"eth0", netip.MustParseAddr("192.0.2.10")},
+	{"eth0", netip.MustParseAddr("fe80::1")},
+	{"mpu-00002a", netip.MustParseAddr("10.99.0.1")},
+}}
+
+func load(t *testing.T, text string, env []string, flags map[string]string) (File, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Load(file, false, env, flags)
+}
+
+func TestEmptyConfigIsValid(t *testing.T) {
+	f, err := load(t, "", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := f.Complete(testMachine)
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	if got, want := c.Name, "server1"; got != want {
+		t.Errorf("name: got %q, want %q", got, want)
+	}
+	if got, want := c.Address.String(), "192.0.2.10"; got != want {
+		t.Errorf("address: got %s, want %s", got, want)
+	}
+	if got, want := c.Plan.Plane.String()+" "+c.Plan.DNS.String(), "172.30.0.1 10.43.0.10"; got != want {
+		t.Errorf("plan: got %s, want %s", got, want)
+	}
+}
+
+func TestOrderOfSources(t *testing.T) {
+	text := "domain: file.example\nname: file\nlog:\n  level: warn\nlisten: {api: \":1\"}\n"
+	f, err := load(t, text,
+		[]string{"MULTIPAAS_NAME=env", "MULTIPAAS_LOG_LEVEL=error", "MULTIPAAS_SERVER_NAMES=a, b", "MULTIPAAS_JOIN_TOKEN=x"},
+		map[string]string{"log.level": "debug"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ what, got, want string }{
+		{"default", f.DataDir, "/var/lib/multipaas"},
+		{"file over default", f.Domain, "file.example"},
+		{"file leaves its neighbours", f.Listen.HTTPS, ":443"},
+		{"env over file", f.Name, "env"},
+		{"env list", strings.Join(f.ServerNames, "+"), "a+b"},
+		{"flag over env", f.Log.Level, "debug"},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: got %q, want %q", c.what, c.got, c.want)
+		}
+	}
+	if _, err := load(t, "", nil, map[string]string{"nope": "x"}); err == nil || !strings.Contains(err.Error(), "log.level") {
+		t.Errorf("unknown flag: got %v, want an error that names the settings", err)
+	}
+}
+
+func TestFileMistakes(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"data_dirr: /x\n", `config.yaml: line 1: "data_dirr": unknown field; have data_dir,`},
+		{"\nlog: {levle: x}\n", `line 2: "levle": unknown field; have level, format`},
+		{"log: debug\n", "line 1: `debug` is a text; write fields (level, format)"},
+		{"server_names: x\n", "line 1: `x` is a text; write a list"},
+		{"name: [a]\n", "line 1: is a list; write a text"},
+		{"name: a\nname: b\n", `mapping key "name" already defined at line 1`},
+		{"name: a\n---\nname: b\n", "more than one YAML document"},
+		{"name: [\n", "config.yaml: line 1:"},
+	} {
+		_, err := load(t, c.text, nil, nil)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q:\n got %v\nwant %s", c.text, err, c.want)
+		}
+	}
+	_, err := load(t, "one: 1\nname: ok\ntwo: 2\n", nil, nil)
+	if err == nil || !strings.Contains(err.Error(), `"one"`) || !strings.Contains(err.Error(), `"two"`) {
+		t.Errorf("got %v, want both mistakes at once", err)
+	}
+	if _, err := Load(filepath.Join(t.TempDir(), "none"), false, nil, nil); err == nil {
+		t.Error("a file that was asked for and is not there: no error")
+	}
+	if _, err := Load(filepath.Join(t.TempDir(), "none"), true, nil, nil); err != nil {
+		t.Errorf("a file that need not be there: %v", err)
+	}
+}
+
+func TestEveryMistakeAtOnce(t *testing.T) {
+	f := Defaults()
+	f.DataDir = "relative"
+	f.RunDir = "/" + strings.Repeat("x", 100)
+	f.Name = "Not A Name"
+	f.Address = "127.0.0.1"
+	f.Domain = "-.example"
+	f.ServerNames = []string{"ok.example", "no:1"}
+	f.Listen.API = "7443"
+	f.Listen.HTTP = ":443"
+	f.Registration = "maybe"
+	f.AdminEmail = "me"
+	f.Workspaces = WorkspacesFile{Nodes: "10.42.0.0/24", Pods: "10.42.0.0/16", Services: "10.43.0.0/16", Datastore: "mysql"}
+	f.BlockedNetworks = []string{"10.0.0.1/8", "x"}
+	f.UpstreamDNS = []string{"dns.example"}
+	f.KubernetesVersions = []string{"v1.36.3"}
+	f.PayloadKeys = []string{"short"}
+	f.RegistryUpstreams = []UpstreamFile{{Name: "bad name", URL: "ftp://x", CAFile: "ca", Username: "u"}}
+	f.Log = LogFile{Level: "loud", Format: "xml"}
+	err := f.Complete(testMachine).Validate()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, field := range []string{
+		"data_dir", "run_dir", "name", "address", "domain", "server_names[1]", "listen.api", "listen.https", "registration",
+		"admin_email", "workspaces.nodes", "workspaces.datastore", "blocked_networks[0]", "blocked_networks[1]", "upstream_dns[0]",
+		"kubernetes_versions[0]", "payload_keys[0]", "registry_upstreams[0].name", "registry_upstreams[0].url",
+		"registry_upstreams[0].ca_file", "registry_upstreams[0].username", "log.level", "log.format",
+	} {
+		if !strings.Contains("\n"+err.Error(), "\n"+field+": \"") {
+			t.Errorf("no word about %s", field)
+		}
+	}
+	for line := range strings.Lines(err.Error()) {
+		if parts := strings.Split(line, ": "); len(parts) < 4 {
+			t.Errorf("not field, value, what is wrong and remedy: %s", line)
+		}
+	}
+}
+
+func TestAddressIsNeverGuessed(t *testing.T) {
+	two := testMachine
+	two.Addresses = append(slices.Clone(two.Addresses), LinkAddr{"eth1", netip.MustParseAddr("198.51.100.7")})
+	err := Defaults().Complete(two).Validate()
+	if err == nil || !strings.Contains(err.Error(), "192.0.2.10 (eth0), 198.51.100.7 (eth1)") {
+		t.Errorf("got %v, want both candidates", err)
+	}
+	err = Defaults().Complete(Machine{Hostname: "n"}).Validate()
+	if err == nil || !strings.Contains(err.Error(), "no global IPv4 address") {
+		t.Errorf("got %v, want a word about the missing address", err)
+	}
+}
+
+func TestDiff(t *testing.T) {
+	f := Defaults()
+	if got, err := f.Diff(); err != nil || got != "# all default\n" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	f.Name = "n1"
+	f.Log.Level = "debug"
+	f.RegistryUpstreams = []UpstreamFile{{Name: "docker.io", URL: "https://mirror.example"}}
+	text, err := f.Diff()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(text, "data_dir") || strings.Contains(text, "format") {
+		t.Errorf("holds defaults:\n%s", text)
+	}
+	back := Defaults()
+	if err := Parse([]byte(text), &back, "diff"); err != nil {
+		t.Fatal(err)
+	}
+	got, _ := back.Print()
+	want, _ := f.Print()
+	if got != want {
+		t.Errorf("what was printed reads back as\n%s\nwant\n%s", got, want)
+	}
+}
+
+// FuzzParse: no text makes the parser panic, and what it accepts can be printed
+// and read again, and completed and judged.
+func FuzzParse(f *testing.F) {
+	full, err := Defaults().Print()
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range []string{
+		"", full, "name: a\nname: b\n", "log: {level: debug}\n", "registry_upstreams:\n- name: docker.io\n  url: https://x\n",
+		"blocked_networks: [10.0.0.0/8, 10.0.0.1/8]\n", "workspaces: {nodes: 0.0.0.0/0}\n", "a: &a [*a]\n", "---\n---\n", "address: ::1\n", "\xff",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		file := Defaults()
+		if Parse(data, &file, "fuzz") != nil {
+			return
+		}
+		_ = file.Complete(testMachine).Validate()
+		if _, err := file.Diff(); err != nil {
+			t.Errorf("diff: %v", err)
+		}
+		text, err := yaml.Marshal(file)
+		if err != nil {
+			t.Fatalf("print: %v", err)
+		}
+		again := Defaults()
+		if err := Parse(text, &again, "again"); err != nil {
+			t.Errorf("what was printed can't be read: %v\n%s", err, text)
+		}
+	})
+}
