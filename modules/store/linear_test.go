@@ -35,6 +35,7 @@ type answer struct {
 // TestLinearizable has several clients create, update, delete and get one
 // resource, and checks that some order of these calls explains every answer.
 func TestLinearizable(t *testing.T) {
+	t.Parallel()
 	ctx := deadline(t)
 	apps := storetest.New(t).Apps()
 	var mu sync.Mutex

@@ -30,6 +30,7 @@ func must(t testing.TB, err error) {
 }
 
 func TestLifeOfAResource(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	apps := storetest.New(t).Apps()
 
@@ -104,6 +105,7 @@ func TestLifeOfAResource(t *testing.T) {
 }
 
 func TestModifyReturnsTheCallersError(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	apps := storetest.New(t).Apps()
 	must(t, apps.Create(ctx, app("acme/web/shop/hello", 1)))
@@ -120,6 +122,7 @@ func TestModifyReturnsTheCallersError(t *testing.T) {
 }
 
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	st := storetest.New(t)
 	for _, key := range []string{"", "/", "a//b", "a/", "a\n", strings.Repeat("x", 1025)} {
@@ -149,6 +152,7 @@ func TestBadInput(t *testing.T) {
 }
 
 func TestCommitIsAllOrNothing(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	st := storetest.New(t)
 	a := app("acme/web/shop/hello", 1)
@@ -193,6 +197,7 @@ func TestCommitIsAllOrNothing(t *testing.T) {
 }
 
 func TestConcurrentModify(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	apps := storetest.New(t).Apps()
 	must(t, apps.Create(ctx, app("acme/web/shop/hello", 0)))
@@ -219,6 +224,7 @@ func TestConcurrentModify(t *testing.T) {
 }
 
 func TestOnlyOneCreates(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	vnis := storetest.New(t).VNIs()
 	var mu sync.Mutex
@@ -246,6 +252,7 @@ func TestOnlyOneCreates(t *testing.T) {
 }
 
 func TestListPages(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
 	e := storetest.Start(t)
 	apps := store.New(e.Client).Apps()
