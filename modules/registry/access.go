@@ -1,0 +1,233 @@
+package registry
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	v2 "github.com/distribution/distribution/v3/registry/api/v2"
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	// nodesOrganization is the organization in the certificates of nodes.
+	nodesOrganization = "multipaas:nodes"
+	// workspaceHeader names the workspace for which a node asks.
+	workspaceHeader = "X-Multipaas-Workspace"
+)
+
+// principal is who asks: exactly one of the two is set.
+type principal struct {
+	token *claims
+	node  string // "ACCOUNT/ORGANIZATION", whose images this node may pull now
+}
+
+// allows says whether the principal may do a to an own repository.
+func (p principal) allows(repository string, a action) bool {
+	if p.token != nil {
+		return p.token.allow("repository", repository, string(a))
+	}
+	return a == pull && strings.HasPrefix(repository, p.node+"/")
+}
+
+// ServeHTTP decides who asks for what and whether he may have it. Nothing else
+// reaches the storage.
+func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if err := r.serve(w, req); err != nil {
+		var no *refusal
+		if !errors.As(err, &no) {
+			r.cfg.Log.Error("request", "method", req.Method, "path", req.URL.Path, "error", err)
+			no = refuse(http.StatusInternalServerError, "UNKNOWN", "internal error of the registry")
+		}
+		r.cfg.Log.Debug("refused", "method", req.Method, "path", req.URL.Path, "status", no.Status, "reason", no.Message)
+		no.serve(w, req)
+	}
+}
+
+func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
+	t, ok := r.router.parse(req)
+	if !ok {
+		return refuse(http.StatusNotFound, "UNSUPPORTED", "this registry has no %s %s", req.Method, req.URL.Path)
+	}
+	who, err := r.authenticate(w, req, t)
+	if err != nil {
+		return err
+	}
+	if ns := req.URL.Query().Get("ns"); ns != "" && !r.names[strings.ToLower(ns)] {
+		return r.serveUpstream(w, req, t, who, ns)
+	}
+	switch t.route {
+	case v2.RouteNameBase:
+	case v2.RouteNameCatalog:
+		if who.token == nil || !who.token.allow("registry", "catalog", "*") {
+			return refuse(http.StatusForbidden, "DENIED",
+				"only a system administrator can list all repositories; list an organization's with `mp images list`")
+		}
+	default:
+		if err := r.authorize(w, req, t, who); err != nil {
+			return err
+		}
+	}
+
+	if t.action != pull {
+		r.gate.RLock()
+		defer r.gate.RUnlock()
+	}
+	if t.route == v2.RouteNameBlob && req.Method == http.MethodHead && who.allows(t.repository, push) {
+		// Before a push, clients ask which blobs are there and leave those out.
+		// So what was asked for counts as new to the collector.
+		r.touch(t)
+	}
+	r.mu.Lock()
+	app := r.app
+	r.mu.Unlock()
+	app.ServeHTTP(w, req)
+	return nil
+}
+
+// authenticate finds out who asks.
+func (r *Registry) authenticate(w http.ResponseWriter, req *http.Request, t target) (principal, error) {
+	if cert := nodeCertificate(req); cert != nil && req.Header.Get("Authorization") == "" {
+		node, workspace := cert.Subject.CommonName, req.Header.Get(workspaceHeader)
+		parts := strings.Split(workspace, "/")
+		if len(parts) != 3 || !r.cfg.Nodes.Runs(node, workspace) {
+			return principal{}, refuse(http.StatusForbidden, "DENIED", "node %s runs no machine of workspace %q", node, workspace)
+		}
+		return principal{node: parts[0] + "/" + parts[1]}, nil
+	}
+	token, ok := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		r.challenge(w, t, req, "")
+		return principal{}, refuse(http.StatusUnauthorized, "UNAUTHORIZED", "log in first: use your user name and password of the platform")
+	}
+	c, err := r.cfg.Tokens.verify(req.Context(), token)
+	if err != nil {
+		r.cfg.Log.Info("token refused", "remote", req.RemoteAddr, "error", err)
+		r.challenge(w, t, req, "invalid_token")
+		return principal{}, refuse(http.StatusUnauthorized, "UNAUTHORIZED", "the token is not valid, or no longer: log in again")
+	}
+	return principal{token: c}, nil
+}
+
+// nodeCertificate is the verified client certificate of a node, or nil.
+func nodeCertificate(req *http.Request) *x509.Certificate {
+	if req.TLS == nil || len(req.TLS.VerifiedChains) == 0 {
+		return nil
+	}
+	cert := req.TLS.VerifiedChains[0][0]
+	if !slices.Contains(cert.Subject.Organization, nodesOrganization) {
+		return nil
+	}
+	return cert
+}
+
+// authorize decides on a request to an own repository, and takes from the
+// request what its principal may not ask.
+func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, t target, who principal) error {
+	account, organization, _, err := splitName(t.repository)
+	if err != nil {
+		return err
+	}
+	if !who.allows(t.repository, t.action) {
+		if who.token == nil {
+			return refuse(http.StatusForbidden, "DENIED", "a machine may only pull, and only images of its own organization %s", who.node)
+		}
+		r.challenge(w, t, req, "insufficient_scope")
+		return refuse(http.StatusUnauthorized, "DENIED", "you may not %s %s, or there is no such organization", t.action, t.repository)
+	}
+	if t.action == pull {
+		return nil
+	}
+	if t.action == push && !r.cfg.Organizations.Exists(account, organization) {
+		return refuse(http.StatusNotFound, "NAME_UNKNOWN", "there is no organization %s/%s: create it first with `mp org create`", account, organization)
+	}
+	if t.action == push && req.Method != http.MethodDelete {
+		if err := r.disk.admit(req, r.cfg.MaxBlobBytes); err != nil {
+			return err
+		}
+	}
+	if req.Method == http.MethodPost {
+		return r.checkMount(req, who)
+	}
+	return nil
+}
+
+// checkMount lets a blob be mounted from another repository only if the
+// principal may pull there. If not, the wish is taken out, which turns the
+// request into a plain upload: the client can't tell whether the blob exists.
+func (r *Registry) checkMount(req *http.Request, who principal) error {
+	// The handler behind reads "from" and "mount" also from a form in the
+	// body. No client sends one.
+	if ct := req.Header.Get("Content-Type"); strings.HasPrefix(ct, "application/x-www-form-urlencoded") || strings.HasPrefix(ct, "multipart/") {
+		return refuse(http.StatusUnsupportedMediaType, "UNSUPPORTED", "a form can't be uploaded")
+	}
+	q := req.URL.Query() // drops what doesn't parse
+	if from := q.Get("from"); from != "" {
+		_, _, _, err := splitName(from)
+		if err != nil || len(q["from"]) != 1 || !who.allows(from, pull) {
+			q.Del("from")
+			q.Del("mount")
+		}
+	}
+	req.URL.RawQuery = q.Encode()
+	req.Form, req.PostForm = nil, nil
+	return nil
+}
+
+// challenge tells the client where to get a token, and for what.
+func (r *Registry) challenge(w http.ResponseWriter, t target, req *http.Request, problem string) {
+	c := fmt.Sprintf("Bearer realm=%q,service=%q", r.cfg.Tokens.Realm, r.cfg.Tokens.Service)
+	switch {
+	case t.repository != "":
+		actions := string(t.action)
+		if t.action == push {
+			actions = "pull,push"
+		}
+		c += fmt.Sprintf(",scope=%q", "repository:"+t.repository+":"+actions)
+		// Ask for the source of a mount at once, or the client pushes it anew.
+		if from := req.URL.Query().Get("from"); from != "" && req.Method == http.MethodPost {
+			if _, _, _, err := splitName(from); err == nil {
+				c = strings.TrimSuffix(c, `"`) + " repository:" + from + `:pull"`
+			}
+		}
+	case t.route == v2.RouteNameCatalog:
+		c += `,scope="registry:catalog:*"`
+	}
+	if problem != "" {
+		c += fmt.Sprintf(",error=%q", problem)
+	}
+	w.Header().Set("WWW-Authenticate", c)
+}
+
+// serveUpstream answers from the pull-through cache. Only machines use it.
+func (r *Registry) serveUpstream(w http.ResponseWriter, req *http.Request, t target, who principal, ns string) error {
+	u := r.upstreams[strings.ToLower(ns)]
+	if u == nil {
+		return refuse(http.StatusNotFound, "NAME_UNKNOWN",
+			"images of %s are not to be had here: push the image to this platform's registry, or ask the operator to open that registry as an upstream", ns)
+	}
+	if who.token != nil {
+		return refuse(http.StatusForbidden, "DENIED", "only machines pull from %s through this registry", ns)
+	}
+	if t.action != pull {
+		return refuse(http.StatusMethodNotAllowed, "UNSUPPORTED", "%s can only be pulled from", ns)
+	}
+	return u.serve(w, req, t)
+}
+
+// touch makes the blob's link in the repository look new.
+func (r *Registry) touch(t target) {
+	d, err := digest.Parse(t.reference)
+	if err != nil {
+		return
+	}
+	now := time.Now()
+	os.Chtimes(filepath.Join(r.repositoryDir(t.repository), "_layers", d.Algorithm().String(), d.Encoded(), "link"), now, now)
+}

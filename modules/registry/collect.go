@@ -1,0 +1,246 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/distribution/distribution/v3"
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	// collectEvery is well below the default Grace of 24 hours, so that what is
+	// no longer used is gone after at most 30 hours.
+	collectEvery = 6 * time.Hour
+	// collectRetry is how long the collector waits for a moment in which
+	// nobody writes.
+	collectRetry = 30 * time.Second
+	// trimEvery is how often the pull-through caches make room.
+	trimEvery = 10 * time.Minute
+)
+
+// Collected is what a garbage collection removed.
+type Collected struct {
+	Blobs, Links, Uploads int
+	Bytes                 int64
+}
+
+// ErrBusy is returned when garbage can't be collected since somebody writes.
+var ErrBusy = errors.New("somebody is writing to the registry")
+
+// collect removes garbage from time to time until ctx is done.
+func (r *Registry) collect(ctx context.Context) {
+	next, trim := time.NewTimer(collectRetry), time.NewTicker(trimEvery)
+	defer next.Stop()
+	defer trim.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-trim.C:
+			for _, u := range r.upstreams {
+				u.trim()
+			}
+			continue
+		case <-next.C:
+		}
+		c, err := r.Collect(ctx)
+		switch {
+		case errors.Is(err, ErrBusy):
+			next.Reset(collectRetry)
+			continue
+		case err != nil && ctx.Err() == nil:
+			r.cfg.Log.Error("collect garbage", "error", err)
+		case c != Collected{}:
+			r.cfg.Log.Info("garbage collected", "blobs", c.Blobs, "links", c.Links, "uploads", c.Uploads, "bytes", c.Bytes)
+		}
+		next.Reset(collectEvery)
+	}
+}
+
+// Collect removes blobs that no manifest names, links to them, and uploads that
+// nobody goes on with; each only when older than Config.Grace. Manifests
+// without a tag are kept: running apps are deployed by digest.
+//
+// Who wants to write meanwhile waits; pulls go on. ErrBusy: somebody is writing
+// right now, nothing was done.
+//
+// distribution's own mark and sweep was not taken: it knows no age, so it
+// removes the blobs of a push whose manifest is still to come, and it asks for a
+// registry that is read-only.
+func (r *Registry) Collect(ctx context.Context) (Collected, error) {
+	if !r.gate.TryLock() {
+		return Collected{}, ErrBusy
+	}
+	defer r.gate.Unlock()
+	g := &collection{old: time.Now().Add(-r.cfg.Grace), used: map[digest.Digest]bool{}}
+	names, err := r.repositories("")
+	if err != nil {
+		return Collected{}, err
+	}
+	// Mark everything before anything is removed: an error here must leave all
+	// as it is.
+	for _, name := range names {
+		if err := r.mark(ctx, g, name); err != nil {
+			return Collected{}, fmt.Errorf("mark what %s uses: %w", name, err)
+		}
+	}
+	if err := r.markUnusedBlobs(ctx, g); err != nil {
+		return Collected{}, err
+	}
+	for _, dir := range g.remove {
+		if err := os.RemoveAll(dir); err != nil {
+			return g.Collected, fmt.Errorf("remove garbage: %w", err)
+		}
+	}
+	return g.Collected, nil
+}
+
+// collection is one run of the collector.
+type collection struct {
+	Collected
+	old    time.Time // what is older is garbage if unused
+	used   map[digest.Digest]bool
+	remove []string // folders
+}
+
+func (r *Registry) mark(ctx context.Context, g *collection, repository string) error {
+	dir := r.repositoryDir(repository)
+	repo, err := r.open(ctx, repository)
+	if err != nil {
+		return err
+	}
+	manifests, err := repo.Manifests(ctx)
+	if err != nil {
+		return err
+	}
+	here := map[digest.Digest]bool{} // used by this repository
+	err = eachLink(filepath.Join(dir, "_manifests", "revisions"), func(d digest.Digest, _ string, _ fs.FileInfo) error {
+		here[d] = true
+		m, err := manifests.Get(ctx, d)
+		var gone distribution.ErrManifestUnknownRevision
+		if errors.As(err, &gone) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for _, ref := range m.References() {
+			here[ref.Digest] = true
+		}
+		return ctx.Err()
+	})
+	if err != nil {
+		return err
+	}
+	err = eachLink(filepath.Join(dir, "_layers"), func(d digest.Digest, path string, link fs.FileInfo) error {
+		if here[d] || link.ModTime().After(g.old) {
+			g.used[d] = true
+		} else {
+			g.Links++
+			g.remove = append(g.remove, path)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for d := range here {
+		g.used[d] = true
+	}
+	uploads, err := os.ReadDir(filepath.Join(dir, "_uploads"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, u := range uploads {
+		path := filepath.Join(dir, "_uploads", u.Name())
+		if newest(path).Before(g.old) {
+			g.Uploads++
+			g.remove = append(g.remove, path)
+		}
+	}
+	return nil
+}
+
+func (r *Registry) markUnusedBlobs(ctx context.Context, g *collection) error {
+	algorithms, err := os.ReadDir(filepath.Join(r.root(), "blobs"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, a := range algorithms {
+		dir := filepath.Join(r.root(), "blobs", a.Name())
+		shards, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, s := range shards {
+			blobs, err := os.ReadDir(filepath.Join(dir, s.Name()))
+			if err != nil {
+				return err
+			}
+			for _, b := range blobs {
+				path := filepath.Join(dir, s.Name(), b.Name())
+				data, err := os.Stat(filepath.Join(path, "data"))
+				if err != nil || g.used[digest.NewDigestFromEncoded(digest.Algorithm(a.Name()), b.Name())] || data.ModTime().After(g.old) {
+					continue
+				}
+				g.Blobs++
+				g.Bytes += data.Size()
+				g.remove = append(g.remove, path)
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return err
+}
+
+// eachLink calls f for every ALGORITHM/HEX/link below dir, with the folder of
+// the link.
+func eachLink(dir string, f func(d digest.Digest, path string, link fs.FileInfo) error) error {
+	algorithms, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, a := range algorithms {
+		links, err := os.ReadDir(filepath.Join(dir, a.Name()))
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			path := filepath.Join(dir, a.Name(), l.Name())
+			info, err := os.Stat(filepath.Join(path, "link"))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // deleted
+			}
+			if err != nil {
+				return err
+			}
+			if err := f(digest.NewDigestFromEncoded(digest.Algorithm(a.Name()), l.Name()), path, info); err != nil {
+				return err
+			}
+		}
+	}
+	return err
+}
+
+// newest is when anything in dir last changed.
+func newest(dir string) time.Time {
+	var t time.Time
+	filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if info, err := d.Info(); err == nil && info.ModTime().After(t) {
+			t = info.ModTime()
+		}
+		return nil
+	})
+	return t
+}

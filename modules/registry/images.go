@@ -1,0 +1,229 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/distribution/distribution/v3"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// ErrNotFound is returned when there is no such repository, tag or digest.
+var ErrNotFound = errors.New("no such image")
+
+// root is where distribution keeps its things below its root directory.
+func (r *Registry) root() string { return filepath.Join(r.imagesDir(), "docker", "registry", "v2") }
+
+func (r *Registry) repositoriesDir() string { return filepath.Join(r.root(), "repositories") }
+
+// repositoryDir is for names that were checked.
+func (r *Registry) repositoryDir(repository string) string {
+	return filepath.Join(r.repositoriesDir(), filepath.FromSlash(repository))
+}
+
+// repositories are the names of all repositories below a path of names, "" for
+// all. A folder that holds no repository does not count, nor does one that is
+// not there.
+func (r *Registry) repositories(below string) ([]string, error) {
+	var out []string
+	err := filepath.WalkDir(r.repositoryDir(below), func(p string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // gone meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if !d.IsDir() {
+			return nil
+		}
+		switch d.Name() {
+		case "_manifests", "_layers", "_uploads":
+			name, err := filepath.Rel(r.repositoriesDir(), filepath.Dir(p))
+			if err != nil {
+				return err
+			}
+			if len(out) == 0 || out[len(out)-1] != name {
+				out = append(out, name)
+			}
+			return fs.SkipDir
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list repositories: %w", err)
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
+
+// List returns the repositories of an organization that hold an image, by name.
+func (r *Registry) List(ctx context.Context, account, organization string) ([]resource.Image, error) {
+	if err := errors.Join(resource.CheckName("account", account), resource.CheckName("organization", organization)); err != nil {
+		return nil, err
+	}
+	names, err := r.repositories(account + "/" + organization)
+	if err != nil {
+		return nil, err
+	}
+	out := []resource.Image{}
+	for _, name := range names {
+		image, err := r.image(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if len(image.Tags) > 0 {
+			out = append(out, image)
+		}
+	}
+	return out, nil
+}
+
+func (r *Registry) image(ctx context.Context, repository string) (resource.Image, error) {
+	image := resource.Image{Name: repository, Tags: []string{}}
+	repo, err := r.open(ctx, repository)
+	if err != nil {
+		return image, err
+	}
+	tags, err := repo.Tags(ctx).All(ctx)
+	var unknown distribution.ErrRepositoryUnknown
+	if errors.As(err, &unknown) {
+		return image, nil
+	}
+	if err != nil {
+		return image, fmt.Errorf("list tags of %s: %w", repository, err)
+	}
+	for _, tag := range tags {
+		info, err := os.Stat(filepath.Join(r.repositoryDir(repository), "_manifests", "tags", tag, "current", "link"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return image, fmt.Errorf("read tag %s:%s: %w", repository, tag, err)
+		}
+		image.Tags = append(image.Tags, tag)
+		if t := info.ModTime().UTC().Truncate(time.Second); t.After(image.UpdatedAt) {
+			image.UpdatedAt = t
+		}
+	}
+	slices.Sort(image.Tags)
+	return image, nil
+}
+
+// Resolve returns the digest, "sha256:...", of a tag or digest of a repository.
+// ErrNotFound: there is none.
+func (r *Registry) Resolve(ctx context.Context, repository, ref string) (string, error) {
+	d, err := r.resolve(ctx, repository, ref)
+	return d.String(), err
+}
+
+func (r *Registry) resolve(ctx context.Context, repository, ref string) (digest.Digest, error) {
+	if _, _, _, err := splitName(repository); err != nil {
+		return "", err
+	}
+	repo, err := r.open(ctx, repository)
+	if err != nil {
+		return "", err
+	}
+	if d, err := digest.Parse(ref); err == nil {
+		manifests, err := repo.Manifests(ctx)
+		if err != nil {
+			return "", fmt.Errorf("open manifests of %s: %w", repository, err)
+		}
+		switch found, err := manifests.Exists(ctx, d); {
+		case err != nil:
+			return "", fmt.Errorf("look up %s@%s: %w", repository, d, err)
+		case !found:
+			return "", fmt.Errorf("%s@%s: %w", repository, d, ErrNotFound)
+		}
+		return d, nil
+	}
+	if !reference.TagRegexp.MatchString(ref) || strings.ContainsAny(ref, "/:@") {
+		return "", fmt.Errorf("%s: %q is neither a tag nor a digest: %w", repository, ref, ErrNotFound)
+	}
+	desc, err := repo.Tags(ctx).Get(ctx, ref)
+	var noTag distribution.ErrTagUnknown
+	var noRepo distribution.ErrRepositoryUnknown
+	if errors.As(err, &noTag) || errors.As(err, &noRepo) {
+		return "", fmt.Errorf("%s:%s: %w", repository, ref, ErrNotFound)
+	}
+	if err != nil {
+		return "", fmt.Errorf("look up %s:%s: %w", repository, ref, err)
+	}
+	return desc.Digest, nil
+}
+
+// Delete removes a tag, and its manifest if no other tag of the repository
+// points to it; or, given a digest, the manifest with all its tags. The blobs
+// go with the next garbage collection. ErrNotFound: there is none.
+func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
+	d, err := r.resolve(ctx, repository, ref)
+	if err != nil {
+		return err
+	}
+	r.gate.RLock()
+	defer r.gate.RUnlock()
+	repo, err := r.open(ctx, repository)
+	if err != nil {
+		return err
+	}
+	tags, err := repo.Tags(ctx).Lookup(ctx, ocispec.Descriptor{Digest: d})
+	if err != nil {
+		return fmt.Errorf("look up tags of %s@%s: %w", repository, d, err)
+	}
+	for _, tag := range tags {
+		if ref != tag && ref != d.String() {
+			continue
+		}
+		if err := repo.Tags(ctx).Untag(ctx, tag); err != nil {
+			return fmt.Errorf("delete tag %s:%s: %w", repository, tag, err)
+		}
+	}
+	if ref != d.String() && slices.ContainsFunc(tags, func(tag string) bool { return tag != ref }) {
+		return nil
+	}
+	manifests, err := repo.Manifests(ctx)
+	if err != nil {
+		return fmt.Errorf("open manifests of %s: %w", repository, err)
+	}
+	if err := manifests.Delete(ctx, d); err != nil {
+		return fmt.Errorf("delete %s@%s: %w", repository, d, err)
+	}
+	return nil
+}
+
+// RemoveOrganization removes all repositories of an organization. The blobs go
+// with the next garbage collection. It is no error if there are none.
+func (r *Registry) RemoveOrganization(ctx context.Context, account, organization string) error {
+	if err := errors.Join(resource.CheckName("account", account), resource.CheckName("organization", organization)); err != nil {
+		return err
+	}
+	r.gate.RLock()
+	defer r.gate.RUnlock()
+	if err := os.RemoveAll(r.repositoryDir(account + "/" + organization)); err != nil {
+		return fmt.Errorf("remove images of %s/%s: %w", account, organization, err)
+	}
+	return nil
+}
+
+func (r *Registry) open(ctx context.Context, repository string) (distribution.Repository, error) {
+	name, err := reference.WithName(repository)
+	if err != nil {
+		return nil, errName(repository)
+	}
+	repo, err := r.images.Repository(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("open repository %s: %w", repository, err)
+	}
+	return repo, nil
+}

@@ -1,0 +1,43 @@
+package registry
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+)
+
+// refusal is an error of the OCI distribution protocol: clients print Message.
+type refusal struct {
+	Status  int    `json:"-"`
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+func (e *refusal) Error() string { return e.Message }
+
+// The codes are those of the OCI distribution specification.
+func refuse(status int, code, format string, args ...any) *refusal {
+	return &refusal{Status: status, Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+func errName(repository string) *refusal {
+	return refuse(http.StatusBadRequest, "NAME_INVALID",
+		"%q is not a repository of this platform: use ACCOUNT/ORGANIZATION/IMAGE in lower case", repository)
+}
+
+// serve writes the refusal as an answer.
+func (e *refusal) serve(w http.ResponseWriter, r *http.Request) {
+	body, _ := json.Marshal(map[string][]*refusal{"errors": {e}})
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	status := e.Status
+	if r.Method == http.MethodHead && status == http.StatusBadRequest {
+		// Before a push, clients ask by HEAD, whose answer can't say what is
+		// wrong. After "not there" they go on to a request whose answer can.
+		status = http.StatusNotFound
+	}
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		w.Write(append(body, '\n'))
+	}
+}

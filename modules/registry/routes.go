@@ -1,0 +1,87 @@
+package registry
+
+import (
+	"net/http"
+	"path"
+	"strings"
+
+	v2 "github.com/distribution/distribution/v3/registry/api/v2"
+	"github.com/distribution/reference"
+	"github.com/gorilla/mux"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// action is what a request does to a repository.
+type action string
+
+const (
+	pull   action = "pull"
+	push   action = "push"
+	remove action = "delete"
+)
+
+// target is what a request is about.
+type target struct {
+	route      string // one of v2.RouteName...
+	repository string // "" for the base and the catalog
+	reference  string // tag or digest of a manifest, digest of a blob
+	action     action
+}
+
+// routes reads requests exactly as distribution's own handler will read them:
+// it is the same table, so that what we allow is what is then done.
+type routes struct{ mux *mux.Router }
+
+func newRoutes() routes { return routes{v2.RouterWithPrefix("")} }
+
+// parse says what r is about; false if the registry has nothing of the kind.
+func (t routes) parse(r *http.Request) (target, bool) {
+	// The handler behind would redirect a path that is not clean; we don't let
+	// two readings of one path come up.
+	if p := path.Clean(r.URL.Path); p != r.URL.Path && p+"/" != r.URL.Path {
+		return target{}, false
+	}
+	var m mux.RouteMatch
+	if !t.mux.Match(r, &m) || m.Route == nil {
+		return target{}, false
+	}
+	out := target{route: m.Route.GetName(), repository: m.Vars["name"]}
+	switch r.Method {
+	case http.MethodGet, http.MethodHead:
+		out.action = pull
+	case http.MethodPost, http.MethodPut, http.MethodPatch:
+		out.action = push
+	case http.MethodDelete:
+		out.action = remove
+	default:
+		return target{}, false
+	}
+	switch out.route {
+	case v2.RouteNameBase, v2.RouteNameCatalog:
+		return out, out.action == pull && out.repository == ""
+	case v2.RouteNameBlobUpload, v2.RouteNameBlobUploadChunk:
+		out.action = push // also to ask how far an upload is, and to cancel it
+	case v2.RouteNameManifest:
+		out.reference = m.Vars["reference"]
+	case v2.RouteNameBlob:
+		out.reference = m.Vars["digest"]
+	case v2.RouteNameTags:
+	default:
+		return target{}, false
+	}
+	return out, out.repository != ""
+}
+
+// splitName takes the name of an own repository apart:
+// ACCOUNT/ORGANIZATION/IMAGE, where IMAGE may have further parts.
+func splitName(repository string) (account, organization, image string, err error) {
+	if _, err := reference.WithName(repository); err != nil {
+		return "", "", "", errName(repository)
+	}
+	parts := strings.SplitN(repository, "/", 3)
+	if len(parts) < 3 || resource.CheckName("account", parts[0]) != nil || resource.CheckName("organization", parts[1]) != nil {
+		return "", "", "", errName(repository)
+	}
+	return parts[0], parts[1], parts[2], nil
+}

@@ -1,0 +1,284 @@
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	v2 "github.com/distribution/distribution/v3/registry/api/v2"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+// Upstream is a registry that machines may pull from through this one.
+type Upstream struct {
+	Name     string // as in image references: "docker.io"
+	URL      string // where it answers: "https://HOST[:PORT][/PREFIX]"; empty is https://NAME
+	CA       []byte // PEM of who signs its certificate; empty: the host's own set
+	Username string
+	Password string
+}
+
+// The bounds on an upstream. Machines wait for us, and behind them people: with
+// no network, who asks for an image must hear so within a few seconds.
+const (
+	upstreamDial   = 2 * time.Second  // a round trip around the world is 0.3 s
+	upstreamAnswer = 4 * time.Second  // first byte of an answer
+	upstreamRest   = 10 * time.Second // not asked again for so long after it failed
+	upstreamStall  = 30 * time.Second // a download that stands still is given up
+	maxManifest    = 4 << 20          // distribution's own bound
+)
+
+// upstream is a pull-through cache of one registry.
+//
+// distribution's proxy mode was not taken: it asks the upstream when it is made
+// and panics if there is no answer, has no timeouts and takes no CA.
+type upstream struct {
+	Upstream
+	host    string
+	scheme  string
+	prefix  string
+	session *session
+	log     *slog.Logger
+	cache   *cache
+
+	ctx context.Context // while the registry runs; downloads outlive who asked first
+
+	mu      sync.Mutex
+	failed  time.Time // when it last did not answer
+	failure string
+}
+
+func newUpstream(u Upstream, dir string, d disk, log *slog.Logger) (*upstream, error) {
+	if u.Name == "" || strings.ContainsAny(u.Name, "/ ") {
+		return nil, fmt.Errorf("name %q: give the host[:port] that stands in image references", u.Name)
+	}
+	if u.URL == "" {
+		u.URL = "https://" + u.Name
+	}
+	where, err := url.Parse(u.URL)
+	if err != nil || where.Host == "" || (where.Scheme != "https" && where.Scheme != "http") {
+		return nil, fmt.Errorf("url %q of %s: give https://HOST[:PORT]", u.URL, u.Name)
+	}
+	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
+	if len(u.CA) > 0 {
+		tlsConfig.RootCAs = x509.NewCertPool()
+		if !tlsConfig.RootCAs.AppendCertsFromPEM(u.CA) {
+			return nil, fmt.Errorf("ca of %s: no certificate in PEM", u.Name)
+		}
+	}
+	base := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: upstreamDial}).DialContext,
+		TLSClientConfig:       tlsConfig,
+		TLSHandshakeTimeout:   upstreamDial,
+		ResponseHeaderTimeout: upstreamAnswer,
+		ForceAttemptHTTP2:     true,
+		MaxIdleConnsPerHost:   16,
+		IdleConnTimeout:       time.Minute,
+	}
+	return &upstream{
+		Upstream: u,
+		host:     where.Host,
+		scheme:   where.Scheme,
+		prefix:   strings.Trim(where.Path, "/"),
+		session:  newSession(base, where.Scheme == "https", u.Username, u.Password),
+		log:      log.With("upstream", u.Name),
+		cache:    newCache(dir, d),
+	}, nil
+}
+
+func (u *upstream) open(ctx context.Context) error {
+	u.ctx = ctx
+	return u.cache.open()
+}
+
+// trim makes room if the disk is short of it.
+func (u *upstream) trim() {
+	if n, size := u.cache.trim(); n > 0 {
+		u.log.Info("cache trimmed", "files", n, "bytes", size)
+	}
+}
+
+// serve answers a pull.
+func (u *upstream) serve(w http.ResponseWriter, r *http.Request, t target) error {
+	switch t.route {
+	case v2.RouteNameBase:
+		w.Header().Set("Content-Type", "application/json")
+		w.Write([]byte("{}"))
+		return nil
+	case v2.RouteNameManifest, v2.RouteNameBlob:
+	default:
+		return refuse(http.StatusNotFound, "UNSUPPORTED", "images of %s can be pulled here, not listed", u.Name)
+	}
+	if _, err := reference.WithName(t.repository); err != nil {
+		return refuse(http.StatusBadRequest, "NAME_INVALID", "%q is no name of a repository", t.repository)
+	}
+	d, err := digest.Parse(t.reference)
+	if t.route == v2.RouteNameBlob {
+		if err != nil || d.Algorithm() != digest.SHA256 {
+			return refuse(http.StatusBadRequest, "DIGEST_INVALID", "%q is not a SHA-256 digest", t.reference)
+		}
+		return u.serveBlob(w, r, t.repository, d)
+	}
+	if err != nil {
+		d, err = u.resolve(r, t.repository, t.reference)
+		if err != nil {
+			return err
+		}
+	}
+	m, err := u.manifest(r.Context(), t.repository, d)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", m.mediaType)
+	w.Header().Set("Content-Length", fmt.Sprint(len(m.body)))
+	w.Header().Set("Docker-Content-Digest", d.String())
+	w.Header().Set("Etag", fmt.Sprintf("%q", d))
+	if r.Method != http.MethodHead {
+		w.Write(m.body)
+	}
+	return nil
+}
+
+// resolve asks the upstream what a tag points to now. If it does not answer,
+// the last known answer serves.
+func (u *upstream) resolve(r *http.Request, repository, tag string) (digest.Digest, error) {
+	resp, err := u.get(r.Context(), http.MethodHead, repository, "manifests/"+tag)
+	if err == nil {
+		resp.Body.Close()
+		d, perr := digest.Parse(resp.Header.Get("Docker-Content-Digest"))
+		if perr != nil {
+			// Some answer HEAD without the digest: get the thing itself.
+			var m manifest
+			m, err = u.fetchManifest(r.Context(), repository, tag)
+			d = digest.FromBytes(m.body)
+		}
+		if err == nil {
+			u.cache.setTag(repository, tag, d)
+			return d, nil
+		}
+	}
+	var no *refusal
+	if errors.As(err, &no) && no.Status == http.StatusBadGateway {
+		if d, ok := u.cache.tag(repository, tag); ok && u.cache.hasManifest(d) {
+			u.log.Warn("upstream is away, serving what is cached", "image", repository+":"+tag, "error", err)
+			return d, nil
+		}
+	}
+	return "", err
+}
+
+// manifest returns a manifest by digest, from the cache or the upstream.
+func (u *upstream) manifest(ctx context.Context, repository string, d digest.Digest) (manifest, error) {
+	if m, ok := u.cache.manifest(d); ok {
+		return m, nil
+	}
+	return u.fetchManifest(ctx, repository, d.String())
+}
+
+func (u *upstream) fetchManifest(ctx context.Context, repository, ref string) (manifest, error) {
+	resp, err := u.get(ctx, http.MethodGet, repository, "manifests/"+ref)
+	if err != nil {
+		return manifest{}, err
+	}
+	defer resp.Body.Close()
+	body, err := readAll(resp.Body, maxManifest)
+	if err != nil {
+		return manifest{}, u.broken("read manifest "+repository+":"+ref, err)
+	}
+	m := manifest{mediaType: resp.Header.Get("Content-Type"), body: body}
+	got := digest.FromBytes(body)
+	if want, err := digest.Parse(ref); err == nil && want != got {
+		return manifest{}, u.broken("read manifest "+repository+"@"+ref, fmt.Errorf("content has digest %s", got))
+	}
+	if err := u.cache.putManifest(got, m); err != nil {
+		u.log.Warn("cache manifest", "image", repository+"@"+got.String(), "error", err)
+	}
+	return m, nil
+}
+
+// get asks the upstream. A refusal with status 502 says that it did not answer
+// as a registry does; others that it said no.
+func (u *upstream) get(ctx context.Context, method, repository, what string) (*http.Response, error) {
+	if why := u.resting(); why != "" {
+		return nil, refuse(http.StatusBadGateway, "UNAVAILABLE", "%s", why)
+	}
+	repository = path.Join(u.prefix, repository)
+	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("%s://%s/v2/%s/%s", u.scheme, u.host, repository, what), nil)
+	if err != nil {
+		return nil, err
+	}
+	if strings.HasPrefix(what, "manifests/") {
+		req.Header["Accept"] = manifestTypes
+	}
+	resp, err := u.session.do(req, repository)
+	switch {
+	case ctx.Err() != nil: // who asked has gone
+		if err == nil {
+			resp.Body.Close()
+		}
+		return nil, ctx.Err()
+	case errors.Is(err, errRefused):
+		return nil, u.said(http.StatusForbidden, repository)
+	case err != nil:
+		return nil, u.broken("pull from "+repository, err)
+	case resp.StatusCode != http.StatusOK:
+		resp.Body.Close()
+		return nil, u.said(resp.StatusCode, repository)
+	}
+	return resp, nil
+}
+
+// said turns a status of the upstream into what we say.
+func (u *upstream) said(status int, repository string) *refusal {
+	switch {
+	case status == http.StatusNotFound:
+		return refuse(http.StatusNotFound, "MANIFEST_UNKNOWN", "%s has no such image in %s", u.Name, repository)
+	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+		return refuse(http.StatusNotFound, "NAME_UNKNOWN", "%s has no %s, or does not let us have it: check the name, and the user name and password the operator set for that upstream", u.Name, repository)
+	case status == http.StatusTooManyRequests:
+		return refuse(http.StatusTooManyRequests, "TOOMANYREQUESTS", "%s says that we ask too often: try again later", u.Name)
+	default:
+		return u.broken("pull from "+repository, fmt.Errorf("status %d", status))
+	}
+}
+
+// broken remembers that the upstream failed, and says so.
+func (u *upstream) broken(what string, err error) *refusal {
+	u.log.Warn("upstream does not answer", "while", what, "error", err)
+	no := refuse(http.StatusBadGateway, "UNAVAILABLE",
+		"%s does not answer, and the image is not in the cache: check the server's network and the upstream's address, or push the image to this platform's registry", u.Name)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.failed, u.failure = time.Now(), no.Message
+	return no
+}
+
+// resting says why the upstream is not asked now, "" if it is. So a machine
+// that asks for twenty layers waits once.
+func (u *upstream) resting() string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if time.Since(u.failed) < upstreamRest {
+		return u.failure
+	}
+	return ""
+}
+
+// forgive has the upstream asked at once; tests use it.
+func (u *upstream) forgive() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.failed = time.Time{}
+}
