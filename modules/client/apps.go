@@ -1,0 +1,342 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// maxInstances is the API's limit.
+const maxInstances = 1000
+
+func appTable(c *call) table[*resource.App] {
+	now := c.now()
+	return table[*resource.App]{
+		name:  func(a *resource.App) string { return a.Name },
+		empty: "There is no app. Deploy one with 'mp apps deploy NAME --image IMAGE'.",
+		columns: []column[*resource.App]{
+			{head: "NAME", cell: func(a *resource.App) string { return a.Name }},
+			{head: "PHASE", cell: func(a *resource.App) string { return phaseOf(&a.Meta, a.Status.Phase) }},
+			{head: "INSTANCES", cell: func(a *resource.App) string {
+				return fmt.Sprintf("%d/%d", a.Status.InstancesReady, a.Spec.Instances)
+			}},
+			{head: "IMAGE", cell: func(a *resource.App) string { return a.Spec.Image }},
+			{head: "URL", cell: func(a *resource.App) string { return a.Status.URL }},
+			{head: "AGE", cell: func(a *resource.App) string { return age(a.CreatedAt, now) }},
+			{head: "NAMESPACE", wide: true, cell: func(a *resource.App) string { return a.Spec.Namespace }},
+			{head: "PORT", wide: true, cell: func(a *resource.App) string {
+				if a.Spec.Port == 0 {
+					return ""
+				}
+				return strconv.Itoa(a.Spec.Port)
+			}},
+			{head: "DIGEST", wide: true, cell: func(a *resource.App) string { return a.Status.ImageDigest }},
+		},
+	}
+}
+
+func appNames() func(*call) ([]string, error) {
+	return names(func(a *resource.App) string { return a.Name }, func(c *call) (string, error) {
+		t, err := c.need(inWorkspace)
+		return t.workspace("apps"), err
+	})
+}
+
+func (p *program) appCommands() *command {
+	return &command{
+		name: "apps", aliases: []string{"app"}, usage: "deploy, list, show, scale and delete apps",
+		sub: []*command{
+			{
+				name: "deploy", usage: "deploy an app, or change one that is there", args: "[NAME] [COMMAND]...", names: appNames(),
+				about:    "Of an app that is there, what no flag names stays as it is; --env KEY= takes a variable\naway. The app is reached below the platform's domain unless --no-route is given.",
+				examples: []string{"mp apps deploy hello --image hello:1 --instances 2 --port 8080", "mp apps deploy hello --image hello:2", "mp apps deploy hello --env MODE=prod --env DEBUG=", "mp apps deploy worker --image jobs:3 --no-route -- ./work --queue mail"},
+				flags: flags(placeFlags(inWorkspace), namespaceFlag(),
+					&cli.StringFlag{Name: "name", Usage: "`NAME` of the app, if not given as argument"},
+					&cli.StringFlag{Name: "image", Aliases: []string{"i"}, Usage: "`IMAGE`: hello:1 of this organization, or a full reference"},
+					&cli.IntFlag{Name: "instances", Usage: "`NUMBER` of instances; 1 for a new app"},
+					&cli.IntFlag{Name: "port", Aliases: []string{"p"}, Usage: "`PORT` the app listens on; it also finds it in PORT"},
+					&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "set the variable `KEY=VALUE`; may be given more than once"},
+					&cli.StringFlag{Name: "cpu", Usage: "`CPUS` of one instance: 1 or 250m"},
+					&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` of one instance: 256Mi"},
+					&cli.StringFlag{Name: "health-path", Usage: "ask `PATH` by HTTP whether an instance is well; else a connection to the port is enough"},
+					&cli.BoolFlag{Name: "no-route", Usage: "do not expose the app"},
+					&cli.BoolFlag{Name: "route", Usage: "expose the app again"},
+					dryRunFlag(), waitFlags(), resultFlag()),
+				run: (*call).deploy,
+			},
+			{
+				name: "list", aliases: []string{"ls"}, usage: "list the workspace's apps",
+				examples: []string{"mp apps list", "mp apps list -o wide"},
+				flags:    flags(placeFlags(inWorkspace), namespaceFlag(), outputFlags()),
+				run: func(c *call) error {
+					t, err := c.need(inWorkspace)
+					if err != nil {
+						return err
+					}
+					items, err := list[*resource.App](c, t.workspace("apps"), nil)
+					if err != nil {
+						return err
+					}
+					if ns := c.String("namespace"); ns != "" {
+						var kept []*resource.App
+						for _, a := range items {
+							if a.Spec.Namespace == ns {
+								kept = append(kept, a)
+							}
+						}
+						items = kept
+					}
+					return printList(c, items, appTable(c))
+				},
+			},
+			{
+				name: "show", aliases: []string{"get"}, usage: "show an app and how far it is", args: "NAME", names: appNames(),
+				examples: []string{"mp apps show hello", "mp apps show hello -o yaml"},
+				flags:    flags(placeFlags(inWorkspace), resultFlag()),
+				run: func(c *call) error {
+					t, err := c.appPlace(c.arg(0))
+					if err != nil {
+						return err
+					}
+					return c.showApp(t, c.arg(0), "")
+				},
+			},
+			{
+				name: "scale", usage: "change the number of an app's instances", args: "[NAME] [INSTANCES]", names: appNames(),
+				examples: []string{"mp apps scale hello 3", "mp apps scale hello --instances 0"},
+				flags: flags(placeFlags(inWorkspace),
+					&cli.StringFlag{Name: "name", Usage: "`NAME` of the app, if not given as argument"},
+					&cli.IntFlag{Name: "instances", Aliases: []string{"n"}, Usage: "the wanted `NUMBER` of instances"},
+					dryRunFlag(), waitFlags(), resultFlag()),
+				run: (*call).scaleApp,
+			},
+			{
+				name: "delete", aliases: []string{"rm"}, usage: "delete an app", args: "NAME", names: appNames(),
+				examples: []string{"mp apps delete hello --yes"},
+				flags:    flags(placeFlags(inWorkspace), yesFlag(), dryRunFlag(), waitFlags(), resultFlag()),
+				run: func(c *call) error {
+					t, err := c.appPlace(c.arg(0))
+					if err != nil {
+						return err
+					}
+					if err := c.confirm("Delete app "+c.arg(0)+" of "+t.String()+"?", ""); err != nil {
+						return err
+					}
+					return remove[*resource.App](c, t.workspace("apps", c.arg(0)), appTable(c), "App "+c.arg(0), Target{})
+				},
+			},
+		},
+	}
+}
+
+// appPlace is the workspace of the app called name.
+func (c *call) appPlace(name string) (Target, error) {
+	t, err := c.need(inWorkspace)
+	if err != nil {
+		return t, err
+	}
+	return t, checkName("app", name)
+}
+
+func (c *call) showApp(t Target, name, sentence string) error {
+	var got resource.App
+	if err := c.get(t.workspace("apps", name), &got); err != nil {
+		return err
+	}
+	if sentence != "" {
+		if got.Status.URL != "" {
+			sentence += " It answers at " + printable(got.Status.URL)
+		}
+		return printResult(c, &got, appTable(c), "%s", sentence)
+	}
+	return printOne(c, &got, appTable(c), func(w io.Writer) { printConditions(w, got.Status.Conditions, c.now()) })
+}
+
+// appName is the app's name, from --name or the first argument, and the
+// arguments behind it.
+func (c *call) appName() (string, []string, error) {
+	name, rest := c.String("name"), c.Args().Slice()
+	if name == "" && len(rest) > 0 {
+		name, rest = rest[0], rest[1:]
+	}
+	if name == "" {
+		return "", nil, usagef("give it as argument, or with --name", "%s: the app's name is missing", c.path)
+	}
+	return name, rest, nil
+}
+
+func (c *call) deploy() error {
+	name, command, err := c.appName()
+	if err != nil {
+		return err
+	}
+	t, err := c.appPlace(name)
+	if err != nil {
+		return err
+	}
+	spec, err := c.appSpec(command)
+	if err != nil {
+		return err
+	}
+	path := t.workspace("apps", name)
+	var there resource.App
+	err = c.get(path, &there)
+	var prob *Problem
+	isNew := errors.As(err, &prob) && prob.Status == http.StatusNotFound
+	if err != nil && !isNew {
+		return err
+	}
+	var accepted resource.Accepted[*resource.App]
+	if isNew {
+		if c.String("image") == "" {
+			return usagef("give --image IMAGE", "app %s is not there yet, and no image is given to make it from", name)
+		}
+		if _, set := spec["instances"]; !set {
+			spec["instances"] = 1
+		}
+		dropUnset(spec)
+		if t.Namespace != "" {
+			spec["namespace"] = t.Namespace
+		}
+		err = c.write(http.MethodPut, path, map[string]any{"spec": spec}, &accepted, "If-None-Match", "*")
+	} else {
+		if ns := c.String("namespace"); ns != "" {
+			spec["namespace"] = ns
+		}
+		if len(spec) == 0 {
+			return usagef("see '"+c.path+" --help'", "app %s is there, and nothing to change is given", name)
+		}
+		err = c.write(http.MethodPatch, path, map[string]any{"spec": spec}, &accepted)
+	}
+	if err != nil {
+		return err
+	}
+	return c.settleApp(t, name, &accepted, "is deployed")
+}
+
+func (c *call) settleApp(t Target, name string, accepted *resource.Accepted[*resource.App], done string) error {
+	return c.settle(accepted.Task,
+		func() error {
+			return printResult(c, accepted.Resource, appTable(c), "App %s is being deployed.", name)
+		},
+		func() error { return c.showApp(t, name, "App "+name+" "+done+".") })
+}
+
+// appSpec is what the flags say, as a JSON merge patch: a variable that is to
+// go is null.
+func (c *call) appSpec(command []string) (map[string]any, error) {
+	spec := map[string]any{}
+	if v := c.String("image"); v != "" {
+		spec["image"] = v
+	}
+	if c.IsSet("instances") {
+		if err := checkInstances(c.Int("instances")); err != nil {
+			return nil, err
+		}
+		spec["instances"] = c.Int("instances")
+	}
+	if c.IsSet("port") {
+		if p := c.Int("port"); p < 1 || p > 65535 {
+			return nil, usagef("use 1 to 65535", "--port %d is no port", p)
+		}
+		spec["port"] = c.Int("port")
+	}
+	env := map[string]any{}
+	for _, pair := range c.StringSlice("env") {
+		key, value, ok := strings.Cut(pair, "=")
+		if !ok || key == "" {
+			return nil, usagef("write it like --env KEY=VALUE", "--env %q sets no variable", pair)
+		}
+		env[key] = value
+		if value == "" {
+			env[key] = nil
+		}
+	}
+	if len(env) > 0 {
+		spec["env"] = env
+	}
+	cpu, err := amount(c, "cpu", true)
+	if err != nil {
+		return nil, err
+	}
+	memory, err := amount(c, "memory", false)
+	if err != nil {
+		return nil, err
+	}
+	if cpu > 0 {
+		spec["milliCPU"] = cpu
+	}
+	if memory > 0 {
+		spec["memoryBytes"] = memory
+	}
+	if c.IsSet("health-path") {
+		spec["healthPath"] = c.String("health-path")
+	}
+	switch {
+	case c.Bool("route") && c.Bool("no-route"):
+		return nil, usagef("give one of them", "%s: --route and --no-route say the opposite", c.path)
+	case c.Bool("no-route"):
+		spec["noRoute"] = true
+	case c.Bool("route"):
+		spec["noRoute"] = false
+	}
+	if len(command) > 0 {
+		spec["command"] = command
+	}
+	return spec, nil
+}
+
+// dropUnset takes variables that are to go out of the spec of a new app.
+func dropUnset(spec map[string]any) {
+	env, _ := spec["env"].(map[string]any)
+	for key, value := range env {
+		if value == nil {
+			delete(env, key)
+		}
+	}
+}
+
+func checkInstances(n int) error {
+	if n < 0 || n > maxInstances {
+		return usagef(fmt.Sprintf("use 0 to %d", maxInstances), "an app can't have %d instances", n)
+	}
+	return nil
+}
+
+func (c *call) scaleApp() error {
+	name, rest, err := c.appName()
+	if err != nil {
+		return err
+	}
+	t, err := c.appPlace(name)
+	if err != nil {
+		return err
+	}
+	n := c.Int("instances")
+	switch {
+	case len(rest) > 1 || len(rest) == 1 && c.IsSet("instances"):
+		return usagef("type it as: "+synopsis(c.path, c.cmd), "%s: %q is one argument too many", c.path, rest[len(rest)-1])
+	case len(rest) == 1:
+		if n, err = strconv.Atoi(rest[0]); err != nil {
+			return usagef("give a number like 3", "%q is no number of instances", rest[0])
+		}
+	case !c.IsSet("instances"):
+		return usagef("give it as argument, or with --instances", "%s: the number of instances is missing", c.path)
+	}
+	if err := checkInstances(n); err != nil {
+		return err
+	}
+	var accepted resource.Accepted[*resource.App]
+	body := map[string]any{"spec": map[string]any{"instances": n}}
+	if err := c.write(http.MethodPatch, t.workspace("apps", name), body, &accepted); err != nil {
+		return err
+	}
+	return c.settleApp(t, name, &accepted, "has "+count(n, "instance"))
+}

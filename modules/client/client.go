@@ -1,0 +1,204 @@
+// Package client is the command line that tenants and operators type: `mp`,
+// also reached as `multipaas mp`, and `multipaas token` on the operator's side.
+//
+// It promises: nothing that needs a terminal when there is none, one exit code
+// per kind of failure (see ExitCode constants), errors on standard error with
+// what to do about them, and no word to a server whose certificate the pinned
+// authority has not signed.
+//
+// Parties: main hands over arguments and the three streams; the server's API
+// under /v1 does the work; the user's folder ~/.config/multipaas (or MP_CONFIG)
+// keeps the pinned authority, the chosen context and the session. Only main and
+// appliance may import it. It runs no part of the platform.
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+)
+
+// Main runs one command, like {"ws", "create", "shop"}, and returns its exit
+// code. It reads the environment and the user's configuration folder. When ctx
+// ends, as on Ctrl-C, a running operation is left to the platform and Main
+// returns ExitInterrupted.
+func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	p := newProgram("mp", stdin, stdout, stderr)
+	return p.run(ctx, p.commands(), args)
+}
+
+// Command is `mp` as a command of the one file. It takes its arguments as they
+// are: they are parsed as when the file is called by the name mp.
+func Command() *cli.Command {
+	return embedded("mp", "the client: what tenants type", func(p *program) *command { return p.commands() })
+}
+
+// Token is `multipaas token`: an operator makes, lists and withdraws the tokens
+// with which machines join. It needs a session like any mp command, or, on the
+// server itself, the bootstrap administrator's file and no session.
+func Token() *cli.Command {
+	return embedded("token", "make, list and withdraw tokens with which machines join", func(p *program) *command { return p.tokenCommands() })
+}
+
+// embedded wraps a tree of commands for the command table of main. Flags and
+// help are left to the tree: urfave's own parser wants flags before arguments.
+func embedded(name, usage string, tree func(*program) *command) *cli.Command {
+	return &cli.Command{
+		Name: name, Usage: usage, ArgsUsage: "COMMAND",
+		SkipFlagParsing: true, HideHelp: true,
+		Action: func(c *cli.Context) error {
+			p := newProgram("multipaas "+name, c.App.Reader, c.App.Writer, c.App.ErrWriter)
+			if code := p.run(c.Context, tree(p), c.Args().Slice()); code != ExitOK {
+				return cli.Exit("", code) // the sentence is on standard error already
+			}
+			return nil
+		},
+	}
+}
+
+// program is one invocation: the streams it talks through and the name it was
+// called by, which its hints repeat.
+type program struct {
+	name   string
+	in     io.Reader
+	out    io.Writer
+	err    io.Writer
+	getenv func(string) string
+	now    func() time.Time
+}
+
+func newProgram(name string, in io.Reader, out, errw io.Writer) *program {
+	return &program{name: name, in: in, out: out, err: errw, getenv: os.Getenv, now: time.Now}
+}
+
+// command is one node of the tree: a noun with verbs below it, or a verb that
+// runs. The docs are rendered from the same fields as the help.
+type command struct {
+	name     string
+	aliases  []string
+	usage    string // one line, no full stop
+	about    string // what else there is to know, in whole sentences
+	args     string // "NAME [COUNT]"; also says how many there may be
+	examples []string
+	flags    []cli.Flag
+	hidden   bool
+	run      func(*call) error
+	// names offers what may stand as the next argument, for completion.
+	names func(*call) ([]string, error)
+	sub   []*command
+}
+
+// argCount reads how many arguments are wanted from args: each word is one,
+// those in brackets may be left out, "..." is any number.
+func (c *command) argCount() (least, most int) {
+	for _, word := range strings.Fields(c.args) {
+		if strings.HasSuffix(word, "...") {
+			if !strings.HasPrefix(word, "[") {
+				least++
+			}
+			return least, 1 << 10
+		}
+		most++
+		if !strings.HasPrefix(word, "[") {
+			least++
+		}
+	}
+	return least, most
+}
+
+// find returns the verb or noun of that name below c, or nil.
+func (c *command) find(name string) *command {
+	for _, s := range c.sub {
+		if s.name == name {
+			return s
+		}
+		for _, a := range s.aliases {
+			if a == name {
+				return s
+			}
+		}
+	}
+	return nil
+}
+
+// call is one run of one verb: its parsed flags and arguments, and what the
+// user's folder and environment say.
+type call struct {
+	*cli.Context
+	*program
+	cmd    *command
+	path   string // "mp ws create"
+	opened *remote
+	config *Config
+	dir    string
+}
+
+func (c *call) arg(i int) string { return c.Args().Get(i) }
+
+// run finds the command, parses its flags, runs it and tells what went wrong.
+func (p *program) run(ctx context.Context, root *command, args []string) int {
+	if len(args) > 0 && args[0] == completeWord {
+		p.complete(ctx, root, args[1:])
+		return ExitOK
+	}
+	r, err := resolve(root, args)
+	if err == nil && r.help {
+		if r.bare {
+			p.writeHelp(p.err, p.path(r.path), r.cmd)
+			return ExitUsage
+		}
+		p.writeHelp(p.out, p.path(r.path), r.cmd)
+		return ExitOK
+	}
+	if err == nil {
+		err = p.parse(ctx, r, func(c *call) error { return c.cmd.run(c) })
+	}
+	if ctx.Err() != nil && !errors.As(err, new(*failure)) {
+		err = &failure{text: "interrupted", code: ExitInterrupted}
+	}
+	return p.report(err)
+}
+
+func (p *program) path(words []string) string {
+	return strings.Join(append([]string{p.name}, words...), " ")
+}
+
+// parse gives the flags of a resolved command to urfave/cli and calls fn.
+func (p *program) parse(ctx context.Context, r resolved, fn func(*call) error) error {
+	path := p.path(r.path)
+	app := &cli.App{
+		Name: p.name, Reader: p.in, Writer: p.out, ErrWriter: p.err,
+		Flags: r.cmd.flags, HideHelp: true, HideVersion: true,
+		DisableSliceFlagSeparator: true, // --env A=1,2 is one variable
+		ExitErrHandler:            func(*cli.Context, error) {},
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return usagef("see '"+path+" --help'", "%s: %v", path, err)
+		},
+		Action: func(c *cli.Context) error {
+			return fn(&call{Context: c, program: p, cmd: r.cmd, path: path})
+		},
+	}
+	words := append([]string{p.name}, r.flags...)
+	words = append(words, "--")
+	return app.RunContext(ctx, append(words, r.args...))
+}
+
+// buildVersion is what the linker knows about this file.
+func buildVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+// note writes one line for people; results go to standard output instead.
+func (p *program) note(format string, args ...any) {
+	fmt.Fprintf(p.err, format+"\n", args...)
+}

@@ -1,0 +1,284 @@
+package client
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// The scripts for the three shells. Each calls the hidden command with the words
+// typed so far, the last being the one to complete, and works for `mp` and for
+// `multipaas mp`.
+const (
+	bashCompletion = `# bash completion for mp. Use: source <(mp completion bash)
+_mp_complete() {
+  local self="${COMP_WORDS[0]}" from=1 sub=()
+  local line="${COMP_LINE:0:COMP_POINT}" words
+  if [ "${self##*/}" = multipaas ]; then
+    [ "${COMP_WORDS[1]}" = mp ] || return 0
+    sub=(mp); from=2
+  fi
+  # bash splits at ':' and '='; we want the words as typed.
+  read -r -a words <<< "$line"
+  case "$line" in *[[:space:]]) words+=("");; esac
+  local IFS=$'\n' typed="${words[${#words[@]}-1]}" prefix=""
+  COMPREPLY=($("$self" "${sub[@]}" __complete "${words[@]:$from}" 2>/dev/null))
+  case "$typed" in *[:=]*) prefix="${typed%"${typed##*[:=]}"}";; esac
+  COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
+}
+complete -F _mp_complete mp
+complete -F _mp_complete -o default multipaas
+`
+	zshCompletion = `#compdef mp
+# zsh completion for mp. Use: source <(mp completion zsh)
+_mp_complete() {
+  local -a sub found
+  local from=2
+  if [[ ${words[1]:t} == multipaas ]]; then
+    [[ ${words[2]} == mp ]] || return 0
+    sub=(mp); from=3
+  fi
+  found=("${(@f)$(${words[1]} $sub __complete "${(@)words[from,CURRENT]}" 2>/dev/null)}")
+  compadd -Q -- ${found:#}
+}
+compdef _mp_complete mp multipaas
+`
+	fishCompletion = `# fish completion for mp. Use: mp completion fish | source
+function __mp_complete
+  set -l words (commandline -opc) (commandline -ct)
+  set -l self $words[1]
+  if string match -q '*multipaas' -- $self
+    test "$words[2]" = mp; or return
+    $self mp __complete $words[3..] 2>/dev/null
+  else
+    $self __complete $words[2..] 2>/dev/null
+  end
+end
+complete -c mp -f -a '(__mp_complete)'
+complete -c multipaas -n '__fish_seen_subcommand_from mp' -f -a '(__mp_complete)'
+`
+)
+
+func (p *program) completionCommand() *command {
+	return &command{
+		name: "completion", usage: "print a script that teaches your shell mp's commands and names", args: "SHELL",
+		about:    "For bash, zsh and fish. Names of accounts, workspaces, apps and the like come from the\nserver, and are remembered for a few seconds.",
+		examples: []string{"source <(mp completion bash)", "mp completion fish | source"},
+		names:    func(*call) ([]string, error) { return []string{"bash", "zsh", "fish"}, nil },
+		run: func(c *call) error {
+			script := ""
+			switch c.arg(0) {
+			case "bash":
+				script = bashCompletion
+			case "zsh":
+				script = zshCompletion
+			case "fish":
+				script = fishCompletion
+			default:
+				return usagef("there are bash, zsh and fish", "%q is no shell with completion", c.arg(0))
+			}
+			_, err := io.WriteString(c.out, script)
+			return err
+		},
+	}
+}
+
+// Limits of one completion: a user waits for it at each press of the key.
+const (
+	completionTimeout = 800 * time.Millisecond
+	completionFresh   = 10 * time.Second // names are asked for again after that
+	maxCompletions    = 500
+)
+
+// complete writes what may stand in place of the last word, one per line. It
+// never says why it has nothing to offer.
+func (p *program) complete(ctx context.Context, root *command, words []string) {
+	if len(words) == 0 {
+		words = []string{""}
+	}
+	last, before := words[len(words)-1], words[:len(words)-1]
+	offers := p.offers(ctx, root, before, last)
+	sort.Strings(offers)
+	for i, o := range offers {
+		if i == maxCompletions {
+			return
+		}
+		if o = printable(o); o != "" && strings.HasPrefix(o, last) {
+			fmt.Fprintln(p.out, o)
+		}
+	}
+}
+
+func (p *program) offers(ctx context.Context, root *command, before []string, last string) []string {
+	r := walk(root, before)
+	switch {
+	case r.wants != "":
+		return p.flagValues(ctx, root, r)
+	case strings.HasPrefix(last, "-"):
+		var found []string
+		for _, f := range r.cmd.flags {
+			found = append(found, dashes(f.Names()[0]))
+		}
+		return append(found, "--help")
+	case r.cmd.run == nil:
+		// "ws:cr" is "ws create", too.
+		noun, prefix := r.cmd, ""
+		if i := strings.LastIndexByte(last, ':'); i >= 0 {
+			prefix = last[:i+1]
+			for _, name := range strings.Split(last[:i], ":") {
+				if noun = noun.find(name); noun == nil {
+					return nil
+				}
+			}
+		}
+		var found []string
+		for _, s := range noun.sub {
+			if !s.hidden {
+				found = append(found, prefix+s.name)
+			}
+		}
+		return found
+	case r.cmd.names == nil:
+		return nil
+	}
+	if _, most := r.cmd.argCount(); len(r.args) >= most {
+		return nil
+	}
+	return p.namesFor(ctx, r.resolved, "", r.cmd.names)
+}
+
+// walked is a command line that is not finished.
+type walked struct {
+	resolved
+	wants string // the flag whose value comes next
+}
+
+// walk is resolve for what is still being typed: it leaves out what it does
+// not understand.
+func walk(root *command, words []string) walked {
+	w := walked{resolved: resolved{cmd: root}}
+	for i := 0; i < len(words); i++ {
+		word := words[i]
+		if strings.HasPrefix(word, "-") && len(word) > 1 {
+			taken, err := takeFlag(root, w.resolved, words[i:])
+			name, _ := flagName(word)
+			if err != nil {
+				if i == len(words)-1 && anyFlag(root, name) != nil {
+					w.wants = name
+				}
+				continue
+			}
+			w.flags = append(w.flags, words[i:i+taken]...)
+			i += taken - 1
+			continue
+		}
+		if w.cmd.run != nil {
+			w.args = append(w.args, word)
+			continue
+		}
+		for _, name := range strings.Split(word, ":") {
+			if next := w.cmd.find(name); next != nil {
+				w.cmd, w.path = next, append(w.path, next.name)
+			}
+		}
+	}
+	return w
+}
+
+// flagValues offers values of the flag that was typed last.
+func (p *program) flagValues(ctx context.Context, root *command, w walked) []string {
+	f := findFlag(w.cmd.flags, w.wants)
+	if f == nil {
+		if f = anyFlag(root, w.wants); f == nil {
+			return nil
+		}
+	}
+	switch f.Names()[0] {
+	case "output", "default-output":
+		return outputs()
+	case "role":
+		return []string{"admin", "developer"}
+	case "datastore":
+		return []string{"kine", "etcd"}
+	case "pod-security":
+		return []string{"baseline", "privileged"}
+	case "account":
+		return p.namesFor(ctx, w.resolved, w.wants, accountNames())
+	case "organization":
+		return p.namesFor(ctx, w.resolved, w.wants, organizationNames())
+	case "workspace":
+		return p.namesFor(ctx, w.resolved, w.wants, workspaceNames())
+	case "namespace":
+		return p.namesFor(ctx, w.resolved, w.wants, namespaceNames())
+	case "image":
+		return p.namesFor(ctx, w.resolved, w.wants, imageNames)
+	}
+	return nil
+}
+
+// imageNames offers "hello:1" for each tag there is.
+func imageNames(c *call) ([]string, error) {
+	path, err := imagesPath(c)
+	if err != nil {
+		return nil, err
+	}
+	items, err := list[*resource.Image](c, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, i := range items {
+		name := i.Name[strings.LastIndexByte(i.Name, '/')+1:]
+		for _, tag := range i.Tags {
+			all = append(all, name+":"+tag)
+		}
+	}
+	return all, nil
+}
+
+// rememberedNames are the offers of a moment ago, kept so that the key answers
+// at once.
+type rememberedNames struct {
+	At    time.Time `json:"at"`
+	Names []string  `json:"names"`
+}
+
+// namesFor asks the server, unless it was asked the same a moment ago. If it
+// does not answer in time the old names are better than none.
+func (p *program) namesFor(ctx context.Context, r resolved, what string, ask func(*call) ([]string, error)) []string {
+	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
+	defer cancel()
+	if r.cmd.run == nil {
+		r.cmd = &command{name: r.cmd.name, flags: flags(placeFlags(inWorkspace), namespaceFlag()), run: func(*call) error { return nil }}
+	}
+	var offers []string
+	// The words may hold flags that are not good yet; without names, then.
+	_ = p.parse(ctx, r, func(c *call) error {
+		place, err := c.place()
+		if err != nil {
+			return err
+		}
+		key := sha256.Sum256(fmt.Appendf(nil, "%s\x00%v\x00%s\x00%s\x00%q", c.config.Server, place, strings.Join(r.path, " "), what, r.args))
+		file := filepath.Join(c.dir, "cache", "names", hex.EncodeToString(key[:16])+".json")
+		var old rememberedNames
+		known := readJSON(file, &old, false) == nil
+		if known && p.now().Sub(old.At) < completionFresh {
+			offers = old.Names
+			return nil
+		}
+		if offers, err = ask(c); err != nil {
+			offers = old.Names
+			return err
+		}
+		return writeJSON(file, rememberedNames{At: p.now(), Names: offers})
+	})
+	return offers
+}

@@ -1,0 +1,111 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// follow shows the task's progress until it ends. It opens the stream again
+// when it breaks. A task that failed, the end of the time and Ctrl-C are
+// errors; the last two leave the platform working and say how to come back.
+func (c *call) follow(id string, timeout time.Duration) (*resource.Task, error) {
+	r, err := c.remote()
+	if err != nil {
+		return nil, err
+	}
+	ctx := c.Context.Context
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	var last *resource.Task
+	p := newProgress(c.program)
+	defer p.stop()
+	for backoff := firstBackoff; ; backoff = min(2*backoff, 5*time.Second) {
+		err := r.watchTask(ctx, id, func(t *resource.Task) {
+			last, backoff = t, firstBackoff
+			p.show(t)
+		})
+		if errors.Is(err, errEnded) {
+			p.stop()
+			return last, taskError(last)
+		}
+		var prob *Problem
+		if errors.As(err, &prob) && prob.Status < http.StatusInternalServerError && prob.Status != http.StatusTooManyRequests {
+			return last, err
+		}
+		if ctx.Err() == nil {
+			p.lost(err)
+		}
+		select {
+		case <-time.After(backoff):
+			continue
+		case <-ctx.Done():
+		}
+		p.stop()
+		remedy := "the platform goes on; come back with '" + c.hint("tasks", "follow", id) + "'"
+		if c.Context.Context.Err() != nil {
+			return last, &failure{text: "detached from task " + id, remedy: remedy, code: ExitInterrupted}
+		}
+		text := fmt.Sprintf("task %s has not ended within %v", id, timeout)
+		if err != nil && last == nil {
+			text += ": " + err.Error()
+		}
+		return last, &failure{text: text, remedy: remedy, code: ExitTimeout}
+	}
+}
+
+// hint is a command line for the user, with the name he called us by.
+func (c *call) hint(words ...string) string {
+	name := c.program.name
+	if name == "multipaas token" {
+		name = "multipaas mp"
+	}
+	for _, w := range words {
+		name += " " + w
+	}
+	return name
+}
+
+// taskError is the error in a task that has failed, or nil.
+func taskError(t *resource.Task) error {
+	if t.Status.State != resource.TaskFailed {
+		return nil
+	}
+	text := fmt.Sprintf("%s of %s failed", t.Spec.Operation, t.Spec.Target)
+	message := t.Status.Message
+	for _, s := range t.Status.Steps {
+		if s.Status == resource.False && s.Final && message == "" {
+			message = s.Message
+		}
+	}
+	if message != "" {
+		text += ": " + message
+	}
+	return failf("see the steps with 'mp tasks show "+t.Name+"'", "%s", text)
+}
+
+// settle follows an accepted task unless the user does not want to wait, and
+// then calls done to show what has become of it. now is shown when not waiting.
+func (c *call) settle(task string, now func() error, done func() error) error {
+	if task == "" {
+		return done()
+	}
+	if c.Bool("no-wait") || !c.Bool("wait") {
+		if err := now(); err != nil {
+			return err
+		}
+		c.note("The platform works on it; follow it with '%s'.", c.hint("tasks", "follow", task))
+		return nil
+	}
+	if _, err := c.follow(task, c.Duration("timeout")); err != nil {
+		return err
+	}
+	return done()
+}

@@ -1,0 +1,302 @@
+package client
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// column is one column of a table of T.
+type column[T any] struct {
+	head string
+	wide bool // only with -o wide, and in what `show` prints
+	cell func(T) string
+}
+
+// table says how a kind is listed.
+type table[T any] struct {
+	name    func(T) string // for -o name
+	columns []column[T]
+	// empty is said instead of a table of nothing.
+	empty string
+}
+
+// The values of -o.
+const (
+	asTable = "table"
+	asWide  = "wide"
+	asJSON  = "json"
+	asYAML  = "yaml"
+	asName  = "name"
+)
+
+func outputs() []string { return []string{asTable, asWide, asJSON, asYAML, asName} }
+
+// format is the wanted output: the flag, or what config.json says, or a table.
+func (c *call) format() (string, error) {
+	format := c.String("output")
+	if format == "" {
+		if conf, err := c.conf(); err == nil {
+			format = conf.Output
+		}
+	}
+	if format == "" {
+		return asTable, nil
+	}
+	for _, o := range outputs() {
+		if format == o {
+			return format, nil
+		}
+	}
+	return "", usagef("use one of "+strings.Join(outputs(), ", "), "-o %q is no output format", format)
+}
+
+// printList writes items as -o says.
+func printList[T any](c *call, items []T, t table[T]) error {
+	format, err := c.format()
+	if err != nil {
+		return err
+	}
+	switch format {
+	case asName:
+		return printNames(c, items, t)
+	case asJSON, asYAML:
+		if items == nil {
+			items = []T{}
+		}
+		return printData(c, format, resource.List[T]{Items: items})
+	}
+	if len(items) == 0 {
+		c.note("%s", t.empty)
+		return nil
+	}
+	var rows [][]string
+	if !c.Bool("no-headers") {
+		rows = append(rows, headings(t, format == asWide))
+	}
+	for _, item := range items {
+		rows = append(rows, cells(item, t, format == asWide))
+	}
+	return writeRows(c.out, rows, terminalWidth(c.out), c.styleFor(c.out))
+}
+
+// printOne writes one item as -o says: as a table, one line per column, wide
+// ones included, and then what more has to say.
+func printOne[T any](c *call, item T, t table[T], more func(io.Writer)) error {
+	format, err := c.format()
+	if err != nil {
+		return err
+	}
+	switch format {
+	case asName:
+		return printNames(c, []T{item}, t)
+	case asJSON, asYAML:
+		return printData(c, format, item)
+	}
+	heads, values := headings(t, true), cells(item, t, true)
+	rows := make([][]string, len(heads))
+	for i := range heads {
+		rows[i] = []string{heads[i], values[i]}
+	}
+	if err := writeRows(c.out, rows, terminalWidth(c.out), c.styleFor(c.out)); err != nil {
+		return err
+	}
+	if more != nil {
+		more(c.out)
+	}
+	return nil
+}
+
+// printResult is for what a writing verb has made: a sentence for people, the
+// item for -o json and its like.
+func printResult[T any](c *call, item T, t table[T], sentence string, args ...any) error {
+	format, err := c.format()
+	if err != nil {
+		return err
+	}
+	if format == asTable || format == asWide {
+		_, err := fmt.Fprintf(c.out, sentence+"\n", args...)
+		return err
+	}
+	return printOne(c, item, t, nil)
+}
+
+func printNames[T any](c *call, items []T, t table[T]) error {
+	for _, item := range items {
+		if _, err := fmt.Fprintln(c.out, printable(t.name(item))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printData writes v as JSON or YAML, with the names the API uses.
+func printData(c *call, format string, v any) error {
+	var data []byte
+	var err error
+	if format == asYAML {
+		data, err = yaml.Marshal(v)
+	} else {
+		data, err = json.MarshalIndent(v, "", "  ")
+		data = append(data, '\n')
+	}
+	if err != nil {
+		return fmt.Errorf("encode the result: %w", err)
+	}
+	_, err = c.out.Write(data)
+	return err
+}
+
+func headings[T any](t table[T], wide bool) []string {
+	var heads []string
+	for _, col := range t.columns {
+		if wide || !col.wide {
+			heads = append(heads, col.head)
+		}
+	}
+	return heads
+}
+
+func cells[T any](item T, t table[T], wide bool) []string {
+	var row []string
+	for _, col := range t.columns {
+		if wide || !col.wide {
+			text := printable(col.cell(item))
+			if text == "" {
+				text = "-"
+			}
+			row = append(row, text)
+		}
+	}
+	return row
+}
+
+// gap is the room between two columns.
+const gap = 3
+
+// narrowest is how far a column is cut to make room for others.
+const narrowest = 8
+
+// writeRows aligns rows and cuts the widest columns until a line has width
+// characters; 0 is no limit.
+func writeRows(w io.Writer, rows [][]string, width int, s style) error {
+	var widths []int
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	if width > 0 {
+		shrink(widths, width)
+	}
+	var b strings.Builder
+	for _, row := range rows {
+		for i, cell := range row {
+			cell = clip(cell, widths[i])
+			if i < len(row)-1 {
+				cell += strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
+			}
+			b.WriteString(s.phase(cell))
+			if i < len(row)-1 {
+				b.WriteString(strings.Repeat(" ", gap))
+			}
+		}
+		b.WriteByte('\n')
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// shrink takes from the widest column, one by one, until all fit into width or
+// none can get narrower.
+func shrink(widths []int, width int) {
+	total := gap * (len(widths) - 1)
+	for _, w := range widths {
+		total += w
+	}
+	for ; total > width; total-- {
+		widest := 0
+		for i, w := range widths {
+			if w > widths[widest] {
+				widest = i
+			}
+		}
+		if widths[widest] <= narrowest {
+			return
+		}
+		widths[widest]--
+	}
+}
+
+// printConditions lists what is so about a resource and what is not yet.
+func printConditions(w io.Writer, cs resource.Conditions, now time.Time) {
+	if len(cs) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nCONDITIONS")
+	for _, c := range cs {
+		fmt.Fprintf(w, "  %s (%s)\n", stepLine(c, ".."), age(c.Since, now))
+	}
+}
+
+// age is how long ago t was: "42s", "17m", "5h", "12d".
+func age(t, now time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	d := max(now.Sub(t), 0)
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	}
+	return fmt.Sprintf("%dd", d/(24*time.Hour))
+}
+
+// cpus is "2" or "500m".
+func cpus(milli int64) string {
+	if milli%1000 == 0 {
+		return strconv.FormatInt(milli/1000, 10)
+	}
+	return fmt.Sprintf("%dm", milli)
+}
+
+// bytesText is "2Gi", "1.5Gi", "512Mi".
+func bytesText(n int64) string {
+	for _, u := range []struct {
+		suffix string
+		shift  int
+	}{{"Ti", 40}, {"Gi", 30}, {"Mi", 20}, {"Ki", 10}} {
+		if n >= 1<<u.shift || n <= -1<<u.shift {
+			text := strconv.FormatFloat(float64(n)/float64(int64(1)<<u.shift), 'f', 1, 64)
+			return strings.TrimSuffix(text, ".0") + u.suffix
+		}
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// sizeText is "2 cpu, 2Gi memory, 10Gi disk".
+func sizeText(s resource.Size) string {
+	return fmt.Sprintf("%s cpu, %s memory, %s disk", cpus(s.MilliCPU), bytesText(s.MemoryBytes), bytesText(s.DiskBytes))
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}

@@ -1,0 +1,288 @@
+package client
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// conf is what `mp init` and the `use` verbs remembered.
+func (c *call) conf() (*Config, error) {
+	if c.config != nil {
+		return c.config, nil
+	}
+	dir, err := c.configDir()
+	if err != nil {
+		return nil, err
+	}
+	conf, err := readConfig(dir)
+	if err != nil {
+		return nil, err
+	}
+	c.dir, c.config = dir, conf
+	return conf, nil
+}
+
+// place is where this call works: the remembered context, changed by the
+// environment, changed by flags.
+func (c *call) place() (Target, error) {
+	conf, err := c.conf()
+	if err != nil {
+		return Target{}, err
+	}
+	env := Target{c.getenv("MP_ACCOUNT"), c.getenv("MP_ORGANIZATION"), c.getenv("MP_WORKSPACE"), c.getenv("MP_NAMESPACE")}
+	flags := Target{c.String("account"), c.String("organization"), c.String("workspace"), c.String("namespace")}
+	return conf.Context.with(env).with(flags), nil
+}
+
+// depth says how much of a place a command needs.
+type depth int
+
+const (
+	inAccount depth = iota
+	inOrganization
+	inWorkspace
+)
+
+// need is place, with everything down to d set.
+func (c *call) need(d depth) (Target, error) {
+	t, err := c.place()
+	switch {
+	case err != nil:
+		return t, err
+	case t.Account == "":
+		return t, usagef("choose one with '"+c.hint("accounts", "use", "NAME")+"', or give --account", "%s: no account is chosen", c.path)
+	case d >= inOrganization && t.Organization == "":
+		return t, usagef("choose one with '"+c.hint("org", "use", "NAME")+"', or give --organization", "%s: no organization is chosen", c.path)
+	case d >= inWorkspace && t.Workspace == "":
+		return t, usagef("choose one with '"+c.hint("ws", "use", "NAME")+"', or give --workspace", "%s: no workspace is chosen", c.path)
+	}
+	return t, nil
+}
+
+// use remembers t as the context.
+func (c *call) use(t Target) error {
+	conf, err := c.conf()
+	if err != nil {
+		return err
+	}
+	conf.Context = t
+	return writeConfig(c.dir, conf)
+}
+
+// The API paths of a place, with more words behind.
+func (t Target) account(words ...string) string {
+	return apiPath(append([]string{"accounts", t.Account}, words...)...)
+}
+
+func (t Target) organization(words ...string) string {
+	return t.account(append([]string{"organizations", t.Organization}, words...)...)
+}
+
+func (t Target) workspace(words ...string) string {
+	return t.organization(append([]string{"workspaces", t.Workspace}, words...)...)
+}
+
+// anonymous opens the server without a session.
+func (c *call) anonymous() (*remote, error) {
+	conf, err := c.conf()
+	if err != nil {
+		return nil, err
+	}
+	if conf.Server == "" {
+		return nil, usagef("run '"+c.hint("init", "https://SERVER:7443", "--ca", "FILE")+"' first", "no server is set")
+	}
+	return newRemote(conf.Server, []byte(conf.CA), "")
+}
+
+// remote opens the server with the session's token.
+func (c *call) remote() (*remote, error) {
+	if c.opened != nil {
+		return c.opened, nil
+	}
+	r, err := c.anonymous()
+	if err != nil {
+		return nil, err
+	}
+	s, err := readSession(c.dir, r.server)
+	if err != nil {
+		return nil, err
+	}
+	login := "log in with '" + c.hint("login") + "'"
+	switch {
+	case s == nil:
+		return nil, &failure{text: "you are not logged in to " + r.server, remedy: login, code: ExitDenied}
+	case !s.ExpiresAt.IsZero() && c.now().After(s.ExpiresAt):
+		return nil, &failure{text: "your session has ended", remedy: login, code: ExitDenied}
+	}
+	r.token = s.Token
+	c.opened = r
+	return r, nil
+}
+
+// get reads one resource.
+func (c *call) get(path string, out any) error {
+	r, err := c.remote()
+	if err != nil {
+		return err
+	}
+	return r.do(c.Context.Context, http.MethodGet, path, nil, out)
+}
+
+// write sends a changing request, or shows it when --dry-run is given.
+func (c *call) write(method, path string, in, out any, header ...string) error {
+	if c.Bool("dry-run") {
+		return c.showRequest(method, path, in)
+	}
+	r, err := c.remote()
+	if err != nil {
+		return err
+	}
+	return r.do(c.Context.Context, method, path, in, out, header...)
+}
+
+// showRequest prints what would be sent. The server has not looked at it.
+func (c *call) showRequest(method, path string, in any) error {
+	format, err := c.format()
+	if err != nil {
+		return err
+	}
+	request := struct {
+		Method string `json:"method"`
+		Path   string `json:"path"`
+		Body   any    `json:"body,omitempty"`
+	}{method, path, in}
+	if format == asJSON || format == asYAML {
+		if err := printData(c, format, request); err != nil {
+			return err
+		}
+		return errDryRun
+	}
+	fmt.Fprintf(c.out, "%s %s\n", method, path)
+	if in != nil {
+		data, err := json.MarshalIndent(in, "", "  ")
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.out, "%s\n", data)
+	}
+	c.note("Nothing was sent, and the server has not checked it.")
+	return errDryRun
+}
+
+// maxItems bounds a list; a platform that has more is asked for less at a time.
+const maxItems = 100_000
+
+// list reads all pages of a list.
+func list[T any](c *call, path string, query url.Values) ([]T, error) {
+	if query == nil {
+		query = url.Values{}
+	}
+	query.Set("limit", strconv.Itoa(pageSize))
+	var all []T
+	for {
+		var page resource.List[T]
+		if err := c.get(path+"?"+query.Encode(), &page); err != nil {
+			return nil, err
+		}
+		all = append(all, page.Items...)
+		if page.Next == "" {
+			return all, nil
+		}
+		if len(all) > maxItems || len(page.Items) == 0 {
+			return nil, failf("narrow the list down", "the list does not end after %d items", len(all))
+		}
+		query.Set("after", page.Next)
+	}
+}
+
+// pageSize is what the API gives at most at a time.
+const pageSize = 500
+
+// names lists the names in a path, for completion.
+func names[T any](name func(T) string, path func(*call) (string, error)) func(*call) ([]string, error) {
+	return func(c *call) ([]string, error) {
+		p, err := path(c)
+		if err != nil {
+			return nil, err
+		}
+		items, err := list[T](c, p, nil)
+		if err != nil {
+			return nil, err
+		}
+		all := make([]string, len(items))
+		for i, item := range items {
+			all[i] = name(item)
+		}
+		return all, nil
+	}
+}
+
+// Flags that several commands have. Each call makes new ones: urfave keeps
+// state in them.
+
+func outputFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: table, wide, json, yaml or name"},
+		&cli.BoolFlag{Name: "no-headers", Usage: "leave the table's heading out"},
+	}
+}
+
+func resultFlag() cli.Flag {
+	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: table, wide, json, yaml or name"}
+}
+
+func placeFlags(d depth) []cli.Flag {
+	flags := []cli.Flag{&cli.StringFlag{Name: "account", Aliases: []string{"a"}, Usage: "work in account `NAME` (MP_ACCOUNT)"}}
+	if d >= inOrganization {
+		flags = append(flags, &cli.StringFlag{Name: "organization", Aliases: []string{"org"}, Usage: "work in organization `NAME` (MP_ORGANIZATION)"})
+	}
+	if d >= inWorkspace {
+		flags = append(flags, &cli.StringFlag{Name: "workspace", Aliases: []string{"w", "ws"}, Usage: "work in workspace `NAME` (MP_WORKSPACE)"})
+	}
+	return flags
+}
+
+func namespaceFlag() cli.Flag {
+	return &cli.StringFlag{Name: "namespace", Aliases: []string{"ns"}, Usage: "Kubernetes namespace `NAME` (MP_NAMESPACE)"}
+}
+
+func waitFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "wait", Value: true, Usage: "wait until the platform is done"},
+		&cli.BoolFlag{Name: "no-wait", Usage: "come back at once; follow the task later"},
+		timeoutFlag(),
+	}
+}
+
+func timeoutFlag() cli.Flag {
+	return &cli.DurationFlag{Name: "timeout", Value: defaultTimeout, Usage: "wait at most `DURATION`, 0 for ever; then exit with 5, the platform goes on"}
+}
+
+func yesFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}
+}
+
+func dryRunFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "dry-run", Usage: "show the request instead of sending it"}
+}
+
+// flags puts groups of flags together.
+func flags(groups ...any) []cli.Flag {
+	var all []cli.Flag
+	for _, g := range groups {
+		switch g := g.(type) {
+		case cli.Flag:
+			all = append(all, g)
+		case []cli.Flag:
+			all = append(all, g...)
+		}
+	}
+	return all
+}

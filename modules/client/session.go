@@ -1,0 +1,305 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+func passwordFileFlag(usage string) cli.Flag {
+	return &cli.StringFlag{Name: "password-file", Usage: "read the password from the first line of `FILE`, - for standard input" + usage}
+}
+
+func (p *program) registerCommand() *command {
+	return &command{
+		name: "register", usage: "make a new account and its first owner", args: "[ACCOUNT]",
+		about: "Whether anybody may register or only a sysadmin is up to the platform's operator.\nThe password has at least 10 characters; it comes from --password-file, from\nMP_PASSWORD, or is asked for.",
+		examples: []string{
+			"mp register acme --email owner@acme.example",
+			"mp register acme --email owner@acme.example --password-file -",
+		},
+		flags: flags(
+			&cli.StringFlag{Name: "account", Aliases: []string{"a"}, Usage: "`NAME` of the new account, if not given as argument"},
+			&cli.StringFlag{Name: "email", Aliases: []string{"e", "u", "user"}, Usage: "e-mail `ADDRESS` of the owner"},
+			passwordFileFlag(" (or MP_PASSWORD)"), resultFlag()),
+		run: (*call).register,
+	}
+}
+
+func (c *call) register() error {
+	account, err := c.first("account", "Account")
+	if err != nil {
+		return err
+	}
+	if err := checkName("account", account); err != nil {
+		return err
+	}
+	email := c.String("email")
+	if email == "" {
+		if email, err = c.ask("E-mail", "--email"); err != nil {
+			return err
+		}
+	}
+	password, err := c.password("password-file", "MP_PASSWORD", "Password", true)
+	if err != nil {
+		return err
+	}
+	r, err := c.anonymous()
+	if err != nil {
+		return err
+	}
+	// Where only a sysadmin may register, his session is what allows it.
+	if s, err := readSession(c.dir, r.server); err == nil && s != nil && c.now().Before(s.ExpiresAt) {
+		r.token = s.Token
+	}
+	var made resource.Account
+	if err := r.do(c.Context.Context, http.MethodPost, apiPath("register"), resource.Register{Account: account, Email: email, Password: password}, &made); err != nil {
+		return err
+	}
+	if made.Name == "" {
+		made.Name = account
+	}
+	return printResult(c, &made, accountTable(c), "Account %s is there. Log in with '%s'.", made.Name, c.hint("login", email))
+}
+
+// first is the first argument, or flag, or what the user answers.
+func (c *call) first(flag, question string) (string, error) {
+	if c.NArg() > 0 {
+		return c.arg(0), nil
+	}
+	if v := c.String(flag); v != "" {
+		return v, nil
+	}
+	return c.ask(question, "--"+flag)
+}
+
+func (p *program) loginCommand() *command {
+	return &command{
+		name: "login", usage: "begin a session", args: "[EMAIL]",
+		about:    "The password comes from --password-file, from MP_PASSWORD, or is asked for. An account\nor organization that is the only one you belong to is chosen at once.",
+		examples: []string{"mp login me@example.com", "mp login me@example.com --password-file ~/.mp-password", "echo \"$SECRET\" | mp login me@example.com --password-file -"},
+		flags: flags(
+			&cli.StringFlag{Name: "user", Aliases: []string{"u", "email"}, Usage: "e-mail `ADDRESS`, if not given as argument"},
+			passwordFileFlag(" (or MP_PASSWORD)")),
+		run: (*call).login,
+	}
+}
+
+func (c *call) login() error {
+	r, err := c.anonymous()
+	if err != nil {
+		return err
+	}
+	email, err := c.first("user", "E-mail")
+	if err != nil {
+		return err
+	}
+	password, err := c.password("password-file", "MP_PASSWORD", "Password", false)
+	if err != nil {
+		return err
+	}
+	var got resource.LoginResult
+	if err := r.do(c.Context.Context, http.MethodPost, apiPath("login"), resource.Login{Email: email, Password: password}, &got); err != nil {
+		var prob *Problem
+		if errors.As(err, &prob) && prob.Status == http.StatusUnauthorized && prob.Remedy == "" {
+			prob.Remedy = "check the e-mail address and the password"
+		}
+		return err
+	}
+	if err := dropSession(c.dir); err != nil { // the tokens of who was logged in before
+		return err
+	}
+	if err := writeSession(c.dir, &Session{Server: r.server, Token: got.Token, User: got.User, ExpiresAt: got.ExpiresAt}); err != nil {
+		return err
+	}
+	r.token = got.Token
+	var who resource.Whoami
+	if err := r.do(c.Context.Context, http.MethodGet, apiPath("session"), nil, &who); err != nil {
+		return err
+	}
+	place := placeAfterLogin(c.config.Context, who)
+	if err := c.use(place); err != nil {
+		return err
+	}
+	fmt.Fprintf(c.out, "Logged in as %s.\n", printable(got.User))
+	if place.Account != "" {
+		fmt.Fprintf(c.out, "Working in %s.\n", printable(place.String()))
+	}
+	return nil
+}
+
+// placeAfterLogin keeps the place as far as the user belongs there, and goes
+// into an account or organization that is the only one he has.
+func placeAfterLogin(t Target, who resource.Whoami) Target {
+	orgs := map[string][]string{}
+	owner := map[string]bool{}
+	var accounts []string
+	for _, m := range who.Memberships {
+		if _, seen := orgs[m.Account]; !seen {
+			accounts, orgs[m.Account] = append(accounts, m.Account), nil
+		}
+		if m.Organization != "" {
+			orgs[m.Account] = append(orgs[m.Account], m.Organization)
+		} else {
+			owner[m.Account] = true
+		}
+	}
+	if who.Sysadmin && t.Account != "" {
+		return t // he may be anywhere
+	}
+	if _, member := orgs[t.Account]; !member {
+		t = Target{}
+		if len(accounts) == 1 {
+			t.Account = accounts[0]
+		}
+	}
+	if t.Organization != "" && !owner[t.Account] && !contains(orgs[t.Account], t.Organization) {
+		t = Target{Account: t.Account}
+	}
+	if t.Organization == "" && len(orgs[t.Account]) == 1 {
+		t.Organization = orgs[t.Account][0]
+	}
+	return t
+}
+
+func contains(list []string, s string) bool {
+	for _, v := range list {
+		if v == s {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *program) logoutCommand() *command {
+	return &command{
+		name: "logout", usage: "end the session, here and on the server",
+		about:    "The chosen account, organization and workspace are kept for the next login.",
+		examples: []string{"mp logout"},
+		run:      (*call).logout,
+	}
+}
+
+func (c *call) logout() error {
+	r, err := c.remote()
+	if err == nil {
+		err = r.do(c.Context.Context, http.MethodPost, apiPath("logout"), nil, nil)
+	}
+	if c.dir == "" {
+		return err // not even the folder is known
+	}
+	if dropErr := dropSession(c.dir); dropErr != nil {
+		return dropErr
+	}
+	var prob *Problem
+	var fail *failure
+	switch {
+	case err == nil || errors.As(err, &prob) && prob.Status == http.StatusUnauthorized || errors.As(err, &fail) && fail.code == ExitDenied:
+		fmt.Fprintln(c.out, "Logged out.")
+		return nil
+	}
+	_, _, code := c.explain(err)
+	return &failure{text: "the session is forgotten here, but the server was not told: " + err.Error(), remedy: "it ends there by itself; change the password if the token may have leaked", code: code, cause: err}
+}
+
+// sessionView is what `mp session` shows.
+type sessionView struct {
+	Server    string           `json:"server"`
+	User      string           `json:"user,omitempty"`
+	ExpiresAt string           `json:"expiresAt,omitempty"`
+	Context   Target           `json:"context"`
+	Checked   *resource.Whoami `json:"checked,omitempty"`
+}
+
+func (p *program) sessionCommand() *command {
+	return &command{
+		name: "session", usage: "show the server, who is logged in and the chosen place",
+		about:    "Reads only this machine's files, unless --check asks the server as well.",
+		examples: []string{"mp session", "mp session --check -o json"},
+		flags: flags(&cli.BoolFlag{Name: "check", Usage: "ask the server whether the session is good, and for your roles"},
+			placeFlags(inWorkspace), namespaceFlag(), resultFlag()),
+		run: (*call).session,
+	}
+}
+
+func (c *call) session() error {
+	place, err := c.place()
+	if err != nil {
+		return err
+	}
+	view := sessionView{Server: c.config.Server, Context: place}
+	s, err := readSession(c.dir, view.Server)
+	if err != nil {
+		return err
+	}
+	if s != nil && s.ExpiresAt.After(c.now()) {
+		view.User, view.ExpiresAt = s.User, s.ExpiresAt.Format("2006-01-02 15:04 MST")
+	}
+	if c.Bool("check") {
+		view.Checked = &resource.Whoami{}
+		if err := c.get(apiPath("session"), view.Checked); err != nil {
+			return err
+		}
+	}
+	t := table[sessionView]{name: func(v sessionView) string { return v.User }, columns: []column[sessionView]{
+		{head: "SERVER", cell: func(v sessionView) string { return v.Server }},
+		{head: "USER", cell: func(v sessionView) string { return v.User }},
+		{head: "EXPIRES", cell: func(v sessionView) string { return v.ExpiresAt }},
+		{head: "ACCOUNT", cell: func(v sessionView) string { return v.Context.Account }},
+		{head: "ORGANIZATION", cell: func(v sessionView) string { return v.Context.Organization }},
+		{head: "WORKSPACE", cell: func(v sessionView) string { return v.Context.Workspace }},
+		{head: "NAMESPACE", cell: func(v sessionView) string { return v.Context.Namespace }},
+	}}
+	if view.Checked != nil {
+		t.columns = append(t.columns, column[sessionView]{head: "ROLES", cell: func(v sessionView) string { return roles(*v.Checked) }})
+	}
+	return printOne(c, view, t, nil)
+}
+
+// roles is "sysadmin, owner of acme, admin of acme/web".
+func roles(who resource.Whoami) string {
+	var all []string
+	if who.Sysadmin {
+		all = append(all, "sysadmin")
+	}
+	for _, m := range who.Memberships {
+		all = append(all, fmt.Sprintf("%s of %s", m.Role, Target{Account: m.Account, Organization: m.Organization}))
+	}
+	return strings.Join(all, ", ")
+}
+
+func (p *program) passwdCommand() *command {
+	return &command{
+		name: "passwd", usage: "change your password",
+		about:    "On a terminal both passwords are asked for. Your other sessions end.",
+		examples: []string{"mp passwd", "mp passwd --password-file old.txt --new-password-file new.txt"},
+		flags: flags(passwordFileFlag(" (the old one, or MP_PASSWORD)"),
+			&cli.StringFlag{Name: "new-password-file", Usage: "read the new password from the first line of `FILE`, - for standard input (or MP_NEW_PASSWORD)"}),
+		run: (*call).passwd,
+	}
+}
+
+func (c *call) passwd() error {
+	if _, err := c.remote(); err != nil {
+		return err
+	}
+	before, err := c.password("password-file", "MP_PASSWORD", "Old password", false)
+	if err != nil {
+		return err
+	}
+	after, err := c.password("new-password-file", "MP_NEW_PASSWORD", "New password", true)
+	if err != nil {
+		return err
+	}
+	body := map[string]string{"oldPassword": before, "newPassword": after}
+	if err := c.write(http.MethodPut, apiPath("session", "password"), body, nil); err != nil {
+		return err
+	}
+	fmt.Fprintln(c.out, "The password is changed.")
+	return nil
+}

@@ -1,0 +1,166 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Limits of one exchange with the server.
+const (
+	dialTimeout    = 10 * time.Second
+	answerTimeout  = 2 * time.Minute // the slowest calls wait for a Kubernetes API behind the server
+	maxAnswerBytes = 16 << 20        // a page of 500 workspaces is under 1 MB
+	retries        = 3               // 0.2 + 0.4 + 0.8 s: a server that restarts
+	firstBackoff   = 200 * time.Millisecond
+)
+
+// remote is the server's API. It trusts one certificate authority and follows
+// no redirect, so that a token can't end up elsewhere.
+type remote struct {
+	server string
+	token  string
+	agent  string
+	http   *http.Client
+}
+
+// newRemote trusts the authorities in caPEM and nobody else.
+func newRemote(server string, caPEM []byte, token string) (*remote, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(caPEM) {
+		return nil, failf("run 'mp init' again with the platform's CA file", "the pinned authority of %s holds no certificate", server)
+	}
+	return remoteWithTLS(server, token, &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}), nil
+}
+
+func remoteWithTLS(server, token string, conf *tls.Config) *remote {
+	return &remote{server: server, token: token, agent: "mp/" + buildVersion(), http: &http.Client{
+		Transport: &http.Transport{
+			Proxy:                 http.ProxyFromEnvironment,
+			DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			TLSClientConfig:       conf,
+			TLSHandshakeTimeout:   dialTimeout,
+			ResponseHeaderTimeout: answerTimeout,
+			ForceAttemptHTTP2:     true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+func (r *remote) close() { r.http.CloseIdleConnections() }
+
+// do sends in as JSON and reads the answer into out; either may be nil. header
+// comes in pairs of name and value. An answer that is no success is a *Problem.
+func (r *remote) do(ctx context.Context, method, path string, in, out any, header ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	var body []byte
+	if in != nil {
+		var err error
+		if body, err = json.Marshal(in); err != nil {
+			return fmt.Errorf("encode the request: %w", err)
+		}
+	}
+	resp, err := r.send(ctx, method, path, body, header)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
+	if err != nil {
+		return fmt.Errorf("read the answer of %s: %w", r.server, err)
+	}
+	if len(data) > maxAnswerBytes {
+		return failf("narrow the request down", "%s answered with more than %d MB", r.server, maxAnswerBytes>>20)
+	}
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return problemOf(resp, data)
+	}
+	if out == nil || len(data) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return failf("check that 'mp session' shows the API's address and that 'mp version' and the server's agree", "what %s answered is not understood: %v", r.server, err)
+	}
+	return nil
+}
+
+// send sends one request. Where nobody listened and the operation is
+// idempotent it tries again: nothing has arrived.
+func (r *remote) send(ctx context.Context, method, path string, body []byte, header []string) (*http.Response, error) {
+	for attempt, backoff := 0, firstBackoff; ; attempt, backoff = attempt+1, backoff*2 {
+		req, err := http.NewRequestWithContext(ctx, method, r.server+path, bytes.NewReader(body))
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("User-Agent", r.agent)
+		req.Header.Set("Accept", "application/json, application/problem+json")
+		if body != nil {
+			req.Header.Set("Content-Type", "application/json")
+		}
+		if method == http.MethodPatch {
+			req.Header.Set("Content-Type", "application/merge-patch+json")
+		}
+		if r.token != "" {
+			req.Header.Set("Authorization", "Bearer "+r.token)
+		}
+		for i := 0; i+1 < len(header); i += 2 {
+			req.Header.Set(header[i], header[i+1])
+		}
+		resp, err := r.http.Do(req)
+		if err == nil {
+			return resp, nil
+		}
+		if method == http.MethodPost || attempt == retries || !errors.Is(err, syscall.ECONNREFUSED) {
+			return nil, reach(r.server, err)
+		}
+		select {
+		case <-time.After(backoff):
+		case <-ctx.Done():
+			return nil, reach(r.server, err)
+		}
+	}
+}
+
+// reach says whom was tried; url.Error would name method and path, which the
+// user has not typed.
+func reach(server string, err error) error {
+	var inner *url.Error
+	if errors.As(err, &inner) {
+		err = inner.Err
+	}
+	return fmt.Errorf("reach %s: %w", server, err)
+}
+
+// problemOf reads the error in an answer, whoever wrote it.
+func problemOf(resp *http.Response, data []byte) error {
+	p := &Problem{}
+	if !strings.Contains(resp.Header.Get("Content-Type"), "json") || json.Unmarshal(data, p) != nil {
+		p = &Problem{}
+	}
+	p.Status = resp.StatusCode
+	if p.Title == "" && p.Detail == "" && p.Remedy == "" {
+		p.Remedy = "is this the API of MultiPaaS? 'mp session' shows the address"
+	}
+	return p
+}
+
+// path builds "/v1/accounts/acme" from its words, each escaped.
+func apiPath(words ...string) string {
+	path := "/v1"
+	for _, w := range words {
+		path += "/" + url.PathEscape(w)
+	}
+	return path
+}
