@@ -115,6 +115,9 @@ func obey(n *Network, o order) (string, error) {
 	case "attached":
 		ids, err := n.Attached()
 		return strings.Join(ids, " "), err
+	case "machines":
+		uids, err := n.Machines()
+		return strings.Join(uids, " "), err
 	case "attachMachine":
 		return n.AttachMachine(ctx, o.ID, o.Machine)
 	case "detachMachine":

@@ -40,7 +40,7 @@ func hash(uid string) string {
 }
 
 func (p MachinePort) link() string      { return portPrefix + hash(p.UID) }
-func (p MachinePort) namespace() string { return machinePrefix + hash(p.UID) }
+func (p MachinePort) namespace() string { return machinePrefix + p.UID }
 
 // MachineNamespacePath is the file of a machine's network namespace, whether it
 // is there or not.
@@ -110,8 +110,8 @@ func (n *Network) AttachMachine(ctx context.Context, networkID string, m Machine
 func (p *MachinePort) check(want resource.AgentNetwork) error {
 	mac, err := net.ParseMAC(p.MAC)
 	switch {
-	case p.UID == "" || strings.ContainsAny(p.UID, " \n") || len(p.UID) > 128:
-		return fmt.Errorf("UID %q", p.UID)
+	case checkUID(p.UID) != nil:
+		return checkUID(p.UID)
 	case err != nil:
 		return err
 	case !want.Plan.Nodes.Contains(p.Address) || p.Address == want.Plan.Plane || p.Address == want.Gateway.Addr():
@@ -120,6 +120,13 @@ func (p *MachinePort) check(want resource.AgentNetwork) error {
 		return fmt.Errorf("pod range %v is not in %v", p.PodCIDR, want.Plan.Pods)
 	}
 	p.MAC, p.PodCIDR = mac.String(), p.PodCIDR.Masked()
+	return nil
+}
+
+func checkUID(uid string) error {
+	if uid == "" || len(uid) > 128 || strings.Trim(uid, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") != "" {
+		return fmt.Errorf("machine UID %q: want letters, digits and dashes", uid)
+	}
 	return nil
 }
 
@@ -285,10 +292,26 @@ func (n *Network) DetachMachine(ctx context.Context, uid string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := checkUID(uid); err != nil {
+		return fmt.Errorf("detach machine: %w", err)
+	}
 	if err := n.detachMachine(MachinePort{UID: uid}); err != nil {
 		return fmt.Errorf("detach machine %s: %w", uid, err)
 	}
 	return nil
+}
+
+// Machines returns the UIDs of the machines that have a network namespace,
+// whole or not, sorted.
+func (n *Network) Machines() ([]string, error) {
+	names, err := netns.List(machinePrefix)
+	if err != nil {
+		return nil, err
+	}
+	for i := range names {
+		names[i] = strings.TrimPrefix(names[i], machinePrefix)
+	}
+	return names, nil
 }
 
 func (n *Network) detachMachine(m MachinePort) error {

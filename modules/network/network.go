@@ -39,7 +39,7 @@ const VXLANPort = 4789
 // id of the workspace; the others are alone in theirs.
 const (
 	workspacePrefix = "mp-"  // network namespace of a workspace: mp-ID
-	machinePrefix   = "mpm-" // network namespace of a machine: mpm-HASH
+	machinePrefix   = "mpm-" // network namespace of a machine: mpm-UID
 	uplinkPrefix    = "mpu-" // the host's end of a workspace's uplink: mpu-ID
 	portPrefix      = "m-"   // a machine's port on the bridge: m-HASH
 

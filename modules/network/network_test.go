@@ -267,6 +267,9 @@ func TestWorkspace(t *testing.T) {
 	})
 
 	t.Run("nothing is left", func(t *testing.T) {
+		if got, want := node1.must(order{Do: "machines"}), m1.UID+" "+o1.UID; got != want {
+			t.Errorf("machines: got %q, want %q", got, want)
+		}
 		node1.must(order{Do: "detachMachine", Machine: m1})
 		node1.must(order{Do: "detachMachine", Machine: m1})
 		node1.must(order{Do: "detach", ID: one.id})
