@@ -1,0 +1,203 @@
+// Package task shows what the platform is doing: who asked for what, its steps
+// with their times, its outcome. A task drives nothing. It is written together
+// with the resource that was asked for, then mirrors the conditions which that
+// resource's controller sets, and ends when the resource is as wanted, can't
+// become so, or is gone. A lost task therefore loses nothing else, and a
+// restart goes on where it was.
+//
+// Parties: the API begins tasks and streams them; Run, one part of a server,
+// mirrors. Several servers may mirror at once. Only appliance and, through an
+// interface of its own, the API use this package.
+package task
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"encoding/binary"
+	"fmt"
+	"iter"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// Config is what tasks need.
+type Config struct {
+	Store *store.Store
+	Log   *slog.Logger
+	// KeepEnded is how many ended tasks are kept for each account, KeepFor how
+	// long. 0 is 1000 and 30 days.
+	KeepEnded int
+	KeepFor   time.Duration
+}
+
+// Tasks begins, mirrors, lists and follows tasks. Its methods are safe for
+// concurrent use.
+type Tasks struct {
+	cfg   Config
+	kinds []kind
+	cache *store.Cache[*resource.Task]
+
+	mu    sync.Mutex
+	index map[string]entry               // by id
+	open  map[target]map[string]struct{} // ids of running tasks
+}
+
+// New returns the tasks of a store. List shows any only while Run runs; Begin,
+// Get and Follow need no Run.
+func New(cfg Config) *Tasks {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.KeepEnded == 0 {
+		cfg.KeepEnded = 1000
+	}
+	if cfg.KeepFor == 0 {
+		cfg.KeepFor = 30 * 24 * time.Hour
+	}
+	return &Tasks{
+		cfg:   cfg,
+		kinds: kindsOf(cfg.Store),
+		cache: cfg.Store.Tasks().Cache(cfg.Log),
+		index: map[string]entry{},
+		open:  map[target]map[string]struct{}{},
+	}
+}
+
+// Begin returns a task for what by asked for, and the write to commit behind
+// the one of obj:
+//
+//	t, begin := tasks.Begin("workspace.create", user, w)
+//	err := store.Commit(ctx, store.Workspaces().CreateOp(w), begin)
+//
+// The task ends when obj's Generation, as that commit leaves it, is reached.
+// operation is KIND.VERB. Begin panics for a kind that has no tasks.
+func (ts *Tasks) Begin(operation, by string, obj resource.Object) (*resource.Task, store.Op) {
+	return ts.begin(operation, by, obj, false)
+}
+
+// BeginRemoval is Begin for a task that ends when obj is gone:
+//
+//	t, begin := tasks.BeginRemoval("workspace.delete", user, w)
+//	err := store.Commit(ctx, store.Workspaces().MarkDeletedOp(w.Key()), begin)
+func (ts *Tasks) BeginRemoval(operation, by string, obj resource.Object) (*resource.Task, store.Op) {
+	return ts.begin(operation, by, obj, true)
+}
+
+func (ts *Tasks) begin(operation, by string, obj resource.Object, gone bool) (*resource.Task, store.Op) {
+	t := &resource.Task{Spec: resource.TaskSpec{
+		Operation: operation,
+		Kind:      ts.kindFor(obj).name,
+		Target:    obj.Key(),
+		Account:   accountOf(obj.Key()),
+		By:        by,
+		Gone:      gone,
+	}}
+	t.Name = newID(time.Now())
+	t.Status.State = resource.TaskRunning
+	return t, ts.cfg.Store.Tasks().CreateOp(t).Before(func() {
+		// Known only now: the store gives a new resource its UID, and counts.
+		t.Spec.TargetUID = obj.Metadata().UID
+		if !gone {
+			t.Spec.Generation = obj.Metadata().Generation
+		}
+	})
+}
+
+// Get returns one task. store.ErrNotFound.
+func (ts *Tasks) Get(ctx context.Context, id string) (*resource.Task, error) {
+	return ts.cfg.Store.Tasks().Get(ctx, id)
+}
+
+// Follow gives the task as it is now, and again each time it changes, and ends
+// behind the one that has ended. An error ends it too: store.ErrNotFound, also
+// when the task is dropped meanwhile, or ctx's.
+func (ts *Tasks) Follow(ctx context.Context, id string) iter.Seq2[*resource.Task, error] {
+	return func(yield func(*resource.Task, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		tasks := ts.cfg.Store.Tasks()
+		found := false
+		for e := range tasks.WatchKey(ctx, id, 0) {
+			switch {
+			case e.Type == store.Put:
+				found = true
+				if !yield(e.Object, nil) || Ended(e.Object) {
+					return
+				}
+			case e.Type == store.Deleted, e.Type == store.Synced && !found:
+				yield(nil, fmt.Errorf("task %s: %w", id, store.ErrNotFound))
+				return
+			}
+		}
+		yield(nil, fmt.Errorf("follow task %s: %w", id, ctx.Err()))
+	}
+}
+
+// Ended says whether anything of t can still change.
+func Ended(t *resource.Task) bool {
+	return t.Status.State == resource.TaskDone || t.Status.State == resource.TaskFailed
+}
+
+// Filter says which tasks List returns. Zero fields don't filter.
+type Filter struct {
+	Account string
+	// Platform lists the tasks that belong to no account.
+	Platform bool
+	Kind     string // "workspaces"
+	Target   string // key of a resource; lists also what is below it
+	State    resource.TaskState
+	After    string // id: go on behind this one
+	Limit    int    // 0: no limit
+}
+
+// List returns tasks, the newest first, and what to pass as After to get more;
+// that is "" if there are no more.
+func (ts *Tasks) List(f Filter) (tasks []*resource.Task, next string) {
+	for _, id := range slices.Backward(ts.ids(f.matches)) {
+		if f.After != "" && id >= f.After {
+			continue
+		}
+		if f.Limit > 0 && len(tasks) == f.Limit {
+			return tasks, tasks[f.Limit-1].Name
+		}
+		if t, ok := ts.cache.Get(id); ok {
+			tasks = append(tasks, t)
+		}
+	}
+	return tasks, ""
+}
+
+func (f Filter) matches(e entry) bool {
+	return (f.Account == "" || f.Account == e.account) &&
+		(!f.Platform || e.account == "") &&
+		(f.Kind == "" || f.Kind == e.target.kind) &&
+		(f.Target == "" || f.Target == e.target.key || strings.HasPrefix(e.target.key, f.Target+"/")) &&
+		(f.State == "" || f.State == e.state)
+}
+
+// accountOf is the first name on the way to a tenant's resource. The
+// platform's own resources, nodes, have no way.
+func accountOf(key string) string {
+	account, _, nested := strings.Cut(key, "/")
+	if !nested {
+		return ""
+	}
+	return account
+}
+
+// newID returns an id that sorts by time and can't be guessed: 48 bits of
+// milliseconds and 80 by chance, 26 letters and digits without those that are
+// easily mistaken.
+func newID(now time.Time) string {
+	var id [16]byte
+	binary.BigEndian.PutUint64(id[:8], uint64(now.UnixMilli())<<16)
+	_, _ = rand.Read(id[6:]) // never fails
+	return base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding).EncodeToString(id[:])
+}

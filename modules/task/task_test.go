@@ -1,0 +1,306 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/internal/storetest"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+func TestProgress(t *testing.T) {
+	t.Parallel()
+	began := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	before, after := began.Add(-time.Hour), began.Add(time.Minute)
+	deleted := after
+	ok := resource.Condition{Type: "PlaneReady", Status: resource.True, Since: before}
+	bad := resource.Condition{Type: "Scheduled", Status: resource.False, Since: after, Message: "No node has room."}
+	final := bad
+	final.Final = true
+
+	tests := []struct {
+		name   string
+		spec   resource.TaskSpec
+		target *view
+		state  resource.TaskState
+		text   string
+		steps  []string
+	}{
+		{"reached", resource.TaskSpec{Generation: 2}, &view{observed: 2, phase: resource.Ready, conditions: resource.Conditions{ok}}, resource.TaskDone, "", []string{"PlaneReady"}},
+		{"a newer one reached", resource.TaskSpec{Generation: 2}, &view{observed: 5, phase: resource.Ready}, resource.TaskDone, "", nil},
+		{"not looked at yet", resource.TaskSpec{Generation: 2}, &view{observed: 1, phase: resource.Ready}, resource.TaskRunning, "", nil},
+		{"an old failure", resource.TaskSpec{Generation: 2}, &view{observed: 1, phase: resource.Failed, conditions: resource.Conditions{final}}, resource.TaskRunning, "", []string{"Scheduled"}},
+		{"waiting", resource.TaskSpec{Generation: 1}, &view{observed: 1, phase: resource.Creating, conditions: resource.Conditions{ok, bad}}, resource.TaskRunning, "", []string{"PlaneReady", "Scheduled"}},
+		{"final", resource.TaskSpec{Generation: 1}, &view{observed: 1, phase: resource.Creating, conditions: resource.Conditions{ok, final}}, resource.TaskFailed, "No node has room.", []string{"PlaneReady", "Scheduled"}},
+		{"failed", resource.TaskSpec{Generation: 1}, &view{observed: 1, phase: resource.Failed, conditions: resource.Conditions{ok, bad}}, resource.TaskFailed, "No node has room.", []string{"PlaneReady", "Scheduled"}},
+		{"failed without a reason", resource.TaskSpec{Generation: 1}, &view{observed: 1, phase: resource.Failed}, resource.TaskFailed, "The workspace acme/web/shop has failed.", nil},
+		{"gone before", resource.TaskSpec{Generation: 1}, nil, resource.TaskFailed, "The workspace acme/web/shop was deleted before this was done.", nil},
+		{"being deleted", resource.TaskSpec{Generation: 1}, &view{meta: resource.Meta{DeletedAt: &deleted}, observed: 1, phase: resource.Ready}, resource.TaskFailed, "The workspace acme/web/shop is being deleted.", nil},
+		{"another of that name", resource.TaskSpec{Generation: 1, TargetUID: "a"}, &view{meta: resource.Meta{UID: "b"}, observed: 1, phase: resource.Ready}, resource.TaskFailed, "The workspace acme/web/shop was deleted before this was done.", nil},
+		{"removing", resource.TaskSpec{Gone: true}, &view{meta: resource.Meta{DeletedAt: &deleted}, phase: resource.Deleting, conditions: resource.Conditions{ok, final}}, resource.TaskRunning, "", []string{"Scheduled"}},
+		{"removed", resource.TaskSpec{Gone: true}, nil, resource.TaskDone, "", nil},
+		{"removed and made anew", resource.TaskSpec{Gone: true, TargetUID: "a"}, &view{meta: resource.Meta{UID: "b"}}, resource.TaskDone, "", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			task := &resource.Task{Spec: tt.spec}
+			task.Spec.Kind, task.Spec.Target, task.CreatedAt = "workspaces", "acme/web/shop", began
+			task.Status.State = resource.TaskRunning
+			got := progress(task, tt.target, after)
+			var steps []string
+			for _, s := range got.Steps {
+				steps = append(steps, s.Type)
+			}
+			if got.State != tt.state || got.Message != tt.text || !slices.Equal(steps, tt.steps) || (got.EndedAt != nil) != (tt.state != resource.TaskRunning) {
+				t.Errorf("got %s %q steps %v ended %v; want %s %q steps %v", got.State, got.Message, steps, got.EndedAt, tt.state, tt.text, tt.steps)
+			}
+		})
+	}
+}
+
+func TestIDsSortByTime(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	a, b := newID(now), newID(now.Add(time.Millisecond))
+	if a >= b || len(a) != 26 || newID(now) == a {
+		t.Errorf("ids %s, %s: want 26 characters, sorted by time, never twice", a, b)
+	}
+}
+
+type fixture struct {
+	*Tasks
+	st *store.Store
+}
+
+func start(t *testing.T, cfg Config) fixture {
+	t.Helper()
+	if cfg.Store == nil {
+		cfg.Store = storetest.New(t)
+	}
+	ts := New(cfg)
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- ts.Run(ctx, func() { close(ready) }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	<-ready
+	return fixture{ts, cfg.Store}
+}
+
+func workspace(name string) *resource.Workspace {
+	w := &resource.Workspace{Account: "acme", Organization: "web"}
+	w.Name = name
+	w.Spec.Machines = 1
+	return w
+}
+
+// follow returns the last state of a task, and how often it was told.
+func follow(t *testing.T, ts *Tasks, id string) (last *resource.Task, times int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	for task, err := range ts.Follow(ctx, id) {
+		if err != nil {
+			t.Fatalf("follow: %v", err)
+		}
+		last = task
+		times++
+	}
+	return last, times
+}
+
+func TestLifeOfATask(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	ts := start(t, Config{})
+	w := workspace("shop")
+	task, begin := ts.Begin("workspace.create", "ann@acme.example", w)
+	if err := ts.st.Commit(ctx, ts.st.Workspaces().CreateOp(w), begin); err != nil {
+		t.Fatal(err)
+	}
+	if task.Spec.Account != "acme" || task.Spec.TargetUID != w.UID || task.Spec.Generation != 1 || task.Spec.Kind != "workspaces" {
+		t.Fatalf("task: %+v", task.Spec)
+	}
+
+	// The controller's part.
+	done := make(chan error, 1)
+	go func() {
+		for _, c := range []string{resource.WorkspaceNetworkReady, resource.WorkspacePlaneReady, ""} {
+			if _, err := ts.st.Workspaces().Modify(ctx, w.Key(), func(w *resource.Workspace) error {
+				w.Status.ObservedGeneration = w.Generation
+				w.Status.Phase = resource.Creating
+				if c == "" {
+					w.Status.Phase = resource.Ready
+				} else {
+					w.Status.Conditions.Set(resource.Condition{Type: c, Status: resource.True})
+				}
+				return nil
+			}); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	last, times := follow(t, ts.Tasks, task.Name)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if last.Status.State != resource.TaskDone || len(last.Status.Steps) != 2 || last.Status.EndedAt == nil || times < 2 {
+		t.Errorf("after %d changes: %+v, want it done with two steps", times, last.Status)
+	}
+	// Following what has ended gives it once.
+	if _, times := follow(t, ts.Tasks, task.Name); times != 1 {
+		t.Errorf("an ended task was told %d times, want once", times)
+	}
+
+	// A change that never comes true, and a deletion that overtakes it.
+	w, err := ts.st.Workspaces().Get(ctx, w.Key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Spec.Machines = 9
+	change, begin := ts.Begin("workspace.scale", "ann@acme.example", w)
+	if err := ts.st.Commit(ctx, ts.st.Workspaces().UpdateOp(w), begin); err != nil {
+		t.Fatal(err)
+	}
+	removal, begin := ts.BeginRemoval("workspace.delete", "ann@acme.example", w)
+	if err := ts.st.Commit(ctx, ts.st.Workspaces().MarkDeletedOp(w.Key()), begin); err != nil {
+		t.Fatal(err)
+	}
+	if last, _ := follow(t, ts.Tasks, change.Name); last.Status.State != resource.TaskFailed || last.Spec.Generation != 2 {
+		t.Errorf("overtaken: %+v, want it failed", last)
+	}
+	if err := ts.st.Workspaces().Delete(ctx, workspace("shop")); err != nil {
+		t.Fatal(err)
+	}
+	if last, _ := follow(t, ts.Tasks, removal.Name); last.Status.State != resource.TaskDone {
+		t.Errorf("removal: %+v, want it done", last.Status)
+	}
+	for _, err := range ts.Follow(ctx, "nosuch") {
+		if !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("follow of no task: %v, want ErrNotFound", err)
+		}
+	}
+}
+
+// TestRestart has tasks begin and their resource change while nothing mirrors.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	st := storetest.New(t)
+	w := workspace("shop")
+	task, begin := New(Config{Store: st}).Begin("workspace.create", "ann", w)
+	if err := st.Commit(ctx, st.Workspaces().CreateOp(w), begin); err != nil {
+		t.Fatal(err)
+	}
+	w.Status.ObservedGeneration, w.Status.Phase = 1, resource.Ready
+	if err := st.Workspaces().Update(ctx, w); err != nil {
+		t.Fatal(err)
+	}
+	n := &resource.Node{}
+	n.Name = "host1"
+	removal, begin := New(Config{Store: st}).BeginRemoval("node.remove", "root", n)
+	if err := st.Commit(ctx, begin); err != nil {
+		t.Fatal(err)
+	}
+	ts := start(t, Config{Store: st})
+	for _, id := range []string{task.Name, removal.Name} {
+		if last, _ := follow(t, ts.Tasks, id); last.Status.State != resource.TaskDone {
+			t.Errorf("%s: %+v, want it done", last.Spec.Operation, last.Status)
+		}
+	}
+}
+
+func TestListAndPrune(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	ts := start(t, Config{KeepEnded: 3, KeepFor: time.Hour})
+	add := func(i int, account string, state resource.TaskState, ended time.Time) string {
+		task := &resource.Task{}
+		task.Name = newID(time.UnixMilli(int64(1000 + i)))
+		task.Spec = resource.TaskSpec{Account: account, Kind: "apps", Target: fmt.Sprintf("%s/web/shop/a%d", account, i%2)}
+		task.Status.State = state
+		if state != resource.TaskRunning {
+			task.Status.EndedAt = &ended
+		}
+		if err := ts.st.Tasks().Create(ctx, task); err != nil {
+			t.Fatal(err)
+		}
+		return task.Name
+	}
+	now := time.Now()
+	var acme []string
+	for i := range 6 {
+		acme = append(acme, add(i, "acme", resource.TaskDone, now))
+	}
+	old := add(6, "umbrella", resource.TaskFailed, now.Add(-2*time.Hour))
+	young := add(7, "umbrella", resource.TaskFailed, now)
+	wait := func(what string, ok func() bool) {
+		t.Helper()
+		for !ok() {
+			if ctx.Err() != nil {
+				t.Fatalf("%s: not so after 20 s", what)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	names := func(f Filter) (names []string) {
+		list, _ := ts.List(f)
+		for _, t := range list {
+			names = append(names, t.Name)
+		}
+		return names
+	}
+	wait("all are listed", func() bool { return len(names(Filter{})) == 8 })
+
+	want := slices.Clone(acme)
+	slices.Reverse(want)
+	if got := names(Filter{Account: "acme"}); !slices.Equal(got, want) {
+		t.Errorf("acme's: %v, want %v", got, want)
+	}
+	if got := names(Filter{Target: "acme/web/shop/a1"}); len(got) != 3 {
+		t.Errorf("of one app: %v, want 3", got)
+	}
+	if got := names(Filter{Target: "acme/web/shop", State: resource.TaskDone, Kind: "apps"}); len(got) != 6 {
+		t.Errorf("below a workspace: %v, want 6", got)
+	}
+	if got := names(Filter{Platform: true}); len(got) != 0 {
+		t.Errorf("the platform's: %v, want none", got)
+	}
+	var walked []string
+	for after := ""; ; {
+		page, next := ts.List(Filter{Account: "acme", Limit: 4, After: after})
+		for _, t := range page {
+			walked = append(walked, t.Name)
+		}
+		if next == "" {
+			break
+		}
+		after = next
+	}
+	if !slices.Equal(walked, want) {
+		t.Errorf("by pages: %v, want %v", walked, want)
+	}
+
+	if err := ts.prune(ctx, now); err != nil {
+		t.Fatal(err)
+	}
+	wait("old ones are gone", func() bool { return len(names(Filter{})) == 4 })
+	if got := names(Filter{Account: "acme"}); !slices.Equal(got, want[:3]) {
+		t.Errorf("kept %v, want the newest %v", got, want[:3])
+	}
+	if got := names(Filter{Account: "umbrella"}); !slices.Equal(got, []string{young}) {
+		t.Errorf("kept %v, want %v and not %v", got, young, old)
+	}
+}
