@@ -2,17 +2,18 @@
 # Builds what a machine runs - container runtime, CNI plugins, cluster DNS -
 # as static, stripped executables, all from this folder's go.mod.
 #
-#	embed/runtime/build.sh OUT
+#	embed/runtime/build.sh OUT GROUP...
 #
-# runc comes first and containerd next: without them no machine can be tried,
-# the rest may follow. -trimpath is left out on purpose: it would keep these
-# builds from sharing compiled packages with an ordinary `go build`.
+# The groups are containers (runc, containerd, its shim and ctr), cni and dns.
+# -trimpath is left out on purpose: it would keep these builds from sharing
+# compiled packages with an ordinary `go build`.
 set -eu
 
-[ $# -eq 1 ] || { echo "usage: $0 OUT" >&2; exit 2; }
-mkdir -p "$1/cni"
+[ $# -ge 2 ] || { echo "usage: $0 OUT containers|cni|dns..." >&2; exit 2; }
+mkdir -p "$1"
 out=$(cd "$1" && pwd)
 cd "$(dirname "$0")"
+shift
 
 version() { go list -m -f '{{.Version}}' "$1"; }
 
@@ -22,28 +23,41 @@ build() {
 	name=$1 package=$2 ldflags=$3
 	shift 3
 	echo "runtime: $name" >&2
+	mkdir -p "$(dirname "$out/$name")"
 	go build -buildvcs=false -ldflags "-s -w $ldflags" "$@" -o "$out/$name.partial" "$package"
 	mv "$out/$name.partial" "$out/$name"
 }
 
-# runc's C part needs a C library, so it is linked statically by the C linker;
-# netgo and osusergo keep glibc's name services, which can't be, out of it.
-CGO_ENABLED=1 build runc github.com/opencontainers/runc \
-	"-linkmode external -extldflags -static" -tags "seccomp netgo osusergo urfave_cli_no_docs"
+containers() {
+	# runc's C part needs a C library, so it is linked statically by the C linker;
+	# netgo and osusergo keep glibc's name services, which can't be, out of it.
+	CGO_ENABLED=1 build runc github.com/opencontainers/runc \
+		"-linkmode external -extldflags -static" -tags "seccomp netgo osusergo urfave_cli_no_docs"
 
-export CGO_ENABLED=0
-containerd=github.com/containerd/containerd/v2
-v=$containerd/version
-containerd_version="-X $v.Package=$containerd -X $v.Version=$(version $containerd) -X $v.Revision=multipaas"
-build containerd $containerd/cmd/containerd "$containerd_version"
-build containerd-shim-runc-v2 $containerd/cmd/containerd-shim-runc-v2 "$containerd_version"
+	containerd=github.com/containerd/containerd/v2
+	v=$containerd/version
+	flags="-X $v.Package=$containerd -X $v.Version=$(version $containerd) -X $v.Revision=multipaas"
+	for command in containerd containerd-shim-runc-v2 ctr; do
+		CGO_ENABLED=0 build $command $containerd/cmd/$command "$flags"
+	done
+}
 
-cni=github.com/containernetworking/plugins
-cni_version="-X $cni/pkg/utils/buildversion.BuildVersion=$(version $cni)"
-build cni/bridge $cni/plugins/main/bridge "$cni_version"
-build cni/host-local $cni/plugins/ipam/host-local "$cni_version"
-build cni/loopback $cni/plugins/main/loopback "$cni_version"
-build cni/portmap $cni/plugins/meta/portmap "$cni_version"
+cni() {
+	plugins=github.com/containernetworking/plugins
+	flags="-X $plugins/pkg/utils/buildversion.BuildVersion=$(version $plugins)"
+	for plugin in main/bridge main/loopback meta/portmap ipam/host-local; do
+		CGO_ENABLED=0 build "cni/${plugin#*/}" $plugins/plugins/$plugin "$flags"
+	done
+}
 
-build ctr $containerd/cmd/ctr "$containerd_version"
-build coredns github.com/coredns/coredns "-X github.com/coredns/coredns/coremain.GitCommit=multipaas"
+dns() {
+	coredns=github.com/coredns/coredns
+	CGO_ENABLED=0 build coredns $coredns "-X $coredns/coremain.GitCommit=multipaas"
+}
+
+for group in "$@"; do
+	case $group in
+	containers | cni | dns) $group ;;
+	*) echo "$0: $group: have containers, cni, dns" >&2; exit 2 ;;
+	esac
+done

@@ -1,0 +1,161 @@
+# MultiPaaS is built, tried and tested from here. `make help` lists what there is.
+#
+# Parts that take long are made by .ci/cached.sh: keyed by the contents of
+# what they are made from, kept in ~/.cache/multipaas (MULTIPAAS_CACHE) for every clone on this
+# machine. So targets are phony: make's comparison of times knows nothing.
+
+SHELL       := /bin/sh
+MAKEFLAGS   += --no-builtin-rules
+.DEFAULT_GOAL := build
+
+# The key that signs the payload; one is made if none is given.
+PAYLOAD_KEY ?= .cache/payload.key
+# The minor versions of Kubernetes that the payload carries, each from embed/kube.
+KUBE        := 1.36
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+export CGO_ENABLED := 0
+cached  := .ci/cached.sh
+payload := dist/payload
+
+# Small programs are built the same in every clone, so that what is made of
+# them is too. The large ones go without -trimpath: it is part of the key of every package
+# in Go's build cache, and tests are built without it.
+go-small := go build -trimpath -buildvcs=false -ldflags "-s -w" -o
+
+# Packages whose tests run large upstream servers: the race detector makes
+# those so slow that their own timeouts pass.
+norace  := /embed/plane|/modules/workspace|/testing/e2e
+
+##@ Use it
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: all
+all: build ## the same as build
+
+.PHONY: up
+up: deps build lab ## build, bring up a datacenter on this machine, deploy an app, print where it answers
+	dist/lab up
+
+.PHONY: down
+down: lab ## take down what up has made, without a trace
+	dist/lab down
+
+##@ Build
+
+.PHONY: deps
+deps: ## install the Debian packages that building and testing need
+	@.ci/deps.sh
+
+.PHONY: build
+build: elf payload ## build dist/multipaas, the one file
+	@$(cached) -l dist/multipaas .cache/multipaas.elf .cache/payload .cache/keys/dist-payload.zip -- \
+		.cache/payload pack --elf .cache/multipaas.elf --out dist/multipaas dist/payload.zip
+
+.PHONY: payload
+payload: payload-tool kube runtime init image-pause image-hello image-coredns image-machine ## make dist/payload.zip, the files that the one file carries
+	@find $(payload) -type f -printf '%P %m %s\n' | LC_ALL=C sort >.cache/payload.list
+	@$(cached) -l dist/payload.zip .cache/payload.list .cache/keys/dist-payload-* $(payload)/runtime/init .cache/payload $(PAYLOAD_KEY) -- \
+		.cache/payload pack --zip --key $(PAYLOAD_KEY) --out dist/payload.zip $(payload)
+
+.PHONY: elf
+elf: payload-tool ## build the program without its payload
+	@go build -buildvcs=false -o .cache/multipaas.elf -ldflags "-s -w -X main.version=$(VERSION) \
+		-X github.com/multipaas/multipaas/embed/payload.linkedKeys=$$(.cache/payload key show $(PAYLOAD_KEY))" .
+
+.PHONY: payload-tool
+payload-tool: ## build what packs the payload, and make a key to sign it
+	@mkdir -p .cache
+	@$(go-small) .cache/payload ./embed/payload/cmd/payload
+	@[ -e $(PAYLOAD_KEY) ] || .cache/payload key new $(PAYLOAD_KEY) >/dev/null
+
+.PHONY: kube
+kube: ## build Kubernetes (from nothing: 20 minutes)
+	@for minor in $(KUBE); do \
+		$(cached) $(payload)/kube/$$minor/kube embed/kube -- embed/kube/build.sh $(payload)/kube/$$minor/kube || exit 1; done
+
+.PHONY: runtime
+runtime: ## build what a machine runs: containerd, runc, CNI plugins
+	@$(cached) .cache/runtime embed/runtime -- embed/runtime/build.sh .cache/runtime containers cni
+	@$(cached) -l $(payload)/runtime/cni .cache/keys/.cache-runtime -- \
+		sh -c 'mkdir -p $(payload)/runtime && cp -r --remove-destination .cache/runtime/. $(payload)/runtime/'
+
+.PHONY: init
+init: ## build process 1 of the machines
+	@mkdir -p $(payload)/runtime
+	@$(go-small) $(payload)/runtime/init ./embed/init
+
+.PHONY: images
+images: image-pause image-hello image-coredns image-machine ## make the images as OCI layouts
+
+.PHONY: ociimage
+ociimage: ## build what makes images
+	@$(go-small) .cache/ociimage ./embed/images/cmd/ociimage
+
+.PHONY: image-pause
+image-pause: ociimage ## make the image that holds a pod's namespaces
+	@$(go-small) .cache/pause ./embed/images/pause
+	@$(cached) $(payload)/images/pause .cache/ociimage .cache/pause -- .cache/ociimage --out $(payload)/images/pause \
+		--name multipaas.internal/pause:1 --file .cache/pause:/pause --entrypoint /pause --user 65535:65535
+
+.PHONY: image-hello
+image-hello: ociimage ## make the image of the small web app
+	@$(go-small) .cache/hello ./embed/images/hello
+	@$(cached) $(payload)/images/hello .cache/ociimage .cache/hello -- .cache/ociimage --out $(payload)/images/hello \
+		--name multipaas.internal/hello:1 --file .cache/hello:/hello --entrypoint /hello --user 65532:65532 --port 8080/tcp
+
+.PHONY: image-coredns
+image-coredns: ociimage ## make the image of the cluster DNS
+	@$(cached) .cache/dns embed/runtime -- embed/runtime/build.sh .cache/dns dns
+	@$(cached) $(payload)/images/coredns .cache/ociimage .cache/keys/.cache-dns -- .cache/ociimage --out $(payload)/images/coredns \
+		--name multipaas.internal/coredns:1 --file .cache/dns/coredns:/coredns --entrypoint /coredns --port 53/udp --port 53/tcp
+
+.PHONY: image-machine
+image-machine: ociimage ## make the root file system of the machines, from Debian packages
+	@$(cached) .cache/machine.tar embed/images/machine -- embed/images/machine/build.sh .cache/machine.tar
+	@$(cached) $(payload)/images/machine .cache/ociimage .cache/keys/.cache-machine.tar -- .cache/ociimage --out $(payload)/images/machine \
+		--name multipaas.internal/machine:1 --root .cache/machine.tar --entrypoint /sbin/init
+
+.PHONY: lab
+lab: ## build dist/lab, which makes hosts out of network namespaces
+	@go build -buildvcs=false -o dist/lab ./testing/lab/cmd/lab
+
+##@ Test
+
+.PHONY: test
+test: ## everything the project tests, the way CI runs it
+	@.ci/parts.sh deps kube payload build lab lint test-unit test-kube test-e2e
+
+.PHONY: test-unit
+test-unit: export MULTIPAAS_PAYLOAD := $(CURDIR)/$(payload)
+test-unit: payload ## the tests of each package (PKG=./modules/store/... for some, RUN=TestName for one)
+	@if [ -n "$(PKG)" ]; then CGO_ENABLED=1 go test -race $(if $(RUN),-run '$(RUN)') $(PKG); else \
+		CGO_ENABLED=1 go test -race -timeout 10m $$(go list ./... | grep -Ev '$(norace)') && \
+		go test -timeout 10m $$(go list ./... | grep -E '$(norace)' | grep -v /testing/e2e); fi
+
+.PHONY: test-kube
+test-kube: ## the tests of embed/kube
+	@cd embed/kube && go test -timeout 10m ./...
+
+.PHONY: test-e2e
+test-e2e: build lab ## whole datacenters on this machine, driven from outside (RUN=TestName for one)
+	@go test -count 1 -timeout 40m $(if $(RUN),-run '$(RUN)') ./testing/e2e/...
+
+.PHONY: lint
+lint: ## gofmt, go vet and staticcheck over all modules
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted; run make fmt:"; echo "$$out"; exit 1; }
+	@$(cached) .cache/staticcheck testing/lint -- go build -C testing/lint -o $(CURDIR)/.cache/staticcheck honnef.co/go/tools/cmd/staticcheck
+	@for module in . embed/kube; do echo "lint: $$module"; (cd $$module && go vet ./... && $(CURDIR)/.cache/staticcheck ./...) || exit 1; done
+
+.PHONY: fmt
+fmt: ## format all Go files
+	@gofmt -l -w $$(git ls-files '*.go')
+
+##@ Clean
+
+.PHONY: clean
+clean: ## remove what was built here; ~/.cache/multipaas stays
+	rm -rf dist .cache
