@@ -4,12 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -24,8 +22,6 @@ const (
 	// SessionLife is absolute: a working day with breaks. A token that lives as
 	// long as it is used was rejected, because a stolen one would live for ever.
 	SessionLife = 12 * time.Hour
-	// nodeOrganization is the O of the certificates of nodes.
-	nodeOrganization = "multipaas:nodes"
 )
 
 // Login exchanges a password for a bearer token. source is the address the
@@ -109,20 +105,6 @@ func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Pri
 		return nil, refuse
 	}
 	return &access.Principal{User: user.Name, Sysadmin: user.Spec.Sysadmin, Session: session}, nil
-}
-
-// AuthenticateNode returns the node whose certificate the connection was made
-// with. The TLS stack has verified it against the platform's CA; here it only
-// counts that it did, and that it is a node's.
-func AuthenticateNode(state *tls.ConnectionState) (*access.Principal, error) {
-	if state == nil || len(state.VerifiedChains) == 0 || len(state.PeerCertificates) == 0 {
-		return nil, &access.Refusal{Reason: access.ErrUnauthenticated, Text: "This endpoint needs the certificate of a node.", Remedy: "Join the machine with `multipaas node join`."}
-	}
-	leaf := state.PeerCertificates[0]
-	if !slices.Contains(leaf.Subject.Organization, nodeOrganization) || resource.CheckName("node", leaf.Subject.CommonName) != nil {
-		return nil, &access.Refusal{Reason: access.ErrDenied, Text: "This certificate is not one of a node."}
-	}
-	return &access.Principal{Node: leaf.Subject.CommonName}, nil
 }
 
 // Logout ends the session of p. It is no error if it has ended.

@@ -135,3 +135,15 @@ func whoMay(roles Roles) string {
 	}
 	return "somebody else: this is for nodes only"
 }
+
+// Names are the roles of the set, from least to most.
+func (r Roles) Names() []string {
+	all := []string{"anonymous", "user", "developer", "admin", "owner", "sysadmin", "node"}
+	names := []string{}
+	for i, name := range all {
+		if r&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return names
+}

@@ -1,0 +1,241 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// OwnerPath names an owner of an account.
+type OwnerPath struct {
+	AccountPath
+	UserPath
+}
+
+func (a *API) accountOperations() {
+	add(a, operation{id: "accounts.list", method: http.MethodGet, path: "/v1/accounts", summary: "The accounts one has a role in; a sysadmin has one in all"}, a.listAccounts)
+	add(a, operation{id: "accounts.get", method: http.MethodGet, path: "/v1/accounts/{account}", summary: "One account"},
+		func(ctx context.Context, in *AccountPath) (*Output[*resource.Account], error) {
+			account, err := find(ctx, a.store.Accounts(), in.Account, "account", in.Account)
+			if err != nil {
+				return nil, err
+			}
+			return object(http.StatusOK, account), nil
+		})
+	add(a, operation{id: "accounts.delete", method: http.MethodDelete, path: "/v1/accounts/{account}", summary: "Delete an account that has no organizations"}, a.deleteAccount)
+
+	add(a, operation{id: "owners.list", method: http.MethodGet, path: "/v1/accounts/{account}/owners", summary: "The owners of an account"},
+		func(ctx context.Context, in *struct {
+			AccountPath
+			Page
+		}) (*Output[resource.List[*resource.Membership]], error) {
+			return page(ctx, a.store.Memberships(), in.Account+"/-", in.Page)
+		})
+	add(a, operation{id: "owners.put", method: http.MethodPut, path: "/v1/accounts/{account}/owners/{user}", summary: "Make a user an owner of an account"},
+		func(ctx context.Context, in *OwnerPath) (*Output[*resource.Membership], error) {
+			return a.putMembership(ctx, &resource.Membership{Meta: resource.Meta{Name: in.User}, Account: in.Account, Role: resource.RoleOwner},
+				open(a.store.Accounts(), in.Account, "account"), MatchNew{})
+		})
+	add(a, operation{id: "owners.delete", method: http.MethodDelete, path: "/v1/accounts/{account}/owners/{user}", summary: "Take an owner's role; somebody must be left"},
+		func(ctx context.Context, in *OwnerPath) (*Empty, error) {
+			user := strings.ToLower(in.User)
+			if last, err := a.id.LastOwner(ctx, in.Account, user); err != nil {
+				return nil, err
+			} else if last {
+				return nil, conflict("in-use", fmt.Sprintf("%s is the last owner of the account.", user), "Make somebody else an owner first, or delete the account.")
+			}
+			return a.deleteMembership(ctx, &resource.Membership{Meta: resource.Meta{Name: user}, Account: in.Account})
+		})
+}
+
+func (a *API) listAccounts(ctx context.Context, in *Page) (*Output[resource.List[*resource.Account]], error) {
+	p := who(ctx)
+	if p.Sysadmin {
+		return page(ctx, a.store.Accounts(), "", *in)
+	}
+	if err := a.id.LoadMemberships(ctx, p, "", ""); err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, m := range p.Memberships {
+		names = append(names, m.Account)
+	}
+	return pick(ctx, a.store.Accounts(), "", names, *in)
+}
+
+// pick is a page of the resources with the given names below prefix.
+func pick[T resource.Object](ctx context.Context, kind store.Kind[T], prefix string, names []string, p Page) (*Output[resource.List[T]], error) {
+	slices.Sort(names)
+	var items []T
+	for _, name := range slices.Compact(names) {
+		if p.After != "" && name <= p.After {
+			continue
+		}
+		if len(items) == p.Limit {
+			return ok(listOf(items, items[len(items)-1].Metadata().Name)), nil
+		}
+		key := name
+		if prefix != "" {
+			key = prefix + "/" + name
+		}
+		item, err := kind.Get(ctx, key)
+		if errors.Is(err, store.ErrNotFound) {
+			continue // a role may outlive its account for a moment
+		}
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, item)
+	}
+	return ok(listOf(items, "")), nil
+}
+
+// deleteAccount marks the account first, so that nothing can be created in it
+// any more, and then looks whether anything is. What came in between keeps the
+// account, marked, until it is gone and the request is repeated.
+func (a *API) deleteAccount(ctx context.Context, in *struct {
+	AccountPath
+	Match
+}) (*Empty, error) {
+	account, err := find(ctx, a.store.Accounts(), in.Account, "account", in.Account)
+	if err != nil {
+		return nil, err
+	}
+	if err := in.check(account.Metadata()); err != nil {
+		return nil, err
+	}
+	empty := func() error {
+		orgs, err := all(ctx, a.store.Organizations(), in.Account)
+		if err != nil {
+			return err
+		}
+		return vacant("account", in.Account, map[string][]string{"organizations": namesOf(orgs)})
+	}
+	if err := empty(); err != nil {
+		return nil, err
+	}
+	if _, err := a.store.Accounts().MarkDeleted(ctx, in.Account); err != nil {
+		return nil, err
+	}
+	if err := empty(); err != nil {
+		return nil, err
+	}
+	if err := a.dropMemberships(ctx, in.Account); err != nil {
+		return nil, err
+	}
+	account.Revision = 0 // nothing is left that could have changed
+	return &Empty{}, a.store.Accounts().Delete(ctx, account)
+}
+
+// vacant refuses to delete what has something in it, and says what.
+func vacant(what, name string, content map[string][]string) error {
+	var parts []string
+	for _, kind := range []string{"organizations", "workspaces", "images"} {
+		names := content[kind]
+		if len(names) == 0 {
+			continue
+		}
+		shown := names[:min(len(names), 5)]
+		part := kind + " " + strings.Join(shown, ", ")
+		if more := len(names) - len(shown); more > 0 {
+			part += fmt.Sprintf(" and %d more", more)
+		}
+		parts = append(parts, part)
+	}
+	if len(parts) == 0 {
+		return nil
+	}
+	return conflict("in-use", fmt.Sprintf("The %s %q is not empty: %s.", what, name, strings.Join(parts, "; ")), "Delete what is in it first.")
+}
+
+func namesOf[T resource.Object](items []T) []string {
+	names := make([]string, len(items))
+	for i, item := range items {
+		names[i] = item.Metadata().Name
+	}
+	return names
+}
+
+// putMembership gives a role. within is the check that the place is still there.
+func (a *API) putMembership(ctx context.Context, m *resource.Membership, within store.Op, match MatchNew) (*Output[*resource.Membership], error) {
+	m.Name = strings.ToLower(m.Name)
+	user, err := a.store.Users().Get(ctx, m.Name)
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
+		return nil, newProblem(http.StatusNotFound, "not-found", fmt.Sprintf("There is no user %q.", m.Name),
+			"Let him register, or make him with `mp users create`, first.")
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out *Output[*resource.Membership]
+	err = retry(ctx, func() error {
+		old, err := a.store.Memberships().Get(ctx, m.Key())
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			if err := match.check(nil); err != nil {
+				return err
+			}
+			fresh := *m
+			// The user must be there when the role is stored, or the role would wait
+			// for the next one of that name.
+			err := a.store.Commit(ctx, within, open(a.store.Users(), user.Name, "user"), a.store.Memberships().CreateOp(&fresh))
+			out = object(http.StatusCreated, &fresh)
+			return asConflict(err)
+		case err != nil:
+			return err
+		}
+		if err := match.check(old.Metadata()); err != nil {
+			return err
+		}
+		if old.Role == m.Role {
+			out = object(http.StatusOK, old)
+			return nil
+		}
+		old.Role = m.Role
+		out = object(http.StatusOK, old)
+		return a.store.Memberships().Update(ctx, old)
+	})
+	return out, err
+}
+
+// asConflict makes a creation that lost against another one be decided anew.
+func asConflict(err error) error {
+	if errors.Is(err, store.ErrExists) {
+		return fmt.Errorf("%w: %w", store.ErrConflict, err)
+	}
+	return err
+}
+
+func (a *API) deleteMembership(ctx context.Context, m *resource.Membership) (*Empty, error) {
+	stored, err := a.store.Memberships().Get(ctx, m.Key())
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
+		return nil, &access.Refusal{Reason: access.ErrNotFound, Text: fmt.Sprintf("%s has no role here.", m.Name)}
+	}
+	if err != nil {
+		return nil, err
+	}
+	stored.Revision = 0
+	return &Empty{}, a.store.Memberships().Delete(ctx, stored)
+}
+
+// dropMemberships removes all roles below prefix.
+func (a *API) dropMemberships(ctx context.Context, prefix string) error {
+	roles, err := all(ctx, a.store.Memberships(), prefix)
+	if err != nil {
+		return err
+	}
+	for _, m := range roles {
+		m.Revision = 0
+		if err := a.store.Memberships().Delete(ctx, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}

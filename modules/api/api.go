@@ -1,0 +1,248 @@
+// Package api is the platform's HTTP API under /v1: it checks who is asking and
+// whether what he asks for can be, writes what is wanted into the store and says
+// which task to follow. It promises that every operation passes the one
+// authorization table before its body is read, that what is not described in the
+// OpenAPI document is refused, that a write is done whole or not at all, and
+// that no answer or log line has a secret in it that was not asked for.
+//
+// Parties: the client and anybody's program send requests; identity knows who
+// they are; controllers carry out what was written; adapters in appliance reach
+// workspaces' Kubernetes APIs, the registry and tasks through the interfaces
+// that are declared here. Only appliance imports it.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// Config is what the API needs. Handlers that are nil are answered with 404.
+type Config struct {
+	Store      *store.Store
+	Identity   Identity
+	Workspaces Workspaces
+	Images     Images
+	Tasks      Tasks
+	Audit      Audit // nil: to Log
+
+	// Info is what anybody may know; Registration also decides who may register.
+	Info resource.Info
+	// JoinCommand returns what to type on a machine so that it joins with token.
+	JoinCommand func(token string) string
+
+	Agent   http.Handler // /v1/agent/; all but /v1/agent/join need a node's certificate
+	Livez   http.Handler // /livez
+	Readyz  http.Handler // /readyz
+	Metrics http.Handler // /metrics
+
+	// Registerer takes the API's own metrics; nil: they are not kept.
+	Registerer prometheus.Registerer
+	Log        *slog.Logger
+	// Now is the clock; nil is the real one.
+	Now func() time.Time
+}
+
+// Identity authenticates, authorizes and keeps secrets; modules/identity. All
+// methods may be called concurrently. Errors that are no access.Refusal are the
+// platform's own trouble.
+type Identity interface {
+	// Authenticate returns who carries the bearer token. Once per request.
+	Authenticate(ctx context.Context, token string) (*access.Principal, error)
+	// Admit says whether p may do op in organization of account, and leaves in p
+	// the memberships that decided.
+	Admit(ctx context.Context, p *access.Principal, op access.Operation, account, organization string) error
+	// LoadMemberships reads memberships of p; empty names stand for any.
+	LoadMemberships(ctx context.Context, p *access.Principal, account, organization string) error
+
+	Login(ctx context.Context, address, password, source string) (resource.LoginResult, error)
+	Logout(ctx context.Context, p *access.Principal) error
+	Register(ctx context.Context, r resource.Register, source string) (account *resource.Account, created bool, err error)
+	ChangePassword(ctx context.Context, p *access.Principal, old, new, source string) error
+	SetPassword(ctx context.Context, user, password string) error
+	CreateUser(ctx context.Context, address, password string, spec resource.UserSpec) (*resource.User, error)
+	DeleteUser(ctx context.Context, user *resource.User) error
+	DisableSessions(ctx context.Context, user string) error
+	LastOwner(ctx context.Context, account, user string) (bool, error)
+	LastSysadmin(ctx context.Context, user string) (bool, error)
+	CreateJoinToken(ctx context.Context, ttl time.Duration, by string) (text string, token *resource.JoinToken, err error)
+	IssueKubeToken(ctx context.Context, p *access.Principal, ws *resource.Workspace) (resource.KubeToken, error)
+
+	ServeRegistryToken(w http.ResponseWriter, r *http.Request)
+	ServeDiscovery(w http.ResponseWriter, r *http.Request)
+	ServeKeys(w http.ResponseWriter, r *http.Request)
+}
+
+// Workspaces reaches the Kubernetes APIs of workspaces. All methods may be
+// called concurrently and block until the plane has answered or ctx is done.
+// They return ErrNotReady while the plane does not answer, store.ErrNotFound and
+// store.ErrExists for namespaces.
+type Workspaces interface {
+	// Access returns what a kubeconfig needs. It asks no plane.
+	Access(ctx context.Context, ws *resource.Workspace) (resource.KubeAccess, error)
+	Namespaces(ctx context.Context, workspace string) ([]resource.Namespace, error)
+	CreateNamespace(ctx context.Context, workspace, name string) error
+	DeleteNamespace(ctx context.Context, workspace, name string) error
+	ClusterNodes(ctx context.Context, workspace string) ([]resource.ClusterNode, error)
+}
+
+// Images reaches the registry. Both methods may be called concurrently.
+type Images interface {
+	// List returns all repositories of an organization with their tags.
+	List(ctx context.Context, account, organization string) ([]resource.Image, error)
+	// Delete removes one tag, or digest, of the repository name, which is
+	// ACCOUNT/ORGANIZATION/IMAGE; an empty reference removes the repository.
+	// store.ErrNotFound.
+	Delete(ctx context.Context, name, reference string) error
+}
+
+// Tasks makes tasks visible; modules/task. Both methods may be called
+// concurrently.
+type Tasks interface {
+	// Begin returns a task for what spec says and the write that makes it. The
+	// API commits it to the right of the write of target, from which it takes UID
+	// and generation as they will be stored. It writes nothing itself.
+	Begin(spec resource.TaskSpec, target resource.Object) (*resource.Task, store.Op)
+	// Follow returns the task as it is and then after each change, until it has
+	// ended or ctx is done; then the channel is closed. store.ErrNotFound.
+	Follow(ctx context.Context, id string) (<-chan *resource.Task, error)
+}
+
+// ErrNotReady is returned by Workspaces while a plane does not answer.
+var ErrNotReady = errors.New("not ready")
+
+// API is the handler and its parts. It is safe for concurrent use.
+type API struct {
+	cfg     Config
+	store   *store.Store
+	id      Identity
+	log     *slog.Logger
+	now     func() time.Time
+	mux     *http.ServeMux
+	huma    huma.API
+	metrics *metrics
+	openAPI []byte
+}
+
+// New returns the API. It starts nothing and panics if two operations are
+// described as the same, which the package's tests would have shown.
+func New(cfg Config) *API {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Audit == nil {
+		cfg.Audit = logAudit{cfg.Log}
+	}
+	if cfg.JoinCommand == nil {
+		cfg.JoinCommand = func(token string) string { return "MULTIPAAS_JOIN_TOKEN=" + token + " multipaas node join" }
+	}
+	now := cfg.Now
+	if now == nil {
+		now = time.Now
+	}
+	a := &API{
+		cfg:     cfg,
+		store:   cfg.Store,
+		id:      cfg.Identity,
+		log:     cfg.Log,
+		now:     func() time.Time { return now().UTC() },
+		mux:     http.NewServeMux(),
+		metrics: newMetrics(cfg.Registerer),
+	}
+	a.huma = humago.New(a.mux, a.describe())
+	a.sessionOperations()
+	a.userOperations()
+	a.accountOperations()
+	a.organizationOperations()
+	a.workspaceOperations()
+	a.clusterOperations()
+	a.appOperations()
+	a.imageOperations()
+	a.nodeOperations()
+	a.tokenOperations()
+	a.taskOperations()
+	delete(a.huma.OpenAPI().Components.Schemas.Map(), "ErrorModel") // what huma would answer with
+	delete(a.huma.OpenAPI().Components.Schemas.Map(), "ErrorDetail")
+	document, err := json.Marshal(a.huma.OpenAPI())
+	if err != nil {
+		panic(fmt.Sprintf("OpenAPI document: %v", err))
+	}
+	a.openAPI = document
+	a.mount()
+	return a
+}
+
+// describe returns the frame of the OpenAPI document.
+func (a *API) describe() huma.Config {
+	c := huma.DefaultConfig("MultiPaaS", a.cfg.Info.Version)
+	c.Info.Description = "Accounts, organizations, workspaces and apps. Errors are RFC 9457 problems with a stable code, a sentence and what to do."
+	// The document is served as a mounted endpoint: huma's own handler makes it
+	// at the first request without a lock.
+	c.OpenAPIPath, c.DocsPath, c.SchemasPath = "", "", ""
+	c.CreateHooks = nil // no $schema in every answer
+	// Whoever got a resource may send it back changed: what is read-only in it is
+	// ignored, and nothing but what an operation asks for is required.
+	c.FieldsOptionalByDefault = true
+	c.RejectUnknownQueryParameters = true
+	c.Transformers = []huma.Transformer{a.transform}
+	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
+		"bearer": {Type: "http", Scheme: "bearer", Description: "The token of POST /v1/login"},
+	}
+	return c
+}
+
+// OpenAPI returns the OpenAPI 3.1 document, JSON.
+func (a *API) OpenAPI() []byte { return a.openAPI }
+
+// Server limits: what one connection may take before a handler decides.
+const (
+	headerTimeout  = 10 * time.Second
+	idleTimeout    = 2 * time.Minute
+	maxHeaderBytes = 32 << 10 // a token has 47 octets, a client certificate is not in headers
+	stopTimeout    = 10 * time.Second
+)
+
+// Server returns an http.Server with the API's limits. The caller sets TLS.
+func (a *API) Server() *http.Server {
+	return &http.Server{
+		Handler:           a.Handler(),
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// Serve serves on ln, which does TLS, until ctx is done; then it lets what is
+// under way end, for ten seconds.
+func (a *API) Serve(ctx context.Context, ln net.Listener) error {
+	server := a.Server()
+	server.BaseContext = func(net.Listener) context.Context { return ctx } // ends streams
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(ln) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("serve the API on %s: %w", ln.Addr(), err)
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	if err := server.Shutdown(stop); err != nil {
+		_ = server.Close()
+	}
+	<-done
+	return nil
+}

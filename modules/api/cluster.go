@@ -1,0 +1,123 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// NamespacePath names a namespace of a workspace.
+type NamespacePath struct {
+	WorkspacePath
+	Namespace string `path:"namespace" maxLength:"63" example:"staging"`
+}
+
+func (a *API) clusterOperations() {
+	const one = workspacesPath + "/{workspace}"
+	add(a, operation{id: "machines.list", method: http.MethodGet, path: one + "/machines", summary: "The machines of a workspace"},
+		func(ctx context.Context, in *struct {
+			WorkspacePath
+			Page
+		}) (*Output[resource.List[*resource.Machine]], error) {
+			if _, err := a.workspace(ctx, in.WorkspacePath); err != nil {
+				return nil, err
+			}
+			out, err := page(ctx, a.store.Machines(), in.key(), in.Page)
+			if err == nil && !a.seesHosts(ctx) {
+				for _, m := range out.Body.Items {
+					m.Spec.Node = ""
+				}
+			}
+			return out, err
+		})
+	add(a, operation{id: "clusternodes.list", method: http.MethodGet, path: one + "/nodes", summary: "The Kubernetes nodes of a workspace, as its own API shows them"},
+		func(ctx context.Context, in *WorkspacePath) (*Output[resource.List[resource.ClusterNode]], error) {
+			if _, err := a.workspace(ctx, *in); err != nil {
+				return nil, err
+			}
+			nodes, err := a.cfg.Workspaces.ClusterNodes(ctx, in.key())
+			if err != nil {
+				return nil, err
+			}
+			if !a.seesHosts(ctx) {
+				for i := range nodes {
+					nodes[i].Node = ""
+				}
+			}
+			return ok(listOf(nodes, "")), nil
+		})
+	add(a, operation{id: "namespaces.list", method: http.MethodGet, path: one + "/namespaces", summary: "The Kubernetes namespaces of a workspace"},
+		func(ctx context.Context, in *WorkspacePath) (*Output[resource.List[resource.Namespace]], error) {
+			if _, err := a.workspace(ctx, *in); err != nil {
+				return nil, err
+			}
+			namespaces, err := a.cfg.Workspaces.Namespaces(ctx, in.key())
+			return ok(listOf(namespaces, "")), err
+		})
+	add(a, operation{id: "namespaces.put", method: http.MethodPut, path: one + "/namespaces/{namespace}", summary: "Make a Kubernetes namespace", status: http.StatusCreated}, a.putNamespace)
+	add(a, operation{id: "namespaces.delete", method: http.MethodDelete, path: one + "/namespaces/{namespace}", summary: "Delete a Kubernetes namespace with all in it"}, a.deleteNamespace)
+	add(a, operation{id: "kube.access", method: http.MethodGet, path: one + "/kube", summary: "What a kubeconfig for a workspace needs; no secret"},
+		func(ctx context.Context, in *WorkspacePath) (*Output[resource.KubeAccess], error) {
+			ws, err := a.workspace(ctx, *in)
+			if err != nil {
+				return nil, err
+			}
+			kube, err := a.cfg.Workspaces.Access(ctx, ws)
+			return ok(kube), err
+		})
+	add(a, operation{id: "kube.credential", method: http.MethodPost, path: one + "/kube/credential", summary: "A token for a workspace's API, valid for ten minutes"},
+		func(ctx context.Context, in *WorkspacePath) (*Output[resource.KubeToken], error) {
+			ws, err := a.workspace(ctx, *in)
+			if err != nil {
+				return nil, err
+			}
+			token, err := a.id.IssueKubeToken(ctx, who(ctx), ws)
+			return ok(token), err
+		})
+}
+
+func (a *API) putNamespace(ctx context.Context, in *NamespacePath) (*Output[resource.Namespace], error) {
+	if err := resource.CheckName("namespace", in.Namespace); err != nil {
+		return nil, invalid("path.namespace", err.Error(), "")
+	}
+	if ofKubernetes(in.Namespace) {
+		return nil, invalid("path.namespace", "names that begin with kube- belong to Kubernetes", "Choose another name.")
+	}
+	ws, err := a.workspace(ctx, in.WorkspacePath)
+	if err != nil {
+		return nil, err
+	}
+	if ws.Deleting() {
+		return nil, deleting("workspace", ws.Name)
+	}
+	out := &Output[resource.Namespace]{Status: http.StatusCreated, Body: resource.Namespace{Name: in.Namespace, Phase: "Active"}}
+	err = a.cfg.Workspaces.CreateNamespace(ctx, in.key(), in.Namespace)
+	if errors.Is(err, store.ErrExists) {
+		out.Status, err = http.StatusOK, nil
+	}
+	return out, err
+}
+
+func (a *API) deleteNamespace(ctx context.Context, in *NamespacePath) (*Empty, error) {
+	if ofKubernetes(in.Namespace) || in.Namespace == "default" {
+		return nil, conflict("in-use", fmt.Sprintf("The namespace %q belongs to Kubernetes.", in.Namespace), "")
+	}
+	if resource.CheckName("namespace", in.Namespace) != nil {
+		return nil, missing("namespace", in.Namespace)
+	}
+	if _, err := a.workspace(ctx, in.WorkspacePath); err != nil {
+		return nil, err
+	}
+	err := a.cfg.Workspaces.DeleteNamespace(ctx, in.key(), in.Namespace)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, missing("namespace", in.Namespace)
+	}
+	return &Empty{}, err
+}
+
+func ofKubernetes(namespace string) bool { return strings.HasPrefix(namespace, "kube-") }

@@ -1,0 +1,88 @@
+package api
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// NodePath names a node.
+type NodePath struct {
+	Node string `path:"node" maxLength:"57" example:"host1"`
+}
+
+// NodePatch is the body of nodes.patch: what is left out stays.
+type NodePatch struct {
+	Spec struct {
+		Unschedulable *bool `json:"unschedulable,omitempty" doc:"Keeps new machines away"`
+		Lost          *bool `json:"lost,omitempty" doc:"The host will not come back"`
+	} `json:"spec"`
+}
+
+func (a *API) nodeOperations() {
+	add(a, operation{id: "nodes.list", method: http.MethodGet, path: "/v1/nodes", summary: "The hosts that joined"},
+		func(ctx context.Context, in *Page) (*Output[resource.List[*resource.Node]], error) {
+			return page(ctx, a.store.Nodes(), "", *in)
+		})
+	add(a, operation{id: "nodes.get", method: http.MethodGet, path: "/v1/nodes/{node}", summary: "One host"},
+		func(ctx context.Context, in *NodePath) (*Output[*resource.Node], error) {
+			node, err := find(ctx, a.store.Nodes(), in.Node, "node", in.Node)
+			if err != nil {
+				return nil, err
+			}
+			return object(http.StatusOK, node), nil
+		})
+	add(a, operation{id: "nodes.patch", method: http.MethodPatch, path: "/v1/nodes/{node}", summary: "Keep new machines away from a host, or give it up"},
+		func(ctx context.Context, in *struct {
+			NodePath
+			Match
+			Body NodePatch
+		}) (*Output[*resource.Node], error) {
+			if _, err := find(ctx, a.store.Nodes(), in.Node, "node", in.Node); err != nil {
+				return nil, err
+			}
+			node, err := a.store.Nodes().Modify(ctx, in.Node, func(n *resource.Node) error {
+				if err := in.check(n.Metadata()); err != nil {
+					return err
+				}
+				set(&n.Spec.Unschedulable, in.Body.Spec.Unschedulable)
+				set(&n.Spec.Lost, in.Body.Spec.Lost)
+				return nil
+			})
+			if err != nil {
+				return nil, err
+			}
+			return object(http.StatusOK, node), nil
+		})
+	add(a, operation{id: "nodes.delete", method: http.MethodDelete, path: "/v1/nodes/{node}", summary: "Drain a host and take it off the platform", status: http.StatusAccepted}, a.deleteNode)
+}
+
+func (a *API) deleteNode(ctx context.Context, in *struct {
+	NodePath
+	Match
+	Lost bool `query:"lost" doc:"The host will not come back: give its machines up without waiting for it"`
+}) (*Output[resource.Accepted[*resource.Node]], error) {
+	var out *Output[resource.Accepted[*resource.Node]]
+	err := retry(ctx, func() error {
+		node, err := find(ctx, a.store.Nodes(), in.Node, "node", in.Node)
+		if err != nil {
+			return err
+		}
+		if err := in.check(node.Metadata()); err != nil {
+			return err
+		}
+		if in.Lost && !node.Spec.Lost {
+			node.Spec.Lost = true
+			if node.Deleting() {
+				if err := a.store.Nodes().Update(ctx, node); err != nil {
+					return err
+				}
+			}
+		}
+		id, err := markDeleted(ctx, a, a.store.Nodes(), "node.remove", node, "")
+		out = accepted(node, id)
+		return err
+	})
+	return out, err
+}
