@@ -1,0 +1,437 @@
+package plane
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/multipaas/multipaas/appliance/pki"
+)
+
+func TestPlane(t *testing.T) {
+	ns := newNamespace(t)
+	cfg := newConfig(t, ns)
+	iss := newIssuer(t, ns)
+	cfg.OIDC = iss.oidc()
+	began := time.Now()
+	p, stop := start(t, cfg)
+	platform := clientFor(t, p.RESTConfig())
+
+	eventually(t, "default service account", func(ctx context.Context) error {
+		_, err := platform.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
+		return err
+	})
+	t.Logf("default service account after %s", time.Since(began).Round(time.Millisecond))
+	anon, file := memory(t, p.PID())
+	t.Logf("memory: %s anonymous, %s files", anon, file)
+
+	bind(t, platform, "org-admins", "cluster-admin", "multipaas:org-admin")
+	bind(t, platform, "org-developers", "edit", "multipaas:org-developer")
+	admin := clientFor(t, withToken(p, iss.token(t, "ann@acme.example", audience, "multipaas:org-admin")))
+
+	t.Run("version", func(t *testing.T) {
+		v, err := platform.Discovery().ServerVersion()
+		if err != nil || !strings.HasPrefix(v.GitVersion, "v1.36.") || v.Minor != "36" {
+			t.Errorf("version %+v, %v; want v1.36.x", v, err)
+		}
+	})
+	t.Run("tokens", func(t *testing.T) { testTokens(t, p, iss) })
+	t.Run("pods", func(t *testing.T) { testPods(t, p, admin) })
+	t.Run("volumes", func(t *testing.T) { testVolumes(t, p, platform, admin, iss) })
+	t.Run("certificates", func(t *testing.T) { testSigning(t, p, admin) })
+	t.Run("secrets at rest", func(t *testing.T) { testSecretsAtRest(t, p, platform) })
+	t.Run("renewal", func(t *testing.T) { testRenewal(t, p) })
+
+	kept := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "kept"}, Data: map[string]string{"a": "b"}}
+	if _, err := platform.CoreV1().ConfigMaps("default").Create(t.Context(), kept, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("killed", func(t *testing.T) {
+		killed := p.PID()
+		if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		eventually(t, "another process, ready", func(ctx context.Context) error {
+			if pid := p.PID(); pid == 0 || pid == killed {
+				return fmt.Errorf("process is %d", pid)
+			}
+			return p.Ready(ctx)
+		})
+		t.Logf("ready again after %s", time.Since(began).Round(time.Millisecond))
+		wantKept(t, platform)
+		if p.Restarts() != 1 {
+			t.Errorf("restarts = %d, want 1", p.Restarts())
+		}
+	})
+	if size, err := p.DatabaseSize(); err != nil || size < 100<<10 {
+		t.Errorf("database size %d, %v; want some", size, err)
+	} else {
+		t.Logf("database: %d KiB", size>>10)
+	}
+	stop()
+	if err := p.Ready(t.Context()); err == nil {
+		t.Error("still answers after stop")
+	}
+	p, _ = start(t, cfg)
+	wantKept(t, clientFor(t, p.RESTConfig()))
+}
+
+func wantKept(t *testing.T, c kubernetes.Interface) {
+	t.Helper()
+	got, err := c.CoreV1().ConfigMaps("default").Get(t.Context(), "kept", metav1.GetOptions{})
+	if err != nil || got.Data["a"] != "b" {
+		t.Fatalf("config map: %v, %v; want it as it was", got, err)
+	}
+}
+
+func bind(t *testing.T, c kubernetes.Interface, name, role, group string) {
+	t.Helper()
+	_, err := c.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: group}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func whoAmI(ctx context.Context, cfg *rest.Config) (authenticationv1.UserInfo, error) {
+	c, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return authenticationv1.UserInfo{}, err
+	}
+	review, err := c.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err != nil {
+		return authenticationv1.UserInfo{}, err
+	}
+	return review.Status.UserInfo, nil
+}
+
+func testTokens(t *testing.T, p *Plane, iss *issuer) {
+	me, err := whoAmI(t.Context(), withToken(p, iss.token(t, "ann@acme.example", audience, "multipaas:org-admin")))
+	if err != nil || me.Username != "multipaas:ann@acme.example" || !slices.Contains(me.Groups, "multipaas:org-admin") {
+		t.Errorf("I am %+v, %v; want multipaas:ann@acme.example, an org-admin", me, err)
+	}
+	for name, token := range map[string]string{
+		"another workspace's": iss.token(t, "ann@acme.example", "other-workspace", "multipaas:org-admin"),
+		"one of the masters":  iss.token(t, "ann@acme.example", audience, "system:masters"),
+		"none":                "",
+		"garbage":             "a.b.c",
+	} {
+		if me, err := whoAmI(t.Context(), withToken(p, token)); !apierrors.IsUnauthorized(err) {
+			t.Errorf("with token %s I am %+v, %v; want unauthorized", name, me, err)
+		}
+	}
+	developer := clientFor(t, withToken(p, iss.token(t, "dev@acme.example", audience, "multipaas:org-developer")))
+	if _, err := developer.CoreV1().ConfigMaps("default").List(t.Context(), metav1.ListOptions{}); err != nil {
+		t.Errorf("developer lists config maps: %v", err)
+	}
+	if _, err := developer.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("developer lists nodes: %v, want forbidden", err)
+	}
+}
+
+func pod(name string, change func(*corev1.PodSpec)) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "multipaas.internal/pause:1"}}},
+	}
+	if change != nil {
+		change(&p.Spec)
+	}
+	return p
+}
+
+func privileged(s *corev1.PodSpec) {
+	yes := true
+	s.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
+}
+
+func hostPath(s *corev1.PodSpec) {
+	s.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/"}}}}
+}
+
+func testPods(t *testing.T, p *Plane, admin kubernetes.Interface) {
+	// The tenant does what he can: labels that ask Kubernetes for nothing.
+	labels := map[string]string{}
+	for _, mode := range []string{"enforce", "warn", "audit"} {
+		labels["pod-security.kubernetes.io/"+mode] = "privileged"
+	}
+	_, err := admin.CoreV1().Namespaces().Create(t.Context(),
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "loose", Labels: labels}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "service account of the namespace", func(ctx context.Context) error {
+		_, err := admin.CoreV1().ServiceAccounts("loose").Get(ctx, "default", metav1.GetOptions{})
+		return err
+	})
+	pods := admin.CoreV1().Pods("loose")
+	for name, change := range map[string]func(*corev1.PodSpec){
+		"host-network": func(s *corev1.PodSpec) { s.HostNetwork = true },
+		"host-pid":     func(s *corev1.PodSpec) { s.HostPID = true },
+		"host-path":    hostPath,
+		"privileged":   privileged,
+		"iscsi": func(s *corev1.PodSpec) {
+			s.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{
+				ISCSI: &corev1.ISCSIVolumeSource{TargetPortal: "10.0.0.1", IQN: "iqn.2026-01.example:x"}}}}
+		},
+	} {
+		_, err := pods.Create(t.Context(), pod(name, change), metav1.CreateOptions{})
+		wantRefused(t, "pod "+name, err, "ask a sysadmin")
+	}
+	plain, err := pods.Create(t.Context(), pod("plain", nil), metav1.CreateOptions{})
+	if err != nil {
+		t.Fatalf("plain pod: %v", err)
+	}
+	yes := true
+	plain.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+		Name: "debug", Image: "multipaas.internal/pause:1", SecurityContext: &corev1.SecurityContext{Privileged: &yes}}}}
+	_, err = pods.UpdateEphemeralContainers(t.Context(), "plain", plain, metav1.UpdateOptions{})
+	wantRefused(t, "privileged ephemeral container", err, "ask a sysadmin")
+
+	if err := p.SetPodSecurity("loose"); err == nil {
+		t.Error("unknown level accepted")
+	}
+	if err := p.SetPodSecurity(Privileged); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pods.Create(t.Context(), pod("lifted", privileged), metav1.CreateOptions{}); err != nil {
+		t.Errorf("privileged pod with the level lifted: %v", err)
+	}
+	if err := p.SetPodSecurity(Baseline); err != nil {
+		t.Fatal(err)
+	}
+	_, err = pods.Create(t.Context(), pod("late", privileged), metav1.CreateOptions{})
+	wantRefused(t, "privileged pod with the level back", err, "ask a sysadmin")
+	label := []byte(`{"metadata": {"labels": {"still": "editable"}}}`)
+	if _, err := pods.Patch(t.Context(), "lifted", types.MergePatchType, label, metav1.PatchOptions{}); err != nil {
+		t.Errorf("label on a pod from before: %v", err)
+	}
+}
+
+func wantRefused(t *testing.T, what string, err error, words string) {
+	t.Helper()
+	if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), words) {
+		t.Errorf("%s: %v; want it refused with %q", what, err, words)
+	}
+}
+
+func volume(name string, source corev1.PersistentVolumeSource) *corev1.PersistentVolume {
+	return &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PersistentVolumeSpec{
+		Capacity:               corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")},
+		AccessModes:            []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany},
+		PersistentVolumeSource: source,
+	}}
+}
+
+func testVolumes(t *testing.T, p *Plane, platform, admin kubernetes.Interface, iss *issuer) {
+	onHost := corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/etc"}}
+	_, err := admin.CoreV1().PersistentVolumes().Create(t.Context(), volume("host", onHost), metav1.CreateOptions{})
+	wantRefused(t, "hostPath volume", err, "hostPath")
+	for _, ok := range []*corev1.PersistentVolume{
+		volume("nfs", corev1.PersistentVolumeSource{NFS: &corev1.NFSVolumeSource{Server: "172.30.0.9", Path: "/x"}}),
+		volume("csi", corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "d.example", VolumeHandle: "1"}}),
+	} {
+		if _, err := admin.CoreV1().PersistentVolumes().Create(t.Context(), ok, metav1.CreateOptions{}); err != nil {
+			t.Errorf("volume %s: %v", ok.Name, err)
+		}
+	}
+	// cluster-admin may impersonate anybody, but not the platform.
+	posing := withToken(p, iss.token(t, "ann@acme.example", audience, "multipaas:org-admin"))
+	posing.Impersonate = rest.ImpersonationConfig{UserName: platformUser, Groups: []string{"system:masters"}}
+	_, err = clientFor(t, posing).CoreV1().PersistentVolumes().Create(t.Context(), volume("posing", onHost), metav1.CreateOptions{})
+	wantRefused(t, "impersonating the platform", err, "can't be impersonated")
+	posing.Impersonate.UserName = "somebody"
+	_, err = clientFor(t, posing).CoreV1().PersistentVolumes().Create(t.Context(), volume("master", onHost), metav1.CreateOptions{})
+	wantRefused(t, "impersonating system:masters", err, "hostPath")
+	if _, err := platform.CoreV1().PersistentVolumes().Create(t.Context(), volume("platform", onHost), metav1.CreateOptions{}); err != nil {
+		t.Errorf("volume of the platform: %v", err)
+	}
+}
+
+func request(t *testing.T, name string, organizations ...string) (csr *certificatesv1.CertificateSigningRequest, key *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader,
+		&x509.CertificateRequest{Subject: pkix.Name{CommonName: name, Organization: organizations}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &certificatesv1.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"},
+		Spec: certificatesv1.CertificateSigningRequestSpec{
+			Request:    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}),
+			SignerName: certificatesv1.KubeAPIServerClientSignerName,
+			Usages:     []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth},
+		},
+	}, key
+}
+
+func testSigning(t *testing.T, p *Plane, admin kubernetes.Interface) {
+	requests := admin.CertificatesV1().CertificateSigningRequests()
+	posing, _ := request(t, platformUser)
+	_, err := requests.Create(t.Context(), posing, metav1.CreateOptions{})
+	wantRefused(t, "request in the platform's name", err, "belong to the platform")
+	master, _ := request(t, "ann", "system:masters")
+	_, err = requests.Create(t.Context(), master, metav1.CreateOptions{})
+	wantRefused(t, "request for system:masters", err, "system:masters")
+
+	plain, key := request(t, "ann", "friends")
+	plain, err = requests.Create(t.Context(), plain, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{
+		{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "Test"}}
+	if _, err := requests.UpdateApproval(t.Context(), plain.Name, plain, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var cert []byte
+	eventually(t, "certificate", func(ctx context.Context) error {
+		got, err := requests.Get(ctx, plain.Name, metav1.GetOptions{})
+		if err == nil && len(got.Status.Certificate) == 0 {
+			err = errors.New("not signed yet")
+		}
+		if err == nil {
+			cert = got.Status.Certificate
+		}
+		return err
+	})
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := withToken(p, "")
+	cfg.CertData, cfg.KeyData = cert, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
+	if me, err := whoAmI(t.Context(), cfg); err != nil || me.Username != "ann" || !slices.Contains(me.Groups, "friends") {
+		t.Errorf("with the certificate I am %+v, %v; want ann, of friends", me, err)
+	}
+	parsed, err := pki.ParseCertificate(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(p.cfg.Keys.CACert)
+	if _, err := parsed.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err == nil {
+		t.Error("the cluster's signer signs with the authority that the platform's clients trust")
+	}
+}
+
+func testSecretsAtRest(t *testing.T, p *Plane, platform kubernetes.Interface) {
+	const word = "correct-horse-battery-staple"
+	for _, err := range []error{
+		createSecret(t.Context(), platform, word),
+		createConfigMap(t.Context(), platform, word+"-in-the-clear"),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var stored []byte
+	for _, suffix := range []string{"", "-wal"} {
+		data, err := os.ReadFile(p.path(databaseFile) + suffix)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		stored = append(stored, data...)
+	}
+	if !bytes.Contains(stored, []byte(word+"-in-the-clear")) {
+		t.Fatal("the config map is not in the files that were searched")
+	}
+	if bytes.Count(stored, []byte(word)) != bytes.Count(stored, []byte(word+"-in-the-clear")) {
+		t.Error("a secret lies in the database in the clear")
+	}
+	for _, file := range []string{"", databaseFile, socketFile, configFile, "plane.log", filepath.Join("pki", "platform.key")} {
+		info, err := os.Stat(p.path(file))
+		if err != nil {
+			t.Error(err)
+		} else if mode := info.Mode().Perm(); mode&0o077 != 0 && file != databaseFile && file != "plane.log" {
+			t.Errorf("%q has mode %o, want it for root only", file, mode)
+		}
+	}
+}
+
+func createSecret(ctx context.Context, c kubernetes.Interface, word string) error {
+	_, err := c.CoreV1().Secrets("default").Create(ctx,
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s"}, StringData: map[string]string{"word": word}}, metav1.CreateOptions{})
+	return err
+}
+
+func createConfigMap(ctx context.Context, c kubernetes.Interface, word string) error {
+	_, err := c.CoreV1().ConfigMaps("default").Create(ctx,
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Data: map[string]string{"word": word}}, metav1.CreateOptions{})
+	return err
+}
+
+// testRenewal replaces the files as a renewal does.
+func testRenewal(t *testing.T, p *Plane) {
+	before, err := servedSerial(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.ParseCA(p.cfg.Keys.CACert, p.cfg.Keys.CAKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key, err := ca.Issue(pki.Request{CommonName: "kube-apiserver", Server: true, Hosts: p.serverNames()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pki.WriteFiles(p.path("pki", "apiserver.crt"), p.path("pki", "apiserver.key"), cert, key); err != nil {
+		t.Fatal(err)
+	}
+	pid := p.PID()
+	eventually(t, "the new certificate", func(ctx context.Context) error {
+		now, err := servedSerial(ctx, p)
+		if err == nil && now == before {
+			err = errors.New("still the old one")
+		}
+		return err
+	})
+	if p.PID() != pid {
+		t.Error("the process was restarted")
+	}
+}
+
+func TestRunRefusesBadConfig(t *testing.T) {
+	err := New(Config{ID: "x", Datastore: Datastore{Kind: "paper"}, PodSecurity: "none"}).Run(t.Context(), func() {})
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{"binary", "dir", "services", "CA certificate", "encryption key", `"paper"`, `"none"`} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("error does not mention %s: %v", want, err)
+		}
+	}
+}
