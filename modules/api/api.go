@@ -16,6 +16,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -109,16 +110,18 @@ type Images interface {
 	Delete(ctx context.Context, name, reference string) error
 }
 
-// Tasks makes tasks visible; modules/task. Both methods may be called
+// Tasks makes tasks visible; modules/task. All methods may be called
 // concurrently.
 type Tasks interface {
-	// Begin returns a task for what spec says and the write that makes it. The
-	// API commits it to the right of the write of target, from which it takes UID
-	// and generation as they will be stored. It writes nothing itself.
-	Begin(spec resource.TaskSpec, target resource.Object) (*resource.Task, store.Op)
-	// Follow returns the task as it is and then after each change, until it has
-	// ended or ctx is done; then the channel is closed. store.ErrNotFound.
-	Follow(ctx context.Context, id string) (<-chan *resource.Task, error)
+	// Begin returns a task that ends when obj is as wanted, and the write that
+	// makes it, to be committed to the right of obj's own. It writes nothing
+	// itself. operation is KIND.VERB, by the user who asked.
+	Begin(operation, by string, obj resource.Object) (*resource.Task, store.Op)
+	// BeginRemoval is Begin for a task that ends when obj is gone.
+	BeginRemoval(operation, by string, obj resource.Object) (*resource.Task, store.Op)
+	// Follow gives the task as it is and then after each change, up to the one
+	// that ends it, ctx's end, or an error: store.ErrNotFound.
+	Follow(ctx context.Context, id string) iter.Seq2[*resource.Task, error]
 }
 
 // ErrNotReady is returned by Workspaces while a plane does not answer.

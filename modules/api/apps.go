@@ -79,7 +79,7 @@ func (a *API) appOperations() {
 				if err := in.check(app.Metadata()); err != nil {
 					return err
 				}
-				id, err := markDeleted(ctx, a, a.store.Apps(), "app.delete", app, app.Account)
+				id, err := markDeleted(ctx, a, a.store.Apps(), "app.delete", app)
 				out = accepted(app, id)
 				return err
 			})
@@ -134,7 +134,7 @@ func (a *API) createApp(ctx context.Context, path AppPath, spec resource.AppSpec
 	}
 	app := &resource.App{Meta: resource.Meta{Name: path.App}, Account: path.Account, Organization: path.Organization, Workspace: path.Workspace, Spec: spec,
 		Status: resource.AppStatus{Phase: resource.Pending}}
-	task, op := a.begin(ctx, "app.create", a.store.Apps().Name(), app, path.Account, false)
+	task, op := a.cfg.Tasks.Begin("app.create", who(ctx).Name(), app)
 	err := a.store.Commit(ctx, open(a.store.Workspaces(), path.WorkspacePath.key(), "workspace"), a.store.Apps().CreateOp(app), op)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, missing("workspace", path.Workspace)
@@ -170,7 +170,7 @@ func (a *API) updateApp(ctx context.Context, old *resource.App, spec resource.Ap
 		verb = "app.scale"
 	}
 	old.Spec = spec
-	task, op := a.begin(ctx, verb, a.store.Apps().Name(), old, old.Account, false)
+	task, op := a.cfg.Tasks.Begin(verb, who(ctx).Name(), old)
 	if err := a.store.Commit(ctx, a.store.Apps().UpdateOp(old), op); err != nil {
 		return nil, err
 	}

@@ -80,7 +80,7 @@ func (a *API) deleteNode(ctx context.Context, in *struct {
 				}
 			}
 		}
-		id, err := markDeleted(ctx, a, a.store.Nodes(), "node.remove", node, "")
+		id, err := markDeleted(ctx, a, a.store.Nodes(), "node.remove", node)
 		out = accepted(node, id)
 		return err
 	})

@@ -145,7 +145,7 @@ func (a *API) createWorkspace(ctx context.Context, path WorkspacePath, spec reso
 	}
 	ws := &resource.Workspace{Meta: resource.Meta{Name: path.Workspace}, Account: path.Account, Organization: path.Organization, Spec: spec,
 		Status: resource.WorkspaceStatus{Phase: resource.Pending}}
-	task, op := a.begin(ctx, "workspace.create", a.store.Workspaces().Name(), ws, path.Account, false)
+	task, op := a.cfg.Tasks.Begin("workspace.create", who(ctx).Name(), ws)
 	err := a.store.Commit(ctx, open(a.store.Organizations(), path.OrganizationPath.key(), "organization"), a.store.Workspaces().CreateOp(ws), op)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, missing("organization", path.Organization)
@@ -198,7 +198,7 @@ func (a *API) updateWorkspace(ctx context.Context, old *resource.Workspace, spec
 		verb = "workspace.scale"
 	}
 	old.Spec = spec
-	task, op := a.begin(ctx, verb, a.store.Workspaces().Name(), old, old.Account, false)
+	task, op := a.cfg.Tasks.Begin(verb, who(ctx).Name(), old)
 	if err := a.store.Commit(ctx, a.store.Workspaces().UpdateOp(old), op); err != nil {
 		return nil, err
 	}
@@ -276,7 +276,7 @@ func (a *API) deleteWorkspace(ctx context.Context, in *struct {
 		if err := in.check(ws.Metadata()); err != nil {
 			return err
 		}
-		id, err := markDeleted(ctx, a, a.store.Workspaces(), "workspace.delete", ws, ws.Account)
+		id, err := markDeleted(ctx, a, a.store.Workspaces(), "workspace.delete", ws)
 		out = accepted(a.hideWorkspace(ctx, ws), id)
 		return err
 	})
@@ -298,21 +298,14 @@ func (a *API) deleteWorkspace(ctx context.Context, in *struct {
 // markDeleted marks obj in one commit with the task that ends when it is gone,
 // and returns the task's id. If it is marked already, the task is the one that
 // runs.
-func markDeleted[T resource.Object](ctx context.Context, a *API, kind store.Kind[T], verb string, obj T, account string) (string, error) {
+func markDeleted[T resource.Object](ctx context.Context, a *API, kind store.Kind[T], verb string, obj T) (string, error) {
 	if obj.Metadata().Deleting() {
 		return a.running(ctx, kind.Name(), obj)
 	}
 	now := a.now()
 	obj.Metadata().DeletedAt = &now
-	task, op := a.begin(ctx, verb, kind.Name(), obj, account, true)
+	task, op := a.cfg.Tasks.BeginRemoval(verb, who(ctx).Name(), obj)
 	return task.Name, a.store.Commit(ctx, kind.UpdateOp(obj), op)
-}
-
-// begin starts a task for target; see Tasks.Begin.
-func (a *API) begin(ctx context.Context, verb, kind string, target resource.Object, account string, gone bool) (*resource.Task, store.Op) {
-	return a.cfg.Tasks.Begin(resource.TaskSpec{
-		Operation: verb, Kind: kind, Target: target.Key(), Account: account, By: who(ctx).Name(), Gone: gone,
-	}, target)
 }
 
 // running returns the id of the latest task that still works on target, "" if
