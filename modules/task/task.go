@@ -15,6 +15,8 @@ import (
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/binary"
+	"fmt"
+	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -68,26 +70,43 @@ func New(cfg Config) *Tasks {
 	}
 }
 
-// Begin returns a task for what was asked, and the write to commit to the right
-// of the one of target:
+// Begin returns a task for what by asked for, and the write to commit behind
+// the one of obj:
 //
-//	t, begin := tasks.Begin(resource.TaskSpec{Operation: "workspace.create", By: user}, w)
+//	t, begin := tasks.Begin("workspace.create", user, w)
 //	err := store.Commit(ctx, store.Workspaces().CreateOp(w), begin)
 //
-// Kind, Target and Account are target's, and UID and Generation those that the
-// commit leaves it with; the task ends when that generation is reached, or with
-// spec.Gone when target is gone. Begin panics for a kind that has no tasks.
-func (ts *Tasks) Begin(spec resource.TaskSpec, target resource.Object) (*resource.Task, store.Op) {
-	spec.Kind = ts.kindFor(target).name
-	spec.Target = target.Key()
-	spec.Account = accountOf(target.Key())
-	t := &resource.Task{Spec: spec}
+// The task ends when obj's Generation, as that commit leaves it, is reached.
+// operation is KIND.VERB. Begin panics for a kind that has no tasks.
+func (ts *Tasks) Begin(operation, by string, obj resource.Object) (*resource.Task, store.Op) {
+	return ts.begin(operation, by, obj, false)
+}
+
+// BeginRemoval is Begin for a task that ends when obj is gone:
+//
+//	t, begin := tasks.BeginRemoval("workspace.delete", user, w)
+//	err := store.Commit(ctx, store.Workspaces().MarkDeletedOp(w.Key()), begin)
+func (ts *Tasks) BeginRemoval(operation, by string, obj resource.Object) (*resource.Task, store.Op) {
+	return ts.begin(operation, by, obj, true)
+}
+
+func (ts *Tasks) begin(operation, by string, obj resource.Object, gone bool) (*resource.Task, store.Op) {
+	t := &resource.Task{Spec: resource.TaskSpec{
+		Operation: operation,
+		Kind:      ts.kindFor(obj).name,
+		Target:    obj.Key(),
+		Account:   accountOf(obj.Key()),
+		By:        by,
+		Gone:      gone,
+	}}
 	t.Name = newID(time.Now())
 	t.Status.State = resource.TaskRunning
 	return t, ts.cfg.Store.Tasks().CreateOp(t).Before(func() {
 		// Known only now: the store gives a new resource its UID, and counts.
-		t.Spec.TargetUID = target.Metadata().UID
-		t.Spec.Generation = target.Metadata().Generation
+		t.Spec.TargetUID = obj.Metadata().UID
+		if !gone {
+			t.Spec.Generation = obj.Metadata().Generation
+		}
 	})
 }
 
@@ -96,35 +115,29 @@ func (ts *Tasks) Get(ctx context.Context, id string) (*resource.Task, error) {
 	return ts.cfg.Store.Tasks().Get(ctx, id)
 }
 
-// Follow returns the task as it is now and then after each change, until it has
-// ended, was dropped, or ctx is done; then the channel is closed. It waits for a
-// reader who is slow: end ctx to end it early. store.ErrNotFound.
-func (ts *Tasks) Follow(ctx context.Context, id string) (<-chan *resource.Task, error) {
-	if _, err := ts.Get(ctx, id); err != nil {
-		return nil, err
-	}
-	followed := make(chan *resource.Task)
-	go func() {
-		defer close(followed)
+// Follow gives the task as it is now, and again each time it changes, and ends
+// behind the one that has ended. An error ends it too: store.ErrNotFound, also
+// when the task is dropped meanwhile, or ctx's.
+func (ts *Tasks) Follow(ctx context.Context, id string) iter.Seq2[*resource.Task, error] {
+	return func(yield func(*resource.Task, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		for e := range ts.cfg.Store.Tasks().WatchKey(ctx, id, 0) {
-			switch e.Type {
-			case store.Put:
-				select {
-				case followed <- e.Object:
-				case <-ctx.Done():
+		tasks := ts.cfg.Store.Tasks()
+		found := false
+		for e := range tasks.WatchKey(ctx, id, 0) {
+			switch {
+			case e.Type == store.Put:
+				found = true
+				if !yield(e.Object, nil) || Ended(e.Object) {
 					return
 				}
-				if Ended(e.Object) {
-					return
-				}
-			case store.Deleted:
+			case e.Type == store.Deleted, e.Type == store.Synced && !found:
+				yield(nil, fmt.Errorf("task %s: %w", id, store.ErrNotFound))
 				return
 			}
 		}
-	}()
-	return followed, nil
+		yield(nil, fmt.Errorf("follow task %s: %w", id, ctx.Err()))
+	}
 }
 
 // Ended says whether anything of t can still change.

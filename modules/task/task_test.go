@@ -108,16 +108,12 @@ func follow(t *testing.T, ts *Tasks, id string) (last *resource.Task, times int)
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
-	tasks, err := ts.Follow(ctx, id)
-	if err != nil {
-		t.Fatalf("follow: %v", err)
-	}
-	for task := range tasks {
+	for task, err := range ts.Follow(ctx, id) {
+		if err != nil {
+			t.Fatalf("follow: %v", err)
+		}
 		last = task
 		times++
-	}
-	if ctx.Err() != nil {
-		t.Fatalf("task %s didn't end: %+v", id, last)
 	}
 	return last, times
 }
@@ -127,7 +123,7 @@ func TestLifeOfATask(t *testing.T) {
 	ctx := t.Context()
 	ts := start(t, Config{})
 	w := workspace("shop")
-	task, begin := ts.Begin(resource.TaskSpec{Operation: "workspace.create", By: "ann@acme.example"}, w)
+	task, begin := ts.Begin("workspace.create", "ann@acme.example", w)
 	if err := ts.st.Commit(ctx, ts.st.Workspaces().CreateOp(w), begin); err != nil {
 		t.Fatal(err)
 	}
@@ -173,11 +169,11 @@ func TestLifeOfATask(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Spec.Machines = 9
-	change, begin := ts.Begin(resource.TaskSpec{Operation: "workspace.scale", By: "ann@acme.example"}, w)
+	change, begin := ts.Begin("workspace.scale", "ann@acme.example", w)
 	if err := ts.st.Commit(ctx, ts.st.Workspaces().UpdateOp(w), begin); err != nil {
 		t.Fatal(err)
 	}
-	removal, begin := ts.Begin(resource.TaskSpec{Operation: "workspace.delete", By: "ann@acme.example", Gone: true}, w)
+	removal, begin := ts.BeginRemoval("workspace.delete", "ann@acme.example", w)
 	if err := ts.st.Commit(ctx, ts.st.Workspaces().MarkDeletedOp(w.Key()), begin); err != nil {
 		t.Fatal(err)
 	}
@@ -190,8 +186,10 @@ func TestLifeOfATask(t *testing.T) {
 	if last, _ := follow(t, ts.Tasks, removal.Name); last.Status.State != resource.TaskDone {
 		t.Errorf("removal: %+v, want it done", last.Status)
 	}
-	if _, err := ts.Follow(ctx, "nosuch"); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("follow of no task: %v, want ErrNotFound", err)
+	for _, err := range ts.Follow(ctx, "nosuch") {
+		if !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("follow of no task: %v, want ErrNotFound", err)
+		}
 	}
 }
 
@@ -201,7 +199,7 @@ func TestRestart(t *testing.T) {
 	ctx := t.Context()
 	st := storetest.New(t)
 	w := workspace("shop")
-	task, begin := New(Config{Store: st}).Begin(resource.TaskSpec{Operation: "workspace.create", By: "ann"}, w)
+	task, begin := New(Config{Store: st}).Begin("workspace.create", "ann", w)
 	if err := st.Commit(ctx, st.Workspaces().CreateOp(w), begin); err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +209,7 @@ func TestRestart(t *testing.T) {
 	}
 	n := &resource.Node{}
 	n.Name = "host1"
-	removal, begin := New(Config{Store: st}).Begin(resource.TaskSpec{Operation: "node.remove", By: "root", Gone: true}, n)
+	removal, begin := New(Config{Store: st}).BeginRemoval("node.remove", "root", n)
 	if err := st.Commit(ctx, begin); err != nil {
 		t.Fatal(err)
 	}
