@@ -40,16 +40,17 @@ type HubConfig struct {
 	Nodes         *store.Cache[*resource.Node]
 	Workspaces    *store.Cache[*resource.Workspace]
 	Machines      *store.Cache[*resource.Machine]
-	Keys          func(ctx context.Context, workspace string) (*resource.WorkspaceKeys, error)
+	Keys          *store.Cache[*resource.WorkspaceKeys]
 	RegistryNames []string
 	UpstreamDNS   []netip.AddrPort
 }
 
 // Tokens redeems join tokens.
 type Tokens interface {
-	// Redeem uses up the token for the node called name. Called once per join.
-	// The error says why a token is refused, in words for the operator.
-	Redeem(ctx context.Context, token, name string) error
+	// Redeem uses up the token for the node called name, which asks from the
+	// address source. Called once per join. The error says why a token is
+	// refused, in words for the operator.
+	Redeem(ctx context.Context, token, name, source string) error
 }
 
 // Hub is the server's side of the nodes: it lets machines join, tells each
@@ -69,6 +70,7 @@ func NewHub(cfg HubConfig) *Hub {
 	cfg.Nodes.OnChange(func(string) { h.wake() })
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })
+	cfg.Keys.OnChange(func(string) { h.wake() })
 	h.mux = http.NewServeMux()
 	h.mux.HandleFunc("POST /v1/agent/join", h.join)
 	h.mux.HandleFunc("GET /v1/agent/state", h.asNode(h.state))
@@ -141,11 +143,11 @@ func (h *Hub) join(w http.ResponseWriter, r *http.Request) {
 		h.answer(w, nil, err)
 		return
 	}
-	res, err := h.doJoin(r.Context(), req)
+	res, err := h.doJoin(r.Context(), req, r.RemoteAddr)
 	h.answer(w, res, err)
 }
 
-func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest) (*resource.JoinResponse, error) {
+func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest, source string) (*resource.JoinResponse, error) {
 	if err := resource.CheckName("node", req.Name); err != nil {
 		return nil, refusal{http.StatusUnprocessableEntity, err.Error()}
 	}
@@ -162,7 +164,7 @@ func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest) (*resource.J
 	case existing.Deleting():
 		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q is being removed: wait until it is gone from: mp nodes list", req.Name)}
 	}
-	if err := h.cfg.Tokens.Redeem(ctx, req.Token, req.Name); err != nil {
+	if err := h.cfg.Tokens.Redeem(ctx, req.Token, req.Name, source); err != nil {
 		return nil, refusal{http.StatusUnauthorized, err.Error()}
 	}
 	node := existing
@@ -246,12 +248,7 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 	var last string
 	for {
 		changed := h.waitChange() // before reading, so that nothing is missed
-		state, err := h.stateOf(r.Context(), node)
-		if err != nil {
-			h.cfg.Log.Error("state of node", "node", node.Name, "error", err)
-			return // the agent comes back
-		}
-		line, err := json.Marshal(state)
+		line, err := json.Marshal(h.stateOf(node))
 		if err != nil {
 			h.cfg.Log.Error("state of node", "node", node.Name, "error", err)
 			return
@@ -297,7 +294,7 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 // gives it up after three times that.
 const aliveEvery = 5 * time.Second
 
-func (h *Hub) stateOf(ctx context.Context, node *resource.Node) (*resource.AgentState, error) {
+func (h *Hub) stateOf(node *resource.Node) *resource.AgentState {
 	state := &resource.AgentState{Node: node.Name, RegistryNames: h.cfg.RegistryNames, UpstreamDNS: h.cfg.UpstreamDNS,
 		Networks: []resource.AgentNetwork{}, Machines: []resource.AgentMachine{}}
 	addresses := Addresses(h.cfg.Nodes.List(""))
@@ -314,11 +311,9 @@ func (h *Hub) stateOf(ctx context.Context, node *resource.Node) (*resource.Agent
 		if !mine[ws.Key()] || ws.Status.ID == "" {
 			continue
 		}
-		keys, err := h.cfg.Keys(ctx, ws.Key())
-		if errors.Is(err, store.ErrNotFound) {
-			continue
-		} else if err != nil {
-			return nil, err
+		keys, ok := h.cfg.Keys.Get(ws.Key())
+		if !ok {
+			continue // committed with the ID; its own cache follows
 		}
 		if ws.Status.NodeSlots[node.Name] == 0 {
 			continue // the machine came first in the cache; the workspace follows
@@ -335,7 +330,7 @@ func (h *Hub) stateOf(ctx context.Context, node *resource.Node) (*resource.Agent
 				Remove: m.Deleting() && m.Status.Conditions.Is(resource.MachineDrained)})
 		}
 	}
-	return state, nil
+	return state
 }
 
 // Addresses maps the names of nodes to their underlay addresses.
@@ -464,7 +459,7 @@ func (h *Hub) signMachine(ctx context.Context, node *resource.Node, req resource
 	} else if err != nil {
 		return nil, err
 	}
-	keys, err := h.cfg.Keys(ctx, m.WorkspaceKey())
+	keys, err := h.cfg.Store.WorkspaceKeys().Get(ctx, m.WorkspaceKey())
 	if err != nil {
 		return nil, err
 	}

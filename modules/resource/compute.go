@@ -129,6 +129,8 @@ type WorkspaceKeys struct {
 	// for the API server's clients and for the aggregation layer.
 	CACert             []byte `json:"caCert"`
 	CAKey              []byte `json:"caKey"`
+	SigningCACert      []byte `json:"signingCACert"` // behind the cluster's CertificateSigningRequests
+	SigningCAKey       []byte `json:"signingCAKey"`
 	FrontProxyCACert   []byte `json:"frontProxyCACert"`
 	FrontProxyCAKey    []byte `json:"frontProxyCAKey"`
 	ServiceAccountKey  []byte `json:"serviceAccountKey"`

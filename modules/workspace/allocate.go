@@ -59,6 +59,9 @@ func newKeys(workspace string) (*resource.WorkspaceKeys, error) {
 	if k.CACert, k.CAKey, err = pki.NewCA("kubernetes"); err != nil {
 		return nil, err
 	}
+	if k.SigningCACert, k.SigningCAKey, err = pki.NewCA("kubernetes-signing"); err != nil {
+		return nil, err
+	}
 	if k.FrontProxyCACert, k.FrontProxyCAKey, err = pki.NewCA("front-proxy"); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,249 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/internal/storetest"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// tokens takes one secret; identity's own tests are about real ones.
+type tokens struct{ refuse error }
+
+func (t *tokens) Redeem(_ context.Context, token, name, source string) error { return t.refuse }
+
+type platform struct {
+	*Hub
+	url   string
+	ca    *pki.CA
+	store *store.Store
+	toks  *tokens
+}
+
+func start(t *testing.T) *platform {
+	t.Helper()
+	certPEM, keyPEM, err := pki.NewCA("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.ParseCA(certPEM, keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := storetest.New(t)
+	log := slog.New(slog.DiscardHandler)
+	p := &platform{ca: ca, store: db, toks: &tokens{}}
+	cfg := HubConfig{Log: log, Store: db, CA: ca, Tokens: p.toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: resource.DefaultPlan(),
+		Nodes: db.Nodes().Cache(log), Workspaces: db.Workspaces().Cache(log), Machines: db.Machines().Cache(log), Keys: db.WorkspaceKeys().Cache(log)}
+	p.Hub = NewHub(cfg)
+	for _, run := range []func(context.Context, func()) error{cfg.Nodes.Run, cfg.Workspaces.Run, cfg.Machines.Run, cfg.Keys.Run} {
+		ready := make(chan struct{})
+		done := make(chan struct{})
+		ctx, stop := context.WithCancel(context.Background())
+		go func() { defer close(done); _ = run(ctx, func() { close(ready) }) }()
+		t.Cleanup(func() { stop(); <-done })
+		<-ready
+	}
+	leaf, key, err := ca.Issue(pki.Request{CommonName: "s1", Server: true, Hosts: []string{"127.0.0.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(append(leaf, ca.CertPEM()...), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewUnstartedServer(p.Hub)
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: ca.Pool()}
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	p.url = srv.URL
+	return p
+}
+
+func (p *platform) token() string { return "id.secret." + p.ca.KeyHash() }
+
+func (p *platform) join(t *testing.T, name string) *client {
+	t.Helper()
+	dir := t.TempDir()
+	if err := Join(t.Context(), dir, p.url, name, p.token()); err != nil {
+		t.Fatalf("join %s: %v", name, err)
+	}
+	c, err := newClient(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.http.CloseIdleConnections)
+	return c
+}
+
+func TestJoinGivesAnIdentityThatWorks(t *testing.T) {
+	p := start(t)
+	c := p.join(t, "n1")
+	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: "192.0.2.11"}, nil); err != nil {
+		t.Fatalf("report: %v", err)
+	}
+	n, err := p.store.Nodes().Get(t.Context(), "n1")
+	if err != nil || n.Status.Phase != resource.Ready || n.Status.Address != "192.0.2.11" {
+		t.Errorf("after a report the node is %+v, %v", n, err)
+	}
+	// The address belongs to n1 now, and the server's own is taken too.
+	other := p.join(t, "n2")
+	for _, taken := range []string{"192.0.2.11", "192.0.2.1", "no address"} {
+		if err := other.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: taken}, nil); err == nil {
+			t.Errorf("address %s was taken twice", taken)
+		}
+	}
+}
+
+func TestJoinRefuses(t *testing.T) {
+	p := start(t)
+	for name, c := range map[string]struct {
+		server, name, token string
+		refuse              error
+		want                string
+	}{
+		"a token of another platform": {p.url, "n1", "id.secret." + strings.Repeat("0", 64), nil, "another platform"},
+		"half a token":                {p.url, "n1", "id.secret", nil, "not complete"},
+		"a name that can't be":        {p.url, "N 1", p.token(), nil, "not a valid name"},
+		"the server's name":           {p.url, "s1", p.token(), nil, "the server has this name"},
+		"an address without https":    {"http://127.0.0.1", "n1", p.token(), nil, "https://"},
+		"a token that was used":       {p.url, "n1", p.token(), refusal{http.StatusUnauthorized, "the token was used"}, "the token was used"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p.toks.refuse = c.refuse
+			dir := t.TempDir()
+			err := Join(t.Context(), dir, c.server, c.name, c.token)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want an error with %q", err, c.want)
+			}
+			if _, _, err := Joined(dir); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("a refused join left an identity: %v", err)
+			}
+		})
+	}
+}
+
+func TestRemovedNodeIsToldSo(t *testing.T) {
+	p := start(t)
+	c := p.join(t, "n1")
+	n, err := p.store.Nodes().Get(t.Context(), "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.store.Nodes().Delete(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: "192.0.2.11"}, nil); !errors.Is(err, ErrRemoved) {
+		t.Errorf("got %v, want ErrRemoved", err)
+	}
+	// Another machine under the same name doesn't bring the old certificate back.
+	p.join(t, "n1")
+	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: "192.0.2.11"}, nil); !errors.Is(err, ErrRemoved) {
+		t.Errorf("with a namesake: got %v, want ErrRemoved", err)
+	}
+}
+
+func TestOnlyNodesAreHeard(t *testing.T) {
+	p := start(t)
+	// A certificate of the platform's authority that is no node's.
+	leaf, key, err := p.ca.Issue(pki.Request{CommonName: "n1", Client: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(leaf, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, certs := range map[string][]tls.Certificate{"none": nil, "not a node's": {pair}} {
+		tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: p.ca.Pool(), Certificates: certs}}
+		res, err := (&http.Client{Transport: tr}).Get(p.url + "/v1/agent/state")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		tr.CloseIdleConnections()
+		if res.StatusCode != http.StatusUnauthorized {
+			t.Errorf("certificate %s: got %s, want 401", name, res.Status)
+		}
+	}
+}
+
+func TestMachineCertificatesOnlyForOwnMachines(t *testing.T) {
+	p := start(t)
+	mine, other := p.join(t, "n1"), p.join(t, "n2")
+	ca, key, err := pki.NewCA("kubernetes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := &resource.WorkspaceKeys{Workspace: "acme/web/shop", CACert: ca, CAKey: key}
+	m := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop"}
+	m.Name, m.Spec.Node, m.Spec.Index = "shop-1", "n1", 1
+	if err := p.store.Commit(t.Context(), p.store.WorkspaceKeys().CreateOp(keys), p.store.Machines().CreateOp(m)); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(c *client, machine string) (*resource.MachineCertificates, error) {
+		var out resource.MachineCertificates
+		_, csr, err := pki.NewKeyCSR()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &out, c.call(t.Context(), http.MethodPost, "/v1/agent/machine-certificates",
+			resource.MachineCertificatesRequest{Machine: machine, KubeletClient: csr, KubeletServing: csr, KubeProxy: csr}, &out)
+	}
+	got, err := ask(mine, "acme/web/shop/shop-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := pki.ParseCertificate(got.KubeletClient)
+	if err != nil || cert.Subject.CommonName != "system:node:shop-1" || strings.Join(cert.Subject.Organization, ",") != "system:nodes" {
+		t.Errorf("kubelet's certificate is for %v, %v", cert.Subject, err)
+	}
+	for name, c := range map[string]struct {
+		who     *client
+		machine string
+	}{"another node's": {other, "acme/web/shop/shop-1"}, "none": {mine, "acme/web/shop/shop-9"}} {
+		if _, err := ask(c.who, c.machine); err == nil || !strings.Contains(err.Error(), "is not on node") {
+			t.Errorf("%s machine: got %v", name, err)
+		}
+	}
+}
+
+func TestMonitorNoticesSilence(t *testing.T) {
+	p := start(t)
+	c := p.join(t, "n1")
+	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: "192.0.2.11"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	n, err := p.store.Nodes().Get(t.Context(), "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := n.Status.HeartbeatAt
+	m := &Monitor{Log: slog.New(slog.DiscardHandler), Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines}
+	for _, step := range []struct {
+		after time.Duration
+		want  resource.Phase
+	}{{silence - time.Second, resource.Ready}, {silence + time.Second, resource.Degraded}} {
+		m.now = func() time.Time { return began.Add(step.after) }
+		if err := m.look(t.Context(), n, began); err != nil {
+			t.Fatal(err)
+		}
+		got, err := p.store.Nodes().Get(t.Context(), "n1")
+		if err != nil || got.Status.Phase != step.want {
+			t.Errorf("after %v: %v, %v, want %v", step.after, got.Status.Phase, err, step.want)
+		}
+	}
+}

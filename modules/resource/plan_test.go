@@ -1,0 +1,117 @@
+package resource
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestPlanGivesEveryoneAnAddressOfHisOwn(t *testing.T) {
+	p := DefaultPlan()
+	seen := map[netip.Addr]string{p.Plane: "plane"}
+	pods := map[netip.Prefix]int{}
+	for i := 1; i <= MaxMachines; i++ {
+		address, cidr := p.Machine(i)
+		if was, taken := seen[address]; taken || !p.Nodes.Contains(address) {
+			t.Fatalf("machine %d: address %v: taken by %q, or outside %v", i, address, was, p.Nodes)
+		}
+		seen[address] = "machine"
+		if was, taken := pods[cidr]; taken || !p.Pods.Contains(cidr.Addr()) || cidr.Masked() != cidr {
+			t.Fatalf("machine %d: pods %v: taken by %d, or outside %v", i, cidr, was, p.Pods)
+		}
+		pods[cidr] = i
+	}
+	for slot := 1; slot <= MaxMachines; slot++ {
+		address := p.Gateway(slot)
+		if was, taken := seen[address]; taken || !p.Nodes.Contains(address) {
+			t.Fatalf("gateway %d: address %v: taken by %q, or outside %v", slot, address, was, p.Nodes)
+		}
+		seen[address] = "gateway"
+	}
+}
+
+func TestNewPlanRefuses(t *testing.T) {
+	good := [3]string{"172.30.0.0/20", "10.42.0.0/16", "10.43.0.0/16"}
+	for name, c := range map[string]struct {
+		nodes, pods, services string
+		want                  string
+	}{
+		"overlap":   {good[0], good[1], "10.42.0.0/16", "overlap"},
+		"too small": {"172.30.0.0/21", good[1], good[2], "too small"},
+		"host bits": {"172.30.0.1/20", good[1], good[2], "host bits"},
+		"IPv6":      {"fd00::/20", good[1], good[2], "no IPv4"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := NewPlan(netip.MustParsePrefix(c.nodes), netip.MustParsePrefix(c.pods), netip.MustParsePrefix(c.services))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want an error with %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestNetworkForEachHost(t *testing.T) {
+	plan := DefaultPlan()
+	w := &Workspace{Account: "acme", Organization: "web"}
+	w.Name = "shop"
+	w.Status.ID, w.Status.VNI, w.Status.NodeSlots = "00002a", 42, map[string]int{"n1": 1, "n2": 2}
+	machine := func(name, node string, index int) *Machine {
+		m := &Machine{Account: "acme", Organization: "web", Workspace: "shop"}
+		m.Name, m.Spec.Node, m.Spec.Index = name, node, index
+		return m
+	}
+	machines := []*Machine{machine("shop-1", "n1", 1), machine("shop-2", "n2", 2), machine("shop-3", "away", 3)}
+	hosts := map[string]netip.Addr{"s1": netip.MustParseAddr("192.0.2.1"), "n1": netip.MustParseAddr("192.0.2.11"), "n2": netip.MustParseAddr("192.0.2.12")}
+
+	names := func(n AgentNetwork) string {
+		var out []string
+		for _, m := range n.Members {
+			out = append(out, m.Name+"@"+m.Host.String())
+		}
+		return strings.Join(out, " ")
+	}
+	onServer := NetworkFor(w, plan, machines, "s1", "s1", hosts)
+	if onServer.Gateway.Addr() != plan.Plane {
+		t.Errorf("the server's own address is %v, want the plane's", onServer.Gateway)
+	}
+	if got, want := names(onServer), "shop-1@192.0.2.11 host-n1@192.0.2.11 shop-2@192.0.2.12 host-n2@192.0.2.12"; got != want {
+		t.Errorf("on the server: members %s, want %s", got, want)
+	}
+	onNode := NetworkFor(w, plan, machines, "n1", "s1", hosts)
+	if onNode.Gateway.Addr() != plan.Gateway(1) {
+		t.Errorf("on n1: own address %v, want %v", onNode.Gateway, plan.Gateway(1))
+	}
+	if got, want := names(onNode), "plane@192.0.2.1 shop-1@192.0.2.11 shop-2@192.0.2.12 host-n2@192.0.2.12"; got != want {
+		t.Errorf("on n1: members %s, want %s", got, want)
+	}
+}
+
+func TestConditionsKeepWhenTheyChanged(t *testing.T) {
+	var cs Conditions
+	if !cs.Set(Condition{Type: "Ready", Status: False, Message: "a"}) {
+		t.Error("a new condition is no change")
+	}
+	since := cs.Get("Ready").Since
+	if !cs.Set(Condition{Type: "Ready", Status: False, Message: "b"}) || !cs.Get("Ready").Since.Equal(since) {
+		t.Error("a new message must be a change, and must keep Since")
+	}
+	if cs.Set(Condition{Type: "Ready", Status: False, Message: "b"}) {
+		t.Error("the same again is a change")
+	}
+	if !cs.Set(Condition{Type: "Ready", Status: True}) || !cs.Is("Ready") {
+		t.Error("True did not arrive")
+	}
+}
+
+func TestCheckName(t *testing.T) {
+	for _, good := range []string{"a", "shop", "a-1", "0a", strings.Repeat("a", MaxName)} {
+		if err := CheckName("workspace", good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"", "-a", "a-", "A", "a.b", "a_b", "ä", "a/b", "a b", strings.Repeat("a", MaxName+1)} {
+		if CheckName("workspace", bad) == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}

@@ -1,0 +1,56 @@
+package workspace
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+func size(cpu, gib int64) resource.Size {
+	return resource.Size{MilliCPU: cpu * 1000, MemoryBytes: gib << 30, DiskBytes: gib << 30}
+}
+
+func on(node string) *resource.Machine {
+	m := &resource.Machine{}
+	m.Spec.Node = node
+	return m
+}
+
+func TestChoose(t *testing.T) {
+	for name, c := range map[string]struct {
+		nodes []*candidate
+		own   []*resource.Machine
+		want  string
+	}{
+		"the one with room":              {[]*candidate{{"a", size(1, 1), ""}, {"b", size(4, 4), ""}}, nil, "b"},
+		"spread before free memory":      {[]*candidate{{"a", size(8, 8), ""}, {"b", size(2, 2), ""}}, []*resource.Machine{on("a")}, "b"},
+		"most memory among equals":       {[]*candidate{{"a", size(4, 4), ""}, {"b", size(4, 8), ""}}, nil, "b"},
+		"never one that can't be used":   {[]*candidate{{"a", size(8, 8), "is cordoned"}, {"b", size(2, 2), ""}}, nil, "b"},
+		"the same host when none is new": {[]*candidate{{"a", size(8, 8), ""}}, []*resource.Machine{on("a")}, "a"},
+		"none has room":                  {[]*candidate{{"a", size(1, 8), ""}, {"b", size(8, 1), ""}}, nil, ""},
+		"there is none":                  {nil, nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := ""
+			if n := choose(c.nodes, size(2, 2), c.own); n != nil {
+				got = n.name
+			}
+			if got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestShortageSaysWhatToDo(t *testing.T) {
+	if got := shortage(nil, 2, size(1, 2)); !strings.Contains(got, "no node has joined") || !strings.Contains(got, "token create") {
+		t.Errorf("without nodes: %s", got)
+	}
+	got := shortage([]*candidate{{"a", size(1, 1), ""}, {"b", size(8, 8), "does not report"}}, 2, size(2, 2))
+	for _, want := range []string{"2 machines of 2 CPU", "a has 1 CPU", "b does not report"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q has no %q", got, want)
+		}
+	}
+}
