@@ -1,0 +1,214 @@
+package balancer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	discovery "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kubewatch "k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+)
+
+const (
+	// listTimeout bounds a list of a workspace's EndpointSlices: 1,000 of them
+	// are 2 MB.
+	listTimeout = 15 * time.Second
+	// watchFor is when a watch is begun anew, with a new list: what a watch may
+	// have missed is mended then.
+	watchFor = 5 * time.Minute
+	// The planes are on this host or the next, and a pod that leaves must be
+	// seen: so ask again soon, unlike client-go's informers, which wait for up
+	// to a minute.
+	retryFirst = 100 * time.Millisecond
+	retryMost  = 2 * time.Second
+	// maxSelected is how many services are named in a selector; above, all
+	// slices of services are watched. 100 names of 63 characters fit well into
+	// a URL.
+	maxSelected = 100
+)
+
+// Workspaces reaches into workspaces.
+type Workspaces interface {
+	// Client is a client of the workspace's Kubernetes API that may read
+	// EndpointSlices. It is called for every list and watch and must not block.
+	// An error says that there is none now; it is asked again.
+	Client(workspace string) (kubernetes.Interface, error)
+	// Dial returns how to open connections inside the workspace's network, for
+	// addresses with an IP. It is called for every connection, from many
+	// goroutines, and must not block.
+	Dial(workspace string) (DialFunc, error)
+}
+
+// follow tells the table the endpoints of a workspace's services until ctx is
+// done. While the API can't be reached, the table keeps what it has.
+func follow(ctx context.Context, workspaces Workspaces, workspace string, pods netip.Prefix, services []service, set func(service, []netip.Addr), log *slog.Logger) {
+	f := &follower{workspace: workspace, pods: pods, selector: selector(services), routed: map[service]bool{}, set: set}
+	for _, s := range services {
+		f.routed[s] = true
+	}
+	wait := retryFirst
+	for ctx.Err() == nil {
+		client, err := workspaces.Client(workspace)
+		if err == nil {
+			var listed bool
+			listed, err = f.run(ctx, client)
+			if listed {
+				wait = retryFirst
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			continue
+		}
+		log.Debug("endpoints are not told now", "workspace", workspace, "err", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+		wait = min(2*wait, retryMost)
+	}
+}
+
+// selector chooses the EndpointSlices of services. Kubernetes labels each with
+// the name of its service.
+func selector(services []service) string {
+	var names []string
+	for _, s := range services {
+		names = append(names, s.name)
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if len(names) == 0 || len(names) > maxSelected {
+		return discovery.LabelServiceName
+	}
+	return discovery.LabelServiceName + " in (" + strings.Join(names, ",") + ")"
+}
+
+// follower follows the EndpointSlices of one workspace.
+type follower struct {
+	workspace string
+	pods      netip.Prefix
+	selector  string
+	routed    map[service]bool
+	set       func(service, []netip.Addr)
+
+	slices map[service]map[string]*discovery.EndpointSlice // by name
+}
+
+// run lists once and watches until the watch ends. listed says that it got so
+// far.
+func (f *follower) run(ctx context.Context, client kubernetes.Interface) (listed bool, err error) {
+	api := client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
+	listCtx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	list, err := api.List(listCtx, metav1.ListOptions{LabelSelector: f.selector})
+	if err != nil {
+		return false, fmt.Errorf("list endpoint slices: %w", err)
+	}
+	f.slices = map[service]map[string]*discovery.EndpointSlice{}
+	for i := range list.Items {
+		f.keep(&list.Items[i])
+	}
+	for s := range f.routed {
+		f.tell(s)
+	}
+	seconds := int64(watchFor / time.Second)
+	w, err := api.Watch(ctx, metav1.ListOptions{
+		LabelSelector: f.selector, ResourceVersion: list.ResourceVersion, AllowWatchBookmarks: true, TimeoutSeconds: &seconds,
+	})
+	if err != nil {
+		return true, fmt.Errorf("watch endpoint slices: %w", err)
+	}
+	defer w.Stop()
+	begin := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return true, nil
+		case e, ok := <-w.ResultChan():
+			if !ok {
+				if time.Since(begin) < time.Second { // don't hurry if that is how it goes on
+					return true, errors.New("watch endpoint slices: it ended at once")
+				}
+				return true, nil
+			}
+			if err := f.event(e); err != nil {
+				return true, err
+			}
+		}
+	}
+}
+
+func (f *follower) event(e kubewatch.Event) error {
+	slice, ok := e.Object.(*discovery.EndpointSlice)
+	switch e.Type {
+	case kubewatch.Added, kubewatch.Modified:
+		if ok {
+			f.tell(f.keep(slice))
+		}
+	case kubewatch.Deleted:
+		if ok {
+			s := f.of(slice)
+			delete(f.slices[s], slice.Name)
+			f.tell(s)
+		}
+	case kubewatch.Error:
+		return fmt.Errorf("watch endpoint slices: %v", e.Object)
+	}
+	return nil
+}
+
+func (f *follower) of(slice *discovery.EndpointSlice) service {
+	return service{f.workspace, slice.Namespace, slice.Labels[discovery.LabelServiceName]}
+}
+
+func (f *follower) keep(slice *discovery.EndpointSlice) service {
+	s := f.of(slice)
+	if f.slices[s] == nil {
+		f.slices[s] = map[string]*discovery.EndpointSlice{}
+	}
+	f.slices[s][slice.Name] = slice
+	return s
+}
+
+func (f *follower) tell(s service) {
+	if f.routed[s] {
+		f.set(s, addresses(f.slices[s], f.pods))
+	}
+}
+
+// addresses are those of the pods that are ready and stay, sorted, each once.
+// Tenants can write EndpointSlices: what is not in the network of the pods is
+// left out, or they could have us open connections to whatever can be reached
+// from where we stand.
+func addresses(of map[string]*discovery.EndpointSlice, pods netip.Prefix) []netip.Addr {
+	var out []netip.Addr
+	for _, slice := range of {
+		if slice.AddressType != discovery.AddressTypeIPv4 {
+			continue
+		}
+		for _, e := range slice.Endpoints {
+			ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+			leaving := e.Conditions.Terminating != nil && *e.Conditions.Terminating
+			if !ready || leaving || len(e.Addresses) == 0 {
+				continue
+			}
+			// The addresses of one endpoint mean the same pod; only the first
+			// may be used.
+			if a, err := netip.ParseAddr(e.Addresses[0]); err == nil && pods.Contains(a) {
+				out = append(out, a)
+			}
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
+}

@@ -1,0 +1,343 @@
+package balancer
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// A pod is a switch or two away: a connection takes a millisecond, and a
+	// lost SYN is sent again after one second.
+	dialTimeout = 1500 * time.Millisecond
+	// unackedTimeout is how long sent data may stay without an answer by TCP
+	// before the connection counts as dead: a host that lost its power does not
+	// say so.
+	unackedTimeout = 10 * time.Second
+	// answerTimeout is how long an app may think before it answers.
+	answerTimeout = 5 * time.Minute
+	// restFirst and restMost are how long a backend that can't be reached is
+	// left out; doubled each time in a row. It stays the last resort.
+	restFirst = 500 * time.Millisecond
+	restMost  = 10 * time.Second
+	// maxTries bounds the backends that are tried for one request, and
+	// maxReplays those that it is given to again after it was sent.
+	maxTries   = 8
+	maxReplays = 2
+	idlePerPod = 64 // idle connections kept to a pod
+)
+
+// errNoBackend is returned when a service has no pod that is ready.
+var errNoBackend = errors.New("no instance is ready")
+
+// dialError is an error from before anything was sent.
+type dialError struct{ error }
+
+func (e *dialError) Unwrap() error { return e.error }
+
+// DialFunc opens a connection inside a workspace's network.
+type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// service names a Kubernetes service of a workspace.
+type service struct{ workspace, namespace, name string }
+
+// pool is the pods behind one port of a service. Routes to the same port share
+// it.
+type pool struct {
+	port uint16
+	dial DialFunc
+
+	next     atomic.Uint32
+	backends atomic.Pointer[[]*backend]
+
+	refs int // routes; guarded by the table's lock
+}
+
+// backend is one pod.
+type backend struct {
+	address string
+	http1   *http.Transport
+	grpc    func() *http.Transport // made when first used
+
+	active   atomic.Int64 // requests
+	failures atomic.Int32 // in a row
+	rests    atomic.Int64 // until, in Unix nanoseconds
+	retired  atomic.Bool
+	hasGRPC  atomic.Bool
+}
+
+func newPool(port uint16, dial DialFunc) *pool {
+	p := &pool{port: port, dial: dial}
+	p.backends.Store(&[]*backend{})
+	return p
+}
+
+// set makes addrs the backends. Those that stay keep their connections; those
+// that go lose the idle ones now, and the others when their requests end. Calls
+// must not overlap.
+func (p *pool) set(addrs []netip.Addr) {
+	old := map[string]*backend{}
+	for _, b := range *p.backends.Load() {
+		old[b.address] = b
+	}
+	list := make([]*backend, 0, len(addrs))
+	for _, a := range addrs {
+		address := netip.AddrPortFrom(a, p.port).String()
+		b := old[address]
+		if b == nil {
+			b = newBackend(address, p.dial)
+		}
+		delete(old, address)
+		list = append(list, b)
+	}
+	p.backends.Store(&list)
+	for _, b := range old {
+		b.retire()
+	}
+}
+
+func newBackend(address string, dial DialFunc) *backend {
+	b := &backend{address: address}
+	connect := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, &dialError{err}
+		}
+		limitUnacked(conn)
+		return conn, nil
+	}
+	transport := func() *http.Transport {
+		return &http.Transport{
+			DialContext:            connect,
+			Protocols:              new(http.Protocols),
+			MaxIdleConnsPerHost:    idlePerPod,
+			IdleConnTimeout:        time.Minute,
+			ExpectContinueTimeout:  time.Second,
+			DisableCompression:     true, // what the app says is what the client gets
+			MaxResponseHeaderBytes: 256 << 10,
+		}
+	}
+	b.http1 = transport()
+	b.http1.Protocols.SetHTTP1(true)
+	b.http1.ResponseHeaderTimeout = answerTimeout
+	b.grpc = sync.OnceValue(func() *http.Transport {
+		// A stream's header may come with its first message, hours later: no
+		// timeout.
+		t := transport()
+		t.Protocols.SetUnencryptedHTTP2(true)
+		b.hasGRPC.Store(true)
+		return t
+	})
+	return b
+}
+
+func limitUnacked(conn net.Conn) {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	if raw, err := tcp.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) {
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unackedTimeout.Milliseconds()))
+		})
+	}
+}
+
+func (b *backend) retire() {
+	b.retired.Store(true)
+	b.closeIdle()
+}
+
+func (b *backend) closeIdle() {
+	b.http1.CloseIdleConnections()
+	if b.hasGRPC.Load() {
+		b.grpc().CloseIdleConnections()
+	}
+}
+
+// pick chooses the backend with the fewest requests under way, in turn if that
+// is the same, and leaves out those that were tried. Those that rest come last.
+func (p *pool) pick(tried []*backend) *backend {
+	list := *p.backends.Load()
+	if len(list) == 0 {
+		return nil
+	}
+	start := int(p.next.Add(1)) % len(list)
+	now := time.Now().UnixNano()
+	var best, resting *backend
+search:
+	for i := range list {
+		b := list[(start+i)%len(list)]
+		for _, t := range tried {
+			if t == b {
+				continue search
+			}
+		}
+		switch {
+		case b.rests.Load() > now:
+			if resting == nil || b.rests.Load() < resting.rests.Load() {
+				resting = b
+			}
+		case best == nil || b.active.Load() < best.active.Load():
+			best = b
+		}
+	}
+	if best == nil {
+		return resting
+	}
+	return best
+}
+
+func (b *backend) failed() {
+	n := b.failures.Add(1)
+	rest := min(restFirst<<min(n-1, 10), restMost)
+	b.rests.Store(time.Now().Add(rest).UnixNano())
+}
+
+func (b *backend) reached() {
+	if b.failures.Load() != 0 {
+		b.failures.Store(0)
+		b.rests.Store(0)
+	}
+}
+
+// RoundTrip sends the request to a backend, and to the next one if that can't be
+// reached. If it was sent and no answer came, it is sent again only if it has no
+// body and its method says that this does no harm.
+func (p *pool) RoundTrip(req *http.Request) (*http.Response, error) {
+	var tried []*backend
+	var body *unreadBody
+	if req.Body != nil && req.Body != http.NoBody {
+		body = &unreadBody{ReadCloser: req.Body}
+	}
+	grpc := isGRPC(req)
+	err := errNoBackend
+	for replays := 0; len(tried) < maxTries; {
+		b := p.pick(tried)
+		if b == nil {
+			return nil, err
+		}
+		tried = append(tried, b)
+		out := *req
+		u := *req.URL
+		u.Host = b.address
+		out.URL = &u
+		if body != nil {
+			out.Body = body
+		}
+		var resp *http.Response
+		resp, err = b.send(&out, grpc)
+		if err == nil {
+			b.reached()
+			return resp, nil
+		}
+		var notSent *dialError
+		switch {
+		case req.Context().Err() != nil:
+			return nil, err
+		case errors.As(err, &notSent):
+			b.failed()
+			if body != nil && body.read.Load() {
+				return nil, err
+			}
+		case body == nil && replayable(req.Method) && !isTimeout(err) && replays < maxReplays:
+			replays++
+		default:
+			return nil, err
+		}
+	}
+	return nil, err
+}
+
+func (b *backend) send(req *http.Request, grpc bool) (*http.Response, error) {
+	b.active.Add(1)
+	done := sync.OnceFunc(func() {
+		b.active.Add(-1)
+		if b.retired.Load() {
+			b.closeIdle()
+		}
+	})
+	t := b.http1
+	if grpc {
+		t = b.grpc()
+	}
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		done()
+		return nil, err
+	}
+	if rw, ok := resp.Body.(io.ReadWriteCloser); ok && resp.StatusCode == http.StatusSwitchingProtocols {
+		resp.Body = &upgradedBody{rw, done}
+	} else {
+		resp.Body = &countedBody{resp.Body, done}
+	}
+	return resp, nil
+}
+
+func replayable(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	return false
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// isGRPC says whether the request needs HTTP/2 on its whole way.
+func isGRPC(req *http.Request) bool {
+	return req.ProtoMajor == 2 && strings.HasPrefix(req.Header.Get("Content-Type"), "application/grpc")
+}
+
+// unreadBody is a request's body that the transport can't close, so that it can
+// be sent to another backend, and that knows whether it can.
+type unreadBody struct {
+	io.ReadCloser
+	read atomic.Bool
+}
+
+func (b *unreadBody) Read(p []byte) (int, error) {
+	b.read.Store(true)
+	return b.ReadCloser.Read(p)
+}
+
+// Close leaves the body to the proxy, which closes it when the request ends.
+func (b *unreadBody) Close() error { return nil }
+
+// countedBody is a response's body that tells when it ends.
+type countedBody struct {
+	io.ReadCloser
+	done func()
+}
+
+func (b *countedBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.done()
+	return err
+}
+
+// upgradedBody is countedBody for a connection that became something else.
+type upgradedBody struct {
+	io.ReadWriteCloser
+	done func()
+}
+
+func (b *upgradedBody) Close() error {
+	err := b.ReadWriteCloser.Close()
+	b.done()
+	return err
+}

@@ -1,0 +1,146 @@
+package balancer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"sync"
+)
+
+// forwarded are headers by which a client could tell an app where a request
+// comes from. Only we say that.
+var forwarded = []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Server", "X-Forwarded-Ssl", "X-Real-Ip"}
+
+type poolKey struct{}
+
+// newProxy makes the one proxy for all routes: the pool to use is in the
+// request's context.
+func newProxy(log *slog.Logger) *httputil.ReverseProxy {
+	return &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			for _, h := range forwarded {
+				r.Out.Header.Del(h)
+			}
+			r.SetXForwarded()
+			r.Out.URL.Scheme = "http"
+			r.Out.URL.Host = r.In.Host // the pool sets the pod's address
+			r.Out.Host = r.In.Host
+			r.Out.URL.RawQuery = r.In.URL.RawQuery // as it came, also what Go would not parse
+		},
+		Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			return r.Context().Value(poolKey{}).(*pool).RoundTrip(r)
+		}),
+		FlushInterval: -1, // streams; the kernel gathers what is small
+		BufferPool:    &buffers{},
+		ErrorLog:      slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			serveError(w, r, err, log)
+		},
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// buffers lends the buffers through which bodies pass.
+type buffers struct{ pool sync.Pool }
+
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return *p
+	}
+	return make([]byte, 32<<10)
+}
+
+func (b *buffers) Put(p []byte) { b.pool.Put(&p) }
+
+// serveRoute serves a request that came by HTTPS.
+func (b *Balancer) serveRoute(w http.ResponseWriter, r *http.Request) {
+	host, ok := canonicalHost(r.Host)
+	if ok && r.TLS != nil {
+		// A connection is for the host whose certificate it was begun with.
+		if sni, _ := canonicalHost(r.TLS.ServerName); sni != host {
+			page(w, r, http.StatusMisdirectedRequest, "This connection was opened for another host name. Open a new one.")
+			return
+		}
+	}
+	var p *pool
+	if ok {
+		p = b.table.lookup(host)
+	}
+	if p == nil {
+		page(w, r, http.StatusNotFound, "Nothing answers at this host name here.")
+		return
+	}
+	b.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), poolKey{}, p)))
+}
+
+// redirect serves plain HTTP: hosts that are routed are sent to HTTPS.
+func (b *Balancer) redirect(w http.ResponseWriter, r *http.Request) {
+	host, ok := canonicalHost(r.Host)
+	if !ok || !b.table.has(host) {
+		page(w, r, http.StatusNotFound, "Nothing answers at this host name here.")
+		return
+	}
+	if port := b.httpsPort(); port != "443" {
+		host = net.JoinHostPort(host, port)
+	}
+	u := *r.URL
+	u.Scheme, u.Host, u.User = "https", host, nil
+	// 308 keeps method and body, unlike 301.
+	w.Header().Set("Location", u.String())
+	w.Header().Set("Connection", "close") // the client goes elsewhere
+	page(w, r, http.StatusPermanentRedirect, "This host is reached by HTTPS.")
+}
+
+// serveError tells a client why the app did not answer, and nothing about the
+// inside.
+func serveError(w http.ResponseWriter, r *http.Request, err error, log *slog.Logger) {
+	status, text := http.StatusBadGateway, "The app did not answer properly: the connection to it broke."
+	var notSent *dialError
+	var tooLarge *http.MaxBytesError
+	switch {
+	case r.Context().Err() != nil || errors.Is(err, context.Canceled):
+		// The client has gone: nobody reads this. The status is for logs.
+		status, text = 499, "The client closed the connection."
+	case errors.Is(err, errNoBackend):
+		status, text = http.StatusServiceUnavailable, "The app has no instance that is ready. Try again in a moment."
+	case errors.As(err, &notSent):
+		status, text = http.StatusBadGateway, "No instance of the app can be reached. Try again in a moment."
+	case errors.As(err, &tooLarge):
+		status, text = http.StatusRequestEntityTooLarge, "The request is too large."
+	case isTimeout(err):
+		status, text = http.StatusGatewayTimeout, "The app took too long to answer."
+	}
+	log.Debug("no answer", "host", r.Host, "status", status, "err", err)
+	if isGRPC(r) {
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set("Grpc-Status", "14") // UNAVAILABLE
+		w.Header().Set("Grpc-Message", text)
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	if status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
+	page(w, r, status, text)
+}
+
+// page answers with a few words.
+func page(w http.ResponseWriter, r *http.Request, status int, text string) {
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		name := http.StatusText(status)
+		io.WriteString(w, fmt.Sprintf("%d %s\n\n%s\n", status, name, text))
+	}
+}
