@@ -1,6 +1,7 @@
 // Package child runs another executable as a part of the appliance: started
 // again when it dies, stopped within bounds, its output in our log and in a
-// file of bounded size. It never outlives us.
+// file of bounded size. It never outlives us; what it started itself might, if we
+// are killed: give it a cgroup, and the next start ends that first.
 //
 // Parties: the composition root and parts that consist of an upstream server's
 // process. Any package may import it; it knows no part by name.
@@ -17,6 +18,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/netns"
@@ -175,14 +178,6 @@ func (p *Process) once(ctx context.Context, out *output) (started bool, err erro
 		if err := cgroup.KillAll(ctx, p.cfg.Cgroup); err != nil {
 			return false, fmt.Errorf("%s: end what was left of it: %w", p.cfg.Name, err)
 		}
-		defer func() {
-			// Not ctx: it is done when the child is being stopped.
-			kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-			defer cancel()
-			if kerr := cgroup.KillAll(kctx, p.cfg.Cgroup); kerr != nil {
-				p.cfg.Log.Warn("child process left something running", "cgroup", p.cfg.Cgroup, "error", kerr)
-			}
-		}()
 	}
 	cmd := exec.Command(p.cfg.Path, p.cfg.Args...)
 	cmd.Env, cmd.Dir = p.cfg.Env, p.cfg.Dir
@@ -207,6 +202,7 @@ func (p *Process) once(ctx context.Context, out *output) (started bool, err erro
 			err := p.start(cmd)
 			startErr <- err
 			if err == nil {
+				p.awaitEnd(ctx, cmd.Process.Pid)
 				err := cmd.Wait()
 				stdout.flush()
 				stderr.flush()
@@ -232,8 +228,6 @@ func (p *Process) once(ctx context.Context, out *output) (started bool, err erro
 
 	select {
 	case err = <-exited:
-		// The leader is gone, but not what it started.
-		killGroup(pid, syscall.SIGKILL)
 		if err == nil {
 			err = errors.New("exited with status 0")
 		}
@@ -251,7 +245,6 @@ func (p *Process) once(ctx context.Context, out *output) (started bool, err erro
 		killGroup(pid, syscall.SIGKILL)
 		err = <-exited
 	}
-	killGroup(pid, syscall.SIGKILL)
 	p.cfg.Log.Debug("child process stopped", "took", time.Since(began))
 	return true, err
 }
@@ -299,9 +292,29 @@ func (p *Process) start(cmd *exec.Cmd) error {
 	return err
 }
 
-// killGroup signals the process group of a child. The group's id can't have
-// been given to another group while a member of it lives; when none does, the
-// signal goes nowhere.
+// awaitEnd waits until the child has ended, then ends what it started. The child
+// is not reaped yet, so that its id, and its group's, belong to nobody else; and
+// nobody holds its output open, so that the Wait that follows is short.
+func (p *Process) awaitEnd(ctx context.Context, pid int) {
+	for {
+		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	killGroup(pid, syscall.SIGKILL)
+	if p.cfg.Cgroup == "" {
+		return
+	}
+	// Not ctx: it is done when the child is being stopped.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := cgroup.KillAll(ctx, p.cfg.Cgroup); err != nil {
+		p.cfg.Log.Warn("child process left something running", "cgroup", p.cfg.Cgroup, "error", err)
+	}
+}
+
+// killGroup signals the process group of a child that was not reaped yet.
 func killGroup(pid int, sig syscall.Signal) {
 	_ = syscall.Kill(-pid, sig) // ESRCH: all have gone already
 }

@@ -1,0 +1,341 @@
+package child
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/cgroup"
+	"github.com/multipaas/multipaas/appliance/netns"
+)
+
+// start runs p until the test ends, or stop is called, which returns what Run did.
+func start(t *testing.T, p *Process) (stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- p.Run(ctx, func() { close(ready) }) }()
+	stop = sync.OnceValue(func() error {
+		cancel()
+		return <-done
+	})
+	t.Cleanup(func() { stop() })
+	select {
+	case <-ready:
+	case err := <-done:
+		t.Fatalf("returned before it was ready: %v", err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("not ready after 10 s")
+	}
+	return stop
+}
+
+func sh(script string) Config {
+	return Config{Name: "test", Path: "/bin/sh", Args: []string{"-c", script}, StopTimeout: 5 * time.Second}
+}
+
+// until waits for something that another process does.
+func until(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not after 10 s: %s", what)
+		}
+	}
+}
+
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, after, _ := bytes.Cut(stat, []byte(") "))
+	return !bytes.HasPrefix(after, []byte("Z"))
+}
+
+func readPID(t *testing.T, file string) (pid int) {
+	t.Helper()
+	until(t, file+" holds a process id", func() bool {
+		data, _ := os.ReadFile(file)
+		n, err := strconv.Atoi(strings.TrimSpace(string(data)))
+		pid = n
+		return err == nil
+	})
+	return pid
+}
+
+func TestStopsWhenAsked(t *testing.T) {
+	dir := t.TempDir()
+	cfg := sh(`trap 'echo asked > asked; exit 0' TERM; sleep 1000 & echo $! > grandchild; wait`)
+	cfg.Dir = dir
+	p := New(cfg)
+	stop := start(t, p)
+	grandchild := readPID(t, filepath.Join(dir, "grandchild"))
+	pid := p.PID()
+	if pgid, err := syscall.Getpgid(pid); err != nil || pgid != pid {
+		t.Errorf("process group: got %d, %v, want its own, %d", pgid, err, pid)
+	}
+	if err := stop(); err != nil {
+		t.Errorf("got %v, want none", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "asked")); err != nil {
+		t.Errorf("was not asked by SIGTERM: %v", err)
+	}
+	until(t, "what the child started is gone", func() bool { return !alive(grandchild) })
+	if p.PID() != 0 {
+		t.Errorf("PID is %d after the end", p.PID())
+	}
+}
+
+func TestKilledIfItDoesNotStop(t *testing.T) {
+	cfg := sh(`trap '' TERM; while :; do sleep 1; done`)
+	cfg.StopTimeout = 200 * time.Millisecond
+	p := New(cfg)
+	stop := start(t, p)
+	pid := p.PID()
+	began := time.Now()
+	if err := stop(); err != nil {
+		t.Errorf("got %v, want none", err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("took %v", took)
+	}
+	if alive(pid) {
+		t.Error("is still alive")
+	}
+}
+
+func TestRespawns(t *testing.T) {
+	started := make(chan int, 10)
+	cfg := sh(`sleep 1000`)
+	cfg.OnStart = func(pid int) { started <- pid }
+	p := New(cfg)
+	stop := start(t, p)
+	first := <-started
+	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case second := <-started:
+		if second == first {
+			t.Error("the same process")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("not started again")
+	}
+	if got := p.Restarts(); got != 1 {
+		t.Errorf("got %d restarts, want 1", got)
+	}
+	if _, err := p.LastExit(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("last exit: got %v, want that it was killed", err)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWrongPathFails(t *testing.T) {
+	p := New(Config{Name: "none", Path: "/nonexistent/program"})
+	err := p.Run(t.Context(), func() { t.Error("ready") })
+	if !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want that it is not there", err)
+	}
+}
+
+func TestReadyIsAsked(t *testing.T) {
+	asked := 0
+	cfg := sh(`sleep 1000`)
+	cfg.Ready = func(context.Context) error {
+		if asked++; asked < 3 {
+			return errors.New("not yet")
+		}
+		return nil
+	}
+	start(t, New(cfg))
+	if asked != 3 {
+		t.Errorf("asked %d times, want 3", asked)
+	}
+}
+
+func TestOutput(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "log")
+	var logged syncBuffer
+	cfg := sh(`echo out; echo err >&2; printf 'no end'; trap 'exit 0' TERM; touch ` + file + `.done; while :; do sleep 0.1; done`)
+	cfg.LogFile = file
+	cfg.Log = slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	stop := start(t, New(cfg))
+	until(t, "it has printed", func() bool { _, err := os.Stat(file + ".done"); return err == nil })
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"out\n", "err\n", "no end\n"} {
+		if !strings.Contains(string(data), want) {
+			t.Errorf("file %q holds no %q", data, want)
+		}
+	}
+	for _, want := range []string{"stream=stdout line=out", "stream=stderr line=err", `line="no end"`} {
+		if !strings.Contains(logged.String(), want) {
+			t.Errorf("log holds no %q:\n%s", want, &logged)
+		}
+	}
+}
+
+func TestOutputIsBounded(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "log")
+	o, err := newOutput(slog.New(slog.DiscardHandler), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	s := o.stream("stdout")
+	w := bufio.NewWriterSize(s, 1<<16)
+	for range 3 * maxLogFile / 1000 {
+		w.WriteString(strings.Repeat("x", 999) + "\n")
+	}
+	w.WriteString(strings.Repeat("y", 10*maxLine))
+	w.Flush()
+	if len(s.part) > maxLine {
+		t.Errorf("a line without an end takes %d bytes", len(s.part))
+	}
+	var total int64
+	for _, name := range []string{file, file + ".1"} {
+		info, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Size() > maxLogFile {
+			t.Errorf("%s has %d bytes", name, info.Size())
+		}
+		total += info.Size()
+	}
+	if total < maxLogFile {
+		t.Errorf("only %d bytes are kept", total)
+	}
+}
+
+func TestNetns(t *testing.T) {
+	name := fmt.Sprintf("mptest-child-%d", os.Getpid())
+	ns, err := netns.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close(); netns.Remove(name) })
+	cfg := sh(`readlink /proc/self/ns/net > ns; exec sleep 1000`)
+	cfg.Dir, cfg.Netns = t.TempDir(), ns.Path()
+	stop := start(t, New(cfg))
+	var inside string
+	until(t, "it has said where it is", func() bool {
+		data, _ := os.ReadFile(filepath.Join(cfg.Dir, "ns"))
+		inside = strings.TrimSpace(string(data))
+		return inside != ""
+	})
+	var want string
+	if err := ns.Do(func() (err error) { want, err = os.Readlink("/proc/thread-self/ns/net"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if inside != want {
+		t.Errorf("runs in %s, want %s", inside, want)
+	}
+	if ours, _ := os.Readlink("/proc/self/ns/net"); ours == want {
+		t.Errorf("we are in the namespace too")
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCgroupEndsWhatGotAway(t *testing.T) {
+	name := fmt.Sprintf("mptest-child-%d", os.Getpid())
+	t.Cleanup(func() {
+		if err := cgroup.Kill(context.Background(), name); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg := sh(`setsid sleep 1000 & echo $! > daemon; exec sleep 1000`)
+	cfg.Dir, cfg.Cgroup = t.TempDir(), name
+	p := New(cfg)
+	stop := start(t, p)
+	daemon := readPID(t, filepath.Join(cfg.Dir, "daemon"))
+	pids, err := cgroup.Procs(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range pids {
+		if pid == os.Getpid() {
+			t.Error("we are in the child's cgroup")
+		}
+	}
+	if len(pids) < 2 {
+		t.Errorf("got processes %v in the cgroup, want the child and its daemon", pids)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if alive(daemon) {
+		t.Error("a process that left the group lives on")
+	}
+}
+
+// TestDiesWithUs starts a process that starts a child, and kills it.
+func TestDiesWithUs(t *testing.T) {
+	if os.Getenv("CHILD_TEST_PARENT") != "" {
+		p := New(sh(`exec sleep 1000`))
+		p.cfg.OnStart = func(pid int) { fmt.Printf("child=%d\n", pid) }
+		p.Run(t.Context(), func() {})
+		return
+	}
+	parent := exec.Command(os.Args[0], "-test.run=^TestDiesWithUs$", "-test.v")
+	parent.Env = append(os.Environ(), "CHILD_TEST_PARENT=1")
+	out, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := 0
+	for sc := bufio.NewScanner(out); pid == 0 && sc.Scan(); {
+		if s, ok := strings.CutPrefix(sc.Text(), "child="); ok {
+			pid, _ = strconv.Atoi(s)
+		}
+	}
+	if pid == 0 || !alive(pid) {
+		t.Fatalf("no child: %d", pid)
+	}
+	parent.Process.Kill()
+	parent.Wait()
+	until(t, "the child has died too", func() bool { return !alive(pid) })
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
