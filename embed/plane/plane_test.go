@@ -22,6 +22,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -64,6 +65,7 @@ func TestPlane(t *testing.T) {
 	t.Run("pods", func(t *testing.T) { testPods(t, p, admin) })
 	t.Run("volumes", func(t *testing.T) { testVolumes(t, p, platform, admin, iss) })
 	t.Run("certificates", func(t *testing.T) { testSigning(t, p, admin) })
+	t.Run("loopback", func(t *testing.T) { testLoopback(t, admin) })
 	t.Run("secrets at rest", func(t *testing.T) { testSecretsAtRest(t, p, platform) })
 	t.Run("renewal", func(t *testing.T) { testRenewal(t, p) })
 
@@ -345,6 +347,45 @@ func testSigning(t *testing.T, p *Plane, admin kubernetes.Interface) {
 	pool.AppendCertsFromPEM(p.cfg.Keys.CACert)
 	if _, err := parsed.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err == nil {
 		t.Error("the cluster's signer signs with the authority that the platform's clients trust")
+	}
+}
+
+// testLoopback tries to make the API server a door to what listens on the
+// loopback of its namespace: the issuer's keys on port 6444 would answer.
+func testLoopback(t *testing.T, admin kubernetes.Interface) {
+	const port = 6444
+	node, err := admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "forged"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "127.0.0.1"}}
+	node.Status.DaemonEndpoints.KubeletEndpoint.Port = port
+	if _, err := admin.CoreV1().Nodes().UpdateStatus(t.Context(), node, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	forged, err := admin.CoreV1().Pods("default").Create(t.Context(), pod("forged", func(s *corev1.PodSpec) { s.NodeName = "forged" }), metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	status := []byte(`{"status": {"podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}}`)
+	if _, err := admin.CoreV1().Pods("default").Patch(t.Context(), forged.Name, types.MergePatchType, status, metav1.PatchOptions{}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = admin.DiscoveryV1().EndpointSlices("default").Create(t.Context(), &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Name: "forged"}, AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"127.0.0.1"}}}}, metav1.CreateOptions{})
+	if !apierrors.IsInvalid(err) {
+		t.Errorf("endpoint on the loopback: %v, want it refused", err)
+	}
+	for _, path := range []string{
+		"/api/v1/nodes/forged/proxy/keys",
+		"/api/v1/nodes/https:forged:6444/proxy/keys",
+		"/api/v1/namespaces/default/pods/https:forged:6444/proxy/keys",
+		"/api/v1/namespaces/default/pods/forged/log",
+	} {
+		if data, err := admin.CoreV1().RESTClient().Get().AbsPath(path).DoRaw(t.Context()); err == nil {
+			t.Errorf("%s answers %q", path, data)
+		}
 	}
 }
 
