@@ -3,9 +3,6 @@ package client
 import (
 	"fmt"
 	"net/http"
-	"net/url"
-
-	"github.com/urfave/cli/v2"
 
 	"github.com/multipaas/multipaas/modules/resource"
 )
@@ -75,19 +72,81 @@ func (p *program) accountCommands() *command {
 				},
 			},
 			{
-				name: "delete", aliases: []string{"rm"}, usage: "delete an account and everything in it", args: "NAME", names: accountNames(),
+				name: "delete", aliases: []string{"rm"}, usage: "delete an account that has no organizations any more", args: "NAME", names: accountNames(),
 				examples: []string{"mp accounts delete acme --yes"},
-				flags:    flags(yesFlag(), dryRunFlag(), waitFlags(), resultFlag()),
+				flags:    flags(yesFlag(), dryRunFlag()),
 				run: func(c *call) error {
 					name := c.arg(0)
-					if err := c.confirm("Delete account "+name+" with its organizations, workspaces and images?", name); err != nil {
+					if err := c.confirm("Delete account "+name+"?", name); err != nil {
 						return err
 					}
 					return remove[*resource.Account](c, apiPath("accounts", name), accountTable(c), "Account "+name, Target{Account: name})
 				},
 			},
+			{
+				name: "owners", usage: "list, add and remove an account's owners",
+				about: "An owner may do everything in the account. Somebody must be left.",
+				sub: []*command{
+					{
+						name: "list", aliases: []string{"ls"}, usage: "list the owners",
+						examples: []string{"mp accounts owners list"},
+						flags:    flags(placeFlags(inAccount), outputFlags()),
+						run: func(c *call) error {
+							t, err := c.need(inAccount)
+							if err != nil {
+								return err
+							}
+							items, err := list[*resource.Membership](c, t.account("owners"), nil)
+							if err != nil {
+								return err
+							}
+							return printList(c, items, memberTable())
+						},
+					},
+					{
+						name: "add", usage: "make a user an owner", args: "EMAIL",
+						examples: []string{"mp accounts owners add second@acme.example"},
+						flags:    flags(placeFlags(inAccount), dryRunFlag(), resultFlag()),
+						run: func(c *call) error {
+							t, err := c.need(inAccount)
+							if err != nil {
+								return err
+							}
+							var made resource.Membership
+							if err := c.write(http.MethodPut, t.account("owners", c.arg(0)), nil, &made); err != nil {
+								return err
+							}
+							return printResult(c, &made, memberTable(), "%s is owner of %s.", printable(c.arg(0)), t.Account)
+						},
+					},
+					{
+						name: "remove", aliases: []string{"rm", "delete"}, usage: "take an owner's role", args: "EMAIL",
+						examples: []string{"mp accounts owners remove second@acme.example --yes"},
+						flags:    flags(placeFlags(inAccount), yesFlag(), dryRunFlag()),
+						run: func(c *call) error {
+							t, err := c.need(inAccount)
+							if err != nil {
+								return err
+							}
+							return c.removeMember(t.account("owners", c.arg(0)), c.arg(0), t.Account)
+						},
+					},
+				},
+			},
 		},
 	}
+}
+
+// removeMember takes one user's role at path, which is his role in where.
+func (c *call) removeMember(path, user, where string) error {
+	if err := c.confirm("Take "+user+"'s role in "+where+"?", ""); err != nil {
+		return err
+	}
+	if err := c.write(http.MethodDelete, path, nil, nil); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(c.out, "%s has no role in %s any more.\n", printable(user), where)
+	return err
 }
 
 // choose remembers t on top of the context and says so.
@@ -165,71 +224,4 @@ func (c *call) forget(gone Target) error {
 		return nil
 	}
 	return c.use(kept)
-}
-
-func userTable(c *call) table[*resource.User] {
-	now := c.now()
-	return table[*resource.User]{
-		name: func(u *resource.User) string { return u.Name }, empty: "There are no users.",
-		columns: []column[*resource.User]{
-			{head: "EMAIL", cell: func(u *resource.User) string { return u.Name }},
-			{head: "NAME", cell: func(u *resource.User) string { return u.Spec.DisplayName }},
-			{head: "SYSADMIN", cell: func(u *resource.User) string { return yesNo(u.Spec.Sysadmin) }},
-			{head: "DISABLED", cell: func(u *resource.User) string { return yesNo(u.Spec.Disabled) }},
-			{head: "AGE", cell: func(u *resource.User) string { return age(u.CreatedAt, now) }},
-		},
-	}
-}
-
-func (p *program) userCommands() *command {
-	return &command{
-		name: "users", aliases: []string{"user"}, usage: "make users, so that organizations can have members",
-		sub: []*command{
-			{
-				name: "create", aliases: []string{"add"}, usage: "make a user", args: "EMAIL",
-				about:    "For account owners and sysadmins. The user's first password comes from\n--password-file, from MP_PASSWORD, or is asked for; 'mp passwd' changes it. A role in an\norganization comes from 'mp org users add'.",
-				examples: []string{"mp users create dev@acme.example --password-file -", "mp users create ops@example.com --sysadmin"},
-				flags: flags(
-					&cli.StringFlag{Name: "display-name", Usage: "the user's `NAME` for people"},
-					&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform (for sysadmins)"},
-					passwordFileFlag(" (or MP_PASSWORD)"), resultFlag()),
-				run: (*call).createUser,
-			},
-			{
-				name: "list", aliases: []string{"ls"}, usage: "list the platform's users (for sysadmins)",
-				examples: []string{"mp users list"},
-				flags:    outputFlags(),
-				run: func(c *call) error {
-					items, err := list[*resource.User](c, apiPath("users"), url.Values{})
-					if err != nil {
-						return err
-					}
-					return printList(c, items, userTable(c))
-				},
-			},
-		},
-	}
-}
-
-// newUser is the body of POST /v1/users.
-type newUser struct {
-	Email    string            `json:"email"`
-	Password string            `json:"password"`
-	Spec     resource.UserSpec `json:"spec"`
-}
-
-func (c *call) createUser() error {
-	if _, err := c.remote(); err != nil {
-		return err
-	}
-	password, err := c.password("password-file", "MP_PASSWORD", "Password for "+c.arg(0), true)
-	if err != nil {
-		return err
-	}
-	body := newUser{Email: c.arg(0), Password: password, Spec: resource.UserSpec{DisplayName: c.String("display-name"), Sysadmin: c.Bool("sysadmin")}}
-	var made resource.User
-	if err := c.write(http.MethodPost, apiPath("users"), body, &made); err != nil {
-		return err
-	}
-	return printResult(c, &made, userTable(c), "User %s is there.", printable(made.Name))
 }

@@ -181,45 +181,50 @@ func (c *call) deploy() error {
 	if err != nil {
 		return err
 	}
-	spec, err := c.appSpec(command)
-	if err != nil {
-		return err
+	if _, err := c.changeApp(&resource.AppSpec{}, command); err != nil {
+		return err // a mistake in the flags is told before the server is asked
 	}
 	path := t.workspace("apps", name)
-	var there resource.App
-	err = c.get(path, &there)
-	var prob *Problem
-	isNew := errors.As(err, &prob) && prob.Status == http.StatusNotFound
-	if err != nil && !isNew {
-		return err
-	}
-	var accepted resource.Accepted[*resource.App]
-	if isNew {
-		if c.String("image") == "" {
-			return usagef("give --image IMAGE", "app %s is not there yet, and no image is given to make it from", name)
+	for try := 0; ; try++ {
+		var app resource.App
+		err := c.get(path, &app)
+		var prob *Problem
+		isNew := errors.As(err, &prob) && prob.Status == http.StatusNotFound && c.String("image") != ""
+		if err != nil && !isNew {
+			if prob != nil && prob.Status == http.StatusNotFound && prob.Remedy != "" && c.String("image") == "" {
+				prob.Remedy += " To make a new app, give --image."
+			}
+			return err
 		}
-		if _, set := spec["instances"]; !set {
-			spec["instances"] = 1
+		match := []string{"If-None-Match", "*"}
+		if isNew {
+			app.Spec = resource.AppSpec{Namespace: t.Namespace, Instances: 1}
+		} else {
+			match = []string{"If-Match", fmt.Sprintf("%q", fmt.Sprint(app.Revision))}
 		}
-		dropUnset(spec)
-		if t.Namespace != "" {
-			spec["namespace"] = t.Namespace
+		changed, err := c.changeApp(&app.Spec, command)
+		if err != nil {
+			return err
 		}
-		err = c.write(http.MethodPut, path, map[string]any{"spec": spec}, &accepted, "If-None-Match", "*")
-	} else {
-		if ns := c.String("namespace"); ns != "" {
-			spec["namespace"] = ns
-		}
-		if len(spec) == 0 {
+		if !changed && !isNew {
 			return usagef("see '"+c.path+" --help'", "app %s is there, and nothing to change is given", name)
 		}
-		err = c.write(http.MethodPatch, path, map[string]any{"spec": spec}, &accepted)
+		var accepted resource.Accepted[*resource.App]
+		err = c.write(http.MethodPut, path, map[string]any{"spec": app.Spec}, &accepted, match...)
+		if errors.As(err, &prob) && prob.Status == http.StatusPreconditionFailed && try < maxDeployTries {
+			continue // somebody else changed it between our look and our write
+		}
+		if err != nil {
+			return err
+		}
+		return c.settleApp(t, name, &accepted, "is deployed")
 	}
-	if err != nil {
-		return err
-	}
-	return c.settleApp(t, name, &accepted, "is deployed")
 }
+
+// maxDeployTries bounds how often a deployment starts over because somebody
+// else changed the app at the same moment; the platform itself writes its
+// status a few times while it starts.
+const maxDeployTries = 10
 
 func (c *call) settleApp(t Target, name string, accepted *resource.Accepted[*resource.App], done string) error {
 	return c.settle(accepted.Task,
@@ -229,78 +234,60 @@ func (c *call) settleApp(t Target, name string, accepted *resource.Accepted[*res
 		func() error { return c.showApp(t, name, "App "+name+" "+done+".") })
 }
 
-// appSpec is what the flags say, as a JSON merge patch: a variable that is to
-// go is null.
-func (c *call) appSpec(command []string) (map[string]any, error) {
-	spec := map[string]any{}
-	if v := c.String("image"); v != "" {
-		spec["image"] = v
+// changeApp lays what the flags say over spec and tells whether they say
+// anything.
+func (c *call) changeApp(spec *resource.AppSpec, command []string) (changed bool, err error) {
+	for flag, field := range map[string]*string{"image": &spec.Image, "namespace": &spec.Namespace, "health-path": &spec.HealthPath} {
+		if c.IsSet(flag) {
+			*field, changed = c.String(flag), true
+		}
 	}
 	if c.IsSet("instances") {
 		if err := checkInstances(c.Int("instances")); err != nil {
-			return nil, err
+			return false, err
 		}
-		spec["instances"] = c.Int("instances")
+		spec.Instances, changed = c.Int("instances"), true
 	}
 	if c.IsSet("port") {
 		if p := c.Int("port"); p < 1 || p > 65535 {
-			return nil, usagef("use 1 to 65535", "--port %d is no port", p)
+			return false, usagef("use 1 to 65535", "--port %d is no port", p)
 		}
-		spec["port"] = c.Int("port")
+		spec.Port, changed = c.Int("port"), true
 	}
-	env := map[string]any{}
 	for _, pair := range c.StringSlice("env") {
 		key, value, ok := strings.Cut(pair, "=")
 		if !ok || key == "" {
-			return nil, usagef("write it like --env KEY=VALUE", "--env %q sets no variable", pair)
+			return false, usagef("write it like --env KEY=VALUE", "--env %q sets no variable", pair)
 		}
-		env[key] = value
+		if spec.Env == nil {
+			spec.Env = map[string]string{}
+		}
+		spec.Env[key], changed = value, true
 		if value == "" {
-			env[key] = nil
+			delete(spec.Env, key)
 		}
 	}
-	if len(env) > 0 {
-		spec["env"] = env
-	}
-	cpu, err := amount(c, "cpu", true)
-	if err != nil {
-		return nil, err
-	}
-	memory, err := amount(c, "memory", false)
-	if err != nil {
-		return nil, err
-	}
-	if cpu > 0 {
-		spec["milliCPU"] = cpu
-	}
-	if memory > 0 {
-		spec["memoryBytes"] = memory
-	}
-	if c.IsSet("health-path") {
-		spec["healthPath"] = c.String("health-path")
+	for flag, field := range map[string]*int64{"cpu": &spec.MilliCPU, "memory": &spec.MemoryBytes} {
+		n, err := amount(c, flag, flag == "cpu")
+		if err != nil {
+			return false, err
+		}
+		if n > 0 {
+			*field, changed = n, true
+		}
 	}
 	switch {
 	case c.Bool("route") && c.Bool("no-route"):
-		return nil, usagef("give one of them", "%s: --route and --no-route say the opposite", c.path)
+		return false, usagef("give one of them", "%s: --route and --no-route say the opposite", c.path)
 	case c.Bool("no-route"):
-		spec["noRoute"] = true
+		spec.NoRoute, changed = true, true
 	case c.Bool("route"):
-		spec["noRoute"] = false
+		spec.NoRoute, changed = false, true
 	}
 	if len(command) > 0 {
-		spec["command"] = command
+		spec.Command, changed = command, true
 	}
-	return spec, nil
-}
-
-// dropUnset takes variables that are to go out of the spec of a new app.
-func dropUnset(spec map[string]any) {
-	env, _ := spec["env"].(map[string]any)
-	for key, value := range env {
-		if value == nil {
-			delete(env, key)
-		}
-	}
+	return changed, nil
 }
 
 func checkInstances(n int) error {

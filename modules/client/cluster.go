@@ -65,7 +65,7 @@ func (p *program) clusterCommands() *command {
 					if err != nil {
 						return err
 					}
-					items, err := list[*resource.ClusterNode](c, t.workspace("cluster-nodes"), nil)
+					items, err := list[*resource.ClusterNode](c, t.workspace("nodes"), nil)
 					if err != nil {
 						return err
 					}

@@ -21,6 +21,7 @@ const (
 	bashCompletion = `# bash completion for mp. Use: source <(mp completion bash)
 _mp_complete() {
   local self="${COMP_WORDS[0]}" from=1 sub=()
+  COMPREPLY=()
   local line="${COMP_LINE:0:COMP_POINT}" words
   if [ "${self##*/}" = multipaas ]; then
     [ "${COMP_WORDS[1]}" = mp ] || return 0

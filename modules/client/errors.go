@@ -34,7 +34,9 @@ type Problem struct {
 	Detail string `json:"detail,omitempty"`
 	Code   string `json:"code,omitempty"`
 	Remedy string `json:"remedy,omitempty"`
-	Errors []struct {
+	// RequestID finds the request in the server's log.
+	RequestID string `json:"requestId,omitempty"`
+	Errors    []struct {
 		Message  string `json:"message,omitempty"`
 		Location string `json:"location,omitempty"`
 	} `json:"errors,omitempty"`
@@ -56,6 +58,9 @@ func (p *Problem) Error() string {
 			where += ": "
 		}
 		text += "\n    " + where + e.Message
+	}
+	if p.Status >= http.StatusInternalServerError && p.RequestID != "" {
+		text += " (request " + p.RequestID + ")"
 	}
 	return text
 }

@@ -72,7 +72,7 @@ func (c *call) deleteImage() error {
 	path := t.organization("images", name)
 	if ref != "" {
 		what += ", " + ref
-		path += "?" + url.Values{"ref": {ref}}.Encode()
+		path += "?" + url.Values{"tag": {ref}}.Encode()
 	} else {
 		what += " with all its tags"
 	}

@@ -47,7 +47,7 @@ func (c *call) configKubectl() error {
 		return err
 	}
 	var access resource.KubeAccess
-	if err := c.get(t.workspace("kube-access"), &access); err != nil {
+	if err := c.get(t.workspace("kube"), &access); err != nil {
 		return err
 	}
 	if access.Context == "" {

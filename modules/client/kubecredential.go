@@ -56,7 +56,7 @@ func (c *call) kubeCredential() error {
 		return c.writeExecCredential(cached.KubeToken)
 	}
 	var token resource.KubeToken
-	if err := r.do(c.Context.Context, http.MethodPost, t.workspace("kube-credential"), nil, &token); err != nil {
+	if err := r.do(c.Context.Context, http.MethodPost, t.workspace("kube", "credential"), nil, &token); err != nil {
 		return err
 	}
 	cached = cachedToken{KubeToken: token, ReuseUntil: c.now().Add(token.ExpiresAt.Sub(c.now()) / 2)}

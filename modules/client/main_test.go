@@ -14,6 +14,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -55,7 +56,7 @@ func TestScript(t *testing.T) {
 			api := &cannedAPI{dir: env.WorkDir, ca: ca}
 			server := httptest.NewUnstartedServer(api)
 			server.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
-			server.Config.ErrorLog = nil
+			server.Config.ErrorLog = log.New(io.Discard, "", 0)
 			server.StartTLS()
 			env.Defer(server.Close)
 			env.Setenv("SERVER", server.URL)
@@ -121,7 +122,7 @@ func (a *cannedAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	body, _ := io.ReadAll(r.Body)
-	log, err := os.OpenFile(filepath.Join(a.dir, "requests"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	journal, err := os.OpenFile(filepath.Join(a.dir, "requests"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err == nil {
 		query := r.URL.Query()
 		query.Del("limit")
@@ -129,8 +130,8 @@ func (a *cannedAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if q := query.Encode(); q != "" {
 			line += "?" + q
 		}
-		fmt.Fprintf(log, "%s %s\n", line, body)
-		log.Close()
+		fmt.Fprintf(journal, "%s %s\n", line, body)
+		journal.Close()
 	}
 	if r.URL.Path == "/v1/info" {
 		w.Header().Set("Content-Type", "application/json")

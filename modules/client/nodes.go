@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/urfave/cli/v2"
+
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -86,13 +88,19 @@ func (p *program) nodeCommands() *command {
 			},
 			{
 				name: "remove", aliases: []string{"rm", "delete"}, usage: "move a node's machines elsewhere and take it out of the platform", args: "NAME", names: nodeNames(),
-				examples: []string{"mp nodes remove host1 --yes --timeout 30m"},
-				flags:    flags(yesFlag(), dryRunFlag(), waitFlags(), resultFlag()),
+				about:    "With --lost nothing is awaited from the node itself. Give it only if the host will not\ncome back: its machines are made anew elsewhere, and two of one kind must not run.",
+				examples: []string{"mp nodes remove host1 --yes --timeout 30m", "mp nodes remove host1 --lost"},
+				flags: flags(&cli.BoolFlag{Name: "lost", Usage: "the host will not come back: do not wait for it"},
+					yesFlag(), dryRunFlag(), waitFlags(), resultFlag()),
 				run: func(c *call) error {
+					path := apiPath("nodes", c.arg(0))
+					if c.Bool("lost") {
+						path += "?lost=true"
+					}
 					if err := c.confirm("Remove node "+c.arg(0)+"? Its machines are drained and made anew elsewhere.", ""); err != nil {
 						return err
 					}
-					return remove[*resource.Node](c, apiPath("nodes", c.arg(0)), nodeTable(c), "Node "+c.arg(0), Target{})
+					return remove[*resource.Node](c, path, nodeTable(c), "Node "+c.arg(0), Target{})
 				},
 			},
 		},
@@ -100,14 +108,14 @@ func (p *program) nodeCommands() *command {
 }
 
 func (c *call) setSchedulable(on bool) error {
-	var accepted resource.Accepted[*resource.Node]
+	var got resource.Node
 	body := map[string]any{"spec": map[string]any{"unschedulable": !on}}
-	if err := c.write(http.MethodPatch, apiPath("nodes", c.arg(0)), body, &accepted); err != nil {
+	if err := c.write(http.MethodPatch, apiPath("nodes", c.arg(0)), body, &got); err != nil {
 		return err
 	}
 	sentence := fmt.Sprintf("Node %s takes no new machines.", c.arg(0))
 	if on {
 		sentence = fmt.Sprintf("Node %s takes new machines.", c.arg(0))
 	}
-	return printResult(c, accepted.Resource, nodeTable(c), "%s", sentence)
+	return printResult(c, &got, nodeTable(c), "%s", sentence)
 }

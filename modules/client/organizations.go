@@ -120,15 +120,15 @@ func (p *program) organizationCommands() *command {
 				},
 			},
 			{
-				name: "delete", aliases: []string{"rm"}, usage: "delete an organization with its workspaces and images", args: "NAME", names: organizationNames(),
+				name: "delete", aliases: []string{"rm"}, usage: "delete an organization that has no workspaces and images any more", args: "NAME", names: organizationNames(),
 				examples: []string{"mp org delete web --yes"},
-				flags:    flags(placeFlags(inAccount), yesFlag(), dryRunFlag(), waitFlags(), resultFlag()),
+				flags:    flags(placeFlags(inAccount), yesFlag(), dryRunFlag()),
 				run: func(c *call) error {
 					t, err := c.organizationArg(0)
 					if err != nil {
 						return err
 					}
-					if err := c.confirm("Delete organization "+t.String()+" with its workspaces and images?", t.Organization); err != nil {
+					if err := c.confirm("Delete organization "+t.String()+"?", t.Organization); err != nil {
 						return err
 					}
 					return remove[*resource.Organization](c, t.organization(), organizationTable(c), "Organization "+t.String(), t)
@@ -183,9 +183,8 @@ func (c *call) createOrganization() error {
 	if err != nil {
 		return err
 	}
-	body := resource.Organization{Meta: resource.Meta{Name: t.Organization}}
 	var made resource.Organization
-	if err := c.write(http.MethodPut, t.organization(), body, &made, "If-None-Match", "*"); err != nil {
+	if err := c.write(http.MethodPut, t.organization(), nil, &made, "If-None-Match", "*"); err != nil {
 		return err
 	}
 	if err := c.use(t); err != nil {

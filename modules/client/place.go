@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"strconv"
 
 	"github.com/urfave/cli/v2"
 
@@ -184,11 +183,14 @@ func list[T any](c *call, path string, query url.Values) ([]T, error) {
 	if query == nil {
 		query = url.Values{}
 	}
-	query.Set("limit", strconv.Itoa(pageSize))
 	var all []T
 	for {
+		target := path
+		if len(query) > 0 {
+			target += "?" + query.Encode()
+		}
 		var page resource.List[T]
-		if err := c.get(path+"?"+query.Encode(), &page); err != nil {
+		if err := c.get(target, &page); err != nil {
 			return nil, err
 		}
 		all = append(all, page.Items...)
@@ -201,9 +203,6 @@ func list[T any](c *call, path string, query url.Values) ([]T, error) {
 		query.Set("after", page.Next)
 	}
 }
-
-// pageSize is what the API gives at most at a time.
-const pageSize = 500
 
 // names lists the names in a path, for completion.
 func names[T any](name func(T) string, path func(*call) (string, error)) func(*call) ([]string, error) {

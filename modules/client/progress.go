@@ -155,19 +155,22 @@ func stepLine(c resource.Condition, wait string) string {
 	return line
 }
 
-// stepName makes "machines ready" of "MachinesReady".
+// stepName makes "machines ready" of "MachinesReady", "HTTP route" of
+// "HTTPRoute".
 func stepName(t string) string {
-	var b strings.Builder
 	runes := []rune(printable(t))
-	for i, r := range runes {
-		upper := unicode.IsUpper(r)
-		if upper && i > 0 && !unicode.IsUpper(runes[i-1]) {
-			b.WriteByte(' ')
+	var words []string
+	begin := 0
+	for i := 1; i <= len(runes); i++ {
+		inside := i < len(runes) && (!unicode.IsUpper(runes[i]) || unicode.IsUpper(runes[i-1]) && (i+1 == len(runes) || unicode.IsUpper(runes[i+1])))
+		if inside {
+			continue
 		}
-		if upper && (i+1 == len(runes) || !unicode.IsUpper(runes[i+1])) {
-			r = unicode.ToLower(r)
+		word := string(runes[begin:i])
+		if i-begin == 1 || strings.ToUpper(word) != word {
+			word = strings.ToLower(word)
 		}
-		b.WriteRune(r)
+		words, begin = append(words, word), i
 	}
-	return b.String()
+	return strings.Join(words, " ")
 }

@@ -9,7 +9,7 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/term"
+	"golang.org/x/sys/unix"
 )
 
 // interactive says whether the user can be asked: questions are written to
@@ -150,29 +150,24 @@ func (c *call) passwordFile(file string) (string, error) {
 	return line, nil
 }
 
-// hidden reads a password without showing it. Ctrl-C puts the terminal back.
+// hidden reads a password without showing it. The terminal stops to echo before
+// it is asked for, so that nothing of a fast typist shows, and is put back in
+// any case, Ctrl-C included.
 func (c *call) hidden(question string) (string, error) {
 	fd := int(c.in.(*os.File).Fd()) // interactive has looked
-	before, err := term.GetState(fd)
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("ask for a password: %w", err)
 	}
-	fmt.Fprintf(c.err, "%s: ", question)
-	type result struct {
-		text []byte
-		err  error
+	silent := *before
+	silent.Lflag &^= unix.ECHO
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &silent); err != nil {
+		return "", fmt.Errorf("ask for a password: %w", err)
 	}
-	got := make(chan result, 1)
-	go func() {
-		text, err := term.ReadPassword(fd)
-		got <- result{text, err}
+	defer func() {
+		_ = unix.IoctlSetTermios(fd, unix.TCSETS, before)
+		fmt.Fprintln(c.err)
 	}()
-	select {
-	case g := <-got:
-		fmt.Fprintln(c.err)
-		return string(g.text), g.err
-	case <-c.Context.Context.Done():
-		fmt.Fprintln(c.err)
-		return "", errors.Join(&failure{text: "interrupted", code: ExitInterrupted}, term.Restore(fd, before))
-	}
+	fmt.Fprintf(c.err, "%s: ", question)
+	return readLine(c.Context.Context, c.in)
 }

@@ -79,12 +79,16 @@ func (p *program) taskCommands() *command {
 				examples: []string{"mp tasks", "mp tasks list --target acme/web/shop -o wide"},
 				flags: flags(placeFlags(inAccount),
 					&cli.StringFlag{Name: "target", Usage: "only tasks for `ACCOUNT/ORGANIZATION/WORKSPACE` and the like"},
+					&cli.IntFlag{Name: "limit", Value: 50, Usage: "at most the newest `NUMBER`, 0 for all"},
 					&cli.BoolFlag{Name: "all", Usage: "of all accounts, and the platform's own, as far as you may see them"},
 					outputFlags()),
 				run: func(c *call) error {
 					items, err := c.tasks()
 					if err != nil {
 						return err
+					}
+					if n := c.Int("limit"); n > 0 && len(items) > n {
+						items = items[:n] // the newest come first
 					}
 					return printList(c, items, taskTable(c))
 				},

@@ -180,7 +180,7 @@ type workspaceCreate struct {
 		KubernetesVersion string             `json:"kubernetesVersion,omitempty"`
 		Datastore         resource.Datastore `json:"datastore,omitempty"`
 		Machines          int                `json:"machines"`
-		MachineSize       *resource.Size     `json:"machineSize,omitempty"`
+		MachineSize       map[string]int64   `json:"machineSize,omitempty"`
 		PodSecurity       string             `json:"podSecurity,omitempty"`
 	} `json:"spec"`
 }
@@ -227,23 +227,23 @@ func checkMachines(n int) error {
 	return nil
 }
 
-// machineSize is the size that the flags give, or nil if they give none.
-func (c *call) machineSize() (*resource.Size, error) {
-	var size resource.Size
-	var err error
-	if size.MilliCPU, err = amount(c, "cpu", true); err != nil {
-		return nil, err
+// machineSize is what the flags say about the size; what they leave out the
+// platform decides.
+func (c *call) machineSize() (map[string]int64, error) {
+	size := map[string]int64{}
+	for _, f := range []struct {
+		flag, field string
+		milli       bool
+	}{{"cpu", "milliCPU", true}, {"memory", "memoryBytes", false}, {"disk", "diskBytes", false}} {
+		n, err := amount(c, f.flag, f.milli)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			size[f.field] = n
+		}
 	}
-	if size.MemoryBytes, err = amount(c, "memory", false); err != nil {
-		return nil, err
-	}
-	if size.DiskBytes, err = amount(c, "disk", false); err != nil {
-		return nil, err
-	}
-	if size == (resource.Size{}) {
-		return nil, nil
-	}
-	return &size, nil
+	return size, nil
 }
 
 // amount reads a flag like "500m" or "2Gi": a whole number of thousandths or of

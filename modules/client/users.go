@@ -1,0 +1,151 @@
+package client
+
+import (
+	"fmt"
+	"net/http"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+func userTable(c *call) table[*resource.User] {
+	now := c.now()
+	return table[*resource.User]{
+		name: func(u *resource.User) string { return u.Name }, empty: "There are no users.",
+		columns: []column[*resource.User]{
+			{head: "EMAIL", cell: func(u *resource.User) string { return u.Name }},
+			{head: "NAME", cell: func(u *resource.User) string { return u.Spec.DisplayName }},
+			{head: "SYSADMIN", cell: func(u *resource.User) string { return yesNo(u.Spec.Sysadmin) }},
+			{head: "DISABLED", cell: func(u *resource.User) string { return yesNo(u.Spec.Disabled) }},
+			{head: "AGE", cell: func(u *resource.User) string { return age(u.CreatedAt, now) }},
+		},
+	}
+}
+
+func userNames() func(*call) ([]string, error) {
+	return names(func(u *resource.User) string { return u.Name }, func(*call) (string, error) { return apiPath("users"), nil })
+}
+
+func (p *program) userCommands() *command {
+	return &command{
+		name: "users", aliases: []string{"user"}, usage: "make, list, change and delete users",
+		sub: []*command{
+			{
+				name: "create", aliases: []string{"add"}, usage: "make a user", args: "EMAIL",
+				about:    "For account owners and sysadmins. The user's first password comes from\n--password-file, from MP_PASSWORD, or is asked for; 'mp passwd' changes it. A role in an\norganization comes from 'mp org users add'.",
+				examples: []string{"mp users create dev@acme.example --password-file -", "mp users create ops@example.com --sysadmin"},
+				flags: flags(
+					&cli.StringFlag{Name: "display-name", Usage: "the user's `NAME` for people"},
+					&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform (for sysadmins)"},
+					passwordFileFlag(" (or MP_PASSWORD)"), resultFlag()),
+				run: (*call).createUser,
+			},
+			{
+				name: "set", usage: "change a user (for sysadmins)", args: "EMAIL", names: userNames(),
+				about:    "A disabled user can't log in, and his sessions end.",
+				examples: []string{"mp users set dev@acme.example --disabled", "mp users set ops@example.com --sysadmin=false"},
+				flags: flags(
+					&cli.StringFlag{Name: "display-name", Usage: "the user's `NAME` for people"},
+					&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform, or --sysadmin=false"},
+					&cli.BoolFlag{Name: "disabled", Usage: "can't log in, or --disabled=false"},
+					dryRunFlag(), resultFlag()),
+				run: (*call).setUser,
+			},
+			{
+				name: "set-password", usage: "set a user's password (for sysadmins)", args: "EMAIL", names: userNames(),
+				examples: []string{"mp users set-password dev@acme.example --password-file -"},
+				flags:    flags(passwordFileFlag(" (or MP_PASSWORD)")),
+				run:      (*call).setUserPassword,
+			},
+			{
+				name: "delete", aliases: []string{"rm"}, usage: "delete a user with his roles (for sysadmins)", args: "EMAIL", names: userNames(),
+				examples: []string{"mp users delete dev@acme.example --yes"},
+				flags:    flags(yesFlag(), dryRunFlag()),
+				run:      (*call).deleteUser,
+			},
+			{
+				name: "list", aliases: []string{"ls"}, usage: "list the platform's users (for sysadmins)",
+				examples: []string{"mp users list"},
+				flags:    outputFlags(),
+				run: func(c *call) error {
+					items, err := list[*resource.User](c, apiPath("users"), nil)
+					if err != nil {
+						return err
+					}
+					return printList(c, items, userTable(c))
+				},
+			},
+		},
+	}
+}
+
+// newUser is the body of POST /v1/users.
+type newUser struct {
+	Email       string `json:"email"`
+	Password    string `json:"password"`
+	DisplayName string `json:"displayName,omitempty"`
+	Sysadmin    bool   `json:"sysadmin,omitempty"`
+}
+
+func (c *call) createUser() error {
+	if _, err := c.remote(); err != nil {
+		return err
+	}
+	password, err := c.password("password-file", "MP_PASSWORD", "Password for "+printable(c.arg(0)), true)
+	if err != nil {
+		return err
+	}
+	body := newUser{Email: c.arg(0), Password: password, DisplayName: c.String("display-name"), Sysadmin: c.Bool("sysadmin")}
+	var made resource.User
+	if err := c.write(http.MethodPost, apiPath("users"), body, &made); err != nil {
+		return err
+	}
+	return printResult(c, &made, userTable(c), "User %s is there.", printable(made.Name))
+}
+
+func (c *call) setUserPassword() error {
+	if _, err := c.remote(); err != nil {
+		return err
+	}
+	password, err := c.password("password-file", "MP_PASSWORD", "New password for "+printable(c.arg(0)), true)
+	if err != nil {
+		return err
+	}
+	if err := c.write(http.MethodPut, apiPath("users", c.arg(0), "password"), map[string]string{"password": password}, nil); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.out, "The password of %s is set, and his sessions have ended.\n", printable(c.arg(0)))
+	return err
+}
+
+func (c *call) setUser() error {
+	spec := map[string]any{}
+	for _, flag := range []string{"sysadmin", "disabled"} {
+		if c.IsSet(flag) {
+			spec[flag] = c.Bool(flag)
+		}
+	}
+	if c.IsSet("display-name") {
+		spec["displayName"] = c.String("display-name")
+	}
+	if len(spec) == 0 {
+		return usagef("see '"+c.path+" --help'", "%s: nothing to set is given", c.path)
+	}
+	var got resource.User
+	if err := c.write(http.MethodPatch, apiPath("users", c.arg(0)), map[string]any{"spec": spec}, &got); err != nil {
+		return err
+	}
+	return printResult(c, &got, userTable(c), "User %s is changed.", printable(c.arg(0)))
+}
+
+func (c *call) deleteUser() error {
+	if err := c.confirm("Delete user "+c.arg(0)+" with his roles?", ""); err != nil {
+		return err
+	}
+	if err := c.write(http.MethodDelete, apiPath("users", c.arg(0)), nil, nil); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(c.out, "User %s is deleted.\n", printable(c.arg(0)))
+	return err
+}
