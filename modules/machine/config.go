@@ -1,0 +1,294 @@
+package machine
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// object is a YAML or JSON object to be written.
+type object = map[string]any
+
+// registryPort is where the platform's registry endpoint listens inside a
+// machine, on the link-local address.
+const registryPort = 5000
+
+// writeConfig writes the files that a machine reads, each if it changed, each
+// at once. They are in one folder, so that a file that is replaced is seen
+// inside: kubelet and client-go read certificates again by themselves.
+func (s *Sandbox) writeConfig(spec Spec, dir string, mtu int) error {
+	for _, sub := range []string{"", "cni", "pki", "certs.d/_default"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			return err
+		}
+	}
+	registry := netip.AddrPortFrom(resource.LinkLocal, registryPort).String()
+	files := map[string][]byte{
+		"resolv.conf": []byte("nameserver " + resource.LinkLocal.String() + "\n"),
+		"hostname":    []byte(spec.Name + "\n"),
+		"hosts": fmt.Appendf(nil, "127.0.0.1 localhost\n%s %s\n",
+			spec.AgentMachine.Spec.Address, spec.Name),
+		// Everything is asked of the one endpoint, which knows all names: with no
+		// other server named there is none to wait for.
+		"certs.d/_default/hosts.toml": fmt.Appendf(nil, "server = \"http://%s\"\ncapabilities = [\"pull\", \"resolve\"]\n", registry),
+		"containerd.toml":             s.containerdConfig(),
+		"pki/ca.crt":                  spec.ClusterCA,
+		"pki/kubelet-client.crt":      spec.Certificates.KubeletClient,
+		"pki/kubelet-client.key":      spec.Certificates.KubeletClientKey,
+		"pki/kubelet-serving.crt":     spec.Certificates.KubeletServing,
+		"pki/kubelet-serving.key":     spec.Certificates.KubeletServingKey,
+		"pki/kube-proxy.crt":          spec.Certificates.KubeProxy,
+		"pki/kube-proxy.key":          spec.Certificates.KubeProxyKey,
+	}
+	for name, o := range map[string]object{
+		"kubelet.yaml":          kubeletConfig(spec),
+		"kube-proxy.yaml":       kubeProxyConfig(spec),
+		"kubelet.kubeconfig":    kubeconfig(spec, "kubelet-client"),
+		"kube-proxy.kubeconfig": kubeconfig(spec, "kube-proxy"),
+	} {
+		b, err := yaml.Marshal(o)
+		if err != nil {
+			return err
+		}
+		files[name] = b
+	}
+	for name, o := range map[string]object{
+		"init.json":                 initConfig(spec),
+		"cni/10-multipaas.conflist": cniConfig(spec, mtu),
+	} {
+		b, err := json.MarshalIndent(o, "", "  ")
+		if err != nil {
+			return err
+		}
+		files[name] = append(b, '\n')
+	}
+	// Keys before certificates would pair a new key with an old certificate for
+	// a moment, and the other way round too: readers that meet it try again.
+	for name, data := range files {
+		file := filepath.Join(dir, name)
+		if have, err := readBounded(file, 1<<20); err == nil && string(have) == string(data) {
+			continue
+		}
+		if err := atomicfile.Write(file, data, 0o600); err != nil {
+			return fmt.Errorf("write machine's configuration: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *Sandbox) containerdConfig() []byte {
+	return fmt.Appendf(nil, `version = 3
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = [
+  "io.containerd.nri.v1.nri",
+  "io.containerd.internal.v1.tracing",
+  "io.containerd.tracing.processor.v1.otlp",
+  "io.containerd.snapshotter.v1.blockfile",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.erofs",
+  "io.containerd.snapshotter.v1.native",
+  "io.containerd.snapshotter.v1.zfs",
+]
+
+[grpc]
+  address = %q
+
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+  image_pull_progress_timeout = "2m0s"
+
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "multipaas.internal/pause:1"
+
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "%s/certs.d"
+
+[plugins."io.containerd.cri.v1.runtime"]
+  # Machines have no CAP_SYS_RESOURCE, without which scores only go up.
+  restrict_oom_score_adj = true
+  enable_selinux = false
+  disable_apparmor = true
+
+[plugins."io.containerd.cri.v1.runtime".cni]
+  bin_dirs = ["%s"]
+  conf_dir = "%s"
+
+[plugins."io.containerd.cri.v1.runtime".containerd]
+  default_runtime_name = "runc"
+
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+  BinaryName = "%s/runc"
+  SystemdCgroup = false
+`, containerdSock, insideConfig, insideCNI, insideCNIConf, insideRuntime)
+}
+
+func initConfig(spec Spec) object {
+	size := spec.AgentMachine.Spec.Size
+	return object{
+		"state_file": initState,
+		"log_dir":    "/var/log",
+		"services": []object{
+			{
+				"name":  "containerd",
+				"argv":  []string{insideRuntime + "/containerd", "--config", insideConfig + "/containerd.toml"},
+				"ready": "unix:" + containerdSock,
+			},
+			{
+				"name": "kubelet",
+				"argv": []string{insideKube, "kubelet",
+					"--config=" + insideConfig + "/kubelet.yaml",
+					"--kubeconfig=" + insideConfig + "/kubelet.kubeconfig",
+					"--hostname-override=" + spec.Name,
+					"--node-ip=" + spec.AgentMachine.Spec.Address,
+				},
+				"env": []string{
+					// What /proc shows is the host's.
+					"MULTIPAAS_MACHINE_MILLICPU=" + strconv.FormatInt(size.MilliCPU, 10),
+					"MULTIPAAS_MACHINE_MEMORY=" + strconv.FormatInt(size.MemoryBytes, 10),
+				},
+				"after": []string{"containerd"},
+				"ready": "http://127.0.0.1:10248/healthz",
+			},
+			{
+				"name": "kube-proxy",
+				"argv": []string{insideKube, "kube-proxy", "--config=" + insideConfig + "/kube-proxy.yaml"},
+				// It is ready when it has seen Services, which needs the plane: don't wait.
+				"after": []string{"containerd"},
+			},
+		},
+	}
+}
+
+func kubeletConfig(spec Spec) object {
+	size := spec.AgentMachine.Spec.Size
+	return object{
+		"apiVersion": "kubelet.config.k8s.io/v1beta1",
+		"kind":       "KubeletConfiguration",
+		"authentication": object{
+			"anonymous": object{"enabled": false},
+			"webhook":   object{"enabled": true},
+			"x509":      object{"clientCAFile": insideConfig + "/pki/ca.crt"},
+		},
+		"authorization":               object{"mode": "Webhook"},
+		"tlsCertFile":                 insideConfig + "/pki/kubelet-serving.crt",
+		"tlsPrivateKeyFile":           insideConfig + "/pki/kubelet-serving.key",
+		"rotateCertificates":          false, // the host's agent does
+		"serverTLSBootstrap":          false,
+		"containerRuntimeEndpoint":    "unix://" + containerdSock,
+		"cgroupDriver":                "cgroupfs",
+		"failCgroupV1":                false,
+		"clusterDNS":                  []string{spec.Plan.DNS.String()},
+		"clusterDomain":               "cluster.local",
+		"resolvConf":                  insideConfig + "/resolv.conf",
+		"seccompDefault":              true,
+		"podPidsLimit":                *pidsFor(size.MemoryBytes) / 2,
+		"oomScoreAdj":                 0, // it may not lower its own
+		"makeIPTablesUtilChains":      false,
+		"imageGCHighThresholdPercent": 75,
+		"imageGCLowThresholdPercent":  65,
+		"evictionHard": object{
+			"memory.available":   "64Mi",
+			"nodefs.available":   "10%",
+			"nodefs.inodesFree":  "5%",
+			"imagefs.available":  "10%",
+			"imagefs.inodesFree": "5%",
+		},
+		// containerd, kubelet and kube-proxy: 104 MiB idle, more with many pods.
+		"systemReserved":            object{"memory": strconv.FormatInt(min(max(size.MemoryBytes/8, 112<<20), 512<<20), 10)},
+		"containerLogMaxSize":       "10Mi",
+		"containerLogMaxFiles":      3,
+		"nodeStatusReportFrequency": "1m",
+		"nodeStatusUpdateFrequency": "10s",
+		"serializeImagePulls":       false,
+		"maxParallelImagePulls":     4,
+	}
+}
+
+func kubeProxyConfig(spec Spec) object {
+	return object{
+		"apiVersion":         "kubeproxy.config.k8s.io/v1alpha1",
+		"kind":               "KubeProxyConfiguration",
+		"mode":               "nftables",
+		"bindAddress":        spec.AgentMachine.Spec.Address,
+		"clientConnection":   object{"kubeconfig": insideConfig + "/kube-proxy.kubeconfig"},
+		"clusterCIDR":        spec.Plan.Pods.String(),
+		"hostnameOverride":   spec.Name,
+		"healthzBindAddress": "0.0.0.0:10256",
+		"metricsBindAddress": "127.0.0.1:10249",
+		"oomScoreAdj":        0,
+		// The host's to set.
+		"conntrack": object{"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+	}
+}
+
+func kubeconfig(spec Spec, certificate string) object {
+	return object{
+		"apiVersion": "v1",
+		"kind":       "Config",
+		"clusters": []object{{"name": "workspace", "cluster": object{
+			"server":                "https://" + netip.AddrPortFrom(spec.Plan.Plane, 6443).String(),
+			"certificate-authority": insideConfig + "/pki/ca.crt",
+		}}},
+		"users": []object{{"name": "machine", "user": object{
+			"client-certificate": insideConfig + "/pki/" + certificate + ".crt",
+			"client-key":         insideConfig + "/pki/" + certificate + ".key",
+		}}},
+		"contexts":        []object{{"name": "machine", "context": object{"cluster": "workspace", "user": "machine"}}},
+		"current-context": "machine",
+	}
+}
+
+func cniConfig(spec Spec, mtu int) object {
+	return object{
+		"cniVersion": "1.0.0",
+		"name":       "multipaas",
+		"plugins": []object{
+			{
+				"type":             "bridge",
+				"bridge":           "cni0",
+				"isGateway":        true,
+				"isDefaultGateway": true,
+				"hairpinMode":      true,  // a pod reaches itself by its Service
+				"ipMasq":           false, // pods' addresses are good in the whole workspace; the host masks them at the uplink
+				"mtu":              mtu,
+				"ipam": object{
+					"type":   "host-local",
+					"ranges": [][]object{{{"subnet": spec.AgentMachine.Spec.PodCIDR}}},
+					// Gone when the machine stops, like the pods that had the addresses.
+					"dataDir": "/run/cni/networks",
+				},
+			},
+			{
+				"type":         "portmap",
+				"backend":      "nftables",
+				"snat":         true,
+				"capabilities": object{"portMappings": true},
+			},
+		},
+	}
+}
+
+// readBounded reads a file that ought to be small.
+func readBounded(file string, max int64) ([]byte, error) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > max {
+		return nil, fmt.Errorf("%s: %d bytes, want a file of at most %d", file, info.Size(), max)
+	}
+	return os.ReadFile(file)
+}

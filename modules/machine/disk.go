@@ -1,0 +1,191 @@
+package machine
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+)
+
+// xfsMin is the smallest file system that mkfs.xfs makes.
+const xfsMin = 300 << 20
+
+// disk is a file with a file system of the machine's size: the one limit on
+// disk space that holds whatever is in it. Quotas were rejected: not every
+// kernel has them, and they are soft on some.
+type disk struct {
+	file  string // the image, sparse
+	mount string // where it is mounted
+}
+
+// ensure makes the disk if there is none, and mounts it. root is the unpacked
+// image with the tools.
+func (d disk) ensure(ctx context.Context, sizeBytes int64, root string) error {
+	mounted, err := isMounted(d.mount)
+	if err != nil || mounted {
+		return err
+	}
+	if _, err := os.Stat(d.file); errors.Is(err, fs.ErrNotExist) {
+		if err := d.format(ctx, sizeBytes, root); err != nil {
+			return fmt.Errorf("make disk %s: %w", d.file, err)
+		}
+	} else if err != nil {
+		return err
+	}
+	// Mounted twice, a file system is lost.
+	if err := awaitLoops(ctx, d.file); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.mount, 0o700); err != nil {
+		return err
+	}
+	device, err := openLoop(d.file)
+	if err != nil {
+		return err
+	}
+	defer device.Close() // the mount keeps it
+	for _, kind := range []struct{ name, options string }{
+		{"xfs", "nouuid,discard"}, // what is deleted inside is free outside
+		{"ext4", "discard"},
+	} {
+		err = unix.Mount(device.Name(), d.mount, kind.name, unix.MS_NODEV, kind.options)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINVAL) { // not this kind
+			break
+		}
+	}
+	return fmt.Errorf("mount disk %s: %w", d.file, err)
+}
+
+// format makes the image under another name, so that one with the right name
+// has a file system.
+func (d disk) format(ctx context.Context, sizeBytes int64, root string) error {
+	if err := os.MkdirAll(filepath.Dir(d.file), 0o700); err != nil {
+		return err
+	}
+	partial := d.file + ".partial"
+	f, err := os.OpenFile(partial, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(sizeBytes), f.Close()); err != nil {
+		return err
+	}
+	if sizeBytes >= xfsMin {
+		err = runFrom(ctx, root, "usr/sbin/mkfs.xfs", "-q", "-f", "-m", "reflink=0", partial)
+	} else {
+		err = runFrom(ctx, root, "usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", partial)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(partial))
+	}
+	if err := os.Rename(partial, d.file); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(filepath.Dir(d.file))
+}
+
+// runFrom runs a program of an unpacked root file system by its own loader with
+// its own libraries, so that the host needs no such tool. A chroot would need
+// /dev and /proc in a folder that all machines share.
+func runFrom(ctx context.Context, root, program string, args ...string) error {
+	libraries := filepath.Join(root, "usr/lib/x86_64-linux-gnu")
+	loader := filepath.Join(libraries, "ld-linux-x86-64.so.2")
+	cmd := exec.CommandContext(ctx, loader, append([]string{"--library-path", libraries, filepath.Join(root, program)}, args...)...)
+	cmd.Env = []string{"PATH=/nonexistent", "MKE2FS_CONFIG=" + filepath.Join(root, "etc/mke2fs.conf")}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", filepath.Base(program), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// mounts lists the mount points at and below dir, deepest first.
+func mounts(dir string) ([]string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var found []string
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 5 {
+			continue
+		}
+		point := unescape(fields[4])
+		if point == dir || strings.HasPrefix(point, dir+"/") {
+			found = append(found, point)
+		}
+	}
+	// Later mounts lie on top of earlier ones.
+	slices.Reverse(found)
+	return found, lines.Err()
+}
+
+// unescape undoes how mountinfo writes space, tab, newline and backslash.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+func isMounted(dir string) (bool, error) {
+	found, err := mounts(dir)
+	return slices.Contains(found, dir), err
+}
+
+// unmountAll unmounts everything at and below dir.
+func unmountAll(dir string) error {
+	found, err := mounts(dir)
+	if err != nil {
+		return err
+	}
+	for _, point := range found {
+		err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EBUSY) {
+			// Somebody looks at it, from a shell say. It goes when he leaves.
+			err = unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("unmount %s: %w", point, err)
+		}
+	}
+	return nil
+}
+
+// mountRoot lays the machine's own files over the image.
+func mountRoot(lower, upper, work, root string) error {
+	mounted, err := isMounted(root)
+	if err != nil || mounted {
+		return err
+	}
+	for _, dir := range []string{upper, work, root} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{lower, upper, work} {
+		if strings.ContainsAny(dir, `,:\`) {
+			return fmt.Errorf("data directory %q: overlayfs takes no comma, colon or backslash in a path", dir)
+		}
+	}
+	options := "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work
+	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
+		return fmt.Errorf("mount root file system %s: %w", root, err)
+	}
+	return nil
+}

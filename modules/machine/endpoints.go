@@ -1,0 +1,257 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// InternalRegistry is the name under which machines pull the payload's images.
+const InternalRegistry = "multipaas.internal"
+
+// EndpointsConfig is what Endpoints need.
+type EndpointsConfig struct {
+	// Images is the payload's folder of OCI layouts, images/NAME.
+	Images string
+	// Registry answers what a machine of a workspace pulls, except for the
+	// payload's images. The query parameter ns is the host it was asked for.
+	// nil: nothing else can be pulled.
+	Registry func(m resource.AgentMachine, workspace string) http.Handler
+	Log      *slog.Logger
+}
+
+// Endpoints are what the platform offers to a machine at the link-local address
+// inside its own network namespace: a registry over HTTP and a resolver. Who
+// asks is known by where it listens, so there is no credential. It is safe for
+// concurrent use.
+type Endpoints struct {
+	cfg EndpointsConfig
+	log *slog.Logger
+	dns *resolver
+
+	mu   sync.Mutex
+	open map[string]*endpoint // by machine's UID
+}
+
+// NewEndpoints opens nothing yet.
+func NewEndpoints(cfg EndpointsConfig) *Endpoints {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Endpoints{cfg: cfg, log: cfg.Log, dns: newResolver(), open: map[string]*endpoint{}}
+}
+
+// SetUpstreams says where names are asked for from now on. None: they are
+// refused at once.
+func (e *Endpoints) SetUpstreams(servers []netip.AddrPort) { e.dns.setUpstreams(servers) }
+
+// endpoint is what listens for one machine.
+type endpoint struct {
+	namespace uint64 // inode: a namespace made anew has another
+	http      *http.Server
+	dns       []*dns.Server
+	done      sync.WaitGroup
+}
+
+// Open listens for a machine in its network namespace. Open already is no
+// error; if the namespace was made anew, it listens anew.
+func (e *Endpoints) Open(ctx context.Context, m resource.AgentMachine, workspace, path string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	inode, err := namespaceInode(path)
+	if err != nil {
+		return err
+	}
+	if old := e.open[m.UID]; old != nil {
+		if old.namespace == inode {
+			return nil
+		}
+		old.close()
+		delete(e.open, m.UID)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	p, err := e.listen(m, workspace, path)
+	if err != nil {
+		return fmt.Errorf("open endpoints of machine %s: %w", m.Name, err)
+	}
+	p.namespace = inode
+	e.open[m.UID] = p
+	return nil
+}
+
+func (e *Endpoints) listen(m resource.AgentMachine, workspace, path string) (*endpoint, error) {
+	if filepath.Dir(path) != netns.Root {
+		return nil, fmt.Errorf("network namespace %s is not in %s", path, netns.Root)
+	}
+	ns, err := netns.Open(filepath.Base(path))
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	registry, err := ns.Listen("tcp", netip.AddrPortFrom(resource.LinkLocal, registryPort).String())
+	if err != nil {
+		return nil, err
+	}
+	address := netip.AddrPortFrom(resource.LinkLocal, 53).String()
+	stream, err := ns.Listen("tcp", address)
+	if err != nil {
+		return nil, errors.Join(err, registry.Close())
+	}
+	packets, err := ns.ListenPacket("udp", address)
+	if err != nil {
+		return nil, errors.Join(err, registry.Close(), stream.Close())
+	}
+	var rest http.Handler
+	if e.cfg.Registry != nil {
+		rest = e.cfg.Registry(m, workspace)
+	}
+	log := e.log.With("machine", m.Name, "workspace", workspace)
+	p := &endpoint{http: &http.Server{
+		Handler:           route(payloadImages{e.cfg.Images}, rest),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}}
+	h := e.dns.forMachine()
+	p.dns = []*dns.Server{
+		{PacketConn: packets, Handler: h},
+		{Listener: limitListener(stream, maxDNSStreams), Handler: h, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxTCPQueries: 100},
+	}
+	// As many as a machine's containerd and pods can sensibly use.
+	registry = limitListener(registry, maxRegistryConns)
+	p.done.Go(func() {
+		if err := p.http.Serve(registry); !errors.Is(err, http.ErrServerClosed) {
+			log.Warn("registry endpoint ended", "error", err)
+		}
+	})
+	for _, s := range p.dns {
+		// ActivateAndServe and Shutdown race unless one waits for the start.
+		started := make(chan struct{})
+		failed := make(chan error, 1)
+		s.NotifyStartedFunc = func() { close(started) }
+		p.done.Go(func() {
+			if err := s.ActivateAndServe(); err != nil {
+				failed <- err
+				log.Debug("resolver ended", "error", err)
+			}
+		})
+		select {
+		case <-started:
+		case err := <-failed:
+			p.close()
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// Limits for what one machine's tenants can take of the agent.
+const (
+	maxRegistryConns = 256
+	maxDNSStreams    = 64
+)
+
+func (p *endpoint) close() {
+	_ = p.http.Close()
+	for _, s := range p.dns {
+		_ = s.Shutdown()
+	}
+	p.done.Wait()
+}
+
+// Close stops listening for a machine. Not open is no error.
+func (e *Endpoints) Close(uid string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p := e.open[uid]; p != nil {
+		p.close()
+		delete(e.open, uid)
+	}
+}
+
+// CloseAll stops listening for all machines.
+func (e *Endpoints) CloseAll() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for uid, p := range e.open {
+		p.close()
+		delete(e.open, uid)
+	}
+}
+
+// route sends what is asked of the payload's registry there, and all else on.
+func route(payload, rest http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if inner, ok := strings.CutPrefix(r.URL.Path, "/v2/"+InternalRegistry+"/"); ok {
+			r2 := r.Clone(r.Context())
+			r2.URL.Path = "/v2/" + inner
+			payload.ServeHTTP(w, r2)
+			return
+		}
+		switch ns := r.URL.Query().Get("ns"); {
+		case ns == InternalRegistry, ns == "" && (r.URL.Path == "/v2/" || r.URL.Path == "/v2"):
+			payload.ServeHTTP(w, r)
+		case rest != nil:
+			rest.ServeHTTP(w, r)
+		default:
+			registryError(w, http.StatusNotFound, "NAME_UNKNOWN", fmt.Sprintf("this platform has no registry %q", ns))
+		}
+	})
+}
+
+// limitListener lets at most n connections be open at a time.
+func limitListener(l net.Listener, n int) net.Listener {
+	return &limited{Listener: l, slots: make(chan struct{}, n), closed: make(chan struct{})}
+}
+
+type limited struct {
+	net.Listener
+	slots  chan struct{}
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *limited) Accept() (net.Conn, error) {
+	select {
+	case l.slots <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.slots
+		return nil, err
+	}
+	return &limitedConn{Conn: c, free: sync.OnceFunc(func() { <-l.slots })}, nil
+}
+
+func (l *limited) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+type limitedConn struct {
+	net.Conn
+	free func()
+}
+
+func (c *limitedConn) Close() error {
+	defer c.free()
+	return c.Conn.Close()
+}

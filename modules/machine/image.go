@@ -1,0 +1,273 @@
+package machine
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+)
+
+// maxImageBytes bounds what an image unpacks to. The machine's is 150 MB.
+const maxImageBytes = 4 << 30
+
+// images unpacks root file systems, each once, below dir/DIGEST.
+type images struct {
+	dir  string
+	lock locks
+}
+
+// unpack returns the folder with the root file system of the one image in an
+// OCI layout. A folder that is there is whole: it got its name when it was.
+func (im *images) unpack(ctx context.Context, layoutDir string) (string, error) {
+	digest, image, err := onlyImage(layoutDir)
+	if err != nil {
+		return "", fmt.Errorf("open image %s: %w", layoutDir, err)
+	}
+	unlock := im.lock.lock(digest.Hex)
+	defer unlock()
+	dir := filepath.Join(im.dir, digest.Hex)
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	if err := os.MkdirAll(im.dir, 0o755); err != nil {
+		return "", err
+	}
+	// What a killed agent left of the same image.
+	partial := dir + ".partial"
+	if err := os.RemoveAll(partial); err != nil {
+		return "", fmt.Errorf("unpack image: %w", err)
+	}
+	if err := os.Mkdir(partial, 0o755); err != nil {
+		return "", err
+	}
+	if err := unpackLayers(ctx, image, partial); err != nil {
+		return "", errors.Join(fmt.Errorf("unpack image %s: %w", layoutDir, err), os.RemoveAll(partial))
+	}
+	if err := os.Rename(partial, dir); err != nil {
+		return "", errors.Join(fmt.Errorf("unpack image: %w", err), os.RemoveAll(partial))
+	}
+	return dir, nil
+}
+
+func onlyImage(dir string) (v1.Hash, v1.Image, error) {
+	p, err := layout.FromPath(dir)
+	if err != nil {
+		return v1.Hash{}, nil, err
+	}
+	index, err := p.ImageIndex()
+	if err != nil {
+		return v1.Hash{}, nil, err
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return v1.Hash{}, nil, err
+	}
+	if len(manifest.Manifests) != 1 {
+		return v1.Hash{}, nil, fmt.Errorf("it holds %d images, want 1", len(manifest.Manifests))
+	}
+	digest := manifest.Manifests[0].Digest
+	image, err := index.Image(digest)
+	return digest, image, err
+}
+
+func unpackLayers(ctx context.Context, image v1.Image, dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	layers, err := image.Layers()
+	if err != nil {
+		return err
+	}
+	left := int64(maxImageBytes)
+	for _, l := range layers {
+		want, err := l.DiffID()
+		if err != nil {
+			return err
+		}
+		if err := unpackLayer(ctx, root, l, want, &left); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func unpackLayer(ctx context.Context, root *os.Root, l v1.Layer, want v1.Hash, left *int64) error {
+	r, err := l.Uncompressed()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	sum := sha256.New()
+	limited := &io.LimitedReader{R: r, N: *left}
+	tee := io.TeeReader(bufio.NewReaderSize(limited, 1<<20), sum)
+	if err := untar(ctx, root, tar.NewReader(tee)); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, tee); err != nil {
+		return err
+	}
+	if limited.N == 0 {
+		return fmt.Errorf("it unpacks to more than %d bytes", int64(maxImageBytes))
+	}
+	*left = limited.N
+	if got := hex.EncodeToString(sum.Sum(nil)); got != want.Hex {
+		return fmt.Errorf("layer sha256:%s is damaged: it unpacks to sha256:%s", want.Hex, got)
+	}
+	return nil
+}
+
+// The names by which a layer takes away what those below it have.
+const (
+	whiteout = ".wh."
+	opaque   = ".wh..wh..opq"
+)
+
+// untar unpacks one layer. Everything goes through root, so nothing gets out of
+// it, be it by a name or by a link. Devices are left out: a machine gets its
+// own. Times are kept; extended attributes aren't needed.
+func untar(ctx context.Context, root *os.Root, t *tar.Reader) error {
+	type dirTime struct {
+		name string
+		at   time.Time
+	}
+	var dirs []dirTime // set last: what is put into a folder changes its time
+	made := map[string]bool{}
+	for {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		name := path.Clean(strings.TrimLeft(h.Name, "/"))
+		if !filepath.IsLocal(name) {
+			return fmt.Errorf("%q leads out of the image", h.Name)
+		}
+		dir, base := path.Split(name)
+		if base == opaque {
+			if err := removeOlder(root, path.Clean(dir), made); err != nil {
+				return err
+			}
+			continue
+		}
+		if gone, ok := strings.CutPrefix(base, whiteout); ok {
+			if err := root.RemoveAll(path.Join(dir, gone)); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := unpackEntry(root, name, h, t); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		made[name] = true
+		if h.Typeflag == tar.TypeDir {
+			dirs = append(dirs, dirTime{name, h.ModTime})
+		}
+	}
+	for _, d := range dirs {
+		if err := root.Chtimes(d.name, d.at, d.at); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func unpackEntry(root *os.Root, name string, h *tar.Header, content io.Reader) error {
+	if h.Typeflag != tar.TypeDir {
+		if name == "." {
+			return errors.New("the root is no folder")
+		}
+		if err := root.RemoveAll(name); err != nil {
+			return err
+		}
+	}
+	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return err
+	}
+	mode := h.FileInfo().Mode()
+	switch h.Typeflag {
+	case tar.TypeDir:
+		if err := root.Mkdir(name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if info, err := root.Lstat(name); err != nil {
+			return err
+		} else if !info.IsDir() {
+			// A layer puts a folder where one below it has a link to one.
+			if err := errors.Join(root.Remove(name), root.Mkdir(name, 0o755)); err != nil {
+				return err
+			}
+		}
+	case tar.TypeReg:
+		f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, content)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	case tar.TypeSymlink:
+		if err := root.Symlink(h.Linkname, name); err != nil {
+			return err
+		}
+		return root.Lchown(name, h.Uid, h.Gid)
+	case tar.TypeLink:
+		return root.Link(path.Clean(strings.TrimLeft(h.Linkname, "/")), name)
+	default:
+		return nil // devices, pipes
+	}
+	// Owner first: changing it clears the set-user-ID bit.
+	if err := root.Lchown(name, h.Uid, h.Gid); err != nil {
+		return err
+	}
+	if err := root.Chmod(name, mode&(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)); err != nil {
+		return err
+	}
+	if h.Typeflag == tar.TypeReg {
+		return root.Chtimes(name, h.ModTime, h.ModTime)
+	}
+	return nil
+}
+
+// removeOlder empties a folder of what earlier layers put there.
+func removeOlder(root *os.Root, dir string, made map[string]bool) error {
+	f, err := root.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	names, err := f.Readdirnames(-1)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	for _, n := range names {
+		if p := path.Join(dir, n); !made[p] {
+			if err := root.RemoveAll(p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,121 @@
+// Package machine runs machines on a node: each is one Kubernetes node of one
+// workspace, with its own root file system, disk, network namespace and limits.
+//
+// It promises that a machine that was asked for runs, and keeps running while
+// the agent that asked is away; that it gets what its size says and no more of
+// memory, CPU, processes and disk; and that nothing of it is left once it is
+// removed. DESIGN.md in this folder says how and why.
+//
+// Parties: the node's agent calls the driver and opens the endpoints, with a
+// network namespace that another made and certificates that the server signed;
+// the payload has the binaries and images; embed/init is process 1 inside. Only
+// package appliance may import it.
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// Driver is a way to run machines. Calls for different machines may be
+// concurrent; those for one follow one another.
+type Driver interface {
+	// Ensure makes the machine run as spec says, and returns once its first
+	// process runs. One that runs is adopted, whoever started it; its files are
+	// brought up to date. One that stopped is started on the disk it had.
+	Ensure(ctx context.Context, spec Spec) error
+	// Stop ends the machine and keeps its disk. None there is no error.
+	Stop(ctx context.Context, uid string) error
+	// Remove ends the machine and takes everything of it away, from whatever
+	// state it is in. None there is no error.
+	Remove(ctx context.Context, uid string) error
+	// List returns every machine of which there is something, by UID.
+	List(ctx context.Context) ([]State, error)
+}
+
+// Spec is a machine that shall run.
+type Spec struct {
+	resource.AgentMachine
+	// Netns is the file of the machine's network namespace, below /run/netns.
+	Netns        string
+	Certificates Certificates
+}
+
+// Certificates are a machine's keys and certificates, PEM.
+type Certificates struct {
+	resource.MachineCertificates
+	KubeletClientKey  []byte
+	KubeletServingKey []byte
+	KubeProxyKey      []byte
+}
+
+// State is what is seen of one machine.
+type State struct {
+	UID     string
+	Key     string
+	Running bool
+	// Message says what is wrong, for people: why it doesn't run, or which of
+	// its services don't.
+	Message   string
+	StartedAt time.Time
+	Restarts  int // starts after the first one
+}
+
+// ErrUnsupported is wrapped by the errors of Supports.
+var ErrUnsupported = errors.New("this host can't run machines by the sandbox driver")
+
+func (s Spec) check() error {
+	if err := checkUID(s.UID); err != nil {
+		return err
+	}
+	var errs []error
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if err := resource.CheckName("machine", s.Name); err != nil {
+		errs = append(errs, err)
+	}
+	if strings.Trim(s.KubernetesVersion, "0123456789.") != "" || s.KubernetesVersion == "" {
+		fail("Kubernetes version %q", s.KubernetesVersion)
+	}
+	if s.AgentMachine.Spec.Size.MilliCPU < minMilliCPU {
+		fail("%d thousandths of a CPU: a machine needs %d", s.AgentMachine.Spec.Size.MilliCPU, minMilliCPU)
+	}
+	if s.AgentMachine.Spec.Size.MemoryBytes < minMemory {
+		fail("%d bytes of memory: a machine needs %d", s.AgentMachine.Spec.Size.MemoryBytes, minMemory)
+	}
+	if s.AgentMachine.Spec.Size.DiskBytes < minDisk {
+		fail("%d bytes of disk: a machine needs %d", s.AgentMachine.Spec.Size.DiskBytes, minDisk)
+	}
+	if _, err := netip.ParseAddr(s.AgentMachine.Spec.Address); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := netip.ParsePrefix(s.AgentMachine.Spec.PodCIDR); err != nil {
+		errs = append(errs, err)
+	}
+	if !s.Plan.Plane.IsValid() || !s.Plan.Pods.IsValid() || !s.Plan.DNS.IsValid() {
+		fail("no address plan")
+	}
+	if s.Netns == "" {
+		fail("no network namespace")
+	}
+	return errors.Join(errs...)
+}
+
+const (
+	minMilliCPU = 100       // containerd, kubelet and kube-proxy need 20 when idle, 1000 for a second when starting
+	minMemory   = 256 << 20 // containerd 52 MiB, kubelet 31, kube-proxy 21, all anonymous; a shim 5 for each pod
+	minDisk     = 128 << 20 // enough for an ext4 with a journal and the pause image
+)
+
+// checkUID keeps what becomes a folder's name from leading elsewhere.
+func checkUID(uid string) error {
+	if uid == "" || len(uid) > 128 || strings.Trim(uid, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") != "" || uid[0] == '-' {
+		return fmt.Errorf("machine UID %q: want letters, digits and dashes", uid)
+	}
+	return nil
+}

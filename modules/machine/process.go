@@ -1,0 +1,212 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/netns"
+)
+
+// watch calls Exited when the machine's first process ends. Watching it already
+// is no error.
+func (s *Sandbox) watch(uid string, pid int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watched[uid] != nil {
+		return nil
+	}
+	f, err := openPID(pid)
+	if err != nil {
+		return err
+	}
+	s.watched[uid] = f
+	go func() {
+		awaitExit(f)
+		s.mu.Lock()
+		ours := s.watched[uid] == f
+		if ours {
+			delete(s.watched, uid)
+		}
+		s.mu.Unlock()
+		f.Close()
+		if ours {
+			s.log.Warn("machine ended by itself", "uid", uid)
+			if s.cfg.Exited != nil {
+				s.cfg.Exited(uid)
+			}
+		}
+	}()
+	return nil
+}
+
+func (s *Sandbox) unwatch(uid string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.watched[uid]; f != nil {
+		delete(s.watched, uid)
+		f.SetReadDeadline(time.Now()) // wakes the goroutine, which closes it
+	}
+}
+
+// Close ends the watching; machines go on.
+func (s *Sandbox) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for uid, f := range s.watched {
+		delete(s.watched, uid)
+		f.SetReadDeadline(time.Now())
+	}
+	return nil
+}
+
+// openPID opens a process so that it can be waited for: not one of ours, so
+// wait(2) is of no use.
+func openPID(pid int) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	return os.NewFile(uintptr(fd), fmt.Sprintf("pidfd:%d", pid)), nil
+}
+
+// awaitExit returns when the process has ended or the file's deadline passed.
+func awaitExit(f *os.File) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	// The runtime's poller says "readable" when the process has ended.
+	_ = raw.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+	})
+}
+
+// terminate asks the process to end and waits for it.
+func terminate(ctx context.Context, pid int, timeout time.Duration) error {
+	f, err := openPID(pid)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.PidfdSendSignal(int(f.Fd()), unix.SIGTERM, nil, 0); err != nil {
+		return err
+	}
+	deadline := time.Now().Add(timeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	for time.Now().Before(deadline) && ctx.Err() == nil {
+		p := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(p, 200); n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	return fmt.Errorf("process %d lives on after %v", pid, timeout)
+}
+
+// inNamespace says whether the process is in the network namespace that stands
+// at path.
+func inNamespace(pid int, path string) (bool, error) {
+	var want, have unix.Stat_t
+	if err := unix.Stat(path, &want); err != nil {
+		return false, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	err := unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &have)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil // ended meanwhile
+	}
+	return want.Ino == have.Ino && want.Dev == have.Dev, err
+}
+
+// linkMTU is the MTU of a machine's link to its network.
+func linkMTU(path string) (mtu int, err error) {
+	if filepath.Dir(path) != netns.Root {
+		return 0, fmt.Errorf("network namespace %s is not in %s", path, netns.Root)
+	}
+	ns, err := netns.Open(filepath.Base(path))
+	if err != nil {
+		return 0, err
+	}
+	defer ns.Close()
+	err = ns.Do(func() error {
+		l, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return fmt.Errorf("network namespace %s: eth0: %w", path, err)
+		}
+		mtu = l.MTU
+		return nil
+	})
+	return mtu, err
+}
+
+// serviceTrouble says which of the machine's services don't run, "" if all do,
+// as its init tells. What is inside is the tenant's: it is read within bounds,
+// and no link in it leads out.
+func serviceTrouble(pid int) string {
+	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(root)
+	fd, err := unix.Openat2(root, strings.TrimPrefix(initState, "/"), &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOFOLLOW,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return "starting"
+	}
+	f := os.NewFile(uintptr(fd), initState)
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	if err != nil {
+		return ""
+	}
+	var st struct {
+		Services []struct {
+			Name, State string
+			Restarts    int
+			LastExit    string `json:"last_exit"`
+		}
+	}
+	if json.Unmarshal(data, &st) != nil {
+		return ""
+	}
+	var troubles []string
+	for _, svc := range st.Services[:min(len(st.Services), 16)] {
+		if svc.State == "ready" {
+			continue
+		}
+		t := clean(svc.Name) + " " + clean(svc.State)
+		if svc.LastExit != "" {
+			t += fmt.Sprintf(" (%s, %d restarts)", clean(svc.LastExit), svc.Restarts)
+		}
+		troubles = append(troubles, t)
+	}
+	return strings.Join(troubles, ", ")
+}
+
+// clean keeps what a machine says printable and short.
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return -1
+		}
+		return r
+	}, s)
+	return s[:min(len(s), 100)]
+}

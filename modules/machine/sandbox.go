@@ -1,0 +1,424 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/cgroup"
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// Config says where things are.
+type Config struct {
+	Dir     string // a folder for each machine; survives a reboot
+	Images  string // unpacked root file systems; survives a reboot
+	Runc    string // runc's state; does not survive a reboot
+	Payload string // the payload: kube/VERSION/kube, runtime/*, images/*
+	// Exited is called when a machine that ran has ended, not because of Stop or
+	// Remove. It must not block. May be nil.
+	Exited func(uid string)
+	Log    *slog.Logger
+}
+
+func (c Config) payload(elem ...string) string {
+	return filepath.Join(append([]string{c.Payload}, elem...)...)
+}
+
+// Sandbox is the driver that runs machines as containers of this host: own
+// namespaces, own control group, own disk, started by runc. A machine's
+// processes are not our children: they stay when we go.
+type Sandbox struct {
+	cfg    Config
+	log    *slog.Logger
+	runc   runc
+	images images
+	lock   locks // by UID
+
+	mu      sync.Mutex
+	watched map[string]*os.File // pidfd of each machine that is watched, by UID
+}
+
+var _ Driver = (*Sandbox)(nil)
+
+// NewSandbox changes nothing on the host.
+func NewSandbox(cfg Config) *Sandbox {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Sandbox{cfg: cfg, log: cfg.Log,
+		runc:    runc{binary: cfg.payload("runtime", "runc"), root: cfg.Runc},
+		images:  images{dir: cfg.Images},
+		watched: map[string]*os.File{}}
+}
+
+// places is where a machine's things stand on the host.
+type places struct {
+	dir    string
+	record string
+	config string // /etc/multipaas inside
+	bundle string // for runc
+	root   string // where the root file system is mounted
+	disk   disk
+	// On the disk, so that its size bounds them all:
+	upper, work, containerd, kubelet, logs, console string
+}
+
+func (s *Sandbox) places(uid string) places {
+	dir := filepath.Join(s.cfg.Dir, uid)
+	on := func(name string) string { return filepath.Join(dir, "disk", name) }
+	return places{dir: dir, record: filepath.Join(dir, "machine.json"), config: filepath.Join(dir, "config"),
+		bundle: filepath.Join(dir, "bundle"), root: filepath.Join(dir, "root"),
+		disk:  disk{file: filepath.Join(dir, "disk.img"), mount: filepath.Join(dir, "disk")},
+		upper: on("upper"), work: on("work"), containerd: on("containerd"), kubelet: on("kubelet"), logs: on("log"), console: on("console.log")}
+}
+
+// record is what is kept of a machine beside its disk.
+type record struct {
+	Machine resource.AgentMachine `json:"machine"`
+	Starts  int                   `json:"starts"`
+}
+
+func readRecord(file string) (record, error) {
+	var r record
+	data, err := readBounded(file, 1<<20)
+	if err != nil {
+		return r, err
+	}
+	return r, json.Unmarshal(data, &r)
+}
+
+func (r record) write(file string) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(file, data, 0o600)
+}
+
+// cgroupName is a machine's control group, below ours.
+func cgroupName(uid string) string { return "machines/" + uid }
+
+// Ensure makes the machine run. See Driver.
+func (s *Sandbox) Ensure(ctx context.Context, spec Spec) error {
+	if err := spec.check(); err != nil {
+		return fmt.Errorf("machine %s: %w", spec.Name, err)
+	}
+	unlock := s.lock.lock(spec.UID)
+	defer unlock()
+	if err := s.ensure(ctx, spec); err != nil {
+		return fmt.Errorf("machine %s: %w", spec.Name, err)
+	}
+	return nil
+}
+
+func (s *Sandbox) ensure(ctx context.Context, spec Spec) error {
+	m := s.places(spec.UID)
+	if err := os.MkdirAll(m.dir, 0o700); err != nil {
+		return err
+	}
+	// A record that can't be read is made anew: it holds nothing that is lost.
+	rec, _ := readRecord(m.record)
+	rec.Machine = spec.AgentMachine
+	if err := rec.write(m.record); err != nil {
+		return err
+	}
+	mtu, err := linkMTU(spec.Netns)
+	if err != nil {
+		return err
+	}
+	if err := s.writeConfig(spec, m.config, mtu); err != nil {
+		return err
+	}
+	c, ok, err := s.runc.state(ctx, spec.UID)
+	if err != nil {
+		return err
+	}
+	if ok && c.running() {
+		same, err := inNamespace(c.PID, spec.Netns)
+		if err != nil {
+			return err
+		}
+		if same {
+			return s.watch(spec.UID, c.PID)
+		}
+		s.log.Warn("machine is in a network namespace that is no more; starting it again", "machine", spec.Name)
+	}
+	if err := s.end(ctx, spec.UID); err != nil {
+		return err
+	}
+	if err := s.prepare(ctx, spec, m); err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := s.runc.start(ctx, spec.UID, m.bundle, m.console); err != nil {
+		return errors.Join(err, s.end(context.WithoutCancel(ctx), spec.UID))
+	}
+	rec.Starts++
+	if err := rec.write(m.record); err != nil {
+		return err
+	}
+	s.log.Info("machine started", "machine", spec.Name, "uid", spec.UID, "start", rec.Starts, "took", time.Since(began).Round(time.Millisecond))
+	c, _, err = s.runc.state(ctx, spec.UID)
+	if err != nil {
+		return err
+	}
+	return s.watch(spec.UID, c.PID)
+}
+
+// prepare makes everything that a start needs, or finds it there.
+func (s *Sandbox) prepare(ctx context.Context, spec Spec, m places) error {
+	if err := tuneKernel(); err != nil {
+		return err
+	}
+	image, err := s.images.unpack(ctx, s.cfg.payload("images", "machine"))
+	if err != nil {
+		return err
+	}
+	if err := m.disk.ensure(ctx, spec.AgentMachine.Spec.Size.DiskBytes, image); err != nil {
+		return err
+	}
+	for _, dir := range []string{m.containerd, m.kubelet, m.logs} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	// The payload may have moved to a newer image since the last start, so the
+	// root is mounted anew each time.
+	if err := unmountAll(m.root); err != nil {
+		return err
+	}
+	if err := mountRoot(image, m.upper, m.work, m.root); err != nil {
+		return err
+	}
+	cgroupsPath, err := cgroup.Path(cgroupName(spec.UID))
+	if err != nil {
+		return err
+	}
+	// Makes the parents pass their controllers on.
+	g, err := cgroup.Create(cgroupName(spec.UID))
+	if err != nil {
+		return err
+	}
+	if err := g.Close(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(m.bundle, 0o700); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(m.bundle, "runc.log")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	data, err := json.Marshal(s.bundle(spec, m, cgroupsPath))
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(m.bundle, "config.json"), data, 0o600)
+}
+
+// end ends every process of the machine and forgets the container.
+func (s *Sandbox) end(ctx context.Context, uid string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	s.unwatch(uid)
+	// All at once, and whether runc knows the container or not: its state may be
+	// lost, and processes that are not of its making live in its group.
+	if err := cgroup.KillAll(ctx, cgroupName(uid)); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(s.cfg.Runc, uid)); err == nil {
+		if err := s.runc.delete(ctx, uid); err != nil {
+			return err
+		}
+	}
+	return cgroup.Kill(ctx, cgroupName(uid))
+}
+
+// stopTimeout is what a machine gets to stop its services and pods. Its init
+// takes 25 s at most.
+const stopTimeout = 30 * time.Second
+
+// Stop ends the machine and keeps its disk. See Driver.
+func (s *Sandbox) Stop(ctx context.Context, uid string) error {
+	if err := checkUID(uid); err != nil {
+		return err
+	}
+	unlock := s.lock.lock(uid)
+	defer unlock()
+	if err := s.stop(ctx, uid); err != nil {
+		return fmt.Errorf("stop machine %s: %w", uid, err)
+	}
+	return nil
+}
+
+func (s *Sandbox) stop(ctx context.Context, uid string) error {
+	c, ok, err := s.runc.state(ctx, uid)
+	if err != nil {
+		return err
+	}
+	if ok && c.running() {
+		s.unwatch(uid)
+		if err := terminate(ctx, c.PID, stopTimeout); err != nil {
+			s.log.Warn("machine did not stop in time; ending it", "machine", uid, "error", err)
+		}
+	}
+	if err := s.end(ctx, uid); err != nil {
+		return err
+	}
+	return unmountAll(s.places(uid).dir)
+}
+
+// Remove takes everything of the machine away. See Driver.
+func (s *Sandbox) Remove(ctx context.Context, uid string) error {
+	if err := checkUID(uid); err != nil {
+		return err
+	}
+	unlock := s.lock.lock(uid)
+	defer unlock()
+	if err := s.remove(ctx, uid); err != nil {
+		return fmt.Errorf("remove machine %s: %w", uid, err)
+	}
+	return nil
+}
+
+func (s *Sandbox) remove(ctx context.Context, uid string) error {
+	// Its disk goes, so it needs no time to stop.
+	if err := s.end(ctx, uid); err != nil {
+		return err
+	}
+	m := s.places(uid)
+	if err := unmountAll(m.dir); err != nil {
+		return err
+	}
+	if err := awaitLoops(ctx, m.disk.file); err != nil {
+		return err
+	}
+	// The folder last: as long as it is there, List shows the machine.
+	if left, err := mounts(m.dir); err != nil || len(left) > 0 {
+		return fmt.Errorf("still mounted: %v: %w", left, err)
+	}
+	if err := os.RemoveAll(m.dir); err != nil {
+		return err
+	}
+	s.log.Info("machine removed", "uid", uid)
+	return nil
+}
+
+// List returns the machines of which there is something. See Driver.
+func (s *Sandbox) List(ctx context.Context) ([]State, error) {
+	uids := map[string]bool{}
+	for _, dir := range []string{s.cfg.Dir, s.cfg.Runc} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("list machines: %w", err)
+		}
+		for _, e := range entries {
+			if e.IsDir() && checkUID(e.Name()) == nil {
+				uids[e.Name()] = true
+			}
+		}
+	}
+	var states []State
+	for _, uid := range slices.Sorted(maps.Keys(uids)) {
+		states = append(states, s.state(ctx, uid))
+	}
+	return states, nil
+}
+
+func (s *Sandbox) state(ctx context.Context, uid string) State {
+	m := s.places(uid)
+	st := State{UID: uid}
+	if rec, err := readRecord(m.record); err == nil {
+		st.Key, st.Restarts = rec.Machine.Key, max(0, rec.Starts-1)
+	}
+	c, ok, err := s.runc.state(ctx, uid)
+	switch {
+	case err != nil:
+		st.Message = err.Error()
+	case !ok:
+		st.Message = "not started"
+	case !c.running():
+		st.Message = "stopped"
+		if text, err := readBounded(m.console, 1<<20); err == nil && len(text) > 0 {
+			st.Message = "stopped: " + lastLine(string(text))
+		}
+	default:
+		st.Running, st.StartedAt = true, c.Created
+		st.Message = serviceTrouble(c.PID)
+	}
+	return st
+}
+
+// Supports says what this host lacks to run machines: all of it, each with its
+// remedy. The error wraps ErrUnsupported.
+func (s *Sandbox) Supports() error {
+	var errs []error
+	need := func(file, remedy string) {
+		if _, err := os.Stat(file); err != nil {
+			errs = append(errs, fmt.Errorf("%s is missing: %s", file, remedy))
+		}
+	}
+	need("/dev/loop-control", "load the kernel module loop")
+	need("/proc/sys/net/bridge/bridge-nf-call-iptables", "load the kernel module br_netfilter")
+	for _, name := range []string{"runc", "init", "containerd", "containerd-shim-runc-v2"} {
+		need(s.cfg.payload("runtime", name), "this build of multipaas carries no payload, or it was not unpacked")
+	}
+	need(s.cfg.payload("images", "machine", "index.json"), "this build of multipaas carries no machine image")
+	have, err := cgroup.Controllers()
+	if err != nil {
+		errs = append(errs, err)
+	}
+	for _, c := range []string{"cpu", "memory", "pids"} {
+		if !slices.Contains(have, c) {
+			errs = append(errs, fmt.Errorf("the control group controller %s is missing: boot with it, or let the unit delegate it", c))
+		}
+	}
+	if !capable(unix.CAP_SYS_ADMIN) || !capable(unix.CAP_NET_ADMIN) {
+		errs = append(errs, errors.New("not run as root with CAP_SYS_ADMIN and CAP_NET_ADMIN: run it as root, outside a container"))
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrUnsupported, errors.Join(errs...))
+}
+
+// kernelSettings are what kubelet insists on. A machine sees /proc/sys read-only
+// except for what is its own, so they are set on the host.
+var kernelSettings = map[string]string{
+	"vm/overcommit_memory":      "1",
+	"vm/panic_on_oom":           "0",
+	"kernel/panic":              "10",
+	"kernel/panic_on_oops":      "1",
+	"kernel/keys/root_maxkeys":  "1000000",
+	"kernel/keys/root_maxbytes": "25000000",
+}
+
+func tuneKernel() error {
+	for name, value := range kernelSettings {
+		file := "/proc/sys/" + name
+		have, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(string(have)) == value {
+			continue
+		}
+		if err := os.WriteFile(file, []byte(value), 0); err != nil {
+			return fmt.Errorf("set kernel setting %s to %s, which kubelet needs: %w", name, value, err)
+		}
+	}
+	return nil
+}
