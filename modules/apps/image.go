@@ -1,0 +1,96 @@
+package apps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/distribution/reference"
+)
+
+// Images knows the images that apps can be made of. Implemented by appliance
+// around the registry and the payload.
+type Images interface {
+	// Resolve returns the digest, "sha256:...", of the image ref, which names its
+	// registry and a tag or digest, for an app of the workspace with that key. It
+	// is "" for an image whose digest can't be known before a machine pulls it.
+	// It is called concurrently, and not often. NoImageError: there is none.
+	Resolve(ctx context.Context, workspace, ref string) (digest string, err error)
+}
+
+// NoImageError says that there is no such image, and what there is instead.
+type NoImageError struct {
+	Ref  string
+	Have []string // "hello:1"; may be empty
+}
+
+func (e *NoImageError) Error() string {
+	switch n := len(e.Have); {
+	case n == 0:
+		return fmt.Sprintf("There is no image %s. Push it first.", e.Ref)
+	case n > 10:
+		return fmt.Sprintf("There is no image %s. There are %s and %d more.", e.Ref, strings.Join(e.Have[:10], ", "), n-10)
+	default:
+		return fmt.Sprintf("There is no image %s. There are %s.", e.Ref, strings.Join(e.Have, ", "))
+	}
+}
+
+// payloadHost is the registry of the images that every machine has.
+const payloadHost = "multipaas.internal"
+
+// errImage is wrapped by what is wrong with a reference itself.
+var errImage = errors.New("not an image that this app can use")
+
+// fullReference says which image is meant: "hello:1" is the organization's own,
+// as is "ACCOUNT/ORGANIZATION/hello:1"; a reference that names a registry is
+// what it is. What names no registry can't name another tenant's image: it is
+// looked for below the organization.
+func fullReference(registry, account, organization, image string) (string, error) {
+	own := account + "/" + organization + "/"
+	host, path := splitHost(image)
+	if host == "" {
+		host = registry
+		if !strings.HasPrefix(path, own) {
+			path = own + path
+		}
+	}
+	full := host + "/" + path
+	parsed, err := reference.Parse(full)
+	if err != nil {
+		return "", fmt.Errorf("%q is %w: %w", image, errImage, err)
+	}
+	if host == registry && !strings.HasPrefix(path, own) {
+		return "", fmt.Errorf("%q is %w: it belongs to another organization", image, errImage)
+	}
+	_, tagged := parsed.(reference.Tagged)
+	_, digested := parsed.(reference.Digested)
+	if !tagged && !digested {
+		full += ":latest"
+	}
+	return full, nil
+}
+
+// splitHost takes what is in front of the first "/" for a host if it can be no
+// name of an account: it has a dot, a port or is "localhost".
+func splitHost(image string) (host, path string) {
+	first, rest, nested := strings.Cut(image, "/")
+	if nested && (strings.ContainsAny(first, ".:") || first == "localhost") {
+		return first, rest
+	}
+	return "", image
+}
+
+// pinned is ref with its digest, so that all instances run the same bytes.
+func pinned(ref, digest string) string {
+	if digest == "" || strings.Contains(ref, "@") {
+		return ref
+	}
+	return ref + "@" + digest
+}
+
+// unpinned takes such an image apart.
+func unpinned(image string) (ref, digest string) {
+	ref, digest, _ = strings.Cut(image, "@")
+	return ref, digest
+}

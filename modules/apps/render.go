@@ -1,0 +1,193 @@
+package apps
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	appsapply "k8s.io/client-go/applyconfigurations/apps/v1"
+	coreapply "k8s.io/client-go/applyconfigurations/core/v1"
+	metaapply "k8s.io/client-go/applyconfigurations/meta/v1"
+
+	types "github.com/multipaas/multipaas/modules/resource"
+)
+
+const (
+	// manager is who owns the fields that we apply, and what our objects are
+	// labelled with.
+	manager      = "multipaas"
+	labelName    = "app.kubernetes.io/name"
+	labelManager = "app.kubernetes.io/managed-by"
+	container    = "app"
+	portName     = "app"
+
+	defaultPort      = 8080
+	defaultNamespace = "default"
+
+	// A pod that is to go is out of the balancer within a second and out of
+	// kube-proxy within another; it serves on for one more.
+	drainSeconds = 3
+	// Then it has this long, the drain included, to finish what it began.
+	graceSeconds = 30
+	// After 5 minutes without progress a roll-out has failed: large images on
+	// slow disks are pulled in two.
+	progressSeconds = 300
+	// Roll back by hand to one of these; each costs a ReplicaSet.
+	revisions = 3
+)
+
+// objects are what an app is in its cluster.
+type objects struct {
+	namespace  string
+	deployment *appsapply.DeploymentApplyConfiguration
+	service    *coreapply.ServiceApplyConfiguration
+}
+
+func labels(app *types.App) map[string]string {
+	return map[string]string{labelName: app.Name, labelManager: manager}
+}
+
+func namespaceOf(app *types.App) string {
+	if app.Spec.Namespace == "" {
+		return defaultNamespace
+	}
+	return app.Spec.Namespace
+}
+
+func portOf(app *types.App) int {
+	if app.Spec.Port == 0 {
+		return defaultPort
+	}
+	return app.Spec.Port
+}
+
+// render returns the objects of app, which runs image.
+func render(app *types.App, image string) objects {
+	namespace, port := namespaceOf(app), int32(portOf(app))
+
+	env := []*coreapply.EnvVarApplyConfiguration{coreapply.EnvVar().WithName("PORT").WithValue(strconv.Itoa(int(port)))}
+	for _, name := range slices.Sorted(maps.Keys(app.Spec.Env)) {
+		if name != "PORT" {
+			env = append(env, coreapply.EnvVar().WithName(name).WithValue(app.Spec.Env[name]))
+		}
+	}
+	probe := coreapply.Probe().WithPeriodSeconds(2).WithTimeoutSeconds(2).WithFailureThreshold(3)
+	if app.Spec.HealthPath != "" {
+		probe.WithHTTPGet(coreapply.HTTPGetAction().WithPath(app.Spec.HealthPath).WithPort(intstr.FromInt32(port)))
+	} else {
+		probe.WithTCPSocket(coreapply.TCPSocketAction().WithPort(intstr.FromInt32(port)))
+	}
+	main := coreapply.Container().
+		WithName(container).
+		WithImage(image).
+		WithImagePullPolicy(corev1.PullIfNotPresent).
+		WithCommand(app.Spec.Command...).
+		WithArgs(app.Spec.Args...).
+		WithEnv(env...).
+		WithPorts(coreapply.ContainerPort().WithName(portName).WithContainerPort(port).WithProtocol(corev1.ProtocolTCP)).
+		WithReadinessProbe(probe).
+		WithSecurityContext(coreapply.SecurityContext().WithAllowPrivilegeEscalation(false)).
+		// Kubelet itself waits: the image needs no `sleep`. Endpoints are gone
+		// before the app is told to end.
+		WithLifecycle(coreapply.Lifecycle().WithPreStop(coreapply.LifecycleHandler().
+			WithSleep(coreapply.SleepAction().WithSeconds(drainSeconds))))
+	if amounts := amountsOf(app.Spec); len(amounts) > 0 {
+		main.WithResources(coreapply.ResourceRequirements().WithRequests(amounts).WithLimits(amounts))
+	}
+
+	pod := coreapply.PodTemplateSpec().WithLabels(labels(app)).WithSpec(coreapply.PodSpec().
+		WithContainers(main).
+		WithTerminationGracePeriodSeconds(graceSeconds).
+		// An app has no business with the cluster's API unless its owner says so
+		// in a manifest of his own.
+		WithAutomountServiceAccountToken(false).
+		WithEnableServiceLinks(false).
+		WithTopologySpreadConstraints(coreapply.TopologySpreadConstraint().
+			WithMaxSkew(1).
+			WithTopologyKey(corev1.LabelHostname).
+			// Two instances on one machine are better than one.
+			WithWhenUnsatisfiable(corev1.ScheduleAnyway).
+			WithLabelSelector(metaapply.LabelSelector().WithMatchLabels(labels(app))).
+			WithMatchLabelKeys("pod-template-hash")))
+
+	deployment := appsapply.Deployment(app.Name, namespace).WithLabels(labels(app)).WithSpec(appsapply.DeploymentSpec().
+		WithReplicas(int32(app.Spec.Instances)).
+		WithSelector(metaapply.LabelSelector().WithMatchLabels(labels(app))).
+		WithStrategy(appsapply.DeploymentStrategy().WithType("RollingUpdate").WithRollingUpdate(appsapply.RollingUpdateDeployment().
+			WithMaxUnavailable(intstr.FromInt32(0)).
+			WithMaxSurge(intstr.FromInt32(1)))).
+		WithRevisionHistoryLimit(revisions).
+		WithProgressDeadlineSeconds(progressSeconds).
+		WithTemplate(pod))
+
+	service := coreapply.Service(app.Name, namespace).WithLabels(labels(app)).WithSpec(coreapply.ServiceSpec().
+		WithSelector(labels(app)).
+		WithPorts(coreapply.ServicePort().WithName(portName).WithPort(port).WithTargetPort(intstr.FromInt32(port)).WithProtocol(corev1.ProtocolTCP)))
+
+	return objects{namespace, deployment, service}
+}
+
+func amountsOf(spec types.AppSpec) corev1.ResourceList {
+	amounts := corev1.ResourceList{}
+	if spec.MilliCPU > 0 {
+		amounts[corev1.ResourceCPU] = *resource.NewMilliQuantity(spec.MilliCPU, resource.DecimalSI)
+	}
+	if spec.MemoryBytes > 0 {
+		amounts[corev1.ResourceMemory] = *resource.NewQuantity(spec.MemoryBytes, resource.BinarySI)
+	}
+	return amounts
+}
+
+// sum tells objects apart, so that only what changed is applied.
+func (o objects) sum() (string, error) {
+	data, err := json.Marshal([]any{o.deployment, o.service})
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// selector finds everything of every app.
+func selector() string { return labelManager + "=" + manager }
+
+// selectorOf finds everything of one app, in whatever namespace.
+func selectorOf(name string) string {
+	return metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: map[string]string{labelName: name, labelManager: manager}})
+}
+
+// hostOf is where app is reached. A host name has at most 253 characters.
+func hostOf(app *types.App, domain string) (string, error) {
+	host := strings.ToLower(strings.Join([]string{app.Name, app.Workspace, app.Organization, app.Account, domain}, "."))
+	if len(host) > 253 {
+		return "", fmt.Errorf("The host name %s would have %d characters, at most 253 are possible. Use shorter names.", host, len(host)) //nolint:staticcheck // shown to users as it is
+	}
+	for label := range strings.SplitSeq(host, ".") {
+		if label == "" || len(label) > 63 {
+			return "", fmt.Errorf("%q in the host name %s has %d characters, 1 to 63 are possible. Use another name.", label, host, len(label))
+		}
+	}
+	return host, nil
+}
+
+// routeOf is the route of app at host.
+func routeOf(app *types.App, host string) *types.Route {
+	r := &types.Route{
+		Workspace: app.WorkspaceKey(),
+		App:       app.Name,
+		Namespace: namespaceOf(app),
+		Service:   app.Name,
+		Port:      portOf(app),
+	}
+	r.Name = host
+	return r
+}

@@ -1,0 +1,274 @@
+package apps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ktypes "k8s.io/apimachinery/pkg/types"
+	coreapply "k8s.io/client-go/applyconfigurations/core/v1"
+
+	types "github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// applied is what was written last for an app. As long as that is what is
+// there, nothing needs to be written.
+type applied struct {
+	sum        string
+	deployment ktypes.UID
+	generation int64
+	service    ktypes.UID
+	version    string
+}
+
+// bringUp makes the cluster and the route what app says, and tells how it is.
+func (c *Controller) bringUp(ctx context.Context, app *types.App) (again time.Duration, err error) {
+	ref, err := fullReference(c.cfg.Registry, app.Account, app.Organization, app.Spec.Image)
+	if err != nil {
+		return 0, c.blocked(ctx, app, types.Condition{Type: types.AppImageFound, Status: types.False, Reason: reasonNoImage,
+			Message: sentence(err.Error()), Final: true})
+	}
+	k, err := c.cluster(ctx, app.WorkspaceKey())
+	if err != nil {
+		return 0, errors.Join(err, c.unreachable(ctx, app, err))
+	}
+	there, err := k.find(app.Name)
+	if err != nil {
+		return 0, err
+	}
+	namespace := namespaceOf(app)
+	deployments, _ := in(there.deployments, namespace)
+
+	digest, err := c.digest(ctx, app, ref, deployments)
+	if err != nil {
+		condition := types.Condition{Type: types.AppImageFound, Status: types.Unknown, Reason: reasonImageUnknown, Message: sentence(err.Error())}
+		none, isNone := errors.AsType[*NoImageError](err)
+		if isNone {
+			condition.Status, condition.Reason, condition.Message, condition.Final = types.False, reasonNoImage, none.Error(), true
+		}
+		if sayErr := c.blocked(ctx, app, condition); sayErr != nil || !isNone {
+			return 0, errors.Join(err, sayErr)
+		}
+		return retryImage, nil
+	}
+
+	deployment, err := c.apply(ctx, k, app, render(app, pinned(ref, digest)), there)
+	if refusal := refusalOf(err); refusal != nil {
+		return retryImage, c.blocked(ctx, app, *refusal)
+	}
+	if err != nil {
+		return 0, err
+	}
+	host, route, err := c.route(ctx, app)
+	if err != nil {
+		if problem, ok := errors.AsType[*hostError](err); ok {
+			return 0, c.blocked(ctx, app, types.Condition{Type: types.AppRouteReady, Status: types.False, Reason: reasonHostName, Message: problem.Error(), Final: true})
+		}
+		return 0, err
+	}
+	pods, _ := in(there.pods, namespace)
+	if err := c.say(ctx, app, status(app, seen{digest: digest, host: host, deployment: deployment, pods: pods, route: route})); err != nil {
+		return 0, err
+	}
+	return resync, nil
+}
+
+// unreachable tells that the workspace isn't there yet. An app that was ready
+// stays so: what its users see doesn't need the plane.
+func (c *Controller) unreachable(ctx context.Context, app *types.App, err error) error {
+	if app.Status.Phase == types.Ready && app.Status.ObservedGeneration == app.Generation {
+		return nil
+	}
+	st := app.Status
+	st.Conditions = append(types.Conditions(nil), st.Conditions...)
+	st.Conditions.Set(types.Condition{Type: types.AppDeployed, Status: types.False, Reason: reasonUnreachable,
+		Message: "Waiting for the workspace: " + sentence(err.Error())})
+	return c.say(ctx, app, settle(app, st))
+}
+
+// digest is that of the running release as long as the app asks for the same
+// image: a tag that moved on takes effect when the app is deployed with another
+// reference, and not by chance when it is scaled.
+func (c *Controller) digest(ctx context.Context, app *types.App, ref string, deployments []*appsv1.Deployment) (string, error) {
+	for _, d := range deployments {
+		for _, running := range d.Spec.Template.Spec.Containers {
+			was, digest := unpinned(running.Image)
+			if running.Name == container && (running.Image == ref || was == ref && digest != "") {
+				return digest, nil
+			}
+		}
+	}
+	return c.cfg.Images.Resolve(ctx, app.WorkspaceKey(), ref)
+}
+
+// apply writes the objects unless they are there as they were written last, and
+// removes those of another namespace that the app was in before.
+func (c *Controller) apply(ctx context.Context, k *cluster, app *types.App, want objects, there found) (*appsv1.Deployment, error) {
+	sum, err := want.sum()
+	if err != nil {
+		return nil, err
+	}
+	deployments, oldDeployments := in(there.deployments, want.namespace)
+	services, oldServices := in(there.services, want.namespace)
+	c.mu.Lock()
+	last := c.applied[app.Key()]
+	c.mu.Unlock()
+	if len(deployments) == 1 && len(services) == 1 && len(oldDeployments) == 0 && len(oldServices) == 0 {
+		d, s := deployments[0], services[0]
+		if last == (applied{sum, d.UID, d.Generation, s.UID, s.ResourceVersion}) {
+			return d, nil
+		}
+	}
+
+	if err := ensureNamespace(ctx, k, want.namespace); err != nil {
+		return nil, err
+	}
+	if err := checkOwners(ctx, k, app.Name, want.namespace, deployments, services); err != nil {
+		return nil, err
+	}
+	options := metav1.ApplyOptions{FieldManager: manager, Force: true}
+	service, err := k.client.CoreV1().Services(want.namespace).Apply(ctx, want.service, options)
+	if err != nil {
+		return nil, fmt.Errorf("apply service %s/%s: %w", want.namespace, app.Name, err)
+	}
+	deployment, err := k.client.AppsV1().Deployments(want.namespace).Apply(ctx, want.deployment, options)
+	if err != nil {
+		return nil, fmt.Errorf("apply deployment %s/%s: %w", want.namespace, app.Name, err)
+	}
+	for _, d := range oldDeployments {
+		if err := deleteDeployment(ctx, k, d); err != nil {
+			return nil, err
+		}
+	}
+	for _, s := range oldServices {
+		if err := deleteService(ctx, k, s); err != nil {
+			return nil, err
+		}
+	}
+	c.mu.Lock()
+	c.applied[app.Key()] = applied{sum, deployment.UID, deployment.Generation, service.UID, service.ResourceVersion}
+	c.mu.Unlock()
+	return deployment, nil
+}
+
+func ensureNamespace(ctx context.Context, k *cluster, name string) error {
+	ns, err := k.client.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case err == nil && ns.DeletionTimestamp != nil:
+		return &refusedError{reason: reasonRefused, message: fmt.Sprintf("The namespace %s is being deleted. The app comes back when that is done.", name)}
+	case err == nil:
+		return nil
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("get namespace %s: %w", name, err)
+	}
+	_, err = k.client.CoreV1().Namespaces().Apply(ctx, coreapply.Namespace(name).WithLabels(map[string]string{labelManager: manager}),
+		metav1.ApplyOptions{FieldManager: manager, Force: true})
+	if err != nil {
+		return fmt.Errorf("create namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// checkOwners sees to it that nothing is taken over that the tenant made
+// himself: what has our name but not our labels is his.
+func checkOwners(ctx context.Context, k *cluster, name, namespace string, deployments []*appsv1.Deployment, services []*corev1.Service) error {
+	taken := func(what string, m metav1.Object, err error) error {
+		switch {
+		case apierrors.IsNotFound(err):
+			return nil
+		case err != nil:
+			return fmt.Errorf("get %s %s/%s: %w", what, namespace, name, err)
+		case m.GetLabels()[labelManager] != manager:
+			return &refusedError{reason: reasonConflict, final: true, message: fmt.Sprintf(
+				"There is a %s %s in namespace %s already that is not this app's. Delete it, or give the app another name.", what, name, namespace)}
+		}
+		return nil
+	}
+	if len(deployments) == 0 {
+		d, err := k.client.AppsV1().Deployments(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err := taken("Deployment", d, err); err != nil {
+			return err
+		}
+	}
+	if len(services) == 0 {
+		s, err := k.client.CoreV1().Services(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err := taken("Service", s, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refusedError says that the objects can't be written, in words for users.
+type refusedError struct {
+	reason, message string
+	final           bool
+}
+
+func (e *refusedError) Error() string { return e.message }
+
+// refusalOf tells what users can do something about from other errors, or nil.
+func refusalOf(err error) *types.Condition {
+	if r, ok := errors.AsType[*refusedError](err); ok {
+		return &types.Condition{Type: types.AppDeployed, Status: types.False, Reason: r.reason, Message: r.message, Final: r.final}
+	}
+	if apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err) {
+		return &types.Condition{Type: types.AppDeployed, Status: types.False, Reason: reasonRefused,
+			Message: "Kubernetes refuses the app: " + sentence(err.Error()), Final: true}
+	}
+	return nil
+}
+
+// hostError is what is wrong with the host name, in words for users.
+type hostError struct{ error }
+
+// route makes the route of app what it should be: none, or one to its Service.
+func (c *Controller) route(ctx context.Context, app *types.App) (host string, route *types.Route, err error) {
+	host, err = hostOf(app, c.cfg.Domain)
+	if app.Spec.NoRoute {
+		if err == nil {
+			err = c.removeRoute(ctx, app, host)
+		} else {
+			err = nil // with that name there can't have been one
+		}
+		return "", nil, err
+	}
+	if err != nil {
+		return "", nil, &hostError{err}
+	}
+	want := routeOf(app, host)
+	route, err = c.cfg.Store.Routes().Modify(ctx, host, func(r *types.Route) error {
+		if r.Workspace != want.Workspace || r.Service != want.Service || r.Namespace != want.Namespace || r.Port != want.Port {
+			r.Status.Conditions = nil // it is about something else now
+		}
+		r.Workspace, r.App, r.Namespace, r.Service, r.Port = want.Workspace, want.App, want.Namespace, want.Service, want.Port
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		route, err = want, c.cfg.Store.Routes().Create(ctx, want)
+	}
+	return host, route, err
+}
+
+func (c *Controller) removeRoute(ctx context.Context, app *types.App, host string) error {
+	r, err := c.cfg.Store.Routes().Get(ctx, host)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case r.Workspace != app.WorkspaceKey() || r.App != app.Name:
+		return nil
+	}
+	err = c.cfg.Store.Routes().Delete(ctx, r)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
