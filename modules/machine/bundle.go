@@ -107,7 +107,7 @@ func (s *Sandbox) bundle(spec Spec, m places, cgroupsPath string) *specs.Spec {
 			kernel("tmpfs", "/run", "nodev", "mode=755", "size=64m"),
 			// kubelet wants to read the kernel's messages, which tell of the host
 			// and of other tenants. It reads that there are none.
-			bind("/dev/null", "/dev/kmsg"),
+			{Type: "bind", Source: "/dev/null", Destination: "/dev/kmsg", Options: []string{"bind", "nosuid", "noexec"}},
 			{Type: "bind", Source: m.containerd, Destination: "/var/lib/containerd", Options: []string{"rbind", "nodev"}},
 			{Type: "bind", Source: m.kubelet, Destination: "/var/lib/kubelet", Options: []string{"rbind", "nodev"}},
 			bind(m.logs, "/var/log", "noexec"),
@@ -134,12 +134,14 @@ func (s *Sandbox) bundle(spec Spec, m places, cgroupsPath string) *specs.Spec {
 				{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}, // the GlusterFS client
 			},
 			Resources: &specs.LinuxResources{
-				// runc adds null, zero, full, random, urandom, tty, console and ptmx.
+				// runc adds null, zero, full, random, urandom, tty and ptmx.
 				Devices: []specs.LinuxDeviceCgroup{
 					{Allow: false, Access: "rwm"},
 					device(10, 229, "rwm"),
-					device(10, 200, "rwm"), // tun: runc gives it to every pod, so it must be ours to give
 					device(136, -1, "rwm"), // pseudo terminals
+					// console and tun: runc gives them to every pod, so they must be ours to give.
+					device(5, 1, "rwm"),
+					device(10, 200, "rwm"),
 					// Making any node, opening none: runc gives that to every pod.
 					{Allow: true, Type: "c", Access: "m"},
 					{Allow: true, Type: "b", Access: "m"},
