@@ -1,4 +1,310 @@
-// Command multipaas is the one file of MultiPaaS.
+// Command multipaas is the one file of MultiPaaS: server, node and client. This
+// is the command table and nothing else.
 package main
 
-func main() {}
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/multipaas/multipaas/appliance"
+	"github.com/multipaas/multipaas/appliance/logs"
+	"github.com/multipaas/multipaas/appliance/paths"
+	"github.com/multipaas/multipaas/appliance/preflight"
+	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/modules/client"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() { os.Exit(run(os.Args)) }
+
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	switch filepath.Base(args[0]) { // a link named for one of its roles
+	case "mp":
+		return client.Main(ctx, args[1:], os.Stdin, os.Stdout, os.Stderr)
+	case "kubectl":
+		args = append([]string{"multipaas", "kubectl"}, args[1:]...)
+	}
+	app := &cli.App{
+		Name: "multipaas", Usage: "a private, multi-tenant Kubernetes platform in one file", Version: version,
+		HideHelpCommand: true, EnableBashCompletion: true,
+		ExitErrHandler: func(*cli.Context, error) {}, // main exits, nobody else
+		Commands: []*cli.Command{
+			serverCommand(), nodeCommand(), client.Command(), client.Token(),
+			statusCommand(), configCommand(), preflightCommand(), appliance.PayloadCommand(), kubectlCommand(),
+		},
+	}
+	err := app.RunContext(ctx, args)
+	var exit cli.ExitCoder
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		if text := exit.Error(); text != "" {
+			fmt.Fprintln(os.Stderr, text)
+		}
+		return exit.ExitCode()
+	}
+	fmt.Fprintln(os.Stderr, "multipaas:", err)
+	return 1
+}
+
+// configFlags choose the configuration of a role. Everything else is in the
+// file or in MULTIPAAS_* variables.
+func configFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Value: paths.DefaultConfig, Usage: "configuration `FILE` (YAML); the default one need not exist"},
+		&cli.StringFlag{Name: "data-dir", Usage: "`DIRECTORY` for everything that is kept"},
+		&cli.StringFlag{Name: "name", Usage: "`NAME` of this machine on the platform (default: the host name)"},
+		&cli.StringFlag{Name: "address", Usage: "`ADDRESS` of this machine on the platform's network"},
+		&cli.StringFlag{Name: "domain", Usage: "`DOMAIN` below which apps are reached"},
+		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: debug, info, warn or error"},
+	}
+}
+
+func loadFile(c *cli.Context) (appliance.File, error) {
+	flags := map[string]string{}
+	for flag, setting := range map[string]string{"data-dir": "data_dir", "name": "name", "address": "address", "domain": "domain", "log-level": "log.level"} {
+		if c.IsSet(flag) {
+			flags[setting] = c.String(flag)
+		}
+	}
+	return appliance.Load(c.String("config"), !c.IsSet("config"), os.Environ(), flags)
+}
+
+func load(c *cli.Context) (appliance.Config, error) {
+	file, err := loadFile(c)
+	if err != nil {
+		return appliance.Config{}, err
+	}
+	machine, err := appliance.ThisMachine()
+	if err != nil {
+		return appliance.Config{}, err
+	}
+	cfg := file.Complete(machine)
+	return cfg, cfg.Validate()
+}
+
+// role loads the configuration, sets up logging and runs a role.
+func role(c *cli.Context, run func(context.Context, appliance.Config, *slog.Logger) error) error {
+	cfg, err := load(c)
+	if err != nil {
+		return err
+	}
+	level, err := logs.ParseLevel(cfg.Log.Level)
+	if err != nil {
+		return err
+	}
+	log := logs.New(os.Stderr, level, cfg.Log.Format)
+	logs.Redirect(log)
+	return run(c.Context, cfg, log)
+}
+
+func serverCommand() *cli.Command {
+	return &cli.Command{
+		Name: "server", Usage: "run a control machine: datastore, API, registry, load balancer, tenants' planes",
+		Description: "Runs in the foreground until SIGTERM. The first start writes the first sysadmin's credentials to\n" +
+			"<data_dir>/bootstrap-admin.json (0600).\n\n   multipaas server --address 192.0.2.10 --domain paas.example",
+		Flags: configFlags(),
+		Action: func(c *cli.Context) error {
+			return role(c, func(ctx context.Context, cfg appliance.Config, log *slog.Logger) error {
+				return appliance.RunServer(ctx, cfg, version, log)
+			})
+		},
+	}
+}
+
+func nodeCommand() *cli.Command {
+	return &cli.Command{
+		Name: "node", Usage: "make this machine a node, run it, or take it out",
+		Subcommands: []*cli.Command{
+			{
+				Name: "join", Usage: "join a platform and run as its node", ArgsUsage: "https://SERVER:7443",
+				Description: "Joins once with a token (`multipaas token create --role node` on the platform), then runs the node in\n" +
+					"the foreground until SIGTERM; joined already, it only runs. The token is never an argument, for\n" +
+					"arguments can be read by every process:\n\n" +
+					"   MULTIPAAS_JOIN_TOKEN=... multipaas node join https://192.0.2.10:7443\n" +
+					"   multipaas node join --token-file token https://192.0.2.10:7443",
+				Flags: append(configFlags(), &cli.StringFlag{Name: "token-file", Usage: "`FILE` with the join token, - for standard input"}),
+				Action: func(c *cli.Context) error {
+					return role(c, func(ctx context.Context, cfg appliance.Config, log *slog.Logger) error { return joinNode(ctx, c, cfg, log) })
+				},
+			},
+			{
+				Name: "run", Usage: "run a node that has joined", Flags: configFlags(),
+				Action: func(c *cli.Context) error {
+					return role(c, func(ctx context.Context, cfg appliance.Config, log *slog.Logger) error {
+						return appliance.RunNode(ctx, cfg, version, log)
+					})
+				},
+			},
+			{
+				Name: "leave", Usage: "take this node out of the platform", Flags: configFlags(),
+				Description: "The node's machines are replaced on other nodes, drained and removed; then the running node ends by\n" +
+					"itself and this machine may join again. Follow it with: multipaas status",
+				Action: func(c *cli.Context) error {
+					cfg, err := load(c)
+					if err != nil {
+						return err
+					}
+					if err := appliance.LeaveNode(c.Context, cfg); err != nil {
+						return err
+					}
+					fmt.Fprintln(os.Stdout, "Leaving. The running node ends when its machines are gone.")
+					return nil
+				},
+			},
+		},
+	}
+}
+
+func joinNode(ctx context.Context, c *cli.Context, cfg appliance.Config, log *slog.Logger) error {
+	_, _, err := appliance.Joined(cfg)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && c.Args().First() != "" {
+		if c.NArg() != 1 {
+			return cli.Exit("multipaas: name the server: multipaas node join https://SERVER:7443", 2)
+		}
+		server, name, joined := appliance.Joined(cfg)
+		if joined == nil && server == strings.TrimSuffix(c.Args().First(), "/") && name == cfg.Name {
+			return appliance.RunNode(ctx, cfg, version, log)
+		}
+		token, err := joinToken(c)
+		if err != nil {
+			return err
+		}
+		if err := appliance.JoinNode(ctx, cfg, c.Args().First(), token); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	return appliance.RunNode(ctx, cfg, version, log)
+}
+
+func joinToken(c *cli.Context) (string, error) {
+	switch file := c.String("token-file"); file {
+	case "":
+		if token := os.Getenv("MULTIPAAS_JOIN_TOKEN"); token != "" {
+			return token, nil
+		}
+		return "", cli.Exit("multipaas: no join token: set MULTIPAAS_JOIN_TOKEN or --token-file; make one on the platform with: multipaas token create --role node", 2)
+	case "-":
+		return readLine(os.Stdin)
+	default:
+		f, err := os.Open(file)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		return readLine(f)
+	}
+}
+
+// readLine reads one short line, the token.
+func readLine(r io.Reader) (string, error) {
+	data, err := io.ReadAll(io.LimitReader(r, 4096))
+	return strings.TrimSpace(string(data)), err
+}
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name: "status", Usage: "show the parts of the appliance on this machine and what is wrong",
+		Flags: append(configFlags(), &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "text", Usage: "text, json or yaml"}),
+		Action: func(c *cli.Context) error {
+			file, err := loadFile(c)
+			if err != nil {
+				return err
+			}
+			s, err := status.Fetch(c.Context, paths.Paths{Data: file.DataDir, Run: file.RunDir}.Socket())
+			if err != nil {
+				return err
+			}
+			return status.Render(os.Stdout, s, c.String("output"), time.Now())
+		},
+	}
+}
+
+func configCommand() *cli.Command {
+	return &cli.Command{
+		Name: "config", Usage: "show the configuration in force and say what is wrong with it",
+		Flags: append(configFlags(), &cli.BoolFlag{Name: "diff", Usage: "only what differs from the defaults"}),
+		Action: func(c *cli.Context) error {
+			file, err := loadFile(c)
+			if err != nil {
+				return err
+			}
+			show := file.Print
+			if c.Bool("diff") {
+				show = file.Diff
+			}
+			text, err := show()
+			if err != nil {
+				return err
+			}
+			fmt.Fprint(os.Stdout, text)
+			_, err = load(c)
+			return err
+		},
+	}
+}
+
+func preflightCommand() *cli.Command {
+	return &cli.Command{
+		Name: "preflight", Usage: "check whether this machine can be a server or a node", ArgsUsage: "server|node",
+		Flags: configFlags(),
+		Action: func(c *cli.Context) error {
+			cfg, err := load(c)
+			if err != nil {
+				return err
+			}
+			var checks []preflight.Check
+			switch c.Args().First() {
+			case "server":
+				checks = appliance.ServerChecks(cfg)
+			case "node":
+				checks = preflight.Node(cfg.Paths.Data)
+			default:
+				return cli.Exit("multipaas: say for which role: multipaas preflight server, or: multipaas preflight node", 2)
+			}
+			failed := 0
+			for _, r := range preflight.Run(c.Context, checks) {
+				fmt.Fprintf(os.Stdout, "%-8s %s\n", r.State, r)
+				if r.State == preflight.Failed {
+					failed++
+				}
+			}
+			if failed > 0 {
+				return fmt.Errorf("%d checks failed", failed)
+			}
+			return nil
+		},
+	}
+}
+
+func kubectlCommand() *cli.Command {
+	return &cli.Command{
+		Name: "kubectl", Usage: "run the kubectl of the payload", ArgsUsage: "ARGUMENTS...", SkipFlagParsing: true,
+		Action: func(c *cli.Context) error {
+			kube, err := appliance.Kubectl(c.Context)
+			if err != nil {
+				return err
+			}
+			return syscall.Exec(kube, append([]string{"kubectl"}, c.Args().Slice()...), os.Environ())
+		},
+	}
+}

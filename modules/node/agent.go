@@ -35,9 +35,9 @@ type Networks interface {
 	Detach(ctx context.Context, id string) error
 	Attached() ([]string, error)
 	// AttachMachine returns the path of the machine's network namespace.
-	AttachMachine(ctx context.Context, m resource.AgentMachine, gateway string) (string, error)
+	AttachMachine(ctx context.Context, m resource.AgentMachine) (string, error)
 	DetachMachine(ctx context.Context, uid string) error
-	// Machines lists the UIDs of machines that have a network namespace.
+	// Machines lists the UIDs of machines that have a place in some network.
 	Machines() ([]string, error)
 }
 
@@ -271,6 +271,10 @@ func (a *Agent) work(ctx context.Context) {
 	}
 }
 
+// Look has the agent look after its machines now: one has ended, say. It does
+// not block.
+func (a *Agent) Look() { a.report() }
+
 func (a *Agent) report() {
 	select {
 	case a.kick <- struct{}{}:
@@ -311,7 +315,7 @@ func (a *Agent) step(ctx context.Context, uid string) error {
 	if err := a.cfg.Networks.Attach(ctx, network); err != nil {
 		return fmt.Errorf("network of machine %s: %w", m.Name, err)
 	}
-	netns, err := a.cfg.Networks.AttachMachine(ctx, m, network.Gateway.Addr().String())
+	netns, err := a.cfg.Networks.AttachMachine(ctx, m)
 	if err != nil {
 		return fmt.Errorf("network of machine %s: %w", m.Name, err)
 	}

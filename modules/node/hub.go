@@ -37,12 +37,12 @@ type HubConfig struct {
 	Address netip.Addr // this server's underlay address
 	Plan    resource.AddressPlan
 
-	Nodes         *store.Cache[*resource.Node]
-	Workspaces    *store.Cache[*resource.Workspace]
-	Machines      *store.Cache[*resource.Machine]
-	Keys          *store.Cache[*resource.WorkspaceKeys]
-	RegistryNames []string
-	UpstreamDNS   []netip.AddrPort
+	Nodes       *store.Cache[*resource.Node]
+	Workspaces  *store.Cache[*resource.Workspace]
+	Machines    *store.Cache[*resource.Machine]
+	Keys        *store.Cache[*resource.WorkspaceKeys]
+	Registry    string // host:port
+	UpstreamDNS []netip.AddrPort
 }
 
 // Tokens redeems join tokens.
@@ -295,7 +295,7 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 const aliveEvery = 5 * time.Second
 
 func (h *Hub) stateOf(node *resource.Node) *resource.AgentState {
-	state := &resource.AgentState{Node: node.Name, RegistryNames: h.cfg.RegistryNames, UpstreamDNS: h.cfg.UpstreamDNS,
+	state := &resource.AgentState{Node: node.Name, Registry: h.cfg.Registry, UpstreamDNS: h.cfg.UpstreamDNS,
 		Networks: []resource.AgentNetwork{}, Machines: []resource.AgentMachine{}}
 	addresses := Addresses(h.cfg.Nodes.List(""))
 	addresses[h.cfg.Server] = h.cfg.Address

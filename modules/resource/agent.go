@@ -20,15 +20,19 @@ type AddressPlan struct {
 // agent listens there, so it knows which machine is asking.
 var LinkLocal = netip.MustParseAddr("169.254.20.10")
 
+// WorkspaceHeader is in what a node asks of the registry for a machine: the key
+// of the machine's workspace.
+const WorkspaceHeader = "X-Multipaas-Workspace"
+
 // AgentState is everything a node shall do, whole: sent anew on every change,
 // so that a message lost or an agent restarted costs nothing.
 type AgentState struct {
 	Node     string         `json:"node"`
 	Networks []AgentNetwork `json:"networks"`
 	Machines []AgentMachine `json:"machines"`
-	// RegistryNames are the host[:port] names under which the platform's own
-	// registry is known in image references.
-	RegistryNames []string `json:"registryNames"`
+	// Registry is host:port of the platform's registry, where nodes pull for
+	// their machines.
+	Registry string `json:"registry"`
 	// UpstreamDNS are resolvers that tenants' names are forwarded to. Empty:
 	// names outside the cluster don't resolve.
 	UpstreamDNS []netip.AddrPort `json:"upstreamDNS,omitempty"`

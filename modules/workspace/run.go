@@ -23,6 +23,9 @@ import (
 // ErrNotReady is returned for a workspace whose plane is not serving.
 var ErrNotReady = errors.New("the workspace is not ready yet")
 
+// ErrUnknownPlane is returned for a TLS server name that is no plane's.
+var ErrUnknownPlane = errors.New("no workspace has this API address")
+
 // run is one plane while it runs on this server, with what watches it.
 type run struct {
 	id, key string
@@ -256,7 +259,7 @@ func (c *Controller) DialPlane(ctx context.Context, serverName string) (net.Conn
 	r := c.runs[id]
 	c.mu.Unlock()
 	if r == nil || !strings.EqualFold(r.apiHost, serverName) {
-		return nil, fmt.Errorf("server name %q: no workspace has this API address", serverName)
+		return nil, fmt.Errorf("server name %q: %w", serverName, ErrUnknownPlane)
 	}
 	return c.cfg.Networks.Dial(ctx, id, "tcp", netip.AddrPortFrom(c.cfg.Plan.Plane, PlanePort).String())
 }

@@ -1,0 +1,198 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/urfave/cli/v2"
+
+	"github.com/multipaas/multipaas/appliance/lifecycle"
+	"github.com/multipaas/multipaas/appliance/preflight"
+	"github.com/multipaas/multipaas/appliance/problem"
+	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/embed/payload"
+)
+
+// stopTimeout is for each part. The longest is a plane's: it gives its four
+// components five seconds each.
+const stopTimeout = 40 * time.Second
+
+// base is what both roles have.
+type base struct {
+	cfg      Config
+	version  string
+	log      *slog.Logger
+	graph    *lifecycle.Graph
+	problems *problem.Registry
+	metrics  *prometheus.Registry
+	status   *status.Server
+	payload  *payload.Payload
+	tree     string // where the payload's files are, once unpacked
+}
+
+func newBase(role string, cfg Config, version string, log *slog.Logger, items func() []status.Item) *base {
+	b := &base{cfg: cfg, version: version, log: log, problems: &problem.Registry{Log: log.With("component", "problems")},
+		graph:   &lifecycle.Graph{Log: log, StopTimeout: stopTimeout},
+		metrics: prometheus.NewRegistry()}
+	b.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	started := time.Now()
+	b.status = status.New(status.Config{
+		Socket:  cfg.Paths.Socket(),
+		Metrics: promhttp.HandlerFor(b.metrics, promhttp.HandlerOpts{}),
+		Log:     b.part("status"),
+		Collect: func() status.Status {
+			return status.Status{Role: role, Name: cfg.Name, Address: cfg.Address.String(), Version: version, PID: os.Getpid(),
+				Started: started, Parts: b.graph.Status(), Problems: b.problems.List(), Items: items()}
+		}})
+	return b
+}
+
+func (b *base) part(name string) *slog.Logger { return b.log.With("component", name) }
+
+// prepare makes this process the only one on its directories and checks what
+// the parts would otherwise die of. The caller calls release at the end.
+func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release func(), err error) {
+	for _, dir := range []string{b.cfg.Paths.Data, b.cfg.Paths.Run} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	release, err = lockData(b.cfg.Paths.Lock())
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
+	var failed []error
+	for _, r := range preflight.Run(ctx, checks) {
+		switch r.State {
+		case preflight.Failed:
+			failed = append(failed, errors.New("preflight: "+r.String()))
+		case preflight.Warning, preflight.Skip:
+			b.log.Warn("preflight", "check", r.String())
+		}
+	}
+	if err := errors.Join(failed...); err != nil {
+		return nil, err
+	}
+	keys, err := payload.TrustedKeys("")
+	if err != nil {
+		return nil, fmt.Errorf("payload keys: %w", err)
+	}
+	b.payload, err = payload.Self(append(keys, b.cfg.PayloadKeys...)...)
+	return release, err
+}
+
+// unpack puts the payload's files on disk and forgets those of former versions
+// that nothing runs from.
+func (b *base) unpack(prefixes ...string) lifecycle.Task {
+	return func(ctx context.Context) error { return b.unpackNow(ctx, prefixes...) }
+}
+
+func (b *base) unpackNow(ctx context.Context, prefixes ...string) error {
+	root, err := b.payload.Unpack(ctx, b.cfg.Paths.Payload(), prefixes...)
+	b.tree = root
+	return err
+}
+
+// PayloadCommand is `multipaas payload`.
+func PayloadCommand() *cli.Command { return payload.Command() }
+
+// ServerChecks are the preflight checks for a server with this configuration.
+func ServerChecks(cfg Config) []preflight.Check {
+	l := cfg.Listen
+	return preflight.Server(cfg.Paths.Data, []string{l.API, l.Kubernetes, l.Registry, l.HTTP, l.HTTPS})
+}
+
+// Kubectl returns the path of the payload's newest kubectl, unpacked into the
+// user's cache.
+func Kubectl(ctx context.Context) (string, error) {
+	keys, err := payload.TrustedKeys("")
+	if err != nil {
+		return "", err
+	}
+	p, err := payload.Self(keys...)
+	if err != nil {
+		return "", err
+	}
+	defer p.Close()
+	versions, err := kubeVersions(p)
+	if err != nil {
+		return "", err
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	version := versions[len(versions)-1]
+	root, err := p.Unpack(ctx, filepath.Join(cache, "multipaas", "payload"), "kube/"+version)
+	return filepath.Join(root, "kube", version, "kube"), err
+}
+
+// versions lists the Kubernetes versions in the payload, newest last.
+func (b *base) versions() ([]string, error) {
+	if len(b.cfg.KubernetesVersions) > 0 {
+		return b.cfg.KubernetesVersions, nil
+	}
+	return kubeVersions(b.payload)
+}
+
+func kubeVersions(p *payload.Payload) ([]string, error) {
+	if dir := os.Getenv(payload.DirVariable); dir != "" {
+		entries, err := os.ReadDir(filepath.Join(dir, "kube"))
+		if err != nil {
+			return nil, err
+		}
+		var out []string
+		for _, e := range entries {
+			out = append(out, e.Name())
+		}
+		return out, nil
+	}
+	var out []string
+	for _, f := range p.Manifest().Files {
+		if p := strings.Split(f.Path, "/"); len(p) == 3 && p[0] == "kube" && p[2] == "kube" {
+			out = append(out, p[1])
+		}
+	}
+	if len(out) == 0 {
+		return nil, errors.New("the payload holds no Kubernetes: build it with: make")
+	}
+	return out, nil
+}
+
+// ErrInUse is returned when another process owns the data directory.
+var ErrInUse = errors.New("the data directory is in use")
+
+// lockData takes the lock of a data directory for the life of the process. The
+// kernel drops it when the process dies, however it dies.
+func lockData(file string) (release func(), err error) {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		holder, _ := os.ReadFile(file)
+		_ = f.Close()
+		return nil, fmt.Errorf("%w: %s is held by process %s: stop that one first, or set another data_dir",
+			ErrInUse, filepath.Dir(file), strings.TrimSpace(string(holder)))
+	}
+	if err := f.Truncate(0); err == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	return func() { _ = f.Close() }, nil
+}

@@ -1,0 +1,270 @@
+package appliance
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/appliance/preflight"
+	"github.com/multipaas/multipaas/appliance/problem"
+	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/modules/machine"
+	"github.com/multipaas/multipaas/modules/network"
+	"github.com/multipaas/multipaas/modules/node"
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// What a host keeps for itself and does not promise to machines: the kernel,
+// the agent, and room for the unpacked payload and images.
+const (
+	reservedMemory = 512 << 20
+	reservedDisk   = 2 << 30
+)
+
+// host is a node.
+type host struct {
+	*base
+	networks *network.Network
+	machines *machine.Sandbox
+	points   *machine.Endpoints
+	pull     *puller
+	agent    *node.Agent
+}
+
+// JoinNode makes this machine a node of the platform at server, once.
+func JoinNode(ctx context.Context, cfg Config, server, token string) error {
+	if err := os.MkdirAll(cfg.Paths.Data, 0o700); err != nil {
+		return err
+	}
+	return node.Join(ctx, nodeDir(cfg), server, cfg.Name, token)
+}
+
+// LeaveNode asks the server to take this node out; the running agent ends when
+// that is done.
+func LeaveNode(ctx context.Context, cfg Config) error { return node.Leave(ctx, nodeDir(cfg)) }
+
+// Joined says which platform this machine has joined, wrapping fs.ErrNotExist
+// if none.
+func Joined(cfg Config) (server, name string, err error) { return node.Joined(nodeDir(cfg)) }
+
+func nodeDir(cfg Config) string { return filepath.Join(cfg.Paths.Data, "node") }
+
+// RunNode runs the node until ctx is done. Machines go on running when it
+// returns. It wraps node.ErrRemoved when the node has left the platform.
+func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
+	h := &host{}
+	h.base = newBase("node", cfg, version, log, h.items)
+	release, err := h.prepare(ctx, preflight.Node(cfg.Paths.Data))
+	if err != nil {
+		return err
+	}
+	defer release()
+	// The machines are there before the agent is, so everything they run from
+	// is unpacked first; the graph has only what may fail later.
+	log.Info("unpacking the payload")
+	if err := h.unpackNow(ctx, "kube", "runtime", "images"); err != nil {
+		return err
+	}
+	if err := h.make(); err != nil {
+		return err
+	}
+	h.boot()
+	return h.graph.Run(ctx)
+}
+
+// boot is the order in which a node starts.
+func (h *host) boot() {
+	g := h.graph
+	g.Add("status", h.status)
+	g.Add("agent", h.agent)
+}
+
+func (h *host) make() (err error) {
+	dir := nodeDir(h.cfg)
+	transport, _, err := node.Transport(dir)
+	if err != nil {
+		return err
+	}
+	h.networks = network.New(network.Config{Underlay: h.cfg.Address, Blocked: h.cfg.BlockedNetworks, Log: h.part("network")})
+	h.machines = machine.NewSandbox(machine.Config{Dir: h.cfg.Paths.Machines(), Images: filepath.Join(h.cfg.Paths.Data, "images"),
+		Runc: h.cfg.Paths.Runc(), Payload: h.tree, Log: h.part("machines"), Exited: func(string) { h.agent.Look() }})
+	h.pull = &puller{transport: transport, log: h.part("pull")}
+	h.points = machine.NewEndpoints(machine.EndpointsConfig{Images: filepath.Join(h.tree, "images"), Registry: h.pull.handler, Log: h.part("endpoints")})
+	h.agent, err = node.NewAgent(node.AgentConfig{Log: h.part("agent"), Dir: dir, Networks: nodeNetworks{h.networks},
+		Machines: nodeMachines{h.machines}, Endpoints: nodeEndpoints{h.points, h.pull}, Facts: h.facts})
+	return err
+}
+
+// drivers are the machine drivers that this host can run.
+func (h *host) drivers() []string {
+	err := h.machines.Supports()
+	h.problems.Update(cantRunMachines, "", err)
+	if err != nil {
+		return nil
+	}
+	return []string{"sandbox"}
+}
+
+var cantRunMachines = problem.Problem{Code: "cant-run-machines", Title: "This node can't run machines", Severity: problem.High,
+	Text: "No machine is placed here until it can."}
+
+// nodeNetworks, nodeMachines and nodeEndpoints are what the agent drives.
+type nodeNetworks struct{ *network.Network }
+
+func (n nodeNetworks) AttachMachine(ctx context.Context, m resource.AgentMachine) (string, error) {
+	address, err := netip.ParseAddr(m.Spec.Address)
+	if err != nil {
+		return "", err
+	}
+	pods, err := netip.ParsePrefix(m.Spec.PodCIDR)
+	if err != nil {
+		return "", err
+	}
+	return n.Network.AttachMachine(ctx, m.NetworkID, network.MachinePort{UID: m.UID, Address: address, MAC: m.Spec.MAC, PodCIDR: pods})
+}
+
+// Machines lists the machines that have a network namespace.
+func (n nodeNetworks) Machines() ([]string, error) {
+	prefix := filepath.Base(network.MachineNamespacePath(""))
+	names, err := netns.List(prefix)
+	for i := range names {
+		names[i] = strings.TrimPrefix(names[i], prefix)
+	}
+	return names, err
+}
+
+type nodeMachines struct{ *machine.Sandbox }
+
+func (n nodeMachines) Ensure(ctx context.Context, m resource.AgentMachine, netns string, c node.Certificates) error {
+	return n.Sandbox.Ensure(ctx, machine.Spec{AgentMachine: m, Netns: netns, Certificates: machine.Certificates{
+		MachineCertificates: c.MachineCertificates, KubeletClientKey: c.KubeletClientKey,
+		KubeletServingKey: c.KubeletServingKey, KubeProxyKey: c.KubeProxyKey}})
+}
+
+func (n nodeMachines) List(ctx context.Context) ([]resource.MachineReport, error) {
+	states, err := n.Sandbox.List(ctx)
+	var out []resource.MachineReport
+	for _, s := range states {
+		out = append(out, resource.MachineReport{Key: s.Key, UID: s.UID, Running: s.Running, Message: s.Message, StartedAt: s.StartedAt, Restarts: s.Restarts})
+	}
+	return out, err
+}
+
+type nodeEndpoints struct {
+	*machine.Endpoints
+	pull *puller
+}
+
+func (n nodeEndpoints) SetState(s *resource.AgentState) {
+	n.Endpoints.SetUpstreams(s.UpstreamDNS)
+	n.pull.registry.Store(&s.Registry)
+}
+
+// puller takes what machines pull to the platform's registry, with the node's
+// certificate and the name of the workspace that asks.
+type puller struct {
+	transport http.RoundTripper
+	registry  atomic.Pointer[string] // host:port
+	log       *slog.Logger
+}
+
+func (p *puller) handler(_ resource.AgentMachine, workspace string) http.Handler {
+	return &httputil.ReverseProxy{
+		Transport: p.transport,
+		ErrorLog:  slog.NewLogLogger(p.log.Handler(), slog.LevelWarn),
+		Rewrite: func(r *httputil.ProxyRequest) {
+			if name := p.registry.Load(); name != nil {
+				r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "https", *name, *name
+			}
+			// Nothing a machine says about itself counts.
+			r.Out.Header.Del("Authorization")
+			r.Out.Header.Set(resource.WorkspaceHeader, workspace)
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			p.log.Warn("pull from the platform's registry", "path", r.URL.Path, "error", err)
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"UNAVAILABLE","message":"the platform's registry can't be reached from this node now"}]}`)
+		},
+	}
+}
+
+// facts is what the host says about itself.
+func (h *host) facts() resource.AgentReport {
+	rep := resource.AgentReport{Address: h.cfg.Address.String(), Version: h.version, Kernel: "unknown", OS: osName(), Drivers: h.drivers()}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		rep.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	rep.Capacity.MilliCPU = int64(runtime.NumCPU()) * 1000
+	var m unix.Sysinfo_t
+	if unix.Sysinfo(&m) == nil {
+		rep.Capacity.MemoryBytes = max(0, int64(m.Totalram)*int64(m.Unit)-reservedMemory)
+	}
+	var f unix.Statfs_t
+	if unix.Statfs(h.cfg.Paths.Data, &f) == nil {
+		// What is free now and what machines have already: their disks are
+		// files that grow, so the free space shrinks as they fill. In whole GiB,
+		// or every log line would change the node's capacity.
+		free := int64(f.Bavail)*f.Bsize + allocated(h.cfg.Paths.Machines()) - reservedDisk
+		rep.Capacity.DiskBytes = max(0, free>>30<<30)
+	}
+	return rep
+}
+
+// allocated is the disk space that the files of all machines take.
+func allocated(machines string) (sum int64) {
+	files, _ := filepath.Glob(filepath.Join(machines, "*", "*"))
+	for _, f := range files {
+		var st unix.Stat_t
+		if unix.Lstat(f, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
+			sum += st.Blocks * 512
+		}
+	}
+	return sum
+}
+
+// osName is what the host calls itself (os-release(5)).
+func osName() string {
+	data, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return runtime.GOOS
+	}
+	for line := range strings.Lines(string(data)) {
+		if name, ok := strings.CutPrefix(line, "PRETTY_NAME="); ok {
+			return strings.Trim(strings.TrimSpace(name), `"`)
+		}
+	}
+	return runtime.GOOS
+}
+
+// items are the machines, for the status.
+func (h *host) items() []status.Item {
+	if h.machines == nil {
+		return nil
+	}
+	states, err := h.machines.List(context.Background())
+	if err != nil {
+		return nil
+	}
+	var out []status.Item
+	for _, m := range states {
+		state := "Stopped"
+		if m.Running {
+			state = "Running"
+		}
+		out = append(out, status.Item{Kind: "machine", Name: m.Key, State: state, Detail: m.Message})
+	}
+	return out
+}

@@ -1,0 +1,165 @@
+package appliance
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/embed/etcd"
+	"github.com/multipaas/multipaas/embed/plane"
+	"github.com/multipaas/multipaas/modules/network"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/workspace"
+)
+
+// issuerPort is where a plane reaches the platform's OIDC documents: on the
+// loopback of its own namespace, which only the plane can reach.
+const issuerPort = "6444"
+
+// planes makes the planes of this server for the workspace controller.
+type planes struct {
+	*base
+	networks *network.Network
+	etcd     *etcd.Server
+	etcdCA   *pki.CA
+	issuer   string       // iss of the tokens that planes trust
+	oidc     http.Handler // discovery and keys
+	tls      *pki.Renewer // of the listener for them
+	caPEM    []byte
+}
+
+var _ workspace.Planes = (*planes)(nil)
+
+// New makes the plane of a workspace.
+func (p *planes) New(ctx context.Context, w *resource.Workspace, keys *resource.WorkspaceKeys, plan resource.AddressPlan) (workspace.Plane, error) {
+	id := w.Status.ID
+	dir := p.cfg.Paths.Plane(id)
+	binary := filepath.Join(p.tree, "kube", w.Spec.KubernetesVersion, "kube")
+	if _, err := os.Stat(binary); err != nil {
+		return nil, fmt.Errorf("kubernetes %s is not in the payload of this server: %w", w.Spec.KubernetesVersion, err)
+	}
+	store := plane.Datastore{Kind: string(w.Spec.Datastore)}
+	var certificate *pki.Renewer
+	if w.Spec.Datastore == resource.Etcd {
+		var err error
+		if store.Etcd, certificate, err = p.etcdDatastore(ctx, id, dir); err != nil {
+			return nil, fmt.Errorf("datastore: %w", err)
+		}
+	}
+	return &runningPlane{planes: p, id: id, certificate: certificate, Plane: plane.New(plane.Config{
+		ID: id, Binary: binary, Dir: dir, Netns: network.NamespacePath(id), Cgroup: "planes/" + id,
+		Plan:        plane.Plan{Services: plan.Services, Plane: plan.Plane},
+		ServerNames: []string{w.Status.APIHost},
+		Keys: plane.Keys{CACert: keys.CACert, CAKey: keys.CAKey, FrontProxyCACert: keys.FrontProxyCACert,
+			FrontProxyCAKey: keys.FrontProxyCAKey, SigningCACert: keys.SigningCACert, SigningCAKey: keys.SigningCAKey,
+			ServiceAccountKey: keys.ServiceAccountKey, EncryptionKey: keys.EncryptionKey},
+		Datastore: store,
+		OIDC: plane.OIDC{Issuer: p.issuer, Audience: w.UID, CAPEM: p.caPEM,
+			DiscoveryURL: "https://127.0.0.1:" + issuerPort + "/.well-known/openid-configuration"},
+		PodSecurity: w.Spec.PodSecurity,
+		Log:         p.part("plane").With("workspace", w.Key()),
+		Dial:        func(ctx context.Context, nw, address string) (net.Conn, error) { return p.dial(ctx, id, nw, address) },
+	})}, nil
+}
+
+// etcdUser is the name of a workspace's user in the platform's etcd.
+func etcdUser(id string) string { return "plane-" + id }
+
+func etcdPrefix(id string) string { return "/planes/" + id }
+
+func (p *planes) etcdDatastore(ctx context.Context, id, dir string) (plane.EtcdDatastore, *pki.Renewer, error) {
+	d := plane.EtcdDatastore{Endpoints: []string{p.etcd.Endpoint()}, Prefix: etcdPrefix(id),
+		CAFile: filepath.Join(dir, "etcd-ca.crt"), CertFile: filepath.Join(dir, "etcd.crt"), KeyFile: filepath.Join(dir, "etcd.key")}
+	if err := p.etcd.EnsureUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
+		return d, nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return d, nil, err
+	}
+	if err := atomicfile.Write(d.CAFile, p.etcdCA.CertPEM(), 0o600); err != nil {
+		return d, nil, err
+	}
+	r := pki.Request{CommonName: etcdUser(id), Client: true}
+	certificate := pki.NewRenewer(pki.RenewerConfig{Name: "etcd client of " + id, Issue: pki.IssueFrom(p.etcdCA, r),
+		Accept: pki.SameRequest(p.etcdCA, r), CertFile: d.CertFile, KeyFile: d.KeyFile, Log: p.part("plane")})
+	return d, certificate, certificate.Ensure(ctx)
+}
+
+// Remove deletes what a plane left: its folder and its keys in etcd.
+func (p *planes) Remove(ctx context.Context, id string) error {
+	if err := p.etcd.RemoveUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
+		return err
+	}
+	return os.RemoveAll(p.cfg.Paths.Plane(id))
+}
+
+// List returns the ids of planes that have a folder here.
+func (p *planes) List() ([]string, error) {
+	entries, err := os.ReadDir(p.cfg.Paths.Planes())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
+	return ids, err
+}
+
+func (p *planes) dial(ctx context.Context, id, nw, address string) (net.Conn, error) {
+	ns, err := p.networks.Namespace(id)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	return ns.DialContext(ctx, nw, address)
+}
+
+// runningPlane is a plane with the listener for the OIDC documents beside it.
+type runningPlane struct {
+	*plane.Plane
+	planes      *planes
+	id          string
+	certificate *pki.Renewer // for its etcd; nil with kine
+}
+
+// Run opens the listener, then runs the plane.
+func (r *runningPlane) Run(ctx context.Context, ready func()) error {
+	ns, err := netns.Open(filepath.Base(network.NamespacePath(r.id)))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	ln, err := ns.Listen("tcp", "127.0.0.1:"+issuerPort)
+	if err != nil {
+		return fmt.Errorf("OIDC documents: %w", err)
+	}
+	srv := &http.Server{Handler: r.planes.oidc, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
+		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: r.planes.tls.GetCertificate}}
+	served := make(chan error, 1)
+	go func() { served <- srv.ServeTLS(ln, "", "") }()
+	defer func() { _ = srv.Close(); <-served }()
+	if r.certificate != nil {
+		ctx, stop := context.WithCancel(ctx)
+		renewed := make(chan error, 1)
+		go func() { renewed <- r.certificate.Run(ctx, func() {}) }()
+		defer func() { stop(); <-renewed }()
+	}
+	return r.Plane.Run(ctx, ready)
+}
+
+// RESTConfig is for the platform's own client.
+func (r *runningPlane) RESTConfig() *rest.Config { return r.Plane.RESTConfig() }
+
+var _ workspace.Plane = (*runningPlane)(nil)
