@@ -229,7 +229,7 @@ const maxDeployTries = 10
 func (c *call) settleApp(t Target, name string, accepted *resource.Accepted[*resource.App], done string) error {
 	return c.settle(accepted.Task,
 		func() error {
-			return printResult(c, accepted.Resource, appTable(c), "App %s is being deployed.", name)
+			return printResult(c, accepted.Resource, appTable(c), "App %s is being changed.", name)
 		},
 		func() error { return c.showApp(t, name, "App "+name+" "+done+".") })
 }

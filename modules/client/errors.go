@@ -153,9 +153,3 @@ func (p *program) explain(err error) (text, remedy string, code int) {
 	}
 	return err.Error(), "", ExitFailed
 }
-
-// exitCodeOf is the code that err leads to.
-func (p *program) exitCodeOf(err error) int {
-	_, _, code := p.explain(err)
-	return code
-}

@@ -80,15 +80,16 @@ func flagRow(f cli.Flag) []string {
 	if before, rest, ok := strings.Cut(usage, "`"); ok {
 		placeholder, after, _ := strings.Cut(rest, "`")
 		value, usage = placeholder, before+placeholder+after
-		if before == "" {
-			usage = strings.TrimLeft(after, " :,")
+		if before == "" && strings.HasPrefix(after, ": ") {
+			usage = after[2:] // "FORMAT: table or json" stands behind --output FORMAT
 		}
 	}
 	text := "  " + strings.Join(names, ", ")
 	if _, isBool := f.(*cli.BoolFlag); !isBool {
 		text += " " + value
 		if d := doc.GetDefaultText(); d != "" && d != `""` && doc.GetValue() != "" && doc.GetValue() != "0" && doc.GetValue() != "0s" && doc.GetValue() != "[]" {
-			usage += " (default " + strings.Trim(d, `"`) + ")"
+			d = strings.Replace(strings.Trim(d, `"`), "m0s", "m", 1)
+			usage += " (default " + strings.Replace(d, "h0m", "h", 1) + ")"
 		}
 	} else if b := f.(*cli.BoolFlag); b.Value {
 		usage += " (default)"
