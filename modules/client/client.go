@@ -2,7 +2,7 @@
 // also reached as `multipaas mp`, and `multipaas token` on the operator's side.
 //
 // It promises: nothing that needs a terminal when there is none, one exit code
-// per kind of failure (see ExitCode constants), errors on standard error with
+// per kind of failure (see ExitOK and its like), errors on standard error with
 // what to do about them, and no word to a server whose certificate the pinned
 // authority has not signed.
 //
@@ -31,6 +31,11 @@ import (
 // returns ExitInterrupted.
 func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	p := newProgram("mp", stdin, stdout, stderr)
+	if len(args) > 0 && args[0] == "mp" {
+		// A kubeconfig calls our file with "mp kube-credential ...", also where
+		// the file itself, and not a link to it, has the name mp.
+		args = args[1:]
+	}
 	return p.run(ctx, p.commands(), args)
 }
 
