@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -40,6 +41,7 @@ func run(args []string) int {
 	case "kubectl":
 		args = append([]string{"multipaas", "kubectl"}, args[1:]...)
 	}
+	args = addressLast(args)
 	app := &cli.App{
 		Name: "multipaas", Usage: "a private, multi-tenant Kubernetes platform in one file", Version: version,
 		HideHelpCommand: true, EnableBashCompletion: true,
@@ -62,6 +64,19 @@ func run(args []string) int {
 	}
 	fmt.Fprintln(os.Stderr, "multipaas:", err)
 	return 1
+}
+
+// addressLast moves the server's address behind the flags of `node join`:
+// urfave/cli takes flags only before arguments, people write them anywhere.
+func addressLast(args []string) []string {
+	if len(args) < 4 || args[1] != "node" || args[2] != "join" {
+		return args
+	}
+	i := slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, "https://") })
+	if i < 0 {
+		return args
+	}
+	return append(slices.Delete(slices.Clone(args), i, i+1), args[i])
 }
 
 // configFlags choose the configuration of a role. Everything else is in the

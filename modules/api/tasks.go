@@ -147,7 +147,12 @@ func (a *API) streamTask(ctx context.Context, w http.ResponseWriter, id string, 
 		if _, err := w.Write([]byte(text)); err != nil {
 			return false
 		}
-		return out.Flush() == nil
+		if out.Flush() != nil {
+			return false
+		}
+		// HTTP/2 resets an idle stream whose write deadline passes.
+		_ = out.SetWriteDeadline(time.Time{})
+		return true
 	}
 	if !send("retry: 1000\n\n") {
 		return

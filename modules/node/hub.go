@@ -255,11 +255,7 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 		}
 		if string(line) != last {
 			last = string(line)
-			_ = out.SetWriteDeadline(time.Now().Add(aliveEvery))
-			if _, err := w.Write(append(line, '\n')); err != nil {
-				return
-			}
-			if out.Flush() != nil {
+			if send(w, out, append(line, '\n')) != nil {
 				return
 			}
 		}
@@ -271,11 +267,7 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 			case <-changed:
 				break wait
 			case <-alive.C:
-				_ = out.SetWriteDeadline(time.Now().Add(aliveEvery))
-				if _, err := io.WriteString(w, "\n"); err != nil {
-					return
-				}
-				if out.Flush() != nil {
+				if send(w, out, []byte("\n")) != nil {
 					return
 				}
 			}
@@ -288,6 +280,21 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 			}
 		}
 	}
+}
+
+// send writes to a stream, bounded in time. The deadline is taken back: HTTP/2
+// resets an idle stream whose write deadline passes.
+func send(w io.Writer, out *http.ResponseController, data []byte) error {
+	if err := out.SetWriteDeadline(time.Now().Add(aliveEvery)); err != nil {
+		return err
+	}
+	if _, err := w.Write(data); err != nil {
+		return err
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	return out.SetWriteDeadline(time.Time{})
 }
 
 // aliveEvery is how often a silent state stream shows that it lives. The agent

@@ -121,26 +121,33 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 	if err != nil {
 		return err
 	}
-	cfg := p.RESTConfig()
-	cfg.QPS, cfg.Burst = 50, 100
-	client, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
-		return err
-	}
 	r.mu.Lock()
-	r.plane, r.client, r.level, r.problem = p, client, w.Spec.PodSecurity, ""
+	r.plane, r.level, r.problem = p, w.Spec.PodSecurity, ""
 	r.mu.Unlock()
 	began := time.Now()
-	watch := sync.OnceFunc(func() {
+	// The client's certificate is there once the plane has been started.
+	connect := sync.OnceValue(func() error {
+		cfg := p.RESTConfig()
+		cfg.QPS, cfg.Burst = 50, 100
+		client, err := kubernetes.NewForConfig(cfg)
+		if err != nil {
+			return err
+		}
 		c.cfg.Log.Info("plane ready", "workspace", r.key, "id", r.id, "after", time.Since(began).Round(time.Millisecond))
+		r.mu.Lock()
+		r.client = client
+		r.mu.Unlock()
 		c.watchNodes(ctx, r, client)
+		return nil
 	})
 	return p.Run(ctx, func() {
 		release()
+		err := connect()
 		r.mu.Lock()
-		r.serving = true
+		if r.serving = err == nil; err != nil {
+			r.problem = fmt.Sprintf("no client for the plane: %v", err)
+		}
 		r.mu.Unlock()
-		watch()
 		c.queue.Add(r.key)
 	})
 }
