@@ -116,6 +116,8 @@ func (s *Sandbox) bundle(spec Spec, m places, cgroupsPath string) *specs.Spec {
 			bind(filepath.Join(m.config, "resolv.conf"), "/etc/resolv.conf", "ro", "noexec"),
 			bind(filepath.Join(m.config, "hosts"), "/etc/hosts", "ro", "noexec"),
 			bind(filepath.Join(m.config, "hostname"), "/etc/hostname", "ro", "noexec"),
+			bind(filepath.Join(m.config, "machine-id"), "/etc/machine-id", "ro", "noexec"),
+			bind(filepath.Join(m.config, "protocols"), "/etc/protocols", "ro", "noexec"),
 			program(s.cfg.payload("runtime", "init"), insideInit),
 			program(s.cfg.payload("runtime"), insideRuntime),
 			program(s.cfg.payload("runtime", "cni"), insideCNI),

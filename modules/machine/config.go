@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -31,7 +32,13 @@ func (s *Sandbox) writeConfig(spec Spec, dir string, mtu int) error {
 		}
 	}
 	registry := netip.AddrPortFrom(resource.LinkLocal, registryPort).String()
+	id := sha256.Sum256([]byte(spec.UID))
 	files := map[string][]byte{
+		"machine-id": fmt.Appendf(nil, "%x\n", id[:16]),
+		// nft prints "tcp" only if this file says what 6 is. kube-proxy takes
+		// "6" for another key than "tcp" and, when it starts again, deletes the
+		// Services that it has just added.
+		"protocols":   []byte("ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\n"),
 		"resolv.conf": []byte("nameserver " + resource.LinkLocal.String() + "\n"),
 		"hostname":    []byte(spec.Name + "\n"),
 		"hosts": fmt.Appendf(nil, "127.0.0.1 localhost\n%s %s\n",
@@ -85,7 +92,7 @@ func (s *Sandbox) writeConfig(spec Spec, dir string, mtu int) error {
 }
 
 func (s *Sandbox) containerdConfig() []byte {
-	return fmt.Appendf(nil, `version = 3
+	return fmt.Appendf(nil, `version = 4
 root = "/var/lib/containerd"
 state = "/run/containerd"
 disabled_plugins = [
@@ -99,9 +106,6 @@ disabled_plugins = [
   "io.containerd.snapshotter.v1.native",
   "io.containerd.snapshotter.v1.zfs",
 ]
-
-[grpc]
-  address = %q
 
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "overlayfs"
@@ -132,7 +136,7 @@ disabled_plugins = [
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
   BinaryName = "%s/runc"
   SystemdCgroup = false
-`, containerdSock, insideConfig, insideCNI, insideCNIConf, insideRuntime)
+`, insideConfig, insideCNI, insideCNIConf, insideRuntime)
 }
 
 func initConfig(spec Spec) object {
@@ -196,6 +200,7 @@ func kubeletConfig(spec Spec) object {
 		"seccompDefault":              true,
 		"podPidsLimit":                *pidsFor(size.MemoryBytes) / 2,
 		"oomScoreAdj":                 0, // it may not lower its own
+		"maxOpenFiles":                maxOpenFiles(),
 		"makeIPTablesUtilChains":      false,
 		"imageGCHighThresholdPercent": 75,
 		"imageGCLowThresholdPercent":  65,

@@ -18,6 +18,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"golang.org/x/sys/unix"
 )
 
 // maxImageBytes bounds what an image unpacks to. The machine's is 150 MB.
@@ -25,8 +26,7 @@ const maxImageBytes = 4 << 30
 
 // images unpacks root file systems, each once, below dir/DIGEST.
 type images struct {
-	dir  string
-	lock locks
+	dir string
 }
 
 // unpack returns the folder with the root file system of the one image in an
@@ -36,14 +36,24 @@ func (im *images) unpack(ctx context.Context, layoutDir string) (string, error) 
 	if err != nil {
 		return "", fmt.Errorf("open image %s: %w", layoutDir, err)
 	}
-	unlock := im.lock.lock(digest.Hex)
-	defer unlock()
 	dir := filepath.Join(im.dir, digest.Hex)
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
 	if err := os.MkdirAll(im.dir, 0o755); err != nil {
 		return "", err
+	}
+	// One at a time, also among processes; the lock of a killed one is free.
+	lock, err := os.OpenFile(filepath.Join(im.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
 	}
 	// What a killed agent left of the same image.
 	partial := dir + ".partial"

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/netns"
@@ -152,6 +154,44 @@ func linkMTU(path string) (mtu int, err error) {
 		return nil
 	})
 	return mtu, err
+}
+
+// emptyNamespace takes away what an earlier run of a machine left in its network
+// namespace: pods' ends of links, the bridge, and rules for ports of pods that
+// are no more.
+func emptyNamespace(path string) error {
+	ns, err := netns.Open(filepath.Base(path))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	h, err := ns.Netlink()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("network namespace %s: list links: %w", path, err)
+	}
+	for _, l := range links {
+		if a := l.Attrs(); l.Type() == "bridge" || strings.HasPrefix(a.Name, "veth") {
+			if err := h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+				return fmt.Errorf("network namespace %s: remove %s: %w", path, a.Name, err)
+			}
+		}
+	}
+	return ns.Do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		c.FlushRuleset()
+		if err := c.Flush(); err != nil {
+			return fmt.Errorf("network namespace %s: remove rules: %w", path, err)
+		}
+		return nil
+	})
 }
 
 // serviceTrouble says which of the machine's services don't run, "" if all do,

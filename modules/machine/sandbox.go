@@ -184,6 +184,9 @@ func (s *Sandbox) prepare(ctx context.Context, spec Spec, m places) error {
 	if err := tuneKernel(); err != nil {
 		return err
 	}
+	if err := emptyNamespace(spec.Netns); err != nil {
+		return err
+	}
 	image, err := s.images.unpack(ctx, s.cfg.payload("images", "machine"))
 	if err != nil {
 		return err

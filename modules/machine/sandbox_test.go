@@ -280,6 +280,13 @@ func TestSandbox(t *testing.T) {
 		}
 	})
 
+	t.Run("nft knows protocols by name", func(t *testing.T) {
+		got := r.mustExec("sh", "-c", "nft add table ip t && nft add set ip t s '{ type inet_proto; elements = { tcp, udp } }' && nft -j list table ip t && nft delete table ip t")
+		if !strings.Contains(got, `"tcp"`) {
+			t.Error(got)
+		}
+	})
+
 	t.Run("a container from the payload", func(t *testing.T) {
 		ctr := func(args ...string) string {
 			t.Helper()
