@@ -1,0 +1,368 @@
+package apps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apiresource "k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ktypes "k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/multipaas/multipaas/modules/internal/storetest"
+	types "github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// playPod is one pass of actAsKubelet over a pod. Errors are the next pass's.
+func playPod(ctx context.Context, client kubernetes.Interface, p *corev1.Pod) {
+	pods := client.CoreV1().Pods(p.Namespace)
+	switch {
+	case p.DeletionTimestamp != nil:
+		zero := int64(0)
+		_ = pods.Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero})
+	case p.Spec.NodeName == "" || len(p.Status.ContainerStatuses) > 0:
+	default:
+		now := metav1.Now()
+		s := corev1.ContainerStatus{Name: container, Image: p.Spec.Containers[0].Image, Ready: true,
+			State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}}}
+		ready := corev1.ConditionTrue
+		if strings.Contains(s.Image, "crash") {
+			ready, s.Ready, s.RestartCount = corev1.ConditionFalse, false, 5
+			s.State = waiting("CrashLoopBackOff", "back-off")
+			s.LastTerminationState = ended("Error", 42)
+		}
+		p.Status.Phase = corev1.PodRunning
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{s}
+		p.Status.Conditions = append(p.Status.Conditions,
+			corev1.PodCondition{Type: corev1.ContainersReady, Status: ready, LastTransitionTime: now},
+			corev1.PodCondition{Type: corev1.PodReady, Status: ready, LastTransitionTime: now})
+		_, _ = pods.UpdateStatus(ctx, p, metav1.UpdateOptions{})
+	}
+}
+
+type clusters struct {
+	mu     sync.Mutex
+	client kubernetes.Interface
+	err    error
+}
+
+func (c *clusters) Client(context.Context, string) (kubernetes.Interface, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.client, c.err
+}
+
+func (c *clusters) set(client kubernetes.Interface, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.client, c.err = client, err
+}
+
+// images has "hello:1", "hello:2" and "crash:1".
+type images struct{}
+
+func (images) Resolve(_ context.Context, workspace, ref string) (string, error) {
+	have := []string{"hello:1", "hello:2", "crash:1"}
+	i := slices.IndexFunc(have, func(h string) bool { return ref == "registry.example/acme/web/"+h })
+	if i < 0 || workspace != "acme/web/shop" {
+		return "", &NoImageError{Ref: ref, Have: have}
+	}
+	return "sha256:" + strings.Repeat(fmt.Sprint(i+1), 64), nil
+}
+
+type fixture struct {
+	*testing.T
+	ctx      context.Context
+	st       *store.Store
+	client   kubernetes.Interface
+	clusters *clusters
+}
+
+func start(t *testing.T) *fixture {
+	t.Helper()
+	f := &fixture{T: t, st: storetest.New(t), clusters: &clusters{err: errors.New("the plane is starting")}}
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	f.ctx = ctx
+	w := &types.Workspace{Account: "acme", Organization: "web"}
+	w.Name = "shop"
+	f.must(f.st.Workspaces().Create(ctx, w))
+
+	run, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	part := func(p interface {
+		Run(context.Context, func()) error
+	}) {
+		ready := make(chan struct{})
+		wg.Go(func() {
+			if err := p.Run(run, func() { close(ready) }); err != nil {
+				t.Errorf("%T: %v", p, err)
+			}
+		})
+		<-ready
+	}
+	apps, workspaces := f.st.Apps().Cache(nil), f.st.Workspaces().Cache(nil)
+	c := New(Config{Store: f.st, Clusters: f.clusters, Images: images{}, Apps: apps, Workspaces: workspaces,
+		Domain: "lab.example", Registry: "registry.example"})
+	part(apps)
+	part(workspaces)
+	part(c)
+	t.Cleanup(func() {
+		stop()
+		wg.Wait()
+		cancel()
+	})
+	return f
+}
+
+func (f *fixture) must(err error) {
+	f.Helper()
+	if err != nil {
+		f.Fatal(err)
+	}
+}
+
+// app waits until the app called name is as ok says.
+func (f *fixture) app(name, what string, ok func(*types.App) bool) *types.App {
+	f.Helper()
+	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
+	defer cancel()
+	var last *types.App
+	for e := range f.st.Apps().WatchKey(ctx, "acme/web/shop/"+name, 0) {
+		if e.Type == store.Put {
+			last = e.Object
+		}
+		if last != nil && ok(last) {
+			return last
+		}
+	}
+	f.Fatalf("%s isn't %s after 30 s: %+v", name, what, last)
+	return nil
+}
+
+func (f *fixture) gone(name string) {
+	f.Helper()
+	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
+	defer cancel()
+	there := false
+	for e := range f.st.Apps().WatchKey(ctx, "acme/web/shop/"+name, 0) {
+		switch e.Type {
+		case store.Put:
+			there = true
+		case store.Deleted:
+			return
+		case store.Synced:
+			if !there {
+				return
+			}
+		}
+	}
+	f.Fatalf("%s isn't gone after 30 s", name)
+}
+
+func (f *fixture) change(name string, change func(*types.App)) {
+	f.Helper()
+	_, err := f.st.Apps().Modify(f.ctx, "acme/web/shop/"+name, func(a *types.App) error { change(a); return nil })
+	f.must(err)
+}
+
+// balance says what the balancer would about every route.
+func (f *fixture) balance() {
+	go func() {
+		for e := range f.st.Routes().Watch(f.ctx, "", 0) {
+			if e.Type == store.Put && !e.Object.Status.Conditions.Is(types.RouteReady) {
+				_, _ = f.st.Routes().Modify(f.ctx, e.Key, func(r *types.Route) error {
+					r.Status.Conditions.Set(types.Condition{Type: types.RouteReady, Status: types.True})
+					return nil
+				})
+			}
+		}
+	}()
+}
+
+func ready(a *types.App) bool {
+	return a.Status.Phase == types.Ready && a.Status.ObservedGeneration == a.Generation
+}
+
+func says(condition, text string) func(*types.App) bool {
+	return func(a *types.App) bool {
+		c := a.Status.Conditions.Get(condition)
+		return c != nil && c.Status == types.False && strings.Contains(c.Message, text) && a.Status.ObservedGeneration == a.Generation
+	}
+}
+
+// TestApps leads apps through their lives in a real control plane.
+func TestApps(t *testing.T) {
+	f := start(t)
+	f.must(f.st.Apps().Create(f.ctx, newApp("hello", "helo:1")))
+	f.app("hello", "waiting", says(types.AppDeployed, "Waiting for the workspace: the plane is starting."))
+	f.client = startPlane(t)
+	actAsKubelet(t, f.client)
+	f.balance()
+	f.clusters.set(f.client, nil)
+
+	a := f.app("hello", "without an image", says(types.AppImageFound, "There are hello:1, hello:2, crash:1."))
+	if a.Status.Phase != types.Failed || !a.Status.Conditions.Get(types.AppImageFound).Final {
+		t.Errorf("without an image: %+v, want it failed", a.Status)
+	}
+	f.change("hello", func(a *types.App) { a.Spec.Image = "hello:1" })
+	a = f.app("hello", "ready", ready)
+	if a.Status.InstancesReady != 2 || a.Status.URL != "https://hello.shop.web.acme.lab.example" || !strings.HasPrefix(a.Status.ImageDigest, "sha256:111") {
+		t.Errorf("ready: %+v", a.Status)
+	}
+	d, err := f.client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
+	f.must(err)
+	if got, want := d.Spec.Template.Spec.Containers[0].Image, "registry.example/acme/web/hello:1@sha256:"+strings.Repeat("1", 64); got != want {
+		t.Errorf("image %s, want %s", got, want)
+	}
+	pods, err := f.client.CoreV1().Pods("default").List(f.ctx, metav1.ListOptions{})
+	f.must(err)
+	if len(pods.Items) != 2 || pods.Items[0].Spec.NodeName == pods.Items[1].Spec.NodeName {
+		t.Errorf("%d instances, want 2 on two machines", len(pods.Items))
+	}
+	route, err := f.st.Routes().Get(f.ctx, a.Status.Host)
+	f.must(err)
+	if route.Workspace != "acme/web/shop" || route.Service != "hello" || route.Port != 8080 || route.Namespace != "default" {
+		t.Errorf("route %+v", route)
+	}
+
+	// What somebody changes behind our back comes back.
+	_, err = f.client.AppsV1().Deployments("default").Patch(f.ctx, "hello", ktypes.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{})
+	f.must(err)
+	f.must(f.client.CoreV1().Services("default").Delete(f.ctx, "hello", metav1.DeleteOptions{}))
+	f.must(f.st.Routes().Delete(f.ctx, route))
+	eventually(t, "the deployment, the service and the route are back", func() error {
+		d, err := f.client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
+		if err != nil || *d.Spec.Replicas != 2 {
+			return fmt.Errorf("deployment: %w, %v", err, d.Spec.Replicas)
+		}
+		_, err = f.client.CoreV1().Services("default").Get(f.ctx, "hello", metav1.GetOptions{})
+		_, errRoute := f.st.Routes().Get(f.ctx, route.Name)
+		return errors.Join(err, errRoute)
+	})
+
+	f.change("hello", func(a *types.App) { a.Spec.Instances = 3; a.Spec.Port = 9090; a.Spec.NoRoute = true })
+	a = f.app("hello", "scaled", ready)
+	if a.Status.InstancesReady != 3 || a.Status.URL != "" {
+		t.Errorf("scaled: %+v, want 3 instances and no URL", a.Status)
+	}
+	if _, err := f.st.Routes().Get(f.ctx, route.Name); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the route of an app without one: %v, want none", err)
+	}
+	s, err := f.client.CoreV1().Services("default").Get(f.ctx, "hello", metav1.GetOptions{})
+	f.must(err)
+	if len(s.Spec.Ports) != 1 || s.Spec.Ports[0].Port != 9090 {
+		t.Errorf("ports %+v, want 9090 only", s.Spec.Ports)
+	}
+
+	// A release that crashes says so and leaves the running one alone.
+	f.change("hello", func(a *types.App) { a.Spec.Image = "crash:1"; a.Spec.NoRoute = false })
+	a = f.app("hello", "crashing", says(types.AppInstancesReady, "exit code 42"))
+	if a.Status.Phase != types.Degraded || a.Status.InstancesReady != 3 || !a.Status.Conditions.Get(types.AppInstancesReady).Final {
+		t.Errorf("crashing: %+v, want it degraded with 3 instances", a.Status)
+	}
+	f.change("hello", func(a *types.App) { a.Spec.Image = "hello:2" })
+	f.app("hello", "ready again", ready)
+
+	// To another namespace, which isn't there yet.
+	f.change("hello", func(a *types.App) { a.Spec.Namespace = "other"; a.Spec.Instances = 1 })
+	f.app("hello", "moved", ready)
+	eventually(t, "nothing is left in the old namespace", func() error {
+		_, err := f.client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
+		return want404(err)
+	})
+
+	// Refusals.
+	_, err = f.client.CoreV1().Namespaces().Create(f.ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "small"}}, metav1.CreateOptions{})
+	f.must(err)
+	_, err = f.client.CoreV1().ResourceQuotas("small").Create(f.ctx, &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "nothing"},
+		Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: apiresource.MustParse("0")}}}, metav1.CreateOptions{})
+	f.must(err)
+	quota := newApp("quota", "hello:1")
+	quota.Spec.Namespace = "small"
+	f.must(f.st.Apps().Create(f.ctx, quota))
+	large := newApp("large", "hello:1")
+	large.Spec.MemoryBytes = 64 << 30
+	f.must(f.st.Apps().Create(f.ctx, large))
+	mine := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "taken"}, Spec: appsv1.DeploymentSpec{
+		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"x": "y"}},
+		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"x": "y"}},
+			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: container, Image: "x"}}}}}}
+	_, err = f.client.AppsV1().Deployments("default").Create(f.ctx, mine, metav1.CreateOptions{})
+	f.must(err)
+	f.must(f.st.Apps().Create(f.ctx, newApp("taken", "hello:1")))
+	invalid := newApp("invalid", "hello:1")
+	invalid.Spec.Env = map[string]string{"=": "x"}
+	f.must(f.st.Apps().Create(f.ctx, invalid))
+	f.app("quota", "refused", says(types.AppDeployed, "exceeded quota"))
+	f.app("large", "without room", says(types.AppInstancesReady, "No machine has room"))
+	f.app("taken", "refused", says(types.AppDeployed, "There is a Deployment taken in namespace default already"))
+	f.app("invalid", "refused", says(types.AppDeployed, "Kubernetes refuses the app"))
+
+	// Deletion leaves nothing, and what is the tenant's own alone.
+	for _, name := range []string{"hello", "quota", "taken", "invalid"} {
+		_, err := f.st.Apps().MarkDeleted(f.ctx, "acme/web/shop/"+name)
+		f.must(err)
+	}
+	for _, name := range []string{"hello", "quota", "taken", "invalid"} {
+		f.gone(name)
+	}
+	for _, namespace := range []string{"default", "other", "small"} {
+		list, err := f.client.AppsV1().Deployments(namespace).List(f.ctx, metav1.ListOptions{})
+		f.must(err)
+		for _, d := range list.Items {
+			if d.Name != "taken" && d.Name != "large" {
+				t.Errorf("deployment %s/%s is left", namespace, d.Name)
+			}
+		}
+	}
+	if _, err := f.st.Routes().Get(f.ctx, route.Name); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the route of a deleted app: %v, want none", err)
+	}
+
+	// With its workspace an app goes without a word to the cluster.
+	f.clusters.set(nil, errors.New("the plane has stopped"))
+	_, err = f.st.Workspaces().MarkDeleted(f.ctx, "acme/web/shop")
+	f.must(err)
+	f.gone("large")
+	routes, _, _, err := f.st.Routes().List(f.ctx, "", "", 0)
+	f.must(err)
+	if len(routes) != 0 {
+		t.Errorf("%d routes are left, want none", len(routes))
+	}
+}
+
+func want404(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return fmt.Errorf("it is there (%w)", err)
+}
+
+// eventually tries until ok returns nil.
+func eventually(t *testing.T, what string, ok func() error) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := ok()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("%s: not after 20 s: %v", what, err)
+		}
+	}
+}

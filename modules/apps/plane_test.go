@@ -1,0 +1,214 @@
+package apps
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apiresource "k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/multipaas/multipaas/appliance/child"
+	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/appliance/pki"
+)
+
+// startPlane runs a real control plane, with a datastore of its own, in a
+// network namespace of its own until the test ends.
+func startPlane(t *testing.T) kubernetes.Interface {
+	t.Helper()
+	kube := os.Getenv("MULTIPAAS_KUBE")
+	if kube == "" {
+		kube = filepath.Join("..", "..", "dist", "payload", "kube", "1.36", "kube")
+	}
+	kube, err := filepath.Abs(kube)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(kube); err != nil {
+		t.Fatalf("no kube binary: run `make` or set MULTIPAAS_KUBE: %v", err)
+	}
+	var random [4]byte
+	_, _ = rand.Read(random[:])
+	name := "mpt-apps-" + hex.EncodeToString(random[:])
+	ns, err := netns.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = ns.Close()
+		if err := netns.Remove(name); err != nil {
+			t.Error(err)
+		}
+	})
+
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	write := func(name string, data []byte) {
+		t.Helper()
+		if err := os.WriteFile(in(name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	caPEM, caKey, err := pki.NewCA("apps test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.ParseCA(caPEM, caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("ca.crt", caPEM)
+	issue := func(file string, r pki.Request) (certPEM, keyPEM []byte) {
+		t.Helper()
+		certPEM, keyPEM, err := ca.Issue(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(file+".crt", certPEM)
+		write(file+".key", keyPEM)
+		return certPEM, keyPEM
+	}
+	issue("apiserver", pki.Request{CommonName: "kube-apiserver", Server: true, Hosts: []string{"127.0.0.1", "kubernetes.default.svc"}})
+	certPEM, keyPEM := issue("admin", pki.Request{CommonName: "multipaas:platform", Organizations: []string{"system:masters"}, Client: true})
+	saKey, err := pki.NewServiceAccountKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("sa.key", saKey)
+	write("level", []byte("baseline\n"))
+	toJSON := func(v any) []byte {
+		data, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	type object = map[string]any
+	const url = "https://127.0.0.1:6443"
+	for _, part := range []string{"controller-manager", "scheduler"} {
+		issue(part, pki.Request{CommonName: "system:kube-" + part, Client: true})
+		write(part+".kubeconfig", toJSON(object{
+			"apiVersion": "v1", "kind": "Config", "current-context": "c",
+			"clusters": []object{{"name": "c", "cluster": object{"server": url, "certificate-authority": in("ca.crt")}}},
+			"users":    []object{{"name": "u", "user": object{"client-certificate": in(part + ".crt"), "client-key": in(part + ".key")}}},
+			"contexts": []object{{"name": "c", "context": object{"cluster": "c", "user": "u"}}},
+		}))
+	}
+	flags := func(part string) []string {
+		return []string{"--kubeconfig=" + in(part+".kubeconfig"), "--secure-port=0", "--leader-elect=false", "--kube-api-qps=500", "--kube-api-burst=1000"}
+	}
+	write("plane.json", toJSON(object{
+		"kine": object{"socket": in("kine"), "compactSeconds": 300,
+			"endpoint": "sqlite://" + in("db") + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&cache=shared"},
+		"apiserver": []string{"--bind-address=127.0.0.1", "--secure-port=6443", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none",
+			"--service-cluster-ip-range=10.43.0.0/16", "--tls-cert-file=" + in("apiserver.crt"), "--tls-private-key-file=" + in("apiserver.key"),
+			"--client-ca-file=" + in("ca.crt"), "--authorization-mode=Node,RBAC", "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+			"--service-account-key-file=" + in("sa.key"), "--service-account-signing-key-file=" + in("sa.key"), "--etcd-servers=unix://" + in("kine")},
+		"controllerManager": append(flags("controller-manager"), "--use-service-account-credentials=true",
+			"--service-account-private-key-file="+in("sa.key"), "--root-ca-file="+in("ca.crt"), "--controller-shutdown-timeout=4s"),
+		"scheduler": flags("scheduler"),
+		"readyURL":  url + "/readyz", "readyCA": in("ca.crt"),
+		"guard": object{"levelFile": in("level"), "platformUser": "multipaas:platform"},
+	}))
+
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(caPEM)
+	check := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	process := child.New(child.Config{
+		Name: name, Path: kube, Args: []string{"plane", "--config", in("plane.json")}, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
+		Dir: dir, Netns: ns.Path(), LogFile: in("log"), StopTimeout: 22 * time.Second,
+		Ready: func(ctx context.Context) error {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/readyz", nil)
+			if err != nil {
+				return err
+			}
+			resp, err := check.Do(req)
+			if err != nil {
+				return err
+			}
+			_ = resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				return errors.New(resp.Status)
+			}
+			return nil
+		},
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, over := make(chan struct{}), make(chan error, 1)
+	go func() { over <- process.Run(ctx, func() { close(ready) }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			data, _ := os.ReadFile(in("log"))
+			t.Logf("%s", data[max(0, len(data)-4000):])
+		}
+	})
+	select {
+	case <-ready:
+	case <-time.After(time.Minute):
+		t.Fatal("the plane isn't ready after a minute")
+	}
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: url, Dial: ns.DialContext, QPS: 500, Burst: 500,
+		TLSClientConfig: rest.TLSClientConfig{CAData: caPEM, CertData: certPEM, KeyData: keyPEM}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+// actAsKubelet makes two nodes and says of every pod there that it runs well,
+// or that it crashes if its image is called so. What runs pods is no part of
+// this package.
+func actAsKubelet(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	t.Cleanup(func() { cancel(); <-done })
+	for i := range 2 {
+		n, err := client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("shop-%d", i+1), Labels: map[string]string{corev1.LabelHostname: fmt.Sprintf("shop-%d", i+1)}}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Status.Capacity = corev1.ResourceList{corev1.ResourceCPU: apiresource.MustParse("4"), corev1.ResourceMemory: apiresource.MustParse("8Gi"), corev1.ResourcePods: apiresource.MustParse("100")}
+		n.Status.Allocatable = n.Status.Capacity
+		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}
+		if _, err := client.CoreV1().Nodes().UpdateStatus(ctx, n, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
+			if err == nil {
+				for i := range pods.Items {
+					playPod(ctx, client, &pods.Items[i])
+				}
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+}
