@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -61,7 +62,8 @@ func Joined(cfg Config) (server, name string, err error) { return node.Joined(no
 func nodeDir(cfg Config) string { return filepath.Join(cfg.Paths.Data, "node") }
 
 // RunNode runs the node until ctx is done. Machines go on running when it
-// returns. It wraps node.ErrRemoved when the node has left the platform.
+// returns. It returns nil too when the node was removed from the platform and
+// everything of it is gone.
 func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	h := &host{}
 	h.base = newBase("node", cfg, version, log, h.items)
@@ -80,7 +82,12 @@ func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) 
 		return err
 	}
 	h.boot()
-	return h.graph.Run(ctx)
+	err = h.graph.Run(ctx)
+	if errors.Is(err, node.ErrRemoved) && !errors.Is(err, node.ErrLeftovers) {
+		log.Info("this node has left the platform; it may join again")
+		return nil // what was asked for: nothing to start again
+	}
+	return err
 }
 
 // boot is the order in which a node starts.

@@ -98,6 +98,9 @@ type Agent struct {
 // machines and identity are gone, the machine may join again.
 var ErrRemoved = errors.New("this node was removed from the platform")
 
+// ErrLeftovers comes with ErrRemoved when something could not be taken away.
+var ErrLeftovers = errors.New("not all of it could be cleaned up")
+
 // NewAgent makes the agent of a machine that has joined (see Join).
 func NewAgent(cfg AgentConfig) (*Agent, error) {
 	c, err := newClient(cfg.Dir)
@@ -114,10 +117,10 @@ func NewAgent(cfg AgentConfig) (*Agent, error) {
 // running when it returns: they are not children of this process. It is ready
 // once it acts on a state, from the server or from disk.
 func (a *Agent) Run(ctx context.Context, ready func()) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	var wg sync.WaitGroup
-	defer wg.Wait()
+	defer wg.Wait() // last: what it waits for ends by the two below
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	defer a.queue.ShutDown()
 
 	ready = sync.OnceFunc(ready)
@@ -137,7 +140,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		if errors.Is(err, ErrRemoved) {
 			a.cfg.Log.Info("removed from the platform; cleaning up")
 			if err := a.cleanUp(ctx); err != nil {
-				return fmt.Errorf("%w, but not all could be cleaned up: %w", ErrRemoved, err)
+				return fmt.Errorf("%w: %w: %w", ErrRemoved, ErrLeftovers, err)
 			}
 			return ErrRemoved
 		}

@@ -262,6 +262,7 @@ func (c *Controller) followMachines(ctx context.Context, w *resource.Workspace, 
 				return 0, fmt.Errorf("remove machine %s: %w", m.Key(), err)
 			}
 			again = soonest(again, after)
+			waiting = append(waiting, m.Name+" is being taken away")
 			continue
 		}
 		ok, why := r.node(ctx, m)
