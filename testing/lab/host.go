@@ -155,7 +155,7 @@ func (h *Host) Boot(ctx context.Context) (err error) {
 	if err := h.connect(pid, st.Index); err != nil {
 		return errors.Join(err, h.clear(ctx))
 	}
-	binary := fingerprint(h.lab.opt.Binary)
+	binary := Fingerprint(h.lab.opt.Binary)
 	err = h.lab.change(func(s *state) error {
 		e, ok := s.host(h.name)
 		if !ok {
@@ -455,8 +455,8 @@ func (l *Lab) writeHosts() error {
 	return nil
 }
 
-// fingerprint tells one build of a file from another without reading it.
-func fingerprint(file string) string {
+// Fingerprint tells one build of a file from another without reading it.
+func Fingerprint(file string) string {
 	info, err := os.Stat(file)
 	if err != nil {
 		return ""

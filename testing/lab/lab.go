@@ -108,9 +108,20 @@ func New(ctx context.Context, opt Options) (*Lab, error) {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return nil, err
 	}
-	l.slot, err = takeSlot(slot{Name: opt.Name, Dir: l.dir, Owner: thisProcess(), Keep: opt.Keep, Scratch: scratch, Created: time.Now().UTC()})
+	// Disks that are there already know the addresses they had.
+	former := -1
+	if err := l.load(); err == nil {
+		former = l.state.Slot
+	}
+	l.slot, err = takeSlot(slot{Name: opt.Name, Dir: l.dir, Owner: thisProcess(), Keep: opt.Keep, Scratch: scratch, Created: time.Now().UTC()}, max(0, former))
 	if err != nil {
 		return nil, err
+	}
+	if former >= 0 && former != l.slot.Number {
+		opt.Logf("the former network is taken: hosts begin with empty disks")
+		if err := os.RemoveAll(filepath.Join(l.dir, "hosts")); err != nil {
+			return nil, errors.Join(err, l.slot.destroy(ctx))
+		}
 	}
 	l.state = state{Slot: l.slot.Number, Name: opt.Name}
 	if err := errors.Join(l.save(), raiseLimits(), l.makeBridge()); err != nil {

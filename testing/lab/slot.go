@@ -155,9 +155,9 @@ func slots() ([]slot, error) {
 	return all, nil
 }
 
-// takeSlot finds a free slot for s and enters it. A slot whose names are in use
-// by others, or whose network is, is not free.
-func takeSlot(s slot) (slot, error) {
+// takeSlot finds a free slot for s and enters it, the wanted one if it can be. A
+// slot whose names are in use by others, or whose network is, is not free.
+func takeSlot(s slot, wanted int) (slot, error) {
 	unlock, err := lockRegistry()
 	if err != nil {
 		return s, err
@@ -167,7 +167,11 @@ func takeSlot(s slot) (slot, error) {
 	if err != nil {
 		return s, err
 	}
-	for s.Number = range maxSlots {
+	if slices.ContainsFunc(taken, func(o slot) bool { return o.Dir == s.Dir }) {
+		return s, fmt.Errorf("there is a lab in %s already; `lab -C %[1]s down` ends it", s.Dir)
+	}
+	for i := range maxSlots {
+		s.Number = (wanted + i) % maxSlots
 		if slices.ContainsFunc(taken, func(o slot) bool { return o.Number == s.Number }) || s.networkInUse() {
 			continue
 		}
