@@ -31,8 +31,13 @@ func (id *Identity) Admit(ctx context.Context, p *access.Principal, op access.Op
 		return access.NotFound()
 	}
 	if ok && p != nil && rule.Allow&access.User == 0 && rule.Allow&(access.Developer|access.Admin|access.Owner) != 0 {
-		if rule.Scope == access.Platform {
+		// An operation that decides by the account may name an organization too,
+		// as the one that makes it does.
+		switch rule.Scope {
+		case access.Platform:
 			account, organization = "", ""
+		case access.InAccount:
+			organization = ""
 		}
 		if err := id.LoadMemberships(ctx, p, account, organization); err != nil {
 			return err

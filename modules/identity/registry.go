@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -87,6 +88,10 @@ func (id *Identity) IssueRegistryToken(ctx context.Context, p *access.Principal,
 	return token, now, err
 }
 
+// repository is what may stand behind ACCOUNT/ORGANIZATION/ in the name of a
+// repository.
+var repository = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+
 func (id *Identity) registryActions(ctx context.Context, p *access.Principal, w RegistryAccess) ([]string, error) {
 	operations := map[string]access.Operation{"pull": access.OpPull, "push": access.OpPush, "delete": access.OpDeleteImage}
 	account, organization := "", ""
@@ -96,7 +101,7 @@ func (id *Identity) registryActions(ctx context.Context, p *access.Principal, w 
 	case w.Type == "repository":
 		// ACCOUNT/ORGANIZATION/IMAGE, where the image may have more parts.
 		parts := strings.SplitN(w.Name, "/", 3)
-		if len(parts) != 3 || parts[2] == "" || resource.CheckName("", parts[0]) != nil || resource.CheckName("", parts[1]) != nil {
+		if len(parts) != 3 || !repository.MatchString(parts[2]) || resource.CheckName("", parts[0]) != nil || resource.CheckName("", parts[1]) != nil {
 			return nil, nil
 		}
 		account, organization = parts[0], parts[1]

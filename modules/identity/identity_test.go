@@ -1,0 +1,474 @@
+package identity
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/internal/storetest"
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+const (
+	password = "correct horse battery"
+	source   = "192.0.2.1:5000"
+)
+
+// clock is a clock that a test moves.
+type clock struct{ offset atomic.Int64 }
+
+func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.offset.Load())) }
+func (c *clock) advance(d time.Duration) { c.offset.Add(int64(d)) }
+
+func newIdentity(t *testing.T) (*Identity, *clock) {
+	t.Helper()
+	c := &clock{}
+	return New(Config{Store: storetest.New(t), Issuer: "https://mp.example:7443", RegistryService: "mp.example:5000", CAKeyHash: "cafe", Now: c.now}), c
+}
+
+func mustUser(t *testing.T, id *Identity, address string, spec resource.UserSpec) {
+	t.Helper()
+	if _, err := id.CreateUser(t.Context(), address, password, spec); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLogin(t *testing.T) {
+	id, clock := newIdentity(t)
+	ctx := t.Context()
+	mustUser(t, id, "Ann@Acme.Example", resource.UserSpec{})
+	if _, err := id.CreateUser(ctx, "ann@acme.example", password, resource.UserSpec{}); !errors.Is(err, access.ErrExists) {
+		t.Errorf("second user of that name: got %v, want ErrExists", err)
+	}
+
+	got, err := id.Login(ctx, " ANN@acme.example", password, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(got.Token, TokenPrefix) || got.User != "ann@acme.example" {
+		t.Errorf("got %+v", got)
+	}
+	p, err := id.Authenticate(ctx, got.Token)
+	if err != nil || p.User != "ann@acme.example" || p.Sysadmin {
+		t.Fatalf("got %+v, %v", p, err)
+	}
+	// The token itself is nowhere in the store.
+	if err := each(ctx, id.store.Sessions(), "", func(s *resource.Session) error {
+		if text, _ := json.Marshal(s); strings.Contains(string(text), got.Token[len(TokenPrefix):]) {
+			t.Errorf("the store has the token: %s", text)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+
+	var refusals []string
+	for _, wrong := range [][2]string{{"ann@acme.example", "wrong password"}, {"bob@acme.example", password}, {"no address", password}, {"ann@acme.example", ""}, {"", ""}, {"a/b@c", password}, {"ann@acme.example", strings.Repeat("x", 5000)}} {
+		_, err := id.Login(ctx, wrong[0], wrong[1], "192.0.2.77:1")
+		if !errors.Is(err, access.ErrUnauthenticated) {
+			t.Fatalf("login %q: got %v, want ErrUnauthenticated", wrong[0], err)
+		}
+		refusals = append(refusals, err.Error())
+	}
+	for _, r := range refusals {
+		if r != refusals[0] {
+			t.Errorf("refusals differ: %q and %q", r, refusals[0])
+		}
+	}
+
+	for _, bad := range []string{"", "mps_", "mps_x", "Bearer x", strings.Repeat("mps_", 1000), "mps_../../users/x", "mps_a,b"} {
+		if _, err := id.Authenticate(ctx, bad); !errors.Is(err, access.ErrUnauthenticated) {
+			t.Errorf("token %.20q: got %v, want ErrUnauthenticated", bad, err)
+		}
+	}
+
+	if err := id.Logout(ctx, p); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Authenticate(ctx, got.Token); !errors.Is(err, access.ErrUnauthenticated) {
+		t.Errorf("after logout: got %v", err)
+	}
+
+	// Sessions end by themselves, and are swept.
+	got, err = id.Login(ctx, "ann@acme.example", password, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock.advance(SessionLife - time.Minute)
+	if _, err := id.Authenticate(ctx, got.Token); err != nil {
+		t.Errorf("before its end: %v", err)
+	}
+	clock.advance(2 * time.Minute)
+	if _, err := id.Authenticate(ctx, got.Token); !errors.Is(err, access.ErrUnauthenticated) {
+		t.Errorf("after its end: got %v", err)
+	}
+	if err := id.Sweep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if left, _, _, err := id.store.Sessions().List(ctx, "", "", 0); err != nil || len(left) != 0 {
+		t.Errorf("after the sweep: %d sessions, %v", len(left), err)
+	}
+}
+
+func TestPasswords(t *testing.T) {
+	id, _ := newIdentity(t)
+	ctx := t.Context()
+	mustUser(t, id, "ann@acme.example", resource.UserSpec{})
+	a, err := id.Login(ctx, "ann@acme.example", password, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := id.Login(ctx, "ann@acme.example", password, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := id.Authenticate(ctx, a.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := id.ChangePassword(ctx, p, "wrong", "another password", source); !errors.Is(err, access.ErrDenied) {
+		t.Errorf("with a wrong password: got %v, want ErrDenied", err)
+	}
+	if err := id.ChangePassword(ctx, p, password, "short", source); !errors.Is(err, access.ErrInvalid) {
+		t.Errorf("to a short password: got %v, want ErrInvalid", err)
+	}
+	if err := id.ChangePassword(ctx, p, password, "another password", source); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Authenticate(ctx, a.Token); err != nil {
+		t.Errorf("own session: %v", err)
+	}
+	if _, err := id.Authenticate(ctx, b.Token); err == nil {
+		t.Error("the other session goes on")
+	}
+	if _, err := id.Login(ctx, "ann@acme.example", password, source); err == nil {
+		t.Error("the old password still works")
+	}
+	if _, err := id.Login(ctx, "ann@acme.example", "another password", source); err != nil {
+		t.Errorf("the new password: %v", err)
+	}
+
+	if _, err := id.store.Users().Modify(ctx, "ann@acme.example", func(u *resource.User) error { u.Spec.Disabled = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Authenticate(ctx, a.Token); err == nil {
+		t.Error("a disabled user's session goes on")
+	}
+	if _, err := id.Login(ctx, "ann@acme.example", "another password", source); err == nil {
+		t.Error("a disabled user can log in")
+	}
+}
+
+func TestStoredHashes(t *testing.T) {
+	phc := hashPassword(password)
+	if !strings.HasPrefix(phc, "$argon2id$v=19$m=19456,t=2,p=1$") {
+		t.Errorf("got %s", phc)
+	}
+	for _, c := range []struct {
+		phc  string
+		want bool
+		err  bool
+	}{
+		{phc, true, false},
+		{hashPassword("other password"), false, false},
+		{"", false, true},
+		{"$argon2id$v=19$m=19456,t=2,p=1$AAAA", false, true},
+		{"$argon2i$v=19$m=19456,t=2,p=1$AAAA$AAAA", false, true},
+		{strings.Replace(phc, "m=19456", "m=1945600000", 1), false, true},
+		{strings.Replace(phc, "p=1", "p=0", 1), false, true},
+		{strings.Replace(phc, "v=19", "v=16", 1), false, true},
+	} {
+		got, err := comparePassword(c.phc, password)
+		if got != c.want || (err != nil) != c.err {
+			t.Errorf("%s: got %v, %v", c.phc, got, err)
+		}
+	}
+}
+
+func TestLoginFloodIsBounded(t *testing.T) {
+	p := newPasswords()
+	var wg sync.WaitGroup
+	var refused atomic.Int64
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	for range 200 {
+		wg.Go(func() {
+			if _, err := p.matches(ctx, "", "x"); errors.Is(err, access.ErrThrottled) {
+				refused.Add(1)
+			}
+			if n := len(p.slots); n > argonParallel {
+				t.Errorf("%d hashes at once", n)
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d of 200 refused", refused.Load())
+}
+
+func TestThrottle(t *testing.T) {
+	c := &clock{}
+	th := newThrottle(c.now)
+	var err error
+	for range userBurst {
+		if _, err = th.attempt("ann", source); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = th.attempt("ann", source)
+	var no *access.Refusal
+	if !errors.As(err, &no) || !errors.Is(err, access.ErrThrottled) || no.RetryAfter <= 0 || no.RetryAfter > userRefill {
+		t.Errorf("got %+v", err)
+	}
+	if _, err := th.attempt("ann", "192.0.2.2:1"); err != nil {
+		t.Errorf("from another source: %v", err)
+	}
+	if _, err := th.attempt("bob", source); err != nil {
+		t.Errorf("another user: %v", err)
+	}
+	c.advance(userRefill + time.Second)
+	giveBack, err := th.attempt("ann", source)
+	if err != nil {
+		t.Fatalf("after a while: %v", err)
+	}
+	giveBack()
+	for range userBurst {
+		if _, err := th.attempt("ann", source); err != nil {
+			t.Fatalf("after the right password: %v", err)
+		}
+	}
+	for i := range 2 * maxBuckets {
+		_, _ = th.attempt(fmt.Sprint(i), fmt.Sprintf("198.51.%d.%d:1", i/250%250, i%250))
+	}
+	if len(th.buckets) > maxBuckets+1 {
+		t.Errorf("%d buckets", len(th.buckets))
+	}
+	if a, b := network("[2001:db8::1]:1"), network("[2001:db8::2]:2"); a != b {
+		t.Errorf("one IPv6 host has two networks, %s and %s", a, b)
+	}
+}
+
+func TestBootstrap(t *testing.T) {
+	id, _ := newIdentity(t)
+	ctx := t.Context()
+	file := filepath.Join(t.TempDir(), "sysadmin.json")
+	read := func() (c struct{ Email, Password string }) {
+		t.Helper()
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(data, &c); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	// Killed between file and store: the file is there, the user is not.
+	canceled, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := id.Bootstrap(canceled, file, "mp.example"); err == nil {
+		t.Error("with a dead store: no error")
+	}
+	if err := os.WriteFile(file, []byte(`{"email":"admin@mp.example","password":"from a start that was killed"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := id.Bootstrap(ctx, file, "mp.example"); err != nil {
+		t.Fatal(err)
+	}
+	first := read()
+	if info, err := os.Stat(file); err != nil || info.Mode() != fs.FileMode(0o600) {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	login, err := id.Login(ctx, first.Email, first.Password, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := id.Authenticate(ctx, login.Token)
+	if err != nil || !p.Sysadmin || p.User != "admin@mp.example" {
+		t.Errorf("got %+v, %v", p, err)
+	}
+	// Every later start leaves everything as it is.
+	for _, domain := range []string{"mp.example", "other.example"} {
+		if err := id.Bootstrap(ctx, file, domain); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := read(); got != first {
+		t.Errorf("the file changed: %+v, was %+v", got, first)
+	}
+	if users, _, _, _ := id.store.Users().List(ctx, "", "", 0); len(users) != 1 {
+		t.Errorf("%d users", len(users))
+	}
+}
+
+func TestRegister(t *testing.T) {
+	id, _ := newIdentity(t)
+	ctx := t.Context()
+	r := resource.Register{Account: "acme", Email: "Ann@acme.example", Password: password}
+	account, created, err := id.Register(ctx, r, source)
+	if err != nil || !created || account.Name != "acme" || account.UID == "" {
+		t.Fatalf("got %+v, %v, %v", account, created, err)
+	}
+	if _, created, err = id.Register(ctx, r, source); err != nil || created {
+		t.Errorf("again: got %v, %v", created, err)
+	}
+	r.Account = "second"
+	if _, created, err = id.Register(ctx, r, source); err != nil || !created {
+		t.Errorf("a second account: got %v, %v", created, err)
+	}
+	for want, r := range map[error]resource.Register{
+		access.ErrExists:  {Account: "acme", Email: "bob@acme.example", Password: password},
+		access.ErrInvalid: {Account: "Not_A_Name", Email: "bob@acme.example", Password: password},
+	} {
+		if _, _, err := id.Register(ctx, r, source); !errors.Is(err, want) {
+			t.Errorf("%+v: got %v, want %v", r, err, want)
+		}
+	}
+	if _, _, err := id.Register(ctx, resource.Register{Account: "third", Email: "ann@acme.example", Password: "wrong password"}, source); !errors.Is(err, access.ErrExists) {
+		t.Errorf("with somebody else's address: got %v", err)
+	}
+	// What was refused left nothing.
+	if users, _, _, _ := id.store.Users().List(ctx, "", "", 0); len(users) != 1 {
+		t.Errorf("%d users, want 1", len(users))
+	}
+	p := &access.Principal{User: "ann@acme.example"}
+	if err := id.Admit(ctx, p, "organizations.put", "acme", ""); err != nil {
+		t.Errorf("owner of acme: %v", err)
+	}
+	if err := id.Admit(ctx, &access.Principal{User: "bob@acme.example"}, "organizations.put", "acme", ""); !errors.Is(err, access.ErrNotFound) {
+		t.Errorf("a stranger: got %v", err)
+	}
+	// Two at once: one wins, whole.
+	var wg sync.WaitGroup
+	var won atomic.Int64
+	for i := range 8 {
+		wg.Go(func() {
+			_, created, err := id.Register(ctx, resource.Register{Account: "raced", Email: fmt.Sprintf("u%d@x.example", i), Password: password}, fmt.Sprintf("192.0.2.%d:1", i))
+			if created && err == nil {
+				won.Add(1)
+			} else if !errors.Is(err, access.ErrExists) {
+				t.Errorf("got %v, want ErrExists", err)
+			}
+		})
+	}
+	wg.Wait()
+	if won.Load() != 1 {
+		t.Errorf("%d won", won.Load())
+	}
+}
+
+func TestDeleteUser(t *testing.T) {
+	id, _ := newIdentity(t)
+	ctx := t.Context()
+	if _, _, err := id.Register(ctx, resource.Register{Account: "acme", Email: "ann@acme.example", Password: password}, source); err != nil {
+		t.Fatal(err)
+	}
+	user, err := id.store.Users().Get(ctx, "ann@acme.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := id.DeleteUser(ctx, user); !errors.Is(err, access.ErrExists) {
+		t.Errorf("the last owner: got %v", err)
+	}
+	mustUser(t, id, "bob@acme.example", resource.UserSpec{})
+	login, err := id.Login(ctx, "bob@acme.example", password, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if user, err = id.store.Users().Get(ctx, "bob@acme.example"); err != nil {
+		t.Fatal(err)
+	}
+	if err := id.DeleteUser(ctx, user); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Authenticate(ctx, login.Token); err == nil {
+		t.Error("a deleted user's session goes on")
+	}
+	// A new user of that name starts from nothing.
+	mustUser(t, id, "bob@acme.example", resource.UserSpec{})
+	if _, err := id.Authenticate(ctx, login.Token); err == nil {
+		t.Error("the old session is the new user's")
+	}
+}
+
+func TestJoinToken(t *testing.T) {
+	id, clock := newIdentity(t)
+	ctx := t.Context()
+	create := func() string {
+		t.Helper()
+		text, token, err := id.CreateJoinToken(ctx, time.Hour, "root@mp.example")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if parts := strings.Split(text, "."); len(parts) != 3 || parts[0] != token.Name || parts[2] != "cafe" || strings.Contains(token.SecretHash, parts[1]) {
+			t.Fatalf("token %q of %+v", text, token)
+		}
+		return text
+	}
+	redeem := func(text, node string, want error) {
+		t.Helper()
+		_, err := id.RedeemJoinToken(ctx, text, node)
+		if !errors.Is(err, want) {
+			t.Errorf("redeem for %s: got %v, want %v", node, err, want)
+		}
+	}
+	first := create()
+	redeem(first, "host1", nil)
+	redeem(first, "host1", nil) // a join that died half-way
+	redeem(first, "host2", access.ErrUsed)
+	_, err := id.RedeemJoinToken(ctx, first, "host2")
+	if !strings.Contains(err.Error(), `"host1"`) {
+		t.Errorf("by whom it was used is missing: %v", err)
+	}
+	clock.advance(completeWithin + time.Second)
+	redeem(first, "host1", access.ErrUsed)
+	// Without the CA's hash it works too; with another one it does not.
+	redeem(strings.TrimSuffix(create(), ".cafe"), "host2", nil)
+	redeem(strings.TrimSuffix(create(), ".cafe")+".beef", "host3", access.ErrInvalid)
+	name, _, _ := strings.Cut(create(), ".")
+	redeem(name+".wrong.cafe", "host4", access.ErrNotFound)
+	redeem("nothere.wrong.cafe", "host5", access.ErrNotFound)
+	for _, text := range []string{"", ".", "..", "a", "a/b.c", "a.b.c.d", strings.Repeat("a.", 200), "a,b.c"} {
+		if _, err := id.RedeemJoinToken(ctx, text, "host6"); !errors.Is(err, access.ErrInvalid) && !errors.Is(err, access.ErrNotFound) {
+			t.Errorf("%q: got %v", text, err)
+		}
+	}
+	redeem(create(), "Not_A_Name", access.ErrInvalid)
+	late := create()
+	clock.advance(time.Hour)
+	redeem(late, "host7", access.ErrExpired)
+
+	// Many at once: one node gets it.
+	text := create()
+	var wg sync.WaitGroup
+	var won atomic.Int64
+	for i := range 10 {
+		wg.Go(func() {
+			if _, err := id.RedeemJoinToken(ctx, text, fmt.Sprintf("race%d", i)); err == nil {
+				won.Add(1)
+			} else if !errors.Is(err, access.ErrUsed) {
+				t.Errorf("got %v, want ErrUsed", err)
+			}
+		})
+	}
+	wg.Wait()
+	if won.Load() != 1 {
+		t.Errorf("%d nodes got the token", won.Load())
+	}
+	clock.advance(2 * keepJoinTokens)
+	if err := id.Sweep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if left, _, _, _ := id.store.JoinTokens().List(ctx, "", "", 0); len(left) != 0 {
+		t.Errorf("%d tokens are left", len(left))
+	}
+}
