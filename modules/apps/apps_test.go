@@ -31,6 +31,8 @@ func TestFullReference(t *testing.T) {
 		"acme/web/hello:1":                        registry + "/acme/web/hello:1",
 		"umbrella/core/hello:1":                   registry + "/acme/web/umbrella/core/hello:1", // never another tenant's
 		registry + "/acme/web/hello:1":            registry + "/acme/web/hello:1",
+		"registry.lab:5000/acme/web/hello:1":      registry + "/acme/web/hello:1",
+		"registry.lab:5000/umbrella/core/x:1":     "",
 		registry + "/umbrella/core/hello:1":       "",
 		registry + "/acme/webshop/hello:1":        "",
 		"multipaas.internal/hello:1":              "multipaas.internal/hello:1",
@@ -45,7 +47,7 @@ func TestFullReference(t *testing.T) {
 		"acme/web/":       "",
 		"hello@sha256:12": "",
 	} {
-		got, err := fullReference(registry, "acme", "web", image)
+		got, err := fullReference(registry, []string{"registry.lab:5000"}, "acme", "web", image)
 		if got != want || (err != nil) != (want == "") {
 			t.Errorf("%q: %q, %v; want %q", image, got, err, want)
 		}

@@ -35,6 +35,8 @@ type Config struct {
 
 	Domain   string // hosts are below it
 	Registry string // host:port of the platform's registry in references
+	// RegistryNames are further names of it, which mean the same.
+	RegistryNames []string
 }
 
 const (
@@ -56,7 +58,7 @@ type Controller struct {
 	mu       sync.Mutex
 	clusters map[string]*cluster // by key of the workspace
 	applied  map[string]applied  // by key of the app
-	scope    context.Context     //nolint:containedctx // Run's: clusters are watched as long as it runs
+	scope    context.Context     // Run's: clusters are watched as long as it runs
 	watching sync.WaitGroup
 }
 

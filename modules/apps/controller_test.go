@@ -243,7 +243,7 @@ func TestApps(t *testing.T) {
 	eventually(t, "the deployment, the service and the route are back", func() error {
 		d, err := f.client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
 		if err != nil || *d.Spec.Replicas != 2 {
-			return fmt.Errorf("deployment: %w, %v", err, d.Spec.Replicas)
+			return fmt.Errorf("the deployment isn't: %v", err)
 		}
 		_, err = f.client.CoreV1().Services("default").Get(f.ctx, "hello", metav1.GetOptions{})
 		_, errRoute := f.st.Routes().Get(f.ctx, route.Name)

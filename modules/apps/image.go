@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -36,19 +37,19 @@ func (e *NoImageError) Error() string {
 	}
 }
 
-// payloadHost is the registry of the images that every machine has.
-const payloadHost = "multipaas.internal"
-
 // errImage is wrapped by what is wrong with a reference itself.
 var errImage = errors.New("not an image that this app can use")
 
 // fullReference says which image is meant: "hello:1" is the organization's own,
 // as is "ACCOUNT/ORGANIZATION/hello:1"; a reference that names a registry is
 // what it is. What names no registry can't name another tenant's image: it is
-// looked for below the organization.
-func fullReference(registry, account, organization, image string) (string, error) {
+// looked for below the organization. aliases are other names of registry.
+func fullReference(registry string, aliases []string, account, organization, image string) (string, error) {
 	own := account + "/" + organization + "/"
 	host, path := splitHost(image)
+	if slices.Contains(aliases, host) {
+		host = registry
+	}
 	if host == "" {
 		host = registry
 		if !strings.HasPrefix(path, own) {

@@ -165,15 +165,21 @@ func selectorOf(name string) string {
 	return metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: map[string]string{labelName: name, labelManager: manager}})
 }
 
-// hostOf is where app is reached. A host name has at most 253 characters.
+// hostError is what is wrong with the host name, a sentence for users.
+type hostError struct{ message string }
+
+func (e *hostError) Error() string { return e.message }
+
+// hostOf is where app is reached. A host name has at most 253 characters, and
+// each label of it 63.
 func hostOf(app *types.App, domain string) (string, error) {
 	host := strings.ToLower(strings.Join([]string{app.Name, app.Workspace, app.Organization, app.Account, domain}, "."))
 	if len(host) > 253 {
-		return "", fmt.Errorf("The host name %s would have %d characters, at most 253 are possible. Use shorter names.", host, len(host)) //nolint:staticcheck // shown to users as it is
+		return "", &hostError{fmt.Sprintf("The host name %s would have %d characters, at most 253 are possible. Use shorter names.", host, len(host))}
 	}
 	for label := range strings.SplitSeq(host, ".") {
 		if label == "" || len(label) > 63 {
-			return "", fmt.Errorf("%q in the host name %s has %d characters, 1 to 63 are possible. Use another name.", label, host, len(label))
+			return "", &hostError{fmt.Sprintf("%q in the host name %s has %d characters, 1 to 63 are possible. Use another name.", label, host, len(label))}
 		}
 	}
 	return host, nil

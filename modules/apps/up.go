@@ -29,7 +29,7 @@ type applied struct {
 
 // bringUp makes the cluster and the route what app says, and tells how it is.
 func (c *Controller) bringUp(ctx context.Context, app *types.App) (again time.Duration, err error) {
-	ref, err := fullReference(c.cfg.Registry, app.Account, app.Organization, app.Spec.Image)
+	ref, err := fullReference(c.cfg.Registry, c.cfg.RegistryNames, app.Account, app.Organization, app.Spec.Image)
 	if err != nil {
 		return 0, c.blocked(ctx, app, types.Condition{Type: types.AppImageFound, Status: types.False, Reason: reasonNoImage,
 			Message: sentence(err.Error()), Final: true})
@@ -225,9 +225,6 @@ func refusalOf(err error) *types.Condition {
 	return nil
 }
 
-// hostError is what is wrong with the host name, in words for users.
-type hostError struct{ error }
-
 // route makes the route of app what it should be: none, or one to its Service.
 func (c *Controller) route(ctx context.Context, app *types.App) (host string, route *types.Route, err error) {
 	host, err = hostOf(app, c.cfg.Domain)
@@ -240,7 +237,7 @@ func (c *Controller) route(ctx context.Context, app *types.App) (host string, ro
 		return "", nil, err
 	}
 	if err != nil {
-		return "", nil, &hostError{err}
+		return "", nil, err
 	}
 	want := routeOf(app, host)
 	route, err = c.cfg.Store.Routes().Modify(ctx, host, func(r *types.Route) error {

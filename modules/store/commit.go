@@ -246,7 +246,7 @@ func (s *Store) try(ctx context.Context, ops []Op, stored []*mvccpb.KeyValue) (d
 
 func (k Kind[T]) op(verb, key string, reads bool, prepare func(*mvccpb.KeyValue) (write, error)) Op {
 	return Op{path: k.path(key), reads: reads, prepare: prepare, wrap: func(err error) error {
-		if o, ok := err.(own); ok { //nolint:errorlint // own is made and unwrapped here only
+		if o, ok := err.(own); ok { // made and unwrapped here only
 			return o.error
 		}
 		return k.wrap(verb, key, err)
