@@ -1,0 +1,80 @@
+package preflight
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestAllAreReportedAtOnce(t *testing.T) {
+	ran := 0
+	check := func(name string, warn bool, err error) Check {
+		return Check{Name: name, Warn: warn, Remedy: "mend " + name, Run: func(context.Context) error { ran++; return err }}
+	}
+	results := Run(t.Context(), []Check{
+		check("one", false, errors.New("is broken")), check("two", false, nil), check("three", true, errors.New("could be better")),
+		check("four", false, &Skipped{"no way to tell"}), check("five", false, errors.New("is broken too")),
+	})
+	if ran != 5 {
+		t.Errorf("made %d checks, want 5", ran)
+	}
+	const want = "failed   one: is broken: mend one\nok       two\nwarning  three: could be better: mend three\nskipped  four: no way to tell\nfailed   five: is broken too: mend five\n"
+	var b bytes.Buffer
+	if err := Render(&b, results); err != nil || b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", &b, want)
+	}
+	err := Err(results)
+	if !errors.Is(err, ErrFailed) || !strings.Contains(err.Error(), "preflight: one: is broken: mend one\npreflight: five") || strings.Contains(err.Error(), "three") {
+		t.Errorf("got %v, want both failures and no warning", err)
+	}
+	if err := Err(results[1:3]); err != nil {
+		t.Errorf("got %v, want none", err)
+	}
+}
+
+// On a machine that builds this project every check that may stop the appliance
+// goes well, but for the size of its disk and memory.
+func TestThisMachine(t *testing.T) {
+	for _, r := range Run(t.Context(), append(Server(t.TempDir(), []string{"127.0.0.1:0"}), Node(t.TempDir())...)) {
+		if r.State == Failed && r.Name != "disk" {
+			t.Errorf("%s", r)
+		}
+		t.Logf("%s %s", r.State, r)
+	}
+}
+
+func TestChecksFail(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	past := func() time.Time { return time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC) }
+	far := func() time.Time { return time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC) }
+	for _, c := range []struct {
+		check Check
+		want  string
+	}{
+		{Ports(ln.Addr().String(), "192.0.2.1:1"), "is taken, 192.0.2.1:1 is no address of this machine"},
+		{Disk(filepath.Join(t.TempDir(), "not", "there", "yet"), 1<<62), "GiB free, needs"},
+		{Filesystems("overlay", "nosuchfs"), "the kernel has no nosuchfs"},
+		{clock(time.Time{}, past), "before this program was made"},
+		{clock(time.Time{}, far), "can't be"},
+		{OpenFiles(1 << 62), "the limit is"},
+		{Memory(1 << 62), "GiB, needs"},
+		{Inotify(1 << 62), "fs.inotify.max_user_instances is"},
+	} {
+		err := c.check.Run(t.Context())
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %q", c.check.Name, err, c.want)
+		}
+		if c.check.Remedy == "" {
+			t.Errorf("%s: no remedy", c.check.Name)
+		}
+	}
+}
