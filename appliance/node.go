@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/appliance/preflight"
 	"github.com/multipaas/multipaas/appliance/problem"
 	"github.com/multipaas/multipaas/appliance/status"
@@ -139,16 +138,6 @@ func (n nodeNetworks) AttachMachine(ctx context.Context, m resource.AgentMachine
 		return "", err
 	}
 	return n.Network.AttachMachine(ctx, m.NetworkID, network.MachinePort{UID: m.UID, Address: address, MAC: m.Spec.MAC, PodCIDR: pods})
-}
-
-// Machines lists the machines that have a network namespace.
-func (n nodeNetworks) Machines() ([]string, error) {
-	prefix := filepath.Base(network.MachineNamespacePath(""))
-	names, err := netns.List(prefix)
-	for i := range names {
-		names[i] = strings.TrimPrefix(names[i], prefix)
-	}
-	return names, err
 }
 
 type nodeMachines struct{ *machine.Sandbox }

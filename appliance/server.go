@@ -153,7 +153,7 @@ func (s *server) make() (err error) {
 	}
 	s.tasks = task.New(task.Config{Store: s.store, Log: s.part("tasks")})
 	s.deployer = apps.New(apps.Config{Log: s.part("deployer"), Store: s.store, Apps: s.apps, Workspaces: s.workspaces,
-		Clusters: s.controller, Images: s.images(), Domain: s.cfg.Domain, Registry: s.registryName()})
+		Clusters: s.controller, Images: s.images(), Domain: s.cfg.Domain, Registry: s.registryName(), RegistryNames: s.registryNames()})
 	s.router = balancer.NewPlaneRouter(balancer.PlaneRouterConfig{Addr: s.cfg.Listen.Kubernetes, Planes: planeDialer{s.controller}, Log: s.part("plane-router")})
 	s.balancer = balancer.New(balancer.Config{HTTPAddr: s.cfg.Listen.HTTP, HTTPSAddr: s.cfg.Listen.HTTPS, Dir: filepath.Join(s.cfg.Paths.Data, "balancer"),
 		Domain: s.cfg.Domain, Store: s.store, Etcd: s.client, Signer: signer{s.ca}, Workspaces: backends{s.controller}, Pods: s.cfg.Plan.Pods, Log: s.part("balancer")})

@@ -30,11 +30,30 @@ func (a *API) mount() {
 		handle(access.OpJoin, "POST /v1/agent/join", a.cfg.Agent)
 		handle(access.OpAgent, "/v1/agent/", a.nodesOnly(a.cfg.Agent))
 	}
-	for pattern, h := range map[string]http.Handler{"GET /livez": a.cfg.Livez, "GET /readyz": a.cfg.Readyz, "GET /metrics": a.cfg.Metrics} {
+	if a.cfg.Metrics != nil {
+		handle(access.OpMetrics, "GET /metrics", a.sysadminsOnly(a.cfg.Metrics))
+	}
+	for pattern, h := range map[string]http.Handler{"GET /livez": a.cfg.Livez, "GET /readyz": a.cfg.Readyz} {
 		if h != nil {
 			a.mux.Handle(pattern, h)
 		}
 	}
+}
+
+// sysadminsOnly lets pass whose bearer token is a sysadmin's: metrics name what
+// the platform is busy with.
+func (a *API) sysadminsOnly(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p, err := a.principal(r.Context(), r)
+		if err == nil {
+			err = access.Authorize(p, access.OpMetrics, "", "")
+		}
+		if err != nil {
+			writeProblem(w, a.problem(r.Context(), err))
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // nodesOnly lets pass who came with the certificate of a node. Whether the node

@@ -67,6 +67,7 @@ const (
 	OpPush           Operation = "images.push"
 	OpDeleteImage    Operation = "images.delete"
 	OpCatalog        Operation = "images.catalog"
+	OpMetrics        Operation = "metrics"
 	OpTaskGet        Operation = "tasks.get"
 	OpAgent          Operation = "agent"
 	OpJoin           Operation = "agent.join"
@@ -170,6 +171,7 @@ func Table() []Rule {
 		{"oidc.discovery", Platform, everybody, Mounted},
 		{"oidc.keys", Platform, everybody, Mounted},
 		{"openapi", Platform, everybody, Mounted},
+		{OpMetrics, Platform, Sysadmin, Mounted},
 	}
 }
 
