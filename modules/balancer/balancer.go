@@ -172,24 +172,26 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("balancer: %w", err)
 	}
 	defer secure.Close()
-	servers := []*http.Server{b.server(http.HandlerFunc(b.serveRoute))}
-	servers[0].TLSConfig = &tls.Config{GetCertificate: b.certificates.get, MinVersion: tls.VersionTLS12}
+	app := b.server(http.HandlerFunc(b.serveRoute))
+	app.TLSConfig = &tls.Config{GetCertificate: b.certificates.get, MinVersion: tls.VersionTLS12}
 	b.mu.Lock()
 	b.https = secure.Addr()
 	b.mu.Unlock()
-	go func() { failed <- servers[0].ServeTLS(secure, "", "") }()
+	go func() { failed <- app.ServeTLS(secure, "", "") }()
+	servers := []*http.Server{app}
 	if b.cfg.HTTPAddr != "" {
 		plain, err := net.Listen("tcp", b.cfg.HTTPAddr)
 		if err != nil {
-			servers[0].Close()
+			app.Close()
 			return fmt.Errorf("balancer: %w", err)
 		}
 		defer plain.Close()
 		b.mu.Lock()
 		b.http = plain.Addr()
 		b.mu.Unlock()
-		servers = append(servers, b.server(http.HandlerFunc(b.redirect)))
-		go func() { failed <- servers[1].Serve(plain) }()
+		redirect := b.server(http.HandlerFunc(b.redirect))
+		go func() { failed <- redirect.Serve(plain) }()
+		servers = append(servers, redirect)
 	}
 	ready()
 

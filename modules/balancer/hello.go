@@ -13,8 +13,8 @@ import (
 // has a few hundred bytes, 2 KiB with post-quantum keys.
 const maxHello = 32 << 10
 
-// hello is the beginning of a TLS connection.
-type hello struct {
+// clientHello is the beginning of a TLS connection.
+type clientHello struct {
 	serverName string
 	recorded   []byte // everything that was read
 }
@@ -25,16 +25,16 @@ var errHello = errors.New("the ClientHello is here")
 // readHello reads a ClientHello from conn, and no more than maxHello bytes, and
 // writes nothing. crypto/tls parses it: it begins a handshake on a connection
 // that only records.
-func readHello(conn net.Conn) (hello, error) {
+func readHello(conn net.Conn) (clientHello, error) {
 	rec := &recorder{Conn: conn}
-	var h hello
+	var h clientHello
 	var found bool
 	err := tls.Server(rec, &tls.Config{GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
 		h.serverName, found = info.ServerName, true
 		return nil, errHello
 	}}).Handshake()
 	if !found {
-		return hello{}, fmt.Errorf("read ClientHello: %w", err)
+		return clientHello{}, fmt.Errorf("read ClientHello: %w", err)
 	}
 	h.recorded = rec.read.Bytes()
 	return h, nil

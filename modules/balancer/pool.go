@@ -65,14 +65,31 @@ type pool struct {
 // backend is one pod.
 type backend struct {
 	address string
-	http1   *http.Transport
-	grpc    func() *http.Transport // made when first used
+	dial    DialFunc
+	http1   lazyTransport
+	grpc    lazyTransport
 
 	active   atomic.Int64 // requests
 	failures atomic.Int32 // in a row
 	rests    atomic.Int64 // until, in Unix nanoseconds
 	retired  atomic.Bool
-	hasGRPC  atomic.Bool
+}
+
+// lazyTransport is made when it is first used: with 50,000 routes, most are not.
+type lazyTransport struct {
+	once sync.Once
+	made atomic.Pointer[http.Transport]
+}
+
+func (l *lazyTransport) get(build func() *http.Transport) *http.Transport {
+	l.once.Do(func() { l.made.Store(build()) })
+	return l.made.Load()
+}
+
+func (l *lazyTransport) closeIdle() {
+	if t := l.made.Load(); t != nil {
+		t.CloseIdleConnections()
+	}
 }
 
 func newPool(port uint16, dial DialFunc) *pool {
@@ -94,7 +111,7 @@ func (p *pool) set(addrs []netip.Addr) {
 		address := netip.AddrPortFrom(a, p.port).String()
 		b := old[address]
 		if b == nil {
-			b = newBackend(address, p.dial)
+			b = &backend{address: address, dial: p.dial}
 		}
 		delete(old, address)
 		list = append(list, b)
@@ -105,41 +122,43 @@ func (p *pool) set(addrs []netip.Addr) {
 	}
 }
 
-func newBackend(address string, dial DialFunc) *backend {
-	b := &backend{address: address}
-	connect := func(ctx context.Context, network, _ string) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-		defer cancel()
-		conn, err := dial(ctx, network, address)
-		if err != nil {
-			return nil, &dialError{err}
-		}
-		limitUnacked(conn)
-		return conn, nil
+// connect opens a connection to the pod.
+func (b *backend) connect(ctx context.Context, network, _ string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, err := b.dial(ctx, network, b.address)
+	if err != nil {
+		return nil, &dialError{err}
 	}
-	transport := func() *http.Transport {
-		return &http.Transport{
-			DialContext:            connect,
-			Protocols:              new(http.Protocols),
-			MaxIdleConnsPerHost:    idlePerPod,
-			IdleConnTimeout:        time.Minute,
-			ExpectContinueTimeout:  time.Second,
-			DisableCompression:     true, // what the app says is what the client gets
-			MaxResponseHeaderBytes: 256 << 10,
-		}
+	limitUnacked(conn)
+	return conn, nil
+}
+
+func (b *backend) newTransport() *http.Transport {
+	return &http.Transport{
+		DialContext:            b.connect,
+		Protocols:              new(http.Protocols),
+		MaxIdleConnsPerHost:    idlePerPod,
+		IdleConnTimeout:        time.Minute,
+		ExpectContinueTimeout:  time.Second,
+		DisableCompression:     true, // what the app says is what the client gets
+		MaxResponseHeaderBytes: 256 << 10,
 	}
-	b.http1 = transport()
-	b.http1.Protocols.SetHTTP1(true)
-	b.http1.ResponseHeaderTimeout = answerTimeout
-	b.grpc = sync.OnceValue(func() *http.Transport {
-		// A stream's header may come with its first message, hours later: no
-		// timeout.
-		t := transport()
-		t.Protocols.SetUnencryptedHTTP2(true)
-		b.hasGRPC.Store(true)
-		return t
-	})
-	return b
+}
+
+func (b *backend) newHTTP1() *http.Transport {
+	t := b.newTransport()
+	t.Protocols.SetHTTP1(true)
+	t.ResponseHeaderTimeout = answerTimeout
+	return t
+}
+
+// newGRPC makes a transport for HTTP/2 without TLS. The header of a stream's
+// answer may come with its first message, hours later: no timeout.
+func (b *backend) newGRPC() *http.Transport {
+	t := b.newTransport()
+	t.Protocols.SetUnencryptedHTTP2(true)
+	return t
 }
 
 func limitUnacked(conn net.Conn) {
@@ -160,10 +179,8 @@ func (b *backend) retire() {
 }
 
 func (b *backend) closeIdle() {
-	b.http1.CloseIdleConnections()
-	if b.hasGRPC.Load() {
-		b.grpc().CloseIdleConnections()
-	}
+	b.http1.closeIdle()
+	b.grpc.closeIdle()
 }
 
 // pick chooses the backend with the fewest requests under way, in turn if that
@@ -268,9 +285,9 @@ func (b *backend) send(req *http.Request, grpc bool) (*http.Response, error) {
 			b.closeIdle()
 		}
 	})
-	t := b.http1
+	t := b.http1.get(b.newHTTP1)
 	if grpc {
-		t = b.grpc()
+		t = b.grpc.get(b.newGRPC)
 	}
 	resp, err := t.RoundTrip(req)
 	if err != nil {
