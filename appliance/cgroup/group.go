@@ -373,7 +373,8 @@ func removeTree(dir string) error {
 		if err == nil || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
-		if !errors.Is(err, unix.EBUSY) || wait > 256*time.Millisecond {
+		pids, _ := readPIDs(filepath.Join(dir, "cgroup.procs"))
+		if !errors.Is(err, unix.EBUSY) || len(pids) > 0 || wait > 256*time.Millisecond {
 			return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
 		}
 		time.Sleep(wait)
