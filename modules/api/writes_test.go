@@ -451,7 +451,7 @@ func TestTokens(t *testing.T) {
 	}
 	s.want(http.StatusUnprocessableEntity, root, "POST", "/v1/tokens", `{"ttlSeconds":1}`)
 	s.want(http.StatusUnprocessableEntity, root, "POST", "/v1/tokens", `{"role":"server"}`)
-	if _, err := s.identity.RedeemJoinToken(t.Context(), made.Token, "host9"); err != nil {
+	if _, err := s.identity.RedeemJoinToken(t.Context(), made.Token, "host9", ""); err != nil {
 		t.Error(err)
 	}
 	if list := s.want(http.StatusOK, root, "GET", "/v1/tokens", ""); !strings.Contains(list.body, `"usedBy":"host9"`) || strings.Contains(list.body, strings.Split(made.Token, ".")[1]) {
@@ -499,14 +499,14 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	resp, lines := open("")
-	id, data := next(lines)
-	if !strings.Contains(data, `"running"`) {
+	if _, data := next(lines); !strings.Contains(data, `"running"`) {
 		t.Errorf("got %s", data)
 	}
 	change(func(t *resource.Task) {
 		t.Status.Steps.Set(resource.Condition{Type: "MachinesReady", Status: resource.False, Message: "1 of 3"})
 	})
-	if id, data = next(lines); !strings.Contains(data, "1 of 3") {
+	id, data := next(lines)
+	if !strings.Contains(data, "1 of 3") {
 		t.Errorf("got %s", data)
 	}
 	resp.Body.Close()

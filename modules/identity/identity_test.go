@@ -416,7 +416,7 @@ func TestJoinToken(t *testing.T) {
 	}
 	redeem := func(text, node string, want error) {
 		t.Helper()
-		_, err := id.RedeemJoinToken(ctx, text, node)
+		_, err := id.RedeemJoinToken(ctx, text, node, "")
 		if !errors.Is(err, want) {
 			t.Errorf("redeem for %s: got %v, want %v", node, err, want)
 		}
@@ -425,7 +425,7 @@ func TestJoinToken(t *testing.T) {
 	redeem(first, "host1", nil)
 	redeem(first, "host1", nil) // a join that died half-way
 	redeem(first, "host2", access.ErrUsed)
-	_, err := id.RedeemJoinToken(ctx, first, "host2")
+	_, err := id.RedeemJoinToken(ctx, first, "host2", "")
 	if !strings.Contains(err.Error(), `"host1"`) {
 		t.Errorf("by whom it was used is missing: %v", err)
 	}
@@ -438,7 +438,7 @@ func TestJoinToken(t *testing.T) {
 	redeem(name+".wrong.cafe", "host4", access.ErrNotFound)
 	redeem("nothere.wrong.cafe", "host5", access.ErrNotFound)
 	for _, text := range []string{"", ".", "..", "a", "a/b.c", "a.b.c.d", strings.Repeat("a.", 200), "a,b.c"} {
-		if _, err := id.RedeemJoinToken(ctx, text, "host6"); !errors.Is(err, access.ErrInvalid) && !errors.Is(err, access.ErrNotFound) {
+		if _, err := id.RedeemJoinToken(ctx, text, "host6", ""); !errors.Is(err, access.ErrInvalid) && !errors.Is(err, access.ErrNotFound) {
 			t.Errorf("%q: got %v", text, err)
 		}
 	}
@@ -453,7 +453,7 @@ func TestJoinToken(t *testing.T) {
 	var won atomic.Int64
 	for i := range 10 {
 		wg.Go(func() {
-			if _, err := id.RedeemJoinToken(ctx, text, fmt.Sprintf("race%d", i)); err == nil {
+			if _, err := id.RedeemJoinToken(ctx, text, fmt.Sprintf("race%d", i), ""); err == nil {
 				won.Add(1)
 			} else if !errors.Is(err, access.ErrUsed) {
 				t.Errorf("got %v, want ErrUsed", err)

@@ -44,9 +44,17 @@ func (id *Identity) CreateJoinToken(ctx context.Context, ttl time.Duration, by s
 // RedeemJoinToken spends a token for node, once. text is ID.SECRET, with or
 // without the hash of the CA behind it. The same node may redeem it again within
 // ten minutes. The Refusal says why: ErrNotFound, ErrUsed, ErrExpired or
-// ErrInvalid. Guessing is not slowed down: the secret has 256 bits, and a limit
+// ErrInvalid. source is the address of the machine, which may try a few times;
+// an empty one is not counted: the secret has 256 bits, and one limit for all
 // would let anybody keep machines from joining.
-func (id *Identity) RedeemJoinToken(ctx context.Context, text, node string) (*resource.JoinToken, error) {
+func (id *Identity) RedeemJoinToken(ctx context.Context, text, node, source string) (*resource.JoinToken, error) {
+	giveBack := func() {}
+	if source != "" {
+		var err error
+		if giveBack, err = id.throttle.attempt("join "+clip(node, 64), source); err != nil {
+			return nil, err
+		}
+	}
 	another := "Create another one with `multipaas token create --role node`."
 	if err := resource.CheckName("node", node); err != nil {
 		return nil, &access.Refusal{Reason: access.ErrInvalid, Text: sentence(err), Remedy: "Set another name with --name."}
@@ -82,13 +90,8 @@ func (id *Identity) RedeemJoinToken(ctx context.Context, text, node string) (*re
 	if err != nil {
 		return nil, err
 	}
+	giveBack()
 	return token, nil
-}
-
-// Redeem is RedeemJoinToken for who only wants to know whether the node may join.
-func (id *Identity) Redeem(ctx context.Context, token, node string) error {
-	_, err := id.RedeemJoinToken(ctx, token, node)
-	return err
 }
 
 func (id *Identity) sweepJoinTokens(ctx context.Context) error {

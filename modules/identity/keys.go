@@ -141,12 +141,12 @@ func (id *Identity) sweepKeys(ctx context.Context) error {
 }
 
 // PublicKeys are the keys with which what was signed here can be verified.
-func (id *Identity) PublicKeys(ctx context.Context) (*jose.JSONWebKeySet, error) {
+func (id *Identity) PublicKeys(ctx context.Context) (jose.JSONWebKeySet, error) {
 	keys, err := id.signingKeys(ctx)
 	if err != nil {
-		return nil, err
+		return jose.JSONWebKeySet{}, err
 	}
-	set := &jose.JSONWebKeySet{}
+	var set jose.JSONWebKeySet
 	for _, k := range keys {
 		set.Keys = append(set.Keys, k.public)
 	}

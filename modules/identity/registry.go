@@ -192,7 +192,7 @@ func (id *Identity) ServeRegistryToken(w http.ResponseWriter, r *http.Request) {
 	}
 	wanted, err := parseScopes(r.Form["scope"])
 	if err != nil {
-		registryError(w, http.StatusBadRequest, "UNSUPPORTED", err.Error())
+		registryError(w, http.StatusBadRequest, "UNSUPPORTED", sentence(err))
 		return
 	}
 	if !given {
@@ -255,10 +255,10 @@ func parseScopes(values []string) ([]RegistryAccess, error) {
 		for _, scope := range strings.Fields(value) {
 			first, last := strings.Index(scope, ":"), strings.LastIndex(scope, ":")
 			if first <= 0 || first == last || len(scope) > 512 {
-				return nil, fmt.Errorf("The scope %q is not understood.", clip(scope, 80)) //nolint:staticcheck // a sentence for people
+				return nil, fmt.Errorf("the scope %q is not understood", clip(scope, 80))
 			}
 			if len(list) == maxScopes {
-				return nil, fmt.Errorf("At most %d scopes can be asked for at once.", maxScopes) //nolint:staticcheck // a sentence for people
+				return nil, fmt.Errorf("at most %d scopes can be asked for at once", maxScopes)
 			}
 			typ, class := scope[:first], ""
 			if i := strings.IndexByte(typ, '('); i > 0 && strings.HasSuffix(typ, ")") {
