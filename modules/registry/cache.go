@@ -189,10 +189,10 @@ func (d *download) advance(n int, done bool, err error) {
 	d.changed = make(chan struct{})
 }
 
-func (d *download) state() (written int64, done bool, err error, changed <-chan struct{}) {
+func (d *download) state() (changed <-chan struct{}, written int64, done bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.written, d.done, d.err, d.changed
+	return d.changed, d.written, d.done, d.err
 }
 
 // serveBlob answers from the cache, from a download under way, or begins one.
@@ -368,7 +368,7 @@ func (d *download) copy(ctx context.Context, w io.Writer) error {
 	defer f.Close()
 	var sent int64
 	for {
-		written, done, err, changed := d.state()
+		changed, written, done, err := d.state()
 		if err != nil {
 			return err
 		}
@@ -396,7 +396,7 @@ func (d *download) copy(ctx context.Context, w io.Writer) error {
 
 func (d *download) wait(ctx context.Context) error {
 	for {
-		_, done, err, changed := d.state()
+		changed, _, done, err := d.state()
 		if done || err != nil {
 			return err
 		}
