@@ -47,8 +47,8 @@ func (n *serverNetworks) Dial(ctx context.Context, id, nw, address string) (net.
 // joinTokens redeems for the hub.
 type joinTokens struct{ identity *identity.Identity }
 
-func (t joinTokens) Redeem(ctx context.Context, token, name string) error {
-	_, err := t.identity.RedeemJoinToken(ctx, token, name)
+func (t joinTokens) Redeem(ctx context.Context, token, name, source string) error {
+	_, err := t.identity.RedeemJoinToken(ctx, token, name, source)
 	return err
 }
 

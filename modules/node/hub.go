@@ -47,9 +47,10 @@ type HubConfig struct {
 
 // Tokens redeems join tokens.
 type Tokens interface {
-	// Redeem uses up the token for the node called name. Called once per join.
-	// The error says why a token is refused, in words for the operator.
-	Redeem(ctx context.Context, token, name string) error
+	// Redeem uses up the token for the node called name, which asks from the
+	// address source. Called once per join. The error says why a token is
+	// refused, in words for the operator.
+	Redeem(ctx context.Context, token, name, source string) error
 }
 
 // Hub is the server's side of the nodes: it lets machines join, tells each
@@ -142,11 +143,11 @@ func (h *Hub) join(w http.ResponseWriter, r *http.Request) {
 		h.answer(w, nil, err)
 		return
 	}
-	res, err := h.doJoin(r.Context(), req)
+	res, err := h.doJoin(r.Context(), req, r.RemoteAddr)
 	h.answer(w, res, err)
 }
 
-func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest) (*resource.JoinResponse, error) {
+func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest, source string) (*resource.JoinResponse, error) {
 	if err := resource.CheckName("node", req.Name); err != nil {
 		return nil, refusal{http.StatusUnprocessableEntity, err.Error()}
 	}
@@ -163,7 +164,7 @@ func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest) (*resource.J
 	case existing.Deleting():
 		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q is being removed: wait until it is gone from: mp nodes list", req.Name)}
 	}
-	if err := h.cfg.Tokens.Redeem(ctx, req.Token, req.Name); err != nil {
+	if err := h.cfg.Tokens.Redeem(ctx, req.Token, req.Name, source); err != nil {
 		return nil, refusal{http.StatusUnauthorized, err.Error()}
 	}
 	node := existing

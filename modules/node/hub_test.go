@@ -22,7 +22,7 @@ import (
 // tokens takes one secret; identity's own tests are about real ones.
 type tokens struct{ refuse error }
 
-func (t *tokens) Redeem(_ context.Context, token, name string) error { return t.refuse }
+func (t *tokens) Redeem(_ context.Context, token, name, source string) error { return t.refuse }
 
 type platform struct {
 	*Hub
