@@ -256,7 +256,7 @@ func (d *datacenter) loggedIn(ctx context.Context, who, email, passwordFile stri
 	if _, err := d.client(ctx, who, "init", d.url(), "--ca", d.caFile()); err != nil {
 		return err
 	}
-	quiet := exec.CommandContext(ctx, d.mp, "mp", "session")
+	quiet := exec.CommandContext(ctx, d.mp, "mp", "session", "--check")
 	quiet.Env = append(os.Environ(), "MP_CONFIG="+d.config(who))
 	if quiet.Run() == nil {
 		return nil
