@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/api"
@@ -148,6 +149,7 @@ func newSite(t testing.TB, change ...func(*api.Config)) *site {
 	t.Helper()
 	s := &site{t: t, store: storetest.New(t), clusters: &clusters{}, images: &images{}, audit: &auditor{}, tokens: map[string]string{"": ""}}
 	s.identity = identity.New(identity.Config{Store: s.store, Issuer: "https://mp.example:7443", RegistryService: "mp.example:5000", CAKeyHash: "cafe"})
+	gatherer := prometheus.NewRegistry()
 	cfg := api.Config{
 		Store: s.store, Identity: s.identity, Workspaces: s.clusters, Images: s.images, Tasks: task.New(task.Config{Store: s.store}), Audit: s.audit,
 		Info: resource.Info{Version: "test", Domain: "mp.example", KubernetesVersions: []string{"1.9", "1.36", "1.35"}, Registration: "open"},
@@ -155,7 +157,8 @@ func newSite(t testing.TB, change ...func(*api.Config)) *site {
 			_, _ = io.WriteString(w, "agent "+r.URL.Path)
 		}),
 		Livez:      http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }),
-		Registerer: prometheus.NewRegistry(),
+		Metrics:    promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}),
+		Registerer: gatherer,
 	}
 	for _, fn := range change {
 		fn(&cfg)

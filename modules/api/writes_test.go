@@ -379,6 +379,11 @@ func TestOutside(t *testing.T) {
 			t.Errorf("%s: headers %v", path, got.header)
 		}
 	}
+	s.want(http.StatusUnauthorized, "", "GET", "/metrics", "")
+	s.want(http.StatusForbidden, owner, "GET", "/metrics", "")
+	if got := s.want(http.StatusOK, root, "GET", "/metrics", ""); !strings.Contains(got.body, `multipaas_api_requests_total{operation="login",status="200"} 1`) {
+		t.Errorf("got %s", got.body)
+	}
 	s.clusters.err = api.ErrNotReady
 	if p := s.want(http.StatusConflict, dev, "GET", inShop+"/namespaces", "").problem(t); p.Code != "not-ready" {
 		t.Errorf("got %+v", p)
