@@ -136,7 +136,9 @@ func (p *Plane) apiServerFlags() []string {
 		return append(flags, "--etcd-servers=unix://"+p.path(socketFile))
 	}
 	etcd := p.cfg.Datastore.Etcd
-	flags = append(flags, "--etcd-servers="+strings.Join(etcd.Endpoints, ","), "--etcd-prefix="+etcd.Prefix)
+	flags = append(flags, "--etcd-servers="+strings.Join(etcd.Endpoints, ","), "--etcd-prefix="+etcd.Prefix,
+		// The platform's etcd compacts itself; a workspace's user may not.
+		"--etcd-compaction-interval=0")
 	for flag, file := range map[string]string{"--etcd-cafile": etcd.CAFile, "--etcd-certfile": etcd.CertFile, "--etcd-keyfile": etcd.KeyFile} {
 		if file != "" {
 			flags = append(flags, flag+"="+file)
