@@ -157,7 +157,9 @@ func nodeCommand() *cli.Command {
 					"   multipaas node join --token-file token https://192.0.2.10:7443",
 				Flags: append(configFlags(), &cli.StringFlag{Name: "token-file", Usage: "`FILE` with the join token, - for standard input"}),
 				Action: func(c *cli.Context) error {
-					return role(c, func(ctx context.Context, cfg appliance.Config, log *slog.Logger) error { return joinNode(ctx, c, cfg, log) })
+					return role(c, func(ctx context.Context, cfg appliance.Config, log *slog.Logger) error {
+						return joinNode(ctx, c, cfg, log)
+					})
 				},
 			},
 			{

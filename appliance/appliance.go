@@ -104,9 +104,17 @@ func (b *base) unpack(prefixes ...string) lifecycle.Task {
 }
 
 func (b *base) unpackNow(ctx context.Context, prefixes ...string) error {
-	root, err := b.payload.Unpack(ctx, b.cfg.Paths.Payload(), prefixes...)
+	dir := b.cfg.Paths.Payload()
+	root, err := b.payload.Unpack(ctx, dir, prefixes...)
+	if err != nil {
+		return err
+	}
 	b.tree = root
-	return err
+	if b.payload.ID() == "" {
+		return nil // a folder in place of the payload
+	}
+	// What runs from a former version holds its files open, or mounted.
+	return payload.Prune(ctx, dir, root)
 }
 
 // PayloadCommand is `multipaas payload`.

@@ -94,6 +94,7 @@ func (h *host) boot() {
 	g := h.graph
 	g.Add("status", h.status)
 	g.Add("agent", h.agent)
+	g.Add("health", h.watchHealth(h.checkDisk))
 }
 
 func (h *host) make() (err error) {

@@ -108,6 +108,7 @@ func (s *server) boot() {
 	g.Add("balancer", s.balancer)
 	g.Add("plane-router", s.router, planes)
 
+	g.Add("health", s.watchHealth(s.checkDisk, s.checkDatastore, s.checkNodes), nodes)
 	g.Add("api", lifecycle.Func(s.serveAPI), certificate, admin, tasks, keys, planes, registry)
 }
 
