@@ -147,10 +147,10 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		if ctx.Err() != nil {
 			break
 		}
-		a.cfg.Log.Warn("no connection to the server; machines go on running", "server", a.client.identity.Server, "error", err, "retry", wait)
 		if time.Since(began) > time.Minute {
 			wait = time.Second
 		}
+		a.cfg.Log.Warn("no connection to the server; machines go on running", "server", a.client.identity.Server, "error", err, "retry", wait)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait): // not waiting for an event: pacing retries

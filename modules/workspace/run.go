@@ -268,6 +268,11 @@ func (c *Controller) DialPlane(ctx context.Context, serverName string) (net.Conn
 	if r == nil || !strings.EqualFold(r.apiHost, serverName) {
 		return nil, fmt.Errorf("server name %q: %w", serverName, ErrUnknownPlane)
 	}
+	// A plane that starts refuses what it will allow once it has read its roles:
+	// no answer is better than a wrong one.
+	if ok, why := r.state(); !ok {
+		return nil, fmt.Errorf("workspace %s: %w: %s", r.key, ErrNotReady, why)
+	}
 	return c.cfg.Networks.Dial(ctx, id, "tcp", netip.AddrPortFrom(c.cfg.Plan.Plane, PlanePort).String())
 }
 
