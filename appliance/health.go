@@ -1,0 +1,88 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/lifecycle"
+	"github.com/multipaas/multipaas/appliance/problem"
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// What can go wrong with a machine while it runs. Each is looked at every
+// healthEvery and shown by `multipaas status` until it is over.
+var (
+	diskLow = problem.Problem{Code: "disk-low", Title: "The disk is nearly full", Severity: problem.High,
+		Text:   "Below 1 GiB the registry takes no images, and etcd may stop taking writes.",
+		Remedy: "Make room on the data directory's disk, or give it a larger one."}
+	datastoreUnwell = problem.Problem{Code: "datastore-unwell", Title: "The datastore does not work as it should", Severity: problem.High,
+		Text: "Nothing new can be asked of the platform; what runs goes on."}
+	nodeSilent = problem.Problem{Code: "node-silent", Title: "A node does not report", Severity: problem.High,
+		Text:   "Its machines may still run, but nothing can be changed about them.",
+		Remedy: "Check the host, its network and its multipaas service; if it is lost for good: mp nodes remove NODE --lost"}
+)
+
+const (
+	healthEvery = 15 * time.Second
+	minFreeDisk = 2 << 30 // twice the registry's floor: time to act before it is reached
+)
+
+// watchHealth is the part that looks at everything checks say.
+func (b *base) watchHealth(checks ...func(ctx context.Context)) lifecycle.Func {
+	return func(ctx context.Context, ready func()) error {
+		ready()
+		tick := time.NewTicker(healthEvery)
+		defer tick.Stop()
+		for {
+			for _, check := range checks {
+				check(ctx)
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+		}
+	}
+}
+
+func (b *base) checkDisk(context.Context) {
+	var f unix.Statfs_t
+	if err := unix.Statfs(b.cfg.Paths.Data, &f); err != nil {
+		b.problems.Set(diskLow, b.cfg.Paths.Data, err.Error())
+		return
+	}
+	var err error
+	if free := int64(f.Bavail) * f.Bsize; free < minFreeDisk {
+		err = fmt.Errorf("%.1f GiB are free on %s", float64(free)/(1<<30), b.cfg.Paths.Data)
+	}
+	b.problems.Update(diskLow, b.cfg.Paths.Data, err)
+}
+
+func (s *server) checkDatastore(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, healthEvery/2)
+	defer cancel()
+	if err := s.etcd.Health(ctx); context.Cause(ctx) != context.Canceled {
+		s.problems.Update(datastoreUnwell, "", err)
+	}
+}
+
+func (s *server) checkNodes(context.Context) {
+	known := map[string]bool{}
+	for _, n := range s.nodes.List("") {
+		known["node "+n.Name] = true
+		var err error
+		if n.Status.Phase == resource.Degraded {
+			err = fmt.Errorf("no report since %s", n.Status.HeartbeatAt.Format(time.RFC3339))
+		}
+		s.problems.Update(nodeSilent, "node "+n.Name, err)
+	}
+	for _, p := range s.problems.List() {
+		if p.Code == nodeSilent.Code && !known[p.Object] {
+			s.problems.Clear(nodeSilent, p.Object)
+		}
+	}
+}
