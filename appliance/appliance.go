@@ -68,13 +68,13 @@ func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release f
 			return nil, err
 		}
 	}
-	release, err = lockData(b.cfg.Paths.Lock())
+	unlock, err := lockData(b.cfg.Paths.Lock())
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			release()
+			unlock()
 		}
 	}()
 	var failed []error
@@ -94,7 +94,7 @@ func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release f
 		return nil, fmt.Errorf("payload keys: %w", err)
 	}
 	b.payload, err = payload.Self(append(keys, b.cfg.PayloadKeys...)...)
-	return release, err
+	return unlock, err
 }
 
 // unpack puts the payload's files on disk and forgets those of former versions
