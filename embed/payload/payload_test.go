@@ -21,6 +21,8 @@ func TestMain(m *testing.M) {
 	if os.Getenv(unpackVariable) != "" {
 		os.Exit(unpackForKill())
 	}
+	// Programs under test look behind themselves, whatever the tests run with.
+	os.Unsetenv(DirVariable)
 	os.Exit(m.Run())
 }
 
@@ -172,10 +174,10 @@ func TestExecutable(t *testing.T) {
 		return string(out)
 	}
 	if got := run(packed, "runtime/cni/bridge"); got != "small" {
-		t.Errorf("from its own payload: %q, want %q", got, "small")
+		t.Errorf("from its own payload: %.80q, want %q", got, "small")
 	}
 	if got := run(elf, "runtime/cni/bridge"); !strings.Contains(got, "carries no payload") {
-		t.Errorf("without a payload: %q", got)
+		t.Errorf("without a payload: %.80q", got)
 	}
 
 	dir := t.TempDir()
