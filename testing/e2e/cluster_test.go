@@ -1,0 +1,203 @@
+package e2e
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/pki"
+)
+
+// attempts asks a pod to try addresses and returns what came of each: "open ..."
+// or "closed ...".
+func (d *datacenter) attempts(t *testing.T, kubeconfig, pod string, targets ...string) map[string]string {
+	t.Helper()
+	r := d.kube(t, kubeconfig, "", append([]string{"exec", pod, "--", "/probe", "try"}, targets...)...)
+	if r.code != 0 {
+		t.Fatal(r)
+	}
+	all := map[string]string{}
+	for line := range strings.Lines(r.out) {
+		target, outcome, _ := strings.Cut(strings.TrimSpace(line), " ")
+		all[target] = outcome
+	}
+	return all
+}
+
+// testCluster tries what makes a cluster: its network, and the plane's ways to
+// servers in pods.
+func testCluster(t *testing.T, d *datacenter) {
+	probe := d.probe(t)
+	t.Run("network", func(t *testing.T) {
+		vip := d.kubectl(t, "get", "service", "probe", "-o", "jsonpath={.spec.clusterIP}")
+		targets := []string{
+			"http:http://" + vip + "/healthz",
+			"http:http://probe/healthz",
+			"http:http://probe.default.svc.cluster.local/healthz",
+			"tcp:kubernetes.default.svc.cluster.local:443",
+			"udp:10.43.0.10:53", "tcp:10.43.0.10:53",
+		}
+		for _, p := range probe {
+			targets = append(targets, "http:http://"+p.ip+":8080/healthz")
+		}
+		for _, from := range probe {
+			got := d.attempts(t, d.kubeconfig(), from.name, targets...)
+			for _, target := range targets {
+				if !strings.HasPrefix(got[target], "open") {
+					t.Errorf("from %s on %s: %s is %s", from.ip, from.node, target, got[target])
+				}
+			}
+		}
+	})
+	ca := newServerCertificate(t)
+	t.Run("admission webhook", func(t *testing.T) {
+		d.serveInPod(t, ca, "webhook")
+		d.apply(t, fmt.Sprintf(`
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingWebhookConfiguration
+metadata: {name: probe}
+webhooks:
+- name: probe.multipaas.test
+  clientConfig: {service: {name: webhook, namespace: default, port: 443}, caBundle: %s}
+  rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}]
+  objectSelector: {matchLabels: {probe: "yes"}}
+  admissionReviewVersions: [v1]
+  sideEffects: None
+  timeoutSeconds: 5
+`, base64.StdEncoding.EncodeToString(ca.certPEM)))
+		defer d.kubectl(t, "delete", "mutatingwebhookconfiguration", "probe")
+		eventually(t, 30*time.Second, "the webhook is asked", func(context.Context) error {
+			r := d.kube(t, d.kubeconfig(), `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"generateName":"hooked-","labels":{"probe":"yes"}}}`,
+				"create", "-f", "-", "--dry-run=server", "-o", `jsonpath={.metadata.labels.probe\.multipaas\.test/seen}`)
+			if r.code != 0 || r.out != "yes" {
+				return errors.New(r.String())
+			}
+			return nil
+		})
+	})
+	t.Run("aggregated API", func(t *testing.T) {
+		d.serveInPod(t, ca, "apiserver")
+		d.apply(t, fmt.Sprintf(`
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: v1.probe.multipaas.test}
+spec:
+  group: probe.multipaas.test
+  version: v1
+  groupPriorityMinimum: 1000
+  versionPriority: 10
+  caBundle: %s
+  service: {name: apiserver, namespace: default, port: 443}
+`, base64.StdEncoding.EncodeToString(ca.certPEM)))
+		defer d.kubectl(t, "delete", "apiservice", "v1.probe.multipaas.test")
+		d.kubectl(t, "wait", "apiservice/v1.probe.multipaas.test", "--for=condition=Available", "--timeout=60s")
+		got := d.kubectl(t, "get", "--raw", "/apis/probe.multipaas.test/v1/echoes")
+		if !strings.Contains(got, `"EchoList"`) || !strings.Contains(got, "owner@acme.example") {
+			t.Errorf("the API in the pod answers %s, want an EchoList with who asks", got)
+		}
+	})
+	t.Run("pod security", func(t *testing.T) { d.podSecurity(t) })
+}
+
+// serverCertificate is for servers in pods.
+type serverCertificate struct{ certPEM, serverCert, serverKey []byte }
+
+func newServerCertificate(t *testing.T) serverCertificate {
+	t.Helper()
+	cert, key, err := pki.NewCA("tenant's own")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.ParseCA(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := serverCertificate{certPEM: cert}
+	c.serverCert, c.serverKey, err = ca.Issue(pki.Request{CommonName: "probe", Hosts: []string{"webhook.default.svc", "apiserver.default.svc"}, Server: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// serveInPod runs a server of the probe in a pod behind a Service of its name.
+func (d *datacenter) serveInPod(t *testing.T, c serverCertificate, mode string) {
+	t.Helper()
+	d.apply(t, strings.NewReplacer("MODE", mode, "IMAGE", d.probeImage("acme/web"),
+		"CERT", base64.StdEncoding.EncodeToString(c.serverCert), "KEY", base64.StdEncoding.EncodeToString(c.serverKey)).Replace(`
+apiVersion: v1
+kind: Secret
+metadata: {name: MODE-tls, namespace: default}
+type: kubernetes.io/tls
+data: {tls.crt: "CERT", tls.key: "KEY"}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: MODE, namespace: default}
+spec: {selector: {app: MODE}, ports: [{port: 443, targetPort: 8443}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: MODE, namespace: default, labels: {app: MODE}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: probe
+    image: IMAGE
+    args: [MODE]
+    readinessProbe: {tcpSocket: {port: 8443}, periodSeconds: 1}
+    volumeMounts: [{name: tls, mountPath: /tls}]
+  volumes: [{name: tls, secret: {secretName: MODE-tls}}]
+`))
+	d.kubectl(t, "wait", "pod/"+mode, "--for=condition=Ready", "--timeout=60s")
+}
+
+// podSecurity tries pods that would take over their machine.
+func (d *datacenter) podSecurity(t *testing.T) {
+	d.apply(t, `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"loose","labels":{"pod-security.kubernetes.io/enforce":"privileged"}}}`)
+	const pod = `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"bad","namespace":"loose"},"spec":{%s"containers":[{%s"name":"c","image":"multipaas.internal/hello:1"}]}}`
+	bad := map[string]string{
+		"hostNetwork":       fmt.Sprintf(pod, `"hostNetwork":true,`, ""),
+		"hostPID":           fmt.Sprintf(pod, `"hostPID":true,`, ""),
+		"hostPath":          fmt.Sprintf(pod, `"volumes":[{"name":"v","hostPath":{"path":"/"}}],`, ""),
+		"hostPort":          fmt.Sprintf(pod, "", `"ports":[{"containerPort":80,"hostPort":80}],`),
+		"privileged":        fmt.Sprintf(pod, "", `"securityContext":{"privileged":true},`),
+		"capability":        fmt.Sprintf(pod, "", `"securityContext":{"capabilities":{"add":["SYS_ADMIN"]}},`),
+		"volume hostPath":   `{"apiVersion":"v1","kind":"PersistentVolume","metadata":{"name":"bad"},"spec":{"capacity":{"storage":"1Gi"},"accessModes":["ReadWriteOnce"],"hostPath":{"path":"/"}}}`,
+		"volume local path": `{"apiVersion":"v1","kind":"PersistentVolume","metadata":{"name":"bad"},"spec":{"capacity":{"storage":"1Gi"},"accessModes":["ReadWriteOnce"],"local":{"path":"/"},"nodeAffinity":{"required":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"a","operator":"Exists"}]}]}}}}`,
+	}
+	// try writes all of them, without keeping any.
+	try := func(want bool) error {
+		var wrong []string
+		for what, manifest := range bad {
+			r := d.kube(t, d.kubeconfig(), manifest, "create", "-f", "-", "--dry-run=server")
+			if (r.code == 0) != want {
+				wrong = append(wrong, what+": "+strings.TrimSpace(r.out+r.err))
+			}
+		}
+		if len(wrong) > 0 {
+			return errors.New(strings.Join(wrong, "\n"))
+		}
+		return nil
+	}
+	if err := try(false); err != nil {
+		t.Errorf("taken, though baseline is enforced:\n%v", err)
+	}
+	if r := d.mp(t, owner, "ws", "set", "shop", "--pod-security", "privileged"); r.code != 6 {
+		t.Errorf("the tenant lifts it himself: %s; want exit 6", r)
+	}
+	set := func(level string) {
+		d.must(t, admin, "ws", "set", "shop", "--account", "acme", "--organization", "web", "--pod-security", level, "--timeout", "1m")
+	}
+	set("privileged")
+	eventually(t, 20*time.Second, "privileged pods are taken", func(context.Context) error { return try(true) })
+	if got := d.must(t, owner, "ws", "show", "shop", "-o", "yaml"); !strings.Contains(got, "privileged") {
+		t.Errorf("ws show does not say that it was lifted:\n%s", got)
+	}
+	set("baseline")
+	eventually(t, 20*time.Second, "they are refused again", func(context.Context) error { return try(false) })
+}

@@ -1,0 +1,132 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// addressPlan is that of every workspace: none can see another.
+var addressPlan = []netip.Prefix{netip.MustParsePrefix("172.30.0.0/20"), netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")}
+
+// testIsolation tries from pods to reach what isn't their workspace's: the
+// platform's hosts, every address that any of their namespaces has, and another
+// workspace. A refused connection was an answer: it counts as reached.
+func testIsolation(t *testing.T, d *datacenter) {
+	probe := d.probe(t)
+	box := d.box(t)
+	d.push(t)
+	if r := d.kube(t, box, probeManifest(d.probeImage("beta/ops")), "apply", "-f", "-"); r.code != 0 {
+		t.Fatal(r)
+	}
+	if r := d.kube(t, box, "", "rollout", "status", "daemonset/probe", "--timeout", "90s"); r.code != 0 {
+		t.Fatal(r)
+	}
+	boxPod := strings.TrimSpace(d.kube(t, box, "", "get", "pods", "-l", "app=probe", "-o", "jsonpath={.items[0].metadata.name}").out)
+
+	foreign := d.hostAttempts(t)
+	// Only the shop has these; the addresses mean nothing in the box.
+	hello := d.pods(t, "app.kubernetes.io/name=hello")
+	for _, p := range hello {
+		if !strings.HasPrefix(p.ip, "10.42.1.") { // the box has a pod network 1 of its own
+			foreign["http:http://"+p.ip+":8080/"] = "the shop's pod"
+		}
+	}
+	vip := d.kubectl(t, "get", "service", "hello", "-o", "jsonpath={.spec.clusterIP}")
+	onlyShop := map[string]string{
+		"http:http://" + vip + "/": "the shop's Service", "tcp:172.30.0.12:10250": "the shop's second machine", "tcp:10.42.2.1:10250": "its pods' gateway",
+	}
+	own := []string{"tcp:172.30.0.1:6443", "tcp:169.254.20.10:5000", "udp:10.43.0.10:53"}
+
+	for _, from := range []struct {
+		who, kubeconfig, pod string
+		foreign              map[string]string
+	}{
+		{"shop", d.kubeconfig(), probe[0].name, foreign},
+		{"box", box, boxPod, merged(foreign, onlyShop)},
+	} {
+		t.Run(from.who, func(t *testing.T) {
+			began := time.Now()
+			targets := slices.Sorted(maps.Keys(from.foreign))
+			if from.who == "shop" {
+				targets = slices.DeleteFunc(targets, func(target string) bool { return strings.Contains(from.foreign[target], "the shop's") })
+			}
+			got := d.attempts(t, from.kubeconfig, from.pod, append(targets, own...)...)
+			for _, target := range targets {
+				outcome := got[target]
+				reached := !strings.HasPrefix(outcome, "closed") || strings.Contains(outcome, "refused")
+				t.Logf("%-36s %-28s %s", target, from.foreign[target], outcome)
+				if reached {
+					t.Errorf("a pod of %s reaches %s (%s): %s", from.who, target, from.foreign[target], outcome)
+				}
+			}
+			for _, target := range own {
+				if !strings.HasPrefix(got[target], "open") {
+					t.Errorf("a pod of %s does not reach its own %s: %s", from.who, target, got[target])
+				}
+			}
+			t.Logf("%d attempts in %s", len(targets), time.Since(began).Round(time.Second))
+		})
+	}
+	t.Run("the plane from within", func(t *testing.T) {
+		// Of the plane's address, only its API answers.
+		var targets []string
+		for _, port := range []int{22, 80, 443, 2379, 2380, 5000, 6444, 7443, 10250, 10257, 10259} {
+			targets = append(targets, fmt.Sprintf("tcp:172.30.0.1:%d", port))
+		}
+		got := d.attempts(t, d.kubeconfig(), probe[0].name, targets...)
+		for _, target := range targets {
+			if !strings.HasPrefix(got[target], "closed") || strings.Contains(got[target], "refused") {
+				t.Errorf("%s is %s", target, got[target])
+			}
+		}
+	})
+}
+
+func merged(a, b map[string]string) map[string]string {
+	all := maps.Clone(a)
+	maps.Copy(all, b)
+	return all
+}
+
+// hostAttempts are the addresses of the platform that no pod may reach: all
+// that the hosts have, in whatever namespace, with all ports that somebody
+// listens on there.
+func (d *datacenter) hostAttempts(t *testing.T) map[string]string {
+	t.Helper()
+	ports := []int{22, 80, 443, 2379, 2380, 5000, 6443, 6444, 7443, 10250, 10256}
+	all := map[string]string{
+		"tcp:169.254.169.254:80":                    "metadata of a cloud",
+		"tcp:127.0.0.1:6444":                        "issuer at the pod's own loopback",
+		"tcp:" + d.lab.Address().String() + ":5443": "a host beside the platform",
+		"tcp:" + d.lab.Address().String() + ":22":   "a host beside the platform",
+	}
+	delete(all, "tcp:127.0.0.1:6444") // refused by the pod itself
+	for _, h := range d.lab.Hosts() {
+		out, err := h.Run(t.Context(), "sh", "-c", `ip -o -4 addr; for n in $(ls /run/netns); do nsenter --net=/run/netns/$n ip -o -4 addr; done`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(out)) {
+			fields := strings.Fields(line)
+			if len(fields) < 4 {
+				continue
+			}
+			prefix, err := netip.ParsePrefix(fields[3])
+			if err != nil || prefix.Addr().IsLoopback() || prefix.Addr().IsLinkLocalUnicast() ||
+				slices.ContainsFunc(addressPlan, func(p netip.Prefix) bool { return p.Contains(prefix.Addr()) }) {
+				continue
+			}
+			for _, port := range ports {
+				all[fmt.Sprintf("tcp:%s:%d", prefix.Addr(), port)] = h.Name() + " " + fields[1]
+			}
+			all[fmt.Sprintf("udp:%s:4789", prefix.Addr())] = h.Name() + " " + fields[1]
+			all[fmt.Sprintf("udp:%s:53", prefix.Addr())] = h.Name() + " " + fields[1]
+		}
+	}
+	return all
+}

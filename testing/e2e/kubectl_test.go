@@ -1,0 +1,199 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// testKubectl uses a workspace's API as its people do, and as others must not.
+func testKubectl(t *testing.T, d *datacenter) {
+	probe := d.probe(t)
+	t.Run("two nodes are Ready", func(t *testing.T) { d.nodesReady(t, 2) })
+	t.Run("no secret in the kubeconfig", func(t *testing.T) {
+		data, err := os.ReadFile(d.kubeconfig())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, word := range []string{"token:", "client-key", "password"} {
+			if strings.Contains(string(data), word) {
+				t.Errorf("the kubeconfig holds a %s", word)
+			}
+		}
+	})
+	t.Run("exec", func(t *testing.T) {
+		if got := d.kubectl(t, "exec", probe[0].name, "--", "/probe", "try", "tcp:127.0.0.1:8080"); got != "tcp:127.0.0.1:8080 open connected" {
+			t.Errorf("the command in the pod printed %q", got)
+		}
+		r := d.kube(t, d.kubeconfig(), "", "exec", probe[0].name, "--", "/probe", "nonsense")
+		if r.code != 1 || !strings.Contains(r.err, `unknown mode "nonsense"`) {
+			t.Errorf("a command that fails: %s", r)
+		}
+	})
+	t.Run("logs", func(t *testing.T) {
+		if got := d.kubectl(t, "logs", "deploy/hello", "-n", "default"); !strings.Contains(got, "serving") {
+			t.Errorf("logs are %q", got)
+		}
+	})
+	t.Run("port-forward", func(t *testing.T) { d.portForward(t) })
+	t.Run("explain", func(t *testing.T) {
+		if got := d.kubectl(t, "explain", "pod.spec.containers"); !strings.Contains(got, "FIELDS:") {
+			t.Errorf("explain says %q", got)
+		}
+	})
+	t.Run("roles", func(t *testing.T) {
+		dev := d.kubeconfigFor(t, developer, "shop")
+		for _, row := range []struct {
+			who, kubeconfig string
+			can             []string
+			want            string
+		}{
+			{owner, d.kubeconfig(), []string{"create", "clusterrolebindings"}, "yes"},
+			{owner, d.kubeconfig(), []string{"*", "*", "-A"}, "yes"},
+			{developer, dev, []string{"create", "deployments"}, "yes"},
+			{developer, dev, []string{"create", "pods/exec"}, "yes"},
+			{developer, dev, []string{"create", "clusterrolebindings"}, "no"},
+			{developer, dev, []string{"create", "rolebindings"}, "no"},
+			{developer, dev, []string{"delete", "nodes"}, "no"},
+			{developer, dev, []string{"get", "secrets", "-n", "kube-system"}, ""},
+		} {
+			r := d.kube(t, row.kubeconfig, "", append([]string{"auth", "can-i"}, row.can...)...)
+			got := strings.TrimSpace(r.out)
+			if row.want == "" {
+				t.Logf("%s %v: %s", row.who, row.can, got)
+			} else if got != row.want {
+				t.Errorf("%s may %v: %q, want %q (%s)", row.who, row.can, got, row.want, r.err)
+			}
+		}
+	})
+	t.Run("another account", func(t *testing.T) {
+		for _, args := range [][]string{
+			{"kube-credential"}, {"cluster", "config-kubectl", "--file", "-"}, {"cluster", "list-nodes"}, {"apps", "list"},
+		} {
+			r := d.mp(t, rival, append(args, "--account", "acme", "--organization", "web", "--workspace", "shop")...)
+			if r.code != 3 || strings.TrimSpace(r.err) == "" || r.out != "" {
+				t.Errorf("of another account's workspace: %s; want exit 3 and a sentence", r)
+			}
+		}
+		d.box(t)
+		var credential struct{ Status struct{ Token string } }
+		out := d.must(t, rival, "kube-credential", "--workspace", "box")
+		if err := json.Unmarshal([]byte(out), &credential); err != nil || credential.Status.Token == "" {
+			t.Fatalf("no token: %v", err)
+		}
+		for _, row := range []struct {
+			name string
+			want int
+		}{{"shop", http.StatusUnauthorized}, {"box", http.StatusOK}} {
+			who := map[string]string{"shop": owner, "box": rival}[row.name]
+			if got := d.askPlane(t, who, row.name, credential.Status.Token); got != row.want {
+				t.Errorf("box's token at the API of %s: %d, want %d", row.name, got, row.want)
+			}
+		}
+	})
+}
+
+// askPlane asks the API of a workspace who we are, with a token.
+func (d *datacenter) askPlane(t *testing.T, who, workspace, token string) int {
+	t.Helper()
+	kubeconfig := d.must(t, who, "cluster", "config-kubectl", workspace, "--file", "-")
+	find := func(field string) string {
+		m := regexp.MustCompile(field + `: (\S+)`).FindStringSubmatch(kubeconfig)
+		if m == nil {
+			t.Fatalf("no %s in:\n%s", field, kubeconfig)
+		}
+		return m[1]
+	}
+	r := run(t, nil, "", d.mpBinary, "kubectl", "--kubeconfig", os.DevNull, "--server", find("server"), "--tls-server-name", find("tls-server-name"),
+		"--insecure-skip-tls-verify", "--token", token, "get", "--raw", "/api")
+	switch {
+	case r.code == 0:
+		return http.StatusOK
+	case strings.Contains(r.err, "Unauthorized") || strings.Contains(r.err, "must be logged in") || strings.Contains(r.err, "provide credentials"):
+		return http.StatusUnauthorized
+	}
+	t.Fatal(r)
+	return 0
+}
+
+// portForward forwards a port of ours to the app.
+func (d *datacenter) portForward(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, d.mpBinary, "kubectl", "port-forward", "deploy/hello", ":8080")
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+d.kubeconfig())
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Signal(unix.SIGTERM)
+		_ = cmd.Wait()
+	}()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	m := regexp.MustCompile(`Forwarding from (127\.0\.0\.1:\d+)`).FindStringSubmatch(line)
+	if m == nil {
+		t.Fatalf("port-forward says %q, %v", line, err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+m[1]+"/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || !strings.HasPrefix(string(body), "hello from ") {
+		t.Errorf("%q, %v", body, err)
+	}
+}
+
+// beginBox begins to make beta's workspace, a single machine, with etcd as
+// datastore.
+func (d *datacenter) beginBox(t *testing.T) {
+	t.Helper()
+	if r := d.mp(t, rival, "ws", "create", "box", "--machines", "1", "--cpu", "1", "--memory", "2Gi", "--disk", "10Gi",
+		"--datastore", "etcd", "--no-wait"); r.code != 0 && r.code != 4 {
+		t.Fatal(r)
+	}
+	d.must(t, rival, "ws", "use", "box")
+}
+
+// box waits for beta's workspace and returns its kubeconfig.
+func (d *datacenter) box(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(d.dir, "kubeconfig-"+rival)
+	if _, err := os.Stat(file); err == nil {
+		return file
+	}
+	eventually(t, 3*time.Minute, "workspace box is Ready", func(context.Context) error {
+		r := d.mp(t, rival, "ws", "show", "box", "-o", "json")
+		var ws struct{ Status struct{ Phase string } }
+		if err := json.Unmarshal([]byte(r.out), &ws); err != nil {
+			return errors.New(r.String())
+		}
+		if ws.Status.Phase != "Ready" {
+			return fmt.Errorf("it is %s", ws.Status.Phase)
+		}
+		return nil
+	})
+	return d.kubeconfigFor(t, rival, "box")
+}

@@ -1,0 +1,158 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// testUp asks the app that `lab up` has deployed for all that a balancer can
+// get wrong.
+func testUp(t *testing.T, d *datacenter) {
+	c := d.client()
+	t.Run("both instances answer", func(t *testing.T) {
+		seen := map[string]int{}
+		for range 20 {
+			instance, err := d.hello(t.Context(), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[instance]++
+		}
+		if len(seen) != 2 {
+			t.Errorf("20 requests reached %v, want two instances", seen)
+		}
+	})
+	t.Run("again", func(t *testing.T) {
+		began := time.Now()
+		d.up(t, filepath.Join(d.root, "dist", "lab"))
+		if took := time.Since(began); took > time.Minute {
+			t.Errorf("a second lab up took %s, want less than a minute", took)
+		}
+		env, err := os.ReadFile(d.dir + ".env")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"URL=https://" + appHost, "ADDRESS=" + d.server.Address().String(), "CA=", "KUBECONFIG=", "MP_CONFIG="} {
+			if !strings.Contains(string(env), want) {
+				t.Errorf("up.env has no %s:\n%s", want, env)
+			}
+		}
+	})
+	t.Run("no way out", func(t *testing.T) {
+		for _, h := range d.lab.Hosts() {
+			if out, err := h.Run(t.Context(), "ip", "route", "show", "default"); err != nil || len(out) > 0 {
+				t.Errorf("%s has a default route: %s %v", h.Name(), out, err)
+			}
+		}
+	})
+	t.Run("redirect", func(t *testing.T) {
+		resp, err := c.Get("http://" + appHost + "/x?y=z")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if got, want := resp.Header.Get("Location"), "https://"+appHost+"/x?y=z"; resp.StatusCode/100 != 3 || got != want {
+			t.Errorf("%s to %q, want a redirect to %q", resp.Status, got, want)
+		}
+	})
+	t.Run("HTTP/2", func(t *testing.T) {
+		resp, err := c.Get("https://" + appHost + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.ProtoMajor != 2 {
+			t.Errorf("answered over %s, want HTTP/2", resp.Proto)
+		}
+	})
+	t.Run("WebSocket", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		conn, _, err := websocket.Dial(ctx, "wss://"+appHost+"/ws", &websocket.DialOptions{HTTPClient: d.webSocketClient()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.CloseNow()
+		if err := conn.Write(ctx, websocket.MessageText, []byte("ahoy")); err != nil {
+			t.Fatal(err)
+		}
+		if _, got, err := conn.Read(ctx); err != nil || string(got) != "ahoy" {
+			t.Errorf("echo is %q, %v", got, err)
+		}
+	})
+	const large = 50 << 20
+	t.Run("large upload", func(t *testing.T) {
+		body := make([]byte, large)
+		_, _ = rand.Read(body)
+		resp, err := c.Post("https://"+appHost+"/upload", "application/octet-stream", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var got struct {
+			Bytes  int64
+			SHA256 string
+		}
+		if err := json.NewDecoder(resp.Body).Decode(&got); err != nil {
+			t.Fatal(err)
+		}
+		if sum := sha256.Sum256(body); got.Bytes != large || got.SHA256 != hex.EncodeToString(sum[:]) {
+			t.Errorf("%d bytes with sum %s arrived, want %d with %x", got.Bytes, got.SHA256, large, sum)
+		}
+	})
+	t.Run("large download", func(t *testing.T) {
+		resp, err := c.Get("https://" + appHost + "/bytes?n=52428800")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if n, err := io.Copy(io.Discard, resp.Body); n != large || err != nil {
+			t.Errorf("%d bytes, %v; want %d", n, err, large)
+		}
+	})
+	t.Run("unknown host", func(t *testing.T) {
+		resp, err := c.Get("https://nobody." + domain + "/")
+		if err == nil {
+			resp.Body.Close()
+			t.Errorf("a host that nobody has was answered: %s", resp.Status)
+		}
+		// By its address, a server has nothing to show either.
+		resp, err = c.Get("http://nobody." + domain + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode < 400 {
+			t.Errorf("a host that nobody has was answered: %s", resp.Status)
+		}
+	})
+	t.Run("no other authority", func(t *testing.T) {
+		resp, err := (&http.Client{Transport: &http.Transport{DialContext: d.dial}}).Get("https://" + appHost + "/")
+		if err == nil {
+			resp.Body.Close()
+			t.Error("a client that doesn't know the platform's authority trusts its certificate")
+		}
+	})
+}
+
+// webSocketClient speaks HTTP/1.1, over which WebSocket's handshake goes.
+func (d *datacenter) webSocketClient() *http.Client {
+	c := d.client()
+	c.Timeout = 0
+	c.Transport.(*http.Transport).ForceAttemptHTTP2 = false
+	c.Transport.(*http.Transport).TLSClientConfig.NextProtos = []string{"http/1.1"}
+	return c
+}
