@@ -248,6 +248,7 @@ func (l *Lab) AddHost(ctx context.Context, name string) (*Host, error) {
 
 // Host returns a host by its name, or nil.
 func (l *Lab) Host(name string) *Host {
+	l.refresh()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := l.state.host(name); !ok {
@@ -258,6 +259,7 @@ func (l *Lab) Host(name string) *Host {
 
 // Hosts are all hosts, in the order they were added.
 func (l *Lab) Hosts() []*Host {
+	l.refresh()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var all []*Host
