@@ -1,0 +1,71 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// renew signs a new certificate for a node that still has a good one.
+func (h *Hub) renew(w http.ResponseWriter, r *http.Request, node *resource.Node) {
+	req, err := decode[struct {
+		CSR []byte `json:"csr"`
+	}](r)
+	var res resource.JoinResponse
+	if err == nil {
+		res.CA = h.cfg.CA.CertPEM()
+		res.Certificate, err = h.sign(req.CSR, node)
+	}
+	h.answer(w, res, err)
+}
+
+// machineCertificates signs for a machine that is placed on the asking node.
+// Names and use come from the platform's own records, never from the request.
+func (h *Hub) machineCertificates(w http.ResponseWriter, r *http.Request, node *resource.Node) {
+	req, err := decode[resource.MachineCertificatesRequest](r)
+	var res *resource.MachineCertificates
+	if err == nil {
+		res, err = h.signMachine(r.Context(), node, req)
+	}
+	h.answer(w, res, err)
+}
+
+func (h *Hub) signMachine(ctx context.Context, node *resource.Node, req resource.MachineCertificatesRequest) (*resource.MachineCertificates, error) {
+	m, err := h.cfg.Store.Machines().Get(ctx, req.Machine)
+	if errors.Is(err, store.ErrNotFound) || (err == nil && m.Spec.Node != node.Name) {
+		return nil, refusal{http.StatusNotFound, fmt.Sprintf("machine %q is not on node %s", req.Machine, node.Name)}
+	} else if err != nil {
+		return nil, err
+	}
+	keys, err := h.cfg.Store.WorkspaceKeys().Get(ctx, m.WorkspaceKey())
+	if err != nil {
+		return nil, err
+	}
+	ca, err := pki.ParseCA(keys.CACert, keys.CAKey)
+	if err != nil {
+		return nil, fmt.Errorf("authority of workspace %s: %w", m.WorkspaceKey(), err)
+	}
+	address, _ := h.cfg.Plan.Machine(m.Spec.Index)
+	user := "system:node:" + m.Name
+	var out resource.MachineCertificates
+	for _, c := range []struct {
+		csr []byte
+		req pki.Request
+		to  *[]byte
+	}{
+		// Names as kubeadm gives them (Kubernetes docs, PKI certificates and requirements).
+		{req.KubeletClient, pki.Request{CommonName: user, Organizations: []string{"system:nodes"}, Client: true}, &out.KubeletClient},
+		{req.KubeletServing, pki.Request{CommonName: user, Organizations: []string{"system:nodes"}, Server: true, Hosts: []string{m.Name, address.String()}}, &out.KubeletServing},
+		{req.KubeProxy, pki.Request{CommonName: "system:kube-proxy", Client: true}, &out.KubeProxy},
+	} {
+		if *c.to, err = ca.Sign(c.csr, c.req); err != nil {
+			return nil, refusal{http.StatusBadRequest, "the certificate request is not usable: " + err.Error()}
+		}
+	}
+	return &out, nil
+}
