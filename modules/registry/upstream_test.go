@@ -75,7 +75,7 @@ func TestPullThrough(t *testing.T) {
 	node.want(200, "", "GET", "/v2/acme/web/nginx/blobs/"+layers[1]+ns)
 	begin := time.Now()
 	node.want(502, "docker.example does not answer", "GET", "/v2/acme/web/other/manifests/1"+ns)
-	node.want(502, "docker.example does not answer", "GET", "/v2/acme/web/other/blobs/"+layers[0][:70]+"0"+ns)
+	node.want(502, "docker.example does not answer", "GET", "/v2/acme/web/other/blobs/"+digest.FromString("nobody has this").String()+ns)
 	if took := time.Since(begin); took > 3*time.Second {
 		t.Errorf("an upstream that is down: answered after %v", took)
 	}
