@@ -61,13 +61,14 @@ type Hub struct {
 	mux *http.ServeMux
 
 	mu      sync.Mutex
-	changed chan struct{} // closed and replaced when anything an agent is told may have changed
+	changed chan struct{}     // closed and replaced when anything an agent is told may have changed
+	places  map[string]string // UID and address of each node, by name
 }
 
 // NewHub makes a Hub. It must be made before the caches of cfg run.
 func NewHub(cfg HubConfig) *Hub {
-	h := &Hub{cfg: cfg, changed: make(chan struct{})}
-	cfg.Nodes.OnChange(func(string) { h.wake() })
+	h := &Hub{cfg: cfg, changed: make(chan struct{}), places: map[string]string{}}
+	cfg.Nodes.OnChange(h.nodeChanged)
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })
 	cfg.Keys.OnChange(func(string) { h.wake() })
@@ -85,6 +86,26 @@ func NewHub(cfg HubConfig) *Hub {
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	h.mux.ServeHTTP(w, r)
+}
+
+// nodeChanged wakes the streams if a node came, went or moved. Heartbeats change
+// nodes every ten seconds, and no agent is told of them.
+func (h *Hub) nodeChanged(name string) {
+	place := ""
+	if n, ok := h.cfg.Nodes.Get(name); ok {
+		place = n.UID + " " + n.Status.Address
+	}
+	h.mu.Lock()
+	same := h.places[name] == place
+	if place == "" {
+		delete(h.places, name)
+	} else {
+		h.places[name] = place
+	}
+	h.mu.Unlock()
+	if !same {
+		h.wake()
+	}
 }
 
 func (h *Hub) wake() {
