@@ -65,6 +65,7 @@ func TestPlane(t *testing.T) {
 	t.Run("pods", func(t *testing.T) { testPods(t, p, admin) })
 	t.Run("volumes", func(t *testing.T) { testVolumes(t, p, platform, admin, iss) })
 	t.Run("certificates", func(t *testing.T) { testSigning(t, p, admin) })
+	t.Run("aggregation", func(t *testing.T) { testAggregation(t, admin) })
 	t.Run("loopback", func(t *testing.T) { testLoopback(t, admin) })
 	t.Run("secrets at rest", func(t *testing.T) { testSecretsAtRest(t, p, platform) })
 	t.Run("renewal", func(t *testing.T) { testRenewal(t, p) })
@@ -298,6 +299,27 @@ func request(t *testing.T, name string, organizations ...string) (csr *certifica
 			Usages:     []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth},
 		},
 	}, key
+}
+
+// testAggregation: kubelets run the pods that the API names, so the tenant must
+// not be the one who answers for it.
+func testAggregation(t *testing.T, admin kubernetes.Interface) {
+	api := admin.Discovery().RESTClient()
+	const path = "/apis/apiregistration.k8s.io/v1/apiservices"
+	handOn := []byte(`{"metadata": {"labels": null}, "spec": {"insecureSkipTLSVerify": true, "service": {"namespace": "default", "name": "mine", "port": 443}}}`)
+	for _, name := range []string{"v1.", "v1.certificates.k8s.io", "v1.apps"} {
+		err := api.Patch(types.MergePatchType).AbsPath(path, name).Body(handOn).Do(t.Context()).Error()
+		wantRefused(t, "APIService "+name+" handed to a service", err, "served by Kubernetes itself")
+	}
+	own := []byte(`{"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1.acme.example"},
+		"spec": {"group": "acme.example", "version": "v1", "groupPriorityMinimum": 100, "versionPriority": 100,
+			"insecureSkipTLSVerify": true, "service": {"namespace": "default", "name": "mine", "port": 443}}}`)
+	if err := api.Post().AbsPath(path).SetHeader("Content-Type", "application/json").Body(own).Do(t.Context()).Error(); err != nil {
+		t.Errorf("APIService of the tenant's own group: %v", err)
+	}
+	if err := api.Delete().AbsPath(path, "v1.acme.example").Do(t.Context()).Error(); err != nil {
+		t.Error(err)
+	}
 }
 
 func testSigning(t *testing.T, p *Plane, admin kubernetes.Interface) {

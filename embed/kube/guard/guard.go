@@ -8,7 +8,10 @@
 //   - no pod and no PersistentVolume brings a volume that reaches for files or
 //     devices of the machine;
 //   - nobody poses as the platform: neither by impersonation nor by a
-//     certificate of the cluster's own signers.
+//     certificate of the cluster's own signers;
+//   - nobody answers for the API server: kubelets run what "pods" says, and
+//     the signers sign what "certificatesigningrequests" says, so the API
+//     groups of Kubernetes itself are never handed on to a tenant's server.
 //
 // The level stands in a file that is read at every check, so that lifting it
 // needs no restart. A file that is missing or damaged means "baseline".
@@ -28,12 +31,15 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/kube-aggregator/pkg/apis/apiregistration"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	certificates "k8s.io/kubernetes/pkg/apis/certificates"
 	api "k8s.io/kubernetes/pkg/apis/core"
 	corev1conversion "k8s.io/kubernetes/pkg/apis/core/v1"
@@ -108,6 +114,8 @@ func (g *Guard) Validate(_ context.Context, a admission.Attributes, _ admission.
 		if a.GetSubresource() == "" && a.GetOperation() == admission.Create {
 			return g.validateCSR(a)
 		}
+	case apiregistration.Resource("apiservices"):
+		return g.validateAPIService(a)
 	}
 	return nil
 }
@@ -142,6 +150,11 @@ func (g *Guard) validatePod(a admission.Attributes) error {
 		if kind, ok := podVolumeAllowed(v.VolumeSource); !ok {
 			wrong = append(wrong, fmt.Sprintf("volume %q is of type %s", v.Name, kind))
 		}
+		if v.NFS != nil {
+			if err := checkNFS(v.NFS.Server, nil); err != nil {
+				wrong = append(wrong, fmt.Sprintf("volume %q: %v", v.Name, err))
+			}
+		}
 	}
 	if len(wrong) == 0 {
 		return nil
@@ -174,11 +187,18 @@ func (g *Guard) validateVolume(a admission.Attributes) error {
 	}
 	if a.GetOperation() == admission.Update {
 		old, ok := a.GetOldObject().(*api.PersistentVolume)
-		if ok && apiequality.Semantic.DeepEqual(old.Spec.PersistentVolumeSource, pv.Spec.PersistentVolumeSource) {
+		if ok && apiequality.Semantic.DeepEqual(old.Spec.PersistentVolumeSource, pv.Spec.PersistentVolumeSource) &&
+			slices.Equal(mountOptions(old), mountOptions(pv)) {
 			return nil
 		}
 	}
-	if pv.Spec.CSI != nil || pv.Spec.NFS != nil {
+	if pv.Spec.NFS != nil {
+		if err := checkNFS(pv.Spec.NFS.Server, mountOptions(pv)); err != nil {
+			return admission.NewForbidden(a, fmt.Errorf("%w; %s", err, remedy))
+		}
+		return nil
+	}
+	if pv.Spec.CSI != nil {
 		return nil
 	}
 	return admission.NewForbidden(a, fmt.Errorf("persistent volumes of type %s reach for the machine itself; this workspace allows csi and nfs: %s",
@@ -203,6 +223,23 @@ func (g *Guard) validateCSR(a admission.Attributes) error {
 			g.cfg.PlatformUser, user.SystemPrivilegedGroup))
 	}
 	return nil
+}
+
+// validateAPIService holds whatever the level, as validateCSR does.
+func (g *Guard) validateAPIService(a admission.Attributes) error {
+	s, ok := a.GetObject().(*apiregistration.APIService)
+	if !ok {
+		return admission.NewForbidden(a, fmt.Errorf("want an APIService, got %T", a.GetObject()))
+	}
+	if s.Spec.Service == nil || !ownGroup(s.Spec.Group) {
+		return nil
+	}
+	return admission.NewForbidden(a, fmt.Errorf("the API group %q is served by Kubernetes itself and can't be handed to a service: choose a group of your own", s.Spec.Group))
+}
+
+// ownGroup says whether the API server itself serves the group.
+func ownGroup(group string) bool {
+	return group == "" || group == apiregistration.GroupName || group == apiextensions.GroupName || legacyscheme.Scheme.IsGroupRegistered(group)
 }
 
 // Filter refuses requests that impersonate the platform. The platform itself

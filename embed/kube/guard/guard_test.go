@@ -21,7 +21,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/kube-aggregator/pkg/apis/apiregistration"
 	certificates "k8s.io/kubernetes/pkg/apis/certificates"
+	_ "k8s.io/kubernetes/pkg/apis/certificates/install"
 	api "k8s.io/kubernetes/pkg/apis/core"
 )
 
@@ -70,8 +72,11 @@ func withVolume(source api.VolumeSource) func(*api.PodSpec) {
 
 func validate(g *Guard, resource, subresource string, obj, old runtime.Object, who user.Info) error {
 	group, op := "", admission.Create
-	if resource == "certificatesigningrequests" {
+	switch resource {
+	case "certificatesigningrequests":
 		group = "certificates.k8s.io"
+	case "apiservices":
+		group = "apiregistration.k8s.io"
 	}
 	if old != nil {
 		op = admission.Update
@@ -108,7 +113,7 @@ func TestPods(t *testing.T) {
 		"empty dir":           {"baseline", withVolume(api.VolumeSource{EmptyDir: &api.EmptyDirVolumeSource{}}), ""},
 		"no source":           {"baseline", withVolume(api.VolumeSource{}), ""},
 		"claim":               {"baseline", withVolume(api.VolumeSource{PersistentVolumeClaim: &api.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}), ""},
-		"nfs":                 {"baseline", withVolume(api.VolumeSource{NFS: &api.NFSVolumeSource{}}), ""},
+		"nfs":                 {"baseline", withVolume(api.VolumeSource{NFS: &api.NFSVolumeSource{Server: "172.30.0.9"}}), ""},
 		"init container":      {"baseline", func(s *api.PodSpec) { s.InitContainers = s.Containers; privileged(s) }, "privileged"},
 		"privileged":          {"baseline", privileged, "privileged"},
 		"privileged, no file": {"-", privileged, "privileged"},
@@ -188,7 +193,7 @@ func TestPersistentVolumes(t *testing.T) {
 		"flexVolume":         {"baseline", api.PersistentVolumeSource{FlexVolume: &api.FlexPersistentVolumeSource{}}, tenant, "flexVolume"},
 		"none":               {"baseline", api.PersistentVolumeSource{}, tenant, "unknown"},
 		"csi":                {"baseline", api.PersistentVolumeSource{CSI: &api.CSIPersistentVolumeSource{}}, tenant, ""},
-		"nfs":                {"baseline", api.PersistentVolumeSource{NFS: &api.NFSVolumeSource{}}, tenant, ""},
+		"nfs":                {"baseline", api.PersistentVolumeSource{NFS: &api.NFSVolumeSource{Server: "nfs.acme.example", Path: "/x"}}, tenant, ""},
 		"hostPath, lifted":   {"privileged", host, tenant, ""},
 		"hostPath, platform": {"baseline", host, &user.DefaultInfo{Name: platform, Groups: masters}, ""},
 		"name only":          {"baseline", host, &user.DefaultInfo{Name: platform}, "hostPath"},
@@ -204,6 +209,64 @@ func TestPersistentVolumes(t *testing.T) {
 	released.Spec.PersistentVolumeReclaimPolicy = api.PersistentVolumeReclaimRetain
 	want(t, validate(g, "persistentvolumes", "", released, volume(host), tenant), "")
 	want(t, validate(g, "persistentvolumes", "", volume(host), volume(api.PersistentVolumeSource{}), tenant), "hostPath")
+}
+
+// TestMountOptions: kubelet hands a volume's server and options to mount(8),
+// which can do more than NFS.
+func TestMountOptions(t *testing.T) {
+	const own = "/var/lib/kubelet/pods/1/volumes/kubernetes.io~empty-dir/v/x"
+	volume := func(server, annotation string, options ...string) *api.PersistentVolume {
+		pv := &api.PersistentVolume{Spec: api.PersistentVolumeSpec{MountOptions: options,
+			PersistentVolumeSource: api.PersistentVolumeSource{NFS: &api.NFSVolumeSource{Server: server, Path: "/../../../.."}}}}
+		if annotation != "" {
+			pv.Annotations = map[string]string{corev1.MountOptionAnnotation: annotation}
+		}
+		return pv
+	}
+	g := newGuard(t, "baseline")
+	for name, c := range map[string]struct {
+		pv   *api.PersistentVolume
+		want string
+	}{
+		"plain":             {volume("172.30.0.11", "", "nfsvers=4.2", "hard", "timeo=600"), ""},
+		"IPv6":              {volume("[fd00::1]", ""), ""},
+		"annotation":        {volume("nfs", "ro,soft"), ""},
+		"bind":              {volume("nfs", "", "bind"), `"bind"`},
+		"bind by another":   {volume("nfs", "", "ro,bind"), `"ro,bind"`},
+		"bind, annotated":   {volume("nfs", "ro,bind"), `"bind"`},
+		"helper":            {volume("nfs", "", "X-mount.subdir=/"), "X-mount"},
+		"folder for server": {volume(own, "", "ro"), "neither a name nor an address"},
+		"option for server": {volume("-BT"+own, ""), "neither a name nor an address"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want(t, validate(g, "persistentvolumes", "", c.pv, nil, tenant), c.want)
+		})
+	}
+	// What was harmless when it was made must stay so.
+	want(t, validate(g, "persistentvolumes", "", volume("nfs", "", "bind"), volume("nfs", ""), tenant), `"bind"`)
+	want(t, validate(g, "persistentvolumes", "", volume("nfs", "bind"), volume("nfs", ""), tenant), `"bind"`)
+	want(t, validate(g, "pods", "", newPod(withVolume(api.VolumeSource{NFS: &api.NFSVolumeSource{Server: "-BT" + own, Path: "/fstab"}})), nil, tenant),
+		"neither a name nor an address")
+}
+
+func TestAPIServices(t *testing.T) {
+	service := func(group string, to *apiregistration.ServiceReference) *apiregistration.APIService {
+		return &apiregistration.APIService{Spec: apiregistration.APIServiceSpec{Group: group, Version: "v1", Service: to}}
+	}
+	mine := &apiregistration.ServiceReference{Namespace: "n", Name: "s"}
+	g := newGuard(t, "privileged") // it holds whatever the level
+	for group, refused := range map[string]bool{
+		"": true, "certificates.k8s.io": true, "apiregistration.k8s.io": true, "apiextensions.k8s.io": true,
+		"metrics.k8s.io": false, "wardle.example.com": false,
+	} {
+		words := ""
+		if refused {
+			words = "served by Kubernetes itself"
+		}
+		want(t, validate(g, "apiservices", "", service(group, mine), nil, tenant), words)
+		want(t, validate(g, "apiservices", "", service(group, mine), service(group, nil), tenant), words)
+		want(t, validate(g, "apiservices", "", service(group, nil), nil, tenant), "")
+	}
 }
 
 func TestCertificateRequests(t *testing.T) {

@@ -2,11 +2,15 @@ package guard
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
+	"net/netip"
 	"reflect"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	api "k8s.io/kubernetes/pkg/apis/core"
 )
 
 // podVolumeAllowed says whether a pod may bring a volume of this kind, and the
@@ -23,6 +27,48 @@ func podVolumeAllowed(v corev1.VolumeSource) (kind string, ok bool) {
 		return firstSet(v), false
 	}
 	return "", true
+}
+
+// nfsOptions are what nfs(5) knows and what makes a mount weaker. The others
+// are mount(8)'s own, by which kubelet mounts something else: "bind" any folder
+// of the machine.
+var nfsOptions = map[string]bool{
+	"ro": true, "rw": true, "nodev": true, "nosuid": true, "noexec": true, "noatime": true, "nodiratime": true, "relatime": true,
+	"sync": true, "async": true, "_netdev": true, "defaults": true,
+	"nfsvers": true, "vers": true, "minorversion": true, "proto": true, "tcp": true, "udp": true, "rdma": true, "port": true,
+	"mountport": true, "mountproto": true, "mountvers": true, "mounthost": true, "mountaddr": true, "namlen": true,
+	"soft": true, "softerr": true, "softreval": true, "nosoftreval": true, "hard": true, "intr": true, "nointr": true,
+	"timeo": true, "retrans": true, "retry": true, "rsize": true, "wsize": true, "bg": true, "fg": true,
+	"ac": true, "noac": true, "acregmin": true, "acregmax": true, "acdirmin": true, "acdirmax": true, "actimeo": true,
+	"cto": true, "nocto": true, "lookupcache": true, "rdirplus": true, "nordirplus": true, "acl": true, "noacl": true,
+	"lock": true, "nolock": true, "local_lock": true, "resvport": true, "noresvport": true, "sharecache": true, "nosharecache": true,
+	"sec": true, "nconnect": true, "max_connect": true, "trunkdiscovery": true, "notrunkdiscovery": true, "migration": true, "nomigration": true,
+	"clientaddr": true, "write": true, "xprtsec": true,
+}
+
+// checkNFS is for what kubelet hands to mount(8) as "server:path" and by -o. A
+// server that is no name can be an option, or a folder of the machine.
+func checkNFS(server string, options []string) error {
+	if _, err := netip.ParseAddr(strings.Trim(server, "[]")); err != nil && len(validation.IsDNS1123Subdomain(strings.ToLower(server))) > 0 {
+		return fmt.Errorf("nfs server %q is neither a name nor an address", server)
+	}
+	for _, o := range options {
+		name, _, _ := strings.Cut(o, "=")
+		if !nfsOptions[name] || strings.ContainsAny(o, ", \t\n\"\\") {
+			return fmt.Errorf("mount option %q is not one of nfs", o)
+		}
+	}
+	return nil
+}
+
+// mountOptions are what kubelet mounts a volume with: the old annotation comes
+// first, but here it does not matter which counts.
+func mountOptions(pv *api.PersistentVolume) []string {
+	var options []string
+	if old := pv.Annotations[corev1.MountOptionAnnotation]; old != "" {
+		options = strings.Split(old, ",")
+	}
+	return append(options, pv.Spec.MountOptions...)
 }
 
 // firstSet returns the name of the first pointer in a struct that is not nil,
