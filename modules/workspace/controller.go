@@ -146,7 +146,8 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	for _, w := range c.cfg.Workspaces.List("") {
 		c.queue.Add(w.Key())
 	}
-	for range 8 {
+	// Workers mostly wait, for clusters of which some are slow.
+	for range 32 {
 		workers.Go(func() { c.work(scope) })
 	}
 	ready()
@@ -194,7 +195,7 @@ func (c *Controller) work(ctx context.Context) {
 		if quit {
 			return
 		}
-		again, err := c.reconcile(ctx, key)
+		again, err := c.pass(ctx, key)
 		c.queue.Done(key)
 		switch {
 		case ctx.Err() != nil:
@@ -209,6 +210,20 @@ func (c *Controller) work(ctx context.Context) {
 			c.queue.Forget(key)
 		}
 	}
+}
+
+// passTimeout bounds one pass over a workspace, clusterTimeout what of it is
+// asked of its cluster about one machine. A tenant decides how slow his cluster
+// answers, by webhooks; he must not hold the workers that others wait for.
+const (
+	passTimeout    = time.Minute
+	clusterTimeout = 20 * time.Second
+)
+
+func (c *Controller) pass(ctx context.Context, key string) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, passTimeout)
+	defer cancel()
+	return c.reconcile(ctx, key)
 }
 
 // reconcile takes one workspace further. It returns after how long to look
@@ -242,7 +257,10 @@ func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, 
 	if err == nil {
 		again, err = c.cluster(ctx, w, keys, machines, s)
 	}
-	if writeErr := c.writeStatus(ctx, w, s); writeErr != nil {
+	// Also when the time of this pass is over: the status says what held it up.
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if writeErr := c.writeStatus(wctx, w, s); writeErr != nil {
 		return 0, writeErr
 	}
 	return again, err

@@ -24,6 +24,11 @@ import (
 // budgets are honoured until then.
 const drainTime = 2 * time.Minute
 
+// overdue is how long the tenant's cluster may hinder the end of a machine: his
+// webhooks can refuse or delay whatever we ask of it, and a plane may be broken
+// for good. The host must become free nevertheless.
+const overdue = 2 * drainTime
+
 // place creates the machines that are missing and marks those that are too
 // many. It returns what could not be placed, in words; "" when all is placed.
 func (c *Controller) place(ctx context.Context, w *resource.Workspace, seen []*resource.Machine) (string, error) {
@@ -222,7 +227,7 @@ func (c *Controller) create(ctx context.Context, w *resource.Workspace, own []*r
 			slots[node] = slot
 		}
 		fresh.Status.NodeSlots = slots
-		err = db.Commit(ctx, db.Machines().CreateOp(m), db.Workspaces().UpdateOp(fresh))
+		err = db.Commit(ctx, db.Machines().CreateOp(m), db.Workspaces().UpdateOp(fresh), c.stays(node))
 		if errors.Is(err, store.ErrConflict) {
 			continue
 		}
@@ -231,6 +236,18 @@ func (c *Controller) create(ctx context.Context, w *resource.Workspace, own []*r
 		}
 		return m, err
 	}
+}
+
+// stays is a write that changes nothing and fails if the node is gone or going
+// when the commit happens: the cache may not know yet, and a machine on a node
+// that is no more would never be taken down.
+func (c *Controller) stays(node string) store.Op {
+	return c.cfg.Store.Nodes().ModifyOp(node, func(n *resource.Node) error {
+		if n.Deleting() {
+			return fmt.Errorf("node %s is being removed", node)
+		}
+		return store.ErrSkip
+	})
 }
 
 // mark marks a machine for removal; it is drained first.
@@ -360,12 +377,11 @@ func (c *Controller) writeMachine(ctx context.Context, seen *resource.Machine, r
 func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (time.Duration, error) {
 	switch {
 	case m.Status.Conditions.Is(resource.MachineRemoved):
-		if client := r.api(); client != nil {
-			if err := client.CoreV1().Nodes().Delete(ctx, m.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-				return 0, err
+		if err := r.deleteNode(ctx, m.Name); err != nil {
+			if time.Since(*m.DeletedAt) < overdue {
+				return time.Second, nil // the plane comes back; the node should not outlive its machine
 			}
-		} else {
-			return time.Second, nil // the plane comes back; the node must not outlive its machine
+			c.cfg.Log.Warn("a machine goes, but its Kubernetes node stays", "machine", m.Key(), "error", err)
 		}
 		if err := c.cfg.Store.Machines().Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return 0, err
@@ -378,7 +394,7 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 	}
 	left, err := c.drain(ctx, r, m)
 	if err != nil {
-		return 0, err
+		left = "the cluster refuses: " + err.Error()
 	}
 	if left != "" && time.Since(*m.DeletedAt) < drainTime {
 		return time.Second, c.condition(ctx, m, resource.Condition{Type: resource.MachineDrained, Status: resource.False, Reason: "Draining", Message: left})
@@ -394,6 +410,21 @@ func (c *Controller) condition(ctx context.Context, seen *resource.Machine, cond
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// deleteNode deletes a Kubernetes node. None there is no error.
+func (r *run) deleteNode(ctx context.Context, name string) error {
+	client := r.api()
+	if client == nil {
+		return ErrNotReady
+	}
+	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
+	defer cancel()
+	err := client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})
+	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	return err
@@ -415,6 +446,8 @@ func (c *Controller) drain(ctx context.Context, r *run, m *resource.Machine) (st
 	if client == nil {
 		return "waiting for the plane", nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
+	defer cancel()
 	_, err := client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType, []byte(`{"spec":{"unschedulable":true}}`), metav1.PatchOptions{})
 	if apierrors.IsNotFound(err) {
 		return "", nil
