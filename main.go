@@ -41,17 +41,7 @@ func run(args []string) int {
 	case "kubectl":
 		args = append([]string{"multipaas", "kubectl"}, args[1:]...)
 	}
-	args = addressLast(args)
-	app := &cli.App{
-		Name: "multipaas", Usage: "a private, multi-tenant Kubernetes platform in one file", Version: version,
-		HideHelpCommand: true, EnableBashCompletion: true,
-		ExitErrHandler: func(*cli.Context, error) {}, // main exits, nobody else
-		Commands: []*cli.Command{
-			serverCommand(), nodeCommand(), client.Command(), client.Token(),
-			statusCommand(), configCommand(), preflightCommand(), appliance.PayloadCommand(), kubectlCommand(),
-		},
-	}
-	err := app.RunContext(ctx, args)
+	err := table().RunContext(ctx, addressLast(args))
 	var exit cli.ExitCoder
 	switch {
 	case err == nil:
@@ -64,6 +54,19 @@ func run(args []string) int {
 	}
 	fmt.Fprintln(os.Stderr, "multipaas:", err)
 	return 1
+}
+
+// table is the command table.
+func table() *cli.App {
+	return &cli.App{
+		Name: "multipaas", Usage: "a private, multi-tenant Kubernetes platform in one file", Version: version,
+		HideHelpCommand: true, EnableBashCompletion: true,
+		ExitErrHandler: func(*cli.Context, error) {}, // main exits, nobody else
+		Commands: []*cli.Command{
+			serverCommand(), nodeCommand(), client.Command(), client.Token(),
+			statusCommand(), configCommand(), preflightCommand(), appliance.PayloadCommand(), kubectlCommand(),
+		},
+	}
 }
 
 // addressLast moves the server's address behind the flags of `node join`:
