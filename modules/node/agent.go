@@ -23,6 +23,9 @@ import (
 // reportEvery is the pace of heartbeats; changes are reported at once.
 const reportEvery = 10 * time.Second
 
+// lookEvery is how often networks are looked at though nothing has changed.
+const lookEvery = 30 * time.Second
+
 // maxState bounds one line of the state stream: 250 machines with 250 members
 // each in their networks are 8 MB.
 const maxState = 32 << 20
@@ -149,7 +152,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		if time.Since(began) > time.Minute {
 			wait = time.Second
 		}
-		a.cfg.Log.Warn("no connection to the server; machines go on running", "server", a.client.identity.Server, "error", err, "retry", wait)
+		a.cfg.Log.Warn("no connection to the server; machines go on running", "server", a.client.server, "error", err, "retry", wait)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait): // not waiting for an event: pacing retries
@@ -247,7 +250,7 @@ func (a *Agent) work(ctx context.Context) {
 		if quit {
 			return
 		}
-		err := a.step(ctx, uid)
+		err := a.bounded(ctx, uid)
 		a.queue.Done(uid)
 		if ctx.Err() != nil {
 			return
@@ -284,11 +287,24 @@ func (a *Agent) report() {
 	}
 }
 
+// stepTimeout bounds one step, so that a program that hangs holds up its own
+// machine only. The first one on a host unpacks the machines' image.
+const stepTimeout = 5 * time.Minute
+
+func (a *Agent) bounded(ctx context.Context, uid string) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	return a.step(ctx, uid)
+}
+
 // step brings one machine, or the networks, closer to the state.
 func (a *Agent) step(ctx context.Context, uid string) error {
 	a.mu.Lock()
 	state, live := a.state, a.live
 	a.mu.Unlock()
+	if state == nil {
+		return nil // nobody has said yet what shall be
+	}
 	if uid == "" {
 		return a.networks(ctx, state, live)
 	}
@@ -405,7 +421,7 @@ func (a *Agent) removeMachine(ctx context.Context, uid string) error {
 
 // cleanUp takes away every machine, every network and the identity.
 func (a *Agent) cleanUp(ctx context.Context) error {
-	if err := a.take(&resource.AgentState{Node: a.client.identity.Name}, true); err != nil {
+	if err := a.take(&resource.AgentState{Node: a.client.name}, true); err != nil {
 		return err
 	}
 	for ctx.Err() == nil {

@@ -184,6 +184,10 @@ func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest, source strin
 		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q has joined already and is alive: choose another name with --name, or remove it first with: mp nodes remove %s", req.Name, req.Name)}
 	case existing.Deleting():
 		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q is being removed: wait until it is gone from: mp nodes list", req.Name)}
+	case !existing.Status.HeartbeatAt.IsZero():
+		// It is only silent now. Another machine must not become it, with all the
+		// machines of tenants it has.
+		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q has joined already and does not report now: choose another name with --name, or give it up first with: mp nodes remove %s --lost", req.Name, req.Name)}
 	}
 	if err := h.cfg.Tokens.Redeem(ctx, req.Token, req.Name, source); err != nil {
 		return nil, refusal{http.StatusUnauthorized, err.Error()}
@@ -372,6 +376,20 @@ func Addresses(nodes []*resource.Node) map[string]netip.Addr {
 	return out
 }
 
+// What a node may have the store keep: a heartbeat is written every ten seconds.
+const (
+	maxText  = 1024
+	maxItems = 16
+)
+
+// clip shortens what an agent says.
+func clip(s string) string {
+	if len(s) > maxText {
+		s = s[:maxText]
+	}
+	return strings.ToValidUTF8(s, "")
+}
+
 // report takes down what an agent sees. A heartbeat costs one write of the
 // node; machines are written only when something about them changed.
 func (h *Hub) report(w http.ResponseWriter, r *http.Request, node *resource.Node) {
@@ -400,10 +418,15 @@ func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep resource.
 			return refusal{http.StatusGone, "the node was removed from the platform"}
 		}
 		s := &n.Status
-		s.Address, s.Version, s.Kernel, s.OS, s.Drivers, s.Capacity = rep.Address, rep.Version, rep.Kernel, rep.OS, rep.Drivers, rep.Capacity
+		s.Address, s.Version, s.Kernel, s.OS = rep.Address, clip(rep.Version), clip(rep.Kernel), clip(rep.OS)
+		s.Drivers, s.Capacity = nil, rep.Capacity
+		for _, d := range rep.Drivers[:min(len(rep.Drivers), maxItems)] {
+			s.Drivers = append(s.Drivers, clip(d))
+		}
 		s.HeartbeatAt = time.Now().UTC()
 		s.Conditions = nil
-		for _, p := range rep.Problems {
+		for _, p := range rep.Problems[:min(len(rep.Problems), maxItems)] {
+			p.Type, p.Reason, p.Message = clip(p.Type), clip(p.Reason), clip(p.Message)
 			s.Conditions.Set(p)
 		}
 		if n.Deleting() {
@@ -433,12 +456,13 @@ func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep resource
 		if m.UID != rep.UID || m.Spec.Node != node.Name {
 			return store.ErrSkip
 		}
-		c := resource.Condition{Type: resource.MachineRunning, Status: resource.False, Reason: "NotRunning", Message: rep.Message}
+		c := resource.Condition{Type: resource.MachineRunning, Status: resource.False, Reason: "NotRunning", Message: clip(rep.Message)}
 		if rep.Running {
 			c = resource.Condition{Type: resource.MachineRunning, Status: resource.True, Reason: "Running"}
 		}
 		changed := m.Status.Conditions.Set(c)
-		if rep.Removed {
+		// A machine that shall stay is not removed because a node says so.
+		if rep.Removed && m.Deleting() {
 			changed = m.Status.Conditions.Set(resource.Condition{Type: resource.MachineRemoved, Status: resource.True, Reason: "Removed"}) || changed
 		}
 		if !m.Status.StartedAt.Equal(rep.StartedAt) || m.Status.Restarts != rep.Restarts {

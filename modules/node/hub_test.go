@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -245,5 +246,51 @@ func TestMonitorNoticesSilence(t *testing.T) {
 		if err != nil || got.Status.Phase != step.want {
 			t.Errorf("after %v: %v, %v, want %v", step.after, got.Status.Phase, err, step.want)
 		}
+	}
+	// It is silent, not gone: another machine doesn't become it.
+	err = Join(t.Context(), t.TempDir(), p.url, "n1", p.token())
+	if err == nil || !strings.Contains(err.Error(), "--lost") {
+		t.Errorf("join under the name of a silent node: got %v", err)
+	}
+}
+
+func TestReportIsNotTakenAtItsWord(t *testing.T) {
+	p := start(t)
+	c, other := p.join(t, "n1"), p.join(t, "n2")
+	m := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop"}
+	m.Name, m.Spec.Node = "shop-1", "n1"
+	if err := p.store.Machines().Create(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, ok := p.cfg.Machines.Get(m.Key()); ok {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal("the cache does not follow")
+		}
+	}
+	report := func(c *client, address string) {
+		t.Helper()
+		rep := resource.AgentReport{Address: address, Kernel: strings.Repeat("k", 100<<10),
+			Machines: []resource.MachineReport{{Key: m.Key(), UID: m.UID, Running: true, Removed: true, Message: "x"}}}
+		for i := range 1000 {
+			rep.Problems = append(rep.Problems, resource.Condition{Type: fmt.Sprint(i), Message: strings.Repeat("m", 900)})
+		}
+		if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", rep, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report(other, "192.0.2.12")
+	if got, err := p.store.Machines().Get(t.Context(), m.Key()); err != nil || len(got.Status.Conditions) > 0 {
+		t.Errorf("another node's report counts: %+v, %v", got.Status.Conditions, err)
+	}
+	report(c, "192.0.2.11")
+	got, err := p.store.Machines().Get(t.Context(), m.Key())
+	if err != nil || !got.Status.Conditions.Is(resource.MachineRunning) || got.Status.Conditions.Is(resource.MachineRemoved) {
+		t.Errorf("a machine that shall stay is %+v, %v; want it running and not removed", got.Status.Conditions, err)
+	}
+	n, err := p.store.Nodes().Get(t.Context(), "n1")
+	if err != nil || len(n.Status.Conditions) > maxItems || len(n.Status.Kernel) > maxText {
+		t.Errorf("the store keeps %d problems and %d octets of kernel, %v", len(n.Status.Conditions), len(n.Status.Kernel), err)
 	}
 }

@@ -167,12 +167,14 @@ func verifyPinned(cs tls.ConnectionState, pin string) ([]byte, error) {
 
 // client talks to the server with the node's certificate.
 type client struct {
-	dir      string
-	identity *identity
-	http     *http.Client
+	dir    string
+	server string // https://HOST:7443
+	name   string
+	http   *http.Client
 
-	mu   sync.Mutex
-	cert *tls.Certificate
+	mu       sync.Mutex
+	identity *identity // with the certificate that is shown
+	cert     *tls.Certificate
 }
 
 func newClient(dir string) (*client, error) {
@@ -188,18 +190,30 @@ func newClient(dir string) (*client, error) {
 	if !roots.AppendCertsFromPEM(id.CA) {
 		return nil, errors.New("node identity: no authority in it: remove it and join again")
 	}
-	c := &client{dir: dir, identity: id, cert: &cert}
+	c := &client{dir: dir, server: id.Server, name: id.Name, identity: id, cert: &cert}
 	c.http = &http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12,
-			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				c.mu.Lock()
-				defer c.mu.Unlock()
-				return c.cert, nil
-			}},
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.certificate(), nil }},
 		ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 30 * time.Second,
 		IdleConnTimeout: time.Minute,
 	}}
 	return c, nil
+}
+
+// certificate returns what to show to the server. One that is due is read again
+// from disk: the agent renews it there, also for the other clients of its node.
+func (c *client) certificate() *tls.Certificate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if due, err := pki.NeedsRenewal(c.identity.Certificate, time.Now()); err == nil && !due {
+		return c.cert
+	}
+	if id, err := readIdentity(c.dir); err == nil {
+		if cert, err := tls.X509KeyPair(id.Certificate, id.Key); err == nil {
+			c.identity, c.cert = id, &cert
+		}
+	}
+	return c.cert
 }
 
 // Transport returns what reaches the platform's servers with the certificate of
@@ -209,7 +223,7 @@ func Transport(dir string) (http.RoundTripper, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	return c.http.Transport, c.identity.Server, nil
+	return c.http.Transport, c.server, nil
 }
 
 // do sends one request; an answer other than 200 is an error. The caller closes
@@ -223,7 +237,7 @@ func (c *client) do(ctx context.Context, method, path string, body any) (*http.R
 		}
 		r = bytes.NewReader(data)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.identity.Server+path, r)
+	req, err := http.NewRequestWithContext(ctx, method, c.server+path, r)
 	if err != nil {
 		return nil, err
 	}
@@ -276,7 +290,10 @@ func readAnswer(res *http.Response, into any) error {
 // renew gets a new certificate, for a new key, when two thirds of the old one's
 // life are over.
 func (c *client) renew(ctx context.Context) error {
-	due, err := pki.NeedsRenewal(c.identity.Certificate, time.Now())
+	c.mu.Lock()
+	id := *c.identity
+	c.mu.Unlock()
+	due, err := pki.NeedsRenewal(id.Certificate, time.Now())
 	if err != nil || !due {
 		return err
 	}
@@ -292,7 +309,6 @@ func (c *client) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	id := *c.identity
 	id.Certificate, id.Key = res.Certificate, key
 	if err := writeIdentity(c.dir, &id); err != nil {
 		return err
