@@ -202,6 +202,32 @@ func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
 	return nil
 }
 
+// RemoveRepository removes an image with all its tags. The blobs go with the
+// next garbage collection. ErrNotFound: there is none.
+func (r *Registry) RemoveRepository(_ context.Context, repository string) error {
+	if _, err := reference.WithName(repository); err != nil {
+		return ErrNotFound
+	}
+	r.gate.RLock()
+	defer r.gate.RUnlock()
+	// Other repositories may stand below this one. What is its own begins with
+	// "_", which no name does.
+	own, err := filepath.Glob(filepath.Join(r.repositoryDir(repository), "_*"))
+	if err != nil {
+		return fmt.Errorf("remove image %s: %w", repository, err)
+	}
+	if len(own) == 0 {
+		return ErrNotFound
+	}
+	for _, dir := range own {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove image %s: %w", repository, err)
+		}
+	}
+	_ = os.Remove(r.repositoryDir(repository)) // only if nothing stands below
+	return nil
+}
+
 // RemoveOrganization removes all repositories of an organization. The blobs go
 // with the next garbage collection. It is no error if there are none.
 func (r *Registry) RemoveOrganization(ctx context.Context, account, organization string) error {
