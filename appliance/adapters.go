@@ -138,9 +138,14 @@ func (i *images) List(ctx context.Context, account, organization string) ([]reso
 	return i.registry.List(ctx, account, organization)
 }
 
-// Delete removes an image.
+// Delete removes an image; without a tag or digest, all of it.
 func (i *images) Delete(ctx context.Context, name, reference string) error {
-	err := i.registry.Delete(ctx, name, reference)
+	var err error
+	if reference == "" {
+		err = i.registry.RemoveRepository(ctx, name)
+	} else {
+		err = i.registry.Delete(ctx, name, reference)
+	}
 	if errors.Is(err, registry.ErrNotFound) {
 		return fmt.Errorf("%w: %w", store.ErrNotFound, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/embed/etcd"
@@ -58,7 +59,7 @@ func (p *planes) New(ctx context.Context, w *resource.Workspace, keys *resource.
 		}
 	}
 	return &runningPlane{planes: p, id: id, certificate: certificate, Plane: plane.New(plane.Config{
-		ID: id, Binary: binary, Dir: dir, Netns: network.NamespacePath(id), Cgroup: "planes/" + id,
+		ID: id, Binary: binary, Dir: dir, Netns: network.NamespacePath(id), Cgroup: planeGroup(id),
 		Plan:        plane.Plan{Services: plan.Services, Plane: plan.Plane},
 		ServerNames: []string{w.Status.APIHost},
 		Keys: plane.Keys{CACert: keys.CACert, CAKey: keys.CAKey, FrontProxyCACert: keys.FrontProxyCACert,
@@ -72,6 +73,8 @@ func (p *planes) New(ctx context.Context, w *resource.Workspace, keys *resource.
 		Dial:        func(ctx context.Context, nw, address string) (net.Conn, error) { return p.dial(ctx, id, nw, address) },
 	})}, nil
 }
+
+func planeGroup(id string) string { return "planes/" + id }
 
 // etcdUser is the name of a workspace's user in the platform's etcd.
 func etcdUser(id string) string { return "plane-" + id }
@@ -96,9 +99,13 @@ func (p *planes) etcdDatastore(ctx context.Context, id, dir string) (plane.EtcdD
 	return d, certificate, certificate.Ensure(ctx)
 }
 
-// Remove deletes what a plane left: its folder and its keys in etcd.
+// Remove deletes what a plane left: its control group, its folder and its keys
+// in etcd.
 func (p *planes) Remove(ctx context.Context, id string) error {
 	if err := p.etcd.RemoveUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
+		return err
+	}
+	if err := cgroup.Remove(planeGroup(id)); err != nil {
 		return err
 	}
 	return os.RemoveAll(p.cfg.Paths.Plane(id))
