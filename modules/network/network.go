@@ -142,6 +142,9 @@ func (n *Network) attach(want resource.AgentNetwork) error {
 	if err := n.protectWorkspace(w, want); err != nil {
 		return err
 	}
+	for _, a := range want.Hosts {
+		host.connected = append(host.connected, single(a))
+	}
 	if err := n.protectHost(host); err != nil {
 		return err
 	}
@@ -288,6 +291,11 @@ func check(want resource.AgentNetwork) error {
 			return fmt.Errorf("network %s: member %s: pod range %v is not in %v", want.ID, m.Name, m.PodCIDR, want.Plan.Pods)
 		}
 	}
+	for _, a := range want.Hosts {
+		if !a.Is4() {
+			return fmt.Errorf("network %s: host %v is no IPv4 address", want.ID, a)
+		}
+	}
 	return nil
 }
 
@@ -295,7 +303,8 @@ func check(want resource.AgentNetwork) error {
 type host struct {
 	link *netlink.Handle
 	mtu  int // of the underlay
-	// connected are the networks this host is connected to.
+	// connected are the networks this host is connected to, and the platform's
+	// other hosts.
 	connected []netip.Prefix
 }
 

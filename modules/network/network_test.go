@@ -45,6 +45,9 @@ func (s *site) port(index int) MachinePort {
 	return MachinePort{UID: fmt.Sprintf("%s-machine-%d", s.id, index), Address: a, MAC: resource.MAC(a), PodCIDR: pods}
 }
 
+// remoteHost is a host of the platform that stands behind a router.
+var remoteHost = netip.MustParseAddr("198.51.100.2")
+
 func (s *site) network(host int) resource.AgentNetwork {
 	own := s.members[host]
 	n := resource.AgentNetwork{ID: s.id, Workspace: "acme/web/" + s.id, VNI: s.vni, Plan: s.plan,
@@ -53,6 +56,10 @@ func (s *site) network(host int) resource.AgentNetwork {
 		if i != host {
 			n.Members = append(n.Members, m)
 		}
+	}
+	n.Hosts = []netip.Addr{remoteHost}
+	for _, h := range s.hosts {
+		n.Hosts = append(n.Hosts, h.address)
 	}
 	return n
 }
@@ -169,6 +176,12 @@ func TestWorkspace(t *testing.T) {
 			}
 		}
 		node1.must(order{Do: "reach", NS: ns1, From: "10.42.1.5", To: "198.51.100.1"})
+		// But not the platform's own hosts there.
+		server.must(order{Do: "address", Link: "lo", To: remoteHost.String() + "/32"})
+		node1.must(order{Do: "dialTCP", To: remoteHost.String() + ":7443"})
+		if out, err := node1.do(order{Do: "dialTCP", NS: ns1, To: remoteHost.String() + ":7443"}); err == nil {
+			t.Errorf("a machine reached a host behind a router: %s", out)
+		}
 		// Nobody comes in by the same way.
 		node1.must(order{Do: "listenTCP", NS: ns1, To: "172.30.0.11:8080"})
 		node1.must(order{Do: "dialTCP", NS: ns3, To: "172.30.0.11:8080"})

@@ -52,6 +52,9 @@ type AgentNetwork struct {
 	// Members are all the others that own an address in this network, on this
 	// host and on others: machines, bridges, the plane.
 	Members []NetworkMember `json:"members"`
+	// Hosts are the underlay addresses of the platform's hosts, sorted: a tenant
+	// reaches none of them, also those behind a router.
+	Hosts []netip.Addr `json:"hosts,omitempty"`
 }
 
 // NetworkMember owns one address in a workspace's network.

@@ -3,8 +3,10 @@ package resource
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 )
 
 // MaxMachines is the most machines one workspace can have: each owns one /24 of
@@ -84,7 +86,8 @@ func NetworkFor(w *Workspace, plan AddressPlan, machines []*Machine, host, serve
 		own = plan.Gateway(w.Status.NodeSlots[host])
 	}
 	n := AgentNetwork{ID: w.Status.ID, Workspace: w.Key(), VNI: w.Status.VNI, Plan: plan,
-		Gateway: netip.PrefixFrom(own, plan.Nodes.Bits()), MAC: MAC(own)}
+		Gateway: netip.PrefixFrom(own, plan.Nodes.Bits()), MAC: MAC(own),
+		Hosts: slices.SortedFunc(maps.Values(addresses), netip.Addr.Compare)}
 	add := func(m NetworkMember, on string) {
 		var ok bool
 		if m.Host, ok = addresses[on]; ok {

@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -83,6 +84,9 @@ func TestNetworkForEachHost(t *testing.T) {
 	}
 	if got, want := names(onNode), "plane@192.0.2.1 shop-1@192.0.2.11 shop-2@192.0.2.12 host-n2@192.0.2.12"; got != want {
 		t.Errorf("on n1: members %s, want %s", got, want)
+	}
+	if got, want := fmt.Sprint(onNode.Hosts), "[192.0.2.1 192.0.2.11 192.0.2.12]"; got != want {
+		t.Errorf("on n1: hosts %s, want %s", got, want)
 	}
 }
 
