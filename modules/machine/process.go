@@ -242,11 +242,16 @@ func serviceTrouble(pid int) string {
 
 // clean keeps what a machine says printable and short.
 func clean(s string) string {
-	s = strings.Map(func(r rune) rune {
+	s = printable(s)
+	return s[:min(len(s), 100)]
+}
+
+// printable takes out what a terminal would act on.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' {
 			return -1
 		}
 		return r
 	}, s)
-	return s[:min(len(s), 100)]
 }

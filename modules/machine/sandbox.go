@@ -356,7 +356,7 @@ func (s *Sandbox) state(ctx context.Context, uid string) State {
 	case !c.running():
 		st.Message = "stopped"
 		if text, err := readBounded(m.console, 1<<20); err == nil && len(text) > 0 {
-			st.Message = "stopped: " + lastLine(string(text))
+			st.Message = "stopped: " + printable(lastLine(string(text)))
 		}
 	default:
 		st.Running, st.StartedAt = true, c.Created
