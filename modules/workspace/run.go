@@ -154,12 +154,7 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 
 // watchNodes follows the cluster's nodes until ctx is done.
 func (c *Controller) watchNodes(ctx context.Context, r *run, client kubernetes.Interface) {
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(func(o any) (any, error) {
-		if m, err := metaOf(o); err == nil {
-			m.SetManagedFields(nil)
-		}
-		return o, nil
-	}))
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(slim))
 	inf := f.Core().V1().Nodes()
 	changed := func(any) { c.queue.Add(r.key) }
 	_, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -185,11 +180,22 @@ func (c *Controller) watchNodes(ctx context.Context, r *run, client kubernetes.I
 	})
 }
 
-func metaOf(o any) (metav1.Object, error) {
-	if m, ok := o.(metav1.Object); ok {
-		return m, nil
+// slim keeps of a node what this package looks at: it lies in the server's
+// memory, and a tenant can make any number of nodes as large as he likes.
+func slim(o any) (any, error) {
+	n, ok := o.(*corev1.Node)
+	if !ok {
+		return o, nil
 	}
-	return nil, errors.New("no metadata")
+	kept := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion}}
+	kept.Spec.PodCIDR = n.Spec.PodCIDR
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			c.Message = strings.Clone(c.Message[:min(len(c.Message), 1024)])
+			kept.Status.Conditions = []corev1.NodeCondition{c}
+		}
+	}
+	return kept, nil
 }
 
 func nodeReady(n *corev1.Node) bool {
