@@ -134,6 +134,24 @@ func TestChildIsBornInGroup(t *testing.T) {
 	}
 }
 
+func TestLimitMemory(t *testing.T) {
+	_, g := testGroup(t, "limit")
+	if err := g.LimitMemory(64 << 20); err != nil {
+		t.Fatal(err)
+	}
+	got := ""
+	for _, dir := range g.Dirs() {
+		for _, file := range []string{"memory.max", "memory.limit_in_bytes"} {
+			if data, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
+				got += strings.TrimSpace(string(data))
+			}
+		}
+	}
+	if got != "67108864" {
+		t.Errorf("the limit is %q, want 64 MiB", got)
+	}
+}
+
 func TestNamesThatAreNone(t *testing.T) {
 	for _, name := range []string{"", ".", "..", "../x", "/x", "a/../b", "a//b", "a/"} {
 		if _, err := Create(name); err == nil {

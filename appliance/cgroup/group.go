@@ -123,6 +123,24 @@ func (g *Group) FD() (fd int, ok bool) {
 // Dirs are the folders of the group, one for each hierarchy.
 func (g *Group) Dirs() []string { return slices.Clone(g.dirs) }
 
+// LimitMemory bounds what the processes of the group take together; beyond it
+// the kernel ends one of them.
+func (g *Group) LimitMemory(bytes int64) error {
+	none := fmt.Errorf("limit memory of cgroup %s: no memory controller", g.name)
+	for _, dir := range g.dirs {
+		for _, file := range []string{"memory.max", "memory.limit_in_bytes"} {
+			err := writeFile(filepath.Join(dir, file), strconv.FormatInt(bytes, 10))
+			switch {
+			case err == nil:
+				none = nil
+			case !errors.Is(err, fs.ErrNotExist):
+				return fmt.Errorf("limit memory of cgroup %s: %w", g.name, err)
+			}
+		}
+	}
+	return none
+}
+
 // AddPID moves a process into the group.
 func (g *Group) AddPID(pid int) error {
 	for _, dir := range g.dirs {

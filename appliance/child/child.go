@@ -49,6 +49,9 @@ type Config struct {
 	// is made if need be; whatever is in it is killed before each start and after
 	// the end, so nothing that the child started survives it.
 	Cgroup string
+	// MemoryMax bounds the memory of what is in Cgroup, in bytes; 0: no bound.
+	// A host that can't is told in the log, once per start.
+	MemoryMax int64
 
 	LogFile string // also gets the output, if set
 	Log     *slog.Logger
@@ -274,6 +277,11 @@ func (p *Process) start(cmd *exec.Cmd) error {
 		return err
 	}
 	defer group.Close()
+	if p.cfg.MemoryMax > 0 {
+		if err := group.LimitMemory(p.cfg.MemoryMax); err != nil {
+			p.cfg.Log.Warn("the child's memory has no bound", "error", err)
+		}
+	}
 	if fd, ok := group.FD(); ok {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, fd
 		return cmd.Start()

@@ -50,6 +50,10 @@ const platformUser = "multipaas:platform"
 // stopTimeout: the process gives each of its four parts 5 s.
 const stopTimeout = 22 * time.Second
 
+// maxMemory is what one plane may take, ten times what an empty one does.
+// Beyond, it is ended and started again, not the server with the planes of all.
+const maxMemory = 4 << 30
+
 // The datastores.
 const (
 	Kine = "kine" // in the plane's process; SQLite unless Endpoint names a server
@@ -168,6 +172,7 @@ func New(cfg Config) *Plane {
 		Netns:  cfg.Netns,
 		Cgroup: cfg.Cgroup,
 
+		MemoryMax:   maxMemory,
 		LogFile:     p.path("plane.log"),
 		Log:         cfg.Log,
 		Ready:       p.Ready,
