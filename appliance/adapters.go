@@ -152,6 +152,11 @@ func (i *images) Delete(ctx context.Context, name, reference string) error {
 	return err
 }
 
+// RemoveAll removes what an organization has left in the registry.
+func (i *images) RemoveAll(ctx context.Context, account, organization string) error {
+	return i.registry.RemoveOrganization(ctx, account, organization)
+}
+
 // Resolve returns the digest of an image that an app is made of.
 func (i *images) Resolve(ctx context.Context, key, ref string) (string, error) {
 	host, rest, _ := strings.Cut(ref, "/")

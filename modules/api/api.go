@@ -108,6 +108,9 @@ type Images interface {
 	// ACCOUNT/ORGANIZATION/IMAGE; an empty reference removes the repository.
 	// store.ErrNotFound.
 	Delete(ctx context.Context, name, reference string) error
+	// RemoveAll removes what an organization that goes has left: folders and
+	// layers without a tag. It is no error if there is nothing.
+	RemoveAll(ctx context.Context, account, organization string) error
 }
 
 // Tasks makes tasks visible; modules/task. All methods may be called

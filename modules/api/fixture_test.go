@@ -92,6 +92,8 @@ func (i *images) List(_ context.Context, account, organization string) ([]resour
 	return list, nil
 }
 
+func (i *images) RemoveAll(context.Context, string, string) error { return nil }
+
 func (i *images) Delete(_ context.Context, name, _ string) error {
 	for _, n := range i.names {
 		if n == name {

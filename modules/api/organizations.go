@@ -150,6 +150,11 @@ func (a *API) deleteOrganization(ctx context.Context, in *struct {
 	if err := a.dropMemberships(ctx, in.key()); err != nil {
 		return nil, err
 	}
+	if a.cfg.Images != nil {
+		if err := a.cfg.Images.RemoveAll(ctx, in.Account, in.Organization); err != nil {
+			return nil, err
+		}
+	}
 	org.Revision = 0 // nothing is left that could have changed
 	return &Empty{}, a.store.Organizations().Delete(ctx, org)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -224,7 +225,13 @@ func (r *Registry) RemoveRepository(_ context.Context, repository string) error 
 			return fmt.Errorf("remove image %s: %w", repository, err)
 		}
 	}
-	_ = os.Remove(r.repositoryDir(repository)) // only if nothing stands below
+	// And the folders above, of its organization and account, but only as long
+	// as nothing else stands below them.
+	for dir := repository; dir != "."; dir = path.Dir(dir) {
+		if os.Remove(r.repositoryDir(dir)) != nil {
+			break
+		}
+	}
 	return nil
 }
 
@@ -239,6 +246,7 @@ func (r *Registry) RemoveOrganization(ctx context.Context, account, organization
 	if err := os.RemoveAll(r.repositoryDir(account + "/" + organization)); err != nil {
 		return fmt.Errorf("remove images of %s/%s: %w", account, organization, err)
 	}
+	_ = os.Remove(r.repositoryDir(account)) // only if it was the last
 	return nil
 }
 

@@ -68,6 +68,28 @@ func TestListResolveDelete(t *testing.T) {
 	if err := r.Delete(ctx, "acme/web/a/b", want); err != nil {
 		t.Errorf("Delete by digest: %v", err)
 	}
+	// All of an image, but not what stands below it.
+	for _, name := range []string{"a:1", "a/b:1"} {
+		if out, err := skopeo(t, p, "ann", "copy", "oci:"+dir+":x", "docker://"+host+"/acme/web/"+name); err != nil {
+			t.Fatalf("push: %v\n%s", err, out)
+		}
+	}
+	for i, wantErr := range []error{nil, ErrNotFound} {
+		if err := r.RemoveRepository(ctx, "acme/web/a"); !errors.Is(err, wantErr) {
+			t.Errorf("RemoveRepository %d: got %v, want %v", i, err, wantErr)
+		}
+	}
+	if got, err := r.List(ctx, "acme", "web"); err != nil || len(got) != 1 || got[0].Name != "acme/web/a/b" {
+		t.Errorf("List after a went: got %v %v, want a/b", got, err)
+	}
+	for _, name := range []string{"acme/web/a/b", "acme/web/hello"} {
+		if err := r.RemoveRepository(ctx, name); err != nil {
+			t.Errorf("RemoveRepository %s: %v", name, err)
+		}
+	}
+	if _, err := os.Stat(r.repositoryDir("acme")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("folders are left: %v", err)
+	}
 	if got, err := r.List(ctx, "acme", "web"); err != nil || len(got) != 0 {
 		t.Errorf("List after all went: got %v %v", got, err)
 	}
