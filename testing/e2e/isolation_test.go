@@ -59,7 +59,6 @@ func testIsolation(t *testing.T, d *datacenter) {
 			for _, target := range targets {
 				outcome := got[target]
 				reached := !strings.HasPrefix(outcome, "closed") || strings.Contains(outcome, "refused")
-				t.Logf("%-36s %-28s %s", target, from.foreign[target], outcome)
 				if reached {
 					t.Errorf("a pod of %s reaches %s (%s): %s", from.who, target, from.foreign[target], outcome)
 				}

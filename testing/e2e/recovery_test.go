@@ -25,8 +25,8 @@ const helloPods = "app.kubernetes.io/name=hello"
 // testRecovery breaks one thing after the other; all comes back by itself, and
 // what isn't broken does not notice.
 func testRecovery(t *testing.T, d *datacenter) {
-	d.nodesReady(t, 2)
-	d.answers(t)
+	d.probe(t)
+	d.serves(t)
 	t.Run("an instance goes", func(t *testing.T) { d.instanceGoes(t) })
 	t.Run("plane killed", func(t *testing.T) {
 		before := d.pods(t, helloPods)
@@ -67,8 +67,8 @@ func testRecovery(t *testing.T, d *datacenter) {
 			}
 			return nil
 		})
-		d.nodesReady(t, 2)
-		d.answers(t)
+		d.serves(t)
+		d.kubelets(t)
 		d.same(t, before)
 	})
 	t.Run("server restarts", func(t *testing.T) {
@@ -107,7 +107,7 @@ func testRecovery(t *testing.T, d *datacenter) {
 	})
 	t.Run("power loss", func(t *testing.T) {
 		addresses := d.kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name} {.status.addresses[0].address}{"\n"}{end}`)
-		h := d.nodes[1]
+		h, before := d.nodes[1], d.pods(t, "app=probe")
 		if err := h.Kill(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -115,7 +115,18 @@ func testRecovery(t *testing.T, d *datacenter) {
 			t.Fatal(err)
 		}
 		d.partsReady(t, h)
+		// Kubernetes takes a node for Ready long after it was gone: what counts is
+		// that its pod has been started anew.
+		eventually(t, time.Minute, "the machine's pod runs again", func(context.Context) error {
+			for name, p := range d.pods(t, "app=probe") {
+				if old := before[name]; p.restarts > old.restarts && p.containerID != old.containerID {
+					return nil
+				}
+			}
+			return errors.New("it does not")
+		})
 		d.serves(t)
+		d.kubelets(t)
 		if got := d.kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name} {.status.addresses[0].address}{"\n"}{end}`); got != addresses {
 			t.Errorf("nodes are\n%s\nwere\n%s", got, addresses)
 		}
@@ -128,6 +139,21 @@ func (d *datacenter) serves(t *testing.T) {
 	t.Helper()
 	d.answers(t)
 	d.nodesReady(t, 2)
+}
+
+// kubelets waits until the kubelet of every machine runs commands in its pods,
+// and these reach each other.
+func (d *datacenter) kubelets(t *testing.T) {
+	t.Helper()
+	for name := range d.pods(t, "app=probe") {
+		eventually(t, time.Minute, "commands run in "+name, func(context.Context) error {
+			r := d.kube(t, d.kubeconfig(), "", "exec", name, "--", "/probe", "try", "http:http://probe.default/healthz")
+			if r.code != 0 || !strings.Contains(r.out, "open 200") {
+				return errors.New(r.String())
+			}
+			return nil
+		})
+	}
 }
 
 // same checks that pods are the ones that were, none restarted.
