@@ -89,13 +89,29 @@ func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release f
 	if err := errors.Join(failed...); err != nil {
 		return nil, err
 	}
+	// Another server or node on this host would take our workspaces' networks
+	// for what its own, killed, has left. After the checks, which know better
+	// what is in the way if a port is.
+	unlockHost, err := lock(hostLock)
+	if err != nil {
+		return nil, fmt.Errorf("%w: a host is one server or one node: stop that one first", err)
+	}
+	defer func() {
+		if err != nil {
+			unlockHost()
+		}
+	}()
 	keys, err := payload.TrustedKeys("")
 	if err != nil {
 		return nil, fmt.Errorf("payload keys: %w", err)
 	}
 	b.payload, err = payload.Self(append(keys, b.cfg.PayloadKeys...)...)
-	return unlock, err
+	return func() { unlockHost(); unlock() }, err
 }
+
+// hostLock is beside the folder of network namespaces, which is the same for all
+// on a host.
+const hostLock = "/run/multipaas-host.lock"
 
 // unpack puts the payload's files on disk and forgets those of former versions
 // that nothing runs from.
@@ -183,12 +199,22 @@ func kubeVersions(p *payload.Payload) ([]string, error) {
 	return out, nil
 }
 
-// ErrInUse is returned when another process owns the data directory.
-var ErrInUse = errors.New("the data directory is in use")
+// ErrInUse is returned when another process owns the data directory, or the
+// host.
+var ErrInUse = errors.New("another multipaas is running")
 
-// lockData takes the lock of a data directory for the life of the process. The
-// kernel drops it when the process dies, however it dies.
+// lockData takes the lock of a data directory for the life of the process.
 func lockData(file string) (release func(), err error) {
+	release, err = lock(file)
+	if err != nil {
+		return nil, fmt.Errorf("%w: stop that one first, or set another data_dir", err)
+	}
+	return release, nil
+}
+
+// lock takes a lock that the kernel drops when the process dies, however it
+// dies.
+func lock(file string) (release func(), err error) {
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -196,8 +222,7 @@ func lockData(file string) (release func(), err error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		holder, _ := os.ReadFile(file)
 		_ = f.Close()
-		return nil, fmt.Errorf("%w: %s is held by process %s: stop that one first, or set another data_dir",
-			ErrInUse, filepath.Dir(file), strings.TrimSpace(string(holder)))
+		return nil, fmt.Errorf("%w: %s is held by process %s", ErrInUse, file, strings.TrimSpace(string(holder)))
 	}
 	if err := f.Truncate(0); err == nil {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
