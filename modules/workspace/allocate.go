@@ -176,11 +176,12 @@ func boolStatus(ok bool) resource.ConditionStatus {
 	return resource.False
 }
 
-// awayHosts names hosts that don't report and hold machines of the workspace.
+// awayHosts says that a host of the workspace's machines does not report. Which
+// one is for the operator, who finds it among the problems of the status.
 func (c *Controller) awayHosts(w *resource.Workspace) string {
 	for _, m := range c.cfg.Machines.List(w.Key()) {
 		if n, ok := c.cfg.Nodes.Get(m.Spec.Node); ok && n.Status.Phase == resource.Degraded {
-			return fmt.Sprintf("node %s does not report: bring it back, or give it up with: mp nodes remove %s --lost", n.Name, n.Name)
+			return "a host of them does not report; the operator sees which with: multipaas status"
 		}
 	}
 	return ""

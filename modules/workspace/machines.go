@@ -73,7 +73,9 @@ func (c *Controller) place(ctx context.Context, w *resource.Workspace, seen []*r
 		node := choose(nodes, w.Spec.MachineSize, own)
 		if node == nil {
 			c.setStarved(w.Key(), true)
-			return shortage(nodes, missing, w.Spec.MachineSize), nil
+			told, detail := shortage(nodes, missing, w.Spec.MachineSize)
+			c.cfg.Log.Warn("machines can't be placed", "workspace", w.Key(), "missing", missing, "nodes", detail)
+			return told, nil
 		}
 		m, err := c.create(ctx, w, own, node.name)
 		if err != nil {
@@ -157,10 +159,12 @@ func choose(nodes []*candidate, size resource.Size, own []*resource.Machine) *ca
 	return best
 }
 
-func shortage(nodes []*candidate, missing int, size resource.Size) string {
-	text := fmt.Sprintf("%d machines of %s can't be placed", missing, sizeText(size))
+// shortage says why machines can't be placed: to the tenant, who is told nothing
+// of the hosts and of what others use, and to the operator, node by node.
+func shortage(nodes []*candidate, missing int, size resource.Size) (told, detail string) {
+	told = fmt.Sprintf("%d machines of %s can't be placed: ", missing, sizeText(size))
 	if len(nodes) == 0 {
-		return text + ": no node has joined: make a token with: multipaas token create --role node"
+		return told + "no node has joined yet; the operator makes a token with: multipaas token create --role node", "none has joined"
 	}
 	var why []string
 	for _, n := range nodes {
@@ -170,10 +174,7 @@ func shortage(nodes []*candidate, missing int, size resource.Size) string {
 			why = append(why, n.name+" has "+sizeText(n.free)+" free")
 		}
 	}
-	if len(why) > 5 {
-		why = append(why[:5], fmt.Sprintf("and %d more", len(why)-5))
-	}
-	return text + ": " + strings.Join(why, ", ")
+	return told + "no node has that much free; ask for smaller machines, or the operator for room", strings.Join(why, ", ")
 }
 
 func sizeText(s resource.Size) string {

@@ -44,13 +44,16 @@ func TestChoose(t *testing.T) {
 }
 
 func TestShortageSaysWhatToDo(t *testing.T) {
-	if got := shortage(nil, 2, size(1, 2)); !strings.Contains(got, "no node has joined") || !strings.Contains(got, "token create") {
+	if got, _ := shortage(nil, 2, size(1, 2)); !strings.Contains(got, "no node has joined") || !strings.Contains(got, "token create") {
 		t.Errorf("without nodes: %s", got)
 	}
-	got := shortage([]*candidate{{"a", size(1, 1), ""}, {"b", size(8, 8), "does not report"}}, 2, size(2, 2))
-	for _, want := range []string{"2 machines of 2 CPU", "a has 1 CPU", "b does not report"} {
-		if !strings.Contains(got, want) {
-			t.Errorf("%q has no %q", got, want)
+	told, detail := shortage([]*candidate{{"host-a", size(1, 1), ""}, {"host-b", size(8, 8), "does not report"}}, 2, size(2, 2))
+	if !strings.Contains(told, "2 machines of 2 CPU") || strings.Contains(told, "host-") {
+		t.Errorf("the tenant is told: %s", told)
+	}
+	for _, want := range []string{"host-a has 1 CPU", "host-b does not report"} {
+		if !strings.Contains(detail, want) {
+			t.Errorf("the operator reads %q, which has no %q", detail, want)
 		}
 	}
 }
