@@ -20,6 +20,9 @@ var (
 		Remedy: "Make room on the data directory's disk, or give it a larger one."}
 	datastoreUnwell = problem.Problem{Code: "datastore-unwell", Title: "The datastore does not work as it should", Severity: problem.High,
 		Text: "Nothing new can be asked of the platform; what runs goes on."}
+	databaseLarge = problem.Problem{Code: "plane-database-large", Title: "The database of a workspace's plane has grown large", Severity: problem.Medium,
+		Text:   "Nothing bounds it yet, and all planes of a server share its disk.",
+		Remedy: "Find out with the tenant what fills it: kubectl get --raw /metrics shows apiserver_storage_objects."}
 	nodeSilent = problem.Problem{Code: "node-silent", Title: "A node does not report", Severity: problem.High,
 		Text:   "Its machines may still run, but nothing can be changed about them.",
 		Remedy: "Check the host, its network and its multipaas service; if it is lost for good: mp nodes remove NODE --lost"}
@@ -28,6 +31,7 @@ var (
 const (
 	healthEvery = 15 * time.Second
 	minFreeDisk = 2 << 30 // twice the registry's floor: time to act before it is reached
+	maxDatabase = 1 << 30 // 5,000 objects of 2 KiB with their history are 100 MiB
 )
 
 // watchHealth is the part that looks at everything checks say.
@@ -70,6 +74,31 @@ func (s *server) checkDatastore(ctx context.Context) {
 	}
 }
 
+func (s *server) checkPlanes(context.Context) {
+	s.planes.mu.Lock()
+	defer s.planes.mu.Unlock()
+	running := map[string]bool{}
+	for _, r := range s.planes.running {
+		object := "workspace " + r.workspace
+		running[object] = true
+		size, err := r.DatabaseSize()
+		if err == nil && size > maxDatabase {
+			err = fmt.Errorf("%.1f GiB", float64(size)/(1<<30))
+		}
+		s.problems.Update(databaseLarge, object, err)
+	}
+	s.clearOthers(databaseLarge, running)
+}
+
+// clearOthers clears a problem of objects that are there no more.
+func (s *server) clearOthers(p problem.Problem, there map[string]bool) {
+	for _, r := range s.problems.List() {
+		if r.Code == p.Code && !there[r.Object] {
+			s.problems.Clear(p, r.Object)
+		}
+	}
+}
+
 func (s *server) checkNodes(context.Context) {
 	known := map[string]bool{}
 	for _, n := range s.nodes.List("") {
@@ -80,9 +109,5 @@ func (s *server) checkNodes(context.Context) {
 		}
 		s.problems.Update(nodeSilent, "node "+n.Name, err)
 	}
-	for _, p := range s.problems.List() {
-		if p.Code == nodeSilent.Code && !known[p.Object] {
-			s.problems.Clear(nodeSilent, p.Object)
-		}
-	}
+	s.clearOthers(nodeSilent, known)
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -38,6 +39,9 @@ type planes struct {
 	oidc     http.Handler // discovery and keys
 	tls      *pki.Renewer // of the listener for them
 	caPEM    []byte
+
+	mu      sync.Mutex
+	running map[string]*runningPlane // by workspace id
 }
 
 var _ workspace.Planes = (*planes)(nil)
@@ -58,7 +62,7 @@ func (p *planes) New(ctx context.Context, w *resource.Workspace, keys *resource.
 			return nil, fmt.Errorf("datastore: %w", err)
 		}
 	}
-	return &runningPlane{planes: p, id: id, certificate: certificate, Plane: plane.New(plane.Config{
+	return &runningPlane{planes: p, id: id, workspace: w.Key(), certificate: certificate, Plane: plane.New(plane.Config{
 		ID: id, Binary: binary, Dir: dir, Netns: network.NamespacePath(id), Cgroup: planeGroup(id),
 		Plan:        plane.Plan{Services: plan.Services, Plane: plan.Plane},
 		ServerNames: []string{w.Status.APIHost},
@@ -138,11 +142,20 @@ type runningPlane struct {
 	*plane.Plane
 	planes      *planes
 	id          string
+	workspace   string // key
 	certificate *pki.Renewer // for its etcd; nil with kine
 }
 
 // Run opens the listener, then runs the plane.
 func (r *runningPlane) Run(ctx context.Context, ready func()) error {
+	r.planes.mu.Lock()
+	r.planes.running[r.id] = r
+	r.planes.mu.Unlock()
+	defer func() {
+		r.planes.mu.Lock()
+		delete(r.planes.running, r.id)
+		r.planes.mu.Unlock()
+	}()
 	ns, err := netns.Open(filepath.Base(network.NamespacePath(r.id)))
 	if err != nil {
 		return err

@@ -108,7 +108,7 @@ func (s *server) boot() {
 	g.Add("balancer", s.balancer)
 	g.Add("plane-router", s.router, planes)
 
-	g.Add("health", s.watchHealth(s.checkDisk, s.checkDatastore, s.checkNodes), nodes)
+	g.Add("health", s.watchHealth(s.checkDisk, s.checkDatastore, s.checkNodes, s.checkPlanes), nodes)
 	g.Add("api", lifecycle.Func(s.serveAPI), certificate, admin, tasks, keys, planes, registry)
 }
 
@@ -147,7 +147,7 @@ func (s *server) make() (err error) {
 	s.identity = identity.New(identity.Config{Store: s.store, Issuer: s.url(), RegistryService: s.registryName(),
 		CAKeyHash: s.ca.KeyHash(), Log: s.part("identity")})
 	s.networks = network.New(network.Config{Underlay: s.cfg.Address, Blocked: s.cfg.BlockedNetworks, Log: s.part("network")})
-	s.planes = &planes{base: s.base, networks: s.networks, etcd: s.etcd, etcdCA: s.etcdCA, issuer: s.url(), tls: s.cert,
+	s.planes = &planes{base: s.base, running: map[string]*runningPlane{}, networks: s.networks, etcd: s.etcd, etcdCA: s.etcdCA, issuer: s.url(), tls: s.cert,
 		caPEM: s.ca.CertPEM(), oidc: s.issuerDocuments()}
 	s.controller = workspace.New(workspace.Config{Log: s.part("planes"), Store: s.store, Networks: &serverNetworks{s.networks, s.planes},
 		Planes: s.planes, Manifests: clusterManifests, Server: s.cfg.Name, Address: s.cfg.Address, Domain: s.cfg.Domain, Plan: s.cfg.Plan,
