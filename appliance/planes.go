@@ -142,7 +142,7 @@ type runningPlane struct {
 	*plane.Plane
 	planes      *planes
 	id          string
-	workspace   string // key
+	workspace   string       // key
 	certificate *pki.Renewer // for its etcd; nil with kine
 }
 
