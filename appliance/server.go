@@ -85,10 +85,13 @@ func RunServer(ctx context.Context, cfg Config, version string, log *slog.Logger
 func (s *server) boot() {
 	g := s.graph
 	g.Add("status", s.status)
+	// The balancer has its table on disk: it serves before everything else has
+	// come back, and until everything else has stopped.
+	balancer := g.Add("balancer", s.balancer)
 	payload := g.Add("payload", s.unpack("kube"))
 	certificate := g.Add("certificate", s.cert)
 
-	etcd := g.Add("etcd-client", lifecycle.Func(s.holdClient), g.Add("etcd", s.etcd))
+	etcd := g.Add("etcd-client", lifecycle.Func(s.holdClient), g.Add("etcd", s.etcd, balancer))
 	nodes := g.Add("nodes", s.nodes, etcd)
 	organizations := g.Add("organizations", s.organizations, etcd)
 	workspaces := g.Add("workspaces", s.workspaces, etcd)
@@ -104,8 +107,6 @@ func (s *server) boot() {
 	planes := g.Add("planes", s.controller, payload, certificate, identity, nodes, workspaces, machines, apps)
 	registry := g.Add("registry", s.registry, certificate, identity, organizations, machines)
 	g.Add("deployer", s.deployer, planes, registry, apps)
-	// The balancer has its table on disk and comes back before all else has.
-	g.Add("balancer", s.balancer)
 	g.Add("plane-router", s.router, planes)
 
 	g.Add("health", s.watchHealth(s.checkDisk, s.checkDatastore, s.checkNodes, s.checkPlanes), nodes)

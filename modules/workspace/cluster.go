@@ -44,10 +44,13 @@ func (c *Controller) CreateNamespace(ctx context.Context, key, name string) erro
 		return err
 	}
 	_, err = client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	if isSystem(name) {
 		return nil
 	}
-	return err
+	return bindDevelopers(ctx, client, name) // at once: who made it will use it
 }
 
 // DeleteNamespace deletes a namespace and all in it. Kubernetes goes on with it

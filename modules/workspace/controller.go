@@ -291,6 +291,13 @@ func (c *Controller) cluster(ctx context.Context, w *resource.Workspace, keys *r
 		s.add(resource.WorkspaceAddonsReady, false, "", "Waiting", "waiting for the plane")
 		return again, nil
 	}
+	if ok, err := r.bindDevelopers(ctx); err != nil {
+		s.add(resource.WorkspaceAddonsReady, false, "", "NotApplied", err.Error())
+		return 0, err
+	} else if !ok {
+		s.add(resource.WorkspaceAddonsReady, false, "", "Waiting", "waiting for the list of namespaces")
+		return again, nil
+	}
 	message, err = r.addons(ctx, c.cfg.Manifests, w, c.cfg.Plan)
 	if err != nil {
 		s.add(resource.WorkspaceAddonsReady, false, "", "NotApplied", err.Error())

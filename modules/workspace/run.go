@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -33,10 +34,15 @@ type run struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 
-	mu       sync.Mutex
-	plane    Plane
-	client   kubernetes.Interface
-	nodes    corelisters.NodeLister
+	mu     sync.Mutex
+	plane  Plane
+	client kubernetes.Interface
+	nodes  corelisters.NodeLister
+
+	namespaces corelisters.NamespaceLister
+	synced     bool               // nodes and namespaces hold all there are
+	bound      map[types.UID]bool // namespaces in which developers may edit
+
 	serving  bool
 	problem  string
 	level    string // of Pod Security, as last set
@@ -137,7 +143,7 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 		r.mu.Lock()
 		r.client = client
 		r.mu.Unlock()
-		c.watchNodes(ctx, r, client)
+		c.watchCluster(ctx, r, client)
 		return nil
 	})
 	return p.Run(ctx, func() {
@@ -152,8 +158,8 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 	})
 }
 
-// watchNodes follows the cluster's nodes until ctx is done.
-func (c *Controller) watchNodes(ctx context.Context, r *run, client kubernetes.Interface) {
+// watchCluster follows the cluster's nodes and namespaces until ctx is done.
+func (c *Controller) watchCluster(ctx context.Context, r *run, client kubernetes.Interface) {
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(slim))
 	inf := f.Core().V1().Nodes()
 	changed := func(any) { c.queue.Add(r.key) }
@@ -164,25 +170,34 @@ func (c *Controller) watchNodes(ctx context.Context, r *run, client kubernetes.I
 				changed(b)
 			}
 		}})
-	if err != nil {
-		c.cfg.Log.Error("watch nodes", "workspace", r.key, "error", err)
+	namespaces := f.Core().V1().Namespaces()
+	_, err2 := namespaces.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: changed})
+	if err := errors.Join(err, err2); err != nil {
+		c.cfg.Log.Error("watch cluster", "workspace", r.key, "error", err)
 		return
 	}
 	r.mu.Lock()
-	r.nodes = inf.Lister()
+	r.nodes, r.namespaces = inf.Lister(), namespaces.Lister()
 	r.mu.Unlock()
 	f.Start(ctx.Done())
 	c.wg.Go(func() {
 		f.WaitForCacheSync(ctx.Done())
+		r.mu.Lock()
+		r.synced = true
+		r.mu.Unlock()
 		c.queue.Add(r.key)
 		<-ctx.Done()
 		f.Shutdown()
 	})
 }
 
-// slim keeps of a node what this package looks at: it lies in the server's
-// memory, and a tenant can make any number of nodes as large as he likes.
+// slim keeps of nodes and namespaces what this package looks at: they lie in the
+// server's memory, and a tenant can make any number as large as he likes.
 func slim(o any) (any, error) {
+	if ns, ok := o.(*corev1.Namespace); ok {
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns.Name, UID: ns.UID, ResourceVersion: ns.ResourceVersion,
+			DeletionTimestamp: ns.DeletionTimestamp}}, nil
+	}
 	n, ok := o.(*corev1.Node)
 	if !ok {
 		return o, nil

@@ -1,0 +1,61 @@
+package workspace
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	rbac "k8s.io/client-go/applyconfigurations/rbac/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// developers is the group in the tokens of an organization's developers, and the
+// name of the binding that gives it `edit` in a namespace.
+const developers = "multipaas:org-developer"
+
+// bindDevelopers gives developers `edit` in every namespace but Kubernetes' own.
+// One binding for the whole cluster was tried: in kube-system, `edit` may make
+// tokens for the controllers' service accounts, some of which can do everything.
+// It returns false while the namespaces are not known yet.
+func (r *run) bindDevelopers(ctx context.Context) (bool, error) {
+	r.mu.Lock()
+	lister, client, bound, synced := r.namespaces, r.client, r.bound, r.synced
+	r.mu.Unlock()
+	if !synced {
+		return false, nil // the first list queues the workspace again
+	}
+	list, err := lister.List(labels.Everything())
+	if err != nil {
+		return false, err
+	}
+	now := map[types.UID]bool{}
+	for _, ns := range list {
+		if ns.DeletionTimestamp != nil || isSystem(ns.Name) {
+			continue
+		}
+		if !bound[ns.UID] {
+			if err := bindDevelopers(ctx, client, ns.Name); err != nil {
+				return false, fmt.Errorf("developers in namespace %s: %w", ns.Name, err)
+			}
+		}
+		now[ns.UID] = true
+	}
+	r.mu.Lock()
+	r.bound = now
+	r.mu.Unlock()
+	return true, nil
+}
+
+func bindDevelopers(ctx context.Context, client kubernetes.Interface, namespace string) error {
+	_, err := client.RbacV1().RoleBindings(namespace).Apply(ctx, rbac.RoleBinding(developers, namespace).
+		WithRoleRef(rbac.RoleRef().WithAPIGroup("rbac.authorization.k8s.io").WithKind("ClusterRole").WithName("edit")).
+		WithSubjects(rbac.Subject().WithAPIGroup("rbac.authorization.k8s.io").WithKind("Group").WithName(developers)),
+		metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
+	return err
+}
+
+// isSystem says that a namespace is Kubernetes' own: the prefix is reserved.
+func isSystem(namespace string) bool { return strings.HasPrefix(namespace, "kube-") }
