@@ -13,12 +13,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -379,8 +382,17 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if err := l.Partition(t.Context(), []string{"a"}, nil); err != nil {
 		t.Fatal(err)
 	}
+	img := filepath.Join(h.Data(), "img")
+	// By inode: once the host is gone, the name says nothing about the lab.
+	var st unix.Stat_t
+	if err := unix.Stat(img, &st); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.Close(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if out, _ := exec.Command("losetup", "-n", "-l", "-O", "BACK-INO").Output(); slices.Contains(strings.Fields(string(out)), strconv.FormatUint(st.Ino, 10)) {
+		t.Errorf("a loop device is left: %s", out)
 	}
 	leftNothing(t, l.slot)
 }

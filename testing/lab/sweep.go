@@ -131,22 +131,41 @@ func removeMounts(dir string) error {
 	return errors.Join(errs...)
 }
 
-// detachLoops frees the loop devices whose file is below dir.
+// detachLoops frees the loop devices whose file is below dir. A device names its
+// file as the namespace of the host saw it, "/img", so files are told by inode.
 func detachLoops(ctx context.Context, dir string) error {
 	devices, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	if err != nil {
+	if err != nil || len(devices) == 0 {
 		return err
 	}
-	var errs []error
+	type inode struct{ device, number uint64 }
+	backing := map[inode]string{}
 	for _, d := range devices {
-		file, err := os.ReadFile(d)
-		if err != nil || !strings.HasPrefix(string(file), dir+"/") {
-			continue // detached meanwhile, or not ours
+		name := "/dev/" + strings.Split(d, "/")[3]
+		f, err := os.Open(name)
+		if err != nil {
+			continue // detached meanwhile
 		}
-		dev := "/dev/" + strings.Split(d, "/")[3]
-		if out, err := exec.CommandContext(ctx, "losetup", "-d", dev).CombinedOutput(); err != nil {
-			errs = append(errs, fmt.Errorf("detach %s: %w: %s", dev, err, strings.TrimSpace(string(out))))
+		if info, err := unix.IoctlLoopGetStatus64(int(f.Fd())); err == nil {
+			backing[inode{info.Device, info.Inode}] = name
 		}
+		f.Close()
 	}
-	return errors.Join(errs...)
+	var errs []error
+	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return nil // gone meanwhile, or a folder
+		}
+		var st unix.Stat_t
+		if unix.Lstat(path, &st) != nil {
+			return nil
+		}
+		if name := backing[inode{st.Dev, st.Ino}]; name != "" {
+			if out, err := exec.CommandContext(ctx, "losetup", "-d", name).CombinedOutput(); err != nil {
+				errs = append(errs, fmt.Errorf("detach %s: %w: %s", name, err, strings.TrimSpace(string(out))))
+			}
+		}
+		return nil
+	})
+	return errors.Join(append(errs, err)...)
 }
