@@ -13,6 +13,9 @@ import (
 func (a *Agent) reportLoop(ctx context.Context) {
 	tick := time.NewTicker(reportEvery)
 	defer tick.Stop()
+	// Somebody may have flushed the host's rules, or taken a link down.
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	failing := false
 	for {
 		err := a.sendReport(ctx)
@@ -27,6 +30,8 @@ func (a *Agent) reportLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-look.C:
+			a.queue.Add("")
 		case <-a.kick:
 		}
 	}
