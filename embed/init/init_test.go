@@ -162,8 +162,9 @@ func TestOrder(t *testing.T) {
 	}
 	m := start(t, Config{Services: []ServiceConfig{
 		sh("first", note("first", "sleep 0.2; touch "+dir+"/up"), ready("file:"+dir+"/up")),
-		sh("second", note("second", ""), after("first")),
-		sh("third", note("third", ""), after("first", "second")),
+		// Ready by a file too: a shell that was started has not said so yet.
+		sh("second", note("second", "touch "+dir+"/up2"), ready("file:"+dir+"/up2"), after("first")),
+		sh("third", note("third", "touch "+dir+"/up3"), ready("file:"+dir+"/up3"), after("first", "second")),
 	}})
 	m.await("second waits for first", func() bool {
 		s := m.service("second")
