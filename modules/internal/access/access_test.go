@@ -24,7 +24,7 @@ func principals() []*Principal {
 
 // TestTable compares every decision, operation by operation and role by role,
 // with testdata/table.txt: y is yes, 401, 403 and 404 are no. The file is
-// written by hand: whoever changes who may do what says so twice.
+// no golden file to be written anew: whoever changes who may do what says so twice.
 func TestTable(t *testing.T) {
 	var got strings.Builder
 	fmt.Fprintf(&got, "%-21s%-13s%-8s anon user  dev admin owner sysad node\n", "operation", "scope", "form")
