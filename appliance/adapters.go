@@ -267,7 +267,7 @@ func (o organizations) Exists(account, organization string) bool {
 // makeAPI makes the API.
 func (s *server) makeAPI() *api.API {
 	return api.New(api.Config{Store: s.store, Identity: s.identity, Workspaces: apiWorkspaces{s.controller, s.keys},
-		Images: s.images(), Tasks: s.tasks,
+		Images: s.images(), Tasks: s.tasks, Datastore: s.cfg.Datastore,
 		Info: resource.Info{Version: s.version, Domain: s.cfg.Domain, Registry: s.registryName(), KubernetesAPI: s.reach(s.cfg.Listen.Kubernetes),
 			KubernetesVersions: s.versions, Registration: s.cfg.Registration, CA: string(s.ca.CertPEM())},
 		JoinCommand: func(token string) string {

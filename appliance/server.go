@@ -220,7 +220,7 @@ func (s *server) registryNames() []string {
 
 // firstAdmin makes the first sysadmin and writes how he logs in.
 func (s *server) firstAdmin(ctx context.Context) error {
-	return s.identity.Bootstrap(ctx, s.cfg.Paths.BootstrapAdmin(), s.cfg.Domain)
+	return s.identity.Bootstrap(ctx, s.cfg.Paths.BootstrapAdmin(), s.cfg.AdminEmail)
 }
 
 func (s *server) monitor() *node.Monitor {

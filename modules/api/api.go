@@ -42,6 +42,8 @@ type Config struct {
 
 	// Info is what anybody may know; Registration also decides who may register.
 	Info resource.Info
+	// Datastore is what a workspace gets that asks for none; empty: kine.
+	Datastore resource.Datastore
 	// JoinCommand returns what to type on a machine so that it joins with token.
 	JoinCommand func(token string) string
 

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -134,7 +135,7 @@ func (a *API) createWorkspace(ctx context.Context, path WorkspacePath, spec reso
 		spec.KubernetesVersion = newestVersion(a.cfg.Info.KubernetesVersions)
 	}
 	if spec.Datastore == "" {
-		spec.Datastore = resource.Kine
+		spec.Datastore = cmp.Or(a.cfg.Datastore, resource.Kine)
 	}
 	spec.MachineSize = orSize(spec.MachineSize, resource.Size{MilliCPU: defaultMilliCPU, MemoryBytes: defaultMemoryBytes, DiskBytes: defaultDiskBytes})
 	if spec.PodSecurity == "" {

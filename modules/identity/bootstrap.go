@@ -12,15 +12,15 @@ import (
 )
 
 // Bootstrap sees to it that there is a sysadmin. On the first start it makes
-// admin@domain with a random password and writes both to file, mode 0600, as
+// one with that e-mail address and a random password and writes both to file, mode 0600, as
 // {"email": …, "password": …}. If there is any sysadmin it does nothing: it
 // never brings back one who was deleted.
 //
 // The file comes first: killed between the two, the next start finds no user
 // and writes the file anew. The other way round, nobody would know the password
 // of a user who is there.
-func (id *Identity) Bootstrap(ctx context.Context, file, domain string) error {
-	address, err := Email("admin@" + domain)
+func (id *Identity) Bootstrap(ctx context.Context, file, email string) error {
+	address, err := Email(email)
 	if err != nil {
 		return fmt.Errorf("bootstrap sysadmin: %w", err)
 	}

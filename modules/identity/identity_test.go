@@ -275,13 +275,13 @@ func TestBootstrap(t *testing.T) {
 	// Killed between file and store: the file is there, the user is not.
 	canceled, cancel := context.WithCancel(ctx)
 	cancel()
-	if err := id.Bootstrap(canceled, file, "mp.example"); err == nil {
+	if err := id.Bootstrap(canceled, file, "admin@mp.example"); err == nil {
 		t.Error("with a dead store: no error")
 	}
 	if err := os.WriteFile(file, []byte(`{"email":"admin@mp.example","password":"from a start that was killed"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := id.Bootstrap(ctx, file, "mp.example"); err != nil {
+	if err := id.Bootstrap(ctx, file, "admin@mp.example"); err != nil {
 		t.Fatal(err)
 	}
 	first := read()
@@ -298,7 +298,7 @@ func TestBootstrap(t *testing.T) {
 	}
 	// Every later start leaves everything as it is.
 	for _, domain := range []string{"mp.example", "other.example"} {
-		if err := id.Bootstrap(ctx, file, domain); err != nil {
+		if err := id.Bootstrap(ctx, file, "admin@"+domain); err != nil {
 			t.Fatal(err)
 		}
 	}

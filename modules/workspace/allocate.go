@@ -117,6 +117,8 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) (time.Du
 	if err := db.Commit(ctx, ops...); err != nil {
 		return 0, fmt.Errorf("remove %s: %w", w.Key(), err)
 	}
+	c.setStarved(w.Key(), false)
+	c.freed() // others may have waited for its room
 	c.cfg.Log.Info("workspace removed", "workspace", w.Key(), "id", w.Status.ID)
 	return 0, nil
 }
