@@ -145,6 +145,15 @@ test-kube: ## the tests of embed/kube
 test-e2e: build lab ## whole datacenters on this machine, driven from outside (RUN=TestName for one)
 	@go test -count 1 -timeout 40m $(if $(RUN),-run '$(RUN)') ./testing/e2e/...
 
+.PHONY: bench
+bench: deps bench-deps build lab ## numbers beside nginx, haproxy, stock Kubernetes and others (BENCH="-plot -only balancer,registry")
+	@go build -buildvcs=false -o .cache/bench ./testing/bench
+	@.cache/bench $(BENCH)
+
+.PHONY: bench-deps
+bench-deps: ## install the Debian packages that bench measures ours beside
+	@.ci/deps.sh bench-packages
+
 .PHONY: lint
 # Not staticcheck over embed/kube: it reads all of Kubernetes from source for
 # three small packages, 11 CPU minutes when its cache is empty.

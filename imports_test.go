@@ -37,6 +37,7 @@ var rules = []struct {
 	{"iso", []string{"appliance/", "installer", "installer/", "iso/"}, "puts files; runs no part"},
 	{"iso/", []string{"appliance/", "installer", "installer/", "iso/"}, "puts files; runs no part"},
 	{"testing/", []string{"appliance", "appliance/", "modules/resource", "testing/"}, "drives from outside; nothing imports it"},
+	{"testing/bench/", []string{"appliance", "appliance/", "embed/", "modules/", "testing/"}, "drives from outside, and measures single parts; nothing imports it"},
 }
 
 // only says who alone may import a library: itself, or all below.

@@ -1,10 +1,12 @@
 #!/bin/sh
-# Installs the packages of .ci/packages that are missing. Does nothing, and
-# quickly, when none is.
+# Installs the packages of .ci/packages, or of another such list, that are
+# missing. Does nothing, and quickly, when none is.
+#
+#	.ci/deps.sh [LIST]
 set -eu
 
 missing=
-for package in $(sed 's/#.*//' "$(dirname "$0")/packages"); do
+for package in $(sed 's/#.*//' "$(dirname "$0")/${1:-packages}"); do
 	case $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) in
 	"install ok installed") ;;
 	*) missing="$missing $package" ;;
