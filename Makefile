@@ -135,7 +135,7 @@ test-unit: export MULTIPAAS_KUBE := $(CURDIR)/$(payload)/kube/$(lastword $(KUBE)
 test-unit: payload ## the tests of each package (PKG=./modules/store/... for some, RUN=TestName for one)
 	@if [ -n "$(PKG)" ]; then CGO_ENABLED=1 go test -race $(if $(RUN),-run '$(RUN)') $(PKG); else \
 		CGO_ENABLED=1 go test -race -timeout 10m $$(go list ./... | grep -Ev '$(norace)'); result=$$?; \
-		go test -timeout 10m $$(go list ./... | grep -E '$(norace)' | grep -v /testing/e2e) && exit $$result; fi
+		go test -timeout 10m $$(go list ./... | grep -E '$(norace)' | grep -Ev '/testing/(e2e|vm)') && exit $$result; fi
 
 .PHONY: test-kube
 test-kube: ## the tests of embed/kube
@@ -143,7 +143,38 @@ test-kube: ## the tests of embed/kube
 
 .PHONY: test-e2e
 test-e2e: build lab ## whole datacenters on this machine, driven from outside (RUN=TestName for one)
-	@go test -count 1 -timeout 40m $(if $(RUN),-run '$(RUN)') ./testing/e2e/...
+	@go test -count 1 -timeout 40m $(if $(RUN),-run '$(RUN)') ./testing/e2e
+
+# Each suite below leaves one line of counts in dist/counts, which is printed last.
+counts := $(CURDIR)/dist/counts
+suite   = rm -f $(counts)/$(1); MULTIPAAS_COUNTS=$(counts) go test -count 1 -timeout $(2) $(if $(RUN),-run '$(RUN)') $(3); \
+	result=$$?; cat $(counts)/$(1) 2>/dev/null || echo "$(1): no counts: it ended early"; exit $$result
+
+.PHONY: attack
+attack: build lab ## two hostile tenants on the same hosts: every attempt must fail
+	@$(call suite,attacks,30m,./testing/e2e/attack)
+
+.PHONY: faults
+faults: build lab ## kill -9 at every step, broken networks, full disks, torn files: nothing may be lost
+	@$(call suite,faults,60m,./testing/e2e/faults)
+
+.PHONY: leaks
+leaks: build lab ## create, deploy, delete, again and again: nothing may stay behind
+	@$(call suite,leaks,90m,./testing/e2e/leaks)
+
+.PHONY: test-vm
+test-vm: build ## a server and a node on virtual machines with systemd and cgroup v2
+	@$(call suite,vm,120m,./testing/vm)
+
+.PHONY: test-long
+test-long: export MULTIPAAS_LONG := 1
+test-long: ## the long forms of the suites: hours, not minutes
+	@.ci/parts.sh deps build lab attack faults leaks test-vm
+
+FUZZTIME ?= 10m
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME
+	@testing/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
 bench: deps bench-deps build lab ## numbers beside nginx, haproxy, stock Kubernetes and others (BENCH="-plot -only balancer,registry")

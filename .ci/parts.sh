@@ -8,6 +8,7 @@ set -u
 
 table=$(mktemp)
 trap 'rm -f "$table"' EXIT
+rm -rf dist/counts
 begin=$(date +%s)
 failed=
 for part in "$@"; do
@@ -23,6 +24,8 @@ done
 printf '\n=== how long each part took\n'
 cat "$table"
 printf '%-14s %-6s %5d s\n' all "$([ -z "$failed" ] && echo ok || echo FAILED)" $(($(date +%s) - begin))
+counts=$(cat dist/counts/* 2>/dev/null | paste -s -d ';' | sed 's/;/; /g')
+[ -z "$counts" ] || printf '\n%s\n' "$counts"
 if [ -n "$failed" ]; then
 	printf '\nFAILED:%s\n' "$failed"
 	exit 1

@@ -10,30 +10,15 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
-
-// attempts asks a pod to try addresses and returns what came of each: "open ..."
-// or "closed ...".
-func (d *datacenter) attempts(t *testing.T, kubeconfig, pod string, targets ...string) map[string]string {
-	t.Helper()
-	r := d.kube(t, kubeconfig, "", append([]string{"exec", pod, "--", "/probe", "try"}, targets...)...)
-	if r.code != 0 {
-		t.Fatal(r)
-	}
-	all := map[string]string{}
-	for line := range strings.Lines(r.out) {
-		target, outcome, _ := strings.Cut(strings.TrimSpace(line), " ")
-		all[target] = outcome
-	}
-	return all
-}
 
 // testCluster tries what makes a cluster: its network, and the plane's ways to
 // servers in pods.
-func testCluster(t *testing.T, d *datacenter) {
-	probe := d.probe(t)
+func testCluster(t *testing.T, d *suite) {
+	probe := d.Probe(t)
 	t.Run("network", func(t *testing.T) {
-		vip := d.kubectl(t, "get", "service", "probe", "-o", "jsonpath={.spec.clusterIP}")
+		vip := d.Kubectl(t, "get", "service", "probe", "-o", "jsonpath={.spec.clusterIP}")
 		targets := []string{
 			"http:http://" + vip + "/healthz",
 			"http:http://probe/healthz",
@@ -42,13 +27,13 @@ func testCluster(t *testing.T, d *datacenter) {
 			"udp:10.43.0.10:53", "tcp:10.43.0.10:53",
 		}
 		for _, p := range probe {
-			targets = append(targets, "http:http://"+p.ip+":8080/healthz")
+			targets = append(targets, "http:http://"+p.IP+":8080/healthz")
 		}
 		for _, from := range probe {
-			got := d.attempts(t, d.kubeconfig(), from.name, targets...)
+			got := d.Attempts(t, d.Kubeconfig(), from.Name, targets...)
 			for _, target := range targets {
 				if !strings.HasPrefix(got[target], "open") {
-					t.Errorf("from %s on %s: %s is %s", from.ip, from.node, target, got[target])
+					t.Errorf("from %s on %s: %s is %s", from.IP, from.Node, target, got[target])
 				}
 			}
 		}
@@ -56,7 +41,7 @@ func testCluster(t *testing.T, d *datacenter) {
 	ca := newServerCertificate(t)
 	t.Run("admission webhook", func(t *testing.T) {
 		d.serveInPod(t, ca, "webhook")
-		d.apply(t, fmt.Sprintf(`
+		d.Apply(t, fmt.Sprintf(`
 apiVersion: admissionregistration.k8s.io/v1
 kind: MutatingWebhookConfiguration
 metadata: {name: probe}
@@ -69,11 +54,11 @@ webhooks:
   sideEffects: None
   timeoutSeconds: 5
 `, base64.StdEncoding.EncodeToString(ca.certPEM)))
-		defer d.kubectl(t, "delete", "mutatingwebhookconfiguration", "probe")
-		eventually(t, 30*time.Second, "the webhook is asked", func(context.Context) error {
-			r := d.kube(t, d.kubeconfig(), `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"generateName":"hooked-","labels":{"probe":"yes"}}}`,
+		defer d.Kubectl(t, "delete", "mutatingwebhookconfiguration", "probe")
+		datacenter.Eventually(t, 30*time.Second, "the webhook is asked", func(context.Context) error {
+			r := d.Kube(t, d.Kubeconfig(), `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"generateName":"hooked-","labels":{"probe":"yes"}}}`,
 				"create", "-f", "-", "--dry-run=server", "-o", `jsonpath={.metadata.labels.probe\.multipaas\.test/seen}`)
-			if r.code != 0 || r.out != "yes" {
+			if r.Code != 0 || r.Out != "yes" {
 				return errors.New(r.String())
 			}
 			return nil
@@ -81,7 +66,7 @@ webhooks:
 	})
 	t.Run("aggregated API", func(t *testing.T) {
 		d.serveInPod(t, ca, "apiserver")
-		d.apply(t, fmt.Sprintf(`
+		d.Apply(t, fmt.Sprintf(`
 apiVersion: apiregistration.k8s.io/v1
 kind: APIService
 metadata: {name: v1.probe.multipaas.test}
@@ -93,9 +78,9 @@ spec:
   caBundle: %s
   service: {name: apiserver, namespace: default, port: 443}
 `, base64.StdEncoding.EncodeToString(ca.certPEM)))
-		defer d.kubectl(t, "delete", "apiservice", "v1.probe.multipaas.test")
-		d.kubectl(t, "wait", "apiservice/v1.probe.multipaas.test", "--for=condition=Available", "--timeout=60s")
-		got := d.kubectl(t, "get", "--raw", "/apis/probe.multipaas.test/v1/echoes")
+		defer d.Kubectl(t, "delete", "apiservice", "v1.probe.multipaas.test")
+		d.Kubectl(t, "wait", "apiservice/v1.probe.multipaas.test", "--for=condition=Available", "--timeout=60s")
+		got := d.Kubectl(t, "get", "--raw", "/apis/probe.multipaas.test/v1/echoes")
 		if !strings.Contains(got, `"EchoList"`) || !strings.Contains(got, "owner@acme.example") {
 			t.Errorf("the API in the pod answers %s, want an EchoList with who asks", got)
 		}
@@ -125,9 +110,9 @@ func newServerCertificate(t *testing.T) serverCertificate {
 }
 
 // serveInPod runs a server of the probe in a pod behind a Service of its name.
-func (d *datacenter) serveInPod(t *testing.T, c serverCertificate, mode string) {
+func (d *suite) serveInPod(t *testing.T, c serverCertificate, mode string) {
 	t.Helper()
-	d.apply(t, strings.NewReplacer("MODE", mode, "IMAGE", d.probeImage("acme/web"),
+	d.Apply(t, strings.NewReplacer("MODE", mode, "IMAGE", d.ProbeImage("acme/web"),
 		"CERT", base64.StdEncoding.EncodeToString(c.serverCert), "KEY", base64.StdEncoding.EncodeToString(c.serverKey)).Replace(`
 apiVersion: v1
 kind: Secret
@@ -153,12 +138,12 @@ spec:
     volumeMounts: [{name: tls, mountPath: /tls}]
   volumes: [{name: tls, secret: {secretName: MODE-tls}}]
 `))
-	d.kubectl(t, "wait", "pod/"+mode, "--for=condition=Ready", "--timeout=60s")
+	d.Kubectl(t, "wait", "pod/"+mode, "--for=condition=Ready", "--timeout=60s")
 }
 
 // podSecurity tries pods that would take over their machine.
-func (d *datacenter) podSecurity(t *testing.T) {
-	d.apply(t, `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"loose","labels":{"pod-security.kubernetes.io/enforce":"privileged"}}}`)
+func (d *suite) podSecurity(t *testing.T) {
+	d.Apply(t, `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"loose","labels":{"pod-security.kubernetes.io/enforce":"privileged"}}}`)
 	const pod = `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"bad","namespace":"loose"},"spec":{%s"containers":[{%s"name":"c","image":"multipaas.internal/hello:1"}]}}`
 	bad := map[string]string{
 		"hostNetwork":       fmt.Sprintf(pod, `"hostNetwork":true,`, ""),
@@ -174,9 +159,9 @@ func (d *datacenter) podSecurity(t *testing.T) {
 	try := func(want bool) error {
 		var wrong []string
 		for what, manifest := range bad {
-			r := d.kube(t, d.kubeconfig(), manifest, "create", "-f", "-", "--dry-run=server")
-			if (r.code == 0) != want {
-				wrong = append(wrong, what+": "+strings.TrimSpace(r.out+r.err))
+			r := d.Kube(t, d.Kubeconfig(), manifest, "create", "-f", "-", "--dry-run=server")
+			if (r.Code == 0) != want {
+				wrong = append(wrong, what+": "+strings.TrimSpace(r.Out+r.Err))
 			}
 		}
 		if len(wrong) > 0 {
@@ -187,17 +172,17 @@ func (d *datacenter) podSecurity(t *testing.T) {
 	if err := try(false); err != nil {
 		t.Errorf("taken, though baseline is enforced:\n%v", err)
 	}
-	if r := d.mp(t, owner, "ws", "set", "shop", "--pod-security", "privileged"); r.code != 6 {
+	if r := d.MP(t, owner, "ws", "set", "shop", "--pod-security", "privileged"); r.Code != 6 {
 		t.Errorf("the tenant lifts it himself: %s; want exit 6", r)
 	}
 	set := func(level string) {
-		d.must(t, admin, "ws", "set", "shop", "--account", "acme", "--organization", "web", "--pod-security", level, "--timeout", "1m")
+		d.Must(t, admin, "ws", "set", "shop", "--account", "acme", "--organization", "web", "--pod-security", level, "--timeout", "1m")
 	}
 	set("privileged")
-	eventually(t, 20*time.Second, "privileged pods are taken", func(context.Context) error { return try(true) })
-	if got := d.must(t, owner, "ws", "show", "shop", "-o", "yaml"); !strings.Contains(got, "privileged") {
+	datacenter.Eventually(t, 20*time.Second, "privileged pods are taken", func(context.Context) error { return try(true) })
+	if got := d.Must(t, owner, "ws", "show", "shop", "-o", "yaml"); !strings.Contains(got, "privileged") {
 		t.Errorf("ws show does not say that it was lifted:\n%s", got)
 	}
 	set("baseline")
-	eventually(t, 20*time.Second, "they are refused again", func(context.Context) error { return try(false) })
+	datacenter.Eventually(t, 20*time.Second, "they are refused again", func(context.Context) error { return try(false) })
 }

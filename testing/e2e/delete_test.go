@@ -18,15 +18,16 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // testDelete deletes all, from the leaves to the root, and looks for what was
 // left behind.
-func testDelete(t *testing.T, d *datacenter) {
-	d.answers(t)
+func testDelete(t *testing.T, d *suite) {
+	d.Answers(t)
 	id := func(who, name string) string {
 		var workspace struct{ Status struct{ ID string } }
-		err := json.Unmarshal([]byte(d.must(t, who, "ws", "show", name, "-o", "json")), &workspace)
+		err := json.Unmarshal([]byte(d.Must(t, who, "ws", "show", name, "-o", "json")), &workspace)
 		if err != nil || workspace.Status.ID == "" {
 			t.Fatalf("workspace %s: %+v %v", name, workspace, err)
 		}
@@ -35,13 +36,13 @@ func testDelete(t *testing.T, d *datacenter) {
 	box, shop := id(rival, "box"), id(owner, "shop")
 
 	t.Run("app", func(t *testing.T) {
-		d.must(t, owner, "apps", "delete", "hello", "--yes", "--timeout", "2m")
-		if got := d.kubectl(t, "get", "deploy,service,pods", "-A", "-o", "name"); strings.Contains(got, "hello") {
+		d.Must(t, owner, "apps", "delete", "hello", "--yes", "--timeout", "2m")
+		if got := d.Kubectl(t, "get", "deploy,service,pods", "-A", "-o", "name"); strings.Contains(got, "hello") {
 			t.Errorf("left in the cluster:\n%s", got)
 		}
-		c := d.client()
-		eventually(t, 10*time.Second, "its host name is nobody's", func(ctx context.Context) error {
-			if _, err := d.hello(ctx, c); err == nil {
+		c := d.Client()
+		datacenter.Eventually(t, 10*time.Second, "its host name is nobody's", func(ctx context.Context) error {
+			if _, err := d.Hello(ctx, c); err == nil {
 				return errors.New("it answers")
 			}
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+appHost+"/", nil)
@@ -60,42 +61,42 @@ func testDelete(t *testing.T, d *datacenter) {
 		})
 	})
 	t.Run("workspaces", func(t *testing.T) {
-		d.must(t, rival, "ws", "delete", "box", "--yes", "--no-wait")
-		d.must(t, owner, "ws", "delete", "shop", "--yes", "--timeout", "3m")
-		eventually(t, 2*time.Minute, "box is gone", func(context.Context) error {
-			if r := d.mp(t, rival, "ws", "show", "box"); r.code != exitNotFound {
+		d.Must(t, rival, "ws", "delete", "box", "--yes", "--no-wait")
+		d.Must(t, owner, "ws", "delete", "shop", "--yes", "--timeout", "3m")
+		datacenter.Eventually(t, 2*time.Minute, "box is gone", func(context.Context) error {
+			if r := d.MP(t, rival, "ws", "show", "box"); r.Code != exitNotFound {
 				return errors.New(r.String())
 			}
 			return nil
 		})
-		for _, h := range d.lab.Hosts() {
+		for _, h := range d.Lab.Hosts() {
 			leftovers(t, h)
 		}
 		for _, id := range []string{box, shop} {
-			if _, err := os.Stat(d.server.Data("planes", id)); err == nil {
+			if _, err := os.Stat(d.Server.Data("planes", id)); err == nil {
 				t.Errorf("the folder of plane %s is still there", id)
 			}
 		}
 		d.forgotten(t, box, shop)
 	})
 	t.Run("organizations and accounts", func(t *testing.T) {
-		if r := d.mp(t, owner, "org", "delete", "web", "--yes"); r.code != exitConflict || !strings.Contains(r.err, "probe") {
+		if r := d.MP(t, owner, "org", "delete", "web", "--yes"); r.Code != exitConflict || !strings.Contains(r.Err, "probe") {
 			t.Errorf("with an image: %s; want exit %d", r, exitConflict)
 		}
-		d.must(t, owner, "images", "delete", "probe", "--yes")
-		d.must(t, rival, "images", "delete", "probe", "--yes")
-		d.must(t, owner, "org", "delete", "web", "--yes")
-		if r := d.mp(t, owner, "org", "delete", "lab", "--yes"); r.code != 0 && r.code != exitNotFound {
+		d.Must(t, owner, "images", "delete", "probe", "--yes")
+		d.Must(t, rival, "images", "delete", "probe", "--yes")
+		d.Must(t, owner, "org", "delete", "web", "--yes")
+		if r := d.MP(t, owner, "org", "delete", "lab", "--yes"); r.Code != 0 && r.Code != exitNotFound {
 			t.Error(r)
 		}
-		d.must(t, rival, "org", "delete", "ops", "--yes")
-		d.must(t, owner, "accounts", "delete", "acme", "--yes")
-		d.must(t, rival, "accounts", "delete", "beta", "--yes")
-		if got := strings.TrimSpace(d.must(t, admin, "accounts", "list", "-o", "name")); got != "" {
+		d.Must(t, rival, "org", "delete", "ops", "--yes")
+		d.Must(t, owner, "accounts", "delete", "acme", "--yes")
+		d.Must(t, rival, "accounts", "delete", "beta", "--yes")
+		if got := strings.TrimSpace(d.Must(t, admin, "accounts", "list", "-o", "name")); got != "" {
 			t.Errorf("accounts are left: %q", got)
 		}
-		eventually(t, 30*time.Second, "no repository is left", func(context.Context) error {
-			return filepath.WalkDir(d.server.Data("registry"), func(path string, _ fs.DirEntry, err error) error {
+		datacenter.Eventually(t, 30*time.Second, "no repository is left", func(context.Context) error {
+			return filepath.WalkDir(d.Server.Data("registry"), func(path string, _ fs.DirEntry, err error) error {
 				if err != nil && !errors.Is(err, fs.ErrNotExist) {
 					return err
 				}
@@ -110,9 +111,9 @@ func testDelete(t *testing.T, d *datacenter) {
 
 // forgotten checks that no key of the platform's etcd names a workspace, and
 // none stands below its plane's prefix.
-func (d *datacenter) forgotten(t *testing.T, ids ...string) {
+func (d *suite) forgotten(t *testing.T, ids ...string) {
 	t.Helper()
-	ca, err := pki.LoadOrCreateCA(d.server.Data("pki", "etcd"), "")
+	ca, err := pki.LoadOrCreateCA(d.Server.Data("pki", "etcd"), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +125,7 @@ func (d *datacenter) forgotten(t *testing.T, ids ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"unixs://" + d.server.Root("run", "multipaas", "etcd.sock")},
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"unixs://" + d.Server.Root("run", "multipaas", "etcd.sock")},
 		DialTimeout: 5 * time.Second, TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: ca.Pool(), Certificates: []tls.Certificate{pair}}})
 	if err != nil {
 		t.Fatal(err)

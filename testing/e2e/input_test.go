@@ -22,7 +22,7 @@ const (
 
 // testInput makes every mistake that people make, at the real command line:
 // each is told in a sentence, by an exit code, and changes nothing.
-func testInput(t *testing.T, d *datacenter) {
+func testInput(t *testing.T, d *suite) {
 	before := d.everything(t)
 	long := strings.Repeat("a", 64)
 	for _, row := range []struct {
@@ -79,23 +79,23 @@ func testInput(t *testing.T, d *datacenter) {
 		{rival, "ws show shop --account acme --organization web", exitNotFound, ""},
 		{rival, "ws delete shop --account acme --organization web --yes", exitNotFound, ""},
 		{rival, "apps scale hello 0 --account acme --organization web --workspace shop", exitNotFound, ""},
-		{admin, "register acme --email other@acme.example --password-file " + filepath.Join(d.dir, "password"), exitConflict, "acme"},
+		{admin, "register acme --email other@acme.example --password-file " + filepath.Join(d.Dir, "password"), exitConflict, "acme"},
 		{admin, "nodes show nothing", exitNotFound, "nothing"},
 		{admin, "nodes remove nothing --yes", exitNotFound, "nothing"},
 		{"nobody", "accounts list", exitUsage, "mp init"},
 	} {
-		r := d.mp(t, row.who, strings.Fields(row.args)...)
-		sentence := strings.TrimSpace(r.err)
-		if r.code != row.code || !strings.Contains(sentence, row.says) || sentence == "" || strings.Contains(sentence, "goroutine") {
-			t.Errorf("%s: mp %s: exit %d, want %d and %q:\n%s%s", row.who, row.args, r.code, row.code, row.says, r.out, r.err)
+		r := d.MP(t, row.who, strings.Fields(row.args)...)
+		sentence := strings.TrimSpace(r.Err)
+		if r.Code != row.code || !strings.Contains(sentence, row.says) || sentence == "" || strings.Contains(sentence, "goroutine") {
+			t.Errorf("%s: mp %s: exit %d, want %d and %q:\n%s%s", row.who, row.args, r.Code, row.code, row.says, r.Out, r.Err)
 		}
 	}
 	t.Run("timeout", func(t *testing.T) {
 		// An app that does not listen where it says.
-		d.push(t)
-		r := d.mp(t, owner, "apps", "deploy", "deaf", "--image", "probe:1", "--port", "9", "--no-route", "--timeout", "3s")
-		defer d.must(t, owner, "apps", "delete", "deaf", "--yes", "--timeout", "1m")
-		if r.code != exitTimeout || strings.TrimSpace(r.err) == "" {
+		d.PushProbe(t)
+		r := d.MP(t, owner, "apps", "deploy", "deaf", "--image", "probe:1", "--port", "9", "--no-route", "--timeout", "3s")
+		defer d.Must(t, owner, "apps", "delete", "deaf", "--yes", "--timeout", "1m")
+		if r.Code != exitTimeout || strings.TrimSpace(r.Err) == "" {
 			t.Errorf("%s; want exit %d", r, exitTimeout)
 		}
 	})
@@ -106,7 +106,7 @@ func testInput(t *testing.T, d *datacenter) {
 }
 
 // everything is what the platform's people and the sysadmin see listed.
-func (d *datacenter) everything(t *testing.T) string {
+func (d *suite) everything(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
 	for _, row := range []struct {
@@ -117,14 +117,14 @@ func (d *datacenter) everything(t *testing.T) string {
 		{owner, "org list -o name"}, {owner, "ws list -o name"}, {owner, "apps list -o name"}, {owner, "images list -o name"},
 		{owner, "cluster list-machines -o name"}, {rival, "ws list -o name"},
 	} {
-		fmt.Fprintf(&b, "%s: %s: %s\n", row.who, row.args, strings.Join(strings.Fields(d.must(t, row.who, strings.Fields(row.args)...)), " "))
+		fmt.Fprintf(&b, "%s: %s: %s\n", row.who, row.args, strings.Join(strings.Fields(d.Must(t, row.who, strings.Fields(row.args)...)), " "))
 	}
 	return b.String()
 }
 
 // badServers starts servers that must not start, beside the one that runs.
-func (d *datacenter) badServers(t *testing.T) {
-	h := d.server
+func (d *suite) badServers(t *testing.T) {
+	h := d.Server
 	address := h.Address().String()
 	write := func(name, text string) string {
 		t.Helper()
@@ -166,5 +166,5 @@ func (d *datacenter) badServers(t *testing.T) {
 			t.Errorf("a server that could not start has made %s", name)
 		}
 	}
-	d.partsReady(t, h)
+	d.PartsReady(t, h)
 }

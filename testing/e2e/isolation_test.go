@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // addressPlan is that of every workspace: none can see another.
@@ -16,27 +18,27 @@ var addressPlan = []netip.Prefix{netip.MustParsePrefix("172.30.0.0/20"), netip.M
 // testIsolation tries from pods to reach what isn't their workspace's: the
 // platform's hosts, every address that any of their namespaces has, and another
 // workspace. A refused connection was an answer: it counts as reached.
-func testIsolation(t *testing.T, d *datacenter) {
-	probe := d.probe(t)
-	box := d.box(t)
-	d.push(t)
-	if r := d.kube(t, box, probeManifest(d.probeImage("beta/ops")), "apply", "-f", "-"); r.code != 0 {
+func testIsolation(t *testing.T, d *suite) {
+	probe := d.Probe(t)
+	box := d.Box(t)
+	d.PushProbe(t)
+	if r := d.Kube(t, box, datacenter.ProbeManifest(d.ProbeImage("beta/ops")), "apply", "-f", "-"); r.Code != 0 {
 		t.Fatal(r)
 	}
-	if r := d.kube(t, box, "", "rollout", "status", "daemonset/probe", "--timeout", "90s"); r.code != 0 {
+	if r := d.Kube(t, box, "", "rollout", "status", "daemonset/probe", "--timeout", "90s"); r.Code != 0 {
 		t.Fatal(r)
 	}
-	boxPod := strings.TrimSpace(d.kube(t, box, "", "get", "pods", "-l", "app=probe", "-o", "jsonpath={.items[0].metadata.name}").out)
+	boxPod := strings.TrimSpace(d.Kube(t, box, "", "get", "pods", "-l", "app=probe", "-o", "jsonpath={.items[0].metadata.name}").Out)
 
 	foreign := d.hostAttempts(t)
 	// Only the shop has these; the addresses mean nothing in the box.
-	hello := d.pods(t, "app.kubernetes.io/name=hello")
+	hello := d.Pods(t, "app.kubernetes.io/name=hello")
 	for _, p := range hello {
-		if !strings.HasPrefix(p.ip, "10.42.1.") { // the box has a pod network 1 of its own
-			foreign["http:http://"+p.ip+":8080/"] = "the shop's pod"
+		if !strings.HasPrefix(p.IP, "10.42.1.") { // the box has a pod network 1 of its own
+			foreign["http:http://"+p.IP+":8080/"] = "the shop's pod"
 		}
 	}
-	vip := d.kubectl(t, "get", "service", "hello", "-o", "jsonpath={.spec.clusterIP}")
+	vip := d.Kubectl(t, "get", "service", "hello", "-o", "jsonpath={.spec.clusterIP}")
 	onlyShop := map[string]string{
 		"http:http://" + vip + "/": "the shop's Service", "tcp:172.30.0.12:10250": "the shop's second machine", "tcp:10.42.2.1:10250": "its pods' gateway",
 	}
@@ -46,7 +48,7 @@ func testIsolation(t *testing.T, d *datacenter) {
 		who, kubeconfig, pod string
 		foreign              map[string]string
 	}{
-		{"shop", d.kubeconfig(), probe[0].name, foreign},
+		{"shop", d.Kubeconfig(), probe[0].Name, foreign},
 		{"box", box, boxPod, merged(foreign, onlyShop)},
 	} {
 		t.Run(from.who, func(t *testing.T) {
@@ -55,7 +57,7 @@ func testIsolation(t *testing.T, d *datacenter) {
 			if from.who == "shop" {
 				targets = slices.DeleteFunc(targets, func(target string) bool { return strings.Contains(from.foreign[target], "the shop's") })
 			}
-			got := d.attempts(t, from.kubeconfig, from.pod, append(targets, own...)...)
+			got := d.Attempts(t, from.kubeconfig, from.pod, append(targets, own...)...)
 			for _, target := range targets {
 				outcome := got[target]
 				reached := !strings.HasPrefix(outcome, "closed") || strings.Contains(outcome, "refused")
@@ -77,7 +79,7 @@ func testIsolation(t *testing.T, d *datacenter) {
 		for _, port := range []int{22, 80, 443, 2379, 2380, 5000, 6444, 7443, 10250, 10257, 10259} {
 			targets = append(targets, fmt.Sprintf("tcp:172.30.0.1:%d", port))
 		}
-		got := d.attempts(t, d.kubeconfig(), probe[0].name, targets...)
+		got := d.Attempts(t, d.Kubeconfig(), probe[0].Name, targets...)
 		for _, target := range targets {
 			if !strings.HasPrefix(got[target], "closed") || strings.Contains(got[target], "refused") {
 				t.Errorf("%s is %s", target, got[target])
@@ -95,17 +97,17 @@ func merged(a, b map[string]string) map[string]string {
 // hostAttempts are the addresses of the platform that no pod may reach: all
 // that the hosts have, in whatever namespace, with all ports that somebody
 // listens on there.
-func (d *datacenter) hostAttempts(t *testing.T) map[string]string {
+func (d *suite) hostAttempts(t *testing.T) map[string]string {
 	t.Helper()
 	ports := []int{22, 80, 443, 2379, 2380, 5000, 6443, 6444, 7443, 10250, 10256}
 	all := map[string]string{
 		"tcp:169.254.169.254:80":                    "metadata of a cloud",
 		"tcp:127.0.0.1:6444":                        "issuer at the pod's own loopback",
-		"tcp:" + d.lab.Address().String() + ":5443": "a host beside the platform",
-		"tcp:" + d.lab.Address().String() + ":22":   "a host beside the platform",
+		"tcp:" + d.Lab.Address().String() + ":5443": "a host beside the platform",
+		"tcp:" + d.Lab.Address().String() + ":22":   "a host beside the platform",
 	}
 	delete(all, "tcp:127.0.0.1:6444") // refused by the pod itself
-	for _, h := range d.lab.Hosts() {
+	for _, h := range d.Lab.Hosts() {
 		out, err := h.Run(t.Context(), "sh", "-c", `ip -o -4 addr; for n in $(ls /run/netns); do nsenter --net=/run/netns/$n ip -o -4 addr; done`)
 		if err != nil {
 			t.Fatal(err)

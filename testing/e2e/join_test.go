@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,52 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
-// joinToken is what the sysadmin hands to who sets up a host.
-type joinToken struct{ ID, Token string }
-
-func (d *datacenter) token(t *testing.T) joinToken {
-	t.Helper()
-	r := run(t, []string{"MP_CONFIG=" + d.dir + "/mp-" + admin}, "", d.mpBinary, "token", "create", "--role", "node", "--ttl", "1h", "-o", "json")
-	var made joinToken
-	if err := json.Unmarshal([]byte(r.out), &made); r.code != 0 || err != nil || made.Token == "" {
-		t.Fatal(r)
-	}
-	made.ID, _, _ = strings.Cut(made.Token, ".")
-	return made
-}
-
-// node joins: the command that a host runs as a service.
-func (d *datacenter) joinService(h *lab.Host, name, token string) lab.Service {
-	return lab.Service{Name: "multipaas", Env: []string{"MULTIPAAS_JOIN_TOKEN=" + token}, Once: true,
-		Args: []string{"multipaas", "node", "join", "--address", h.Address().String(), "--name", name, d.url()}}
-}
-
-// nodeStates maps each node to its phase, as the sysadmin sees it.
-func (d *datacenter) nodeStates(t *testing.T) map[string]string {
-	t.Helper()
-	var nodes struct {
-		Items []struct {
-			Name   string
-			Status struct{ Phase string }
-		}
-	}
-	if err := json.Unmarshal([]byte(d.must(t, admin, "nodes", "list", "-o", "json")), &nodes); err != nil {
-		t.Fatal(err)
-	}
-	all := map[string]string{}
-	for _, n := range nodes.Items {
-		all[n.Name] = n.Status.Phase
-	}
-	return all
-}
-
 // testJoin lets a host join and leave in every way that it can, and in none
 // that it must not.
-func testJoin(t *testing.T, d *datacenter) {
-	h, err := d.lab.AddHost(t.Context(), "node3")
+func testJoin(t *testing.T, d *suite) {
+	h, err := d.Lab.AddHost(t.Context(), "node3")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +27,7 @@ func testJoin(t *testing.T, d *datacenter) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		s := d.joinService(h, name, token)
+		s := d.JoinService(h, name, token)
 		cmd := h.Command(ctx, s.Args...)
 		cmd.Env = append(cmd.Env, s.Env...)
 		out, err := cmd.CombinedOutput()
@@ -85,11 +46,11 @@ func testJoin(t *testing.T, d *datacenter) {
 		if _, err := os.Stat(h.Data("node", "identity.json")); err == nil {
 			t.Error("an identity was left")
 		}
-		if _, there := d.nodeStates(t)["node3"]; there {
+		if _, there := d.NodeStates(t)["node3"]; there {
 			t.Error("a node was left")
 		}
 	}
-	good := d.token(t)
+	good := d.Token(t)
 	t.Run("foreign token", func(t *testing.T) {
 		parts := strings.Split(good.Token, ".")
 		parts[2] = strings.Repeat("ab", 32)
@@ -102,20 +63,20 @@ func testJoin(t *testing.T, d *datacenter) {
 	})
 	t.Run("half a token", func(t *testing.T) { refused(t, "node3", "abc", "token") })
 	t.Run("withdrawn token", func(t *testing.T) {
-		gone := d.token(t)
-		if r := run(t, []string{"MP_CONFIG=" + d.dir + "/mp-" + admin}, "", d.mpBinary, "token", "rm", gone.ID, "--yes"); r.code != 0 {
+		gone := d.Token(t)
+		if r := datacenter.Run(t, []string{"MP_CONFIG=" + d.Dir + "/mp-" + admin}, "", d.Binary, "token", "rm", gone.ID, "--yes"); r.Code != 0 {
 			t.Fatal(r)
 		}
 		refused(t, "node3", gone.Token, "token")
 	})
-	t.Run("name taken", func(t *testing.T) { refused(t, "node1", d.token(t).Token, "node1") })
+	t.Run("name taken", func(t *testing.T) { refused(t, "node1", d.Token(t).Token, "node1") })
 	t.Run("join", func(t *testing.T) {
-		if err := h.Start(t.Context(), d.joinService(h, "node3", good.Token)); err != nil {
+		if err := h.Start(t.Context(), d.JoinService(h, "node3", good.Token)); err != nil {
 			t.Fatal(err)
 		}
-		d.partsReady(t, h)
-		eventually(t, 20*time.Second, "node3 is Ready", func(context.Context) error {
-			if got := d.nodeStates(t)["node3"]; got != "Ready" {
+		d.PartsReady(t, h)
+		datacenter.Eventually(t, 20*time.Second, "node3 is Ready", func(context.Context) error {
+			if got := d.NodeStates(t)["node3"]; got != "Ready" {
 				return fmt.Errorf("it is %q", got)
 			}
 			return nil
@@ -126,46 +87,46 @@ func testJoin(t *testing.T, d *datacenter) {
 			t.Fatal(err)
 		}
 		d.ended(t, h)
-		if _, there := d.nodeStates(t)["node3"]; there {
+		if _, there := d.NodeStates(t)["node3"]; there {
 			t.Error("the node is still listed")
 		}
 		leftovers(t, h)
 	})
 	t.Run("used token", func(t *testing.T) { refused(t, "node4", good.Token, "used by node") })
 	t.Run("removed with a machine", func(t *testing.T) {
-		if err := h.Start(t.Context(), d.joinService(h, "node3", d.token(t).Token)); err != nil {
+		if err := h.Start(t.Context(), d.JoinService(h, "node3", d.Token(t).Token)); err != nil {
 			t.Fatal(err)
 		}
-		d.partsReady(t, h)
-		d.box(t)
-		for _, n := range d.nodes {
-			d.must(t, admin, "nodes", "cordon", n.Name())
+		d.PartsReady(t, h)
+		d.Box(t)
+		for _, n := range d.Nodes {
+			d.Must(t, admin, "nodes", "cordon", n.Name())
 		}
-		r := d.mp(t, rival, "cluster", "scale", "box", "--machines", "2", "--timeout", "2m")
-		for _, n := range d.nodes {
-			d.must(t, admin, "nodes", "uncordon", n.Name())
+		r := d.MP(t, rival, "cluster", "scale", "box", "--machines", "2", "--timeout", "2m")
+		for _, n := range d.Nodes {
+			d.Must(t, admin, "nodes", "uncordon", n.Name())
 		}
-		if r.code != 0 {
+		if r.Code != 0 {
 			t.Fatal(r)
 		}
 		if out, err := os.ReadDir(h.Data("machines")); err != nil || len(out) == 0 {
 			t.Errorf("no machine on node3: %v %v", out, err)
 		}
-		d.must(t, admin, "nodes", "remove", "node3", "--yes", "--timeout", "3m")
+		d.Must(t, admin, "nodes", "remove", "node3", "--yes", "--timeout", "3m")
 		d.ended(t, h)
 		leftovers(t, h)
-		got := d.must(t, rival, "cluster", "list-nodes", "box", "--no-headers")
+		got := d.Must(t, rival, "cluster", "list-nodes", "box", "--no-headers")
 		if n := strings.Count(got, " yes "); n != 2 {
 			t.Errorf("box has these nodes, want two Ready ones:\n%s", got)
 		}
-		d.must(t, rival, "cluster", "scale", "box", "--machines", "1", "--timeout", "2m")
+		d.Must(t, rival, "cluster", "scale", "box", "--machines", "1", "--timeout", "2m")
 	})
 }
 
 // ended waits until the appliance of a host has ended well.
-func (d *datacenter) ended(t *testing.T, h *lab.Host) {
+func (d *suite) ended(t *testing.T, h *lab.Host) {
 	t.Helper()
-	eventually(t, time.Minute, "the appliance of "+h.Name()+" ends", func(ctx context.Context) error {
+	datacenter.Eventually(t, time.Minute, "the appliance of "+h.Name()+" ends", func(ctx context.Context) error {
 		services, err := h.Services(ctx)
 		if err != nil {
 			return err

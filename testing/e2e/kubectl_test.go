@@ -4,27 +4,26 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // testKubectl uses a workspace's API as its people do, and as others must not.
-func testKubectl(t *testing.T, d *datacenter) {
-	probe := d.probe(t)
-	t.Run("two nodes are Ready", func(t *testing.T) { d.nodesReady(t, 2) })
+func testKubectl(t *testing.T, d *suite) {
+	probe := d.Probe(t)
+	t.Run("two nodes are Ready", func(t *testing.T) { d.NodesReady(t, 2) })
 	t.Run("no secret in the kubeconfig", func(t *testing.T) {
-		data, err := os.ReadFile(d.kubeconfig())
+		data, err := os.ReadFile(d.Kubeconfig())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -35,34 +34,34 @@ func testKubectl(t *testing.T, d *datacenter) {
 		}
 	})
 	t.Run("exec", func(t *testing.T) {
-		if got := d.kubectl(t, "exec", probe[0].name, "--", "/probe", "try", "tcp:127.0.0.1:8080"); got != "tcp:127.0.0.1:8080 open connected" {
+		if got := d.Kubectl(t, "exec", probe[0].Name, "--", "/probe", "try", "tcp:127.0.0.1:8080"); got != "tcp:127.0.0.1:8080 open connected" {
 			t.Errorf("the command in the pod printed %q", got)
 		}
-		r := d.kube(t, d.kubeconfig(), "", "exec", probe[0].name, "--", "/probe", "nonsense")
-		if r.code != 1 || !strings.Contains(r.err, `unknown mode "nonsense"`) {
+		r := d.Kube(t, d.Kubeconfig(), "", "exec", probe[0].Name, "--", "/probe", "nonsense")
+		if r.Code != 1 || !strings.Contains(r.Err, `unknown mode "nonsense"`) {
 			t.Errorf("a command that fails: %s", r)
 		}
 	})
 	t.Run("logs", func(t *testing.T) {
-		if got := d.kubectl(t, "logs", "deploy/hello", "-n", "default"); !strings.Contains(got, "serving") {
+		if got := d.Kubectl(t, "logs", "deploy/hello", "-n", "default"); !strings.Contains(got, "serving") {
 			t.Errorf("logs are %q", got)
 		}
 	})
 	t.Run("port-forward", func(t *testing.T) { d.portForward(t) })
 	t.Run("explain", func(t *testing.T) {
-		if got := d.kubectl(t, "explain", "pod.spec.containers"); !strings.Contains(got, "FIELDS:") {
+		if got := d.Kubectl(t, "explain", "pod.spec.containers"); !strings.Contains(got, "FIELDS:") {
 			t.Errorf("explain says %q", got)
 		}
 	})
 	t.Run("roles", func(t *testing.T) {
-		dev := d.kubeconfigFor(t, developer, "shop")
+		dev := d.KubeconfigFor(t, developer, "shop")
 		for _, row := range []struct {
 			who, kubeconfig string
 			can             []string
 			want            string
 		}{
-			{owner, d.kubeconfig(), []string{"create", "clusterrolebindings"}, "yes"},
-			{owner, d.kubeconfig(), []string{"*", "*", "-A"}, "yes"},
+			{owner, d.Kubeconfig(), []string{"create", "clusterrolebindings"}, "yes"},
+			{owner, d.Kubeconfig(), []string{"*", "*", "-A"}, "yes"},
 			{developer, dev, []string{"create", "deployments"}, "yes"},
 			{developer, dev, []string{"create", "pods/exec"}, "yes"},
 			{developer, dev, []string{"create", "clusterrolebindings"}, "no"},
@@ -74,10 +73,10 @@ func testKubectl(t *testing.T, d *datacenter) {
 			{developer, dev, []string{"create", "serviceaccounts/token", "-n", "kube-system"}, "no"},
 			{developer, dev, []string{"impersonate", "serviceaccounts", "-n", "kube-system"}, "no"},
 		} {
-			r := d.kube(t, row.kubeconfig, "", append([]string{"auth", "can-i"}, row.can...)...)
-			got := strings.TrimSpace(r.out)
+			r := d.Kube(t, row.kubeconfig, "", append([]string{"auth", "can-i"}, row.can...)...)
+			got := strings.TrimSpace(r.Out)
 			if got != row.want {
-				t.Errorf("%s may %v: %q, want %q (%s)", row.who, row.can, got, row.want, r.err)
+				t.Errorf("%s may %v: %q, want %q (%s)", row.who, row.can, got, row.want, r.Err)
 			}
 		}
 	})
@@ -85,14 +84,14 @@ func testKubectl(t *testing.T, d *datacenter) {
 		for _, args := range [][]string{
 			{"kube-credential"}, {"cluster", "config-kubectl", "--file", "-"}, {"cluster", "list-nodes"}, {"apps", "list"},
 		} {
-			r := d.mp(t, rival, append(args, "--account", "acme", "--organization", "web", "--workspace", "shop")...)
-			if r.code != 3 || strings.TrimSpace(r.err) == "" || r.out != "" {
+			r := d.MP(t, rival, append(args, "--account", "acme", "--organization", "web", "--workspace", "shop")...)
+			if r.Code != 3 || strings.TrimSpace(r.Err) == "" || r.Out != "" {
 				t.Errorf("of another account's workspace: %s; want exit 3 and a sentence", r)
 			}
 		}
-		d.box(t)
+		d.Box(t)
 		var credential struct{ Status struct{ Token string } }
-		out := d.must(t, rival, "kube-credential", "--workspace", "box")
+		out := d.Must(t, rival, "kube-credential", "--workspace", "box")
 		if err := json.Unmarshal([]byte(out), &credential); err != nil || credential.Status.Token == "" {
 			t.Fatalf("no token: %v", err)
 		}
@@ -109,9 +108,9 @@ func testKubectl(t *testing.T, d *datacenter) {
 }
 
 // askPlane asks the API of a workspace who we are, with a token.
-func (d *datacenter) askPlane(t *testing.T, who, workspace, token string) int {
+func (d *suite) askPlane(t *testing.T, who, workspace, token string) int {
 	t.Helper()
-	kubeconfig := d.must(t, who, "cluster", "config-kubectl", workspace, "--file", "-")
+	kubeconfig := d.Must(t, who, "cluster", "config-kubectl", workspace, "--file", "-")
 	find := func(field string) string {
 		m := regexp.MustCompile(field + `: (\S+)`).FindStringSubmatch(kubeconfig)
 		if m == nil {
@@ -119,12 +118,12 @@ func (d *datacenter) askPlane(t *testing.T, who, workspace, token string) int {
 		}
 		return m[1]
 	}
-	r := run(t, nil, "", d.mpBinary, "kubectl", "--kubeconfig", os.DevNull, "--server", find("server"), "--tls-server-name", find("tls-server-name"),
+	r := datacenter.Run(t, nil, "", d.Binary, "kubectl", "--kubeconfig", os.DevNull, "--server", find("server"), "--tls-server-name", find("tls-server-name"),
 		"--insecure-skip-tls-verify", "--token", token, "get", "--raw", "/api")
 	switch {
-	case r.code == 0:
+	case r.Code == 0:
 		return http.StatusOK
-	case strings.Contains(r.err, "Unauthorized") || strings.Contains(r.err, "must be logged in") || strings.Contains(r.err, "provide credentials"):
+	case strings.Contains(r.Err, "Unauthorized") || strings.Contains(r.Err, "must be logged in") || strings.Contains(r.Err, "provide credentials"):
 		return http.StatusUnauthorized
 	}
 	t.Fatal(r)
@@ -132,11 +131,11 @@ func (d *datacenter) askPlane(t *testing.T, who, workspace, token string) int {
 }
 
 // portForward forwards a port of ours to the app.
-func (d *datacenter) portForward(t *testing.T) {
+func (d *suite) portForward(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, d.mpBinary, "kubectl", "port-forward", "deploy/hello", ":8080")
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+d.kubeconfig())
+	cmd := exec.CommandContext(ctx, d.Binary, "kubectl", "port-forward", "deploy/hello", ":8080")
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+d.Kubeconfig())
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -166,36 +165,4 @@ func (d *datacenter) portForward(t *testing.T) {
 	if body, err := io.ReadAll(resp.Body); err != nil || !strings.HasPrefix(string(body), "hello from ") {
 		t.Errorf("%q, %v", body, err)
 	}
-}
-
-// beginBox begins to make beta's workspace, a single machine, with etcd as
-// datastore.
-func (d *datacenter) beginBox(t *testing.T) {
-	t.Helper()
-	if r := d.mp(t, rival, "ws", "create", "box", "--machines", "1", "--cpu", "1", "--memory", "2Gi", "--disk", "10Gi",
-		"--datastore", "etcd", "--no-wait"); r.code != 0 && r.code != 4 {
-		t.Fatal(r)
-	}
-	d.must(t, rival, "ws", "use", "box")
-}
-
-// box waits for beta's workspace and returns its kubeconfig.
-func (d *datacenter) box(t *testing.T) string {
-	t.Helper()
-	file := filepath.Join(d.dir, "kubeconfig-"+rival)
-	if _, err := os.Stat(file); err == nil {
-		return file
-	}
-	eventually(t, 3*time.Minute, "workspace box is Ready", func(context.Context) error {
-		r := d.mp(t, rival, "ws", "show", "box", "-o", "json")
-		var ws struct{ Status struct{ Phase string } }
-		if err := json.Unmarshal([]byte(r.out), &ws); err != nil {
-			return errors.New(r.String())
-		}
-		if ws.Status.Phase != "Ready" {
-			return fmt.Errorf("it is %s", ws.Status.Phase)
-		}
-		return nil
-	})
-	return d.kubeconfigFor(t, rival, "box")
 }

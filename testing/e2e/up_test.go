@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,12 +19,12 @@ import (
 
 // testUp asks the app that `lab up` has deployed for all that a balancer can
 // get wrong.
-func testUp(t *testing.T, d *datacenter) {
-	c := d.client()
+func testUp(t *testing.T, d *suite) {
+	c := d.Client()
 	t.Run("both instances answer", func(t *testing.T) {
 		seen := map[string]int{}
 		for range 20 {
-			instance, err := d.hello(t.Context(), c)
+			instance, err := d.Hello(t.Context(), c)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -37,22 +36,22 @@ func testUp(t *testing.T, d *datacenter) {
 	})
 	t.Run("again", func(t *testing.T) {
 		began := time.Now()
-		d.up(t, filepath.Join(d.root, "dist", "lab"))
+		d.Up(t)
 		if took := time.Since(began); took > time.Minute {
 			t.Errorf("a second lab up took %s, want less than a minute", took)
 		}
-		env, err := os.ReadFile(d.dir + ".env")
+		env, err := os.ReadFile(d.Dir + ".env")
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"URL=https://" + appHost, "ADDRESS=" + d.server.Address().String(), "CA=", "KUBECONFIG=", "MP_CONFIG="} {
+		for _, want := range []string{"URL=https://" + appHost, "ADDRESS=" + d.Server.Address().String(), "CA=", "KUBECONFIG=", "MP_CONFIG="} {
 			if !strings.Contains(string(env), want) {
 				t.Errorf("up.env has no %s:\n%s", want, env)
 			}
 		}
 	})
 	t.Run("no way out", func(t *testing.T) {
-		for _, h := range d.lab.Hosts() {
+		for _, h := range d.Lab.Hosts() {
 			if out, err := h.Run(t.Context(), "ip", "route", "show", "default"); err != nil || len(out) > 0 {
 				t.Errorf("%s has a default route: %s %v", h.Name(), out, err)
 			}
@@ -140,7 +139,7 @@ func testUp(t *testing.T, d *datacenter) {
 		}
 	})
 	t.Run("no other authority", func(t *testing.T) {
-		resp, err := (&http.Client{Transport: &http.Transport{DialContext: d.dial}}).Get("https://" + appHost + "/")
+		resp, err := (&http.Client{Transport: &http.Transport{DialContext: d.Dial}}).Get("https://" + appHost + "/")
 		if err == nil {
 			resp.Body.Close()
 			t.Error("a client that doesn't know the platform's authority trusts its certificate")
@@ -149,8 +148,8 @@ func testUp(t *testing.T, d *datacenter) {
 }
 
 // webSocketClient speaks HTTP/1.1, over which WebSocket's handshake goes.
-func (d *datacenter) webSocketClient() *http.Client {
-	c := d.client()
+func (d *suite) webSocketClient() *http.Client {
+	c := d.Client()
 	c.Timeout = 0
 	c.Transport.(*http.Transport).ForceAttemptHTTP2 = false
 	c.Transport.(*http.Transport).TLSClientConfig.NextProtos = []string{"http/1.1"}

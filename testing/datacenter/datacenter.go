@@ -1,0 +1,203 @@
+package datacenter
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/multipaas/multipaas/testing/lab"
+)
+
+// Domain is below which the platform's names are, AppHost the app that `lab up` deploys.
+const (
+	Domain  = "paas.internal"
+	AppHost = "hello.shop.web.acme." + Domain
+)
+
+// Who runs a command: each has an own configuration of the client.
+const (
+	Admin     = "admin"     // the first sysadmin
+	Owner     = "tenant"    // owner of acme, made by lab up
+	Developer = "developer" // in acme/web
+	Rival     = "rival"     // owner of the account beta
+)
+
+// Datacenter is a server, two nodes and the tenant that `lab up` makes, and
+// beside them the account beta. Its methods end the test when something that
+// must go well doesn't.
+type Datacenter struct {
+	Lab    *lab.Lab
+	Root   string // of the repository
+	Dir    string // of the lab
+	Binary string // the one file
+	Server *lab.Host
+	Nodes  []*lab.Host
+	Pool   *x509.CertPool // the platform's authority
+	CA     string         // file of it
+
+	Pushed bool // the probe is in the registry
+	// ProbeLayout is the folder with the probe's image, ProbeV1 the image; once PushProbe was called.
+	ProbeLayout string
+	ProbeV1     v1.Image
+}
+
+// Start brings a datacenter up, which goes with the test. With MULTIPAAS_LAB=DIR
+// it is the one that stands in DIR, and it stays.
+func Start(t testing.TB, name string) *Datacenter {
+	t.Helper()
+	root, err := repository()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Datacenter{Root: root, Binary: filepath.Join(root, "dist", "multipaas")}
+	for _, file := range []string{d.Binary, filepath.Join(root, "dist", "lab")} {
+		if _, err := os.Stat(file); err != nil {
+			t.Fatalf("%v: make build lab makes it", err)
+		}
+	}
+	if os.Geteuid() != 0 {
+		t.Fatal("this needs root: hosts are made of namespaces")
+	}
+	if dir := os.Getenv("MULTIPAAS_LAB"); dir != "" {
+		d.Lab, err = lab.Open(dir, t.Logf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Lab.SetBinary(d.Binary); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		d.Lab = lab.ForTest(t, lab.Options{Name: name, Binary: d.Binary})
+		t.Cleanup(func() { _ = os.Remove(d.Lab.Dir() + ".env") })
+	}
+	d.Dir = d.Lab.Dir()
+	d.Up(t)
+	d.Server = d.Lab.Host("server")
+	d.Nodes = []*lab.Host{d.Lab.Host("node1"), d.Lab.Host("node2")}
+	d.CA = filepath.Join(d.Dir, "ca.crt")
+	pem, err := os.ReadFile(d.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Pool = x509.NewCertPool()
+	if !d.Pool.AppendCertsFromPEM(pem) {
+		t.Fatalf("%s holds no certificate", d.CA)
+	}
+	d.people(t)
+	return d
+}
+
+// repository is the folder that holds the project: the one with go.mod.
+func repository() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", errors.New("no go.mod here or above: run it in the project")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// Up runs `lab up`, as make up does.
+func (d *Datacenter) Up(t testing.TB) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(d.Root, "dist", "lab"), "-C", d.Dir, "up")
+	cmd.Dir = d.Root
+	began := time.Now()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		d.Logs(t)
+		t.Fatalf("lab up: %v\n%s", err, out)
+	}
+	t.Logf("lab up took %s", time.Since(began).Round(time.Second))
+}
+
+// people makes the users that `lab up` does not.
+func (d *Datacenter) people(t testing.TB) {
+	t.Helper()
+	word := filepath.Join(d.Dir, "password")
+	if err := os.WriteFile(word, []byte("correct horse battery\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.MP(t, Rival, "session", "--check"); r.Code != 0 {
+		d.Must(t, Rival, "init", d.URL(), "--ca", d.CA)
+		if r := d.MP(t, Admin, "register", "beta", "--email", "owner@beta.example", "--password-file", word); r.Code != 0 && r.Code != 4 {
+			t.Fatal(r)
+		}
+		d.Must(t, Rival, "login", "owner@beta.example", "--password-file", word)
+		d.Must(t, Rival, "accounts", "use", "beta")
+		if r := d.MP(t, Rival, "org", "create", "ops"); r.Code != 0 && r.Code != 4 {
+			t.Fatal(r)
+		}
+		d.Must(t, Rival, "org", "use", "ops")
+	}
+	if r := d.MP(t, Developer, "session", "--check"); r.Code != 0 {
+		d.Must(t, Developer, "init", d.URL(), "--ca", d.CA)
+		if r := d.MP(t, Owner, "users", "create", "dev@acme.example", "--password-file", word); r.Code != 0 && r.Code != 4 {
+			t.Fatal(r)
+		}
+		d.Must(t, Owner, "org", "users", "add", "web", "dev@acme.example")
+		d.Must(t, Developer, "login", "dev@acme.example", "--password-file", word)
+		d.Must(t, Developer, "ws", "use", "shop", "--account", "acme", "--organization", "web")
+	}
+}
+
+func (d *Datacenter) URL() string { return fmt.Sprintf("https://%s:7443", d.Server.Address()) }
+
+// Kubeconfig is that of acme/web/shop, for its owner.
+func (d *Datacenter) Kubeconfig() string { return filepath.Join(d.Dir, "kubeconfig") }
+
+// KubeconfigFor writes the kubeconfig of a workspace for somebody.
+func (d *Datacenter) KubeconfigFor(t testing.TB, who, workspace string) string {
+	t.Helper()
+	file := filepath.Join(d.Dir, "kubeconfig-"+who)
+	d.Must(t, who, "cluster", "config-kubectl", workspace, "--file", file)
+	return file
+}
+
+// BeginBox begins to make beta's workspace, a single machine, with etcd as
+// datastore.
+func (d *Datacenter) BeginBox(t testing.TB) {
+	t.Helper()
+	if r := d.MP(t, Rival, "ws", "create", "box", "--machines", "1", "--cpu", "1", "--memory", "2Gi", "--disk", "10Gi",
+		"--datastore", "etcd", "--no-wait"); r.Code != 0 && r.Code != 4 {
+		t.Fatal(r)
+	}
+	d.Must(t, Rival, "ws", "use", "box")
+}
+
+// Box waits for beta's workspace and returns its kubeconfig.
+func (d *Datacenter) Box(t testing.TB) string {
+	t.Helper()
+	file := filepath.Join(d.Dir, "kubeconfig-"+Rival)
+	if _, err := os.Stat(file); err == nil {
+		return file
+	}
+	Eventually(t, 3*time.Minute, "workspace box is Ready", func(context.Context) error {
+		r := d.MP(t, Rival, "ws", "show", "box", "-o", "json")
+		var ws struct{ Status struct{ Phase string } }
+		if err := json.Unmarshal([]byte(r.Out), &ws); err != nil {
+			return errors.New(r.String())
+		}
+		if ws.Status.Phase != "Ready" {
+			return fmt.Errorf("it is %s", ws.Status.Phase)
+		}
+		return nil
+	})
+	return d.KubeconfigFor(t, Rival, "box")
+}
