@@ -40,25 +40,29 @@ func (d *Datacenter) Attempts(t testing.TB, kubeconfig, pod string, targets ...s
 func (d *Datacenter) RegistryAddress() string { return d.Server.Address().String() + ":5000" }
 
 // ProbeImage is the image of the probe in the platform's registry.
-func (d *Datacenter) ProbeImage(organization string) string {
-	return d.RegistryAddress() + "/" + organization + "/probe:1"
+func (d *Datacenter) ProbeImage(organization string) string { return d.Image(organization, "probe") }
+
+// Image is the first version of a program's image in the platform's registry.
+func (d *Datacenter) Image(organization, name string) string {
+	return d.RegistryAddress() + "/" + organization + "/" + name + ":1"
 }
 
-// buildProbe makes an OCI layout of the probe.
-func (d *Datacenter) buildProbe(t testing.TB) (string, v1.Image) {
+// build makes an OCI layout, with the name as reference, of the program in
+// folder source, and returns the folder of the layout.
+func (d *Datacenter) build(t testing.TB, name, source string) (string, v1.Image) {
 	t.Helper()
-	dir := filepath.Join(d.Dir, "probe")
-	binary := filepath.Join(dir, "probe")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", binary, "./testing/e2e/probe")
+	dir := filepath.Join(d.Dir, name)
+	binary := filepath.Join(dir, name)
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", binary, source)
 	cmd.Dir, cmd.Env = d.Root, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build probe: %v\n%s", err, out)
+		t.Fatalf("build %s: %v\n%s", source, err, out)
 	}
 	program, err := os.ReadFile(binary)
 	if err != nil {
 		t.Fatal(err)
 	}
-	image, err := probeImage(program)
+	image, err := programImage(name, program)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +72,7 @@ func (d *Datacenter) buildProbe(t testing.TB) (string, v1.Image) {
 	}
 	path, err := layout.Write(oci, empty.Index)
 	if err == nil {
-		err = path.AppendImage(image, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "probe"}))
+		err = path.AppendImage(image, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": name}))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -76,12 +80,12 @@ func (d *Datacenter) buildProbe(t testing.TB) (string, v1.Image) {
 	return oci, image
 }
 
-// probeImage makes an image that holds the program as /probe.
-func probeImage(program []byte) (v1.Image, error) {
+// programImage makes an image that holds the program as /NAME.
+func programImage(name string, program []byte) (v1.Image, error) {
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
 	err := errors.Join(
-		w.WriteHeader(&tar.Header{Name: "probe", Mode: 0o755, Size: int64(len(program)), Typeflag: tar.TypeReg}),
+		w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(program)), Typeflag: tar.TypeReg}),
 		func() error { _, err := w.Write(program); return err }(), w.Close())
 	if err != nil {
 		return nil, err
@@ -96,7 +100,7 @@ func probeImage(program []byte) (v1.Image, error) {
 		return nil, err
 	}
 	return mutate.ConfigFile(image, &v1.ConfigFile{OS: "linux", Architecture: "amd64", RootFS: must(image.ConfigFile()).RootFS,
-		Config: v1.Config{Entrypoint: []string{"/probe"}, User: "65532:65532"}})
+		Config: v1.Config{Entrypoint: []string{"/" + name}, User: "65532:65532"}})
 }
 
 func must[T any](v T, err error) T {
@@ -145,22 +149,30 @@ func (d *Datacenter) Login(t testing.TB, authfile, email, passwordFile string) {
 	}
 }
 
-// pushed is the layout of the probe, once it is in both accounts' repositories.
+// PushProbe puts the probe in both accounts' repositories, once.
 func (d *Datacenter) PushProbe(t testing.TB) {
 	t.Helper()
 	if d.Pushed {
 		return
 	}
-	oci, image := d.buildProbe(t)
-	d.ProbeLayout, d.ProbeV1 = oci, image
+	d.ProbeLayout, d.ProbeV1 = d.PushProgram(t, "probe", "./testing/e2e/probe")
+	d.Pushed = true
+}
+
+// PushProgram builds the program in folder source, below the repository's
+// root, makes the image NAME:1 that holds it as /NAME and pushes that to acme/web
+// and beta/ops. It returns the OCI layout's folder and the image.
+func (d *Datacenter) PushProgram(t testing.TB, name, source string) (string, v1.Image) {
+	t.Helper()
+	oci, image := d.build(t, name, source)
 	d.Login(t, "auth-acme", "owner@acme.example", filepath.Join(d.Dir, "owner-password"))
 	d.Login(t, "auth-beta", "owner@beta.example", filepath.Join(d.Dir, "password"))
 	for auth, organization := range map[string]string{"auth-acme": "acme/web", "auth-beta": "beta/ops"} {
-		if r := d.Skopeo(t, auth, "copy", "oci:"+oci+":probe", "docker://"+d.ProbeImage(organization)); r.Code != 0 {
+		if r := d.Skopeo(t, auth, "copy", "oci:"+oci+":"+name, "docker://"+d.Image(organization, name)); r.Code != 0 {
 			t.Fatal(r)
 		}
 	}
-	d.Pushed = true
+	return oci, image
 }
 
 // Probe runs the probe on every machine of acme/web/shop, with a Service, and

@@ -1,0 +1,129 @@
+package attack
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/lab"
+)
+
+func TestMain(m *testing.M) {
+	lab.Hook()
+	os.Exit(m.Run())
+}
+
+// suite is the datacenter that all parts share, with the pods of both tenants.
+type suite struct {
+	*datacenter.Datacenter
+	box string // kubeconfig of A's workspace, as its owner
+
+	// attacker is A's pod in namespace default of box: root in its container
+	// with the default capabilities, CAP_NET_RAW among them. It runs /tool.
+	attacker pod
+	// victims are B's pods in namespace default of shop, one per machine, which run
+	// /tool too.
+	victims []pod
+
+	table table
+}
+
+// pod is a pod of one of the tenants.
+type pod struct {
+	kubeconfig, name, ip string
+	node                 string // its machine
+}
+
+// TestAttack runs the parts in an order: those that only look come before those
+// that use everything up. Each part can be run alone.
+func TestAttack(t *testing.T) {
+	s := &suite{Datacenter: datacenter.Start(t, "attack")}
+	defer s.report(t)
+	s.BeginBox(t)
+	s.setUp(t)
+	for _, part := range []struct {
+		name string
+		test func(*testing.T, *suite)
+	}{
+		{"reach", testReach},
+	} {
+		began := time.Now()
+		t.Run(part.name, func(t *testing.T) {
+			defer s.Tell(t)
+			part.test(t, s)
+		})
+		t.Logf("%s took %s", part.name, time.Since(began).Round(time.Second))
+	}
+}
+
+// setUp runs the tool in pods of both tenants.
+func (s *suite) setUp(t *testing.T) {
+	t.Helper()
+	s.PushProgram(t, "tool", "./testing/e2e/attack/tool")
+	s.Apply(t, toolManifest(s.Image("acme/web", "tool")))
+	s.box = s.Box(t)
+	if r := s.Kube(t, s.box, toolManifest(s.Image("beta/ops", "tool")), "apply", "-f", "-"); r.Code != 0 {
+		t.Fatal(r)
+	}
+	s.victims = s.toolPods(t, s.Kubeconfig())
+	if len(s.victims) != 2 {
+		t.Fatalf("B's tool runs in %d pods, want 2", len(s.victims))
+	}
+	s.attacker = s.toolPods(t, s.box)[0]
+}
+
+// toolPods waits until the tool runs on all machines of a workspace.
+func (s *suite) toolPods(t *testing.T, kubeconfig string) []pod {
+	t.Helper()
+	if r := s.Kube(t, kubeconfig, "", "rollout", "status", "daemonset/tool", "--timeout", "150s"); r.Code != 0 {
+		t.Fatal(r)
+	}
+	r := s.Kube(t, kubeconfig, "", "get", "pods", "-l", "app=tool", "-o",
+		`jsonpath={range .items[*]}{.metadata.name} {.status.podIP} {.spec.nodeName}{"\n"}{end}`)
+	var all []pod
+	for line := range strings.Lines(r.Out) {
+		if f := strings.Fields(line); len(f) == 3 {
+			all = append(all, pod{kubeconfig: kubeconfig, name: f[0], ip: f[1], node: f[2]})
+		}
+	}
+	if len(all) == 0 {
+		t.Fatalf("the tool runs in no pod: %s", r)
+	}
+	return all
+}
+
+// in runs a command in a pod.
+func (s *suite) in(t testing.TB, p pod, args ...string) datacenter.Result {
+	t.Helper()
+	return s.Kube(t, p.kubeconfig, "", append([]string{"exec", p.name, "--"}, args...)...)
+}
+
+// toolManifest runs the tool on every machine, as root: what baseline leaves.
+func toolManifest(image string) string {
+	return strings.ReplaceAll(`
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: tool, namespace: default}
+spec:
+  selector: {matchLabels: {app: tool}}
+  template:
+    metadata: {labels: {app: tool}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: tool
+        image: "IMAGE"
+        args: [wait]
+        securityContext: {runAsUser: 0, runAsGroup: 0}
+        readinessProbe: {httpGet: {port: 8080, path: /healthz}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: tool, namespace: default}
+spec:
+  selector: {app: tool}
+  ports: [{port: 80, targetPort: 8080}]
+`, "IMAGE", image)
+}
