@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/multipaas/multipaas/testing/bench/balancer"
 	"github.com/multipaas/multipaas/testing/bench/measure"
 	"github.com/multipaas/multipaas/testing/bench/report"
 	"github.com/multipaas/multipaas/testing/lab"
@@ -25,11 +26,12 @@ import (
 
 // sections are in the order in which they run: what needs quiet first.
 func sections() []measure.Section {
-	return []measure.Section{}
+	return []measure.Section{balancer.Section()}
 }
 
 func main() {
 	lab.Hook()
+	balancer.Hook()
 	os.Exit(run(os.Args[1:]))
 }
 
@@ -39,6 +41,7 @@ func run(args []string) int {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	plot := flags.Bool("plot", false, "draw dist/bench.svg too")
 	quick := flags.Bool("quick", false, "one round of few sizes: to see that everything works")
+	profile := flags.String("profile", "", "write CPU profiles of ours to files that begin so")
 	only := flags.String("only", "", "sections to run, with commas between: "+strings.Join(names(), ","))
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -51,7 +54,7 @@ func run(args []string) int {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 2
 	}
-	if err := bench(ctx, chosen, *quick, *plot); err != nil {
+	if err := bench(ctx, chosen, *quick, *plot, *profile); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 1
 	}
@@ -84,7 +87,7 @@ func choose(only string) ([]measure.Section, error) {
 // bench measures sections and reports. What could not be measured is told, and
 // does not keep the others from being measured; a goal that was missed is a
 // result like others.
-func bench(ctx context.Context, chosen []measure.Section, quick, plot bool) error {
+func bench(ctx context.Context, chosen []measure.Section, quick, plot bool, profile string) error {
 	root, err := os.Getwd()
 	if err != nil {
 		return err
@@ -103,7 +106,7 @@ func bench(ctx context.Context, chosen []measure.Section, quick, plot bool) erro
 	if err != nil {
 		return err
 	}
-	env := &measure.Env{Quick: quick, Root: root, Binary: filepath.Join(dist, "multipaas"), Dir: dir,
+	env := &measure.Env{Quick: quick, Root: root, Binary: filepath.Join(dist, "multipaas"), Dir: dir, Profile: profile,
 		Log: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "[%4.0f s] "+format+"\n", append([]any{time.Since(began).Seconds()}, args...)...)
 		}}

@@ -15,6 +15,8 @@ type Env struct {
 	Root   string // of the repository, absolute
 	Binary string // dist/multipaas, absolute
 	Dir    string // a folder for files that are removed at the end
+	// Profile is where CPU profiles of ours go: each gets a suffix. Empty: none.
+	Profile string
 	// Log tells what is being measured. It may be nil.
 	Log func(format string, args ...any)
 

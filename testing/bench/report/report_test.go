@@ -36,7 +36,7 @@ func TestTable(t *testing.T) {
 			t.Errorf("%d columns: %s", n, line)
 		}
 	}
-	for _, want := range []string{"12,345", "10,000-130k", "nginx    24,690", "0.50x", "≥0.5x met", "≤0.001 s MISSED", "* on one core"} {
+	for _, want := range []string{"12,345", "10,000-130k", "nginx    24,690", "0.50x", "≥0.5x met", "≤0.001 s MISSED", "[1] on one core"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}

@@ -32,7 +32,7 @@ func Table(w io.Writer, s measure.Section, results []measure.Result) {
 		name, ours, unit, spread := strings.TrimPrefix(r.Name, s.Name+"/"), Number(r.Ours.Median), r.Unit, spreadText(r.Ours)
 		if r.Note != "" {
 			i := index(&notes, r.Note)
-			name += strings.Repeat("*", i+1)
+			name += fmt.Sprintf(" [%d]", i+1)
 		}
 		if r.Name == last { // the same number beside another peer
 			name, ours, unit, spread = "", "", "", ""
@@ -55,7 +55,7 @@ func Table(w io.Writer, s measure.Section, results []measure.Result) {
 		row(name, ours, unit, spread, peer, ratio, goal)
 	}
 	for i, n := range notes {
-		fmt.Fprintf(w, "%s %s\n", strings.Repeat("*", i+1), n)
+		fmt.Fprintf(w, "[%d] %s\n", i+1, n)
 	}
 }
 
