@@ -165,6 +165,21 @@ func (ca *CA) Issue(r Request) (certPEM, keyPEM []byte, err error) {
 // from r alone, whatever the CSR asks for. ErrBadSignature: who sent the CSR
 // does not hold its key.
 func (ca *CA) Sign(csrPEM []byte, r Request) (certPEM []byte, err error) {
+	pub, err := requestedKey(csrPEM)
+	if err != nil {
+		return nil, err
+	}
+	return ca.sign(pub, r)
+}
+
+// CheckCSR says why Sign would refuse a CSR, nil if it would not.
+func CheckCSR(csrPEM []byte) error {
+	_, err := requestedKey(csrPEM)
+	return err
+}
+
+// requestedKey is the public key of a CSR that its sender holds.
+func requestedKey(csrPEM []byte) (crypto.PublicKey, error) {
 	block, _ := pem.Decode(csrPEM)
 	if block == nil || block.Type != "CERTIFICATE REQUEST" {
 		return nil, errors.New("certificate request: not PEM")
@@ -180,7 +195,7 @@ func (ca *CA) Sign(csrPEM []byte, r Request) (certPEM []byte, err error) {
 	if pub, ok := csr.PublicKey.(*ecdsa.PublicKey); !ok || pub.Curve != elliptic.P256() {
 		return nil, errors.New("certificate request: the key must be ECDSA P-256")
 	}
-	return ca.sign(csr.PublicKey, r)
+	return csr.PublicKey, nil
 }
 
 func (ca *CA) sign(pub crypto.PublicKey, r Request) ([]byte, error) {

@@ -189,6 +189,9 @@ func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest, source strin
 		// machines of tenants it has.
 		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q has joined already and does not report now: choose another name with --name, or give it up first with: mp nodes remove %s --lost", req.Name, req.Name)}
 	}
+	if err := pki.CheckCSR(req.CSR); err != nil {
+		return nil, unusable(err)
+	}
 	if err := h.cfg.Tokens.Redeem(ctx, req.Token, req.Name, source); err != nil {
 		return nil, refusal{http.StatusUnauthorized, err.Error()}
 	}
@@ -221,9 +224,13 @@ func (h *Hub) sign(csr []byte, node *resource.Node) ([]byte, error) {
 	cert, err := h.cfg.CA.Sign(csr, pki.Request{CommonName: node.Name,
 		Organizations: []string{Organization, uidPrefix + node.UID}, Client: true, Life: certificateLife})
 	if err != nil {
-		return nil, refusal{http.StatusBadRequest, "the certificate request is not usable: " + err.Error()}
+		return nil, unusable(err)
 	}
 	return cert, nil
+}
+
+func unusable(err error) refusal {
+	return refusal{http.StatusBadRequest, "the certificate request is not usable: " + err.Error()}
 }
 
 // Identify returns the node that a verified client certificate belongs to. The
@@ -419,7 +426,8 @@ func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep resource.
 		}
 		s := &n.Status
 		s.Address, s.Version, s.Kernel, s.OS = rep.Address, clip(rep.Version), clip(rep.Kernel), clip(rep.OS)
-		s.Drivers, s.Capacity = nil, rep.Capacity
+		s.Drivers, s.Capacity = nil, resource.Size{MilliCPU: max(rep.Capacity.MilliCPU, 0),
+			MemoryBytes: max(rep.Capacity.MemoryBytes, 0), DiskBytes: max(rep.Capacity.DiskBytes, 0)}
 		for _, d := range rep.Drivers[:min(len(rep.Drivers), maxItems)] {
 			s.Drivers = append(s.Drivers, clip(d))
 		}
@@ -427,6 +435,9 @@ func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep resource.
 		s.Conditions = nil
 		for _, p := range rep.Problems[:min(len(rep.Problems), maxItems)] {
 			p.Type, p.Reason, p.Message = clip(p.Type), clip(p.Reason), clip(p.Message)
+			if p.Status != resource.True && p.Status != resource.False {
+				p.Status = resource.Unknown
+			}
 			s.Conditions.Set(p)
 		}
 		if n.Deleting() {

@@ -21,9 +21,15 @@ import (
 )
 
 // tokens takes one secret; identity's own tests are about real ones.
-type tokens struct{ refuse error }
+type tokens struct {
+	refuse error
+	used   bool
+}
 
-func (t *tokens) Redeem(_ context.Context, token, name, source string) error { return t.refuse }
+func (t *tokens) Redeem(_ context.Context, token, name, source string) error {
+	t.used = t.refuse == nil
+	return t.refuse
+}
 
 type platform struct {
 	*Hub

@@ -64,7 +64,7 @@ func (h *Hub) signMachine(ctx context.Context, node *resource.Node, req resource
 		{req.KubeProxy, pki.Request{CommonName: "system:kube-proxy", Client: true}, &out.KubeProxy},
 	} {
 		if *c.to, err = ca.Sign(c.csr, c.req); err != nil {
-			return nil, refusal{http.StatusBadRequest, "the certificate request is not usable: " + err.Error()}
+			return nil, unusable(err)
 		}
 	}
 	return &out, nil

@@ -1,0 +1,253 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/internal/storetest"
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// maxNode bounds what one node makes the store keep of it.
+const maxNode = 64 << 10
+
+// FuzzAgentAPI sends what a machine or a node that turned hostile may send: it
+// gets nothing of others, changes nothing of others, and the store keeps little
+// of what it says.
+func FuzzAgentAPI(f *testing.F) {
+	certPEM, keyPEM, err := pki.NewCA("test")
+	if err != nil {
+		f.Fatal(err)
+	}
+	ca, err := pki.ParseCA(certPEM, keyPEM)
+	if err != nil {
+		f.Fatal(err)
+	}
+	db := storetest.New(f)
+	log := slog.New(slog.DiscardHandler)
+	toks := &tokens{}
+	cfg := HubConfig{Log: log, Store: db, CA: ca, Tokens: toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: resource.DefaultPlan(),
+		Nodes: db.Nodes().Cache(log), Workspaces: db.Workspaces().Cache(log), Machines: db.Machines().Cache(log), Keys: db.WorkspaceKeys().Cache(log)}
+	hub := NewHub(cfg)
+	made := &resource.Node{}
+	made.Name = "n1"
+	keys := &resource.WorkspaceKeys{Workspace: "acme/web/shop", CACert: certPEM, CAKey: keyPEM}
+	mine := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop"}
+	mine.Name, mine.Spec.Node, mine.Spec.Index = "shop-1", "n1", 1
+	other := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop"}
+	other.Name, other.Spec.Node, other.Spec.Index = "shop-2", "n2", 2
+	if err := db.Commit(f.Context(), db.Nodes().CreateOp(made), db.WorkspaceKeys().CreateOp(keys), db.Machines().CreateOp(mine), db.Machines().CreateOp(other)); err != nil {
+		f.Fatal(err)
+	}
+	otherRevision := other.Revision
+	for _, run := range []func(context.Context, func()) error{cfg.Nodes.Run, cfg.Workspaces.Run, cfg.Machines.Run, cfg.Keys.Run} {
+		ready, done := make(chan struct{}), make(chan struct{})
+		ctx, stop := context.WithCancel(context.Background())
+		go func() { defer close(done); _ = run(ctx, func() { close(ready) }) }()
+		f.Cleanup(func() { stop(); <-done })
+		<-ready
+	}
+	leaf, err := hub.sign(testCSR(f), made)
+	if err != nil {
+		f.Fatal(err)
+	}
+	cert, err := pki.ParseCertificate(leaf)
+	if err != nil {
+		f.Fatal(err)
+	}
+
+	paths := []string{"join", "report", "certificate", "machine-certificates", "leave"}
+	seed := func(path byte, v any) {
+		text, err := json.Marshal(v)
+		if err != nil {
+			f.Fatal(err)
+		}
+		// @ and # stand for a machine's UID and the CSR, which each run has anew.
+		text = bytes.ReplaceAll(text, []byte(mine.UID), []byte("@"))
+		f.Add(path, string(text))
+	}
+	csr := []byte("#")
+	seed(0, resource.JoinRequest{Name: "n7", Token: "id.secret.hash", CSR: csr})
+	seed(0, resource.JoinRequest{Name: "n1", Token: "id.secret.hash", CSR: []byte("-----BEGIN CERTIFICATE REQUEST-----\nMAA=\n-----END CERTIFICATE REQUEST-----\n")})
+	seed(1, resource.AgentReport{Address: "192.0.2.11", Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 1000, MemoryBytes: 1 << 30},
+		Problems: []resource.Condition{{Type: "A", Status: "False", Message: "m"}},
+		Machines: []resource.MachineReport{{Key: mine.Key(), UID: mine.UID, Running: true, Removed: true, Restarts: -1}, {Key: other.Key(), UID: "x", Removed: true}}})
+	seed(1, resource.AgentReport{Address: "::1", Capacity: resource.Size{MilliCPU: -1 << 63}})
+	seed(2, map[string]any{"csr": csr})
+	seed(3, resource.MachineCertificatesRequest{Machine: mine.Key(), KubeletClient: csr, KubeletServing: csr, KubeProxy: csr})
+	seed(3, resource.MachineCertificatesRequest{Machine: "acme/web/shop/../../x", KubeletClient: csr})
+	f.Add(byte(1), `{"address":"192.0.2.11","problems":[{"type":"x","status":"`+strings.Repeat("S", 20<<10)+`"}]}`)
+	f.Add(byte(4), "{}")
+	f.Add(byte(1), `[[[[`)
+
+	f.Fuzz(func(t *testing.T, which byte, body string) {
+		ctx := t.Context()
+		path := paths[int(which)%len(paths)]
+		request, _ := json.Marshal(testCSR(t))
+		blank, _ := json.Marshal([]byte("#"))
+		body = strings.ReplaceAll(strings.ReplaceAll(body, string(blank), string(request)), "@", mine.UID)
+		r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/v1/agent/"+path, strings.NewReader(body))
+		if path != "join" {
+			r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{cert}}}
+		}
+		w := httptest.NewRecorder()
+		began := time.Now()
+		hub.ServeHTTP(w, r)
+		if took := time.Since(began); took > 30*time.Second {
+			t.Errorf("%s took %v", path, took)
+		}
+		if w.Code >= 500 {
+			t.Errorf("%s %q: %d %s", path, body, w.Code, w.Body)
+		}
+		n, err := db.Nodes().Get(ctx, "n1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept, err := json.Marshal(n)
+		if err != nil || len(kept) > maxNode {
+			t.Errorf("the store keeps %d bytes of the node, %v", len(kept), err)
+		}
+		if c := n.Status.Capacity; c.MilliCPU < 0 || c.MemoryBytes < 0 || c.DiskBytes < 0 {
+			t.Errorf("a node with less than nothing: %+v", c)
+		}
+		if got, err := db.Machines().Get(ctx, other.Key()); err != nil || got.Revision != otherRevision {
+			t.Errorf("another node's machine was changed: %+v, %v", got, err)
+		}
+		if got, err := db.Machines().Get(ctx, mine.Key()); err != nil || got.Status.Conditions.Is(resource.MachineRemoved) {
+			t.Errorf("a machine that shall stay is removed: %+v, %v", got, err)
+		}
+		if w.Code == http.StatusOK {
+			checkSigned(t, path, body, w.Body.Bytes(), ca)
+		} else if path == "join" && w.Code == http.StatusBadRequest && toks.used {
+			t.Errorf("a join that could not succeed has used its token: %q", body)
+		}
+		toks.used = false
+		forget(t, hub, made)
+	})
+}
+
+// checkSigned looks at the certificates in an answer: they name whom the
+// platform's records name.
+func checkSigned(t *testing.T, path, body string, answer []byte, ca *pki.CA) {
+	t.Helper()
+	check := func(text []byte, name, organization string) {
+		t.Helper()
+		c, err := pki.ParseCertificate(text)
+		if err != nil {
+			t.Errorf("%s %q: %v", path, body, err)
+			return
+		}
+		if c.IsCA || c.Subject.CommonName != name || (organization != "") != (len(c.Subject.Organization) > 0 && c.Subject.Organization[0] == organization) {
+			t.Errorf("%s %q: a certificate for %v", path, body, c.Subject)
+		}
+		if _, err := c.Verify(x509.VerifyOptions{Roots: ca.Pool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+			t.Errorf("%s %q: %v", path, body, err)
+		}
+	}
+	switch path {
+	case "join", "certificate":
+		var res resource.JoinResponse
+		var req resource.JoinRequest
+		_ = json.Unmarshal([]byte(body), &req)
+		if err := json.Unmarshal(answer, &res); err != nil {
+			t.Fatal(err)
+		}
+		if path == "certificate" {
+			req.Name = "n1"
+		}
+		if resource.CheckName("node", req.Name) != nil || req.Name == "s1" {
+			t.Errorf("joined as %q", req.Name)
+		}
+		check(res.Certificate, req.Name, Organization)
+	case "machine-certificates":
+		var res resource.MachineCertificates
+		if err := json.Unmarshal(answer, &res); err != nil {
+			t.Fatal(err)
+		}
+		check(res.KubeletClient, "system:node:shop-1", "system:nodes")
+		check(res.KubeletServing, "system:node:shop-1", "system:nodes")
+		check(res.KubeProxy, "system:kube-proxy", "")
+	}
+}
+
+// forget puts the store back to the one node.
+func forget(t *testing.T, hub *Hub, made *resource.Node) {
+	t.Helper()
+	nodes, _, _, err := hub.cfg.Store.Nodes().List(t.Context(), "", "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes {
+		if n.Name == made.Name && !n.Deleting() {
+			continue
+		}
+		if err := hub.cfg.Store.Nodes().Delete(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		if n.Name == made.Name {
+			again := &resource.Node{}
+			again.Name, again.UID = made.Name, made.UID
+			if err := hub.cfg.Store.Nodes().Create(t.Context(), again); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func testCSR(t testing.TB) []byte {
+	t.Helper()
+	_, csr, err := pki.NewKeyCSR()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return csr
+}
+
+// FuzzServerAnswer reads what a server, or who poses as one, answers a node: an
+// answer that is no success is an error, and a state is taken whole or not.
+func FuzzServerAnswer(f *testing.F) {
+	f.Add(200, []byte(`{"certificate":"eA==","ca":""}`))
+	f.Add(410, []byte(`{"detail":"gone"}`))
+	f.Add(500, []byte(`<html>`))
+	f.Add(200, []byte(`{"node":"n1","networks":[{"id":"0000aa","gateway":"172.30.0.2/20","members":[]}],"machines":[{"uid":"u","spec":{}}]}`))
+	f.Add(403, []byte(`{"detail":7}`))
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		res := &http.Response{StatusCode: status, Status: "x", Body: readCloser{bytes.NewReader(body)}}
+		var state resource.AgentState
+		if err := readAnswer(res, &state); status != http.StatusOK {
+			if err == nil || err.Error() == "" {
+				t.Errorf("%d %q is no error", status, body)
+			}
+			return
+		} else if err != nil {
+			return
+		}
+		// What is kept on disk is what is read from there after a restart.
+		text, err := json.Marshal(state)
+		if err != nil {
+			t.Fatalf("%q: %v", body, err)
+		}
+		var again resource.AgentState
+		if err := json.Unmarshal(text, &again); err != nil {
+			t.Errorf("%q: what was kept is not read: %v", body, err)
+		}
+		if back, err := json.Marshal(again); err != nil || !bytes.Equal(back, text) {
+			t.Errorf("kept %s, read %s, %v", text, back, err)
+		}
+	})
+}
+
+type readCloser struct{ *bytes.Reader }
+
+func (readCloser) Close() error { return nil }
