@@ -21,7 +21,7 @@ import (
 )
 
 // serve starts a TLS server and logs a user in to it, in a folder of its own.
-func serve(t *testing.T, handler http.HandlerFunc) (server *httptest.Server, ca []byte) {
+func serve(t testing.TB, handler http.HandlerFunc) (server *httptest.Server, ca []byte) {
 	t.Helper()
 	ca, cert := authority(t)
 	server = httptest.NewUnstartedServer(handler)
@@ -180,19 +180,6 @@ func TestExitCodes(t *testing.T) {
 			t.Errorf("status %d: got code %d, %q, want code %d", s, code, errw.String(), want)
 		}
 	}
-}
-
-func FuzzReadEvents(f *testing.F) {
-	f.Add([]byte("event: task\ndata: {}\n\n"))
-	f.Add([]byte(": comment\r\ndata\ndata:x\r\n\r\nid: 1\n\n"))
-	f.Fuzz(func(t *testing.T, in []byte) {
-		_ = readEvents(bytes.NewReader(in), func(event string, data []byte) error {
-			if data == nil || len(data) > maxEventBytes {
-				t.Errorf("event %q with %d bytes", event, len(data))
-			}
-			return nil
-		})
-	})
 }
 
 func TestReadEvents(t *testing.T) {

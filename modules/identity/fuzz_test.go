@@ -21,7 +21,9 @@ const fuzzUser = "dev@acme.example"
 // fuzzed is an identity with one user, a developer of acme/web, and his session.
 func fuzzed(f *testing.F) (id *Identity, session string) {
 	f.Helper()
-	id = New(Config{Store: storetest.New(f), Issuer: "https://mp.example:7443", RegistryService: "mp.example:5000", CAKeyHash: "cafe"})
+	began := time.Now() // and stays: the tokens must not expire while the fuzzer runs
+	id = New(Config{Store: storetest.New(f), Issuer: "https://mp.example:7443", RegistryService: "mp.example:5000", CAKeyHash: "cafe",
+		Now: func() time.Time { return began }})
 	if _, err := id.CreateUser(f.Context(), fuzzUser, password, resource.UserSpec{}); err != nil {
 		f.Fatal(err)
 	}

@@ -24,7 +24,7 @@ import (
 )
 
 // testImages is a folder of layouts with one image, tool:1.
-func testImages(t *testing.T) (dir, digest string) {
+func testImages(t testing.TB) (dir, digest string) {
 	t.Helper()
 	dir = t.TempDir()
 	image, err := random.Image(4096, 2)

@@ -16,6 +16,7 @@ import (
 // nothing: CoreDNS, which asks for the pods, has a cache.
 type resolver struct {
 	upstreams atomic.Pointer[[]netip.AddrPort]
+	timeout   time.Duration // of one question to an upstream
 }
 
 const (
@@ -25,7 +26,7 @@ const (
 )
 
 func newResolver() *resolver {
-	r := &resolver{}
+	r := &resolver{timeout: upstreamTimeout}
 	r.setUpstreams(nil)
 	return r
 }
@@ -68,7 +69,7 @@ func (r *resolver) serve(w dns.ResponseWriter, q *dns.Msg) {
 		return
 	}
 	overTCP := w.RemoteAddr().Network() == "tcp"
-	answer, err := exchange(servers, q, overTCP)
+	answer, err := r.exchange(servers, q, overTCP)
 	if err != nil {
 		refuse(w, q, dns.RcodeServerFailure, "no resolver answered")
 		return
@@ -85,15 +86,15 @@ func (r *resolver) serve(w dns.ResponseWriter, q *dns.Msg) {
 }
 
 // exchange asks the servers in their order.
-func exchange(servers []netip.AddrPort, q *dns.Msg, overTCP bool) (answer *dns.Msg, err error) {
+func (r *resolver) exchange(servers []netip.AddrPort, q *dns.Msg, overTCP bool) (answer *dns.Msg, err error) {
 	ask := q.Copy()
 	ask.Id = dns.Id()
 	for _, s := range servers {
-		c := &dns.Client{Net: "udp", Timeout: upstreamTimeout, UDPSize: dns.MaxMsgSize}
+		c := &dns.Client{Net: "udp", Timeout: r.timeout, UDPSize: dns.MaxMsgSize}
 		if overTCP {
 			c.Net = "tcp"
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), upstreamTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), r.timeout)
 		answer, _, err = c.ExchangeContext(ctx, ask, s.String())
 		cancel()
 		if err == nil && answer.Rcode != dns.RcodeServerFailure {

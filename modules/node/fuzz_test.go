@@ -88,6 +88,7 @@ func FuzzAgentAPI(f *testing.F) {
 	seed(3, resource.MachineCertificatesRequest{Machine: mine.Key(), KubeletClient: csr, KubeletServing: csr, KubeProxy: csr})
 	seed(3, resource.MachineCertificatesRequest{Machine: "acme/web/shop/../../x", KubeletClient: csr})
 	f.Add(byte(1), `{"address":"192.0.2.11","problems":[{"type":"x","status":"`+strings.Repeat("S", 20<<10)+`"}]}`)
+	f.Add(byte(3), "{}")
 	f.Add(byte(4), "{}")
 	f.Add(byte(1), `[[[[`)
 

@@ -37,7 +37,7 @@ func (h *Hub) machineCertificates(w http.ResponseWriter, r *http.Request, node *
 
 func (h *Hub) signMachine(ctx context.Context, node *resource.Node, req resource.MachineCertificatesRequest) (*resource.MachineCertificates, error) {
 	m, err := h.cfg.Store.Machines().Get(ctx, req.Machine)
-	if errors.Is(err, store.ErrNotFound) || (err == nil && m.Spec.Node != node.Name) {
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) || (err == nil && m.Spec.Node != node.Name) {
 		return nil, refusal{http.StatusNotFound, fmt.Sprintf("machine %q is not on node %s", req.Machine, node.Name)}
 	} else if err != nil {
 		return nil, err

@@ -1,9 +1,12 @@
 package registry
 
 import (
+	"bytes"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -153,8 +156,45 @@ func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, t target,
 			return err
 		}
 	}
-	if req.Method == http.MethodPost {
+	switch {
+	case req.Method == http.MethodPost:
 		return r.checkMount(req, who)
+	case req.Method == http.MethodPut && t.route == v2.RouteNameManifest:
+		return checkManifest(req)
+	}
+	return nil
+}
+
+// checkManifest refuses a manifest that names something by what is no digest:
+// the handler behind fails on it, and clients try again and again. All else that
+// may be wrong with one it says itself.
+func checkManifest(req *http.Request) error {
+	body, err := readAll(req.Body, maxManifest)
+	if err != nil {
+		return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "the manifest can't be read: %v", err)
+	}
+	req.Body = io.NopCloser(bytes.NewReader(body))
+	type descriptor struct{ Digest *digest.Digest }
+	var m struct {
+		Config, Subject   *descriptor
+		Layers, Manifests []descriptor
+	}
+	if json.Unmarshal(body, &m) != nil {
+		return nil
+	}
+	all := append(m.Layers, m.Manifests...)
+	for _, d := range []*descriptor{m.Config, m.Subject} {
+		if d != nil {
+			all = append(all, *d)
+		}
+	}
+	for _, d := range all {
+		if d.Digest == nil {
+			return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "the manifest names a part without a digest")
+		}
+		if err := d.Digest.Validate(); err != nil {
+			return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "the manifest names a part by %q, which is no digest", *d.Digest)
+		}
 	}
 	return nil
 }

@@ -46,7 +46,7 @@ type platform struct {
 	runs  map[string]bool // "NODE WORKSPACE"
 }
 
-func newPlatform(t *testing.T) *platform {
+func newPlatform(t testing.TB) *platform {
 	t.Helper()
 	certPEM, keyPEM, err := pki.NewCA("test")
 	if err != nil {
@@ -73,12 +73,12 @@ func newPlatform(t *testing.T) *platform {
 	return p
 }
 
-func (p *platform) tls(t *testing.T) *tls.Config {
+func (p *platform) tls(t testing.TB) *tls.Config {
 	t.Helper()
 	return &tls.Config{Certificates: []tls.Certificate{p.certificate(t, pki.Request{CommonName: "server", Hosts: []string{"127.0.0.1", "localhost"}, Server: true})}, ClientCAs: p.ca.Pool()}
 }
 
-func (p *platform) certificate(t *testing.T, r pki.Request) tls.Certificate {
+func (p *platform) certificate(t testing.TB, r pki.Request) tls.Certificate {
 	t.Helper()
 	certPEM, keyPEM, err := p.ca.Issue(r)
 	if err != nil {
@@ -158,7 +158,7 @@ func (p *platform) scope(repository string, actions ...string) string {
 }
 
 // start runs a registry for the length of the test and returns its host:port.
-func start(t *testing.T, p *platform, change func(*Config)) (*Registry, string) {
+func start(t testing.TB, p *platform, change func(*Config)) (*Registry, string) {
 	t.Helper()
 	cfg := Config{
 		Addr: "127.0.0.1:0", Dir: t.TempDir(), TLS: p.tls(t),
@@ -180,7 +180,7 @@ func start(t *testing.T, p *platform, change func(*Config)) (*Registry, string) 
 }
 
 // run runs r until stop is called.
-func run(t *testing.T, r *Registry) (stop func()) {
+func run(t testing.TB, r *Registry) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan struct{}), make(chan error, 1)
@@ -199,7 +199,7 @@ func run(t *testing.T, r *Registry) (stop func()) {
 }
 
 // image writes an image of the given number of layers as an OCI layout.
-func image(t *testing.T, layers int) (dir string, img v1.Image) {
+func image(t testing.TB, layers int) (dir string, img v1.Image) {
 	t.Helper()
 	img = mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	for range layers {

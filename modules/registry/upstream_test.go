@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -175,4 +176,12 @@ func TestBadUpstreams(t *testing.T) {
 			t.Errorf("New: got %v, want %s in it", err, want)
 		}
 	}
+}
+
+// empty forgets all that came from the upstream.
+func (c *cache) empty() error {
+	if err := os.RemoveAll(c.dir); err != nil {
+		return err
+	}
+	return c.open()
 }

@@ -1,0 +1,138 @@
+package balancer
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// FuzzRouting sends a request, byte for byte, to the proxy and to the redirect:
+// it reaches the app whose host it names or none, and says nothing to the app
+// that only we say.
+func FuzzRouting(f *testing.F) {
+	const routed = "hello.shop.web.acme.apps.example"
+	log := slog.New(slog.DiscardHandler)
+	b := &Balancer{log: log, proxy: newProxy(log), cfg: Config{HTTPSAddr: "127.0.0.1:443"}}
+	b.table = newTable(func(string) DialFunc { return nil }, func(string) {})
+	b.table.put(&resource.Route{Meta: resource.Meta{Name: routed}, Workspace: "acme/web/shop", Namespace: "default", Service: "hello", Port: 80})
+	var reached *http.Request
+	b.proxy.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+		reached = r
+		return &http.Response{StatusCode: 200, ProtoMajor: 1, ProtoMinor: 1, Body: http.NoBody, Request: r}, nil
+	})
+	for _, s := range []string{
+		"GET / HTTP/1.1\r\nHost: " + routed + "\r\n\r\n", "GET / HTTP/1.1\r\nHost: HELLO.shop.web.acme.apps.example.:443\r\nX-Forwarded-For: 1.2.3.4\r\nForwarded: for=x\r\n\r\n",
+		"GET http://" + routed + "/ HTTP/1.1\r\nHost: other.example\r\n\r\n", "GET http://u:p@other.example/ HTTP/1.0\r\nHost: " + routed + "\r\n\r\n",
+		"OPTIONS * HTTP/1.1\r\nHost: " + routed + "\r\nConnection: X-Forwarded-For, Upgrade\r\nUpgrade: websocket\r\n\r\n", "POST /a//b/../c?x;y=%zz HTTP/1.1\r\nHost: " + routed + "\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"CONNECT " + routed + ":443 HTTP/1.1\r\nHost: " + routed + "\r\n\r\n", "GET //evil.example/ HTTP/1.1\r\nHost: " + routed + "\r\n\r\n",
+	} {
+		f.Add([]byte(s), routed)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte, serverName string) {
+		read := func() *http.Request {
+			r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(raw)))
+			if err != nil {
+				return nil
+			}
+			r.RemoteAddr = "192.0.2.9:5000"
+			return r
+		}
+		r := read()
+		if r == nil {
+			return
+		}
+		r.TLS = &tls.ConnectionState{ServerName: serverName}
+		named, _ := canonicalHost(r.Host)
+		sni, _ := canonicalHost(serverName)
+		reached = nil
+		w := httptest.NewRecorder()
+		b.serveRoute(w, r)
+		if want := named == routed && sni == routed; (reached != nil) != want && w.Code != http.StatusBadGateway && w.Code != http.StatusBadRequest {
+			t.Errorf("host %q, server name %q: reached %v, status %d", r.Host, serverName, reached != nil, w.Code)
+		}
+		if reached != nil {
+			for _, h := range forwarded {
+				switch got := reached.Header.Values(h); {
+				case h == "X-Forwarded-For" && !slices.Equal(got, []string{"192.0.2.9"}), h == "X-Forwarded-Proto" && !slices.Equal(got, []string{"https"}),
+					h == "X-Forwarded-Host" && !slices.Equal(got, []string{r.Host}), !strings.HasPrefix(h, "X-Forwarded-") && len(got) > 0:
+					t.Errorf("%q says %q to the app", h, got)
+				}
+			}
+			if reached.URL.RawQuery != r.URL.RawQuery {
+				t.Errorf("query %q became %q", r.URL.RawQuery, reached.URL.RawQuery)
+			}
+		}
+		if r = read(); r == nil {
+			return
+		}
+		w = httptest.NewRecorder()
+		b.redirect(w, r)
+		where := w.Header().Get("Location")
+		if (where != "") != (named == routed) {
+			t.Errorf("host %q is sent to %q", r.Host, where)
+		}
+		if u, err := url.Parse(where); where != "" && (err != nil || u.Scheme != "https" || u.Host != routed || u.User != nil) {
+			t.Errorf("host %q is sent to %q, %v", r.Host, where, err)
+		}
+	})
+}
+
+// FuzzSavedTable reads any bytes as the table that is kept over a restart:
+// refused, or each host in it is one that could be routed, and it is kept the
+// same way again.
+func FuzzSavedTable(f *testing.F) {
+	f.Add([]byte(`{"routes":[{"host":"a.apps.example","workspace":"acme/web/shop","namespace":"default","service":"x","port":80}],"endpoints":[{"workspace":"acme/web/shop","namespace":"default","service":"x","addresses":["10.42.0.7","::1"]}]}`))
+	f.Add([]byte(`{"routes":[null,{"host":"A"},{"host":"a","port":1},{"host":"a","port":2}],"endpoints":[{"addresses":[""]}]}`))
+	f.Add([]byte(`{"routes":[{"host":"a","port":1}],"endpoints":[{"addresses":["0.0.0.0","127.0.0.1","fe80::1%25eth0"]}]}`))
+	f.Add([]byte(`null`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		load := func(name string) (*table, error) {
+			x := newTable(func(string) DialFunc { return nil }, func(string) {})
+			return x, x.load(filepath.Join(dir, name))
+		}
+		if err := os.WriteFile(filepath.Join(dir, "a"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		x, err := load("a")
+		if err != nil {
+			return
+		}
+		for host, e := range x.routes {
+			if got, ok := canonicalHost(host); !ok || got != host || e.Port == 0 || x.lookup(host) == nil {
+				t.Errorf("%q is routed: %+v", host, e)
+			}
+		}
+		if err := x.save(filepath.Join(dir, "b")); err != nil {
+			t.Fatal(err)
+		}
+		y, err := load("b")
+		if err != nil {
+			t.Fatalf("what was kept is refused: %v", err)
+		}
+		same := maps.EqualFunc(x.routes, y.routes, func(a, b *entry) bool { return a.service() == b.service() && a.Port == b.Port }) &&
+			maps.EqualFunc(x.endpoints, y.endpoints, func(a, b []netip.Addr) bool { return slices.Equal(a, b) })
+		if !same {
+			t.Errorf("kept %v %v, read %v %v", x.routes, x.endpoints, y.routes, y.endpoints)
+		}
+		for host := range x.routes {
+			x.remove(host)
+		}
+		if len(x.routes)+len(x.pools)+len(x.endpoints)+len(x.services) > 0 {
+			t.Errorf("with no route left: %v %v %v", x.pools, x.endpoints, x.services)
+		}
+	})
+}
