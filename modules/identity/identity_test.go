@@ -429,6 +429,12 @@ func TestJoinToken(t *testing.T) {
 	if !strings.Contains(err.Error(), `"host1"`) {
 		t.Errorf("by whom it was used is missing: %v", err)
 	}
+	spent := create()
+	redeem(spent, "host1", nil)
+	if _, err := id.store.JoinTokens().Modify(ctx, strings.Split(spent, ".")[0], func(t *resource.JoinToken) error { t.Spent = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	redeem(spent, "host1", access.ErrUsed) // the node was removed
 	clock.advance(completeWithin + time.Second)
 	redeem(first, "host1", access.ErrUsed)
 	// Without the CA's hash it works too; with another one it does not.

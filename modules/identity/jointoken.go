@@ -16,8 +16,10 @@ import (
 
 const (
 	// completeWithin is how long the node that used a token may come back with
-	// it: a join that died after the token was spent must be completable, and
-	// whoever repeats it still can't join under another name.
+	// it: a join that died after the token was used must be completable. Whoever
+	// repeats it can't join under another name, nor as a node that has reported
+	// (the hub refuses) or was removed (the token is spent); of two in a race the
+	// last is the node, and the other's certificate is worthless.
 	completeWithin = 10 * time.Minute
 	// keepJoinTokens is how long an expired token is kept to say why it is
 	// refused.
@@ -73,7 +75,7 @@ func (id *Identity) RedeemJoinToken(ctx context.Context, text, node, source stri
 			return unknown
 		}
 		if t.UsedBy != "" {
-			if t.UsedBy == node && t.UsedAt != nil && now.Before(t.UsedAt.Add(completeWithin)) {
+			if t.UsedBy == node && !t.Spent && t.UsedAt != nil && now.Before(t.UsedAt.Add(completeWithin)) {
 				return store.ErrSkip
 			}
 			return &access.Refusal{Reason: access.ErrUsed, Text: fmt.Sprintf("This join token was used by node %q at %s.", t.UsedBy, t.UsedAt.Format(time.RFC3339)), Remedy: another}

@@ -48,8 +48,9 @@ type HubConfig struct {
 // Tokens redeems join tokens.
 type Tokens interface {
 	// Redeem uses up the token for the node called name, which asks from the
-	// address source. Called once per join. The error says why a token is
-	// refused, in words for the operator.
+	// address source. Called once per join; a join that died may be repeated for
+	// a while by the same name. The error says why a token is refused, in words
+	// for the operator.
 	Redeem(ctx context.Context, token, name, source string) error
 }
 
@@ -178,6 +179,7 @@ func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest, source strin
 	existing, err := h.cfg.Store.Nodes().Get(ctx, req.Name)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
+		existing = nil
 	case err != nil:
 		return nil, err
 	case existing.Status.Phase == resource.Ready:
@@ -195,14 +197,18 @@ func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest, source strin
 	if err := h.cfg.Tokens.Redeem(ctx, req.Token, req.Name, source); err != nil {
 		return nil, refusal{http.StatusUnauthorized, err.Error()}
 	}
-	node := existing
-	if node == nil || errors.Is(err, store.ErrNotFound) {
-		node = &resource.Node{}
-		node.Name = req.Name
-		node.Status.Phase = resource.Pending
-		if err := h.cfg.Store.Nodes().Create(ctx, node); err != nil {
+	if existing != nil {
+		// A join that is repeated. It becomes another node: of two machines that
+		// came with one token only the last is one, and the other is told so.
+		if err := h.cfg.Store.Nodes().Delete(ctx, existing); err != nil {
 			return nil, fmt.Errorf("join %s: %w", req.Name, err)
 		}
+	}
+	node := &resource.Node{}
+	node.Name = req.Name
+	node.Status.Phase = resource.Pending
+	if err := h.cfg.Store.Nodes().Create(ctx, node); err != nil {
+		return nil, fmt.Errorf("join %s: %w", req.Name, err)
 	}
 	cert, err := h.sign(req.CSR, node)
 	if err != nil {
@@ -505,10 +511,15 @@ func (h *Hub) leave(w http.ResponseWriter, r *http.Request, node *resource.Node)
 	h.answer(w, struct{}{}, err)
 }
 
-// Runs says whether a machine of the workspace is placed on the node.
-func (h *Hub) Runs(node, workspace string) bool {
+// Runs says whether a machine of the workspace is placed on the node that a
+// verified client certificate belongs to.
+func (h *Hub) Runs(cert *x509.Certificate, workspace string) bool {
+	node, err := h.Identify([]*x509.Certificate{cert})
+	if err != nil {
+		return false
+	}
 	for _, m := range h.cfg.Machines.List(workspace) {
-		if m.Spec.Node == node && strings.HasPrefix(m.Key(), workspace+"/") {
+		if m.Spec.Node == node.Name && strings.HasPrefix(m.Key(), workspace+"/") {
 			return true
 		}
 	}

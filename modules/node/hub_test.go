@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -298,5 +299,80 @@ func TestReportIsNotTakenAtItsWord(t *testing.T) {
 	n, err := p.store.Nodes().Get(t.Context(), "n1")
 	if err != nil || len(n.Status.Conditions) > maxItems || len(n.Status.Kernel) > maxText {
 		t.Errorf("the store keeps %d problems and %d octets of kernel, %v", len(n.Status.Conditions), len(n.Status.Kernel), err)
+	}
+}
+
+func TestRepeatedJoinLeavesOneNode(t *testing.T) {
+	p := start(t)
+	first, second := p.join(t, "n1"), p.join(t, "n1") // the same name and token, before any report
+	report := func(c *client) error {
+		return c.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: "192.0.2.11"}, nil)
+	}
+	if err := report(second); err != nil {
+		t.Fatal(err)
+	}
+	if err := report(first); !errors.Is(err, ErrRemoved) {
+		t.Errorf("who joined first reports after another became the node: got %v, want %v", err, ErrRemoved)
+	}
+	if err := Join(t.Context(), t.TempDir(), p.url, "n1", p.token()); err == nil {
+		t.Error("somebody joined as a node that lives")
+	}
+}
+
+func TestRunsLooksAtTheCertificate(t *testing.T) {
+	p := start(t)
+	old := p.join(t, "n1")
+	machine := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop", Meta: resource.Meta{Name: "shop-1"}, Spec: resource.MachineSpec{Node: "n1"}}
+	if err := p.store.Machines().Create(t.Context(), machine); err != nil {
+		t.Fatal(err)
+	}
+	runs := func(c *client) bool {
+		leaf, err := x509.ParseCertificate(c.cert.Certificate[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.Runs(leaf, "acme/web/shop")
+	}
+	waitFor(t, "the node runs the machine", func() bool { return runs(old) })
+	again := p.join(t, "n1") // another node with the same name
+	waitFor(t, "the new node runs it", func() bool { return runs(again) })
+	if runs(old) {
+		t.Error("the certificate of a node that is gone counts for the next one of its name")
+	}
+}
+
+func TestRemovedNodeSpendsItsToken(t *testing.T) {
+	p := start(t)
+	c := p.join(t, "n1")
+	now := time.Now()
+	if err := p.store.JoinTokens().Create(t.Context(), &resource.JoinToken{Meta: resource.Meta{Name: "used"}, UsedBy: "n1", UsedAt: &now, ExpiresAt: now}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/leave", struct{}{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	n, err := p.store.Nodes().Get(t.Context(), "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Monitor{Log: slog.New(slog.DiscardHandler), Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines}
+	m.now = time.Now
+	if err := m.look(t.Context(), n, now); err != nil {
+		t.Fatal(err)
+	}
+	if token, err := p.store.JoinTokens().Get(t.Context(), "used"); err != nil || !token.Spent {
+		t.Errorf("after its node was removed the token is %+v, %v, want it spent", token, err)
+	}
+	if _, err := p.store.Nodes().Get(t.Context(), "n1"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the node: got %v, want it gone", err)
+	}
+}
+
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within 30 s", what)
+		}
 	}
 }

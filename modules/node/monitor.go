@@ -129,9 +129,35 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 	} else if err != nil {
 		return err
 	}
+	if err := m.spend(ctx, n.Name); err != nil {
+		return err
+	}
 	if err := m.Store.Nodes().Delete(ctx, fresh); err != nil {
 		return err
 	}
 	m.Log.Info("node removed", "node", n.Name)
+	return nil
+}
+
+// spend makes the join tokens that a node has used worthless for good: for some
+// minutes the same name could repeat its join with one, and a removed node would
+// be back.
+func (m *Monitor) spend(ctx context.Context, node string) error {
+	tokens, _, _, err := m.Store.JoinTokens().List(ctx, "", "", 0)
+	if err != nil {
+		return err
+	}
+	for _, t := range tokens {
+		if t.UsedBy != node {
+			continue
+		}
+		_, err := m.Store.JoinTokens().Modify(ctx, t.Name, func(t *resource.JoinToken) error {
+			t.Spent = true
+			return nil
+		})
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+	}
 	return nil
 }

@@ -100,7 +100,7 @@ func (r *Registry) authenticate(w http.ResponseWriter, req *http.Request, t targ
 	if cert := nodeCertificate(req); cert != nil && req.Header.Get("Authorization") == "" {
 		node, workspace := cert.Subject.CommonName, req.Header.Get(workspaceHeader)
 		parts := strings.Split(workspace, "/")
-		if len(parts) != 3 || !r.cfg.Nodes.Runs(node, workspace) {
+		if len(parts) != 3 || !r.cfg.Nodes.Runs(cert, workspace) {
 			return principal{}, refuse(http.StatusForbidden, "DENIED", "node %s runs no machine of workspace %q", node, workspace)
 		}
 		return principal{node: parts[0] + "/" + parts[1]}, nil

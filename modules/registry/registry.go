@@ -16,6 +16,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -67,10 +68,11 @@ type Config struct {
 
 // Nodes tells which node runs what.
 type Nodes interface {
-	// Runs says whether the node of that name runs a machine of the workspace
-	// "ACCOUNT/ORGANIZATION/WORKSPACE". It is asked with every request of a
-	// node, must not block, and is safe for concurrent use.
-	Runs(node, workspace string) bool
+	// Runs says whether the node that a verified certificate belongs to is still
+	// one and runs a machine of the workspace "ACCOUNT/ORGANIZATION/WORKSPACE".
+	// It is asked with every request of a node, must not block, and is safe for
+	// concurrent use.
+	Runs(cert *x509.Certificate, workspace string) bool
 }
 
 // Organizations tells which organizations there are.

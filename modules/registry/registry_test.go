@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -97,10 +98,10 @@ func (p *platform) Exists(account, organization string) bool {
 	return p.orgs[account+"/"+organization]
 }
 
-func (p *platform) Runs(node, workspace string) bool {
+func (p *platform) Runs(cert *x509.Certificate, workspace string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.runs[node+" "+workspace]
+	return p.runs[cert.Subject.CommonName+" "+workspace]
 }
 
 func (p *platform) keys(context.Context) (*jose.JSONWebKeySet, error) {

@@ -98,6 +98,9 @@ type JoinToken struct {
 	// UsedBy is the node that joined with it; empty while unused.
 	UsedBy string     `json:"usedBy,omitempty"`
 	UsedAt *time.Time `json:"usedAt,omitempty"`
+	// Spent says that the node that joined with it was removed: nobody may repeat
+	// that join.
+	Spent bool `json:"spent,omitempty"`
 	// SecretHash is the SHA-256 of the token's secret half, in hex.
 	SecretHash string `json:"secretHash,omitempty" hidden:"true"`
 }
