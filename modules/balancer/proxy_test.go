@@ -258,28 +258,36 @@ func TestGRPC(t *testing.T) {
 	}
 }
 
-// TestStream: what the app sends arrives when it is sent.
+// TestStream: what the app sends arrives when it is sent, also if the answer
+// has a length.
 func TestStream(t *testing.T) {
 	s, b := served(t, "127.0.0.2")
 	next := make(chan struct{})
 	s.pod("127.0.0.2", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/length" {
+			w.Header().Set("Content-Length", "24")
+		}
 		for i := range 3 {
 			fmt.Fprintf(w, "data: %d\n", i)
 			w.(http.Flusher).Flush()
 			<-next
 		}
 	}))
-	resp, err := s.browser(b, true).Get("https://" + hello + "/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewReader(resp.Body)
-	for i := range 3 {
-		if got, err := lines.ReadString('\n'); got != fmt.Sprintf("data: %d\n", i) {
-			t.Errorf("got %q %v", got, err)
+	for _, path := range []string{"/", "/length"} {
+		resp, err := s.browser(b, true).Get("https://" + hello + path)
+		if err != nil {
+			t.Fatal(err)
 		}
-		next <- struct{}{}
+		lines := bufio.NewReader(resp.Body)
+		for i := range 3 {
+			if got, err := lines.ReadString('\n'); got != fmt.Sprintf("data: %d\n", i) {
+				t.Errorf("%s: got %q %v", path, got, err)
+			}
+			next <- struct{}{}
+		}
+		if resp.Body.Close(); (path == "/length") != (resp.ContentLength == 24) {
+			t.Errorf("%s: length is %d", path, resp.ContentLength)
+		}
 	}
 }
 
