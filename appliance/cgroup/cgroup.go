@@ -1,9 +1,8 @@
 // Package cgroup makes, fills and ends control groups on hosts with version 2,
 // with version 1, and with both.
 //
-// A group is named by a path relative to our own parent group: the unit's
-// group, if an init system on version 2 gave us one to ourselves, else
-// /multipaas. The name stays the same over a restart, so a part finds what it
+// A group is named by a path relative to /multipaas, in the root of each
+// hierarchy. The name stays the same over a restart, so a part finds what it
 // left running.
 //
 // Parties: whoever runs processes that must be limited, or ended whole. Any
@@ -47,10 +46,11 @@ func (m Mode) String() string {
 
 const (
 	mountPoint = "/sys/fs/cgroup"
-	// selfLeaf is where Setup puts this process, so that its unit's group holds
-	// only groups: version 2 gives controllers to no group that holds processes.
-	selfLeaf = "multipaas-self"
-	fallback = "/multipaas"
+	// parent is the group below which ours are. It stands beside the init
+	// system's, not in our unit's group: what must outlive us is in it, and an
+	// init system can start a unit again only in a group that has no groups with
+	// controllers below.
+	parent = "/multipaas"
 )
 
 // ErrNone is returned when no control groups are mounted.
@@ -68,62 +68,10 @@ func Detect() (Mode, error) {
 	return V1, nil
 }
 
-// Setup prepares for making groups: under an init system on version 2 it moves
-// this process to a leaf of its unit's group. Call it once, early, before other
-// processes are started. Without it everything works, below /multipaas.
-func Setup() error {
-	mode, err := Detect()
-	if err != nil || mode != V2 {
-		return err
-	}
-	own, err := ownV2()
-	if err != nil || own == "/" || path.Base(own) == selfLeaf {
-		return err
-	}
-	pids, err := readPIDs(filepath.Join(mountPoint, own, "cgroup.procs"))
-	if err != nil {
-		return err
-	}
-	if len(pids) != 1 || pids[0] != os.Getpid() {
-		return nil // a login session, say: not ours to arrange
-	}
-	leaf := filepath.Join(mountPoint, own, selfLeaf)
-	if err := os.Mkdir(leaf, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("set up cgroup %s: %w", own, err)
-	}
-	if err := writeFile(filepath.Join(leaf, "cgroup.procs"), "0"); err != nil {
-		return fmt.Errorf("set up cgroup %s: %w", own, err)
-	}
-	return nil
-}
-
-// Parent is the group below which ours are, as a path from the root of the
-// hierarchy.
-func Parent() (string, error) {
-	mode, err := Detect()
-	if err != nil {
-		return "", err
-	}
-	if mode == V2 {
-		own, err := ownV2()
-		if err != nil {
-			return "", err
-		}
-		if path.Base(own) == selfLeaf {
-			return path.Dir(own), nil
-		}
-	}
-	return fallback, nil
-}
-
 // Path is the path of a group from the root of the hierarchy, as runc takes it.
 func Path(name string) (string, error) {
 	if name == "" || strings.HasPrefix(name, "/") || path.Clean(name) != name || name == "." || strings.HasPrefix(name, "..") {
 		return "", fmt.Errorf("cgroup %q: not a relative path", name)
-	}
-	parent, err := Parent()
-	if err != nil {
-		return "", err
 	}
 	return path.Join(parent, name), nil
 }
@@ -209,20 +157,6 @@ func parseMounts(mountinfo []byte) []hierarchy {
 
 // knownV1 tells controllers from other mount options.
 var knownV1 = []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "net_cls", "net_prio", "perf_event", "hugetlb", "rdma", "misc"}
-
-// ownV2 is the group of this process in the version 2 hierarchy.
-func ownV2() (string, error) {
-	data, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(data)) {
-		if own, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			return own, nil
-		}
-	}
-	return "", errors.New("/proc/self/cgroup: no version 2 group")
-}
 
 func readPIDs(file string) ([]int, error) {
 	data, err := os.ReadFile(file)
