@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -45,6 +46,7 @@ func newBase(role string, cfg Config, version string, log *slog.Logger, items fu
 	b := &base{cfg: cfg, version: version, log: log, problems: &problem.Registry{Log: log.With("component", "problems")},
 		graph:   &lifecycle.Graph{Log: log, StopTimeout: stopTimeout},
 		metrics: prometheus.NewRegistry()}
+	b.graph.OnReady = b.tellInit
 	b.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	started := time.Now()
 	b.status = status.New(status.Config{
@@ -56,6 +58,14 @@ func newBase(role string, cfg Config, version string, log *slog.Logger, items fu
 				Started: started, Parts: b.graph.Status(), Problems: b.problems.List(), Items: items()}
 		}})
 	return b
+}
+
+// tellInit tells the init system that started us, if one wants to know, that we
+// serve.
+func (b *base) tellInit() {
+	if _, err := daemon.SdNotify(true, daemon.SdNotifyReady); err != nil {
+		b.log.Warn("the init system is not told that this is ready", "error", err)
+	}
 }
 
 func (b *base) part(name string) *slog.Logger { return b.log.With("component", name) }
@@ -77,6 +87,9 @@ func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release f
 			unlock()
 		}
 	}()
+	for _, err := range prepareKernel(ctx) {
+		b.log.Warn("prepare the kernel", "error", err)
+	}
 	var failed []error
 	for _, r := range preflight.Run(ctx, checks) {
 		switch r.State {

@@ -64,6 +64,7 @@ const defaultStopTimeout = 30 * time.Second
 type Graph struct {
 	Log         *slog.Logger  // nil: nothing is logged
 	StopTimeout time.Duration // for each part, from being told to stop; 0: 30 s
+	OnReady     func()        // called once, when every part has become ready; nil: nobody is told
 
 	mu    sync.Mutex // guards nodes against Status; Add and Run are one goroutine's
 	nodes []*Node
@@ -129,8 +130,23 @@ func (g *Graph) Run(ctx context.Context) error {
 			close(n.stopped)
 		})
 	}
+	if g.OnReady != nil {
+		wg.Go(func() { g.tellReady(ctx) })
+	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// tellReady calls OnReady once every part is, unless the graph stops before.
+func (g *Graph) tellReady(ctx context.Context) {
+	for _, n := range g.nodes {
+		select {
+		case <-n.ready:
+		case <-ctx.Done():
+			return
+		}
+	}
+	g.OnReady()
 }
 
 // run takes n through its life. The graph stops when ctx is done.

@@ -361,3 +361,39 @@ func states(g *Graph) string {
 	}
 	return strings.Join(all, " ")
 }
+
+// OnReady is told when the last part is ready, not before, and not at all by a
+// graph that stops before that.
+func TestOnReady(t *testing.T) {
+	for _, all := range []bool{true, false} {
+		told, slow := make(chan bool, 2), make(chan struct{})
+		g := &Graph{OnReady: func() { told <- true }}
+		g.Add("quick", Task(func(context.Context) error { return nil }))
+		g.Add("slow", Func(func(ctx context.Context, ready func()) error {
+			select {
+			case <-slow:
+				ready()
+				<-ctx.Done()
+			case <-ctx.Done():
+			}
+			return nil
+		}))
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- g.Run(ctx) }()
+		if all {
+			if len(told) != 0 {
+				t.Error("told before the slow part is ready")
+			}
+			close(slow)
+			<-told
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		if got := len(told); got != 0 {
+			t.Errorf("all ready: %v: told %d times more, want none", all, got)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path"
 	"runtime"
 	"strings"
 
@@ -34,6 +35,66 @@ func Filesystems(names ...string) Check {
 			return nil
 		},
 	}
+}
+
+// Module is a kernel module that the kernel does not load by itself when
+// something of it is used.
+type Module struct {
+	Name  string
+	shows string // a file that is there once it is loaded, or built in
+}
+
+// Modules are those that a node needs.
+func Modules() []Module {
+	return []Module{
+		{"br_netfilter", "/proc/sys/net/bridge/bridge-nf-call-iptables"},
+		{"loop", "/dev/loop-control"},
+	}
+}
+
+// Loaded says whether the kernel has it now.
+func (m Module) Loaded() bool {
+	_, err := os.Stat(m.shows)
+	return err == nil
+}
+
+// KernelModules checks that each is loaded, or stands where a node, when it
+// starts, loads it from.
+func KernelModules(modules ...Module) Check {
+	return Check{
+		Name:   "kernel-modules",
+		Remedy: "install the package with the modules of the kernel that runs (and reboot, if a newer kernel was installed), or boot a kernel that has them",
+		Run: func(context.Context) error {
+			var u unix.Utsname
+			if err := unix.Uname(&u); err != nil {
+				return err
+			}
+			dir := "/lib/modules/" + unix.ByteSliceToString(u.Release[:])
+			list, _ := os.ReadFile(dir + "/modules.dep") // none: none can be loaded
+			var missing []string
+			for _, m := range modules {
+				if !m.Loaded() && !listed(string(list), m.Name) {
+					missing = append(missing, m.Name)
+				}
+			}
+			if len(missing) > 0 {
+				return fmt.Errorf("the kernel has no %s, and %s neither", strings.Join(missing, ", "), dir)
+			}
+			return nil
+		},
+	}
+}
+
+// listed finds a module in the text of modules.dep(5).
+func listed(list, name string) bool {
+	for line := range strings.Lines(list) {
+		file, _, _ := strings.Cut(line, ":")
+		base, _, _ := strings.Cut(path.Base(file), ".")
+		if strings.ReplaceAll(base, "-", "_") == name {
+			return true
+		}
+	}
+	return false
 }
 
 func hasFilesystem(list, name string) bool {
@@ -152,7 +213,7 @@ func Server(dataDir string, listen []string) []Check {
 func Node(dataDir string) []Check {
 	return []Check{
 		Root(), Capabilities(), OOMPriority(), Clock(stamp()), Cgroups(),
-		Filesystems("overlay", "tmpfs"), Links(), Nftables(),
+		Filesystems("overlay", "tmpfs"), Links(), Nftables(), KernelModules(Modules()...),
 		OpenFiles(4096), Inotify(512),
 		Memory(2 << 30), Disk(dataDir, 10<<30),
 	}

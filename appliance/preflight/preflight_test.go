@@ -63,6 +63,7 @@ func TestChecksFail(t *testing.T) {
 		{Ports(ln.Addr().String(), "192.0.2.1:1"), "is taken, 192.0.2.1:1 is no address of this machine"},
 		{Disk(filepath.Join(t.TempDir(), "not", "there", "yet"), 1<<62), "GiB free, needs"},
 		{Filesystems("overlay", "nosuchfs"), "the kernel has no nosuchfs"},
+		{KernelModules(Module{"nosuchmodule", "/no/such/file"}), "the kernel has no nosuchmodule"},
 		{clock(time.Time{}, past), "before this program was made"},
 		{clock(time.Time{}, far), "can't be"},
 		{OpenFiles(1 << 62), "the limit is"},
