@@ -158,7 +158,8 @@ func nodeCommand() *cli.Command {
 					"arguments can be read by every process:\n\n" +
 					"   MULTIPAAS_JOIN_TOKEN=... multipaas node join https://192.0.2.10:7443\n" +
 					"   multipaas node join --token-file token https://192.0.2.10:7443",
-				Flags: append(configFlags(), &cli.StringFlag{Name: "token-file", Usage: "`FILE` with the join token, - for standard input"}),
+				Flags: append(configFlags(), &cli.StringFlag{Name: "token-file", Usage: "`FILE` with the join token, - for standard input"},
+					&cli.BoolFlag{Name: "no-run", Usage: "join only: a unit runs the node"}),
 				Action: func(c *cli.Context) error {
 					return role(c, func(ctx context.Context, cfg appliance.Config, log *slog.Logger) error {
 						return joinNode(ctx, c, cfg, log)
@@ -194,26 +195,30 @@ func nodeCommand() *cli.Command {
 }
 
 func joinNode(ctx context.Context, c *cli.Context, cfg appliance.Config, log *slog.Logger) error {
-	_, _, err := appliance.Joined(cfg)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && c.Args().First() != "" {
-		if c.NArg() != 1 {
-			return cli.Exit("multipaas: name the server: multipaas node join https://SERVER:7443", 2)
-		}
-		server, name, joined := appliance.Joined(cfg)
-		if joined == nil && server == strings.TrimSuffix(c.Args().First(), "/") && name == cfg.Name {
-			return appliance.RunNode(ctx, cfg, version, log)
-		}
-		token, err := joinToken(c)
-		if err != nil {
-			return err
-		}
-		if err := appliance.JoinNode(ctx, cfg, c.Args().First(), token); err != nil {
-			return err
-		}
-	} else if err != nil {
+	if err := joinOnce(ctx, c, cfg); err != nil || c.Bool("no-run") {
 		return err
 	}
 	return appliance.RunNode(ctx, cfg, version, log)
+}
+
+// joinOnce joins, unless this machine has: it may leave the server's name out then.
+func joinOnce(ctx context.Context, c *cli.Context, cfg appliance.Config) error {
+	at, name, err := appliance.Joined(cfg)
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist), err == nil && c.NArg() == 0:
+		return err
+	case c.NArg() != 1:
+		return cli.Exit("multipaas: name the server: multipaas node join https://SERVER:7443", 2)
+	}
+	server := c.Args().First()
+	if err == nil && at == strings.TrimSuffix(server, "/") && name == cfg.Name {
+		return nil
+	}
+	token, err := joinToken(c)
+	if err != nil {
+		return err
+	}
+	return appliance.JoinNode(ctx, cfg, server, token)
 }
 
 func joinToken(c *cli.Context) (string, error) {
