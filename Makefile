@@ -119,6 +119,10 @@ image-machine: ociimage ## make the root file system of the machines, from Debia
 	@$(cached) $(payload)/images/machine .cache/ociimage .cache/keys/.cache-machine.tar -- .cache/ociimage --out $(payload)/images/machine \
 		--name multipaas.internal/machine:1 --root .cache/machine.tar --entrypoint /sbin/init
 
+.PHONY: vm-image
+vm-image: ## make the disk of the virtual machines of testing/vm, from Debian packages
+	@$(cached) .cache/vm testing/vm/root embed/images/machine/sources.sh -- testing/vm/root/build.sh .cache/vm
+
 .PHONY: lab
 lab: ## build dist/lab, which makes hosts out of network namespaces
 	@go build -buildvcs=false -o dist/lab ./testing/lab/cmd/lab
@@ -163,7 +167,7 @@ leaks: build lab ## create, deploy, delete, again and again: nothing may stay be
 	@$(call suite,leaks,90m,./testing/e2e/leaks)
 
 .PHONY: test-vm
-test-vm: build ## a server and a node on virtual machines with systemd and cgroup v2
+test-vm: build vm-image ## a server and a node on virtual machines with systemd and cgroup v2
 	@$(call suite,vm,120m,./testing/vm)
 
 .PHONY: test-long

@@ -1,0 +1,190 @@
+package vm_test
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/multipaas/multipaas/testing/vm"
+)
+
+const (
+	appHost    = "hello.shop.web.acme." + domain
+	kubeconfig = "/root/kubeconfig"
+)
+
+// workspace makes a tenant with a workspace of one machine and an app of one
+// pod, which answers over TLS through the balancer.
+func (p *platform) workspace(ctx context.Context, t *testing.T) {
+	const password = "/root/owner-password"
+	if err := p.server.Write(ctx, password, "correct horse battery\n"); err != nil {
+		t.Fatal(err)
+	}
+	p.mp(ctx, t, "admin", "register", "acme", "--email", "owner@acme.example", "--password-file", password)
+	p.mp(ctx, t, "tenant", "init", serverURL, "--ca", ca)
+	p.mp(ctx, t, "tenant", "login", "owner@acme.example", "--password-file", password)
+	p.mp(ctx, t, "tenant", "accounts", "use", "acme")
+	p.mp(ctx, t, "tenant", "org", "create", "web")
+	p.mp(ctx, t, "tenant", "org", "use", "web")
+	began := time.Now()
+	p.mp(ctx, t, "tenant", "ws", "create", "shop", "--machines", "1", "--cpu", "2", "--memory", "2Gi", "--disk", "10Gi", "--timeout", "25m")
+	t.Logf("ws create took %.0f s", time.Since(began).Seconds())
+	p.mp(ctx, t, "tenant", "ws", "use", "shop")
+	p.mp(ctx, t, "tenant", "cluster", "config-kubectl", "shop", "--file", kubeconfig)
+	began = time.Now()
+	p.mp(ctx, t, "tenant", "apps", "deploy", "hello", "--image", "multipaas.internal/hello:1", "--instances", "1", "--port", "8080", "--timeout", "25m")
+	t.Logf("apps deploy took %.0f s", time.Since(began).Seconds())
+	p.answers(ctx, t, p.node)
+	p.well(ctx, t)
+	t.Log(must(ctx, t, p.node, "find", "/sys/fs/cgroup/multipaas", "-maxdepth", "3", "-type", "d"))
+}
+
+// answers waits until the app answers over TLS through the balancer, asked from
+// one of the machines, which trusts the platform's authority only.
+func (p *platform) answers(ctx context.Context, t *testing.T, from *vm.VM) {
+	t.Helper()
+	if from != p.server {
+		if err := from.Write(ctx, "/root/ca.crt", must(ctx, t, p.server, "cat", ca)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := ca
+	if from != p.server {
+		file = "/root/ca.crt"
+	}
+	eventually(ctx, t, "the app answers, asked from "+from.Name(), func() error {
+		out, err := from.Must(ctx, "curl", "-sS", "--fail", "--max-time", "60", "--cacert", file,
+			"--resolve", appHost+":443:"+serverAddress, "https://"+appHost+"/")
+		if err == nil && out == "" {
+			err = fmt.Errorf("an empty answer")
+		}
+		return err
+	})
+}
+
+// machine is what stays of a machine whatever happens to its host: name, uid
+// and address of the cluster's node.
+func (p *platform) machine(ctx context.Context, t *testing.T) string {
+	t.Helper()
+	var found string
+	eventually(ctx, t, "the cluster's node is ready", func() error {
+		out, err := p.server.Must(ctx, "env", "MP_CONFIG=/root/mp-tenant", "KUBECONFIG="+kubeconfig, "multipaas", "kubectl", "get", "nodes", "-o",
+			`jsonpath={range .items[*]}{.metadata.name} {.metadata.uid} {.status.addresses[?(@.type=="InternalIP")].address} {.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}`)
+		if err != nil {
+			return err
+		}
+		identity, ready := strings.CutSuffix(strings.TrimSpace(out), " True")
+		if !ready || len(strings.Fields(identity)) != 3 {
+			return fmt.Errorf("the nodes are %q", out)
+		}
+		found = identity
+		return nil
+	})
+	return found
+}
+
+// firstProcess is the host's id of the machine's process 1, with when it started.
+func (p *platform) firstProcess(ctx context.Context, t *testing.T) string {
+	t.Helper()
+	pid := strings.Fields(must(ctx, t, p.node, "pgrep", "-o", "-x", "-f", "/opt/multipaas/init .*"))
+	if len(pid) != 1 {
+		t.Fatalf("init of the machine: got processes %v, want one", pid)
+	}
+	stat := strings.Fields(must(ctx, t, p.node, "cat", "/proc/"+pid[0]+"/stat"))
+	return pid[0] + " since " + stat[21]
+}
+
+// agentAway: the machine runs on while the node's unit is stopped, and systemd
+// can start the unit again.
+func (p *platform) agentAway(ctx context.Context, t *testing.T) {
+	before := p.firstProcess(ctx, t)
+	must(ctx, t, p.node, "systemctl", "stop", "multipaas-node")
+	p.answers(ctx, t, p.server)
+	must(ctx, t, p.node, "systemctl", "daemon-reload")
+	must(ctx, t, p.node, "systemctl", "start", "multipaas-node")
+	must(ctx, t, p.node, "systemctl", "restart", "multipaas-node")
+	p.well(ctx, t)
+	if after := p.firstProcess(ctx, t); after != before {
+		t.Errorf("the machine's first process is %s, was %s: it has been started again", after, before)
+	}
+}
+
+// clock sets the clock of one machine and then the other a day on, and a day
+// back. The app goes on answering to those whose clock is right, and everything
+// is well again when the clock is.
+func (p *platform) clock(ctx context.Context, t *testing.T) {
+	machine, process := p.machine(ctx, t), p.firstProcess(ctx, t)
+	for _, c := range []struct {
+		wrong, right *vm.VM
+		jump         time.Duration
+	}{
+		{p.server, p.node, 24 * time.Hour}, {p.server, p.node, -24 * time.Hour},
+		{p.node, p.server, 24 * time.Hour}, {p.node, p.server, -24 * time.Hour},
+	} {
+		t.Run(fmt.Sprintf("%s %s", c.wrong.Name(), c.jump), func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			shift(ctx, t, c.wrong, c.jump)
+			p.answers(ctx, t, c.right)
+			for range 3 { // as long as the platform looks at everything once and again
+				must(ctx, t, c.wrong, "sleep", "40")
+				p.answers(ctx, t, c.right)
+			}
+			p.units(ctx, t)
+			shift(ctx, t, c.wrong, -c.jump)
+			p.answers(ctx, t, c.right)
+			p.answers(ctx, t, c.wrong)
+			p.well(ctx, t)
+			if got := p.machine(ctx, t); got != machine {
+				t.Errorf("the machine is %s, was %s", got, machine)
+			}
+			if got := p.firstProcess(ctx, t); got != process {
+				t.Errorf("the machine's first process is %s, was %s: it has been started again", got, process)
+			}
+		})
+	}
+}
+
+// units: neither has ended and been started again by systemd.
+func (p *platform) units(ctx context.Context, t *testing.T) {
+	t.Helper()
+	for _, v := range []*vm.VM{p.server, p.node} {
+		if got := must(ctx, t, v, "systemctl", "show", "-P", "NRestarts", "multipaas-"+v.Name()); got != "0" {
+			t.Errorf("multipaas-%s was started again %s times, want none", v.Name(), got)
+		}
+	}
+}
+
+// shift moves the clock of a machine.
+func shift(ctx context.Context, t *testing.T, v *vm.VM, by time.Duration) {
+	t.Helper()
+	now, err := strconv.ParseInt(must(ctx, t, v, "date", "+%s"), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(ctx, t, v, "date", "-s", fmt.Sprintf("@%d", now+int64(by.Seconds())))
+}
+
+// power takes the power from the node, then from both: what was there is there
+// again, under the same names and addresses.
+func (p *platform) power(ctx context.Context, t *testing.T) {
+	machine := p.machine(ctx, t)
+	for _, off := range [][]*vm.VM{{p.node}, {p.server, p.node}} {
+		for _, v := range off {
+			v.Cut()
+		}
+		for _, v := range off {
+			if err := v.Power(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.answers(ctx, t, p.server)
+		p.well(ctx, t)
+		if got := p.machine(ctx, t); got != machine {
+			t.Errorf("after a power loss the machine is %s, was %s", got, machine)
+		}
+	}
+}

@@ -1,0 +1,203 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// Result is how a command in a machine went.
+type Result struct {
+	Args     []string
+	Code     int // its exit status, or 128 and its signal
+	Out, Err string
+}
+
+func (r Result) String() string {
+	return fmt.Sprintf("%s: exit %d\n%s%s", strings.Join(r.Args, " "), r.Code, r.Out, r.Err)
+}
+
+// Run runs a command in the machine, as root and without a shell, with input on
+// its standard input. It waits for the machine to come up first, until ctx is
+// done. The error says that we don't know how the command went; one that failed
+// is a Result.
+func (v *VM) Run(ctx context.Context, input string, args ...string) (Result, error) {
+	r := Result{Args: args}
+	agent, err := v.reach(ctx)
+	if err != nil {
+		return r, err
+	}
+	request := map[string]any{"path": args[0], "arg": args[1:], "capture-output": true,
+		"env": []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"}}
+	if input != "" {
+		request["input-data"] = []byte(input)
+	}
+	var started struct {
+		PID int `json:"pid"`
+	}
+	if err := v.ask(agent, "guest-exec", request, &started); err != nil {
+		return r, fmt.Errorf("%s in %s: %w", strings.Join(args, " "), v.cfg.Name, err)
+	}
+	for wait := 20 * time.Millisecond; ; wait = min(wait*3/2, time.Second) {
+		var s struct {
+			Exited bool   `json:"exited"`
+			Code   int    `json:"exitcode"`
+			Signal int    `json:"signal"`
+			Out    []byte `json:"out-data"`
+			Err    []byte `json:"err-data"`
+		}
+		if err := v.ask(agent, "guest-exec-status", map[string]any{"pid": started.PID}, &s); err != nil {
+			return r, fmt.Errorf("%s in %s: %w", strings.Join(args, " "), v.cfg.Name, err)
+		}
+		if s.Exited {
+			r.Code, r.Out, r.Err = s.Code, string(s.Out), string(s.Err)
+			if s.Signal != 0 {
+				r.Code = 128 + s.Signal
+			}
+			return r, nil
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return r, fmt.Errorf("%s in %s: %w", strings.Join(args, " "), v.cfg.Name, ctx.Err())
+		}
+	}
+}
+
+// answerTime is for one answer of the agent, which only starts commands and
+// says how they are. An emulated machine that is busy has been seen to take
+// ten seconds for it.
+const answerTime = 3 * time.Minute
+
+func (v *VM) ask(agent *wire, command string, arguments, out any) error {
+	err := agent.call(answerTime, command, arguments, out)
+	var no *refused
+	if err != nil && !errors.As(err, &no) { // the wire is of no more use
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if v.agent == agent {
+			v.hangUp()
+		}
+	}
+	return err
+}
+
+// reach returns a wire to the agent, once that answers.
+func (v *VM) reach(ctx context.Context) (*wire, error) {
+	for {
+		agent, err := v.knock()
+		if err == nil {
+			return agent, nil
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s does not answer: %w: %w\n%s", v.cfg.Name, ctx.Err(), err, v.lastWords())
+		}
+	}
+}
+
+// knock returns the wire that is there, or dials one and tries it.
+func (v *VM) knock() (*wire, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.qemu == nil {
+		return nil, errors.New("it is off")
+	}
+	select {
+	case <-v.qemu.ended:
+		return nil, fmt.Errorf("QEMU has ended: %s", v.qemu.said())
+	default:
+	}
+	if v.agent != nil {
+		return v.agent, nil
+	}
+	agent, err := dial(v.file("agent"))
+	if err != nil {
+		return nil, err
+	}
+	// One that was asked by a former wire may still answer to that.
+	token := time.Now().UnixNano() >> 16
+	for range 100 {
+		var back int64
+		if err = agent.call(2*time.Second, "guest-sync", map[string]any{"id": token}, &back); err != nil || back == token {
+			break
+		}
+	}
+	if err != nil {
+		agent.close()
+		return nil, err
+	}
+	v.agent = agent
+	return agent, nil
+}
+
+// Must runs a command that has to do well, and returns its output without the
+// last newline.
+func (v *VM) Must(ctx context.Context, args ...string) (string, error) {
+	r, err := v.Run(ctx, "", args...)
+	if err == nil && r.Code != 0 {
+		err = errors.New(r.String())
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", v.cfg.Name, err)
+	}
+	return strings.TrimSuffix(r.Out, "\n"), nil
+}
+
+// Write puts a file into the machine, for root alone.
+func (v *VM) Write(ctx context.Context, file, text string) error {
+	r, err := v.Run(ctx, text, "install", "-D", "-m", "600", "/dev/stdin", file)
+	if err == nil && r.Code != 0 {
+		err = errors.New(r.String())
+	}
+	return err
+}
+
+// Reboot boots the machine again and returns when it is up.
+func (v *VM) Reboot(ctx context.Context) error {
+	const bootID = "/proc/sys/kernel/random/boot_id"
+	before, err := v.Must(ctx, "cat", bootID)
+	if err != nil {
+		return err
+	}
+	// It may be gone before it has told how the command went.
+	if _, err := v.Must(ctx, "systemctl", "reboot", "--no-block"); err != nil {
+		return err
+	}
+	for {
+		rctx, cancel := context.WithTimeout(ctx, time.Minute)
+		now, err := v.Must(rctx, "cat", bootID)
+		cancel()
+		if err == nil && now != before {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("reboot: %w: %v", ctx.Err(), err)
+		}
+		v.mu.Lock()
+		v.hangUp()
+		v.mu.Unlock()
+		time.Sleep(500 * time.Millisecond)
+	}
+}
+
+// lastWords is the end of the console, for errors.
+func (v *VM) lastWords() string {
+	f, err := os.Open(v.Console())
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	const end = 3000
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	text := make([]byte, min(end, info.Size()))
+	n, _ := f.ReadAt(text, info.Size()-int64(len(text)))
+	return "the end of its console:\n" + string(text[:n])
+}

@@ -1,0 +1,405 @@
+package vm_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/vm"
+)
+
+const (
+	serverAddress = "192.0.2.10"
+	nodeAddress   = "192.0.2.11"
+	serverURL     = "https://" + serverAddress + ":7443"
+	domain        = "paas.internal"
+	data          = "/var/lib/multipaas"
+	ca            = data + "/pki/ca.crt"
+	adminFile     = data + "/bootstrap-admin.json"
+)
+
+// patience is for one step. An idle machine takes a tenth of it; one that
+// builds beside may take half.
+const patience = 30 * time.Minute
+
+// platform is a server and a node, each a virtual machine.
+type platform struct {
+	server, node *vm.VM
+	checks       int // that went well
+}
+
+// TestDebian runs the platform on Debian as it is: its kernel, systemd and
+// control groups version 2. The steps build on each other.
+func TestDebian(t *testing.T) {
+	p := &platform{}
+	defer func() {
+		datacenter.Count(t, "vm", "vm: %d steps on Debian's kernel, %d failed", p.checks+failures(t), failures(t))
+	}()
+	type step struct {
+		name string
+		test func(context.Context, *testing.T)
+	}
+	p.make(t)
+	steps := []step{
+		{"boot", p.boot},
+		{"preflight", p.preflight},
+		{"server", p.startServer},
+		{"join", p.join},
+		{"restart", p.restart},
+		{"reboot", p.reboot},
+	}
+	if os.Getenv("MULTIPAAS_LONG") == "1" {
+		steps = append(steps,
+			step{"workspace", p.workspace},
+			step{"agent away", p.agentAway},
+			step{"clock", p.clock},
+			step{"power", p.power},
+		)
+	}
+	for _, s := range steps {
+		began := time.Now()
+		ok := t.Run(s.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			defer p.tell(t)
+			s.test(ctx, t)
+		})
+		t.Logf("%s took %.1f s", s.name, time.Since(began).Seconds())
+		if !ok {
+			return
+		}
+		p.checks++
+	}
+}
+
+func failures(t *testing.T) int {
+	if t.Failed() {
+		return 1
+	}
+	return 0
+}
+
+// make makes both machines and what they run from. They are off.
+func (p *platform) make(t *testing.T) {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := filepath.Join(root, ".cache", "vm")
+	binary := filepath.Join(root, "dist", "multipaas")
+	for _, file := range []string{filepath.Join(image, "root.qcow2"), binary} {
+		if _, err := os.Stat(file); err != nil {
+			t.Fatalf("%v: make test-vm makes it", err)
+		}
+	}
+	// Not t.TempDir: the path of a socket is at most 107 bytes long.
+	dir, err := os.MkdirTemp("", "mpvm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	files := filepath.Join(dir, "files")
+	put(t, binary, filepath.Join(files, "multipaas"))
+	for _, unit := range []string{"multipaas-server.service", "multipaas-node.service"} {
+		put(t, filepath.Join(root, "installer", "units", unit), filepath.Join(files, unit))
+	}
+	disk := filepath.Join(dir, "disk")
+	if err := vm.NewDisk(t.Context(), disk, files); err != nil {
+		t.Fatal(err)
+	}
+	link := func(name string) string { return filepath.Join(dir, name+".lan") }
+	machine := func(name, peer, address string, memory int) *vm.VM {
+		own := filepath.Join(dir, name)
+		if err := os.Mkdir(own, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		v, err := vm.New(t.Context(), vm.Config{Name: name, Dir: own, Image: vm.Image(image), Disk: disk, CPUs: 2, MemoryMiB: memory,
+			Address: netip.PrefixFrom(netip.MustParseAddr(address), 24), Link: link(name), Peer: link(peer)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(v.Cut)
+		return v
+	}
+	p.server = machine("server", "node", serverAddress, 3072)
+	p.node = machine("node", "server", nodeAddress, 3584)
+}
+
+// put hands a file on under another name.
+func put(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if os.Link(from, to) == nil {
+		return
+	}
+	in, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, info.Mode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// both does something on both machines at once.
+func (p *platform) both(t *testing.T, do func(*vm.VM) error) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for _, v := range []*vm.VM{p.server, p.node} {
+		wg.Go(func() {
+			began := time.Now()
+			if err := do(v); err != nil {
+				t.Errorf("%s: %v", v.Name(), err)
+				return
+			}
+			t.Logf("%s: %.1f s", v.Name(), time.Since(began).Seconds())
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+// must runs a command that has to do well and returns its output.
+func must(ctx context.Context, t *testing.T, v *vm.VM, args ...string) string {
+	t.Helper()
+	out, err := v.Must(ctx, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// eventually tries until all is well, and fails with the last error.
+func eventually(ctx context.Context, t *testing.T, what string, try func() error) {
+	t.Helper()
+	if err := until(ctx, what, try); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func until(ctx context.Context, what string, try func() error) error {
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w: %w", what, ctx.Err(), err)
+		}
+	}
+}
+
+func (p *platform) boot(ctx context.Context, t *testing.T) {
+	p.both(t, func(v *vm.VM) error {
+		if err := v.Power(); err != nil {
+			return err
+		}
+		return settled(ctx, v)
+	})
+	for _, v := range []*vm.VM{p.server, p.node} {
+		if got := must(ctx, t, v, "stat", "-f", "-c", "%T", "/sys/fs/cgroup"); got != "cgroup2fs" {
+			t.Errorf("%s: /sys/fs/cgroup is %s, want cgroup2fs", v.Name(), got)
+		}
+		if got := must(ctx, t, v, "hostname"); got != v.Name() {
+			t.Errorf("the host name is %s, want %s", got, v.Name())
+		}
+	}
+	must(ctx, t, p.server, "ping", "-c", "1", "-W", "20", nodeAddress)
+}
+
+// settled waits until systemd has done all of the boot, and all of it well.
+func settled(ctx context.Context, v *vm.VM) error {
+	r, err := v.Run(ctx, "", "systemctl", "is-system-running", "--wait")
+	if err != nil {
+		return err
+	}
+	if state := strings.TrimSpace(r.Out); state != "running" {
+		failed, _ := v.Must(ctx, "systemctl", "--failed", "--plain", "--no-legend")
+		return fmt.Errorf("systemd says %s, want running; failed: %s", state, failed)
+	}
+	return nil
+}
+
+// preflight: a plain Debian server has all that the appliance needs.
+func (p *platform) preflight(ctx context.Context, t *testing.T) {
+	p.both(t, func(v *vm.VM) error {
+		if err := v.Write(ctx, "/etc/multipaas/config.yaml", "domain: "+domain+"\n"); err != nil {
+			return err
+		}
+		r, err := v.Run(ctx, "", "multipaas", "preflight", v.Name())
+		if err != nil {
+			return err
+		}
+		t.Log(r)
+		if r.Code != 0 {
+			return errors.New("preflight fails on plain Debian")
+		}
+		if strings.Contains(r.Out, "skipped") {
+			return errors.New("a check could not be made")
+		}
+		_, err = v.Must(ctx, "systemctl", "enable", "/opt/multipaas/multipaas-"+v.Name()+".service")
+		return err
+	})
+}
+
+// startServer: systemctl returns when the server is ready.
+func (p *platform) startServer(ctx context.Context, t *testing.T) {
+	must(ctx, t, p.server, "systemctl", "start", "multipaas-server")
+	if err := healthy(ctx, p.server); err != nil {
+		t.Error(err)
+	}
+}
+
+// healthy says that all parts of an appliance are ready and nothing is wrong.
+func healthy(ctx context.Context, v *vm.VM) error {
+	out, err := v.Must(ctx, "multipaas", "status", "-o", "json")
+	if err != nil {
+		return err
+	}
+	var s status.Status
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
+		return fmt.Errorf("status: %w: %s", err, out)
+	}
+	if missing := s.Ready(); len(missing) > 0 {
+		return fmt.Errorf("%s: %s", v.Name(), strings.Join(missing, "; "))
+	}
+	for _, problem := range s.Problems {
+		return fmt.Errorf("%s has a problem: %+v", v.Name(), problem)
+	}
+	if s.Role != v.Name() || len(s.Parts) == 0 {
+		return fmt.Errorf("%s: the status is of %q with %d parts", v.Name(), s.Role, len(s.Parts))
+	}
+	return nil
+}
+
+func (p *platform) join(ctx context.Context, t *testing.T) {
+	var made struct {
+		Token string `json:"token"`
+	}
+	out := must(ctx, t, p.server, "multipaas", "token", "create", "--role", "node", "--ttl", "1h", "-o", "json",
+		"--server", serverURL, "--credentials", adminFile, "--ca", ca)
+	if err := json.Unmarshal([]byte(out), &made); err != nil || made.Token == "" {
+		t.Fatalf("token create printed %q: %v", out, err)
+	}
+	r, err := p.node.Run(ctx, made.Token, "multipaas", "node", "join", "--no-run", "--token-file", "-", serverURL)
+	if err != nil || r.Code != 0 {
+		t.Fatal(err, r)
+	}
+	must(ctx, t, p.node, "systemctl", "start", "multipaas-node")
+
+	var admin struct{ Email, Password string }
+	if err := json.Unmarshal([]byte(must(ctx, t, p.server, "cat", adminFile)), &admin); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.server.Write(ctx, "/root/admin-password", admin.Password+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	p.mp(ctx, t, "admin", "init", serverURL, "--ca", ca)
+	p.mp(ctx, t, "admin", "login", admin.Email, "--password-file", "/root/admin-password")
+	p.well(ctx, t)
+}
+
+// mp runs the client on the server, as one of the platform's users.
+func (p *platform) mp(ctx context.Context, t *testing.T, who string, args ...string) string {
+	t.Helper()
+	return must(ctx, t, p.server, client(who, args...)...)
+}
+
+func client(who string, args ...string) []string {
+	return append([]string{"env", "MP_CONFIG=/root/mp-" + who, "multipaas", "mp"}, args...)
+}
+
+// well waits until server and node are healthy and the server says so of the
+// node, and then nothing else may have failed.
+func (p *platform) well(ctx context.Context, t *testing.T) {
+	t.Helper()
+	p.both(t, func(v *vm.VM) error { return until(ctx, "healthy", func() error { return healthy(ctx, v) }) })
+	eventually(ctx, t, "the node is ready", func() error {
+		out, err := p.server.Must(ctx, client("admin", "nodes", "list")...)
+		if err == nil && !strings.Contains(out, "Ready") {
+			err = fmt.Errorf("the nodes are\n%s", out)
+		}
+		return err
+	})
+	p.both(t, func(v *vm.VM) error { return settled(ctx, v) })
+}
+
+// restart: what systemd does with a unit besides starting it.
+func (p *platform) restart(ctx context.Context, t *testing.T) {
+	p.both(t, func(v *vm.VM) error {
+		_, err := v.Must(ctx, "systemctl", "restart", "multipaas-"+v.Name())
+		return err
+	})
+	p.well(ctx, t)
+}
+
+func (p *platform) reboot(ctx context.Context, t *testing.T) {
+	p.both(t, func(v *vm.VM) error {
+		if err := v.Reboot(ctx); err != nil {
+			return err
+		}
+		return settled(ctx, v) // both units are among what boots
+	})
+	p.well(ctx, t)
+	for _, v := range []*vm.VM{p.server, p.node} {
+		if out := must(ctx, t, v, "systemctl", "is-active", "multipaas-"+v.Name()); out != "active" {
+			t.Errorf("multipaas-%s is %s after a reboot, want active", v.Name(), out)
+		}
+	}
+}
+
+// tell shows what the units have said, when a step has failed.
+func (p *platform) tell(t *testing.T) {
+	if !t.Failed() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Minute)
+	defer cancel()
+	for _, v := range []*vm.VM{p.server, p.node} {
+		for _, args := range [][]string{
+			{"journalctl", "--no-pager", "-n", "60", "-o", "cat", "-u", "multipaas-" + v.Name()},
+			{"multipaas", "status"},
+		} {
+			r, err := v.Run(ctx, "", args...)
+			if err != nil {
+				t.Log(err)
+				break
+			}
+			t.Log(r)
+		}
+	}
+}
