@@ -57,6 +57,9 @@ type WorkspacesFile struct {
 	Pods      string `yaml:"pods"`     // address range of pods
 	Services  string `yaml:"services"` // address range of services
 	Datastore string `yaml:"datastore"`
+	// DatastoreLimit is how many MiB a workspace's may take: 2048 for kine and
+	// 256 for etcd if it is 0.
+	DatastoreLimit int64 `yaml:"datastore_limit"`
 }
 
 // UpstreamFile is another registry that ours fetches images from.
@@ -106,6 +109,7 @@ type Config struct {
 	AdminEmail         string
 	Plan               resource.AddressPlan
 	Datastore          resource.Datastore
+	DatastoreLimit     int64 // bytes; 0: embed/plane's default
 	BlockedNetworks    []netip.Prefix
 	RegistryUpstreams  []UpstreamFile
 	UpstreamDNS        []netip.AddrPort
@@ -184,6 +188,7 @@ func (f File) Complete(m Machine) Config {
 		Registration:       f.Registration,
 		AdminEmail:         f.AdminEmail,
 		Datastore:          resource.Datastore(f.Workspaces.Datastore),
+		DatastoreLimit:     f.Workspaces.DatastoreLimit << 20,
 		RegistryUpstreams:  slices.Clone(f.RegistryUpstreams),
 		KubernetesVersions: slices.Clone(f.KubernetesVersions),
 		Log:                f.Log,

@@ -98,6 +98,10 @@ func (c Config) Validate() error {
 	if !slices.Contains([]resource.Datastore{resource.Kine, resource.Etcd}, c.Datastore) {
 		fail("workspaces.datastore", string(c.Datastore), "unknown", "use kine or etcd")
 	}
+	// A cluster with its addons takes 4 MiB; etcd and SQLite are not made for more than 8 GiB.
+	if l := c.DatastoreLimit; l != 0 && (l < 16<<20 || l > 8<<30) {
+		fail("workspaces.datastore_limit", strconv.FormatInt(l>>20, 10), "not a size that works", "use 16 to 8192 (MiB), or 0 for the default")
+	}
 	for i, v := range c.KubernetesVersions {
 		if !version.MatchString(v) {
 			fail(fmt.Sprintf("kubernetes_versions[%d]", i), v, "not a minor version", "write it as \"1.36\"")

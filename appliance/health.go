@@ -20,9 +20,9 @@ var (
 		Remedy: "Make room on the data directory's disk, or give it a larger one."}
 	datastoreUnwell = problem.Problem{Code: "datastore-unwell", Title: "The datastore does not work as it should", Severity: problem.High,
 		Text: "Nothing new can be asked of the platform; what runs goes on."}
-	databaseLarge = problem.Problem{Code: "plane-database-large", Title: "The database of a workspace's plane has grown large", Severity: problem.Medium,
-		Text:   "Nothing bounds it yet, and all planes of a server share its disk.",
-		Remedy: "Find out with the tenant what fills it: kubectl get --raw /metrics shows apiserver_storage_objects."}
+	datastoreFull = problem.Problem{Code: "workspace-datastore-full", Title: "The datastore of a workspace is full, or nearly", Severity: problem.Medium,
+		Text:   "When it is full, its cluster takes nothing new until objects are deleted; what runs goes on.",
+		Remedy: "Find out with the tenant what fills it: kubectl get --raw /metrics shows apiserver_resource_objects. The limit is workspaces.datastore_limit."}
 	nodeSilent = problem.Problem{Code: "node-silent", Title: "A node does not report", Severity: problem.High,
 		Text:   "Its machines may still run, but nothing can be changed about them.",
 		Remedy: "Check the host, its network and its multipaas service; if it is lost for good: mp nodes remove NODE --lost"}
@@ -31,7 +31,6 @@ var (
 const (
 	healthEvery = 15 * time.Second
 	minFreeDisk = 2 << 30 // twice the registry's floor: time to act before it is reached
-	maxDatabase = 1 << 30 // 5,000 objects of 2 KiB with their history are 100 MiB
 )
 
 // watchHealth is the part that looks at everything checks say.
@@ -81,13 +80,13 @@ func (s *server) checkPlanes(context.Context) {
 	for _, r := range s.planes.running {
 		object := "workspace " + r.workspace
 		running[object] = true
-		size, err := r.DatabaseSize()
-		if err == nil && size > maxDatabase {
-			err = fmt.Errorf("%.1f GiB", float64(size)/(1<<30))
+		used, limit, err := r.Room()
+		if err == nil && used > limit/10*9 {
+			err = fmt.Errorf("%d of %d MiB", used>>20, limit>>20)
 		}
-		s.problems.Update(databaseLarge, object, err)
+		s.problems.Update(datastoreFull, object, err)
 	}
-	s.clearOthers(databaseLarge, running)
+	s.clearOthers(datastoreFull, running)
 }
 
 // clearOthers clears a problem of objects that are there no more.

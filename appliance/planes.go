@@ -54,7 +54,7 @@ func (p *planes) New(ctx context.Context, w *resource.Workspace, keys *resource.
 	if _, err := os.Stat(binary); err != nil {
 		return nil, fmt.Errorf("kubernetes %s is not in the payload of this server: %w", w.Spec.KubernetesVersion, err)
 	}
-	store := plane.Datastore{Kind: string(w.Spec.Datastore)}
+	store := plane.Datastore{Kind: string(w.Spec.Datastore), MaxBytes: p.cfg.DatastoreLimit}
 	var certificate *pki.Renewer
 	if w.Spec.Datastore == resource.Etcd {
 		var err error

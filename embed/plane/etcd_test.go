@@ -69,7 +69,8 @@ func startEtcd(t *testing.T) (*embed.Etcd, EtcdDatastore) {
 func TestPlaneOnEtcd(t *testing.T) {
 	e, datastore := startEtcd(t)
 	cfg := newConfig(t, newNamespace(t))
-	cfg.Datastore = Datastore{Kind: Etcd, Etcd: datastore}
+	const limit = 32 << 20
+	cfg.Datastore = Datastore{Kind: Etcd, Etcd: datastore, MaxBytes: limit}
 	began := time.Now()
 	p, stop := start(t, cfg)
 	platform := clientFor(t, p.RESTConfig())
@@ -80,9 +81,8 @@ func TestPlaneOnEtcd(t *testing.T) {
 	t.Logf("default service account after %s", time.Since(began).Round(time.Millisecond))
 	anon, file := memory(t, p.PID())
 	t.Logf("memory: %s anonymous, %s files", anon, file)
-	if size, err := p.DatabaseSize(); size != 0 || err != nil {
-		t.Errorf("own database %d bytes, %v; want none", size, err)
-	}
+	eventually(t, "an object", func(ctx context.Context) error { return createNamed(ctx, platform, "small") })
+	wantBounded(t, p, platform, limit)
 	stop()
 
 	client := v3client.New(e.Server)

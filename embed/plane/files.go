@@ -18,6 +18,7 @@ const (
 	levelFile    = "pod-security"
 	databaseFile = "state.db"
 	socketFile   = "kine.sock"
+	roomFile     = "datastore.json"
 )
 
 // object is a piece of a configuration file; JSON is YAML enough for upstream.
@@ -72,26 +73,31 @@ func (p *Plane) kubeConfig() object {
 		"readyURL":          p.url("/readyz"),
 		"readyCA":           p.path("pki", "ca.crt"),
 		"guard":             object{"levelFile": p.path(levelFile), "platformUser": platformUser},
+		"budget":            object{"limitBytes": p.cfg.Datastore.limit(), "statusFile": p.path(roomFile)},
 	}
-	if p.cfg.Datastore.Kind == Kine {
-		endpoint := p.cfg.Datastore.Endpoint
-		if endpoint == "" {
-			// Without _busy_timeout and _txlock the API server sees SQLITE_BUSY, and
-			// a start takes a minute. NORMAL with a write-ahead log loses nothing
-			// when the process is killed; a power cut may take the last moments, and
-			// controllers do them again.
-			endpoint = "sqlite://" + p.path(databaseFile) +
-				"?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&cache=shared"
+	switch {
+	case p.cfg.Datastore.Kind == Etcd:
+		// The platform's etcd keeps 5 minutes of history and compacts every 5.
+		config["budget"].(object)["historySeconds"] = 600
+	default:
+		kine := object{"socket": p.path(socketFile), "endpoint": p.cfg.Datastore.Endpoint}
+		if p.cfg.Datastore.Endpoint == "" {
+			kine["file"], kine["endpoint"] = p.path(databaseFile), p.sqlite()
 		}
-		config["kine"] = object{
-			"socket":   p.path(socketFile),
-			"endpoint": endpoint,
-			// The API server asks for a compaction every five minutes too; in kine
-			// only this one deletes rows.
-			"compactSeconds": 300,
-		}
+		config["kine"] = kine
 	}
 	return config
+}
+
+// sqlite is kine's endpoint of a file. Without _busy_timeout and _txlock the API server sees
+// SQLITE_BUSY, and a start takes a minute. NORMAL with a write-ahead log loses
+// nothing when the process is killed; a power cut may take the last moments, and
+// controllers do them again. No VACUUM at the start: it writes all of the file,
+// and the process gives pages back while it runs.
+func (p *Plane) sqlite() string {
+	return "sqlite://" + p.path(databaseFile) +
+		"?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&cache=shared" +
+		"&_pragma=journal_size_limit(67108864)&_kine_disable_startup_vacuum=1"
 }
 
 func (p *Plane) apiServerFlags() []string {

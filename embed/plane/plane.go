@@ -19,6 +19,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -111,6 +112,31 @@ type Datastore struct {
 	// Endpoint is kine's: "" for SQLite in Dir, else "postgres://..." or "mysql://...".
 	Endpoint string
 	Etcd     EtcdDatastore
+	// MaxBytes is what it may grow to before the API server takes nothing new;
+	// history counts. 0: MaxKineBytes or MaxEtcdBytes. A database server behind
+	// Endpoint is not bounded here: that is its admin's business.
+	MaxBytes int64
+}
+
+// What a datastore may grow to unless its Config says otherwise.
+const (
+	// 5,000 objects of 2 KiB with their history are 100 MiB; a server's disk is
+	// shared by its planes.
+	MaxKineBytes = 2 << 30
+	// The platform's etcd takes 4 GiB (embed/etcd), and is shared by all.
+	MaxEtcdBytes = 256 << 20
+)
+
+func (d Datastore) limit() int64 {
+	switch {
+	case d.Kind != Etcd && d.Endpoint != "":
+		return 0
+	case d.MaxBytes != 0:
+		return d.MaxBytes
+	case d.Kind == Etcd:
+		return MaxEtcdBytes
+	}
+	return MaxKineBytes
 }
 
 // EtcdDatastore is how to reach an etcd: URLs, of unix sockets too
@@ -286,21 +312,20 @@ func validLevel(level string) bool {
 	return slices.Contains([]string{Privileged, Baseline, Restricted}, level)
 }
 
-// DatabaseSize is what the plane's own database takes on disk. It is 0 if the
-// datastore is a server elsewhere.
-func (p *Plane) DatabaseSize() (bytes int64, err error) {
-	if p.cfg.Datastore.Kind != Kine || p.cfg.Datastore.Endpoint != "" {
-		return 0, nil
+// Room is what the datastore takes and what it may grow to, in bytes, as the
+// plane has last seen it: that is less than a minute old while it matters. Both
+// are 0 if the plane has not looked yet, or if nothing bounds the datastore.
+func (p *Plane) Room() (used, limit int64, err error) {
+	data, err := os.ReadFile(p.path(roomFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, 0, nil
 	}
-	for _, suffix := range []string{"", "-wal"} {
-		info, err := os.Stat(p.path(databaseFile) + suffix)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return 0, err
-		}
-		bytes += info.Size()
+	var room struct{ UsedBytes, LimitBytes int64 }
+	if err == nil {
+		err = json.Unmarshal(data, &room)
 	}
-	return bytes, nil
+	if err != nil {
+		return 0, 0, fmt.Errorf("plane %s: room in its datastore: %w", p.cfg.ID, err)
+	}
+	return room.UsedBytes, room.LimitBytes, nil
 }

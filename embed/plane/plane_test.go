@@ -92,11 +92,12 @@ func TestPlane(t *testing.T) {
 			t.Errorf("restarts = %d, want 1", p.Restarts())
 		}
 	})
-	if size, err := p.DatabaseSize(); err != nil || size < 100<<10 {
-		t.Errorf("database size %d, %v; want some", size, err)
-	} else {
-		t.Logf("database: %d KiB", size>>10)
-	}
+	eventually(t, "the size of its datastore", func(context.Context) error {
+		if used, limit, err := p.Room(); err != nil || used < 100<<10 || limit != MaxKineBytes {
+			return fmt.Errorf("%d of %d bytes, %v", used, limit, err)
+		}
+		return nil
+	})
 	stop()
 	if err := p.Ready(t.Context()); err == nil {
 		t.Error("still answers after stop")

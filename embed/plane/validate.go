@@ -33,6 +33,9 @@ func (c *Config) validate() error {
 	if n := len(c.Keys.EncryptionKey); n != 32 {
 		wrong("keys: encryption key of %d bytes, want 32", n)
 	}
+	if c.Datastore.MaxBytes < 0 {
+		wrong("datastore: a limit of %d bytes", c.Datastore.MaxBytes)
+	}
 	switch c.Datastore.Kind {
 	case Kine:
 	case Etcd:

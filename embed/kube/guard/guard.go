@@ -13,6 +13,9 @@
 //     the signers sign what "certificatesigningrequests" says, so the API
 //     groups of Kubernetes itself are never handed on to a tenant's server.
 //
+// And whatever the level: nothing is written that the datastore has no room
+// for, but deleting goes on.
+//
 // The level stands in a file that is read at every check, so that lifting it
 // needs no restart. A file that is missing or damaged means "baseline".
 //
@@ -45,6 +48,8 @@ import (
 	corev1conversion "k8s.io/kubernetes/pkg/apis/core/v1"
 	psaapi "k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
+
+	"github.com/multipaas/multipaas/embed/kube/budget"
 )
 
 // PluginName is the name of the plugin among the API server's.
@@ -66,6 +71,7 @@ type Config struct {
 type Guard struct {
 	cfg       Config
 	evaluator policy.Evaluator
+	budget    *budget.Budget
 }
 
 var (
@@ -73,8 +79,8 @@ var (
 	_ admission.InitializationValidator = (*Guard)(nil)
 )
 
-// New returns a Guard.
-func New(cfg Config) (*Guard, error) {
+// New returns a Guard. Nil for room is a datastore without a limit.
+func New(cfg Config, room *budget.Budget) (*Guard, error) {
 	if cfg.LevelFile == "" || cfg.PlatformUser == "" {
 		return nil, errors.New("guard: levelFile and platformUser must be set")
 	}
@@ -82,7 +88,7 @@ func New(cfg Config) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Guard{cfg: cfg, evaluator: evaluator}, nil
+	return &Guard{cfg: cfg, evaluator: evaluator, budget: room}, nil
 }
 
 // Factory makes the Guard known to the API server. The server's own plugin
@@ -99,7 +105,14 @@ func (g *Guard) Handles(op admission.Operation) bool {
 
 // Validate is called for every write, after everything that changes objects,
 // the tenant's own webhooks included. It is safe for concurrent use.
-func (g *Guard) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+func (g *Guard) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	if err := g.validateKind(a); err != nil {
+		return err
+	}
+	return g.validateRoom(ctx, a)
+}
+
+func (g *Guard) validateKind(a admission.Attributes) error {
 	switch a.GetResource().GroupResource() {
 	case api.Resource("pods"):
 		switch a.GetSubresource() {

@@ -17,14 +17,15 @@ import (
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
+	"github.com/multipaas/multipaas/embed/kube/budget"
 	"github.com/multipaas/multipaas/embed/kube/guard"
 )
 
 // runAPIServer does what upstream's command does, with the guard added in two
 // places: among the admission plugins, and before everything that looks at who
 // is asking.
-func runAPIServer(ctx context.Context, flags []string, cfg guard.Config) error {
-	g, err := guard.New(cfg)
+func runAPIServer(ctx context.Context, flags []string, cfg guard.Config, room *budget.Budget) error {
+	g, err := guard.New(cfg, room)
 	if err != nil {
 		return err
 	}

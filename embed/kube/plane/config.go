@@ -16,6 +16,7 @@ import (
 	"errors"
 	"io"
 
+	"github.com/multipaas/multipaas/embed/kube/budget"
 	"github.com/multipaas/multipaas/embed/kube/guard"
 )
 
@@ -33,14 +34,17 @@ type Config struct {
 	ReadyURL string       `json:"readyURL"`
 	ReadyCA  string       `json:"readyCA"`
 	Guard    guard.Config `json:"guard"`
+	// Budget is what the datastore may grow to.
+	Budget budget.Config `json:"budget"`
 }
 
 // KineConfig says where kine listens and where it keeps its data.
 type KineConfig struct {
 	Socket   string `json:"socket"`   // path of a unix socket
 	Endpoint string `json:"endpoint"` // "sqlite://...", "postgres://..." or "mysql://..."
-	// CompactSeconds is the time between two compactions.
-	CompactSeconds int `json:"compactSeconds"`
+	// File is the path of the SQLite file. Empty: another server has the data,
+	// and bounds it.
+	File string `json:"file,omitempty"`
 }
 
 // ReadConfig reads a Config and refuses what it doesn't know.
@@ -58,8 +62,8 @@ func ReadConfig(r io.Reader) (Config, error) {
 	if cfg.ReadyURL == "" || cfg.ReadyCA == "" {
 		errs = append(errs, errors.New("readyURL and readyCA must be set"))
 	}
-	if k := cfg.Kine; k != nil && (k.Socket == "" || k.Endpoint == "" || k.CompactSeconds <= 0) {
-		errs = append(errs, errors.New("kine: socket, endpoint and compactSeconds must be set"))
+	if k := cfg.Kine; k != nil && (k.Socket == "" || k.Endpoint == "") {
+		errs = append(errs, errors.New("kine: socket and endpoint must be set"))
 	}
 	return cfg, errors.Join(errs...)
 }

@@ -20,6 +20,11 @@ func newKine(cfg KineConfig) *kine { return &kine{cfg: cfg, ready: make(chan str
 
 func (k *kine) run(ctx context.Context) error {
 	logrus.SetLevel(logrus.WarnLevel) // it says each compaction at info
+	if k.cfg.File != "" {
+		if err := prepareSQLite(k.cfg.File); err != nil {
+			return err
+		}
+	}
 	var served sync.WaitGroup
 	_, err := endpoint.Listen(ctx, endpoint.Config{
 		WaitGroup: &served,
@@ -34,11 +39,14 @@ func (k *kine) run(ctx context.Context) error {
 		// does not set.
 		NotifyInterval:      5 * time.Second,
 		EmulatedETCDVersion: "3.6.11",
-		CompactInterval:     time.Duration(k.cfg.CompactSeconds) * time.Second,
-		CompactTimeout:      5 * time.Second,
-		CompactMinRetain:    1000,
-		CompactBatchSize:    1000,
-		PollBatchSize:       500,
+		// No compaction of its own: then it does what the API server asks for every
+		// five minutes, and what the budget asks for when room is short. 200
+		// revisions at a time, since each may have a megabyte.
+		CompactInterval:  0,
+		CompactTimeout:   30 * time.Second,
+		CompactMinRetain: 1, // the budget compacts all when room is short
+		CompactBatchSize: 200,
+		PollBatchSize:    500,
 	})
 	if err != nil {
 		return err

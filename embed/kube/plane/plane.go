@@ -13,6 +13,8 @@ import (
 	"k8s.io/component-base/logs"
 	logsapi "k8s.io/component-base/logs/api/v1"
 	"k8s.io/klog/v2"
+
+	"github.com/multipaas/multipaas/embed/kube/budget"
 )
 
 // stopTimeout bounds the stop of each part: 3 of them and kine's own 2 s make
@@ -37,16 +39,30 @@ func Run(ctx context.Context, cfg Config) error {
 	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged
 
 	var parts []part
+	var store budget.Store
+	switch k := cfg.Kine; {
+	case k == nil:
+		store = estimate{}
+	case k.File != "":
+		s, err := newSQLite(*k)
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		store = s
+	}
 	if cfg.Kine != nil {
 		k := newKine(*cfg.Kine)
 		parts = append(parts, part{name: "kine", run: k.run, ready: k.awaitReady})
 	}
+	room := budget.New(cfg.Budget, store)
 	parts = append(parts,
 		part{name: "kube-apiserver",
-			run:   func(ctx context.Context) error { return runAPIServer(ctx, cfg.APIServer, cfg.Guard) },
+			run:   func(ctx context.Context) error { return runAPIServer(ctx, cfg.APIServer, cfg.Guard, room) },
 			ready: func(ctx context.Context) error { return awaitReady(ctx, cfg.ReadyURL, cfg.ReadyCA) }},
 		part{name: "kube-controller-manager", run: func(ctx context.Context) error { return runControllerManager(ctx, cfg.ControllerManager) }},
 		part{name: "kube-scheduler", run: func(ctx context.Context) error { return runScheduler(ctx, cfg.Scheduler) }},
+		part{name: "budget", run: func(ctx context.Context) error { room.Run(ctx); <-ctx.Done(); return nil }},
 	)
 	return runParts(ctx, parts)
 }

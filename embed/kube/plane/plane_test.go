@@ -82,14 +82,14 @@ func TestPartThatIsNeverReady(t *testing.T) {
 
 func TestReadConfig(t *testing.T) {
 	good := `{"apiserver": ["--a"], "controllerManager": ["--b"], "scheduler": ["--c"], "readyURL": "https://x", "readyCA": "/ca",
-		"guard": {"levelFile": "/l", "platformUser": "p"}, "kine": {"socket": "/s", "endpoint": "sqlite://x", "compactSeconds": 300}}`
+		"guard": {"levelFile": "/l", "platformUser": "p"}, "kine": {"socket": "/s", "endpoint": "sqlite://x"}}`
 	if _, err := ReadConfig(strings.NewReader(good)); err != nil {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
 		"unknown field": strings.Replace(good, `"guard"`, `"gaurd": 1, "guard"`, 1),
 		"no scheduler":  strings.Replace(good, `["--c"]`, `[]`, 1),
-		"half a kine":   strings.Replace(good, `"endpoint": "sqlite://x", `, ``, 1),
+		"half a kine":   strings.Replace(good, `, "endpoint": "sqlite://x"`, ``, 1),
 		"no json":       "apiserver:",
 	} {
 		if _, err := ReadConfig(strings.NewReader(text)); err == nil {

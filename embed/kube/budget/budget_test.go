@@ -1,0 +1,158 @@
+package budget
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// disk is a Store that holds used bytes; reclaim of them are history.
+type disk struct {
+	used, history atomic.Int64
+	asked         atomic.Int64
+	fail          error
+}
+
+func (d *disk) Used(context.Context) (int64, error) {
+	d.asked.Add(1)
+	return d.used.Load() + d.history.Load(), d.fail
+}
+
+func (d *disk) Reclaim(context.Context) error { d.history.Store(0); return nil }
+
+// at is a Budget whose clock stands where its test puts it.
+func at(cfg Config, d *disk) (b *Budget, clock *time.Time) {
+	now := time.Unix(1e9, 0)
+	b = New(cfg, d)
+	b.now = func() time.Time { return now }
+	return b, &now
+}
+
+const mib = 1 << 20
+
+func growth(bytes int64) Write { return Write{Bytes: bytes, Ceiling: 1} }
+
+func TestLimitHoldsBetweenMeasurements(t *testing.T) {
+	d := &disk{}
+	b, _ := at(Config{LimitBytes: 10 * mib}, d)
+	var let int64
+	for range 100 { // all in the same moment, so nothing is measured in between
+		if b.Admit(t.Context(), growth(mib)) == nil {
+			d.used.Add(mib + rowBytes)
+			let++
+		}
+	}
+	if let != 9 { // the tenth does not fit with what a row takes beside its value
+		t.Errorf("let %d writes of 1 MiB through a limit of 10 MiB, want 9", let)
+	}
+	if n := d.asked.Load(); n > 1 {
+		t.Errorf("asked the datastore %d times within a second, want at most once", n)
+	}
+}
+
+func TestRefusalNamesTheRemedy(t *testing.T) {
+	d := &disk{}
+	d.used.Store(2 << 30)
+	b, _ := at(Config{LimitBytes: 2 << 30}, d)
+	b.used = 2 << 30
+	err := b.Admit(t.Context(), growth(1))
+	if err == nil || !strings.Contains(err.Error(), "full (2.0 GiB of 2.0 GiB): delete objects") {
+		t.Errorf("got %v, want full (2.0 GiB of 2.0 GiB): delete objects", err)
+	}
+	for ceiling, want := range map[float64]bool{1.25: true, 1: false} {
+		if got := b.Admit(t.Context(), Write{Bytes: 100, Ceiling: ceiling}) == nil; got != want {
+			t.Errorf("ceiling %v: let through: %v, want %v", ceiling, got, want)
+		}
+	}
+}
+
+func TestRoomComesBack(t *testing.T) {
+	d := &disk{}
+	d.used.Store(10 * mib)
+	b, clock := at(Config{LimitBytes: 10 * mib}, d)
+	b.used, b.at = 10*mib, *clock
+	if b.Admit(t.Context(), growth(mib)) == nil {
+		t.Error("let through while full")
+	}
+	d.used.Store(5 * mib)
+	*clock = clock.Add(2 * time.Second)
+	if err := b.Admit(t.Context(), growth(mib)); err != nil {
+		t.Errorf("2 s after half was deleted: %v", err)
+	}
+}
+
+// A store that doesn't count history has it counted by what was written.
+func TestHistoryCounts(t *testing.T) {
+	d := &disk{}
+	b, clock := at(Config{LimitBytes: 10 * mib, HistorySeconds: 600}, d)
+	for range 9 {
+		if err := b.Admit(t.Context(), growth(mib)); err != nil {
+			t.Fatal(err)
+		}
+		*clock = clock.Add(10 * time.Second)
+	}
+	if b.Admit(t.Context(), growth(mib)) == nil {
+		t.Error("9 MiB of history and 1 MiB more were let through 10 MiB")
+	}
+	*clock = clock.Add(700 * time.Second)
+	if err := b.Admit(t.Context(), growth(9*mib)); err != nil {
+		t.Errorf("after the history was compacted: %v", err)
+	}
+}
+
+func TestNoLimit(t *testing.T) {
+	for name, b := range map[string]*Budget{"no store": New(Config{LimitBytes: 1}, nil), "no limit": New(Config{}, &disk{})} {
+		if err := b.Admit(t.Context(), growth(1<<40)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		b.Run(t.Context()) // returns
+	}
+}
+
+// A datastore that can't be measured is taken for what it was.
+func TestUnmeasurable(t *testing.T) {
+	d := &disk{fail: errors.New("locked")}
+	b, clock := at(Config{LimitBytes: 10 * mib}, d)
+	b.used = 9 * mib
+	if b.Admit(t.Context(), growth(2*mib)) == nil {
+		t.Error("let through what does not fit")
+	}
+	*clock = clock.Add(time.Minute)
+	if err := b.Admit(t.Context(), growth(mib/2)); err != nil {
+		t.Errorf("what fits: %v", err)
+	}
+}
+
+func TestRunReclaimsAndTells(t *testing.T) {
+	d := &disk{}
+	d.used.Store(2 * mib)
+	d.history.Store(8 * mib)
+	file := filepath.Join(t.TempDir(), "status")
+	b := New(Config{LimitBytes: 10 * mib, StatusFile: file}, d)
+	b.used = 10 * mib
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { b.Run(ctx); close(ended) }()
+	var status Status
+	for deadline := time.Now().Add(30 * time.Second); status.UsedBytes != 2*mib; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("status %+v, want 2 MiB used", status)
+		}
+		if data, err := os.ReadFile(file); err == nil {
+			if err := json.Unmarshal(data, &status); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if status.LimitBytes != 10*mib {
+		t.Errorf("limit %d, want 10 MiB", status.LimitBytes)
+	}
+	stop()
+	<-ended
+}
