@@ -2,7 +2,9 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,22 +54,29 @@ func (b *base) watchHealth(checks ...func(ctx context.Context)) lifecycle.Func {
 	}
 }
 
+// checkDisk looks at the data directory, and at those in it that may be on
+// disks of their own.
 func (b *base) checkDisk(context.Context) {
-	var f unix.Statfs_t
-	if err := unix.Statfs(b.cfg.Paths.Data, &f); err != nil {
-		b.problems.Set(diskLow, b.cfg.Paths.Data, err.Error())
-		return
+	paths := b.cfg.Paths
+	for _, dir := range []string{paths.Data, paths.Etcd(), paths.Planes(), paths.Registry(), paths.Machines()} {
+		var f unix.Statfs_t
+		err := unix.Statfs(dir, &f)
+		if errors.Is(err, fs.ErrNotExist) && dir != paths.Data {
+			continue
+		}
+		if free := int64(f.Bavail) * f.Bsize; err == nil && free < minFreeDisk {
+			err = fmt.Errorf("%.1f GiB are free on %s", float64(free)/(1<<30), dir)
+		}
+		b.problems.Update(diskLow, dir, err)
 	}
-	var err error
-	if free := int64(f.Bavail) * f.Bsize; free < minFreeDisk {
-		err = fmt.Errorf("%.1f GiB are free on %s", float64(free)/(1<<30), b.cfg.Paths.Data)
-	}
-	b.problems.Update(diskLow, b.cfg.Paths.Data, err)
 }
 
 func (s *server) checkDatastore(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, healthEvery/2)
 	defer cancel()
+	if err := s.etcd.GuardDisk(ctx); err != nil && ctx.Err() == nil {
+		s.part("health").Error("guard etcd's disk", "error", err)
+	}
 	if err := s.etcd.Health(ctx); context.Cause(ctx) != context.Canceled {
 		s.problems.Update(datastoreUnwell, "", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/logs"
 )
@@ -59,13 +61,83 @@ func (s *Server) Health(ctx context.Context) error {
 		for _, a := range alarms.Alarms {
 			switch a.Alarm {
 			case pb.AlarmType_NOSPACE:
-				errs = append(errs, fmt.Errorf("etcd: the database is full (quota %d bytes): no writes are taken; delete what is not needed, or raise the quota, then restart the server", s.cfg.QuotaBytes))
+				errs = append(errs, fmt.Errorf("etcd: %w: no writes are taken until less than %d bytes are in the database and %d are free on the disk of %s",
+					ErrFull, s.cfg.QuotaBytes, 2*minFreeDisk, s.cfg.Dir))
 			case pb.AlarmType_CORRUPT:
 				errs = append(errs, fmt.Errorf("etcd: member %x differs from the others: restore it from a backup", a.MemberID))
 			}
 		}
 		return errors.Join(errs...)
 	})
+}
+
+// ErrFull is returned when the database has reached its quota, or its disk is
+// nearly full.
+var ErrFull = errors.New("the datastore is full")
+
+// minFreeDisk: the log grows by files of 64 MB, of which two are there ahead,
+// and the database by 16 MB at a time. Four times what one file takes leaves
+// time to look, and room for what is being written.
+const minFreeDisk = 256 << 20
+
+// GuardDisk keeps a disk that fills up from ending the server: etcd panics when
+// it can't write to its log. Below minFreeDisk it makes etcd take no more
+// writes (reads go on), above twice that it takes them again, unless the database has
+// reached its quota. Call it every few seconds.
+func (s *Server) GuardDisk(ctx context.Context) error {
+	var f unix.Statfs_t
+	if err := unix.Statfs(s.cfg.Dir, &f); err != nil {
+		return fmt.Errorf("etcd: free space of %s: %w", s.cfg.Dir, err)
+	}
+	free := int64(f.Bavail) * f.Bsize
+	return s.withClient(func(c *clientv3.Client) error {
+		status, err := c.Status(ctx, s.Endpoint())
+		if err != nil {
+			return fmt.Errorf("etcd: status: %w", err)
+		}
+		member := status.Header.MemberId
+		full, err := isFull(ctx, c, member)
+		if err != nil {
+			return err
+		}
+		switch {
+		case !full && free < minFreeDisk:
+			s.cfg.Log.Error("etcd takes no more writes: its disk is nearly full", "dir", s.cfg.Dir, "free", free)
+			err = alarm(ctx, c, member, activate)
+		case full && free > 2*minFreeDisk && status.DbSizeInUse < s.cfg.QuotaBytes-s.cfg.QuotaBytes/8:
+			s.cfg.Log.Info("etcd takes writes again", "dir", s.cfg.Dir, "free", free)
+			err = alarm(ctx, c, member, deactivate)
+		}
+		return err
+	})
+}
+
+// isFull says whether a member has raised the alarm for want of space.
+func isFull(ctx context.Context, c *clientv3.Client, member uint64) (bool, error) {
+	alarms, err := c.AlarmList(ctx)
+	if err != nil {
+		return false, fmt.Errorf("etcd: list alarms: %w", err)
+	}
+	return slices.ContainsFunc(alarms.Alarms, func(a *pb.AlarmMember) bool {
+		return a.MemberID == member && a.Alarm == pb.AlarmType_NOSPACE
+	}), nil
+}
+
+// What alarm can do.
+const (
+	activate   = pb.AlarmRequest_ACTIVATE
+	deactivate = pb.AlarmRequest_DEACTIVATE
+)
+
+// alarm raises or ends the alarm for want of space. The client's own methods
+// can only end one.
+func alarm(ctx context.Context, c *clientv3.Client, member uint64, action pb.AlarmRequest_AlarmAction) error {
+	_, err := pb.NewMaintenanceClient(c.ActiveConnection()).Alarm(ctx,
+		&pb.AlarmRequest{Action: action, MemberID: member, Alarm: pb.AlarmType_NOSPACE})
+	if err != nil {
+		return fmt.Errorf("etcd: alarm: %w", err)
+	}
+	return nil
 }
 
 // DBSize returns the size of the database file and how much of it is in use,

@@ -128,6 +128,9 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 
+	if err := s.undamaged(); err != nil {
+		return err
+	}
 	e, err := embed.StartEtcd(s.config())
 	if err != nil {
 		return fmt.Errorf("start etcd in %s: %w", s.cfg.Dir, err)

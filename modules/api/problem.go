@@ -111,6 +111,9 @@ func (a *API) classify(ctx context.Context, err error) *Problem {
 		return newProblem(http.StatusNotFound, "not-found", "There is nothing with such a name.", "Check the name.")
 	case errors.Is(err, store.ErrTooLarge):
 		return newProblem(http.StatusRequestEntityTooLarge, "too-large", "This is too large to be stored.", "Make it smaller.")
+	case errors.Is(err, store.ErrFull):
+		return newProblem(http.StatusInsufficientStorage, "full", "The platform's datastore is full: nothing can be changed now.",
+			"Ask the operator to make room on the server's disk; `multipaas status` says which.")
 	case errors.Is(err, ErrNotReady):
 		p := conflict("not-ready", "The workspace does not answer yet.", "Wait until it is Ready; `mp ws list` shows it.")
 		p.retryAfter = 2 * time.Second

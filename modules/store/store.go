@@ -34,6 +34,10 @@ var (
 	ErrConflict = errors.New("was changed by somebody else meanwhile")
 	// ErrTooLarge is returned when a resource is larger than MaxBytes.
 	ErrTooLarge = errors.New("too large")
+	// ErrFull is returned for a write when the datastore takes none, because its
+	// disk or its database is full. What is there can
+	// still be read.
+	ErrFull = errors.New("the datastore takes no writes: its disk or its database is full")
 	// ErrInvalidKey is returned for a key that can't be one: empty, or with an
 	// empty element.
 	ErrInvalidKey = errors.New("not a valid key")
@@ -246,6 +250,9 @@ func checkKey(key string) error {
 func retried[R any](ctx context.Context, do func() (R, error)) (R, error) {
 	for {
 		resp, err := do()
+		if errors.Is(err, rpctypes.ErrNoSpace) {
+			return resp, ErrFull
+		}
 		if !errors.Is(err, rpctypes.ErrAuthOldRevision) || ctx.Err() != nil {
 			return resp, err
 		}
