@@ -20,6 +20,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/multipaas/multipaas/appliance"
+	"github.com/multipaas/multipaas/appliance/doctor"
 	"github.com/multipaas/multipaas/appliance/logs"
 	"github.com/multipaas/multipaas/appliance/paths"
 	"github.com/multipaas/multipaas/appliance/preflight"
@@ -64,7 +65,7 @@ func table() *cli.App {
 		ExitErrHandler: func(*cli.Context, error) {}, // main exits, nobody else
 		Commands: []*cli.Command{
 			serverCommand(), nodeCommand(), client.Command(), client.Token(),
-			statusCommand(), configCommand(), preflightCommand(), appliance.PayloadCommand(), kubectlCommand(),
+			statusCommand(), doctorCommand(), configCommand(), preflightCommand(), appliance.PayloadCommand(), kubectlCommand(),
 		},
 	}
 }
@@ -260,6 +261,45 @@ func statusCommand() *cli.Command {
 				return err
 			}
 			return status.Render(os.Stdout, s, c.String("output"), time.Now())
+		},
+	}
+}
+
+func doctorCommand() *cli.Command {
+	return &cli.Command{
+		Name: "doctor", Usage: "find what of MultiPaaS on this machine nobody wants any more, and remove it",
+		Description: "Looks at processes, network namespaces and what is in them, firewall tables, mounts, control groups, loop\n" +
+			"devices, sockets and files, on a server also at the datastore, and compares them with what is wanted: asked from\n" +
+			"the running server or node, or read from the data directory while it is stopped. It names each orphan, and\n" +
+			"changes nothing without --fix.\n\n" +
+			"Exit status: 0 nothing is amiss, or all of it was removed; 1 there are orphans, or it could not look.",
+		Flags: append(configFlags(),
+			&cli.BoolFlag{Name: "fix", Usage: "remove the orphans, and say so of each once it is gone"},
+			&cli.BoolFlag{Name: "inventory", Usage: "show all that was found, wanted or not"},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "table, json or yaml"}),
+		Action: func(c *cli.Context) error {
+			file, err := loadFile(c)
+			if err != nil {
+				return err
+			}
+			if o := c.String("output"); !slices.Contains([]string{"table", "json", "yaml"}, o) {
+				return cli.Exit(fmt.Sprintf("multipaas: output %q: unknown: use table, json or yaml", o), 2)
+			}
+			removed := func(o doctor.Orphan) { fmt.Fprintln(os.Stderr, o.Told()) }
+			r, err := appliance.Doctor(c.Context, paths.Paths{Data: file.DataDir, Run: file.RunDir}, c.Bool("fix"), removed)
+			if err != nil {
+				return err
+			}
+			if c.Bool("inventory") {
+				return doctor.RenderInventory(os.Stdout, r.Inventory, c.String("output"))
+			}
+			if err := doctor.Render(os.Stdout, r, c.String("output"), time.Now()); err != nil {
+				return err
+			}
+			if !r.Healthy() {
+				return cli.Exit("", 1)
+			}
+			return nil
 		},
 	}
 }

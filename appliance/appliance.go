@@ -42,7 +42,7 @@ type base struct {
 	tree     string // where the payload's files are, once unpacked
 }
 
-func newBase(role string, cfg Config, version string, log *slog.Logger, items func() []status.Item) *base {
+func newBase(role string, cfg Config, version string, log *slog.Logger, items func() []status.Item, answers answerer) *base {
 	b := &base{cfg: cfg, version: version, log: log, problems: &problem.Registry{Log: log.With("component", "problems")},
 		graph:   &lifecycle.Graph{Log: log, StopTimeout: stopTimeout},
 		metrics: prometheus.NewRegistry()}
@@ -53,6 +53,7 @@ func newBase(role string, cfg Config, version string, log *slog.Logger, items fu
 		Socket:  cfg.Paths.Socket(),
 		Metrics: promhttp.HandlerFor(b.metrics, promhttp.HandlerOpts{}),
 		Log:     b.part("status"),
+		More:    inventoryHandlers(answers, started),
 		Collect: func() status.Status {
 			return status.Status{Role: role, Name: cfg.Name, Address: cfg.Address.String(), Version: version, PID: os.Getpid(),
 				Started: started, Parts: b.graph.Status(), Problems: b.problems.List(), Items: items()}

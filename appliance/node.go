@@ -65,7 +65,7 @@ func nodeDir(cfg Config) string { return filepath.Join(cfg.Paths.Data, "node") }
 // everything of it is gone.
 func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	h := &host{}
-	h.base = newBase("node", cfg, version, log, h.items)
+	h.base = newBase("node", cfg, version, log, h.items, h)
 	release, err := h.prepare(ctx, preflight.Node(cfg.Paths.Data))
 	if err != nil {
 		return err

@@ -67,7 +67,7 @@ type server struct {
 // directory goes on where the last run was, however that one ended.
 func RunServer(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	s := &server{}
-	s.base = newBase("server", cfg, version, log, s.items)
+	s.base = newBase("server", cfg, version, log, s.items, s)
 	release, err := s.prepare(ctx, ServerChecks(cfg))
 	if err != nil {
 		return err

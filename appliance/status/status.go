@@ -72,7 +72,10 @@ type Config struct {
 	Socket  string
 	Collect func() Status // called for each request; must not block
 	Metrics http.Handler  // for /metrics; nil: there is none
-	Log     *slog.Logger
+	// More is answered on the socket too, by pattern as http.ServeMux takes it.
+	// Only root reaches it.
+	More map[string]http.Handler
+	Log  *slog.Logger
 }
 
 // Server is the part that shows the status.
@@ -101,6 +104,9 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle("/readyz", s.ReadyHandler())
 	if s.cfg.Metrics != nil {
 		mux.Handle("GET /metrics", s.cfg.Metrics)
+	}
+	for pattern, h := range s.cfg.More {
+		mux.Handle(pattern, h)
 	}
 	return mux
 }

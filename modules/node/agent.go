@@ -197,7 +197,9 @@ func (a *Agent) follow(ctx context.Context, ready func()) error {
 	return errors.New("the server ended the connection")
 }
 
-func (a *Agent) stateFile() string { return filepath.Join(a.cfg.Dir, "state.json") }
+const stateName = "state.json"
+
+func (a *Agent) stateFile() string { return filepath.Join(a.cfg.Dir, stateName) }
 
 func (a *Agent) loadState() bool {
 	data, err := os.ReadFile(a.stateFile())
@@ -274,6 +276,45 @@ func (a *Agent) work(ctx context.Context) {
 		}
 		a.report()
 	}
+}
+
+// Wanted says what shall be on this host: the ids of networks and the UIDs of
+// machines, those that are being removed included. ok is false before the agent
+// has a state. What is there and not wanted, nobody is making: a state is taken
+// before anything of it is made.
+func (a *Agent) Wanted() (networks, machines []string, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.state == nil {
+		return nil, nil, false
+	}
+	n, m := wanted(a.state)
+	return n, m, true
+}
+
+// WantedOnDisk says the same of an agent that does not run, from the last state
+// that it has kept in dir. The error wraps fs.ErrNotExist if there is none.
+func WantedOnDisk(dir string) (networks, machines []string, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, stateName))
+	if err != nil {
+		return nil, nil, err
+	}
+	var s resource.AgentState
+	if err := json.Unmarshal(data, &s); err != nil {
+		return nil, nil, fmt.Errorf("last state of the node in %s: %w", dir, err)
+	}
+	networks, machines = wanted(&s)
+	return networks, machines, nil
+}
+
+func wanted(s *resource.AgentState) (networks, machines []string) {
+	for _, n := range s.Networks {
+		networks = append(networks, n.ID)
+	}
+	for _, m := range s.Machines {
+		machines = append(machines, m.UID)
+	}
+	return networks, machines
 }
 
 // Look has the agent look after its machines now: one has ended, say. It does

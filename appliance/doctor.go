@@ -1,0 +1,89 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/multipaas/multipaas/appliance/doctor"
+	"github.com/multipaas/multipaas/appliance/inventory"
+	"github.com/multipaas/multipaas/appliance/paths"
+	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/modules/node"
+)
+
+// Doctor looks for what of MultiPaaS on this host nobody wants; with fix it
+// removes that, and tells removed of each. It works while the appliance runs and
+// while it is stopped; then nobody can start it until Doctor returns.
+func Doctor(ctx context.Context, p paths.Paths, fix bool, removed func(doctor.Orphan)) (doctor.Report, error) {
+	cfg := doctor.Config{Paths: p, Fix: fix, Removed: removed}
+	release, err := holdIfStopped(ctx, p)
+	if err != nil {
+		return doctor.Report{}, err
+	}
+	if release != nil {
+		defer release()
+		w, err := wantedOnDisk(p)
+		if err != nil {
+			return doctor.Report{}, err
+		}
+		cfg.Stopped = &w
+	}
+	return doctor.Look(ctx, cfg)
+}
+
+// holdIfStopped keeps the appliance from starting if it does not run; release
+// is nil if it does.
+func holdIfStopped(ctx context.Context, p paths.Paths) (release func(), err error) {
+	if _, err := inventory.Ask(ctx, p.Socket()); err == nil || !errors.Is(err, status.ErrNotRunning) {
+		return nil, err
+	}
+	if _, err := os.Stat(p.Data); err != nil {
+		return nil, fmt.Errorf("data directory: %w: nothing of MultiPaaS is kept here; say where with --data-dir or --config", err)
+	}
+	const why = "%w: it does not answer at %s: if it is starting, try again; if its run directory is another, say so with --config"
+	unlock, err := lock(p.Lock())
+	if err != nil {
+		return nil, fmt.Errorf(why, err, p.Socket())
+	}
+	unlockHost, err := lock(hostLock)
+	if err != nil {
+		unlock()
+		return nil, fmt.Errorf(why, err, p.Socket())
+	}
+	return func() { unlockHost(); unlock() }, nil
+}
+
+// wantedOnDisk is what the data directory of a stopped appliance says.
+func wantedOnDisk(p paths.Paths) (doctor.Wanted, error) {
+	w := doctor.Wanted{Source: "the data directory " + p.Data + ", for nothing of MultiPaaS runs here", Stopped: true, Workspaces: doctor.Set(nil)}
+	_, err := os.Stat(p.Etcd())
+	server := err == nil
+	if server {
+		// The datastore is closed; who has a folder may have a workspace.
+		ids, err := (&planes{base: &base{cfg: Config{Paths: p}}}).List()
+		if err != nil {
+			return w, err
+		}
+		w.Workspaces = doctor.Set(ids)
+		w.Notes = append(w.Notes, "the datastore and the planes' data: the server is stopped; start it, and ask again")
+	}
+	networks, machines, err := node.WantedOnDisk(nodeDir(Config{Paths: p}))
+	switch {
+	case err == nil:
+		w.Machines = doctor.Set(machines)
+		for _, id := range networks {
+			w.Workspaces[id] = true
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		w.Workspaces = nil
+		w.Notes = append(w.Notes, "workspaces and machines: "+err.Error())
+	case server:
+		w.Notes = append(w.Notes, "machines: this host is a server")
+	default:
+		w.Notes = append(w.Notes, "machines: this host has not heard from a server")
+	}
+	return w, nil
+}

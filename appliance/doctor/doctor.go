@@ -1,0 +1,245 @@
+// Package doctor finds what of MultiPaaS on a host nobody wants any more, says
+// why, and removes it.
+//
+// What it promises is that it never takes what is wanted, or what is just being
+// made. While the appliance runs, an orphan is what two looks in a row have found
+// and what the appliance, asked after each, does not want: the platform records
+// everything before it makes it, and never uses an id again. While it is
+// stopped, the caller holds the locks that keep it from starting, and says what is
+// wanted from the data directory.
+//
+// Parties: `multipaas doctor`, by way of package appliance. Any package may
+// import it; it needs root.
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/inventory"
+	"github.com/multipaas/multipaas/appliance/paths"
+)
+
+// Wanted is what shall be on this host.
+type Wanted struct {
+	Source string // who says so, for people
+	// Workspaces are the ids of those that have a network here, Machines the UIDs
+	// of machines. nil: nobody can tell, and nothing of theirs is judged.
+	Workspaces, Machines map[string]bool
+	// Planes says that Workspaces are all whose planes' data is kept here, and
+	// not only those whose networks are.
+	Planes bool
+	// Stopped says that nothing of a plane may run: its server does not.
+	Stopped bool
+	Notes   []string // what can't be judged, and why
+}
+
+// Config is what to look at.
+type Config struct {
+	Paths paths.Paths
+	// Stopped says what is wanted while no appliance runs. The caller holds the
+	// appliance's locks. nil: one runs, and is asked.
+	Stopped *Wanted
+	Fix     bool
+	// Removed is told of every removal, and of each that failed, once it happened.
+	Removed func(o Orphan)
+}
+
+// Orphan is something that nobody wants.
+type Orphan struct {
+	inventory.Item
+	Why     string `json:"why"`
+	Removed bool   `json:"removed,omitempty"`
+	Error   string `json:"error,omitempty"` // why it could not be removed
+}
+
+// Report is what a look has found.
+type Report struct {
+	Source    string              `json:"source"` // who says what is wanted
+	Looked    map[string]int64    `json:"looked"` // how many things there are, by kind
+	Orphans   []Orphan            `json:"orphans"`
+	NotJudged []string            `json:"not_judged,omitempty"`
+	Inventory inventory.Inventory `json:"-"`
+}
+
+// Healthy says whether no orphan is left.
+func (r Report) Healthy() bool {
+	return !slices.ContainsFunc(r.Orphans, func(o Orphan) bool { return !o.Removed })
+}
+
+// Look looks at the host, and with Config.Fix removes what it found. The error
+// says that it could not look; what could not be removed is in the report.
+func Look(ctx context.Context, cfg Config) (Report, error) {
+	first, w, err := look(ctx, cfg)
+	if err != nil {
+		return Report{}, err
+	}
+	orphans := judge(first, w)
+	inv := first
+	if cfg.Stopped == nil && len(orphans) > 0 {
+		second, w2, err := look(ctx, cfg)
+		if err != nil {
+			return Report{}, err
+		}
+		inv, w = second, w2
+		orphans = both(orphans, judge(second, w2))
+	}
+	r := Report{Source: w.Source, Looked: map[string]int64{}, Orphans: orphans, NotJudged: w.Notes, Inventory: inv}
+	for _, i := range inv.Items {
+		r.Looked[string(i.Kind)]++
+	}
+	if cfg.Fix {
+		fix(ctx, cfg, inv, r.Orphans)
+	}
+	return r, nil
+}
+
+func look(ctx context.Context, cfg Config) (inventory.Inventory, Wanted, error) {
+	inv, err := inventory.Take(ctx, cfg.Paths)
+	if err != nil {
+		return inv, Wanted{}, err
+	}
+	if cfg.Stopped != nil {
+		if inv.Answer != nil {
+			return inv, Wanted{}, errors.New("the appliance was started meanwhile: try again")
+		}
+		return inv, *cfg.Stopped, nil
+	}
+	a := inv.Answer
+	if a == nil {
+		return inv, Wanted{}, errors.New("the appliance has ended meanwhile: try again")
+	}
+	w := Wanted{Source: fmt.Sprintf("the running %s, process %d", a.Role, a.PID), Planes: a.Role == "server"}
+	if a.Unknown != "" {
+		w.Notes = append(w.Notes, "workspaces and machines: "+a.Unknown)
+		return inv, w, nil
+	}
+	w.Workspaces = set(a.Workspaces)
+	if a.Role == "node" {
+		w.Machines = set(a.Machines)
+	} else {
+		w.Notes = append(w.Notes, "machines: this host is a server")
+	}
+	return inv, w, nil
+}
+
+// Set makes a set of names; it is never nil.
+func Set(names []string) map[string]bool { return set(names) }
+
+func set(names []string) map[string]bool {
+	m := map[string]bool{}
+	for _, n := range names {
+		m[n] = true
+	}
+	return m
+}
+
+func same(a, b Orphan) bool {
+	return a.Kind == b.Kind && a.Name == b.Name && a.Namespace == b.Namespace && a.Identity == b.Identity
+}
+
+func both(first, second []Orphan) []Orphan {
+	return slices.DeleteFunc(second, func(o Orphan) bool {
+		return !slices.ContainsFunc(first, func(f Orphan) bool { return same(f, o) })
+	})
+}
+
+// judge returns what of an inventory nobody wants. What goes with another orphan
+// is not named beside it.
+func judge(inv inventory.Inventory, w Wanted) []Orphan {
+	var orphans []Orphan
+	for _, i := range inv.Items {
+		if why := reason(i, inv, w); why != "" {
+			orphans = append(orphans, Orphan{Item: i, Why: why})
+		}
+	}
+	return slices.DeleteFunc(orphans, func(o Orphan) bool { return covered(o, orphans) })
+}
+
+func covered(o Orphan, all []Orphan) bool {
+	return slices.ContainsFunc(all, func(by Orphan) bool {
+		switch by.Kind {
+		case inventory.Folder:
+			return (o.Kind == inventory.File || o.Kind == inventory.Socket) && strings.HasPrefix(o.Name, by.Name+"/")
+		case inventory.Netns:
+			return (o.Kind == inventory.Route || o.Kind == inventory.Rules) && o.Namespace == by.Name
+		case inventory.Link:
+			return o.Kind == inventory.Route && o.Namespace == by.Namespace && strings.HasSuffix(o.Name, " dev "+by.Name)
+		}
+		return false
+	})
+}
+
+// reason says why nobody wants an item; "" if somebody does, or nobody can tell.
+func reason(i inventory.Item, inv inventory.Inventory, w Wanted) string {
+	switch what, id := i.Owner.Split(); what {
+	case "workspace":
+		return workspaceReason(i, id, inv, w)
+	case "machine":
+		if w.Machines != nil && !w.Machines[id] {
+			return "no machine of this node has this UID"
+		}
+		return ""
+	}
+	switch {
+	case i.Kind == inventory.EtcdKey || i.Kind == inventory.User:
+		return i.Detail // the server has judged
+	case i.Owner == inventory.FormerRun:
+		return "left by a run that was killed while it wrote"
+	case i.Kind == inventory.Process && i.Owner == inventory.Nobody:
+		return "runs from the payload, and nothing that runs has started it"
+	case i.Kind == inventory.Link && i.Owner == inventory.Nobody:
+		return "nobody makes an interface of this name in a workspace's network"
+	case i.Kind == inventory.Rules && i.Namespace == "" && w.Workspaces != nil && len(w.Workspaces) == 0:
+		return "no workspace has a network here"
+	case i.Kind == inventory.Folder && strings.HasSuffix(i.Name, ".partial") && free(filepath.Join(filepath.Dir(i.Name), "lock")):
+		return "left by a run that was killed while it unpacked"
+	}
+	return ""
+}
+
+func workspaceReason(i inventory.Item, id string, inv inventory.Inventory, w Wanted) string {
+	plane := strings.HasPrefix(i.Name, inv.Paths.Planes()+"/") || i.Kind == inventory.Cgroup
+	if i.Kind == inventory.Process && w.Stopped {
+		return "a plane's process that has outlived its server"
+	}
+	if w.Workspaces == nil || w.Workspaces[id] || plane && !w.Planes {
+		return ""
+	}
+	return "no workspace has this id"
+}
+
+// free says whether nobody holds the lock of a folder.
+func free(lock string) bool {
+	f, err := os.OpenFile(lock, os.O_RDWR, 0)
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+}
+
+// Age is how long ago something began, short; "" if nobody knows.
+func (o Orphan) Age(now time.Time) string {
+	if o.Since.IsZero() {
+		return ""
+	}
+	d := now.Sub(o.Since)
+	switch {
+	case d < time.Minute:
+		return d.Truncate(time.Second).String()
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}

@@ -1,0 +1,239 @@
+package inventory
+
+import (
+	"bufio"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+type inode struct{ device, number uint64 }
+
+// FileIdentity tells a file from a later one of its name: by its inode.
+func FileIdentity(info fs.FileInfo) string {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return strconv.FormatUint(st.Ino, 10)
+	}
+	return ""
+}
+
+// mounts looks at what is mounted below the two directories.
+func (s *scan) mounts() error {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 5 {
+			continue
+		}
+		// See proc(5).
+		point := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(fields[4])
+		if !strings.HasPrefix(point, s.p.Data+"/") && !strings.HasPrefix(point, s.p.Run+"/") {
+			continue
+		}
+		s.add(Item{Kind: Mount, Name: point, Owner: s.ownerOf(point), Identity: fields[0]})
+	}
+	return lines.Err()
+}
+
+// ownerOf tells by its place whose a file or mount is.
+func (s *scan) ownerOf(point string) Owner {
+	for _, place := range []struct {
+		dir   string
+		owner func(string) Owner
+	}{
+		{s.p.Planes(), Workspace}, {s.p.Machines(), Machine}, {filepath.Join(s.p.Data, "node", "machines"), Machine},
+		{s.p.Runc(), Machine}, {filepath.Join(s.p.Run, "machines"), Machine},
+	} {
+		if rest, ok := strings.CutPrefix(point, place.dir+"/"); ok {
+			name, _, _ := strings.Cut(rest, "/")
+			return place.owner(name)
+		}
+	}
+	return Appliance
+}
+
+// temporary are the names that appliance/atomicfile writes under first.
+var temporary = regexp.MustCompile(`^\..+\.tmp-[0-9]+$`)
+
+// files looks at what is kept below the two directories.
+func (s *scan) files() error {
+	for _, dir := range []string{s.p.Planes(), s.p.Machines(), filepath.Join(s.p.Data, "node", "machines"), s.p.Runc(), filepath.Join(s.p.Run, "machines")} {
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			name := filepath.Join(dir, e.Name())
+			info, err := e.Info()
+			if err != nil {
+				continue // gone meanwhile
+			}
+			s.add(Item{Kind: Folder, Name: name, Owner: s.ownerOf(name), Bytes: diskUse(name), Since: info.ModTime(), Identity: FileIdentity(info)})
+			var st unix.Stat_t
+			if unix.Lstat(filepath.Join(name, "disk.img"), &st) == nil {
+				s.inodes[inode{st.Dev, st.Ino}] = e.Name()
+			}
+		}
+	}
+	for _, dir := range []string{filepath.Join(s.p.Data, "images"), filepath.Join(s.p.Payload(), "trees")} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			if info, err := e.Info(); err == nil && e.IsDir() {
+				s.add(Item{Kind: Folder, Name: filepath.Join(dir, e.Name()), Owner: Appliance, Since: info.ModTime(), Identity: FileIdentity(info)})
+			}
+		}
+	}
+	// Looked at above, or counted below, or their owner's business inside.
+	inside := []string{s.p.Machines(), s.p.Payload(), filepath.Join(s.p.Data, "images"), filepath.Join(s.p.Etcd(), "data"), s.p.Registry(), s.p.Runc()}
+	for _, root := range []string{s.p.Data, s.p.Run} {
+		if err := s.walk(root, inside); err != nil {
+			return err
+		}
+	}
+	s.registry()
+	return nil
+}
+
+func (s *scan) walk(root string, leaveOut []string) error {
+	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // gone meanwhile, or not there at all
+		} else if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if slices.Contains(leaveOut, name) {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return nil
+		}
+		item := Item{Kind: File, Name: name, Owner: s.ownerOf(name), Bytes: info.Size(), Since: info.ModTime(), Identity: FileIdentity(info)}
+		switch {
+		case info.Mode()&fs.ModeSocket != 0:
+			item.Kind = Socket
+		case temporary.MatchString(d.Name()):
+			item.Detail = "temporary file"
+			// Who holds the data directory's lock now is not who made it.
+			if s.answer == nil || info.ModTime().Before(s.answer.Started) {
+				item.Owner = FormerRun
+			}
+		case strings.Contains(d.Name(), "-wal") || strings.Contains(d.Name(), "-shm"):
+			return nil // SQLite's own, come and go
+		}
+		s.add(item)
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// registry counts what the registry stores; it collects its garbage itself.
+func (s *scan) registry() {
+	count := map[string]string{"blobs": "registry blobs", "_uploads": "registry uploads", "_layers": "registry links", "_manifests": "registry links"}
+	_ = filepath.WalkDir(s.p.Registry(), func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // gone meanwhile
+		}
+		rel, _ := filepath.Rel(s.p.Registry(), name)
+		parts := strings.Split(rel, string(filepath.Separator))
+		if d.IsDir() {
+			if filepath.Base(filepath.Dir(name)) == "_uploads" {
+				s.inv.Number["registry uploads"]++
+				return fs.SkipDir
+			}
+			return nil
+		}
+		for _, p := range parts {
+			if what := count[p]; what != "" {
+				s.inv.Number[what]++
+				if p == "blobs" {
+					if info, err := d.Info(); err == nil {
+						s.inv.Gauges["bytes of registry blobs"] += info.Size()
+					}
+				}
+				return nil
+			}
+		}
+		s.inv.Number["registry files"]++
+		return nil
+	})
+}
+
+// loops looks at loop devices of machines' disks. A device says which file it
+// has by inode, for the name may be from another mount namespace; a file that
+// was removed is told by the name it had.
+func (s *scan) loops() error {
+	devices, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return err
+	}
+	for _, file := range devices {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue // freed meanwhile
+		}
+		name := "/dev/" + strings.Split(file, "/")[3]
+		backing := strings.TrimSpace(string(data))
+		item := Item{Kind: Loop, Name: name, Detail: backing, Like: backing}
+		removed, gone := strings.CutSuffix(backing, " (deleted)")
+		switch {
+		case gone && strings.HasPrefix(removed, s.p.Data+"/"):
+			item.Owner = s.ownerOf(removed)
+		default:
+			f, err := os.Open(name)
+			if err != nil {
+				continue
+			}
+			info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+			f.Close()
+			if err != nil {
+				continue
+			}
+			uid, ok := s.inodes[inode{info.Device, info.Inode}]
+			if ok {
+				item.Owner = Machine(uid)
+			} else if at, ok := s.below(backing, info.Device, info.Inode); ok {
+				item.Owner = s.ownerOf(at)
+			} else {
+				continue
+			}
+			item.Identity = strconv.FormatUint(info.Inode, 10)
+		}
+		s.add(item)
+	}
+	return nil
+}
+
+// below says whether the file of a loop device is below the data directory.
+func (s *scan) below(file string, device, number uint64) (string, bool) {
+	var st unix.Stat_t
+	if !strings.HasPrefix(file, s.p.Data+"/") || unix.Lstat(file, &st) != nil {
+		return "", false
+	}
+	return file, st.Dev == device && st.Ino == number
+}
