@@ -16,7 +16,7 @@ import (
 // host. Each kubelet, containerd and plane watches files; a distribution's
 // limits are for a few programs of one user, and all of ours are root's.
 var atLeast = map[string]int{
-	"fs/inotify/max_user_instances": 8192,
+	"fs/inotify/max_user_instances": preflight.InotifyInstances,
 	"fs/inotify/max_user_watches":   524288,
 }
 

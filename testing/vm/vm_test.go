@@ -3,7 +3,6 @@ package vm_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -264,12 +263,8 @@ func (p *platform) preflight(ctx context.Context, t *testing.T) {
 		if err != nil {
 			return err
 		}
-		t.Log(r)
-		if r.Code != 0 {
-			return errors.New("preflight fails on plain Debian")
-		}
-		if strings.Contains(r.Out, "skipped") {
-			return errors.New("a check could not be made")
+		if r.Code != 0 || strings.Contains(r.Out, "skipped") || strings.Contains(r.Out, "warning") {
+			return fmt.Errorf("not all is well with plain Debian: %v", r)
 		}
 		_, err = v.Must(ctx, "systemctl", "enable", "/opt/multipaas/multipaas-"+v.Name()+".service")
 		return err
@@ -350,12 +345,28 @@ func (p *platform) well(ctx context.Context, t *testing.T) {
 	p.both(t, func(v *vm.VM) error { return until(ctx, "healthy", func() error { return healthy(ctx, v) }) })
 	eventually(ctx, t, "the node is ready", func() error {
 		out, err := p.server.Must(ctx, client("admin", "nodes", "list")...)
-		if err == nil && !strings.Contains(out, "Ready") {
-			err = fmt.Errorf("the nodes are\n%s", out)
+		if err != nil {
+			return err
 		}
-		return err
+		for line := range strings.Lines(out) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "node" && f[1] == "Ready" {
+				return nil
+			}
+		}
+		return fmt.Errorf("the nodes are\n%s", out)
 	})
 	p.both(t, func(v *vm.VM) error { return settled(ctx, v) })
+	p.units(ctx, t)
+}
+
+// units: neither has ended and been started again by systemd.
+func (p *platform) units(ctx context.Context, t *testing.T) {
+	t.Helper()
+	for _, v := range []*vm.VM{p.server, p.node} {
+		if got := must(ctx, t, v, "systemctl", "show", "-P", "NRestarts", "multipaas-"+v.Name()); got != "0" {
+			t.Errorf("multipaas-%s was started again %s times, want none", v.Name(), got)
+		}
+	}
 }
 
 // restart: what systemd does with a unit besides starting it.

@@ -7,7 +7,7 @@ cd "$1"
 
 : >etc/machine-id # each machine makes its own at its first start
 echo 'LABEL=root / ext4 errors=remount-ro 0 1' >etc/fstab
-echo 'LABEL=multipaas /opt/multipaas ext4 ro,nofail 0 0' >>etc/fstab
+echo 'LABEL=multipaas /opt/multipaas ext4 ro,x-systemd.device-timeout=infinity 0 0' >>etc/fstab # emulated, it may take long
 mkdir -p opt/multipaas
 
 # The command and the units are on the second disk.
