@@ -195,6 +195,12 @@ func (n *Network) unprotectHost() error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
+	vxlan := &nftables.Table{Name: sendersTable, Family: nftables.TableFamilyIPv4}
+	c.AddTable(vxlan) // so that it can be deleted
+	c.DelTable(vxlan)
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("remove firewall rules: %w", err)
+	}
 	have, err := chainNames(c, nftables.TableFamilyIPv4)
 	if err != nil || len(have) == 0 {
 		return err

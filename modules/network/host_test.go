@@ -190,6 +190,16 @@ func obey(n *Network, o order) (string, error) {
 		return string(b), err
 	case "receiveUDP":
 		return receive(ns, o)
+	case "sendUDP":
+		return "", ns.Do(func() error {
+			c, err := net.Dial("udp", o.To)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write(o.Frame)
+			return err
+		})
 	case "send":
 		return "", sendFrame(ns, o.Link, o.Frame)
 	}

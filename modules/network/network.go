@@ -149,6 +149,10 @@ func (n *Network) attach(want resource.AgentNetwork) error {
 		return err
 	}
 
+	if err := n.ensureSenders(want.VNI, want.Members); err != nil {
+		return err
+	}
+
 	mtu := host.mtu - overhead
 	if err := w.ensureBridge(want, mtu); err != nil {
 		return err
@@ -219,6 +223,9 @@ func (n *Network) detach(id string) error {
 	}
 	defer host.Close()
 	if err := removeLink(host, uplinkPrefix+id); err != nil {
+		return err
+	}
+	if err := n.removeSenders(id); err != nil {
 		return err
 	}
 	links, err := linksWithPrefix(host, uplinkPrefix)

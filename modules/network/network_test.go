@@ -230,6 +230,71 @@ func TestWorkspace(t *testing.T) {
 		}
 	})
 
+	t.Run("VXLAN is taken from hosts of the workspace only", func(t *testing.T) {
+		// node2 is no host of this workspace.
+		three := newSite(0x33, hosts[:2])
+		m := three.machine(1, 1)
+		three.attach(t)
+		ns := three.attachMachine(1, m)
+		node1.must(order{Do: "reach", NS: ns, To: "172.30.0.1"})
+		plane := resource.DefaultPlan().Plane
+		packet := func(payload string) []byte {
+			header := binary.BigEndian.AppendUint32([]byte{0x08, 0, 0, 0}, three.vni<<8)
+			return append(header, udpFrame(resource.MAC(plane), m.MAC, plane, m.Address, payload)...)
+		}
+		// By the same way behind the bad one comes a good one, from the server.
+		inject := func(from *testHost, reserved byte) []byte {
+			p := packet("bad")
+			p[7] = reserved
+			from.must(order{Do: "sendUDP", To: node1.address.String() + ":4789", Frame: p})
+			return packet("good")
+		}
+		for name, bad := range map[string]func(){
+			"another host of the platform": func() { inject(node2, 0) },
+			"with the reserved byte set":   func() { inject(node2, 1) },
+		} {
+			got := receiveAfter(t, node1, ns, m.Address.String()+":9999", func() {
+				bad()
+				server.must(order{Do: "sendUDP", To: node1.address.String() + ":4789", Frame: packet("good")})
+			})
+			if got != "good" {
+				t.Errorf("%s: got %q", name, got)
+			}
+		}
+		// It joins, and is heard; it leaves, and isn't.
+		three.hosts = hosts
+		three.members = append(three.members, resource.NetworkMember{Name: "host-2", Address: three.plan.Gateway(2), MAC: resource.MAC(three.plan.Gateway(2)), Host: node2.address})
+		node1.must(order{Do: "attach", Network: three.network(1)})
+		got := receiveAfter(t, node1, ns, m.Address.String()+":9999", func() {
+			node2.must(order{Do: "sendUDP", To: node1.address.String() + ":4789", Frame: packet("good")})
+		})
+		if got != "good" {
+			t.Errorf("a host that has joined: got %q", got)
+		}
+		three.members = three.members[:len(three.members)-1]
+		node1.must(order{Do: "attach", Network: three.network(1)})
+		got = receiveAfter(t, node1, ns, m.Address.String()+":9999", func() {
+			inject(node2, 0)
+			server.must(order{Do: "sendUDP", To: node1.address.String() + ":4789", Frame: packet("good")})
+		})
+		if got != "good" {
+			t.Errorf("a host that has left: got %q", got)
+		}
+		for _, h := range hosts[:2] {
+			senders := func() string {
+				return h.must(order{Do: "run", Arguments: strings.Fields("nft list table ip multipaas-vxlan")})
+			}
+			if rules := senders(); !strings.Contains(rules, "0x00330000 .") {
+				t.Errorf("VNI 0x33 is not among the senders: %s", rules)
+			}
+			h.must(order{Do: "detach", ID: three.id})
+			if rules := senders(); strings.Contains(rules, "0x00330000 .") {
+				t.Errorf("after the network is gone: %s", rules)
+			}
+		}
+		node1.must(order{Do: "reach", NS: ns1, To: "172.30.0.12"}) // the others are heard as before
+	})
+
 	namespaces := []string{"mp-" + one.id, "mp-" + two.id, ns1, ns3, other}
 	t.Run("again changes nothing", func(t *testing.T) {
 		before := node1.dump(namespaces...)
@@ -323,6 +388,16 @@ func TestWorkspace(t *testing.T) {
 // receiveOn listens on one host and sends frames, in order, from another.
 func receiveOn(t *testing.T, from, on *testHost, fromNS, onNS, address string, frames ...[]byte) string {
 	t.Helper()
+	return receiveAfter(t, on, onNS, address, func() {
+		for _, f := range frames {
+			from.must(order{Do: "send", NS: fromNS, Link: machineLink, Frame: f})
+		}
+	})
+}
+
+// receiveAfter listens on a host and returns what comes first.
+func receiveAfter(t *testing.T, on *testHost, onNS, address string, send func()) string {
+	t.Helper()
 	if err := on.in.Encode(order{Do: "receiveUDP", NS: onNS, To: address}); err != nil {
 		t.Fatal(err)
 	}
@@ -330,9 +405,7 @@ func receiveOn(t *testing.T, from, on *testHost, fromNS, onNS, address string, f
 	if err := on.out.Decode(&ready); err != nil || ready.Out != "listening" {
 		t.Fatal(err, ready)
 	}
-	for _, f := range frames {
-		from.must(order{Do: "send", NS: fromNS, Link: machineLink, Frame: f})
-	}
+	send()
 	var a answer
 	if err := on.out.Decode(&a); err != nil || a.Error != "" {
 		t.Fatal(err, a.Error)

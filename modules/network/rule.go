@@ -124,13 +124,18 @@ func apply(sets ...ruleset) (err error) {
 
 // chainNames lists the chains of our table.
 func chainNames(c *nftables.Conn, family nftables.TableFamily) ([]string, error) {
+	return chainsOf(c, tableName, family)
+}
+
+// chainsOf lists the chains of a table; none if there is no such table.
+func chainsOf(c *nftables.Conn, table string, family nftables.TableFamily) ([]string, error) {
 	chains, err := c.ListChainsOfTableFamily(family)
 	if err != nil {
 		return nil, fmt.Errorf("list firewall rules: %w", err)
 	}
 	var names []string
 	for _, ch := range chains {
-		if ch.Table.Name == tableName {
+		if ch.Table.Name == table {
 			names = append(names, ch.Name)
 		}
 	}
