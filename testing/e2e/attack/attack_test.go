@@ -1,6 +1,8 @@
 package attack
 
 import (
+	"context"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -48,6 +50,7 @@ func TestAttack(t *testing.T) {
 		test func(*testing.T, *suite)
 	}{
 		{"reach", testReach},
+		{"raw", testRaw},
 	} {
 		began := time.Now()
 		t.Run(part.name, func(t *testing.T) {
@@ -62,11 +65,19 @@ func TestAttack(t *testing.T) {
 func (s *suite) setUp(t *testing.T) {
 	t.Helper()
 	s.PushProgram(t, "tool", "./testing/e2e/attack/tool")
-	s.Apply(t, toolManifest(s.Image("acme/web", "tool")))
+	datacenter.Eventually(t, 2*time.Minute, "B's tool is applied", func(context.Context) error {
+		if r := s.Kube(t, s.Kubeconfig(), toolManifest(s.Image("acme/web", "tool")), "apply", "-f", "-"); r.Code != 0 {
+			return errors.New(r.String())
+		}
+		return nil
+	})
 	s.box = s.Box(t)
-	if r := s.Kube(t, s.box, toolManifest(s.Image("beta/ops", "tool")), "apply", "-f", "-"); r.Code != 0 {
-		t.Fatal(r)
-	}
+	datacenter.Eventually(t, 2*time.Minute, "A's tool is applied", func(context.Context) error {
+		if r := s.Kube(t, s.box, toolManifest(s.Image("beta/ops", "tool")), "apply", "-f", "-"); r.Code != 0 {
+			return errors.New(r.String())
+		}
+		return nil
+	})
 	s.victims = s.toolPods(t, s.Kubeconfig())
 	if len(s.victims) != 2 {
 		t.Fatalf("B's tool runs in %d pods, want 2", len(s.victims))

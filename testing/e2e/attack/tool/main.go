@@ -4,6 +4,10 @@
 //	tool wait             serves /healthz on :8080 until it is stopped
 //	tool try ADDRESS...   one line per address: "ADDRESS open|closed REASON";
 //	                      tcp:HOST:PORT, udp:HOST:PORT
+//	tool ask QUESTION...  one line per question of DNS, SERVER/NETWORK/TYPE/NAME
+//	tool where            prints how the default route is reached, as JSON
+//	tool send LINK        sends frames, base64 lines, as they are
+//	tool watch PORT...    prints which marked packets it sees, until it is stopped
 package main
 
 import (
@@ -33,7 +37,15 @@ func run(args []string) int {
 	case "wait":
 		err = wait(ctx)
 	case "try":
-		try(ctx, args[1:])
+		each(args[1:], func(t string) string { return attempt(ctx, t) })
+	case "ask":
+		ask(ctx, args[1:])
+	case "where":
+		err = where()
+	case "send":
+		err = send(args[1], os.Stdin)
+	case "watch":
+		err = watch(ctx, args[1:])
 	default:
 		err = fmt.Errorf("unknown mode %q", args[0])
 	}
@@ -60,9 +72,9 @@ func wait(ctx context.Context) error {
 
 const patience = 3 * time.Second
 
-// try makes the attempts at once, some hundreds at a time, so that dropped
+// each makes the attempts at once, some hundreds at a time, so that dropped
 // packets cost one time-out, and prints each result when it has it.
-func try(ctx context.Context, targets []string) {
+func each(targets []string, try func(target string) string) {
 	var wg sync.WaitGroup
 	var out sync.Mutex
 	places := make(chan struct{}, 500)
@@ -70,7 +82,7 @@ func try(ctx context.Context, targets []string) {
 		places <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-places }()
-			outcome := attempt(ctx, t)
+			outcome := try(t)
 			out.Lock()
 			defer out.Unlock()
 			fmt.Println(t, outcome)
