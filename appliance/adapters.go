@@ -246,7 +246,7 @@ func (s *server) makeRegistry() (*registry.Registry, error) {
 	}
 	return registry.New(registry.Config{Addr: s.cfg.Listen.Registry, Dir: s.cfg.Paths.Registry(), TLS: s.tls(),
 		Names: s.registryNames(), Upstreams: upstreams, Log: s.part("registry"),
-		Nodes: s.hub, Organizations: organizations{s.organizations},
+		Nodes: s.hub, Organizations: organizations{s.organizations}, Limit: s.imageLimit,
 		Tokens: registry.Tokens{Realm: s.url() + "/v1/registry/token", Service: s.registryName(), Issuer: s.identity.RegistryIssuer(),
 			Keys: func(ctx context.Context) (*jose.JSONWebKeySet, error) {
 				set, err := s.identity.PublicKeys(ctx)
@@ -264,10 +264,18 @@ func (o organizations) Exists(account, organization string) bool {
 	return ok && !org.Deleting()
 }
 
+// imageLimit is how many bytes of images an account may have.
+func (s *server) imageLimit(account string) int64 {
+	if a, ok := s.accounts.Get(account); ok {
+		return a.Spec.Limits.Or(s.cfg.Limits).ImageBytes
+	}
+	return s.cfg.Limits.ImageBytes
+}
+
 // makeAPI makes the API.
 func (s *server) makeAPI() *api.API {
 	return api.New(api.Config{Store: s.store, Identity: s.identity, Workspaces: apiWorkspaces{s.controller, s.keys},
-		Images: s.images(), Tasks: s.tasks, Datastore: s.cfg.Datastore,
+		Images: s.images(), Tasks: s.tasks, Datastore: s.cfg.Datastore, Limits: s.cfg.Limits,
 		Info: resource.Info{Version: s.version, Domain: s.cfg.Domain, Registry: s.registryName(), KubernetesAPI: s.reach(s.cfg.Listen.Kubernetes),
 			KubernetesVersions: s.versions, Registration: s.cfg.Registration, CA: string(s.ca.CertPEM())},
 		JoinCommand: func(token string) string {

@@ -6,7 +6,10 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+
+	quantity "k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/multipaas/multipaas/appliance/paths"
 	"github.com/multipaas/multipaas/modules/resource"
@@ -32,6 +35,7 @@ type File struct {
 	AdminEmail   string     `yaml:"admin_email"`  // of the first sysadmin
 
 	Workspaces WorkspacesFile `yaml:"workspaces"`
+	Limits     LimitsFile     `yaml:"limits"`
 	// BlockedNetworks are networks, other than the platform's own, that tenants
 	// never reach.
 	BlockedNetworks    []string       `yaml:"blocked_networks"`
@@ -60,6 +64,19 @@ type WorkspacesFile struct {
 	// DatastoreLimit is how many MiB a workspace's may take: 2048 for kine and
 	// 256 for etcd if it is 0.
 	DatastoreLimit int64 `yaml:"datastore_limit"`
+}
+
+// LimitsFile is the most one account may have, unless a sysadmin sets otherwise
+// for it with `mp accounts set`.
+type LimitsFile struct {
+	Organizations int64  `yaml:"organizations"`
+	Workspaces    int64  `yaml:"workspaces"`
+	Machines      int64  `yaml:"machines"` // of all workspaces, as are CPUs, memory and disk
+	Apps          int64  `yaml:"apps"`
+	CPU           string `yaml:"cpu"`
+	Memory        string `yaml:"memory"`
+	Disk          string `yaml:"disk"`
+	Images        string `yaml:"images"` // bytes in the registry
 }
 
 // UpstreamFile is another registry that ours fetches images from.
@@ -92,6 +109,9 @@ func Defaults() File {
 		Workspaces: WorkspacesFile{
 			Nodes: "172.30.0.0/20", Pods: "10.42.0.0/16", Services: "10.43.0.0/16", Datastore: "kine",
 		},
+		// A workspace's plane takes 250 MB of the server.
+		Limits: LimitsFile{Organizations: 50, Workspaces: 25, Machines: 100, Apps: 500,
+			CPU: "400", Memory: "1600Gi", Disk: "10Ti", Images: "200Gi"},
 		Log: LogFile{Level: "info", Format: "text"},
 	}
 }
@@ -109,7 +129,8 @@ type Config struct {
 	AdminEmail         string
 	Plan               resource.AddressPlan
 	Datastore          resource.Datastore
-	DatastoreLimit     int64 // bytes; 0: embed/plane's default
+	DatastoreLimit     int64           // bytes; 0: embed/plane's default
+	Limits             resource.Limits // of one account
 	BlockedNetworks    []netip.Prefix
 	RegistryUpstreams  []UpstreamFile
 	UpstreamDNS        []netip.AddrPort
@@ -202,6 +223,7 @@ func (f File) Complete(m Machine) Config {
 	}
 	c.Address = c.completeAddress(f.Address, m)
 	c.completePlan(f.Workspaces)
+	c.completeLimits(f.Limits)
 	for i, s := range f.BlockedNetworks {
 		if p, ok := c.prefix(fmt.Sprintf("blocked_networks[%d]", i), s); ok {
 			c.BlockedNetworks = append(c.BlockedNetworks, p)
@@ -288,4 +310,33 @@ func offset(a netip.Addr, n uint32) netip.Addr {
 	v := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
 	v += n
 	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+}
+
+func (c *Config) completeLimits(f LimitsFile) {
+	c.Limits = resource.Limits{Organizations: f.Organizations, Workspaces: f.Workspaces, Machines: f.Machines, Apps: f.Apps}
+	for _, x := range []struct {
+		field, text string
+		to          *int64
+		value       func(quantity.Quantity) int64
+	}{
+		{"limits.cpu", f.CPU, &c.Limits.MilliCPU, func(q quantity.Quantity) int64 { return q.MilliValue() }},
+		{"limits.memory", f.Memory, &c.Limits.MemoryBytes, func(q quantity.Quantity) int64 { return q.Value() }},
+		{"limits.disk", f.Disk, &c.Limits.DiskBytes, func(q quantity.Quantity) int64 { return q.Value() }},
+		{"limits.images", f.Images, &c.Limits.ImageBytes, func(q quantity.Quantity) int64 { return q.Value() }},
+	} {
+		q, err := quantity.ParseQuantity(x.text)
+		if err != nil || q.Sign() <= 0 {
+			c.fail(x.field, x.text, "not an amount", "write it like 400 (CPUs), 64Gi or 2Ti")
+			continue
+		}
+		*x.to = x.value(q)
+	}
+	for _, x := range []struct {
+		field string
+		value int64
+	}{{"limits.organizations", f.Organizations}, {"limits.workspaces", f.Workspaces}, {"limits.machines", f.Machines}, {"limits.apps", f.Apps}} {
+		if x.value < 1 {
+			c.fail(x.field, strconv.FormatInt(x.value, 10), "not a limit", "use a number from 1 on")
+		}
+	}
 }

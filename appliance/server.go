@@ -44,6 +44,7 @@ type server struct {
 	versions []string
 
 	nodes         *store.Cache[*resource.Node]
+	accounts      *store.Cache[*resource.Account]
 	organizations *store.Cache[*resource.Organization]
 	workspaces    *store.Cache[*resource.Workspace]
 	machines      *store.Cache[*resource.Machine]
@@ -93,6 +94,7 @@ func (s *server) boot() {
 
 	etcd := g.Add("etcd-client", lifecycle.Func(s.holdClient), g.Add("etcd", s.etcd, balancer))
 	nodes := g.Add("nodes", s.nodes, etcd)
+	accounts := g.Add("accounts", s.accounts, etcd)
 	organizations := g.Add("organizations", s.organizations, etcd)
 	workspaces := g.Add("workspaces", s.workspaces, etcd)
 	machines := g.Add("machines", s.machines, etcd)
@@ -105,7 +107,7 @@ func (s *server) boot() {
 	g.Add("node-monitor", s.monitor(), nodes, machines)
 
 	planes := g.Add("planes", s.controller, payload, certificate, identity, nodes, workspaces, machines, apps)
-	registry := g.Add("registry", s.registry, certificate, identity, organizations, machines)
+	registry := g.Add("registry", s.registry, certificate, identity, accounts, organizations, machines)
 	g.Add("deployer", s.deployer, planes, registry, apps)
 	g.Add("plane-router", s.router, planes)
 
@@ -139,6 +141,7 @@ func (s *server) make() (err error) {
 	}
 	s.store = store.New(s.client)
 	s.nodes = s.store.Nodes().Cache(s.part("nodes"))
+	s.accounts = s.store.Accounts().Cache(s.part("accounts"))
 	s.organizations = s.store.Organizations().Cache(s.part("organizations"))
 	s.workspaces = s.store.Workspaces().Cache(s.part("workspaces"))
 	s.machines = s.store.Machines().Cache(s.part("machines"))

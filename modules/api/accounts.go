@@ -29,6 +29,7 @@ func (a *API) accountOperations() {
 			}
 			return object(http.StatusOK, account), nil
 		})
+	add(a, operation{id: "accounts.patch", method: http.MethodPatch, path: "/v1/accounts/{account}", summary: "Set what an account may have"}, a.patchAccount)
 	add(a, operation{id: "accounts.delete", method: http.MethodDelete, path: "/v1/accounts/{account}", summary: "Delete an account that has no organizations"}, a.deleteAccount)
 
 	add(a, operation{id: "owners.list", method: http.MethodGet, path: "/v1/accounts/{account}/owners", summary: "The owners of an account"},

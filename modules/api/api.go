@@ -42,6 +42,9 @@ type Config struct {
 
 	// Info is what anybody may know; Registration also decides who may register.
 	Info resource.Info
+	// Limits is what each account may have unless a sysadmin said otherwise; 0
+	// is no limit.
+	Limits resource.Limits
 	// Datastore is what a workspace gets that asks for none; empty: kine.
 	Datastore resource.Datastore
 	// JoinCommand returns what to type on a machine so that it joins with token.

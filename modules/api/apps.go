@@ -134,8 +134,12 @@ func (a *API) createApp(ctx context.Context, path AppPath, spec resource.AppSpec
 	}
 	app := &resource.App{Meta: resource.Meta{Name: path.App}, Account: path.Account, Organization: path.Organization, Workspace: path.Workspace, Spec: spec,
 		Status: resource.AppStatus{Phase: resource.Pending}}
+	granted, err := a.grant(ctx, path.Account, resource.Limits{Apps: 1})
+	if err != nil {
+		return nil, err
+	}
 	task, op := a.cfg.Tasks.Begin("app.create", who(ctx).Name(), app)
-	err := a.store.Commit(ctx, open(a.store.Workspaces(), path.WorkspacePath.key(), "workspace"), a.store.Apps().CreateOp(app), op)
+	err = a.store.Commit(ctx, granted, open(a.store.Workspaces(), path.WorkspacePath.key(), "workspace"), a.store.Apps().CreateOp(app), op)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, missing("workspace", path.Workspace)
 	}

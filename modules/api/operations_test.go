@@ -43,6 +43,7 @@ func samples() []sample {
 		{"users.delete", "DELETE", "/v1/users/spare@mp.example", "", 204},
 		{"accounts.list", "GET", "/v1/accounts", "", 200},
 		{"accounts.get", "GET", inAcme, "", 200},
+		{"accounts.patch", "PATCH", inAcme, `{"spec":{"limits":{"workspaces":9}}}`, 200},
 		{"accounts.delete", "DELETE", inAcme, "", 409}, // not empty
 		{"owners.list", "GET", inAcme + "/owners", "", 200},
 		{"owners.put", "PUT", inAcme + "/owners/spare@mp.example", "", 201},

@@ -99,12 +99,13 @@ func (a *API) putOrganization(ctx context.Context, in *struct {
 			return err
 		}
 		org := &resource.Organization{Meta: resource.Meta{Name: in.Organization}, Account: in.Account}
-		err = a.store.Commit(ctx, open(a.store.Accounts(), in.Account, "account"), a.store.Organizations().CreateOp(org))
-		if errors.Is(err, store.ErrNotFound) {
-			return missing("account", in.Account)
+		granted, err := a.grant(ctx, in.Account, resource.Limits{Organizations: 1})
+		if err != nil {
+			return err
 		}
+		err = a.store.Commit(ctx, granted, a.store.Organizations().CreateOp(org))
 		out = object(http.StatusCreated, org)
-		return asConflict(err)
+		return goneMeanwhile(err, "account", in.Account)
 	})
 	return out, err
 }

@@ -23,7 +23,7 @@ type Problem struct {
 	Title     string         `json:"title"`
 	Status    int            `json:"status"`
 	Detail    string         `json:"detail" doc:"What is wrong, a sentence"`
-	Code      string         `json:"code" doc:"Stable; for programs" enum:"bad-request,unauthenticated,denied,not-found,method-not-allowed,timeout,conflict,in-use,deleting,not-ready,precondition-failed,too-large,unsupported-media-type,invalid,throttled,internal,unavailable"`
+	Code      string         `json:"code" doc:"Stable; for programs" enum:"bad-request,unauthenticated,denied,not-found,method-not-allowed,timeout,conflict,in-use,limit,deleting,not-ready,precondition-failed,too-large,unsupported-media-type,invalid,throttled,internal,unavailable"`
 	Remedy    string         `json:"remedy,omitempty" doc:"What to do about it"`
 	RequestID string         `json:"requestId,omitempty" doc:"Finds the request in the server's log"`
 	Errors    []ProblemField `json:"errors,omitempty" doc:"Each thing that is wrong in the request"`

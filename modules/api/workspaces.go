@@ -146,8 +146,14 @@ func (a *API) createWorkspace(ctx context.Context, path WorkspacePath, spec reso
 	}
 	ws := &resource.Workspace{Meta: resource.Meta{Name: path.Workspace}, Account: path.Account, Organization: path.Organization, Spec: spec,
 		Status: resource.WorkspaceStatus{Phase: resource.Pending}}
+	asked := machinesOf(spec, spec.Machines)
+	asked.Workspaces = 1
+	granted, err := a.grant(ctx, path.Account, asked)
+	if err != nil {
+		return nil, err
+	}
 	task, op := a.cfg.Tasks.Begin("workspace.create", who(ctx).Name(), ws)
-	err := a.store.Commit(ctx, open(a.store.Organizations(), path.OrganizationPath.key(), "organization"), a.store.Workspaces().CreateOp(ws), op)
+	err = a.store.Commit(ctx, granted, open(a.store.Organizations(), path.OrganizationPath.key(), "organization"), a.store.Workspaces().CreateOp(ws), op)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, missing("organization", path.Organization)
 	}
@@ -198,9 +204,16 @@ func (a *API) updateWorkspace(ctx context.Context, old *resource.Workspace, spec
 	if spec.Machines != old.Spec.Machines {
 		verb = "workspace.scale"
 	}
+	var granted store.Op
+	if spec.Machines > old.Spec.Machines {
+		var err error
+		if granted, err = a.grant(ctx, old.Account, machinesOf(spec, spec.Machines-old.Spec.Machines)); err != nil {
+			return nil, err
+		}
+	}
 	old.Spec = spec
 	task, op := a.cfg.Tasks.Begin(verb, who(ctx).Name(), old)
-	if err := a.store.Commit(ctx, a.store.Workspaces().UpdateOp(old), op); err != nil {
+	if err := a.store.Commit(ctx, granted, a.store.Workspaces().UpdateOp(old), op); err != nil {
 		return nil, err
 	}
 	return accepted(a.hideWorkspace(ctx, old), task.Name), nil

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/urfave/cli/v2"
+
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -72,6 +74,22 @@ func (p *program) accountCommands() *command {
 				},
 			},
 			{
+				name: "set", usage: "set what an account may have (for sysadmins)", args: "NAME", names: accountNames(),
+				about:    "What is not set is as the platform's configuration says; 0 goes back to that.",
+				examples: []string{"mp accounts set acme --max-workspaces 5 --max-cpu 64 --max-memory 256Gi", "mp accounts set acme --max-images 500Gi"},
+				flags: flags(
+					&cli.Int64Flag{Name: "max-organizations", Usage: "`NUMBER` of organizations"},
+					&cli.Int64Flag{Name: "max-workspaces", Usage: "`NUMBER` of workspaces"},
+					&cli.Int64Flag{Name: "max-machines", Usage: "`NUMBER` of machines in all workspaces"},
+					&cli.Int64Flag{Name: "max-apps", Usage: "`NUMBER` of apps in all workspaces"},
+					&cli.StringFlag{Name: "max-cpu", Usage: "`CPUS` of all machines"},
+					&cli.StringFlag{Name: "max-memory", Usage: "`MEMORY` of all machines: 256Gi"},
+					&cli.StringFlag{Name: "max-disk", Usage: "`DISK` of all machines: 2Ti"},
+					&cli.StringFlag{Name: "max-images", Usage: "`BYTES` in the registry: 100Gi"},
+					dryRunFlag(), resultFlag()),
+				run: (*call).setAccount,
+			},
+			{
 				name: "delete", aliases: []string{"rm"}, usage: "delete an account that has no organizations any more", args: "NAME", names: accountNames(),
 				examples: []string{"mp accounts delete acme --yes"},
 				flags:    flags(yesFlag(), dryRunFlag()),
@@ -135,6 +153,37 @@ func (p *program) accountCommands() *command {
 			},
 		},
 	}
+}
+
+func (c *call) setAccount() error {
+	limits := map[string]int64{}
+	for flag, field := range map[string]string{"max-organizations": "organizations", "max-workspaces": "workspaces", "max-machines": "machines", "max-apps": "apps"} {
+		if c.IsSet(flag) {
+			limits[field] = c.Int64(flag)
+		}
+	}
+	for flag, field := range map[string]string{"max-cpu": "milliCPU", "max-memory": "memoryBytes", "max-disk": "diskBytes", "max-images": "imageBytes"} {
+		if !c.IsSet(flag) {
+			continue
+		}
+		limits[field] = 0
+		if c.String(flag) == "0" {
+			continue
+		}
+		n, err := amount(c, flag, flag == "max-cpu")
+		if err != nil {
+			return err
+		}
+		limits[field] = n
+	}
+	if len(limits) == 0 {
+		return usagef("see '"+c.path+" --help'", "%s: nothing to set is given", c.path)
+	}
+	var got resource.Account
+	if err := c.write(http.MethodPatch, apiPath("accounts", c.arg(0)), map[string]any{"spec": map[string]any{"limits": limits}}, &got); err != nil {
+		return err
+	}
+	return printResult(c, &got, accountTable(c), "Account %s is changed.", printable(c.arg(0)))
 }
 
 // removeMember takes one user's role at path, which is his role in where.

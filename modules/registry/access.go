@@ -152,7 +152,7 @@ func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, t target,
 		return refuse(http.StatusNotFound, "NAME_UNKNOWN", "there is no organization %s/%s: create it first with `mp org create`", account, organization)
 	}
 	if t.action == push && req.Method != http.MethodDelete {
-		if err := r.disk.admit(req, r.cfg.MaxBlobBytes); err != nil {
+		if err := admit(req, r.cfg.MaxBlobBytes, r.disk.check, r.roomOf(account)); err != nil {
 			return err
 		}
 	}

@@ -252,3 +252,28 @@ func TestUploadSurvivesARestart(t *testing.T) {
 		t.Errorf("blob: got %q", body)
 	}
 }
+
+func TestAccountHasItsLimit(t *testing.T) {
+	p := newPlatform(t)
+	limit := int64(1 << 40)
+	_, host := start(t, p, func(c *Config) {
+		c.Limit = func(account string) int64 {
+			if account == "acme" {
+				return limit
+			}
+			return 0
+		}
+	})
+	dir, _ := image(t, 1)
+	push := func(name string) (string, error) {
+		return skopeo(t, p, "ann", "copy", "oci:"+dir+":x", "docker://"+host+"/acme/web/"+name)
+	}
+	if out, err := push("hello:1"); err != nil {
+		t.Fatal(out)
+	}
+	limit = 1 // what is there is more
+	out, err := push("other:1")
+	if err == nil || !strings.Contains(out, "account acme may keep") || !strings.Contains(out, "mp accounts set") {
+		t.Errorf("push above the limit: got %v %s", err, out)
+	}
+}

@@ -53,6 +53,9 @@ type Config struct {
 	Nodes         Nodes
 	Organizations Organizations
 	Upstreams     []Upstream
+	// Limit says how many bytes of images an account may have; nil, or 0, is no
+	// limit. It is asked while uploads come in, and must not block.
+	Limit func(account string) int64
 	// MinFreeBytes is the floor under the free disk space: below it nothing is
 	// accepted. Zero is 1 GiB.
 	MinFreeBytes int64

@@ -1,11 +1,51 @@
 package resource
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Account is a company or a person: the top of the tenancy tree and the border
 // between tenants.
 type Account struct {
 	Meta
+	Spec AccountSpec `json:"spec,omitzero"`
+	// Grants counts what was granted. Whoever grants writes it in the same
+	// commit, so that of two grants that would both fit, but not together, one
+	// is decided anew.
+	Grants int64 `json:"grants,omitempty" hidden:"true"`
+}
+
+// AccountSpec is what a sysadmin sets about an account.
+type AccountSpec struct {
+	Limits Limits `json:"limits,omitzero" doc:"The most the account may have; what is left out is as the platform says"`
+}
+
+// Limits is how much of each thing an account may have, or has, or asks for. As
+// a limit 0 stands for the platform's own.
+type Limits struct {
+	Organizations int64 `json:"organizations,omitempty" minimum:"0"`
+	Workspaces    int64 `json:"workspaces,omitempty" minimum:"0"`
+	Machines      int64 `json:"machines,omitempty" minimum:"0"`
+	Apps          int64 `json:"apps,omitempty" minimum:"0"`
+	MilliCPU      int64 `json:"milliCPU,omitempty" minimum:"0" doc:"Thousandths of a CPU, of all machines"`
+	MemoryBytes   int64 `json:"memoryBytes,omitempty" minimum:"0" doc:"Of all machines"`
+	DiskBytes     int64 `json:"diskBytes,omitempty" minimum:"0" doc:"Of all machines"`
+	ImageBytes    int64 `json:"imageBytes,omitempty" minimum:"0" doc:"Of all images in the registry"`
+}
+
+// Or returns l with what is 0 in it taken from other.
+func (l Limits) Or(other Limits) Limits {
+	return Limits{
+		Organizations: cmp.Or(l.Organizations, other.Organizations),
+		Workspaces:    cmp.Or(l.Workspaces, other.Workspaces),
+		Machines:      cmp.Or(l.Machines, other.Machines),
+		Apps:          cmp.Or(l.Apps, other.Apps),
+		MilliCPU:      cmp.Or(l.MilliCPU, other.MilliCPU),
+		MemoryBytes:   cmp.Or(l.MemoryBytes, other.MemoryBytes),
+		DiskBytes:     cmp.Or(l.DiskBytes, other.DiskBytes),
+		ImageBytes:    cmp.Or(l.ImageBytes, other.ImageBytes),
+	}
 }
 
 // Key is "ACCOUNT".

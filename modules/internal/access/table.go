@@ -108,6 +108,7 @@ func Table() []Rule {
 		// Accounts. Lists hold what one has a role in.
 		{"accounts.list", Platform, users, HTTP},
 		{"accounts.get", InAccount, members, HTTP},
+		{"accounts.patch", InAccount, Sysadmin, HTTP},
 		{"accounts.delete", InAccount, owners, HTTP},
 		{"owners.list", InAccount, members, HTTP},
 		{"owners.put", InAccount, owners, HTTP},
