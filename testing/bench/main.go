@@ -18,15 +18,18 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/multipaas/multipaas/testing/bench/api"
 	"github.com/multipaas/multipaas/testing/bench/balancer"
 	"github.com/multipaas/multipaas/testing/bench/measure"
+	"github.com/multipaas/multipaas/testing/bench/registry"
 	"github.com/multipaas/multipaas/testing/bench/report"
+	"github.com/multipaas/multipaas/testing/bench/ws"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
 // sections are in the order in which they run: what needs quiet first.
 func sections() []measure.Section {
-	return []measure.Section{balancer.Section()}
+	return []measure.Section{balancer.Section(), registry.Section(), ws.Section(), api.Section()}
 }
 
 func main() {
@@ -131,6 +134,7 @@ func bench(ctx context.Context, chosen []measure.Section, quick, plot bool, prof
 			break
 		}
 	}
+	failures = errors.Join(failures, env.End())
 	file.Versions, file.Seconds = env.Versions(), time.Since(began).Seconds()
 	failures = errors.Join(failures, file.Write(filepath.Join(dist, "bench.json")))
 	if plot {

@@ -2,8 +2,10 @@ package measure
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +24,42 @@ type Env struct {
 
 	mu       sync.Mutex
 	versions map[string]string
+	kept     map[string]any
+	ends     []func() error
+}
+
+// Keep keeps something that several sections share until the run is over; then
+// end is called, if there is one.
+func (e *Env) Keep(key string, value any, end func() error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.kept == nil {
+		e.kept = map[string]any{}
+	}
+	e.kept[key] = value
+	if end != nil {
+		e.ends = append(e.ends, end)
+	}
+}
+
+// Kept returns what was kept, or nil.
+func (e *Env) Kept(key string) any {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.kept[key]
+}
+
+// End ends what was kept, the last first.
+func (e *Env) End() error {
+	e.mu.Lock()
+	ends := e.ends
+	e.ends, e.kept = nil, nil
+	e.mu.Unlock()
+	var err error
+	for _, end := range slices.Backward(ends) {
+		err = errors.Join(err, end())
+	}
+	return err
 }
 
 // Logf tells what is being measured.

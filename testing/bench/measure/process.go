@@ -41,6 +41,13 @@ func readStat(pid int) (stat, error) {
 	return stat{int(n[0]), time.Duration(n[1]+n[2]) * tick}, nil
 }
 
+// CPUAlone is the CPU time that a process has used so far without its
+// descendants, to 10 ms.
+func CPUAlone(pid int) (time.Duration, error) {
+	s, err := readStat(pid)
+	return s.cpu, err
+}
+
 // CPU is the CPU time, user and system, that a process and all its descendants
 // have used so far, to 10 ms. Descendants that have ended don't count.
 func CPU(pid int) (time.Duration, error) {
@@ -60,7 +67,16 @@ func CPU(pid int) (time.Duration, error) {
 // Idle is the share of one core that a process and its descendants use while
 // nobody asks anything of them: 0.01 is a hundredth.
 func Idle(ctx context.Context, pid int, during time.Duration) (float64, error) {
-	before, err := CPU(pid)
+	return idle(ctx, pid, during, CPU)
+}
+
+// IdleAlone is Idle of a process without its descendants.
+func IdleAlone(ctx context.Context, pid int, during time.Duration) (float64, error) {
+	return idle(ctx, pid, during, CPUAlone)
+}
+
+func idle(ctx context.Context, pid int, during time.Duration, cpu func(int) (time.Duration, error)) (float64, error) {
+	before, err := cpu(pid)
 	if err != nil {
 		return 0, err
 	}
@@ -70,7 +86,7 @@ func Idle(ctx context.Context, pid int, during time.Duration) (float64, error) {
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
-	after, err := CPU(pid)
+	after, err := cpu(pid)
 	return (after - before).Seconds() / time.Since(began).Seconds(), err
 }
 
@@ -83,11 +99,16 @@ type Memory struct {
 
 // MemoryOf sums a process and all its descendants.
 func MemoryOf(pid int) (Memory, error) {
-	var sum Memory
 	pids, err := Tree(pid)
 	if err != nil {
-		return sum, err
+		return Memory{}, err
 	}
+	return MemoryOfEach(pids...)
+}
+
+// MemoryOfEach sums processes without their descendants.
+func MemoryOfEach(pids ...int) (Memory, error) {
+	var sum Memory
 	for _, p := range pids {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p))
 		if errors.Is(err, fs.ErrNotExist) {
