@@ -11,6 +11,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/problem"
+	"github.com/multipaas/multipaas/embed/plane"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -25,6 +26,12 @@ var (
 	datastoreFull = problem.Problem{Code: "workspace-datastore-full", Title: "The datastore of a workspace is full, or nearly", Severity: problem.Medium,
 		Text:   "When it is full, its cluster takes nothing new until objects are deleted; what runs goes on.",
 		Remedy: "Find out with the tenant what fills it: kubectl get --raw /metrics shows apiserver_resource_objects. The limit is workspaces.datastore_limit."}
+	planeDies = problem.Problem{Code: "plane-dies", Title: "The plane of a workspace ends again and again", Severity: problem.High,
+		Text:   "Its pods run on, but nothing can be asked of it.",
+		Remedy: "Look at what it says; if its memory or its disk is short, make room."}
+	planeDamaged = problem.Problem{Code: "plane-database-damaged", Title: "The database of a workspace's plane is damaged", Severity: problem.High,
+		Text:   "Its pods run on, but nothing can be asked of it.",
+		Remedy: "Put a backup of state.db in its place, without state.db-wal and state.db-shm, and look at the disk; without a backup the workspace has to be made anew."}
 	nodeSilent = problem.Problem{Code: "node-silent", Title: "A node does not report", Severity: problem.High,
 		Text:   "Its machines may still run, but nothing can be changed about them.",
 		Remedy: "Check the host, its network and its multipaas service; if it is lost for good: mp nodes remove NODE --lost"}
@@ -94,8 +101,21 @@ func (s *server) checkPlanes(context.Context) {
 			err = fmt.Errorf("%d of %d MiB", used>>20, limit>>20)
 		}
 		s.problems.Update(datastoreFull, object, err)
+
+		at, err := r.Died()
+		if r.Restarts() < 2 || time.Since(at) > 4*healthEvery {
+			err = nil // once is no pattern, and this one runs again
+		}
+		dies, damaged := err, error(nil)
+		if errors.Is(err, plane.ErrDamaged) {
+			dies, damaged = nil, err
+		}
+		s.problems.Update(planeDies, object, dies)
+		s.problems.Update(planeDamaged, object, damaged)
 	}
-	s.clearOthers(datastoreFull, running)
+	for _, p := range []problem.Problem{datastoreFull, planeDies, planeDamaged} {
+		s.clearOthers(p, running)
+	}
 }
 
 // clearOthers clears a problem of objects that are there no more.

@@ -15,6 +15,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -102,6 +103,9 @@ func runPlane(args []string) int {
 	defer stop()
 	if err := plane.Run(ctx, cfg); err != nil {
 		fmt.Fprintf(os.Stderr, "kube plane: %v\n", err)
+		if errors.Is(err, plane.ErrDamaged) {
+			return 65 // EX_DATAERR of sysexits.h; embed/plane knows it
+		}
 		return 1
 	}
 	return 0

@@ -29,6 +29,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -277,6 +278,26 @@ func (p *Plane) PID() int { return p.process.PID() }
 
 // Restarts counts how often the process was started again.
 func (p *Plane) Restarts() int { return p.process.Restarts() }
+
+// exitDamaged is how `kube plane` ends if its database is damaged.
+const exitDamaged = 65
+
+// ErrDamaged is returned by Died for a plane whose database is damaged.
+var ErrDamaged = errors.New("its database is damaged")
+
+// Died says when and of what the process died last by itself; ErrDamaged. No
+// error: it never did.
+func (p *Plane) Died() (at time.Time, err error) {
+	at, err = p.process.LastExit()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == exitDamaged {
+		err = ErrDamaged
+	}
+	if err != nil {
+		err = fmt.Errorf("%w: the end of %s says more", err, p.path("plane.log"))
+	}
+	return at, err
+}
 
 // RESTConfig is how the platform talks to this plane, as a user who may do
 // everything. The files in it are there once Run is ready and renewed while it

@@ -49,7 +49,7 @@ func (k *kine) run(ctx context.Context) error {
 		PollBatchSize:    500,
 	})
 	if err != nil {
-		return err
+		return damaged(k.cfg.File, err)
 	}
 	close(k.ready)
 	<-ctx.Done()

@@ -10,7 +10,8 @@ import (
 	"os"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	_ "modernc.org/sqlite" // the driver that kine has without cgo
+	driver "modernc.org/sqlite" // what kine has without cgo
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // sqlite is kine's database seen beside kine, which knows no size on disk and
@@ -24,7 +25,11 @@ type sqlite struct {
 // given back later without writing all of it anew: that has to be said before
 // the first table is made.
 func prepareSQLite(file string) error {
-	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+	_, err := os.Stat(file)
+	if err == nil {
+		return undamaged(file)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	db, err := openSQLite(file)
@@ -38,6 +43,42 @@ func prepareSQLite(file string) error {
 		}
 	}
 	return nil
+}
+
+// ErrDamaged is returned when the database is not what was written to it.
+var ErrDamaged = errors.New("damaged")
+
+// undamaged reads the database, all of it, if the process that had it open
+// died. It opens it for reading only, so that nothing is changed before somebody
+// could look: kine starts with a VACUUM, which writes the file anew and drops the
+// log. After an orderly end there is no log, and nothing is read ahead: kine
+// itself finds most damage (see damaged), and a read of 2 GiB takes seconds.
+func undamaged(file string) error {
+	if log, err := os.Stat(file + "-wal"); err != nil || log.Size() == 0 {
+		return nil
+	}
+	db, err := sql.Open("sqlite", "file://"+file+"?mode=ro")
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var said string
+	err = db.QueryRow("PRAGMA quick_check(1)").Scan(&said)
+	if err == nil && said != "ok" {
+		err = errors.Join(ErrDamaged, errors.New(said))
+	}
+	return damaged(file, err)
+}
+
+// damaged makes of what SQLite says of a file that isn't what it was one error
+// that says what to do; others it passes on.
+func damaged(file string, err error) error {
+	var code *driver.Error
+	isCode := errors.As(err, &code) && (code.Code()&0xff == sqlite3.SQLITE_CORRUPT || code.Code()&0xff == sqlite3.SQLITE_NOTADB)
+	if err == nil || !isCode && !errors.Is(err, ErrDamaged) {
+		return err
+	}
+	return fmt.Errorf("%s is %w: %w: put a backup of it in its place, without its -wal and -shm", file, ErrDamaged, err)
 }
 
 // openSQLite opens one connection with a small cache: nothing is read by it.
