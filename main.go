@@ -21,6 +21,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance"
 	"github.com/multipaas/multipaas/appliance/doctor"
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/logs"
 	"github.com/multipaas/multipaas/appliance/paths"
 	"github.com/multipaas/multipaas/appliance/preflight"
@@ -42,7 +43,10 @@ func run(args []string) int {
 	case "kubectl":
 		args = append([]string{"multipaas", "kubectl"}, args[1:]...)
 	}
-	err := table().RunContext(ctx, addressLast(args))
+	err := faultpoint.Arm(os.Getenv(faultpoint.Variable))
+	if err == nil {
+		err = table().RunContext(ctx, addressLast(args))
+	}
 	var exit cli.ExitCoder
 	switch {
 	case err == nil:

@@ -16,6 +16,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/embed/etcd"
@@ -91,6 +92,7 @@ func (p *planes) etcdDatastore(ctx context.Context, id, dir string) (plane.EtcdD
 	if err := p.etcd.EnsureUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
 		return d, nil, err
 	}
+	faultpoint.Reach("workspace/create/etcd-user-made")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return d, nil, err
 	}
@@ -109,6 +111,7 @@ func (p *planes) Remove(ctx context.Context, id string) error {
 	if err := p.etcd.RemoveUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
 		return err
 	}
+	faultpoint.Reach("workspace/delete/etcd-user-removed")
 	if err := cgroup.Remove(planeGroup(id)); err != nil {
 		return err
 	}

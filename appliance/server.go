@@ -10,6 +10,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/appliance/status"
@@ -128,6 +129,7 @@ func (s *server) make() (err error) {
 	if s.ca, err = pki.LoadOrCreateCA(s.cfg.Paths.PKI(), "MultiPaaS "+s.cfg.Domain); err != nil {
 		return err
 	}
+	faultpoint.Reach("bootstrap/platform-authority-made")
 	if s.etcdCA, err = pki.LoadOrCreateCA(filepath.Join(s.cfg.Paths.PKI(), "etcd"), "MultiPaaS etcd"); err != nil {
 		return err
 	}

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 )
 
 // Below the data folder:
@@ -75,9 +77,11 @@ func (p *Payload) Unpack(ctx context.Context, dataDir string, prefixes ...string
 	if err := p.unpackBlobs(ctx, dataDir, files); err != nil {
 		return "", err
 	}
+	faultpoint.Reach("payload/files-unpacked")
 	if err := linkTree(dataDir, tree, files); err != nil {
 		return "", fmt.Errorf("unpack payload: %w", err)
 	}
+	faultpoint.Reach("payload/tree-linked")
 	// A tree that is there but not complete was damaged from outside.
 	if err := os.RemoveAll(root); err != nil {
 		return "", fmt.Errorf("unpack payload: %w", err)
@@ -221,6 +225,7 @@ func (p *Payload) unpackBlob(ctx context.Context, tmp, name string, file File) e
 	if err := errors.Join(f.Chmod(file.mode()), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("unpack %s: %w", file.Path, err)
 	}
+	faultpoint.Reach("payload/file-unpacked")
 	return os.Rename(tmp, name)
 }
 
@@ -269,6 +274,7 @@ func Prune(ctx context.Context, dataDir string, keep ...string) error {
 	for _, tree := range trees {
 		if !slices.Contains(keep, tree) {
 			errs = append(errs, os.RemoveAll(tree))
+			faultpoint.Reach("payload/tree-pruned")
 		}
 	}
 	blobs, err := os.ReadDir(filepath.Join(dataDir, blobsName))

@@ -39,6 +39,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/child"
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 )
 
 // Port is where every plane listens in its namespace.
@@ -203,6 +204,7 @@ func New(cfg Config) *Plane {
 		LogFile:     p.path("plane.log"),
 		Log:         cfg.Log,
 		Ready:       p.Ready,
+		OnStart:     func(int) { faultpoint.Reach("workspace/create/process-started") },
 		StopTimeout: stopTimeout,
 	})
 	return p
@@ -232,6 +234,7 @@ func (p *Plane) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("plane %s: %w", p.cfg.ID, err)
 	}
+	faultpoint.Reach("workspace/create/files-written")
 
 	var wg sync.WaitGroup
 	defer wg.Wait()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/distribution/reference"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -80,8 +81,12 @@ func (a *API) appOperations() {
 					return err
 				}
 				id, err := markDeleted(ctx, a, a.store.Apps(), "app.delete", app)
+				if err != nil {
+					return err
+				}
+				faultpoint.Reach("app/delete/marked")
 				out = accepted(app, id)
-				return err
+				return nil
 			})
 			return out, err
 		})
@@ -146,6 +151,7 @@ func (a *API) createApp(ctx context.Context, path AppPath, spec resource.AppSpec
 	if err != nil {
 		return nil, err
 	}
+	faultpoint.Reach("app/deploy/committed")
 	return accepted(app, task.Name), nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -145,17 +146,20 @@ func (a *API) deleteOrganization(ctx context.Context, in *struct {
 	if _, err := a.store.Organizations().MarkDeleted(ctx, in.key()); err != nil {
 		return nil, err
 	}
+	faultpoint.Reach("organization/delete/marked")
 	if err := empty(); err != nil {
 		return nil, err
 	}
 	if err := a.dropMemberships(ctx, in.key()); err != nil {
 		return nil, err
 	}
+	faultpoint.Reach("organization/delete/roles-dropped")
 	if a.cfg.Images != nil {
 		if err := a.cfg.Images.RemoveAll(ctx, in.Account, in.Organization); err != nil {
 			return nil, err
 		}
 	}
+	faultpoint.Reach("organization/delete/images-removed")
 	org.Revision = 0 // nothing is left that could have changed
 	return &Empty{}, a.store.Organizations().Delete(ctx, org)
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -160,6 +161,7 @@ func (a *API) createWorkspace(ctx context.Context, path WorkspacePath, spec reso
 	if err != nil {
 		return nil, err
 	}
+	faultpoint.Reach("workspace/create/committed")
 	return accepted(a.hideWorkspace(ctx, ws), task.Name), nil
 }
 
@@ -216,6 +218,7 @@ func (a *API) updateWorkspace(ctx context.Context, old *resource.Workspace, spec
 	if err := a.store.Commit(ctx, granted, a.store.Workspaces().UpdateOp(old), op); err != nil {
 		return nil, err
 	}
+	faultpoint.Reach("workspace/scale/committed")
 	return accepted(a.hideWorkspace(ctx, old), task.Name), nil
 }
 
@@ -297,6 +300,7 @@ func (a *API) deleteWorkspace(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
+	faultpoint.Reach("workspace/delete/marked")
 	apps, err := all(ctx, a.store.Apps(), in.key())
 	if err != nil {
 		return nil, err

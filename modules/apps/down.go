@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	types "github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -23,6 +24,7 @@ func (c *Controller) takeDown(ctx context.Context, app *types.App) (again time.D
 			return 0, err
 		}
 	}
+	faultpoint.Reach("app/delete/route-removed")
 	k, err := c.cluster(ctx, app.WorkspaceKey())
 	if err != nil {
 		return 0, errors.Join(err, c.blocked(ctx, app, types.Condition{Type: types.AppInstancesReady, Status: types.False,
@@ -32,6 +34,7 @@ func (c *Controller) takeDown(ctx context.Context, app *types.App) (again time.D
 	if err != nil {
 		return 0, err
 	}
+	faultpoint.Reach("app/delete/objects-deleted")
 	if left > 0 {
 		return retryRemoval, c.blocked(ctx, app, types.Condition{Type: types.AppInstancesReady, Status: types.False,
 			Reason: reasonRemoving, Message: fmt.Sprintf("%d of the app's objects are still leaving.", left)})

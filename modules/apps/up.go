@@ -13,6 +13,7 @@ import (
 	ktypes "k8s.io/apimachinery/pkg/types"
 	coreapply "k8s.io/client-go/applyconfigurations/core/v1"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	types "github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -137,10 +138,12 @@ func (c *Controller) apply(ctx context.Context, k *cluster, app *types.App, want
 	if err != nil {
 		return nil, fmt.Errorf("apply service %s/%s: %w", want.namespace, app.Name, err)
 	}
+	faultpoint.Reach("app/deploy/service-applied")
 	deployment, err := k.client.AppsV1().Deployments(want.namespace).Apply(ctx, want.deployment, options)
 	if err != nil {
 		return nil, fmt.Errorf("apply deployment %s/%s: %w", want.namespace, app.Name, err)
 	}
+	faultpoint.Reach("app/deploy/deployment-applied")
 	for _, d := range oldDeployments {
 		if err := deleteDeployment(ctx, k, d); err != nil {
 			return nil, err
@@ -249,6 +252,7 @@ func (c *Controller) route(ctx context.Context, app *types.App) (host string, ro
 	})
 	if errors.Is(err, store.ErrNotFound) {
 		route, err = want, c.cfg.Store.Routes().Create(ctx, want)
+		faultpoint.Reach("app/deploy/route-made")
 	}
 	return host, route, err
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/caddyserver/certmagic"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 )
 
 const (
@@ -60,6 +62,7 @@ func (s *storage) Store(ctx context.Context, key string, value []byte) error {
 	if _, err := s.client.Put(ctx, s.file(key), string(append(data, value...))); err != nil {
 		return fmt.Errorf("store %s: %w", key, err)
 	}
+	faultpoint.Reach("certificate/stored")
 	return nil
 }
 
@@ -190,6 +193,7 @@ func (s *storage) lock(ctx context.Context, name string, take func(*concurrency.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.locks[name] = lock{session, mutex}
+	faultpoint.Reach("certificate/locked")
 	return true, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -40,6 +41,7 @@ func (id *Identity) CreateJoinToken(ctx context.Context, ttl time.Duration, by s
 	if err := id.store.JoinTokens().Create(ctx, token); err != nil {
 		return "", nil, fmt.Errorf("keep join token: %w", err)
 	}
+	faultpoint.Reach("token/create/committed")
 	return token.Name + "." + secret + "." + id.cfg.CAKeyHash, token, nil
 }
 

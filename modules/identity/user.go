@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -89,6 +90,7 @@ func (id *Identity) Register(ctx context.Context, r resource.Register, source st
 	err = id.store.Commit(ctx, ops...)
 	switch {
 	case err == nil:
+		faultpoint.Reach("account/create/committed")
 		account, err = id.store.Accounts().Get(ctx, r.Account)
 		return account, true, err
 	case !errors.Is(err, store.ErrExists) && !errors.Is(err, store.ErrConflict):
@@ -189,9 +191,11 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 	if err := ignoreConflict(id.store.Credentials().Delete(ctx, cred)); err != nil {
 		return err
 	}
+	faultpoint.Reach("user/delete/credential-removed")
 	if err := id.endSessions(ctx, user.Name, nil); err != nil {
 		return err
 	}
+	faultpoint.Reach("user/delete/sessions-ended")
 	for i := range p.Memberships {
 		m := p.Memberships[i]
 		m.Revision = 0
@@ -199,6 +203,7 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 			return err
 		}
 	}
+	faultpoint.Reach("user/delete/roles-removed")
 	return id.store.Users().Delete(ctx, user)
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/modules/resource"
 )
@@ -148,6 +149,7 @@ func (n *Network) attachMachine(want resource.AgentNetwork, m MachinePort) error
 		return err
 	}
 	defer ns.Close()
+	faultpoint.Reach("network/machine/namespace-made")
 	l, err := w.ensurePort(ns, m, mtu)
 	if err != nil {
 		return err
@@ -162,6 +164,7 @@ func (n *Network) attachMachine(want resource.AgentNetwork, m MachinePort) error
 	if err := w.enslave(l); err != nil {
 		return err
 	}
+	faultpoint.Reach("network/machine/port-joined")
 	if err := adjust(w.link, l, mtu, nil); err != nil {
 		return err
 	}
@@ -212,6 +215,7 @@ func (w *workspace) ensurePort(ns *netns.NS, m MachinePort, mtu int) (netlink.Li
 			return nil, fmt.Errorf("add port %s: it is gone: %w", m.link(), err)
 		}
 	}
+	faultpoint.Reach("network/machine/port-made")
 	if l.Attrs().Alias != m.alias() {
 		if err := w.link.LinkSetAlias(l, m.alias()); err != nil {
 			return nil, fmt.Errorf("set alias of %s: %w", m.link(), err)
@@ -324,6 +328,7 @@ func (n *Network) detachMachine(m MachinePort) error {
 			return err
 		}
 	}
+	faultpoint.Reach("network/machine/port-removed")
 	return netns.Remove(m.namespace())
 }
 

@@ -28,6 +28,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/modules/resource"
 )
@@ -133,6 +134,7 @@ func (n *Network) attach(want resource.AgentNetwork) error {
 		return err
 	}
 	defer w.close()
+	faultpoint.Reach("network/attach/namespace-made")
 
 	// The rules come first, so that there is no moment without them: they speak
 	// of interfaces by name, which need not exist yet.
@@ -148,6 +150,7 @@ func (n *Network) attach(want resource.AgentNetwork) error {
 	if err := n.protectHost(host); err != nil {
 		return err
 	}
+	faultpoint.Reach("network/attach/rules-set")
 
 	if err := n.ensureSenders(want.VNI, want.Members); err != nil {
 		return err
@@ -157,12 +160,15 @@ func (n *Network) attach(want resource.AgentNetwork) error {
 	if err := w.ensureBridge(want, mtu); err != nil {
 		return err
 	}
+	faultpoint.Reach("network/attach/bridge-made")
 	if err := n.ensureVXLAN(host, w, want, mtu); err != nil {
 		return err
 	}
+	faultpoint.Reach("network/attach/vxlan-made")
 	if err := n.ensureUplink(host, w); err != nil {
 		return err
 	}
+	faultpoint.Reach("network/attach/uplink-made")
 	if err := n.ensureMembers(w, want); err != nil {
 		return err
 	}
@@ -208,6 +214,7 @@ func (n *Network) detach(id string) error {
 		if err != nil {
 			return err
 		}
+		faultpoint.Reach("network/detach/links-removed")
 		for _, p := range w.ports {
 			if err := netns.Remove(p.namespace()); err != nil {
 				return err
@@ -217,6 +224,7 @@ func (n *Network) detach(id string) error {
 	if err := netns.Remove(workspacePrefix + id); err != nil {
 		return err
 	}
+	faultpoint.Reach("network/detach/namespace-removed")
 	host, err := netlink.NewHandle()
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 
 	"k8s.io/client-go/util/workqueue"
@@ -225,6 +226,7 @@ func (a *Agent) take(s *resource.AgentState, live bool) error {
 		if err := atomicfile.Write(a.stateFile(), data, 0o600); err != nil {
 			return fmt.Errorf("keep state: %w", err)
 		}
+		faultpoint.Reach("agent/state-kept")
 	}
 	a.mu.Lock()
 	a.state, a.live = s, a.live || live
@@ -451,12 +453,15 @@ func (a *Agent) removeMachine(ctx context.Context, uid string) error {
 	if err := a.cfg.Machines.Remove(ctx, uid); err != nil {
 		return fmt.Errorf("remove machine %s: %w", uid, err)
 	}
+	faultpoint.Reach("agent/machine-removed")
 	if err := a.cfg.Networks.DetachMachine(ctx, uid); err != nil {
 		return fmt.Errorf("remove network of machine %s: %w", uid, err)
 	}
+	faultpoint.Reach("agent/network-removed")
 	if err := os.RemoveAll(a.machineDir(uid)); err != nil {
 		return fmt.Errorf("remove keys of machine %s: %w", uid, err)
 	}
+	faultpoint.Reach("agent/keys-removed")
 	return nil
 }
 
@@ -473,6 +478,7 @@ func (a *Agent) cleanUp(ctx context.Context) error {
 			return err
 		}
 		if len(machines)+len(networks)+len(ports) == 0 {
+			faultpoint.Reach("node/leave/cleaned")
 			return os.RemoveAll(a.cfg.Dir)
 		}
 		a.queue.Add("")

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 )
@@ -41,13 +42,18 @@ func (a *Agent) certificates(ctx context.Context, m resource.AgentMachine) (Cert
 		}
 		return c, err
 	}
+	faultpoint.Reach("agent/certificates-signed")
 	if data, err = json.Marshal(fresh); err != nil {
 		return c, err
 	}
 	if err := os.MkdirAll(a.machineDir(m.UID), 0o700); err != nil {
 		return c, err
 	}
-	return fresh, atomicfile.Write(file, data, 0o600)
+	if err := atomicfile.Write(file, data, 0o600); err != nil {
+		return c, err
+	}
+	faultpoint.Reach("agent/certificates-kept")
+	return fresh, nil
 }
 
 func (a *Agent) askCertificates(ctx context.Context, m resource.AgentMachine) (c Certificates, err error) {

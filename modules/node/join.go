@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 )
@@ -137,7 +138,12 @@ func Join(ctx context.Context, dir, server, name, token string) error {
 	if _, err := tls.X509KeyPair(joined.Certificate, key); err != nil {
 		return fmt.Errorf("join %s: the server answered with a certificate that does not fit: %w", server, err)
 	}
-	return writeIdentity(dir, &identity{Server: server, Name: name, Certificate: joined.Certificate, Key: key, CA: ca})
+	faultpoint.Reach("node/join/answered")
+	if err := writeIdentity(dir, &identity{Server: server, Name: name, Certificate: joined.Certificate, Key: key, CA: ca}); err != nil {
+		return err
+	}
+	faultpoint.Reach("node/join/kept")
+	return nil
 }
 
 // verifyPinned verifies the server's chain up to the authority whose public
@@ -310,9 +316,11 @@ func (c *client) renew(ctx context.Context) error {
 		return err
 	}
 	id.Certificate, id.Key = res.Certificate, key
+	faultpoint.Reach("node/renew/signed")
 	if err := writeIdentity(c.dir, &id); err != nil {
 		return err
 	}
+	faultpoint.Reach("node/renew/kept")
 	c.mu.Lock()
 	c.identity, c.cert = &id, &cert
 	c.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -109,6 +110,7 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
+		faultpoint.Reach("node/leave/machine-marked")
 	}
 	if left > 0 {
 		return nil
@@ -135,6 +137,7 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 	if err := m.Store.Nodes().Delete(ctx, fresh); err != nil {
 		return err
 	}
+	faultpoint.Reach("node/leave/deleted")
 	m.Log.Info("node removed", "node", n.Name)
 	return nil
 }

@@ -16,6 +16,8 @@ import (
 
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 )
 
 const (
@@ -82,6 +84,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	if t.action != pull {
 		r.gate.RLock()
 		defer r.gate.RUnlock()
+		w = &pushAnswer{ResponseWriter: w, method: req.Method, route: t.route}
 	}
 	if t.route == v2.RouteNameBlob && req.Method == http.MethodHead && who.allows(t.repository, push) {
 		// Before a push, clients ask which blobs are there and leave those out.
@@ -93,6 +96,31 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	r.mu.Unlock()
 	app.ServeHTTP(w, req)
 	return nil
+}
+
+// pushAnswer is the answer to a step of a push, which has been done when the
+// answer begins.
+type pushAnswer struct {
+	http.ResponseWriter
+	method, route string
+}
+
+func (a *pushAnswer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+func (a *pushAnswer) WriteHeader(status int) {
+	if status < 300 {
+		switch {
+		case a.route == v2.RouteNameBlobUpload:
+			faultpoint.Reach("image/push/upload-begun")
+		case a.route == v2.RouteNameBlobUploadChunk && a.method == http.MethodPatch:
+			faultpoint.Reach("image/push/blob-received")
+		case a.route == v2.RouteNameBlobUploadChunk && a.method == http.MethodPut:
+			faultpoint.Reach("image/push/blob-committed")
+		case a.route == v2.RouteNameManifest && a.method == http.MethodPut:
+			faultpoint.Reach("image/push/manifest-put")
+		}
+	}
+	a.ResponseWriter.WriteHeader(status)
 }
 
 // authenticate finds out who asks.

@@ -11,6 +11,8 @@ import (
 
 	"github.com/distribution/distribution/v3"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 )
 
 const (
@@ -93,10 +95,12 @@ func (r *Registry) Collect(ctx context.Context) (Collected, error) {
 	if err := r.markUnusedBlobs(ctx, g); err != nil {
 		return Collected{}, err
 	}
+	faultpoint.Reach("image/collect/marked")
 	for _, dir := range g.remove {
 		if err := os.RemoveAll(dir); err != nil {
 			return g.Collected, fmt.Errorf("remove garbage: %w", err)
 		}
+		faultpoint.Reach("image/collect/one-removed")
 	}
 	return g.Collected, nil
 }

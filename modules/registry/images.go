@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -190,6 +191,7 @@ func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
 			return fmt.Errorf("delete tag %s:%s: %w", repository, tag, err)
 		}
 	}
+	faultpoint.Reach("image/delete/untagged")
 	if ref != d.String() && slices.ContainsFunc(tags, func(tag string) bool { return tag != ref }) {
 		return nil
 	}

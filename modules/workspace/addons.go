@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -52,6 +53,7 @@ func (r *run) addons(ctx context.Context, render func(*resource.Workspace, resou
 		if err := apply(ctx, dyn, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(d)), docs); err != nil {
 			return "", err
 		}
+		faultpoint.Reach("workspace/create/addons-applied")
 		r.mu.Lock()
 		r.manifest = sum
 		r.mu.Unlock()
@@ -105,5 +107,6 @@ func apply(ctx context.Context, dyn dynamic.Interface, mapper meta.RESTMapper, d
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", gvk.Kind, u.GetName(), err)
 		}
+		faultpoint.Reach("workspace/create/addon-applied")
 	}
 }

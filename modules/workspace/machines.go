@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 
@@ -65,6 +66,7 @@ func (c *Controller) place(ctx context.Context, w *resource.Workspace, seen []*r
 			if err := c.mark(ctx, m); err != nil {
 				return "", err
 			}
+			faultpoint.Reach("workspace/scale/machine-marked")
 		}
 		return "", nil
 	}
@@ -233,6 +235,7 @@ func (c *Controller) create(ctx context.Context, w *resource.Workspace, own []*r
 			continue
 		}
 		if err == nil {
+			faultpoint.Reach("workspace/machine/placed")
 			c.cfg.Log.Info("machine placed", "machine", m.Key(), "node", node)
 		}
 		return m, err
@@ -384,9 +387,11 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 			}
 			c.cfg.Log.Warn("a machine goes, but its Kubernetes node stays", "machine", m.Key(), "error", err)
 		}
+		faultpoint.Reach("workspace/scale/node-deleted")
 		if err := c.cfg.Store.Machines().Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return 0, err
 		}
+		faultpoint.Reach("workspace/scale/machine-deleted")
 		c.cfg.Log.Info("machine removed", "machine", m.Key(), "node", m.Spec.Node)
 		c.freed()
 		return 0, nil
@@ -400,7 +405,11 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 	if left != "" && time.Since(*m.DeletedAt) < drainTime {
 		return time.Second, c.condition(ctx, m, resource.Condition{Type: resource.MachineDrained, Status: resource.False, Reason: "Draining", Message: left})
 	}
-	return 0, c.condition(ctx, m, resource.Condition{Type: resource.MachineDrained, Status: resource.True, Reason: "Drained", Message: left})
+	if err := c.condition(ctx, m, resource.Condition{Type: resource.MachineDrained, Status: resource.True, Reason: "Drained", Message: left}); err != nil {
+		return 0, err
+	}
+	faultpoint.Reach("workspace/scale/machine-drained")
+	return 0, nil
 }
 
 func (c *Controller) condition(ctx context.Context, seen *resource.Machine, cond resource.Condition) error {

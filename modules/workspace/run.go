@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 
 	corev1 "k8s.io/api/core/v1"
@@ -147,6 +148,7 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 		return nil
 	})
 	return p.Run(ctx, func() {
+		faultpoint.Reach("workspace/create/plane-ready")
 		release()
 		err := connect()
 		r.mu.Lock()
