@@ -3,7 +3,7 @@
 // either.
 //
 // Parties: whoever writes files that must survive a crash. Any package may
-// import it; it imports nothing of ours.
+// import it; it imports nothing of ours but the points at which tests kill it.
 package atomicfile
 
 import (
@@ -13,6 +13,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 )
 
 // Write puts data at path with exactly the given mode, whatever the umask. The
@@ -28,16 +33,15 @@ func Write(path string, data []byte, mode fs.FileMode) error {
 // returns an error, what stood at path before still does.
 func WriteFunc(path string, mode fs.FileMode, write func(io.Writer) error) (err error) {
 	dir := filepath.Dir(path)
-	// The temporary file lies beside its target: rename is atomic only within
-	// one file system. CreateTemp gives it mode 0600, so a secret is never open
-	// to others for a moment.
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".tmp-*")
+	f, err := temporary(dir, "."+filepath.Base(path)+".tmp-")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
+	// Closed at the end: as long as it is open nobody takes it for left over.
+	defer f.Close()
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("write %s: %w", path, err), ignoreClosed(f.Close()), os.Remove(f.Name()))
+			err = errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
 		}
 	}()
 	if err := write(f); err != nil {
@@ -49,9 +53,7 @@ func WriteFunc(path string, mode fs.FileMode, write func(io.Writer) error) (err 
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
+	faultpoint.Reach("file/written")
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
@@ -62,6 +64,52 @@ func WriteFunc(path string, mode fs.FileMode, write func(io.Writer) error) (err 
 	return nil
 }
 
+// temporary makes a locked file whose name begins with prefix, and removes those
+// that nobody holds a lock on: a writer was killed, and secrets may be in them.
+//
+// The file lies beside its target, for rename is atomic only within one file
+// system. CreateTemp gives it mode 0600, so a secret is never open to others for
+// a moment. One fixed name was rejected: two writers at once would mix.
+func temporary(dir, prefix string) (*os.File, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) {
+			removeAbandoned(filepath.Join(dir, e.Name()))
+		}
+	}
+	for {
+		f, err := os.CreateTemp(dir, prefix+"*")
+		if err != nil {
+			return nil, err
+		}
+		// Somebody else may hold the lock for the moment between his lock and his
+		// removal; the name tells whether he was there.
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+			return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
+		}
+		if _, err := os.Lstat(f.Name()); err == nil {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+// removeAbandoned removes a temporary file unless a writer has it. What goes
+// wrong is left to the next writer.
+func removeAbandoned(name string) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		_ = os.Remove(name)
+	}
+}
+
 // SyncDir makes the names in dir survive a power cut.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
@@ -70,11 +118,4 @@ func SyncDir(dir string) error {
 	}
 	defer d.Close()
 	return d.Sync()
-}
-
-func ignoreClosed(err error) error {
-	if errors.Is(err, os.ErrClosed) {
-		return nil
-	}
-	return err
 }

@@ -75,3 +75,36 @@ func onlyFile(t *testing.T, path string) {
 		t.Errorf("temporary files were left: %v", entries)
 	}
 }
+
+// TestLeftOfAKilledWriter: a writer that was killed leaves its temporary file;
+// the next one removes it, but none that a living one has.
+func TestLeftOfAKilledWriter(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "key")
+	left, other := filepath.Join(dir, ".key.tmp-123"), filepath.Join(dir, ".key2.tmp-123")
+	for _, name := range []string{left, other} {
+		if err := os.WriteFile(name, []byte("secret"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := WriteFunc(path, 0o600, func(w io.Writer) error {
+		// A second writer, in the middle of the first one's.
+		if err := Write(path, []byte("second"), 0o600); err != nil {
+			return err
+		}
+		_, err := io.WriteString(w, "first")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); string(got) != "first" || err != nil {
+		t.Errorf("got %q, %v, want that of the writer who ended last", got, err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is there still: %v", left, err)
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Errorf("what another file's writer left was removed: %v", err)
+	}
+}
