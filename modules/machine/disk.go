@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 )
 
 // xfsMin is the smallest file system that mkfs.xfs makes.
@@ -55,6 +56,7 @@ func (d disk) ensure(ctx context.Context, sizeBytes int64, root string) error {
 		return err
 	}
 	defer device.Close() // the mount keeps it
+	faultpoint.Reach("machine/start/loop-attached")
 	for _, kind := range []struct{ name, options string }{
 		{"xfs", "nouuid,discard"}, // what is deleted inside is free outside
 		{"ext4", "discard"},
@@ -77,13 +79,18 @@ func (d disk) format(ctx context.Context, sizeBytes int64, root string) error {
 		return err
 	}
 	partial := d.file + ".partial"
-	f, err := os.OpenFile(partial, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	// Removed, not emptied: what a killed agent had begun may still be written to.
+	if err := os.Remove(partial); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(partial, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(f.Truncate(sizeBytes), f.Close()); err != nil {
 		return err
 	}
+	faultpoint.Reach("machine/start/disk-file-made")
 	if sizeBytes >= xfsMin {
 		err = runFrom(ctx, root, "usr/sbin/mkfs.xfs", "-q", "-f", "-m", "reflink=0", partial)
 	} else {
@@ -92,6 +99,7 @@ func (d disk) format(ctx context.Context, sizeBytes int64, root string) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(partial))
 	}
+	faultpoint.Reach("machine/start/disk-formatted")
 	if err := os.Rename(partial, d.file); err != nil {
 		return err
 	}
@@ -106,9 +114,10 @@ func runFrom(ctx context.Context, root, program string, args ...string) error {
 	loader := filepath.Join(libraries, "ld-linux-x86-64.so.2")
 	cmd := exec.CommandContext(ctx, loader, append([]string{"--library-path", libraries, filepath.Join(root, program)}, args...)...)
 	cmd.Env = []string{"PATH=/nonexistent", "MKE2FS_CONFIG=" + filepath.Join(root, "etc/mke2fs.conf")}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s: %w: %s", filepath.Base(program), err, bytes.TrimSpace(out))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := runBound(cmd); err != nil {
+		return fmt.Errorf("%s: %w: %s", filepath.Base(program), err, bytes.TrimSpace(out.Bytes()))
 	}
 	return nil
 }
