@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -43,6 +44,7 @@ func (c *Controller) allocate(ctx context.Context, w *resource.Workspace) error 
 	claim.Name = strconv.FormatUint(uint64(w.Status.VNI), 10)
 	db := c.cfg.Store
 	err = db.Commit(ctx, db.VNIs().CreateOp(claim), db.WorkspaceKeys().CreateOp(keys), db.Workspaces().UpdateOp(w))
+	faultpoint.Reach("workspace/create/allocated")
 	if errors.Is(err, store.ErrExists) {
 		return store.ErrConflict // another workspace has this number: draw again
 	}
@@ -88,22 +90,33 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) (time.Du
 		if err := c.markMachine(ctx, m, "WorkspaceDeleted"); err != nil {
 			return 0, err
 		}
+		faultpoint.Reach("workspace/delete/machines-marked")
 	}
-	apps, _, _, err := c.cfg.Store.Apps().List(ctx, w.Key(), "", 1)
+	apps, _, _, err := c.cfg.Store.Apps().List(ctx, w.Key(), "", 0)
 	if err != nil {
 		return 0, err
+	}
+	for _, app := range apps {
+		// The API does so too, but a server that was killed just before that would
+		// have left the workspace to wait for apps that nobody takes away.
+		if _, err := c.cfg.Store.Apps().MarkDeleted(ctx, app.Key()); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return 0, err
+		}
 	}
 	if left > 0 || len(apps) > 0 {
 		return 0, c.deletingStatus(ctx, w, left, len(apps) > 0) // machines and apps announce their end
 	}
 	if id := w.Status.ID; id != "" {
 		c.stop(id)
+		faultpoint.Reach("workspace/delete/plane-stopped")
 		if err := c.cfg.Planes.Remove(ctx, id); err != nil {
 			return 0, fmt.Errorf("remove plane of %s: %w", w.Key(), err)
 		}
+		faultpoint.Reach("workspace/delete/plane-removed")
 		if err := c.cfg.Networks.Detach(ctx, id); err != nil {
 			return 0, fmt.Errorf("remove network of %s: %w", w.Key(), err)
 		}
+		faultpoint.Reach("workspace/delete/network-removed")
 	}
 	// The same pass again after a kill finds the three still there, or none.
 	db := c.cfg.Store
@@ -117,6 +130,7 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) (time.Du
 	if err := db.Commit(ctx, ops...); err != nil {
 		return 0, fmt.Errorf("remove %s: %w", w.Key(), err)
 	}
+	faultpoint.Reach("workspace/delete/committed")
 	c.setStarved(w.Key(), false)
 	c.freed() // others may have waited for its room
 	c.cfg.Log.Info("workspace removed", "workspace", w.Key(), "id", w.Status.ID)
