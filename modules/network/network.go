@@ -221,10 +221,6 @@ func (n *Network) detach(id string) error {
 			}
 		}
 	}
-	if err := netns.Remove(workspacePrefix + id); err != nil {
-		return err
-	}
-	faultpoint.Reach("network/detach/namespace-removed")
 	host, err := netlink.NewHandle()
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
@@ -237,10 +233,22 @@ func (n *Network) detach(id string) error {
 		return err
 	}
 	links, err := linksWithPrefix(host, uplinkPrefix)
-	if err != nil || len(links) > 0 {
+	if err != nil {
 		return err
 	}
-	return n.unprotectHost()
+	if len(links) == 0 {
+		if err := n.unprotectHost(); err != nil {
+			return err
+		}
+	}
+	faultpoint.Reach("network/detach/rules-removed")
+	// The namespace last: as long as it is there, Attached shows the network, and
+	// whoever was killed on the way here comes back.
+	if err := netns.Remove(workspacePrefix + id); err != nil {
+		return err
+	}
+	faultpoint.Reach("network/detach/namespace-removed")
+	return nil
 }
 
 // Attached returns the ids of the networks of which there is something on this
