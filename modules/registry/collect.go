@@ -22,6 +22,9 @@ const (
 	// collectRetry is how long the collector waits for a moment in which
 	// nobody writes.
 	collectRetry = 30 * time.Second
+	// collectFirst is how long after its start the registry collects: soon, for
+	// a collection may have been cut off.
+	collectFirst = 10 * time.Second
 	// trimEvery is how often the pull-through caches make room.
 	trimEvery = 10 * time.Minute
 )
@@ -37,7 +40,7 @@ var ErrBusy = errors.New("somebody is writing to the registry")
 
 // collect removes garbage from time to time until ctx is done.
 func (r *Registry) collect(ctx context.Context) {
-	next, trim := time.NewTimer(collectRetry), time.NewTicker(trimEvery)
+	next, trim := time.NewTimer(collectFirst), time.NewTicker(trimEvery)
 	defer next.Stop()
 	defer trim.Stop()
 	for {
