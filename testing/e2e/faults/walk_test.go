@@ -1,0 +1,487 @@
+package faults
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/lab"
+)
+
+const (
+	admin = datacenter.Admin
+	owner = datacenter.Owner
+)
+
+// attach and detach are the steps of a network on any host.
+var (
+	attach = []string{"network/attach/namespace-made", "network/attach/rules-set", "network/attach/bridge-made",
+		"network/attach/vxlan-made", "network/attach/uplink-made"}
+	detach = []string{"network/detach/links-removed", "network/detach/rules-removed", "network/detach/namespace-removed"}
+)
+
+// testWalk goes through all points. The operations come in an order in which
+// each finds what it needs: a node joins, gets a workspace's machines, loses
+// them and leaves; all that was made is gone at the end.
+func testWalk(t *testing.T, s *suite) {
+	before := map[string][]string{}
+	for _, h := range s.Lab.Hosts() {
+		before[h.Name()] = s.survey(t, h)
+	}
+	for _, step := range []struct {
+		name string
+		test func(*testing.T, *suite)
+	}{
+		{"bootstrap", walkBootstrap},
+		{"accounts", walkAccounts},
+		{"images", walkImages},
+		{"apps", walkApps},
+		{"join", walkJoin},
+		{"create", walkCreate},
+		{"machine", walkMachine},
+		{"scale", walkScale},
+		{"renew", walkRenew},
+		{"leave", walkLeave},
+		{"delete", walkDelete},
+	} {
+		t.Run(step.name, func(t *testing.T) { step.test(t, s) })
+	}
+	for name := range s.services {
+		if h := s.Lab.Host(name); h != nil && before[name] != nil {
+			s.restore(t, h)
+		}
+	}
+	t.Run("all points", func(t *testing.T) {
+		for _, p := range faultpoint.Points() {
+			if !s.points[p.Name] {
+				t.Errorf("not walked: %s", p.Name)
+			}
+		}
+	})
+	t.Run("nothing is left", func(t *testing.T) {
+		for name, lines := range before {
+			s.noMore(t, s.Lab.Host(name), lines)
+		}
+	})
+}
+
+// noMore waits until nothing stands on a host that was not there before.
+func (s *suite) noMore(t *testing.T, h *lab.Host, before []string) {
+	t.Helper()
+	var left []string
+	deadline := time.Now().Add(time.Minute)
+	for {
+		if left = more(before, s.survey(t, h)); len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			break
+		}
+		time.Sleep(time.Second) // what is being removed has no event here
+	}
+	s.leaking(t, "on %s:\n  %s", h.Name(), strings.Join(left, "\n  "))
+}
+
+// host makes a host that is not part of the datacenter yet.
+func (s *suite) host(t *testing.T, name string) *lab.Host {
+	t.Helper()
+	h, err := s.Lab.AddHost(t.Context(), name)
+	if err == nil {
+		err = h.Boot(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// walkBootstrap starts the first server of another platform.
+func walkBootstrap(t *testing.T, s *suite) {
+	h := s.host(t, "other")
+	t.Cleanup(func() {
+		if err := h.Kill(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	s.services[h.Name()] = lab.Service{Name: "multipaas", Args: []string{"multipaas", "server", "--address", h.Address().String(), "--domain", "other.internal"}}
+	s.walk(t, operation{name: "server", on: h,
+		points: []string{"file/written", "pki/key-written", "bootstrap/platform-authority-made", "bootstrap/etcd-root-made",
+			"bootstrap/etcd-closed", "bootstrap/admin-file-written", "bootstrap/admin-made"},
+		reached: func(ctx context.Context) error {
+			// Who reads the file can log in.
+			out, err := h.Run(ctx, "multipaas", "token", "list", "--server", "https://"+h.Address().String()+":7443",
+				"--credentials", "/var/lib/multipaas/bootstrap-admin.json", "--ca", "/var/lib/multipaas/pki/ca.crt")
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		}})
+	if left := more(nil, leftFiles(s.survey(t, h))); len(left) > 0 {
+		s.leaking(t, "%v", left)
+	}
+}
+
+// leftFiles keeps of a survey the files that nobody writes any more.
+func leftFiles(lines []string) (left []string) {
+	for _, line := range lines {
+		if strings.HasPrefix(line, "left file ") {
+			left = append(left, line)
+		}
+	}
+	return left
+}
+
+// walkAccounts makes and deletes accounts, organizations, users and tokens.
+func walkAccounts(t *testing.T, s *suite) {
+	word := filepath.Join(s.Dir, "password")
+	there := func(want bool, name string, args ...string) func(context.Context) error {
+		return func(context.Context) error {
+			r := s.MP(t, admin, append(args, "-o", "name")...)
+			if r.Code != 0 {
+				return errors.New(r.String())
+			}
+			if got := strings.Contains("\n"+r.Out, "\n"+name+"\n"); got != want {
+				return fmt.Errorf("%s is there: %v, want %v: %s", name, got, want, r.Out)
+			}
+			return nil
+		}
+	}
+	s.walk(t, operation{name: "account create", on: s.Server, again: true, points: []string{"account/create/committed", "store/committed"},
+		ask:     s.mp(t, admin, "register", "walked", "--email", "owner@walked.example", "--password-file", word),
+		reached: there(true, "walked", "accounts", "list")})
+	s.walk(t, operation{name: "organization create", on: s.Server, again: true, points: []string{"store/committed"},
+		ask: s.mp(t, admin, "org", "create", "ops", "--account", "walked")})
+	s.walk(t, operation{name: "organization delete", on: s.Server, again: true,
+		points:  []string{"organization/delete/marked", "organization/delete/roles-dropped", "organization/delete/images-removed"},
+		ask:     s.gone(t, admin, "org", "delete", "ops", "--account", "walked", "--yes"),
+		reached: there(false, "ops", "org", "list", "--account", "walked")})
+	s.walk(t, operation{name: "account delete", on: s.Server, again: true,
+		points:  []string{"account/delete/marked", "account/delete/roles-dropped"},
+		ask:     s.gone(t, admin, "accounts", "delete", "walked", "--yes"),
+		reached: there(false, "walked", "accounts", "list")})
+	s.walk(t, operation{name: "user delete", on: s.Server, again: true,
+		points:  []string{"user/delete/credential-removed", "user/delete/sessions-ended", "user/delete/roles-removed"},
+		ask:     s.gone(t, admin, "users", "delete", "owner@walked.example", "--yes"),
+		reached: there(false, "owner@walked.example", "users", "list")})
+	s.walk(t, operation{name: "token", on: s.Server, again: true, points: []string{"token/create/committed"},
+		ask: func() error {
+			r := datacenter.Run(t, []string{"MP_CONFIG=" + s.Dir + "/mp-" + admin}, "", s.Binary, "token", "create", "--role", "node", "--ttl", "1h")
+			if r.Code != 0 {
+				return errors.New(r.String())
+			}
+			return nil
+		}})
+}
+
+// walkImages pushes an image, deletes it, and has its blobs collected.
+func walkImages(t *testing.T, s *suite) {
+	s.PushProbe(t) // builds it, and logs skopeo in
+	name := "docker://" + s.RegistryAddress() + "/acme/web/walked:1"
+	certs := []string{"--dest-cert-dir", filepath.Join(s.Dir, "certs")}
+	// Another image than the probe: what the registry has is not sent.
+	own := ownImage(t)
+	s.walk(t, operation{name: "push", on: s.Server, again: true,
+		points: []string{"image/push/upload-begun", "image/push/blob-received", "image/push/blob-committed", "image/push/manifest-put"},
+		ask: func() error {
+			// Not tried again by skopeo: a kill must end it.
+			r := datacenter.Run(t, []string{"REGISTRY_AUTH_FILE=" + filepath.Join(s.Dir, "auth-acme")}, "",
+				append(append([]string{"skopeo", "--insecure-policy", "copy", "--retry-times", "0"}, certs...), "oci:"+own.layout+":walked", name)...)
+			if r.Code != 0 {
+				return errors.New(r.String())
+			}
+			return nil
+		},
+		reached: func(context.Context) error {
+			// Pulled whole, by its digests.
+			r := datacenter.Run(t, []string{"REGISTRY_AUTH_FILE=" + filepath.Join(s.Dir, "auth-acme")}, "", "skopeo", "--insecure-policy", "copy",
+				"--src-cert-dir", filepath.Join(s.Dir, "certs"), name, "dir:"+t.TempDir())
+			if r.Code != 0 {
+				return errors.New(r.String())
+			}
+			return nil
+		}})
+	s.walk(t, operation{name: "delete", on: s.Server, again: true, points: []string{"image/delete/untagged"},
+		ask: s.gone(t, owner, "images", "delete", "walked:1", "--yes"),
+		reached: func(context.Context) error {
+			r := s.MP(t, owner, "images", "list", "-o", "name")
+			if r.Code != 0 || strings.Contains(r.Out, "walked") {
+				return errors.New(r.String())
+			}
+			return nil
+		}})
+	t.Run("collect", func(t *testing.T) {
+		if err := s.age(3 * 24 * time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		s.walk(t, operation{name: "garbage", on: s.Server, points: []string{"image/collect/marked", "image/collect/one-removed"},
+			reached: func(context.Context) error {
+				// What the probe is made of stays; of the other image nothing does.
+				r := datacenter.Run(t, []string{"REGISTRY_AUTH_FILE=" + filepath.Join(s.Dir, "auth-acme")}, "", "skopeo", "--insecure-policy", "copy",
+					"--src-cert-dir", filepath.Join(s.Dir, "certs"), "docker://"+s.ProbeImage("acme/web"), "dir:"+t.TempDir())
+				if r.Code != 0 {
+					return errors.New(r.String())
+				}
+				return s.collected(own)
+			}})
+	})
+}
+
+// walkApps deploys an app in acme/web/shop, and takes it away.
+func walkApps(t *testing.T, s *suite) {
+	host := "walked.shop.web.acme." + datacenter.Domain
+	answers := func(ctx context.Context) error {
+		_, err := s.get(ctx, "https://"+host+"/")
+		return err
+	}
+	deploy := s.mp(t, owner, "apps", "deploy", "walked", "--image", "multipaas.internal/hello:1", "--port", "8080", "--no-wait")
+	s.walk(t, operation{name: "deploy", on: s.Server, again: true,
+		points: []string{"app/deploy/committed", "app/deploy/service-applied", "app/deploy/deployment-applied", "app/deploy/route-made",
+			"certificate/locked", "certificate/stored", "certificate/stored@2"},
+		ask: deploy, reached: answers})
+	s.walk(t, operation{name: "delete", on: s.Server, again: true,
+		points: []string{"app/delete/marked", "app/delete/route-removed", "app/delete/objects-deleted"},
+		ask:    s.gone(t, owner, "apps", "delete", "walked", "--yes", "--no-wait"),
+		reached: func(ctx context.Context) error {
+			if r := s.MP(t, owner, "apps", "show", "walked"); r.Code != exitNotFound {
+				return errors.New(r.String())
+			}
+			r := s.Kube(t, s.Kubeconfig(), "", "get", "deploy,service,pods", "-A", "-o", "name")
+			if r.Code != 0 || strings.Contains(r.Out, "walked") {
+				return errors.New(r.String())
+			}
+			return nil
+		}})
+}
+
+// third is the host that joins, gets machines and leaves.
+func (s *suite) third(t *testing.T) *lab.Host { return s.host(t, "node3") }
+
+// walkJoin lets a host join: first the server is killed, then the host.
+func walkJoin(t *testing.T, s *suite) {
+	h := s.third(t)
+	s.services[h.Name()] = s.JoinService(h, h.Name(), s.Token(t).Token)
+	s.walk(t, operation{name: "server", on: s.Server, again: true, points: []string{"node/join/token-spent", "node/join/recorded", "node/join/signed"},
+		ask: func() error {
+			s.start(t, h, "node/join/answered")
+			for s.pid(t, h) != 0 && s.pid(t, s.Server) != 0 {
+				time.Sleep(50 * time.Millisecond)
+			}
+			return nil
+		}})
+	// A tree of a former version, which nothing runs from.
+	old := h.Data("payload", "trees", "0123456789abcdef")
+	if err := os.MkdirAll(old, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.walk(t, operation{name: "node", on: h,
+		points: []string{"node/join/answered", "node/join/kept", "payload/file-unpacked", "payload/file-unpacked@3", "payload/files-unpacked",
+			"payload/tree-linked", "payload/tree-pruned"},
+		reached: s.nodeIs(t, h.Name(), "Ready")})
+	if _, err := os.Stat(old); err == nil {
+		s.leaking(t, "the tree of a former payload")
+	}
+}
+
+func (s *suite) nodeIs(t *testing.T, name, phase string) func(context.Context) error {
+	return func(context.Context) error {
+		r := s.MP(t, admin, "nodes", "list", "-o", "json")
+		if r.Code != 0 {
+			return errors.New(r.String())
+		}
+		if got := s.NodeStates(t)[name]; got != phase {
+			return fmt.Errorf("node %s is %q, want %q", name, got, phase)
+		}
+		return nil
+	}
+}
+
+// walkCreate makes a workspace while the server is killed. The host of its
+// machines sleeps meanwhile: its turn comes next.
+func walkCreate(t *testing.T, s *suite) {
+	s.Must(t, admin, "nodes", "cordon", "node1")
+	s.Must(t, admin, "nodes", "cordon", "node2")
+	points := []string{"workspace/create/committed", "workspace/create/allocated", "workspace/machine/placed"}
+	points = append(points, attach...)
+	points = append(points, "workspace/create/etcd-user-made", "workspace/create/files-written", "workspace/create/process-started",
+		"workspace/create/plane-ready", "workspace/create/addon-applied", "workspace/create/addons-applied")
+	asked := s.mp(t, owner, "ws", "create", "walked", "--machines", "2", "--cpu", "1", "--memory", "1Gi", "--disk", "5Gi", "--datastore", "etcd", "--no-wait")
+	first := true
+	s.walk(t, operation{name: "server", on: s.Server, points: points, ask: func() error {
+		if !first {
+			return nil
+		}
+		err := asked()
+		// As soon as it is in the store, the agent may begin; it shall not yet.
+		if first = false; s.pid(t, s.third(t)) != 0 {
+			s.kill(t, s.third(t))
+		}
+		return err
+	}, reached: func(context.Context) error {
+		s.Must(t, owner, "ws", "use", "shop")
+		return nil
+	}})
+}
+
+// walkMachine has the two machines of the workspace made while their agent is
+// killed.
+func walkMachine(t *testing.T, s *suite) {
+	h := s.third(t)
+	points := append([]string{"agent/state-kept"}, attach...)
+	points = append(points, "network/machine/namespace-made", "network/machine/port-made", "network/machine/port-joined",
+		"agent/certificates-signed", "agent/certificates-kept", "machine/start/recorded", "machine/start/image-unpacked",
+		"machine/start/disk-file-made", "machine/start/disk-formatted", "machine/start/loop-attached", "machine/start/disk-mounted",
+		"machine/start/root-mounted", "machine/start/group-made", "machine/start/bundle-written", "machine/start/container-running")
+	s.walk(t, operation{name: "start", on: h, points: points, reached: s.phase(t, "walked", "Ready", 2)})
+	t.Run("pod", func(t *testing.T) {
+		kubeconfig := s.walkedKubeconfig(t)
+		s.reaches(t, "cluster DNS runs", func(context.Context) error {
+			r := s.Kube(t, kubeconfig, "", "rollout", "status", "-n", "kube-system", "deploy/coredns", "--timeout", "20s")
+			if r.Code != 0 {
+				return errors.New(r.String())
+			}
+			return nil
+		})
+	})
+	kubeconfig := s.walkedKubeconfig(t)
+	s.acked(t, "etcd's server", kubeconfig, 2, func() {
+		s.start(t, s.Server, "")
+		s.answers(t)
+	})
+	s.acked(t, "etcd's server while it commits", kubeconfig, 1, func() {
+		s.start(t, s.Server, "store/committed@3")
+		s.dies(t, s.Server, "store/committed")
+		s.start(t, s.Server, "")
+		s.answers(t)
+	})
+}
+
+func (s *suite) walkedKubeconfig(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(s.Dir, "kubeconfig-walked")
+	s.Must(t, owner, "cluster", "config-kubectl", "walked", "--file", file)
+	return file
+}
+
+// walkScale takes one machine away: the server dies on the way to it, then the
+// agent while it does, then the server on the way back.
+func walkScale(t *testing.T, s *suite) {
+	h := s.third(t)
+	s.kill(t, h)
+	s.walk(t, operation{name: "down", on: s.Server, points: []string{"workspace/scale/committed", "workspace/scale/machine-marked", "workspace/scale/machine-drained"},
+		ask: s.mp(t, owner, "cluster", "scale", "walked", "--machines", "1", "--no-wait")})
+	s.start(t, s.Server, "workspace/scale/node-deleted")
+	s.answers(t)
+	s.walkAgent(t, "agent", "machine/remove/processes-ended", "machine/remove/container-deleted", "machine/remove/unmounted", "agent/machine-removed",
+		"network/machine/port-removed", "agent/network-removed", "agent/keys-removed")
+	t.Run("up", func(t *testing.T) {
+		s.dies(t, s.Server, "workspace/scale/node-deleted")
+		s.start(t, s.Server, "workspace/scale/machine-deleted")
+		s.dies(t, s.Server, "workspace/scale/machine-deleted")
+		s.start(t, s.Server, "")
+		s.answers(t)
+		s.reaches(t, "one machine", s.phase(t, "walked", "Ready", 1))
+	})
+}
+
+// walkAgent kills the third host's agent at each point, while the server may
+// itself wait for its death.
+func (s *suite) walkAgent(t *testing.T, name string, points ...string) {
+	t.Run(name, func(t *testing.T) {
+		h := s.third(t)
+		for _, point := range points {
+			s.start(t, h, point)
+			s.dies(t, h, point)
+		}
+		s.start(t, h, "")
+	})
+}
+
+// walkLeave takes the third host out; its machine is made anew on another.
+func walkLeave(t *testing.T, s *suite) {
+	h := s.third(t)
+	s.Must(t, admin, "nodes", "uncordon", "node1")
+	s.walk(t, operation{name: "server", on: s.Server, again: true, points: []string{"node/leave/marked"},
+		ask: func() error { _, err := h.Run(t.Context(), "multipaas", "node", "leave"); return err },
+		// What is asked again of a node that is gone already is refused, rightly.
+		reached: nil})
+	t.Run("machines", func(t *testing.T) {
+		s.start(t, s.Server, "node/leave/machine-marked")
+		s.dies(t, s.Server, "node/leave/machine-marked")
+		s.start(t, s.Server, "node/leave/deleted")
+		// On this host it is the last network, which takes the host's rules along.
+		for _, point := range detach {
+			s.start(t, h, point)
+			s.dies(t, h, point)
+		}
+		s.start(t, h, "node/leave/cleaned")
+		s.dies(t, s.Server, "node/leave/deleted")
+		s.start(t, s.Server, "")
+		s.answers(t)
+		s.dies(t, h, "node/leave/cleaned")
+		s.start(t, h, "")
+		s.reaches(t, "the agent ends", func(context.Context) error {
+			if s.pid(t, h) != 0 {
+				return errors.New("it runs")
+			}
+			return nil
+		})
+		if _, err := os.Stat(h.Data("node", "identity.json")); err == nil {
+			s.losing(t, "the node has an identity still")
+		}
+		s.reaches(t, "the machine on another host", s.phase(t, "walked", "Ready", 1))
+		left := s.survey(t, h)
+		for _, line := range left {
+			if strings.HasPrefix(line, "link lo") || strings.HasPrefix(line, "link eth0") || line == "" || strings.HasPrefix(line, "process init") {
+				continue
+			}
+			s.leaking(t, "on a host that has left: %s", line)
+		}
+	})
+}
+
+// walkDelete takes the workspace away with an app in it, while the server is
+// killed, then the agent of its machine's host.
+func walkDelete(t *testing.T, s *suite) {
+	r := s.MP(t, owner, "apps", "deploy", "going", "--workspace", "walked", "--image", "multipaas.internal/hello:1", "--port", "8080", "--no-wait")
+	if r.Code != 0 {
+		t.Log(r)
+	}
+	node := s.Nodes[0]
+	s.kill(t, node)
+	s.walk(t, operation{name: "mark", on: s.Server, points: []string{"workspace/delete/marked", "workspace/delete/machines-marked"},
+		ask: s.gone(t, owner, "ws", "delete", "walked", "--yes", "--no-wait")})
+	s.kill(t, node)
+	s.start(t, s.Server, "workspace/delete/plane-stopped")
+	s.answers(t)
+	t.Run("agent", func(t *testing.T) {
+		for _, point := range detach {
+			s.start(t, node, point)
+			s.dies(t, node, point)
+		}
+		s.start(t, node, "")
+	})
+	t.Run("plane", func(t *testing.T) {
+		s.dies(t, s.Server, "workspace/delete/plane-stopped")
+		points := append([]string{"workspace/delete/etcd-user-removed", "workspace/delete/plane-removed"}, detach...)
+		for _, point := range append(points, "workspace/delete/network-removed", "workspace/delete/committed") {
+			s.start(t, s.Server, point)
+			s.dies(t, s.Server, point)
+		}
+		s.start(t, s.Server, "")
+		s.answers(t)
+		s.reaches(t, "the workspace is gone", func(context.Context) error {
+			if r := s.MP(t, owner, "ws", "show", "walked"); r.Code != exitNotFound {
+				return errors.New(r.String())
+			}
+			return nil
+		})
+		s.Must(t, admin, "nodes", "uncordon", "node2")
+	})
+}
