@@ -181,7 +181,7 @@ fuzz: ## run every fuzz target for FUZZTIME
 	@testing/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: deps bench-deps build lab ## numbers beside nginx, haproxy, stock Kubernetes and others (BENCH="-plot -only balancer,registry")
+bench: deps bench-deps bench-peers build lab ## numbers beside nginx, haproxy, stock Kubernetes and others (BENCH="-plot -only balancer,registry")
 	@go build -buildvcs=false -o .cache/bench ./testing/bench
 	@.cache/bench $(BENCH)
 
@@ -202,6 +202,10 @@ lint: ## gofmt, go vet and staticcheck
 .PHONY: fmt
 fmt: ## format all Go files
 	@gofmt -l -w $$(git ls-files '*.go')
+
+.PHONY: bench-peers
+bench-peers: ## build upstream's Kubernetes and etcd as processes of their own, to measure ours beside
+	@$(cached) .cache/peers embed/kube/go.mod embed/kube/go.sum embed/kube/peers.sh embed/kube/flags.sh -- embed/kube/peers.sh .cache/peers
 
 ##@ Clean
 

@@ -21,6 +21,7 @@ import (
 	"github.com/multipaas/multipaas/testing/bench/api"
 	"github.com/multipaas/multipaas/testing/bench/balancer"
 	"github.com/multipaas/multipaas/testing/bench/measure"
+	"github.com/multipaas/multipaas/testing/bench/plane"
 	"github.com/multipaas/multipaas/testing/bench/registry"
 	"github.com/multipaas/multipaas/testing/bench/report"
 	"github.com/multipaas/multipaas/testing/bench/ws"
@@ -29,7 +30,7 @@ import (
 
 // sections are in the order in which they run: what needs quiet first.
 func sections() []measure.Section {
-	return []measure.Section{balancer.Section(), registry.Section(), ws.Section(), api.Section()}
+	return []measure.Section{balancer.Section(), registry.Section(), plane.Section(), ws.Section(), api.Section()}
 }
 
 func main() {

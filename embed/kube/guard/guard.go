@@ -32,6 +32,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions"
@@ -41,6 +42,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/endpoints/responsewriter"
 	"k8s.io/kube-aggregator/pkg/apis/apiregistration"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	certificates "k8s.io/kubernetes/pkg/apis/certificates"
@@ -72,6 +74,7 @@ type Guard struct {
 	cfg       Config
 	evaluator policy.Evaluator
 	budget    *budget.Budget
+	started   atomic.Bool
 }
 
 var (
@@ -268,8 +271,48 @@ func (g *Guard) Filter(next http.Handler) http.Handler {
 			_ = writeJSON(w, status)
 			return
 		}
+		if !g.started.Load() {
+			w = responsewriter.WrapForHTTP1Or2(&starting{ResponseWriter: w})
+		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// Started says that roles and bindings are known. Until then what is forbidden
+// is answered as "not ready, ask again", which clients do by themselves: for
+// a second after a restart the API server knows nobody's rights.
+func (g *Guard) Started() { g.started.Store(true) }
+
+// starting is a response that forbids nothing for good.
+type starting struct {
+	http.ResponseWriter
+	replaced bool
+}
+
+func (s *starting) Unwrap() http.ResponseWriter { return s.ResponseWriter }
+
+func (s *starting) WriteHeader(code int) {
+	if code != http.StatusForbidden || s.replaced {
+		s.ResponseWriter.WriteHeader(code)
+		return
+	}
+	s.replaced = true
+	status := apierrors.NewServiceUnavailable("the API server is starting: ask again in a second").Status()
+	status.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
+	h := s.Header()
+	h.Del("Content-Length")
+	h.Del("Content-Encoding")
+	h.Set("Content-Type", "application/json")
+	h.Set("Retry-After", "1")
+	s.ResponseWriter.WriteHeader(http.StatusServiceUnavailable)
+	_ = writeJSON(s.ResponseWriter, status)
+}
+
+func (s *starting) Write(data []byte) (int, error) {
+	if s.replaced {
+		return len(data), nil
+	}
+	return s.ResponseWriter.Write(data)
 }
 
 // platform says whether u is the platform's own client. The name alone would not

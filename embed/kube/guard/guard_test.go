@@ -327,3 +327,29 @@ func TestVolumeSources(t *testing.T) {
 		}
 	}
 }
+
+func TestForbidsNothingForGoodWhileStarting(t *testing.T) {
+	g := newGuard(t, "baseline")
+	answer := func(code int) *httptest.ResponseRecorder {
+		h := g.Filter(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "5")
+			w.WriteHeader(code)
+			_, _ = w.Write([]byte("words"))
+		}))
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest(http.MethodGet, "/api/v1/pods", nil)
+		h.ServeHTTP(w, r)
+		return w
+	}
+	w := answer(http.StatusForbidden)
+	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || strings.Contains(w.Body.String(), "words") {
+		t.Errorf("forbidden while starting: %d, Retry-After %q, %s; want 503", w.Code, w.Header().Get("Retry-After"), w.Body)
+	}
+	if w := answer(http.StatusOK); w.Code != http.StatusOK || w.Body.String() != "words" {
+		t.Errorf("allowed while starting: %d %s", w.Code, w.Body)
+	}
+	g.Started()
+	if w := answer(http.StatusForbidden); w.Code != http.StatusForbidden || w.Body.String() != "words" {
+		t.Errorf("forbidden: %d %s, want what was answered", w.Code, w.Body)
+	}
+}

@@ -2,13 +2,17 @@ package plane
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"runtime/debug"
 	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	mutatingadmissionpolicy "k8s.io/apiserver/pkg/admission/plugin/policy/mutating"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/routes"
 	"k8s.io/client-go/rest"
 	cliflag "k8s.io/component-base/cli/flag"
 	basecompatibility "k8s.io/component-base/compatibility"
@@ -17,18 +21,13 @@ import (
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
-	"github.com/multipaas/multipaas/embed/kube/budget"
 	"github.com/multipaas/multipaas/embed/kube/guard"
 )
 
 // runAPIServer does what upstream's command does, with the guard added in two
 // places: among the admission plugins, and before everything that looks at who
 // is asking.
-func runAPIServer(ctx context.Context, flags []string, cfg guard.Config, room *budget.Budget) error {
-	g, err := guard.New(cfg, room)
-	if err != nil {
-		return err
-	}
+func runAPIServer(ctx context.Context, flags []string, g *guard.Guard) error {
 	s := options.NewServerRunOptions()
 	plugins := s.Admission.GenericAdmission
 	plugins.Plugins.Register(guard.PluginName, g.Factory)
@@ -69,6 +68,8 @@ func runAPIServer(ctx context.Context, flags []string, cfg guard.Config, room *b
 	outer.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
 		return g.Filter(build(api, c))
 	}
+	kube := config.KubeAPIs.ControlPlane.Generic
+	kube.SkipOpenAPIInstallation = true // lazyOpenAPI does it
 	complete, err := config.Complete()
 	if err != nil {
 		return err
@@ -77,10 +78,21 @@ func runAPIServer(ctx context.Context, flags []string, cfg guard.Config, room *b
 	if err != nil {
 		return err
 	}
+	own, ok := server.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
+	if !ok {
+		return fmt.Errorf("behind the aggregator stands a %T", server.GenericAPIServer.NextDelegate())
+	}
+	openAPI := &lazyOpenAPI{server: own, keep: openAPIKept, afterDrop: debug.FreeOSMemory,
+		config: routes.OpenAPI{Config: kube.OpenAPIConfig, V3Config: kube.OpenAPIV3Config},
+		salt:   strings.Join(flags, " ")}
+	openAPI.install()
 	prepared, err := server.PrepareRun()
 	if err != nil {
 		return err
 	}
+	// All groups are installed, with their types for server-side apply, and the
+	// small documents of the other two servers are built.
+	kube.OpenAPIV3Config.Definitions = nil
 	return prepared.Run(ctx)
 }
 

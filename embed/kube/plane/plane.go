@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"k8s.io/component-base/logs"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/multipaas/multipaas/embed/kube/budget"
+	"github.com/multipaas/multipaas/embed/kube/guard"
 )
 
 // stopTimeout bounds the stop of each part: 3 of them and kine's own 2 s make
@@ -56,15 +58,40 @@ func Run(ctx context.Context, cfg Config) error {
 		parts = append(parts, part{name: "kine", run: k.run, ready: k.awaitReady})
 	}
 	room := budget.New(cfg.Budget, store)
+	g, err := guard.New(cfg.Guard, room)
+	if err != nil {
+		return err
+	}
 	parts = append(parts,
 		part{name: "kube-apiserver",
-			run:   func(ctx context.Context) error { return runAPIServer(ctx, cfg.APIServer, cfg.Guard, room) },
-			ready: func(ctx context.Context) error { return awaitReady(ctx, cfg.ReadyURL, cfg.ReadyCA) }},
+			run: func(ctx context.Context) error { return runAPIServer(ctx, cfg.APIServer, g) },
+			ready: func(ctx context.Context) error {
+				err := awaitReady(ctx, cfg.ReadyURL, cfg.ReadyCA)
+				if err == nil {
+					g.Started()
+				}
+				return err
+			}},
 		part{name: "kube-controller-manager", run: func(ctx context.Context) error { return runControllerManager(ctx, cfg.ControllerManager) }},
 		part{name: "kube-scheduler", run: func(ctx context.Context) error { return runScheduler(ctx, cfg.Scheduler) }},
+		part{name: "memory", run: giveBack},
 		part{name: "budget", run: func(ctx context.Context) error { room.Run(ctx); <-ctx.Done(); return nil }},
 	)
 	return runParts(ctx, parts)
+}
+
+// startedAfter is when caches are filled and what a start needs is garbage.
+const startedAfter = 20 * time.Second
+
+// giveBack returns to the kernel what only the start needed.
+func giveBack(ctx context.Context) error {
+	select {
+	case <-time.After(startedAfter):
+		debug.FreeOSMemory()
+	case <-ctx.Done():
+	}
+	<-ctx.Done()
+	return nil
 }
 
 // runParts starts parts in order, waits for the end of ctx or of the first
