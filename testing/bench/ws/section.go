@@ -56,7 +56,7 @@ var names = []struct {
 	goal float64
 	note string
 }{
-	{"create to API ready", 0, "the plane answers and its addons are there"},
+	{"create to API ready", 0, "the plane answers"},
 	{"create to machine Ready", 0, ""},
 	{"create to first answer", 12, "one machine; the app was asked for at once; by HTTPS through the balancer. The goal is for two free cores"},
 	{"scale by one machine", 0, "until the second machine is Ready"},
@@ -122,7 +122,7 @@ func life(ctx context.Context, s *site.Site, name string, values map[string][]fl
 		answer = time.Now()
 		answered <- err
 	}()
-	err = see("create to API ready", began, func(w *workspace) bool { return w.is("PlaneReady") && w.is("AddonsReady") })
+	err = see("create to API ready", began, func(w *workspace) bool { return w.is("PlaneReady") })
 	if err == nil {
 		err = see("create to machine Ready", began, func(w *workspace) bool { return w.Status.MachinesReady >= 1 })
 	}
@@ -132,7 +132,7 @@ func life(ctx context.Context, s *site.Site, name string, values map[string][]fl
 	values["create to first answer"] = append(values["create to first answer"], answer.Sub(began).Seconds())
 
 	began = time.Now()
-	if err := s.Do(ctx, http.MethodPatch, path, map[string]any{"machines": 2}, nil); err != nil {
+	if err := s.Do(ctx, http.MethodPatch, path, map[string]any{"spec": map[string]any{"machines": 2}}, nil); err != nil {
 		return err
 	}
 	if err := see("scale by one machine", began, func(w *workspace) bool { return w.Status.MachinesReady >= 2 }); err != nil {
