@@ -422,6 +422,10 @@ func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep resource.
 	if err != nil || !address.Is4() {
 		return refusal{http.StatusUnprocessableEntity, fmt.Sprintf("node address %q is no IPv4 address: set `address` in the node's configuration", rep.Address)}
 	}
+	// The others send it their workspaces' traffic: it must be a host's.
+	if !address.IsGlobalUnicast() || h.cfg.Plan.Nodes.Contains(address) || h.cfg.Plan.Pods.Contains(address) || h.cfg.Plan.Services.Contains(address) {
+		return refusal{http.StatusUnprocessableEntity, fmt.Sprintf("node address %s can't be a host's on the platform's network: set `address` in the node's configuration", rep.Address)}
+	}
 	for _, other := range h.cfg.Nodes.List("") {
 		if other.Name != node.Name && other.Status.Address == rep.Address {
 			return refusal{http.StatusConflict, fmt.Sprintf("address %s is used by node %s already: set `address` in the configuration of one of them", rep.Address, other.Name)}
