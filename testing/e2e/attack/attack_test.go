@@ -51,6 +51,9 @@ func TestAttack(t *testing.T) {
 	}{
 		{"reach", testReach},
 		{"raw", testRaw},
+		{"admission", testAdmission},
+		{"plane", testPlane},
+		{"dns", testDNS},
 	} {
 		began := time.Now()
 		t.Run(part.name, func(t *testing.T) {

@@ -233,7 +233,7 @@ func (s *suite) tunnels(t *testing.T, v *view, a, b string) {
 			}
 			target := fmt.Sprintf("%s:4789", h.Address())
 			for _, other := range s.Lab.Hosts() {
-				if other == h {
+				if other.Name() == h.Name() {
 					continue
 				}
 				mark := newMark()
