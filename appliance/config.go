@@ -285,10 +285,7 @@ func (c *Config) completePlan(f WorkspacesFile) {
 	if !nodesOK || !podsOK || !servicesOK {
 		return
 	}
-	c.Plan = resource.AddressPlan{
-		Nodes: nodes, Pods: pods, Services: services,
-		Plane: offset(nodes.Addr(), 1), DNS: offset(services.Addr(), 10),
-	}
+	c.Plan = resource.NewPlan(nodes, pods, services)
 }
 
 func (c *Config) prefix(field, s string) (netip.Prefix, bool) {
@@ -302,14 +299,6 @@ func (c *Config) prefix(field, s string) (netip.Prefix, bool) {
 		return p, true
 	}
 	return netip.Prefix{}, false
-}
-
-// offset is the address n after a.
-func offset(a netip.Addr, n uint32) netip.Addr {
-	b := a.As4()
-	v := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
-	v += n
-	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
 }
 
 func (c *Config) completeLimits(f LimitsFile) {

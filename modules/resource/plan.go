@@ -2,7 +2,6 @@ package resource
 
 import (
 	"encoding/binary"
-	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -16,35 +15,14 @@ const MaxMachines = 250
 // DefaultPlan is the address plan of DESIGN: node addresses 172.30.0.0/20, pods
 // 10.42.0.0/16, services 10.43.0.0/16.
 func DefaultPlan() AddressPlan {
-	p, err := NewPlan(netip.MustParsePrefix("172.30.0.0/20"), netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16"))
-	if err != nil {
-		panic(err) // constants
-	}
-	return p
+	return NewPlan(netip.MustParsePrefix("172.30.0.0/20"), netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16"))
 }
 
-// NewPlan computes a plan from its three ranges: nodes must be at least a /20,
-// pods and services at least a /16 and a /20, IPv4 and apart from each other.
-func NewPlan(nodes, pods, services netip.Prefix) (AddressPlan, error) {
-	for _, c := range []struct {
-		name string
-		p    netip.Prefix
-		bits int
-	}{{"nodes", nodes, 20}, {"pods", pods, 16}, {"services", services, 20}} {
-		switch {
-		case !c.p.IsValid() || !c.p.Addr().Is4():
-			return AddressPlan{}, fmt.Errorf("address plan: %s: %v is no IPv4 network", c.name, c.p)
-		case c.p.Masked() != c.p:
-			return AddressPlan{}, fmt.Errorf("address plan: %s: %v has host bits set: write %v", c.name, c.p, c.p.Masked())
-		case c.p.Bits() > c.bits:
-			return AddressPlan{}, fmt.Errorf("address plan: %s: %v is too small: use a /%d or larger", c.name, c.p, c.bits)
-		}
-	}
-	if nodes.Overlaps(pods) || nodes.Overlaps(services) || pods.Overlaps(services) {
-		return AddressPlan{}, fmt.Errorf("address plan: %v, %v and %v overlap", nodes, pods, services)
-	}
+// NewPlan computes a plan from its three ranges. Whether they are large enough,
+// IPv4 and apart from each other is checked where they are configured.
+func NewPlan(nodes, pods, services netip.Prefix) AddressPlan {
 	return AddressPlan{Nodes: nodes, Pods: pods, Services: services,
-		Plane: offset(nodes.Addr(), 1), DNS: offset(services.Addr(), 10)}, nil
+		Plane: offset(nodes.Addr(), 1), DNS: offset(services.Addr(), 10)}
 }
 
 // Machine gives the address and the pod range of machine index, 1..MaxMachines.
