@@ -75,6 +75,48 @@ func (im *images) unpack(ctx context.Context, layoutDir string) (string, error) 
 	return dir, nil
 }
 
+// prune removes what was unpacked and no machine uses any more, but never the
+// image in layoutDir: images of former payloads, and what a killed agent left
+// half unpacked. A machine uses the image that its root is mounted over.
+func (im *images) prune(layoutDir string) error {
+	digest, _, err := onlyImage(layoutDir)
+	if err != nil {
+		return fmt.Errorf("open image %s: %w", layoutDir, err)
+	}
+	// Who unpacks holds the lock; there will be another time to look.
+	lock, err := os.OpenFile(filepath.Join(im.dir, "lock"), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	entries, err := os.ReadDir(im.dir)
+	if err != nil {
+		return err
+	}
+	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	mounted := unescape(string(mountinfo))
+	for _, e := range entries {
+		dir := filepath.Join(im.dir, e.Name())
+		if !e.IsDir() || e.Name() == digest.Hex || strings.Contains(mounted, "lowerdir="+dir+",") {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove unused image: %w", err)
+		}
+	}
+	return nil
+}
+
 func onlyImage(dir string) (v1.Hash, v1.Image, error) {
 	p, err := layout.FromPath(dir)
 	if err != nil {

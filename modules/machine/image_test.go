@@ -9,6 +9,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"golang.org/x/sys/unix"
 )
 
 type entry struct {
@@ -72,6 +76,61 @@ func TestUntar(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(dir, "usr/bin/su")); err != nil || info.Mode()&fs.ModeSetuid == 0 || info.Mode().Perm() != 0o755 {
 		t.Errorf("su: %v %v", info, err)
 	}
+}
+
+// TestPrune: what no machine uses goes, the payload's image and one that a
+// machine's root is mounted over stay.
+func TestPrune(t *testing.T) {
+	im := images{dir: t.TempDir()}
+	layoutDir := t.TempDir()
+	p, err := layout.Write(layoutDir, empty.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.AppendImage(empty.Image); err != nil {
+		t.Fatal(err)
+	}
+	current, err := im.unpack(t.Context(), layoutDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used, unused, partial := filepath.Join(im.dir, "used"), filepath.Join(im.dir, "unused"), filepath.Join(im.dir, "x.partial")
+	for _, dir := range []string{used, unused, partial} {
+		if err := os.MkdirAll(filepath.Join(dir, "etc"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	on := t.TempDir()
+	if err := mountRoot(used, on+"/upper", on+"/work", on+"/root"); err != nil {
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EINVAL) {
+			t.Skip("needs root and a folder that overlayfs takes: ", err)
+		}
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unmountAll(on); err != nil {
+			t.Error(err)
+		}
+	}()
+	check := func(want map[string]bool) {
+		t.Helper()
+		for dir, there := range want {
+			if _, err := os.Stat(dir); (err == nil) != there {
+				t.Errorf("%s: %v; want it there: %v", dir, err, there)
+			}
+		}
+	}
+	if err := im.prune(layoutDir); err != nil {
+		t.Fatal(err)
+	}
+	check(map[string]bool{current: true, used: true, unused: false, partial: false})
+	if err := unmountAll(on); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.prune(layoutDir); err != nil {
+		t.Fatal(err)
+	}
+	check(map[string]bool{current: true, used: false})
 }
 
 func TestUntarEscapes(t *testing.T) {

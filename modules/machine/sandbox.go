@@ -213,6 +213,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec Spec, m places) error {
 		return err
 	}
 	faultpoint.Reach("machine/start/root-mounted")
+	s.pruneImages() // this machine may have been the last on a former one
 	cgroupsPath, err := cgroup.Path(cgroupName(spec.UID))
 	if err != nil {
 		return err
@@ -237,6 +238,12 @@ func (s *Sandbox) prepare(ctx context.Context, spec Spec, m places) error {
 		return err
 	}
 	return atomicfile.Write(filepath.Join(m.bundle, "config.json"), data, 0o600)
+}
+
+func (s *Sandbox) pruneImages() {
+	if err := s.images.prune(s.cfg.payload("images", "machine")); err != nil {
+		s.log.Warn("remove unused images", "error", err)
+	}
 }
 
 // end ends every process of the machine and forgets the container.
@@ -326,6 +333,7 @@ func (s *Sandbox) remove(ctx context.Context, uid string) error {
 	if err := os.RemoveAll(m.dir); err != nil {
 		return err
 	}
+	s.pruneImages()
 	s.log.Info("machine removed", "uid", uid)
 	return nil
 }
