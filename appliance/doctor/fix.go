@@ -245,7 +245,9 @@ func unchanged(o Orphan) error {
 	if err != nil {
 		return err
 	}
-	if inventory.FileIdentity(info) != o.Identity {
+	// A folder that was mounted over has none of its own; its name is enough, for
+	// ids never come back.
+	if o.Identity != "" && inventory.FileIdentity(info) != o.Identity {
 		return errChanged
 	}
 	return nil

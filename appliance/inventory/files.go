@@ -84,7 +84,11 @@ func (s *scan) files() error {
 			if err != nil {
 				continue // gone meanwhile
 			}
-			s.add(Item{Kind: Folder, Name: name, Owner: s.ownerOf(name), Bytes: diskUse(name), Since: info.ModTime(), Identity: FileIdentity(info)})
+			item := Item{Kind: Folder, Name: name, Owner: s.ownerOf(name), Bytes: diskUse(name), Since: info.ModTime(), Identity: FileIdentity(info)}
+			if slices.ContainsFunc(s.inv.Items, func(m Item) bool { return m.Kind == Mount && m.Name == name }) {
+				item.Identity = "" // it is the mounted one's
+			}
+			s.add(item)
 			var st unix.Stat_t
 			if unix.Lstat(filepath.Join(name, "disk.img"), &st) == nil {
 				s.inodes[inode{st.Dev, st.Ino}] = e.Name()
