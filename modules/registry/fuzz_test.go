@@ -7,18 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/sirupsen/logrus"
 
+	"github.com/multipaas/multipaas/appliance/logs"
 	"github.com/multipaas/multipaas/appliance/pki"
 )
 
@@ -27,9 +27,8 @@ import (
 func fuzzed(f *testing.F, change func(*Config)) (p *platform, r *Registry, token string, node *tls.ConnectionState) {
 	f.Helper()
 	p = newPlatform(f)
-	logrus.SetOutput(io.Discard) // distribution logs each request there
-	f.Cleanup(func() { logrus.SetOutput(os.Stderr) })
-	began := time.Now() // and stays: the token must not expire while the fuzzer runs
+	logs.Redirect(slog.New(slog.DiscardHandler)) // distribution logs each request, twice
+	began := time.Now()                          // and stays: the token must not expire while the fuzzer runs
 	r, _ = start(f, p, func(c *Config) {
 		c.Log = nil
 		c.Tokens.Now = func() time.Time { return began }
