@@ -20,7 +20,9 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/multipaas/multipaas/appliance/pki"
 )
@@ -52,7 +54,16 @@ type image struct {
 // ownImage makes an image of bytes of chance, two layers of 1 MB.
 func ownImage(t *testing.T) image {
 	t.Helper()
-	made, err := random.Image(1<<20, 2)
+	var layers []v1.Layer
+	for range 2 {
+		l, err := random.Layer(1<<20, types.OCILayer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		layers = append(layers, l)
+	}
+	// skopeo finds only OCI's kind of manifest in a layout.
+	made, err := mutate.AppendLayers(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON), layers...)
 	if err != nil {
 		t.Fatal(err)
 	}
