@@ -54,6 +54,9 @@ func TestAttack(t *testing.T) {
 		{"admission", testAdmission},
 		{"plane", testPlane},
 		{"dns", testDNS},
+		{"api", testAPI},
+		{"tokens", testTokens},
+		{"registry", testRegistry},
 	} {
 		began := time.Now()
 		t.Run(part.name, func(t *testing.T) {

@@ -1,0 +1,325 @@
+package attack
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"sort"
+	"strings"
+	"testing"
+)
+
+// described is one operation of the OpenAPI document.
+type described struct {
+	method, path, id string
+	roles            []string
+}
+
+var inBraces = regexp.MustCompile(`\{([a-zA-Z]+)\}`)
+
+// operations reads the OpenAPI document.
+func (a *asker) operations(t *testing.T) []described {
+	t.Helper()
+	var document struct {
+		Paths map[string]map[string]struct {
+			OperationID string   `json:"operationId"`
+			Roles       []string `json:"x-multipaas-roles"`
+		}
+	}
+	got := a.ask(t, "", http.MethodGet, "/v1/openapi.json", "")
+	if err := json.Unmarshal([]byte(got.body), &document); err != nil {
+		t.Fatalf("OpenAPI document: %s", got)
+	}
+	var all []described
+	for path, methods := range document.Paths {
+		for method, op := range methods {
+			all = append(all, described{strings.ToUpper(method), path, op.OperationID, op.Roles})
+		}
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i].id < all[j].id })
+	if len(all) < 40 {
+		t.Fatalf("the OpenAPI document has %d operations only", len(all))
+	}
+	return all
+}
+
+// fill puts names into a path; what has none in there gets a plain one.
+func fill(path string, names map[string]string) string {
+	return inBraces.ReplaceAllStringFunc(path, func(p string) string {
+		if name, ok := names[strings.Trim(p, "{}")]; ok {
+			return url.PathEscape(name)
+		}
+		return "default"
+	})
+}
+
+// body has B's names in every field that a body could have.
+const body = `{"name":"shop","account":"acme","organization":"web","workspace":"shop","email":"owner@acme.example","user":"owner@acme.example",` +
+	`"password":"correct horse battery","role":"admin","image":"acme/web/hello:1","spec":{"machines":0,"instances":0,"podSecurity":"privileged","image":"acme/web/hello:1","sysadmin":true}}`
+
+// testAPI asks for B's things by every operation of the API and by every trick
+// with paths, headers and bodies.
+func testAPI(t *testing.T, s *suite) {
+	a := s.people(t)
+	marks := a.marks(t)
+	var err error
+	if got := a.ask(t, ownerA, http.MethodGet, "/v1/accounts/beta/organizations/ops/workspaces/box", ""); got.status != http.StatusOK {
+		err = errors.New(got.String())
+	}
+	if !s.control(t, "A's owner reads A's workspace", err) {
+		return
+	}
+	before := a.view(t)
+	a.everyOperation(t, marks)
+	a.oddPaths(t, marks)
+	a.oddBodies(t, marks)
+	a.smuggle(t)
+	a.otherHosts(t)
+	after := a.view(t)
+	s.record(t, attempt{What: "all of these together: change anything of B's", From: "outside", Want: "B's view as before",
+		Got: "B's view is the same: " + fmt.Sprint(before == after), Blocked: before == after})
+	if before != after {
+		t.Logf("B's view before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+func (a *asker) everyOperation(t *testing.T, marks []string) {
+	var tasks struct {
+		Items []struct{ Name string }
+	}
+	if got := a.ask(t, ownerB, http.MethodGet, "/v1/tasks", ""); json.Unmarshal([]byte(got.body), &tasks) != nil || len(tasks.Items) == 0 {
+		t.Fatalf("B's tasks: %s", got)
+	}
+	node := a.s.Nodes[0].Name()
+	ofB := map[string]string{"account": "acme", "organization": "web", "workspace": "shop", "app": "hello", "image": "tool", "tag": "1", "reference": "1",
+		"task": tasks.Items[0].Name, "user": ownerB, "node": node, "token": "x", "namespace": "default", "machine": "shop-1"}
+	noOnes := map[string]string{"account": "nosuch", "organization": "nosuch", "workspace": "nosuch", "app": "nosuch", "image": "nosuch", "tag": "nosuch",
+		"reference": "nosuch", "task": "nosuch", "user": "nosuch@acme.example", "node": "nosuch", "token": "nosuch", "namespace": "nosuch", "machine": "nosuch"}
+	for _, op := range a.operations(t) {
+		payload := ""
+		if op.method != http.MethodGet && op.method != http.MethodDelete {
+			payload = body
+		}
+		named := strings.Contains(op.path, "{")
+		for _, who := range []string{ownerA, devA, devB, ""} {
+			switch {
+			case who == "" && slices.Contains(op.roles, "anonymous"), who == devB && slices.Contains(op.roles, "developer"),
+				who == devB && slices.Contains(op.roles, "user"), !named && slices.Contains(op.roles, "user"):
+				continue // he may
+			case !named && who == ownerA && slices.Contains(op.roles, "owner"):
+				continue // of his own
+			}
+			got := a.ask(t, who, op.method, fill(op.path, ofB), payload)
+			want, blocked := "403 or 404", got.refused(http.StatusForbidden, http.StatusNotFound)
+			if who == "" {
+				want, blocked = "401", got.refused(http.StatusUnauthorized)
+			}
+			for _, m := range marks {
+				blocked = blocked && !strings.Contains(got.body, m)
+			}
+			if who == ownerA || who == devA {
+				other := a.ask(t, who, op.method, fill(op.path, noOnes), payload)
+				same := other.status == got.status
+				x, y := got.body, other.body
+				for k, name := range ofB {
+					x, y = plain(x, name), plain(y, noOnes[k])
+				}
+				if want += ", as for what there is not"; !same || x != y {
+					blocked = false
+					got.body += " | for what there is not: " + other.String()
+				}
+			}
+			from := who
+			if from == "" {
+				from = "nobody"
+			}
+			a.s.record(t, attempt{What: op.id + " " + op.method + " " + fill(op.path, ofB), From: from, Want: want, Got: got.String(), Blocked: blocked})
+		}
+	}
+	// Lists of one's own hold nothing of B's, wherever a page begins.
+	for _, path := range []string{"/v1/accounts", "/v1/tasks?limit=500", "/v1/accounts?after=acm", "/v1/tasks?account=acme", "/v1/tasks?target=acme/web/shop",
+		"/v1/accounts/beta/organizations?after=../acme", "/v1/accounts/beta/organizations/ops/workspaces?after=..%2F..%2Facme%2Fweb", "/v1/accounts/beta/owners?after=%00"} {
+		got := a.ask(t, ownerA, http.MethodGet, path, "")
+		blocked := got.status >= 400 || !strings.Contains(got.body, `"acme"`) && !strings.Contains(got.body, "acme/web") && !containsAny(got.body, marks)
+		a.s.record(t, attempt{What: "GET " + path, From: ownerA, Want: "nothing of B's", Got: got.String(), Blocked: blocked})
+	}
+}
+
+func containsAny(s string, words []string) bool {
+	return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(s, w) })
+}
+
+// oddPaths writes B's names into paths as no client would.
+func (a *asker) oddPaths(t *testing.T, marks []string) {
+	head := func(target string, headers ...string) string {
+		return "GET " + target + " HTTP/1.1\r\nHost: " + a.s.Server.Address().String() + ":7443\r\nAuthorization: Bearer " + a.tokens[ownerA] + "\r\nConnection: close\r\n" +
+			strings.Join(append(headers, ""), "\r\n") + "\r\n"
+	}
+	const shop = "acme/organizations/web/workspaces/shop"
+	own := "/v1/accounts/beta/organizations/ops/workspaces/box"
+	for what, request := range map[string]string{
+		"..":                         head("/v1/accounts/beta/../" + shop),
+		"%2e%2e":                     head("/v1/accounts/beta/%2e%2e/" + shop),
+		"..%2f":                      head("/v1/accounts/beta%2f..%2f" + shop),
+		"all slashes encoded":        head("/v1/accounts/" + strings.ReplaceAll(shop, "/", "%2f")),
+		"organization with a slash":  head("/v1/accounts/beta/organizations/..%2F..%2Facme%2Fweb/workspaces/shop"),
+		"two slashes":                head("/v1//accounts//" + shop),
+		"a slash behind":             head("/v1/accounts/" + shop + "/"),
+		"a NUL":                      head("/v1/accounts/acme%00/organizations/web/workspaces/shop"),
+		"a NUL before":               head("/v1/accounts/beta%00acme/organizations/web/workspaces/shop"),
+		"capital letters":            head("/v1/accounts/ACME/organizations/WEB/workspaces/SHOP"),
+		"a Cyrillic a":               head("/v1/accounts/%D0%B0cme/organizations/web/workspaces/shop"),
+		"overlong UTF-8":             head("/v1/accounts/%C0%AE%C0%AE/" + shop),
+		"full-width dots":            head("/v1/accounts/beta/%EF%BC%8E%EF%BC%8E/" + shop),
+		"a semicolon":                head("/v1/accounts/acme;a=b/organizations/web/workspaces/shop"),
+		"a backslash":                head(`/v1/accounts/beta\..\` + shop),
+		"10,000 characters":          head("/v1/accounts/" + strings.Repeat("a", 10000) + "/../" + shop),
+		"the name for memberships":   head("/v1/accounts/acme/organizations/-/members"),
+		"an absolute target":         head("https://acme/v1/accounts/" + shop),
+		"X-Original-URL":             head(own, "X-Original-URL: /v1/accounts/"+shop, "X-Rewrite-URL: /v1/accounts/"+shop),
+		"X-Forwarded-User":           head("/v1/accounts/"+shop, "X-Forwarded-User: owner@acme.example", "X-Remote-User: owner@acme.example", "Remote-User: owner@acme.example"),
+		"X-Forwarded-Client-Cert":    head("/v1/agent/state", "X-Forwarded-Client-Cert: Subject=\"CN=node1,O=multipaas:nodes\"", "X-SSL-Client-Verify: SUCCESS"),
+		"X-Multipaas-Workspace":      head("/v1/accounts/"+shop, "X-Multipaas-Workspace: acme/web/shop"),
+		"two Authorization headers":  head("/v1/accounts/"+shop, "Authorization: Bearer x"),
+		"a line feed in a header":    head("/v1/accounts/"+shop, "X: y\nX-Remote-User: owner@acme.example"),
+		"a carriage return in path":  head("/v1/accounts/beta%0d%0aX-Remote-User:%20owner@acme.example/" + shop),
+		"a fragment":                 head(own + "#/../../../../../" + shop),
+		"a query that names another": head(own + "?account=acme&organization=web&workspace=shop"),
+	} {
+		all, err := a.raw(t, "7443", a.s.Server.Address().String(), request)
+		got := fmt.Sprint(all, err)
+		a.s.record(t, attempt{What: "B's workspace by a path or header with " + what, From: ownerA, Want: "nothing of B's", Got: got, Blocked: !containsAny(got, marks)})
+	}
+	org := "/v1/accounts/beta/organizations/ops"
+	for _, header := range []string{"X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "_method"} {
+		got := a.ask(t, devA, http.MethodGet, org, "", header, "DELETE")
+		still := a.ask(t, devA, http.MethodGet, org, "")
+		a.s.record(t, attempt{What: "a developer deletes by GET with " + header, From: devA, Want: "it is there", Got: got.String(), Blocked: still.status == http.StatusOK && !strings.Contains(still.body, "deletedAt")})
+	}
+}
+
+// oddBodies tries to lift A's own pod security and to take B's names, by bodies
+// that two parsers could read in two ways.
+func (a *asker) oddBodies(t *testing.T, _ []string) {
+	const own = "/v1/accounts/beta/organizations/ops/workspaces/box"
+	read := func() string { return plain(a.ask(t, ownerA, http.MethodGet, own, "").body, "\x00") }
+	try := func(what, method, path, body string, headers ...string) {
+		t.Helper()
+		got := a.ask(t, ownerA, method, path, body, headers...)
+		now := read()
+		blocked := strings.Contains(now, `"podSecurity":"baseline"`) && strings.Contains(now, `"account":"beta"`) && strings.Contains(now, `"name":"box"`)
+		a.s.record(t, attempt{What: what, From: ownerA, Want: "pod security and owner stay", Got: got.String(), Blocked: blocked})
+	}
+	for what, body := range map[string]string{
+		"plain":                     `{"spec":{"podSecurity":"privileged"}}`,
+		"twice":                     `{"spec":{"podSecurity":"baseline","podSecurity":"privileged"}}`,
+		"spec twice":                `{"spec":{},"spec":{"podSecurity":"privileged"}}`,
+		"other letters":             `{"spec":{"PodSecurity":"privileged"}}`,
+		"other letters in spec":     `{"Spec":{"podSecurity":"privileged"},"SPEC":{"PODSECURITY":"privileged"}}`,
+		"escaped name":              `{"spec":{"pod\u0053ecurity":"privileged"}}`,
+		"a Kelvin sign":             "{\"\u017fpec\":{\"podSecurity\":\"privileged\"}}",
+		"a BOM before":              "\ufeff" + `{"spec":{"podSecurity":"privileged"}}`,
+		"a second document":         `{"spec":{}}{"spec":{"podSecurity":"privileged"}}`,
+		"an unknown field":          `{"spec":{},"podSecurity":"privileged"}`,
+		"a comment":                 `{"spec":{/*x*/"podSecurity":"privileged"}}`,
+		"depth 20,000":              strings.Repeat(`{"spec":`, 9000) + "1" + strings.Repeat("}", 9000),
+		"a huge number":             `{"spec":{"machines":1e999}}`,
+		"a number above all":        `{"spec":{"machines":9223372036854775807}}`,
+		"the status":                `{"spec":{},"status":{"id":"00000001","apiHost":"x","vni":1}}`,
+		"B's account in the body":   `{"account":"acme","organization":"web","spec":{}}`,
+		"B's name in the body":      `{"name":"shop","spec":{}}`,
+		"a uid and a revision":      `{"uid":"x","revision":1,"deletedAt":null,"spec":{}}`,
+		"fewer than none":           `{"spec":{"machines":-1}}`,
+		"200 kB":                    `{"spec":{"podSecurity":"` + strings.Repeat("x", 200<<10) + `"}}`,
+		"the prototype":             `{"__proto__":{"podSecurity":"privileged"},"constructor":{}}`,
+		"an array instead":          `[{"spec":{"podSecurity":"privileged"}}]`,
+		"a string with a NUL in it": `{"spec":{"podSecurity":"privileged\u0000"}}`,
+	} {
+		try("workspaces.patch: "+what, http.MethodPatch, own, body)
+	}
+	for _, kind := range []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/yaml", "application/cbor", "application/xml", "application/json; charset=utf-7"} {
+		try("workspaces.patch as "+kind, http.MethodPatch, own, `{"spec":{"podSecurity":"privileged"}}`, "Content-Type", kind)
+	}
+	apps := own + "/apps/"
+	for _, name := range []string{"hello.shop.web.acme", "..", "a%2Fb", "%00", "-", "HELLO", "xn--", strings.Repeat("a", 64), "hello.paas.internal", "*", "hello%0d%0ahost:%20x"} {
+		got := a.ask(t, ownerA, http.MethodPut, apps+strings.ReplaceAll(name, "..", "%2e%2e"), `{"spec":{"image":"tool:1","instances":0}}`)
+		a.s.record(t, attempt{What: "an app called " + name + ", which would be another's host name or a path", From: ownerA, Want: "4xx", Got: got.String(), Blocked: got.status >= 400 && got.status < 500})
+	}
+	for what, body := range map[string]string{
+		"a namespace of Kubernetes": `{"spec":{"image":"tool:1","namespace":"kube-system"}}`, "a health path with CRLF": `{"spec":{"image":"tool:1","healthPath":"/x\r\nHost: y"}}`,
+		"an image with ..": `{"spec":{"image":"../../acme/web/hello:1"}}`, "a variable with =": `{"spec":{"image":"tool:1","env":{"A=B":"x"}}}`,
+		"a billion instances": `{"spec":{"image":"tool:1","instances":1000000000}}`, "an environment of 100 kB": `{"spec":{"image":"tool:1","env":{"A":"` + strings.Repeat("x", 100<<10) + `"}}}`,
+	} {
+		got := a.ask(t, ownerA, http.MethodPut, apps+"odd", body)
+		a.s.record(t, attempt{What: "apps.put: " + what, From: ownerA, Want: "4xx", Got: got.String(), Blocked: got.status >= 400 && got.status < 500})
+	}
+}
+
+// smuggle sends requests whose length two servers could read in two ways. Each
+// hides another one, with a Host that this connection may not reach; it must
+// not be answered.
+func (a *asker) smuggle(t *testing.T) {
+	address := a.s.Server.Address().String()
+	for _, to := range []struct{ port, name, host string }{{"7443", address, address + ":7443"}, {"5000", address, address + ":5000"}, {"443", "hello.shop.web.acme.paas.internal", "hello.shop.web.acme.paas.internal"}} {
+		hidden := "GET /v1/info HTTP/1.1\r\nHost: smuggled.example\r\n\r\n"
+		post := "POST /v1/login HTTP/1.1\r\nHost: " + to.host + "\r\n"
+		for what, request := range map[string]string{
+			"length and chunks":         post + fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n%s", 5+len(hidden), hidden),
+			"chunks, then length":       post + "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n5c\r\n" + hidden + "\r\n0\r\n\r\n",
+			"two lengths":               post + fmt.Sprintf("Content-Length: 0\r\nContent-Length: %d\r\n\r\n%s", len(hidden), hidden),
+			"a length with a sign":      post + "Content-Length: +0\r\n\r\n" + hidden,
+			"a list of lengths":         post + fmt.Sprintf("Content-Length: 0, %d\r\n\r\n%s", len(hidden), hidden),
+			"a space before the colon":  post + "Transfer-Encoding : chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n" + hidden,
+			"an unknown encoding":       post + "Transfer-Encoding: xchunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n" + hidden,
+			"chunked, identity":         post + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n" + hidden,
+			"two encodings":             post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: cow\r\n\r\n0\r\n\r\n" + hidden,
+			"a folded header":           post + "X: y\r\n Transfer-Encoding: chunked\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n" + hidden,
+			"a vertical tab":            post + "Transfer-Encoding: \x0bchunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n" + hidden,
+			"a chunk size that is none": post + "Transfer-Encoding: chunked\r\n\r\n0x0\r\n\r\n" + hidden,
+			"a chunk size too large":    post + "Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n\r\n" + hidden,
+			"a bare carriage return":    post + "X: y\rContent-Length: 0\r\n\r\n" + hidden,
+			"an HTTP/2 upgrade":         post + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n" + hidden,
+			"two Hosts":                 post + "Host: smuggled.example\r\nContent-Length: 0\r\n\r\n" + hidden,
+			"a NUL in a header":         post + "X: \x00\r\nContent-Length: 0\r\n\r\n" + hidden,
+		} {
+			if to.port != "443" && slices.Contains([]string{"length and chunks", "a folded header", "an HTTP/2 upgrade"}, what) {
+				// net/http reads these as one request and then another of the same
+				// client. Nobody stands before the API and the registry who could
+				// have read them otherwise.
+				continue
+			}
+			all, err := a.raw(t, to.port, to.name, request)
+			blocked := err != nil || len(all) <= 1 || all[1].status >= 400
+			a.s.record(t, attempt{What: "smuggle a request to port " + to.port + " by " + what, From: "outside", Want: "one answer, or a refusal of the second",
+				Got: oneLine(fmt.Sprint(len(all), " answers: ", all, " ", err)), Blocked: blocked})
+		}
+	}
+}
+
+// otherHosts asks the balancer for a host that the connection is not for.
+func (a *asker) otherHosts(t *testing.T) {
+	const app = "hello.shop.web.acme.paas.internal"
+	all, err := a.raw(t, "443", app, "GET / HTTP/1.1\r\nHost: "+app+"\r\nConnection: close\r\n\r\n")
+	if err == nil && (len(all) != 1 || all[0].status != http.StatusOK) {
+		err = fmt.Errorf("got %v", all)
+	}
+	if !a.s.control(t, "B's app answers by its name", err) {
+		return
+	}
+	for _, host := range []string{"box.paas.internal", "other.shop.web.acme.paas.internal", "127.0.0.1", "localhost", "169.254.20.10", "", app + ".evil.example", "hello.box.ops.beta.paas.internal", app + ":22", "HELLO.shop.web.acme.paas.internal@evil.example"} {
+		all, err := a.raw(t, "443", app, "GET / HTTP/1.1\r\nHost: "+host+"\r\nConnection: close\r\n\r\n")
+		blocked := err != nil || len(all) == 0 || all[0].status >= 400
+		if host == app+":22" { // a port is no other host
+			blocked = true
+		}
+		a.s.record(t, attempt{What: "Host " + host + " on a connection to " + app, From: "outside", Want: "421 or 400", Got: fmt.Sprint(all, err), Blocked: blocked})
+	}
+	for _, name := range []string{"nosuch.paas.internal", "shop.web.acme.paas.internal", "paas.internal", "k8s.paas.internal"} {
+		all, err := a.raw(t, "443", name, "GET / HTTP/1.1\r\nHost: "+app+"\r\nConnection: close\r\n\r\n")
+		a.s.record(t, attempt{What: "TLS for " + name + " with Host " + app, From: "outside", Want: "no TLS, or 4xx", Got: fmt.Sprint(all, err), Blocked: err != nil || len(all) == 0 || all[0].status >= 400})
+	}
+}

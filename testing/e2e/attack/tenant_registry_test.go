@@ -1,0 +1,207 @@
+package attack
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+)
+
+// testRegistry reaches for B's images with A's rights.
+func testRegistry(t *testing.T, s *suite) {
+	a := s.people(t)
+	base := "https://" + s.RegistryAddress() + "/v2/"
+	grant := func(scopes ...string) string {
+		q := url.Values{"scope": scopes}
+		got := a.bearer(t, "", http.MethodGet, s.URL()+"/v1/registry/token?"+q.Encode(), "", "Authorization", "Basic "+basic(ownerA, a.word(t, "password")))
+		var token struct{ Token string }
+		_ = json.Unmarshal([]byte(got.body), &token)
+		return token.Token
+	}
+	own := grant("repository:beta/ops/tool:pull,push")
+	const accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
+	mine := a.bearer(t, own, http.MethodGet, base+"beta/ops/tool/manifests/1", "", "Accept", accept)
+	var err error
+	if mine.status != http.StatusOK {
+		err = errors.New(mine.String())
+	}
+	if !s.control(t, "A pulls A's manifest", err) {
+		return
+	}
+	// A blob that only B has.
+	data := []byte("what only B has: " + s.RegistryAddress())
+	sum := sha256.Sum256(data)
+	digest := "sha256:" + hex.EncodeToString(sum[:])
+	q := url.Values{"scope": {"repository:acme/web/tool:pull,push"}}
+	theirs := a.bearer(t, "", http.MethodGet, s.URL()+"/v1/registry/token?"+q.Encode(), "", "Authorization", "Basic "+basic(ownerB, a.word(t, "owner-password")))
+	var tokenB struct{ Token string }
+	if err := json.Unmarshal([]byte(theirs.body), &tokenB); err != nil {
+		t.Fatal(theirs)
+	}
+	upload := func(token, repository, digest, content string) answer {
+		began := a.bearer(t, token, http.MethodPost, base+repository+"/blobs/uploads/", "")
+		if began.status != http.StatusAccepted {
+			return began
+		}
+		return a.bearer(t, token, http.MethodPut, join(base, began.header.Get("Location"))+"&digest="+url.QueryEscape(digest), content, "Content-Type", "application/octet-stream")
+	}
+	err = nil
+	if got := upload(tokenB.Token, "acme/web/tool", digest, string(data)); got.status != http.StatusCreated {
+		err = errors.New(got.String())
+	}
+	if !s.control(t, "B uploads a blob", err) {
+		return
+	}
+	const oci = "application/vnd.oci.image.manifest.v1+json"
+	manifestB := a.bearer(t, tokenB.Token, http.MethodPut, base+"acme/web/tool/manifests/only", fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},"layers":[]}`,
+		oci, digest, len(data)), "Content-Type", oci)
+	if manifestB.status != http.StatusCreated {
+		t.Fatal(manifestB)
+	}
+	digestB := manifestB.header.Get("Docker-Content-Digest")
+
+	refused := func(what string, got answer) {
+		t.Helper()
+		s.record(t, attempt{What: what, From: ownerA, Want: "4xx and nothing of B's", Got: got.String(),
+			Blocked: got.status >= 400 && got.status < 500 && !strings.Contains(got.body, "what only B has") && !strings.Contains(got.body, `"layers"`)})
+	}
+	// Tokens for more than one may have.
+	wide := map[string]string{"no token": "", "A's token": own, "a session": a.tokens[ownerA]}
+	for _, scope := range []string{"repository:acme/web/tool:pull", "repository:acme/web/tool:*", "repository:acme/*:pull", "repository:*:pull", "repository:beta/ops/../../acme/web/tool:pull", "repository:beta/ops/tool:pull repository:acme/web/tool:pull",
+		"registry:catalog:*", "repository(plugin):acme/web/tool:pull", "repository:ACME/web/tool:pull"} {
+		wide["a token for "+scope] = grant(strings.Split(scope, " ")...)
+	}
+	if j, err := parseJWT(own); err != nil {
+		t.Fatal(err)
+	} else {
+		claims := map[string]any{"access": []map[string]any{{"type": "repository", "name": "acme/web/tool", "actions": []string{"pull", "push", "delete"}}, {"type": "registry", "name": "catalog", "actions": []string{"*"}}}}
+		for what, token := range j.forgeries(t, claims, []byte(a.ask(t, "", http.MethodGet, "/v1/oidc/keys", "").body)) {
+			wide["A's token made wider: "+what] = token
+		}
+	}
+	if p := s.plane(t, a, ownerB, "acme/web/shop"); p.token != "" {
+		wide["B's own token for Kubernetes"] = p.token
+	}
+	for what, token := range wide {
+		refused("GET B's manifest with "+what, a.bearer(t, token, http.MethodGet, base+"acme/web/tool/manifests/1", "", "Accept", accept))
+		refused("GET B's blob with "+what, a.bearer(t, token, http.MethodGet, base+"acme/web/tool/blobs/"+digest, ""))
+		refused("list all repositories with "+what, a.bearer(t, token, http.MethodGet, base+"_catalog", ""))
+	}
+	all := wide["a token for repository:acme/web/tool:*"]
+	for _, r := range []struct{ method, path, body string }{
+		{http.MethodGet, "acme/web/tool/tags/list", ""}, {http.MethodGet, "acme/web/tool/manifests/" + digestB, ""}, {http.MethodHead, "acme/web/tool/manifests/1", ""},
+		{http.MethodGet, "acme/web/tool/referrers/" + digestB, ""}, {http.MethodDelete, "acme/web/tool/manifests/" + digestB, ""}, {http.MethodDelete, "acme/web/tool/manifests/1", ""},
+		{http.MethodDelete, "acme/web/tool/blobs/" + digest, ""}, {http.MethodPut, "acme/web/tool/manifests/1", mine.body}, {http.MethodPost, "acme/web/tool/blobs/uploads/", ""},
+		{http.MethodPost, "acme/web/new/blobs/uploads/", ""}, {http.MethodGet, "beta/ops/tool/../../../acme/web/tool/manifests/1", ""}, {http.MethodGet, "beta/ops/..%2f..%2facme/web/tool/manifests/1", ""},
+		{http.MethodGet, "beta/ops/tool/manifests/..%2f..%2f..%2f..%2facme%2fweb%2ftool%2fmanifests%2f1", ""}, {http.MethodGet, "beta/ops/tool/blobs/sha256:..%2f..%2f" + digest[7:], ""},
+		{http.MethodGet, "beta/ops%2f..%2f..%2facme/web/tool/manifests/1", ""}, {http.MethodGet, "acme%2Fweb%2Ftool/manifests/1", ""}, {http.MethodGet, "ACME/web/tool/manifests/1", ""},
+		{http.MethodGet, "beta/ops/tool/blobs/" + digest, ""}, {http.MethodHead, "beta/ops/tool/blobs/" + digest, ""}, {http.MethodGet, "beta/ops/tool/manifests/" + digestB + "x", ""},
+		{http.MethodGet, "library/nginx/manifests/1?ns=127.0.0.1:2379", ""}, {http.MethodGet, "library/nginx/manifests/1?ns=169.254.169.254", ""}, {http.MethodGet, "x/y/manifests/1?ns=" + url.QueryEscape(s.RegistryAddress()) + "%2f..", ""},
+	} {
+		for what, token := range map[string]string{"A's token": own, "a token that was asked for B's": all} {
+			refused(r.method+" "+r.path+" with "+what, a.bearer(t, token, r.method, base+r.path, r.body, "Content-Type", "application/vnd.oci.image.manifest.v1+json"))
+		}
+	}
+	for _, name := range []string{"acme/web/shop", "acme/web/shop, beta/ops/box", "../acme/web/shop", "beta/ops/box"} {
+		refused("X-Multipaas-Workspace: "+name+" without a node's certificate", a.bearer(t, "", http.MethodGet, base+"acme/web/tool/manifests/1", "", "X-Multipaas-Workspace", name))
+	}
+	s.mounts(t, a, base, own, digest, string(data), upload)
+	s.manifests(t, a, base, own, digest, digestB)
+}
+
+func basic(user, word string) string {
+	return base64.StdEncoding.EncodeToString([]byte(user + ":" + word))
+}
+
+// join makes an address of what may be only a path.
+func join(base, location string) string {
+	b, err := url.Parse(base)
+	if err != nil {
+		return location
+	}
+	l, err := b.Parse(location)
+	if err != nil {
+		return location
+	}
+	return l.String()
+}
+
+// mounts takes B's blob into A's repository, and A's upload into B's.
+func (s *suite) mounts(t *testing.T, a *asker, base, own, digest, data string, upload func(token, repository, digest, content string) answer) {
+	record := func(what string, got answer, blocked bool) {
+		t.Helper()
+		s.record(t, attempt{What: what, From: ownerA, Want: "B's blob is not in A's repository", Got: got.String(), Blocked: blocked})
+	}
+	has := func() bool {
+		return a.bearer(t, own, http.MethodHead, base+"beta/ops/tool/blobs/"+digest, "").status == http.StatusOK
+	}
+	for _, q := range []string{"mount=" + digest + "&from=acme/web/tool", "mount=" + digest, "mount=" + digest + "&from=beta/ops/tool&from=acme/web/tool", "from=acme%2Fweb%2Ftool&mount=" + digest,
+		"mount=" + digest + "&from=beta/ops/../../acme/web/tool", "mount=" + digest + "&from=", "mount=" + digest + "&from=acme/web/tool;x", "MOUNT=" + digest + "&FROM=acme/web/tool", "mount=" + digest + "&from=acme/web/tool%00"} {
+		got := a.bearer(t, own, http.MethodPost, base+"beta/ops/tool/blobs/uploads/?"+q, "")
+		record("mount by "+q, got, got.status != http.StatusCreated && !has())
+	}
+	got := a.bearer(t, own, http.MethodPost, base+"beta/ops/tool/blobs/uploads/", "mount="+url.QueryEscape(digest)+"&from=acme/web/tool", "Content-Type", "application/x-www-form-urlencoded")
+	record("mount by a form", got, got.status != http.StatusCreated && !has())
+	got = upload(own, "beta/ops/tool", digest, "")
+	record("say that B's digest was uploaded, without its bytes", got, got.status != http.StatusCreated && !has())
+	got = upload(own, "beta/ops/tool", digest, data[:len(data)-1]+"X")
+	record("upload other bytes under B's digest", got, got.status != http.StatusCreated && !has())
+
+	began := a.bearer(t, own, http.MethodPost, base+"beta/ops/tool/blobs/uploads/", "")
+	moved := strings.Replace(join(base, began.header.Get("Location")), "beta/ops/tool", "acme/web/tool", 1)
+	for _, method := range []string{http.MethodGet, http.MethodPatch, http.MethodPut, http.MethodDelete} {
+		got := a.bearer(t, own, method, moved, "x", "Content-Type", "application/octet-stream")
+		record(method+" an upload of A's at B's repository", got, got.status >= 400 && got.status < 500)
+	}
+	location, _ := url.Parse(join(base, began.header.Get("Location")))
+	for what, id := range map[string]string{"another id": "00000000-0000-4000-8000-000000000000", "a path": "..%2f..%2f..%2f..%2facme%2fweb%2ftool%2f_uploads%2fx"} {
+		other := *location
+		parts := strings.Split(other.EscapedPath(), "/")
+		parts[len(parts)-1] = id
+		got := a.bearer(t, own, http.MethodPatch, location.Scheme+"://"+location.Host+strings.Join(parts, "/")+"?"+location.RawQuery, "x", "Content-Type", "application/octet-stream")
+		record("an upload session with "+what, got, got.status >= 400 && got.status < 500)
+	}
+	forged := location.Query()
+	forged.Set("_state", strings.Repeat("A", 120))
+	got = a.bearer(t, own, http.MethodPatch, location.Scheme+"://"+location.Host+location.Path+"?"+forged.Encode(), "x", "Content-Type", "application/octet-stream")
+	record("an upload session with a forged state", got, got.status >= 400 && got.status < 500)
+}
+
+// manifests puts manifests that name what A does not have, or too much.
+func (s *suite) manifests(t *testing.T, a *asker, base, own, digest, digestB string) {
+	const oci = "application/vnd.oci.image.manifest.v1+json"
+	part := func(digest string, extra string) string {
+		return fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"%s","size":10%s}`, digest, extra)
+	}
+	config := `{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + digest + `","size":10}`
+	for what, m := range map[string][2]string{
+		"a layer that only B has":       {oci, `{"schemaVersion":2,"mediaType":"` + oci + `","config":` + config + `,"layers":[` + part(digest, "") + `]}`},
+		"an index of B's manifest":      {"application/vnd.oci.image.index.v1+json", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"` + oci + `","digest":"` + digestB + `","size":10}]}`},
+		"a foreign layer":               {oci, `{"schemaVersion":2,"mediaType":"` + oci + `","config":` + config + `,"layers":[` + part(digest, `,"urls":["http://127.0.0.1:2379/"]`) + `]}`},
+		"schema 1":                      {"application/vnd.docker.distribution.manifest.v1+json", `{"schemaVersion":1,"name":"acme/web/tool","tag":"1","fsLayers":[{"blobSum":"` + digest + `"}],"history":[{"v1Compatibility":"{}"}]}`},
+		"signed schema 1":               {"application/vnd.docker.distribution.manifest.v1+prettyjws", `{"schemaVersion":1,"name":"acme/web/tool","tag":"1","fsLayers":[],"history":[],"signatures":[]}`},
+		"no media type":                 {"", `{}`},
+		"a manifest of 8 MB":            {oci, `{"schemaVersion":2,"x":"` + strings.Repeat("x", 8<<20) + `"}`},
+		"100,000 layers":                {oci, `{"schemaVersion":2,"mediaType":"` + oci + `","config":` + config + `,"layers":[` + strings.Repeat(part(digest, "")+",", 20000) + part(digest, "") + `]}`},
+		"no layers and no config":       {oci, `{"schemaVersion":2,"mediaType":"` + oci + `"}`},
+		"deep JSON":                     {oci, strings.Repeat("[", 100000)},
+		"a path where a digest belongs": {oci, `{"schemaVersion":2,"mediaType":"` + oci + `","config":{"mediaType":"x","digest":"../../../../acme/web/tool","size":1},"layers":[]}`},
+	} {
+		got := a.bearer(t, own, http.MethodPut, base+"beta/ops/tool/manifests/evil", m[1], "Content-Type", m[0])
+		s.record(t, attempt{What: "put a manifest with " + what, From: ownerA, Want: "4xx", Got: got.String(), Blocked: got.status >= 400 && got.status < 500})
+	}
+	for _, tag := range []string{"..", "a%2Fb", strings.Repeat("a", 200), "%00", "-x", "a:b"} {
+		got := a.bearer(t, own, http.MethodPut, base+"beta/ops/tool/manifests/"+strings.ReplaceAll(tag, "..", "%2e%2e"), "{}", "Content-Type", oci)
+		s.record(t, attempt{What: "put a manifest under the tag " + tag, From: ownerA, Want: "4xx", Got: got.String(), Blocked: got.status >= 400 && got.status < 500})
+	}
+	for _, name := range []string{"beta/ops/..", "beta/other/x", "beta/ops", "beta", "a/b/c/d/e", "beta/ops/_uploads", "beta/ops/x/_layers", "beta/-/x", "beta/ops/" + strings.Repeat("x", 300), "beta/ops/%e2%80%a5/x"} {
+		got := a.bearer(t, own, http.MethodPost, base+strings.ReplaceAll(name, "..", "%2e%2e")+"/blobs/uploads/", "")
+		s.record(t, attempt{What: "push to the repository " + name, From: ownerA, Want: "4xx", Got: got.String(), Blocked: got.status >= 400 && got.status < 500})
+	}
+}
