@@ -83,11 +83,12 @@ func FuzzAgentAPI(f *testing.F) {
 	seed(1, resource.AgentReport{Address: "192.0.2.11", Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 1000, MemoryBytes: 1 << 30},
 		Problems: []resource.Condition{{Type: "A", Status: "False", Message: "m"}},
 		Machines: []resource.MachineReport{{Key: mine.Key(), UID: mine.UID, Running: true, Removed: true, Restarts: -1}, {Key: other.Key(), UID: "x", Removed: true}}})
-	seed(1, resource.AgentReport{Address: "::1", Capacity: resource.Size{MilliCPU: -1 << 63}})
+	seed(1, resource.AgentReport{Address: "::1"})
+	seed(1, resource.AgentReport{Address: "192.0.2.11", Capacity: resource.Size{MilliCPU: -1 << 63}})
 	seed(2, map[string]any{"csr": csr})
 	seed(3, resource.MachineCertificatesRequest{Machine: mine.Key(), KubeletClient: csr, KubeletServing: csr, KubeProxy: csr})
 	seed(3, resource.MachineCertificatesRequest{Machine: "acme/web/shop/../../x", KubeletClient: csr})
-	f.Add(byte(1), `{"address":"192.0.2.11","problems":[{"type":"x","status":"`+strings.Repeat("S", 20<<10)+`"}]}`)
+	f.Add(byte(1), `{"address":"192.0.2.11","problems":[{"type":"x","status":"`+strings.Repeat("S", 100<<10)+`"}]}`)
 	f.Add(byte(3), "{}")
 	f.Add(byte(4), "{}")
 	f.Add(byte(1), `[[[[`)
