@@ -37,7 +37,7 @@ var onServer = []planted{
 	{inventory.Link, "vxlan0", `ip -n mp-` + noWorkspace + ` link add vxlan0 type vxlan id 48879 dstport 4789 local 127.0.0.1`},
 	{inventory.Cgroup, "planes/" + noWorkspace, `for d in /sys/fs/cgroup/* /sys/fs/cgroup; do [ ! -e $d/cgroup.procs ] || [ ! -d $d/multipaas/planes ] || mkdir -p $d/multipaas/planes/` + noWorkspace + `; done`},
 	{inventory.Process, " sleep", `setsid sleep 100000 </dev/null >/dev/null 2>&1 & p=$!
-for d in /sys/fs/cgroup/* /sys/fs/cgroup; do [ ! -d $d/multipaas/planes/` + noWorkspace + ` ] || echo $p >$d/multipaas/planes/` + noWorkspace + `/cgroup.procs; done`},
+for d in /sys/fs/cgroup/* /sys/fs/cgroup; do [ ! -d $d/multipaas/planes/` + noWorkspace + ` ] || echo $p >$d/multipaas/planes/` + noWorkspace + `/cgroup.procs 2>/dev/null || true; done`}, // a cpuset without CPUs takes none
 	{inventory.Folder, "/var/lib/multipaas/planes/" + noWorkspace, `mkdir /var/lib/multipaas/planes/` + noWorkspace + ` && echo x >/var/lib/multipaas/planes/` + noWorkspace + `/state.db`},
 	{inventory.Mount, "/var/lib/multipaas/planes/" + noWorkspace, `mount -t tmpfs none /var/lib/multipaas/planes/` + noWorkspace},
 	{inventory.File, "/var/lib/multipaas/.x.tmp-123", `touch -d 2020-01-01 /var/lib/multipaas/.x.tmp-123`},
