@@ -16,6 +16,7 @@ ln -s /opt/multipaas/multipaas usr/local/bin/mp
 
 # Name and address come from the kernel's command line.
 rm -f etc/hostname
+mkdir -p etc/systemd/system/multi-user.target.wants etc/systemd/system/sysinit.target.wants
 ln -s /lib/systemd/system/systemd-networkd.service etc/systemd/system/multi-user.target.wants/
 ln -s /lib/systemd/system/systemd-network-generator.service etc/systemd/system/sysinit.target.wants/
 
