@@ -37,6 +37,8 @@ var parts = []struct {
 }{
 	{"walk", testWalk},
 	{"kills", testKills},
+	{"network", testNetwork},
+	{"files", testFiles},
 }
 
 // TestFaults runs the parts on one datacenter.
