@@ -247,8 +247,8 @@ func copyFiles(t *testing.T, from, to string, names ...string) {
 
 // small puts a folder of the server's data on a disk of its own, with so many
 // MiB, while the server is down, and returns what makes all but a few of its
-// MiB full and what empties it.
-func (s *suite) small(t *testing.T, dir string, mib int) (fill, empty func()) {
+// MiB full, what empties it, and what puts the folder back where it was.
+func (s *suite) small(t *testing.T, dir string, mib int) (fill, empty, large func()) {
 	t.Helper()
 	run := func(script string, args ...string) {
 		t.Helper()
@@ -259,25 +259,23 @@ func (s *suite) small(t *testing.T, dir string, mib int) (fill, empty func()) {
 	s.kill(t, s.Server)
 	s.planeEnds(t)
 	run(`mv "$1" "$1.large"; mkdir -m 700 "$1"; mount -t tmpfs -o mode=700,size="$2"m tmpfs "$1"; cp -a "$1.large/." "$1"`, dir, fmt.Sprint(mib))
-	t.Cleanup(func() {
+	large = func() {
+		t.Helper()
 		s.kill(t, s.Server)
 		s.planeEnds(t)
-		out, err := s.Server.Run(context.Background(), "sh", "-euc",
-			`rm -rf "$1/filler" "$1.large"; mkdir -m 700 "$1.large"; cp -a "$1/." "$1.large"; umount "$1"; rmdir "$1"; mv "$1.large" "$1"`, "large", dir)
-		if err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+		run(`rm -rf "$1/filler" "$1.large"; mkdir -m 700 "$1.large"; cp -a "$1/." "$1.large"; umount "$1"; rmdir "$1"; mv "$1.large" "$1"`, dir)
 		s.restore(t, s.Server)
 		s.kept(t)
-	})
+	}
 	s.restore(t, s.Server)
 	s.kept(t)
 	return func() { t.Helper(); run(`dd if=/dev/zero of="$1/filler" bs=1M 2>/dev/null || true`, dir) },
-		func() { t.Helper(); run(`rm "$1/filler"`, dir) }
+		func() { t.Helper(); run(`rm "$1/filler"`, dir) }, large
 }
 
 func (s *suite) fullEtcd(t *testing.T) {
-	fill, empty := s.small(t, "/var/lib/multipaas/etcd", 900)
+	fill, empty, large := s.small(t, "/var/lib/multipaas/etcd", 900)
+	defer large()
 	fill()
 	if text := s.problem(t, s.Server, "datastore-unwell"); !strings.Contains(text, "/var/lib/multipaas/etcd") {
 		t.Errorf("the problem says\n%s\nand not which disk", text)
@@ -291,12 +289,14 @@ func (s *suite) fullEtcd(t *testing.T) {
 	empty()
 	s.reaches(t, "it takes writes again", func(context.Context) error { return s.mp(t, datacenter.Owner, "org", "create", "enough")() })
 	s.reaches(t, "it can be deleted", func(context.Context) error { return s.gone(t, datacenter.Owner, "org", "delete", "enough", "--yes")() })
+	s.Must(t, datacenter.Owner, "org", "use", "web")
 	s.solved(t, s.Server, "datastore-unwell")
 }
 
 func (s *suite) fullPlane(t *testing.T) {
 	id := filepath.Base(s.planeDir(t))
-	fill, empty := s.small(t, "/var/lib/multipaas/planes/"+id, 300)
+	fill, empty, large := s.small(t, "/var/lib/multipaas/planes/"+id, 300)
+	defer large()
 	fill()
 	s.reaches(t, "the plane refuses", func(context.Context) error {
 		if r := s.Kube(t, s.Kubeconfig(), "", "create", "configmap", "toomuch", "--from-literal=x="+strings.Repeat("x", 100_000)); r.Code == 0 {
@@ -326,7 +326,8 @@ func (s *suite) fullRegistry(t *testing.T) {
 	push := func() datacenter.Result {
 		return s.Skopeo(t, "auth-full", "copy", "oci:"+made.layout+":walked", "docker://"+s.RegistryAddress()+"/acme/web/full:1")
 	}
-	fill, empty := s.small(t, "/var/lib/multipaas/registry", 1300)
+	fill, empty, large := s.small(t, "/var/lib/multipaas/registry", 1300)
+	defer large()
 	fill()
 	if r := push(); r.Code == 0 {
 		s.losing(t, "a push on a full disk went well: %s", r)
