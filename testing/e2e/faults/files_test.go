@@ -294,8 +294,7 @@ func (s *suite) fullEtcd(t *testing.T) {
 }
 
 func (s *suite) fullPlane(t *testing.T) {
-	id := filepath.Base(s.planeDir(t))
-	fill, empty, large := s.small(t, "/var/lib/multipaas/planes/"+id, 300)
+	fill, empty, large := s.small(t, "/var/lib/multipaas/planes", 300)
 	defer large()
 	fill()
 	s.reaches(t, "the plane refuses", func(context.Context) error {
