@@ -112,7 +112,7 @@ func startPlane(t *testing.T) kubernetes.Interface {
 		return []string{"--kubeconfig=" + in(part+".kubeconfig"), "--secure-port=0", "--leader-elect=false", "--kube-api-qps=500", "--kube-api-burst=1000"}
 	}
 	write("plane.json", toJSON(object{
-		"kine": object{"socket": in("kine"), "compactSeconds": 300,
+		"kine": object{"socket": in("kine"),
 			"endpoint": "sqlite://" + in("db") + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&cache=shared"},
 		"apiserver": []string{"--bind-address=127.0.0.1", "--secure-port=6443", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none",
 			"--service-cluster-ip-range=10.43.0.0/16", "--tls-cert-file=" + in("apiserver.crt"), "--tls-private-key-file=" + in("apiserver.key"),

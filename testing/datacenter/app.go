@@ -68,7 +68,7 @@ func (d *Datacenter) NodesReady(t testing.TB, n int) {
 	Eventually(t, 2*time.Minute, "the nodes are Ready", func(context.Context) error {
 		r := d.Kube(t, d.Kubeconfig(), "", "get", "nodes", "-o", `jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status}{" "}{end}`)
 		if got := strings.TrimSpace(r.Out); got != strings.TrimSpace(strings.Repeat("True ", n)) {
-			return fmt.Errorf("Ready are %q %s", got, r.Err)
+			return fmt.Errorf("those that are Ready: %q %s", got, r.Err)
 		}
 		return nil
 	})

@@ -18,7 +18,6 @@ import (
 // load is one way of asking.
 type load struct {
 	name    string
-	what    string // of a request, for the notes
 	path    string
 	h1      bool
 	clients int
