@@ -41,7 +41,7 @@ func newProxy(log *slog.Logger) *httputil.ReverseProxy {
 		// Answers without a length are streams and flushed with every write; that is
 		// the proxy's own rule. For others this bounds how long a slow app's bytes wait.
 		// Flushing all at once (-1) was tried: it costs a goroutine and two more
-		// writes for each answer, a third of the CPU time of a small one.
+		// writes for each answer.
 		FlushInterval: flushInterval,
 		BufferPool:    &buffers{},
 		ErrorLog:      slog.NewLogLogger(log.Handler(), slog.LevelDebug),
