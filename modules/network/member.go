@@ -115,7 +115,9 @@ func (n *Network) ensurePlaces(w *workspace, want resource.AgentNetwork) error {
 		}
 	}
 	for _, p := range w.ports {
-		if p.index != 0 {
+		// The kernel takes entries for ports of the bridge only. One that is none
+		// yet, since an agent was killed before it joined, is AttachMachine's.
+		if l, err := w.link.LinkByIndex(p.index); err == nil && l.Attrs().MasterIndex == br.Attrs().Index {
 			missing[string(mustMAC(p.MAC))] = p.index
 		}
 	}

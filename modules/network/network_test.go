@@ -114,6 +114,13 @@ func TestWorkspace(t *testing.T) {
 		node1.must(order{Do: "reach", NS: ns3, To: "172.30.0.12"})
 	})
 
+	t.Run("a port that an agent was killed over", func(t *testing.T) {
+		node1.must(order{Do: "run", Arguments: []string{"nsenter", "--net=/run/netns/mp-" + one.id, "ip", "link", "set", m1.link(), "nomaster"}})
+		one.attach(t)
+		one.attachMachine(1, m1)
+		node1.must(order{Do: "reach", NS: ns1, To: "172.30.0.12"})
+	})
+
 	t.Run("plane takes its port only", func(t *testing.T) {
 		plane := "mp-" + one.id
 		for _, a := range []string{"172.30.0.1:6443", "172.30.0.1:6444", "127.0.0.1:6444"} {
