@@ -9,5 +9,5 @@ out=$(realpath -m "$1")
 cd "$(dirname "$0")"
 flags=$(sh ./flags.sh)
 mkdir -p "$(dirname "$out")"
-CGO_ENABLED=0 nice go build -ldflags "$flags" -o "$out.tmp" .
+CGO_ENABLED=0 go build -ldflags "$flags" -o "$out.tmp" .
 mv "$out.tmp" "$out"

@@ -7,8 +7,8 @@ out=$(realpath -m "$1")
 cd "$(dirname "$0")"
 flags=$(sh ./flags.sh)
 mkdir -p "$out.tmp"
-CGO_ENABLED=0 nice go build -ldflags "$flags" -o "$out.tmp/" \
+CGO_ENABLED=0 go build -ldflags "$flags" -o "$out.tmp/" \
 	k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kube-controller-manager k8s.io/kubernetes/cmd/kube-scheduler
-CGO_ENABLED=0 nice go build -ldflags "-s -w" -o "$out.tmp/etcd" go.etcd.io/etcd/server/v3
+CGO_ENABLED=0 go build -ldflags "-s -w" -o "$out.tmp/etcd" go.etcd.io/etcd/server/v3
 rm -rf "$out"
 mv "$out.tmp" "$out"
