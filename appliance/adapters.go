@@ -247,7 +247,7 @@ func (s *server) makeRegistry() (*registry.Registry, error) {
 	return registry.New(registry.Config{Addr: s.cfg.Listen.Registry, Dir: s.cfg.Paths.Registry(), TLS: s.tls(),
 		Names: s.registryNames(), Upstreams: upstreams, Log: s.part("registry"),
 		Nodes: s.hub, Organizations: organizations{s.organizations}, Limit: s.imageLimit,
-		Tokens: registry.Tokens{Realm: s.url() + "/v1/registry/token", Service: s.registryName(), Issuer: s.identity.RegistryIssuer(),
+		Tokens: registry.Tokens{Issue: http.HandlerFunc(s.identity.ServeRegistryToken), Service: s.registryName(), Issuer: s.identity.RegistryIssuer(),
 			Keys: func(ctx context.Context) (*jose.JSONWebKeySet, error) {
 				set, err := s.identity.PublicKeys(ctx)
 				return &set, err

@@ -87,7 +87,6 @@ type Identity interface {
 	CreateJoinToken(ctx context.Context, ttl time.Duration, by string) (text string, token *resource.JoinToken, err error)
 	IssueKubeToken(ctx context.Context, p *access.Principal, ws *resource.Workspace) (resource.KubeToken, error)
 
-	ServeRegistryToken(w http.ResponseWriter, r *http.Request)
 	ServeDiscovery(w http.ResponseWriter, r *http.Request)
 	ServeKeys(w http.ResponseWriter, r *http.Request)
 }

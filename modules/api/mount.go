@@ -21,9 +21,6 @@ func (a *API) mount() {
 		w.Header().Set("Content-Type", "application/openapi+json")
 		_, _ = w.Write(a.openAPI) // whoever asked has gone, else
 	}))
-	token := http.HandlerFunc(a.id.ServeRegistryToken)
-	handle("registry.token", "GET /v1/registry/token", token)
-	handle("registry.token", "POST /v1/registry/token", token)
 	handle("oidc.discovery", "GET /.well-known/openid-configuration", http.HandlerFunc(a.id.ServeDiscovery))
 	handle("oidc.keys", "GET /v1/oidc/keys", http.HandlerFunc(a.id.ServeKeys))
 	if a.cfg.Agent != nil {

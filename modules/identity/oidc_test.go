@@ -31,7 +31,7 @@ func issuer(t *testing.T) (*Identity, *clock, *httptest.Server) {
 	id := New(Config{Store: storetest.New(t), Issuer: server.URL, RegistryService: "mp.example:5000", Now: c.now})
 	mux.HandleFunc(DiscoveryPath, id.ServeDiscovery)
 	mux.HandleFunc(KeysPath, id.ServeKeys)
-	mux.HandleFunc("/v1/registry/token", id.ServeRegistryToken)
+	mux.HandleFunc("/token", id.ServeRegistryToken)
 	return id, c, server
 }
 
@@ -194,7 +194,7 @@ func TestRegistryToken(t *testing.T) {
 	ask := func(user, secret string, scopes ...string) (*http.Response, map[string]any) {
 		t.Helper()
 		q := url.Values{"service": {"mp.example:5000"}, "scope": scopes}
-		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+"/v1/registry/token?"+q.Encode(), nil)
+		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+"/token?"+q.Encode(), nil)
 		if user != "" {
 			req.SetBasicAuth(user, secret)
 		}
@@ -272,7 +272,7 @@ func TestRegistryToken(t *testing.T) {
 		}
 	}
 	// As containerd does.
-	resp, err := server.Client().PostForm(server.URL+"/v1/registry/token", url.Values{"grant_type": {"password"}, "service": {"mp.example:5000"},
+	resp, err := server.Client().PostForm(server.URL+"/token", url.Values{"grant_type": {"password"}, "service": {"mp.example:5000"},
 		"username": {"dev@acme.example"}, "password": {password}, "scope": {"repository:acme/web/a:pull repository:acme/web/b:push"}})
 	if err != nil {
 		t.Fatal(err)
@@ -282,7 +282,7 @@ func TestRegistryToken(t *testing.T) {
 		t.Errorf("POST: %s", resp.Status)
 	}
 	for _, q := range []string{"service=other", "scope=nonsense", "scope=" + strings.Repeat("repository:a/b/c:pull+", 20)} {
-		resp, err := server.Client().Get(server.URL + "/v1/registry/token?" + q)
+		resp, err := server.Client().Get(server.URL + "/token?" + q)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -168,6 +168,11 @@ type registryAnswer struct {
 // registry: GET with HTTP Basic, or POST with a form. The password is the user's,
 // or a bearer token of the platform.
 func (id *Identity) ServeRegistryToken(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodPost {
+		w.Header().Set("Allow", "GET, POST")
+		registryError(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "Tokens are asked for by GET or POST.")
+		return
+	}
 	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
 	if err := r.ParseForm(); err != nil {
 		registryError(w, http.StatusBadRequest, "UNSUPPORTED", "The request is not understood.")

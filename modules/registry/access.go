@@ -45,6 +45,12 @@ func (p principal) allows(repository string, a action) bool {
 // reaches the storage.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if req.URL.Path == TokenPath {
+		// The upload of a layer may take hours, the form of a login may not.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(10 * time.Second))
+		r.cfg.Tokens.Issue.ServeHTTP(w, req)
+		return
+	}
 	if err := r.serve(w, req); err != nil {
 		var no *refusal
 		if !errors.As(err, &no) {
@@ -251,7 +257,8 @@ func (r *Registry) checkMount(req *http.Request, who principal) error {
 
 // challenge tells the client where to get a token, and for what.
 func (r *Registry) challenge(w http.ResponseWriter, t target, req *http.Request, problem string) {
-	c := fmt.Sprintf("Bearer realm=%q,service=%q", r.cfg.Tokens.Realm, r.cfg.Tokens.Service)
+	// By the name the client used: that is the one whose certificate it believes.
+	c := fmt.Sprintf("Bearer realm=%q,service=%q", "https://"+req.Host+TokenPath, r.cfg.Tokens.Service)
 	switch {
 	case t.repository != "":
 		actions := string(t.action)

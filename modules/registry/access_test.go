@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"crypto/tls"
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -9,6 +11,10 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	remotetransport "github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
 func TestPushAndPullBySkopeo(t *testing.T) {
@@ -158,7 +164,7 @@ func TestTokens(t *testing.T) {
 			t.Errorf("%s: got %d %s, want %d", name, status, body, c.want)
 		}
 		challenge := header.Get("WWW-Authenticate")
-		want := `Bearer realm="` + p.server.URL + `/token",service="test-service",scope="repository:acme/web/hello:pull"`
+		want := `Bearer realm="https://` + host + `/token",service="test-service",scope="repository:acme/web/hello:pull"`
 		if status == 401 && !strings.HasPrefix(challenge, want) {
 			t.Errorf("%s: got challenge %s, want %s", name, challenge, want)
 		}
@@ -167,6 +173,32 @@ func TestTokens(t *testing.T) {
 	asUser(t, p, host, good).want(200, "{}", "GET", "/v2/")
 	asUser(t, p, host, good).want(404, "UNSUPPORTED", "GET", "/")
 	asUser(t, p, host, good).want(404, "UNSUPPORTED", "OPTIONS", "/v2/acme/web/hello/manifests/1")
+}
+
+// TestLogsInAtAPrivateAddress pushes with the client library of crane, kaniko
+// and ko. It gives no password to a private address unless that is the
+// registry's own.
+func TestLogsInAtAPrivateAddress(t *testing.T) {
+	p := newPlatform(t)
+	_, host := start(t, p, nil)
+	_, img := image(t, 1)
+	ref, err := name.ParseReference(host + "/acme/web/hello:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: p.ca.Pool()}}
+	defer transport.CloseIdleConnections()
+	push := func(user string) error {
+		return remote.Write(ref, img, remote.WithContext(t.Context()), remote.WithTransport(transport),
+			remote.WithAuth(&authn.Basic{Username: user, Password: "secret"}))
+	}
+	if err := push("ann"); err != nil {
+		t.Error(err)
+	}
+	var no *remotetransport.Error
+	if err := push("nobody"); !errors.As(err, &no) || no.StatusCode != http.StatusUnauthorized {
+		t.Errorf("an unknown user: got %v, want 401", err)
+	}
 }
 
 func TestNodesPullForTheirWorkspaces(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,9 +36,8 @@ import (
 // platform is what the registry finds around it: an authority, an issuer of
 // tokens with users, organizations and nodes.
 type platform struct {
-	ca     *pki.CA
-	key    *ecdsa.PrivateKey
-	server *httptest.Server
+	ca  *pki.CA
+	key *ecdsa.PrivateKey
 
 	mu    sync.Mutex
 	users map[string][]string // name: the "ACCOUNT/ORGANIZATION" he is in; "*" is a sysadmin
@@ -67,10 +65,6 @@ func newPlatform(t testing.TB) *platform {
 		orgs:  map[string]bool{"acme/web": true, "acme/ops": true, "umbrella/lab": true},
 		runs:  map[string]bool{"node1 acme/web/shop": true, "node2 umbrella/lab/virus": true},
 	}
-	p.server = httptest.NewUnstartedServer(http.HandlerFunc(p.token))
-	p.server.TLS = p.tls(t)
-	p.server.StartTLS()
-	t.Cleanup(p.server.Close)
 	return p
 }
 
@@ -108,7 +102,7 @@ func (p *platform) keys(context.Context) (*jose.JSONWebKeySet, error) {
 	return &jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: p.key.Public(), KeyID: "1", Algorithm: "ES256", Use: "sig"}}}, nil
 }
 
-// token is the API's endpoint: it grants of what is asked what the user may.
+// token stands at TokenPath: it grants of what is asked what the user may.
 func (p *platform) token(w http.ResponseWriter, r *http.Request) {
 	user, password, _ := r.BasicAuth()
 	p.mu.Lock()
@@ -164,7 +158,7 @@ func start(t testing.TB, p *platform, change func(*Config)) (*Registry, string) 
 	cfg := Config{
 		Addr: "127.0.0.1:0", Dir: t.TempDir(), TLS: p.tls(t),
 		Names:  []string{"registry.example:5000"},
-		Tokens: Tokens{Realm: p.server.URL + "/token", Service: "test-service", Issuer: "test-issuer", Keys: p.keys},
+		Tokens: Tokens{Issue: http.HandlerFunc(p.token), Service: "test-service", Issuer: "test-issuer", Keys: p.keys},
 		Nodes:  p, Organizations: p, MinFreeBytes: 1 << 20,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"time"
 
@@ -11,10 +12,16 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 )
 
+// TokenPath is where the registry sends clients for a token.
+const TokenPath = "/token"
+
 // Tokens says which tokens are taken: JSON Web Tokens signed with ES256, with
 // the "access" claim of the Docker registry protocol.
 type Tokens struct {
-	Realm   string // URL of the API that issues them
+	// Issue answers who asks for one, at TokenPath of the registry's own host:
+	// clients built on go-containerregistry refuse to log in at any other host
+	// whose address is a private one.
+	Issue   http.Handler
 	Service string // must be in their audience
 	Issuer  string // must be their issuer; empty: any that Keys verify
 	// Keys are the public keys that verify them. It is called with every

@@ -168,7 +168,6 @@ func Table() []Rule {
 		// Endpoints outside the OpenAPI document.
 		{OpJoin, Platform, everybody, Mounted}, // the join token decides
 		{OpAgent, Platform, Node, Mounted},
-		{"registry.token", Platform, everybody, Mounted}, // its scopes are Parts
 		{"oidc.discovery", Platform, everybody, Mounted},
 		{"oidc.keys", Platform, everybody, Mounted},
 		{"openapi", Platform, everybody, Mounted},

@@ -19,7 +19,7 @@ func testRegistry(t *testing.T, s *suite) {
 	base := "https://" + s.RegistryAddress() + "/v2/"
 	grant := func(scopes ...string) string {
 		q := url.Values{"scope": scopes}
-		got := a.bearer(t, "", http.MethodGet, s.URL()+"/v1/registry/token?"+q.Encode(), "", "Authorization", "Basic "+basic(ownerA, a.word(t, "password")))
+		got := a.bearer(t, "", http.MethodGet, "https://"+s.RegistryAddress()+"/token?"+q.Encode(), "", "Authorization", "Basic "+basic(ownerA, a.word(t, "password")))
 		var token struct{ Token string }
 		_ = json.Unmarshal([]byte(got.body), &token)
 		return token.Token
@@ -39,7 +39,7 @@ func testRegistry(t *testing.T, s *suite) {
 	sum := sha256.Sum256(data)
 	digest := "sha256:" + hex.EncodeToString(sum[:])
 	q := url.Values{"scope": {"repository:acme/web/tool:pull,push"}}
-	theirs := a.bearer(t, "", http.MethodGet, s.URL()+"/v1/registry/token?"+q.Encode(), "", "Authorization", "Basic "+basic(ownerB, a.word(t, "owner-password")))
+	theirs := a.bearer(t, "", http.MethodGet, "https://"+s.RegistryAddress()+"/token?"+q.Encode(), "", "Authorization", "Basic "+basic(ownerB, a.word(t, "owner-password")))
 	var tokenB struct{ Token string }
 	if err := json.Unmarshal([]byte(theirs.body), &tokenB); err != nil {
 		t.Fatal(theirs)

@@ -207,7 +207,7 @@ func (s *suite) serviceAccounts(t *testing.T, a *asker, planeB plane, ask func(p
 	for what, got := range map[string]answer{
 		"B's plane": ask(planeB, token), "the platform's API": a.bearer(t, token, http.MethodGet, s.URL()+"/v1/session", ""),
 		"the registry": a.bearer(t, token, http.MethodGet, "https://"+s.RegistryAddress()+"/v2/", ""), "the node agents' API": a.bearer(t, token, http.MethodGet, s.URL()+"/v1/agent/state", ""),
-		"the registry's tokens": a.bearer(t, token, http.MethodGet, s.URL()+"/v1/registry/token?scope=repository:acme/web/tool:pull", ""),
+		"the registry's tokens": a.bearer(t, token, http.MethodGet, "https://"+s.RegistryAddress()+"/token?scope=repository:acme/web/tool:pull", ""),
 	} {
 		s.record(t, attempt{What: "a service account's token of A's cluster at " + what, From: "pod of A", Want: "401 or 403", Got: got.String(), Blocked: got.refused(401, 403)})
 	}
