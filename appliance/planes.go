@@ -150,7 +150,7 @@ type runningPlane struct {
 }
 
 // Run opens the listener, then runs the plane.
-func (r *runningPlane) Run(ctx context.Context, ready func()) error {
+func (r *runningPlane) Run(ctx context.Context, ready func(), died func(error)) error {
 	r.planes.mu.Lock()
 	r.planes.running[r.id] = r
 	r.planes.mu.Unlock()
@@ -179,7 +179,7 @@ func (r *runningPlane) Run(ctx context.Context, ready func()) error {
 		go func() { renewed <- r.certificate.Run(ctx, func() {}) }()
 		defer func() { stop(); <-renewed }()
 	}
-	return r.Plane.Run(ctx, ready)
+	return r.Plane.Run(ctx, ready, died)
 }
 
 // RESTConfig is for the platform's own client.

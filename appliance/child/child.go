@@ -105,29 +105,21 @@ func (p *Process) LastExit() (at time.Time, err error) {
 	return time.Time{}, nil
 }
 
-// Run keeps the process running until ctx is done. It fails only if the
-// executable can't be started at all.
-func (p *Process) Run(ctx context.Context, ready func()) error {
+// Run keeps the process running until ctx is done. It calls ready each time the
+// process has become able to serve, and died, which may be nil, each time it has
+// died by itself: one after the other, so the last call tells how it is. Neither
+// should block. Run fails only if the executable can't be started at all.
+func (p *Process) Run(ctx context.Context, ready func(), died func(error)) error {
 	out, err := newOutput(p.cfg.Log, p.cfg.LogFile)
 	if err != nil {
 		return fmt.Errorf("%s: %w", p.cfg.Name, err)
 	}
 	defer out.Close()
 
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	wg.Go(func() {
-		if p.awaitReady(ctx) == nil {
-			ready()
-		}
-	})
-
 	backoff := minBackoff
 	for {
 		began := time.Now()
-		started, err := p.once(ctx, out)
+		started, err := p.live(ctx, out, ready)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -135,6 +127,9 @@ func (p *Process) Run(ctx context.Context, ready func()) error {
 			return err // nothing that waiting would mend: a wrong path, say
 		}
 		p.lastExit.Store(&exit{time.Now(), err})
+		if died != nil {
+			died(err)
+		}
 		if time.Since(began) >= ranWell {
 			backoff = minBackoff
 		}
@@ -150,7 +145,21 @@ func (p *Process) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// awaitReady waits for the first start, then until cfg.Ready is content.
+// live runs the process once and calls ready in between.
+func (p *Process) live(ctx context.Context, out *output, ready func()) (started bool, err error) {
+	life, end := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer end()
+	wg.Go(func() {
+		if p.awaitReady(life) == nil {
+			ready()
+		}
+	})
+	return p.once(ctx, out)
+}
+
+// awaitReady waits for the start, then until cfg.Ready is content.
 func (p *Process) awaitReady(ctx context.Context) error {
 	wait := 20 * time.Millisecond
 	for began := time.Now(); ; {

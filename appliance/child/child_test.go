@@ -26,7 +26,7 @@ func start(t *testing.T, p *Process) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- p.Run(ctx, func() { close(ready) }) }()
+	go func() { done <- p.Run(ctx, sync.OnceFunc(func() { close(ready) }), nil) }()
 	stop = sync.OnceValue(func() error {
 		cancel()
 		return <-done
@@ -146,9 +146,43 @@ func TestRespawns(t *testing.T) {
 	}
 }
 
+// TestTellsOfEachLife hears ready and died in turns: who was told last that it
+// serves must not go on believing so.
+func TestTellsOfEachLife(t *testing.T) {
+	heard := make(chan string, 10)
+	p := New(sh(`sleep 1000`))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- p.Run(ctx, func() { heard <- "ready" }, func(err error) { heard <- "died: " + err.Error() })
+	}()
+	for i, want := range []string{"ready", "died: signal: killed", "ready", "died: signal: killed", "ready"} {
+		select {
+		case got := <-heard:
+			if got != want {
+				t.Fatalf("call %d: got %q, want %q", i, got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("call %d: heard nothing, want %q", i, want)
+		}
+		if want == "ready" && i < 4 {
+			if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if len(heard) > 0 {
+		t.Errorf("heard %q after it was told to stop", <-heard)
+	}
+}
+
 func TestWrongPathFails(t *testing.T) {
 	p := New(Config{Name: "none", Path: "/nonexistent/program"})
-	err := p.Run(t.Context(), func() { t.Error("ready") })
+	err := p.Run(t.Context(), func() { t.Error("ready") }, nil)
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v, want that it is not there", err)
 	}
@@ -297,7 +331,7 @@ func TestDiesWithUs(t *testing.T) {
 	if os.Getenv("CHILD_TEST_PARENT") != "" {
 		p := New(sh(`exec sleep 1000`))
 		p.cfg.OnStart = func(pid int) { fmt.Printf("child=%d\n", pid) }
-		p.Run(t.Context(), func() {})
+		p.Run(t.Context(), func() {}, nil)
 		return
 	}
 	parent := exec.Command(os.Args[0], "-test.run=^TestDiesWithUs$", "-test.v")

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -120,7 +121,7 @@ func start(t *testing.T, cfg Config) (p *Plane, stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	began := time.Now()
-	go func() { ended <- p.Run(ctx, func() { close(ready) }) }()
+	go func() { ended <- p.Run(ctx, sync.OnceFunc(func() { close(ready) }), nil) }()
 	select {
 	case <-ready:
 		t.Logf("ready after %s", time.Since(began).Round(time.Millisecond))

@@ -225,8 +225,10 @@ func (p *Plane) path(elem ...string) string {
 }
 
 // Run keeps the plane running until ctx is done, then stops it within bounds.
-// It is ready when the API server says so. A process that dies is started again.
-func (p *Plane) Run(ctx context.Context, ready func()) error {
+// A process that dies is started again. Run calls ready whenever the API server
+// has come to say that it is ready, and died, which may be nil, whenever the
+// process has died by itself. Neither should block.
+func (p *Plane) Run(ctx context.Context, ready func(), died func(error)) error {
 	if err := p.cfg.validate(); err != nil {
 		return fmt.Errorf("plane %s: %w", p.cfg.ID, err)
 	}
@@ -247,7 +249,7 @@ func (p *Plane) Run(ctx context.Context, ready func()) error {
 			}
 		})
 	}
-	return p.process.Run(ctx, ready)
+	return p.process.Run(ctx, ready, died)
 }
 
 // Ready asks the API server whether it is ready, and says what it answers if

@@ -489,7 +489,7 @@ func testRenewal(t *testing.T, p *Plane) {
 }
 
 func TestRunRefusesBadConfig(t *testing.T) {
-	err := New(Config{ID: "x", Datastore: Datastore{Kind: "paper"}, PodSecurity: "none"}).Run(t.Context(), func() {})
+	err := New(Config{ID: "x", Datastore: Datastore{Kind: "paper"}, PodSecurity: "none"}).Run(t.Context(), func() {}, nil)
 	if err == nil {
 		t.Fatal("accepted")
 	}

@@ -30,10 +30,10 @@ type Networks interface {
 
 // Plane is the control plane of one workspace.
 type Plane interface {
-	// Run serves until ctx is done and calls ready whenever the plane has become
-	// able to serve. It starts the plane again when it dies; an error means that
-	// it could not be run at all.
-	Run(ctx context.Context, ready func()) error
+	// Run serves until ctx is done. It calls ready whenever the plane has become
+	// able to serve and died whenever it has died by itself, in that order; it
+	// starts it again. An error means that it could not be run at all.
+	Run(ctx context.Context, ready func(), died func(error)) error
 	// RESTConfig is for the platform's own client, with every right.
 	RESTConfig() *rest.Config
 	// SetPodSecurity changes the enforced level without a restart.

@@ -107,7 +107,7 @@ type plane struct {
 	url     string
 }
 
-func (p *plane) Run(ctx context.Context, ready func()) error {
+func (p *plane) Run(ctx context.Context, ready func(), _ func(error)) error {
 	p.world.mu.Lock()
 	if p.world.running[p.id] {
 		p.world.complain("plane " + p.id + " runs twice")

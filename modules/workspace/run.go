@@ -152,9 +152,14 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 		release()
 		err := connect()
 		r.mu.Lock()
-		if r.serving = err == nil; err != nil {
+		if r.serving, r.problem = err == nil, ""; err != nil {
 			r.problem = fmt.Sprintf("no client for the plane: %v", err)
 		}
+		r.mu.Unlock()
+		c.queue.Add(r.key)
+	}, func(err error) {
+		r.mu.Lock()
+		r.serving, r.problem = false, fmt.Sprintf("the plane has died and is started again: %v", err)
 		r.mu.Unlock()
 		c.queue.Add(r.key)
 	})
