@@ -82,7 +82,7 @@ func (o *ours) Start(ctx context.Context) error {
 	o.plane = plane.New(o.cfg)
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	go func() { ended <- o.plane.Run(ctx, func() {}) }()
+	go func() { ended <- o.plane.Run(ctx, func() {}, nil) }()
 	o.stop = func() error { cancel(); o.stop = func() error { return nil }; return <-ended }
 	for o.plane.PID() == 0 {
 		select {
