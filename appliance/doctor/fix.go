@@ -217,23 +217,28 @@ func removeLink(o Orphan) error {
 	return nil
 }
 
-// removeTable removes the host's firewall table. The chain called closed says
-// that the host did not forward before the table was there: see modules/network.
+// removeTable removes one of the host's two firewall tables. The chain called
+// closed says that the host did not forward before the table was there: see
+// modules/network.
 func removeTable(o Orphan) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
+	name := inventory.TableName
+	if strings.HasSuffix(o.Name, " "+inventory.SendersTable) {
+		name = inventory.SendersTable
+	}
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
 	if err != nil {
 		return fmt.Errorf("list firewall chains: %w", err)
 	}
-	if slices.ContainsFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name == inventory.TableName && ch.Name == "closed" }) {
+	if slices.ContainsFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name == name && ch.Name == "closed" }) {
 		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0); err != nil {
 			return err
 		}
 	}
-	c.DelTable(&nftables.Table{Name: inventory.TableName, Family: nftables.TableFamilyIPv4})
+	c.DelTable(&nftables.Table{Name: name, Family: nftables.TableFamilyIPv4})
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("remove firewall table %s: %w", o.Name, err)
 	}

@@ -93,7 +93,17 @@ func (s *scan) files() error {
 			if unix.Lstat(filepath.Join(name, "disk.img"), &st) == nil {
 				s.inodes[inode{st.Dev, st.Ino}] = e.Name()
 			}
+			if dir == s.p.Machines() && e.IsDir() {
+				// What is below, a whole Debian among it, is the machine's.
+				if err := s.halfWritten(name, item.Owner); err != nil {
+					return err
+				}
+			}
 		}
+	}
+	// What was left there goes when a payload is unpacked next.
+	if err := s.halfWritten(filepath.Join(s.p.Payload(), "tmp"), Appliance); err != nil {
+		return err
 	}
 	for _, dir := range []string{filepath.Join(s.p.Data, "images"), filepath.Join(s.p.Payload(), "trees")} {
 		entries, err := os.ReadDir(dir)
@@ -114,6 +124,26 @@ func (s *scan) files() error {
 		}
 	}
 	s.registry()
+	return nil
+}
+
+// halfWritten adds what in a folder is not whole yet: all of it in one for
+// that, temporary files in others.
+func (s *scan) halfWritten(dir string, owner Owner) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // gone meanwhile, or not there at all
+	} else if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if filepath.Base(dir) != "tmp" && !temporary.MatchString(e.Name()) && !strings.HasSuffix(e.Name(), ".partial") {
+			continue
+		}
+		if info, err := e.Info(); err == nil {
+			s.add(Item{Kind: File, Name: filepath.Join(dir, e.Name()), Owner: owner, Bytes: info.Size(), Since: info.ModTime(), Identity: FileIdentity(info), Detail: "temporary file"})
+		}
+	}
 	return nil
 }
 

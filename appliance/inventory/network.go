@@ -22,6 +22,7 @@ const (
 	UplinkPrefix    = "mpu-" // the host's end of a workspace's uplink
 	PortPrefix      = "m-"   // a machine's port on the bridge
 	TableName       = "multipaas"
+	SendersTable    = "multipaas-vxlan" // which hosts may send VXLAN packets
 	ownRoutes       = 0x6d
 )
 
@@ -143,7 +144,7 @@ func (s *scan) tables(name, where string, owner Owner) error {
 		return fmt.Errorf("list firewall tables: %w", err)
 	}
 	for _, t := range tables {
-		if name == "" && t.Name != TableName {
+		if name == "" && t.Name != TableName && t.Name != SendersTable {
 			continue
 		}
 		text := familyName(t.Family) + " " + t.Name
