@@ -114,7 +114,7 @@ func Points() []Point {
 		{"image/push/blob-received", Server, "a blob's bytes are there, under the upload's name"},
 		{"image/push/blob-committed", Server, "a blob has its name, the client does not know"},
 		{"image/push/manifest-put", Server, "manifest and tag are there, the client does not know"},
-		{"image/delete/untagged", Server, "a tag is gone, its manifest is not"},
+		{"image/delete/one-removed", Server, "of a tag and its manifest one is gone"},
 		{"image/collect/marked", Server, "garbage is known, none is removed"},
 		{"image/collect/one-removed", Server, "a part of the garbage is removed"},
 

@@ -183,26 +183,45 @@ func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
 	if err != nil {
 		return fmt.Errorf("look up tags of %s@%s: %w", repository, d, err)
 	}
-	for _, tag := range tags {
-		if ref != tag && ref != d.String() {
-			continue
-		}
-		if err := repo.Tags(ctx).Untag(ctx, tag); err != nil {
-			return fmt.Errorf("delete tag %s:%s: %w", repository, tag, err)
-		}
-	}
-	faultpoint.Reach("image/delete/untagged")
-	if ref != d.String() && slices.ContainsFunc(tags, func(tag string) bool { return tag != ref }) {
-		return nil
-	}
 	manifests, err := repo.Manifests(ctx)
 	if err != nil {
 		return fmt.Errorf("open manifests of %s: %w", repository, err)
 	}
-	if err := manifests.Delete(ctx, d); err != nil {
-		return fmt.Errorf("delete %s@%s: %w", repository, d, err)
+	untag := func() error {
+		for _, tag := range tags {
+			if ref != tag && ref != d.String() {
+				continue
+			}
+			if err := repo.Tags(ctx).Untag(ctx, tag); err != nil {
+				return fmt.Errorf("delete tag %s:%s: %w", repository, tag, err)
+			}
+		}
+		return nil
 	}
-	return nil
+	drop := func() error {
+		if ref != d.String() && slices.ContainsFunc(tags, func(tag string) bool { return tag != ref }) {
+			return nil
+		}
+		there, err := manifests.Exists(ctx, d)
+		if err == nil && there {
+			err = manifests.Delete(ctx, d)
+		}
+		if err != nil {
+			return fmt.Errorf("delete %s@%s: %w", repository, d, err)
+		}
+		return nil
+	}
+	// What it is asked for by goes last. The other way round nobody found, after a
+	// kill in between, the manifest of a tag that is gone, and its blobs stayed.
+	steps := []func() error{drop, untag}
+	if ref == d.String() {
+		slices.Reverse(steps)
+	}
+	if err := steps[0](); err != nil {
+		return err
+	}
+	faultpoint.Reach("image/delete/one-removed")
+	return steps[1]()
 }
 
 // RemoveRepository removes an image with all its tags. The blobs go with the

@@ -65,6 +65,22 @@ func TestListResolveDelete(t *testing.T) {
 	if err := r.Delete(ctx, "acme/web/hello", "2"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("Delete again: got %v, want ErrNotFound", err)
 	}
+	// Cut off after its first step it can be asked again, for the tag is there.
+	if out, err := skopeo(t, p, "ann", "copy", "oci:"+dir+":x", "docker://"+host+"/acme/web/cut:1"); err != nil {
+		t.Fatalf("push: %v\n%s", err, out)
+	}
+	if err := os.RemoveAll(filepath.Join(r.repositoryDir("acme/web/cut"), "_manifests", "revisions")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Delete(ctx, "acme/web/cut", "1"); err != nil {
+		t.Errorf("Delete of what a kill has cut: %v", err)
+	}
+	if _, err := r.Resolve(ctx, "acme/web/cut", "1"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("Resolve of what a kill has cut, after another Delete: %v, want ErrNotFound", err)
+	}
+	if err := r.RemoveRepository(ctx, "acme/web/cut"); err != nil {
+		t.Error(err)
+	}
 	if err := r.Delete(ctx, "acme/web/a/b", want); err != nil {
 		t.Errorf("Delete by digest: %v", err)
 	}

@@ -54,6 +54,40 @@ type Datacenter struct {
 // it is the one that stands in DIR, and it stays.
 func Start(t testing.TB, name string) *Datacenter {
 	t.Helper()
+	var d *Datacenter
+	if dir := os.Getenv("MULTIPAAS_LAB"); dir != "" {
+		d = in(t, func(binary string) *lab.Lab {
+			l, err := lab.Open(dir, t.Logf)
+			if err == nil {
+				err = l.SetBinary(binary)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l
+		})
+	} else {
+		d = New(t, name)
+	}
+	d.Up(t)
+	d.Server = d.Lab.Host("server")
+	d.Nodes = []*lab.Host{d.Lab.Host("node1"), d.Lab.Host("node2")}
+	d.Trust(t)
+	d.people(t)
+	return d
+}
+
+// New is a datacenter without hosts, which goes with the test: for tests that
+// make the platform themselves.
+func New(t testing.TB, name string) *Datacenter {
+	t.Helper()
+	d := in(t, func(binary string) *lab.Lab { return lab.ForTest(t, lab.Options{Name: name, Binary: binary}) })
+	t.Cleanup(func() { _ = os.Remove(d.Dir + ".env") })
+	return d
+}
+
+func in(t testing.TB, open func(binary string) *lab.Lab) *Datacenter {
+	t.Helper()
 	root, err := repository()
 	if err != nil {
 		t.Fatal(err)
@@ -67,24 +101,19 @@ func Start(t testing.TB, name string) *Datacenter {
 	if os.Geteuid() != 0 {
 		t.Fatal("this needs root: hosts are made of namespaces")
 	}
-	if dir := os.Getenv("MULTIPAAS_LAB"); dir != "" {
-		d.Lab, err = lab.Open(dir, t.Logf)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := d.Lab.SetBinary(d.Binary); err != nil {
-			t.Fatal(err)
-		}
-	} else {
-		d.Lab = lab.ForTest(t, lab.Options{Name: name, Binary: d.Binary})
-		t.Cleanup(func() { _ = os.Remove(d.Lab.Dir() + ".env") })
-	}
+	d.Lab = open(d.Binary)
 	d.Dir = d.Lab.Dir()
-	d.Up(t)
-	d.Server = d.Lab.Host("server")
-	d.Nodes = []*lab.Host{d.Lab.Host("node1"), d.Lab.Host("node2")}
 	d.CA = filepath.Join(d.Dir, "ca.crt")
-	pem, err := os.ReadFile(d.CA)
+	return d
+}
+
+// Trust takes the platform's authority from the server, once it is there.
+func (d *Datacenter) Trust(t testing.TB) {
+	t.Helper()
+	pem, err := os.ReadFile(d.Server.Data("pki", "ca.crt"))
+	if err == nil {
+		err = os.WriteFile(d.CA, pem, 0o644)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,8 +121,6 @@ func Start(t testing.TB, name string) *Datacenter {
 	if !d.Pool.AppendCertsFromPEM(pem) {
 		t.Fatalf("%s holds no certificate", d.CA)
 	}
-	d.people(t)
-	return d
 }
 
 // repository is the folder that holds the project: the one with go.mod.

@@ -24,10 +24,10 @@ func (d *Datacenter) Inventory(ctx context.Context, h *lab.Host) (inventory.Inve
 	return inv, json.Unmarshal(out, &inv)
 }
 
-// Inventories are those of all hosts, by name.
+// Inventories are those of the server and of all nodes, by name.
 func (d *Datacenter) Inventories(ctx context.Context) (map[string]inventory.Inventory, error) {
 	all := map[string]inventory.Inventory{}
-	for _, h := range d.Lab.Hosts() {
+	for _, h := range append([]*lab.Host{d.Server}, d.Nodes...) {
 		inv, err := d.Inventory(ctx, h)
 		if err != nil {
 			return nil, err

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
 )
@@ -41,11 +42,13 @@ type operation struct {
 // walk kills the process at each point in turn, starts it again with the next
 // one, and then waits for what was wanted.
 func (s *suite) walk(t *testing.T, op operation) {
-	t.Run(op.name, func(t *testing.T) {
+	t.Helper()
+	whole := t.Run(op.name, func(t *testing.T) {
 		began := time.Now()
 		defer func() { t.Logf("%d points in %s", len(op.points), time.Since(began).Round(100*time.Millisecond)) }()
 		defer s.Tell(t)
 		for i, point := range op.points {
+			began := time.Now()
 			s.start(t, op.on, point)
 			if op.ask != nil && (i == 0 || op.again) {
 				s.answers(t)
@@ -54,6 +57,7 @@ func (s *suite) walk(t *testing.T, op operation) {
 				}
 			}
 			s.dies(t, op.on, point)
+			t.Logf("%s after %s", point, time.Since(began).Round(10*time.Millisecond))
 		}
 		s.start(t, op.on, "")
 		s.answers(t)
@@ -64,6 +68,9 @@ func (s *suite) walk(t *testing.T, op operation) {
 			s.reaches(t, op.name, op.reached)
 		}
 	})
+	if !whole {
+		t.FailNow() // what comes next needs it
+	}
 }
 
 // askUntilDead asks until the process that shall die has: what is needed for the
@@ -304,40 +311,12 @@ func (s *suite) phase(t *testing.T, name, phase string, machines int) func(conte
 	}
 }
 
-// survey lists what stands on a host, one line each, without what changes from
-// one start to the next.
-func (s *suite) survey(t *testing.T, h *lab.Host) []string {
-	t.Helper()
-	out, err := h.Run(t.Context(), "sh", "-c", `
-ls /run/netns 2>/dev/null | sed 's/^/namespace /'
-ip -o link | awk -F': ' '{sub(/@.*/, "", $2); print "link", $2}'
-nft list tables | sed 's/^/rules: /'
-awk '$2 ~ /^\/var\/lib\/multipaas\/|^\/run\/netns\// {print "mount", $2}' /proc/self/mounts
-losetup -n -O BACK-FILE | grep "$1" | sed 's/^/loop device /'
-for d in machines planes node/machines registry/images/docker/registry/v2/repositories/*/*; do ls -d /var/lib/multipaas/$d/* 2>/dev/null; done | sed 's/^/folder /'
-find /var/lib/multipaas /run/multipaas -xdev \( -name '*.tmp-*' -o -name '*.partial' -o -path '*/payload/tmp/*' \) -not -path '*/disk/*' -not -path '*/root/*' 2>/dev/null | sed 's/^/left file /'
-find /sys/fs/cgroup -type d -path '*multipaas*' 2>/dev/null | grep -E '(machines|planes)/[^/]+$' | sed 's/^/group /'
-ps -eo comm= | grep -E '^(kube|containerd|runc|init|multipaas)' | sed 's/^/process /'
-true`, "survey", h.Dir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	slices.Sort(lines)
-	return lines
-}
-
-// more lists what is in after and not, or not as often, in before.
-func more(before, after []string) []string {
-	left := map[string]int{}
-	for _, line := range before {
-		left[line]++
-	}
-	var found []string
-	for _, line := range after {
-		if left[line]--; left[line] < 0 {
-			found = append(found, line)
+// nothingIsLeft waits until nothing is on the hosts and in the datastore that
+// was not there before.
+func (s *suite) nothingIsLeft(t *testing.T, before map[string]inventory.Inventory) {
+	t.Run("nothing is left", func(t *testing.T) {
+		for _, l := range s.Leaks(t, time.Minute, before) {
+			s.leaking(t, "%s", l)
 		}
-	}
-	return found
+	})
 }

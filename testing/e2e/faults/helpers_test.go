@@ -111,10 +111,10 @@ func (s *suite) collected(i image) error {
 	return nil
 }
 
-// walkRenew gives the third host a certificate that is due, and kills its agent
+// walkRenew gives the walked host a certificate that is due, and kills its agent
 // on the way to another.
 func walkRenew(t *testing.T, s *suite) {
-	h := s.third(t)
+	h := s.walked()
 	s.kill(t, h)
 	file := h.Data("node", "identity.json")
 	due, err := makeDue(file, s.Server.Data("pki"))

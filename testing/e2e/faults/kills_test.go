@@ -26,10 +26,7 @@ func testKills(t *testing.T, s *suite) {
 	if long() {
 		rounds = 20
 	}
-	before := map[string][]string{}
-	for _, h := range append([]*lab.Host{s.Server}, s.Nodes...) {
-		before[h.Name()] = s.survey(t, h)
-	}
+	before := s.MustInventories(t)
 	s.acked(t, "kine's plane", s.Kubeconfig(), rounds, func() { s.end(t, s.Server, "kube plane --config", 1) })
 	s.acked(t, "kine's server", s.Kubeconfig(), rounds, func() {
 		s.start(t, s.Server, "")
@@ -63,11 +60,7 @@ func testKills(t *testing.T, s *suite) {
 		s.count("kill server and node")
 	})
 	s.restore(t, s.Server)
-	t.Run("nothing is left", func(t *testing.T) {
-		for name, lines := range before {
-			s.noMore(t, s.Lab.Host(name), lines)
-		}
-	})
+	s.nothingIsLeft(t, before)
 }
 
 // end kills all processes of a host whose command line holds some words, and

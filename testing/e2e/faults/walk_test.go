@@ -2,6 +2,7 @@ package faults
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
 )
@@ -27,35 +29,36 @@ var (
 	detach = []string{"network/detach/links-removed", "network/detach/rules-removed", "network/detach/namespace-removed"}
 )
 
-// testWalk goes through all points. The operations come in an order in which
-// each finds what it needs: a node joins, gets a workspace's machines, loses
-// them and leaves; all that was made is gone at the end.
-func testWalk(t *testing.T, s *suite) {
-	before := map[string][]string{}
-	for _, h := range s.Lab.Hosts() {
-		before[h.Name()] = s.survey(t, h)
-	}
-	for _, step := range []struct {
-		name string
-		test func(*testing.T, *suite)
-	}{
+// TestWalk goes through all points, on a platform of its own. The operations
+// come in an order in which each finds what it needs and few processes run: most
+// points of the server are gone through before it has a plane to start each time.
+// All that was made is gone at the end.
+func TestWalk(t *testing.T) {
+	t.Parallel() // with TestFaults
+	defer total.tell(t)
+	s := newSuite(datacenter.New(t, "walk"))
+	s.Server = s.host(t, "server")
+	s.Nodes = []*lab.Host{s.host(t, "node1"), s.host(t, "node2")}
+	var before map[string]inventory.Inventory
+	for _, p := range []part{
 		{"bootstrap", walkBootstrap},
+		{"people", func(t *testing.T, s *suite) {
+			makePeople(t, s)
+			before = s.MustInventories(t)
+		}},
 		{"accounts", walkAccounts},
 		{"images", walkImages},
-		{"apps", walkApps},
 		{"join", walkJoin},
 		{"create", walkCreate},
 		{"machine", walkMachine},
+		{"apps", walkApps},
 		{"scale", walkScale},
 		{"renew", walkRenew},
 		{"leave", walkLeave},
 		{"delete", walkDelete},
 	} {
-		t.Run(step.name, func(t *testing.T) { step.test(t, s) })
-	}
-	for name := range s.services {
-		if h := s.Lab.Host(name); h != nil && before[name] != nil {
-			s.restore(t, h)
+		if !s.run(t, p) {
+			t.FailNow() // the next begin where it ends
 		}
 	}
 	t.Run("all points", func(t *testing.T) {
@@ -65,31 +68,10 @@ func testWalk(t *testing.T, s *suite) {
 			}
 		}
 	})
-	t.Run("nothing is left", func(t *testing.T) {
-		for name, lines := range before {
-			s.noMore(t, s.Lab.Host(name), lines)
-		}
-	})
+	s.nothingIsLeft(t, before)
 }
 
-// noMore waits until nothing stands on a host that was not there before.
-func (s *suite) noMore(t *testing.T, h *lab.Host, before []string) {
-	t.Helper()
-	var left []string
-	deadline := time.Now().Add(time.Minute)
-	for {
-		if left = more(before, s.survey(t, h)); len(left) == 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			break
-		}
-		time.Sleep(time.Second) // what is being removed has no event here
-	}
-	s.leaking(t, "on %s:\n  %s", h.Name(), strings.Join(left, "\n  "))
-}
-
-// host makes a host that is not part of the datacenter yet.
+// host makes and boots a host on which nothing runs yet.
 func (s *suite) host(t *testing.T, name string) *lab.Host {
 	t.Helper()
 	h, err := s.Lab.AddHost(t.Context(), name)
@@ -102,40 +84,69 @@ func (s *suite) host(t *testing.T, name string) *lab.Host {
 	return h
 }
 
-// walkBootstrap starts the first server of another platform.
+// walkBootstrap starts the first server of a platform.
 func walkBootstrap(t *testing.T, s *suite) {
-	h := s.host(t, "other")
-	t.Cleanup(func() {
-		if err := h.Kill(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
+	h := s.Server
+	s.services[h.Name()] = lab.Service{Name: "multipaas", Args: []string{"multipaas", "server", "--address", h.Address().String(), "--domain", datacenter.Domain}}
+	for _, point := range []string{"file/written", "pki/key-written", "bootstrap/platform-authority-made", "bootstrap/etcd-root-made",
+		"bootstrap/etcd-closed", "bootstrap/admin-file-written", "bootstrap/admin-made"} {
+		s.start(t, h, point)
+		s.dies(t, h, point)
+	}
+	s.start(t, h, "")
+	s.reaches(t, "who reads the file can log in", func(ctx context.Context) error {
+		out, err := h.Run(ctx, "multipaas", "token", "list", "--server", s.URL(),
+			"--credentials", "/var/lib/multipaas/bootstrap-admin.json", "--ca", "/var/lib/multipaas/pki/ca.crt")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
 		}
+		return nil
 	})
-	s.services[h.Name()] = lab.Service{Name: "multipaas", Args: []string{"multipaas", "server", "--address", h.Address().String(), "--domain", "other.internal"}}
-	s.walk(t, operation{name: "server", on: h,
-		points: []string{"file/written", "pki/key-written", "bootstrap/platform-authority-made", "bootstrap/etcd-root-made",
-			"bootstrap/etcd-closed", "bootstrap/admin-file-written", "bootstrap/admin-made"},
-		reached: func(ctx context.Context) error {
-			// Who reads the file can log in.
-			out, err := h.Run(ctx, "multipaas", "token", "list", "--server", "https://"+h.Address().String()+":7443",
-				"--credentials", "/var/lib/multipaas/bootstrap-admin.json", "--ca", "/var/lib/multipaas/pki/ca.crt")
-			if err != nil {
-				return fmt.Errorf("%w: %s", err, out)
-			}
-			return nil
-		}})
-	if left := more(nil, leftFiles(s.survey(t, h))); len(left) > 0 {
-		s.leaking(t, "%v", left)
+	inv, err := s.Inventory(t.Context(), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range inv.Items {
+		if i.Detail == "temporary file" {
+			s.leaking(t, "%s", i.Name)
+		}
 	}
 }
 
-// leftFiles keeps of a survey the files that nobody writes any more.
-func leftFiles(lines []string) (left []string) {
-	for _, line := range lines {
-		if strings.HasPrefix(line, "left file ") {
-			left = append(left, line)
+// makePeople logs the sysadmin in, makes an owner with an organization, an image
+// that stays, and a node that nothing happens to.
+func makePeople(t *testing.T, s *suite) {
+	s.Trust(t)
+	data, err := os.ReadFile(s.Server.Data("bootstrap-admin.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first struct{ Email, Password string }
+	if err := json.Unmarshal(data, &first); err != nil {
+		t.Fatal(err)
+	}
+	for name, password := range map[string]string{"admin-password": first.Password, "password": "correct horse battery"} {
+		if err := os.WriteFile(filepath.Join(s.Dir, name), []byte(password+"\n"), 0o600); err != nil {
+			t.Fatal(err)
 		}
 	}
-	return left
+	word := filepath.Join(s.Dir, "password")
+	s.Must(t, admin, "init", s.URL(), "--ca", s.CA)
+	s.Must(t, admin, "login", first.Email, "--password-file", filepath.Join(s.Dir, "admin-password"))
+	s.Must(t, admin, "register", "acme", "--email", "owner@acme.example", "--password-file", word)
+	s.Must(t, owner, "init", s.URL(), "--ca", s.CA)
+	s.Must(t, owner, "login", "owner@acme.example", "--password-file", word)
+	s.Must(t, owner, "accounts", "use", "acme")
+	s.Must(t, owner, "org", "create", "web")
+	s.Must(t, owner, "org", "use", "web")
+	s.Login(t, auth, "owner@acme.example", word)
+	if err := s.push(t, ownImage(t), "kept"); err != nil {
+		t.Fatal(err)
+	}
+	h := s.Nodes[0]
+	s.services[h.Name()] = s.JoinService(h, h.Name(), s.Token(t).Token)
+	s.start(t, h, "")
+	s.reaches(t, "the node joins", s.nodeIs(t, h.Name(), "Ready"))
 }
 
 // walkAccounts makes and deletes accounts, organizations, users and tokens.
@@ -172,41 +183,56 @@ func walkAccounts(t *testing.T, s *suite) {
 		reached: there(false, "owner@walked.example", "users", "list")})
 	s.walk(t, operation{name: "token", on: s.Server, again: true, points: []string{"token/create/committed"},
 		ask: func() error {
-			r := datacenter.Run(t, []string{"MP_CONFIG=" + s.Dir + "/mp-" + admin}, "", s.Binary, "token", "create", "--role", "node", "--ttl", "1h")
+			r := s.token(t, "create", "--role", "node", "--ttl", "1h")
 			if r.Code != 0 {
 				return errors.New(r.String())
 			}
 			return nil
 		}})
+	for id := range strings.Lines(s.token(t, "list", "-o", "name").Out) {
+		if r := s.token(t, "rm", strings.TrimSpace(id), "--yes"); r.Code != 0 {
+			t.Error(r)
+		}
+	}
+}
+
+func (s *suite) token(t *testing.T, args ...string) datacenter.Result {
+	t.Helper()
+	return datacenter.Run(t, []string{"MP_CONFIG=" + s.Dir + "/mp-" + admin}, "", append([]string{s.Binary, "token"}, args...)...)
+}
+
+// auth is the file with the owner's login at the registry.
+const auth = "auth-acme"
+
+// push pushes an image as the owner does; skopeo does not try again by itself,
+// so a kill ends it.
+func (s *suite) push(t *testing.T, i image, name string) error {
+	t.Helper()
+	r := s.Skopeo(t, auth, "copy", "--retry-times", "0", "oci:"+i.layout+":walked", "docker://"+s.Image("acme/web", name))
+	if r.Code != 0 {
+		return errors.New(r.String())
+	}
+	return nil
+}
+
+// pull pulls an image whole, by its digests.
+func (s *suite) pull(t *testing.T, name string) error {
+	t.Helper()
+	r := datacenter.Run(t, []string{"REGISTRY_AUTH_FILE=" + filepath.Join(s.Dir, auth)}, "", "skopeo", "--insecure-policy", "copy",
+		"--src-cert-dir", filepath.Join(s.Dir, "certs"), "docker://"+s.Image("acme/web", name), "dir:"+t.TempDir())
+	if r.Code != 0 {
+		return errors.New(r.String())
+	}
+	return nil
 }
 
 // walkImages pushes an image, deletes it, and has its blobs collected.
 func walkImages(t *testing.T, s *suite) {
-	s.PushProbe(t) // builds it, and logs skopeo in
-	name := "docker://" + s.RegistryAddress() + "/acme/web/walked:1"
-	certs := []string{"--dest-cert-dir", filepath.Join(s.Dir, "certs")}
-	// Another image than the probe: what the registry has is not sent.
 	own := ownImage(t)
 	s.walk(t, operation{name: "push", on: s.Server, again: true,
-		points: []string{"image/push/upload-begun", "image/push/blob-received", "image/push/blob-committed", "image/push/manifest-put"},
-		ask: func() error {
-			// Not tried again by skopeo: a kill must end it.
-			r := datacenter.Run(t, []string{"REGISTRY_AUTH_FILE=" + filepath.Join(s.Dir, "auth-acme")}, "",
-				append(append([]string{"skopeo", "--insecure-policy", "copy", "--retry-times", "0"}, certs...), "oci:"+own.layout+":walked", name)...)
-			if r.Code != 0 {
-				return errors.New(r.String())
-			}
-			return nil
-		},
-		reached: func(context.Context) error {
-			// Pulled whole, by its digests.
-			r := datacenter.Run(t, []string{"REGISTRY_AUTH_FILE=" + filepath.Join(s.Dir, "auth-acme")}, "", "skopeo", "--insecure-policy", "copy",
-				"--src-cert-dir", filepath.Join(s.Dir, "certs"), name, "dir:"+t.TempDir())
-			if r.Code != 0 {
-				return errors.New(r.String())
-			}
-			return nil
-		}})
+		points:  []string{"image/push/upload-begun", "image/push/blob-received", "image/push/blob-committed", "image/push/manifest-put"},
+		ask:     func() error { return s.push(t, own, "walked") },
+		reached: func(context.Context) error { return s.pull(t, "walked") }})
 	s.walk(t, operation{name: "delete", on: s.Server, again: true, points: []string{"image/delete/untagged"},
 		ask: s.gone(t, owner, "images", "delete", "walked:1", "--yes"),
 		reached: func(context.Context) error {
@@ -222,18 +248,16 @@ func walkImages(t *testing.T, s *suite) {
 		}
 		s.walk(t, operation{name: "garbage", on: s.Server, points: []string{"image/collect/marked", "image/collect/one-removed"},
 			reached: func(context.Context) error {
-				// What the probe is made of stays; of the other image nothing does.
-				r := datacenter.Run(t, []string{"REGISTRY_AUTH_FILE=" + filepath.Join(s.Dir, "auth-acme")}, "", "skopeo", "--insecure-policy", "copy",
-					"--src-cert-dir", filepath.Join(s.Dir, "certs"), "docker://"+s.ProbeImage("acme/web"), "dir:"+t.TempDir())
-				if r.Code != 0 {
-					return errors.New(r.String())
+				// The other image stays; of this one nothing does.
+				if err := s.pull(t, "kept"); err != nil {
+					return err
 				}
 				return s.collected(own)
 			}})
 	})
 }
 
-// walkApps deploys an app in acme/web/shop, and takes it away.
+// walkApps deploys an app in the workspace, and takes it away.
 func walkApps(t *testing.T, s *suite) {
 	host := "walked.shop.web.acme." + datacenter.Domain
 	answers := func(ctx context.Context) error {
@@ -260,12 +284,12 @@ func walkApps(t *testing.T, s *suite) {
 		}})
 }
 
-// third is the host that joins, gets machines and leaves.
-func (s *suite) third(t *testing.T) *lab.Host { return s.host(t, "node3") }
+// walked is the host that joins, gets machines and leaves.
+func (s *suite) walked() *lab.Host { return s.Nodes[1] }
 
 // walkJoin lets a host join: first the server is killed, then the host.
 func walkJoin(t *testing.T, s *suite) {
-	h := s.third(t)
+	h := s.walked()
 	s.services[h.Name()] = s.JoinService(h, h.Name(), s.Token(t).Token)
 	s.walk(t, operation{name: "server", on: s.Server, again: true, points: []string{"node/join/token-spent", "node/join/recorded", "node/join/signed"},
 		ask: func() error {
@@ -306,12 +330,11 @@ func (s *suite) nodeIs(t *testing.T, name, phase string) func(context.Context) e
 // machines sleeps meanwhile: its turn comes next.
 func walkCreate(t *testing.T, s *suite) {
 	s.Must(t, admin, "nodes", "cordon", "node1")
-	s.Must(t, admin, "nodes", "cordon", "node2")
 	points := []string{"workspace/create/committed", "workspace/create/allocated", "workspace/machine/placed"}
 	points = append(points, attach...)
 	points = append(points, "workspace/create/etcd-user-made", "workspace/create/files-written", "workspace/create/process-started",
 		"workspace/create/plane-ready", "workspace/create/addon-applied", "workspace/create/addons-applied")
-	asked := s.mp(t, owner, "ws", "create", "walked", "--machines", "2", "--cpu", "1", "--memory", "1Gi", "--disk", "5Gi", "--datastore", "etcd", "--no-wait")
+	asked := s.mp(t, owner, "ws", "create", "shop", "--machines", "2", "--cpu", "1", "--memory", "1Gi", "--disk", "5Gi", "--datastore", "etcd", "--no-wait")
 	first := true
 	s.walk(t, operation{name: "server", on: s.Server, points: points, ask: func() error {
 		if !first {
@@ -319,8 +342,8 @@ func walkCreate(t *testing.T, s *suite) {
 		}
 		err := asked()
 		// As soon as it is in the store, the agent may begin; it shall not yet.
-		if first = false; s.pid(t, s.third(t)) != 0 {
-			s.kill(t, s.third(t))
+		if first = false; s.pid(t, s.walked()) != 0 {
+			s.kill(t, s.walked())
 		}
 		return err
 	}, reached: func(context.Context) error {
@@ -332,15 +355,16 @@ func walkCreate(t *testing.T, s *suite) {
 // walkMachine has the two machines of the workspace made while their agent is
 // killed.
 func walkMachine(t *testing.T, s *suite) {
-	h := s.third(t)
+	h := s.walked()
 	points := append([]string{"agent/state-kept"}, attach...)
 	points = append(points, "network/machine/namespace-made", "network/machine/port-made", "network/machine/port-joined",
 		"agent/certificates-signed", "agent/certificates-kept", "machine/start/recorded", "machine/start/image-unpacked",
 		"machine/start/disk-file-made", "machine/start/disk-formatted", "machine/start/loop-attached", "machine/start/disk-mounted",
 		"machine/start/root-mounted", "machine/start/group-made", "machine/start/bundle-written", "machine/start/container-running")
-	s.walk(t, operation{name: "start", on: h, points: points, reached: s.phase(t, "walked", "Ready", 2)})
+	s.walk(t, operation{name: "start", on: h, points: points, reached: s.phase(t, "shop", "Ready", 2)})
+	kubeconfig := s.Kubeconfig()
+	s.Must(t, owner, "cluster", "config-kubectl", "shop", "--file", kubeconfig)
 	t.Run("pod", func(t *testing.T) {
-		kubeconfig := s.walkedKubeconfig(t)
 		s.reaches(t, "cluster DNS runs", func(context.Context) error {
 			r := s.Kube(t, kubeconfig, "", "rollout", "status", "-n", "kube-system", "deploy/coredns", "--timeout", "20s")
 			if r.Code != 0 {
@@ -349,7 +373,6 @@ func walkMachine(t *testing.T, s *suite) {
 			return nil
 		})
 	})
-	kubeconfig := s.walkedKubeconfig(t)
 	s.acked(t, "etcd's server", kubeconfig, 2, func() {
 		s.start(t, s.Server, "")
 		s.answers(t)
@@ -362,20 +385,13 @@ func walkMachine(t *testing.T, s *suite) {
 	})
 }
 
-func (s *suite) walkedKubeconfig(t *testing.T) string {
-	t.Helper()
-	file := filepath.Join(s.Dir, "kubeconfig-walked")
-	s.Must(t, owner, "cluster", "config-kubectl", "walked", "--file", file)
-	return file
-}
-
 // walkScale takes one machine away: the server dies on the way to it, then the
 // agent while it does, then the server on the way back.
 func walkScale(t *testing.T, s *suite) {
-	h := s.third(t)
+	h := s.walked()
 	s.kill(t, h)
 	s.walk(t, operation{name: "down", on: s.Server, points: []string{"workspace/scale/committed", "workspace/scale/machine-marked", "workspace/scale/machine-drained"},
-		ask: s.mp(t, owner, "cluster", "scale", "walked", "--machines", "1", "--no-wait")})
+		ask: s.mp(t, owner, "cluster", "scale", "shop", "--machines", "1", "--no-wait")})
 	s.start(t, s.Server, "workspace/scale/node-deleted")
 	s.answers(t)
 	s.walkAgent(t, "agent", "machine/remove/processes-ended", "machine/remove/container-deleted", "machine/remove/unmounted", "agent/machine-removed",
@@ -386,15 +402,15 @@ func walkScale(t *testing.T, s *suite) {
 		s.dies(t, s.Server, "workspace/scale/machine-deleted")
 		s.start(t, s.Server, "")
 		s.answers(t)
-		s.reaches(t, "one machine", s.phase(t, "walked", "Ready", 1))
+		s.reaches(t, "one machine", s.phase(t, "shop", "Ready", 1))
 	})
 }
 
-// walkAgent kills the third host's agent at each point, while the server may
+// walkAgent kills the walked host's agent at each point, while the server may
 // itself wait for its death.
 func (s *suite) walkAgent(t *testing.T, name string, points ...string) {
 	t.Run(name, func(t *testing.T) {
-		h := s.third(t)
+		h := s.walked()
 		for _, point := range points {
 			s.start(t, h, point)
 			s.dies(t, h, point)
@@ -403,9 +419,9 @@ func (s *suite) walkAgent(t *testing.T, name string, points ...string) {
 	})
 }
 
-// walkLeave takes the third host out; its machine is made anew on another.
+// walkLeave takes the walked host out; its machine is made anew on another.
 func walkLeave(t *testing.T, s *suite) {
-	h := s.third(t)
+	h := s.walked()
 	s.Must(t, admin, "nodes", "uncordon", "node1")
 	s.start(t, s.Server, "node/leave/marked")
 	s.answers(t)
@@ -437,28 +453,18 @@ func walkLeave(t *testing.T, s *suite) {
 		if _, err := os.Stat(h.Data("node", "identity.json")); err == nil {
 			s.losing(t, "the node has an identity still")
 		}
-		s.reaches(t, "the machine on another host", s.phase(t, "walked", "Ready", 1))
-		left := s.survey(t, h)
-		for _, line := range left {
-			if strings.HasPrefix(line, "link lo") || strings.HasPrefix(line, "link eth0") || line == "" || strings.HasPrefix(line, "process init") {
-				continue
-			}
-			s.leaking(t, "on a host that has left: %s", line)
-		}
+		s.reaches(t, "the machine on another host", s.phase(t, "shop", "Ready", 1))
 	})
 }
 
 // walkDelete takes the workspace away with an app in it, while the server is
 // killed. An agent that loses its last network was walked as its host left.
 func walkDelete(t *testing.T, s *suite) {
-	r := s.MP(t, owner, "apps", "deploy", "going", "--workspace", "walked", "--image", "multipaas.internal/hello:1", "--port", "8080", "--no-wait")
-	if r.Code != 0 {
-		t.Log(r)
-	}
+	s.Must(t, owner, "apps", "deploy", "going", "--image", "multipaas.internal/hello:1", "--port", "8080", "--no-wait")
 	node := s.Nodes[0]
 	s.kill(t, node)
 	s.walk(t, operation{name: "mark", on: s.Server, points: []string{"workspace/delete/marked", "workspace/delete/machines-marked"},
-		ask: s.gone(t, owner, "ws", "delete", "walked", "--yes", "--no-wait")})
+		ask: s.gone(t, owner, "ws", "delete", "shop", "--yes", "--no-wait")})
 	s.kill(t, node)
 	s.start(t, s.Server, "workspace/delete/plane-stopped")
 	s.answers(t)
@@ -473,11 +479,10 @@ func walkDelete(t *testing.T, s *suite) {
 		s.start(t, s.Server, "")
 		s.answers(t)
 		s.reaches(t, "the workspace is gone", func(context.Context) error {
-			if r := s.MP(t, owner, "ws", "show", "walked"); r.Code != exitNotFound {
+			if r := s.MP(t, owner, "ws", "show", "shop"); r.Code != exitNotFound {
 				return errors.New(r.String())
 			}
 			return nil
 		})
-		s.Must(t, admin, "nodes", "uncordon", "node2")
 	})
 }
