@@ -143,6 +143,9 @@ func (s *suite) acked(t *testing.T, name, kubeconfig string, kills int, kill fun
 						broken++
 					}
 					mu.Unlock()
+					if err != nil {
+						time.Sleep(50 * time.Millisecond) // what starts anew needs the processor more
+					}
 				}
 			})
 		}
