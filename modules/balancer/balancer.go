@@ -173,11 +173,15 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	}
 	defer secure.Close()
 	app := b.server(http.HandlerFunc(b.serveRoute))
-	app.TLSConfig = &tls.Config{GetCertificate: b.certificates.get, MinVersion: tls.VersionTLS12}
+	app.ConnState = gatherHTTP2
+	app.TLSConfig = &tls.Config{GetCertificate: b.certificates.get, MinVersion: tls.VersionTLS12,
+		// Records of 1.4 KB at first would show the beginning of an answer one
+		// round trip earlier on a slow line, and are as many writes.
+		DynamicRecordSizingDisabled: true}
 	b.mu.Lock()
 	b.https = secure.Addr()
 	b.mu.Unlock()
-	go func() { failed <- app.ServeTLS(secure, "", "") }()
+	go func() { failed <- app.ServeTLS(gathering{secure}, "", "") }()
 	servers := []*http.Server{app}
 	if b.cfg.HTTPAddr != "" {
 		plain, err := net.Listen("tcp", b.cfg.HTTPAddr)

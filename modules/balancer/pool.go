@@ -66,6 +66,7 @@ type pool struct {
 type backend struct {
 	address string
 	dial    DialFunc
+	links   links
 	http1   lazyTransport
 	grpc    lazyTransport
 
@@ -175,6 +176,7 @@ func limitUnacked(conn net.Conn) {
 
 func (b *backend) retire() {
 	b.retired.Store(true)
+	b.links.closeIdle(true)
 	b.closeIdle()
 }
 
@@ -229,16 +231,30 @@ func (b *backend) reached() {
 	}
 }
 
-// RoundTrip sends the request to a backend, and to the next one if that can't be
+// RoundTrip sends the request to a backend by the library's client.
+func (p *pool) RoundTrip(req *http.Request) (*http.Response, error) {
+	return p.try(nil, req, (*backend).send)
+}
+
+// ask sends a plain request over a link.
+func (p *pool) ask(w http.ResponseWriter, req *http.Request) (*http.Response, error) {
+	return p.try(w, req, (*backend).ask)
+}
+
+// try sends the request to a backend, and to the next one if that can't be
 // reached. If it was sent and no answer came, it is sent again only if it has no
 // body and its method says that this does no harm.
-func (p *pool) RoundTrip(req *http.Request) (*http.Response, error) {
-	var tried []*backend
+func (p *pool) try(w http.ResponseWriter, req *http.Request, send func(*backend, http.ResponseWriter, *http.Request) (*http.Response, error)) (*http.Response, error) {
+	var room [maxTries]*backend
+	tried := room[:0]
 	var body *unreadBody
-	if req.Body != nil && req.Body != http.NoBody {
+	// A request by HTTP/2 has a Body that is empty.
+	if req.ContentLength != 0 && req.Body != nil && req.Body != http.NoBody {
 		body = &unreadBody{ReadCloser: req.Body}
+		out := *req
+		out.Body = body
+		req = &out
 	}
-	grpc := isGRPC(req)
 	err := errNoBackend
 	for replays := 0; len(tried) < maxTries; {
 		b := p.pick(tried)
@@ -246,15 +262,8 @@ func (p *pool) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		tried = append(tried, b)
-		out := *req
-		u := *req.URL
-		u.Host = b.address
-		out.URL = &u
-		if body != nil {
-			out.Body = body
-		}
 		var resp *http.Response
-		resp, err = b.send(&out, grpc)
+		resp, err = send(b, w, req)
 		if err == nil {
 			b.reached()
 			return resp, nil
@@ -277,7 +286,12 @@ func (p *pool) RoundTrip(req *http.Request) (*http.Response, error) {
 	return nil, err
 }
 
-func (b *backend) send(req *http.Request, grpc bool) (*http.Response, error) {
+// send sends a request by the library's client.
+func (b *backend) send(_ http.ResponseWriter, in *http.Request) (*http.Response, error) {
+	req := *in
+	u := *in.URL
+	u.Host = b.address
+	req.URL = &u
 	b.active.Add(1)
 	done := sync.OnceFunc(func() {
 		b.active.Add(-1)
@@ -286,10 +300,10 @@ func (b *backend) send(req *http.Request, grpc bool) (*http.Response, error) {
 		}
 	})
 	t := b.http1.get(b.newHTTP1)
-	if grpc {
+	if isGRPC(in) {
 		t = b.grpc.get(b.newGRPC)
 	}
-	resp, err := t.RoundTrip(req)
+	resp, err := t.RoundTrip(&req)
 	if err != nil {
 		done()
 		return nil, err

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -16,6 +18,11 @@ import (
 // forwarded are headers by which a client could tell an app where a request
 // comes from. Only we say that.
 var forwarded = []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Server", "X-Forwarded-Ssl", "X-Real-Ip"}
+
+// isForwarded says whether a header field is one of them.
+func isForwarded(key string) bool {
+	return strings.HasPrefix(key, "X-") && slices.Contains(forwarded, key) || key == "Forwarded"
+}
 
 const flushInterval = 50 * time.Millisecond // nobody sees it
 
@@ -85,7 +92,97 @@ func (b *Balancer) serveRoute(w http.ResponseWriter, r *http.Request) {
 		page(w, r, http.StatusNotFound, "Nothing answers at this host name here.")
 		return
 	}
+	if isPlain(r) {
+		b.servePlain(w, r, p)
+		return
+	}
 	b.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), poolKey{}, p)))
+}
+
+// servePlain does for plain requests what the library's proxy does for all
+// others.
+func (b *Balancer) servePlain(w http.ResponseWriter, r *http.Request, p *pool) {
+	resp, err := p.ask(w, r)
+	if err != nil {
+		serveError(w, r, err, b.log)
+		return
+	}
+	defer resp.Body.Close()
+	h := w.Header()
+	copyHeader(h, resp.Header)
+	announced := len(resp.Trailer)
+	for key := range resp.Trailer {
+		h.Add("Trailer", key)
+	}
+	w.WriteHeader(resp.StatusCode)
+	if err := copyBody(w, resp); err != nil {
+		// The header has gone out: all that can be done is to break off, and not
+		// to end as if that had been all.
+		b.log.Debug("answer broke off", "host", r.Host, "err", err)
+		if r.Context().Value(http.ServerContextKey) != nil {
+			panic(http.ErrAbortHandler)
+		}
+		return
+	}
+	if len(resp.Trailer) > 0 {
+		// Trailers need an answer in chunks, which this makes it.
+		http.NewResponseController(w).Flush()
+	}
+	for key, values := range resp.Trailer {
+		if len(resp.Trailer) != announced {
+			key = http.TrailerPrefix + key
+		}
+		h[key] = values
+	}
+}
+
+// bodyBuffers are those through which the bodies of answers pass.
+var bodyBuffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+
+// copyBody passes the body of an answer to the client. Answers without a length
+// are streams, and flushed with every read; so are events. Of the others, what
+// waits is flushed when the pod sends nothing more for flushInterval.
+func copyBody(w http.ResponseWriter, resp *http.Response) error {
+	body, ok := resp.Body.(*linkBody)
+	if !ok || body.ReadCloser == http.NoBody {
+		return nil
+	}
+	buf := bodyBuffers.Get().(*[]byte)
+	defer bodyBuffers.Put(buf)
+	stream := resp.ContentLength < 0 || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
+	l := body.link
+	if stream {
+		l.setDeadline(time.Time{})
+	}
+	for waits := false; ; {
+		if !stream && l.r.Buffered() == 0 {
+			var until time.Time
+			if waits {
+				until = time.Now().Add(flushInterval)
+			}
+			l.setDeadline(until)
+		}
+		n, err := body.Read(*buf)
+		if n > 0 {
+			if _, err := w.Write((*buf)[:n]); err != nil {
+				return err
+			}
+			waits = !stream
+		}
+		switch {
+		case err == io.EOF:
+			return nil
+		case err != nil && waits && isTimeout(err):
+			waits = false
+		case err != nil:
+			return err
+		case !stream:
+			continue
+		}
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			return err
+		}
+	}
 }
 
 // redirect serves plain HTTP: hosts that are routed are sent to HTTPS.

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -47,6 +49,8 @@ type Identity struct {
 	now       func() time.Time
 	passwords *passwords
 	throttle  *throttle
+	verified  *verified
+	checks    singleflight.Group // of passwords, by digest
 	keys      store.Kind[*SigningKey]
 }
 
@@ -66,6 +70,7 @@ func New(cfg Config) *Identity {
 		now:       func() time.Time { return now().UTC() },
 		passwords: newPasswords(),
 		throttle:  newThrottle(now),
+		verified:  newVerified(now),
 		keys:      store.Open[SigningKey](cfg.Store, "signingkeys"),
 	}
 }

@@ -45,9 +45,34 @@ func (id *Identity) Login(ctx context.Context, address, password, source string)
 }
 
 // CheckPassword returns the user if password is his, and counts the attempt.
+// The same attempt made several times at once, as the clients of a registry do,
+// counts once and is checked once.
 func (id *Identity) CheckPassword(ctx context.Context, address, password, source string) (*resource.User, error) {
-	wrong := &access.Refusal{Reason: access.ErrUnauthenticated, Text: "The e-mail address or the password is wrong."}
 	address = strings.ToLower(strings.TrimSpace(address))
+	same := id.verified.digest(address, network(source), password)
+	done := id.checks.DoChan(string(same[:]), func() (any, error) {
+		// Whose request was first may go away: the others still wait.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+		defer cancel()
+		return id.checkPassword(ctx, address, password, source)
+	})
+	select {
+	case r := <-done:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		user := *r.Val.(*resource.User)
+		return &user, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// checkTimeout is for a turn at argon2id, some reads and some room.
+const checkTimeout = argonWait + 5*time.Second
+
+func (id *Identity) checkPassword(ctx context.Context, address, password, source string) (*resource.User, error) {
+	wrong := &access.Refusal{Reason: access.ErrUnauthenticated, Text: "The e-mail address or the password is wrong."}
 	giveBack, err := id.throttle.attempt(clip(address, 320), source)
 	if err != nil {
 		return nil, err
@@ -66,11 +91,18 @@ func (id *Identity) CheckPassword(ctx context.Context, address, password, source
 			hash = c.Hash
 		}
 	}
-	same, err := id.passwords.matches(ctx, hash, password)
-	if err != nil {
-		return nil, err
+	right := id.verified.digest(address, hash, password)
+	if hash == "" || !id.verified.has(right) {
+		same, err := id.passwords.matches(ctx, hash, password)
+		if err != nil {
+			return nil, err
+		}
+		if !same {
+			return nil, wrong
+		}
+		id.verified.add(right)
 	}
-	if !same || user == nil || user.Spec.Disabled || user.Deleting() {
+	if user == nil || user.Spec.Disabled || user.Deleting() {
 		return nil, wrong
 	}
 	giveBack()

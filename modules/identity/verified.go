@@ -1,0 +1,81 @@
+package identity
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"sync"
+	"time"
+)
+
+const (
+	// verifiedFor is as long as a registry token is valid: whoever had a password
+	// checked could do what it allows for so long anyway.
+	verifiedFor = RegistryTokenLife
+	maxVerified = 10_000 // x about 100 octets are 1 MB
+)
+
+// verified remembers which passwords were right a moment ago. Clients of the
+// registry show theirs with every push and pull, and 16 of them at once
+// waited for half a second of argon2id.
+//
+// It keeps no password, but an HMAC of it with a key of this process, made
+// together with the stored hash: with another password, or none, nothing is
+// found. A wrong password is never in it, so guessing costs what it did, and is
+// slowed down before anything is looked up here.
+type verified struct {
+	key [sha256.Size]byte
+	now func() time.Time
+
+	mu    sync.Mutex
+	until map[digest]time.Time
+}
+
+type digest [sha256.Size]byte
+
+func newVerified(now func() time.Time) *verified {
+	v := &verified{now: now, until: map[digest]time.Time{}}
+	rand.Read(v.key[:]) // never fails: the runtime ends the process if it would
+	return v
+}
+
+// digest is the same for the same parts only.
+func (v *verified) digest(parts ...string) digest {
+	h := hmac.New(sha256.New, v.key[:])
+	for _, p := range parts {
+		var n [8]byte
+		binary.BigEndian.PutUint64(n[:], uint64(len(p)))
+		h.Write(n[:])
+		h.Write([]byte(p))
+	}
+	var d digest
+	h.Sum(d[:0])
+	return d
+}
+
+// has says whether d was added a moment ago. How long it takes tells nothing:
+// nobody outside knows which digest a guess has.
+func (v *verified) has(d digest) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	until, ok := v.until[d]
+	return ok && v.now().Before(until)
+}
+
+func (v *verified) add(d digest) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	now := v.now()
+	if len(v.until) >= maxVerified {
+		for d, until := range v.until {
+			if !now.Before(until) {
+				delete(v.until, d)
+			}
+		}
+		if len(v.until) >= maxVerified {
+			clear(v.until)
+		}
+	}
+	v.until[d] = now.Add(verifiedFor)
+}
