@@ -22,8 +22,8 @@ const (
 // gatherer is the TCP connection below the TLS of an HTTP/2 client. net/http
 // writes the header of each answer, its body and what controls the flow one by
 // one as they come, for all streams, and each is a record of TLS and a write to
-// the kernel: GAIN. Here what comes while others run is gathered, and
-// written at once by a goroutine of its own.
+// the kernel. Here what comes while others run is gathered, and written at once by
+// a goroutine of its own.
 //
 // HTTP/1.1 has one write for each small answer anyway: nothing is gathered until
 // http.Server says that a connection speaks HTTP/2.

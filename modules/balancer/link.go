@@ -22,8 +22,8 @@ import (
 // to the pod over a link, a connection with one request at a time on it, written
 // and read by the goroutine that serves the request. http.Transport, which all
 // others use, has two goroutines for each connection, so that each request is
-// three switches between them, copies the header twice and sets up a trace:
-// PROFILE. Answers are parsed by net/http, as ever.
+// three switches between them, copies the header twice and sets up a trace.
+// Answers are parsed by net/http, as ever.
 
 const (
 	maxAnswerHeader = 256 << 10
