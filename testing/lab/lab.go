@@ -124,7 +124,7 @@ func New(ctx context.Context, opt Options) (*Lab, error) {
 		}
 	}
 	l.state = state{Slot: l.slot.Number, Name: opt.Name}
-	if err := errors.Join(l.save(), raiseLimits(), l.makeBridge()); err != nil {
+	if err := errors.Join(l.save(), RaiseLimits(), l.makeBridge()); err != nil {
 		return nil, errors.Join(err, l.slot.destroy(ctx))
 	}
 	opt.Logf("lab %s: network %s, ours is %s", opt.Name, l.slot.subnet(), l.Address())
@@ -343,9 +343,9 @@ func (l *Lab) makeBridge() error {
 	return nil
 }
 
-// raiseLimits raises what all hosts of a machine share: each kubelet and
+// RaiseLimits raises what all hosts of a machine share: each kubelet and
 // containerd takes some file watches, and Debian's default is for one desktop.
-func raiseLimits() error {
+func RaiseLimits() error {
 	const file, want = "/proc/sys/fs/inotify/max_user_instances", 8192
 	data, err := os.ReadFile(file)
 	if err != nil {

@@ -178,11 +178,7 @@ func (s *stock) path(name string) string { return filepath.Join(s.dir, name) }
 func (s *stock) commands() [][]string {
 	p := s.path
 	return [][]string{
-		{"etcd", "--data-dir=" + p("etcd"), "--name=stock",
-			"--listen-client-urls=https://127.0.0.1:2379", "--advertise-client-urls=https://127.0.0.1:2379",
-			"--listen-peer-urls=https://127.0.0.1:2380", "--initial-advertise-peer-urls=https://127.0.0.1:2380", "--initial-cluster=stock=https://127.0.0.1:2380",
-			"--cert-file=" + p("etcd.crt"), "--key-file=" + p("etcd.key"), "--trusted-ca-file=" + p("ca.crt"), "--client-cert-auth=true",
-			"--peer-cert-file=" + p("etcd.crt"), "--peer-key-file=" + p("etcd.key"), "--peer-trusted-ca-file=" + p("ca.crt"), "--peer-client-cert-auth=true"},
+		etcdCommand(p),
 		{"kube-apiserver", "--advertise-address=" + address.String(), "--secure-port=6443", "--allow-privileged=true", "--authorization-mode=Node,RBAC",
 			"--client-ca-file=" + p("ca.crt"), "--enable-admission-plugins=NodeRestriction", "--enable-bootstrap-token-auth=true",
 			"--etcd-servers=https://127.0.0.1:2379", "--etcd-cafile=" + p("ca.crt"), "--etcd-certfile=" + p("etcd-client.crt"), "--etcd-keyfile=" + p("etcd-client.key"),
@@ -201,6 +197,15 @@ func (s *stock) commands() [][]string {
 		{"kube-scheduler", "--kubeconfig=" + p("scheduler.kubeconfig"), "--authentication-kubeconfig=" + p("scheduler.kubeconfig"),
 			"--authorization-kubeconfig=" + p("scheduler.kubeconfig"), "--bind-address=127.0.0.1", "--leader-elect=true"},
 	}
+}
+
+// etcdCommand is that of an etcd alone, which takes clients of its authority.
+func etcdCommand(p func(name string) string) []string {
+	return []string{"etcd", "--data-dir=" + p("etcd"), "--name=etcd",
+		"--listen-client-urls=https://127.0.0.1:2379", "--advertise-client-urls=https://127.0.0.1:2379",
+		"--listen-peer-urls=https://127.0.0.1:2380", "--initial-advertise-peer-urls=https://127.0.0.1:2380", "--initial-cluster=etcd=https://127.0.0.1:2380",
+		"--cert-file=" + p("etcd.crt"), "--key-file=" + p("etcd.key"), "--trusted-ca-file=" + p("ca.crt"), "--client-cert-auth=true",
+		"--peer-cert-file=" + p("etcd.crt"), "--peer-key-file=" + p("etcd.key"), "--peer-trusted-ca-file=" + p("ca.crt"), "--peer-client-cert-auth=true"}
 }
 
 // Start starts all at once; a manager does so too.
@@ -239,3 +244,64 @@ func (s *stock) Client() *rest.Config {
 	return &rest.Config{Host: "https://127.0.0.1:6443", Dial: s.ns.DialContext, QPS: 100, Burst: 200,
 		TLSClientConfig: rest.TLSClientConfig{CAData: bytes.Clone(s.ca.CertPEM()), CertFile: s.path("admin.crt"), KeyFile: s.path("admin.key")}}
 }
+
+// oursOnEtcd is a plane that keeps its objects in an etcd instead of kine: the
+// same program as upstream's has, with the same flags.
+type oursOnEtcd struct {
+	*ours
+	env   *measure.Env
+	peers string
+	etcd  *measure.Child
+}
+
+func newOursOnEtcd(env *measure.Env, kube, peers, name string) (*oursOnEtcd, error) {
+	o, err := newOurs(env, kube, name)
+	if err != nil {
+		return nil, err
+	}
+	ca, err := pki.LoadOrCreateCA(filepath.Join(o.dir, "ca"), "etcd")
+	if err != nil {
+		return nil, err
+	}
+	path := func(name string) string { return filepath.Join(o.dir, name) }
+	for name, r := range map[string]pki.Request{
+		"etcd":        {CommonName: "etcd", Server: true, Client: true, Hosts: []string{"127.0.0.1"}},
+		"etcd-client": {CommonName: "plane", Client: true},
+	} {
+		cert, key, err := ca.Issue(r)
+		if err != nil {
+			return nil, err
+		}
+		if err := pki.WriteFiles(path(name+".crt"), path(name+".key"), cert, key); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.WriteFile(path("ca.crt"), ca.CertPEM(), 0o600); err != nil {
+		return nil, err
+	}
+	o.cfg.Datastore = plane.Datastore{Kind: plane.Etcd, Etcd: plane.EtcdDatastore{Endpoints: []string{"https://127.0.0.1:2379"},
+		CAFile: path("ca.crt"), CertFile: path("etcd-client.crt"), KeyFile: path("etcd-client.key"), Prefix: "/planes/00002a"}}
+	return &oursOnEtcd{ours: o, env: env, peers: peers}, nil
+}
+
+func (o *oursOnEtcd) Start(ctx context.Context) error {
+	args := etcdCommand(func(name string) string { return filepath.Join(o.dir, name) })
+	args[0] = filepath.Join(o.peers, args[0])
+	var err error
+	o.etcd, err = measure.Start(o.env, filepath.Base(o.dir)+"-etcd", (&measure.Net{NS: o.ns}).Command(ctx, nil, args...))
+	if err != nil {
+		return err
+	}
+	return o.ours.Start(ctx)
+}
+
+func (o *oursOnEtcd) Stop() error {
+	err := o.ours.Stop()
+	if o.etcd != nil {
+		err = errors.Join(err, o.etcd.Stop())
+		o.etcd = nil
+	}
+	return err
+}
+
+func (o *oursOnEtcd) PIDs() []int { return append(o.ours.PIDs(), o.etcd.PID) }

@@ -20,18 +20,17 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/multipaas/multipaas/testing/bench/measure"
+	"github.com/multipaas/multipaas/testing/lab"
 )
 
 // Section is that of planes.
 func Section() measure.Section {
-	return measure.Section{Name: "plane", About: "the control plane of an empty cluster", Run: run}
+	return measure.Section{Name: "plane", About: "the control plane of an empty cluster; stock is upstream's kube-apiserver, -controller-manager, -scheduler and etcd, a process each", Run: run}
 }
 
 const (
 	rounds   = 3
 	patience = 10 * time.Minute // on a busy machine
-	settle   = 45 * time.Second // what a start leaves has been collected, and its reports written
-	idleTime = 60 * time.Second
 )
 
 // cluster is a control plane, ours or upstream's.
@@ -45,7 +44,13 @@ type cluster interface {
 	Remove() error
 }
 
-func run(ctx context.Context, env *measure.Env) ([]measure.Result, error) {
+// maker makes clusters of one kind.
+type maker struct {
+	name string
+	make func() (cluster, error)
+}
+
+func run(ctx context.Context, env *measure.Env) (results []measure.Result, err error) {
 	peers := filepath.Join(env.Root, ".cache", "peers")
 	if _, err := os.Stat(peers); err != nil {
 		return nil, fmt.Errorf("%w: make bench-peers builds upstream's", err)
@@ -54,16 +59,35 @@ func run(ctx context.Context, env *measure.Env) ([]measure.Result, error) {
 	if k := os.Getenv("MULTIPAAS_KUBE"); k != "" {
 		kube = k
 	}
-	makers := map[string]func(name string) (cluster, error){
-		"ours":  func(name string) (cluster, error) { return newOurs(env, kube, name) },
-		"stock": func(name string) (cluster, error) { return newStock(env, peers, name) },
+	if err := lab.RaiseLimits(); err != nil {
+		return nil, err
 	}
+	makers := []maker{
+		{"ours", func() (cluster, error) { return newOurs(env, kube, "ours") }},
+		{"stock", func() (cluster, error) { return newStock(env, peers, "stock") }},
+	}
+	steps := []func(context.Context, *measure.Env, []maker) ([]measure.Result, error){starts, loads, crowd}
+	for i, step := range steps {
+		with := makers
+		if i == 1 {
+			with = append(with, maker{"ours on etcd", func() (cluster, error) { return newOursOnEtcd(env, kube, peers, "onetcd") }})
+		}
+		r, err := step(ctx, env, with)
+		results = append(results, r...)
+		if err != nil {
+			return results, err
+		}
+	}
+	return results, nil
+}
+
+// starts measures how long each takes to start, with nothing and again.
+func starts(ctx context.Context, env *measure.Env, makers []maker) ([]measure.Result, error) {
 	var contenders []measure.Contender
-	for _, name := range []string{"ours", "stock"} {
-		made := makers[name]
-		contenders = append(contenders, measure.Contender{Name: name, Measure: func(ctx context.Context) (measure.Sample, error) {
-			env.Logf("plane: %s", name)
-			c, err := made(name)
+	for _, m := range makers {
+		contenders = append(contenders, measure.Contender{Name: m.name, Measure: func(ctx context.Context) (measure.Sample, error) {
+			env.Logf("plane: start of %s", m.name)
+			c, err := m.make()
 			if err != nil {
 				return nil, err
 			}
@@ -78,8 +102,7 @@ func run(ctx context.Context, env *measure.Env) ([]measure.Result, error) {
 	var results []measure.Result
 	for _, n := range numbers {
 		results = append(results, measure.Result{Name: "plane/" + n.name, Unit: n.unit, Better: measure.Lower, Ours: stats["ours"][n.name],
-			Peer: "kube-apiserver, -controller-manager, -scheduler, etcd", PeerStat: stats["stock"][n.name],
-			Goal: measure.Goal{Ratio: n.goal}, Note: n.note})
+			Peer: "stock", PeerStat: stats["stock"][n.name], Goal: measure.Goal{Ratio: n.goal}, Note: n.note})
 	}
 	return results, nil
 }
@@ -96,13 +119,9 @@ var numbers = []struct {
 	{"cold/pod bound CPU", "s", 0, ""},
 	{"warm/readyz", "s", 0.6, "a plane whose datastore is there"},
 	{"warm/readyz CPU", "s", 0.6, ""},
-	{"idle/CPU", "cores", 0.5, ""},
-	{"idle/anonymous", "MB", 0.5, ""},
-	{"idle/proportional", "MB", 0, "file pages shared with others count by their share"},
-	{"idle/resident", "MB", 0, "file pages count for each process"},
 }
 
-// life takes one cluster through a start, a second one, and a while of rest.
+// life takes one cluster through a start and a second one.
 func life(ctx context.Context, c cluster) (measure.Sample, error) {
 	s := measure.Sample{}
 	began := time.Now()
@@ -149,37 +168,7 @@ func life(ctx context.Context, c cluster) (measure.Sample, error) {
 	if s["warm/readyz CPU"], err = cpu(c); err != nil {
 		return nil, err
 	}
-	return s, atRest(ctx, c, s)
-}
-
-// atRest measures what c takes while nobody asks anything.
-func atRest(ctx context.Context, c cluster, s measure.Sample) error {
-	if err := pause(ctx, settle); err != nil {
-		return err
-	}
-	before, err := cpu(c)
-	if err != nil {
-		return err
-	}
-	began := time.Now()
-	if err := pause(ctx, idleTime); err != nil {
-		return err
-	}
-	after, err := cpu(c)
-	if err != nil {
-		return err
-	}
-	s["idle/CPU"] = (after - before) / time.Since(began).Seconds()
-	for _, pid := range c.PIDs() {
-		m, err := measure.MemoryOf(pid)
-		if err != nil {
-			return err
-		}
-		s["idle/anonymous"] += float64(m.Anonymous) / 1e6
-		s["idle/proportional"] += float64(m.Proportional) / 1e6
-		s["idle/resident"] += float64(m.Resident) / 1e6
-	}
-	return nil
+	return s, nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {
