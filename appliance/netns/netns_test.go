@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -252,4 +253,59 @@ func inode(t *testing.T, path string) uint64 {
 		return 0 // a thread that has ended meanwhile
 	}
 	return st.Ino
+}
+
+// TestDialsHoldNoThread has many connections hang, as a far end can whose queue is
+// full: they must not take a thread each.
+func TestDialsHoldNoThread(t *testing.T) {
+	const dials = 300
+	n := testNS(t, "threads")
+	ln, err := n.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	raw, err := ln.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nobody accepts, and one may wait.
+	if err := raw.Control(func(fd uintptr) { err = unix.Listen(int(fd), 0) }); err != nil {
+		t.Fatal(err)
+	}
+	threads := func() int {
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(tasks)
+	}
+	before := threads()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var begun, wg sync.WaitGroup
+	var hung atomic.Int32
+	begun.Add(dials)
+	for range dials {
+		wg.Go(func() {
+			begun.Done()
+			c, err := n.DialContext(ctx, "tcp", ln.Addr().String())
+			if err == nil {
+				c.Close()
+			} else if errors.Is(err, context.Canceled) {
+				hung.Add(1)
+			}
+		})
+	}
+	begun.Wait()
+	time.Sleep(500 * time.Millisecond)
+	more := threads() - before
+	cancel()
+	wg.Wait()
+	if hung.Load() < dials/2 {
+		t.Errorf("%d of %d dials hung: this shows nothing", hung.Load(), dials)
+	}
+	if more > dials/4 {
+		t.Errorf("%d dials took %d threads", dials, more)
+	}
 }
