@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -17,6 +18,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/multipaas/multipaas/appliance/crowd"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/api"
 	"github.com/multipaas/multipaas/modules/apps"
@@ -304,6 +306,9 @@ func (s *server) serveAPI(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer ln.Close()
+	// modules/balancer has the sum. An agent has two connections, a client one.
+	all := crowd.Files() / 16
+	ln = crowd.Listener(ln, crowd.New[netip.Addr](all/4, all))
 	config := s.tls()
 	config.NextProtos = []string{"h2", "http/1.1"}
 	ready()

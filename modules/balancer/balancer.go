@@ -31,6 +31,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/util/workqueue"
 
+	"github.com/multipaas/multipaas/appliance/crowd"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -43,6 +44,18 @@ const (
 	idleTimeout   = 2 * time.Minute
 	maxHeader     = 64 << 10 // cookies of 20 KiB have been seen
 	drainTimeout  = 15 * time.Second
+
+	// What part of the files that the process may open connections and requests
+	// may take, so that enough is left for etcd and the planes: 1/4 for HTTPS and 1/4
+	// for the pods behind it, 1/32 for HTTP, 1/16 each for the API and the
+	// registry, 1/8 for the planes (planeShare). The unit gives 1,048,576 files.
+	httpsShare, requestShare, httpShare = 4, 4, 32
+	// sourceShare is the part of those connections that one address may have, and
+	// workspaceShare the part of the requests that one workspace may have under
+	// way. An app that never answers, and a client that keeps asking it, would else
+	// be all that is served: over HTTP/2 a connection carries hundreds.
+	sourceShare, workspaceShare = 4, 4
+
 	// gather is how long changes of a workspace's services are gathered before
 	// its endpoints are listed anew.
 	gather = 20 * time.Millisecond
@@ -73,6 +86,7 @@ type Balancer struct {
 	log          *slog.Logger
 	table        *table
 	proxy        *httputil.ReverseProxy
+	requests     *crowd.Crowd[string] // under way, by workspace
 	routes       *store.Cache[*resource.Route]
 	certificates *certificates
 
@@ -97,6 +111,7 @@ func New(cfg Config) *Balancer {
 	}
 	b := &Balancer{
 		cfg: cfg, log: cfg.Log, proxy: newProxy(cfg.Log),
+		requests:   crowd.New[string](crowd.Files()/requestShare/workspaceShare, crowd.Files()/requestShare),
 		routes:     cfg.Store.Routes().Cache(cfg.Log),
 		hosts:      newQueue(),
 		workspaces: newQueue(),
@@ -181,7 +196,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	b.mu.Lock()
 	b.https = secure.Addr()
 	b.mu.Unlock()
-	go func() { failed <- app.ServeTLS(gathering{secure}, "", "") }()
+	go func() { failed <- app.ServeTLS(gathering{bounded(secure, httpsShare)}, "", "") }()
 	servers := []*http.Server{app}
 	if b.cfg.HTTPAddr != "" {
 		plain, err := net.Listen("tcp", b.cfg.HTTPAddr)
@@ -194,7 +209,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 		b.http = plain.Addr()
 		b.mu.Unlock()
 		redirect := b.server(http.HandlerFunc(b.redirect))
-		go func() { failed <- redirect.Serve(plain) }()
+		go func() { failed <- redirect.Serve(bounded(plain, httpShare)) }()
 		servers = append(servers, redirect)
 	}
 	ready()
@@ -214,6 +229,12 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 		}
 	}
 	return err
+}
+
+// bounded bounds the connections of a listener.
+func bounded(ln net.Listener, share int) net.Listener {
+	all := crowd.Files() / share
+	return crowd.Listener(ln, crowd.New[netip.Addr](all/sourceShare, all))
 }
 
 func (b *Balancer) server(h http.Handler) *http.Server {

@@ -89,9 +89,13 @@ func (s *site) workspace(name string) *kubeAPI {
 // balancer runs one on s.
 func (s *site) balancer() (b *Balancer, stop func()) {
 	s.t.Helper()
-	b = New(Config{HTTPAddr: "127.0.0.1:0", HTTPSAddr: "127.0.0.1:0", Dir: s.dir, Domain: domain, Store: s.store, Etcd: s.etcd.Client,
-		Signer: s, Workspaces: s, Pods: netip.MustParsePrefix("127.0.0.0/8"), Log: slog.New(slog.NewTextHandler(s.t.Output(), nil))})
+	b = s.newBalancer()
 	return b, run(s.t, b)
+}
+
+func (s *site) newBalancer() *Balancer {
+	return New(Config{HTTPAddr: "127.0.0.1:0", HTTPSAddr: "127.0.0.1:0", Dir: s.dir, Domain: domain, Store: s.store, Etcd: s.etcd.Client,
+		Signer: s, Workspaces: s, Pods: netip.MustParsePrefix("127.0.0.0/8"), Log: slog.New(slog.NewTextHandler(s.t.Output(), nil))})
 }
 
 // pod serves h at an address of its own until stop is called.

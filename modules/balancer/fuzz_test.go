@@ -20,6 +20,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/multipaas/multipaas/appliance/crowd"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -29,7 +30,7 @@ import (
 func FuzzRouting(f *testing.F) {
 	const routed = "hello.shop.web.acme.apps.example"
 	log := slog.New(slog.DiscardHandler)
-	b := &Balancer{log: log, proxy: newProxy(log), cfg: Config{HTTPSAddr: "127.0.0.1:443"}}
+	b := &Balancer{log: log, proxy: newProxy(log), requests: crowd.New[string](1, 1), cfg: Config{HTTPSAddr: "127.0.0.1:443"}}
 	// The pod takes one request, byte for byte too, and nothing behind it.
 	reached := make(chan *http.Request, maxTries)
 	b.table = newTable(func(string) DialFunc {

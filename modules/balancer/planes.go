@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/multipaas/multipaas/appliance/crowd"
 )
 
 // ErrUnknownPlane is returned by Planes for a server name that is no plane's.
@@ -30,6 +32,9 @@ const (
 	// perSource bounds the connections from one address. A client has one or
 	// two, and a site behind one address some hundred of them.
 	perSource = 1024
+	// planeShare is the part of the process's files that all of them may take; each
+	// takes a second one, to its plane. See httpsShare.
+	planeShare = 16
 	// planeDrain is how long open connections may go on when the router stops;
 	// watches never end by themselves.
 	planeDrain = 2 * time.Second
@@ -55,10 +60,11 @@ type PlaneRouter struct {
 	cfg PlaneRouterConfig
 	log *slog.Logger
 
-	mu      sync.Mutex
-	addr    net.Addr
-	sources map[netip.Addr]int
-	conns   map[net.Conn]bool
+	sources *crowd.Crowd[netip.Addr]
+
+	mu    sync.Mutex
+	addr  net.Addr
+	conns map[net.Conn]bool
 }
 
 // NewPlaneRouter makes a router. It listens in Run.
@@ -66,7 +72,7 @@ func NewPlaneRouter(cfg PlaneRouterConfig) *PlaneRouter {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &PlaneRouter{cfg: cfg, log: cfg.Log, sources: map[netip.Addr]int{}, conns: map[net.Conn]bool{}}
+	return &PlaneRouter{cfg: cfg, log: cfg.Log, sources: crowd.New[netip.Addr](perSource, max(perSource, crowd.Files()/planeShare)), conns: map[net.Conn]bool{}}
 }
 
 // Addr is where it listens; nil before it is ready.
@@ -130,34 +136,22 @@ func (p *PlaneRouter) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-func source(conn net.Conn) netip.Addr {
-	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
-		return tcp.AddrPort().Addr().Unmap()
-	}
-	return netip.Addr{}
-}
-
 func (p *PlaneRouter) enter(conn net.Conn) bool {
-	from := source(conn)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.sources[from] >= perSource {
+	if !p.sources.Enter(crowd.Source(conn)) {
 		return false
 	}
-	p.sources[from]++
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.conns[conn] = true
 	return true
 }
 
 func (p *PlaneRouter) leave(conn net.Conn) {
 	conn.Close()
-	from := source(conn)
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	delete(p.conns, conn)
-	if p.sources[from]--; p.sources[from] == 0 {
-		delete(p.sources, from)
-	}
+	p.mu.Unlock()
+	p.sources.Leave(crowd.Source(conn))
 }
 
 func (p *PlaneRouter) serve(ctx context.Context, conn net.Conn) {

@@ -167,8 +167,8 @@ func TestPlaneRouter(t *testing.T) {
 	if took := time.Since(begin); took > planeDrain+3*time.Second {
 		t.Errorf("stopped after %v", took)
 	}
-	if len(p.conns) != 0 || len(p.sources) != 0 {
-		t.Errorf("left: %d connections, %d sources", len(p.conns), len(p.sources))
+	if len(p.conns) != 0 || p.sources.Len() != 0 {
+		t.Errorf("left: %d connections, %d sources", len(p.conns), p.sources.Len())
 	}
 }
 

@@ -39,6 +39,9 @@ const (
 // errNoBackend is returned when a service has no pod that is ready.
 var errNoBackend = errors.New("no instance is ready")
 
+// errCrowded is for requests of a workspace that has too many under way.
+var errCrowded = errors.New("too many requests are under way")
+
 // dialError is an error from before anything was sent.
 type dialError struct{ error }
 
@@ -53,8 +56,9 @@ type service struct{ workspace, namespace, name string }
 // pool is the pods behind one port of a service. Routes to the same port share
 // it.
 type pool struct {
-	port uint16
-	dial DialFunc
+	workspace string
+	port      uint16
+	dial      DialFunc
 
 	next     atomic.Uint32
 	backends atomic.Pointer[[]*backend]
@@ -93,8 +97,8 @@ func (l *lazyTransport) closeIdle() {
 	}
 }
 
-func newPool(port uint16, dial DialFunc) *pool {
-	p := &pool{port: port, dial: dial}
+func newPool(workspace string, port uint16, dial DialFunc) *pool {
+	p := &pool{workspace: workspace, port: port, dial: dial}
 	p.backends.Store(&[]*backend{})
 	return p
 }

@@ -92,6 +92,11 @@ func (b *Balancer) serveRoute(w http.ResponseWriter, r *http.Request) {
 		page(w, r, http.StatusNotFound, "Nothing answers at this host name here.")
 		return
 	}
+	if !b.requests.Enter(p.workspace) {
+		serveError(w, r, errCrowded, b.log)
+		return
+	}
+	defer b.requests.Leave(p.workspace)
 	if isPlain(r) {
 		b.servePlain(w, r, p)
 		return
@@ -215,6 +220,8 @@ func serveError(w http.ResponseWriter, r *http.Request, err error, log *slog.Log
 		status, text = 499, "The client closed the connection."
 	case errors.Is(err, errNoBackend):
 		status, text = http.StatusServiceUnavailable, "The app has no instance that is ready. Try again in a moment."
+	case errors.Is(err, errCrowded):
+		status, text = http.StatusServiceUnavailable, "Too many requests wait for the apps of this workspace. Try again in a moment."
 	case errors.As(err, &notSent):
 		status, text = http.StatusBadGateway, "No instance of the app can be reached. Try again in a moment."
 	case errors.As(err, &tooLarge):

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/multipaas/multipaas/appliance/crowd"
 )
 
 // served is a balancer with one route to the pods at addresses.
@@ -99,6 +101,53 @@ func TestNoPodAnswers(t *testing.T) {
 			t.Errorf("%s: got %d %s, want %d", name, w.Code, w.Body, c.want)
 		}
 	}
+}
+
+// TestCrowdedWorkspace has the requests of one workspace wait for its app, as
+// many as it may have; the next is refused, and another workspace is served.
+func TestCrowdedWorkspace(t *testing.T) {
+	const most, other = 3, "quick.box.ops.b." + domain
+	s := newSite(t)
+	s.workspace(shop).set("default", "hello", pods("127.0.0.2")...)
+	s.workspace("b/ops/box").set("default", "quick", pods("127.0.0.3")...)
+	var waiting atomic.Int32
+	s.pod("127.0.0.2", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		waiting.Add(1)
+		<-r.Context().Done()
+	}))
+	s.pod("127.0.0.3", says("quick"))
+	b := s.newBalancer()
+	b.requests = crowd.New[string](most, 2*most)
+	run(t, b)
+	s.ready(b, hello, shop, "hello")
+	s.ready(b, other, "b/ops/box", "quick")
+	c := s.browser(b, true)
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	var wg sync.WaitGroup
+	for range most {
+		wg.Go(func() {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+hello+"/", nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if resp, err := c.Do(req); err == nil {
+				resp.Body.Close()
+				t.Errorf("the app answers: %s", resp.Status)
+			}
+		})
+	}
+	within(t, 10*time.Second, "the app has all that may wait", func() bool { return waiting.Load() == most })
+	if status, body := get(t, c, "https://"+hello+"/"); status != 503 || !strings.Contains(body, "Too many requests wait") {
+		t.Errorf("one more: got %d %s, want 503 and why", status, body)
+	}
+	if status, body := get(t, c, "https://"+other+"/"); status != 200 || body != "quick" {
+		t.Errorf("another workspace: got %d %s", status, body)
+	}
+	leave()
+	wg.Wait()
+	within(t, 10*time.Second, "nobody is counted any more", func() bool { return b.requests.Len() == 0 })
 }
 
 // TestLargeBodies passes 200 MB each way, and looks at the memory meanwhile.
@@ -292,7 +341,7 @@ func TestStream(t *testing.T) {
 }
 
 func TestPick(t *testing.T) {
-	p := newPool(80, (&net.Dialer{}).DialContext)
+	p := newPool("a/b/c", 80, (&net.Dialer{}).DialContext)
 	p.set([]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")})
 	list := *p.backends.Load()
 	seen := map[*backend]int{}

@@ -72,7 +72,7 @@ func (t *table) add(e *entry) {
 	s := e.service()
 	p := t.pools[s][e.Port]
 	if p == nil {
-		p = newPool(e.Port, t.dial(e.Workspace))
+		p = newPool(e.Workspace, e.Port, t.dial(e.Workspace))
 		p.set(t.endpoints[s])
 		if t.pools[s] == nil {
 			t.pools[s] = map[uint16]*pool{}

@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,6 +38,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/crowd"
 )
 
 // Config is what the registry needs to know.
@@ -189,6 +191,10 @@ func (r *Registry) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("registry: %w", err)
 	}
 	defer ln.Close()
+	// modules/balancer has the sum. A machine's agent has some hundred
+	// connections here when all its pods are pulled at once.
+	all := crowd.Files() / 16
+	ln = crowd.Listener(ln, crowd.New[netip.Addr](all/4, all))
 	r.mu.Lock()
 	r.app, r.addr = app, ln.Addr()
 	r.mu.Unlock()

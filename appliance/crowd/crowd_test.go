@@ -1,0 +1,84 @@
+package crowd
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+)
+
+func TestEachAndAll(t *testing.T) {
+	c := New[string](2, 3)
+	for i, want := range []struct {
+		who string
+		in  bool
+	}{{"a", true}, {"a", true}, {"a", false}, {"b", true}, {"b", false}, {"c", false}} {
+		if got := c.Enter(want.who); got != want.in {
+			t.Errorf("%d: %s: %v, want %v", i, want.who, got, want.in)
+		}
+	}
+	c.Leave("a")
+	if !c.Enter("c") {
+		t.Error("c: no room after one has left")
+	}
+	c.Leave("a")
+	c.Leave("b")
+	c.Leave("c")
+	if len(c.by) != 0 || c.total != 0 {
+		t.Errorf("still in: %v, %d", c.by, c.total)
+	}
+}
+
+// TestListener opens one connection more than there is room for, and a further
+// one after the first has gone.
+func TestListener(t *testing.T) {
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln := Listener(plain, New[netip.Addr](2, 10))
+	defer ln.Close()
+	accepted := make(chan net.Conn, 10)
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- conn
+		}
+	}()
+	dial := func() net.Conn {
+		conn, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	dial()
+	first := <-accepted
+	dial()
+	<-accepted
+	refused := dial()
+	_ = refused.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.ReadAll(refused); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the third connection is open, there is room for two")
+	}
+	first.Close()
+	first.Close() // servers do that; it leaves once
+	dial()
+	select {
+	case <-accepted:
+	case <-time.After(10 * time.Second):
+		t.Error("no connection is accepted after one has gone")
+	}
+	select {
+	case <-accepted:
+		t.Error("one more was accepted than there is room for")
+	default:
+	}
+}
