@@ -174,11 +174,14 @@ func device(major, minor int64, access string) specs.LinuxDeviceCgroup {
 	return d
 }
 
-// pidsFor is how many tasks a machine may have: 4096 for each GiB, since a task
-// takes 16 KiB of kernel memory and more, but never fewer than the services and
-// a handful of pods need.
+// pidsFor is how many tasks a machine may have: 1024 for each GiB, a MiB for each
+// task, but never fewer than the services (100) and fifty pods (40 each, their
+// shims' 12 among them) need. 4096 for each GiB was tried: making and ending so
+// many costs the host more than the machine's CPUs, since what the kernel does
+// later it does for nobody. A fork bomb had 3,400 tasks in a pod, and on two
+// cores other tenants waited for more than 10 s.
 func pidsFor(memoryBytes int64) *int64 {
-	n := min(max(memoryBytes/(256<<10), 4096), 65536)
+	n := min(max(memoryBytes>>20, 2048), 65536)
 	return &n
 }
 
