@@ -201,7 +201,7 @@ func (d *Datacenter) KubeconfigFor(t testing.TB, who, workspace string) string {
 // datastore.
 func (d *Datacenter) BeginBox(t testing.TB) {
 	t.Helper()
-	if r := d.MP(t, Rival, "ws", "create", "box", "--machines", "1", "--cpu", "1", "--memory", "2Gi", "--disk", "10Gi",
+	if r := d.MP(t, Rival, "ws", "create", "box", "--machines", "1", "--cpu", "1", "--memory", "2Gi", "--disk", "4Gi",
 		"--datastore", "etcd", "--no-wait"); r.Code != 0 && r.Code != 4 {
 		t.Fatal(r)
 	}

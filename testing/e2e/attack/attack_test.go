@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
 )
@@ -28,6 +30,8 @@ type suite struct {
 	// victims are B's pods in namespace default of shop, one per machine, which run
 	// /tool too.
 	victims []pod
+	shop    string // id of B's workspace
+	tool    v1.Image
 
 	table table
 }
@@ -57,6 +61,8 @@ func TestAttack(t *testing.T) {
 		{"api", testAPI},
 		{"tokens", testTokens},
 		{"registry", testRegistry},
+		{"images", testImages},
+		{"resources", testResources},
 	} {
 		began := time.Now()
 		t.Run(part.name, func(t *testing.T) {
@@ -70,7 +76,7 @@ func TestAttack(t *testing.T) {
 // setUp runs the tool in pods of both tenants.
 func (s *suite) setUp(t *testing.T) {
 	t.Helper()
-	s.PushProgram(t, "tool", "./testing/e2e/attack/tool")
+	_, s.tool = s.PushProgram(t, "tool", "./testing/e2e/attack/tool")
 	datacenter.Eventually(t, 2*time.Minute, "B's tool is applied", func(context.Context) error {
 		if r := s.Kube(t, s.Kubeconfig(), toolManifest(s.Image("acme/web", "tool")), "apply", "-f", "-"); r.Code != 0 {
 			return errors.New(r.String())

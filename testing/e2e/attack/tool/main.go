@@ -8,6 +8,18 @@
 //	tool where            prints how the default route is reached, as JSON
 //	tool send LINK        sends frames, base64 lines, as they are
 //	tool watch PORT...    prints which marked packets it sees, until it is stopped
+//	tool open PATH...     one line per file: "PATH open|closed REASON"
+//
+// And what uses something up, for SECONDS; each says at its end how far it came
+// and with which words it was refused:
+//
+//	tool fork SECONDS               tasks
+//	tool memory                     memory, until it is killed
+//	tool disk DIR SECONDS           space
+//	tool inodes DIR SECONDS         files
+//	tool log SECONDS                its own output
+//	tool connect ADDRESS N SECONDS  TCP connections that say nothing
+//	tool udp ADDRESS SECONDS        UDP flows to ADDRESS and its neighbours
 package main
 
 import (
@@ -18,6 +30,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -46,6 +59,23 @@ func run(args []string) int {
 		err = send(args[1], os.Stdin)
 	case "watch":
 		err = watch(ctx, args[1:])
+	case "open":
+		each(args[1:], open)
+	case "fork":
+		err = forkBomb(seconds(args, 1))
+	case "memory":
+		err = balloon()
+	case "disk":
+		err = fillDisk(args[1], seconds(args, 2))
+	case "inodes":
+		err = fillInodes(args[1], seconds(args, 2))
+	case "log":
+		err = floodLog(seconds(args, 1))
+	case "connect":
+		n, _ := strconv.Atoi(args[2])
+		err = connect(ctx, args[1], n, seconds(args, 3))
+	case "udp":
+		err = floodUDP(args[1], seconds(args, 2))
 	default:
 		err = fmt.Errorf("unknown mode %q", args[0])
 	}
@@ -56,10 +86,24 @@ func run(args []string) int {
 	return 0
 }
 
-// wait answers everybody.
+func seconds(args []string, at int) time.Duration {
+	n := 10
+	if at < len(args) {
+		n, _ = strconv.Atoi(args[at])
+	}
+	return time.Duration(n) * time.Second
+}
+
+// wait answers everybody, but for /never, which it leaves waiting.
 func wait(ctx context.Context) error {
 	s := &http.Server{Addr: ":8080", ReadHeaderTimeout: 5 * time.Second,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "ok") })}
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/never" {
+				<-r.Context().Done()
+				return
+			}
+			_, _ = io.WriteString(w, "ok")
+		})}
 	done := make(chan error, 1)
 	go func() { done <- s.ListenAndServe() }()
 	select {
@@ -71,6 +115,20 @@ func wait(ctx context.Context) error {
 }
 
 const patience = 3 * time.Second
+
+// open tries to read something of a file, or to write to it.
+func open(path string) string {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return "closed " + err.Error()
+	}
+	defer f.Close()
+	n, err := f.Read(make([]byte, 16))
+	if err != nil && n == 0 {
+		return "closed read: " + err.Error()
+	}
+	return "open read"
+}
 
 // each makes the attempts at once, some hundreds at a time, so that dropped
 // packets cost one time-out, and prints each result when it has it.
