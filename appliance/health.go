@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,6 +13,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/problem"
 	"github.com/multipaas/multipaas/embed/plane"
+	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -32,6 +34,14 @@ var (
 	planeDamaged = problem.Problem{Code: "plane-database-damaged", Title: "The database of a workspace's plane is damaged", Severity: problem.High,
 		Text:   "Its pods run on, but nothing can be asked of it.",
 		Remedy: "Put a backup of state.db in its place, without state.db-wal and state.db-shm, and look at the disk; without a backup the workspace has to be made anew."}
+	addressTaken = problem.Problem{Code: "address-taken", Title: "Another host uses the address of this one", Severity: problem.High,
+		Text:   "Connections to this host break off, or reach the other one; what runs here goes on. This host keeps its address and tells its neighbours so.",
+		Remedy: "Find the host with that hardware address (the switch knows at which port it is) and give it another address."}
+	addressUnwatched = problem.Problem{Code: "address-unwatched", Title: "Nobody would notice if another host took the address of this one", Severity: problem.Low,
+		After: time.Minute, Remedy: "Run multipaas as root, with CAP_NET_RAW, on the interface that has its address."}
+	pathNarrow = problem.Problem{Code: "path-narrow", Title: "The network to another host carries less than its interface sends", Severity: problem.Medium,
+		Text:   "The workspaces' networks use smaller packets until it is mended; what else these hosts say to each other may stall for seconds.",
+		Remedy: "Find the switch or the interface with a smaller MTU on the way and set it to that of the hosts, or set the hosts' interfaces to what the path carries."}
 	nodeSilent = problem.Problem{Code: "node-silent", Title: "A node does not report", Severity: problem.High,
 		Text:   "Its machines may still run, but nothing can be changed about them.",
 		Remedy: "Check the host, its network and its multipaas service; if it is lost for good: mp nodes remove NODE --lost"}
@@ -59,6 +69,22 @@ func (b *base) watchHealth(checks ...func(ctx context.Context)) lifecycle.Func {
 			}
 		}
 	}
+}
+
+// watchAddress is the part that looks whether another host has taken this
+// one's address.
+func (b *base) watchAddress() *network.AddressWatch {
+	report := func(p problem.Problem) func(error) {
+		return func(err error) { b.problems.Update(p, "address "+b.cfg.Address.String(), err) }
+	}
+	return network.NewAddressWatch(network.AddressConfig{Address: b.cfg.Address, Taken: report(addressTaken), Unwatched: report(addressUnwatched)})
+}
+
+// watchPaths is the part that looks whether full packets reach the other hosts.
+func (b *base) watchPaths(n *network.Network) lifecycle.Func {
+	return n.WatchPaths(network.PathConfig{Narrow: func(peer netip.Addr, err error) {
+		b.problems.Update(pathNarrow, "path to "+peer.String(), err)
+	}})
 }
 
 // checkDisk looks at the data directory, and at those in it that may be on

@@ -15,7 +15,12 @@ import (
 // atLeast are kernel settings that are raised if they are lower, for the whole
 // host. Each kubelet, containerd and plane watches files; a distribution's
 // limits are for a few programs of one user, and all of ours are root's.
+//
+// A connection whose full packets vanish on the way tries smaller ones after
+// three seconds (RFC 4821), and without that setting never: what nodes and
+// servers say to each other goes on over a switch with a smaller MTU.
 var atLeast = map[string]int{
+	"net/ipv4/tcp_mtu_probing":      1,
 	"fs/inotify/max_user_instances": preflight.InotifyInstances,
 	"fs/inotify/max_user_watches":   524288,
 }

@@ -94,6 +94,8 @@ func (h *host) boot() {
 	g := h.graph
 	g.Add("status", h.status)
 	g.Add("agent", h.agent)
+	g.Add("address", h.watchAddress())
+	g.Add("paths", h.watchPaths(h.networks))
 	g.Add("health", h.watchHealth(h.checkDisk))
 }
 

@@ -112,6 +112,8 @@ func (s *server) boot() {
 	g.Add("deployer", s.deployer, planes, registry, apps)
 	g.Add("plane-router", s.router, planes)
 
+	g.Add("address", s.watchAddress())
+	g.Add("paths", s.watchPaths(s.networks))
 	g.Add("health", s.watchHealth(s.checkDisk, s.checkDatastore, s.checkNodes, s.checkPlanes), nodes)
 	g.Add("api", lifecycle.Func(s.serveAPI), certificate, admin, tasks, keys, planes, registry)
 }

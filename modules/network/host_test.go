@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,6 +34,9 @@ import (
 // patience is how long a host waits for an answer that must not come. Those
 // that must come take a thousandth of it.
 const patience = 400 * time.Millisecond
+
+// bulk is how much a host sends when it sends much.
+const bulk = 1 << 20
 
 const hostEnv = "MULTIPAAS_NETWORK_TEST_HOST"
 
@@ -79,6 +83,7 @@ func serveHost(address string) error {
 	// The other end puts eth0 here before it speaks.
 	in, out := json.NewDecoder(bufio.NewReader(os.Stdin)), json.NewEncoder(os.Stdout)
 	n := New(Config{Underlay: netip.MustParseAddr(address)})
+	var w, p *watched
 	for {
 		var o order
 		if err := in.Decode(&o); errors.Is(err, io.EOF) {
@@ -92,13 +97,68 @@ func serveHost(address string) error {
 		if o.Do == "receiveUDP" {
 			o.listening = func() error { return out.Encode(answer{Out: "listening"}) }
 		}
-		text, err := obey(n, o)
+		var text string
+		var err error
+		switch o.Do {
+		case "watchAddress":
+			w = watchAddress(n.cfg.Underlay)
+		case "watchPaths":
+			p = watchPaths(n)
+		case "awaitAddress":
+			text, err = w.await(o.To)
+		case "awaitPath":
+			text, err = p.await(o.To)
+		default:
+			text, err = obey(n, o)
+		}
 		a := answer{Out: text}
 		if err != nil {
 			a.Error = err.Error()
 		}
 		if err := out.Encode(a); err != nil {
 			return err
+		}
+	}
+}
+
+// watched is what an AddressWatch says.
+type watched struct{ said chan string }
+
+func watchAddress(a netip.Addr) *watched {
+	w := &watched{make(chan string, 1000)}
+	say := func(before string) func(error) {
+		return func(err error) {
+			if err != nil {
+				w.said <- before + err.Error()
+			} else if before == "" {
+				w.said <- "free"
+			}
+		}
+	}
+	go NewAddressWatch(AddressConfig{Address: a, Taken: say(""), Unwatched: say("unwatched: "), Every: 300 * time.Millisecond}).
+		Run(context.Background(), func() {})
+	return w
+}
+
+func watchPaths(n *Network) *watched {
+	w := &watched{make(chan string, 1000)}
+	narrow := func(peer netip.Addr, err error) { w.said <- fmt.Sprintf("%v: %v", peer, err) }
+	go n.WatchPaths(PathConfig{Narrow: narrow, Every: 300 * time.Millisecond, Wait: 100 * time.Millisecond})(context.Background(), func() {})
+	return w
+}
+
+// await waits until the watch says something that holds words.
+func (w *watched) await(words string) (string, error) {
+	timeout := time.After(30 * time.Second)
+	last := "nothing"
+	for {
+		select {
+		case last = <-w.said:
+			if strings.Contains(last, words) {
+				return last, nil
+			}
+		case <-timeout:
+			return "", fmt.Errorf("waited for %q; the watch says: %s", words, last)
 		}
 	}
 }
@@ -178,6 +238,40 @@ func obey(n *Network, o order) (string, error) {
 			}
 		}()
 		return "", nil
+	case "listenBulk":
+		ln, err := ns.Listen("tcp", o.To)
+		if err != nil {
+			return "", err
+		}
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				n, _ := io.Copy(io.Discard, c)
+				fmt.Fprint(c, n)
+				c.Close()
+			}
+		}()
+		return "", nil
+	case "bulk":
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		c, err := ns.DialContext(ctx, "tcp", o.To)
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := c.Write(make([]byte, bulk)); err != nil {
+			return "", err
+		}
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			return "", err
+		}
+		b, err := io.ReadAll(c)
+		return string(b), err
 	case "dialTCP":
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
@@ -278,10 +372,13 @@ type testHost struct {
 	out     *json.Decoder
 }
 
+// switchName is the namespace that the hosts' switch is in.
+func switchName() string { return fmt.Sprintf("mptest-network-%d", os.Getpid()) }
+
 // newHosts starts hosts 10.99.0.1, 10.99.0.2... on one switch.
 func newHosts(t *testing.T, count int) []*testHost {
 	t.Helper()
-	name := fmt.Sprintf("mptest-network-%d", os.Getpid())
+	name := switchName()
 	sw, err := netns.Create(name)
 	if err != nil {
 		t.Fatal(err)
@@ -354,6 +451,18 @@ func (x *testHost) must(o order) string {
 		x.t.Fatalf("host %v: %s %s%s: %v\n%s", x.address, o.Do, o.To, o.Machine.UID, err, out)
 	}
 	return out
+}
+
+// attribute is what follows a word in what ip says of a link. Not from /sys, which
+// shows the namespace that it was mounted in.
+func (x *testHost) attribute(ns, link, word string) string {
+	x.t.Helper()
+	fields := strings.Fields(x.must(order{Do: "run", NS: ns, Arguments: []string{"ip", "-o", "link", "show", "dev", link}}))
+	if i := slices.Index(fields, word); i >= 0 && i+1 < len(fields) {
+		return fields[i+1]
+	}
+	x.t.Fatalf("host %v: no %s of %s in %v", x.address, word, link, fields)
+	return ""
 }
 
 // dump shows everything of the host's and the named namespaces that Attach may

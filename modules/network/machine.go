@@ -142,7 +142,7 @@ func (n *Network) attachMachine(want resource.AgentNetwork, m MachinePort) error
 		return err
 	}
 	defer w.close()
-	mtu := host.mtu - overhead
+	mtu := n.inner(host)
 
 	ns, err := netns.Create(m.namespace())
 	if err != nil {

@@ -85,6 +85,7 @@ type Network struct {
 	// attached is what Attach was last asked for. It is a memory, not the
 	// truth: after a restart it fills again with the first Attach.
 	attached map[string]resource.AgentNetwork
+	paths    paths
 }
 
 // New changes nothing on the host.
@@ -98,7 +99,7 @@ func New(cfg Config) *Network {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Network{cfg: cfg, log: cfg.Log, attached: map[string]resource.AgentNetwork{}}
+	return &Network{cfg: cfg, log: cfg.Log, attached: map[string]resource.AgentNetwork{}, paths: paths{look: make(chan struct{}, 1)}}
 }
 
 // Attach makes this host's part of a workspace's network be as want says. It
@@ -120,6 +121,10 @@ func (n *Network) Attach(ctx context.Context, want resource.AgentNetwork) error 
 		n.log.Info("network attached", "network", want.ID, "workspace", want.Workspace, "members", len(want.Members))
 	}
 	n.attached[want.ID] = want
+	select {
+	case n.paths.look <- struct{}{}:
+	default:
+	}
 	return nil
 }
 
@@ -156,7 +161,7 @@ func (n *Network) attach(want resource.AgentNetwork) error {
 		return err
 	}
 
-	mtu := host.mtu - overhead
+	mtu := n.inner(host)
 	if err := w.ensureBridge(want, mtu); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os/exec"
 	"slices"
 	"strings"
@@ -72,14 +73,60 @@ func (l *Lab) Loss(ctx context.Context, name string, percent int) error {
 	return l.applyFaults(ctx)
 }
 
-// Heal ends all partitions and losses.
-func (l *Lab) Heal(ctx context.Context) error {
+// Narrow makes the network drop packets to and from a host that are larger than
+// so many bytes, without a word, as a switch with a smaller MTU does. 0 ends it.
+func (l *Lab) Narrow(ctx context.Context, name string, bytes int) error {
 	err := l.change(func(s *state) error {
-		s.Cuts, s.Loss = nil, nil
+		if _, ok := s.host(name); !ok {
+			return fmt.Errorf("%s: no such host", name)
+		}
+		if s.Narrow == nil {
+			s.Narrow = map[string]int{}
+		}
+		s.Narrow[name] = bytes
+		if bytes == 0 {
+			delete(s.Narrow, name)
+		}
 		return nil
 	})
 	if err != nil {
 		return err
+	}
+	return errors.Join(l.segment(ctx, bytes != 0), l.applyFaults(ctx))
+}
+
+// segment makes the hosts cut what TCP sends into packets themselves. Otherwise
+// 64 KB pass between namespaces in one piece, which no wire would carry.
+func (l *Lab) segment(ctx context.Context, cut bool) error {
+	segments := "65535" // the kernel's default
+	if cut {
+		segments = "1"
+	}
+	var errs []error
+	for _, h := range l.Hosts() {
+		if h.Running() {
+			_, err := h.Run(ctx, "ip", "link", "set", "eth0", "gso_max_segs", segments)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Heal ends all partitions, losses and narrow ways.
+func (l *Lab) Heal(ctx context.Context) error {
+	narrow := false
+	err := l.change(func(s *state) error {
+		narrow = len(s.Narrow) > 0
+		s.Cuts, s.Loss, s.Narrow = nil, nil, nil
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if narrow {
+		if err := l.segment(ctx, false); err != nil {
+			return err
+		}
 	}
 	return l.applyFaults(ctx)
 }
@@ -104,7 +151,7 @@ func (l *Lab) faultRules() string {
 	var b strings.Builder
 	// To delete a table that is not there is an error, so it is made first.
 	fmt.Fprintf(&b, "table bridge %[1]s\ndelete table bridge %[1]s\n", l.slot.prefix())
-	if len(l.state.Cuts) == 0 && len(l.state.Loss) == 0 {
+	if len(l.state.Cuts) == 0 && len(l.state.Loss) == 0 && len(l.state.Narrow) == 0 {
 		return b.String()
 	}
 	var forward, input, output []string
@@ -124,6 +171,13 @@ func (l *Lab) faultRules() string {
 			dice = "drop"
 		}
 		in, out := fmt.Sprintf("iifname %q ", link(name))+dice, fmt.Sprintf("oifname %q ", link(name))+dice
+		forward = append(forward, in, out)
+		input, output = append(input, in), append(output, out)
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.state.Narrow)) {
+		// Behind Ethernet's header, so this is the size of the IP packet.
+		large := fmt.Sprintf("meta length > %d drop", l.state.Narrow[name])
+		in, out := fmt.Sprintf("iifname %q ", link(name))+large, fmt.Sprintf("oifname %q ", link(name))+large
 		forward = append(forward, in, out)
 		input, output = append(input, in), append(output, out)
 	}

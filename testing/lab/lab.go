@@ -53,9 +53,10 @@ type state struct {
 	Name  string      `json:"name"`
 	Hosts []hostState `json:"hosts"`
 	// Cuts are pairs of hosts that don't reach each other; Loss is per cent of
-	// packets that a host loses.
-	Cuts [][2]string    `json:"cuts,omitempty"`
-	Loss map[string]int `json:"loss,omitempty"`
+	// packets that a host loses; Narrow is what the way to a host carries, in bytes.
+	Cuts   [][2]string    `json:"cuts,omitempty"`
+	Loss   map[string]int `json:"loss,omitempty"`
+	Narrow map[string]int `json:"narrow,omitempty"`
 }
 
 type hostState struct {

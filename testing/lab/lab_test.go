@@ -70,7 +70,7 @@ func reaches(t *testing.T, from *Host, to netip.Addr) bool {
 }
 
 // datagrams sends n of them and says how many arrive.
-func datagrams(t *testing.T, from, to *Host, n int) (arrived int) {
+func datagrams(t *testing.T, from, to *Host, n, bytes int) (arrived int) {
 	t.Helper()
 	src, err := from.Netns()
 	if err != nil {
@@ -93,7 +93,7 @@ func datagrams(t *testing.T, from, to *Host, n int) (arrived int) {
 	}
 	defer c.Close()
 	for range n {
-		if _, err := c.Write([]byte("x")); err != nil {
+		if _, err := c.Write(make([]byte, bytes)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -203,7 +203,7 @@ func TestNetworkFaults(t *testing.T) {
 	if err := l.Loss(t.Context(), "a", 50); err != nil {
 		t.Fatal(err)
 	}
-	if got := datagrams(t, b, a, 200); got < 50 || got > 150 {
+	if got := datagrams(t, b, a, 200, 1); got < 50 || got > 150 {
 		t.Errorf("with 50 per cent loss %d of 200 datagrams arrive", got)
 	}
 	if err := l.Loss(t.Context(), "a", 0); err != nil {
@@ -211,6 +211,20 @@ func TestNetworkFaults(t *testing.T) {
 	}
 	if !reaches(t, a, b.Address()) {
 		t.Error("the loss did not end")
+	}
+	if err := l.Narrow(t.Context(), "a", 1400); err != nil {
+		t.Fatal(err)
+	}
+	for bytes, want := range map[int]int{1372: 5, 1373: 0} { // behind 28 of IPv4 and UDP
+		if in, out, aside := datagrams(t, b, a, 5, bytes), datagrams(t, a, b, 5, bytes), datagrams(t, b, c, 5, bytes); in != want || out != want || aside != 5 {
+			t.Errorf("with 1400 bytes of room %d and %d of 5 datagrams of %d arrive, want %d; %d of 5 elsewhere", in, out, bytes, want, aside)
+		}
+	}
+	if err := l.Heal(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := datagrams(t, b, a, 5, 1472); got != 5 {
+		t.Errorf("after healing %d of 5 full datagrams arrive", got)
 	}
 	if err := l.Partition(t.Context(), []string{"a"}, []string{"nobody"}); err == nil {
 		t.Error("a host that is not there was cut off")
