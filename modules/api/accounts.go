@@ -204,7 +204,12 @@ func (a *API) putMembership(ctx context.Context, m *resource.Membership, within 
 		}
 		old.Role = m.Role
 		out = object(http.StatusOK, old)
-		return a.store.Memberships().Update(ctx, old)
+		err = a.store.Memberships().Update(ctx, old)
+		if errors.Is(err, store.ErrNotFound) {
+			// Taken since it was read: it is given anew, or the caller's condition fails.
+			err = fmt.Errorf("%w: %w", store.ErrConflict, err)
+		}
+		return err
 	})
 	return out, err
 }

@@ -70,6 +70,7 @@ func TestFaults(t *testing.T) {
 	for _, p := range []part{
 		{"kills", testKills},
 		{"network", testNetwork},
+		{"history", testHistory},
 		{"files", testFiles},
 	} {
 		s.run(t, p)
