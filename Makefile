@@ -123,6 +123,12 @@ image-machine: ociimage ## make the root file system of the machines, from Debia
 vm-image: ## make the disk of the virtual machines of testing/vm, from Debian packages
 	@$(cached) .cache/vm testing/vm/root embed/images/machine/sources.sh -- testing/vm/root/build.sh .cache/vm
 
+.PHONY: vm-booted
+vm-booted: vm-image ## boot the virtual machines of testing/vm once, and keep them as they are then
+	@$(go-small) .cache/vm-boot ./testing/vm/cmd/boot
+	@qemu-system-x86_64 --version >.cache/qemu.version
+	@$(cached) .cache/vm-booted .cache/vm .cache/vm-boot .cache/qemu.version -- .cache/vm-boot .cache/vm .cache/vm-booted
+
 .PHONY: lab
 lab: ## build dist/lab, which makes hosts out of network namespaces
 	@go build -buildvcs=false -o dist/lab ./testing/lab/cmd/lab
@@ -166,7 +172,7 @@ leaks: build lab ## create, deploy, delete, again and again: nothing may stay be
 	@$(call suite,leaks,90m,./testing/e2e/leaks)
 
 .PHONY: test-vm
-test-vm: build vm-image ## a server and a node on virtual machines with systemd and cgroup v2
+test-vm: build vm-booted ## a server and a node on virtual machines with systemd and cgroup v2
 	@$(call suite,vm,120m,./testing/vm)
 
 .PHONY: test-long

@@ -7,8 +7,10 @@
 //
 //	root.qcow2   a plain Debian server, made by root/build.sh and kept by
 //	             .ci/cached.sh; each machine writes to a copy on top of it
+//	memory       what cmd/boot has kept of each machine after its first boot, so
+//	             that tests begin with a machine that is up
 //	disk         dist/multipaas and the units, read only, at /opt/multipaas: a
-//	             new build needs no new root file system
+//	             new build needs no new root file system. It is plugged in later
 //	eth0         a cable between two machines: datagrams between two sockets of
 //	             QEMU, which nothing else on this machine sees
 //	agent        QEMU's guest agent, over a virtual serial port: a command has
@@ -21,13 +23,12 @@
 //	hashing, AES, TLS          20 to 120 times as long
 //	starting a process         12 times
 //
-// so TestDebian does in its short form what a host does without tenants: boot,
-// preflight, server, join, restart, reboot. With MULTIPAAS_LONG=1 it goes on
-// with a workspace and an app, a node without its agent, clocks that jump a day
-// on and back, and power losses.
+// so TestDebian does in its short form what a host does without tenants:
+// preflight, server, join, reboot. With MULTIPAAS_LONG=1 it goes on with a
+// restart of both units, a workspace and an app, a node without its agent,
+// clocks that jump a day on and back, and power losses.
 //
-// QEMU ends with the process that started it, however that ends. Save and Load
-// take 5 s and 1.3 s for a machine of 2 GiB.
+// QEMU ends with the process that started it, however that ends.
 //
 // Parties: its own tests. It drives from outside and imports nothing of the
 // appliance.

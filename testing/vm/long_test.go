@@ -85,7 +85,7 @@ func (p *platform) answers(ctx context.Context, t *testing.T, from *vm.VM) {
 	}
 	eventually(ctx, t, "the app answers, asked from "+from.Name(), func() error {
 		out, err := from.Must(ctx, "curl", "-sS", "--fail", "--max-time", "60", "--cacert", file,
-			"--resolve", appHost+":443:"+serverAddress, "https://"+appHost+"/")
+			"--resolve", appHost+":443:"+p.server.Address().String(), "https://"+appHost+"/")
 		if err == nil && out == "" {
 			err = fmt.Errorf("an empty answer")
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -87,10 +88,15 @@ func (v *VM) ask(agent *wire, command string, arguments, out any) error {
 
 // reach returns a wire to the agent, once that answers.
 func (v *VM) reach(ctx context.Context) (*wire, error) {
+	began := time.Now()
 	for {
-		agent, err := v.knock()
+		// A machine that is slow to come up is slow to answer, too.
+		agent, err := v.knock(2*time.Second + time.Since(began)/10)
 		if err == nil {
 			return agent, nil
+		}
+		if errors.Is(err, errEnded) {
+			return nil, fmt.Errorf("%s: %w\n%s", v.cfg.Name, err, v.lastWords())
 		}
 		select {
 		case <-time.After(200 * time.Millisecond):
@@ -100,8 +106,12 @@ func (v *VM) reach(ctx context.Context) (*wire, error) {
 	}
 }
 
+// errEnded is returned when there is no QEMU any more: the machine has crashed,
+// or shut down by itself.
+var errEnded = errors.New("QEMU has ended")
+
 // knock returns the wire that is there, or dials one and tries it.
-func (v *VM) knock() (*wire, error) {
+func (v *VM) knock(patience time.Duration) (*wire, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.qemu == nil {
@@ -109,7 +119,7 @@ func (v *VM) knock() (*wire, error) {
 	}
 	select {
 	case <-v.qemu.ended:
-		return nil, fmt.Errorf("QEMU has ended: %s", v.qemu.said())
+		return nil, fmt.Errorf("%w: %s", errEnded, v.qemu.said())
 	default:
 	}
 	if v.agent != nil {
@@ -123,7 +133,7 @@ func (v *VM) knock() (*wire, error) {
 	token := time.Now().UnixNano() >> 16
 	for range 100 {
 		var back int64
-		if err = agent.call(2*time.Second, "guest-sync", map[string]any{"id": token}, &back); err != nil || back == token {
+		if err = agent.call(patience, "guest-sync", map[string]any{"id": token}, &back); err != nil || back == token {
 			break
 		}
 	}
@@ -157,32 +167,72 @@ func (v *VM) Write(ctx context.Context, file, text string) error {
 	return err
 }
 
-// Reboot boots the machine again and returns when it is up.
-func (v *VM) Reboot(ctx context.Context) error {
-	const bootID = "/proc/sys/kernel/random/boot_id"
-	before, err := v.Must(ctx, "cat", bootID)
+// Settled waits until systemd has done all of the boot, and all of it well.
+func (v *VM) Settled(ctx context.Context) error {
+	r, err := v.Run(ctx, "", "systemctl", "is-system-running", "--wait")
 	if err != nil {
 		return err
 	}
-	// It may be gone before it has told how the command went.
+	if state := strings.TrimSpace(r.Out); state != "running" {
+		failed, _ := v.Must(ctx, "systemctl", "--failed", "--plain", "--no-legend")
+		return fmt.Errorf("%s: systemd says %s, want running; failed: %s", v.cfg.Name, state, failed)
+	}
+	return nil
+}
+
+// Reboot has the machine shut itself down and boot again, and returns when it
+// answers. QEMU ends when the machine resets itself and is started anew, so
+// nothing is asked of an agent that is about to go.
+func (v *VM) Reboot(ctx context.Context) error {
+	v.mu.Lock()
+	q := v.qemu
+	v.mu.Unlock()
+	if q == nil {
+		return fmt.Errorf("%s is off", v.cfg.Name)
+	}
 	if _, err := v.Must(ctx, "systemctl", "reboot", "--no-block"); err != nil {
+		select {
+		case <-q.ended: // before it has told how the command went
+		default:
+			return err
+		}
+	}
+	select {
+	case <-q.ended:
+	case <-ctx.Done():
+		return fmt.Errorf("%s does not shut down: %w\n%s", v.cfg.Name, ctx.Err(), v.lastWords())
+	}
+	if code := q.cmd.ProcessState.ExitCode(); code != 0 {
+		return fmt.Errorf("%s: QEMU ended with %d when the machine shut down: %s", v.cfg.Name, code, q.said())
+	}
+	v.Cut()
+	if err := v.Power(); err != nil {
 		return err
 	}
-	for {
-		rctx, cancel := context.WithTimeout(ctx, time.Minute)
-		now, err := v.Must(rctx, "cat", bootID)
-		cancel()
-		if err == nil && now != before {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("reboot: %w: %v", ctx.Err(), err)
-		}
-		v.mu.Lock()
-		v.hangUp()
-		v.mu.Unlock()
-		time.Sleep(500 * time.Millisecond)
+	_, err := v.Must(ctx, "true")
+	return err
+}
+
+// Processor is how long the processors of this machine have worked for v: it
+// says more than time where others work too.
+func (v *VM) Processor() time.Duration {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.qemu == nil {
+		return v.spent
 	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", v.qemu.cmd.Process.Pid))
+	if err != nil {
+		return v.spent
+	}
+	_, after, _ := strings.Cut(string(stat), ") ") // the name may have spaces in it
+	f := strings.Fields(after)
+	if len(f) < 13 {
+		return v.spent
+	}
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	return v.spent + time.Duration(user+system)*10*time.Millisecond // USER_HZ is 100 for everybody
 }
 
 // lastWords is the end of the console, for errors.

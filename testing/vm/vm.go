@@ -21,11 +21,19 @@ import (
 // initrd.img.
 type Image string
 
+// Booted is a folder where Keep has left machines as they were after their boot:
+// for each its disk and its memory.
+type Booted string
+
+func (b Booted) disk(name string) string   { return filepath.Join(string(b), name+".qcow2") }
+func (b Booted) memory(name string) string { return filepath.Join(string(b), name+".memory") }
+
 // Config says what a virtual machine is.
 type Config struct {
 	Name    string // its host name
 	Dir     string // its own folder; short, for it holds sockets
 	Image   Image
+	Booted  Booted       // where Wake finds it; empty: it has never booted
 	Disk    string       // image file of the second disk, which it only reads; see NewDisk
 	Address netip.Prefix // on its only network
 	// Link and Peer are sockets, of this machine and of the one it is connected
@@ -42,13 +50,39 @@ type VM struct {
 	mu    sync.Mutex
 	qemu  *process // nil: off
 	qmp   *wire
-	agent *wire // nil: to be dialed
+	agent *wire         // nil: to be dialed
+	spent time.Duration // by processes of QEMU that have ended
 }
 
-// New makes a machine with an empty copy of the image's disk. It is off.
+// Pair is what the tests run on: a server and a node with a cable between them.
+// Their folders are made below dir, and dir may be gone when both are off.
+func Pair(ctx context.Context, dir string, image Image, booted Booted, disk string) (server, node *VM, err error) {
+	machine := func(name, peer, address string, memoryMiB int) (*VM, error) {
+		own := filepath.Join(dir, name)
+		if err := os.Mkdir(own, 0o700); err != nil {
+			return nil, err
+		}
+		link := func(name string) string { return filepath.Join(dir, name+".lan") }
+		return New(ctx, Config{Name: name, Dir: own, Image: image, Booted: booted, Disk: disk, CPUs: 2, MemoryMiB: memoryMiB,
+			Address: netip.MustParsePrefix(address), Link: link(name), Peer: link(peer)})
+	}
+	server, err = machine("server", "node", "192.0.2.10/24", 3072)
+	if err != nil {
+		return nil, nil, err
+	}
+	node, err = machine("node", "server", "192.0.2.11/24", 3584)
+	return server, node, err
+}
+
+// New makes a machine with an empty copy of the disk of the image, or of what
+// Keep has left. It is off.
 func New(ctx context.Context, cfg Config) (*VM, error) {
 	v := &VM{cfg: cfg}
-	base, err := filepath.Abs(filepath.Join(string(cfg.Image), "root.qcow2"))
+	base := filepath.Join(string(cfg.Image), "root.qcow2")
+	if cfg.Booted != "" {
+		base = cfg.Booted.disk(cfg.Name)
+	}
+	base, err := filepath.Abs(base)
 	if err != nil {
 		return nil, err
 	}
@@ -89,6 +123,9 @@ func (v *VM) file(name string) string { return filepath.Join(v.cfg.Dir, name) }
 // Name is the machine's host name.
 func (v *VM) Name() string { return v.cfg.Name }
 
+// Address is where the other machine finds it.
+func (v *VM) Address() netip.Addr { return v.cfg.Address.Addr() }
+
 // Console is the file with what the machine has said on its serial console.
 func (v *VM) Console() string { return v.file("console") }
 
@@ -96,6 +133,15 @@ func (v *VM) Console() string { return v.file("console") }
 func (v *VM) Power() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	var second []string
+	if v.cfg.Disk != "" {
+		second = []string{"-device", "virtio-blk-pci,id=second,drive=second,bus=bay"}
+	}
+	return v.start(second...)
+}
+
+// start starts QEMU. v.mu is held.
+func (v *VM) start(more ...string) error {
 	if v.qemu != nil {
 		return fmt.Errorf("%s is on", v.cfg.Name)
 	}
@@ -109,13 +155,13 @@ func (v *VM) Power() error {
 		return err
 	}
 	defer console.Close()
-	q, err := start("qemu-system-x86_64", v.arguments(), console)
+	q, err := start("qemu-system-x86_64", append(v.arguments(), more...), console)
 	if err != nil {
 		return err
 	}
 	qmp, err := q.await(v.file("qmp"))
 	if err == nil {
-		err = qmp.call(time.Minute, "qmp_capabilities", nil, nil)
+		err = qmp.call(answerTime, "qmp_capabilities", nil, nil)
 	}
 	if err != nil {
 		q.kill()
@@ -123,6 +169,83 @@ func (v *VM) Power() error {
 	}
 	v.qemu, v.qmp = q, qmp
 	return nil
+}
+
+// Keep stops a machine that has booted and leaves its disk and memory in a
+// folder, where Wake finds them as often as it is asked. The machine is off then.
+func (v *VM) Keep(ctx context.Context, into Booted) error {
+	for _, c := range []struct {
+		name      string
+		arguments any
+	}{
+		{"stop", nil},
+		{"migrate-set-parameters", map[string]any{"max-bandwidth": 1 << 40}}, // it is slowed down if not told otherwise
+		{"migrate", map[string]any{"uri": "exec:cat >'" + into.memory(v.cfg.Name) + "'"}},
+	} {
+		if err := v.command(c.name, c.arguments, nil); err != nil {
+			return err
+		}
+	}
+	if err := v.state(ctx, "query-migrate", "completed"); err != nil {
+		return err
+	}
+	v.Cut() // QEMU has written all of the disk before it says that it has completed
+	return os.Rename(v.file("disk"), into.disk(v.cfg.Name))
+}
+
+// Wake switches the machine on as Keep has left it, sets its clock and plugs its
+// second disk in, which it mounts now and at every boot from then on.
+func (v *VM) Wake(ctx context.Context) error {
+	v.mu.Lock()
+	err := v.start("-incoming", "exec:cat '"+v.cfg.Booted.memory(v.cfg.Name)+"'")
+	v.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := v.state(ctx, "query-status", "paused"); err != nil {
+		return err
+	}
+	if err := v.command("cont", nil, nil); err != nil {
+		return err
+	}
+	if err := v.command("device_add", map[string]any{"driver": "virtio-blk-pci", "id": "second", "drive": "second", "bus": "bay"}, nil); err != nil {
+		return err
+	}
+	const script = `set -e
+date -s "@$1"
+# Emulated, it may take long for the disk to come up.
+echo "LABEL=multipaas /opt/multipaas ext4 ro,x-systemd.device-timeout=infinity 0 0" >>/etc/fstab
+udevadm wait /dev/disk/by-label/multipaas
+mount /opt/multipaas`
+	_, err = v.Must(ctx, "sh", "-c", script, "sh", strconv.FormatInt(time.Now().Unix(), 10))
+	return err
+}
+
+// state waits until QEMU says that something has come as far as wanted.
+func (v *VM) state(ctx context.Context, query, wanted string) error {
+	for {
+		var is struct{ Status string }
+		err := v.command(query, nil, &is)
+		if err == nil && is.Status == wanted {
+			return nil
+		}
+		if err == nil && is.Status == "failed" {
+			err = fmt.Errorf("%s: %s has failed", v.cfg.Name, query)
+		}
+		if err != nil {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			if v.qemu != nil {
+				err = fmt.Errorf("%w: %s", err, v.qemu.said())
+			}
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %s says %s, want %s: %w", v.cfg.Name, query, is.Status, wanted, ctx.Err())
+		}
+	}
 }
 
 func (v *VM) arguments() []string {
@@ -140,17 +263,24 @@ func (v *VM) arguments() []string {
 		"systemd.hostname=" + v.cfg.Name,
 		fmt.Sprintf("ip=%s:::%s:%s:eth0:off", address.Addr(), netip.AddrFrom4(mask), v.cfg.Name),
 	}
-	return []string{
+	var second []string
+	if v.cfg.Disk != "" {
+		second = []string{"-drive", "if=none,id=second,format=raw,read-only=on,file=" + v.cfg.Disk}
+	}
+	return append([]string{
 		"-name", v.cfg.Name, "-nodefaults", "-no-user-config", "-display", "none",
 		// Emulated: the machines that build this have no usable KVM.
-		"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
+		// A processor without AVX, whose instructions are emulated so slowly
+		// that it does the same work in four fifths of the time of -cpu max.
+		"-no-reboot", // QEMU ends instead; see Reboot
+		"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "Westmere",
 		"-smp", strconv.Itoa(v.cfg.CPUs), "-m", strconv.Itoa(v.cfg.MemoryMiB),
 		"-kernel", filepath.Join(string(v.cfg.Image), "vmlinuz"), "-initrd", filepath.Join(string(v.cfg.Image), "initrd.img"),
 		"-append", strings.Join(kernel, " "),
 		"-drive", "if=none,id=root,format=qcow2,discard=unmap,file=" + v.file("disk"),
 		"-device", "virtio-blk-pci,drive=root",
-		"-drive", "if=none,id=multipaas,format=raw,read-only=on,file=" + v.cfg.Disk,
-		"-device", "virtio-blk-pci,drive=multipaas",
+		// The second disk goes into a bay of its own, for it can be plugged in later.
+		"-device", "pcie-root-port,id=bay",
 		"-netdev", fmt.Sprintf("dgram,id=lan,local.type=unix,local.path=%s,remote.type=unix,remote.path=%s", v.cfg.Link, v.cfg.Peer),
 		"-device", fmt.Sprintf("virtio-net-pci,netdev=lan,mac=52:54:00:00:00:%02x,romfile=", last),
 		"-device", "virtio-rng-pci",
@@ -159,7 +289,7 @@ func (v *VM) arguments() []string {
 		"-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
 		"-serial", "stdio",
 		"-qmp", "unix:" + v.file("qmp") + ",server=on,wait=off",
-	}
+	}, second...)
 }
 
 // Cut takes the power away: what the machine has not written is lost.
@@ -172,6 +302,9 @@ func (v *VM) Cut() {
 	v.hangUp()
 	v.qmp.close()
 	v.qemu.kill()
+	if state := v.qemu.cmd.ProcessState; state != nil {
+		v.spent += state.UserTime() + state.SystemTime()
+	}
 	v.qemu, v.qmp = nil, nil
 }
 
@@ -183,54 +316,15 @@ func (v *VM) hangUp() {
 	}
 }
 
-// Stop halts the machine's processors and Go lets them run again; devices keep
-// what they hold.
-func (v *VM) Stop() error { return v.command("stop", nil) }
-
-// Go is the opposite of Stop.
-func (v *VM) Go() error { return v.command("cont", nil) }
-
-func (v *VM) command(name string, arguments any) error {
+// command gives QEMU a command.
+func (v *VM) command(name string, arguments, out any) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.qemu == nil {
 		return fmt.Errorf("%s is off", v.cfg.Name)
 	}
-	if err := v.qmp.call(time.Minute, name, arguments, nil); err != nil {
+	if err := v.qmp.call(answerTime, name, arguments, out); err != nil {
 		return fmt.Errorf("%s: %w", v.cfg.Name, err)
-	}
-	return nil
-}
-
-// Save keeps the machine as it is, memory and disk, under a name in its disk's
-// file; Load takes it back there. Machines that talk to each other are stopped,
-// all saved, and then told to go on.
-func (v *VM) Save(name string) error { return v.monitor("savevm " + name) }
-
-// Load is the opposite of Save. The clock of the machine goes on from where it
-// was: set it.
-func (v *VM) Load(name string) error {
-	v.mu.Lock()
-	v.hangUp()
-	v.mu.Unlock()
-	return v.monitor("loadvm " + name)
-}
-
-// monitor gives a command of QEMU's older protocol, which answers by a text, if
-// it has something to complain of.
-func (v *VM) monitor(line string) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.qemu == nil {
-		return fmt.Errorf("%s is off", v.cfg.Name)
-	}
-	var said string
-	err := v.qmp.call(10*time.Minute, "human-monitor-command", map[string]any{"command-line": line}, &said)
-	if said = strings.TrimSpace(said); err == nil && said != "" {
-		err = errors.New(said)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %s: %w", v.cfg.Name, line, err)
 	}
 	return nil
 }
@@ -273,7 +367,7 @@ func start(name string, args []string, out *os.File) (*process, error) {
 
 // await connects to a socket that the process is about to make.
 func (p *process) await(socket string) (*wire, error) {
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(answerTime); ; time.Sleep(10 * time.Millisecond) {
 		w, err := dial(socket)
 		if err == nil {
 			return w, nil

@@ -7,10 +7,10 @@ cd "$1"
 
 : >etc/machine-id # each machine makes its own at its first start
 echo 'LABEL=root / ext4 errors=remount-ro 0 1' >etc/fstab
-echo 'LABEL=multipaas /opt/multipaas ext4 ro,x-systemd.device-timeout=infinity 0 0' >>etc/fstab # emulated, it may take long
 mkdir -p opt/multipaas
 
-# The command and the units are on the second disk.
+# The command and the units are on the second disk, which is plugged in and
+# written to etc/fstab later.
 ln -s /opt/multipaas/multipaas usr/local/bin/multipaas
 ln -s /opt/multipaas/multipaas usr/local/bin/mp
 
@@ -20,4 +20,6 @@ mkdir -p etc/systemd/system/multi-user.target.wants etc/systemd/system/sysinit.t
 ln -s /lib/systemd/system/systemd-networkd.service etc/systemd/system/multi-user.target.wants/
 ln -s /lib/systemd/system/systemd-network-generator.service etc/systemd/system/sysinit.target.wants/
 
-
+# What Debian does once a day or a week (looking for updates, say) it would do
+# whenever the clock is set, which tests do.
+rm -f etc/systemd/system/timers.target.wants/*
