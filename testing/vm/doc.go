@@ -28,8 +28,17 @@
 // restart of both units, a workspace and an app, a node without its agent,
 // clocks that jump a day on and back, and power losses.
 //
+// What the short form's steps took of both machines' processors, in seconds, on a
+// build machine that gave them a third of one because others worked on it (waits
+// then work too: a server that does nothing takes an eighth of a processor):
+//
+//	boot 12, preflight 43, server 93, join 220, reboot 251; all 620 in 1529 s
+//
+// The first boot takes 120 more, once, and the root file system 50. A node's
+// first start is its payload: 340 MB to decompress and hash at 4 MB/s.
+//
 // QEMU ends with the process that started it, however that ends.
 //
-// Parties: its own tests. It drives from outside and imports nothing of the
+// Parties: its own tests and cmd/boot. It drives from outside and imports nothing of the
 // appliance.
 package vm

@@ -260,6 +260,9 @@ func (v *VM) arguments() []string {
 		// What is dear to emulate and nothing to us: a serial port that is
 		// talked to all the time, flushes that guard against real processors' flaws.
 		"loglevel=5", "systemd.show_status=error", "mitigations=off", "init_on_alloc=0", "random.trust_cpu=on",
+		// Debian's own services are killed after three minutes without a sign,
+		// which they have been too slow to give. Ours have no watchdog.
+		"systemd.service_watchdogs=no",
 		"systemd.hostname=" + v.cfg.Name,
 		fmt.Sprintf("ip=%s:::%s:%s:eth0:off", address.Addr(), netip.AddrFrom4(mask), v.cfg.Name),
 	}

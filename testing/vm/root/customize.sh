@@ -23,3 +23,12 @@ ln -s /lib/systemd/system/systemd-network-generator.service etc/systemd/system/s
 # What Debian does once a day or a week (looking for updates, say) it would do
 # whenever the clock is set, which tests do.
 rm -f etc/systemd/system/timers.target.wants/*
+
+# Emulated on a machine that is busy, the serial port has been seen to take more
+# than the 90 seconds that systemd waits for devices. Our units say their own.
+mkdir -p etc/systemd/system.conf.d
+cat >etc/systemd/system.conf.d/slow.conf <<'EOF'
+[Manager]
+DefaultTimeoutStartSec=30min
+DefaultDeviceTimeoutSec=30min
+EOF
