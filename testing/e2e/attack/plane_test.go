@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/multipaas/multipaas/testing/datacenter"
 )
@@ -39,6 +40,8 @@ func testPlane(t *testing.T, s *suite) {
 	targets["169.254.169.254:80"], targets["169.254.20.10:5000"] = "metadata of a cloud", "link-local endpoints"
 	targets["0.0.0.0:6444"] = "any address of the plane"
 	const who = "owner of A, through A's plane"
+
+	s.called(t, k, targets)
 
 	// The control: the same ways lead to A's own pod.
 	own := s.attacker.ip + ":8080"
@@ -97,4 +100,83 @@ func answered(words string) bool {
 		}
 	}
 	return false
+}
+
+// called makes A's plane call webhooks and servers of API groups that A names. On
+// the plane's own loopback nobody but the plane itself and the platform's public
+// documents listens: there a refused connection is what should happen.
+func (s *suite) called(t *testing.T, k *kube, targets map[string]string) {
+	own := s.attacker.ip + ":8080"
+	some := map[string]string{own: "A's own pod"}
+	for target, what := range targets {
+		if _, port, _ := strings.Cut(target, ":"); port != "22" && target != "0.0.0.0:6444" && target != "127.0.0.1:6444" {
+			some[target] = what
+		}
+	}
+	for _, port := range []string{"80", "443", "5000", "7443", "10250", "10257", "10259"} {
+		some["127.0.0.1:"+port] = "loopback of the plane"
+	}
+	blocked := func(target string, r reply) bool {
+		if strings.HasPrefix(target, "127.") && strings.Contains(r.body, "connection refused") {
+			return true
+		}
+		return r.code != 0 && r.code/100 != 2 && !answered(r.body)
+	}
+	// A way is prepared, and asked until it was taken.
+	ways := map[string]func(ctx context.Context, name, target string) reply{
+		"a webhook's URL": func(ctx context.Context, name, target string) reply {
+			if r := k.post(ctx, "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", `{"metadata":{"name":"`+name+`"},"webhooks":[{"name":"a.`+name+`.test",
+				"clientConfig":{"url":"https://`+target+`/healthz"},"rules":[{"apiGroups":[""],"apiVersions":["v1"],"operations":["CREATE"],"resources":["configmaps"]}],
+				"objectSelector":{"matchLabels":{"called":"`+name+`"}},"sideEffects":"None","admissionReviewVersions":["v1"],"timeoutSeconds":3,"failurePolicy":"Fail"}]}`); r.code/100 != 2 && r.code != http.StatusConflict {
+				return r
+			}
+			return k.post(ctx, "/api/v1/namespaces/detour/configmaps?dryRun=All", `{"metadata":{"name":"`+name+`","labels":{"called":"`+name+`"}}}`)
+		},
+		"a Service by the name of something outside, for a webhook": func(ctx context.Context, name, target string) reply {
+			address, port, _ := strings.Cut(target, ":")
+			name = "by-name-" + name
+			if r := k.post(ctx, "/api/v1/namespaces/detour/services", `{"metadata":{"name":"`+name+`"},"spec":{"type":"ExternalName","externalName":"`+address+`","ports":[{"port":`+port+`}]}}`); r.code/100 != 2 && r.code != http.StatusConflict {
+				return r
+			}
+			if r := k.post(ctx, "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", `{"metadata":{"name":"`+name+`"},"webhooks":[{"name":"a.`+name+`.test",
+				"clientConfig":{"service":{"namespace":"detour","name":"`+name+`","port":`+port+`}},"rules":[{"apiGroups":[""],"apiVersions":["v1"],"operations":["CREATE"],"resources":["configmaps"]}],
+				"objectSelector":{"matchLabels":{"called":"`+name+`"}},"sideEffects":"None","admissionReviewVersions":["v1"],"timeoutSeconds":3,"failurePolicy":"Fail"}]}`); r.code/100 != 2 && r.code != http.StatusConflict {
+				return r
+			}
+			return k.post(ctx, "/api/v1/namespaces/detour/configmaps?dryRun=All", `{"metadata":{"name":"`+name+`","labels":{"called":"`+name+`"}}}`)
+		},
+	}
+	var wg sync.WaitGroup
+	places := make(chan struct{}, 32)
+	for i, target := range slices.Sorted(maps.Keys(some)) {
+		for way, ask := range ways {
+			places <- struct{}{}
+			wg.Go(func() {
+				defer func() { <-places }()
+				ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+				defer cancel()
+				name := fmt.Sprintf("called-%d", i)
+				r := ask(ctx, name, target)
+				for r.code/100 == 2 && ctx.Err() == nil { // the API server has not heard of the webhook yet
+					time.Sleep(200 * time.Millisecond)
+					r = ask(ctx, name, target)
+				}
+				if target == own {
+					// By name nothing of A's is reached either; the other way is the control.
+					if way == "a webhook's URL" {
+						var err error
+						if !strings.Contains(r.body, "HTTPS") {
+							err = fmt.Errorf("%s", r)
+						}
+						s.control(t, "A's own pod is called by "+way, err)
+					}
+					return
+				}
+				s.record(t, attempt{What: "call " + target + " (" + some[target] + ") by " + way, From: "owner of A, through A's plane", Want: "no answer",
+					Got: r.String(), Blocked: blocked(target, r)})
+			})
+		}
+	}
+	wg.Wait()
+	k.do(t.Context(), http.MethodDelete, "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", "", "")
 }
