@@ -223,15 +223,17 @@ func asConflict(err error) error {
 }
 
 func (a *API) deleteMembership(ctx context.Context, m *resource.Membership) (*Empty, error) {
-	stored, err := a.store.Memberships().Get(ctx, m.Key())
-	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
-		return nil, &access.Refusal{Reason: access.ErrNotFound, Text: fmt.Sprintf("%s has no role here.", m.Name)}
-	}
-	if err != nil {
-		return nil, err
-	}
-	stored.Revision = 0
-	return &Empty{}, a.store.Memberships().Delete(ctx, stored)
+	return &Empty{}, retry(ctx, func() error {
+		stored, err := a.store.Memberships().Get(ctx, m.Key())
+		if err == nil {
+			// As it was read: of two who take a role at once, one has found none.
+			err = a.store.Memberships().Delete(ctx, stored)
+		}
+		if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
+			return &access.Refusal{Reason: access.ErrNotFound, Text: fmt.Sprintf("%s has no role here.", m.Name)}
+		}
+		return err
+	})
 }
 
 // dropMemberships removes all roles below prefix.

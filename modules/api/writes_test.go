@@ -312,6 +312,37 @@ func TestMembers(t *testing.T) {
 	}
 }
 
+// TestTakenOnce takes a role several times at once: one has taken it, and the
+// others were told that there was none.
+func TestTakenOnce(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	s.want(http.StatusCreated, owner, "POST", "/v1/users", `{"email":"new@acme.example","password":"`+password+`"}`)
+	for round := range 10 {
+		s.want(http.StatusCreated, admin, "PUT", inWeb+"/members/new@acme.example", `{"role":"developer"}`)
+		var wg sync.WaitGroup
+		var taken, none atomic.Int64
+		for range 8 {
+			wg.Go(func() {
+				got, err := s.try(s.tokens[admin], "DELETE", inWeb+"/members/new@acme.example", "")
+				if err != nil {
+					t.Error(err)
+				}
+				switch got.status {
+				case http.StatusNoContent:
+					taken.Add(1)
+				case http.StatusNotFound:
+					none.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if taken.Load() != 1 || none.Load() != 7 {
+			t.Errorf("round %d: %d have taken it and %d found none, want 1 and 7", round, taken.Load(), none.Load())
+		}
+	}
+}
+
 func TestRegistration(t *testing.T) {
 	body := func(account string) string {
 		return `{"account":"` + account + `","email":"ann@new.example","password":"` + password + `"}`

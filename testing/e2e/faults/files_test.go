@@ -23,6 +23,7 @@ import (
 // by name, nothing is made worse, and with the whole file back, or with room,
 // all goes on.
 func testFiles(t *testing.T, s *suite) {
+	s.serves(t)
 	s.Kubectl(t, "create", "configmap", "kept", "--from-literal=what=this")
 	t.Cleanup(func() { s.Kubectl(t, "delete", "configmap", "kept") })
 	t.Run("plane's database damaged", func(t *testing.T) { s.count("files/plane"); s.damagedPlane(t) })

@@ -365,6 +365,7 @@ func TestHistoryChecker(t *testing.T) {
 		{"an acknowledged write that is gone", []op{{put("admin", 0), created("admin", 5), 0, 1}, {get, gone, 2, 3}}, false},
 		{"a deleted role that comes back", []op{{put("admin", 0), created("admin", 5), 0, 1}, {remove, taken, 2, 3}, {get, is("admin", 5), 4, 5}}, false},
 		{"two who create", []op{{put("admin", none), created("admin", 5), 0, 9}, {put("developer", none), created("developer", 6), 1, 8}}, false},
+		{"two who take one role", []op{{put("admin", 0), created("admin", 5), 0, 1}, {remove, taken, 2, 9}, {remove, taken, 3, 8}}, false},
 		{"two with one ETag", []op{{put("admin", 0), created("admin", 5), 0, 1}, {put("developer", 5), is("developer", 6), 2, 9}, {put("developer", 5), is("developer", 7), 2, 9}}, false},
 		{"a refusal without a reason", []op{{put("admin", 0), created("admin", 5), 0, 1}, {put("developer", 5), refusal, 2, 3}}, false},
 		{"a lost answer that happened", []op{{put("admin", 0), lost, 0, never}, {get, gone, 1, 2}, {get, is("admin", 9), 3, 4}, {put("developer", 9), is("developer", 11), 5, 6}}, true},
