@@ -25,7 +25,7 @@ import (
 func testFiles(t *testing.T, s *suite) {
 	s.serves(t)
 	s.Kubectl(t, "create", "configmap", "kept", "--from-literal=what=this")
-	t.Cleanup(func() { s.Kubectl(t, "delete", "configmap", "kept") })
+	defer s.Kubectl(t, "delete", "configmap", "kept")
 	t.Run("plane's database damaged", func(t *testing.T) { s.count("files/plane"); s.damagedPlane(t) })
 	t.Run("etcd's log damaged", func(t *testing.T) { s.count("files/etcd"); s.damagedEtcd(t) })
 	t.Run("payload cut off", func(t *testing.T) { s.count("files/payload"); s.cutPayload(t) })
