@@ -137,7 +137,7 @@ lab: ## build dist/lab, which makes hosts out of network namespaces
 
 .PHONY: test
 test: ## everything the project tests, the way CI runs it
-	@.ci/parts.sh deps kube payload build lab lint test-unit test-kube test-e2e attack faults leaks
+	@.ci/parts.sh deps kube payload build lab lint test-unit test-kube test-e2e attack faults leaks test-vm
 
 .PHONY: test-unit
 test-unit: export MULTIPAAS_PAYLOAD := $(CURDIR)/$(payload)
