@@ -299,7 +299,7 @@ func TestLogIsBounded(t *testing.T) {
 // service owns, and the namespace with it.
 func TestFirst(t *testing.T) {
 	m := start(t, Config{Services: []ServiceConfig{
-		sh("leaves", "(setsid sh -c \"trap 'echo asked >&2; exit' TERM; while :; do sleep 0.01; done\" &); exec sleep 1000"),
+		sh("leaves", "(setsid sh -c \"trap 'echo asked >&2; exit' TERM; echo waits >&2; while :; do sleep 0.01; done\" &); exec sleep 1000"),
 	}}, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
 		// Nothing of this machine's control groups is touched.
 		`mount -t tmpfs none /sys/fs/cgroup && exec "$@"`, "sh")
@@ -315,8 +315,13 @@ func TestFirst(t *testing.T) {
 	if err != nil {
 		t.Fatalf("child of unshare: %q", children)
 	}
+	log := func() string {
+		data, _ := os.ReadFile(filepath.Join(m.dir, "leaves.log"))
+		return string(data)
+	}
+	m.await("it can be asked", func() bool { return strings.Contains(log(), "waits") })
 	m.stop(pid)
-	if log, _ := os.ReadFile(filepath.Join(m.dir, "leaves.log")); !strings.Contains(string(log), "asked") {
+	if log := log(); !strings.Contains(log, "asked") {
 		t.Errorf("what no service owned was not asked to end: %q", log)
 	}
 }

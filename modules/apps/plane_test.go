@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -149,7 +150,7 @@ func startPlane(t *testing.T) kubernetes.Interface {
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, over := make(chan struct{}), make(chan error, 1)
-	go func() { over <- process.Run(ctx, func() { close(ready) }) }()
+	go func() { over <- process.Run(ctx, sync.OnceFunc(func() { close(ready) }), nil) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-over; err != nil {
