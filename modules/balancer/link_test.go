@@ -125,7 +125,7 @@ func TestLinkAnswers(t *testing.T) {
 	})
 	for _, http2 := range []bool{false, true} {
 		c := s.browser(b, http2)
-		ask := func(method, path string) (*http.Response, string, error, []int) {
+		ask := func(method, path string) (*http.Response, string, []int, error) {
 			var early []int
 			ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
 				early = append(early, code)
@@ -137,15 +137,15 @@ func TestLinkAnswers(t *testing.T) {
 			}
 			resp, err := c.Do(req)
 			if err != nil {
-				return nil, "", err, early
+				return nil, "", early, err
 			}
 			defer resp.Body.Close()
 			body, err := io.ReadAll(resp.Body)
-			return resp, string(body), err, early
+			return resp, string(body), early, err
 		}
 		for path, want := range map[string]int{"/early": 200, "/trailers": 200, "/hops": 200, "/end": 200, "/none": 204, "/same": 304,
 			"/upgrade": 502, "/garbage": 502, "/two": 502, "/large": 502} {
-			resp, body, err, early := ask("GET", path)
+			resp, body, early, err := ask("GET", path)
 			if err != nil || resp.StatusCode != want || want == 200 && body != "ok" {
 				t.Errorf("%s: got %v %q, %v, want %d", path, resp, body, err, want)
 				continue
@@ -167,13 +167,13 @@ func TestLinkAnswers(t *testing.T) {
 				}
 			}
 		}
-		if resp, body, err, _ := ask("GET", "/short"); err == nil {
+		if resp, body, _, err := ask("GET", "/short"); err == nil {
 			t.Errorf("an answer that broke off: got %v %q and no error", resp, body)
 		}
-		if resp, _, err, _ := ask("GET", "/announce"); err == nil && resp.StatusCode != 502 {
+		if resp, _, _, err := ask("GET", "/announce"); err == nil && resp.StatusCode != 502 {
 			t.Errorf("endless announcements: got %v", resp)
 		}
-		if resp, body, err, _ := ask("HEAD", "/same"); err != nil || resp.StatusCode != 304 || body != "" {
+		if resp, body, _, err := ask("HEAD", "/same"); err != nil || resp.StatusCode != 304 || body != "" {
 			t.Errorf("HEAD: got %v %q %v", resp, body, err)
 		}
 		c.CloseIdleConnections()
