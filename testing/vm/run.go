@@ -191,9 +191,13 @@ func (v *VM) Reboot(ctx context.Context) error {
 		return fmt.Errorf("%s is off", v.cfg.Name)
 	}
 	if _, err := v.Must(ctx, "systemctl", "reboot", "--no-block"); err != nil {
+		// It may go before it has told how the command went: the connection breaks
+		// off a moment before QEMU's process is over.
 		select {
-		case <-q.ended: // before it has told how the command went
-		default:
+		case <-q.ended:
+		case <-time.After(10 * time.Second):
+			return err
+		case <-ctx.Done():
 			return err
 		}
 	}
