@@ -146,14 +146,18 @@ func (h *Host) Boot(ctx context.Context) (err error) {
 		Host: h.name, Address: netip.PrefixFrom(st.Address, h.lab.slot.subnet().Bits()), MAC: h.lab.slot.mac(st.Index),
 		Dir: h.Dir(), Exe: h.lab.exe, Binary: h.lab.opt.Binary, Groups: hs, Unified: unified(), Hosts: h.lab.hostsFile(),
 	}
-	pid, ready, err := h.startInit(cfg, own)
+	init, network, ready, err := h.startInit(cfg, own)
 	if err != nil {
 		return err
 	}
+	defer network.Close()
 	defer ready.Close()
-	init := findProcess(pid)
-	if err := h.connect(pid, st.Index); err != nil {
-		return errors.Join(err, h.clear(ctx))
+	// What process 1 said tells more than that it is not there.
+	said := func(err error) error {
+		return errors.Join(fmt.Errorf("%w\n%s", err, tailOf(filepath.Join(h.Dir(), "log", "init.log"))), h.clear(ctx))
+	}
+	if err := h.connect(network, st.Index); err != nil {
+		return said(err)
 	}
 	binary := Fingerprint(h.lab.opt.Binary)
 	err = h.lab.change(func(s *state) error {
@@ -168,34 +172,34 @@ func (h *Host) Boot(ctx context.Context) (err error) {
 		return errors.Join(err, h.clear(ctx))
 	}
 	if err := awaitReady(ctx, ready); err != nil {
-		tail := tailOf(filepath.Join(h.Dir(), "log", "init.log"))
-		return errors.Join(fmt.Errorf("%w\n%s", err, tail), h.clear(ctx))
+		return said(err)
 	}
 	return h.lab.applyFaults(ctx)
 }
 
-// startInit starts process 1, which waits for its link before it goes on.
-func (h *Host) startInit(cfg initConfig, groups []string) (pid int, ready *os.File, err error) {
+// startInit starts process 1, which waits for its link before it goes on, and
+// returns its network namespace.
+func (h *Host) startInit(cfg initConfig, groups []string) (init process, network, ready *os.File, err error) {
 	data, err := json.Marshal(cfg)
 	if err != nil {
-		return 0, nil, err
+		return init, nil, nil, err
 	}
 	log, err := os.OpenFile(filepath.Join(h.Dir(), "log", "init.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return 0, nil, err
+		return init, nil, nil, err
 	}
 	defer log.Close()
 	// Two pipes: over one it gets its configuration, over the other it says that
 	// it is ready. Both end when either side dies.
 	cfgR, cfgW, err := os.Pipe()
 	if err != nil {
-		return 0, nil, err
+		return init, nil, nil, err
 	}
 	defer cfgR.Close()
 	defer cfgW.Close()
 	readyR, readyW, err := os.Pipe()
 	if err != nil {
-		return 0, nil, err
+		return init, nil, nil, err
 	}
 	defer readyW.Close()
 	cmd := exec.Command(h.lab.exe, initWord, h.name)
@@ -208,19 +212,29 @@ func (h *Host) startInit(cfg initConfig, groups []string) (pid int, ready *os.Fi
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
 	}
 	if err := cmd.Start(); err != nil {
-		return 0, nil, errors.Join(err, readyR.Close())
+		return init, nil, nil, errors.Join(err, readyR.Close())
 	}
 	go cmd.Wait() // so that no zombie stays if we live longer; it has no other parent than us
 	// It can't get far before it is in its groups: it waits for its configuration.
 	err = enterGroups(groups, cmd.Process.Pid)
 	if err == nil {
+		// Not later: once it has its configuration it executes itself from one of its
+		// threads, and until the others are gone its pid is that of a dead thread, which has
+		// no namespaces any more (seen: "make link: no such process").
+		init = findProcess(cmd.Process.Pid)
+		network, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
+	}
+	if err == nil {
 		_, err = cfgW.Write(data) // a pipe holds 64 KiB: it does not block
 	}
 	if err != nil {
 		cmd.Process.Kill()
-		return 0, nil, errors.Join(err, readyR.Close())
+		if network != nil {
+			network.Close()
+		}
+		return init, nil, nil, errors.Join(err, readyR.Close())
 	}
-	return cmd.Process.Pid, readyR, nil
+	return init, network, readyR, nil
 }
 
 // awaitReady waits for a byte of process 1.
@@ -254,8 +268,8 @@ func (s slot) mac(index int) string {
 	return fmt.Sprintf("02:1a:b0:%02x:%02x:%02x", s.Number>>8, s.Number&0xff, index)
 }
 
-// connect links the namespace of process 1 to the bridge.
-func (h *Host) connect(pid, index int) error {
+// connect links the network namespace of process 1 to the bridge.
+func (h *Host) connect(network *os.File, index int) error {
 	bridge, err := netlink.LinkByName(h.lab.slot.bridge())
 	if err != nil {
 		return fmt.Errorf("bridge %s: %w", h.lab.slot.bridge(), err)
@@ -267,7 +281,7 @@ func (h *Host) connect(pid, index int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = h.lab.slot.link(index)
 	attrs.MasterIndex = bridge.Attrs().Index
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: mac, PeerNamespace: netlink.NsPid(pid)}
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(network.Fd())}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("make link %s: %w", attrs.Name, err)
 	}
