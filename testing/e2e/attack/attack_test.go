@@ -62,6 +62,8 @@ func TestAttack(t *testing.T) {
 		{"tokens", testTokens},
 		{"registry", testRegistry},
 		{"images", testImages},
+		{"setuid", testSetuid},
+		{"unmasked", testUnmasked},
 		{"resources", testResources},
 	} {
 		began := time.Now()

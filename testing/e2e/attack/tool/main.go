@@ -9,6 +9,14 @@
 //	tool send LINK        sends frames, base64 lines, as they are
 //	tool watch PORT...    prints which marked packets it sees, until it is stopped
 //	tool open PATH...     one line per file: "PATH open|closed REASON"
+//	tool write PATH...    the same, for writing; a path may be a pattern
+//	tool run PROGRAM...   runs "PROGRAM who" as its child, one line for each
+//	tool who              prints whom the kernel takes it for, as JSON
+//	tool gain             one line per thing that only a machine's root may do:
+//	                      "NAME open|closed REASON"
+//	tool link NAME=TO...  makes symbolic links; a NAME alone is a folder
+//	tool swap NAME=TO...  changes folders for links and back until it is stopped
+//	tool get URL...       one line per URL: "URL STATUS BODY", or "URL none REASON"
 //
 // And what uses something up, for SECONDS; each says at its end how far it came
 // and with which words it was refused:
@@ -61,6 +69,20 @@ func run(args []string) int {
 		err = watch(ctx, args[1:])
 	case "open":
 		each(args[1:], open)
+	case "write":
+		each(args[1:], write)
+	case "run":
+		each(args[1:], func(program string) string { return execute(ctx, program) })
+	case "who":
+		err = who()
+	case "gain":
+		err = gainAll(ctx, args[1:])
+	case "link":
+		err = link(args[1:])
+	case "swap":
+		err = swap(ctx, args[1:])
+	case "get":
+		each(args[1:], func(url string) string { return get(ctx, url) })
 	case "fork":
 		err = forkBomb(seconds(args, 1))
 	case "memory":
@@ -94,12 +116,18 @@ func seconds(args []string, at int) time.Duration {
 	return time.Duration(n) * time.Second
 }
 
-// wait answers everybody, but for /never, which it leaves waiting.
+// wait answers everybody "ok", or at /who who it is, but for /never, which it leaves
+// waiting.
 func wait(ctx context.Context) error {
 	s := &http.Server{Addr: ":8080", ReadHeaderTimeout: 5 * time.Second,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/never" {
 				<-r.Context().Done()
+				return
+			}
+			if r.URL.Path == "/who" {
+				name, _ := os.Hostname()
+				_, _ = io.WriteString(w, name)
 				return
 			}
 			_, _ = io.WriteString(w, "ok")
