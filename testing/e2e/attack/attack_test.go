@@ -64,6 +64,7 @@ func TestAttack(t *testing.T) {
 		{"images", testImages},
 		{"setuid", testSetuid},
 		{"unmasked", testUnmasked},
+		{"paths", testPaths},
 		{"resources", testResources},
 	} {
 		began := time.Now()
