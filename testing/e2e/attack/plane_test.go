@@ -42,6 +42,13 @@ func testPlane(t *testing.T, s *suite) {
 	const who = "owner of A, through A's plane"
 
 	s.called(t, k, targets)
+	var meanwhile sync.WaitGroup // what is not answered takes the plane half a minute
+	began := time.Now()
+	meanwhile.Go(func() {
+		s.handed(t, k, targets)
+		t.Logf("what is handed on took %s", time.Since(began).Round(time.Second))
+	})
+	defer meanwhile.Wait()
 
 	// The control: the same ways lead to A's own pod.
 	own := s.attacker.ip + ":8080"
