@@ -65,6 +65,7 @@ func TestAttack(t *testing.T) {
 		{"setuid", testSetuid},
 		{"unmasked", testUnmasked},
 		{"paths", testPaths},
+		{"external", testExternal},
 		{"resources", testResources},
 	} {
 		began := time.Now()
