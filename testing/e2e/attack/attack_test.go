@@ -66,6 +66,7 @@ func TestAttack(t *testing.T) {
 		{"unmasked", testUnmasked},
 		{"paths", testPaths},
 		{"external", testExternal},
+		{"http2", testHTTP2},
 		{"resources", testResources},
 	} {
 		began := time.Now()
