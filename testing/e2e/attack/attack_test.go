@@ -32,6 +32,7 @@ type suite struct {
 	victims []pod
 	shop    string // id of B's workspace
 	tool    v1.Image
+	old     *aging // tokens that expire while the suite runs
 
 	table table
 }
@@ -49,6 +50,7 @@ func TestAttack(t *testing.T) {
 	defer s.report(t)
 	s.BeginBox(t)
 	s.setUp(t)
+	s.old = s.beginToAge(t)
 	for _, part := range []struct {
 		name string
 		test func(*testing.T, *suite)
@@ -68,6 +70,7 @@ func TestAttack(t *testing.T) {
 		{"external", testExternal},
 		{"http2", testHTTP2},
 		{"resources", testResources},
+		{"expiry", testExpiry},
 	} {
 		began := time.Now()
 		t.Run(part.name, func(t *testing.T) {
