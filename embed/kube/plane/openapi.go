@@ -71,12 +71,19 @@ func (l *lazyOpenAPI) groups() map[string]*restful.WebService {
 	return groups
 }
 
-// tag changes when the document may have.
-func (l *lazyOpenAPI) tag(document string) string {
+// tags returns what makes the tags of documents: each changes when its document
+// may have. One sum over all groups serves them all, for the index has a tag of
+// each, and the aggregator asks for that again and again.
+func (l *lazyOpenAPI) tags(groups map[string]*restful.WebService) func(document string) string {
 	v := version.Get()
-	groups := slices.Sorted(maps.Keys(l.groups()))
-	return fmt.Sprintf("%X", sha512.Sum512([]byte(strings.Join(append(groups, document, v.GitVersion, v.GitCommit, l.salt), "\n"))))
+	all := sha512.Sum512([]byte(strings.Join(append(slices.Sorted(maps.Keys(groups)), v.GitVersion, v.GitCommit, l.salt), "\n")))
+	return func(document string) string {
+		return fmt.Sprintf("%X", sha512.Sum512(append(all[:], document...)))
+	}
 }
+
+// tag is that of one document.
+func (l *lazyOpenAPI) tag(document string) string { return l.tags(l.groups())(document) }
 
 func relativeURL(group, tag string) string {
 	u := url.URL{Path: "/openapi/v3/" + group, RawQuery: url.Values{"hash": {tag}}.Encode()}
@@ -85,27 +92,30 @@ func relativeURL(group, tag string) string {
 
 func (l *lazyOpenAPI) serveIndex(w http.ResponseWriter, r *http.Request) {
 	index := handler3.OpenAPIV3Discovery{Paths: map[string]handler3.OpenAPIV3DiscoveryGroupVersion{}}
-	for group := range l.groups() {
-		index.Paths[group] = handler3.OpenAPIV3DiscoveryGroupVersion{ServerRelativeURL: relativeURL(group, l.tag(group))}
+	groups := l.groups()
+	tag := l.tags(groups)
+	for group := range groups {
+		index.Paths[group] = handler3.OpenAPIV3DiscoveryGroupVersion{ServerRelativeURL: relativeURL(group, tag(group))}
 	}
 	data, err := json.Marshal(index)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	w.Header().Set("Etag", `"`+l.tag("index")+`"`)
+	w.Header().Set("Etag", `"`+tag("index")+`"`)
 	w.Header().Set("Content-Type", "application/json")
 	http.ServeContent(w, r, "/openapi/v3", time.Time{}, bytes.NewReader(data))
 }
 
 func (l *lazyOpenAPI) serveGroup(w http.ResponseWriter, r *http.Request) {
 	group := strings.TrimPrefix(r.URL.Path, "/openapi/v3/")
-	ws, ok := l.groups()[group]
+	groups := l.groups()
+	ws, ok := groups[group]
 	if !ok {
 		http.NotFound(w, r)
 		return
 	}
-	tag := l.tag(group)
+	tag := l.tags(groups)(group)
 	w.Header().Set("Vary", "Accept")
 	if hash := r.URL.Query().Get("hash"); hash != "" {
 		if hash != tag {
