@@ -397,6 +397,8 @@ func (p *platform) tell(t *testing.T) {
 		for _, args := range [][]string{
 			{"journalctl", "--no-pager", "-n", "60", "-o", "cat", "-u", "multipaas-" + v.Name()},
 			{"multipaas", "status"},
+			// Of what started and died again and again, the first and the last words.
+			{"sh", "-c", "for log in " + data + "/planes/*/plane.log; do [ -e $log ] && grep -hE '^F|panic|died' $log | head -n 20; tail -n 40 $log; done; true"},
 		} {
 			r, err := v.Run(ctx, "", args...)
 			if err != nil {

@@ -12,19 +12,18 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // get asks the balancer and returns the answer's body.
@@ -76,25 +75,10 @@ func ownImage(t *testing.T) image {
 		blobs = append(blobs, l.Digest)
 	}
 	dir := t.TempDir()
-	path, err := layout.Write(dir, empty.Index)
-	if err == nil {
-		err = path.AppendImage(made, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "walked"}))
-	}
-	if err != nil {
+	if err := datacenter.WriteLayout(dir, "walked", made); err != nil {
 		t.Fatal(err)
 	}
 	return image{dir, blobs}
-}
-
-// age makes everything in the registry look older.
-func (s *suite) age(by time.Duration) error {
-	at := time.Now().Add(-by)
-	return filepath.WalkDir(s.Server.Data("registry"), func(name string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Chtimes(name, at, at)
-	})
 }
 
 // collected says whether nothing of an image is in the registry any more.

@@ -265,7 +265,7 @@ func walkImages(t *testing.T, s *suite) {
 			return nil
 		}})
 	t.Run("collect", func(t *testing.T) {
-		if err := s.age(3 * 24 * time.Hour); err != nil {
+		if err := s.AgeRegistry(3 * 24 * time.Hour); err != nil {
 			t.Fatal(err)
 		}
 		s.walk(t, operation{name: "garbage", on: s.Server, points: []string{"image/collect/marked", "image/collect/one-removed"},

@@ -12,10 +12,16 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/multipaas/multipaas/appliance/doctor"
 	"github.com/multipaas/multipaas/appliance/inventory"
@@ -45,18 +51,21 @@ func TestLeaks(t *testing.T) {
 // testRounds returns how many leaks it found. The first round warms everything
 // up: caches, connections, files that are made once.
 func testRounds(t *testing.T, d *datacenter.Datacenter, rounds int, done *int) (found int) {
-	round(t, d, 1)
+	_, program := d.PushProgram(t, "leaf", "./embed/images/hello")
+	round(t, d, program, 1)
 	*done = 1
+	collectGarbage(t, d) // starts the server again: gauges begin after it
 	settle(t, d)
 	before := d.MustInventories(t)
 	series := map[string][]int64{} // gauges, by round
 	note(series, before)
 	for n := 2; n <= rounds; n++ {
-		round(t, d, n)
+		round(t, d, program, n)
 		*done = n
 		settle(t, d)
 		note(series, d.MustInventories(t))
 	}
+	collectGarbage(t, d)
 	leaks := d.Leaks(t, time.Minute, before)
 	for _, name := range slices.Sorted(mapKeys(series)) {
 		values := series[name]
@@ -71,16 +80,17 @@ func testRounds(t *testing.T, d *datacenter.Datacenter, rounds int, done *int) (
 	return len(leaks)
 }
 
-// round makes a workspace of its own name with two machines, deploys an app,
-// asks it and takes all away.
-func round(t *testing.T, d *datacenter.Datacenter, n int) {
+// round makes a workspace of its own name with two machines, pushes an image
+// that nobody has, deploys it, asks it and takes all away.
+func round(t *testing.T, d *datacenter.Datacenter, program v1.Image, n int) {
 	t.Helper()
 	began := time.Now()
 	name := fmt.Sprintf("round%d", n)
 	// Each second one keeps its cluster in the platform's etcd, with a user there.
 	kind := []string{"etcd", "kine"}[n%2]
 	d.Must(t, datacenter.Owner, "ws", "create", name, "--machines", "2", "--cpu", "500m", "--memory", "1Gi", "--disk", "4Gi", "--datastore", kind, "--timeout", "170s")
-	d.Must(t, datacenter.Owner, "apps", "deploy", "leaf", "-w", name, "--image", "multipaas.internal/hello:1", "--instances", "1", "--timeout", "170s")
+	push(t, d, program, name)
+	d.Must(t, datacenter.Owner, "apps", "deploy", "leaf", "-w", name, "--image", name+":1", "--port", "8080", "--instances", "1", "--timeout", "170s")
 	client := d.Client()
 	host := "https://leaf." + name + ".web.acme." + datacenter.Domain + "/"
 	datacenter.Eventually(t, 2*time.Minute, host+" answers", func(ctx context.Context) error {
@@ -101,7 +111,46 @@ func round(t *testing.T, d *datacenter.Datacenter, n int) {
 	})
 	d.Must(t, datacenter.Owner, "apps", "delete", "leaf", "-w", name, "--yes", "--timeout", "170s")
 	d.Must(t, datacenter.Owner, "ws", "delete", name, "--yes", "--timeout", "170s")
+	d.Must(t, datacenter.Owner, "images", "delete", name, "--yes")
 	t.Logf("round %d (%s) took %s", n, kind, time.Since(began).Round(time.Second))
+}
+
+// push pushes the program as acme/web/NAME:1, with a layer of chance: its blobs
+// are nobody else's.
+func push(t *testing.T, d *datacenter.Datacenter, program v1.Image, name string) {
+	t.Helper()
+	layer, err := random.Layer(1<<20, types.OCILayer)
+	var image v1.Image
+	if err == nil {
+		image, err = mutate.AppendLayers(program, layer)
+	}
+	oci := filepath.Join(t.TempDir(), "oci")
+	if err == nil {
+		err = datacenter.WriteLayout(oci, name, image)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := d.Skopeo(t, "auth-acme", "copy", "oci:"+oci+":"+name, "docker://"+d.Image("acme/web", name)); r.Code != 0 {
+		t.Fatal(r)
+	}
+}
+
+// collectGarbage waits until the registry holds no blob but those of the program.
+func collectGarbage(t *testing.T, d *datacenter.Datacenter) {
+	t.Helper()
+	if err := d.AgeRegistry(3 * 24 * time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	d.Restart(t, d.Server)
+	const blobs = 3 // manifest, configuration and layer, which two accounts share
+	datacenter.Eventually(t, 2*time.Minute, "garbage is collected", func(ctx context.Context) error {
+		inv, err := d.Inventory(ctx, d.Server)
+		if n := inv.Number["registry blobs"]; err == nil && n != blobs {
+			err = fmt.Errorf("the registry has %d blobs, want %d", n, blobs)
+		}
+		return err
+	})
 }
 
 // settle waits until no host has an orphan: a machine's last processes and
