@@ -39,6 +39,10 @@ func runAPIServer(ctx context.Context, flags []string, g *guard.Guard) error {
 	if err := parseFlags("kube-apiserver", s.Flags(), flags); err != nil {
 		return err
 	}
+	// "tcp" and 0.0.0.0 listen on [::] where the kernel has IPv6. The API server then
+	// talks to itself by the loopback's IPv6 address, and as a workspace's network has none, by
+	// the name localhost: on a machine that has it in no /etc/hosts it never gets ready.
+	s.SecureServing.BindNetwork = "tcp4"
 	if err := s.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
 		return err
 	}

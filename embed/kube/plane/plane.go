@@ -83,10 +83,17 @@ func Run(ctx context.Context, cfg Config) error {
 // startedAfter is when caches are filled and what a start needs is garbage.
 const startedAfter = 20 * time.Second
 
-// giveBack returns to the kernel what only the start needed.
+// restPercent is GOGC once the start is over. The collector lets the heap grow by
+// that much of live heap, stacks and globals together, 120 MB in an empty
+// cluster; a start makes so much garbage that it gets more (embed/plane).
+const restPercent = 35
+
+// giveBack returns to the kernel what only the start needed, and keeps less
+// room for garbage from then on.
 func giveBack(ctx context.Context) error {
 	select {
 	case <-time.After(startedAfter):
+		debug.SetGCPercent(restPercent)
 		debug.FreeOSMemory()
 	case <-ctx.Done():
 	}
