@@ -61,6 +61,18 @@ func TestPlane(t *testing.T) {
 			t.Errorf("version %+v, %v; want v1.36.x", v, err)
 		}
 	})
+	t.Run("one family", func(t *testing.T) {
+		// [::] here makes the API server look for itself by DNS (embed/kube/plane).
+		for file, want := range map[string]bool{"tcp": true, "tcp6": false} {
+			table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", p.PID(), file))
+			if err != nil && (want || !errors.Is(err, os.ErrNotExist)) {
+				t.Fatal(err)
+			}
+			if got := strings.Contains(string(table), fmt.Sprintf(":%04X 00000000", Port)); got != want {
+				t.Errorf("listening on port %d by %s is %v, want %v:\n%s", Port, file, got, want, table)
+			}
+		}
+	})
 	t.Run("tokens", func(t *testing.T) { testTokens(t, p, iss) })
 	t.Run("pods", func(t *testing.T) { testPods(t, p, admin) })
 	t.Run("volumes", func(t *testing.T) { testVolumes(t, p, platform, admin, iss) })
