@@ -29,6 +29,10 @@ func mountHost(cfg initConfig) error {
 		}
 		defer unix.Close(bin)
 	}
+	// What ip netns has mounted on this machine would be in the host's table of
+	// mounts, below the /run that covers it, and be taken for the host's own.
+	for unix.Unmount("/run/netns", unix.MNT_DETACH) == nil {
+	}
 	m := &mounter{}
 	m.mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	m.mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755")
