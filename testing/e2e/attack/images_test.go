@@ -19,8 +19,6 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -230,15 +228,7 @@ func (w *waste) withLayer(t *testing.T, image v1.Image, archive []byte) v1.Image
 func (w *waste) pushImage(t *testing.T, name string, image v1.Image) {
 	t.Helper()
 	oci := filepath.Join(w.Dir, "images", name)
-	err := os.RemoveAll(oci)
-	var path layout.Path
-	if err == nil {
-		path, err = layout.Write(oci, empty.Index)
-	}
-	if err == nil {
-		err = path.AppendImage(image, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": name}))
-	}
-	if err != nil {
+	if err := datacenter.WriteLayout(oci, name, image); err != nil {
 		t.Fatal(err)
 	}
 	if r := w.Skopeo(t, "auth-beta", "copy", "oci:"+oci+":"+name, "docker://"+w.Image("beta/ops", name)); r.Code != 0 {
