@@ -217,7 +217,7 @@ func environment() []string {
 		// More than half of the live heap is OpenAPI, which does not change: an API
 		// server with half the usual room for garbage takes 153 MB, not 182.
 		"GOGC=50",
-		// Near the bound of the control group garbage goes first: at 2.7 GiB of live heap
+		// Near the bound of the control group garbage goes first: at 3 GiB of live heap
 		// the collector would else wait for 4, and the kernel end the process.
 		fmt.Sprintf("GOMEMLIMIT=%d", maxMemory/10*9),
 	}
