@@ -69,6 +69,7 @@ type WorkspacesFile struct {
 // LimitsFile is the most one account may have, unless a sysadmin sets otherwise
 // for it with `mp accounts set`.
 type LimitsFile struct {
+	Users         int64  `yaml:"users"` // that were made for it
 	Organizations int64  `yaml:"organizations"`
 	Workspaces    int64  `yaml:"workspaces"`
 	Machines      int64  `yaml:"machines"` // of all workspaces, as are CPUs, memory and disk
@@ -110,7 +111,7 @@ func Defaults() File {
 			Nodes: "172.30.0.0/20", Pods: "10.42.0.0/16", Services: "10.43.0.0/16", Datastore: "kine",
 		},
 		// A workspace's plane takes 250 MB of the server.
-		Limits: LimitsFile{Organizations: 50, Workspaces: 25, Machines: 100, Apps: 500,
+		Limits: LimitsFile{Users: 1000, Organizations: 50, Workspaces: 25, Machines: 100, Apps: 500,
 			CPU: "400", Memory: "1600Gi", Disk: "10Ti", Images: "200Gi"},
 		Log: LogFile{Level: "info", Format: "text"},
 	}
@@ -302,7 +303,7 @@ func (c *Config) prefix(field, s string) (netip.Prefix, bool) {
 }
 
 func (c *Config) completeLimits(f LimitsFile) {
-	c.Limits = resource.Limits{Organizations: f.Organizations, Workspaces: f.Workspaces, Machines: f.Machines, Apps: f.Apps}
+	c.Limits = resource.Limits{Users: f.Users, Organizations: f.Organizations, Workspaces: f.Workspaces, Machines: f.Machines, Apps: f.Apps}
 	for _, x := range []struct {
 		field, text string
 		to          *int64
@@ -323,7 +324,7 @@ func (c *Config) completeLimits(f LimitsFile) {
 	for _, x := range []struct {
 		field string
 		value int64
-	}{{"limits.organizations", f.Organizations}, {"limits.workspaces", f.Workspaces}, {"limits.machines", f.Machines}, {"limits.apps", f.Apps}} {
+	}{{"limits.users", f.Users}, {"limits.organizations", f.Organizations}, {"limits.workspaces", f.Workspaces}, {"limits.machines", f.Machines}, {"limits.apps", f.Apps}} {
 		if x.value < 1 {
 			c.fail(x.field, strconv.FormatInt(x.value, 10), "not a limit", "use a number from 1 on")
 		}

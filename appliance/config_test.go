@@ -118,14 +118,14 @@ func TestEveryMistakeAtOnce(t *testing.T) {
 	f.PayloadKeys = []string{"short"}
 	f.RegistryUpstreams = []UpstreamFile{{Name: "bad name", URL: "ftp://x", CAFile: "ca", Username: "u"}}
 	f.Log = LogFile{Level: "loud", Format: "xml"}
-	f.Limits.Workspaces, f.Limits.Memory = 0, "much"
+	f.Limits.Users, f.Limits.Workspaces, f.Limits.Memory = -1, 0, "much"
 	err := f.Complete(testMachine).Validate()
 	if err == nil {
 		t.Fatal("no error")
 	}
 	for _, field := range []string{
 		"data_dir", "run_dir", "name", "address", "domain", "server_names[1]", "listen.api", "listen.https", "registration",
-		"admin_email", "workspaces.nodes", "workspaces.datastore", "limits.workspaces", "limits.memory", "blocked_networks[0]", "blocked_networks[1]", "upstream_dns[0]",
+		"admin_email", "workspaces.nodes", "workspaces.datastore", "limits.users", "limits.workspaces", "limits.memory", "blocked_networks[0]", "blocked_networks[1]", "upstream_dns[0]",
 		"kubernetes_versions[0]", "payload_keys[0]", "registry_upstreams[0].name", "registry_upstreams[0].url",
 		"registry_upstreams[0].ca_file", "registry_upstreams[0].username", "log.level", "log.format",
 	} {

@@ -79,7 +79,7 @@ type Identity interface {
 	Register(ctx context.Context, r resource.Register, source string) (account *resource.Account, created bool, err error)
 	ChangePassword(ctx context.Context, p *access.Principal, old, new, source string) error
 	SetPassword(ctx context.Context, user, password string) error
-	CreateUser(ctx context.Context, address, password string, spec resource.UserSpec) (*resource.User, error)
+	CreateUser(ctx context.Context, address, password string, user resource.User, grant func(context.Context, *resource.User) (store.Op, error)) (*resource.User, error)
 	DeleteUser(ctx context.Context, user *resource.User) error
 	DisableSessions(ctx context.Context, user string) error
 	LastOwner(ctx context.Context, account, user string) (bool, error)

@@ -195,7 +195,7 @@ const (
 // people makes the cast and logs it in.
 func (s *site) people() {
 	s.t.Helper()
-	if _, err := s.identity.CreateUser(s.t.Context(), root, password, resource.UserSpec{Sysadmin: true}); err != nil {
+	if _, err := s.identity.CreateUser(s.t.Context(), root, password, resource.User{Spec: resource.UserSpec{Sysadmin: true}}, nil); err != nil {
 		s.t.Fatal(err)
 	}
 	cred, err := s.store.Credentials().Get(s.t.Context(), root)

@@ -14,6 +14,7 @@ import (
 type AccountPatch struct {
 	Spec struct {
 		Limits struct {
+			Users         *int64 `json:"users,omitempty" minimum:"0"`
 			Organizations *int64 `json:"organizations,omitempty" minimum:"0"`
 			Workspaces    *int64 `json:"workspaces,omitempty" minimum:"0"`
 			Machines      *int64 `json:"machines,omitempty" minimum:"0"`
@@ -40,6 +41,7 @@ func (a *API) patchAccount(ctx context.Context, in *struct {
 			return err
 		}
 		l := &account.Spec.Limits
+		set(&l.Users, to.Users)
 		set(&l.Organizations, to.Organizations)
 		set(&l.Workspaces, to.Workspaces)
 		set(&l.Machines, to.Machines)
@@ -61,16 +63,24 @@ func (a *API) patchAccount(ctx context.Context, in *struct {
 // if anything else was granted meanwhile, and the caller decides anew. All that
 // accounts can have passes here.
 func (a *API) grant(ctx context.Context, name string, more resource.Limits) (store.Op, error) {
+	_, op, err := a.grantOf(ctx, name, more)
+	return op, err
+}
+
+// grantOf is grant, and says of which account it is.
+func (a *API) grantOf(ctx context.Context, name string, more resource.Limits) (*resource.Account, store.Op, error) {
 	account, err := find(ctx, a.store.Accounts(), name, "account", name)
 	if err != nil {
-		return store.Op{}, err
+		return nil, store.Op{}, err
 	}
 	if account.Deleting() {
-		return store.Op{}, deleting("account", name)
+		return nil, store.Op{}, deleting("account", name)
 	}
-	used, err := a.used(ctx, name)
-	if err != nil {
-		return store.Op{}, err
+	used := resource.Limits{Users: account.Users}
+	if more != (resource.Limits{Users: more.Users}) {
+		if used, err = a.used(ctx, account); err != nil {
+			return nil, store.Op{}, err
+		}
 	}
 	limits := account.Spec.Limits.Or(a.cfg.Limits)
 	var over []string
@@ -79,6 +89,7 @@ func (a *API) grant(ctx context.Context, name string, more resource.Limits) (sto
 		limit, used, more int64
 		text              func(int64) string
 	}{
+		{"users", limits.Users, used.Users, more.Users, count},
 		{"organizations", limits.Organizations, used.Organizations, more.Organizations, count},
 		{"workspaces", limits.Workspaces, used.Workspaces, more.Workspaces, count},
 		{"machines", limits.Machines, used.Machines, more.Machines, count},
@@ -92,33 +103,37 @@ func (a *API) grant(ctx context.Context, name string, more resource.Limits) (sto
 		}
 	}
 	if over != nil {
-		p := conflict("limit", fmt.Sprintf("The account %q would have more than it may.", name),
-			"Delete what is not needed any more, or ask a sysadmin to raise the limit (`mp accounts set`).")
+		remedy := "Delete what is not needed any more, or ask a sysadmin to raise the limit (`mp accounts set`)."
+		if more.Users > 0 {
+			remedy = "Ask a sysadmin to delete users who are not needed any more, or to raise the limit (`mp accounts set`)."
+		}
+		p := conflict("limit", fmt.Sprintf("The account %q would have more than it may.", name), remedy)
 		for _, text := range over {
 			p.Detail += " " + capital(text)
 		}
-		return store.Op{}, p
+		return nil, store.Op{}, p
 	}
 	account.Grants++
-	return a.store.Accounts().UpdateOp(account), nil
+	account.Users += more.Users
+	return account, a.store.Accounts().UpdateOp(account), nil
 }
 
 // used is what an account has, by what was asked for. What is being deleted
 // counts until it is gone.
-func (a *API) used(ctx context.Context, account string) (resource.Limits, error) {
-	orgs, err := all(ctx, a.store.Organizations(), account)
+func (a *API) used(ctx context.Context, account *resource.Account) (resource.Limits, error) {
+	orgs, err := all(ctx, a.store.Organizations(), account.Name)
 	if err != nil {
 		return resource.Limits{}, err
 	}
-	workspaces, err := all(ctx, a.store.Workspaces(), account)
+	workspaces, err := all(ctx, a.store.Workspaces(), account.Name)
 	if err != nil {
 		return resource.Limits{}, err
 	}
-	apps, err := all(ctx, a.store.Apps(), account)
+	apps, err := all(ctx, a.store.Apps(), account.Name)
 	if err != nil {
 		return resource.Limits{}, err
 	}
-	used := resource.Limits{Organizations: int64(len(orgs)), Workspaces: int64(len(workspaces)), Apps: int64(len(apps))}
+	used := resource.Limits{Users: account.Users, Organizations: int64(len(orgs)), Workspaces: int64(len(workspaces)), Apps: int64(len(apps))}
 	for _, ws := range workspaces {
 		m := machinesOf(ws.Spec, ws.Spec.Machines)
 		used.Machines += m.Machines

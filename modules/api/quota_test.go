@@ -3,12 +3,14 @@ package api_test
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/multipaas/multipaas/modules/api"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 func TestLimits(t *testing.T) {
@@ -77,4 +79,76 @@ func TestLimitsHoldWhenAllAskAtOnce(t *testing.T) {
 	if accepted != 3 { // hello is there
 		t.Errorf("accepted %d apps where 3 were left", accepted)
 	}
+}
+
+// TestUsersOfAccounts makes users whom accounts have room for, and others.
+func TestUsersOfAccounts(t *testing.T) {
+	s := newSite(t, func(c *api.Config) { c.Limits = resource.Limits{Users: 2} })
+	s.people()
+	user := func(name, account string) string {
+		return fmt.Sprintf(`{"email":%q,"password":%q,"account":%q}`, name, password, account)
+	}
+	const path = "/v1/users"
+	s.want(http.StatusCreated, owner, "POST", path, user("one@acme.example", "")) // he owns one account
+	if p := s.want(http.StatusConflict, owner, "POST", path, user("one@acme.example", "")).problem(t); p.Code == "limit" {
+		t.Errorf("got %+v", p)
+	}
+	s.want(http.StatusCreated, owner, "POST", path, user("two@acme.example", "acme"))
+	for _, who := range []string{owner, root} {
+		got := s.want(http.StatusConflict, who, "POST", path, user("three@acme.example", "acme"))
+		if p := got.problem(t); p.Code != "limit" || !strings.Contains(p.Detail, "Users: at most 2, in use 2, asked for 1 more") {
+			t.Errorf("%s: %+v", who, p)
+		}
+	}
+	s.want(http.StatusCreated, root, "POST", path, user("three@acme.example", "")) // of the platform: as many as there are
+	s.want(http.StatusNoContent, root, "DELETE", path+"/one@acme.example", "")
+	s.want(http.StatusNoContent, root, "DELETE", path+"/three@acme.example", "")
+	s.want(http.StatusCreated, owner, "POST", path, user("four@acme.example", "acme"))
+	s.want(http.StatusConflict, owner, "POST", path, user("five@acme.example", "acme"))
+
+	// An account of somebody else's looks like none, and nobody makes a user count in
+	// one that he did not name.
+	for _, account := range []string{"rival", "nowhere", "No Name"} {
+		s.want(http.StatusNotFound, owner, "POST", path, user("six@acme.example", account))
+	}
+	s.want(http.StatusCreated, owner, "PUT", inAcme+"/owners/"+rival, "")
+	if p := s.want(http.StatusUnprocessableEntity, rival, "POST", path, user("five@rival.example", "")).problem(t); !strings.Contains(fmt.Sprint(p.Errors), "acme, rival") {
+		t.Errorf("%+v", p)
+	}
+	s.want(http.StatusConflict, rival, "POST", path, user("five@rival.example", "acme"))
+	s.want(http.StatusCreated, rival, "POST", path, user("five@rival.example", "rival"))
+	if got := s.want(http.StatusOK, root, "GET", path+"/five@rival.example", "").body; !strings.Contains(got, `"account":"rival"`) {
+		t.Errorf("the user counts elsewhere: %s", got)
+	}
+
+	// The users of an account that is gone do not count in the next of that name.
+	users := func(want int64) {
+		t.Helper()
+		if account, err := s.store.Accounts().Get(t.Context(), "acme"); err != nil || account.Users != want {
+			t.Errorf("got %+v, %v, want %d users", account, err, want)
+		}
+	}
+	users(2)
+	for _, op := range []store.Op{s.store.Accounts().DeleteOp(&resource.Account{Meta: resource.Meta{Name: "acme"}}), s.store.Accounts().CreateOp(&resource.Account{Meta: resource.Meta{Name: "acme"}})} {
+		if err := s.store.Commit(t.Context(), op); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.want(http.StatusNoContent, root, "DELETE", path+"/two@acme.example", "")
+	users(0)
+
+	// All at once: the second grant decides, and it counts.
+	var all sync.WaitGroup
+	made := make([]int, 8)
+	for i := range made {
+		all.Go(func() {
+			made[i] = s.do(owner, "POST", path, user(fmt.Sprintf("race%d@acme.example", i), "acme")).status
+		})
+	}
+	all.Wait()
+	slices.Sort(made)
+	if want := append([]int{201, 201}, slices.Repeat([]int{409}, 6)...); !slices.Equal(made, want) {
+		t.Errorf("got %v", made)
+	}
+	users(2)
 }

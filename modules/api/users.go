@@ -2,10 +2,13 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 // NewUser is the body of users.create.
@@ -13,6 +16,7 @@ type NewUser struct {
 	Email       string `json:"email" required:"true" maxLength:"254" example:"dev@acme.example"`
 	Password    string `json:"password" required:"true" minLength:"10" maxLength:"256"`
 	DisplayName string `json:"displayName,omitempty" maxLength:"200"`
+	Account     string `json:"account,omitempty" maxLength:"57" example:"acme" doc:"The account that the user counts in. A sysadmin may leave it out, and who owns one account only: others can make him an owner of theirs, so robots name it"`
 	Sysadmin    bool   `json:"sysadmin,omitempty" doc:"Sysadmins only"`
 }
 
@@ -77,15 +81,54 @@ func (a *API) userOperations() {
 }
 
 func (a *API) createUser(ctx context.Context, in *struct{ Body NewUser }) (*Output[*resource.User], error) {
-	spec := resource.UserSpec{DisplayName: in.Body.DisplayName, Sysadmin: in.Body.Sysadmin}
-	if spec.Sysadmin && !who(ctx).Sysadmin {
+	made := resource.User{Spec: resource.UserSpec{DisplayName: in.Body.DisplayName, Sysadmin: in.Body.Sysadmin}}
+	by := who(ctx)
+	if made.Spec.Sysadmin && !by.Sysadmin {
 		return nil, &access.Refusal{Reason: access.ErrDenied, Text: "Only a sysadmin makes sysadmins."}
 	}
-	user, err := a.id.CreateUser(ctx, in.Body.Email, in.Body.Password, spec)
+	account, err := a.accountFor(ctx, in.Body)
+	if err != nil {
+		return nil, err
+	}
+	var grant func(context.Context, *resource.User) (store.Op, error)
+	if account != "" {
+		grant = func(ctx context.Context, user *resource.User) (store.Op, error) {
+			// Anew each time: hashing takes a while, in which he may lose the role.
+			if err := a.id.Admit(ctx, by, access.OpUserOfAccount, account, ""); err != nil {
+				return store.Op{}, err
+			}
+			counts, op, err := a.grantOf(ctx, account, resource.Limits{Users: 1})
+			if err != nil {
+				return store.Op{}, err
+			}
+			user.Account, user.AccountUID = counts.Name, counts.UID
+			return op, nil
+		}
+	}
+	user, err := a.id.CreateUser(ctx, in.Body.Email, in.Body.Password, made, grant)
 	if err != nil {
 		return nil, err
 	}
 	return object(http.StatusCreated, user), nil
+}
+
+// accountFor is the account that a new user counts in; "" for none. One that is
+// not named is not guessed: others can make somebody an owner of theirs.
+func (a *API) accountFor(ctx context.Context, body NewUser) (string, error) {
+	by := who(ctx)
+	if body.Account != "" || by.Sysadmin {
+		return body.Account, nil
+	}
+	var owned []string
+	for _, m := range by.Memberships {
+		if m.Role == resource.RoleOwner {
+			owned = append(owned, m.Account)
+		}
+	}
+	if len(owned) != 1 {
+		return "", invalid("body.account", fmt.Sprintf("You own several accounts: %s.", strings.Join(owned, ", ")), "Say which of them the user is for.")
+	}
+	return owned[0], nil
 }
 
 func (a *API) patchUser(ctx context.Context, in *struct {

@@ -78,6 +78,7 @@ func (p *program) accountCommands() *command {
 				about:    "What is not set is as the platform's configuration says; 0 goes back to that.",
 				examples: []string{"mp accounts set acme --max-workspaces 5 --max-cpu 64 --max-memory 256Gi", "mp accounts set acme --max-images 500Gi"},
 				flags: flags(
+					&cli.Int64Flag{Name: "max-users", Usage: "`NUMBER` of users that were made for it"},
 					&cli.Int64Flag{Name: "max-organizations", Usage: "`NUMBER` of organizations"},
 					&cli.Int64Flag{Name: "max-workspaces", Usage: "`NUMBER` of workspaces"},
 					&cli.Int64Flag{Name: "max-machines", Usage: "`NUMBER` of machines in all workspaces"},
@@ -157,7 +158,7 @@ func (p *program) accountCommands() *command {
 
 func (c *call) setAccount() error {
 	limits := map[string]int64{}
-	for flag, field := range map[string]string{"max-organizations": "organizations", "max-workspaces": "workspaces", "max-machines": "machines", "max-apps": "apps"} {
+	for flag, field := range map[string]string{"max-users": "users", "max-organizations": "organizations", "max-workspaces": "workspaces", "max-machines": "machines", "max-apps": "apps"} {
 		if c.IsSet(flag) {
 			limits[field] = c.Int64(flag)
 		}

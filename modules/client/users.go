@@ -16,6 +16,7 @@ func userTable(c *call) table[*resource.User] {
 		columns: []column[*resource.User]{
 			{head: "EMAIL", cell: func(u *resource.User) string { return u.Name }},
 			{head: "NAME", cell: func(u *resource.User) string { return u.Spec.DisplayName }},
+			{head: "ACCOUNT", cell: func(u *resource.User) string { return u.Account }},
 			{head: "SYSADMIN", cell: func(u *resource.User) string { return yesNo(u.Spec.Sysadmin) }},
 			{head: "DISABLED", cell: func(u *resource.User) string { return yesNo(u.Spec.Disabled) }},
 			{head: "AGE", cell: func(u *resource.User) string { return age(u.CreatedAt, now) }},
@@ -33,11 +34,11 @@ func (p *program) userCommands() *command {
 		sub: []*command{
 			{
 				name: "create", aliases: []string{"add"}, usage: "make a user", args: "EMAIL",
-				about:    "For account owners and sysadmins. The user's first password comes from\n--password-file, from MP_PASSWORD, or is asked for; 'mp passwd' changes it. A role in an\norganization comes from 'mp org users add'.",
+				about:    "For account owners and sysadmins. The user counts in the account at hand, which may have\na limit of users, and gets no role by that: one in an organization comes from\n'mp org users add'. Who is made by a sysadmin with --account '' counts in none. The first\npassword comes from --password-file, from MP_PASSWORD, or is asked for; 'mp passwd' changes it.",
 				examples: []string{"mp users create dev@acme.example --password-file -", "mp users create ops@example.com --sysadmin"},
-				flags: flags(
+				flags: flags(placeFlags(inAccount),
 					&cli.StringFlag{Name: "display-name", Usage: "the user's `NAME` for people"},
-					&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform (for sysadmins)"},
+					&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform, and counts in no account (for sysadmins)"},
 					passwordFileFlag(" (or MP_PASSWORD)"), resultFlag()),
 				run: (*call).createUser,
 			},
@@ -85,10 +86,15 @@ type newUser struct {
 	Email       string `json:"email"`
 	Password    string `json:"password"`
 	DisplayName string `json:"displayName,omitempty"`
+	Account     string `json:"account,omitempty"`
 	Sysadmin    bool   `json:"sysadmin,omitempty"`
 }
 
 func (c *call) createUser() error {
+	account, err := c.accountOfUser()
+	if err != nil {
+		return err
+	}
 	if _, err := c.remote(); err != nil {
 		return err
 	}
@@ -96,12 +102,25 @@ func (c *call) createUser() error {
 	if err != nil {
 		return err
 	}
-	body := newUser{Email: c.arg(0), Password: password, DisplayName: c.String("display-name"), Sysadmin: c.Bool("sysadmin")}
+	body := newUser{Email: c.arg(0), Password: password, DisplayName: c.String("display-name"), Account: account, Sysadmin: c.Bool("sysadmin")}
 	var made resource.User
 	if err := c.write(http.MethodPost, apiPath("users"), body, &made); err != nil {
 		return err
 	}
 	return printResult(c, &made, userTable(c), "User %s is there.", printable(made.Name))
+}
+
+// accountOfUser is the account that a new user counts in: the one at hand, but for
+// sysadmins, who are the platform's, and unless an empty one is given.
+func (c *call) accountOfUser() (string, error) {
+	switch given := c.String("account"); {
+	case c.Bool("sysadmin") && given != "":
+		return "", usagef("leave --account out", "%s: a sysadmin counts in no account", c.path)
+	case c.Bool("sysadmin"), c.IsSet("account"):
+		return given, nil
+	}
+	t, err := c.place()
+	return t.Account, err
 }
 
 func (c *call) setUserPassword() error {

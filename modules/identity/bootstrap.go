@@ -38,7 +38,7 @@ func (id *Identity) Bootstrap(ctx context.Context, file, email string) error {
 	if err != nil {
 		return err
 	}
-	ops, _, err := id.newUser(ctx, address, password, resource.UserSpec{DisplayName: "First sysadmin", Sysadmin: true})
+	ops, err := id.newUser(ctx, address, password, &resource.User{Spec: resource.UserSpec{DisplayName: "First sysadmin", Sysadmin: true}})
 	if err != nil {
 		return err
 	}

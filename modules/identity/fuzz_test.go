@@ -24,7 +24,7 @@ func fuzzed(f *testing.F) (id *Identity, session string) {
 	began := time.Now() // and stays: the tokens must not expire while the fuzzer runs
 	id = New(Config{Store: storetest.New(f), Issuer: "https://mp.example:7443", RegistryService: "mp.example:5000", CAKeyHash: "cafe",
 		Now: func() time.Time { return began }})
-	if _, err := id.CreateUser(f.Context(), fuzzUser, password, resource.UserSpec{}); err != nil {
+	if _, err := id.CreateUser(f.Context(), fuzzUser, password, resource.User{}, nil); err != nil {
 		f.Fatal(err)
 	}
 	db := id.store

@@ -38,7 +38,7 @@ func newIdentity(t *testing.T) (*Identity, *clock) {
 
 func mustUser(t *testing.T, id *Identity, address string, spec resource.UserSpec) {
 	t.Helper()
-	if _, err := id.CreateUser(t.Context(), address, password, spec); err != nil {
+	if _, err := id.CreateUser(t.Context(), address, password, resource.User{Spec: spec}, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -47,7 +47,7 @@ func TestLogin(t *testing.T) {
 	id, clock := newIdentity(t)
 	ctx := t.Context()
 	mustUser(t, id, "Ann@Acme.Example", resource.UserSpec{})
-	if _, err := id.CreateUser(ctx, "ann@acme.example", password, resource.UserSpec{}); !errors.Is(err, access.ErrExists) {
+	if _, err := id.CreateUser(ctx, "ann@acme.example", password, resource.User{}, nil); !errors.Is(err, access.ErrExists) {
 		t.Errorf("second user of that name: got %v, want ErrExists", err)
 	}
 

@@ -11,32 +11,58 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 )
 
-// CreateUser makes a user with a password, in one write.
-func (id *Identity) CreateUser(ctx context.Context, address, password string, spec resource.UserSpec) (*resource.User, error) {
-	ops, user, err := id.newUser(ctx, address, password, spec)
+// maxGrants is how often a grant is asked for: as often as others may be faster.
+const maxGrants = 20
+
+// CreateUser makes a user with a password, in one write. grant, if not nil, says
+// whether there may be one more, and writes into user where he counts: its write
+// is part of that one, and it is asked again if it does not hold any more by then.
+func (id *Identity) CreateUser(ctx context.Context, address, password string, user resource.User, grant func(context.Context, *resource.User) (store.Op, error)) (*resource.User, error) {
+	if grant != nil { // who may not need not cost a hash
+		if _, err := grant(ctx, &user); err != nil {
+			return nil, err
+		}
+	}
+	ops, err := id.newUser(ctx, address, password, &user)
 	if err != nil {
 		return nil, err
 	}
-	if err := id.store.Commit(ctx, ops...); err != nil {
-		return nil, userExists(err, user.Name)
+	for n := 1; ; n++ {
+		all := ops
+		if grant != nil {
+			granted, err := grant(ctx, &user)
+			if err != nil {
+				return nil, err
+			}
+			all = append([]store.Op{granted}, ops...)
+		}
+		err := id.store.Commit(ctx, all...)
+		switch {
+		case err == nil:
+			return id.store.Users().Get(ctx, user.Name)
+		case errors.Is(err, store.ErrExists):
+			return nil, userExists(err, user.Name)
+		case grant == nil || !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrNotFound) || n == maxGrants:
+			return nil, err // not found: where he would count is gone, which the next grant says
+		}
 	}
-	return id.store.Users().Get(ctx, user.Name)
 }
 
-func (id *Identity) newUser(ctx context.Context, address, password string, spec resource.UserSpec) ([]store.Op, *resource.User, error) {
+// newUser completes user and returns the writes that make it.
+func (id *Identity) newUser(ctx context.Context, address, password string, user *resource.User) ([]store.Op, error) {
 	name, err := Email(address)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	hash, err := id.passwords.hash(ctx, password)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	user := &resource.User{Meta: resource.Meta{Name: name}, Spec: spec}
+	user.Name = name
 	return []store.Op{
 		id.store.Users().CreateOp(user),
 		id.store.Credentials().CreateOp(&resource.Credential{Meta: resource.Meta{Name: name}, Hash: hash}),
-	}, user, nil
+	}, nil
 }
 
 func userExists(err error, name string) error {
@@ -79,7 +105,7 @@ func (id *Identity) Register(ctx context.Context, r resource.Register, source st
 		if _, err := id.throttle.attempt("register "+name, source); err != nil {
 			return nil, false, err
 		}
-		if ops, _, err = id.newUser(ctx, name, r.Password, resource.UserSpec{}); err != nil {
+		if ops, err = id.newUser(ctx, name, r.Password, &resource.User{}); err != nil {
 			return nil, false, err
 		}
 	}
@@ -204,7 +230,25 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 		}
 	}
 	faultpoint.Reach("user/delete/roles-removed")
-	return id.store.Users().Delete(ctx, user)
+	if user.AccountUID == "" {
+		return id.store.Users().Delete(ctx, user)
+	}
+	account, err := id.store.Accounts().Get(ctx, user.Account)
+	if errors.Is(err, store.ErrNotFound) || err == nil && account.UID != user.AccountUID {
+		return id.store.Users().Delete(ctx, user)
+	}
+	if err != nil {
+		return err
+	}
+	// If the account goes meanwhile, the caller is told that nothing was found, and
+	// the next call finds the user.
+	return id.store.Commit(ctx, id.store.Users().DeleteOp(user), id.store.Accounts().ModifyOp(user.Account, func(account *resource.Account) error {
+		if account.UID != user.AccountUID {
+			return store.ErrSkip
+		}
+		account.Users = max(account.Users-1, 0)
+		return nil
+	}))
 }
 
 // LastOwner says whether user is the only owner of account.

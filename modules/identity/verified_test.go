@@ -42,7 +42,7 @@ func TestVerified(t *testing.T) {
 			if err != nil {
 				t.Errorf("check: %v", err)
 			}
-		case <-time.After(300 * time.Millisecond):
+		case <-time.After(time.Second):
 			waits = true
 		}
 		for range argonParallel {

@@ -10,6 +10,8 @@ import (
 type Account struct {
 	Meta
 	Spec AccountSpec `json:"spec,omitzero"`
+	// Users is written in the commit that makes one or deletes one.
+	Users int64 `json:"users,omitempty" readOnly:"true" doc:"How many users were made for it"`
 	// Grants counts what was granted. Whoever grants writes it in the same
 	// commit, so that of two grants that would both fit, but not together, one
 	// is decided anew.
@@ -24,6 +26,7 @@ type AccountSpec struct {
 // Limits is how much of each thing an account may have, or has, or asks for. As
 // a limit 0 stands for the platform's own.
 type Limits struct {
+	Users         int64 `json:"users,omitempty" minimum:"0" doc:"That were made for it"`
 	Organizations int64 `json:"organizations,omitempty" minimum:"0"`
 	Workspaces    int64 `json:"workspaces,omitempty" minimum:"0"`
 	Machines      int64 `json:"machines,omitempty" minimum:"0"`
@@ -37,6 +40,7 @@ type Limits struct {
 // Or returns l with what is 0 in it taken from other.
 func (l Limits) Or(other Limits) Limits {
 	return Limits{
+		Users:         cmp.Or(l.Users, other.Users),
 		Organizations: cmp.Or(l.Organizations, other.Organizations),
 		Workspaces:    cmp.Or(l.Workspaces, other.Workspaces),
 		Machines:      cmp.Or(l.Machines, other.Machines),
@@ -65,7 +69,13 @@ func (o *Organization) Key() string { return o.Account + "/" + o.Name }
 // lower case. The password hash is in a Credential, never here.
 type User struct {
 	Meta
-	Spec UserSpec `json:"spec"`
+	// Account is which account he was made for, and counts in. It gives no right to
+	// anybody. Empty: he counts nowhere, since a sysadmin made him for none, he
+	// registered himself, or he is from before accounts had a limit of users.
+	Account string `json:"account,omitempty" readOnly:"true" doc:"The account that the user was made for: he counts there"`
+	// AccountUID tells it from a later account of the same name.
+	AccountUID string   `json:"accountUID,omitempty" readOnly:"true"`
+	Spec       UserSpec `json:"spec"`
 }
 
 // UserSpec is what an administrator sets about a user.

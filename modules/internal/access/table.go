@@ -61,6 +61,7 @@ type Rule struct {
 const (
 	OpRegister       Operation = "register"
 	OpRegisterClosed Operation = "register.closed"
+	OpUserOfAccount  Operation = "users.account"
 	OpLiftSecurity   Operation = "workspaces.lift"
 	OpSeeHosts       Operation = "hosts.see"
 	OpPull           Operation = "images.pull"
@@ -99,6 +100,7 @@ func Table() []Rule {
 		// Users belong to the platform. An account's owner may make one, so that
 		// he has somebody to give a role to.
 		{"users.create", Platform, owners, HTTP},
+		{OpUserOfAccount, InAccount, owners, Part}, // one who counts there
 		{"users.list", Platform, Sysadmin, HTTP},
 		{"users.get", Platform, Sysadmin, HTTP},
 		{"users.patch", Platform, Sysadmin, HTTP},
