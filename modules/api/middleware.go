@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -24,6 +25,21 @@ type request struct {
 	principal *access.Principal
 	source    string
 	http      *http.Request
+	broken    bool // its body could not be read: it is cut off, or its chunks are none
+}
+
+// body notes whether it could be read.
+type body struct {
+	io.ReadCloser
+	of *request
+}
+
+func (b body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		b.of.broken = true
+	}
+	return n, err
 }
 
 type requestKey struct{}
@@ -55,7 +71,8 @@ func (a *API) Handler() http.Handler {
 		began := time.Now()
 		req := &request{id: rand.Text()[:16], source: r.RemoteAddr, http: r}
 		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, req))
-		out := &response{ResponseWriter: w}
+		r.Body = body{r.Body, req}
+		out := &response{ResponseWriter: w, to: req}
 
 		h := out.Header()
 		h.Set("X-Request-Id", req.id)
@@ -99,7 +116,7 @@ func (a *API) route(w *response, r *http.Request) {
 		a.mux.ServeHTTP(w, r) // not h: only the mux sets the path's values
 		return
 	}
-	probe := &response{ResponseWriter: nullWriter{http.Header{}}}
+	probe := &response{ResponseWriter: nullWriter{http.Header{}}, to: w.to}
 	h.ServeHTTP(probe, r)
 	p := newProblem(http.StatusNotFound, "not-found", "There is no such path.", "/v1/openapi.json lists all.")
 	if probe.status == http.StatusMethodNotAllowed {
@@ -175,9 +192,13 @@ func (l logAudit) Record(ctx context.Context, e Entry) {
 type response struct {
 	http.ResponseWriter
 	status int
+	to     *request
 }
 
 func (r *response) WriteHeader(status int) {
+	if status == http.StatusInternalServerError && r.to.broken {
+		status = http.StatusBadRequest // huma takes it for our fault: see transform
+	}
 	if r.status == 0 {
 		r.status = status
 	}

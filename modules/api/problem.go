@@ -168,6 +168,11 @@ func (a *API) transform(ctx huma.Context, _ string, v any) (any, error) {
 		http.StatusUnsupportedMediaType:  "unsupported-media-type",
 		http.StatusUnprocessableEntity:   "invalid",
 	}
+	if e.Status == http.StatusInternalServerError && requestOf(ctx.Context()).broken {
+		p := newProblem(http.StatusBadRequest, "bad-request", "The body of the request could not be read.", "Send all of it, in proper chunks or with its length.")
+		p.RequestID = requestOf(ctx.Context()).id
+		return p, nil
+	}
 	code, ok := codes[e.Status]
 	if !ok {
 		a.log.Error("request", "request", requestOf(ctx.Context()).id, "error", e.Detail)

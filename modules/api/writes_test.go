@@ -2,6 +2,9 @@ package api_test
 
 import (
 	"bufio"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -565,5 +568,36 @@ func TestPanicIsAnAnswer(t *testing.T) {
 	})
 	if got := s.want(http.StatusInternalServerError, "", "GET", "/livez", ""); strings.Contains(got.body, "secret") {
 		t.Errorf("got %s", got.body)
+	}
+}
+
+// TestBrokenBody sends bodies that end early or are in no proper chunks: that is the
+// client's fault, and nothing was done.
+func TestBrokenBody(t *testing.T) {
+	s := newSite(t)
+	pool := x509.NewCertPool()
+	pool.AddCert(s.server.Certificate())
+	for what, rest := range map[string]string{
+		"no chunk":          "Transfer-Encoding: chunked\r\n\r\n0x0\r\n\r\n",
+		"a chunk too large": "Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n\r\n",
+		"cut off":           "Content-Length: 100\r\n\r\n{}",
+	} {
+		conn, err := tls.Dial("tcp", s.server.Listener.Addr().String(), &tls.Config{RootCAs: pool, ServerName: "example.com"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.WriteString(conn, "POST /v1/login HTTP/1.1\r\nHost: "+s.server.Listener.Addr().String()+"\r\nContent-Type: application/json\r\n"+rest)
+		if err := errors.Join(err, conn.CloseWrite()); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		data, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(data), "bad-request") {
+			t.Errorf("%s: got %s %s %v, want 400", what, resp.Status, data, err)
+		}
+		conn.Close()
 	}
 }
