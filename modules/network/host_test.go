@@ -32,8 +32,9 @@ import (
 // input and answers on its standard output.
 
 // patience is how long a host waits for an answer that must not come. Those
-// that must come take a thousandth of it.
-const patience = 400 * time.Millisecond
+// that must come take a thousandth of it, but the first packet on a new link may be
+// lost, and TCP repeats it after a second: they have enough.
+const patience, enough = 400 * time.Millisecond, 10 * time.Second
 
 // bulk is how much a host sends when it sends much.
 const bulk = 1 << 20
@@ -272,8 +273,12 @@ func obey(n *Network, o order) (string, error) {
 		}
 		b, err := io.ReadAll(c)
 		return string(b), err
-	case "dialTCP":
-		ctx, cancel := context.WithTimeout(ctx, patience)
+	case "dialTCP", "reachTCP":
+		limit := patience
+		if o.Do == "reachTCP" {
+			limit = enough
+		}
+		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		c, err := ns.DialContext(ctx, "tcp", o.To)
 		if err != nil {

@@ -2,7 +2,9 @@ package network
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 
@@ -125,18 +127,10 @@ func (n *Network) ensurePlaces(w *workspace, want resource.AgentNetwork) error {
 	if err != nil {
 		return fmt.Errorf("list bridge entries: %w", err)
 	}
-	for _, e := range have {
-		// "Permanent" are the ports' and the bridge's own addresses.
-		if e.MasterIndex != br.Attrs().Index || e.Flags&netlink.NTF_SELF != 0 || e.State&netlink.NUD_PERMANENT != 0 {
-			continue
-		}
-		mac := string(e.HardwareAddr)
-		if port, ok := missing[mac]; ok && port == e.LinkIndex && e.State&netlink.NUD_NOARP != 0 {
-			delete(missing, mac)
-			continue
-		}
+	for _, e := range takePlaces(missing, have, br.Attrs().Index) {
 		e.Flags = netlink.NTF_MASTER
-		if err := w.link.NeighDel(&e); err != nil {
+		// Gone: the kernel has removed it with the one of no VLAN.
+		if err := w.link.NeighDel(&e); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("remove bridge entry %v: %w", e.HardwareAddr, err)
 		}
 	}
@@ -148,6 +142,28 @@ func (n *Network) ensurePlaces(w *workspace, want resource.AgentNetwork) error {
 		}
 	}
 	return nil
+}
+
+// takePlaces takes out of missing what a bridge has already, and returns what it
+// has and should not. A kernel that can filter VLANs keeps an entry twice, for no
+// VLAN and for the bridge's own VLAN 1, and writes and removes both at once.
+func takePlaces(missing map[string]int, have []netlink.Neigh, bridge int) (wrong []netlink.Neigh) {
+	wanted := maps.Clone(missing)
+	for _, e := range have {
+		// "Permanent" are the ports' and the bridge's own addresses.
+		if e.MasterIndex != bridge || e.Flags&netlink.NTF_SELF != 0 || e.State&netlink.NUD_PERMANENT != 0 {
+			continue
+		}
+		mac := string(e.HardwareAddr)
+		if port, ok := wanted[mac]; !ok || port != e.LinkIndex || e.State&netlink.NUD_NOARP == 0 {
+			wrong = append(wrong, e)
+			continue
+		}
+		if e.Vlan == 0 { // the one that counts, for the bridge filters none
+			delete(missing, mac)
+		}
+	}
+	return wrong
 }
 
 // setNeighbours makes the link have just these permanent neighbours.

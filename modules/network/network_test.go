@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -126,7 +128,7 @@ func TestWorkspace(t *testing.T) {
 		for _, a := range []string{"172.30.0.1:6443", "172.30.0.1:6444", "127.0.0.1:6444"} {
 			server.must(order{Do: "listenTCP", NS: plane, To: a})
 		}
-		if got := node1.must(order{Do: "dialTCP", NS: ns1, To: "172.30.0.1:6443"}); got != "hello from 172.30.0.1:6443" {
+		if got := node1.must(order{Do: "reachTCP", NS: ns1, To: "172.30.0.1:6443"}); got != "hello from 172.30.0.1:6443" {
 			t.Errorf("plane said %q", got)
 		}
 		if out, err := node1.do(order{Do: "dialTCP", NS: ns1, To: "172.30.0.1:6444"}); err == nil {
@@ -144,7 +146,7 @@ func TestWorkspace(t *testing.T) {
 		for _, h := range hosts {
 			h.must(order{Do: "listenTCP", To: "0.0.0.0:7443"})
 		}
-		if got := node1.must(order{Do: "dialTCP", To: server.address.String() + ":7443"}); got == "" {
+		if got := node1.must(order{Do: "reachTCP", To: server.address.String() + ":7443"}); got == "" {
 			t.Fatal("hosts don't reach each other")
 		}
 		for _, a := range []string{server.address.String(), node1.address.String(), node2.address.String(), uplink, foreign} {
@@ -178,20 +180,20 @@ func TestWorkspace(t *testing.T) {
 		server.must(order{Do: "listenTCP", To: "198.51.100.1:80"})
 		node1.must(order{Do: "run", Arguments: strings.Fields("ip route add default via " + server.address.String())})
 		for _, ns := range []string{ns1, other} {
-			if got := node1.must(order{Do: "dialTCP", NS: ns, To: "198.51.100.1:80"}); !strings.HasPrefix(got, "hello") {
+			if got := node1.must(order{Do: "reachTCP", NS: ns, To: "198.51.100.1:80"}); !strings.HasPrefix(got, "hello") {
 				t.Errorf("%s: got %q", ns, got)
 			}
 		}
 		node1.must(order{Do: "reach", NS: ns1, From: "10.42.1.5", To: "198.51.100.1"})
 		// But not the platform's own hosts there.
 		server.must(order{Do: "address", Link: "lo", To: remoteHost.String() + "/32"})
-		node1.must(order{Do: "dialTCP", To: remoteHost.String() + ":7443"})
+		node1.must(order{Do: "reachTCP", To: remoteHost.String() + ":7443"})
 		if out, err := node1.do(order{Do: "dialTCP", NS: ns1, To: remoteHost.String() + ":7443"}); err == nil {
 			t.Errorf("a machine reached a host behind a router: %s", out)
 		}
 		// Nobody comes in by the same way.
 		node1.must(order{Do: "listenTCP", NS: ns1, To: "172.30.0.11:8080"})
-		node1.must(order{Do: "dialTCP", NS: ns3, To: "172.30.0.11:8080"})
+		node1.must(order{Do: "reachTCP", NS: ns3, To: "172.30.0.11:8080"})
 		server.must(order{Do: "run", Arguments: strings.Fields("ip route add 172.30.0.0/20 via " + node1.address.String())})
 		server.must(order{Do: "run", Arguments: strings.Fields("ip route add 100.64.0.0/16 via " + node1.address.String())})
 		node1.must(order{Do: "run", Arguments: strings.Fields("ip route add 172.30.0.0/20 dev mpu-" + one.id)})
@@ -316,6 +318,18 @@ func TestWorkspace(t *testing.T) {
 		same(t, before, node1.dump(namespaces...))
 	})
 
+	t.Run("uplinks are by IPv4 only, with addresses that nobody else sets", func(t *testing.T) {
+		if got := node1.must(order{Do: "run", Arguments: strings.Fields("ip -6 -o address")}); strings.Contains(got, "mpu-") {
+			t.Errorf("the host listens by IPv6 on an uplink:\n%s", got)
+		}
+		for side, ns := range []string{"", "mp-" + one.id} {
+			got := node1.must(order{Do: "run", NS: ns, Arguments: strings.Fields("ip -o link")})
+			if mac := uplinkMAC(one.id, byte(side)).String(); !strings.Contains(got, mac) {
+				t.Errorf("no link has the hardware address %s:\n%s", mac, got)
+			}
+		}
+	})
+
 	t.Run("what was damaged is mended", func(t *testing.T) {
 		before := node1.must(order{Do: "run", NS: ns1, Arguments: strings.Fields("ip route")})
 		for _, c := range []struct{ ns, command string }{
@@ -335,7 +349,7 @@ func TestWorkspace(t *testing.T) {
 		}
 		node1.must(order{Do: "reach", NS: ns1, From: "10.42.1.5", To: "10.42.2.5"})
 		node1.must(order{Do: "reach", NS: ns3, To: "172.30.0.12"})
-		node1.must(order{Do: "dialTCP", NS: ns1, To: "198.51.100.1:80"})
+		node1.must(order{Do: "reachTCP", NS: ns1, To: "198.51.100.1:80"})
 	})
 
 	t.Run("a machine moves", func(t *testing.T) {
@@ -494,6 +508,37 @@ func TestCheck(t *testing.T) {
 		break1(&bad)
 		if err := n.Attach(t.Context(), bad); err == nil {
 			t.Errorf("%s: taken", name)
+		}
+	}
+}
+
+// TestTakePlaces: Debian's kernel keeps each entry of a bridge for no VLAN and for
+// VLAN 1. One was taken for superfluous, and removing it removed both.
+func TestTakePlaces(t *testing.T) {
+	const bridge, vxlan, port = 2, 3, 5
+	far, near, gone := net.HardwareAddr{2, 0, 0, 0, 0, 1}, net.HardwareAddr{2, 0, 0, 0, 0, 2}, net.HardwareAddr{2, 0, 0, 0, 0, 3}
+	entry := func(mac net.HardwareAddr, on, vlan, state int) netlink.Neigh {
+		return netlink.Neigh{HardwareAddr: mac, LinkIndex: on, MasterIndex: bridge, Vlan: vlan, State: state}
+	}
+	const static, own = netlink.NUD_NOARP, netlink.NUD_PERMANENT
+	for _, c := range []struct {
+		name           string
+		have           []netlink.Neigh
+		missing, wrong int
+	}{
+		{"nothing is there", nil, 2, 0},
+		{"all, on a kernel without VLANs", []netlink.Neigh{entry(far, vxlan, 0, static), entry(near, port, 0, static)}, 0, 0},
+		{"all, twice each", []netlink.Neigh{entry(far, vxlan, 1, static), entry(far, vxlan, 0, static), entry(near, port, 0, static), entry(near, port, 1, static)}, 0, 0},
+		{"for a VLAN only", []netlink.Neigh{entry(far, vxlan, 1, static), entry(near, port, 0, static)}, 1, 0},
+		{"one has moved", []netlink.Neigh{entry(far, port, 1, static), entry(far, port, 0, static), entry(near, port, 0, static)}, 1, 2},
+		{"one was learned", []netlink.Neigh{entry(far, vxlan, 0, netlink.NUD_REACHABLE), entry(near, port, 0, static)}, 1, 1},
+		{"one is a member no more", []netlink.Neigh{entry(far, vxlan, 0, static), entry(near, port, 0, static), entry(gone, vxlan, 1, static), entry(gone, vxlan, 0, static)}, 0, 2},
+		{"a port's own and another bridge's", []netlink.Neigh{entry(gone, port, 0, own), {HardwareAddr: gone, LinkIndex: 9, MasterIndex: 8, State: static}}, 2, 0},
+	} {
+		missing := map[string]int{string(far): vxlan, string(near): port}
+		wrong := takePlaces(missing, c.have, bridge)
+		if len(missing) != c.missing || len(wrong) != c.wrong {
+			t.Errorf("%s: got %d missing, %d wrong, want %d and %d", c.name, len(missing), len(wrong), c.missing, c.wrong)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package network
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"strconv"
 
@@ -33,6 +34,9 @@ func (n *Network) ensureUplink(host *host, w *workspace) error {
 		}
 		v := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: uplinkName, PeerNamespace: netlink.NsFd(w.file.Fd())}
 		v.Name, v.MTU = name, host.mtu
+		// udev gives a link a lasting address of its own choice, a moment after the
+		// other side has learned the first one, unless it was given one.
+		v.HardwareAddr, v.PeerHardwareAddr = uplinkMAC(w.id, 0), uplinkMAC(w.id, 1)
 		if err := host.link.LinkAdd(v); err != nil {
 			return fmt.Errorf("add uplink: %w", err)
 		}
@@ -54,6 +58,11 @@ func (n *Network) ensureUplink(host *host, w *workspace) error {
 	if err := setSysctl("ipv4/conf/"+name+"/accept_local", "0"); err != nil {
 		return err
 	}
+	// Nothing inside has IPv6, and our rules are of IPv4: the host listens to
+	// nobody there.
+	if err := setSysctl("ipv6/conf/"+name+"/disable_ipv6", "1"); err != nil {
+		return err
+	}
 	if err := adjust(host.link, outer, host.mtu, nil); err != nil {
 		return err
 	}
@@ -67,6 +76,13 @@ func (n *Network) ensureUplink(host *host, w *workspace) error {
 		return err
 	}
 	return setRoutes(w.link, inner, map[netip.Prefix]netip.Addr{netip.PrefixFrom(netip.IPv4Unspecified(), 0): hostSide.Addr()})
+}
+
+// uplinkMAC is the hardware address of the host's side (0) or the workspace's (1)
+// of an uplink: local, as a member's are, but of another range.
+func uplinkMAC(id string, side byte) net.HardwareAddr {
+	vni, _ := strconv.ParseUint(id, 16, 32)
+	return net.HardwareAddr{0x02, 0x6e, side, byte(vni >> 16), byte(vni >> 8), byte(vni)}
 }
 
 // uplinkAddress is the host's address on the uplink of a workspace. What is
