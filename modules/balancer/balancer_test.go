@@ -384,7 +384,7 @@ func TestPodThatLeaves(t *testing.T) {
 	<-begun
 	left := time.Now()
 	k.set("default", "hello", endpoint("127.0.0.2", false, true), endpoint("127.0.0.3", true, false))
-	within(t, time.Second, "the pod gets no more requests", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 1 })
+	within(t, 10*time.Second, "the pod gets no more requests", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 1 })
 	t.Logf("the pod was out after %v", time.Since(left))
 	for range 20 {
 		if status, body := get(t, c, "https://"+hello+"/"); status != 200 || body != "staying" {
@@ -398,12 +398,12 @@ func TestPodThatLeaves(t *testing.T) {
 	}
 	// Also when the whole slice goes, and comes again.
 	k.remove("default", "hello")
-	within(t, time.Second, "no pod is left", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 0 })
+	within(t, 10*time.Second, "no pod is left", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 0 })
 	if status, body := get(t, c, "https://"+hello+"/"); status != 503 || !strings.Contains(body, "no instance that is ready") {
 		t.Errorf("got %d %s, want 503", status, body)
 	}
 	k.set("default", "hello", pods("127.0.0.3")...)
-	within(t, time.Second, "the pod is back", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 1 })
+	within(t, 10*time.Second, "the pod is back", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 1 })
 	if status, body := get(t, c, "https://"+hello+"/"); status != 200 {
 		t.Errorf("got %d %s, want 200", status, body)
 	}

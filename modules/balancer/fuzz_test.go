@@ -24,40 +24,50 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
-// FuzzRouting sends a request, byte for byte, to the proxy and to the redirect:
-// it reaches the app whose host it names or none, and says nothing to the app
-// that only we say.
-func FuzzRouting(f *testing.F) {
-	const routed = "hello.shop.web.acme.apps.example"
+// routed is the host of the one app that balancerTo serves.
+const routed = "hello.shop.web.acme.apps.example"
+
+// balancerTo has one route, to a pod that serves each connection as it is told.
+func balancerTo(serve func(pod net.Conn)) *Balancer {
 	log := slog.New(slog.DiscardHandler)
 	b := &Balancer{log: log, proxy: newProxy(log), requests: crowd.New[string](1, 1), cfg: Config{HTTPSAddr: "127.0.0.1:443"}}
-	// The pod takes one request, byte for byte too, and nothing behind it.
-	reached := make(chan *http.Request, maxTries)
 	b.table = newTable(func(string) DialFunc {
 		return func(context.Context, string, string) (net.Conn, error) {
 			ours, pod := net.Pipe()
 			go func() {
 				defer pod.Close()
-				in := bufio.NewReader(pod)
-				r, err := http.ReadRequest(in)
-				if err != nil {
-					return
-				}
-				_, err = io.Copy(io.Discard, r.Body)
-				if in.Buffered() > 0 {
-					err = errors.Join(err, errors.New("there is more behind the request"))
-				}
-				if err != nil {
-					r.Method = err.Error()
-				}
-				reached <- r
-				io.WriteString(pod, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+				serve(pod)
 			}()
 			return ours, nil
 		}
 	}, func(string) {})
 	b.table.put(&resource.Route{Meta: resource.Meta{Name: routed}, Workspace: "acme/web/shop", Namespace: "default", Service: "hello", Port: 80})
 	b.table.setEndpoints(service{"acme/web/shop", "default", "hello"}, []netip.Addr{netip.MustParseAddr("10.42.0.2")})
+	return b
+}
+
+// FuzzRouting sends a request, byte for byte, to the proxy and to the redirect:
+// it reaches the app whose host it names or none, and says nothing to the app
+// that only we say.
+func FuzzRouting(f *testing.F) {
+	// The pod takes one request, byte for byte too, and nothing behind it.
+	reached := make(chan *http.Request, maxTries)
+	b := balancerTo(func(pod net.Conn) {
+		in := bufio.NewReader(pod)
+		r, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		_, err = io.Copy(io.Discard, r.Body)
+		if in.Buffered() > 0 {
+			err = errors.Join(err, errors.New("there is more behind the request"))
+		}
+		if err != nil {
+			r.Method = err.Error()
+		}
+		reached <- r
+		io.WriteString(pod, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+	})
 	for _, s := range []string{
 		"GET / HTTP/1.1\r\nHost: " + routed + "\r\n\r\n", "GET / HTTP/1.1\r\nHost: HELLO.shop.web.acme.apps.example.:443\r\nX-Forwarded-For: 1.2.3.4\r\nForwarded: for=x\r\n\r\n",
 		"GET http://" + routed + "/ HTTP/1.1\r\nHost: other.example\r\n\r\n", "GET http://u:p@other.example/ HTTP/1.0\r\nHost: " + routed + "\r\n\r\n",

@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -20,6 +21,8 @@ import (
 // watch of EndpointSlices, over HTTP to the real client.
 type kubeAPI struct {
 	server *httptest.Server
+	closed context.Context // then its watches end
+	end    context.CancelFunc
 
 	mu       sync.Mutex
 	slices   map[string]*discovery.EndpointSlice
@@ -29,7 +32,8 @@ type kubeAPI struct {
 
 func newKubeAPI(t *testing.T) *kubeAPI {
 	t.Helper()
-	k := &kubeAPI{slices: map[string]*discovery.EndpointSlice{}, watches: map[chan metav1.WatchEvent]labels.Selector{}}
+	closed, end := context.WithCancel(context.Background())
+	k := &kubeAPI{closed: closed, end: end, slices: map[string]*discovery.EndpointSlice{}, watches: map[chan metav1.WatchEvent]labels.Selector{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /apis/discovery.k8s.io/v1/endpointslices", k.serve)
 	k.server = httptest.NewServer(mux)
@@ -37,7 +41,10 @@ func newKubeAPI(t *testing.T) *kubeAPI {
 	return k
 }
 
+// close is for good: who watches again between the two lines would else be waited
+// for.
 func (k *kubeAPI) close() {
+	k.end()
 	k.server.CloseClientConnections()
 	k.server.Close()
 }
@@ -87,6 +94,8 @@ func (k *kubeAPI) serve(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 			w.(http.Flusher).Flush()
+		case <-k.closed.Done():
+			return
 		case <-r.Context().Done():
 			return
 		}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -200,8 +201,9 @@ func (b *Balancer) redirect(w http.ResponseWriter, r *http.Request) {
 	if port := b.httpsPort(); port != "443" {
 		host = net.JoinHostPort(host, port)
 	}
-	u := *r.URL
-	u.Scheme, u.Host, u.User = "https", host, nil
+	// Nothing else of what was asked for: `GET p:x`, which has neither host nor
+	// path, would lead to https:x.
+	u := url.URL{Scheme: "https", Host: host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
 	// 308 keeps method and body, unlike 301.
 	w.Header().Set("Location", u.String())
 	w.Header().Set("Connection", "close") // the client goes elsewhere
