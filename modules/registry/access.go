@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -199,9 +200,10 @@ func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, t target,
 	return nil
 }
 
-// checkManifest refuses a manifest that names something by what is no digest:
-// the handler behind fails on it, and clients try again and again. All else that
-// may be wrong with one it says itself.
+// checkManifest refuses a manifest that has something of another kind where a part
+// is named, names one by what is no digest, or is of another version than the
+// only one there is: the handler behind fails on it, and clients try again and
+// again. All else that may be wrong with one it says itself.
 func checkManifest(req *http.Request) error {
 	body, err := readAll(req.Body, maxManifest)
 	if err != nil {
@@ -210,11 +212,19 @@ func checkManifest(req *http.Request) error {
 	req.Body = io.NopCloser(bytes.NewReader(body))
 	type descriptor struct{ Digest *digest.Digest }
 	var m struct {
+		SchemaVersion     int
 		Config, Subject   *descriptor
 		Layers, Manifests []descriptor
 	}
-	if json.Unmarshal(body, &m) != nil {
+	var kind *json.UnmarshalTypeError
+	if err := json.Unmarshal(body, &m); errors.As(err, &kind) {
+		what, _, _ := strings.Cut(kind.Value, " ") // a number is followed by all its digits
+		return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "%s of the manifest can't be of type %s", cmp.Or(kind.Field, "the whole"), what)
+	} else if err != nil {
 		return nil
+	}
+	if m.SchemaVersion != 2 {
+		return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "the manifest's schemaVersion is %d, want 2", m.SchemaVersion)
 	}
 	all := append(m.Layers, m.Manifests...)
 	for _, d := range []*descriptor{m.Config, m.Subject} {
