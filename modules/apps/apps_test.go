@@ -39,6 +39,9 @@ func TestFullReference(t *testing.T) {
 		"registry.example/library/nginx":          "registry.example/library/nginx:latest",
 		"localhost/x:1":                           "localhost/x:1",
 		"hello@sha256:" + strings.Repeat("0", 64): registry + "/acme/web/hello@sha256:" + strings.Repeat("0", 64),
+		// The digest decides.
+		"hello:1@sha256:" + strings.Repeat("0", 64):                          registry + "/acme/web/hello@sha256:" + strings.Repeat("0", 64),
+		"registry.example/library/nginx:1@sha256:" + strings.Repeat("0", 64): "registry.example/library/nginx@sha256:" + strings.Repeat("0", 64),
 		"":                "",
 		"Hello:1":         "",
 		"hello:1:2":       "",

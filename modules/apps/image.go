@@ -65,8 +65,13 @@ func fullReference(registry string, aliases []string, account, organization, ima
 		return "", fmt.Errorf("%q is %w: it belongs to another organization", image, errImage)
 	}
 	_, tagged := parsed.(reference.Tagged)
-	_, digested := parsed.(reference.Digested)
-	if !tagged && !digested {
+	exact, digested := parsed.(reference.Digested)
+	switch {
+	case tagged && digested: // the digest decides, as in Kubernetes
+		if named, ok := parsed.(reference.Named); ok {
+			full = named.Name() + "@" + exact.Digest().String()
+		}
+	case !tagged && !digested:
 		full += ":latest"
 	}
 	return full, nil
