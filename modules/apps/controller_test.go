@@ -91,7 +91,7 @@ type fixture struct {
 func start(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{T: t, st: storetest.New(t), clusters: &clusters{err: errors.New("the plane is starting")}}
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	f.ctx = ctx
 	w := &types.Workspace{Account: "acme", Organization: "web"}
 	w.Name = "shop"
@@ -287,6 +287,13 @@ func TestApps(t *testing.T) {
 	_, err = f.client.CoreV1().ResourceQuotas("small").Create(f.ctx, &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "nothing"},
 		Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: apiresource.MustParse("0")}}}, metav1.CreateOptions{})
 	f.must(err)
+	eventually(t, "the quota is in force", func() error {
+		q, err := f.client.CoreV1().ResourceQuotas("small").Get(f.ctx, "nothing", metav1.GetOptions{})
+		if err == nil && len(q.Status.Hard) == 0 {
+			err = errors.New("the controller has not taken note of it")
+		}
+		return err
+	})
 	quota := newApp("quota", "hello:1")
 	quota.Spec.Namespace = "small"
 	f.must(f.st.Apps().Create(f.ctx, quota))

@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ktypes "k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -174,31 +175,25 @@ func startPlane(t *testing.T) kubernetes.Interface {
 	return client
 }
 
-// actAsKubelet makes two nodes and says of every pod there that it runs well,
-// or that it crashes if its image is called so. What runs pods is no part of
-// this package.
+// actAsKubelet makes two nodes, which take pods when it returns, keeps them alive,
+// and says of every pod there that it runs well, or that it crashes if its image is
+// called so. What runs pods is no part of this package.
 func actAsKubelet(t *testing.T, client kubernetes.Interface) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
+	nodes := []string{"shop-1", "shop-2"}
 	t.Cleanup(func() { cancel(); <-done })
-	for i := range 2 {
-		n, err := client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("shop-%d", i+1), Labels: map[string]string{corev1.LabelHostname: fmt.Sprintf("shop-%d", i+1)}}}, metav1.CreateOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		n.Status.Capacity = corev1.ResourceList{corev1.ResourceCPU: apiresource.MustParse("4"), corev1.ResourceMemory: apiresource.MustParse("8Gi"), corev1.ResourcePods: apiresource.MustParse("100")}
-		n.Status.Allocatable = n.Status.Capacity
-		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now()}}
-		if _, err := client.CoreV1().Nodes().UpdateStatus(ctx, n, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-	}
 	go func() {
 		defer close(done)
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
-		for {
+		for pass := 0; ; pass++ {
+			if pass%100 == 0 { // each 10 s: nodes that say nothing for 40 s lose their pods
+				for _, name := range nodes {
+					_ = sayReady(ctx, client, name)
+				}
+			}
 			pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
 			if err == nil {
 				for i := range pods.Items {
@@ -212,4 +207,40 @@ func actAsKubelet(t *testing.T, client kubernetes.Interface) {
 			}
 		}
 	}()
+	for _, name := range nodes {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}}}
+		if _, err := client.CoreV1().Nodes().Create(ctx, n, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := sayReady(ctx, client, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A new node is tainted until the node controller has seen that it is ready. With
+	// one of two left, the scheduler would put all pods there.
+	eventually(t, "both nodes take pods", func() error {
+		for _, name := range nodes {
+			n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			if len(n.Spec.Taints) > 0 {
+				return fmt.Errorf("%s is tainted: %v", name, n.Spec.Taints)
+			}
+		}
+		return nil
+	})
+}
+
+// sayReady is a node's report. It is a patch, for controllers write to a new node too.
+func sayReady(ctx context.Context, client kubernetes.Interface, node string) error {
+	now := metav1.Now()
+	room := corev1.ResourceList{corev1.ResourceCPU: apiresource.MustParse("4"), corev1.ResourceMemory: apiresource.MustParse("8Gi"), corev1.ResourcePods: apiresource.MustParse("100")}
+	status, err := json.Marshal(map[string]any{"status": corev1.NodeStatus{Capacity: room, Allocatable: room,
+		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: now, LastTransitionTime: now}}}})
+	if err != nil {
+		return err
+	}
+	_, err = client.CoreV1().Nodes().Patch(ctx, node, ktypes.StrategicMergePatchType, status, metav1.PatchOptions{}, "status")
+	return err
 }
