@@ -461,6 +461,9 @@ func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep resource.
 		}
 		return nil
 	})
+	if errors.Is(err, store.ErrNotFound) { // a moment ago: the cache has not heard of it
+		return refusal{http.StatusGone, "the node was removed from the platform"}
+	}
 	if err != nil {
 		return err
 	}

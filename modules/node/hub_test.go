@@ -107,6 +107,10 @@ func TestJoinGivesAnIdentityThatWorks(t *testing.T) {
 	if err != nil || n.Status.Phase != resource.Ready || n.Status.Address != "192.0.2.11" {
 		t.Errorf("after a report the node is %+v, %v", n, err)
 	}
+	waitFor(t, "the cache has n1's address", func() bool {
+		n, ok := p.cfg.Nodes.Get("n1")
+		return ok && n.Status.Address == "192.0.2.11"
+	})
 	// The address belongs to n1 now, and the server's own is taken too.
 	other := p.join(t, "n2")
 	for _, taken := range []string{"192.0.2.11", "192.0.2.1", "no address", "127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.20.10", "255.255.255.255", "172.30.0.1", "10.42.1.1", "10.43.0.10"} {
