@@ -111,10 +111,19 @@ func open(file, name string, keys []ed25519.PublicKey) (*Payload, error) {
 	p, err := read(f, info.Size(), keys)
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("payload: %s %w", name, err)
+		return nil, fmt.Errorf("payload: %s %w%s", name, err, remedy(err))
 	}
 	p.name, p.file = name, f
 	return p, nil
+}
+
+// remedy is what to do about a file that is not what was packed, as an end of the
+// error's sentence.
+func remedy(err error) string {
+	if errors.Is(err, ErrNone) || errors.Is(err, ErrDamaged) {
+		return "; put a fresh copy of the program in its place, and compare its sha256sum with that of where it came from"
+	}
+	return ""
 }
 
 // read reads everything but the files' contents.
@@ -293,7 +302,10 @@ func (p *Payload) Verify(ctx context.Context) error {
 		}
 		errs = append(errs, p.verifyFile(file.Path))
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%w%s", err, remedy(err))
+	}
+	return nil
 }
 
 func (p *Payload) verifyFile(path string) error {

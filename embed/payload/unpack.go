@@ -75,7 +75,7 @@ func (p *Payload) Unpack(ctx context.Context, dataDir string, prefixes ...string
 		return "", fmt.Errorf("unpack payload: %w", err)
 	}
 	if err := p.unpackBlobs(ctx, dataDir, files); err != nil {
-		return "", err
+		return "", fmt.Errorf("%w%s", err, remedy(err))
 	}
 	faultpoint.Reach("payload/files-unpacked")
 	if err := linkTree(dataDir, tree, files); err != nil {
