@@ -214,8 +214,8 @@ func New(cfg Config) *Plane {
 func environment() []string {
 	return []string{
 		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-		// More than half of the live heap is OpenAPI, which does not change: an API
-		// server with half the usual room for garbage takes 153 MB, not 182.
+		// Until it rests (see restPercent) it makes much garbage: with half the usual
+		// room for it, it takes 153 MB, not 182.
 		"GOGC=50",
 		// Near the bound of the control group garbage goes first: at 3 GiB of live heap
 		// the collector would else wait for 4, and the kernel end the process.
