@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -32,14 +33,16 @@ func testGroup(t *testing.T, suffix string) (string, *Group) {
 	return name, g
 }
 
-func sleeper(t *testing.T) *exec.Cmd {
+// sleeper is a process, and what waits for its end, by anybody and as often as it likes.
+func sleeper(t *testing.T) (p *os.Process, wait func()) {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	return cmd
+	wait = sync.OnceFunc(func() { cmd.Wait() })
+	t.Cleanup(func() { cmd.Process.Kill(); wait() })
+	return cmd.Process, wait
 }
 
 func TestGroupLife(t *testing.T) {
@@ -49,15 +52,15 @@ func TestGroupLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	again.Close()
-	cmd := sleeper(t)
-	if err := g.AddPID(cmd.Process.Pid); err != nil {
+	p, wait := sleeper(t)
+	if err := g.AddPID(p.Pid); err != nil {
 		t.Fatal(err)
 	}
-	if pids, err := Procs(name); err != nil || !slices.Equal(pids, []int{cmd.Process.Pid}) {
-		t.Errorf("got %v, %v, want only %d", pids, err, cmd.Process.Pid)
+	if pids, err := Procs(name); err != nil || !slices.Equal(pids, []int{p.Pid}) {
+		t.Errorf("got %v, %v, want only %d", pids, err, p.Pid)
 	}
-	if pids, err := Procs(filepath.Dir(name)); err != nil || !slices.Equal(pids, []int{cmd.Process.Pid}) {
-		t.Errorf("from above: got %v, %v, want only %d", pids, err, cmd.Process.Pid)
+	if pids, err := Procs(filepath.Dir(name)); err != nil || !slices.Equal(pids, []int{p.Pid}) {
+		t.Errorf("from above: got %v, %v, want only %d", pids, err, p.Pid)
 	}
 	if names, err := List(filepath.Dir(name)); err != nil || !slices.Equal(names, []string{"life"}) {
 		t.Errorf("got %v, %v, want life", names, err)
@@ -65,7 +68,7 @@ func TestGroupLife(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	// The process is ours: it stays in the group, as a zombie, until waited for.
-	go cmd.Wait()
+	go wait()
 	if err := Kill(ctx, name); err != nil {
 		t.Error(err)
 	}
@@ -77,22 +80,22 @@ func TestGroupLife(t *testing.T) {
 	if err := Kill(ctx, name); err != nil {
 		t.Errorf("again: %v", err)
 	}
-	if err := AddPID(name, cmd.Process.Pid); !errors.Is(err, fs.ErrNotExist) {
+	if err := AddPID(name, p.Pid); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v, want that it is not there", err)
 	}
 }
 
 func TestRemoveSparesProcesses(t *testing.T) {
 	name, g := testGroup(t, "busy")
-	cmd := sleeper(t)
-	if err := g.AddPID(cmd.Process.Pid); err != nil {
+	p, wait := sleeper(t)
+	if err := g.AddPID(p.Pid); err != nil {
 		t.Fatal(err)
 	}
 	if err := Remove(name); err == nil {
 		t.Error("removed a group with a process in it")
 	}
-	cmd.Process.Kill()
-	cmd.Wait()
+	p.Kill()
+	wait()
 }
 
 func TestChildIsBornInGroup(t *testing.T) {
@@ -111,7 +114,7 @@ func TestChildIsBornInGroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := sleeper(t)
+	child, _ := sleeper(t)
 	if err := restore(); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +122,7 @@ func TestChildIsBornInGroup(t *testing.T) {
 	if err != nil || string(after) != string(before) {
 		t.Errorf("the thread is in\n%s\nwant\n%s", after, before)
 	}
-	inside, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid))
+	inside, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", child.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}

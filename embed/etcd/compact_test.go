@@ -168,16 +168,24 @@ func TestKilledAroundCompactions(t *testing.T) {
 		// Beside the member's own compactions one that is asked for, so that the
 		// kill falls into it: it is answered when all is removed.
 		for range 50 * writers {
-			<-wrote
+			select {
+			case <-wrote:
+			case <-time.After(time.Minute):
+				t.Fatalf("round %d: nothing was written for a minute", round)
+			}
 		}
 		mu.Lock()
 		at := highest
 		mu.Unlock()
 		done := make(chan error, 1)
 		go func() { _, err := c.Compact(ctx, at, clientv3.WithCompactPhysical()); done <- err }()
+		chance := time.Duration(rnd.IntN(30)) * time.Millisecond
+		if round == 1 {
+			chance = time.Minute // one of them is to be done whole
+		}
 		select {
 		case <-done:
-		case <-time.After(time.Duration(rnd.IntN(30)) * time.Millisecond): // chance, no wait for anything
+		case <-time.After(chance):
 		}
 		kill()
 		cancel()

@@ -161,7 +161,7 @@ func TestOrder(t *testing.T) {
 			while :; do sleep 0.01; done`, name, notes, then)
 	}
 	m := start(t, Config{Services: []ServiceConfig{
-		sh("first", note("first", "sleep 0.2; touch "+dir+"/up"), ready("file:"+dir+"/up")),
+		sh("first", note("first", "until [ -e "+dir+"/go ]; do sleep 0.01; done; touch "+dir+"/up"), ready("file:"+dir+"/up")),
 		// Ready by a file too: a shell that was started has not said so yet.
 		sh("second", note("second", "touch "+dir+"/up2"), ready("file:"+dir+"/up2"), after("first")),
 		sh("third", note("third", "touch "+dir+"/up3"), ready("file:"+dir+"/up3"), after("first", "second")),
@@ -170,6 +170,9 @@ func TestOrder(t *testing.T) {
 		s := m.service("second")
 		return s.State == stateWaiting && len(s.WaitingFor) == 1 && s.WaitingFor[0] == "first"
 	})
+	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range []string{"first", "second", "third"} {
 		m.awaitState(name, stateReady)
 	}
@@ -215,10 +218,11 @@ func TestRestart(t *testing.T) {
 		s := m.service("missing")
 		return s.State == stateBackoff && strings.Contains(s.LastExit, "/none/such")
 	})
+	m.await("the log has the output of three", func() bool {
+		log, _ := os.ReadFile(filepath.Join(m.dir, "fails.log"))
+		return strings.Count(string(log), "attempt\n") >= 3
+	})
 	m.stop(m.cmd.Process.Pid)
-	if log, _ := os.ReadFile(filepath.Join(m.dir, "fails.log")); strings.Count(string(log), "attempt\n") < 3 {
-		t.Errorf("the log has not all output: %q", log)
-	}
 }
 
 // TestStopIsBounded has services that don't want to end, and children of theirs.

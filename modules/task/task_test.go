@@ -103,8 +103,9 @@ func workspace(name string) *resource.Workspace {
 	return w
 }
 
-// follow returns the last state of a task, and how often it was told.
-func follow(t *testing.T, ts *Tasks, id string) (last *resource.Task, times int) {
+// follow returns the last state of a task, and how often it was told. It calls begun,
+// if there is one, when it was told for the first time.
+func follow(t *testing.T, ts *Tasks, id string, begun ...func()) (last *resource.Task, times int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
@@ -113,7 +114,11 @@ func follow(t *testing.T, ts *Tasks, id string) (last *resource.Task, times int)
 			t.Fatalf("follow: %v", err)
 		}
 		last = task
-		times++
+		if times++; times == 1 {
+			for _, f := range begun {
+				f()
+			}
+		}
 	}
 	return last, times
 }
@@ -132,8 +137,9 @@ func TestLifeOfATask(t *testing.T) {
 	}
 
 	// The controller's part.
-	done := make(chan error, 1)
+	begun, done := make(chan struct{}), make(chan error, 1)
 	go func() {
+		<-begun
 		for _, c := range []string{resource.WorkspaceNetworkReady, resource.WorkspacePlaneReady, ""} {
 			if _, err := ts.st.Workspaces().Modify(ctx, w.Key(), func(w *resource.Workspace) error {
 				w.Status.ObservedGeneration = w.Generation
@@ -151,7 +157,7 @@ func TestLifeOfATask(t *testing.T) {
 		}
 		done <- nil
 	}()
-	last, times := follow(t, ts.Tasks, task.Name)
+	last, times := follow(t, ts.Tasks, task.Name, func() { close(begun) })
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
