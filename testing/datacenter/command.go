@@ -85,6 +85,11 @@ func (d *Datacenter) Apply(t testing.TB, manifests string) {
 	}
 }
 
+// Patience is for one step of an operation on a machine that does ten other
+// things; on an idle one most take less than a second, a plane five. It costs nothing
+// where all is well.
+const Patience = 4 * time.Minute
+
 // Eventually asks until there is no error any more.
 func Eventually(t testing.TB, patience time.Duration, what string, ask func(ctx context.Context) error) {
 	t.Helper()

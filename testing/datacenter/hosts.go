@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/multipaas/multipaas/appliance/status"
 	"github.com/multipaas/multipaas/testing/lab"
@@ -17,7 +16,7 @@ import (
 // PartsReady waits until a host's appliance says that all its parts are ready.
 func (d *Datacenter) PartsReady(t testing.TB, h *lab.Host) {
 	t.Helper()
-	Eventually(t, 90*time.Second, h.Name()+" is ready", func(ctx context.Context) error {
+	Eventually(t, Patience, h.Name()+" is ready", func(ctx context.Context) error {
 		st, err := status.Fetch(ctx, h.Root("run", "multipaas", "status.sock"))
 		if err == nil && len(st.Ready()) > 0 {
 			err = errors.New(strings.Join(st.Ready(), "; "))
