@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -63,6 +64,7 @@ func TestAttack(t *testing.T) {
 		{"api", testAPI},
 		{"tokens", testTokens},
 		{"registry", testRegistry},
+		{"door", testDoor},
 		{"images", testImages},
 		{"setuid", testSetuid},
 		{"unmasked", testUnmasked},
@@ -128,8 +130,25 @@ func (s *suite) toolPods(t *testing.T, kubeconfig string) []pod {
 // in runs a command in a pod.
 func (s *suite) in(t testing.TB, p pod, args ...string) datacenter.Result {
 	t.Helper()
-	return s.Kube(t, p.kubeconfig, "", append([]string{"exec", p.name, "--"}, args...)...)
+	return s.exec(t, p.kubeconfig, "default", p.name, args...)
 }
+
+// exec runs a command in a pod of a namespace: again, if kubectl got no connection to
+// the pod, so that what the caller reads was said there.
+func (s *suite) exec(t testing.TB, kubeconfig, namespace, name string, args ...string) (r datacenter.Result) {
+	t.Helper()
+	for range 5 {
+		r = s.Kube(t, kubeconfig, "", append([]string{"exec", "-n", namespace, name, "--"}, args...)...)
+		if r.Code == 0 || !slices.ContainsFunc(noConnection, func(sign string) bool { return strings.Contains(r.Err, sign) }) {
+			return r
+		}
+		time.Sleep(time.Second)
+	}
+	return r
+}
+
+// noConnection are words of kubectl's that tell of one that did not come about.
+var noConnection = []string{"error dialing backend", "unable to upgrade connection", "Unable to connect to the server", "TLS handshake timeout", "http2: ", "EOF", "the server is currently unable", "Internal error occurred"}
 
 // toolManifest runs the tool on every machine, as root: what baseline leaves.
 func toolManifest(image string) string {

@@ -66,7 +66,7 @@ func (s *suite) handed(t *testing.T, k *kube, targets map[string]string) {
 					return
 				}
 				s.record(t, attempt{What: "call " + target + " (" + all[target] + ") by " + way.what, From: "owner of A, through A's plane", Want: "no answer",
-					Got: got, Blocked: !answered(got) && !strings.HasPrefix(got, "200 ") || strings.HasPrefix(target, "127.") && strings.Contains(got, "connection refused")})
+					Got: got, Blocked: unreached(got) || strings.HasPrefix(target, "127.") && strings.Contains(got, "connection refused")})
 			})
 		}
 	}
@@ -95,20 +95,16 @@ func several(target string) bool {
 	return false
 }
 
-// make writes objects, path and body in turn. False: the API refused one, in its
-// own words.
-func (k *kube) make(ctx context.Context, pathsAndBodies ...string) (ok bool, refusal string) {
+// make writes objects, path and body in turn. What is not ok was refused, in the
+// API's own words, or not decided before ctx was done.
+func (k *kube) make(ctx context.Context, pathsAndBodies ...string) (ok, refused bool, words string) {
 	for i := 0; i+1 < len(pathsAndBodies); i += 2 {
-		r := k.post(ctx, pathsAndBodies[i], pathsAndBodies[i+1])
-		for (r.code == 0 || r.code == http.StatusTooManyRequests || r.code >= 500) && ctx.Err() == nil {
-			time.Sleep(300 * time.Millisecond)
-			r = k.post(ctx, pathsAndBodies[i], pathsAndBodies[i+1])
-		}
+		r := decided(ctx, func() reply { return k.post(ctx, pathsAndBodies[i], pathsAndBodies[i+1]) })
 		if r.code/100 != 2 && r.code != http.StatusConflict {
-			return false, r.String()
+			return false, !r.undecided(), r.String()
 		}
 	}
-	return true, ""
+	return true, false, ""
 }
 
 const handedServices = "/api/v1/namespaces/detour/services"
@@ -126,12 +122,12 @@ func serviceBySlice(name, address, port string) []string {
 // is available, and says in the group's status what came of that.
 func (s *suite) aggregated(ctx context.Context, k *kube, name, address, port string) (bool, string) {
 	const groups = "/apis/apiregistration.k8s.io/v1/apiservices"
-	if ok, refusal := k.make(ctx, serviceBySlice(name, address, port)...); !ok {
-		return true, refusal
+	if ok, refused, words := k.make(ctx, serviceBySlice(name, address, port)...); !ok {
+		return refused, words
 	}
-	if ok, refusal := k.make(ctx, groups, `{"metadata":{"name":"v1.`+name+`.test","labels":{"handed":"yes"}},"spec":{"group":"`+name+`.test","version":"v1","groupPriorityMinimum":1000,"versionPriority":10,
+	if ok, _, words := k.make(ctx, groups, `{"metadata":{"name":"v1.`+name+`.test","labels":{"handed":"yes"}},"spec":{"group":"`+name+`.test","version":"v1","groupPriorityMinimum":1000,"versionPriority":10,
 		"insecureSkipTLSVerify":true,"service":{"namespace":"detour","name":"`+name+`","port":443}}}`); !ok {
-		return false, refusal
+		return false, words
 	}
 	got := ""
 	for ; ctx.Err() == nil; time.Sleep(300 * time.Millisecond) {
@@ -161,23 +157,18 @@ func (s *suite) aggregated(ctx context.Context, k *kube, name, address, port str
 // pod that runs nowhere says that it has this one.
 func (s *suite) serviceProxy(ctx context.Context, k *kube, name, address, port string) (bool, string) {
 	const pods = "/api/v1/namespaces/detour/pods"
-	if ok, refusal := k.make(ctx, pods, podJSON(`"name":"`+name+`"`, `"nodeName":"nowhere"`, ""), handedServices, `{"metadata":{"name":"`+name+`"},"spec":{"ports":[{"name":"a","port":80,"targetPort":`+port+`}]}}`); !ok {
-		return false, refusal
-	}
-	if r := k.patch(ctx, "merge", pods+"/"+name+"/status", `{"status":{"phase":"Running","podIP":"`+address+`","podIPs":[{"ip":"`+address+`"}]}}`); r.code/100 != 2 {
+	status := `{"status":{"phase":"Running","podIP":"` + address + `","podIPs":[{"ip":"` + address + `"}]}}`
+	if r := k.withStatus(ctx, pods, name, podJSON(`"name":"`+name+`"`, `"nodeName":"nowhere"`, ""), status); r.code/100 != 2 {
 		return false, r.String()
 	}
-	if ok, refusal := k.make(ctx, "/apis/discovery.k8s.io/v1/namespaces/detour/endpointslices", `{"metadata":{"name":"`+name+`","labels":{"kubernetes.io/service-name":"`+name+`"}},"addressType":"IPv4",
+	if ok, refused, words := k.make(ctx, handedServices, `{"metadata":{"name":"`+name+`"},"spec":{"ports":[{"name":"a","port":80,"targetPort":`+port+`}]}}`,
+		"/apis/discovery.k8s.io/v1/namespaces/detour/endpointslices", `{"metadata":{"name":"`+name+`","labels":{"kubernetes.io/service-name":"`+name+`"}},"addressType":"IPv4",
 			"ports":[{"name":"a","port":`+port+`,"protocol":"TCP"}],"endpoints":[{"addresses":["`+address+`"],"targetRef":{"kind":"Pod","namespace":"detour","name":"`+name+`"}}]}`,
 		"/api/v1/namespaces/detour/endpoints", `{"metadata":{"name":"`+name+`"},"subsets":[{"addresses":[{"ip":"`+address+`","targetRef":{"kind":"Pod","namespace":"detour","name":"`+name+`"}}],"ports":[{"name":"a","port":`+port+`}]}]}`); !ok {
-		return true, refusal
+		return refused, words
 	}
-	r := k.do(ctx, http.MethodGet, handedServices+"/http:"+name+":a/proxy/healthz", "", "")
-	for strings.Contains(r.body, "no endpoints available") && ctx.Err() == nil { // the one that asks has not heard of them yet
-		time.Sleep(300 * time.Millisecond)
-		r = k.do(ctx, http.MethodGet, handedServices+"/http:"+name+":a/proxy/healthz", "", "")
-	}
-	return r.code != 0 && !strings.Contains(r.body, "no endpoints available"), r.String()
+	r := k.proxied(ctx, handedServices+"/http:"+name+":a/proxy/healthz")
+	return r.tried(), r.String()
 }
 
 func (s *suite) convertedByURL(ctx context.Context, k *kube, name, address, port string) (bool, string) {
@@ -185,15 +176,15 @@ func (s *suite) convertedByURL(ctx context.Context, k *kube, name, address, port
 }
 
 func (s *suite) convertedByName(ctx context.Context, k *kube, name, address, port string) (bool, string) {
-	if ok, refusal := k.make(ctx, handedServices, `{"metadata":{"name":"`+name+`"},"spec":{"type":"ExternalName","externalName":"`+address+`","ports":[{"port":`+port+`}]}}`); !ok {
-		return true, refusal
+	if ok, refused, words := k.make(ctx, handedServices, `{"metadata":{"name":"`+name+`"},"spec":{"type":"ExternalName","externalName":"`+address+`","ports":[{"port":`+port+`}]}}`); !ok {
+		return refused, words
 	}
 	return s.converted(ctx, k, name, `"service":{"namespace":"detour","name":"`+name+`","port":`+port+`}`)
 }
 
 func (s *suite) convertedBySlice(ctx context.Context, k *kube, name, address, port string) (bool, string) {
-	if ok, refusal := k.make(ctx, serviceBySlice(name, address, port)...); !ok {
-		return true, refusal
+	if ok, refused, words := k.make(ctx, serviceBySlice(name, address, port)...); !ok {
+		return refused, words
 	}
 	return s.converted(ctx, k, name, `"service":{"namespace":"detour","name":"`+name+`","port":443}`)
 }
@@ -205,10 +196,10 @@ func (s *suite) converted(ctx context.Context, k *kube, name, webhook string) (b
 		return fmt.Sprintf(`{"name":%q,"served":true,"storage":%t,"schema":{"openAPIV3Schema":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}}`, name, stored)
 	}
 	group := name + ".test"
-	if ok, refusal := k.make(ctx, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", `{"metadata":{"name":"things.`+group+`","labels":{"handed":"yes"}},"spec":{"group":"`+group+`","scope":"Namespaced",
+	if ok, refused, words := k.make(ctx, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", `{"metadata":{"name":"things.`+group+`","labels":{"handed":"yes"}},"spec":{"group":"`+group+`","scope":"Namespaced",
 		"names":{"plural":"things","singular":"thing","kind":"Thing"},"versions":[`+version("v1", true)+`,`+version("v2", false)+`],
 		"conversion":{"strategy":"Webhook","webhook":{"conversionReviewVersions":["v1"],"clientConfig":{`+webhook+`}}}}}`); !ok {
-		return true, refusal
+		return refused, words
 	}
 	object, err := json.Marshal(map[string]any{"apiVersion": group + "/v2", "kind": "Thing", "metadata": map[string]string{"name": "a"}})
 	if err != nil {

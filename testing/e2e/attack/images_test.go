@@ -160,15 +160,27 @@ func testImages(t *testing.T, s *suite) {
 		}
 		for _, path := range b.read {
 			outcome, ran := r.got[path]
+			blocked := shut(outcome)
 			if !ran {
-				outcome = "the image was refused: " + r.outcome
+				outcome, blocked = "the image was refused: "+r.outcome, refusedImage(r.outcome)
 			}
 			s.record(t, attempt{What: "image with " + b.what + ": open " + path, From: podOfA, Want: "refused, or nothing of the machine",
-				Got: outcome, Blocked: !strings.HasPrefix(outcome, "open")})
+				Got: outcome, Blocked: blocked})
 		}
 		s.record(t, attempt{What: "image with " + b.what + ": change the machine", From: podOfA, Want: "no file of the machine changes",
 			Got: r.outcome + " " + strings.Join(changed, "; "), Blocked: len(changed) == 0 && !strings.Contains(r.outcome, "PRIVATE KEY")})
 	}
+}
+
+// refusedImage says whether an outcome is that of an image that was not unpacked,
+// or whose container was not made.
+func refusedImage(outcome string) bool {
+	for _, who := range []string{"StartError ", "ErrImagePull: ", "ImagePullBackOff: ", "CreateContainerError: "} {
+		if strings.HasPrefix(outcome, who) {
+			return true
+		}
+	}
+	return false
 }
 
 // push makes the image and pushes it to beta/ops.
@@ -268,14 +280,22 @@ func (w *waste) runImage(t *testing.T, b badImage) (outcome string, opened map[s
 		}
 		state := pod.Status.ContainerStatuses[0].State
 		if x := state.Waiting; x != nil && x.Message != "" {
-			if x.Reason != "ContainerCreating" {
+			// Other troubles of a pull pass, and say nothing about the image.
+			pull := x.Reason == "ErrImagePull" || x.Reason == "ImagePullBackOff"
+			if x.Reason != "ContainerCreating" && (!pull || strings.Contains(x.Message, "failed to extract layer")) {
 				return x.Reason + ": " + x.Message, nil
 			}
 		}
 		if x := state.Terminated; x != nil {
 			outcome = strings.TrimSpace(x.Reason + " " + x.Message)
 			opened = map[string]string{}
+			if refusedImage(outcome) {
+				return outcome, opened
+			}
 			log := w.kube.do(ctx, http.MethodGet, pods+"/"+name+"/log", "", "")
+			if log.good() != nil {
+				continue
+			}
 			for line := range strings.Lines(log.body) {
 				path, got, _ := strings.Cut(strings.TrimSpace(line), " ")
 				opened[path] = got

@@ -93,11 +93,30 @@ func (k *kube) patch(ctx context.Context, kind, path, body string) reply {
 	return k.do(ctx, http.MethodPatch, path, contentType, body)
 }
 
+// undecided says that the API had trouble of its own, or too much to do: it neither
+// did what it was asked nor refused it.
+func (r reply) undecided() bool {
+	return r.code == 0 || r.code == http.StatusTooManyRequests || r.code >= 500
+}
+
+// decided asks until the API decides, at most until ctx is done: then the last
+// answer is that of before.
+func decided(ctx context.Context, ask func() reply) reply {
+	r := ask()
+	for r.undecided() && ctx.Err() == nil {
+		time.Sleep(300 * time.Millisecond)
+		if next := ask(); ctx.Err() == nil {
+			r = next
+		}
+	}
+	return r
+}
+
 // must makes something that the attempts need.
 func (k *kube) must(t testing.TB, path, body string) {
 	t.Helper()
 	var r reply
-	for range 5 {
+	for range 60 {
 		if r = k.post(t.Context(), path, body); r.code/100 == 2 || r.code == http.StatusConflict {
 			return
 		}

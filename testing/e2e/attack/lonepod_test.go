@@ -41,7 +41,8 @@ func (s *suite) lonePod(t testing.TB, k *kube, namespace, name, spec string, con
 	t.Helper()
 	pods := "/api/v1/namespaces/" + namespace + "/pods"
 	body := fmt.Sprintf(`{"metadata":{"name":%q},"spec":{"terminationGracePeriodSeconds":0,"restartPolicy":"Never","nodeName":%q,%s}}`, name, s.attacker.node, spec)
-	ctx, cancel := context.WithTimeout(t.Context(), imagePatience)
+	// Kubelet starts the containers of a pod one after the other.
+	ctx, cancel := context.WithTimeout(t.Context(), imagePatience+time.Duration(len(containers))*10*time.Second)
 	defer cancel()
 	r := k.post(ctx, pods, body)
 	for r.code == 0 || r.code == http.StatusTooManyRequests || r.code >= 500 ||
@@ -91,7 +92,7 @@ func (s *suite) lonePod(t testing.TB, k *kube, namespace, name, spec string, con
 			if _, have := all[c.Name]; have || !slices.Contains(containers, c.Name) {
 				continue
 			}
-			if x := c.State.Waiting; x != nil && x.Message != "" && x.Reason != "ContainerCreating" && x.Reason != "PodInitializing" {
+			if x := c.State.Waiting; x != nil && x.Message != "" && x.Reason != "ContainerCreating" && x.Reason != "PodInitializing" && !passes(x.Message) {
 				all[c.Name] = started{words: x.Reason + ": " + x.Message}
 			}
 			x := c.State.Terminated
@@ -102,6 +103,9 @@ func (s *suite) lonePod(t testing.TB, k *kube, namespace, name, spec string, con
 			default:
 				one := started{ran: true, words: x.Reason + " " + x.Message, lines: map[string]string{}}
 				log := k.do(ctx, http.MethodGet, pods+"/"+name+"/log?container="+c.Name, "", "")
+				if log.good() != nil {
+					continue // the next look reads it
+				}
 				for line := range strings.Lines(log.body) {
 					what, got, _ := strings.Cut(strings.TrimSpace(line), " ")
 					one.lines[what] = got
@@ -113,16 +117,22 @@ func (s *suite) lonePod(t testing.TB, k *kube, namespace, name, spec string, con
 	return all, nil
 }
 
-// noSandbox is why a pod's sandbox could not be made; "" if that is not so.
+// passes says whether kubelet had trouble of its own, and will try again.
+func passes(words string) bool {
+	return strings.Contains(words, "context deadline exceeded") || strings.Contains(words, "is reserved for")
+}
+
+// noSandbox is why the runtime refused a pod's sandbox; "" if it did not.
 func (k *kube) noSandbox(ctx context.Context, namespace, pod string) string {
 	var events struct{ Items []struct{ Message string } }
 	err := k.read(ctx, "/api/v1/namespaces/"+namespace+"/events?fieldSelector=reason%3DFailedCreatePodSandBox,involvedObject.name%3D"+pod, &events)
-	if err != nil || len(events.Items) == 0 {
+	if err != nil {
 		return ""
 	}
-	words := events.Items[0].Message
-	if _, end, found := strings.Cut(words, "OCI runtime"); found { // who says so on the way is of no interest
-		words = "OCI runtime" + end
+	for _, e := range events.Items { // others are of what passes: a network that is being made, say
+		if _, end, found := strings.Cut(e.Message, "OCI runtime"); found {
+			return "OCI runtime" + end
+		}
 	}
-	return words
+	return ""
 }

@@ -20,6 +20,9 @@ import (
 func testPlane(t *testing.T, s *suite) {
 	k := newKube(t, s.box)
 	k.must(t, "/api/v1/namespaces", `{"metadata":{"name":"detour"}}`)
+	// Where pods are said to run that run nowhere: those of a node that isn't there are
+	// deleted.
+	k.must(t, "/api/v1/nodes", `{"metadata":{"name":"nowhere"}}`)
 	targets := map[string]string{}
 	for _, h := range s.Lab.Hosts() {
 		for _, port := range []int{22, 7443, 10250} {
@@ -60,28 +63,27 @@ func testPlane(t *testing.T, s *suite) {
 		name := fmt.Sprintf("detour-%d", i)
 		for way, ask := range map[string]func(context.Context) reply{
 			"a node's address (nodes/proxy)": func(ctx context.Context) reply {
-				if r := k.post(ctx, "/api/v1/nodes", `{"metadata":{"name":"`+name+`"}}`); r.code/100 != 2 && r.code != http.StatusConflict {
+				status := `{"status":{"addresses":[{"type":"InternalIP","address":"` + address + `"}],"daemonEndpoints":{"kubeletEndpoint":{"Port":` + port + `}}}}`
+				if r := k.withStatus(ctx, "/api/v1/nodes", name, `{"metadata":{"name":"`+name+`"}}`, status); r.code/100 != 2 {
 					return r
 				}
-				if r := k.patch(ctx, "merge", "/api/v1/nodes/"+name+"/status", `{"status":{"addresses":[{"type":"InternalIP","address":"`+address+`"}],"daemonEndpoints":{"kubeletEndpoint":{"Port":`+port+`}}}}`); r.code/100 != 2 {
-					return r
-				}
-				return k.do(ctx, http.MethodGet, "/api/v1/nodes/http:"+name+":"+port+"/proxy/healthz", "", "")
+				return k.proxied(ctx, "/api/v1/nodes/http:"+name+":"+port+"/proxy/healthz")
 			},
 			"a pod's address (pods/proxy)": func(ctx context.Context) reply {
-				if r := k.post(ctx, "/api/v1/namespaces/detour/pods", podJSON(`"name":"`+name+`"`, `"nodeName":"nowhere"`, "")); r.code/100 != 2 && r.code != http.StatusConflict {
+				const pods = "/api/v1/namespaces/detour/pods"
+				status := `{"status":{"phase":"Running","podIP":"` + address + `","podIPs":[{"ip":"` + address + `"}]}}`
+				if r := k.withStatus(ctx, pods, name, podJSON(`"name":"`+name+`"`, `"nodeName":"nowhere"`, ""), status); r.code/100 != 2 {
 					return r
 				}
-				if r := k.patch(ctx, "merge", "/api/v1/namespaces/detour/pods/"+name+"/status", `{"status":{"phase":"Running","podIP":"`+address+`","podIPs":[{"ip":"`+address+`"}]}}`); r.code/100 != 2 {
-					return r
-				}
-				return k.do(ctx, http.MethodGet, "/api/v1/namespaces/detour/pods/http:"+name+":"+port+"/proxy/healthz", "", "")
+				return k.proxied(ctx, pods+"/http:"+name+":"+port+"/proxy/healthz")
 			},
 		} {
 			places <- struct{}{}
 			wg.Go(func() {
 				defer func() { <-places }()
-				r := ask(t.Context())
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+				defer cancel()
+				r := ask(ctx)
 				if target == own {
 					var err error
 					// As a kubelet it is spoken to by TLS, which the pod does not know.
@@ -91,12 +93,62 @@ func testPlane(t *testing.T, s *suite) {
 					s.control(t, "A's own pod answers by "+way, err)
 					return
 				}
+				if !r.tried() {
+					s.control(t, "A's plane tries "+target+" by "+way, fmt.Errorf("%s", r))
+					return
+				}
 				s.record(t, attempt{What: "GET " + target + " (" + targets[target] + ") by " + way, From: who, Want: "no answer",
-					Got: r.String(), Blocked: r.code != 0 && r.code/100 != 2 && !answered(r.body) && !strings.Contains(r.body, "no endpoints available")})
+					Got: r.String(), Blocked: r.code >= 400 && unreached(r.body)})
 			})
 		}
 	}
 	wg.Wait()
+}
+
+// withStatus makes an object with a status of A's own, or returns what kept it from
+// that.
+func (k *kube) withStatus(ctx context.Context, path, name, object, status string) reply {
+	r := decided(ctx, func() reply { return k.post(ctx, path, object) })
+	if r.code/100 != 2 && r.code != http.StatusConflict {
+		return r
+	}
+	return decided(ctx, func() reply { return k.patch(ctx, "merge", path+"/"+name+"/status", status) })
+}
+
+// proxied asks through the API until it has tried to connect, or has refused to.
+func (k *kube) proxied(ctx context.Context, path string) reply {
+	r := k.do(ctx, http.MethodGet, path, "", "")
+	for !r.tried() && ctx.Err() == nil {
+		time.Sleep(300 * time.Millisecond)
+		r = k.do(ctx, http.MethodGet, path, "", "")
+	}
+	return r
+}
+
+// tried says that the API has connected for A, or tried to, or has refused it: all
+// but troubles of its own, and objects that it has not heard of yet.
+func (r reply) tried() bool {
+	for _, sign := range []string{"error trying to reach service", "failed calling webhook"} {
+		if strings.Contains(r.body, sign) {
+			return true
+		}
+	}
+	return !r.undecided() && !strings.Contains(r.body, "no endpoints available")
+}
+
+// unreached says whether the words of an error are of a plane that reached nobody,
+// or of one that refused to try. Words that it doesn't know are somebody's answer.
+func unreached(words string) bool {
+	if answered(words) {
+		return false
+	}
+	for _, sign := range []string{": i/o timeout", "context deadline exceeded", "timed out waiting for", "request canceled while waiting for connection", "connect: no route to host", "connect: network is unreachable",
+		"address not allowed", "may not be in the loopback range", "may not be in the link-local range", "unsupported service type"} {
+		if strings.Contains(words, sign) {
+			return true
+		}
+	}
+	return false
 }
 
 // answered says whether the words of an error come from somebody who answered.
@@ -127,14 +179,15 @@ func (s *suite) called(t *testing.T, k *kube, targets map[string]string) {
 		if strings.HasPrefix(target, "127.") && strings.Contains(r.body, "connection refused") {
 			return true
 		}
-		return r.code != 0 && r.code/100 != 2 && !answered(r.body)
+		return r.code >= 400 && unreached(r.body)
 	}
-	// A way is prepared, and asked until it was taken.
+	// A way is prepared, and asked until it was taken. The plane waits for longer than
+	// TLS does for somebody who takes a connection and says nothing: that is told.
 	ways := map[string]func(ctx context.Context, name, target string) reply{
 		"a webhook's URL": func(ctx context.Context, name, target string) reply {
 			if r := k.post(ctx, "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", `{"metadata":{"name":"`+name+`"},"webhooks":[{"name":"a.`+name+`.test",
 				"clientConfig":{"url":"https://`+target+`/healthz"},"rules":[{"apiGroups":[""],"apiVersions":["v1"],"operations":["CREATE"],"resources":["configmaps"]}],
-				"objectSelector":{"matchLabels":{"called":"`+name+`"}},"sideEffects":"None","admissionReviewVersions":["v1"],"timeoutSeconds":3,"failurePolicy":"Fail"}]}`); r.code/100 != 2 && r.code != http.StatusConflict {
+				"objectSelector":{"matchLabels":{"called":"`+name+`"}},"sideEffects":"None","admissionReviewVersions":["v1"],"timeoutSeconds":15,"failurePolicy":"Fail"}]}`); r.code/100 != 2 && r.code != http.StatusConflict {
 				return r
 			}
 			return k.post(ctx, "/api/v1/namespaces/detour/configmaps?dryRun=All", `{"metadata":{"name":"`+name+`","labels":{"called":"`+name+`"}}}`)
@@ -147,7 +200,7 @@ func (s *suite) called(t *testing.T, k *kube, targets map[string]string) {
 			}
 			if r := k.post(ctx, "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", `{"metadata":{"name":"`+name+`"},"webhooks":[{"name":"a.`+name+`.test",
 				"clientConfig":{"service":{"namespace":"detour","name":"`+name+`","port":`+port+`}},"rules":[{"apiGroups":[""],"apiVersions":["v1"],"operations":["CREATE"],"resources":["configmaps"]}],
-				"objectSelector":{"matchLabels":{"called":"`+name+`"}},"sideEffects":"None","admissionReviewVersions":["v1"],"timeoutSeconds":3,"failurePolicy":"Fail"}]}`); r.code/100 != 2 && r.code != http.StatusConflict {
+				"objectSelector":{"matchLabels":{"called":"`+name+`"}},"sideEffects":"None","admissionReviewVersions":["v1"],"timeoutSeconds":15,"failurePolicy":"Fail"}]}`); r.code/100 != 2 && r.code != http.StatusConflict {
 				return r
 			}
 			return k.post(ctx, "/api/v1/namespaces/detour/configmaps?dryRun=All", `{"metadata":{"name":"`+name+`","labels":{"called":"`+name+`"}}}`)
@@ -160,11 +213,11 @@ func (s *suite) called(t *testing.T, k *kube, targets map[string]string) {
 			places <- struct{}{}
 			wg.Go(func() {
 				defer func() { <-places }()
-				ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				name := fmt.Sprintf("called-%d", i)
 				r := ask(ctx, name, target)
-				for r.code/100 == 2 && ctx.Err() == nil { // the API server has not heard of the webhook yet
+				for (r.code/100 == 2 || !r.tried()) && ctx.Err() == nil { // the API server has not heard of the webhook yet
 					time.Sleep(200 * time.Millisecond)
 					r = ask(ctx, name, target)
 				}
@@ -177,6 +230,10 @@ func (s *suite) called(t *testing.T, k *kube, targets map[string]string) {
 						}
 						s.control(t, "A's own pod is called by "+way, err)
 					}
+					return
+				}
+				if !r.tried() {
+					s.control(t, "A's plane tries "+target+" by "+way, fmt.Errorf("%s", r))
 					return
 				}
 				s.record(t, attempt{What: "call " + target + " (" + some[target] + ") by " + way, From: "owner of A, through A's plane", Want: "no answer",

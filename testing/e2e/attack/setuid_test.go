@@ -41,11 +41,12 @@ var granted = []struct {
 		unix.CAP_SYS_RAWIO, unix.CAP_NET_ADMIN, unix.CAP_SYS_BOOT, unix.CAP_SYS_TIME, unix.CAP_SYSLOG, unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_SYS_RESOURCE}},
 }
 
-// Of the machine and its kernel: files that are read, and files that are written.
+// Of the machine and its kernel: files that are read, devices, of which the image
+// has the nodes, and files that are written.
 var (
 	machineFiles = []string{secret, up + secret, "/proc/1/root" + secret, "/proc/self/cwd/" + up + secret, "/proc/1/root/" + up + secret,
-		"/run/containerd/containerd.sock", "/proc/kcore", "/proc/kmsg", "/proc/1/task/1/root" + secret, "/sys/firmware/acpi/tables/DSDT",
-		"/mem", "/port", "/kmsg", "/loop0", "/loop-control", "/sda", "/vda", "/fuse", "/kvm"}
+		"/run/containerd/containerd.sock", "/proc/kcore", "/proc/kmsg", "/proc/1/task/1/root" + secret, "/sys/firmware/acpi/tables/DSDT"}
+	deviceFiles = []string{"/mem", "/port", "/kmsg", "/loop0", "/loop-control", "/sda", "/vda", "/fuse", "/kvm"}
 	kernelFiles = []string{"/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/kernel/hostname", "/proc/sys/vm/overcommit_memory", "/proc/sys/net/ipv4/ip_forward",
 		"/proc/sys/fs/binfmt_misc/register", "/proc/sysrq-trigger", "/sys/kernel/uevent_helper", "/sys/kernel/mm/ksm/run", "/sys/fs/cgroup/release_agent", "/sys/fs/cgroup/*/release_agent", "/sys/fs/cgroup/devices/devices.allow",
 		"/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/*/cgroup.procs", "/sys/fs/cgroup/pids/pids.max", "/sys/class/net/eth0/mtu"}
@@ -142,7 +143,7 @@ func testSetuid(t *testing.T, s *suite) {
 		return
 	}
 	in := func(pod string, args ...string) datacenter.Result {
-		return s.Kube(t, s.box, "", append([]string{"exec", "-n", "setuid", pod, "--"}, args...)...)
+		return s.exec(t, s.box, "setuid", pod, args...)
 	}
 	// byProcess is who one is by a program that a process in the pod runs, byRuntime by
 	// one that the runtime starts in the pod: all at once, since kubectl takes its time.
@@ -241,6 +242,7 @@ func notRun(got string) bool { return strings.Contains(got, "operation not permi
 
 // insideOnly takes what was gained for what it is worth: root of the container.
 func (s *suite) insideOnly(t *testing.T, in func(pod string, args ...string) datacenter.Result) {
+	files := slices.Concat(machineFiles, deviceFiles)
 	for _, program := range []string{"both", "caps"} {
 		from := "pod of A, nobody, by /" + program
 		result := func(args ...string) map[string]string {
@@ -261,17 +263,17 @@ func (s *suite) insideOnly(t *testing.T, in func(pod string, args ...string) dat
 		if !s.control(t, "/"+program+" opens a file of root's in the container, and the tool does not", err) {
 			continue
 		}
-		opened, written, gained := result(append([]string{"open"}, machineFiles...)...), result(append([]string{"write"}, kernelFiles...)...), result("gain")
-		for _, path := range machineFiles {
+		opened, written, gained := result(append([]string{"open"}, files...)...), result(append([]string{"write"}, kernelFiles...)...), result("gain")
+		for _, path := range files {
 			s.record(t, attempt{What: "open " + path + " as root of a container", From: from, Want: "refused, or nothing of the machine", Got: opened[path],
-				Blocked: strings.HasPrefix(opened[path], "closed")})
+				Blocked: shut(opened[path])})
 		}
 		for _, path := range kernelFiles {
 			if strings.Contains(written[path], "no such file") {
 				continue // of another version of control groups, or of a kernel's part that is not built in
 			}
 			s.record(t, attempt{What: "open " + path + " for writing as root of a container", From: from, Want: "refused", Got: written[path],
-				Blocked: strings.HasPrefix(written[path], "closed")})
+				Blocked: shut(written[path])})
 		}
 		err = nil
 		if len(gained) < 20 {
@@ -284,6 +286,20 @@ func (s *suite) insideOnly(t *testing.T, in func(pod string, args ...string) dat
 			s.record(t, attempt{What: name + " as root of a container", From: from, Want: "not permitted", Got: gained[name], Blocked: notGained(name, gained[name])})
 		}
 	}
+}
+
+// shut says whether a line of `tool open` or `tool write` is a refusal. One about a
+// read is none: what cannot be read then, a device above all, has been opened.
+func shut(got string) bool {
+	if strings.HasPrefix(got, "closed masked by ") {
+		return true
+	}
+	for _, why := range []string{"no such file or directory", "permission denied", "operation not permitted", "read-only file system"} {
+		if strings.HasPrefix(got, "closed open ") && strings.HasSuffix(got, ": "+why) {
+			return true
+		}
+	}
+	return false
 }
 
 // notGained says whether a line of `tool gain` is a refusal for want of a right.

@@ -67,7 +67,11 @@ func (s *suite) report(t testing.TB) {
 			word = "blocked"
 			blocked++
 		}
-		fmt.Fprintf(&all, "%s  %-10s  %s  | from %s | want %s | got %s\n", word, r.part, r.What, r.From, r.Want, r.Got)
+		line := fmt.Sprintf("%s  %-10s  %s  | from %s | want %s | got %s", word, r.part, r.What, r.From, r.Want, r.Got)
+		fmt.Fprintln(&all, line)
+		if !r.Blocked {
+			t.Log(line) // once more, among the last lines
+		}
 	}
 	tried := len(s.table.rows)
 	if testing.Verbose() {

@@ -77,6 +77,8 @@ func testAPI(t *testing.T, s *suite) {
 	a.everyOperation(t, marks)
 	a.oddPaths(t, marks)
 	a.oddBodies(t, marks)
+	a.usersElsewhere(t)
+	a.namesInBodies(t, marks)
 	a.smuggle(t)
 	a.otherHosts(t)
 	after := a.view(t)
@@ -262,17 +264,45 @@ func (a *asker) oddBodies(t *testing.T, _ []string) {
 	}
 }
 
+// usersElsewhere makes a user who would count in B's account.
+func (a *asker) usersElsewhere(t *testing.T) {
+	user := func(account string) string {
+		return `{"email":"planted@beta.example","password":"correct horse battery","account":"` + account + `"}`
+	}
+	got, other := a.ask(t, ownerA, http.MethodPost, "/v1/users", user("acme")), a.ask(t, ownerA, http.MethodPost, "/v1/users", user("nosuch"))
+	a.s.record(t, attempt{What: "make a user who counts in B's account", From: ownerA, Want: "404, as for an account that there is not", Got: got.String() + " | for what there is not: " + other.String(),
+		Blocked: got.refused(http.StatusNotFound) && plain(got.body, "acme") == plain(other.body, "nosuch")})
+}
+
 // smuggle sends requests whose length two servers could read in two ways. Each
-// hides another one, with a Host that this connection may not reach; it must
-// not be answered.
+// hides another one, which must not be answered. Behind the balancer stands
+// somebody who could read them otherwise than it: what B's app is asked by others must
+// not be answered by what was hidden here.
 func (a *asker) smuggle(t *testing.T) {
 	address := a.s.Server.Address().String()
-	for _, to := range []struct{ port, name, host string }{{"7443", address, address + ":7443"}, {"5000", address, address + ":5000"}, {"443", "hello.shop.web.acme.paas.internal", "hello.shop.web.acme.paas.internal"}} {
-		hidden := "GET /v1/info HTTP/1.1\r\nHost: smuggled.example\r\n\r\n"
-		post := "POST /v1/login HTTP/1.1\r\nHost: " + to.host + "\r\n"
-		for what, request := range map[string]string{
+	const app = "hello.shop.web.acme.paas.internal"
+	for _, to := range []struct {
+		port, name, host string
+		post, get        string // paths
+		shows            int    // status of the hidden one, if it is answered
+	}{
+		{"7443", address, address + ":7443", "/v1/login", "/livez", http.StatusOK},
+		{"5000", address, address + ":5000", "/token", "/v2/", http.StatusUnauthorized},
+		{"443", app, app, "/upload", "/bytes?n=7", http.StatusOK},
+	} {
+		hidden := "GET " + to.get + " HTTP/1.1\r\nHost: " + to.host + "\r\n\r\n"
+		post := "POST " + to.post + " HTTP/1.1\r\nHost: " + to.host + "\r\n"
+		// The control: said openly it is answered, so that a hidden one would be too.
+		all, err := a.raw(t, to.port, to.name, hidden+hidden)
+		if err == nil && (len(all) != 2 || all[1].status != to.shows) {
+			err = fmt.Errorf("%d answers: %v", len(all), all)
+		}
+		if !a.s.control(t, "two requests in a row to port "+to.port+" are answered", err) {
+			continue
+		}
+		hide := map[string]string{
 			"length and chunks":         post + fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n%s", 5+len(hidden), hidden),
-			"chunks, then length":       post + "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n5c\r\n" + hidden + "\r\n0\r\n\r\n",
+			"chunks, then length":       post + fmt.Sprintf("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n%x\r\n", len(hidden)) + hidden + "\r\n0\r\n\r\n",
 			"two lengths":               post + fmt.Sprintf("Content-Length: 0\r\nContent-Length: %d\r\n\r\n%s", len(hidden), hidden),
 			"a length with a sign":      post + "Content-Length: +0\r\n\r\n" + hidden,
 			"a list of lengths":         post + fmt.Sprintf("Content-Length: 0, %d\r\n\r\n%s", len(hidden), hidden),
@@ -288,22 +318,34 @@ func (a *asker) smuggle(t *testing.T) {
 			"an HTTP/2 upgrade":         post + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n" + hidden,
 			"two Hosts":                 post + "Host: smuggled.example\r\nContent-Length: 0\r\n\r\n" + hidden,
 			"a NUL in a header":         post + "X: \x00\r\nContent-Length: 0\r\n\r\n" + hidden,
-		} {
-			if to.port == "7443" && slices.Contains([]string{"length and chunks", "a folded header", "an HTTP/2 upgrade"}, what) {
-				// net/http reads these as one request and then another of the same
-				// client. Nobody stands before the API who could have read them
-				// otherwise.
+		}
+		for what, request := range hide {
+			if slices.Contains([]string{"length and chunks", "a folded header", "an HTTP/2 upgrade"}, what) {
+				// net/http reads these as one request and then another of the same client
+				// (RFC 9112, 6.3: chunks before length). Nobody stands before it who could
+				// have read them otherwise; behind the balancer, see below.
+				if _, err := a.raw(t, to.port, to.name, request); err != nil {
+					a.s.control(t, "connect to port "+to.port, err)
+				}
 				continue
 			}
 			all, err := a.raw(t, to.port, to.name, request)
 			if !a.s.control(t, "connect to port "+to.port, err) {
 				continue
 			}
-			blocked := len(all) <= 1 || all[1].status >= 400
-			a.s.record(t, attempt{What: "smuggle a request to port " + to.port + " by " + what, From: "outside", Want: "one answer, or a refusal of the second",
-				Got: oneLine(fmt.Sprint(len(all), " answers: ", all)), Blocked: blocked})
+			a.s.record(t, attempt{What: "smuggle a request to port " + to.port + " by " + what, From: "outside", Want: "one answer, or 400 to the second",
+				Got: oneLine(fmt.Sprint(len(all), " answers: ", all)), Blocked: len(all) <= 1 || all[1].status == http.StatusBadRequest})
 		}
 	}
+	// All of them have gone by the balancer's connections to B's pods.
+	wrong, asked := []string{}, 60
+	for range asked {
+		all, err := a.raw(t, "443", app, "GET / HTTP/1.1\r\nHost: "+app+"\r\nConnection: close\r\n\r\n")
+		if err != nil || len(all) != 1 || all[0].status != http.StatusOK || all[0].header.Get("X-Instance") == "" {
+			wrong = append(wrong, fmt.Sprint(all, err))
+		}
+	}
+	a.s.record(t, attempt{What: "have a hidden request answered to others who ask B's app", From: "outside", Want: "all are answered what they asked", Got: fmt.Sprintf("%d of %d are not: %v", len(wrong), asked, wrong), Blocked: len(wrong) == 0})
 }
 
 // otherHosts asks the balancer for a host that the connection is not for.

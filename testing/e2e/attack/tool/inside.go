@@ -8,7 +8,9 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -335,4 +337,28 @@ func get(ctx context.Context, url string) string {
 		return "none " + err.Error()
 	}
 	return fmt.Sprintf("%d %s", resp.StatusCode, strings.Join(strings.Fields(string(body)), " "))
+}
+
+// say sends bytes over TCP as they are and returns the beginning of what is answered
+// until the other side ends the connection, or falls silent.
+func say(ctx context.Context, address, escaped string) string {
+	request, err := url.QueryUnescape(escaped)
+	if err != nil {
+		return "none " + err.Error()
+	}
+	d := net.Dialer{Timeout: patience}
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return "none " + err.Error()
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(3 * patience))
+	if _, err := io.WriteString(conn, request); err != nil {
+		return "none " + err.Error()
+	}
+	answer, err := io.ReadAll(io.LimitReader(conn, 4096))
+	if len(answer) == 0 {
+		return fmt.Sprintf("none %v", err)
+	}
+	return strings.Join(strings.Fields(string(answer)), " ")
 }

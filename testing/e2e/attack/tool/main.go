@@ -8,7 +8,8 @@
 //	tool where            prints how the default route is reached, as JSON
 //	tool send LINK        sends frames, base64 lines, as they are
 //	tool watch PORT...    prints which marked packets it sees, until it is stopped
-//	tool open PATH...     one line per file: "PATH open|closed REASON"
+//	tool open PATH...     one line per file: "PATH open|closed REASON"; sockets
+//	                      are connected to
 //	tool write PATH...    the same, for writing; a path may be a pattern
 //	tool run PROGRAM...   runs "PROGRAM who" as its child, one line for each
 //	tool who              prints whom the kernel takes it for, as JSON
@@ -17,6 +18,8 @@
 //	tool link NAME=TO...  makes symbolic links; a NAME alone is a folder
 //	tool swap NAME=TO...  changes folders for links and back until it is stopped
 //	tool get URL...       one line per URL: "URL STATUS BODY", or "URL none REASON"
+//	tool say ADDRESS REQUEST...  the bytes of a request, escaped as in a URL's query;
+//	                      one line per request: "REQUEST ANSWER", or "REQUEST none REASON"
 //
 // And what uses something up, for SECONDS; each says at its end how far it came
 // and with which words it was refused:
@@ -32,6 +35,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -43,6 +47,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -83,6 +89,8 @@ func run(args []string) int {
 		err = swap(ctx, args[1:])
 	case "get":
 		each(args[1:], func(url string) string { return get(ctx, url) })
+	case "say":
+		each(args[2:], func(request string) string { return say(ctx, args[1], request) })
 	case "fork":
 		err = forkBomb(seconds(args, 1))
 	case "memory":
@@ -144,13 +152,25 @@ func wait(ctx context.Context) error {
 
 const patience = 3 * time.Second
 
-// open tries to read something of a file, or to write to it.
+// open tries to read something of a file, or to connect to a socket.
 func open(path string) string {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ENXIO) { // a socket: whoever may, is let in by another door
+		conn, err := net.DialTimeout("unix", path, 5*time.Second)
+		if err != nil {
+			return "closed " + err.Error()
+		}
+		defer conn.Close()
+		return "open connected"
+	}
 	if err != nil {
 		return "closed " + err.Error()
 	}
 	defer f.Close()
+	var is unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &is) == nil && is.Rdev == unix.Mkdev(1, 3) && path != os.DevNull {
+		return "closed masked by " + os.DevNull // which the runtime mounts over some files
+	}
 	n, err := f.Read(make([]byte, 16))
 	if err != nil && n == 0 {
 		return "closed read: " + err.Error()

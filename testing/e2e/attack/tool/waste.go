@@ -23,11 +23,12 @@ import (
 )
 
 // forkBomb makes tasks that make tasks, without rest, for a while, and says what
-// the kernel said. Only raw system calls: where there is no room for one more
-// task, Go's runtime can't have its next thread either and would end the program.
+// the kernel said. Where there is no room for one more task, Go's runtime can't
+// have its next thread either and would end the program: so a child without a
+// runtime does it, and here are raw system calls only, in which a goroutine keeps
+// its thread.
 func forkBomb(d time.Duration) error {
 	runtime.GOMAXPROCS(1)
-	runtime.LockOSThread()
 	debug.SetGCPercent(-1)
 	shared, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -36,22 +37,34 @@ func forkBomb(d time.Duration) error {
 	made := (*int64)(unsafe.Pointer(&shared[0]))
 	refused := (*int64)(unsafe.Pointer(&shared[8]))
 	why := (*int64)(unsafe.Pointer(&shared[16]))
-	end := time.Now().Add(d).Unix()
-	bomb(made, refused, why, end)
-	text := fmt.Appendf(nil, "made %d tasks; refused %d times: %v\n", *made, *refused, syscall.Errno(*why))
-	_, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, 1, uintptr(unsafe.Pointer(&text[0])), uintptr(len(text)))
+	pid, errno := bomb(made, refused, why, time.Now().Add(d).Unix())
 	if errno != 0 {
 		return errno
 	}
+	for errno = syscall.EINTR; errno == syscall.EINTR; {
+		_, _, errno = syscall.RawSyscall6(syscall.SYS_WAIT4, pid, 0, 0, 0, 0, 0)
+	}
+	if errno != 0 {
+		return errno
+	}
+	text := fmt.Appendf(nil, "made %d tasks; refused %d times: %v\n", *made, *refused, syscall.Errno(*why))
+	syscall.RawSyscall(syscall.SYS_WRITE, 1, uintptr(unsafe.Pointer(&text[0])), uintptr(len(text)))
+	// At once: the others go on until this one, the first of its container, is gone.
+	syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
 	return nil
 }
 
-// bomb forks in a loop; its children do the same. In a child there is one thread
-// and no runtime: nothing here allocates or grows the stack.
+// bomb forks a child that forks in a loop until its end, as its own children do for
+// ever. In a child there is one thread and no runtime: nothing here allocates or
+// grows the stack.
 //
 //go:nosplit
 //go:norace
-func bomb(made, refused, why *int64, end int64) {
+func bomb(made, refused, why *int64, end int64) (uintptr, syscall.Errno) {
+	first, _, errno := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno != 0 || first != 0 {
+		return first, errno
+	}
 	child := false
 	var now [2]int64
 	for {
@@ -75,7 +88,7 @@ func bomb(made, refused, why *int64, end int64) {
 		}
 		syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, 0, uintptr(unsafe.Pointer(&now[0])), 0)
 		if now[0] >= end {
-			return
+			syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
 		}
 	}
 }
