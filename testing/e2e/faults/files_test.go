@@ -211,8 +211,10 @@ func (s *suite) cutPayload(t *testing.T) {
 			if err := cmd.Run(); err == nil {
 				s.losing(t, "payload verify is content: %s", said.String())
 			}
-			if !strings.Contains(said.String(), file) {
-				t.Errorf("it says %q, not which file", said.String())
+			for _, want := range []string{file, "fresh copy"} {
+				if !strings.Contains(said.String(), want) {
+					t.Errorf("it says %q, without %q", said.String(), want)
+				}
 			}
 		})
 	}
@@ -300,14 +302,20 @@ func (s *suite) fullPlane(t *testing.T) {
 	fill, empty, large := s.small(t, "/var/lib/multipaas/planes", 300)
 	defer large()
 	fill()
+	var taken []string
 	s.reaches(t, "the plane refuses", func(context.Context) error {
-		if r := s.Kube(t, s.Kubeconfig(), "", "create", "configmap", "toomuch", "--from-literal=x="+strings.Repeat("x", 100_000)); r.Code == 0 {
-			s.Kubectl(t, "delete", "configmap", "toomuch")
+		name := fmt.Sprintf("toomuch-%d", len(taken))
+		r := s.Kube(t, s.Kubeconfig(), "", "create", "configmap", name, "--from-literal=x="+strings.Repeat("x", 100_000))
+		if r.Code == 0 {
+			taken = append(taken, name)
 			return errors.New("it takes what it has no room for")
+		}
+		if !strings.Contains(r.Err, "full") {
+			return fmt.Errorf("it does not say that the disk is full: %s", r)
 		}
 		return nil
 	})
-	s.problem(t, s.Server, "disk-low")
+	s.problem(t, s.Server, "disk-low") // of the whole small disk: there before it was filled
 	s.Answers(t)
 	empty()
 	s.reaches(t, "it takes writes again", func(context.Context) error {
@@ -317,7 +325,7 @@ func (s *suite) fullPlane(t *testing.T) {
 		}
 		return nil
 	})
-	s.Kubectl(t, "delete", "configmap", "enough")
+	s.Kubectl(t, append([]string{"delete", "configmap", "enough", "--ignore-not-found"}, taken...)...)
 	s.NodesReady(t, 2)
 }
 
@@ -333,6 +341,8 @@ func (s *suite) fullRegistry(t *testing.T) {
 	fill()
 	if r := push(); r.Code == 0 {
 		s.losing(t, "a push on a full disk went well: %s", r)
+	} else if !strings.Contains(r.Err, "full") {
+		t.Errorf("a push on a full disk does not say so: %s", r)
 	}
 	s.Answers(t)
 	empty()

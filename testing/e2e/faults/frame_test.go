@@ -22,9 +22,7 @@ import (
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
-// patience is for one step of an operation on a machine that does ten other
-// things; on an idle one most take less than a second, a plane five.
-const patience = 4 * time.Minute
+const patience = datacenter.Patience
 
 // operation is something that takes several steps in one process.
 type operation struct {

@@ -170,7 +170,10 @@ func testHistory(t *testing.T, s *suite) {
 	for _, u := range users {
 		h.record(clients, write{verb: "get", user: u}, func() outcome { return h.do(t.Context(), write{verb: "get", user: u}) })
 	}
-	t.Logf("%d requests were answered, the answers of %d were lost", h.acked.Load(), h.lost.Load())
+	t.Logf("%d requests were answered, %d of them were writes that came about; the answers of %d were lost", h.acked.Load(), h.wrote.Load(), h.lost.Load())
+	if h.wrote.Load() < 50 {
+		t.Errorf("only %d writes came about: the history says little", h.wrote.Load())
+	}
 	if h.lost.Load() == 0 {
 		t.Error("no answer was lost: nobody was asking when the server died")
 	}
@@ -203,7 +206,7 @@ type history struct {
 	url, token string
 	start      time.Time
 
-	acked, lost atomic.Int64
+	acked, lost, wrote atomic.Int64 // answers, broken connections, writes that came about
 
 	mu         sync.Mutex
 	operations []porcupine.Operation
@@ -237,10 +240,15 @@ func (h *history) record(client int, in write, do func() outcome) outcome {
 		time.Sleep(20 * time.Millisecond) // pacing: nobody was there
 		return out                        // it has changed nothing
 	case out.lost:
-		h.lost.Add(1)
+		if out.code == 0 {
+			h.lost.Add(1)
+		}
 		op.Return = math.MaxInt64 // it may happen any time, or never
 	default:
 		h.acked.Add(1)
+		if in.verb != "get" && out.code/100 == 2 {
+			h.wrote.Add(1)
+		}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -293,7 +301,7 @@ func (h *history) do(ctx context.Context, in write) outcome {
 	var found member
 	switch {
 	case out.code >= 500 || out.code == http.StatusConflict || out.code == http.StatusTooManyRequests:
-		return outcome{lost: true} // what came of it is not said
+		return outcome{lost: true, code: out.code} // what came of it is not said
 	case in.verb == "get" && out.code == http.StatusOK:
 		var list struct{ Items []member }
 		if err := json.Unmarshal(data, &list); err != nil {

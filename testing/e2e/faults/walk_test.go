@@ -352,7 +352,7 @@ func (s *suite) nodeIs(t *testing.T, name, phase string) func(context.Context) e
 // machines sleeps meanwhile: its turn comes next.
 func walkCreate(t *testing.T, s *suite) {
 	s.Must(t, admin, "nodes", "cordon", "node1")
-	points := []string{"workspace/create/committed", "workspace/create/allocated", "workspace/machine/placed"}
+	points := []string{"workspace/create/allocated", "workspace/machine/placed"}
 	points = append(points, attach...)
 	points = append(points, "workspace/create/etcd-user-made", "workspace/create/files-written", "workspace/create/process-started",
 		"workspace/create/plane-ready", "workspace/create/addon-applied", "workspace/create/addons-applied")
@@ -372,6 +372,12 @@ func walkCreate(t *testing.T, s *suite) {
 		s.Must(t, owner, "ws", "use", "shop")
 		return nil
 	}})
+	// Of another one, for the controllers may be faster than who dies: then there
+	// would be nothing left to allocate.
+	s.walk(t, operation{name: "asked", on: s.Server, points: []string{"workspace/create/committed"},
+		ask:     s.mp(t, owner, "ws", "create", "draft", "--machines", "0", "--no-wait"),
+		reached: s.phase(t, "draft", "Ready", 0)})
+	s.Must(t, owner, "ws", "delete", "draft", "--yes")
 }
 
 // walkMachine has the two machines of the workspace made while their agent is
