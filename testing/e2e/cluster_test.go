@@ -80,10 +80,13 @@ spec:
 `, base64.StdEncoding.EncodeToString(ca.certPEM)))
 		defer d.Kubectl(t, "delete", "apiservice", "v1.probe.multipaas.test")
 		d.Kubectl(t, "wait", "apiservice/v1.probe.multipaas.test", "--for=condition=Available", "--timeout=60s")
-		got := d.Kubectl(t, "get", "--raw", "/apis/probe.multipaas.test/v1/echoes")
-		if !strings.Contains(got, `"EchoList"`) || !strings.Contains(got, "owner@acme.example") {
-			t.Errorf("the API in the pod answers %s, want an EchoList with who asks", got)
-		}
+		// The proxy hears of a group a moment after it is Available.
+		datacenter.Eventually(t, datacenter.Patience, "the API in the pod answers an EchoList with who asks", func(context.Context) error {
+			if r := d.Kube(t, d.Kubeconfig(), "", "get", "--raw", "/apis/probe.multipaas.test/v1/echoes"); !strings.Contains(r.Out, `"EchoList"`) || !strings.Contains(r.Out, "owner@acme.example") {
+				return errors.New(r.String())
+			}
+			return nil
+		})
 	})
 	t.Run("pod security", func(t *testing.T) { d.podSecurity(t) })
 }
@@ -179,10 +182,10 @@ func (d *suite) podSecurity(t *testing.T) {
 		d.Must(t, admin, "ws", "set", "shop", "--account", "acme", "--organization", "web", "--pod-security", level, "--timeout", "1m")
 	}
 	set("privileged")
-	datacenter.Eventually(t, 20*time.Second, "privileged pods are taken", func(context.Context) error { return try(true) })
+	datacenter.Eventually(t, datacenter.Patience, "privileged pods are taken", func(context.Context) error { return try(true) })
 	if got := d.Must(t, owner, "ws", "show", "shop", "-o", "yaml"); !strings.Contains(got, "privileged") {
 		t.Errorf("ws show does not say that it was lifted:\n%s", got)
 	}
 	set("baseline")
-	datacenter.Eventually(t, 20*time.Second, "they are refused again", func(context.Context) error { return try(false) })
+	datacenter.Eventually(t, datacenter.Patience, "they are refused again", func(context.Context) error { return try(false) })
 }

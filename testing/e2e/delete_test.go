@@ -70,7 +70,7 @@ func testDelete(t *testing.T, d *suite) {
 			return nil
 		})
 		for _, h := range d.Lab.Hosts() {
-			leftovers(t, h)
+			nothingLeft(t, h)
 		}
 		for _, id := range []string{box, shop} {
 			if _, err := os.Stat(d.Server.Data("planes", id)); err == nil {

@@ -90,7 +90,7 @@ func testJoin(t *testing.T, d *suite) {
 		if _, there := d.NodeStates(t)["node3"]; there {
 			t.Error("the node is still listed")
 		}
-		leftovers(t, h)
+		nothingLeft(t, h)
 	})
 	t.Run("used token", func(t *testing.T) { refused(t, "node4", good.Token, "used by node") })
 	t.Run("removed with a machine", func(t *testing.T) {
@@ -114,7 +114,7 @@ func testJoin(t *testing.T, d *suite) {
 		}
 		d.Must(t, admin, "nodes", "remove", "node3", "--yes", "--timeout", "3m")
 		d.ended(t, h)
-		leftovers(t, h)
+		nothingLeft(t, h)
 		// The node is out of the platform once its machine is away; the one in its
 		// place comes up meanwhile.
 		datacenter.Eventually(t, 2*time.Minute, "box has two Ready nodes", func(context.Context) error {
@@ -148,10 +148,16 @@ func (d *suite) ended(t *testing.T, h *lab.Host) {
 	})
 }
 
-// leftovers finds what workspaces have left on a host that has none any more.
-func leftovers(t *testing.T, h *lab.Host) {
+// nothingLeft waits until workspaces have left nothing on a host: an agent takes down
+// a network with the next state that it hears of.
+func nothingLeft(t *testing.T, h *lab.Host) {
 	t.Helper()
-	out, err := h.Run(t.Context(), "sh", "-c", `
+	datacenter.Eventually(t, time.Minute, h.Name()+" has nothing left", func(ctx context.Context) error { return leftovers(ctx, h) })
+}
+
+// leftovers finds what workspaces have left on a host that has none any more.
+func leftovers(ctx context.Context, h *lab.Host) error {
+	out, err := h.Run(ctx, "sh", "-c", `
 ls /run/netns 2>/dev/null | sed 's/^/namespace /'
 ip -o link | awk -F': ' '$2 ~ /^mp|^vx/ {print "link", $2}'
 nft list tables | sed 's/^/rules: /'
@@ -161,10 +167,8 @@ ls /var/lib/multipaas/machines 2>/dev/null | sed 's/^/machine /'
 find /sys/fs/cgroup -type d -path '*multipaas*' | grep -E 'machines/|planes/' | sed 's/^/group /'
 pgrep -a 'containerd|kubelet|kube-proxy|runc' | sed 's/^/process /'
 true`)
-	if err != nil {
-		t.Fatal(err)
+	if err == nil && len(out) > 0 {
+		err = fmt.Errorf("left on %s:\n%s", h.Name(), out)
 	}
-	if len(out) > 0 {
-		t.Errorf("left on %s:\n%s", h.Name(), out)
-	}
+	return err
 }

@@ -34,7 +34,7 @@ func testRecovery(t *testing.T, d *suite) {
 		for pid := range d.Processes(t, d.Server, "kube plane --config") {
 			d.Kill(t, d.Server, pid)
 		}
-		datacenter.Eventually(t, 90*time.Second, "the API is back", func(context.Context) error {
+		datacenter.Eventually(t, datacenter.Patience, "the API is back", func(context.Context) error {
 			r := d.Kube(t, d.Kubeconfig(), "", "get", "configmap", "remember", "-o", "jsonpath={.data.what}")
 			if r.Code != 0 || r.Out != "this" {
 				return errors.New(r.String())
@@ -57,7 +57,7 @@ func testRecovery(t *testing.T, d *suite) {
 		for pid := range old {
 			d.Kill(t, h, pid)
 		}
-		datacenter.Eventually(t, 30*time.Second, "they run again", func(context.Context) error {
+		datacenter.Eventually(t, datacenter.Patience, "they run again", func(context.Context) error {
 			now := both()
 			for pid := range old {
 				if len(now) != len(old) || now[pid] != "" {
@@ -116,7 +116,7 @@ func testRecovery(t *testing.T, d *suite) {
 		d.PartsReady(t, h)
 		// Kubernetes takes a node for Ready long after it was gone: what counts is
 		// that its pod has been started anew.
-		datacenter.Eventually(t, time.Minute, "the machine's pod runs again", func(context.Context) error {
+		datacenter.Eventually(t, datacenter.Patience, "the machine's pod runs again", func(context.Context) error {
 			for name, p := range d.Pods(t, "app=probe") {
 				if old := before[name]; p.Restarts > old.Restarts && p.ContainerID != old.ContainerID {
 					return nil
@@ -145,7 +145,7 @@ func (d *suite) serves(t *testing.T) {
 func (d *suite) kubelets(t *testing.T) {
 	t.Helper()
 	for name := range d.Pods(t, "app=probe") {
-		datacenter.Eventually(t, time.Minute, "commands run in "+name, func(context.Context) error {
+		datacenter.Eventually(t, datacenter.Patience, "commands run in "+name, func(context.Context) error {
 			r := d.Kube(t, d.Kubeconfig(), "", "exec", name, "--", "/probe", "try", "http:http://probe.default/healthz")
 			if r.Code != 0 || !strings.Contains(r.Out, "open 200") {
 				return errors.New(r.String())
@@ -163,8 +163,8 @@ func (d *suite) same(t *testing.T, before map[string]datacenter.Pod) {
 	}
 }
 
-// instanceGoes deletes an instance under requests: none fails, and none
-// reaches it a second after it began to go.
+// instanceGoes deletes an instance under requests: none fails, and none that began
+// 3 s after reaches it, which is how long one goes on (modules/apps, drainSeconds).
 func (d *suite) instanceGoes(t *testing.T) {
 	pods := slices.Sorted(maps.Keys(d.Pods(t, helloPods)))
 	var (
@@ -180,12 +180,13 @@ func (d *suite) instanceGoes(t *testing.T) {
 			c := d.Client()
 			c.Transport.(*http.Transport).DisableKeepAlives = false
 			for ctx.Err() == nil {
+				began := time.Now()
 				instance, err := d.Hello(ctx, c)
 				mu.Lock()
 				if requests++; err != nil && ctx.Err() == nil {
 					failures = append(failures, err)
 				} else {
-					last[instance] = time.Now()
+					last[instance] = began
 				}
 				mu.Unlock()
 			}
@@ -199,7 +200,7 @@ func (d *suite) instanceGoes(t *testing.T) {
 	if len(failures) > 0 {
 		t.Errorf("%d of %d requests failed, the first with: %v", len(failures), requests, failures[0])
 	}
-	if late := last[pods[0]].Sub(deleted); late > time.Second {
+	if late := last[pods[0]].Sub(deleted); late > 3*time.Second {
 		t.Errorf("the instance was asked %s after it was deleted", late)
 	}
 	t.Logf("%d requests, the instance was last asked %s after it was deleted", requests, last[pods[0]].Sub(deleted))
@@ -209,7 +210,7 @@ func (d *suite) instanceGoes(t *testing.T) {
 func (d *suite) gone(t *testing.T, h *lab.Host) {
 	t.Helper()
 	before := -1
-	datacenter.Eventually(t, 30*time.Second, h.Name()+" starts again", func(ctx context.Context) error {
+	datacenter.Eventually(t, datacenter.Patience, h.Name()+" starts again", func(ctx context.Context) error {
 		services, err := h.Services(ctx)
 		if err != nil {
 			return err

@@ -3,6 +3,8 @@ package leaks
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -47,8 +49,9 @@ for d in /sys/fs/cgroup/* /sys/fs/cgroup; do [ ! -d $d/multipaas/planes/` + noWo
 // itself, so its file is gone already: only doctor finds the device.
 var loopDevice = planted{inventory.Loop, "/dev/loop", `d=/var/lib/multipaas/machines/` + noMachine + `.x; mkdir -p $d && truncate -s 8M $d/disk.img && losetup --find $d/disk.img && rm -r $d`}
 
-// testDoctor plants an orphan of every kind in a live datacenter, sees that
-// doctor names each, that it removes each, and that all else stays as it was.
+// testDoctor plants orphans in a live datacenter, sees that doctor names each, that
+// it removes each, and that all else stays as it was. Of firewall tables it can't plant
+// one, for a host with a workspace wants its own: see appliance/doctor.
 func testDoctor(t *testing.T, d *datacenter.Datacenter) {
 	settle(t, d)
 	before := d.MustInventories(t)
@@ -77,11 +80,11 @@ func testDoctor(t *testing.T, d *datacenter.Datacenter) {
 	named(t, d.Nodes[0], []planted{loopDevice})
 
 	// A comparison names them too, so it can fail.
-	if got := d.Leaks(t, 5*time.Second, before); len(got) < len(onServer)-2 {
+	if got := d.Leaks(t, 15*time.Second, before); len(got) < len(onServer)-2 {
 		t.Errorf("with %d orphans planted the inventories differ by only\n%s", len(onServer), strings.Join(got, "\n"))
 	}
 	for _, h := range []*lab.Host{d.Server, d.Nodes[0], d.Nodes[1]} {
-		r, err := examine(ctx, h, "--fix")
+		r, err := examine(t.Context(), h, "--fix")
 		if err != nil {
 			t.Errorf("%s: doctor --fix: %v", h.Name(), err)
 		}
@@ -96,12 +99,15 @@ func testDoctor(t *testing.T, d *datacenter.Datacenter) {
 		t.Error("after doctor --fix: ", l)
 	}
 	// And nothing that was wanted has gone.
-	after := d.MustInventories(t)
-	for host := range before {
-		for _, l := range inventory.Compare(after[host], before[host]) {
-			t.Errorf("doctor --fix has taken what was wanted: %s: %s", host, l)
+	datacenter.Eventually(t, time.Minute, "all that was wanted is there", func(ctx context.Context) error {
+		after, err := d.Inventories(ctx)
+		for host := range before {
+			for _, l := range inventory.Compare(after[host], before[host]) {
+				err = errors.Join(err, fmt.Errorf("doctor --fix has taken what was wanted: %s: %s", host, l))
+			}
 		}
-	}
+		return err
+	})
 	for machine, started := range d.MachineStarts(t) {
 		if starts[machine] != started {
 			t.Errorf("machine %s was started again", machine)

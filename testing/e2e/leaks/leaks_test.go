@@ -151,6 +151,9 @@ func collectGarbage(t *testing.T, d *datacenter.Datacenter) {
 		}
 		return err
 	})
+	// What watches the plane is counted too.
+	d.Answers(t)
+	d.NodesReady(t, 2)
 }
 
 // settle waits until no host has an orphan: a machine's last processes and
