@@ -23,10 +23,11 @@
 //	hashing, AES, TLS          20 to 120 times as long
 //	starting a process         12 times
 //
-// so TestDebian does in its short form what a host does without tenants:
-// preflight, server, join, reboot. With MULTIPAAS_LONG=1 it goes on with a
-// restart of both units, a workspace and an app, a node without its agent,
-// clocks that jump a day on and back, and power losses.
+// so TestDebian does in its short form what a host does without tenants: the
+// tests of modules/network, preflight, server, join, reboot. With
+// MULTIPAAS_LONG=1 it goes on with a restart of both units, a workspace and an
+// app, a node without its agent, clocks that jump a day on and back, and power
+// losses.
 //
 // What the short form's steps took of both machines' processors, in seconds, on a
 // build machine that gave them a third of one because others worked on it (waits
@@ -34,8 +35,9 @@
 //
 //	boot 12, preflight 43, server 93, join 220, reboot 251; all 620 in 1529 s
 //
-// The first boot takes 120 more, once, and the root file system 50. A node's
-// first start is its payload: 340 MB to decompress and hash at 4 MB/s.
+// The tests of modules/network take 35 to 50 more. The first boot takes 120 more,
+// once, and the root file system 50. A node's first start is its payload: 340 MB
+// to decompress and hash at 4 MB/s.
 //
 // QEMU ends with the process that started it, however that ends.
 //
