@@ -55,6 +55,8 @@ func run(ctx context.Context, env *measure.Env) (results []measure.Result, err e
 	if _, err := os.Stat(peers); err != nil {
 		return nil, fmt.Errorf("%w: make bench-peers builds upstream's", err)
 	}
+	env.VersionOf(ctx, "kube-apiserver", filepath.Join(peers, "kube-apiserver"), "--version")
+	env.VersionOf(ctx, "etcd", filepath.Join(peers, "etcd"), "--version")
 	kube := filepath.Join(env.Root, "dist", "payload", "kube", "1.36", "kube")
 	if k := os.Getenv("MULTIPAAS_KUBE"); k != "" {
 		kube = k
@@ -115,6 +117,7 @@ var numbers = []struct {
 	{"cold/readyz", "s", 0.6, "from the start of the processes, with an empty datastore"},
 	{"cold/readyz CPU", "s", 0.6, "all processes"},
 	{"cold/service account", "s", 0, "the default one of namespace default is there"},
+	{"cold/service account CPU", "s", 0, ""},
 	{"cold/pod bound", "s", 0, "to a node that was there"},
 	{"cold/pod bound CPU", "s", 0, ""},
 	{"warm/readyz", "s", 0.6, "a plane whose datastore is there"},
@@ -146,6 +149,9 @@ func life(ctx context.Context, c cluster) (measure.Sample, error) {
 		return nil, err
 	}
 	s["cold/service account"] = time.Since(began).Seconds()
+	if s["cold/service account CPU"], err = cpu(c); err != nil {
+		return nil, err
+	}
 	if err := bind(ctx, client); err != nil {
 		return nil, err
 	}
