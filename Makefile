@@ -139,16 +139,19 @@ lab: ## build dist/lab, which makes hosts out of network namespaces
 test: ## everything the project tests, the way CI runs it
 	@.ci/parts.sh deps kube payload build lab lint test-unit test-kube test-e2e attack faults leaks test-vm
 
+patience := $(if $(MULTIPAAS_LONG),60m,15m)
+
 .PHONY: test-unit
 test-unit: export MULTIPAAS_PAYLOAD := $(CURDIR)/$(payload)
 test-unit: export MULTIPAAS_KUBE := $(CURDIR)/$(payload)/kube/$(lastword $(KUBE))/kube
 test-unit: payload ## the tests of each package (PKG=./modules/store/... for some, RUN=TestName for one)
 	@if [ -n "$(PKG)" ]; then CGO_ENABLED=1 go test -race $(if $(RUN),-run '$(RUN)') $(PKG); else \
-		CGO_ENABLED=1 go test -race -timeout 15m $$(go list ./... | grep -Ev '$(suites)'); fi
+		CGO_ENABLED=1 go test -race -timeout $(patience) $$(go list ./... | grep -Ev '$(suites)'); fi
 
 .PHONY: test-kube
+# kubelet and plane not with the race detector: that builds Kubernetes once more, whole.
 test-kube: ## the tests of embed/kube
-	@cd embed/kube && go test -timeout 10m ./...
+	@cd embed/kube && go test -timeout $(patience) ./... && CGO_ENABLED=1 go test -race ./budget ./guard
 
 .PHONY: test-e2e
 test-e2e: build lab ## whole datacenters on this machine, driven from outside (RUN=TestName for one)
@@ -161,7 +164,7 @@ suite   = rm -f $(counts)/$(1); MULTIPAAS_COUNTS=$(counts) go test -count 1 -tim
 
 .PHONY: attack
 attack: build lab ## two hostile tenants on the same hosts: every attempt must fail
-	@$(call suite,attacks,30m,./testing/e2e/attack)
+	@$(call suite,attacks,90m,./testing/e2e/attack)
 
 .PHONY: faults
 faults: build lab ## kill -9 at every step, broken networks, full disks, torn files: nothing may be lost
@@ -178,7 +181,7 @@ test-vm: build vm-booted ## a server and a node on virtual machines with systemd
 .PHONY: test-long
 test-long: export MULTIPAAS_LONG := 1
 test-long: ## the long forms of the suites: hours, not minutes
-	@.ci/parts.sh deps build lab attack faults leaks test-vm
+	@.ci/parts.sh deps build lab test-unit test-kube attack faults leaks test-vm
 
 FUZZTIME ?= 10m
 .PHONY: fuzz
