@@ -227,7 +227,7 @@ func removeTree(ctx context.Context, name string) error {
 			return nil
 		}
 		// Busy for a moment after its last process has ended.
-		if wait > time.Second {
+		if wait > 8*time.Second {
 			return err
 		}
 		select {

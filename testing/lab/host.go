@@ -216,7 +216,7 @@ func (h *Host) startInit(cfg initConfig, groups []string) (init process, network
 	}
 	go cmd.Wait() // so that no zombie stays if we live longer; it has no other parent than us
 	// It can't get far before it is in its groups: it waits for its configuration.
-	err = enterGroups(groups, cmd.Process.Pid)
+	err = errors.Join(enterGroups(groups, cmd.Process.Pid), limitFiles(cmd.Process.Pid))
 	if err == nil {
 		// Not later: once it has its configuration it executes itself from one of its
 		// threads, and until the others are gone its pid is that of a dead thread, which has
@@ -235,6 +235,20 @@ func (h *Host) startInit(cfg initConfig, groups []string) (init process, network
 		return init, nil, nil, errors.Join(err, readyR.Close())
 	}
 	return init, network, readyR, nil
+}
+
+// limitFiles gives a process, and all that it starts, as many files as a host has,
+// whatever whoever runs the lab has: the appliance's shares are computed from it.
+func limitFiles(pid int) error {
+	var have unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &have); err != nil {
+		return err
+	}
+	n := min(hostFiles, have.Max)
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: n}, nil); err != nil {
+		return fmt.Errorf("limit files: %w", err)
+	}
+	return nil
 }
 
 // awaitReady waits for a byte of process 1.

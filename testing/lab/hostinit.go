@@ -28,6 +28,7 @@ const (
 	// initEnv holds the configuration from the first stage for the second.
 	initEnv = "LAB_HOST_INIT"
 
+	hostFiles     = 20_000 // open at once: what a session of systemd's gives, or less
 	hostPath      = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	controlSocket = "/run/lab/control.sock"
 	cfgFD         = 3

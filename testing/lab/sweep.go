@@ -138,18 +138,12 @@ func detachLoops(ctx context.Context, dir string) error {
 	if err != nil || len(devices) == 0 {
 		return err
 	}
-	type inode struct{ device, number uint64 }
 	backing := map[inode]string{}
 	for _, d := range devices {
 		name := "/dev/" + strings.Split(d, "/")[3]
-		f, err := os.Open(name)
-		if err != nil {
-			continue // detached meanwhile
+		if file, ok := backingOf(name); ok { // else detached meanwhile
+			backing[file] = name
 		}
-		if info, err := unix.IoctlLoopGetStatus64(int(f.Fd())); err == nil {
-			backing[inode{info.Device, info.Inode}] = name
-		}
-		f.Close()
 	}
 	var errs []error
 	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
@@ -161,11 +155,28 @@ func detachLoops(ctx context.Context, dir string) error {
 			return nil
 		}
 		if name := backing[inode{st.Dev, st.Ino}]; name != "" {
-			if out, err := exec.CommandContext(ctx, "losetup", "-d", name).CombinedOutput(); err != nil {
+			out, err := exec.CommandContext(ctx, "losetup", "-d", name).CombinedOutput()
+			if now, ok := backingOf(name); err != nil && ok && now == (inode{st.Dev, st.Ino}) { // else it went by itself meanwhile
 				errs = append(errs, fmt.Errorf("detach %s: %w: %s", name, err, strings.TrimSpace(string(out))))
 			}
 		}
 		return nil
 	})
 	return errors.Join(append(errs, err)...)
+}
+
+type inode struct{ device, number uint64 }
+
+// backingOf is the file behind a loop device, if there is one.
+func backingOf(name string) (inode, bool) {
+	f, err := os.Open(name)
+	if err != nil {
+		return inode{}, false
+	}
+	defer f.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err != nil {
+		return inode{}, false
+	}
+	return inode{info.Device, info.Inode}, true
 }
