@@ -2,35 +2,23 @@ package etcd
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-)
 
-// scramble overwrites n bytes of a file from an offset on.
-func scramble(t *testing.T, path string, offset, n int64) {
-	t.Helper()
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	junk := make([]byte, n)
-	rand.Read(junk)
-	if _, err := f.WriteAt(junk, offset); err != nil {
-		t.Fatal(err)
-	}
-}
+	"github.com/multipaas/multipaas/testing/damage"
+)
 
 func TestDamagedFilesAreRefused(t *testing.T) {
 	t.Parallel()
-	for name, damage := range map[string]func(t *testing.T, member string) (file string){
+	for name, hurt := range map[string]func(t *testing.T, member string) (file string){
 		"database's head": func(t *testing.T, member string) string {
 			file := filepath.Join(member, "snap", "db")
-			scramble(t, file, 0, 8192)
+			if err := damage.Bytes(file, 0, 8192); err != nil {
+				t.Fatal(err)
+			}
 			return file
 		},
 		"database cut": func(t *testing.T, member string) string {
@@ -45,7 +33,9 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 			if err != nil || len(logs) == 0 {
 				t.Fatal(logs, err)
 			}
-			scramble(t, logs[0], 1000, 600)
+			if err := damage.Record(logs[0]); err != nil {
+				t.Fatal(err)
+			}
 			return filepath.Join(member, "wal")
 		},
 	} {
@@ -57,7 +47,7 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 				put(t, s, "key", strings.Repeat("x", 200))
 			}
 			stop()
-			file := damage(t, filepath.Join(cfg.Dir, "data", "member"))
+			file := hurt(t, filepath.Join(cfg.Dir, "data", "member"))
 			err := New(cfg).Run(t.Context(), func() { t.Error("it is ready") })
 			if !errors.Is(err, ErrDamaged) {
 				t.Fatalf("got %v, want %v", err, ErrDamaged)

@@ -3,7 +3,6 @@ package faults
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/testing/damage"
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
 )
@@ -83,21 +83,6 @@ func (s *suite) solved(t *testing.T, h *lab.Host, code string) {
 	})
 }
 
-// scramble overwrites bytes of a file with bytes of chance.
-func scramble(t *testing.T, file string, offset, n int64) {
-	t.Helper()
-	f, err := os.OpenFile(file, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	junk := make([]byte, n)
-	rand.Read(junk)
-	if _, err := f.WriteAt(junk, offset); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // planeDir is the folder of the shop's plane.
 func (s *suite) planeDir(t *testing.T) string {
 	t.Helper()
@@ -125,7 +110,9 @@ func (s *suite) damagedPlane(t *testing.T) {
 	for _, name := range []string{"state.db-wal", "state.db-shm"} {
 		_ = os.Remove(filepath.Join(dir, name))
 	}
-	scramble(t, filepath.Join(dir, "state.db"), 8192, info.Size()-8192)
+	if err := damage.Bytes(filepath.Join(dir, "state.db"), 8192, info.Size()-8192); err != nil {
+		t.Fatal(err)
+	}
 	s.restore(t, s.Server)
 	text := s.problem(t, s.Server, "plane-database-damaged")
 	for _, want := range []string{"acme/web/shop", "backup"} {
@@ -155,7 +142,9 @@ func (s *suite) damagedEtcd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	scramble(t, logs[0], 2000, 500)
+	if err := damage.Record(logs[0]); err != nil {
+		t.Fatal(err)
+	}
 	service := s.service(t, s.Server)
 	service.Once = true
 	if err := s.Server.Start(t.Context(), service); err != nil {
@@ -191,20 +180,18 @@ func (s *suite) cutPayload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, damage := range map[string]func(file string){
-		"cut": func(file string) {
-			if err := os.Truncate(file, info.Size()-1000); err != nil {
-				t.Fatal(err)
-			}
-		},
-		"flipped": func(file string) { scramble(t, file, info.Size()/2+info.Size()/4, 64) },
+	for name, hurt := range map[string]func(file string) error{
+		"cut":     func(file string) error { return os.Truncate(file, info.Size()-1000) },
+		"flipped": func(file string) error { return damage.Bytes(file, info.Size()/2+info.Size()/4, 64) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "multipaas")
 			if out, err := exec.CommandContext(t.Context(), "cp", s.Binary, file).CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
-			damage(file)
+			if err := hurt(file); err != nil {
+				t.Fatal(err)
+			}
 			var said bytes.Buffer
 			cmd := exec.CommandContext(t.Context(), file, "payload", "verify")
 			cmd.Stdout, cmd.Stderr = &said, &said
