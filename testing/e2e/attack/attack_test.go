@@ -130,15 +130,19 @@ func (s *suite) toolPods(t *testing.T, kubeconfig string) []pod {
 // in runs a command in a pod.
 func (s *suite) in(t testing.TB, p pod, args ...string) datacenter.Result {
 	t.Helper()
-	return s.exec(t, p.kubeconfig, "default", p.name, args...)
+	return s.exec(t, p.kubeconfig, "default", p.name, "", args...)
 }
 
 // exec runs a command in a pod of a namespace: again, if kubectl got no connection to
 // the pod, so that what the caller reads was said there.
-func (s *suite) exec(t testing.TB, kubeconfig, namespace, name string, args ...string) (r datacenter.Result) {
+func (s *suite) exec(t testing.TB, kubeconfig, namespace, name, stdin string, args ...string) (r datacenter.Result) {
 	t.Helper()
+	command := []string{"exec", "-n", namespace, name}
+	if stdin != "" {
+		command = append(command, "-i")
+	}
 	for range 5 {
-		r = s.Kube(t, kubeconfig, "", append([]string{"exec", "-n", namespace, name, "--"}, args...)...)
+		r = s.Kube(t, kubeconfig, stdin, slices.Concat(command, []string{"--"}, args)...)
 		if r.Code == 0 || !slices.ContainsFunc(noConnection, func(sign string) bool { return strings.Contains(r.Err, sign) }) {
 			return r
 		}

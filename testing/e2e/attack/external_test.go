@@ -136,7 +136,9 @@ func testExternal(t *testing.T, s *suite) {
 		var err error
 		for end := time.Now().Add(time.Minute); ; time.Sleep(300 * time.Millisecond) {
 			err = nil
-			got = s.asks(t, asker, urls...)
+			if got = s.asks(t, asker, urls...); len(got) != len(urls) {
+				err = fmt.Errorf("%d of %d were asked", len(got), len(urls))
+			}
 			for url, answer := range got {
 				if !strings.HasSuffix(answer, " "+own) {
 					err = errors.Join(err, fmt.Errorf("%s is %q", url, answer))
@@ -194,7 +196,7 @@ func (s *suite) untouched(t *testing.T, way string, taken map[string]string) {
 		from[p.String()] = func(urls ...string) map[string]string {
 			out, err := p.command(t.Context(), append([]string{hostTool, "get"}, urls...)...).Output()
 			if err != nil {
-				t.Errorf("%s: %v", p, err)
+				t.Logf("%s: %v", p, err) // what it did not ask is asked again
 			}
 			return answers(string(out))
 		}
@@ -214,7 +216,15 @@ func (s *suite) untouched(t *testing.T, way string, taken map[string]string) {
 	var wg sync.WaitGroup
 	for who, ask := range from {
 		wg.Go(func() {
-			got := ask(slices.Concat(truly, urls)...)
+			all := slices.Concat(truly, urls)
+			got := ask(all...)
+			for range 5 {
+				rest := slices.DeleteFunc(slices.Clone(all), func(url string) bool { _, ok := got[url]; return ok })
+				if len(rest) == 0 {
+					break
+				}
+				maps.Copy(got, ask(rest...))
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			heardBy[who] = got

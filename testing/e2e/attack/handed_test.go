@@ -47,7 +47,7 @@ func (s *suite) handed(t *testing.T, k *kube, targets map[string]string) {
 			places <- struct{}{}
 			wg.Go(func() {
 				defer func() { <-places }()
-				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 				defer cancel()
 				address, port := target[:strings.LastIndexByte(target, ':')], target[strings.LastIndexByte(target, ':')+1:]
 				tried, got := way.ask(ctx, k, fmt.Sprintf("handed%d-%d", n, i), address, port)

@@ -32,7 +32,7 @@ const (
 	// trickMemory is what the server and the plane may take more than before the
 	// first trick with them. One connection is owed 250 streams with 64 KiB of header
 	// each and as much in buffers; the rest is what Go's collector leaves for later.
-	trickMemory = 192 << 20
+	trickMemory = 256 << 20
 )
 
 // front is a port that speaks HTTP/2 with everybody.

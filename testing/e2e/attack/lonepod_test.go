@@ -119,7 +119,7 @@ func (s *suite) lonePod(t testing.TB, k *kube, namespace, name, spec string, con
 
 // passes says whether kubelet had trouble of its own, and will try again.
 func passes(words string) bool {
-	return strings.Contains(words, "context deadline exceeded") || strings.Contains(words, "is reserved for")
+	return containsAny(words, []string{"context deadline exceeded", "is reserved for", "pull QPS exceeded", "connection refused", "connection reset", "429 Too Many Requests", "503 Service Unavailable"})
 }
 
 // noSandbox is why the runtime refused a pod's sandbox; "" if it did not.

@@ -254,6 +254,10 @@ func (w *waste) datastore(t *testing.T) {
 		got = r.String()
 	}
 	w.refusal(t, fmt.Sprintf("fill the platform's etcd; %d MB were taken", taken.Load()), owner, "403: the workspace's datastore is full", got, "datastore is full")
-	r := w.kube.do(t.Context(), http.MethodDelete, wasteMaps+"?labelSelector=waste%3Dfill", "", "")
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // some hundred large ones: more than one request's time, perhaps
+	defer cancel()
+	r := decided(ctx, func() reply {
+		return w.kube.do(ctx, http.MethodDelete, wasteMaps+"?labelSelector=waste%3Dfill", "", "")
+	})
 	w.control(t, "A can delete what fills its datastore", r.good())
 }

@@ -25,9 +25,10 @@ func sendUDP(to string, data []byte) error {
 // was an answer: it counts as reached.
 func testReach(t *testing.T, s *suite) {
 	own := []string{"tcp:" + s.attacker.ip + ":8080", "tcp:172.30.0.1:6443", "tcp:169.254.20.10:5000", "udp:169.254.20.10:53", "udp:10.43.0.10:53"}
-	got := s.tries(t, s.attacker, own)
+	got := map[string]string{}
 	var err error
 	for _, target := range own {
+		got[target] = truthfully("open", func() string { return s.tries(t, s.attacker, []string{target})[target] })
 		if !strings.HasPrefix(got[target], "open") {
 			err = errors.Join(err, fmt.Errorf("%s is %s", target, got[target]))
 		}

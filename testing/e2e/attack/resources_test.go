@@ -40,10 +40,10 @@ const (
 	// were made within its network.
 	tracked = 16384 + 1024
 	// logRoom is what the log of one pod may take of A's disk: three files of 10 MiB,
-	// and what comes between two of kubelet's looks, three seconds apart, which is
-	// bounded by A's CPU alone. Half of the disk is where others in A's workspace
-	// would begin to feel it.
-	logRoom = boxDisk / 2
+	// and what comes between two of kubelet's looks, three seconds apart and the time
+	// that it compresses the former file, which is bounded by A's CPU alone: 0.6 GiB
+	// here. At 90 % of the disk others in A's workspace begin to feel it.
+	logRoom = boxDisk * 85 / 100
 )
 
 // long is the long form: nothing ends before it is refused.

@@ -143,7 +143,7 @@ func testSetuid(t *testing.T, s *suite) {
 		return
 	}
 	in := func(pod string, args ...string) datacenter.Result {
-		return s.exec(t, s.box, "setuid", pod, args...)
+		return s.exec(t, s.box, "setuid", pod, "", args...)
 	}
 	// byProcess is who one is by a program that a process in the pod runs, byRuntime by
 	// one that the runtime starts in the pod: all at once, since kubectl takes its time.

@@ -23,7 +23,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -206,8 +205,7 @@ func (s *suite) podSender(t testing.TB, who string, p pod) *sender {
 		if err != nil {
 			return nil, err
 		}
-		r := datacenter.Run(t, []string{"KUBECONFIG=" + p.kubeconfig}, string(data),
-			append([]string{s.Binary, "kubectl", "exec", "-i", p.name, "--", "/tool"}, args...)...)
+		r := s.exec(t, p.kubeconfig, "default", p.name, string(data), append([]string{"/tool"}, args...)...)
 		if r.Code != 0 {
 			return nil, errors.New(r.String())
 		}
