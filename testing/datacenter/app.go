@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -114,4 +115,17 @@ func (d *Datacenter) Pods(t testing.TB, selector string) map[string]Pod {
 		all[p.Name] = p
 	}
 	return all
+}
+
+// PodsLike returns the pods once they are the wanted ones; if they are not within
+// half a minute, as they are then. Kubelets that have just started report again what
+// runs; a pod that was started anew never becomes the one from before.
+func (d *Datacenter) PodsLike(t testing.TB, selector string, want map[string]Pod) map[string]Pod {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		now := d.Pods(t, selector)
+		if maps.Equal(now, want) || time.Now().After(end) {
+			return now
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,7 +45,8 @@ func (d *Datacenter) Logs(t testing.TB) {
 }
 
 // Processes returns the ids, as the host sees them, of processes whose command
-// line holds some words, with when each was started.
+// line holds some words, with when each was started. A child that has not executed
+// its own program yet still shows its parent's command line: it is left out.
 func (d *Datacenter) Processes(t testing.TB, h *lab.Host, words string) map[string]string {
 	t.Helper()
 	files, err := filepath.Glob(h.Root("proc", "[0-9]*", "cmdline"))
@@ -52,6 +54,7 @@ func (d *Datacenter) Processes(t testing.TB, h *lab.Host, words string) map[stri
 		t.Fatal(err)
 	}
 	all := map[string]string{}
+	parents, lines := map[string]string{}, map[string]string{}
 	for _, file := range files {
 		cmdline, err := os.ReadFile(file)
 		if err != nil || !strings.Contains(strings.ReplaceAll(string(cmdline), "\x00", " "), words) {
@@ -63,8 +66,10 @@ func (d *Datacenter) Processes(t testing.TB, h *lab.Host, words string) map[stri
 		}
 		// The name in parentheses may hold anything: count from its end.
 		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-		all[filepath.Base(filepath.Dir(file))] = fields[19]
+		pid := filepath.Base(filepath.Dir(file))
+		all[pid], parents[pid], lines[pid] = fields[19], fields[1], string(cmdline)
 	}
+	maps.DeleteFunc(all, func(pid, _ string) bool { return lines[parents[pid]] == lines[pid] })
 	return all
 }
 

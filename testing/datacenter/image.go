@@ -39,7 +39,7 @@ func (d *Datacenter) PushProgram(t testing.TB, name, source string) (string, v1.
 	d.Login(t, "auth-acme", "owner@acme.example", filepath.Join(d.Dir, "owner-password"))
 	d.Login(t, "auth-beta", "owner@beta.example", filepath.Join(d.Dir, "password"))
 	for auth, organization := range map[string]string{"auth-acme": "acme/web", "auth-beta": "beta/ops"} {
-		if r := d.Skopeo(t, auth, "copy", "oci:"+oci+":"+name, "docker://"+d.Image(organization, name)); r.Code != 0 {
+		if r := d.Skopeo(t, auth, "copy", "--retry-times", "3", "oci:"+oci+":"+name, "docker://"+d.Image(organization, name)); r.Code != 0 {
 			t.Fatal(r)
 		}
 	}
@@ -158,9 +158,12 @@ func (d *Datacenter) Login(t testing.TB, authfile, email, passwordFile string) {
 func (d *Datacenter) AgeRegistry(by time.Duration) error {
 	at := time.Now().Add(-by)
 	return filepath.WalkDir(d.Server.Data("registry"), func(name string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
+		if err == nil {
+			err = os.Chtimes(name, at, at)
 		}
-		return os.Chtimes(name, at, at)
+		if errors.Is(err, fs.ErrNotExist) { // it went meanwhile
+			return nil
+		}
+		return err
 	})
 }

@@ -1,6 +1,8 @@
 package datacenter
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -17,6 +19,21 @@ func (d *Datacenter) Attempts(t testing.TB, kubeconfig, pod string, targets ...s
 	for line := range strings.Lines(r.Out) {
 		target, outcome, _ := strings.Cut(strings.TrimSpace(line), " ")
 		all[target] = outcome
+	}
+	return all
+}
+
+// Reached is Attempts for what must be open: what is not is tried a few times more,
+// for packets may be lost.
+func (d *Datacenter) Reached(t testing.TB, kubeconfig, pod string, targets ...string) map[string]string {
+	t.Helper()
+	all := d.Attempts(t, kubeconfig, pod, targets...)
+	for range 4 {
+		closed := slices.DeleteFunc(slices.Clone(targets), func(target string) bool { return strings.HasPrefix(all[target], "open") })
+		if len(closed) == 0 {
+			break
+		}
+		maps.Copy(all, d.Attempts(t, kubeconfig, pod, closed...))
 	}
 	return all
 }

@@ -30,7 +30,7 @@ func testCluster(t *testing.T, d *suite) {
 			targets = append(targets, "http:http://"+p.IP+":8080/healthz")
 		}
 		for _, from := range probe {
-			got := d.Attempts(t, d.Kubeconfig(), from.Name, targets...)
+			got := d.Reached(t, d.Kubeconfig(), from.Name, targets...)
 			for _, target := range targets {
 				if !strings.HasPrefix(got[target], "open") {
 					t.Errorf("from %s on %s: %s is %s", from.IP, from.Node, target, got[target])

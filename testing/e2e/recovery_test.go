@@ -158,7 +158,7 @@ func (d *suite) kubelets(t *testing.T) {
 // same checks that pods are the ones that were, none restarted.
 func (d *suite) same(t *testing.T, before map[string]datacenter.Pod) {
 	t.Helper()
-	if now := d.Pods(t, helloPods); !maps.Equal(now, before) {
+	if now := d.PodsLike(t, helloPods, before); !maps.Equal(now, before) {
 		t.Errorf("pods are\n%v\nwere\n%v", now, before)
 	}
 }

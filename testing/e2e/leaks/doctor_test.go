@@ -11,6 +11,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/multipaas/multipaas/appliance/doctor"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/testing/datacenter"
@@ -147,10 +148,11 @@ func plant(t *testing.T, h *lab.Host, p planted) {
 // named waits until doctor names all of them, without removing any.
 func named(t *testing.T, h *lab.Host, all []planted) {
 	t.Helper()
-	r, err := examine(t.Context(), h)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var r doctor.Report
+	datacenter.Eventually(t, time.Minute, "doctor looks at "+h.Name(), func(ctx context.Context) (err error) {
+		r, err = examine(ctx, h) // what goes while it looks is an error
+		return err
+	})
 	for _, p := range all {
 		found := false
 		for _, o := range r.Orphans {
