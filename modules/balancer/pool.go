@@ -47,6 +47,11 @@ type dialError struct{ error }
 
 func (e *dialError) Unwrap() error { return e.error }
 
+// bodyError is an error of the client's: what it sends can't be read.
+type bodyError struct{ error }
+
+func (e *bodyError) Unwrap() error { return e.error }
+
 // DialFunc opens a connection inside a workspace's network.
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -347,7 +352,11 @@ type unreadBody struct {
 
 func (b *unreadBody) Read(p []byte) (int, error) {
 	b.read.Store(true)
-	return b.ReadCloser.Read(p)
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = &bodyError{err}
+	}
+	return n, err
 }
 
 // Close leaves the body to the proxy, which closes it when the request ends.

@@ -216,6 +216,7 @@ func serveError(w http.ResponseWriter, r *http.Request, err error, log *slog.Log
 	status, text := http.StatusBadGateway, "The app did not answer properly: the connection to it broke."
 	var notSent *dialError
 	var tooLarge *http.MaxBytesError
+	var unread *bodyError
 	switch {
 	case r.Context().Err() != nil || errors.Is(err, context.Canceled):
 		// The client has gone: nobody reads this. The status is for logs.
@@ -228,6 +229,10 @@ func serveError(w http.ResponseWriter, r *http.Request, err error, log *slog.Log
 		status, text = http.StatusBadGateway, "No instance of the app can be reached. Try again in a moment."
 	case errors.As(err, &tooLarge):
 		status, text = http.StatusRequestEntityTooLarge, "The request is too large."
+	case errors.As(err, &unread) && isTimeout(err):
+		status, text = http.StatusRequestTimeout, "The rest of the request did not come."
+	case errors.As(err, &unread):
+		status, text = http.StatusBadRequest, "The body of the request could not be read: send all of it, in proper chunks or with its length."
 	case isTimeout(err):
 		status, text = http.StatusGatewayTimeout, "The app took too long to answer."
 	}

@@ -3,6 +3,7 @@ package balancer
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -93,12 +94,44 @@ func TestNoPodAnswers(t *testing.T) {
 		"timeout":    {&net.DNSError{IsTimeout: true}, 504},
 		"no route":   {&dialError{errors.New("no route to host 10.42.0.7")}, 502},
 		"dial waits": {&dialError{context.DeadlineExceeded}, 502},
+		"half sent":  {&bodyError{context.DeadlineExceeded}, 408},
+		"too large":  {&bodyError{&http.MaxBytesError{}}, 413},
 		"else":       {errors.New("unexpected EOF from 10.42.0.7"), 502},
 	} {
 		w := httptest.NewRecorder()
 		serveError(w, httptest.NewRequest("GET", "/", nil), c.err, b.log)
 		if w.Code != c.want || strings.Contains(w.Body.String(), "10.42") {
 			t.Errorf("%s: got %d %s, want %d", name, w.Code, w.Body, c.want)
+		}
+	}
+}
+
+// TestBrokenBody sends bodies in no proper chunks: that is not the app's fault, and
+// the next request finds it well.
+func TestBrokenBody(t *testing.T) {
+	s, b := served(t, "127.0.0.2")
+	s.pod("127.0.0.2", says("ok"))
+	c := s.browser(b, false)
+	for what, chunk := range map[string]string{"no chunk": "0x1\r\nx\r\n0\r\n\r\n", "too large": "ffffffffffffffffff\r\n\r\n", "another begins": "3\r\nabcdef\r\n0\r\n\r\n"} {
+		conn, err := tls.Dial("tcp", b.HTTPSAddr().String(), &tls.Config{RootCAs: s.ca.Pool(), ServerName: hello})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n%s", hello, chunk); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		conn.Close()
+		if resp.StatusCode != 400 || !strings.Contains(string(text), "could not be read") {
+			t.Errorf("%s: got %s %s, want 400", what, resp.Status, text)
+		}
+		if status, body := get(t, c, "https://"+hello+"/"); status != 200 || body != "ok" {
+			t.Errorf("after %s: got %d %s, want ok", what, status, body)
 		}
 	}
 }
