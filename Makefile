@@ -135,16 +135,24 @@ lab: ## build dist/lab, which makes hosts out of network namespaces
 
 ##@ Test
 
+.PHONY: parts
+parts:
+	@go build -buildvcs=false -o .cache/parts ./testing/parts
+
 .PHONY: test
-test: ## everything the project tests, the way CI runs it
-	@.ci/parts.sh deps kube payload build lab lint test-unit test-kube test-e2e attack faults leaks test-vm
+test: parts ## everything the project tests, the way CI runs it: all of .ci/budget
+	@.cache/parts
+
+# What parts of the tests need. Those that testing/parts runs find it there, and leave
+# it as it is: others run with it at the same time.
+needs = $(if $(MULTIPAAS_BUILT),,$(1))
 
 patience := $(if $(MULTIPAAS_LONG),60m,15m)
 
 .PHONY: test-unit
 test-unit: export MULTIPAAS_PAYLOAD := $(CURDIR)/$(payload)
 test-unit: export MULTIPAAS_KUBE := $(CURDIR)/$(payload)/kube/$(lastword $(KUBE))/kube
-test-unit: payload ## the tests of each package (PKG=./modules/store/... for some, RUN=TestName for one)
+test-unit: $(call needs,payload) ## the tests of each package (PKG=./modules/store/... for some, RUN=TestName for one)
 	@if [ -n "$(PKG)" ]; then CGO_ENABLED=1 go test -race $(if $(RUN),-run '$(RUN)') $(PKG); else \
 		CGO_ENABLED=1 go test -race -timeout $(patience) $$(go list ./... | grep -Ev '$(suites)'); fi
 
@@ -154,7 +162,7 @@ test-kube: ## the tests of embed/kube
 	@cd embed/kube && go test -timeout $(patience) ./... && CGO_ENABLED=1 go test -race ./budget ./guard
 
 .PHONY: test-e2e
-test-e2e: build lab ## whole datacenters on this machine, driven from outside (RUN=TestName for one)
+test-e2e: $(call needs,build lab) ## whole datacenters on this machine, driven from outside (RUN=TestName for one)
 	@go test -count 1 -timeout 40m $(if $(RUN),-run '$(RUN)') ./testing/e2e
 
 # Each suite below leaves one line of counts in dist/counts, which is printed last.
@@ -163,25 +171,25 @@ suite   = rm -f $(counts)/$(1); MULTIPAAS_COUNTS=$(counts) go test -count 1 -tim
 	result=$$?; cat $(counts)/$(1) 2>/dev/null || echo "$(1): no counts: it ended early"; exit $$result
 
 .PHONY: attack
-attack: build lab ## two hostile tenants on the same hosts: every attempt must fail
+attack: $(call needs,build lab) ## two hostile tenants on the same hosts: every attempt must fail
 	@$(call suite,attacks,90m,./testing/e2e/attack)
 
 .PHONY: faults
-faults: build lab ## kill -9 at every step, broken networks, full disks, torn files: nothing may be lost
+faults: $(call needs,build lab) ## kill -9 at every step, broken networks, full disks, torn files: nothing may be lost
 	@$(call suite,faults,60m,./testing/e2e/faults)
 
 .PHONY: leaks
-leaks: build lab ## create, deploy, delete, again and again: nothing may stay behind
+leaks: $(call needs,build lab) ## create, deploy, delete, again and again: nothing may stay behind
 	@$(call suite,leaks,90m,./testing/e2e/leaks)
 
 .PHONY: test-vm
-test-vm: build vm-booted ## a server and a node on virtual machines with systemd and cgroup v2
+test-vm: $(call needs,build vm-booted) ## a server and a node on virtual machines with systemd and cgroup v2
 	@$(call suite,vm,120m,./testing/vm)
 
 .PHONY: test-long
 test-long: export MULTIPAAS_LONG := 1
-test-long: ## the long forms of the suites: hours, not minutes
-	@.ci/parts.sh deps build lab test-unit test-kube attack faults leaks test-vm
+test-long: parts ## the long forms of the suites: hours, not minutes
+	@.cache/parts deps build lab vm-booted test-unit test-kube attack faults leaks test-vm
 
 FUZZTIME ?= 10m
 .PHONY: fuzz
