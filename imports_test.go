@@ -29,14 +29,15 @@ var rules = []struct {
 	{"appliance/", []string{"appliance/"}, "leaves: they know no part by name"},
 	{"embed/", []string{"appliance/", "embed/internal/"}, "an upstream server and how to run it; never a module, never a neighbour"},
 	{"modules/resource", nil, "types, and nothing that acts"},
-	{"modules/internal/", []string{"appliance/", "modules/resource", "modules/store", "modules/internal/"}, "shared by modules only"},
+	{"modules/wire", []string{"modules/resource"}, "what server and hosts agree on, and nothing that acts"},
+	{"modules/internal/", []string{"appliance/", "modules/resource", "modules/wire", "modules/store", "modules/internal/"}, "shared by modules only"},
 	{"modules/store", []string{"appliance/", "modules/resource", "modules/internal/"}, "keeps resources; knows no controller"},
-	{"modules/", []string{"appliance/", "modules/resource", "modules/store", "modules/internal/"}, "meet each other through interfaces they declare; never embed/"},
+	{"modules/", []string{"appliance/", "modules/resource", "modules/wire", "modules/store", "modules/internal/"}, "meet each other through interfaces they declare; never embed/"},
 	{"installer", []string{"appliance/", "installer/"}, "puts files; runs no part"},
 	{"installer/", []string{"appliance/", "installer/"}, "puts files; runs no part"},
 	{"iso", []string{"appliance/", "installer", "installer/", "iso/"}, "puts files; runs no part"},
 	{"iso/", []string{"appliance/", "installer", "installer/", "iso/"}, "puts files; runs no part"},
-	{"testing/", []string{"appliance", "appliance/", "modules/resource", "testing/"}, "drives from outside; nothing imports it"},
+	{"testing/", []string{"appliance", "appliance/", "modules/resource", "modules/wire", "testing/"}, "drives from outside; nothing imports it"},
 	{"testing/bench/", []string{"appliance", "appliance/", "embed/", "modules/", "testing/"}, "drives from outside, and measures single parts; nothing imports it"},
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/paths"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // File is the configuration as an operator writes it: a YAML file, all of it
@@ -128,7 +129,7 @@ type Config struct {
 	Listen             ListenFile
 	Registration       string
 	AdminEmail         string
-	Plan               resource.AddressPlan
+	Plan               wire.Plan
 	Datastore          resource.Datastore
 	DatastoreLimit     int64           // bytes; 0: embed/plane's default
 	Limits             resource.Limits // of one account
@@ -286,7 +287,7 @@ func (c *Config) completePlan(f WorkspacesFile) {
 	if !nodesOK || !podsOK || !servicesOK {
 		return
 	}
-	c.Plan = resource.NewPlan(nodes, pods, services)
+	c.Plan = wire.NewPlan(nodes, pods, services)
 }
 
 func (c *Config) prefix(field, s string) (netip.Prefix, bool) {

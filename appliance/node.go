@@ -22,7 +22,7 @@ import (
 	"github.com/multipaas/multipaas/modules/machine"
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/node"
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // What a host keeps for itself and does not promise to machines: the kernel,
@@ -131,7 +131,7 @@ var cantRunMachines = problem.Problem{Code: "cant-run-machines", Title: "This no
 // nodeNetworks, nodeMachines and nodeEndpoints are what the agent drives.
 type nodeNetworks struct{ *network.Network }
 
-func (n nodeNetworks) AttachMachine(ctx context.Context, m resource.AgentMachine) (string, error) {
+func (n nodeNetworks) AttachMachine(ctx context.Context, m wire.Machine) (string, error) {
 	address, err := netip.ParseAddr(m.Spec.Address)
 	if err != nil {
 		return "", err
@@ -145,17 +145,17 @@ func (n nodeNetworks) AttachMachine(ctx context.Context, m resource.AgentMachine
 
 type nodeMachines struct{ *machine.Sandbox }
 
-func (n nodeMachines) Ensure(ctx context.Context, m resource.AgentMachine, netns string, c node.Certificates) error {
-	return n.Sandbox.Ensure(ctx, machine.Spec{AgentMachine: m, Netns: netns, Certificates: machine.Certificates{
+func (n nodeMachines) Ensure(ctx context.Context, m wire.Machine, netns string, c node.Certificates) error {
+	return n.Sandbox.Ensure(ctx, machine.Spec{Machine: m, Netns: netns, Certificates: machine.Certificates{
 		MachineCertificates: c.MachineCertificates, KubeletClientKey: c.KubeletClientKey,
 		KubeletServingKey: c.KubeletServingKey, KubeProxyKey: c.KubeProxyKey}})
 }
 
-func (n nodeMachines) List(ctx context.Context) ([]resource.MachineReport, error) {
+func (n nodeMachines) List(ctx context.Context) ([]wire.MachineReport, error) {
 	states, err := n.Sandbox.List(ctx)
-	var out []resource.MachineReport
+	var out []wire.MachineReport
 	for _, s := range states {
-		out = append(out, resource.MachineReport{Key: s.Key, UID: s.UID, Running: s.Running, Message: s.Message, StartedAt: s.StartedAt, Restarts: s.Restarts})
+		out = append(out, wire.MachineReport{Key: s.Key, UID: s.UID, Running: s.Running, Message: s.Message, StartedAt: s.StartedAt, Restarts: s.Restarts})
 	}
 	return out, err
 }
@@ -165,7 +165,7 @@ type nodeEndpoints struct {
 	pull *puller
 }
 
-func (n nodeEndpoints) SetState(s *resource.AgentState) {
+func (n nodeEndpoints) SetState(s *wire.State) {
 	n.Endpoints.SetUpstreams(s.UpstreamDNS)
 	n.pull.registry.Store(&s.Registry)
 }
@@ -178,7 +178,7 @@ type puller struct {
 	log       *slog.Logger
 }
 
-func (p *puller) handler(_ resource.AgentMachine, workspace string) http.Handler {
+func (p *puller) handler(_ wire.Machine, workspace string) http.Handler {
 	return &httputil.ReverseProxy{
 		Transport: p.transport,
 		ErrorLog:  slog.NewLogLogger(p.log.Handler(), slog.LevelWarn),
@@ -188,7 +188,7 @@ func (p *puller) handler(_ resource.AgentMachine, workspace string) http.Handler
 			}
 			// Nothing a machine says about itself counts.
 			r.Out.Header.Del("Authorization")
-			r.Out.Header.Set(resource.WorkspaceHeader, workspace)
+			r.Out.Header.Set(wire.WorkspaceHeader, workspace)
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			p.log.Warn("pull from the platform's registry", "path", r.URL.Path, "error", err)
@@ -200,8 +200,8 @@ func (p *puller) handler(_ resource.AgentMachine, workspace string) http.Handler
 }
 
 // facts is what the host says about itself.
-func (h *host) facts() resource.AgentReport {
-	rep := resource.AgentReport{Address: h.cfg.Address.String(), Version: h.version, Kernel: "unknown", OS: osName(), Drivers: h.drivers()}
+func (h *host) facts() wire.Report {
+	rep := wire.Report{Address: h.cfg.Address.String(), Version: h.version, Kernel: "unknown", OS: osName(), Drivers: h.drivers()}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		rep.Kernel = unix.ByteSliceToString(u.Release[:])

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // TestPuller says of itself what a machine may say, in every way that HTTP has: the
@@ -29,7 +29,7 @@ func TestPuller(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.registry.Store(&at.Host)
-	door := httptest.NewServer(p.handler(resource.AgentMachine{}, "beta/ops/box"))
+	door := httptest.NewServer(p.handler(wire.Machine{}, "beta/ops/box"))
 	defer door.Close()
 
 	const theirs = "X-Multipaas-Workspace: acme/web/shop\r\n"
@@ -55,7 +55,7 @@ func TestPuller(t *testing.T) {
 				t.Fatalf("got %v, %v", resp, err)
 			}
 			h := <-heard
-			if got := h[http.CanonicalHeaderKey(resource.WorkspaceHeader)]; len(got) != 1 || got[0] != "beta/ops/box" {
+			if got := h[http.CanonicalHeaderKey(wire.WorkspaceHeader)]; len(got) != 1 || got[0] != "beta/ops/box" {
 				t.Errorf("the registry heard of the workspaces %q, want the machine's own only", got)
 			}
 			if got := h["Authorization"]; got != nil {

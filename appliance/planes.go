@@ -23,6 +23,7 @@ import (
 	"github.com/multipaas/multipaas/embed/plane"
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 	"github.com/multipaas/multipaas/modules/workspace"
 )
 
@@ -48,7 +49,7 @@ type planes struct {
 var _ workspace.Planes = (*planes)(nil)
 
 // New makes the plane of a workspace.
-func (p *planes) New(ctx context.Context, w *resource.Workspace, keys *resource.WorkspaceKeys, plan resource.AddressPlan) (workspace.Plane, error) {
+func (p *planes) New(ctx context.Context, w *resource.Workspace, keys *resource.WorkspaceKeys, plan wire.Plan) (workspace.Plane, error) {
 	id := w.Status.ID
 	dir := p.cfg.Paths.Plane(id)
 	binary := filepath.Join(p.tree, "kube", w.Spec.KubernetesVersion, "kube")

@@ -26,6 +26,7 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/task"
+	"github.com/multipaas/multipaas/modules/wire"
 	"github.com/multipaas/multipaas/modules/workspace"
 )
 
@@ -260,7 +261,7 @@ func (s *server) items() []status.Item {
 
 // clusterManifests renders what a workspace's cluster gets at birth. Two DNS
 // servers once there are two machines to put them on.
-func clusterManifests(w *resource.Workspace, plan resource.AddressPlan) ([]byte, error) {
+func clusterManifests(w *resource.Workspace, plan wire.Plan) ([]byte, error) {
 	return manifests.Cluster(manifests.Values{DNSAddress: plan.DNS.String(), DNSReplicas: min(2, max(1, w.Spec.Machines)),
 		DNSImage: PayloadRegistry + "/coredns:1", Domain: "cluster.local"})
 }

@@ -67,7 +67,7 @@ const (
 
 // bundle is the OCI runtime specification of a machine.
 func (s *Sandbox) bundle(spec Spec, m places, cgroupsPath string) *specs.Spec {
-	size := spec.AgentMachine.Spec.Size
+	size := spec.Machine.Spec.Size
 	nofile, caps := maxOpenFiles(), grantable()
 	tasks := pidsFor(size.MemoryBytes)
 	period := uint64(100_000)

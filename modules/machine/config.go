@@ -12,7 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // object is a YAML or JSON object to be written.
@@ -31,7 +31,7 @@ func (s *Sandbox) writeConfig(spec Spec, dir string, mtu int) error {
 			return err
 		}
 	}
-	registry := netip.AddrPortFrom(resource.LinkLocal, registryPort).String()
+	registry := netip.AddrPortFrom(wire.LinkLocal, registryPort).String()
 	id := sha256.Sum256([]byte(spec.UID))
 	files := map[string][]byte{
 		"machine-id": fmt.Appendf(nil, "%x\n", id[:16]),
@@ -39,10 +39,10 @@ func (s *Sandbox) writeConfig(spec Spec, dir string, mtu int) error {
 		// "6" for another key than "tcp" and, when it starts again, deletes the
 		// Services that it has just added.
 		"protocols":   []byte("ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\n"),
-		"resolv.conf": []byte("nameserver " + resource.LinkLocal.String() + "\n"),
+		"resolv.conf": []byte("nameserver " + wire.LinkLocal.String() + "\n"),
 		"hostname":    []byte(spec.Name + "\n"),
 		"hosts": fmt.Appendf(nil, "127.0.0.1 localhost\n%s %s\n",
-			spec.AgentMachine.Spec.Address, spec.Name),
+			spec.Machine.Spec.Address, spec.Name),
 		// Everything is asked of the one endpoint, which knows all names: with no
 		// other server named there is none to wait for.
 		"certs.d/_default/hosts.toml": fmt.Appendf(nil, "server = \"http://%s\"\ncapabilities = [\"pull\", \"resolve\"]\n", registry),
@@ -140,7 +140,7 @@ disabled_plugins = [
 }
 
 func initConfig(spec Spec) object {
-	size := spec.AgentMachine.Spec.Size
+	size := spec.Machine.Spec.Size
 	return object{
 		"state_file": initState,
 		"log_dir":    "/var/log",
@@ -156,7 +156,7 @@ func initConfig(spec Spec) object {
 					"--config=" + insideConfig + "/kubelet.yaml",
 					"--kubeconfig=" + insideConfig + "/kubelet.kubeconfig",
 					"--hostname-override=" + spec.Name,
-					"--node-ip=" + spec.AgentMachine.Spec.Address,
+					"--node-ip=" + spec.Machine.Spec.Address,
 				},
 				"env": []string{
 					// What /proc shows is the host's.
@@ -177,7 +177,7 @@ func initConfig(spec Spec) object {
 }
 
 func kubeletConfig(spec Spec) object {
-	size := spec.AgentMachine.Spec.Size
+	size := spec.Machine.Spec.Size
 	return object{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1",
 		"kind":       "KubeletConfiguration",
@@ -230,7 +230,7 @@ func kubeProxyConfig(spec Spec) object {
 		"apiVersion":         "kubeproxy.config.k8s.io/v1alpha1",
 		"kind":               "KubeProxyConfiguration",
 		"mode":               "nftables",
-		"bindAddress":        spec.AgentMachine.Spec.Address,
+		"bindAddress":        spec.Machine.Spec.Address,
 		"clientConnection":   object{"kubeconfig": insideConfig + "/kube-proxy.kubeconfig"},
 		"clusterCIDR":        spec.Plan.Pods.String(),
 		"hostnameOverride":   spec.Name,
@@ -274,7 +274,7 @@ func cniConfig(spec Spec, mtu int) object {
 				"mtu":              mtu,
 				"ipam": object{
 					"type":   "host-local",
-					"ranges": [][]object{{{"subnet": spec.AgentMachine.Spec.PodCIDR}}},
+					"ranges": [][]object{{{"subnet": spec.Machine.Spec.PodCIDR}}},
 					// Gone when the machine stops, like the pods that had the addresses.
 					"dataDir": "/run/cni/networks",
 				},

@@ -16,7 +16,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/multipaas/multipaas/appliance/netns"
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // InternalRegistry is the name under which machines pull the payload's images.
@@ -29,7 +29,7 @@ type EndpointsConfig struct {
 	// Registry answers what a machine of a workspace pulls, except for the
 	// payload's images. The query parameter ns is the host it was asked for.
 	// nil: nothing else can be pulled.
-	Registry func(m resource.AgentMachine, workspace string) http.Handler
+	Registry func(m wire.Machine, workspace string) http.Handler
 	Log      *slog.Logger
 }
 
@@ -68,7 +68,7 @@ type endpoint struct {
 
 // Open listens for a machine in its network namespace. Open already is no
 // error; if the namespace was made anew, it listens anew.
-func (e *Endpoints) Open(ctx context.Context, m resource.AgentMachine, workspace, path string) error {
+func (e *Endpoints) Open(ctx context.Context, m wire.Machine, workspace, path string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	inode, err := namespaceInode(path)
@@ -94,7 +94,7 @@ func (e *Endpoints) Open(ctx context.Context, m resource.AgentMachine, workspace
 	return nil
 }
 
-func (e *Endpoints) listen(m resource.AgentMachine, workspace, path string) (*endpoint, error) {
+func (e *Endpoints) listen(m wire.Machine, workspace, path string) (*endpoint, error) {
 	if filepath.Dir(path) != netns.Root {
 		return nil, fmt.Errorf("network namespace %s is not in %s", path, netns.Root)
 	}
@@ -103,11 +103,11 @@ func (e *Endpoints) listen(m resource.AgentMachine, workspace, path string) (*en
 		return nil, err
 	}
 	defer ns.Close()
-	registry, err := ns.Listen("tcp", netip.AddrPortFrom(resource.LinkLocal, registryPort).String())
+	registry, err := ns.Listen("tcp", netip.AddrPortFrom(wire.LinkLocal, registryPort).String())
 	if err != nil {
 		return nil, err
 	}
-	address := netip.AddrPortFrom(resource.LinkLocal, 53).String()
+	address := netip.AddrPortFrom(wire.LinkLocal, 53).String()
 	stream, err := ns.Listen("tcp", address)
 	if err != nil {
 		return nil, errors.Join(err, registry.Close())

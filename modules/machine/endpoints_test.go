@@ -20,7 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/miekg/dns"
 
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // testImages is a folder of layouts with one image, tool:1.
@@ -181,8 +181,8 @@ func upstreamDNS(t *testing.T) netip.AddrPort {
 func TestEndpoints(t *testing.T) {
 	dir, _ := testImages(t)
 	ns := testNamespace(t, "e")
-	m := resource.AgentMachine{UID: "u", Name: "shop-1"}
-	e := NewEndpoints(EndpointsConfig{Images: dir, Registry: func(m resource.AgentMachine, workspace string) http.Handler {
+	m := wire.Machine{UID: "u", Name: "shop-1"}
+	e := NewEndpoints(EndpointsConfig{Images: dir, Registry: func(m wire.Machine, workspace string) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, workspace+" "+m.Name) })
 	}})
 	t.Cleanup(e.CloseAll)

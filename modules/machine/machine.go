@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // Driver is a way to run machines. Calls for different machines may be
@@ -41,7 +42,7 @@ type Driver interface {
 
 // Spec is a machine that shall run.
 type Spec struct {
-	resource.AgentMachine
+	wire.Machine
 	// Netns is the file of the machine's network namespace, below /run/netns.
 	Netns        string
 	Certificates Certificates
@@ -49,7 +50,7 @@ type Spec struct {
 
 // Certificates are a machine's keys and certificates, PEM.
 type Certificates struct {
-	resource.MachineCertificates
+	wire.MachineCertificates
 	KubeletClientKey  []byte
 	KubeletServingKey []byte
 	KubeProxyKey      []byte
@@ -82,19 +83,19 @@ func (s Spec) check() error {
 	if strings.Trim(s.KubernetesVersion, "0123456789.") != "" || s.KubernetesVersion == "" {
 		fail("Kubernetes version %q", s.KubernetesVersion)
 	}
-	if s.AgentMachine.Spec.Size.MilliCPU < minMilliCPU {
-		fail("%d thousandths of a CPU: a machine needs %d", s.AgentMachine.Spec.Size.MilliCPU, minMilliCPU)
+	if s.Machine.Spec.Size.MilliCPU < minMilliCPU {
+		fail("%d thousandths of a CPU: a machine needs %d", s.Machine.Spec.Size.MilliCPU, minMilliCPU)
 	}
-	if s.AgentMachine.Spec.Size.MemoryBytes < minMemory {
-		fail("%d bytes of memory: a machine needs %d", s.AgentMachine.Spec.Size.MemoryBytes, minMemory)
+	if s.Machine.Spec.Size.MemoryBytes < minMemory {
+		fail("%d bytes of memory: a machine needs %d", s.Machine.Spec.Size.MemoryBytes, minMemory)
 	}
-	if s.AgentMachine.Spec.Size.DiskBytes < minDisk {
-		fail("%d bytes of disk: a machine needs %d", s.AgentMachine.Spec.Size.DiskBytes, minDisk)
+	if s.Machine.Spec.Size.DiskBytes < minDisk {
+		fail("%d bytes of disk: a machine needs %d", s.Machine.Spec.Size.DiskBytes, minDisk)
 	}
-	if _, err := netip.ParseAddr(s.AgentMachine.Spec.Address); err != nil {
+	if _, err := netip.ParseAddr(s.Machine.Spec.Address); err != nil {
 		errs = append(errs, err)
 	}
-	if _, err := netip.ParsePrefix(s.AgentMachine.Spec.PodCIDR); err != nil {
+	if _, err := netip.ParsePrefix(s.Machine.Spec.PodCIDR); err != nil {
 		errs = append(errs, err)
 	}
 	if !s.Plan.Plane.IsValid() || !s.Plan.Pods.IsValid() || !s.Plan.DNS.IsValid() {

@@ -20,7 +20,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/faultpoint"
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // Config says where things are.
@@ -89,8 +89,8 @@ func (s *Sandbox) places(uid string) places {
 
 // record is what is kept of a machine beside its disk.
 type record struct {
-	Machine resource.AgentMachine `json:"machine"`
-	Starts  int                   `json:"starts"`
+	Machine wire.Machine `json:"machine"`
+	Starts  int          `json:"starts"`
 }
 
 func readRecord(file string) (record, error) {
@@ -133,7 +133,7 @@ func (s *Sandbox) ensure(ctx context.Context, spec Spec) error {
 	}
 	// A record that can't be read is made anew: it holds nothing that is lost.
 	rec, _ := readRecord(m.record)
-	rec.Machine = spec.AgentMachine
+	rec.Machine = spec.Machine
 	if err := rec.write(m.record); err != nil {
 		return err
 	}
@@ -195,7 +195,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec Spec, m places) error {
 	if err != nil {
 		return err
 	}
-	if err := m.disk.ensure(ctx, spec.AgentMachine.Spec.Size.DiskBytes, image); err != nil {
+	if err := m.disk.ensure(ctx, spec.Machine.Spec.Size.DiskBytes, image); err != nil {
 		return err
 	}
 	faultpoint.Reach("machine/start/disk-mounted")

@@ -30,6 +30,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // payloadDir is the payload as `make` builds it.
@@ -76,7 +77,7 @@ func testNamespace(t *testing.T, suffix string) *netns.NS {
 		return errors.Join(h.AddrAdd(l, p), h.LinkSetUp(l))
 	}
 	if err := errors.Join(h.LinkAdd(v), address("eth0", "172.30.0.11/20"), address("peer", "172.30.8.1/20"),
-		address("lo", resource.LinkLocal.String()+"/32")); err != nil {
+		address("lo", wire.LinkLocal.String()+"/32")); err != nil {
 		t.Fatal(err)
 	}
 	return ns
@@ -100,17 +101,17 @@ func testCertificates(t *testing.T) (ca []byte, c Certificates) {
 	}
 	ca = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	k := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-	return ca, Certificates{MachineCertificates: resource.MachineCertificates{KubeletClient: ca, KubeletServing: ca, KubeProxy: ca},
+	return ca, Certificates{MachineCertificates: wire.MachineCertificates{KubeletClient: ca, KubeletServing: ca, KubeProxy: ca},
 		KubeletClientKey: k, KubeletServingKey: k, KubeProxyKey: k}
 }
 
 func testSpec(t *testing.T, uid string, ns *netns.NS, disk int64) Spec {
 	t.Helper()
 	ca, certificates := testCertificates(t)
-	address, pods := resource.DefaultPlan().Machine(1)
+	address, pods := wire.DefaultPlan().Machine(1)
 	return Spec{
-		AgentMachine: resource.AgentMachine{Key: "acme/web/shop/shop-1", UID: uid, Name: "shop-1", NetworkID: "00002a",
-			KubernetesVersion: "1.36", Plan: resource.DefaultPlan(), ClusterCA: ca,
+		Machine: wire.Machine{Key: "acme/web/shop/shop-1", UID: uid, Name: "shop-1", NetworkID: "00002a",
+			KubernetesVersion: "1.36", Plan: wire.DefaultPlan(), ClusterCA: ca,
 			Spec: resource.MachineSpec{Driver: "sandbox", Index: 1, Address: address.String(), PodCIDR: pods.String(),
 				Size: resource.Size{MilliCPU: 1500, MemoryBytes: 512 << 20, DiskBytes: disk}}},
 		Netns: ns.Path(), Certificates: certificates,
@@ -265,7 +266,7 @@ func TestSandbox(t *testing.T) {
 	}
 	e := NewEndpoints(EndpointsConfig{Images: r.s.cfg.payload("images")})
 	defer e.CloseAll()
-	if err := e.Open(t.Context(), r.spec.AgentMachine, "acme/web/shop", r.ns.Path()); err != nil {
+	if err := e.Open(t.Context(), r.spec.Machine, "acme/web/shop", r.ns.Path()); err != nil {
 		t.Fatal(err)
 	}
 	r.ensure()
@@ -492,7 +493,7 @@ func TestHalf(t *testing.T) {
 }
 
 func TestSpecCheck(t *testing.T) {
-	good := Spec{Netns: "/run/netns/x", AgentMachine: resource.AgentMachine{UID: "u-1", Name: "shop-1", KubernetesVersion: "1.36", Plan: resource.DefaultPlan(),
+	good := Spec{Netns: "/run/netns/x", Machine: wire.Machine{UID: "u-1", Name: "shop-1", KubernetesVersion: "1.36", Plan: wire.DefaultPlan(),
 		Spec: resource.MachineSpec{Address: "172.30.0.11", PodCIDR: "10.42.1.0/24", Size: resource.Size{MilliCPU: 1000, MemoryBytes: 1 << 30, DiskBytes: 1 << 30}}}}
 	if err := good.check(); err != nil {
 		t.Fatal(err)
@@ -501,9 +502,9 @@ func TestSpecCheck(t *testing.T) {
 		"uid":     func(s *Spec) { s.UID = "../x" },
 		"name":    func(s *Spec) { s.Name = "A b" },
 		"version": func(s *Spec) { s.KubernetesVersion = "../../x" },
-		"memory":  func(s *Spec) { s.AgentMachine.Spec.Size.MemoryBytes = 1 },
-		"disk":    func(s *Spec) { s.AgentMachine.Spec.Size.DiskBytes = 1 },
-		"address": func(s *Spec) { s.AgentMachine.Spec.Address = "x" },
+		"memory":  func(s *Spec) { s.Machine.Spec.Size.MemoryBytes = 1 },
+		"disk":    func(s *Spec) { s.Machine.Spec.Size.DiskBytes = 1 },
+		"address": func(s *Spec) { s.Machine.Spec.Address = "x" },
 		"plan":    func(s *Spec) { s.Plan.Plane = netip.Addr{} },
 	} {
 		bad := good

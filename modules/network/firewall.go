@@ -12,7 +12,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // planePort is where a plane serves its workspace.
@@ -32,7 +32,7 @@ var nobody = []netip.Prefix{
 const closedChain = "closed"
 
 // protectWorkspace sets the rules in a workspace's namespace.
-func (n *Network) protectWorkspace(w *workspace, want resource.AgentNetwork) error {
+func (n *Network) protectWorkspace(w *workspace, want wire.Network) error {
 	sets := []ruleset{n.workspaceRules(want), portRules(w.ports)}
 	if err := w.ns.Do(func() error { return apply(sets...) }); err != nil {
 		return fmt.Errorf("namespace %s%s: %w", workspacePrefix, w.id, err)
@@ -42,7 +42,7 @@ func (n *Network) protectWorkspace(w *workspace, want resource.AgentNetwork) err
 
 // workspaceRules: what members may send to this host's place in their network,
 // and through it to the outside.
-func (n *Network) workspaceRules(want resource.AgentNetwork) ruleset {
+func (n *Network) workspaceRules(want wire.Network) ruleset {
 	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput,
 		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop,
 		rules: []rule{

@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/netns"
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // A test host is this test binary started again in a network and a mount
@@ -45,7 +45,7 @@ type order struct {
 	Do        string // name of a method below
 	ID        string // network
 	NS        string // namespace, "" = the host's
-	Network   resource.AgentNetwork
+	Network   wire.Network
 	Machine   MachinePort
 	From, To  string
 	Frame     []byte

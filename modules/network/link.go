@@ -13,7 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/multipaas/multipaas/appliance/netns"
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // dump repeats a netlink list that was interrupted by a change: its result
@@ -144,7 +144,7 @@ func mustMAC(s string) net.HardwareAddr {
 }
 
 // ensureBridge makes the bridge that is this host's own place in the network.
-func (w *workspace) ensureBridge(want resource.AgentNetwork, mtu int) error {
+func (w *workspace) ensureBridge(want wire.Network, mtu int) error {
 	l, err := find(w.link, bridgeName)
 	if err != nil {
 		return err
@@ -169,7 +169,7 @@ func (w *workspace) ensureBridge(want resource.AgentNetwork, mtu int) error {
 // ensureVXLAN makes the device that reaches the other hosts. It is created by
 // the host's namespace straight into the workspace's: its packets go out
 // through the former for ever, and there is no step at which only half is done.
-func (n *Network) ensureVXLAN(host *host, w *workspace, want resource.AgentNetwork, mtu int) error {
+func (n *Network) ensureVXLAN(host *host, w *workspace, want wire.Network, mtu int) error {
 	l, err := find(w.link, vxlanName)
 	if err != nil {
 		return err

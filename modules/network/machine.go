@@ -14,7 +14,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/netns"
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // MachinePort is a machine's place in the network of its workspace.
@@ -108,7 +108,7 @@ func (n *Network) AttachMachine(ctx context.Context, networkID string, m Machine
 	return MachineNamespacePath(m.UID), nil
 }
 
-func (p *MachinePort) check(want resource.AgentNetwork) error {
+func (p *MachinePort) check(want wire.Network) error {
 	mac, err := net.ParseMAC(p.MAC)
 	switch {
 	case checkUID(p.UID) != nil:
@@ -131,7 +131,7 @@ func checkUID(uid string) error {
 	return nil
 }
 
-func (n *Network) attachMachine(want resource.AgentNetwork, m MachinePort) error {
+func (n *Network) attachMachine(want wire.Network, m MachinePort) error {
 	host, err := n.openHost()
 	if err != nil {
 		return err
@@ -225,7 +225,7 @@ func (w *workspace) ensurePort(ns *netns.NS, m MachinePort, mtu int) (netlink.Li
 }
 
 // ensureMachineLinks keeps what is inside a machine's namespace.
-func (n *Network) ensureMachineLinks(want resource.AgentNetwork, m port, mtu int) error {
+func (n *Network) ensureMachineLinks(want wire.Network, m port, mtu int) error {
 	ns, err := netns.Open(m.namespace())
 	if err != nil {
 		return err
@@ -258,7 +258,7 @@ func (n *Network) ensureMachineLinks(want resource.AgentNetwork, m port, mtu int
 	if err != nil || lo == nil {
 		return fmt.Errorf("find loopback: %w", err)
 	}
-	if err := setAddresses(h, lo, netip.PrefixFrom(resource.LinkLocal, 32)); err != nil {
+	if err := setAddresses(h, lo, netip.PrefixFrom(wire.LinkLocal, 32)); err != nil {
 		return err
 	}
 	l, err := find(h, machineLink)

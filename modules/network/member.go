@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // routeProtocol marks routes that are ours, so that those of the kernel and of
@@ -23,7 +23,7 @@ var allZero = net.HardwareAddr{0, 0, 0, 0, 0, 0}
 
 // ensureMembers makes the namespace know where each member is: on which host,
 // behind which port, by which hardware address, with which pods behind it.
-func (n *Network) ensureMembers(w *workspace, want resource.AgentNetwork) error {
+func (n *Network) ensureMembers(w *workspace, want wire.Network) error {
 	if err := n.ensureTunnels(w, want); err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func (n *Network) ensureMembers(w *workspace, want resource.AgentNetwork) error 
 
 // ensureTunnels keeps the VXLAN device's table: which member is behind which
 // host, and to which hosts broadcasts go.
-func (n *Network) ensureTunnels(w *workspace, want resource.AgentNetwork) error {
+func (n *Network) ensureTunnels(w *workspace, want wire.Network) error {
 	l, err := find(w.link, vxlanName)
 	if err != nil || l == nil {
 		return fmt.Errorf("find VXLAN device: %w", err)
@@ -101,7 +101,7 @@ func (n *Network) ensureTunnels(w *workspace, want resource.AgentNetwork) error 
 
 // ensurePlaces keeps the bridge's table: which member is behind which port.
 // Entries are static, so no frame can move one.
-func (n *Network) ensurePlaces(w *workspace, want resource.AgentNetwork) error {
+func (n *Network) ensurePlaces(w *workspace, want wire.Network) error {
 	br, err := find(w.link, bridgeName)
 	if err != nil || br == nil {
 		return fmt.Errorf("find bridge: %w", err)

@@ -30,7 +30,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/netns"
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // VXLANPort is the UDP port of the traffic between hosts.
@@ -84,7 +84,7 @@ type Network struct {
 	mu sync.Mutex
 	// attached is what Attach was last asked for. It is a memory, not the
 	// truth: after a restart it fills again with the first Attach.
-	attached map[string]resource.AgentNetwork
+	attached map[string]wire.Network
 	paths    paths
 }
 
@@ -99,13 +99,13 @@ func New(cfg Config) *Network {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Network{cfg: cfg, log: cfg.Log, attached: map[string]resource.AgentNetwork{}, paths: paths{look: make(chan struct{}, 1)}}
+	return &Network{cfg: cfg, log: cfg.Log, attached: map[string]wire.Network{}, paths: paths{look: make(chan struct{}, 1)}}
 }
 
 // Attach makes this host's part of a workspace's network be as want says. It
 // may be called any number of times: what is there and right stays untouched,
 // so traffic goes on, whoever made it. After an error it can be called again.
-func (n *Network) Attach(ctx context.Context, want resource.AgentNetwork) error {
+func (n *Network) Attach(ctx context.Context, want wire.Network) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err := check(want); err != nil {
@@ -128,7 +128,7 @@ func (n *Network) Attach(ctx context.Context, want resource.AgentNetwork) error 
 	return nil
 }
 
-func (n *Network) attach(want resource.AgentNetwork) error {
+func (n *Network) attach(want wire.Network) error {
 	host, err := n.openHost()
 	if err != nil {
 		return err
@@ -292,7 +292,7 @@ func checkID(id string) error {
 	return nil
 }
 
-func check(want resource.AgentNetwork) error {
+func check(want wire.Network) error {
 	if err := checkID(want.ID); err != nil {
 		return err
 	}

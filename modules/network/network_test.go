@@ -10,26 +10,26 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // site is a workspace with machines on hosts, the plane on the first one.
 type site struct {
 	id      string
 	vni     uint32
-	plan    resource.AddressPlan
+	plan    wire.Plan
 	hosts   []*testHost
-	members []resource.NetworkMember
+	members []wire.Member
 }
 
 func newSite(vni uint32, hosts []*testHost) *site {
-	s := &site{id: fmt.Sprintf("%06x", vni), vni: vni, plan: resource.DefaultPlan(), hosts: hosts}
+	s := &site{id: fmt.Sprintf("%06x", vni), vni: vni, plan: wire.DefaultPlan(), hosts: hosts}
 	for i, h := range hosts {
-		a, name := s.plan.Plane, resource.PlaneMember
+		a, name := s.plan.Plane, wire.PlaneMember
 		if i > 0 {
 			a, name = s.plan.Gateway(i), fmt.Sprintf("host-%d", i)
 		}
-		s.members = append(s.members, resource.NetworkMember{Name: name, Address: a, MAC: resource.MAC(a), Host: h.address})
+		s.members = append(s.members, wire.Member{Name: name, Address: a, MAC: wire.MAC(a), Host: h.address})
 	}
 	return s
 }
@@ -37,22 +37,22 @@ func newSite(vni uint32, hosts []*testHost) *site {
 // machine adds machine index on host, and returns its port.
 func (s *site) machine(index, host int) MachinePort {
 	a, pods := s.plan.Machine(index)
-	m := resource.NetworkMember{Name: fmt.Sprintf("m%d", index), Address: a, MAC: resource.MAC(a), PodCIDR: pods, Host: s.hosts[host].address}
+	m := wire.Member{Name: fmt.Sprintf("m%d", index), Address: a, MAC: wire.MAC(a), PodCIDR: pods, Host: s.hosts[host].address}
 	s.members = append(s.members, m)
 	return s.port(index)
 }
 
 func (s *site) port(index int) MachinePort {
 	a, pods := s.plan.Machine(index)
-	return MachinePort{UID: fmt.Sprintf("%s-machine-%d", s.id, index), Address: a, MAC: resource.MAC(a), PodCIDR: pods}
+	return MachinePort{UID: fmt.Sprintf("%s-machine-%d", s.id, index), Address: a, MAC: wire.MAC(a), PodCIDR: pods}
 }
 
 // remoteHost is a host of the platform that stands behind a router.
 var remoteHost = netip.MustParseAddr("198.51.100.2")
 
-func (s *site) network(host int) resource.AgentNetwork {
+func (s *site) network(host int) wire.Network {
 	own := s.members[host]
-	n := resource.AgentNetwork{ID: s.id, Workspace: "acme/web/" + s.id, VNI: s.vni, Plan: s.plan,
+	n := wire.Network{ID: s.id, Workspace: "acme/web/" + s.id, VNI: s.vni, Plan: s.plan,
 		Gateway: netip.PrefixFrom(own.Address, s.plan.Nodes.Bits()), MAC: own.MAC}
 	for i, m := range s.members {
 		if i != host {
@@ -207,7 +207,7 @@ func TestWorkspace(t *testing.T) {
 		a, b := m1, m2
 		good := udpFrame(a.MAC, b.MAC, a.Address, b.Address, "good")
 		pod := udpFrame(a.MAC, b.MAC, netip.MustParseAddr("10.42.1.77"), b.Address, "good")
-		plane := resource.DefaultPlan().Plane
+		plane := wire.DefaultPlan().Plane
 		for _, c := range []struct {
 			name  string
 			frame []byte
@@ -216,7 +216,7 @@ func TestWorkspace(t *testing.T) {
 			{"the plane's address", udpFrame(a.MAC, b.MAC, plane, b.Address, "bad")},
 			{"another machine's pod", udpFrame(a.MAC, b.MAC, netip.MustParseAddr("10.42.3.7"), b.Address, "bad")},
 			{"another's MAC", udpFrame(m3.MAC, b.MAC, a.Address, b.Address, "bad")},
-			{"the plane's MAC", udpFrame(resource.MAC(plane), b.MAC, a.Address, b.Address, "bad")},
+			{"the plane's MAC", udpFrame(wire.MAC(plane), b.MAC, a.Address, b.Address, "bad")},
 			{"a VLAN tag", tagged(udpFrame(a.MAC, b.MAC, m3.Address, b.Address, "bad"))},
 		} {
 			// The bad frame goes first on the same way, so if the good one is
@@ -234,7 +234,7 @@ func TestWorkspace(t *testing.T) {
 		}
 		node1.must(order{Do: "reach", NS: ns3, To: plane.String()})
 		table := node1.must(order{Do: "run", NS: ns3, Arguments: strings.Fields("ip neigh show " + plane.String())})
-		if !strings.Contains(table, resource.MAC(plane)) {
+		if !strings.Contains(table, wire.MAC(plane)) {
 			t.Errorf("plane's neighbour entry: %s", table)
 		}
 	})
@@ -246,10 +246,10 @@ func TestWorkspace(t *testing.T) {
 		three.attach(t)
 		ns := three.attachMachine(1, m)
 		node1.must(order{Do: "reach", NS: ns, To: "172.30.0.1"})
-		plane := resource.DefaultPlan().Plane
+		plane := wire.DefaultPlan().Plane
 		packet := func(payload string) []byte {
 			header := binary.BigEndian.AppendUint32([]byte{0x08, 0, 0, 0}, three.vni<<8)
-			return append(header, udpFrame(resource.MAC(plane), m.MAC, plane, m.Address, payload)...)
+			return append(header, udpFrame(wire.MAC(plane), m.MAC, plane, m.Address, payload)...)
 		}
 		// By the same way behind the bad one comes a good one, from the server.
 		inject := func(from *testHost, reserved byte) []byte {
@@ -272,7 +272,7 @@ func TestWorkspace(t *testing.T) {
 		}
 		// It joins, and is heard; it leaves, and isn't.
 		three.hosts = hosts
-		three.members = append(three.members, resource.NetworkMember{Name: "host-2", Address: three.plan.Gateway(2), MAC: resource.MAC(three.plan.Gateway(2)), Host: node2.address})
+		three.members = append(three.members, wire.Member{Name: "host-2", Address: three.plan.Gateway(2), MAC: wire.MAC(three.plan.Gateway(2)), Host: node2.address})
 		node1.must(order{Do: "attach", Network: three.network(1)})
 		got := receiveAfter(t, node1, ns, m.Address.String()+":9999", func() {
 			node2.must(order{Do: "sendUDP", To: node1.address.String() + ":4789", Frame: packet("good")})
@@ -495,13 +495,13 @@ func TestCheck(t *testing.T) {
 	if err := check(good); err != nil {
 		t.Fatal(err)
 	}
-	for name, break1 := range map[string]func(*resource.AgentNetwork){
-		"id":      func(a *resource.AgentNetwork) { a.ID = "../../x" },
-		"vni":     func(a *resource.AgentNetwork) { a.VNI++ },
-		"gateway": func(a *resource.AgentNetwork) { a.Gateway = netip.MustParsePrefix("10.0.0.1/8") },
-		"mac":     func(a *resource.AgentNetwork) { a.MAC = "x" },
-		"member": func(a *resource.AgentNetwork) {
-			a.Members = []resource.NetworkMember{{Address: netip.MustParseAddr("10.0.0.1"), MAC: a.MAC, Host: netip.MustParseAddr("10.99.0.1")}}
+	for name, break1 := range map[string]func(*wire.Network){
+		"id":      func(a *wire.Network) { a.ID = "../../x" },
+		"vni":     func(a *wire.Network) { a.VNI++ },
+		"gateway": func(a *wire.Network) { a.Gateway = netip.MustParsePrefix("10.0.0.1/8") },
+		"mac":     func(a *wire.Network) { a.MAC = "x" },
+		"member": func(a *wire.Network) {
+			a.Members = []wire.Member{{Address: netip.MustParseAddr("10.0.0.1"), MAC: a.MAC, Host: netip.MustParseAddr("10.99.0.1")}}
 		},
 	} {
 		bad := good

@@ -13,7 +13,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // A VXLAN device takes frames from whoever sends to its port. So the host takes
@@ -43,7 +43,7 @@ func sender(vni uint32, host netip.Addr) string {
 
 // ensureSenders makes the host take a network's VXLAN from the hosts of its
 // members and from nobody else. Without members there is nobody.
-func (n *Network) ensureSenders(vni uint32, members []resource.NetworkMember) (err error) {
+func (n *Network) ensureSenders(vni uint32, members []wire.Member) (err error) {
 	want := map[string]bool{}
 	for _, m := range members {
 		if m.Host != n.cfg.Underlay {

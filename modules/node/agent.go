@@ -16,7 +16,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/faultpoint"
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 
 	"k8s.io/client-go/util/workqueue"
 )
@@ -34,11 +34,11 @@ const maxState = 32 << 20
 // Networks keeps the host's side of workspaces' networks. Implemented by
 // modules/network. All calls are idempotent and may block for seconds.
 type Networks interface {
-	Attach(ctx context.Context, n resource.AgentNetwork) error
+	Attach(ctx context.Context, n wire.Network) error
 	Detach(ctx context.Context, id string) error
 	Attached() ([]string, error)
 	// AttachMachine returns the path of the machine's network namespace.
-	AttachMachine(ctx context.Context, m resource.AgentMachine) (string, error)
+	AttachMachine(ctx context.Context, m wire.Machine) (string, error)
 	DetachMachine(ctx context.Context, uid string) error
 	// Machines lists the UIDs of machines that have a place in some network.
 	Machines() ([]string, error)
@@ -48,26 +48,26 @@ type Networks interface {
 // idempotent and may block for as long as a machine takes to start or stop;
 // calls for different machines may be concurrent.
 type Machines interface {
-	Ensure(ctx context.Context, m resource.AgentMachine, netns string, c Certificates) error
+	Ensure(ctx context.Context, m wire.Machine, netns string, c Certificates) error
 	Remove(ctx context.Context, uid string) error
 	// List returns what is there, running or not.
-	List(ctx context.Context) ([]resource.MachineReport, error)
+	List(ctx context.Context) ([]wire.MachineReport, error)
 }
 
 // Endpoints opens the platform's endpoints inside machines.
 type Endpoints interface {
 	// Open listens in the namespace; open already is no error.
-	Open(ctx context.Context, m resource.AgentMachine, workspace, netns string) error
+	Open(ctx context.Context, m wire.Machine, workspace, netns string) error
 	Close(uid string)
 	// SetState tells names and resolvers, which may change.
-	SetState(s *resource.AgentState)
+	SetState(s *wire.State)
 }
 
 // Certificates are a machine's keys and certificates, PEM. The keys are made on
 // the node and never leave it.
 type Certificates struct {
 	KubeletClientKey, KubeletServingKey, KubeProxyKey []byte
-	resource.MachineCertificates
+	wire.MachineCertificates
 }
 
 // AgentConfig is what an Agent needs.
@@ -79,7 +79,7 @@ type AgentConfig struct {
 	Endpoints Endpoints
 	// Facts describes the host for a report: everything but machines and
 	// networks. Called for every report.
-	Facts func() resource.AgentReport
+	Facts func() wire.Report
 }
 
 // Agent is the node's side of the platform.
@@ -91,10 +91,10 @@ type Agent struct {
 	kick  chan struct{}                                // something to report
 
 	mu       sync.Mutex
-	state    *resource.AgentState
+	state    *wire.State
 	live     bool // state came from the server since this start, not from disk
 	problems map[string]string
-	removed  map[string]resource.MachineReport
+	removed  map[string]wire.MachineReport
 }
 
 // ErrRemoved is returned by Run when the node was removed from the platform:
@@ -113,7 +113,7 @@ func NewAgent(cfg AgentConfig) (*Agent, error) {
 	return &Agent{cfg: cfg, client: c, kick: make(chan struct{}, 1),
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second)),
-		problems: map[string]string{}, removed: map[string]resource.MachineReport{}}, nil
+		problems: map[string]string{}, removed: map[string]wire.MachineReport{}}, nil
 }
 
 // Run keeps the node as the server wants it until ctx is done. Machines go on
@@ -172,18 +172,18 @@ func (a *Agent) follow(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer res.Body.Close()
-	// The server shows a sign of life every aliveEvery. A peer that vanished
+	// The server shows a sign of life every wire.AliveEvery. A peer that vanished
 	// without a word is noticed here and not by TCP, which takes 15 minutes.
-	watchdog := time.AfterFunc(3*aliveEvery, cancel)
+	watchdog := time.AfterFunc(3*wire.AliveEvery, cancel)
 	defer watchdog.Stop()
 	lines := bufio.NewScanner(res.Body)
 	lines.Buffer(make([]byte, 0, 64<<10), maxState)
 	for lines.Scan() {
-		watchdog.Reset(3 * aliveEvery)
+		watchdog.Reset(3 * wire.AliveEvery)
 		if len(lines.Bytes()) == 0 {
 			continue
 		}
-		var s resource.AgentState
+		var s wire.State
 		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
 			return fmt.Errorf("state from the server: %w", err)
 		}
@@ -207,7 +207,7 @@ func (a *Agent) loadState() bool {
 	if err != nil {
 		return false
 	}
-	var s resource.AgentState
+	var s wire.State
 	if err := json.Unmarshal(data, &s); err != nil {
 		a.cfg.Log.Warn("last state on disk is not usable; waiting for the server", "error", err)
 		return false
@@ -217,7 +217,7 @@ func (a *Agent) loadState() bool {
 }
 
 // take makes s the state to work for and queues everything it touches.
-func (a *Agent) take(s *resource.AgentState, live bool) error {
+func (a *Agent) take(s *wire.State, live bool) error {
 	if live {
 		data, err := json.Marshal(s)
 		if err != nil {
@@ -301,7 +301,7 @@ func WantedOnDisk(dir string) (networks, machines []string, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var s resource.AgentState
+	var s wire.State
 	if err := json.Unmarshal(data, &s); err != nil {
 		return nil, nil, fmt.Errorf("last state of the node in %s: %w", dir, err)
 	}
@@ -309,7 +309,7 @@ func WantedOnDisk(dir string) (networks, machines []string, err error) {
 	return networks, machines, nil
 }
 
-func wanted(s *resource.AgentState) (networks, machines []string) {
+func wanted(s *wire.State) (networks, machines []string) {
 	for _, n := range s.Networks {
 		networks = append(networks, n.ID)
 	}
@@ -351,7 +351,7 @@ func (a *Agent) step(ctx context.Context, uid string) error {
 	if uid == "" {
 		return a.networks(ctx, state, live)
 	}
-	i := slices.IndexFunc(state.Machines, func(m resource.AgentMachine) bool { return m.UID == uid })
+	i := slices.IndexFunc(state.Machines, func(m wire.Machine) bool { return m.UID == uid })
 	if i < 0 || state.Machines[i].Remove {
 		if i < 0 && !live {
 			return nil // only the server itself can say that a machine is no more
@@ -361,14 +361,14 @@ func (a *Agent) step(ctx context.Context, uid string) error {
 		}
 		if i >= 0 {
 			a.mu.Lock()
-			a.removed[uid] = resource.MachineReport{Key: state.Machines[i].Key, UID: uid, Removed: true}
+			a.removed[uid] = wire.MachineReport{Key: state.Machines[i].Key, UID: uid, Removed: true}
 			a.mu.Unlock()
 		}
 		a.queue.Add("")
 		return nil
 	}
 	m := state.Machines[i]
-	j := slices.IndexFunc(state.Networks, func(n resource.AgentNetwork) bool { return n.ID == m.NetworkID })
+	j := slices.IndexFunc(state.Networks, func(n wire.Network) bool { return n.ID == m.NetworkID })
 	if j < 0 {
 		return fmt.Errorf("network %s of machine %s is not in the state", m.NetworkID, m.Name)
 	}
@@ -395,7 +395,7 @@ func (a *Agent) step(ctx context.Context, uid string) error {
 
 // networks attaches what is wanted and, once the server itself has spoken,
 // takes away what is not: networks, and machines nobody knows any more.
-func (a *Agent) networks(ctx context.Context, state *resource.AgentState, live bool) error {
+func (a *Agent) networks(ctx context.Context, state *wire.State, live bool) error {
 	var errs []error
 	wanted, machines := map[string]bool{}, map[string]bool{}
 	for _, n := range state.Networks {
@@ -467,7 +467,7 @@ func (a *Agent) removeMachine(ctx context.Context, uid string) error {
 
 // cleanUp takes away every machine, every network and the identity.
 func (a *Agent) cleanUp(ctx context.Context) error {
-	if err := a.take(&resource.AgentState{Node: a.client.name}, true); err != nil {
+	if err := a.take(&wire.State{Node: a.client.name}, true); err != nil {
 		return err
 	}
 	for ctx.Err() == nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 func (a *Agent) machineDir(uid string) string { return filepath.Join(a.cfg.Dir, "machines", uid) }
@@ -19,7 +19,7 @@ func (a *Agent) machineDir(uid string) string { return filepath.Join(a.cfg.Dir, 
 // certificates returns the machine's certificates, asking the server for new
 // ones when there are none or two thirds of their life are over. When the server
 // can't be reached, old ones are used as long as they are there.
-func (a *Agent) certificates(ctx context.Context, m resource.AgentMachine) (Certificates, error) {
+func (a *Agent) certificates(ctx context.Context, m wire.Machine) (Certificates, error) {
 	file := filepath.Join(a.machineDir(m.UID), "certificates.json")
 	var c Certificates
 	data, err := os.ReadFile(file)
@@ -56,8 +56,8 @@ func (a *Agent) certificates(ctx context.Context, m resource.AgentMachine) (Cert
 	return fresh, nil
 }
 
-func (a *Agent) askCertificates(ctx context.Context, m resource.AgentMachine) (c Certificates, err error) {
-	req := resource.MachineCertificatesRequest{Machine: m.Key}
+func (a *Agent) askCertificates(ctx context.Context, m wire.Machine) (c Certificates, err error) {
+	req := wire.MachineCertificatesRequest{Machine: m.Key}
 	for _, k := range []struct{ key, csr *[]byte }{
 		{&c.KubeletClientKey, &req.KubeletClient}, {&c.KubeletServingKey, &req.KubeletServing}, {&c.KubeProxyKey, &req.KubeProxy}} {
 		if *k.key, *k.csr, err = pki.NewKeyCSR(); err != nil {

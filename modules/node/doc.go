@@ -5,7 +5,7 @@
 // which boots without its server still starts its machines, and drives the
 // network and the machines through interfaces declared here.
 //
-// What travels is always the whole state (resource.AgentState), never a
+// What travels is always the whole state (wire.State), never a
 // command: a message lost, an agent restarted, a server replaced costs nothing.
 // Only package appliance imports it.
 package node

@@ -17,6 +17,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // maxNode bounds what one node makes the store keep of it.
@@ -37,7 +38,7 @@ func FuzzAgentAPI(f *testing.F) {
 	db := storetest.New(f)
 	log := slog.New(slog.DiscardHandler)
 	toks := &tokens{}
-	cfg := HubConfig{Log: log, Store: db, CA: ca, Tokens: toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: resource.DefaultPlan(),
+	cfg := HubConfig{Log: log, Store: db, CA: ca, Tokens: toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: wire.DefaultPlan(),
 		Nodes: db.Nodes().Cache(log), Workspaces: db.Workspaces().Cache(log), Machines: db.Machines().Cache(log), Keys: db.WorkspaceKeys().Cache(log)}
 	hub := NewHub(cfg)
 	made := &resource.Node{}
@@ -78,16 +79,16 @@ func FuzzAgentAPI(f *testing.F) {
 		f.Add(path, string(text))
 	}
 	csr := []byte("#")
-	seed(0, resource.JoinRequest{Name: "n7", Token: "id.secret.hash", CSR: csr})
-	seed(0, resource.JoinRequest{Name: "n1", Token: "id.secret.hash", CSR: []byte("-----BEGIN CERTIFICATE REQUEST-----\nMAA=\n-----END CERTIFICATE REQUEST-----\n")})
-	seed(1, resource.AgentReport{Address: "192.0.2.11", Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 1000, MemoryBytes: 1 << 30},
+	seed(0, wire.JoinRequest{Name: "n7", Token: "id.secret.hash", CSR: csr})
+	seed(0, wire.JoinRequest{Name: "n1", Token: "id.secret.hash", CSR: []byte("-----BEGIN CERTIFICATE REQUEST-----\nMAA=\n-----END CERTIFICATE REQUEST-----\n")})
+	seed(1, wire.Report{Address: "192.0.2.11", Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 1000, MemoryBytes: 1 << 30},
 		Problems: []resource.Condition{{Type: "A", Status: "False", Message: "m"}},
-		Machines: []resource.MachineReport{{Key: mine.Key(), UID: mine.UID, Running: true, Removed: true, Restarts: -1}, {Key: other.Key(), UID: "x", Removed: true}}})
-	seed(1, resource.AgentReport{Address: "::1"})
-	seed(1, resource.AgentReport{Address: "192.0.2.11", Capacity: resource.Size{MilliCPU: -1 << 63}})
+		Machines: []wire.MachineReport{{Key: mine.Key(), UID: mine.UID, Running: true, Removed: true, Restarts: -1}, {Key: other.Key(), UID: "x", Removed: true}}})
+	seed(1, wire.Report{Address: "::1"})
+	seed(1, wire.Report{Address: "192.0.2.11", Capacity: resource.Size{MilliCPU: -1 << 63}})
 	seed(2, map[string]any{"csr": csr})
-	seed(3, resource.MachineCertificatesRequest{Machine: mine.Key(), KubeletClient: csr, KubeletServing: csr, KubeProxy: csr})
-	seed(3, resource.MachineCertificatesRequest{Machine: "acme/web/shop/../../x", KubeletClient: csr})
+	seed(3, wire.MachineCertificatesRequest{Machine: mine.Key(), KubeletClient: csr, KubeletServing: csr, KubeProxy: csr})
+	seed(3, wire.MachineCertificatesRequest{Machine: "acme/web/shop/../../x", KubeletClient: csr})
 	f.Add(byte(1), `{"address":"192.0.2.11","problems":[{"type":"x","status":"`+strings.Repeat("S", 100<<10)+`"}]}`)
 	f.Add(byte(3), "{}")
 	f.Add(byte(4), "{}")
@@ -159,8 +160,8 @@ func checkSigned(t *testing.T, path, body string, answer []byte, ca *pki.CA) {
 	}
 	switch path {
 	case "join", "certificate":
-		var res resource.JoinResponse
-		var req resource.JoinRequest
+		var res wire.JoinResponse
+		var req wire.JoinRequest
 		_ = json.Unmarshal([]byte(body), &req)
 		if err := json.Unmarshal(answer, &res); err != nil {
 			t.Fatal(err)
@@ -171,9 +172,9 @@ func checkSigned(t *testing.T, path, body string, answer []byte, ca *pki.CA) {
 		if resource.CheckName("node", req.Name) != nil || req.Name == "s1" {
 			t.Errorf("joined as %q", req.Name)
 		}
-		check(res.Certificate, req.Name, Organization)
+		check(res.Certificate, req.Name, wire.NodesOrganization)
 	case "machine-certificates":
-		var res resource.MachineCertificates
+		var res wire.MachineCertificates
 		if err := json.Unmarshal(answer, &res); err != nil {
 			t.Fatal(err)
 		}
@@ -226,7 +227,7 @@ func FuzzServerAnswer(f *testing.F) {
 	f.Add(403, []byte(`{"detail":7}`))
 	f.Fuzz(func(t *testing.T, status int, body []byte) {
 		res := &http.Response{StatusCode: status, Status: "x", Body: readCloser{bytes.NewReader(body)}}
-		var state resource.AgentState
+		var state wire.State
 		if err := readAnswer(res, &state); status != http.StatusOK {
 			if err == nil || err.Error() == "" {
 				t.Errorf("%d %q is no error", status, body)
@@ -240,7 +241,7 @@ func FuzzServerAnswer(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q: %v", body, err)
 		}
-		var again resource.AgentState
+		var again wire.State
 		if err := json.Unmarshal(text, &again); err != nil {
 			t.Errorf("%q: what was kept is not read: %v", body, err)
 		}

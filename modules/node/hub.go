@@ -19,6 +19,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // certificateLife is how long a node's certificate is valid. It is renewed at
@@ -36,7 +37,7 @@ type HubConfig struct {
 	Tokens  Tokens
 	Server  string     // this server's name
 	Address netip.Addr // this server's underlay address
-	Plan    resource.AddressPlan
+	Plan    wire.Plan
 
 	Nodes       *store.Cache[*resource.Node]
 	Workspaces  *store.Cache[*resource.Workspace]
@@ -161,7 +162,7 @@ func decode[T any](r *http.Request) (T, error) {
 // before the token is used up; a join that died half-way may be repeated by the
 // same name with the same token.
 func (h *Hub) join(w http.ResponseWriter, r *http.Request) {
-	req, err := decode[resource.JoinRequest](r)
+	req, err := decode[wire.JoinRequest](r)
 	if err != nil {
 		h.answer(w, nil, err)
 		return
@@ -170,7 +171,7 @@ func (h *Hub) join(w http.ResponseWriter, r *http.Request) {
 	h.answer(w, res, err)
 }
 
-func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest, source string) (*resource.JoinResponse, error) {
+func (h *Hub) doJoin(ctx context.Context, req wire.JoinRequest, source string) (*wire.JoinResponse, error) {
 	if err := resource.CheckName("node", req.Name); err != nil {
 		return nil, refusal{http.StatusUnprocessableEntity, err.Error()}
 	}
@@ -219,20 +220,12 @@ func (h *Hub) doJoin(ctx context.Context, req resource.JoinRequest, source strin
 	}
 	h.cfg.Log.Info("node joined", "node", req.Name)
 	faultpoint.Reach("node/join/signed")
-	return &resource.JoinResponse{Certificate: cert, CA: h.cfg.CA.CertPEM()}, nil
+	return &wire.JoinResponse{Certificate: cert, CA: h.cfg.CA.CertPEM()}, nil
 }
-
-// uidPrefix marks the organization of a node's certificate that names the UID
-// of the node, so that the certificate of a removed node is worthless, also
-// when another one joins under its name.
-const uidPrefix = "multipaas:node-uid:"
-
-// Organization is in the certificate of every node.
-const Organization = "multipaas:nodes"
 
 func (h *Hub) sign(csr []byte, node *resource.Node) ([]byte, error) {
 	cert, err := h.cfg.CA.Sign(csr, pki.Request{CommonName: node.Name,
-		Organizations: []string{Organization, uidPrefix + node.UID}, Client: true, Life: certificateLife})
+		Organizations: []string{wire.NodesOrganization, wire.NodeUIDPrefix + node.UID}, Client: true, Life: certificateLife})
 	if err != nil {
 		return nil, unusable(err)
 	}
@@ -246,11 +239,11 @@ func unusable(err error) refusal {
 // Identify returns the node that a verified client certificate belongs to. The
 // node must be there still, with the same UID.
 func (h *Hub) Identify(chain []*x509.Certificate) (*resource.Node, error) {
-	if len(chain) == 0 || !slices.Contains(chain[0].Subject.Organization, Organization) {
+	if len(chain) == 0 || !slices.Contains(chain[0].Subject.Organization, wire.NodesOrganization) {
 		return nil, refusal{http.StatusUnauthorized, "a node's certificate is needed: join first with: multipaas node join"}
 	}
 	node, ok := h.cfg.Nodes.Get(chain[0].Subject.CommonName)
-	if !ok || !slices.Contains(chain[0].Subject.Organization, uidPrefix+node.UID) {
+	if !ok || !slices.Contains(chain[0].Subject.Organization, wire.NodeUIDPrefix+node.UID) {
 		return nil, refusal{http.StatusGone, fmt.Sprintf("node %q was removed from the platform", chain[0].Subject.CommonName)}
 	}
 	return node, nil
@@ -266,7 +259,7 @@ func (h *Hub) asNode(serve func(http.ResponseWriter, *http.Request, *resource.No
 		if err != nil && len(chain) > 0 {
 			// The cache may be behind a join of a moment ago: ask the store itself.
 			if fresh, getErr := h.cfg.Store.Nodes().Get(r.Context(), chain[0].Subject.CommonName); getErr == nil &&
-				slices.Contains(chain[0].Subject.Organization, uidPrefix+fresh.UID) {
+				slices.Contains(chain[0].Subject.Organization, wire.NodeUIDPrefix+fresh.UID) {
 				node, err = fresh, nil
 			} else if getErr != nil && !errors.Is(getErr, store.ErrNotFound) {
 				err = refusal{http.StatusServiceUnavailable, "the store can't be read now: try again"}
@@ -285,7 +278,7 @@ func (h *Hub) asNode(serve func(http.ResponseWriter, *http.Request, *resource.No
 func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := http.NewResponseController(w)
-	alive := time.NewTicker(aliveEvery)
+	alive := time.NewTicker(wire.AliveEvery)
 	defer alive.Stop()
 	var last string
 	for {
@@ -327,7 +320,7 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 // send writes to a stream, bounded in time. The deadline is taken back: HTTP/2
 // resets an idle stream whose write deadline passes.
 func send(w io.Writer, out *http.ResponseController, data []byte) error {
-	if err := out.SetWriteDeadline(time.Now().Add(aliveEvery)); err != nil {
+	if err := out.SetWriteDeadline(time.Now().Add(wire.AliveEvery)); err != nil {
 		return err
 	}
 	if _, err := w.Write(data); err != nil {
@@ -339,13 +332,9 @@ func send(w io.Writer, out *http.ResponseController, data []byte) error {
 	return out.SetWriteDeadline(time.Time{})
 }
 
-// aliveEvery is how often a silent state stream shows that it lives. The agent
-// gives it up after three times that.
-const aliveEvery = 5 * time.Second
-
-func (h *Hub) stateOf(node *resource.Node) *resource.AgentState {
-	state := &resource.AgentState{Node: node.Name, Registry: h.cfg.Registry, UpstreamDNS: h.cfg.UpstreamDNS,
-		Networks: []resource.AgentNetwork{}, Machines: []resource.AgentMachine{}}
+func (h *Hub) stateOf(node *resource.Node) *wire.State {
+	state := &wire.State{Node: node.Name, Registry: h.cfg.Registry, UpstreamDNS: h.cfg.UpstreamDNS,
+		Networks: []wire.Network{}, Machines: []wire.Machine{}}
 	addresses := Addresses(h.cfg.Nodes.List(""))
 	addresses[h.cfg.Server] = h.cfg.Address
 	perWorkspace := map[string][]*resource.Machine{}
@@ -368,12 +357,12 @@ func (h *Hub) stateOf(node *resource.Node) *resource.AgentState {
 			continue // the machine came first in the cache; the workspace follows
 		}
 		machines := perWorkspace[ws.Key()]
-		state.Networks = append(state.Networks, resource.NetworkFor(ws, h.cfg.Plan, machines, node.Name, h.cfg.Server, addresses))
+		state.Networks = append(state.Networks, wire.NetworkFor(ws, h.cfg.Plan, machines, node.Name, h.cfg.Server, addresses))
 		for _, m := range machines {
 			if m.Spec.Node != node.Name {
 				continue
 			}
-			state.Machines = append(state.Machines, resource.AgentMachine{
+			state.Machines = append(state.Machines, wire.Machine{
 				Key: m.Key(), UID: m.UID, Name: m.Name, NetworkID: ws.Status.ID, Spec: m.Spec, Plan: h.cfg.Plan,
 				KubernetesVersion: ws.Spec.KubernetesVersion, ClusterCA: keys.CACert,
 				Remove: m.Deleting() && m.Status.Conditions.Is(resource.MachineDrained)})
@@ -410,14 +399,14 @@ func clip(s string) string {
 // report takes down what an agent sees. A heartbeat costs one write of the
 // node; machines are written only when something about them changed.
 func (h *Hub) report(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-	rep, err := decode[resource.AgentReport](r)
+	rep, err := decode[wire.Report](r)
 	if err == nil {
 		err = h.takeReport(r.Context(), node, rep)
 	}
 	h.answer(w, struct{}{}, err)
 }
 
-func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep resource.AgentReport) error {
+func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep wire.Report) error {
 	address, err := netip.ParseAddr(rep.Address)
 	if err != nil || !address.Is4() {
 		return refusal{http.StatusUnprocessableEntity, fmt.Sprintf("node address %q is no IPv4 address: set `address` in the node's configuration", rep.Address)}
@@ -475,7 +464,7 @@ func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep resource.
 	return nil
 }
 
-func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep resource.MachineReport) error {
+func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.MachineReport) error {
 	seen, ok := h.cfg.Machines.Get(rep.Key)
 	if !ok || seen.UID != rep.UID || seen.Spec.Node != node.Name {
 		return nil // gone, or not this node's: nothing to take down

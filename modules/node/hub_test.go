@@ -19,6 +19,7 @@ import (
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // tokens takes one secret; identity's own tests are about real ones.
@@ -53,7 +54,7 @@ func start(t *testing.T) *platform {
 	db := storetest.New(t)
 	log := slog.New(slog.DiscardHandler)
 	p := &platform{ca: ca, store: db, toks: &tokens{}}
-	cfg := HubConfig{Log: log, Store: db, CA: ca, Tokens: p.toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: resource.DefaultPlan(),
+	cfg := HubConfig{Log: log, Store: db, CA: ca, Tokens: p.toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: wire.DefaultPlan(),
 		Nodes: db.Nodes().Cache(log), Workspaces: db.Workspaces().Cache(log), Machines: db.Machines().Cache(log), Keys: db.WorkspaceKeys().Cache(log)}
 	p.Hub = NewHub(cfg)
 	for _, run := range []func(context.Context, func()) error{cfg.Nodes.Run, cfg.Workspaces.Run, cfg.Machines.Run, cfg.Keys.Run} {
@@ -100,7 +101,7 @@ func (p *platform) join(t *testing.T, name string) *client {
 func TestJoinGivesAnIdentityThatWorks(t *testing.T) {
 	p := start(t)
 	c := p.join(t, "n1")
-	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: "192.0.2.11"}, nil); err != nil {
+	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); err != nil {
 		t.Fatalf("report: %v", err)
 	}
 	n, err := p.store.Nodes().Get(t.Context(), "n1")
@@ -114,7 +115,7 @@ func TestJoinGivesAnIdentityThatWorks(t *testing.T) {
 	// The address belongs to n1 now, and the server's own is taken too.
 	other := p.join(t, "n2")
 	for _, taken := range []string{"192.0.2.11", "192.0.2.1", "no address", "127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.20.10", "255.255.255.255", "172.30.0.1", "10.42.1.1", "10.43.0.10"} {
-		if err := other.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: taken}, nil); err == nil {
+		if err := other.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: taken}, nil); err == nil {
 			t.Errorf("address %s was taken", taken)
 		}
 	}
@@ -158,12 +159,12 @@ func TestRemovedNodeIsToldSo(t *testing.T) {
 	if err := p.store.Nodes().Delete(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: "192.0.2.11"}, nil); !errors.Is(err, ErrRemoved) {
+	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); !errors.Is(err, ErrRemoved) {
 		t.Errorf("got %v, want ErrRemoved", err)
 	}
 	// Another machine under the same name doesn't bring the old certificate back.
 	p.join(t, "n1")
-	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: "192.0.2.11"}, nil); !errors.Is(err, ErrRemoved) {
+	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); !errors.Is(err, ErrRemoved) {
 		t.Errorf("with a namesake: got %v, want ErrRemoved", err)
 	}
 }
@@ -206,14 +207,14 @@ func TestMachineCertificatesOnlyForOwnMachines(t *testing.T) {
 	if err := p.store.Commit(t.Context(), p.store.WorkspaceKeys().CreateOp(keys), p.store.Machines().CreateOp(m)); err != nil {
 		t.Fatal(err)
 	}
-	ask := func(c *client, machine string) (*resource.MachineCertificates, error) {
-		var out resource.MachineCertificates
+	ask := func(c *client, machine string) (*wire.MachineCertificates, error) {
+		var out wire.MachineCertificates
 		_, csr, err := pki.NewKeyCSR()
 		if err != nil {
 			t.Fatal(err)
 		}
 		return &out, c.call(t.Context(), http.MethodPost, "/v1/agent/machine-certificates",
-			resource.MachineCertificatesRequest{Machine: machine, KubeletClient: csr, KubeletServing: csr, KubeProxy: csr}, &out)
+			wire.MachineCertificatesRequest{Machine: machine, KubeletClient: csr, KubeletServing: csr, KubeProxy: csr}, &out)
 	}
 	got, err := ask(mine, "acme/web/shop/shop-1")
 	if err != nil {
@@ -236,7 +237,7 @@ func TestMachineCertificatesOnlyForOwnMachines(t *testing.T) {
 func TestMonitorNoticesSilence(t *testing.T) {
 	p := start(t)
 	c := p.join(t, "n1")
-	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: "192.0.2.11"}, nil); err != nil {
+	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	n, err := p.store.Nodes().Get(t.Context(), "n1")
@@ -282,8 +283,8 @@ func TestReportIsNotTakenAtItsWord(t *testing.T) {
 	}
 	report := func(c *client, address string) {
 		t.Helper()
-		rep := resource.AgentReport{Address: address, Kernel: strings.Repeat("k", 100<<10),
-			Machines: []resource.MachineReport{{Key: m.Key(), UID: m.UID, Running: true, Removed: true, Message: "x"}}}
+		rep := wire.Report{Address: address, Kernel: strings.Repeat("k", 100<<10),
+			Machines: []wire.MachineReport{{Key: m.Key(), UID: m.UID, Running: true, Removed: true, Message: "x"}}}
 		for i := range 1000 {
 			rep.Problems = append(rep.Problems, resource.Condition{Type: fmt.Sprint(i), Message: strings.Repeat("m", 900)})
 		}
@@ -310,7 +311,7 @@ func TestRepeatedJoinLeavesOneNode(t *testing.T) {
 	p := start(t)
 	first, second := p.join(t, "n1"), p.join(t, "n1") // the same name and token, before any report
 	report := func(c *client) error {
-		return c.call(t.Context(), http.MethodPost, "/v1/agent/report", resource.AgentReport{Address: "192.0.2.11"}, nil)
+		return c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil)
 	}
 	if err := report(second); err != nil {
 		t.Fatal(err)

@@ -26,6 +26,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // identity is who this machine is on the platform. One file, so that it is
@@ -117,7 +118,7 @@ func Join(ctx context.Context, dir, server, name, token string) error {
 	}
 	hc := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: pinned, ForceAttemptHTTP2: true}}
 	defer hc.CloseIdleConnections()
-	body, err := json.Marshal(resource.JoinRequest{Name: name, Token: token, CSR: csr})
+	body, err := json.Marshal(wire.JoinRequest{Name: name, Token: token, CSR: csr})
 	if err != nil {
 		return err
 	}
@@ -131,7 +132,7 @@ func Join(ctx context.Context, dir, server, name, token string) error {
 		return fmt.Errorf("join %s: %w", server, err)
 	}
 	defer res.Body.Close()
-	var joined resource.JoinResponse
+	var joined wire.JoinResponse
 	if err := readAnswer(res, &joined); err != nil {
 		return fmt.Errorf("join %s: %w", server, err)
 	}
@@ -307,7 +308,7 @@ func (c *client) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var res resource.JoinResponse
+	var res wire.JoinResponse
 	if err := c.call(ctx, http.MethodPost, "/v1/agent/certificate", map[string]any{"csr": csr}, &res); err != nil {
 		return err
 	}

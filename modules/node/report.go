@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // reportLoop tells the server what is, every reportEvery and on change.
@@ -43,7 +44,7 @@ func (a *Agent) sendReport(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	byUID := map[string]resource.MachineReport{}
+	byUID := map[string]wire.MachineReport{}
 	for _, m := range there {
 		byUID[m.UID] = m
 	}
@@ -54,7 +55,7 @@ func (a *Agent) sendReport(ctx context.Context) error {
 			if gone, isGone := a.removed[m.UID]; isGone {
 				r = gone
 			} else if !ok {
-				r = resource.MachineReport{Message: "not started yet"}
+				r = wire.MachineReport{Message: "not started yet"}
 			}
 			r.Key, r.UID = m.Key, m.UID
 			if p := a.problems[m.UID]; p != "" && !r.Removed {

@@ -9,6 +9,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // renew signs a new certificate for a node that still has a good one.
@@ -16,7 +17,7 @@ func (h *Hub) renew(w http.ResponseWriter, r *http.Request, node *resource.Node)
 	req, err := decode[struct {
 		CSR []byte `json:"csr"`
 	}](r)
-	var res resource.JoinResponse
+	var res wire.JoinResponse
 	if err == nil {
 		res.CA = h.cfg.CA.CertPEM()
 		res.Certificate, err = h.sign(req.CSR, node)
@@ -27,15 +28,15 @@ func (h *Hub) renew(w http.ResponseWriter, r *http.Request, node *resource.Node)
 // machineCertificates signs for a machine that is placed on the asking node.
 // Names and use come from the platform's own records, never from the request.
 func (h *Hub) machineCertificates(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-	req, err := decode[resource.MachineCertificatesRequest](r)
-	var res *resource.MachineCertificates
+	req, err := decode[wire.MachineCertificatesRequest](r)
+	var res *wire.MachineCertificates
 	if err == nil {
 		res, err = h.signMachine(r.Context(), node, req)
 	}
 	h.answer(w, res, err)
 }
 
-func (h *Hub) signMachine(ctx context.Context, node *resource.Node, req resource.MachineCertificatesRequest) (*resource.MachineCertificates, error) {
+func (h *Hub) signMachine(ctx context.Context, node *resource.Node, req wire.MachineCertificatesRequest) (*wire.MachineCertificates, error) {
 	m, err := h.cfg.Store.Machines().Get(ctx, req.Machine)
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) || (err == nil && m.Spec.Node != node.Name) {
 		return nil, refusal{http.StatusNotFound, fmt.Sprintf("machine %q is not on node %s", req.Machine, node.Name)}
@@ -52,7 +53,7 @@ func (h *Hub) signMachine(ctx context.Context, node *resource.Node, req resource
 	}
 	address, _ := h.cfg.Plan.Machine(m.Spec.Index)
 	user := "system:node:" + m.Name
-	var out resource.MachineCertificates
+	var out wire.MachineCertificates
 	for _, c := range []struct {
 		csr []byte
 		req pki.Request

@@ -19,13 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
-)
-
-const (
-	// nodesOrganization is the organization in the certificates of nodes.
-	nodesOrganization = "multipaas:nodes"
-	// workspaceHeader names the workspace for which a node asks.
-	workspaceHeader = "X-Multipaas-Workspace"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // principal is who asks: exactly one of the two is set.
@@ -133,7 +127,7 @@ func (a *pushAnswer) WriteHeader(status int) {
 // authenticate finds out who asks.
 func (r *Registry) authenticate(w http.ResponseWriter, req *http.Request, t target) (principal, error) {
 	if cert := nodeCertificate(req); cert != nil && req.Header.Get("Authorization") == "" {
-		node, workspace := cert.Subject.CommonName, req.Header.Get(workspaceHeader)
+		node, workspace := cert.Subject.CommonName, req.Header.Get(wire.WorkspaceHeader)
 		parts := strings.Split(workspace, "/")
 		if len(parts) != 3 || !r.cfg.Nodes.Runs(cert, workspace) {
 			return principal{}, refuse(http.StatusForbidden, "DENIED", "node %s runs no machine of workspace %q", node, workspace)
@@ -160,7 +154,7 @@ func nodeCertificate(req *http.Request) *x509.Certificate {
 		return nil
 	}
 	cert := req.TLS.VerifiedChains[0][0]
-	if !slices.Contains(cert.Subject.Organization, nodesOrganization) {
+	if !slices.Contains(cert.Subject.Organization, wire.NodesOrganization) {
 		return nil
 	}
 	return cert

@@ -21,6 +21,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/logs"
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // fuzzed is a registry that is asked without a network, a token for
@@ -37,7 +38,7 @@ func fuzzed(f *testing.F, change func(*Config)) (p *platform, r *Registry, token
 			change(c)
 		}
 	})
-	cert := p.certificate(f, pki.Request{CommonName: "node1", Organizations: []string{nodesOrganization}, Client: true})
+	cert := p.certificate(f, pki.Request{CommonName: "node1", Organizations: []string{wire.NodesOrganization}, Client: true})
 	leaf, err := x509.ParseCertificate(cert.Certificate[0])
 	if err != nil {
 		f.Fatal(err)
@@ -161,7 +162,7 @@ func FuzzRegistryRequest(f *testing.F) {
 			return
 		}
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		req.Header.Set(workspaceHeader, workspace)
+		req.Header.Set(wire.WorkspaceHeader, workspace)
 		switch who % 3 {
 		case 1:
 			req.Header.Set("Authorization", "Bearer "+token)
@@ -249,7 +250,7 @@ func FuzzUpstream(f *testing.F) {
 		}
 		req.URL.Path, req.URL.RawQuery = "/v2/library/x/"+what, "ns=up.example"
 		req.TLS = node
-		req.Header.Set(workspaceHeader, "acme/web/shop")
+		req.Header.Set(wire.WorkspaceHeader, "acme/web/shop")
 		began := time.Now()
 		w := ask(r, req)
 		if took := time.Since(began); took > time.Minute {

@@ -67,6 +67,10 @@ type Workspace struct {
 	Status       WorkspaceStatus `json:"status" readOnly:"true"`
 }
 
+// MaxMachines is the most machines one workspace can have: each owns one /24 of
+// a /16 of pod addresses, and the first /24 is left out.
+const MaxMachines = 250
+
 // WorkspaceSpec is what the tenant wants.
 type WorkspaceSpec struct {
 	// KubernetesVersion is a minor version the payload holds, "1.36".
@@ -94,7 +98,7 @@ type WorkspaceStatus struct {
 	Phase              Phase      `json:"phase,omitempty"`
 	ObservedGeneration int64      `json:"observedGeneration,omitempty"`
 	Conditions         Conditions `json:"conditions,omitempty"`
-	// ID is 8 hex digits, unique on the platform: the name of the network
+	// ID is six hex digits, unique on the platform: the name of the network
 	// namespace (mp-ID), of the data directory and of the SNI host.
 	ID            string `json:"id,omitempty"`
 	VNI           uint32 `json:"vni,omitempty" doc:"VXLAN network identifier"`

@@ -10,6 +10,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -31,7 +32,7 @@ const FieldManager = "multipaas"
 
 // addons applies what every cluster gets, when it differs from what was applied
 // last, and says what is not up yet, in words.
-func (r *run) addons(ctx context.Context, render func(*resource.Workspace, resource.AddressPlan) ([]byte, error), w *resource.Workspace, plan resource.AddressPlan) (string, error) {
+func (r *run) addons(ctx context.Context, render func(*resource.Workspace, wire.Plan) ([]byte, error), w *resource.Workspace, plan wire.Plan) (string, error) {
 	docs, err := render(w, plan)
 	if err != nil {
 		return "", err

@@ -13,6 +13,7 @@ import (
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
@@ -21,7 +22,7 @@ import (
 // Networks keeps this server's side of workspaces' networks. Implemented by
 // modules/network. Attach and Detach are idempotent.
 type Networks interface {
-	Attach(ctx context.Context, n resource.AgentNetwork) error
+	Attach(ctx context.Context, n wire.Network) error
 	Detach(ctx context.Context, id string) error
 	Attached() ([]string, error)
 	// Dial connects from inside the network of a workspace; IP literals only.
@@ -43,7 +44,7 @@ type Plane interface {
 // Planes makes planes and removes what they leave. Implemented by appliance
 // around embed/plane.
 type Planes interface {
-	New(ctx context.Context, w *resource.Workspace, keys *resource.WorkspaceKeys, plan resource.AddressPlan) (Plane, error)
+	New(ctx context.Context, w *resource.Workspace, keys *resource.WorkspaceKeys, plan wire.Plan) (Plane, error)
 	// Remove deletes all data of a plane that is not running. None there is no error.
 	Remove(ctx context.Context, id string) error
 	// List returns the ids of planes that have data on this server.
@@ -57,12 +58,12 @@ type Config struct {
 	Networks Networks
 	Planes   Planes
 	// Manifests renders what every cluster gets at birth, YAML documents.
-	Manifests func(w *resource.Workspace, plan resource.AddressPlan) ([]byte, error)
+	Manifests func(w *resource.Workspace, plan wire.Plan) ([]byte, error)
 
 	Server  string     // this server's name
 	Address netip.Addr // this server's underlay address
 	Domain  string
-	Plan    resource.AddressPlan
+	Plan    wire.Plan
 	KubeAPI string // host:port that reaches the planes by SNI
 
 	Workspaces *store.Cache[*resource.Workspace]
@@ -326,7 +327,7 @@ func (c *Controller) network(ctx context.Context, w *resource.Workspace, machine
 		}
 	}
 	addresses[c.cfg.Server] = c.cfg.Address
-	return c.cfg.Networks.Attach(ctx, resource.NetworkFor(w, c.cfg.Plan, machines, c.cfg.Server, c.cfg.Server, addresses))
+	return c.cfg.Networks.Attach(ctx, wire.NetworkFor(w, c.cfg.Plan, machines, c.cfg.Server, c.cfg.Server, addresses))
 }
 
 // progress collects the conditions of one pass.

@@ -12,6 +12,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -203,7 +204,7 @@ func (c *Controller) create(ctx context.Context, w *resource.Workspace, own []*r
 	m := &resource.Machine{Account: w.Account, Organization: w.Organization, Workspace: w.Name}
 	m.Name = fmt.Sprintf("%s-%d", w.Name, index)
 	m.Spec = resource.MachineSpec{Node: node, Driver: "sandbox", Size: w.Spec.MachineSize, Index: index,
-		Address: address.String(), MAC: resource.MAC(address), PodCIDR: pods.String()}
+		Address: address.String(), MAC: wire.MAC(address), PodCIDR: pods.String()}
 	m.Status.Phase = resource.Creating
 
 	db := c.cfg.Store

@@ -24,6 +24,7 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/task"
+	"github.com/multipaas/multipaas/modules/wire"
 	"github.com/multipaas/multipaas/modules/workspace"
 )
 
@@ -71,10 +72,10 @@ func startServer(m *model) *server {
 	client.KV, client.Watcher, client.Lease = kv, m.etcd.Client.Watcher, m.etcd.Client.Lease
 	db := store.New(client)
 	workspaces, machines, nodes, keys, all := db.Workspaces().Cache(quiet), db.Machines().Cache(quiet), db.Nodes().Cache(quiet), db.WorkspaceKeys().Cache(quiet), db.Apps().Cache(quiet)
-	plan := resource.DefaultPlan()
+	plan := wire.DefaultPlan()
 	here := netip.MustParseAddr("192.0.2.1")
 	controller := workspace.New(workspace.Config{Log: quiet, Store: db, Networks: networks{m.world}, Planes: m.world,
-		Manifests: func(*resource.Workspace, resource.AddressPlan) ([]byte, error) { return nil, nil },
+		Manifests: func(*resource.Workspace, wire.Plan) ([]byte, error) { return nil, nil },
 		Server:    "s1", Address: here, Domain: "mp.example", Plan: plan, KubeAPI: "mp.example:6443",
 		Workspaces: workspaces, Machines: machines, Nodes: nodes, Apps: all})
 	hub := node.NewHub(node.HubConfig{Log: quiet, Store: db, CA: ca, Tokens: anyToken{}, Server: "s1", Address: here, Plan: plan,
@@ -113,7 +114,7 @@ type host struct {
 	mu      sync.Mutex
 	cert    *x509.Certificate
 	running map[string]string // what runs, by UID; stays when the agent is away
-	sent    []resource.AgentReport
+	sent    []wire.Report
 	cancel  context.CancelFunc // nil: the agent is down
 	done    chan struct{}
 }
@@ -169,8 +170,8 @@ func (h *host) look(ctx context.Context) {
 		if err != nil {
 			panic(err)
 		}
-		var res resource.JoinResponse
-		if h.post(ctx, nil, "join", resource.JoinRequest{Name: h.name, Token: "x", CSR: csr}, &res) != http.StatusOK {
+		var res wire.JoinResponse
+		if h.post(ctx, nil, "join", wire.JoinRequest{Name: h.name, Token: "x", CSR: csr}, &res) != http.StatusOK {
 			return
 		}
 		if cert, err = pki.ParseCertificate(res.Certificate); err != nil {
@@ -184,13 +185,13 @@ func (h *host) look(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	rep := resource.AgentReport{Address: h.address.String(), Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 32000, MemoryBytes: 32 << 30, DiskBytes: 64 << 30}}
+	rep := wire.Report{Address: h.address.String(), Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 32000, MemoryBytes: 32 << 30, DiskBytes: 64 << 30}}
 	wanted := map[string]bool{}
 	for _, x := range machines {
 		if x.Spec.Node != h.name {
 			continue
 		}
-		r := resource.MachineReport{Key: x.Key(), UID: x.UID}
+		r := wire.MachineReport{Key: x.Key(), UID: x.UID}
 		w, err := h.m.db.Workspaces().Get(ctx, x.WorkspaceKey())
 		if err != nil {
 			return
@@ -220,7 +221,7 @@ func (h *host) look(ctx context.Context) {
 	h.report(ctx, cert, rep)
 }
 
-func (h *host) report(ctx context.Context, cert *x509.Certificate, rep resource.AgentReport) {
+func (h *host) report(ctx context.Context, cert *x509.Certificate, rep wire.Report) {
 	if h.post(ctx, cert, "report", rep, nil) == http.StatusGone {
 		h.mu.Lock()
 		h.cert, h.running = nil, map[string]string{} // removed: it takes all away and may join again

@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 	"github.com/multipaas/multipaas/modules/workspace"
 )
 
@@ -19,19 +20,19 @@ import (
 // kernel, what hosts run.
 type world struct {
 	mu       sync.Mutex
-	clusters map[string]*cluster              // planes' data, by id
-	running  map[string]bool                  // planes
-	networks map[string]resource.AgentNetwork // on the server
-	wrong    []string                         // what must never happen
+	clusters map[string]*cluster     // planes' data, by id
+	running  map[string]bool         // planes
+	networks map[string]wire.Network // on the server
+	wrong    []string                // what must never happen
 }
 
 func newWorld() *world {
-	return &world{clusters: map[string]*cluster{}, running: map[string]bool{}, networks: map[string]resource.AgentNetwork{}}
+	return &world{clusters: map[string]*cluster{}, running: map[string]bool{}, networks: map[string]wire.Network{}}
 }
 
 func (w *world) complain(text string) { w.wrong = append(w.wrong, text) }
 
-func (w *world) New(_ context.Context, ws *resource.Workspace, _ *resource.WorkspaceKeys, _ resource.AddressPlan) (workspace.Plane, error) {
+func (w *world) New(_ context.Context, ws *resource.Workspace, _ *resource.WorkspaceKeys, _ wire.Plan) (workspace.Plane, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	id := ws.Status.ID
@@ -61,7 +62,7 @@ func (w *world) List() ([]string, error) {
 // same name.
 type networks struct{ *world }
 
-func (w networks) Attach(_ context.Context, n resource.AgentNetwork) error {
+func (w networks) Attach(_ context.Context, n wire.Network) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.networks[n.ID] = n

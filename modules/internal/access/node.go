@@ -5,10 +5,8 @@ import (
 	"slices"
 
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
-
-// nodeOrganization is an O of the certificates of nodes.
-const nodeOrganization = "multipaas:nodes"
 
 // NodeOf returns the node whose certificate the connection was made
 // with. The TLS stack has verified it against the platform's CA; here it only
@@ -18,7 +16,7 @@ func NodeOf(state *tls.ConnectionState) (*Principal, error) {
 		return nil, &Refusal{Reason: ErrUnauthenticated, Text: "This endpoint needs the certificate of a node.", Remedy: "Join the machine with `multipaas node join`."}
 	}
 	leaf := state.PeerCertificates[0]
-	if !slices.Contains(leaf.Subject.Organization, nodeOrganization) || resource.CheckName("node", leaf.Subject.CommonName) != nil {
+	if !slices.Contains(leaf.Subject.Organization, wire.NodesOrganization) || resource.CheckName("node", leaf.Subject.CommonName) != nil {
 		return nil, &Refusal{Reason: ErrDenied, Text: "This certificate is not one of a node."}
 	}
 	return &Principal{Node: leaf.Subject.CommonName}, nil

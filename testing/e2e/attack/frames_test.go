@@ -10,7 +10,7 @@ import (
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // crafted is one or several frames that are one attempt. Each carries the mark.
@@ -54,7 +54,7 @@ func (m *maker) add(what string, make func(mark string) [][]byte) {
 func (m *maker) ethernet(to netip.Addr) *layers.Ethernet {
 	e := &layers.Ethernet{SrcMAC: mac(m.from.MAC), DstMAC: mac(m.from.GatewayMAC), EthernetType: layers.EthernetTypeIPv4}
 	if plan.Nodes.Contains(to) && plan.Nodes.Contains(netip.MustParseAddr(m.from.Address)) {
-		e.DstMAC = mac(resource.MAC(to))
+		e.DstMAC = mac(wire.MAC(to))
 	}
 	return e
 }
@@ -162,7 +162,7 @@ func (m *maker) oddities(from, to, via netip.Addr, what string) {
 
 // vxlan wraps a frame in a packet to a host's VXLAN port.
 func (m *maker) vxlan(from, host netip.Addr, vni uint32, mark, innerFrom, innerTo string) []byte {
-	inner := m.udp(&layers.Ethernet{SrcMAC: mac(resource.MAC(netip.MustParseAddr(innerFrom))), DstMAC: mac(resource.MAC(netip.MustParseAddr(innerTo))), EthernetType: layers.EthernetTypeIPv4},
+	inner := m.udp(&layers.Ethernet{SrcMAC: mac(wire.MAC(netip.MustParseAddr(innerFrom))), DstMAC: mac(wire.MAC(netip.MustParseAddr(innerTo))), EthernetType: layers.EthernetTypeIPv4},
 		netip.MustParseAddr(innerFrom), netip.MustParseAddr(innerTo), watchPort, payload(mark))
 	return m.udp(m.ethernet(host), from, host, 4789, &layers.VXLAN{ValidIDFlag: true, VNI: vni}, gopacket.Payload(inner))
 }
@@ -186,7 +186,7 @@ func (m *maker) links(spoofed map[string]netip.Addr) {
 			return [][]byte{m.claim(layers.ARPRequest, broadcast, address, m.from.MAC, netip.MustParseAddr("172.30.0.1"), mark)}
 		})
 		m.add("ARP answer that claims "+whose+" for its own hardware address", func(mark string) [][]byte {
-			return [][]byte{m.claim(layers.ARPReply, mac(m.from.GatewayMAC), address, resource.MAC(address), address, mark)}
+			return [][]byte{m.claim(layers.ARPReply, mac(m.from.GatewayMAC), address, wire.MAC(address), address, mark)}
 		})
 	}
 	for name, tags := range map[string][]gopacket.SerializableLayer{

@@ -10,12 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // plan is the address plan inside every workspace.
-var plan = resource.DefaultPlan()
+var plan = wire.DefaultPlan()
 
 // testRaw sends packets made by hand, from a pod of A and, as if A had got out
 // of its pods, from the network namespace of A's machine. Watchers in every
@@ -181,7 +181,7 @@ func (s *suite) craft(t testing.TB, m *maker, own netip.Addr, a, b string) {
 		}
 	}
 	liars := map[string]netip.Addr{"the plane": plan.Plane, "the gateway": plan.Gateway(1), "another machine": netip.MustParseAddr("172.30.0.12"),
-		"another machine's pod": netip.MustParseAddr("10.42.2.9"), "the link-local endpoints": resource.LinkLocal, "a Service": plan.DNS,
+		"another machine's pod": netip.MustParseAddr("10.42.2.9"), "the link-local endpoints": wire.LinkLocal, "a Service": plan.DNS,
 		"loopback": netip.MustParseAddr("127.0.0.1"), "nobody": netip.MustParseAddr("0.0.0.0"), "broadcast": netip.MustParseAddr("255.255.255.255"),
 		"multicast": netip.MustParseAddr("224.0.0.5"), "the internet": netip.MustParseAddr("198.51.100.7"), "the host beside": s.Lab.Address()}
 	for name, host := range hosts {
@@ -199,7 +199,7 @@ func (s *suite) craft(t testing.TB, m *maker, own netip.Addr, a, b string) {
 	for whose, address := range liars {
 		m.add("a frame with the hardware address of "+whose, func(mark string) [][]byte {
 			e := m.ethernet(plan.Plane)
-			e.SrcMAC = mac(resource.MAC(address))
+			e.SrcMAC = mac(wire.MAC(address))
 			if e.SrcMAC[0]&1 != 0 || slices.Equal(e.SrcMAC, mac(m.from.MAC)) {
 				e.SrcMAC = mac("02:6d:ba:db:ad:00")
 			}

@@ -1,4 +1,4 @@
-package resource
+package wire
 
 import (
 	"encoding/binary"
@@ -6,35 +6,43 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
-// MaxMachines is the most machines one workspace can have: each owns one /24 of
-// a /16 of pod addresses, and the first /24 is left out.
-const MaxMachines = 250
+// Plan is the address plan inside every workspace. Workspaces can't see
+// one another, so all have the same.
+type Plan struct {
+	Nodes    netip.Prefix `json:"nodes"`    // 172.30.0.0/20
+	Pods     netip.Prefix `json:"pods"`     // 10.42.0.0/16
+	Services netip.Prefix `json:"services"` // 10.43.0.0/16
+	Plane    netip.Addr   `json:"plane"`    // 172.30.0.1
+	DNS      netip.Addr   `json:"dns"`      // 10.43.0.10
+}
 
 // DefaultPlan is the address plan of DESIGN: node addresses 172.30.0.0/20, pods
 // 10.42.0.0/16, services 10.43.0.0/16.
-func DefaultPlan() AddressPlan {
+func DefaultPlan() Plan {
 	return NewPlan(netip.MustParsePrefix("172.30.0.0/20"), netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16"))
 }
 
 // NewPlan computes a plan from its three ranges. Whether they are large enough,
 // IPv4 and apart from each other is checked where they are configured.
-func NewPlan(nodes, pods, services netip.Prefix) AddressPlan {
-	return AddressPlan{Nodes: nodes, Pods: pods, Services: services,
+func NewPlan(nodes, pods, services netip.Prefix) Plan {
+	return Plan{Nodes: nodes, Pods: pods, Services: services,
 		Plane: offset(nodes.Addr(), 1), DNS: offset(services.Addr(), 10)}
 }
 
-// Machine gives the address and the pod range of machine index, 1..MaxMachines.
+// Machine gives the address and the pod range of machine index, 1..resource.MaxMachines.
 // The first ten addresses are the plane's.
-func (p AddressPlan) Machine(index int) (netip.Addr, netip.Prefix) {
+func (p Plan) Machine(index int) (netip.Addr, netip.Prefix) {
 	return offset(p.Nodes.Addr(), uint32(10+index)),
 		netip.PrefixFrom(offset(p.Pods.Addr(), uint32(index)<<8), 24)
 }
 
 // Gateway gives the address of a host's bridge; slot is 1 and up. They stand in
 // the upper half of the smallest node range, so no machine can reach up to them.
-func (p AddressPlan) Gateway(slot int) netip.Addr {
+func (p Plan) Gateway(slot int) netip.Addr {
 	return offset(p.Nodes.Addr(), uint32(8<<8+slot))
 }
 
@@ -58,15 +66,15 @@ const PlaneMember = "plane"
 // server that runs the plane (host == server) or the node called host. Addresses
 // are the underlay addresses of the server and the nodes by name; a machine on
 // a host whose address is not known yet is left out until it is.
-func NetworkFor(w *Workspace, plan AddressPlan, machines []*Machine, host, server string, addresses map[string]netip.Addr) AgentNetwork {
+func NetworkFor(w *resource.Workspace, plan Plan, machines []*resource.Machine, host, server string, addresses map[string]netip.Addr) Network {
 	own := plan.Plane
 	if host != server {
 		own = plan.Gateway(w.Status.NodeSlots[host])
 	}
-	n := AgentNetwork{ID: w.Status.ID, Workspace: w.Key(), VNI: w.Status.VNI, Plan: plan,
+	n := Network{ID: w.Status.ID, Workspace: w.Key(), VNI: w.Status.VNI, Plan: plan,
 		Gateway: netip.PrefixFrom(own, plan.Nodes.Bits()), MAC: MAC(own),
 		Hosts: slices.SortedFunc(maps.Values(addresses), netip.Addr.Compare)}
-	add := func(m NetworkMember, on string) {
+	add := func(m Member, on string) {
 		var ok bool
 		if m.Host, ok = addresses[on]; ok {
 			m.MAC = MAC(m.Address)
@@ -74,15 +82,15 @@ func NetworkFor(w *Workspace, plan AddressPlan, machines []*Machine, host, serve
 		}
 	}
 	if host != server {
-		add(NetworkMember{Name: PlaneMember, Address: plan.Plane}, server)
+		add(Member{Name: PlaneMember, Address: plan.Plane}, server)
 	}
 	seen := map[string]bool{host: true, server: true}
 	for _, m := range machines {
 		address, pods := plan.Machine(m.Spec.Index)
-		add(NetworkMember{Name: m.Name, Address: address, PodCIDR: pods}, m.Spec.Node)
+		add(Member{Name: m.Name, Address: address, PodCIDR: pods}, m.Spec.Node)
 		if slot := w.Status.NodeSlots[m.Spec.Node]; slot > 0 && !seen[m.Spec.Node] {
 			seen[m.Spec.Node] = true
-			add(NetworkMember{Name: "host-" + m.Spec.Node, Address: plan.Gateway(slot)}, m.Spec.Node)
+			add(Member{Name: "host-" + m.Spec.Node, Address: plan.Gateway(slot)}, m.Spec.Node)
 		}
 	}
 	return n

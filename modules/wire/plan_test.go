@@ -1,17 +1,19 @@
-package resource
+package wire
 
 import (
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
 func TestPlanGivesEveryoneAnAddressOfHisOwn(t *testing.T) {
 	p := DefaultPlan()
 	seen := map[netip.Addr]string{p.Plane: "plane"}
 	pods := map[netip.Prefix]int{}
-	for i := 1; i <= MaxMachines; i++ {
+	for i := 1; i <= resource.MaxMachines; i++ {
 		address, cidr := p.Machine(i)
 		if was, taken := seen[address]; taken || !p.Nodes.Contains(address) {
 			t.Fatalf("machine %d: address %v: taken by %q, or outside %v", i, address, was, p.Nodes)
@@ -22,7 +24,7 @@ func TestPlanGivesEveryoneAnAddressOfHisOwn(t *testing.T) {
 		}
 		pods[cidr] = i
 	}
-	for slot := 1; slot <= MaxMachines; slot++ {
+	for slot := 1; slot <= resource.MaxMachines; slot++ {
 		address := p.Gateway(slot)
 		if was, taken := seen[address]; taken || !p.Nodes.Contains(address) {
 			t.Fatalf("gateway %d: address %v: taken by %q, or outside %v", slot, address, was, p.Nodes)
@@ -33,18 +35,18 @@ func TestPlanGivesEveryoneAnAddressOfHisOwn(t *testing.T) {
 
 func TestNetworkForEachHost(t *testing.T) {
 	plan := DefaultPlan()
-	w := &Workspace{Account: "acme", Organization: "web"}
+	w := &resource.Workspace{Account: "acme", Organization: "web"}
 	w.Name = "shop"
 	w.Status.ID, w.Status.VNI, w.Status.NodeSlots = "00002a", 42, map[string]int{"n1": 1, "n2": 2}
-	machine := func(name, node string, index int) *Machine {
-		m := &Machine{Account: "acme", Organization: "web", Workspace: "shop"}
+	machine := func(name, node string, index int) *resource.Machine {
+		m := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop"}
 		m.Name, m.Spec.Node, m.Spec.Index = name, node, index
 		return m
 	}
-	machines := []*Machine{machine("shop-1", "n1", 1), machine("shop-2", "n2", 2), machine("shop-3", "away", 3)}
+	machines := []*resource.Machine{machine("shop-1", "n1", 1), machine("shop-2", "n2", 2), machine("shop-3", "away", 3)}
 	hosts := map[string]netip.Addr{"s1": netip.MustParseAddr("192.0.2.1"), "n1": netip.MustParseAddr("192.0.2.11"), "n2": netip.MustParseAddr("192.0.2.12")}
 
-	names := func(n AgentNetwork) string {
+	names := func(n Network) string {
 		var out []string
 		for _, m := range n.Members {
 			out = append(out, m.Name+"@"+m.Host.String())
@@ -67,35 +69,5 @@ func TestNetworkForEachHost(t *testing.T) {
 	}
 	if got, want := fmt.Sprint(onNode.Hosts), "[192.0.2.1 192.0.2.11 192.0.2.12]"; got != want {
 		t.Errorf("on n1: hosts %s, want %s", got, want)
-	}
-}
-
-func TestConditionsKeepWhenTheyChanged(t *testing.T) {
-	var cs Conditions
-	if !cs.Set(Condition{Type: "Ready", Status: False, Message: "a"}) {
-		t.Error("a new condition is no change")
-	}
-	since := cs.Get("Ready").Since
-	if !cs.Set(Condition{Type: "Ready", Status: False, Message: "b"}) || !cs.Get("Ready").Since.Equal(since) {
-		t.Error("a new message must be a change, and must keep Since")
-	}
-	if cs.Set(Condition{Type: "Ready", Status: False, Message: "b"}) {
-		t.Error("the same again is a change")
-	}
-	if !cs.Set(Condition{Type: "Ready", Status: True}) || !cs.Is("Ready") {
-		t.Error("True did not arrive")
-	}
-}
-
-func TestCheckName(t *testing.T) {
-	for _, good := range []string{"a", "shop", "a-1", "0a", strings.Repeat("a", MaxName)} {
-		if err := CheckName("workspace", good); err != nil {
-			t.Errorf("%q: %v", good, err)
-		}
-	}
-	for _, bad := range []string{"", "-a", "a-", "A", "a.b", "a_b", "ä", "a/b", "a b", strings.Repeat("a", MaxName+1)} {
-		if CheckName("workspace", bad) == nil {
-			t.Errorf("%q was taken", bad)
-		}
 	}
 }

@@ -1,19 +1,19 @@
-package resource
+// Package wire is what a server and the hosts of the platform say to each
+// other, and the names and numbers both count on: the messages between the
+// server's side (modules/node) and the host's (modules/agent), the address plan
+// inside every workspace and what follows from it.
+//
+// What travels from the server is always the whole State, never a command: a
+// message lost, an agent restarted, a server replaced costs nothing. Anybody may
+// import this package; it acts on nothing and keeps nothing.
+package wire
 
 import (
 	"net/netip"
 	"time"
-)
 
-// AddressPlan is the address plan inside every workspace. Workspaces can't see
-// one another, so all have the same.
-type AddressPlan struct {
-	Nodes    netip.Prefix `json:"nodes"`    // 172.30.0.0/20
-	Pods     netip.Prefix `json:"pods"`     // 10.42.0.0/16
-	Services netip.Prefix `json:"services"` // 10.43.0.0/16
-	Plane    netip.Addr   `json:"plane"`    // 172.30.0.1
-	DNS      netip.Addr   `json:"dns"`      // 10.43.0.10
-}
+	"github.com/multipaas/multipaas/modules/resource"
+)
 
 // LinkLocal is the address, inside each machine, of the platform's endpoints
 // that tenants need: the registry on port 5000 (HTTP) and DNS on 53. The node's
@@ -24,12 +24,24 @@ var LinkLocal = netip.MustParseAddr("169.254.20.10")
 // of the machine's workspace.
 const WorkspaceHeader = "X-Multipaas-Workspace"
 
-// AgentState is everything a node shall do, whole: sent anew on every change,
+// A node's certificate has two organizations: NodesOrganization, and one that
+// names the node's UID behind NodeUIDPrefix. So the certificate of a removed
+// node is worthless, also when another one joins under its name.
+const (
+	NodesOrganization = "multipaas:nodes"
+	NodeUIDPrefix     = "multipaas:node-uid:"
+)
+
+// AliveEvery is how often a silent stream of states shows that it lives. The
+// agent gives it up after three times that.
+const AliveEvery = 5 * time.Second
+
+// State is everything a node shall do, whole: sent anew on every change,
 // so that a message lost or an agent restarted costs nothing.
-type AgentState struct {
-	Node     string         `json:"node"`
-	Networks []AgentNetwork `json:"networks"`
-	Machines []AgentMachine `json:"machines"`
+type State struct {
+	Node     string    `json:"node"`
+	Networks []Network `json:"networks"`
+	Machines []Machine `json:"machines"`
 	// Registry is host:port of the platform's registry, where nodes pull for
 	// their machines.
 	Registry string `json:"registry"`
@@ -38,12 +50,12 @@ type AgentState struct {
 	UpstreamDNS []netip.AddrPort `json:"upstreamDNS,omitempty"`
 }
 
-// AgentNetwork is one workspace's network as one host sees it.
-type AgentNetwork struct {
-	ID        string      `json:"id"` // six hex digits; the namespace is mp-ID
-	Workspace string      `json:"workspace"`
-	VNI       uint32      `json:"vni"`
-	Plan      AddressPlan `json:"plan"`
+// Network is one workspace's network as one host sees it.
+type Network struct {
+	ID        string `json:"id"` // six hex digits; the namespace is mp-ID
+	Workspace string `json:"workspace"`
+	VNI       uint32 `json:"vni"`
+	Plan      Plan   `json:"plan"`
 	// Gateway is this host's own address in the workspace's L2 network, with
 	// the length of Plan.Nodes; on the server it is Plan.Plane.
 	Gateway netip.Prefix `json:"gateway"`
@@ -51,14 +63,14 @@ type AgentNetwork struct {
 	MAC string `json:"mac"`
 	// Members are all the others that own an address in this network, on this
 	// host and on others: machines, bridges, the plane.
-	Members []NetworkMember `json:"members"`
+	Members []Member `json:"members"`
 	// Hosts are the underlay addresses of the platform's hosts, sorted: a tenant
 	// reaches none of them, also those behind a router.
 	Hosts []netip.Addr `json:"hosts,omitempty"`
 }
 
-// NetworkMember owns one address in a workspace's network.
-type NetworkMember struct {
+// Member owns one address in a workspace's network.
+type Member struct {
 	Name    string       `json:"name"`
 	Address netip.Addr   `json:"address"`
 	MAC     string       `json:"mac"`
@@ -66,31 +78,31 @@ type NetworkMember struct {
 	Host    netip.Addr   `json:"host"`             // underlay address of the host it is on
 }
 
-// AgentMachine is one machine that a node shall run, or take away.
-type AgentMachine struct {
-	Key               string      `json:"key"`
-	UID               string      `json:"uid"`
-	Name              string      `json:"name"` // also the name of the Kubernetes node
-	NetworkID         string      `json:"networkId"`
-	KubernetesVersion string      `json:"kubernetesVersion"`
-	Spec              MachineSpec `json:"spec"`
-	Plan              AddressPlan `json:"plan"`
-	ClusterCA         []byte      `json:"clusterCA"` // PEM
+// Machine is one machine that a node shall run, or take away.
+type Machine struct {
+	Key               string               `json:"key"`
+	UID               string               `json:"uid"`
+	Name              string               `json:"name"` // also the name of the Kubernetes node
+	NetworkID         string               `json:"networkId"`
+	KubernetesVersion string               `json:"kubernetesVersion"`
+	Spec              resource.MachineSpec `json:"spec"`
+	Plan              Plan                 `json:"plan"`
+	ClusterCA         []byte               `json:"clusterCA"` // PEM
 	// Remove says: stop it, take everything of it away, report Removed.
 	Remove bool `json:"remove,omitempty"`
 }
 
-// AgentReport is what a node tells the server, every few seconds and on change.
-type AgentReport struct {
-	Address  string          `json:"address"`
-	Version  string          `json:"version"`
-	Kernel   string          `json:"kernel"`
-	OS       string          `json:"os"`
-	Drivers  []string        `json:"drivers"`
-	Capacity Size            `json:"capacity"`
-	Problems []Condition     `json:"problems,omitempty"`
-	Machines []MachineReport `json:"machines"`
-	Networks []NetworkReport `json:"networks"`
+// Report is what a node tells the server, every few seconds and on change.
+type Report struct {
+	Address  string               `json:"address"`
+	Version  string               `json:"version"`
+	Kernel   string               `json:"kernel"`
+	OS       string               `json:"os"`
+	Drivers  []string             `json:"drivers"`
+	Capacity resource.Size        `json:"capacity"`
+	Problems []resource.Condition `json:"problems,omitempty"`
+	Machines []MachineReport      `json:"machines"`
+	Networks []NetworkReport      `json:"networks"`
 }
 
 // MachineReport is what a node knows about one machine. A machine that was to
