@@ -29,6 +29,7 @@ import (
 	"github.com/multipaas/multipaas/modules/registry"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
 	"github.com/multipaas/multipaas/modules/workspace"
 )
 
@@ -172,7 +173,7 @@ func (i *images) Resolve(ctx context.Context, key, ref string) (string, error) {
 	var err error
 	none := &apps.NoImageError{Ref: ref}
 	switch {
-	case host == PayloadRegistry:
+	case host == wire.PayloadRegistry:
 		digest, err = i.payload.payloadImage(repository, tag)
 	case i.names[host]:
 		digest, err = i.registry.Resolve(ctx, repository, tag)

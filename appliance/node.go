@@ -19,6 +19,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/preflight"
 	"github.com/multipaas/multipaas/appliance/problem"
 	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/modules/linklocal"
 	"github.com/multipaas/multipaas/modules/machine"
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/node"
@@ -37,7 +38,7 @@ type host struct {
 	*base
 	networks *network.Network
 	machines *machine.Sandbox
-	points   *machine.Endpoints
+	points   *linklocal.Endpoints
 	pull     *puller
 	agent    *node.Agent
 }
@@ -109,7 +110,7 @@ func (h *host) make() (err error) {
 	h.machines = machine.NewSandbox(machine.Config{Dir: h.cfg.Paths.Machines(), Images: filepath.Join(h.cfg.Paths.Data, "images"),
 		Runc: h.cfg.Paths.Runc(), Payload: h.tree, Log: h.part("machines"), Exited: func(string) { h.agent.Look() }})
 	h.pull = &puller{transport: transport, log: h.part("pull")}
-	h.points = machine.NewEndpoints(machine.EndpointsConfig{Images: filepath.Join(h.tree, "images"), Registry: h.pull.handler, Log: h.part("endpoints")})
+	h.points = linklocal.New(linklocal.Config{Images: filepath.Join(h.tree, "images"), Registry: h.pull.handler, Log: h.part("endpoints")})
 	h.agent, err = node.NewAgent(node.AgentConfig{Log: h.part("agent"), Dir: dir, Networks: nodeNetworks{h.networks},
 		Machines: nodeMachines{h.machines}, Endpoints: nodeEndpoints{h.points, h.pull}, Facts: h.facts})
 	return err
@@ -161,7 +162,7 @@ func (n nodeMachines) List(ctx context.Context) ([]wire.MachineReport, error) {
 }
 
 type nodeEndpoints struct {
-	*machine.Endpoints
+	*linklocal.Endpoints
 	pull *puller
 }
 

@@ -30,10 +30,6 @@ import (
 	"github.com/multipaas/multipaas/modules/workspace"
 )
 
-// PayloadRegistry is the host in the references of images that every machine
-// has from the payload, whatever network there is.
-const PayloadRegistry = "multipaas.internal"
-
 // server is a control machine.
 type server struct {
 	*base
@@ -263,5 +259,5 @@ func (s *server) items() []status.Item {
 // servers once there are two machines to put them on.
 func clusterManifests(w *resource.Workspace, plan wire.Plan) ([]byte, error) {
 	return manifests.Cluster(manifests.Values{DNSAddress: plan.DNS.String(), DNSReplicas: min(2, max(1, w.Spec.Machines)),
-		DNSImage: PayloadRegistry + "/coredns:1", Domain: "cluster.local"})
+		DNSImage: wire.PayloadRegistry + "/coredns:1", Domain: "cluster.local"})
 }

@@ -18,10 +18,6 @@ import (
 // object is a YAML or JSON object to be written.
 type object = map[string]any
 
-// registryPort is where the platform's registry endpoint listens inside a
-// machine, on the link-local address.
-const registryPort = 5000
-
 // writeConfig writes the files that a machine reads, each if it changed, each
 // at once. They are in one folder, so that a file that is replaced is seen
 // inside: kubelet and client-go read certificates again by themselves.
@@ -31,7 +27,7 @@ func (s *Sandbox) writeConfig(spec Spec, dir string, mtu int) error {
 			return err
 		}
 	}
-	registry := netip.AddrPortFrom(wire.LinkLocal, registryPort).String()
+	registry := netip.AddrPortFrom(wire.LinkLocal, wire.RegistryPort).String()
 	id := sha256.Sum256([]byte(spec.UID))
 	files := map[string][]byte{
 		"machine-id": fmt.Appendf(nil, "%x\n", id[:16]),
@@ -112,7 +108,7 @@ disabled_plugins = [
   image_pull_progress_timeout = "2m0s"
 
 [plugins."io.containerd.cri.v1.images".pinned_images]
-  sandbox = "multipaas.internal/pause:1"
+  sandbox = "`+wire.PayloadRegistry+`/pause:1"
 
 [plugins."io.containerd.cri.v1.images".registry]
   config_path = "%s/certs.d"

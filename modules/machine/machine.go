@@ -6,10 +6,10 @@
 // memory, CPU, processes and disk; and that nothing of it is left once it is
 // removed. DESIGN.md in this folder says how and why.
 //
-// Parties: the node's agent calls the driver and opens the endpoints, with a
-// network namespace that another made and certificates that the server signed;
-// the payload has the binaries and images; embed/init is process 1 inside. Only
-// package appliance may import it.
+// Parties: the node's agent calls the driver, with a network namespace that
+// another made and certificates that the server signed; the payload has the
+// binaries and images; embed/init is process 1 inside. Only package appliance
+// may import it.
 package machine
 
 import (

@@ -29,6 +29,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/modules/linklocal"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -264,7 +265,7 @@ func TestSandbox(t *testing.T) {
 	if err := r.s.Supports(); err != nil {
 		t.Fatal(err)
 	}
-	e := NewEndpoints(EndpointsConfig{Images: r.s.cfg.payload("images")})
+	e := linklocal.New(linklocal.Config{Images: r.s.cfg.payload("images")})
 	defer e.CloseAll()
 	if err := e.Open(t.Context(), r.spec.Machine, "acme/web/shop", r.ns.Path()); err != nil {
 		t.Fatal(err)

@@ -16,9 +16,16 @@ import (
 )
 
 // LinkLocal is the address, inside each machine, of the platform's endpoints
-// that tenants need: the registry on port 5000 (HTTP) and DNS on 53. The node's
-// agent listens there, so it knows which machine is asking.
+// that tenants need: the registry on RegistryPort (HTTP) and DNS on 53. The
+// node's agent listens there, so it knows which machine is asking.
 var LinkLocal = netip.MustParseAddr("169.254.20.10")
+
+// RegistryPort is the port of the registry at the link-local address.
+const RegistryPort = 5000
+
+// PayloadRegistry is the host in the references of images that every machine
+// has without asking anybody: those of the payload.
+const PayloadRegistry = "multipaas.internal"
 
 // WorkspaceHeader is in what a node asks of the registry for a machine: the key
 // of the machine's workspace.

@@ -1,7 +1,9 @@
-package machine
+package linklocal
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -19,7 +21,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
 
+	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -182,7 +186,7 @@ func TestEndpoints(t *testing.T) {
 	dir, _ := testImages(t)
 	ns := testNamespace(t, "e")
 	m := wire.Machine{UID: "u", Name: "shop-1"}
-	e := NewEndpoints(EndpointsConfig{Images: dir, Registry: func(m wire.Machine, workspace string) http.Handler {
+	e := New(Config{Images: dir, Registry: func(m wire.Machine, workspace string) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, workspace+" "+m.Name) })
 	}})
 	t.Cleanup(e.CloseAll)
@@ -268,4 +272,32 @@ func TestEndpoints(t *testing.T) {
 	}
 	e.Close(m.UID)
 	e.Close(m.UID)
+}
+
+// testNamespace has the link-local address, as the namespace of a machine has.
+func testNamespace(t *testing.T, suffix string) *netns.NS {
+	t.Helper()
+	name := fmt.Sprintf("mptest-linklocal-%d-%s", os.Getpid(), suffix)
+	ns, err := netns.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close(); netns.Remove(name) })
+	h, err := ns.Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address, err := netlink.ParseAddr(wire.LinkLocal.String() + "/32")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(h.AddrAdd(lo, address), h.LinkSetUp(lo)); err != nil {
+		t.Fatal(err)
+	}
+	return ns
 }

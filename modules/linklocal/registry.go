@@ -1,8 +1,9 @@
-package machine
+package linklocal
 
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -54,13 +55,14 @@ func (p payloadImages) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (p payloadImages) manifest(w http.ResponseWriter, r *http.Request, layout, reference string) {
-	data, err := readBounded(filepath.Join(layout, "index.json"), maxManifest)
+	f, err := os.Open(filepath.Join(layout, "index.json"))
 	if err != nil {
 		registryError(w, http.StatusNotFound, "NAME_UNKNOWN", "the platform has no such image")
 		return
 	}
+	defer f.Close()
 	var index v1.IndexManifest
-	if err := json.Unmarshal(data, &index); err != nil {
+	if err := json.NewDecoder(io.LimitReader(f, maxManifest)).Decode(&index); err != nil {
 		registryError(w, http.StatusInternalServerError, "UNKNOWN", "the image's index is damaged")
 		return
 	}

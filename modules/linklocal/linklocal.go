@@ -1,4 +1,18 @@
-package machine
+// Package linklocal is what the platform offers to a machine at the link-local
+// address inside the machine's own network namespace: a registry over HTTP, with
+// the payload's images and whatever the platform's registry has for the
+// machine's workspace, and a resolver.
+//
+// It promises that who asks is known by the socket that was asked, so no
+// credential is handed out, and that one machine can take no more than its share
+// of connections and queries. Without upstream resolvers queries are refused at
+// once: "no such name" would be a lie that gets cached, and SERVFAIL makes some
+// resolvers ask again.
+//
+// Parties: the agent of a host opens and closes endpoints; containerd and the
+// pods of a machine ask. It runs on hosts only. Only package appliance may
+// import it.
+package linklocal
 
 import (
 	"context"
@@ -19,11 +33,8 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// InternalRegistry is the name under which machines pull the payload's images.
-const InternalRegistry = "multipaas.internal"
-
-// EndpointsConfig is what Endpoints need.
-type EndpointsConfig struct {
+// Config is what Endpoints need.
+type Config struct {
 	// Images is the payload's folder of OCI layouts, images/NAME.
 	Images string
 	// Registry answers what a machine of a workspace pulls, except for the
@@ -38,7 +49,7 @@ type EndpointsConfig struct {
 // asks is known by where it listens, so there is no credential. It is safe for
 // concurrent use.
 type Endpoints struct {
-	cfg EndpointsConfig
+	cfg Config
 	log *slog.Logger
 	dns *resolver
 
@@ -46,8 +57,8 @@ type Endpoints struct {
 	open map[string]*endpoint // by machine's UID
 }
 
-// NewEndpoints opens nothing yet.
-func NewEndpoints(cfg EndpointsConfig) *Endpoints {
+// New opens nothing yet.
+func New(cfg Config) *Endpoints {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -103,7 +114,7 @@ func (e *Endpoints) listen(m wire.Machine, workspace, path string) (*endpoint, e
 		return nil, err
 	}
 	defer ns.Close()
-	registry, err := ns.Listen("tcp", netip.AddrPortFrom(wire.LinkLocal, registryPort).String())
+	registry, err := ns.Listen("tcp", netip.AddrPortFrom(wire.LinkLocal, wire.RegistryPort).String())
 	if err != nil {
 		return nil, err
 	}
@@ -198,14 +209,14 @@ func (e *Endpoints) CloseAll() {
 // route sends what is asked of the payload's registry there, and all else on.
 func route(payload, rest http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if inner, ok := strings.CutPrefix(r.URL.Path, "/v2/"+InternalRegistry+"/"); ok {
+		if inner, ok := strings.CutPrefix(r.URL.Path, "/v2/"+wire.PayloadRegistry+"/"); ok {
 			r2 := r.Clone(r.Context())
 			r2.URL.Path = "/v2/" + inner
 			payload.ServeHTTP(w, r2)
 			return
 		}
 		switch ns := r.URL.Query().Get("ns"); {
-		case ns == InternalRegistry, ns == "" && (r.URL.Path == "/v2/" || r.URL.Path == "/v2"):
+		case ns == wire.PayloadRegistry, ns == "" && (r.URL.Path == "/v2/" || r.URL.Path == "/v2"):
 			payload.ServeHTTP(w, r)
 		case rest != nil:
 			rest.ServeHTTP(w, r)
