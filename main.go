@@ -20,6 +20,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/multipaas/multipaas/appliance"
+	"github.com/multipaas/multipaas/appliance/config"
 	"github.com/multipaas/multipaas/appliance/doctor"
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/logs"
@@ -107,7 +108,12 @@ func loadFile(c *cli.Context) (appliance.File, error) {
 			flags[setting] = c.String(flag)
 		}
 	}
-	return appliance.Load(c.String("config"), !c.IsSet("config"), os.Environ(), flags)
+	return appliance.Load(config.Sources{
+		File:     c.String("config"),
+		Optional: !c.IsSet("config"),
+		Env:      os.Environ(),
+		Flags:    flags,
+	})
 }
 
 func load(c *cli.Context) (appliance.Config, error) {
@@ -317,11 +323,10 @@ func configCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			show := file.Print
+			text, err := config.Print(file)
 			if c.Bool("diff") {
-				show = file.Diff
+				text, err = config.Diff(file, appliance.Defaults())
 			}
-			text, err := show()
 			if err != nil {
 				return err
 			}

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"strings"
 
 	"github.com/go-jose/go-jose/v4"
@@ -231,19 +230,9 @@ func (b *base) payloadImage(name, tag string) (string, error) {
 func (s *server) makeRegistry() (*registry.Registry, error) {
 	var upstreams []registry.Upstream
 	for _, u := range s.cfg.RegistryUpstreams {
-		up := registry.Upstream{Name: u.Name, URL: u.URL, Username: u.Username}
-		var err error
-		if u.CAFile != "" {
-			if up.CA, err = os.ReadFile(u.CAFile); err != nil {
-				return nil, fmt.Errorf("registry upstream %s: %w", u.Name, err)
-			}
-		}
-		if u.PasswordFile != "" {
-			password, err := os.ReadFile(u.PasswordFile)
-			if err != nil {
-				return nil, fmt.Errorf("registry upstream %s: %w", u.Name, err)
-			}
-			up.Password = strings.TrimSpace(string(password))
+		up, err := u.Open()
+		if err != nil {
+			return nil, err
 		}
 		upstreams = append(upstreams, up)
 	}

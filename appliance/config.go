@@ -1,99 +1,51 @@
 package appliance
 
 import (
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
+	"net/mail"
 	"net/netip"
-	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
-	quantity "k8s.io/apimachinery/pkg/api/resource"
-
+	"github.com/multipaas/multipaas/appliance/config"
+	"github.com/multipaas/multipaas/appliance/logs"
 	"github.com/multipaas/multipaas/appliance/paths"
+	"github.com/multipaas/multipaas/modules/registry"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
+	"github.com/multipaas/multipaas/modules/workspace"
 )
 
 // File is the configuration as an operator writes it: a YAML file, all of it
 // optional. Load makes one, Complete makes a Config of it.
 type File struct {
-	DataDir string `yaml:"data_dir"`
-	RunDir  string `yaml:"run_dir"`
-	// Name of this machine on the platform. Empty: the host name.
-	Name string `yaml:"name"`
-	// Address of this machine on the platform's network. Empty: its only global
-	// address, if it has only one.
-	Address string `yaml:"address"`
-	// Domain below which apps are reached.
-	Domain string `yaml:"domain"`
-	// ServerNames are names and addresses, other than Address, by which clients
-	// reach this server.
-	ServerNames  []string   `yaml:"server_names"`
-	Listen       ListenFile `yaml:"listen"`
-	Registration string     `yaml:"registration"` // sysadmin or open
-	AdminEmail   string     `yaml:"admin_email"`  // of the first sysadmin
+	DataDir      string         `yaml:"data_dir" doc:"folder for everything that is kept"`
+	RunDir       string         `yaml:"run_dir" doc:"folder for sockets and what else goes with a reboot"`
+	Name         string         `yaml:"name" doc:"this machine on the platform; empty: its host name"`
+	Address      string         `yaml:"address" doc:"its address on the platform's network; empty: its global IPv4 address, if it has just one"`
+	Domain       string         `yaml:"domain" doc:"domain below which apps are reached"`
+	ServerNames  []string       `yaml:"server_names" doc:"other names and addresses by which clients reach this server; the first is told to them"`
+	Listen       ListenSettings `yaml:"listen" doc:"where a server listens, each :PORT or ADDRESS:PORT"`
+	Registration string         `yaml:"registration" doc:"who makes accounts: sysadmin, or open for everybody"`
+	AdminEmail   string         `yaml:"admin_email" doc:"the first sysadmin; empty: admin@DOMAIN"`
 
-	Workspaces WorkspacesFile `yaml:"workspaces"`
-	Limits     LimitsFile     `yaml:"limits"`
-	// BlockedNetworks are networks, other than the platform's own, that tenants
-	// never reach.
-	BlockedNetworks    []string       `yaml:"blocked_networks"`
-	RegistryUpstreams  []UpstreamFile `yaml:"registry_upstreams"`
-	UpstreamDNS        []string       `yaml:"upstream_dns"`
-	KubernetesVersions []string       `yaml:"kubernetes_versions"` // to offer; empty: all of the payload
-	PayloadKeys        []string       `yaml:"payload_keys"`        // public keys that may sign a payload
-	Log                LogFile        `yaml:"log"`
-}
+	Workspaces workspace.Settings `yaml:"workspaces" doc:"what all workspaces get"`
+	Limits     LimitSettings      `yaml:"limits" doc:"the most an account may have, unless a sysadmin sets otherwise: mp accounts set"`
 
-// ListenFile says where a server listens, each ":PORT" or "ADDRESS:PORT".
-type ListenFile struct {
-	API        string `yaml:"api"`
-	Kubernetes string `yaml:"kubernetes"`
-	Registry   string `yaml:"registry"`
-	HTTP       string `yaml:"http"`
-	HTTPS      string `yaml:"https"`
-}
-
-// WorkspacesFile is what all workspaces get.
-type WorkspacesFile struct {
-	Nodes     string `yaml:"nodes"`    // address range of machines
-	Pods      string `yaml:"pods"`     // address range of pods
-	Services  string `yaml:"services"` // address range of services
-	Datastore string `yaml:"datastore"`
-	// DatastoreLimit is how many MiB a workspace's may take: 2048 for kine and
-	// 256 for etcd if it is 0.
-	DatastoreLimit int64 `yaml:"datastore_limit"`
-}
-
-// LimitsFile is the most one account may have, unless a sysadmin sets otherwise
-// for it with `mp accounts set`.
-type LimitsFile struct {
-	Users         int64  `yaml:"users"` // that were made for it
-	Organizations int64  `yaml:"organizations"`
-	Workspaces    int64  `yaml:"workspaces"`
-	Machines      int64  `yaml:"machines"` // of all workspaces, as are CPUs, memory and disk
-	Apps          int64  `yaml:"apps"`
-	CPU           string `yaml:"cpu"`
-	Memory        string `yaml:"memory"`
-	Disk          string `yaml:"disk"`
-	Images        string `yaml:"images"` // bytes in the registry
-}
-
-// UpstreamFile is another registry that ours fetches images from.
-type UpstreamFile struct {
-	Name         string `yaml:"name"` // as it stands in image references
-	URL          string `yaml:"url"`
-	CAFile       string `yaml:"ca_file"`
-	Username     string `yaml:"username"`
-	PasswordFile string `yaml:"password_file"`
-}
-
-// LogFile says how to log.
-type LogFile struct {
-	Level  string `yaml:"level"`
-	Format string `yaml:"format"`
+	BlockedNetworks    []string                    `yaml:"blocked_networks" doc:"networks beside the platform's own that tenants never reach"`
+	RegistryUpstreams  []registry.UpstreamSettings `yaml:"registry_upstreams" doc:"other registries from which machines may pull, through ours"`
+	UpstreamDNS        []string                    `yaml:"upstream_dns" doc:"DNS servers for names outside, ADDRESS or ADDRESS:PORT; none: outside names are unknown"`
+	KubernetesVersions []string                    `yaml:"kubernetes_versions" doc:"versions to offer, newest last; empty: all of the payload"`
+	PayloadKeys        []string                    `yaml:"payload_keys" env:"-" doc:"more public keys that may sign a payload; the variable names a file of them"`
+	Log                logs.Settings               `yaml:"log" doc:"what is logged, and how"`
 }
 
 // Defaults is the configuration of an empty file.
@@ -104,17 +56,56 @@ func Defaults() File {
 		// .internal is reserved for private use: no such name is ever on the
 		// internet.
 		Domain: "paas.internal",
-		Listen: ListenFile{
-			API: ":7443", Kubernetes: ":6443", Registry: ":5000", HTTP: ":80", HTTPS: ":443",
+		Listen: ListenSettings{
+			API:        ":7443",
+			Kubernetes: ":6443",
+			Registry:   ":5000",
+			HTTP:       ":80",
+			HTTPS:      ":443",
 		},
 		Registration: "sysadmin",
-		Workspaces: WorkspacesFile{
-			Nodes: "172.30.0.0/20", Pods: "10.42.0.0/16", Services: "10.43.0.0/16", Datastore: "kine",
-		},
-		// A workspace's plane takes 250 MB of the server.
-		Limits: LimitsFile{Users: 1000, Organizations: 50, Workspaces: 25, Machines: 100, Apps: 500,
-			CPU: "400", Memory: "1600Gi", Disk: "10Ti", Images: "200Gi"},
-		Log: LogFile{Level: "info", Format: "text"},
+		Workspaces:   workspace.DefaultSettings(),
+		Limits:       defaultLimits(),
+		Log:          logs.DefaultSettings(),
+	}
+}
+
+// Load reads a configuration: the defaults, over them what the sources say. All
+// mistakes are reported at once.
+func Load(from config.Sources) (File, error) {
+	f := Defaults()
+	return f, config.Load(&f, from)
+}
+
+// ListenSettings say where a server listens.
+type ListenSettings struct {
+	API        string `yaml:"api" doc:"the API, for mp and for nodes"`
+	Kubernetes string `yaml:"kubernetes" doc:"the Kubernetes API of every workspace"`
+	Registry   string `yaml:"registry" doc:"the image registry"`
+	HTTP       string `yaml:"http" doc:"apps, by HTTP"`
+	HTTPS      string `yaml:"https" doc:"apps, by HTTPS"`
+}
+
+// Check says what is wrong with s.
+func (s ListenSettings) Check(fail func(field, value, wrong, remedy string)) {
+	seen := map[string]string{}
+	for _, l := range []struct{ field, value string }{
+		{"api", s.API},
+		{"kubernetes", s.Kubernetes},
+		{"registry", s.Registry},
+		{"http", s.HTTP},
+		{"https", s.HTTPS},
+	} {
+		host, port, err := net.SplitHostPort(l.value)
+		n, perr := strconv.Atoi(port)
+		if _, aerr := netip.ParseAddr(host); err != nil || perr != nil || n < 1 || n > 65535 || host != "" && aerr != nil {
+			fail(l.field, l.value, "not an address to listen on", "write :PORT or ADDRESS:PORT, the port from 1 to 65535")
+			continue
+		}
+		if other, taken := seen[port]; taken {
+			fail(l.field, l.value, "the same port as listen."+other, "give each its own")
+		}
+		seen[port] = l.field
 	}
 }
 
@@ -126,7 +117,7 @@ type Config struct {
 	Address            netip.Addr
 	Domain             string
 	ServerNames        []string
-	Listen             ListenFile
+	Listen             ListenSettings
 	Registration       string
 	AdminEmail         string
 	Plan               wire.Plan
@@ -134,102 +125,52 @@ type Config struct {
 	DatastoreLimit     int64           // bytes; 0: embed/plane's default
 	Limits             resource.Limits // of one account
 	BlockedNetworks    []netip.Prefix
-	RegistryUpstreams  []UpstreamFile
+	RegistryUpstreams  []registry.UpstreamSettings
 	UpstreamDNS        []netip.AddrPort
 	KubernetesVersions []string
 	PayloadKeys        []PublicKey
-	Log                LogFile
+	Log                logs.Settings
 
+	file File    // that it was made from, filled in
 	errs []error // what Complete could not read
-}
-
-// Machine is what Complete needs to know about the machine it runs on.
-type Machine struct {
-	Hostname  string
-	Addresses []LinkAddr
-}
-
-// LinkAddr is an address and the network device that has it.
-type LinkAddr struct {
-	Link    string
-	Address netip.Addr
-}
-
-// ThisMachine looks at the machine we run on.
-func ThisMachine() (Machine, error) {
-	var m Machine
-	host, err := os.Hostname()
-	if err != nil {
-		return m, fmt.Errorf("read host name: %w", err)
-	}
-	m.Hostname = host
-	links, err := net.Interfaces()
-	if err != nil {
-		return m, fmt.Errorf("list network devices: %w", err)
-	}
-	for _, l := range links {
-		if l.Flags&net.FlagUp == 0 || l.Flags&net.FlagLoopback != 0 {
-			continue
-		}
-		addrs, err := l.Addrs()
-		if err != nil {
-			return m, fmt.Errorf("list addresses of %s: %w", l.Name, err)
-		}
-		for _, a := range addrs {
-			p, err := netip.ParsePrefix(a.String())
-			if err != nil {
-				continue
-			}
-			m.Addresses = append(m.Addresses, LinkAddr{l.Name, p.Addr().Unmap()})
-		}
-	}
-	return m, nil
-}
-
-// candidates are the addresses that could be the machine's own on the
-// platform's network.
-func (m Machine) candidates() []LinkAddr {
-	var out []LinkAddr
-	for _, a := range m.Addresses {
-		// Links called mp… are ours: the host's ends of workspaces' networks.
-		if a.Address.Is4() && a.Address.IsGlobalUnicast() && !strings.HasPrefix(a.Link, "mp") {
-			out = append(out, a)
-		}
-	}
-	return out
 }
 
 // Complete fills in what f leaves open and reads what it says. What it can't
 // read it leaves for Validate to report, so that all mistakes show at once.
 func (f File) Complete(m Machine) Config {
+	f.Domain = strings.ToLower(strings.TrimSuffix(f.Domain, "."))
+	if f.Name == "" {
+		// Only the first label: node names are labels, host names may be longer.
+		f.Name, _, _ = strings.Cut(strings.ToLower(m.Hostname), ".")
+	}
+	if f.AdminEmail == "" {
+		f.AdminEmail = "admin@" + f.Domain
+	}
 	c := Config{
 		Paths:              paths.Paths{Data: f.DataDir, Run: f.RunDir},
 		Name:               f.Name,
-		Domain:             strings.ToLower(strings.TrimSuffix(f.Domain, ".")),
+		Domain:             f.Domain,
 		ServerNames:        slices.Clone(f.ServerNames),
 		Listen:             f.Listen,
 		Registration:       f.Registration,
 		AdminEmail:         f.AdminEmail,
+		Plan:               f.Workspaces.Plan(),
 		Datastore:          resource.Datastore(f.Workspaces.Datastore),
 		DatastoreLimit:     f.Workspaces.DatastoreLimit << 20,
+		Limits:             f.Limits.Limits(),
 		RegistryUpstreams:  slices.Clone(f.RegistryUpstreams),
 		KubernetesVersions: slices.Clone(f.KubernetesVersions),
 		Log:                f.Log,
-	}
-	if c.Name == "" {
-		// Only the first label: node names are labels, host names may be longer.
-		c.Name, _, _ = strings.Cut(strings.ToLower(m.Hostname), ".")
-	}
-	if c.AdminEmail == "" {
-		c.AdminEmail = "admin@" + c.Domain
+		file:               f,
 	}
 	c.Address = c.completeAddress(f.Address, m)
-	c.completePlan(f.Workspaces)
-	c.completeLimits(f.Limits)
 	for i, s := range f.BlockedNetworks {
-		if p, ok := c.prefix(fmt.Sprintf("blocked_networks[%d]", i), s); ok {
-			c.BlockedNetworks = append(c.BlockedNetworks, p)
+		p, wrong, remedy := config.ParseNetwork(s)
+		if wrong != "" {
+			c.fail(fmt.Sprintf("blocked_networks[%d]", i), s, wrong, remedy)
+			continue
 		}
+		c.BlockedNetworks = append(c.BlockedNetworks, p)
 	}
 	for i, s := range f.UpstreamDNS {
 		ap, err := netip.ParseAddrPort(s)
@@ -280,54 +221,100 @@ func (c *Config) completeAddress(s string, m Machine) netip.Addr {
 	return netip.Addr{}
 }
 
-func (c *Config) completePlan(f WorkspacesFile) {
-	nodes, nodesOK := c.prefix("workspaces.nodes", f.Nodes)
-	pods, podsOK := c.prefix("workspaces.pods", f.Pods)
-	services, servicesOK := c.prefix("workspaces.services", f.Services)
-	if !nodesOK || !podsOK || !servicesOK {
-		return
-	}
-	c.Plan = wire.NewPlan(nodes, pods, services)
+// fail notes one mistake: the field, its value, what is wrong, what to do.
+func (c *Config) fail(field, value, wrong, remedy string) {
+	c.errs = append(c.errs, config.Mistake(field, value, wrong, remedy))
 }
 
-func (c *Config) prefix(field, s string) (netip.Prefix, bool) {
-	p, err := netip.ParsePrefix(s)
-	switch {
-	case err != nil || !p.Addr().Is4():
-		c.fail(field, s, "not an IPv4 network", "write it as 10.0.0.0/16")
-	case p.Masked() != p:
-		c.fail(field, s, "has bits set behind its length", "write "+p.Masked().String())
-	default:
-		return p, true
+// Validate says all that is wrong with c, each with its field, value and
+// remedy. It changes nothing.
+func (c Config) Validate() error {
+	errs := append(slices.Clone(c.errs), config.Check(c.file))
+	if c.Address.IsValid() {
+		if !c.Address.Is4() || !c.Address.IsGlobalUnicast() {
+			errs = append(errs, config.Mistake("address", c.Address.String(), "not a global IPv4 address",
+				"other machines must reach it: set the one on the platform's network"))
+		}
+		for field, p := range map[string]netip.Prefix{"nodes": c.Plan.Nodes, "pods": c.Plan.Pods, "services": c.Plan.Services} {
+			if p.Contains(c.Address) {
+				errs = append(errs, config.Mistake("workspaces."+field, p.String(), "holds this machine's own address "+c.Address.String(),
+					"use a network that your site does not"))
+			}
+		}
 	}
-	return netip.Prefix{}, false
+	return errors.Join(errs...)
 }
 
-func (c *Config) completeLimits(f LimitsFile) {
-	c.Limits = resource.Limits{Users: f.Users, Organizations: f.Organizations, Workspaces: f.Workspaces, Machines: f.Machines, Apps: f.Apps}
-	for _, x := range []struct {
-		field, text string
-		to          *int64
-		value       func(quantity.Quantity) int64
-	}{
-		{"limits.cpu", f.CPU, &c.Limits.MilliCPU, func(q quantity.Quantity) int64 { return q.MilliValue() }},
-		{"limits.memory", f.Memory, &c.Limits.MemoryBytes, func(q quantity.Quantity) int64 { return q.Value() }},
-		{"limits.disk", f.Disk, &c.Limits.DiskBytes, func(q quantity.Quantity) int64 { return q.Value() }},
-		{"limits.images", f.Images, &c.Limits.ImageBytes, func(q quantity.Quantity) int64 { return q.Value() }},
-	} {
-		q, err := quantity.ParseQuantity(x.text)
-		if err != nil || q.Sign() <= 0 {
-			c.fail(x.field, x.text, "not an amount", "write it like 400 (CPUs), 64Gi or 2Ti")
-			continue
-		}
-		*x.to = x.value(q)
-	}
-	for _, x := range []struct {
-		field string
-		value int64
-	}{{"limits.users", f.Users}, {"limits.organizations", f.Organizations}, {"limits.workspaces", f.Workspaces}, {"limits.machines", f.Machines}, {"limits.apps", f.Apps}} {
-		if x.value < 1 {
-			c.fail(x.field, strconv.FormatInt(x.value, 10), "not a limit", "use a number from 1 on")
+// Check says what is wrong with the settings of f that are in no section.
+func (f File) Check(fail func(field, value, wrong, remedy string)) {
+	for _, d := range []struct{ field, value string }{{"data_dir", f.DataDir}, {"run_dir", f.RunDir}} {
+		if !filepath.IsAbs(d.value) || filepath.Clean(d.value) == "/" {
+			fail(d.field, d.value, "not an absolute path of a folder", "write it from the root, /var/lib/multipaas for one")
 		}
 	}
+	// A socket's path has 107 bytes; the longest of ours adds some 40.
+	if len(f.RunDir) > 60 {
+		fail("run_dir", f.RunDir, "longer than 60 bytes, too long for sockets below it", "choose a shorter one")
+	}
+	if !label.MatchString(f.Name) {
+		fail("name", f.Name, "not a name", "use at most 63 of a-z, 0-9 and -, beginning and ending with a letter or digit")
+	}
+	if !isDomain(f.Domain) {
+		fail("domain", f.Domain, "not a domain name", "use names of a-z, 0-9 and - with dots between")
+	}
+	for i, n := range f.ServerNames {
+		if _, err := netip.ParseAddr(n); err != nil && !isDomain(n) {
+			fail(fmt.Sprintf("server_names[%d]", i), n, "neither a name nor an IP address", "write it without a port")
+		}
+	}
+	if !slices.Contains([]string{"sysadmin", "open"}, f.Registration) {
+		fail("registration", f.Registration, "unknown", "use sysadmin (only he makes accounts) or open (anybody may register)")
+	}
+	if a, err := mail.ParseAddress(f.AdminEmail); err != nil || a.Address != f.AdminEmail {
+		fail("admin_email", f.AdminEmail, "not an e-mail address", "write it as name@example")
+	}
+	for i, v := range f.KubernetesVersions {
+		if !version.MatchString(v) {
+			fail(fmt.Sprintf("kubernetes_versions[%d]", i), v, "not a minor version", "write it as \"1.36\"")
+		}
+	}
+	seen := map[string]bool{}
+	for i, u := range f.RegistryUpstreams {
+		if seen[u.Name] {
+			fail(fmt.Sprintf("registry_upstreams[%d].name", i), u.Name, "is there twice", "name each registry once")
+		}
+		seen[u.Name] = true
+	}
+}
+
+var (
+	label   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	version = regexp.MustCompile(`^1\.[0-9]{1,2}$`)
+)
+
+func isDomain(s string) bool {
+	if len(s) > 200 { // leaves room for app.workspace.organization.account
+		return false
+	}
+	for l := range strings.SplitSeq(s, ".") {
+		if !label.MatchString(l) {
+			return false
+		}
+	}
+	return true
+}
+
+// PublicKey is an ed25519 key that may sign a payload.
+type PublicKey = ed25519.PublicKey
+
+// ParsePublicKey reads a key of 32 bytes in hex or base64, with or without the
+// "ed25519:" that `multipaas payload ls` shows before it.
+func ParsePublicKey(s string) (PublicKey, error) {
+	s = strings.TrimPrefix(s, "ed25519:")
+	for _, decode := range []func(string) ([]byte, error){hex.DecodeString, base64.StdEncoding.DecodeString, base64.RawURLEncoding.DecodeString} {
+		if key, err := decode(s); err == nil && len(key) == ed25519.PublicKeySize {
+			return key, nil
+		}
+	}
+	return nil, errors.New("not an ed25519 public key (32 bytes in hex or base64)")
 }

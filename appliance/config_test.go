@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"flag"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -8,8 +9,13 @@ import (
 	"strings"
 	"testing"
 
-	"go.yaml.in/yaml/v3"
+	"github.com/multipaas/multipaas/appliance/config"
+	"github.com/multipaas/multipaas/appliance/logs"
+	"github.com/multipaas/multipaas/modules/registry"
+	"github.com/multipaas/multipaas/modules/workspace"
 )
+
+var update = flag.Bool("update", false, "write docs/configuration.md anew; the test fails all the same")
 
 var testMachine = Machine{Hostname: "Server1.example", Addresses: []LinkAddr{
 	{"eth0", netip.MustParseAddr("192.0.2.10")},
@@ -23,7 +29,7 @@ func load(t *testing.T, text string, env []string, flags map[string]string) (Fil
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return Load(file, false, env, flags)
+	return Load(config.Sources{File: file, Env: env, Flags: flags})
 }
 
 func TestEmptyConfigIsValid(t *testing.T) {
@@ -66,6 +72,32 @@ func TestOrderOfSources(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", c.what, c.got, c.want)
 		}
 	}
+	// Every type of field, in and below a section.
+	f, err = load(t, "limits: {users: 9, apps: 8}\n", []string{
+		"MULTIPAAS_LIMITS_USERS=5", "MULTIPAAS_LIMITS_CPU=7", "MULTIPAAS_WORKSPACES_DATASTORE_LIMIT=512", "MULTIPAAS_PAYLOAD_KEYS=/etc/keys",
+		"MULTIPAAS_REGISTRY_UPSTREAMS=[{name: docker.io}, {name: quay.io, url: \"https://mirror.example\"}]",
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := f.Limits, (LimitSettings{5, 50, 25, 100, 8, "7", "1600Gi", "10Ti", "200Gi"}); got != want {
+		t.Errorf("limits: got %+v, want %+v", got, want)
+	}
+	if f.Workspaces.DatastoreLimit != 512 || len(f.RegistryUpstreams) != 2 || f.RegistryUpstreams[1].URL != "https://mirror.example" {
+		t.Errorf("got %+v, %+v", f.Workspaces, f.RegistryUpstreams)
+	}
+	if f.PayloadKeys != nil { // that variable names a file: see embed/payload
+		t.Errorf("payload_keys: got %v", f.PayloadKeys)
+	}
+	for variable, want := range map[string]string{
+		"MULTIPAAS_LIMITS_USERS=five":             `MULTIPAAS_LIMITS_USERS: "five": is not a number: write digits only`,
+		"MULTIPAAS_REGISTRY_UPSTREAMS=docker.io":  "MULTIPAAS_REGISTRY_UPSTREAMS: line 1: `docker.io` is a text; write a list",
+		"MULTIPAAS_REGISTRY_UPSTREAMS=[{nam: x}]": `MULTIPAAS_REGISTRY_UPSTREAMS: line 1: "nam": unknown field; have name, url`,
+	} {
+		if _, err := load(t, "", []string{variable}, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s:\n got %v\nwant %s", variable, err, want)
+		}
+	}
 	if _, err := load(t, "", nil, map[string]string{"nope": "x"}); err == nil || !strings.Contains(err.Error(), "log.level") {
 		t.Errorf("unknown flag: got %v, want an error that names the settings", err)
 	}
@@ -75,6 +107,11 @@ func TestFileMistakes(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"data_dirr: /x\n", `config.yaml: line 1: "data_dirr": unknown field; have data_dir,`},
 		{"\nlog: {levle: x}\n", `line 2: "levle": unknown field; have level, format`},
+		{"limits: {user: 5}\n", `line 1: "user": unknown field; have users, organizations, workspaces,`},
+		{"workspaces: {datastore_limits: 5}\n", `"datastore_limits": unknown field; have nodes, pods,`},
+		{"registry_upstreams: [{nam: x}]\n", `"nam": unknown field; have name, url,`},
+		{"limits: {users: many}\n", "line 1: `many` is a text; write a number"},
+		{"registry_upstreams: {name: x}\n", "line 1: is fields; write a list"},
 		{"log: debug\n", "line 1: `debug` is a text; write fields (level, format)"},
 		{"server_names: x\n", "line 1: `x` is a text; write a list"},
 		{"name: [a]\n", "line 1: is a list; write a text"},
@@ -91,10 +128,10 @@ func TestFileMistakes(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `"one"`) || !strings.Contains(err.Error(), `"two"`) {
 		t.Errorf("got %v, want both mistakes at once", err)
 	}
-	if _, err := Load(filepath.Join(t.TempDir(), "none"), false, nil, nil); err == nil {
+	if _, err := Load(config.Sources{File: filepath.Join(t.TempDir(), "none")}); err == nil {
 		t.Error("a file that was asked for and is not there: no error")
 	}
-	if _, err := Load(filepath.Join(t.TempDir(), "none"), true, nil, nil); err != nil {
+	if _, err := Load(config.Sources{File: filepath.Join(t.TempDir(), "none"), Optional: true}); err != nil {
 		t.Errorf("a file that need not be there: %v", err)
 	}
 }
@@ -111,13 +148,13 @@ func TestEveryMistakeAtOnce(t *testing.T) {
 	f.Listen.HTTP = ":443"
 	f.Registration = "maybe"
 	f.AdminEmail = "me"
-	f.Workspaces = WorkspacesFile{Nodes: "10.42.0.0/24", Pods: "10.42.0.0/16", Services: "10.43.0.0/16", Datastore: "mysql"}
+	f.Workspaces = workspace.Settings{Nodes: "10.42.0.0/24", Pods: "10.42.0.0/16", Services: "10.43.0.0/16", Datastore: "mysql"}
 	f.BlockedNetworks = []string{"10.0.0.1/8", "x"}
 	f.UpstreamDNS = []string{"dns.example"}
 	f.KubernetesVersions = []string{"v1.36.3"}
 	f.PayloadKeys = []string{"short"}
-	f.RegistryUpstreams = []UpstreamFile{{Name: "bad name", URL: "ftp://x", CAFile: "ca", Username: "u"}}
-	f.Log = LogFile{Level: "loud", Format: "xml"}
+	f.RegistryUpstreams = []registry.UpstreamSettings{{Name: "bad name", URL: "ftp://x", CAFile: "ca", Username: "u"}}
+	f.Log = logs.Settings{Level: "loud", Format: "xml"}
 	f.Limits.Users, f.Limits.Workspaces, f.Limits.Memory = -1, 0, "much"
 	err := f.Complete(testMachine).Validate()
 	if err == nil {
@@ -155,13 +192,13 @@ func TestAddressIsNeverGuessed(t *testing.T) {
 
 func TestDiff(t *testing.T) {
 	f := Defaults()
-	if got, err := f.Diff(); err != nil || got != "# all default\n" {
+	if got, err := config.Diff(f, Defaults()); err != nil || got != "# all default\n" {
 		t.Errorf("got %q, %v", got, err)
 	}
 	f.Name = "n1"
 	f.Log.Level = "debug"
-	f.RegistryUpstreams = []UpstreamFile{{Name: "docker.io", URL: "https://mirror.example"}}
-	text, err := f.Diff()
+	f.RegistryUpstreams = []registry.UpstreamSettings{{Name: "docker.io", URL: "https://mirror.example"}}
+	text, err := config.Diff(f, Defaults())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,11 +206,11 @@ func TestDiff(t *testing.T) {
 		t.Errorf("holds defaults:\n%s", text)
 	}
 	back := Defaults()
-	if err := Parse([]byte(text), &back, "diff"); err != nil {
+	if err := config.Parse([]byte(text), &back, "diff"); err != nil {
 		t.Fatal(err)
 	}
-	got, _ := back.Print()
-	want, _ := f.Print()
+	got, _ := config.Print(back)
+	want, _ := config.Print(f)
 	if got != want {
 		t.Errorf("what was printed reads back as\n%s\nwant\n%s", got, want)
 	}
@@ -182,7 +219,7 @@ func TestDiff(t *testing.T) {
 // FuzzParse: no text makes the parser panic, and what it accepts can be printed
 // and read again, and completed and judged.
 func FuzzParse(f *testing.F) {
-	full, err := Defaults().Print()
+	full, err := config.Print(Defaults())
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -194,20 +231,47 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		file := Defaults()
-		if Parse(data, &file, "fuzz") != nil {
+		if config.Parse(data, &file, "fuzz") != nil {
 			return
 		}
 		_ = file.Complete(testMachine).Validate()
-		if _, err := file.Diff(); err != nil {
+		if _, err := config.Diff(file, Defaults()); err != nil {
 			t.Errorf("diff: %v", err)
 		}
-		text, err := yaml.Marshal(file)
+		text, err := config.Print(file)
 		if err != nil {
 			t.Fatalf("print: %v", err)
 		}
 		again := Defaults()
-		if err := Parse(text, &again, "again"); err != nil {
+		if err := config.Parse([]byte(text), &again, "again"); err != nil {
 			t.Errorf("what was printed can't be read: %v\n%s", err, text)
 		}
 	})
+}
+
+// TestDocs holds docs/configuration.md against the fields, each of which says
+// what it is for.
+func TestDocs(t *testing.T) {
+	table := config.Markdown(Defaults())
+	for line := range strings.Lines(table) {
+		if strings.HasSuffix(line, "|  |\n") {
+			t.Errorf("a setting without a word about it: %s", line)
+		}
+	}
+	doc := "# Configuration\n\n" +
+		"Settings stand in `/etc/multipaas/config.yaml`, or another file that `--config` names; all are optional. An environment\n" +
+		"variable goes before the file and a flag before both. A variable is named after its setting, in upper case, with an\n" +
+		"underscore for each dot: `MULTIPAAS_LIMITS_USERS=5`. Lists are written with commas, `registry_upstreams` as in YAML:\n" +
+		"`MULTIPAAS_REGISTRY_UPSTREAMS='[{name: docker.io}]'`. `multipaas config` shows what is in force.\n\n" + table
+	const file = "../docs/configuration.md"
+	have, err := os.ReadFile(file)
+	if err == nil && string(have) == doc {
+		return
+	}
+	if *update {
+		if err := os.WriteFile(file, []byte(doc), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Errorf("%s is not what the settings say: go test ./appliance -run TestDocs -update", file)
 }

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,7 +24,7 @@ import (
 // Upstream is a registry that machines may pull from through this one.
 type Upstream struct {
 	Name     string // as in image references: "docker.io"
-	URL      string // where it answers: "https://HOST[:PORT][/PREFIX]"; empty is https://NAME
+	URL      string // where it answers: "https://HOST[:PORT][/PREFIX]"; empty is https://NAME, Docker Hub's registry for docker.io
 	CA       []byte // PEM of who signs its certificate; empty: the host's own set
 	Username string
 	Password string
@@ -37,6 +38,14 @@ const (
 	upstreamRest   = 10 * time.Second // not asked again for so long after it failed
 	upstreamStall  = 30 * time.Second // a download that stands still is given up
 	maxManifest    = 4 << 20          // distribution's own bound
+)
+
+// Docker Hub is called docker.io in image references, but no registry answers
+// there: that host redirects to a web site. Its images without a slash in their
+// names stand below library/.
+const (
+	dockerHub         = "docker.io"
+	dockerHubRegistry = "registry-1.docker.io"
 )
 
 // upstream is a pull-through cache of one registry.
@@ -67,6 +76,9 @@ func newUpstream(u Upstream, dir string, d disk, log *slog.Logger) (*upstream, e
 		u.URL = "https://" + u.Name
 	}
 	where, err := url.Parse(u.URL)
+	if err == nil && slices.Contains([]string{dockerHub, "index." + dockerHub}, where.Host) {
+		where.Host, where.Path = dockerHubRegistry, ""
+	}
 	if err != nil || where.Host == "" || (where.Scheme != "https" && where.Scheme != "http") {
 		return nil, fmt.Errorf("url %q of %s: give https://HOST[:PORT]", u.URL, u.Name)
 	}
@@ -123,6 +135,9 @@ func (u *upstream) serve(w http.ResponseWriter, r *http.Request, t target) error
 	}
 	if _, err := reference.WithName(t.repository); err != nil {
 		return refuse(http.StatusBadRequest, "NAME_INVALID", "%q is no name of a repository", t.repository)
+	}
+	if strings.EqualFold(u.Name, dockerHub) && !strings.Contains(t.repository, "/") {
+		t.repository = "library/" + t.repository
 	}
 	d, err := digest.Parse(t.reference)
 	if t.route == v2.RouteNameBlob {

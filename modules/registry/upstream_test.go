@@ -2,9 +2,12 @@ package registry
 
 import (
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -184,4 +187,72 @@ func (c *cache) empty() error {
 		return err
 	}
 	return c.open()
+}
+
+// TestDockerHub: what people call docker.io answers elsewhere, and has its own
+// images below library/.
+func TestDockerHub(t *testing.T) {
+	for written, want := range map[string]string{
+		"":                               "https registry-1.docker.io ",
+		"https://docker.io":              "https registry-1.docker.io ",
+		"https://index.docker.io/v1/":    "https registry-1.docker.io ",
+		"https://registry-1.docker.io":   "https registry-1.docker.io ",
+		"http://mirror.example:5000/hub": "http mirror.example:5000 hub",
+	} {
+		u, err := newUpstream(Upstream{Name: "docker.io", URL: written}, t.TempDir(), disk{}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := u.scheme + " " + u.host + " " + u.prefix; got != want {
+			t.Errorf("url %q: asks %q, want %q", written, got, want)
+		}
+	}
+	asked := make(chan string, 9)
+	hub := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.Path
+		http.NotFound(w, r)
+	}))
+	defer hub.Close()
+	p := newPlatform(t)
+	_, host := start(t, p, func(c *Config) {
+		c.Upstreams = []Upstream{{Name: "docker.io", URL: hub.URL}, {Name: "other.example", URL: hub.URL}}
+	})
+	node := asNode(t, p, host, "node1", "acme/web/shop")
+	for _, c := range [][3]string{
+		{"nginx", "docker.io", "library/nginx"},
+		{"library/nginx", "docker.io", "library/nginx"},
+		{"grafana/grafana", "docker.io", "grafana/grafana"},
+		{"nginx", "other.example", "nginx"},
+	} {
+		node.want(404, "no such image", "GET", "/v2/"+c[0]+"/manifests/1?ns="+c[1])
+		if got, want := <-asked, "/v2/"+c[2]+"/manifests/1"; got != want {
+			t.Errorf("%s of %s: asked for %s, want %s", c[0], c[1], got, want)
+		}
+	}
+}
+
+func TestSettings(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"ca": "PEM", "password": "secret\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := UpstreamSettings{Name: "docker.io", CAFile: dir + "/ca", Username: "ann", PasswordFile: dir + "/password"}
+	s.Check(func(field, value, wrong, _ string) { t.Errorf("%s: %q: %s", field, value, wrong) })
+	u, err := s.Open()
+	if err != nil || string(u.CA) != "PEM" || u.Password != "secret" || u.Username != "ann" {
+		t.Errorf("got %+v, %v", u, err)
+	}
+	s.PasswordFile = dir + "/none"
+	if _, err := s.Open(); err == nil || !strings.Contains(err.Error(), "registry upstream docker.io") {
+		t.Errorf("a file that is not there: got %v", err)
+	}
+	for _, name := range []string{"", "Docker.io", "docker.io/library", "bad name", "https://docker.io", "host:port"} {
+		said := false
+		UpstreamSettings{Name: name}.Check(func(field, _, _, _ string) { said = said || field == "name" })
+		if !said {
+			t.Errorf("name %q: taken", name)
+		}
+	}
 }

@@ -1,0 +1,88 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Print is all of c, a struct, as YAML, with what each setting is for.
+func Print(c any) (string, error) {
+	return marshal(node(reflect.ValueOf(c), reflect.Value{}))
+}
+
+// Diff is what of c differs from the defaults, a struct of the same type, as
+// YAML that can be used as a configuration.
+func Diff(c, defaults any) (string, error) {
+	n := node(reflect.ValueOf(c), reflect.ValueOf(defaults))
+	if n == nil {
+		return "# all default\n", nil
+	}
+	return marshal(n)
+}
+
+func marshal(n *yaml.Node) (string, error) {
+	data, err := yaml.Marshal(n)
+	return string(data), err
+}
+
+// node is a YAML mapping, in the order of the fields: with what each is for or,
+// if there are defaults, of what differs from them; nil if nothing does.
+func node(v, def reflect.Value) *yaml.Node {
+	out := &yaml.Node{Kind: yaml.MappingNode}
+	for i := range v.NumField() {
+		f, a := v.Type().Field(i), v.Field(i)
+		key, b := &yaml.Node{Kind: yaml.ScalarNode, Value: fieldName(f)}, reflect.Value{}
+		if def.IsValid() {
+			b = def.Field(i)
+			if a.Kind() == reflect.Slice && a.Len() == 0 && b.Len() == 0 || reflect.DeepEqual(a.Interface(), b.Interface()) {
+				continue
+			}
+		} else {
+			key.HeadComment = f.Tag.Get("doc")
+		}
+		var value *yaml.Node
+		if a.Kind() == reflect.Struct {
+			value = node(a, b)
+		} else {
+			value = &yaml.Node{}
+			if err := value.Encode(a.Interface()); err != nil {
+				continue // texts, numbers and lists of them encode
+			}
+		}
+		out.Content = append(out.Content, key, value)
+	}
+	if len(out.Content) == 0 {
+		return nil
+	}
+	return out
+}
+
+// Markdown is a table of all settings of the defaults, a struct.
+func Markdown(defaults any) string {
+	var b strings.Builder
+	b.WriteString("| setting | default | what it is |\n|---|---|---|\n")
+	rows(&b, "", reflect.ValueOf(defaults))
+	return b.String()
+}
+
+func rows(b *strings.Builder, prefix string, v reflect.Value) {
+	for i := range v.NumField() {
+		f, value := v.Type().Field(i), v.Field(i)
+		name, doc := prefix+fieldName(f), f.Tag.Get("doc")
+		switch {
+		case f.Type.Kind() == reflect.Struct:
+			fmt.Fprintf(b, "| **%s** | | %s |\n", name, doc)
+			rows(b, name+".", value)
+		case f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:
+			fmt.Fprintf(b, "| **%s** | | %s |\n", name, doc)
+			rows(b, name+"[].", reflect.Zero(f.Type.Elem()))
+		case value.IsZero():
+			fmt.Fprintf(b, "| `%s` | | %s |\n", name, doc)
+		default:
+			fmt.Fprintf(b, "| `%s` | `%v` | %s |\n", name, value, doc)
+		}
+	}
+}
