@@ -141,13 +141,13 @@ func (s *server) make() (err error) {
 		return err
 	}
 	s.store = store.New(s.client)
-	s.nodes = s.store.Nodes().Cache(s.part("nodes"))
-	s.accounts = s.store.Accounts().Cache(s.part("accounts"))
-	s.organizations = s.store.Organizations().Cache(s.part("organizations"))
-	s.workspaces = s.store.Workspaces().Cache(s.part("workspaces"))
-	s.machines = s.store.Machines().Cache(s.part("machines"))
-	s.keys = s.store.WorkspaceKeys().Cache(s.part("keys"))
-	s.apps = s.store.Apps().Cache(s.part("apps"))
+	s.nodes = store.Of[resource.Node](s.store).Cache(s.part("nodes"))
+	s.accounts = store.Of[resource.Account](s.store).Cache(s.part("accounts"))
+	s.organizations = store.Of[resource.Organization](s.store).Cache(s.part("organizations"))
+	s.workspaces = store.Of[resource.Workspace](s.store).Cache(s.part("workspaces"))
+	s.machines = store.Of[resource.Machine](s.store).Cache(s.part("machines"))
+	s.keys = store.Of[resource.WorkspaceKeys](s.store).Cache(s.part("keys"))
+	s.apps = store.Of[resource.App](s.store).Cache(s.part("apps"))
 
 	s.identity = identity.New(identity.Config{Store: s.store, Issuer: s.url(), RegistryService: s.registryName(),
 		CAKeyHash: s.ca.KeyHash(), Log: s.part("identity")})

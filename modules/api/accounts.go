@@ -24,7 +24,7 @@ func (a *API) accountOperations() {
 	add(a, operation{id: "accounts.list", method: http.MethodGet, path: "/v1/accounts", summary: "The accounts one has a role in; a sysadmin has one in all"}, a.listAccounts)
 	add(a, operation{id: "accounts.get", method: http.MethodGet, path: "/v1/accounts/{account}", summary: "One account"},
 		func(ctx context.Context, in *AccountPath) (*Output[*resource.Account], error) {
-			account, err := find(ctx, a.store.Accounts(), in.Account, "account", in.Account)
+			account, err := find(ctx, store.Of[resource.Account](a.store), in.Account, "account", in.Account)
 			if err != nil {
 				return nil, err
 			}
@@ -38,12 +38,12 @@ func (a *API) accountOperations() {
 			AccountPath
 			Page
 		}) (*Output[resource.List[*resource.Membership]], error) {
-			return page(ctx, a.store.Memberships(), in.Account+"/-", in.Page)
+			return page(ctx, store.Of[resource.Membership](a.store), in.Account+"/-", in.Page)
 		})
 	add(a, operation{id: "owners.put", method: http.MethodPut, path: "/v1/accounts/{account}/owners/{user}", summary: "Make a user an owner of an account"},
 		func(ctx context.Context, in *OwnerPath) (*Output[*resource.Membership], error) {
 			return a.putMembership(ctx, &resource.Membership{Meta: resource.Meta{Name: in.User}, Account: in.Account, Role: resource.RoleOwner},
-				open(a.store.Accounts(), in.Account, "account"), MatchNew{})
+				open(store.Of[resource.Account](a.store), in.Account, "account"), MatchNew{})
 		})
 	add(a, operation{id: "owners.delete", method: http.MethodDelete, path: "/v1/accounts/{account}/owners/{user}", summary: "Take an owner's role; somebody must be left"},
 		func(ctx context.Context, in *OwnerPath) (*Empty, error) {
@@ -60,7 +60,7 @@ func (a *API) accountOperations() {
 func (a *API) listAccounts(ctx context.Context, in *Page) (*Output[resource.List[*resource.Account]], error) {
 	p := who(ctx)
 	if p.Sysadmin {
-		return page(ctx, a.store.Accounts(), "", *in)
+		return page(ctx, store.Of[resource.Account](a.store), "", *in)
 	}
 	if err := a.id.LoadMemberships(ctx, p, "", ""); err != nil {
 		return nil, err
@@ -69,7 +69,7 @@ func (a *API) listAccounts(ctx context.Context, in *Page) (*Output[resource.List
 	for _, m := range p.Memberships {
 		names = append(names, m.Account)
 	}
-	return pick(ctx, a.store.Accounts(), "", names, *in)
+	return pick(ctx, store.Of[resource.Account](a.store), "", names, *in)
 }
 
 // pick is a page of the resources with the given names below prefix.
@@ -106,7 +106,7 @@ func (a *API) deleteAccount(ctx context.Context, in *struct {
 	AccountPath
 	Match
 }) (*Empty, error) {
-	account, err := find(ctx, a.store.Accounts(), in.Account, "account", in.Account)
+	account, err := find(ctx, store.Of[resource.Account](a.store), in.Account, "account", in.Account)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +114,7 @@ func (a *API) deleteAccount(ctx context.Context, in *struct {
 		return nil, err
 	}
 	empty := func() error {
-		orgs, err := all(ctx, a.store.Organizations(), in.Account)
+		orgs, err := all(ctx, store.Of[resource.Organization](a.store), in.Account)
 		if err != nil {
 			return err
 		}
@@ -123,7 +123,7 @@ func (a *API) deleteAccount(ctx context.Context, in *struct {
 	if err := empty(); err != nil {
 		return nil, err
 	}
-	if _, err := a.store.Accounts().MarkDeleted(ctx, in.Account); err != nil {
+	if _, err := store.Of[resource.Account](a.store).MarkDeleted(ctx, in.Account); err != nil {
 		return nil, err
 	}
 	faultpoint.Reach("account/delete/marked")
@@ -135,7 +135,7 @@ func (a *API) deleteAccount(ctx context.Context, in *struct {
 	}
 	faultpoint.Reach("account/delete/roles-dropped")
 	account.Revision = 0 // nothing is left that could have changed
-	return &Empty{}, a.store.Accounts().Delete(ctx, account)
+	return &Empty{}, store.Of[resource.Account](a.store).Delete(ctx, account)
 }
 
 // vacant refuses to delete what has something in it, and says what.
@@ -170,7 +170,7 @@ func namesOf[T resource.Object](items []T) []string {
 // putMembership gives a role. within is the check that the place is still there.
 func (a *API) putMembership(ctx context.Context, m *resource.Membership, within store.Op, match MatchNew) (*Output[*resource.Membership], error) {
 	m.Name = strings.ToLower(m.Name)
-	user, err := a.store.Users().Get(ctx, m.Name)
+	user, err := store.Of[resource.User](a.store).Get(ctx, m.Name)
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
 		return nil, newProblem(http.StatusNotFound, "not-found", fmt.Sprintf("There is no user %q.", m.Name),
 			"Let him register, or make him with `mp users create`, first.")
@@ -180,7 +180,7 @@ func (a *API) putMembership(ctx context.Context, m *resource.Membership, within 
 	}
 	var out *Output[*resource.Membership]
 	err = retry(ctx, func() error {
-		old, err := a.store.Memberships().Get(ctx, m.Key())
+		old, err := store.Of[resource.Membership](a.store).Get(ctx, m.Key())
 		switch {
 		case errors.Is(err, store.ErrNotFound):
 			if err := match.check(nil); err != nil {
@@ -189,7 +189,7 @@ func (a *API) putMembership(ctx context.Context, m *resource.Membership, within 
 			fresh := *m
 			// The user must be there when the role is stored, or the role would wait
 			// for the next one of that name.
-			err := a.store.Commit(ctx, within, open(a.store.Users(), user.Name, "user"), a.store.Memberships().CreateOp(&fresh))
+			err := a.store.Commit(ctx, within, open(store.Of[resource.User](a.store), user.Name, "user"), store.Of[resource.Membership](a.store).CreateOp(&fresh))
 			out = object(http.StatusCreated, &fresh)
 			return asConflict(err)
 		case err != nil:
@@ -204,7 +204,7 @@ func (a *API) putMembership(ctx context.Context, m *resource.Membership, within 
 		}
 		old.Role = m.Role
 		out = object(http.StatusOK, old)
-		err = a.store.Memberships().Update(ctx, old)
+		err = store.Of[resource.Membership](a.store).Update(ctx, old)
 		if errors.Is(err, store.ErrNotFound) {
 			// Taken since it was read: it is given anew, or the caller's condition fails.
 			err = fmt.Errorf("%w: %w", store.ErrConflict, err)
@@ -224,10 +224,10 @@ func asConflict(err error) error {
 
 func (a *API) deleteMembership(ctx context.Context, m *resource.Membership) (*Empty, error) {
 	return &Empty{}, retry(ctx, func() error {
-		stored, err := a.store.Memberships().Get(ctx, m.Key())
+		stored, err := store.Of[resource.Membership](a.store).Get(ctx, m.Key())
 		if err == nil {
 			// As it was read: of two who take a role at once, one has found none.
-			err = a.store.Memberships().Delete(ctx, stored)
+			err = store.Of[resource.Membership](a.store).Delete(ctx, stored)
 		}
 		if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
 			return &access.Refusal{Reason: access.ErrNotFound, Text: fmt.Sprintf("%s has no role here.", m.Name)}
@@ -238,13 +238,13 @@ func (a *API) deleteMembership(ctx context.Context, m *resource.Membership) (*Em
 
 // dropMemberships removes all roles below prefix.
 func (a *API) dropMemberships(ctx context.Context, prefix string) error {
-	roles, err := all(ctx, a.store.Memberships(), prefix)
+	roles, err := all(ctx, store.Of[resource.Membership](a.store), prefix)
 	if err != nil {
 		return err
 	}
 	for _, m := range roles {
 		m.Revision = 0
-		if err := a.store.Memberships().Delete(ctx, m); err != nil {
+		if err := store.Of[resource.Membership](a.store).Delete(ctx, m); err != nil {
 			return err
 		}
 	}

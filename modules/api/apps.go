@@ -54,7 +54,7 @@ func (a *API) appOperations() {
 			if _, err := a.workspace(ctx, in.WorkspacePath); err != nil {
 				return nil, err
 			}
-			return page(ctx, a.store.Apps(), in.key(), in.Page)
+			return page(ctx, store.Of[resource.App](a.store), in.key(), in.Page)
 		})
 	add(a, operation{id: "apps.get", method: http.MethodGet, path: one, summary: "One app"},
 		func(ctx context.Context, in *AppPath) (*Output[*resource.App], error) {
@@ -80,7 +80,7 @@ func (a *API) appOperations() {
 				if err := in.check(app.Metadata()); err != nil {
 					return err
 				}
-				id, err := markDeleted(ctx, a, a.store.Apps(), "app.delete", app)
+				id, err := markDeleted(ctx, a, store.Of[resource.App](a.store), "app.delete", app)
 				if err != nil {
 					return err
 				}
@@ -96,7 +96,7 @@ func (a *API) app(ctx context.Context, path AppPath) (*resource.App, error) {
 	if _, err := a.workspace(ctx, path.WorkspacePath); err != nil {
 		return nil, err
 	}
-	return find(ctx, a.store.Apps(), path.key(), "app", path.App)
+	return find(ctx, store.Of[resource.App](a.store), path.key(), "app", path.App)
 }
 
 func (a *API) putApp(ctx context.Context, in *struct {
@@ -112,7 +112,7 @@ func (a *API) putApp(ctx context.Context, in *struct {
 	}
 	var out *Output[resource.Accepted[*resource.App]]
 	err := retry(ctx, func() error {
-		old, err := a.store.Apps().Get(ctx, in.key())
+		old, err := store.Of[resource.App](a.store).Get(ctx, in.key())
 		if errors.Is(err, store.ErrNotFound) {
 			if err := in.check(nil); err != nil {
 				return err
@@ -137,14 +137,17 @@ func (a *API) createApp(ctx context.Context, path AppPath, spec resource.AppSpec
 	if err := checkApp(spec); err != nil {
 		return nil, err
 	}
-	app := &resource.App{Meta: resource.Meta{Name: path.App}, Account: path.Account, Organization: path.Organization, Workspace: path.Workspace, Spec: spec,
-		Status: resource.AppStatus{Phase: resource.Pending}}
+	app := &resource.App{
+		InWorkspace: resource.NewInWorkspace(path.WorkspacePath.key(), path.App),
+		Spec:        spec,
+		Status:      resource.AppStatus{State: resource.State{Phase: resource.Pending}},
+	}
 	granted, err := a.grant(ctx, path.Account, resource.Limits{Apps: 1})
 	if err != nil {
 		return nil, err
 	}
 	task, op := a.cfg.Tasks.Begin("app.create", who(ctx).Name(), app)
-	err = a.store.Commit(ctx, granted, open(a.store.Workspaces(), path.WorkspacePath.key(), "workspace"), a.store.Apps().CreateOp(app), op)
+	err = a.store.Commit(ctx, granted, open(store.Of[resource.Workspace](a.store), path.WorkspacePath.key(), "workspace"), store.Of[resource.App](a.store).CreateOp(app), op)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, missing("workspace", path.Workspace)
 	}
@@ -167,7 +170,7 @@ func (a *API) updateApp(ctx context.Context, old *resource.App, spec resource.Ap
 		return nil, err
 	}
 	if sameSpec(spec, old.Spec) {
-		task, err := a.running(ctx, a.store.Apps().Name(), old)
+		task, err := a.running(ctx, store.Of[resource.App](a.store).Name(), old)
 		return accepted(old, task), err
 	}
 	if spec.Namespace != old.Spec.Namespace {
@@ -181,7 +184,7 @@ func (a *API) updateApp(ctx context.Context, old *resource.App, spec resource.Ap
 	}
 	old.Spec = spec
 	task, op := a.cfg.Tasks.Begin(verb, who(ctx).Name(), old)
-	if err := a.store.Commit(ctx, a.store.Apps().UpdateOp(old), op); err != nil {
+	if err := a.store.Commit(ctx, store.Of[resource.App](a.store).UpdateOp(old), op); err != nil {
 		return nil, err
 	}
 	return accepted(old, task.Name), nil

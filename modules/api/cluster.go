@@ -27,7 +27,7 @@ func (a *API) clusterOperations() {
 			if _, err := a.workspace(ctx, in.WorkspacePath); err != nil {
 				return nil, err
 			}
-			out, err := page(ctx, a.store.Machines(), in.key(), in.Page)
+			out, err := page(ctx, store.Of[resource.Machine](a.store), in.key(), in.Page)
 			if err == nil && !a.seesHosts(ctx) {
 				for _, m := range out.Body.Items {
 					m.Spec.Node = ""

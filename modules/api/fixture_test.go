@@ -198,15 +198,15 @@ func (s *site) people() {
 	if _, err := s.identity.CreateUser(s.t.Context(), root, password, resource.User{Spec: resource.UserSpec{Sysadmin: true}}, nil); err != nil {
 		s.t.Fatal(err)
 	}
-	cred, err := s.store.Credentials().Get(s.t.Context(), root)
+	cred, err := store.Of[resource.Credential](s.store).Get(s.t.Context(), root)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	s.login(root)
 	for _, u := range []string{owner, admin, dev, nobody, rival} {
 		// The same password: a hash of its own for each takes most of the time.
-		err := s.store.Commit(s.t.Context(), s.store.Users().CreateOp(&resource.User{Meta: resource.Meta{Name: u}}),
-			s.store.Credentials().CreateOp(&resource.Credential{Meta: resource.Meta{Name: u}, Hash: cred.Hash}))
+		err := s.store.Commit(s.t.Context(), store.Of[resource.User](s.store).CreateOp(&resource.User{Meta: resource.Meta{Name: u}}),
+			store.Of[resource.Credential](s.store).CreateOp(&resource.Credential{Meta: resource.Meta{Name: u}, Hash: cred.Hash}))
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -232,9 +232,9 @@ func (s *site) things() {
 	var drop, make []store.Op
 	for _, account := range []string{"acme", "rival"} {
 		people := map[string]resource.Role{"": resource.RoleOwner, "admin": resource.RoleAdmin, "dev": resource.RoleDeveloper}
-		one(&drop, &make, s.store.Accounts(), &resource.Account{Meta: meta(account)})
+		one(&drop, &make, store.Of[resource.Account](s.store), &resource.Account{Meta: meta(account)})
 		for _, org := range []string{"web", "spare"} {
-			one(&drop, &make, s.store.Organizations(), &resource.Organization{Meta: meta(org), Account: account})
+			one(&drop, &make, store.Of[resource.Organization](s.store), &resource.Organization{InAccount: resource.InAccount{Meta: meta(org), Account: account}})
 			for who, role := range people {
 				m := &resource.Membership{Meta: meta(who + "@" + account + ".example"), Account: account, Organization: org, Role: role}
 				if who == "" {
@@ -243,29 +243,29 @@ func (s *site) things() {
 						continue
 					}
 				}
-				one(&drop, &make, s.store.Memberships(), m)
+				one(&drop, &make, store.Of[resource.Membership](s.store), m)
 			}
 		}
-		ws := &resource.Workspace{Meta: meta("shop"), Account: account, Organization: "web", Spec: resource.WorkspaceSpec{KubernetesVersion: "1.36", Datastore: resource.Kine, Machines: 2,
+		ws := &resource.Workspace{InOrganization: resource.NewInOrganization(account+"/web", "shop"), Spec: resource.WorkspaceSpec{KubernetesVersion: "1.36", Datastore: resource.Kine, Machines: 2,
 			MachineSize: resource.Size{MilliCPU: 1000, MemoryBytes: 2 << 30, DiskBytes: 10 << 30}, PodSecurity: "baseline"}}
 		ws.UID = "uid-" + account
 		ws.Status = resource.WorkspaceStatus{APIHost: "00002a.k8s.mp.example", Server: "secret-server", NodeSlots: map[string]int{"secret-host": 1}}
-		one(&drop, &make, s.store.Workspaces(), ws)
-		one(&drop, &make, s.store.Apps(), &resource.App{Meta: meta("hello"), Account: account, Organization: "web", Workspace: "shop",
+		one(&drop, &make, store.Of[resource.Workspace](s.store), ws)
+		one(&drop, &make, store.Of[resource.App](s.store), &resource.App{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "hello"),
 			Spec: resource.AppSpec{Namespace: "default", Image: "hello:1", Instances: 1, Port: 8080}})
-		one(&drop, &make, s.store.Machines(), &resource.Machine{Meta: meta("shop-1"), Account: account, Organization: "web", Workspace: "shop", Spec: resource.MachineSpec{Node: "secret-host"}})
-		one(&drop, &make, s.store.Tasks(), &resource.Task{Meta: meta("task-" + account), Status: resource.TaskStatus{State: resource.TaskDone},
+		one(&drop, &make, store.Of[resource.Machine](s.store), &resource.Machine{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "shop-1"), Spec: resource.MachineSpec{Node: "secret-host"}})
+		one(&drop, &make, store.Of[resource.Task](s.store), &resource.Task{Meta: meta("task-" + account), Status: resource.TaskStatus{State: resource.TaskDone},
 			Spec: resource.TaskSpec{Operation: "workspace.create", Kind: "workspaces", Target: account + "/web/shop", Account: account, By: "owner@" + account + ".example"}})
 	}
-	one(&drop, &make, s.store.Memberships(), &resource.Membership{Meta: meta("second@acme.example"), Account: "acme", Role: resource.RoleOwner})
-	one(&drop, &make, s.store.Users(), &resource.User{Meta: meta("spare@mp.example")})
-	one(&drop, &make, s.store.Nodes(), &resource.Node{Meta: meta("host1")})
-	one(&drop, &make, s.store.JoinTokens(), &resource.JoinToken{Meta: meta("token1"), SecretHash: "secret-hash", ExpiresAt: time.Now().Add(time.Hour)})
+	one(&drop, &make, store.Of[resource.Membership](s.store), &resource.Membership{Meta: meta("second@acme.example"), Account: "acme", Role: resource.RoleOwner})
+	one(&drop, &make, store.Of[resource.User](s.store), &resource.User{Meta: meta("spare@mp.example")})
+	one(&drop, &make, store.Of[resource.Node](s.store), &resource.Node{Meta: meta("host1")})
+	one(&drop, &make, store.Of[resource.JoinToken](s.store), &resource.JoinToken{Meta: meta("token1"), SecretHash: "secret-hash", ExpiresAt: time.Now().Add(time.Hour)})
 	for _, org := range []string{"", "web"} {
-		drop = append(drop, s.store.Memberships().DeleteOp(&resource.Membership{Meta: meta("spare@mp.example"), Account: "acme", Organization: org}))
+		drop = append(drop, store.Of[resource.Membership](s.store).DeleteOp(&resource.Membership{Meta: meta("spare@mp.example"), Account: "acme", Organization: org}))
 	}
-	drop = append(drop, s.store.Users().DeleteOp(&resource.User{Meta: meta("new@acme.example")}), s.store.Credentials().DeleteOp(&resource.Credential{Meta: meta("new@acme.example")}),
-		s.store.Organizations().DeleteOp(&resource.Organization{Meta: meta("fresh"), Account: "acme"}))
+	drop = append(drop, store.Of[resource.User](s.store).DeleteOp(&resource.User{Meta: meta("new@acme.example")}), store.Of[resource.Credential](s.store).DeleteOp(&resource.Credential{Meta: meta("new@acme.example")}),
+		store.Of[resource.Organization](s.store).DeleteOp(&resource.Organization{InAccount: resource.InAccount{Meta: meta("fresh"), Account: "acme"}}))
 	for _, ops := range [][]store.Op{drop, make} {
 		if err := s.store.Commit(s.t.Context(), ops...); err != nil {
 			s.t.Fatal(err)

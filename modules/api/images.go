@@ -26,7 +26,7 @@ func (a *API) imageOperations() {
 	const list = "/v1/accounts/{account}/organizations/{organization}/images"
 	add(a, operation{id: "images.list", method: http.MethodGet, path: list, summary: "The images of an organization"},
 		func(ctx context.Context, in *OrganizationPath) (*Output[resource.List[resource.Image]], error) {
-			if _, err := find(ctx, a.store.Organizations(), in.key(), "organization", in.Organization); err != nil {
+			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization); err != nil {
 				return nil, err
 			}
 			images, err := a.cfg.Images.List(ctx, in.Account, in.Organization)
@@ -34,7 +34,7 @@ func (a *API) imageOperations() {
 		})
 	add(a, operation{id: "images.delete", method: http.MethodDelete, path: list + "/{image}", summary: "Delete an image, or one tag of it"},
 		func(ctx context.Context, in *ImagePath) (*Empty, error) {
-			if _, err := find(ctx, a.store.Organizations(), in.key(), "organization", in.Organization); err != nil {
+			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization); err != nil {
 				return nil, err
 			}
 			if !imageName.MatchString(in.Image) {

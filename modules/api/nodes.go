@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 // NodePath names a node.
@@ -23,11 +24,11 @@ type NodePatch struct {
 func (a *API) nodeOperations() {
 	add(a, operation{id: "nodes.list", method: http.MethodGet, path: "/v1/nodes", summary: "The hosts that joined"},
 		func(ctx context.Context, in *Page) (*Output[resource.List[*resource.Node]], error) {
-			return page(ctx, a.store.Nodes(), "", *in)
+			return page(ctx, store.Of[resource.Node](a.store), "", *in)
 		})
 	add(a, operation{id: "nodes.get", method: http.MethodGet, path: "/v1/nodes/{node}", summary: "One host"},
 		func(ctx context.Context, in *NodePath) (*Output[*resource.Node], error) {
-			node, err := find(ctx, a.store.Nodes(), in.Node, "node", in.Node)
+			node, err := find(ctx, store.Of[resource.Node](a.store), in.Node, "node", in.Node)
 			if err != nil {
 				return nil, err
 			}
@@ -39,10 +40,10 @@ func (a *API) nodeOperations() {
 			Match
 			Body NodePatch
 		}) (*Output[*resource.Node], error) {
-			if _, err := find(ctx, a.store.Nodes(), in.Node, "node", in.Node); err != nil {
+			if _, err := find(ctx, store.Of[resource.Node](a.store), in.Node, "node", in.Node); err != nil {
 				return nil, err
 			}
-			node, err := a.store.Nodes().Modify(ctx, in.Node, func(n *resource.Node) error {
+			node, err := store.Of[resource.Node](a.store).Modify(ctx, in.Node, func(n *resource.Node) error {
 				if err := in.check(n.Metadata()); err != nil {
 					return err
 				}
@@ -65,7 +66,7 @@ func (a *API) deleteNode(ctx context.Context, in *struct {
 }) (*Output[resource.Accepted[*resource.Node]], error) {
 	var out *Output[resource.Accepted[*resource.Node]]
 	err := retry(ctx, func() error {
-		node, err := find(ctx, a.store.Nodes(), in.Node, "node", in.Node)
+		node, err := find(ctx, store.Of[resource.Node](a.store), in.Node, "node", in.Node)
 		if err != nil {
 			return err
 		}
@@ -75,12 +76,12 @@ func (a *API) deleteNode(ctx context.Context, in *struct {
 		if in.Lost && !node.Spec.Lost {
 			node.Spec.Lost = true
 			if node.Deleting() {
-				if err := a.store.Nodes().Update(ctx, node); err != nil {
+				if err := store.Of[resource.Node](a.store).Update(ctx, node); err != nil {
 					return err
 				}
 			}
 		}
-		id, err := markDeleted(ctx, a, a.store.Nodes(), "node.remove", node)
+		id, err := markDeleted(ctx, a, store.Of[resource.Node](a.store), "node.remove", node)
 		out = accepted(node, id)
 		return err
 	})

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 // sample is a request that does its operation, as one who may.
@@ -303,7 +305,7 @@ func TestIsolation(t *testing.T) {
 		}
 	}
 	// The admin of one organization is nobody in the next of the same account.
-	if err := s.store.Memberships().Delete(t.Context(), mustGet(t, s.store.Memberships(), "acme/spare/"+admin)); err != nil {
+	if err := store.Of[resource.Membership](s.store).Delete(t.Context(), mustGet(t, store.Of[resource.Membership](s.store), "acme/spare/"+admin)); err != nil {
 		t.Fatal(err)
 	}
 	s.want(http.StatusNotFound, admin, "GET", inAcme+"/organizations/spare", "")

@@ -22,7 +22,7 @@ func (a *API) organizationOperations() {
 	add(a, operation{id: "organizations.list", method: http.MethodGet, path: "/v1/accounts/{account}/organizations", summary: "The organizations of an account that one has a role in"}, a.listOrganizations)
 	add(a, operation{id: "organizations.get", method: http.MethodGet, path: one, summary: "One organization"},
 		func(ctx context.Context, in *OrganizationPath) (*Output[*resource.Organization], error) {
-			org, err := find(ctx, a.store.Organizations(), in.key(), "organization", in.Organization)
+			org, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization)
 			if err != nil {
 				return nil, err
 			}
@@ -36,10 +36,10 @@ func (a *API) organizationOperations() {
 			OrganizationPath
 			Page
 		}) (*Output[resource.List[*resource.Membership]], error) {
-			if _, err := find(ctx, a.store.Organizations(), in.key(), "organization", in.Organization); err != nil {
+			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization); err != nil {
 				return nil, err
 			}
-			return page(ctx, a.store.Memberships(), in.key(), in.Page)
+			return page(ctx, store.Of[resource.Membership](a.store), in.key(), in.Page)
 		})
 	add(a, operation{id: "members.put", method: http.MethodPut, path: one + "/members/{user}", summary: "Give a user a role in an organization"}, a.putMember)
 	add(a, operation{id: "members.delete", method: http.MethodDelete, path: one + "/members/{user}", summary: "Take a user's role in an organization"},
@@ -54,10 +54,10 @@ func (a *API) listOrganizations(ctx context.Context, in *struct {
 }) (*Output[resource.List[*resource.Organization]], error) {
 	p := who(ctx)
 	if p.RoleIn(in.Account, "") >= access.Owner {
-		if _, err := find(ctx, a.store.Accounts(), in.Account, "account", in.Account); err != nil {
+		if _, err := find(ctx, store.Of[resource.Account](a.store), in.Account, "account", in.Account); err != nil {
 			return nil, err
 		}
-		return page(ctx, a.store.Organizations(), in.Account, in.Page)
+		return page(ctx, store.Of[resource.Organization](a.store), in.Account, in.Page)
 	}
 	var names []string
 	for _, m := range p.Memberships {
@@ -65,7 +65,7 @@ func (a *API) listOrganizations(ctx context.Context, in *struct {
 			names = append(names, m.Organization)
 		}
 	}
-	return pick(ctx, a.store.Organizations(), in.Account, names, in.Page)
+	return pick(ctx, store.Of[resource.Organization](a.store), in.Account, names, in.Page)
 }
 
 // OrganizationBody is the body of organizations.put: nothing that could be set
@@ -82,7 +82,7 @@ func (a *API) putOrganization(ctx context.Context, in *struct {
 	}
 	var out *Output[*resource.Organization]
 	err := retry(ctx, func() error {
-		old, err := a.store.Organizations().Get(ctx, in.key())
+		old, err := store.Of[resource.Organization](a.store).Get(ctx, in.key())
 		if err == nil {
 			if err := in.check(old.Metadata()); err != nil {
 				return err
@@ -99,12 +99,12 @@ func (a *API) putOrganization(ctx context.Context, in *struct {
 		if err := in.check(nil); err != nil {
 			return err
 		}
-		org := &resource.Organization{Meta: resource.Meta{Name: in.Organization}, Account: in.Account}
+		org := &resource.Organization{InAccount: resource.InAccount{Meta: resource.Meta{Name: in.Organization}, Account: in.Account}}
 		granted, err := a.grant(ctx, in.Account, resource.Limits{Organizations: 1})
 		if err != nil {
 			return err
 		}
-		err = a.store.Commit(ctx, granted, a.store.Organizations().CreateOp(org))
+		err = a.store.Commit(ctx, granted, store.Of[resource.Organization](a.store).CreateOp(org))
 		out = object(http.StatusCreated, org)
 		return goneMeanwhile(err, "account", in.Account)
 	})
@@ -116,7 +116,7 @@ func (a *API) deleteOrganization(ctx context.Context, in *struct {
 	OrganizationPath
 	Match
 }) (*Empty, error) {
-	org, err := find(ctx, a.store.Organizations(), in.key(), "organization", in.Organization)
+	org, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +124,7 @@ func (a *API) deleteOrganization(ctx context.Context, in *struct {
 		return nil, err
 	}
 	empty := func() error {
-		workspaces, err := all(ctx, a.store.Workspaces(), in.key())
+		workspaces, err := all(ctx, store.Of[resource.Workspace](a.store), in.key())
 		if err != nil {
 			return err
 		}
@@ -143,7 +143,7 @@ func (a *API) deleteOrganization(ctx context.Context, in *struct {
 	if err := empty(); err != nil {
 		return nil, err
 	}
-	if _, err := a.store.Organizations().MarkDeleted(ctx, in.key()); err != nil {
+	if _, err := store.Of[resource.Organization](a.store).MarkDeleted(ctx, in.key()); err != nil {
 		return nil, err
 	}
 	faultpoint.Reach("organization/delete/marked")
@@ -161,7 +161,7 @@ func (a *API) deleteOrganization(ctx context.Context, in *struct {
 	}
 	faultpoint.Reach("organization/delete/images-removed")
 	org.Revision = 0 // nothing is left that could have changed
-	return &Empty{}, a.store.Organizations().Delete(ctx, org)
+	return &Empty{}, store.Of[resource.Organization](a.store).Delete(ctx, org)
 }
 
 // Member is the body of members.put.
@@ -175,7 +175,7 @@ func (a *API) putMember(ctx context.Context, in *struct {
 	Body Member
 }) (*Output[*resource.Membership], error) {
 	m := &resource.Membership{Meta: resource.Meta{Name: in.User}, Account: in.Account, Organization: in.Organization, Role: in.Body.Role}
-	out, err := a.putMembership(ctx, m, open(a.store.Organizations(), in.key(), "organization"), in.MatchNew)
+	out, err := a.putMembership(ctx, m, open(store.Of[resource.Organization](a.store), in.key(), "organization"), in.MatchNew)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, missing("organization", in.Organization)
 	}

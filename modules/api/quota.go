@@ -32,11 +32,11 @@ func (a *API) patchAccount(ctx context.Context, in *struct {
 	Match
 	Body AccountPatch
 }) (*Output[*resource.Account], error) {
-	if _, err := find(ctx, a.store.Accounts(), in.Account, "account", in.Account); err != nil {
+	if _, err := find(ctx, store.Of[resource.Account](a.store), in.Account, "account", in.Account); err != nil {
 		return nil, err
 	}
 	to := in.Body.Spec.Limits
-	account, err := a.store.Accounts().Modify(ctx, in.Account, func(account *resource.Account) error {
+	account, err := store.Of[resource.Account](a.store).Modify(ctx, in.Account, func(account *resource.Account) error {
 		if err := in.check(account.Metadata()); err != nil {
 			return err
 		}
@@ -69,7 +69,7 @@ func (a *API) grant(ctx context.Context, name string, more resource.Limits) (sto
 
 // grantOf is grant, and says of which account it is.
 func (a *API) grantOf(ctx context.Context, name string, more resource.Limits) (*resource.Account, store.Op, error) {
-	account, err := find(ctx, a.store.Accounts(), name, "account", name)
+	account, err := find(ctx, store.Of[resource.Account](a.store), name, "account", name)
 	if err != nil {
 		return nil, store.Op{}, err
 	}
@@ -115,21 +115,21 @@ func (a *API) grantOf(ctx context.Context, name string, more resource.Limits) (*
 	}
 	account.Grants++
 	account.Users += more.Users
-	return account, a.store.Accounts().UpdateOp(account), nil
+	return account, store.Of[resource.Account](a.store).UpdateOp(account), nil
 }
 
 // used is what an account has, by what was asked for. What is being deleted
 // counts until it is gone.
 func (a *API) used(ctx context.Context, account *resource.Account) (resource.Limits, error) {
-	orgs, err := all(ctx, a.store.Organizations(), account.Name)
+	orgs, err := all(ctx, store.Of[resource.Organization](a.store), account.Name)
 	if err != nil {
 		return resource.Limits{}, err
 	}
-	workspaces, err := all(ctx, a.store.Workspaces(), account.Name)
+	workspaces, err := all(ctx, store.Of[resource.Workspace](a.store), account.Name)
 	if err != nil {
 		return resource.Limits{}, err
 	}
-	apps, err := all(ctx, a.store.Apps(), account.Name)
+	apps, err := all(ctx, store.Of[resource.App](a.store), account.Name)
 	if err != nil {
 		return resource.Limits{}, err
 	}

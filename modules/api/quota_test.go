@@ -124,12 +124,12 @@ func TestUsersOfAccounts(t *testing.T) {
 	// The users of an account that is gone do not count in the next of that name.
 	users := func(want int64) {
 		t.Helper()
-		if account, err := s.store.Accounts().Get(t.Context(), "acme"); err != nil || account.Users != want {
+		if account, err := store.Of[resource.Account](s.store).Get(t.Context(), "acme"); err != nil || account.Users != want {
 			t.Errorf("got %+v, %v, want %d users", account, err, want)
 		}
 	}
 	users(2)
-	for _, op := range []store.Op{s.store.Accounts().DeleteOp(&resource.Account{Meta: resource.Meta{Name: "acme"}}), s.store.Accounts().CreateOp(&resource.Account{Meta: resource.Meta{Name: "acme"}})} {
+	for _, op := range []store.Op{store.Of[resource.Account](s.store).DeleteOp(&resource.Account{Meta: resource.Meta{Name: "acme"}}), store.Of[resource.Account](s.store).CreateOp(&resource.Account{Meta: resource.Meta{Name: "acme"}})} {
 		if err := s.store.Commit(t.Context(), op); err != nil {
 			t.Fatal(err)
 		}

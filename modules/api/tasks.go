@@ -15,6 +15,7 @@ import (
 
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 const (
@@ -54,7 +55,7 @@ func (a *API) taskOperations() {
 
 // task reads a task and checks that the one who asks may see it.
 func (a *API) task(ctx context.Context, op access.Operation, id string) (*resource.Task, error) {
-	task, err := find(ctx, a.store.Tasks(), id, "task", id)
+	task, err := find(ctx, store.Of[resource.Task](a.store), id, "task", id)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +94,7 @@ func (a *API) listTasks(ctx context.Context, in *TaskFilter) (*Output[resource.L
 	if err := a.id.LoadMemberships(ctx, p, "", ""); err != nil {
 		return nil, err
 	}
-	tasks, err := all(ctx, a.store.Tasks(), "")
+	tasks, err := all(ctx, store.Of[resource.Task](a.store), "")
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 // TokenPath names a join token by its public half.
@@ -25,7 +26,7 @@ func (a *API) tokenOperations() {
 		})
 	add(a, operation{id: "tokens.list", method: http.MethodGet, path: "/v1/tokens", summary: "The join tokens, without their secrets"},
 		func(ctx context.Context, in *Page) (*Output[resource.List[*resource.JoinToken]], error) {
-			out, err := page(ctx, a.store.JoinTokens(), "", *in)
+			out, err := page(ctx, store.Of[resource.JoinToken](a.store), "", *in)
 			if err != nil {
 				return nil, err
 			}
@@ -36,10 +37,10 @@ func (a *API) tokenOperations() {
 		})
 	add(a, operation{id: "tokens.delete", method: http.MethodDelete, path: "/v1/tokens/{token}", summary: "Withdraw a join token"},
 		func(ctx context.Context, in *TokenPath) (*Empty, error) {
-			token, err := find(ctx, a.store.JoinTokens(), in.Token, "join token", in.Token)
+			token, err := find(ctx, store.Of[resource.JoinToken](a.store), in.Token, "join token", in.Token)
 			if err != nil {
 				return nil, err
 			}
-			return &Empty{}, a.store.JoinTokens().Delete(ctx, token)
+			return &Empty{}, store.Of[resource.JoinToken](a.store).Delete(ctx, token)
 		})
 }

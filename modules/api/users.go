@@ -43,11 +43,11 @@ func (a *API) userOperations() {
 	add(a, operation{id: "users.create", method: http.MethodPost, path: "/v1/users", summary: "Make a user with a password", status: http.StatusCreated}, a.createUser)
 	add(a, operation{id: "users.list", method: http.MethodGet, path: "/v1/users", summary: "All users"},
 		func(ctx context.Context, in *Page) (*Output[resource.List[*resource.User]], error) {
-			return page(ctx, a.store.Users(), "", *in)
+			return page(ctx, store.Of[resource.User](a.store), "", *in)
 		})
 	add(a, operation{id: "users.get", method: http.MethodGet, path: "/v1/users/{user}", summary: "One user"},
 		func(ctx context.Context, in *UserPath) (*Output[*resource.User], error) {
-			user, err := find(ctx, a.store.Users(), in.User, "user", in.User)
+			user, err := find(ctx, store.Of[resource.User](a.store), in.User, "user", in.User)
 			if err != nil {
 				return nil, err
 			}
@@ -59,7 +59,7 @@ func (a *API) userOperations() {
 			UserPath
 			Body NewPassword
 		}) (*Empty, error) {
-			if _, err := find(ctx, a.store.Users(), in.User, "user", in.User); err != nil {
+			if _, err := find(ctx, store.Of[resource.User](a.store), in.User, "user", in.User); err != nil {
 				return nil, err
 			}
 			return &Empty{}, a.id.SetPassword(ctx, in.User, in.Body.Password)
@@ -69,7 +69,7 @@ func (a *API) userOperations() {
 			UserPath
 			Match
 		}) (*Empty, error) {
-			user, err := find(ctx, a.store.Users(), in.User, "user", in.User)
+			user, err := find(ctx, store.Of[resource.User](a.store), in.User, "user", in.User)
 			if err != nil {
 				return nil, err
 			}
@@ -136,7 +136,7 @@ func (a *API) patchUser(ctx context.Context, in *struct {
 	Match
 	Body UserPatch
 }) (*Output[*resource.User], error) {
-	if _, err := find(ctx, a.store.Users(), in.User, "user", in.User); err != nil {
+	if _, err := find(ctx, store.Of[resource.User](a.store), in.User, "user", in.User); err != nil {
 		return nil, err
 	}
 	to := in.Body.Spec
@@ -147,7 +147,7 @@ func (a *API) patchUser(ctx context.Context, in *struct {
 			return nil, conflict("in-use", "This is the last sysadmin.", "Make somebody else a sysadmin first.")
 		}
 	}
-	user, err := a.store.Users().Modify(ctx, in.User, func(u *resource.User) error {
+	user, err := store.Of[resource.User](a.store).Modify(ctx, in.User, func(u *resource.User) error {
 		if err := in.check(u.Metadata()); err != nil {
 			return err
 		}

@@ -55,10 +55,10 @@ func (a *API) workspaceOperations() {
 			OrganizationPath
 			Page
 		}) (*Output[resource.List[*resource.Workspace]], error) {
-			if _, err := find(ctx, a.store.Organizations(), in.key(), "organization", in.Organization); err != nil {
+			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization); err != nil {
 				return nil, err
 			}
-			out, err := page(ctx, a.store.Workspaces(), in.key(), in.Page)
+			out, err := page(ctx, store.Of[resource.Workspace](a.store), in.key(), in.Page)
 			if err != nil {
 				return nil, err
 			}
@@ -81,7 +81,7 @@ func (a *API) workspaceOperations() {
 }
 
 func (a *API) workspace(ctx context.Context, path WorkspacePath) (*resource.Workspace, error) {
-	return find(ctx, a.store.Workspaces(), path.key(), "workspace", path.Workspace)
+	return find(ctx, store.Of[resource.Workspace](a.store), path.key(), "workspace", path.Workspace)
 }
 
 // seesHosts says whether the one who asks may know the platform's machines.
@@ -111,7 +111,7 @@ func (a *API) putWorkspace(ctx context.Context, in *struct {
 	}
 	var out *Output[resource.Accepted[*resource.Workspace]]
 	err := retry(ctx, func() error {
-		old, err := a.store.Workspaces().Get(ctx, in.key())
+		old, err := store.Of[resource.Workspace](a.store).Get(ctx, in.key())
 		if errors.Is(err, store.ErrNotFound) {
 			if err := in.check(nil); err != nil {
 				return err
@@ -145,8 +145,11 @@ func (a *API) createWorkspace(ctx context.Context, path WorkspacePath, spec reso
 	if err := a.checkWorkspace(ctx, path.OrganizationPath, spec, securityBaseline); err != nil {
 		return nil, err
 	}
-	ws := &resource.Workspace{Meta: resource.Meta{Name: path.Workspace}, Account: path.Account, Organization: path.Organization, Spec: spec,
-		Status: resource.WorkspaceStatus{Phase: resource.Pending}}
+	ws := &resource.Workspace{
+		InOrganization: resource.NewInOrganization(path.OrganizationPath.key(), path.Workspace),
+		Spec:           spec,
+		Status:         resource.WorkspaceStatus{State: resource.State{Phase: resource.Pending}},
+	}
 	asked := machinesOf(spec, spec.Machines)
 	asked.Workspaces = 1
 	granted, err := a.grant(ctx, path.Account, asked)
@@ -154,7 +157,7 @@ func (a *API) createWorkspace(ctx context.Context, path WorkspacePath, spec reso
 		return nil, err
 	}
 	task, op := a.cfg.Tasks.Begin("workspace.create", who(ctx).Name(), ws)
-	err = a.store.Commit(ctx, granted, open(a.store.Organizations(), path.OrganizationPath.key(), "organization"), a.store.Workspaces().CreateOp(ws), op)
+	err = a.store.Commit(ctx, granted, open(store.Of[resource.Organization](a.store), path.OrganizationPath.key(), "organization"), store.Of[resource.Workspace](a.store).CreateOp(ws), op)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, missing("organization", path.Organization)
 	}
@@ -181,7 +184,7 @@ func (a *API) updateWorkspace(ctx context.Context, old *resource.Workspace, spec
 		spec.PodSecurity = old.Spec.PodSecurity
 	}
 	if spec == old.Spec {
-		task, err := a.running(ctx, a.store.Workspaces().Name(), old)
+		task, err := a.running(ctx, store.Of[resource.Workspace](a.store).Name(), old)
 		return accepted(a.hideWorkspace(ctx, old), task), err
 	}
 	var fields []ProblemField
@@ -215,7 +218,7 @@ func (a *API) updateWorkspace(ctx context.Context, old *resource.Workspace, spec
 	}
 	old.Spec = spec
 	task, op := a.cfg.Tasks.Begin(verb, who(ctx).Name(), old)
-	if err := a.store.Commit(ctx, granted, a.store.Workspaces().UpdateOp(old), op); err != nil {
+	if err := a.store.Commit(ctx, granted, store.Of[resource.Workspace](a.store).UpdateOp(old), op); err != nil {
 		return nil, err
 	}
 	faultpoint.Reach("workspace/scale/committed")
@@ -293,7 +296,7 @@ func (a *API) deleteWorkspace(ctx context.Context, in *struct {
 		if err := in.check(ws.Metadata()); err != nil {
 			return err
 		}
-		id, err := markDeleted(ctx, a, a.store.Workspaces(), "workspace.delete", ws)
+		id, err := markDeleted(ctx, a, store.Of[resource.Workspace](a.store), "workspace.delete", ws)
 		out = accepted(a.hideWorkspace(ctx, ws), id)
 		return err
 	})
@@ -301,12 +304,12 @@ func (a *API) deleteWorkspace(ctx context.Context, in *struct {
 		return nil, err
 	}
 	faultpoint.Reach("workspace/delete/marked")
-	apps, err := all(ctx, a.store.Apps(), in.key())
+	apps, err := all(ctx, store.Of[resource.App](a.store), in.key())
 	if err != nil {
 		return nil, err
 	}
 	for _, app := range apps {
-		if _, err := a.store.Apps().MarkDeleted(ctx, app.Key()); err != nil && !errors.Is(err, store.ErrNotFound) {
+		if _, err := store.Of[resource.App](a.store).MarkDeleted(ctx, app.Key()); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return nil, err
 		}
 	}
@@ -330,7 +333,7 @@ func markDeleted[T resource.Object](ctx context.Context, a *API, kind store.Kind
 // there is none. It looks through all tasks: there are at most a thousand per
 // account, and only a repeated request asks.
 func (a *API) running(ctx context.Context, kind string, target resource.Object) (string, error) {
-	tasks, err := all(ctx, a.store.Tasks(), "")
+	tasks, err := all(ctx, store.Of[resource.Task](a.store), "")
 	if err != nil {
 		return "", err
 	}

@@ -45,7 +45,7 @@ func TestWorkspace(t *testing.T) {
 	if made.Resource.Spec != want || made.Task == "" || made.Resource.UID == "" || got.header.Get("ETag") != fmt.Sprintf("%q", fmt.Sprint(made.Resource.Revision)) {
 		t.Errorf("got %s, ETag %s", got.body, got.header.Get("ETag"))
 	}
-	task := mustGet(t, s.store.Tasks(), made.Task)
+	task := mustGet(t, store.Of[resource.Task](s.store), made.Task)
 	if task.Spec.Operation != "workspace.create" || task.Spec.Target != "acme/web/fresh" || task.Spec.TargetUID != made.Resource.UID || task.Spec.Generation != 1 || task.Spec.By != admin || task.Spec.Account != "acme" {
 		t.Errorf("got task %+v", task.Spec)
 	}
@@ -57,11 +57,11 @@ func TestWorkspace(t *testing.T) {
 	// What was got can be sent back.
 	all := s.want(http.StatusOK, admin, "GET", fresh, "")
 	s.want(http.StatusAccepted, admin, "PUT", fresh, all.body)
-	if n := mustGet(t, s.store.Workspaces(), "acme/web/fresh").Revision; n != made.Resource.Revision {
+	if n := mustGet(t, store.Of[resource.Workspace](s.store), "acme/web/fresh").Revision; n != made.Resource.Revision {
 		t.Errorf("revision %d, was %d", n, made.Resource.Revision)
 	}
 	// Without a running task there is nothing left to do.
-	if _, err := s.store.Tasks().Modify(t.Context(), made.Task, func(t *resource.Task) error { t.Status.State = resource.TaskDone; return nil }); err != nil {
+	if _, err := store.Of[resource.Task](s.store).Modify(t.Context(), made.Task, func(t *resource.Task) error { t.Status.State = resource.TaskDone; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if got := into[acceptedWorkspace](t, s.want(http.StatusOK, admin, "PUT", fresh, `{"spec":{"machines":2}}`)); got.Task != "" {
@@ -74,7 +74,7 @@ func TestWorkspace(t *testing.T) {
 	if scaled.Resource.Spec.Machines != 3 || scaled.Resource.Generation != 2 {
 		t.Errorf("got %+v", scaled.Resource)
 	}
-	if task := mustGet(t, s.store.Tasks(), scaled.Task); task.Spec.Operation != "workspace.scale" || task.Spec.Generation != 2 {
+	if task := mustGet(t, store.Of[resource.Task](s.store), scaled.Task); task.Spec.Operation != "workspace.scale" || task.Spec.Generation != 2 {
 		t.Errorf("got task %+v", task.Spec)
 	}
 	s.want(http.StatusPreconditionFailed, admin, "PATCH", fresh, `{"spec":{"machines":4}}`, "If-Match", got.header.Get("ETag"))
@@ -111,7 +111,7 @@ func TestWorkspace(t *testing.T) {
 	s.want(http.StatusUnprocessableEntity, admin, "PUT", inWeb+"/workspaces/Not_A_Name", `{}`)
 	s.want(http.StatusUnprocessableEntity, admin, "PUT", inWeb+"/workspaces/"+strings.Repeat("a", 58), `{}`)
 	s.want(http.StatusNotFound, owner, "PUT", inAcme+"/organizations/nothere/workspaces/x", `{}`)
-	if _, err := s.store.Workspaces().Get(t.Context(), "acme/web/wrong"); err == nil {
+	if _, err := store.Of[resource.Workspace](s.store).Get(t.Context(), "acme/web/wrong"); err == nil {
 		t.Error("something half done is left")
 	}
 	// What can't change says so.
@@ -139,10 +139,10 @@ func TestDeletion(t *testing.T) {
 		t.Errorf("got %+v", p)
 	}
 	first := into[acceptedWorkspace](t, s.want(http.StatusAccepted, admin, "DELETE", inShop, ""))
-	if first.Resource.DeletedAt == nil || !mustGet(t, s.store.Tasks(), first.Task).Spec.Gone {
+	if first.Resource.DeletedAt == nil || !mustGet(t, store.Of[resource.Task](s.store), first.Task).Spec.Gone {
 		t.Errorf("got %+v", first)
 	}
-	if !mustGet(t, s.store.Apps(), "acme/web/shop/hello").Deleting() {
+	if !mustGet(t, store.Of[resource.App](s.store), "acme/web/shop/hello").Deleting() {
 		t.Error("the app of the workspace stays")
 	}
 	if again := into[acceptedWorkspace](t, s.want(http.StatusAccepted, admin, "DELETE", inShop, "")); again.Task != first.Task {
@@ -157,8 +157,8 @@ func TestDeletion(t *testing.T) {
 	}
 	// The controllers have done their work: now the rest can go.
 	for _, drop := range []error{
-		s.store.Apps().Delete(t.Context(), mustGet(t, s.store.Apps(), "acme/web/shop/hello")),
-		s.store.Workspaces().Delete(t.Context(), mustGet(t, s.store.Workspaces(), "acme/web/shop")),
+		store.Of[resource.App](s.store).Delete(t.Context(), mustGet(t, store.Of[resource.App](s.store), "acme/web/shop/hello")),
+		store.Of[resource.Workspace](s.store).Delete(t.Context(), mustGet(t, store.Of[resource.Workspace](s.store), "acme/web/shop")),
 	} {
 		if drop != nil {
 			t.Fatal(drop)
@@ -170,7 +170,7 @@ func TestDeletion(t *testing.T) {
 	s.want(http.StatusNotFound, dev, "GET", inAcme, "")
 	s.want(http.StatusNoContent, owner, "DELETE", inAcme, "")
 	s.want(http.StatusNotFound, owner, "GET", inAcme, "")
-	if left, _, _, _ := s.store.Memberships().List(t.Context(), "acme", "", 0); len(left) != 0 {
+	if left, _, _, _ := store.Of[resource.Membership](s.store).List(t.Context(), "acme", "", 0); len(left) != 0 {
 		t.Errorf("%d roles are left", len(left))
 	}
 	// Last owner, last sysadmin.
@@ -203,7 +203,7 @@ func TestRaces(t *testing.T) {
 		t.Errorf("%d tasks for one workspace", n)
 	}
 	// Scaling at once: every one is done, none is lost.
-	before := mustGet(t, s.store.Workspaces(), "acme/web/raced").Generation
+	before := mustGet(t, store.Of[resource.Workspace](s.store), "acme/web/raced").Generation
 	for i := range 10 {
 		wg.Go(func() {
 			got, err := s.try(s.tokens[admin], "PATCH", inWeb+"/workspaces/raced", fmt.Sprintf(`{"spec":{"machines":%d}}`, i+10))
@@ -213,7 +213,7 @@ func TestRaces(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if after := mustGet(t, s.store.Workspaces(), "acme/web/raced").Generation; after != before+10 {
+	if after := mustGet(t, store.Of[resource.Workspace](s.store), "acme/web/raced").Generation; after != before+10 {
 		t.Errorf("generation %d, was %d", after, before)
 	}
 	// Deleting an organization while workspaces are made in it: never is there a
@@ -252,11 +252,11 @@ func TestApp(t *testing.T) {
 		t.Errorf("got %+v", made)
 	}
 	s.want(http.StatusAccepted, dev, "PUT", app, `{"spec":{"image":"acme/web/hello:1","instances":2,"env":{"A":"b"},"command":[],"namespace":""}}`)
-	if got := mustGet(t, s.store.Apps(), "acme/web/shop/web"); got.Generation != 1 {
+	if got := mustGet(t, store.Of[resource.App](s.store), "acme/web/shop/web"); got.Generation != 1 {
 		t.Errorf("generation %d", got.Generation)
 	}
 	scaled := into[acceptedApp](t, s.want(http.StatusAccepted, dev, "PATCH", app, `{"spec":{"instances":3}}`))
-	if got := mustGet(t, s.store.Tasks(), scaled.Task); got.Spec.Operation != "app.scale" {
+	if got := mustGet(t, store.Of[resource.Task](s.store), scaled.Task); got.Spec.Operation != "app.scale" {
 		t.Errorf("got %+v", got.Spec)
 	}
 	for body, word := range map[string]string{
@@ -282,7 +282,7 @@ func TestApp(t *testing.T) {
 	s.want(http.StatusRequestEntityTooLarge, dev, "PUT", inShop+"/apps/wrong", `{"spec":{"image":"`+strings.Repeat("y", 200<<10)+`"}}`)
 	s.want(http.StatusUnprocessableEntity, dev, "PUT", app, `{"spec":{"image":"hello:1","namespace":"other"}}`)
 	s.want(http.StatusNotFound, dev, "PUT", inWeb+"/workspaces/nothere/apps/x", `{"spec":{"image":"hello:1"}}`)
-	if _, err := s.store.Apps().Get(t.Context(), "acme/web/shop/wrong"); err == nil {
+	if _, err := store.Of[resource.App](s.store).Get(t.Context(), "acme/web/shop/wrong"); err == nil {
 		t.Error("something half done is left")
 	}
 }
@@ -533,7 +533,7 @@ func TestEvents(t *testing.T) {
 	}
 	change := func(fn func(*resource.Task)) {
 		t.Helper()
-		if _, err := s.store.Tasks().Modify(t.Context(), made.Task, func(t *resource.Task) error { fn(t); return nil }); err != nil {
+		if _, err := store.Of[resource.Task](s.store).Modify(t.Context(), made.Task, func(t *resource.Task) error { fn(t); return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -10,14 +10,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	types "github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
-func newApp(name, image string) *types.App {
-	a := &types.App{Account: "acme", Organization: "web", Workspace: "shop"}
+func newApp(name, image string) *resource.App {
+	a := &resource.App{InWorkspace: resource.InWorkspace{Account: "acme", Organization: "web", Workspace: "shop"}}
 	a.Name = name
 	a.Generation = 1
-	a.Spec = types.AppSpec{Namespace: "default", Image: image, Instances: 2, Port: 8080}
+	a.Spec = resource.AppSpec{Namespace: "default", Image: image, Instances: 2, Port: 8080}
 	return a
 }
 
@@ -141,8 +141,8 @@ func ended(reason string, code int32) corev1.ContainerState {
 
 func TestStatus(t *testing.T) {
 	t.Parallel()
-	ready := &types.Route{}
-	ready.Status.Conditions.Set(types.Condition{Type: types.RouteReady, Status: types.True})
+	ready := &resource.Route{}
+	ready.Status.Conditions.Set(resource.Condition{Type: resource.RouteReady, Status: resource.True})
 	failure := func(message string) appsv1.DeploymentCondition {
 		return appsv1.DeploymentCondition{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Message: message}
 	}
@@ -153,29 +153,29 @@ func TestStatus(t *testing.T) {
 	tests := []struct {
 		name  string
 		seen  seen
-		was   types.Phase
-		phase types.Phase
+		was   resource.Phase
+		phase resource.Phase
 		// of the first condition that isn't True
 		condition, text string
 		final           bool
 	}{
-		{"ready", seen{host: "h", deployment: deployment(1, 1, 2, 2, 2), route: ready}, "", types.Ready, "", "", false},
-		{"ready without a route", seen{deployment: deployment(1, 1, 2, 2, 2)}, "", types.Ready, "", "", false},
-		{"no route yet", seen{host: "h", deployment: deployment(1, 1, 2, 2, 2)}, "", types.Degraded, types.AppRouteReady, "balancer", false},
-		{"starting", seen{deployment: deployment(1, 1, 2, 2, 0)}, "", types.Creating, types.AppInstancesReady, "2 of 2 instances run the newest release, 0 are ready", false},
-		{"half", seen{deployment: deployment(1, 1, 2, 2, 1)}, types.Creating, types.Degraded, types.AppInstancesReady, "1 are ready", false},
-		{"not looked at", seen{deployment: deployment(2, 1, 2, 2, 2)}, types.Ready, types.Degraded, types.AppInstancesReady, "0 of 2", false},
-		{"older ones leave", seen{deployment: deployment(1, 1, 3, 2, 3)}, types.Ready, types.Degraded, types.AppInstancesReady, "older ones are leaving", false},
-		{"quota", seen{deployment: deployment(1, 1, 0, 0, 0, failure(`pods "x" is forbidden: exceeded quota: small`))}, "", types.Failed, types.AppDeployed, "exceeded quota", true},
-		{"webhook", seen{deployment: deployment(1, 1, 0, 0, 0, failure("failed calling webhook"))}, "", types.Creating, types.AppDeployed, "webhook", false},
-		{"unschedulable", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{unschedulable}}, "", types.Creating, types.AppInstancesReady, "No machine has room for an instance: 0/2 nodes", false},
-		{"pull", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: waiting("ImagePullBackOff", "connection refused")})}}, "", types.Creating, types.AppInstancesReady, "The image hello:1 can't be pulled: connection refused.", false},
-		{"no such image", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: waiting("ErrImagePull", "x: not found")})}}, "", types.Failed, types.AppInstancesReady, "not found", true},
-		{"first crash", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: ended("Error", 3)})}}, "", types.Creating, types.AppInstancesReady, "it ended with exit code 3, once so far", false},
-		{"crash loop", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{RestartCount: 4, State: waiting("CrashLoopBackOff", "back-off"), LastTerminationState: ended("Error", 137)})}}, "", types.Failed, types.AppInstancesReady, "exit code 137, 4 times so far", true},
-		{"memory", seen{deployment: deployment(1, 1, 2, 2, 1), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{RestartCount: 3, State: waiting("CrashLoopBackOff", ""), LastTerminationState: ended("OOMKilled", 137)})}}, types.Ready, types.Degraded, types.AppInstancesReady, "more memory than it may have", true},
-		{"doesn't listen", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: running})}}, "", types.Creating, types.AppInstancesReady, "doesn't listen on port 8080", false},
-		{"stuck", seen{deployment: deployment(1, 1, 2, 2, 0, appsv1.DeploymentCondition{Type: appsv1.DeploymentProgressing, Status: corev1.ConditionFalse}), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: running})}}, "", types.Failed, types.AppInstancesReady, "Nothing has moved for 5 minutes", true},
+		{"ready", seen{host: "h", deployment: deployment(1, 1, 2, 2, 2), route: ready}, "", resource.Ready, "", "", false},
+		{"ready without a route", seen{deployment: deployment(1, 1, 2, 2, 2)}, "", resource.Ready, "", "", false},
+		{"no route yet", seen{host: "h", deployment: deployment(1, 1, 2, 2, 2)}, "", resource.Degraded, resource.AppRouteReady, "balancer", false},
+		{"starting", seen{deployment: deployment(1, 1, 2, 2, 0)}, "", resource.Creating, resource.AppInstancesReady, "2 of 2 instances run the newest release, 0 are ready", false},
+		{"half", seen{deployment: deployment(1, 1, 2, 2, 1)}, resource.Creating, resource.Degraded, resource.AppInstancesReady, "1 are ready", false},
+		{"not looked at", seen{deployment: deployment(2, 1, 2, 2, 2)}, resource.Ready, resource.Degraded, resource.AppInstancesReady, "0 of 2", false},
+		{"older ones leave", seen{deployment: deployment(1, 1, 3, 2, 3)}, resource.Ready, resource.Degraded, resource.AppInstancesReady, "older ones are leaving", false},
+		{"quota", seen{deployment: deployment(1, 1, 0, 0, 0, failure(`pods "x" is forbidden: exceeded quota: small`))}, "", resource.Failed, resource.AppDeployed, "exceeded quota", true},
+		{"webhook", seen{deployment: deployment(1, 1, 0, 0, 0, failure("failed calling webhook"))}, "", resource.Creating, resource.AppDeployed, "webhook", false},
+		{"unschedulable", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{unschedulable}}, "", resource.Creating, resource.AppInstancesReady, "No machine has room for an instance: 0/2 nodes", false},
+		{"pull", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: waiting("ImagePullBackOff", "connection refused")})}}, "", resource.Creating, resource.AppInstancesReady, "The image hello:1 can't be pulled: connection refused.", false},
+		{"no such image", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: waiting("ErrImagePull", "x: not found")})}}, "", resource.Failed, resource.AppInstancesReady, "not found", true},
+		{"first crash", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: ended("Error", 3)})}}, "", resource.Creating, resource.AppInstancesReady, "it ended with exit code 3, once so far", false},
+		{"crash loop", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{RestartCount: 4, State: waiting("CrashLoopBackOff", "back-off"), LastTerminationState: ended("Error", 137)})}}, "", resource.Failed, resource.AppInstancesReady, "exit code 137, 4 times so far", true},
+		{"memory", seen{deployment: deployment(1, 1, 2, 2, 1), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{RestartCount: 3, State: waiting("CrashLoopBackOff", ""), LastTerminationState: ended("OOMKilled", 137)})}}, resource.Ready, resource.Degraded, resource.AppInstancesReady, "more memory than it may have", true},
+		{"doesn't listen", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: running})}}, "", resource.Creating, resource.AppInstancesReady, "doesn't listen on port 8080", false},
+		{"stuck", seen{deployment: deployment(1, 1, 2, 2, 0, appsv1.DeploymentCondition{Type: appsv1.DeploymentProgressing, Status: corev1.ConditionFalse}), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: running})}}, "", resource.Failed, resource.AppInstancesReady, "Nothing has moved for 5 minutes", true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -185,9 +185,9 @@ func TestStatus(t *testing.T) {
 			if got.Phase != tt.phase || got.ObservedGeneration != 7 {
 				t.Errorf("phase %s of generation %d, want %s of 7", got.Phase, got.ObservedGeneration, tt.phase)
 			}
-			var wrong types.Condition
+			var wrong resource.Condition
 			for _, c := range got.Conditions {
-				if c.Status != types.True {
+				if c.Status != resource.True {
 					wrong = c
 					break
 				}

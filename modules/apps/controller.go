@@ -11,7 +11,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/workqueue"
 
-	types "github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
 
@@ -30,8 +30,8 @@ type Config struct {
 	Clusters Clusters
 	Images   Images
 
-	Apps       *store.Cache[*types.App]
-	Workspaces *store.Cache[*types.Workspace]
+	Apps       *store.Cache[*resource.App]
+	Workspaces *store.Cache[*resource.Workspace]
 
 	Domain   string // hosts are below it
 	Registry string // host:port of the platform's registry in references
@@ -62,7 +62,7 @@ type Controller struct {
 	watching sync.WaitGroup
 }
 
-// New makes a Controller. It must be made before the caches of cfg run.
+// New makes a Controller.
 func New(cfg Config) *Controller {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -115,7 +115,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 // watchRoutes looks at the app again when the balancer has said something about
 // its route, or when somebody took the route away.
 func (c *Controller) watchRoutes(ctx context.Context) {
-	for e := range c.cfg.Store.Routes().Watch(ctx, "", 0) {
+	for e := range store.Of[resource.Route](c.cfg.Store).Watch(ctx, "", 0) {
 		r := e.Object
 		if e.Type == store.Deleted {
 			r = e.Previous
@@ -157,7 +157,7 @@ func (c *Controller) work(ctx context.Context) bool {
 // without being told to; 0 is never.
 func (c *Controller) reconcile(ctx context.Context, key string) (again time.Duration, err error) {
 	workspace := key[:strings.LastIndexByte(key, '/')]
-	app, err := c.cfg.Store.Apps().Get(ctx, key)
+	app, err := store.Of[resource.App](c.cfg.Store).Get(ctx, key)
 	if errors.Is(err, store.ErrNotFound) {
 		c.forget(key, workspace)
 		return 0, nil
@@ -167,7 +167,7 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 	}
 	// From the store and not from the cache: an app is created together with a
 	// look at its workspace, and the cache may not have that yet.
-	ws, err := c.cfg.Store.Workspaces().Get(ctx, workspace)
+	ws, err := store.Of[resource.Workspace](c.cfg.Store).Get(ctx, workspace)
 	switch {
 	case errors.Is(err, store.ErrNotFound), err == nil && ws.Deleting():
 		// The cluster goes, and all in it.
@@ -188,8 +188,8 @@ func (e *unreachableError) Unwrap() error { return e.error }
 
 // say stores what is seen of app, unless it changed meanwhile: then it is in the
 // queue again anyway.
-func (c *Controller) say(ctx context.Context, app *types.App, status types.AppStatus) error {
-	_, err := c.cfg.Store.Apps().Modify(ctx, app.Key(), func(now *types.App) error {
+func (c *Controller) say(ctx context.Context, app *resource.App, status resource.AppStatus) error {
+	_, err := store.Of[resource.App](c.cfg.Store).Modify(ctx, app.Key(), func(now *resource.App) error {
 		if now.UID != app.UID || now.Generation != app.Generation || now.Deleting() != app.Deleting() {
 			return store.ErrSkip
 		}
@@ -203,13 +203,13 @@ func (c *Controller) say(ctx context.Context, app *types.App, status types.AppSt
 }
 
 // blocked stores that app can't go on because of condition.
-func (c *Controller) blocked(ctx context.Context, app *types.App, condition types.Condition) error {
+func (c *Controller) blocked(ctx context.Context, app *resource.App, condition resource.Condition) error {
 	st := app.Status
-	st.Conditions = append(types.Conditions(nil), st.Conditions...)
+	st.Conditions = append(resource.Conditions(nil), st.Conditions...)
 	st.Conditions.Set(condition)
-	if condition.Type != types.AppImageFound && !app.Deleting() {
+	if condition.Type != resource.AppImageFound && !app.Deleting() {
 		// What came before is so, or we would not be here.
-		st.Conditions.Set(types.Condition{Type: types.AppImageFound, Status: types.True})
+		st.Conditions.Set(resource.Condition{Type: resource.AppImageFound, Status: resource.True})
 	}
 	return c.say(ctx, app, settle(app, st))
 }

@@ -15,11 +15,11 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	ktypes "k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/multipaas/multipaas/modules/internal/storetest"
-	types "github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
 
@@ -93,9 +93,9 @@ func start(t *testing.T) *fixture {
 	f := &fixture{T: t, st: storetest.New(t), clusters: &clusters{err: errors.New("the plane is starting")}}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	f.ctx = ctx
-	w := &types.Workspace{Account: "acme", Organization: "web"}
+	w := &resource.Workspace{InOrganization: resource.InOrganization{Account: "acme", Organization: "web"}}
 	w.Name = "shop"
-	f.must(f.st.Workspaces().Create(ctx, w))
+	f.must(store.Of[resource.Workspace](f.st).Create(ctx, w))
 
 	run, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -110,7 +110,7 @@ func start(t *testing.T) *fixture {
 		})
 		<-ready
 	}
-	apps, workspaces := f.st.Apps().Cache(nil), f.st.Workspaces().Cache(nil)
+	apps, workspaces := store.Of[resource.App](f.st).Cache(nil), store.Of[resource.Workspace](f.st).Cache(nil)
 	c := New(Config{Store: f.st, Clusters: f.clusters, Images: images{}, Apps: apps, Workspaces: workspaces,
 		Domain: "lab.example", Registry: "registry.example"})
 	part(apps)
@@ -132,12 +132,12 @@ func (f *fixture) must(err error) {
 }
 
 // app waits until the app called name is as ok says.
-func (f *fixture) app(name, what string, ok func(*types.App) bool) *types.App {
+func (f *fixture) app(name, what string, ok func(*resource.App) bool) *resource.App {
 	f.Helper()
 	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
 	defer cancel()
-	var last *types.App
-	for e := range f.st.Apps().WatchKey(ctx, "acme/web/shop/"+name, 0) {
+	var last *resource.App
+	for e := range store.Of[resource.App](f.st).WatchKey(ctx, "acme/web/shop/"+name, 0) {
 		if e.Type == store.Put {
 			last = e.Object
 		}
@@ -154,7 +154,7 @@ func (f *fixture) gone(name string) {
 	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
 	defer cancel()
 	there := false
-	for e := range f.st.Apps().WatchKey(ctx, "acme/web/shop/"+name, 0) {
+	for e := range store.Of[resource.App](f.st).WatchKey(ctx, "acme/web/shop/"+name, 0) {
 		switch e.Type {
 		case store.Put:
 			there = true
@@ -169,19 +169,19 @@ func (f *fixture) gone(name string) {
 	f.Fatalf("%s isn't gone after 30 s", name)
 }
 
-func (f *fixture) change(name string, change func(*types.App)) {
+func (f *fixture) change(name string, change func(*resource.App)) {
 	f.Helper()
-	_, err := f.st.Apps().Modify(f.ctx, "acme/web/shop/"+name, func(a *types.App) error { change(a); return nil })
+	_, err := store.Of[resource.App](f.st).Modify(f.ctx, "acme/web/shop/"+name, func(a *resource.App) error { change(a); return nil })
 	f.must(err)
 }
 
 // balance says what the balancer would about every route.
 func (f *fixture) balance() {
 	go func() {
-		for e := range f.st.Routes().Watch(f.ctx, "", 0) {
-			if e.Type == store.Put && !e.Object.Status.Conditions.Is(types.RouteReady) {
-				_, _ = f.st.Routes().Modify(f.ctx, e.Key, func(r *types.Route) error {
-					r.Status.Conditions.Set(types.Condition{Type: types.RouteReady, Status: types.True})
+		for e := range store.Of[resource.Route](f.st).Watch(f.ctx, "", 0) {
+			if e.Type == store.Put && !e.Object.Status.Conditions.Is(resource.RouteReady) {
+				_, _ = store.Of[resource.Route](f.st).Modify(f.ctx, e.Key, func(r *resource.Route) error {
+					r.Status.Conditions.Set(resource.Condition{Type: resource.RouteReady, Status: resource.True})
 					return nil
 				})
 			}
@@ -189,32 +189,32 @@ func (f *fixture) balance() {
 	}()
 }
 
-func ready(a *types.App) bool {
-	return a.Status.Phase == types.Ready && a.Status.ObservedGeneration == a.Generation
+func ready(a *resource.App) bool {
+	return a.Status.Phase == resource.Ready && a.Status.ObservedGeneration == a.Generation
 }
 
-func says(condition, text string) func(*types.App) bool {
-	return func(a *types.App) bool {
+func says(condition, text string) func(*resource.App) bool {
+	return func(a *resource.App) bool {
 		c := a.Status.Conditions.Get(condition)
-		return c != nil && c.Status == types.False && strings.Contains(c.Message, text) && a.Status.ObservedGeneration == a.Generation
+		return c != nil && c.Status == resource.False && strings.Contains(c.Message, text) && a.Status.ObservedGeneration == a.Generation
 	}
 }
 
 // TestApps leads apps through their lives in a real control plane.
 func TestApps(t *testing.T) {
 	f := start(t)
-	f.must(f.st.Apps().Create(f.ctx, newApp("hello", "helo:1")))
-	f.app("hello", "waiting", says(types.AppDeployed, "Waiting for the workspace: the plane is starting."))
+	f.must(store.Of[resource.App](f.st).Create(f.ctx, newApp("hello", "helo:1")))
+	f.app("hello", "waiting", says(resource.AppDeployed, "Waiting for the workspace: the plane is starting."))
 	f.client = startPlane(t)
 	actAsKubelet(t, f.client)
 	f.balance()
 	f.clusters.set(f.client, nil)
 
-	a := f.app("hello", "without an image", says(types.AppImageFound, "There are hello:1, hello:2, crash:1."))
-	if a.Status.Phase != types.Failed || !a.Status.Conditions.Get(types.AppImageFound).Final {
+	a := f.app("hello", "without an image", says(resource.AppImageFound, "There are hello:1, hello:2, crash:1."))
+	if a.Status.Phase != resource.Failed || !a.Status.Conditions.Get(resource.AppImageFound).Final {
 		t.Errorf("without an image: %+v, want it failed", a.Status)
 	}
-	f.change("hello", func(a *types.App) { a.Spec.Image = "hello:1" })
+	f.change("hello", func(a *resource.App) { a.Spec.Image = "hello:1" })
 	a = f.app("hello", "ready", ready)
 	if a.Status.InstancesReady != 2 || a.Status.URL != "https://hello.shop.web.acme.lab.example" || !strings.HasPrefix(a.Status.ImageDigest, "sha256:111") {
 		t.Errorf("ready: %+v", a.Status)
@@ -229,33 +229,33 @@ func TestApps(t *testing.T) {
 	if len(pods.Items) != 2 || pods.Items[0].Spec.NodeName == pods.Items[1].Spec.NodeName {
 		t.Errorf("%d instances, want 2 on two machines", len(pods.Items))
 	}
-	route, err := f.st.Routes().Get(f.ctx, a.Status.Host)
+	route, err := store.Of[resource.Route](f.st).Get(f.ctx, a.Status.Host)
 	f.must(err)
 	if route.Workspace != "acme/web/shop" || route.Service != "hello" || route.Port != 8080 || route.Namespace != "default" {
 		t.Errorf("route %+v", route)
 	}
 
 	// What somebody changes behind our back comes back.
-	_, err = f.client.AppsV1().Deployments("default").Patch(f.ctx, "hello", ktypes.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{})
+	_, err = f.client.AppsV1().Deployments("default").Patch(f.ctx, "hello", types.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{})
 	f.must(err)
 	f.must(f.client.CoreV1().Services("default").Delete(f.ctx, "hello", metav1.DeleteOptions{}))
-	f.must(f.st.Routes().Delete(f.ctx, route))
+	f.must(store.Of[resource.Route](f.st).Delete(f.ctx, route))
 	eventually(t, "the deployment, the service and the route are back", func() error {
 		d, err := f.client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
 		if err != nil || *d.Spec.Replicas != 2 {
 			return fmt.Errorf("the deployment isn't: %v", err)
 		}
 		_, err = f.client.CoreV1().Services("default").Get(f.ctx, "hello", metav1.GetOptions{})
-		_, errRoute := f.st.Routes().Get(f.ctx, route.Name)
+		_, errRoute := store.Of[resource.Route](f.st).Get(f.ctx, route.Name)
 		return errors.Join(err, errRoute)
 	})
 
-	f.change("hello", func(a *types.App) { a.Spec.Instances = 3; a.Spec.Port = 9090; a.Spec.NoRoute = true })
+	f.change("hello", func(a *resource.App) { a.Spec.Instances = 3; a.Spec.Port = 9090; a.Spec.NoRoute = true })
 	a = f.app("hello", "scaled", ready)
 	if a.Status.InstancesReady != 3 || a.Status.URL != "" {
 		t.Errorf("scaled: %+v, want 3 instances and no URL", a.Status)
 	}
-	if _, err := f.st.Routes().Get(f.ctx, route.Name); !errors.Is(err, store.ErrNotFound) {
+	if _, err := store.Of[resource.Route](f.st).Get(f.ctx, route.Name); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("the route of an app without one: %v, want none", err)
 	}
 	s, err := f.client.CoreV1().Services("default").Get(f.ctx, "hello", metav1.GetOptions{})
@@ -265,16 +265,16 @@ func TestApps(t *testing.T) {
 	}
 
 	// A release that crashes says so and leaves the running one alone.
-	f.change("hello", func(a *types.App) { a.Spec.Image = "crash:1"; a.Spec.NoRoute = false })
-	a = f.app("hello", "crashing", says(types.AppInstancesReady, "exit code 42"))
-	if a.Status.Phase != types.Degraded || a.Status.InstancesReady != 3 || !a.Status.Conditions.Get(types.AppInstancesReady).Final {
+	f.change("hello", func(a *resource.App) { a.Spec.Image = "crash:1"; a.Spec.NoRoute = false })
+	a = f.app("hello", "crashing", says(resource.AppInstancesReady, "exit code 42"))
+	if a.Status.Phase != resource.Degraded || a.Status.InstancesReady != 3 || !a.Status.Conditions.Get(resource.AppInstancesReady).Final {
 		t.Errorf("crashing: %+v, want it degraded with 3 instances", a.Status)
 	}
-	f.change("hello", func(a *types.App) { a.Spec.Image = "hello:2" })
+	f.change("hello", func(a *resource.App) { a.Spec.Image = "hello:2" })
 	f.app("hello", "ready again", ready)
 
 	// To another namespace, which isn't there yet.
-	f.change("hello", func(a *types.App) { a.Spec.Namespace = "other"; a.Spec.Instances = 1 })
+	f.change("hello", func(a *resource.App) { a.Spec.Namespace = "other"; a.Spec.Instances = 1 })
 	f.app("hello", "moved", ready)
 	eventually(t, "nothing is left in the old namespace", func() error {
 		_, err := f.client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
@@ -296,28 +296,28 @@ func TestApps(t *testing.T) {
 	})
 	quota := newApp("quota", "hello:1")
 	quota.Spec.Namespace = "small"
-	f.must(f.st.Apps().Create(f.ctx, quota))
+	f.must(store.Of[resource.App](f.st).Create(f.ctx, quota))
 	large := newApp("large", "hello:1")
 	large.Spec.MemoryBytes = 64 << 30
-	f.must(f.st.Apps().Create(f.ctx, large))
+	f.must(store.Of[resource.App](f.st).Create(f.ctx, large))
 	mine := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "taken"}, Spec: appsv1.DeploymentSpec{
 		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"x": "y"}},
 		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"x": "y"}},
 			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: container, Image: "x"}}}}}}
 	_, err = f.client.AppsV1().Deployments("default").Create(f.ctx, mine, metav1.CreateOptions{})
 	f.must(err)
-	f.must(f.st.Apps().Create(f.ctx, newApp("taken", "hello:1")))
+	f.must(store.Of[resource.App](f.st).Create(f.ctx, newApp("taken", "hello:1")))
 	invalid := newApp("invalid", "hello:1")
 	invalid.Spec.Env = map[string]string{"=": "x"}
-	f.must(f.st.Apps().Create(f.ctx, invalid))
-	f.app("quota", "refused", says(types.AppDeployed, "exceeded quota"))
-	f.app("large", "without room", says(types.AppInstancesReady, "No machine has room"))
-	f.app("taken", "refused", says(types.AppDeployed, "There is a Deployment taken in namespace default already"))
-	f.app("invalid", "refused", says(types.AppDeployed, "Kubernetes refuses the app"))
+	f.must(store.Of[resource.App](f.st).Create(f.ctx, invalid))
+	f.app("quota", "refused", says(resource.AppDeployed, "exceeded quota"))
+	f.app("large", "without room", says(resource.AppInstancesReady, "No machine has room"))
+	f.app("taken", "refused", says(resource.AppDeployed, "There is a Deployment taken in namespace default already"))
+	f.app("invalid", "refused", says(resource.AppDeployed, "Kubernetes refuses the app"))
 
 	// Deletion leaves nothing, and what is the tenant's own alone.
 	for _, name := range []string{"hello", "quota", "taken", "invalid"} {
-		_, err := f.st.Apps().MarkDeleted(f.ctx, "acme/web/shop/"+name)
+		_, err := store.Of[resource.App](f.st).MarkDeleted(f.ctx, "acme/web/shop/"+name)
 		f.must(err)
 	}
 	for _, name := range []string{"hello", "quota", "taken", "invalid"} {
@@ -332,16 +332,16 @@ func TestApps(t *testing.T) {
 			}
 		}
 	}
-	if _, err := f.st.Routes().Get(f.ctx, route.Name); !errors.Is(err, store.ErrNotFound) {
+	if _, err := store.Of[resource.Route](f.st).Get(f.ctx, route.Name); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("the route of a deleted app: %v, want none", err)
 	}
 
 	// With its workspace an app goes without a word to the cluster.
 	f.clusters.set(nil, errors.New("the plane has stopped"))
-	_, err = f.st.Workspaces().MarkDeleted(f.ctx, "acme/web/shop")
+	_, err = store.Of[resource.Workspace](f.st).MarkDeleted(f.ctx, "acme/web/shop")
 	f.must(err)
 	f.gone("large")
-	routes, _, _, err := f.st.Routes().List(f.ctx, "", "", 0)
+	routes, _, _, err := store.Of[resource.Route](f.st).List(f.ctx, "", "", 0)
 	f.must(err)
 	if len(routes) != 0 {
 		t.Errorf("%d routes are left, want none", len(routes))

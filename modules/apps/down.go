@@ -12,13 +12,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
-	types "github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
 
 // takeDown removes what app has outside, then app itself: first the route, so
 // that nobody is sent there any more.
-func (c *Controller) takeDown(ctx context.Context, app *types.App) (again time.Duration, err error) {
+func (c *Controller) takeDown(ctx context.Context, app *resource.App) (again time.Duration, err error) {
 	if host, err := hostOf(app, c.cfg.Domain); err == nil {
 		if err := c.removeRoute(ctx, app, host); err != nil {
 			return 0, err
@@ -27,7 +27,7 @@ func (c *Controller) takeDown(ctx context.Context, app *types.App) (again time.D
 	faultpoint.Reach("app/delete/route-removed")
 	k, err := c.cluster(ctx, app.WorkspaceKey())
 	if err != nil {
-		return 0, errors.Join(err, c.blocked(ctx, app, types.Condition{Type: types.AppInstancesReady, Status: types.False,
+		return 0, errors.Join(err, c.blocked(ctx, app, resource.Condition{Type: resource.AppInstancesReady, Status: resource.False,
 			Reason: reasonUnreachable, Message: "Waiting for the workspace: " + sentence(err.Error())}))
 	}
 	left, err := remove(ctx, k, app)
@@ -36,7 +36,7 @@ func (c *Controller) takeDown(ctx context.Context, app *types.App) (again time.D
 	}
 	faultpoint.Reach("app/delete/objects-deleted")
 	if left > 0 {
-		return retryRemoval, c.blocked(ctx, app, types.Condition{Type: types.AppInstancesReady, Status: types.False,
+		return retryRemoval, c.blocked(ctx, app, resource.Condition{Type: resource.AppInstancesReady, Status: resource.False,
 			Reason: reasonRemoving, Message: fmt.Sprintf("%d of the app's objects are still leaving.", left)})
 	}
 	return 0, c.remove(ctx, app)
@@ -45,7 +45,7 @@ func (c *Controller) takeDown(ctx context.Context, app *types.App) (again time.D
 // remove deletes what app has in its cluster, and counts what is still there.
 // It asks the API and not the mirrors: what was applied a moment ago may not be
 // in those yet, and would stay for ever.
-func remove(ctx context.Context, k *cluster, app *types.App) (left int, err error) {
+func remove(ctx context.Context, k *cluster, app *resource.App) (left int, err error) {
 	options := metav1.ListOptions{LabelSelector: selectorOf(app.Name)}
 	services, err := k.client.CoreV1().Services(metav1.NamespaceAll).List(ctx, options)
 	if err != nil {
@@ -97,13 +97,13 @@ func ignoreGone(what string, err error) error {
 }
 
 // remove removes the route and the resource. Nothing of app is left then.
-func (c *Controller) remove(ctx context.Context, app *types.App) error {
+func (c *Controller) remove(ctx context.Context, app *resource.App) error {
 	if host, err := hostOf(app, c.cfg.Domain); err == nil {
 		if err := c.removeRoute(ctx, app, host); err != nil {
 			return err
 		}
 	}
-	err := c.cfg.Store.Apps().Delete(ctx, app)
+	err := store.Of[resource.App](c.cfg.Store).Delete(ctx, app)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}

@@ -11,14 +11,14 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
+	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	appsapply "k8s.io/client-go/applyconfigurations/apps/v1"
 	coreapply "k8s.io/client-go/applyconfigurations/core/v1"
 	metaapply "k8s.io/client-go/applyconfigurations/meta/v1"
 
-	types "github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
 const (
@@ -52,18 +52,18 @@ type objects struct {
 	service    *coreapply.ServiceApplyConfiguration
 }
 
-func labels(app *types.App) map[string]string {
+func labels(app *resource.App) map[string]string {
 	return map[string]string{labelName: app.Name, labelManager: manager}
 }
 
-func namespaceOf(app *types.App) string {
+func namespaceOf(app *resource.App) string {
 	if app.Spec.Namespace == "" {
 		return defaultNamespace
 	}
 	return app.Spec.Namespace
 }
 
-func portOf(app *types.App) int {
+func portOf(app *resource.App) int {
 	if app.Spec.Port == 0 {
 		return defaultPort
 	}
@@ -71,7 +71,7 @@ func portOf(app *types.App) int {
 }
 
 // render returns the objects of app, which runs image.
-func render(app *types.App, image string) objects {
+func render(app *resource.App, image string) objects {
 	namespace, port := namespaceOf(app), int32(portOf(app))
 
 	env := []*coreapply.EnvVarApplyConfiguration{coreapply.EnvVar().WithName("PORT").WithValue(strconv.Itoa(int(port)))}
@@ -136,13 +136,13 @@ func render(app *types.App, image string) objects {
 	return objects{namespace, deployment, service}
 }
 
-func amountsOf(spec types.AppSpec) corev1.ResourceList {
+func amountsOf(spec resource.AppSpec) corev1.ResourceList {
 	amounts := corev1.ResourceList{}
 	if spec.MilliCPU > 0 {
-		amounts[corev1.ResourceCPU] = *resource.NewMilliQuantity(spec.MilliCPU, resource.DecimalSI)
+		amounts[corev1.ResourceCPU] = *apiresource.NewMilliQuantity(spec.MilliCPU, apiresource.DecimalSI)
 	}
 	if spec.MemoryBytes > 0 {
-		amounts[corev1.ResourceMemory] = *resource.NewQuantity(spec.MemoryBytes, resource.BinarySI)
+		amounts[corev1.ResourceMemory] = *apiresource.NewQuantity(spec.MemoryBytes, apiresource.BinarySI)
 	}
 	return amounts
 }
@@ -172,7 +172,7 @@ func (e *hostError) Error() string { return e.message }
 
 // hostOf is where app is reached. A host name has at most 253 characters, and
 // each label of it 63.
-func hostOf(app *types.App, domain string) (string, error) {
+func hostOf(app *resource.App, domain string) (string, error) {
 	host := strings.ToLower(strings.Join([]string{app.Name, app.Workspace, app.Organization, app.Account, domain}, "."))
 	if len(host) > 253 {
 		return "", &hostError{fmt.Sprintf("The host name %s would have %d characters, at most 253 are possible. Use shorter names.", host, len(host))}
@@ -186,8 +186,8 @@ func hostOf(app *types.App, domain string) (string, error) {
 }
 
 // routeOf is the route of app at host.
-func routeOf(app *types.App, host string) *types.Route {
-	r := &types.Route{
+func routeOf(app *resource.App, host string) *resource.Route {
+	r := &resource.Route{
 		Workspace: app.WorkspaceKey(),
 		App:       app.Name,
 		Namespace: namespaceOf(app),

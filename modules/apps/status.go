@@ -8,7 +8,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
-	types "github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
 // Reasons of conditions, for programs.
@@ -37,12 +37,12 @@ type seen struct {
 	host       string // "": not routed
 	deployment *appsv1.Deployment
 	pods       []*corev1.Pod
-	route      *types.Route
+	route      *resource.Route
 }
 
 // status returns what to tell about app, whose image is found and whose
 // objects are applied.
-func status(app *types.App, s seen) types.AppStatus {
+func status(app *resource.App, s seen) resource.AppStatus {
 	st := app.Status
 	st.Conditions = slices.Clone(st.Conditions)
 	st.ImageDigest = s.digest
@@ -51,7 +51,7 @@ func status(app *types.App, s seen) types.AppStatus {
 		st.URL = "https://" + s.host
 	}
 	st.InstancesReady = int(s.deployment.Status.ReadyReplicas)
-	st.Conditions.Set(types.Condition{Type: types.AppImageFound, Status: types.True})
+	st.Conditions.Set(resource.Condition{Type: resource.AppImageFound, Status: resource.True})
 	st.Conditions.Set(deployed(s.deployment))
 	st.Conditions.Set(instances(app, s.deployment, s.pods))
 	setRoute(&st.Conditions, s)
@@ -59,37 +59,37 @@ func status(app *types.App, s seen) types.AppStatus {
 }
 
 // settle draws phase and generation from the conditions.
-func settle(app *types.App, st types.AppStatus) types.AppStatus {
+func settle(app *resource.App, st resource.AppStatus) resource.AppStatus {
 	ready, final := true, false
 	for _, c := range st.Conditions {
-		ready = ready && c.Status == types.True
-		final = final || c.Status == types.False && c.Final
+		ready = ready && c.Status == resource.True
+		final = final || c.Status == resource.False && c.Final
 	}
-	for _, t := range []string{types.AppImageFound, types.AppDeployed, types.AppInstancesReady} {
+	for _, t := range []string{resource.AppImageFound, resource.AppDeployed, resource.AppInstancesReady} {
 		ready = ready && st.Conditions.Is(t)
 	}
 	switch {
 	case app.Deleting():
-		st.Phase = types.Deleting
+		st.Phase = resource.Deleting
 	case ready:
-		st.Phase = types.Ready
+		st.Phase = resource.Ready
 	case final && st.InstancesReady == 0:
-		st.Phase = types.Failed
-	case st.InstancesReady > 0 || app.Status.Phase == types.Ready || app.Status.Phase == types.Degraded:
-		st.Phase = types.Degraded
+		st.Phase = resource.Failed
+	case st.InstancesReady > 0 || app.Status.Phase == resource.Ready || app.Status.Phase == resource.Degraded:
+		st.Phase = resource.Degraded
 	default:
-		st.Phase = types.Creating
+		st.Phase = resource.Creating
 	}
 	st.ObservedGeneration = app.Generation
 	return st
 }
 
 // deployed says whether Kubernetes takes the app's instances on.
-func deployed(d *appsv1.Deployment) types.Condition {
-	c := types.Condition{Type: types.AppDeployed, Status: types.True, Reason: reasonApplied}
+func deployed(d *appsv1.Deployment) resource.Condition {
+	c := resource.Condition{Type: resource.AppDeployed, Status: resource.True, Reason: reasonApplied}
 	for _, dc := range d.Status.Conditions {
 		if dc.Type == appsv1.DeploymentReplicaFailure && dc.Status == corev1.ConditionTrue {
-			c.Status, c.Reason = types.False, reasonRefused
+			c.Status, c.Reason = resource.False, reasonRefused
 			c.Message = "Kubernetes refuses an instance: " + sentence(dc.Message)
 			// Quotas and pod security: somebody has to change something. Other
 			// failures to create, such as a webhook that doesn't answer, pass.
@@ -101,9 +101,9 @@ func deployed(d *appsv1.Deployment) types.Condition {
 
 // instances says whether as many instances as wanted run the newest release,
 // and if not, what is wrong with the first that has something to tell.
-func instances(app *types.App, d *appsv1.Deployment, pods []*corev1.Pod) types.Condition {
+func instances(app *resource.App, d *appsv1.Deployment, pods []*corev1.Pod) resource.Condition {
 	want := app.Spec.Instances
-	c := types.Condition{Type: types.AppInstancesReady, Status: types.True, Reason: reasonReady}
+	c := resource.Condition{Type: resource.AppInstancesReady, Status: resource.True, Reason: reasonReady}
 	if want == 1 {
 		c.Message = "1 instance is ready."
 	} else {
@@ -114,7 +114,7 @@ func instances(app *types.App, d *appsv1.Deployment, pods []*corev1.Pod) types.C
 	if current && int(s.UpdatedReplicas) == want && int(s.AvailableReplicas) == want && int(s.Replicas) == want {
 		return c
 	}
-	c.Status, c.Reason = types.False, reasonRollingOut
+	c.Status, c.Reason = resource.False, reasonRollingOut
 	updated := 0
 	if current {
 		updated = int(s.UpdatedReplicas)
@@ -149,7 +149,7 @@ type trouble struct {
 
 // worst returns the trouble of the instances that tells most: a final one, else
 // that of the newest instance.
-func worst(app *types.App, pods []*corev1.Pod) trouble {
+func worst(app *resource.App, pods []*corev1.Pod) trouble {
 	pods = slices.Clone(pods)
 	slices.SortFunc(pods, func(a, b *corev1.Pod) int {
 		if c := b.CreationTimestamp.Compare(a.CreationTimestamp.Time); c != 0 {
@@ -170,7 +170,7 @@ func worst(app *types.App, pods []*corev1.Pod) trouble {
 	return first
 }
 
-func troubleOf(app *types.App, p *corev1.Pod) trouble {
+func troubleOf(app *resource.App, p *corev1.Pod) trouble {
 	if p.DeletionTimestamp != nil {
 		return trouble{}
 	}
@@ -190,7 +190,7 @@ func troubleOf(app *types.App, p *corev1.Pod) trouble {
 	return trouble{}
 }
 
-func troubleIn(app *types.App, s *corev1.ContainerStatus) trouble {
+func troubleIn(app *resource.App, s *corev1.ContainerStatus) trouble {
 	ended := s.LastTerminationState.Terminated
 	if s.State.Terminated != nil {
 		ended = s.State.Terminated
@@ -245,14 +245,14 @@ func times(n int) string {
 
 // setRoute tells what the balancer says about the app's route. An app without a
 // route has no such condition.
-func setRoute(cs *types.Conditions, s seen) {
+func setRoute(cs *resource.Conditions, s seen) {
 	if s.host == "" {
-		*cs = slices.DeleteFunc(*cs, func(c types.Condition) bool { return c.Type == types.AppRouteReady })
+		*cs = slices.DeleteFunc(*cs, func(c resource.Condition) bool { return c.Type == resource.AppRouteReady })
 		return
 	}
-	c := types.Condition{Type: types.AppRouteReady, Status: types.False, Reason: reasonRoute, Message: "The balancer hasn't taken the route up yet."}
+	c := resource.Condition{Type: resource.AppRouteReady, Status: resource.False, Reason: reasonRoute, Message: "The balancer hasn't taken the route up yet."}
 	if s.route != nil {
-		if r := s.route.Status.Conditions.Get(types.RouteReady); r != nil {
+		if r := s.route.Status.Conditions.Get(resource.RouteReady); r != nil {
 			c.Status, c.Reason, c.Message, c.Final = r.Status, r.Reason, r.Message, r.Final
 		}
 	}

@@ -10,11 +10,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	ktypes "k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/types"
 	coreapply "k8s.io/client-go/applyconfigurations/core/v1"
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
-	types "github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
 
@@ -22,17 +22,17 @@ import (
 // there, nothing needs to be written.
 type applied struct {
 	sum        string
-	deployment ktypes.UID
+	deployment types.UID
 	generation int64
-	service    ktypes.UID
+	service    types.UID
 	version    string
 }
 
 // bringUp makes the cluster and the route what app says, and tells how it is.
-func (c *Controller) bringUp(ctx context.Context, app *types.App) (again time.Duration, err error) {
+func (c *Controller) bringUp(ctx context.Context, app *resource.App) (again time.Duration, err error) {
 	ref, err := fullReference(c.cfg.Registry, c.cfg.RegistryNames, app.Account, app.Organization, app.Spec.Image)
 	if err != nil {
-		return 0, c.blocked(ctx, app, types.Condition{Type: types.AppImageFound, Status: types.False, Reason: reasonNoImage,
+		return 0, c.blocked(ctx, app, resource.Condition{Type: resource.AppImageFound, Status: resource.False, Reason: reasonNoImage,
 			Message: sentence(err.Error()), Final: true})
 	}
 	k, err := c.cluster(ctx, app.WorkspaceKey())
@@ -48,10 +48,10 @@ func (c *Controller) bringUp(ctx context.Context, app *types.App) (again time.Du
 
 	digest, err := c.digest(ctx, app, ref, deployments)
 	if err != nil {
-		condition := types.Condition{Type: types.AppImageFound, Status: types.Unknown, Reason: reasonImageUnknown, Message: sentence(err.Error())}
+		condition := resource.Condition{Type: resource.AppImageFound, Status: resource.Unknown, Reason: reasonImageUnknown, Message: sentence(err.Error())}
 		none, isNone := errors.AsType[*NoImageError](err)
 		if isNone {
-			condition.Status, condition.Reason, condition.Message, condition.Final = types.False, reasonNoImage, none.Error(), true
+			condition.Status, condition.Reason, condition.Message, condition.Final = resource.False, reasonNoImage, none.Error(), true
 		}
 		if sayErr := c.blocked(ctx, app, condition); sayErr != nil || !isNone {
 			return 0, errors.Join(err, sayErr)
@@ -69,7 +69,7 @@ func (c *Controller) bringUp(ctx context.Context, app *types.App) (again time.Du
 	host, route, err := c.route(ctx, app)
 	if err != nil {
 		if problem, ok := errors.AsType[*hostError](err); ok {
-			return 0, c.blocked(ctx, app, types.Condition{Type: types.AppRouteReady, Status: types.False, Reason: reasonHostName, Message: problem.Error(), Final: true})
+			return 0, c.blocked(ctx, app, resource.Condition{Type: resource.AppRouteReady, Status: resource.False, Reason: reasonHostName, Message: problem.Error(), Final: true})
 		}
 		return 0, err
 	}
@@ -82,13 +82,13 @@ func (c *Controller) bringUp(ctx context.Context, app *types.App) (again time.Du
 
 // unreachable tells that the workspace isn't there yet. An app that was ready
 // stays so: what its users see doesn't need the plane.
-func (c *Controller) unreachable(ctx context.Context, app *types.App, err error) error {
-	if app.Status.Phase == types.Ready && app.Status.ObservedGeneration == app.Generation {
+func (c *Controller) unreachable(ctx context.Context, app *resource.App, err error) error {
+	if app.Status.Phase == resource.Ready && app.Status.ObservedGeneration == app.Generation {
 		return nil
 	}
 	st := app.Status
-	st.Conditions = append(types.Conditions(nil), st.Conditions...)
-	st.Conditions.Set(types.Condition{Type: types.AppDeployed, Status: types.False, Reason: reasonUnreachable,
+	st.Conditions = append(resource.Conditions(nil), st.Conditions...)
+	st.Conditions.Set(resource.Condition{Type: resource.AppDeployed, Status: resource.False, Reason: reasonUnreachable,
 		Message: "Waiting for the workspace: " + sentence(err.Error())})
 	return c.say(ctx, app, settle(app, st))
 }
@@ -96,7 +96,7 @@ func (c *Controller) unreachable(ctx context.Context, app *types.App, err error)
 // digest is that of the running release as long as the app asks for the same
 // image: a tag that moved on takes effect when the app is deployed with another
 // reference, and not by chance when it is scaled.
-func (c *Controller) digest(ctx context.Context, app *types.App, ref string, deployments []*appsv1.Deployment) (string, error) {
+func (c *Controller) digest(ctx context.Context, app *resource.App, ref string, deployments []*appsv1.Deployment) (string, error) {
 	for _, d := range deployments {
 		for _, running := range d.Spec.Template.Spec.Containers {
 			was, digest := unpinned(running.Image)
@@ -110,7 +110,7 @@ func (c *Controller) digest(ctx context.Context, app *types.App, ref string, dep
 
 // apply writes the objects unless they are there as they were written last, and
 // removes those of another namespace that the app was in before.
-func (c *Controller) apply(ctx context.Context, k *cluster, app *types.App, want objects, there found) (*appsv1.Deployment, error) {
+func (c *Controller) apply(ctx context.Context, k *cluster, app *resource.App, want objects, there found) (*appsv1.Deployment, error) {
 	sum, err := want.sum()
 	if err != nil {
 		return nil, err
@@ -217,19 +217,19 @@ type refusedError struct {
 func (e *refusedError) Error() string { return e.message }
 
 // refusalOf tells what users can do something about from other errors, or nil.
-func refusalOf(err error) *types.Condition {
+func refusalOf(err error) *resource.Condition {
 	if r, ok := errors.AsType[*refusedError](err); ok {
-		return &types.Condition{Type: types.AppDeployed, Status: types.False, Reason: r.reason, Message: r.message, Final: r.final}
+		return &resource.Condition{Type: resource.AppDeployed, Status: resource.False, Reason: r.reason, Message: r.message, Final: r.final}
 	}
 	if apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err) {
-		return &types.Condition{Type: types.AppDeployed, Status: types.False, Reason: reasonRefused,
+		return &resource.Condition{Type: resource.AppDeployed, Status: resource.False, Reason: reasonRefused,
 			Message: "Kubernetes refuses the app: " + sentence(err.Error()), Final: true}
 	}
 	return nil
 }
 
 // route makes the route of app what it should be: none, or one to its Service.
-func (c *Controller) route(ctx context.Context, app *types.App) (host string, route *types.Route, err error) {
+func (c *Controller) route(ctx context.Context, app *resource.App) (host string, route *resource.Route, err error) {
 	host, err = hostOf(app, c.cfg.Domain)
 	if app.Spec.NoRoute {
 		if err == nil {
@@ -243,7 +243,7 @@ func (c *Controller) route(ctx context.Context, app *types.App) (host string, ro
 		return "", nil, err
 	}
 	want := routeOf(app, host)
-	route, err = c.cfg.Store.Routes().Modify(ctx, host, func(r *types.Route) error {
+	route, err = store.Of[resource.Route](c.cfg.Store).Modify(ctx, host, func(r *resource.Route) error {
 		if r.Workspace != want.Workspace || r.Service != want.Service || r.Namespace != want.Namespace || r.Port != want.Port {
 			r.Status.Conditions = nil // it is about something else now
 		}
@@ -251,14 +251,14 @@ func (c *Controller) route(ctx context.Context, app *types.App) (host string, ro
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) {
-		route, err = want, c.cfg.Store.Routes().Create(ctx, want)
+		route, err = want, store.Of[resource.Route](c.cfg.Store).Create(ctx, want)
 		faultpoint.Reach("app/deploy/route-made")
 	}
 	return host, route, err
 }
 
-func (c *Controller) removeRoute(ctx context.Context, app *types.App, host string) error {
-	r, err := c.cfg.Store.Routes().Get(ctx, host)
+func (c *Controller) removeRoute(ctx context.Context, app *resource.App, host string) error {
+	r, err := store.Of[resource.Route](c.cfg.Store).Get(ctx, host)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return nil
@@ -267,7 +267,7 @@ func (c *Controller) removeRoute(ctx context.Context, app *types.App, host strin
 	case r.Workspace != app.WorkspaceKey() || r.App != app.Name:
 		return nil
 	}
-	err = c.cfg.Store.Routes().Delete(ctx, r)
+	err = store.Of[resource.Route](c.cfg.Store).Delete(ctx, r)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}

@@ -112,7 +112,7 @@ func New(cfg Config) *Balancer {
 	b := &Balancer{
 		cfg: cfg, log: cfg.Log, proxy: newProxy(cfg.Log),
 		requests:   crowd.New[string](crowd.Files()/requestShare/workspaceShare, crowd.Files()/requestShare),
-		routes:     cfg.Store.Routes().Cache(cfg.Log),
+		routes:     store.Of[resource.Route](cfg.Store).Cache(cfg.Log),
 		hosts:      newQueue(),
 		workspaces: newQueue(),
 	}
@@ -335,7 +335,7 @@ func (b *Balancer) tell(ctx context.Context, r *resource.Route, c resource.Condi
 	if old := r.Status.Conditions.Get(c.Type); old != nil && old.Status == c.Status && old.Reason == c.Reason && old.Message == c.Message {
 		return nil
 	}
-	_, err := b.cfg.Store.Routes().Modify(ctx, r.Key(), func(r *resource.Route) error {
+	_, err := store.Of[resource.Route](b.cfg.Store).Modify(ctx, r.Key(), func(r *resource.Route) error {
 		r.Status.Conditions.Set(c)
 		return nil
 	})

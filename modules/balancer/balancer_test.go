@@ -128,7 +128,7 @@ func (s *site) route(host, workspace, service string) {
 	s.t.Helper()
 	r := &resource.Route{Meta: resource.Meta{Name: host}, Workspace: workspace, Namespace: "default", Service: service}
 	fmt.Sscan(s.port, &r.Port)
-	if err := s.store.Routes().Create(s.t.Context(), r); err != nil {
+	if err := store.Of[resource.Route](s.store).Create(s.t.Context(), r); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -138,7 +138,7 @@ func (s *site) condition(host string, status resource.ConditionStatus) *resource
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
 	defer cancel()
-	for e := range s.store.Routes().WatchKey(ctx, host, 0) {
+	for e := range store.Of[resource.Route](s.store).WatchKey(ctx, host, 0) {
 		if e.Type == store.Put {
 			if c := e.Object.Status.Conditions.Get(resource.RouteReady); c != nil && c.Status == status {
 				return c
@@ -297,7 +297,7 @@ func TestRoute(t *testing.T) {
 	if keys, err := files.List(t.Context(), "certificates/platform", true); err != nil || len(keys) != 4 {
 		t.Errorf("certificate files: got %v %v, want 4", keys, err)
 	}
-	if err := s.store.Routes().Delete(t.Context(), &resource.Route{Meta: resource.Meta{Name: hello}}); err != nil {
+	if err := store.Of[resource.Route](s.store).Delete(t.Context(), &resource.Route{Meta: resource.Meta{Name: hello}}); err != nil {
 		t.Fatal(err)
 	}
 	within(t, 5*time.Second, "the certificate goes", func() bool {
@@ -422,7 +422,7 @@ func TestRestartAlone(t *testing.T) {
 	gone := "gone.shop.web.acme." + domain
 	s.ready(b, gone, shop, "hello")
 	stop()
-	if err := s.store.Routes().Delete(t.Context(), &resource.Route{Meta: resource.Meta{Name: gone}}); err != nil {
+	if err := store.Of[resource.Route](s.store).Delete(t.Context(), &resource.Route{Meta: resource.Meta{Name: gone}}); err != nil {
 		t.Fatal(err)
 	}
 	k.close()

@@ -60,7 +60,7 @@ func (id *Identity) LoadMemberships(ctx context.Context, p *access.Principal, ac
 	if account != "" && organization != "" {
 		for _, org := range []string{"", organization} {
 			key := (&resource.Membership{Meta: resource.Meta{Name: p.User}, Account: account, Organization: org}).Key()
-			m, err := id.store.Memberships().Get(ctx, key)
+			m, err := store.Of[resource.Membership](id.store).Get(ctx, key)
 			if errors.Is(err, store.ErrNotFound) {
 				continue
 			}
@@ -71,7 +71,7 @@ func (id *Identity) LoadMemberships(ctx context.Context, p *access.Principal, ac
 		}
 		return nil
 	}
-	return each(ctx, id.store.Memberships(), account, func(m *resource.Membership) error {
+	return each(ctx, store.Of[resource.Membership](id.store), account, func(m *resource.Membership) error {
 		if m.Name == p.User {
 			p.Memberships = append(p.Memberships, *m)
 		}

@@ -26,7 +26,7 @@ func (id *Identity) Bootstrap(ctx context.Context, file, email string) error {
 		return fmt.Errorf("bootstrap sysadmin: %w", err)
 	}
 	found := false
-	err = each(ctx, id.store.Users(), "", func(u *resource.User) error {
+	err = each(ctx, store.Of[resource.User](id.store), "", func(u *resource.User) error {
 		found = found || u.Spec.Sysadmin || u.Name == address
 		return nil
 	})

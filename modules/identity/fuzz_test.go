@@ -14,6 +14,7 @@ import (
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 const fuzzUser = "dev@acme.example"
@@ -29,10 +30,10 @@ func fuzzed(f *testing.F) (id *Identity, session string) {
 	}
 	db := id.store
 	if err := db.Commit(f.Context(),
-		db.Accounts().CreateOp(&resource.Account{Meta: resource.Meta{Name: "acme"}}),
-		db.Organizations().CreateOp(&resource.Organization{Meta: resource.Meta{Name: "web"}, Account: "acme"}),
-		db.Organizations().CreateOp(&resource.Organization{Meta: resource.Meta{Name: "ops"}, Account: "acme"}),
-		db.Memberships().CreateOp(&resource.Membership{Meta: resource.Meta{Name: fuzzUser}, Account: "acme", Organization: "web", Role: resource.RoleDeveloper}),
+		store.Of[resource.Account](db).CreateOp(&resource.Account{Meta: resource.Meta{Name: "acme"}}),
+		store.Of[resource.Organization](db).CreateOp(&resource.Organization{InAccount: resource.InAccount{Meta: resource.Meta{Name: "web"}, Account: "acme"}}),
+		store.Of[resource.Organization](db).CreateOp(&resource.Organization{InAccount: resource.InAccount{Meta: resource.Meta{Name: "ops"}, Account: "acme"}}),
+		store.Of[resource.Membership](db).CreateOp(&resource.Membership{Meta: resource.Meta{Name: fuzzUser}, Account: "acme", Organization: "web", Role: resource.RoleDeveloper}),
 	); err != nil {
 		f.Fatal(err)
 	}
@@ -63,7 +64,7 @@ func FuzzTokens(f *testing.F) {
 		f.Fatal(err)
 	}
 	kube, err := id.IssueKubeToken(f.Context(), role("acme", "web", resource.RoleDeveloper),
-		&resource.Workspace{Meta: resource.Meta{Name: "shop", UID: "uid-1"}, Account: "acme", Organization: "web"})
+		&resource.Workspace{InOrganization: resource.InOrganization{Meta: resource.Meta{Name: "shop", UID: "uid-1"}, Account: "acme", Organization: "web"}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -108,7 +109,7 @@ func FuzzTokens(f *testing.F) {
 		if _, err := id.RedeemJoinToken(ctx, raw, "host2", ""); err == nil {
 			t.Error("a join token was used twice")
 		}
-		if _, err := id.store.JoinTokens().Modify(ctx, record.Name, func(x *resource.JoinToken) error {
+		if _, err := store.Of[resource.JoinToken](id.store).Modify(ctx, record.Name, func(x *resource.JoinToken) error {
 			x.UsedBy, x.UsedAt = "", nil
 			return nil
 		}); err != nil {

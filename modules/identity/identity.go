@@ -71,7 +71,7 @@ func New(cfg Config) *Identity {
 		passwords: newPasswords(),
 		throttle:  newThrottle(now),
 		verified:  newVerified(now),
-		keys:      store.Open[SigningKey](cfg.Store, "signingkeys"),
+		keys:      store.Of[SigningKey](cfg.Store),
 	}
 }
 
@@ -105,11 +105,11 @@ func (id *Identity) Run(ctx context.Context, ready func()) error {
 // signing keys that no valid token can refer to.
 func (id *Identity) Sweep(ctx context.Context) error {
 	now := id.now()
-	err := each(ctx, id.store.Sessions(), "", func(s *resource.Session) error {
+	err := each(ctx, store.Of[resource.Session](id.store), "", func(s *resource.Session) error {
 		if now.Before(s.ExpiresAt) {
 			return nil
 		}
-		return ignoreConflict(id.store.Sessions().Delete(ctx, s))
+		return ignoreConflict(store.Of[resource.Session](id.store).Delete(ctx, s))
 	})
 	return errors.Join(err, id.sweepJoinTokens(ctx), id.sweepKeys(ctx))
 }

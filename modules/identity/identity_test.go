@@ -17,6 +17,7 @@ import (
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 const (
@@ -63,7 +64,7 @@ func TestLogin(t *testing.T) {
 		t.Fatalf("got %+v, %v", p, err)
 	}
 	// The token itself is nowhere in the store.
-	if err := each(ctx, id.store.Sessions(), "", func(s *resource.Session) error {
+	if err := each(ctx, store.Of[resource.Session](id.store), "", func(s *resource.Session) error {
 		if text, _ := json.Marshal(s); strings.Contains(string(text), got.Token[len(TokenPrefix):]) {
 			t.Errorf("the store has the token: %s", text)
 		}
@@ -115,7 +116,7 @@ func TestLogin(t *testing.T) {
 	if err := id.Sweep(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if left, _, _, err := id.store.Sessions().List(ctx, "", "", 0); err != nil || len(left) != 0 {
+	if left, _, _, err := store.Of[resource.Session](id.store).List(ctx, "", "", 0); err != nil || len(left) != 0 {
 		t.Errorf("after the sweep: %d sessions, %v", len(left), err)
 	}
 }
@@ -158,7 +159,7 @@ func TestPasswords(t *testing.T) {
 		t.Errorf("the new password: %v", err)
 	}
 
-	if _, err := id.store.Users().Modify(ctx, "ann@acme.example", func(u *resource.User) error { u.Spec.Disabled = true; return nil }); err != nil {
+	if _, err := store.Of[resource.User](id.store).Modify(ctx, "ann@acme.example", func(u *resource.User) error { u.Spec.Disabled = true; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := id.Authenticate(ctx, a.Token); err == nil {
@@ -305,7 +306,7 @@ func TestBootstrap(t *testing.T) {
 	if got := read(); got != first {
 		t.Errorf("the file changed: %+v, was %+v", got, first)
 	}
-	if users, _, _, _ := id.store.Users().List(ctx, "", "", 0); len(users) != 1 {
+	if users, _, _, _ := store.Of[resource.User](id.store).List(ctx, "", "", 0); len(users) != 1 {
 		t.Errorf("%d users", len(users))
 	}
 }
@@ -337,7 +338,7 @@ func TestRegister(t *testing.T) {
 		t.Errorf("with somebody else's address: got %v", err)
 	}
 	// What was refused left nothing.
-	if users, _, _, _ := id.store.Users().List(ctx, "", "", 0); len(users) != 1 {
+	if users, _, _, _ := store.Of[resource.User](id.store).List(ctx, "", "", 0); len(users) != 1 {
 		t.Errorf("%d users, want 1", len(users))
 	}
 	p := &access.Principal{User: "ann@acme.example"}
@@ -372,7 +373,7 @@ func TestDeleteUser(t *testing.T) {
 	if _, _, err := id.Register(ctx, resource.Register{Account: "acme", Email: "ann@acme.example", Password: password}, source); err != nil {
 		t.Fatal(err)
 	}
-	user, err := id.store.Users().Get(ctx, "ann@acme.example")
+	user, err := store.Of[resource.User](id.store).Get(ctx, "ann@acme.example")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -384,7 +385,7 @@ func TestDeleteUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if user, err = id.store.Users().Get(ctx, "bob@acme.example"); err != nil {
+	if user, err = store.Of[resource.User](id.store).Get(ctx, "bob@acme.example"); err != nil {
 		t.Fatal(err)
 	}
 	if err := id.DeleteUser(ctx, user); err != nil {
@@ -431,7 +432,7 @@ func TestJoinToken(t *testing.T) {
 	}
 	spent := create()
 	redeem(spent, "host1", nil)
-	if _, err := id.store.JoinTokens().Modify(ctx, strings.Split(spent, ".")[0], func(t *resource.JoinToken) error { t.Spent = true; return nil }); err != nil {
+	if _, err := store.Of[resource.JoinToken](id.store).Modify(ctx, strings.Split(spent, ".")[0], func(t *resource.JoinToken) error { t.Spent = true; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	redeem(spent, "host1", access.ErrUsed) // the node was removed
@@ -474,7 +475,7 @@ func TestJoinToken(t *testing.T) {
 	if err := id.Sweep(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if left, _, _, _ := id.store.JoinTokens().List(ctx, "", "", 0); len(left) != 0 {
+	if left, _, _, _ := store.Of[resource.JoinToken](id.store).List(ctx, "", "", 0); len(left) != 0 {
 		t.Errorf("%d tokens are left", len(left))
 	}
 }

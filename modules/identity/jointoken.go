@@ -38,7 +38,7 @@ func (id *Identity) CreateJoinToken(ctx context.Context, ttl time.Duration, by s
 		SecretHash: hashText(secret),
 		CreatedBy:  by,
 	}
-	if err := id.store.JoinTokens().Create(ctx, token); err != nil {
+	if err := store.Of[resource.JoinToken](id.store).Create(ctx, token); err != nil {
 		return "", nil, fmt.Errorf("keep join token: %w", err)
 	}
 	faultpoint.Reach("token/create/committed")
@@ -71,7 +71,7 @@ func (id *Identity) RedeemJoinToken(ctx context.Context, text, node, source stri
 		return nil, &access.Refusal{Reason: access.ErrInvalid, Text: "This join token is of another platform.", Remedy: another}
 	}
 	unknown := &access.Refusal{Reason: access.ErrNotFound, Text: "This platform does not know this join token.", Remedy: another}
-	token, err := id.store.JoinTokens().Modify(ctx, parts[0], func(t *resource.JoinToken) error {
+	token, err := store.Of[resource.JoinToken](id.store).Modify(ctx, parts[0], func(t *resource.JoinToken) error {
 		now := id.now()
 		if subtle.ConstantTimeCompare([]byte(t.SecretHash), []byte(hashText(parts[1]))) != 1 {
 			return unknown
@@ -100,11 +100,11 @@ func (id *Identity) RedeemJoinToken(ctx context.Context, text, node, source stri
 
 func (id *Identity) sweepJoinTokens(ctx context.Context) error {
 	now := id.now()
-	return each(ctx, id.store.JoinTokens(), "", func(t *resource.JoinToken) error {
+	return each(ctx, store.Of[resource.JoinToken](id.store), "", func(t *resource.JoinToken) error {
 		if now.Before(t.ExpiresAt.Add(keepJoinTokens)) {
 			return nil
 		}
-		return ignoreConflict(id.store.JoinTokens().Delete(ctx, t))
+		return ignoreConflict(store.Of[resource.JoinToken](id.store).Delete(ctx, t))
 	})
 }
 

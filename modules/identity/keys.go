@@ -44,8 +44,8 @@ type SigningKey struct {
 	From time.Time `json:"from"`
 }
 
-// Key is the number.
-func (k *SigningKey) Key() string { return k.Name }
+// Kind is "signingkeys".
+func (*SigningKey) Kind() string { return "signingkeys" }
 
 // signingKey is a SigningKey that was read.
 type signingKey struct {

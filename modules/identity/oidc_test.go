@@ -19,6 +19,7 @@ import (
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 // issuer is an identity behind a TLS server that is its issuer.
@@ -49,7 +50,7 @@ func TestKubeToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ws := &resource.Workspace{Meta: resource.Meta{Name: "shop", UID: "uid-1"}, Account: "acme", Organization: "web"}
+	ws := &resource.Workspace{InOrganization: resource.InOrganization{Meta: resource.Meta{Name: "shop", UID: "uid-1"}, Account: "acme", Organization: "web"}}
 	verifier := provider.VerifierContext(ctx, &oidc.Config{ClientID: "uid-1", SupportedSigningAlgs: []string{oidc.ES256}, Now: clock.now})
 
 	for _, c := range []struct {
@@ -102,7 +103,7 @@ func TestKeyRotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ws := &resource.Workspace{Meta: resource.Meta{Name: "shop", UID: "uid-1"}, Account: "acme", Organization: "web"}
+	ws := &resource.Workspace{InOrganization: resource.InOrganization{Meta: resource.Meta{Name: "shop", UID: "uid-1"}, Account: "acme", Organization: "web"}}
 	verifier := provider.VerifierContext(ctx, &oidc.Config{ClientID: "uid-1", SupportedSigningAlgs: []string{oidc.ES256}, Now: clock.now})
 	issue := func() (raw, key string) {
 		t.Helper()
@@ -164,8 +165,8 @@ func TestKeyRotation(t *testing.T) {
 func TestRegistryToken(t *testing.T) {
 	id, _, server := issuer(t)
 	ctx := t.Context()
-	for _, o := range []*resource.Organization{{Meta: resource.Meta{Name: "web"}, Account: "acme"}, {Meta: resource.Meta{Name: "ops"}, Account: "acme"}, {Meta: resource.Meta{Name: "web"}, Account: "rival"}} {
-		if err := id.store.Organizations().Create(ctx, o); err != nil {
+	for _, o := range []*resource.Organization{{InAccount: resource.InAccount{Meta: resource.Meta{Name: "web"}, Account: "acme"}}, {InAccount: resource.InAccount{Meta: resource.Meta{Name: "ops"}, Account: "acme"}}, {InAccount: resource.InAccount{Meta: resource.Meta{Name: "web"}, Account: "rival"}}} {
+		if err := store.Of[resource.Organization](id.store).Create(ctx, o); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -176,7 +177,7 @@ func TestRegistryToken(t *testing.T) {
 	} {
 		mustUser(t, id, user, resource.UserSpec{})
 		m.Name = user
-		if err := id.store.Memberships().Create(ctx, m); err != nil {
+		if err := store.Of[resource.Membership](id.store).Create(ctx, m); err != nil {
 			t.Fatal(err)
 		}
 	}

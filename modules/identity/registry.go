@@ -107,7 +107,7 @@ func (id *Identity) registryActions(ctx context.Context, p *access.Principal, w 
 		account, organization = parts[0], parts[1]
 		// An owner has a role in every organization of his account, also in one
 		// that is not there: don't let a push bring it into being.
-		if _, err := id.store.Organizations().Get(ctx, account+"/"+organization); errors.Is(err, store.ErrNotFound) {
+		if _, err := store.Of[resource.Organization](id.store).Get(ctx, account+"/"+organization); errors.Is(err, store.ErrNotFound) {
 			return nil, nil
 		} else if err != nil {
 			return nil, err

@@ -38,7 +38,7 @@ func (id *Identity) Login(ctx context.Context, address, password, source string)
 		User:      user.Name,
 		ExpiresAt: id.now().Add(SessionLife),
 	}
-	if err := id.store.Sessions().Create(ctx, session); err != nil {
+	if err := store.Of[resource.Session](id.store).Create(ctx, session); err != nil {
 		return resource.LoginResult{}, fmt.Errorf("keep session: %w", err)
 	}
 	return resource.LoginResult{Token: token, User: user.Name, ExpiresAt: session.ExpiresAt}, nil
@@ -80,10 +80,10 @@ func (id *Identity) checkPassword(ctx context.Context, address, password, source
 	var user *resource.User
 	hash := ""
 	if email.MatchString(address) {
-		if user, err = id.store.Users().Get(ctx, address); err != nil && !errors.Is(err, store.ErrNotFound) {
+		if user, err = store.Of[resource.User](id.store).Get(ctx, address); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return nil, err
 		}
-		c, err := id.store.Credentials().Get(ctx, address)
+		c, err := store.Of[resource.Credential](id.store).Get(ctx, address)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return nil, err
 		}
@@ -116,7 +116,7 @@ func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Pri
 	if !strings.HasPrefix(token, TokenPrefix) || len(token) > 100 {
 		return nil, &access.Refusal{Reason: access.ErrUnauthenticated, Text: "This is not a token of the platform.", Remedy: "Log in with `mp login`."}
 	}
-	session, err := id.store.Sessions().Get(ctx, hashText(token))
+	session, err := store.Of[resource.Session](id.store).Get(ctx, hashText(token))
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, refuse
 	}
@@ -126,7 +126,7 @@ func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Pri
 	if !id.now().Before(session.ExpiresAt) {
 		return nil, refuse
 	}
-	user, err := id.store.Users().Get(ctx, session.User)
+	user, err := store.Of[resource.User](id.store).Get(ctx, session.User)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, refuse
 	}
@@ -146,7 +146,7 @@ func (id *Identity) Logout(ctx context.Context, p *access.Principal) error {
 	}
 	session := *p.Session
 	session.Revision = 0 // whatever is there
-	err := id.store.Sessions().Delete(ctx, &session)
+	err := store.Of[resource.Session](id.store).Delete(ctx, &session)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
@@ -155,12 +155,12 @@ func (id *Identity) Logout(ctx context.Context, p *access.Principal) error {
 
 // endSessions ends all sessions of user but keep, which may be nil.
 func (id *Identity) endSessions(ctx context.Context, user string, keep *resource.Session) error {
-	return each(ctx, id.store.Sessions(), "", func(s *resource.Session) error {
+	return each(ctx, store.Of[resource.Session](id.store), "", func(s *resource.Session) error {
 		if s.User != user || keep != nil && s.Name == keep.Name {
 			return nil
 		}
 		s.Revision = 0
-		return ignoreConflict(id.store.Sessions().Delete(ctx, s))
+		return ignoreConflict(store.Of[resource.Session](id.store).Delete(ctx, s))
 	})
 }
 

@@ -39,7 +39,7 @@ func (id *Identity) CreateUser(ctx context.Context, address, password string, us
 		err := id.store.Commit(ctx, all...)
 		switch {
 		case err == nil:
-			return id.store.Users().Get(ctx, user.Name)
+			return store.Of[resource.User](id.store).Get(ctx, user.Name)
 		case errors.Is(err, store.ErrExists):
 			return nil, userExists(err, user.Name)
 		case grant == nil || !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrNotFound) || n == maxGrants:
@@ -60,8 +60,8 @@ func (id *Identity) newUser(ctx context.Context, address, password string, user 
 	}
 	user.Name = name
 	return []store.Op{
-		id.store.Users().CreateOp(user),
-		id.store.Credentials().CreateOp(&resource.Credential{Meta: resource.Meta{Name: name}, Hash: hash}),
+		store.Of[resource.User](id.store).CreateOp(user),
+		store.Of[resource.Credential](id.store).CreateOp(&resource.Credential{Meta: resource.Meta{Name: name}, Hash: hash}),
 	}, nil
 }
 
@@ -86,7 +86,7 @@ func (id *Identity) Register(ctx context.Context, r resource.Register, source st
 	if err := checkPassword(r.Password); err != nil {
 		return nil, false, err
 	}
-	_, err = id.store.Users().Get(ctx, name)
+	_, err = store.Of[resource.User](id.store).Get(ctx, name)
 	known := err == nil
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return nil, false, err
@@ -111,19 +111,19 @@ func (id *Identity) Register(ctx context.Context, r resource.Register, source st
 	}
 	account = &resource.Account{Meta: resource.Meta{Name: r.Account}}
 	ops = append(ops,
-		id.store.Accounts().CreateOp(account),
-		id.store.Memberships().CreateOp(&resource.Membership{Meta: resource.Meta{Name: name}, Account: r.Account, Role: resource.RoleOwner}))
+		store.Of[resource.Account](id.store).CreateOp(account),
+		store.Of[resource.Membership](id.store).CreateOp(&resource.Membership{Meta: resource.Meta{Name: name}, Account: r.Account, Role: resource.RoleOwner}))
 	err = id.store.Commit(ctx, ops...)
 	switch {
 	case err == nil:
 		faultpoint.Reach("account/create/committed")
-		account, err = id.store.Accounts().Get(ctx, r.Account)
+		account, err = store.Of[resource.Account](id.store).Get(ctx, r.Account)
 		return account, true, err
 	case !errors.Is(err, store.ErrExists) && !errors.Is(err, store.ErrConflict):
 		return nil, false, err
 	}
 	// Somebody has the account, or the user came into being meanwhile.
-	account, err = id.store.Accounts().Get(ctx, r.Account)
+	account, err = store.Of[resource.Account](id.store).Get(ctx, r.Account)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, false, userExists(store.ErrExists, name)
 	}
@@ -169,15 +169,15 @@ func (id *Identity) setPassword(ctx context.Context, user, password string, keep
 	if err != nil {
 		return err
 	}
-	_, err = id.store.Credentials().Modify(ctx, user, func(c *resource.Credential) error {
+	_, err = store.Of[resource.Credential](id.store).Modify(ctx, user, func(c *resource.Credential) error {
 		c.Hash = hash
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) {
-		if _, err := id.store.Users().Get(ctx, user); err != nil {
+		if _, err := store.Of[resource.User](id.store).Get(ctx, user); err != nil {
 			return err
 		}
-		err = id.store.Credentials().Create(ctx, &resource.Credential{Meta: resource.Meta{Name: user}, Hash: hash})
+		err = store.Of[resource.Credential](id.store).Create(ctx, &resource.Credential{Meta: resource.Meta{Name: user}, Hash: hash})
 	}
 	if err != nil {
 		return fmt.Errorf("set password: %w", err)
@@ -214,7 +214,7 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 	// First what lets him in: killed between these lines, he is locked out, and
 	// the next call does the rest.
 	cred := &resource.Credential{Meta: resource.Meta{Name: user.Name}}
-	if err := ignoreConflict(id.store.Credentials().Delete(ctx, cred)); err != nil {
+	if err := ignoreConflict(store.Of[resource.Credential](id.store).Delete(ctx, cred)); err != nil {
 		return err
 	}
 	faultpoint.Reach("user/delete/credential-removed")
@@ -225,24 +225,24 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 	for i := range p.Memberships {
 		m := p.Memberships[i]
 		m.Revision = 0
-		if err := ignoreConflict(id.store.Memberships().Delete(ctx, &m)); err != nil {
+		if err := ignoreConflict(store.Of[resource.Membership](id.store).Delete(ctx, &m)); err != nil {
 			return err
 		}
 	}
 	faultpoint.Reach("user/delete/roles-removed")
 	if user.AccountUID == "" {
-		return id.store.Users().Delete(ctx, user)
+		return store.Of[resource.User](id.store).Delete(ctx, user)
 	}
-	account, err := id.store.Accounts().Get(ctx, user.Account)
+	account, err := store.Of[resource.Account](id.store).Get(ctx, user.Account)
 	if errors.Is(err, store.ErrNotFound) || err == nil && account.UID != user.AccountUID {
-		return id.store.Users().Delete(ctx, user)
+		return store.Of[resource.User](id.store).Delete(ctx, user)
 	}
 	if err != nil {
 		return err
 	}
 	// If the account goes meanwhile, the caller is told that nothing was found, and
 	// the next call finds the user.
-	return id.store.Commit(ctx, id.store.Users().DeleteOp(user), id.store.Accounts().ModifyOp(user.Account, func(account *resource.Account) error {
+	return id.store.Commit(ctx, store.Of[resource.User](id.store).DeleteOp(user), store.Of[resource.Account](id.store).ModifyOp(user.Account, func(account *resource.Account) error {
 		if account.UID != user.AccountUID {
 			return store.ErrSkip
 		}
@@ -254,7 +254,7 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 // LastOwner says whether user is the only owner of account.
 func (id *Identity) LastOwner(ctx context.Context, account, user string) (bool, error) {
 	is, others := false, 0
-	err := each(ctx, id.store.Memberships(), account+"/-", func(m *resource.Membership) error {
+	err := each(ctx, store.Of[resource.Membership](id.store), account+"/-", func(m *resource.Membership) error {
 		if m.Name == user {
 			is = true
 		} else {
@@ -268,7 +268,7 @@ func (id *Identity) LastOwner(ctx context.Context, account, user string) (bool, 
 // LastSysadmin says whether no user but this one is a sysadmin who can log in.
 func (id *Identity) LastSysadmin(ctx context.Context, user string) (bool, error) {
 	others := 0
-	err := each(ctx, id.store.Users(), "", func(u *resource.User) error {
+	err := each(ctx, store.Of[resource.User](id.store), "", func(u *resource.User) error {
 		if u.Name != user && u.Spec.Sysadmin && !u.Spec.Disabled {
 			others++
 		}

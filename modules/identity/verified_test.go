@@ -11,6 +11,7 @@ import (
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 // TestVerified: a right password is hashed once in a while, a wrong one always,
@@ -98,7 +99,7 @@ func TestVerified(t *testing.T) {
 		t.Errorf("a right guess after %d wrong ones: got %v, want ErrThrottled", userBurst, err)
 	}
 
-	if _, err := id.store.Users().Modify(ctx, ann, func(u *resource.User) error { u.Spec.Disabled = true; return nil }); err != nil {
+	if _, err := store.Of[resource.User](id.store).Modify(ctx, ann, func(u *resource.User) error { u.Spec.Disabled = true; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if err := check(password+" 2", source); !errors.Is(err, access.ErrUnauthenticated) {

@@ -17,6 +17,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -39,16 +40,16 @@ func FuzzAgentAPI(f *testing.F) {
 	log := slog.New(slog.DiscardHandler)
 	toks := &tokens{}
 	cfg := HubConfig{Log: log, Store: db, CA: ca, Tokens: toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: wire.DefaultPlan(),
-		Nodes: db.Nodes().Cache(log), Workspaces: db.Workspaces().Cache(log), Machines: db.Machines().Cache(log), Keys: db.WorkspaceKeys().Cache(log)}
+		Nodes: store.Of[resource.Node](db).Cache(log), Workspaces: store.Of[resource.Workspace](db).Cache(log), Machines: store.Of[resource.Machine](db).Cache(log), Keys: store.Of[resource.WorkspaceKeys](db).Cache(log)}
 	hub := NewHub(cfg)
 	made := &resource.Node{}
 	made.Name = "n1"
 	keys := &resource.WorkspaceKeys{Workspace: "acme/web/shop", CACert: certPEM, CAKey: keyPEM}
-	mine := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop"}
+	mine := &resource.Machine{InWorkspace: resource.InWorkspace{Account: "acme", Organization: "web", Workspace: "shop"}}
 	mine.Name, mine.Spec.Node, mine.Spec.Index = "shop-1", "n1", 1
-	other := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop"}
+	other := &resource.Machine{InWorkspace: resource.InWorkspace{Account: "acme", Organization: "web", Workspace: "shop"}}
 	other.Name, other.Spec.Node, other.Spec.Index = "shop-2", "n2", 2
-	if err := db.Commit(f.Context(), db.Nodes().CreateOp(made), db.WorkspaceKeys().CreateOp(keys), db.Machines().CreateOp(mine), db.Machines().CreateOp(other)); err != nil {
+	if err := db.Commit(f.Context(), store.Of[resource.Node](db).CreateOp(made), store.Of[resource.WorkspaceKeys](db).CreateOp(keys), store.Of[resource.Machine](db).CreateOp(mine), store.Of[resource.Machine](db).CreateOp(other)); err != nil {
 		f.Fatal(err)
 	}
 	otherRevision := other.Revision
@@ -113,7 +114,7 @@ func FuzzAgentAPI(f *testing.F) {
 		if w.Code >= 500 {
 			t.Errorf("%s %q: %d %s", path, body, w.Code, w.Body)
 		}
-		n, err := db.Nodes().Get(ctx, "n1")
+		n, err := store.Of[resource.Node](db).Get(ctx, "n1")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,10 +125,10 @@ func FuzzAgentAPI(f *testing.F) {
 		if c := n.Status.Capacity; c.MilliCPU < 0 || c.MemoryBytes < 0 || c.DiskBytes < 0 {
 			t.Errorf("a node with less than nothing: %+v", c)
 		}
-		if got, err := db.Machines().Get(ctx, other.Key()); err != nil || got.Revision != otherRevision {
+		if got, err := store.Of[resource.Machine](db).Get(ctx, other.Key()); err != nil || got.Revision != otherRevision {
 			t.Errorf("another node's machine was changed: %+v, %v", got, err)
 		}
-		if got, err := db.Machines().Get(ctx, mine.Key()); err != nil || got.Status.Conditions.Is(resource.MachineRemoved) {
+		if got, err := store.Of[resource.Machine](db).Get(ctx, mine.Key()); err != nil || got.Status.Conditions.Is(resource.MachineRemoved) {
 			t.Errorf("a machine that shall stay is removed: %+v, %v", got, err)
 		}
 		if w.Code == http.StatusOK {
@@ -187,7 +188,7 @@ func checkSigned(t *testing.T, path, body string, answer []byte, ca *pki.CA) {
 // forget puts the store back to the one node.
 func forget(t *testing.T, hub *Hub, made *resource.Node) {
 	t.Helper()
-	nodes, _, _, err := hub.cfg.Store.Nodes().List(t.Context(), "", "", 0)
+	nodes, _, _, err := store.Of[resource.Node](hub.cfg.Store).List(t.Context(), "", "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,13 +196,13 @@ func forget(t *testing.T, hub *Hub, made *resource.Node) {
 		if n.Name == made.Name && !n.Deleting() {
 			continue
 		}
-		if err := hub.cfg.Store.Nodes().Delete(t.Context(), n); err != nil {
+		if err := store.Of[resource.Node](hub.cfg.Store).Delete(t.Context(), n); err != nil {
 			t.Fatal(err)
 		}
 		if n.Name == made.Name {
 			again := &resource.Node{}
 			again.Name, again.UID = made.Name, made.UID
-			if err := hub.cfg.Store.Nodes().Create(t.Context(), again); err != nil {
+			if err := store.Of[resource.Node](hub.cfg.Store).Create(t.Context(), again); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -68,7 +68,7 @@ type Hub struct {
 	places  map[string]string // UID and address of each node, by name
 }
 
-// NewHub makes a Hub. It must be made before the caches of cfg run.
+// NewHub makes a Hub.
 func NewHub(cfg HubConfig) *Hub {
 	h := &Hub{cfg: cfg, changed: make(chan struct{}), places: map[string]string{}}
 	cfg.Nodes.OnChange(h.nodeChanged)
@@ -178,7 +178,7 @@ func (h *Hub) doJoin(ctx context.Context, req wire.JoinRequest, source string) (
 	if req.Name == h.cfg.Server {
 		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q: the server has this name: choose another with --name", req.Name)}
 	}
-	existing, err := h.cfg.Store.Nodes().Get(ctx, req.Name)
+	existing, err := store.Of[resource.Node](h.cfg.Store).Get(ctx, req.Name)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		existing = nil
@@ -203,14 +203,14 @@ func (h *Hub) doJoin(ctx context.Context, req wire.JoinRequest, source string) (
 	if existing != nil {
 		// A join that is repeated. It becomes another node: of two machines that
 		// came with one token only the last is one, and the other is told so.
-		if err := h.cfg.Store.Nodes().Delete(ctx, existing); err != nil {
+		if err := store.Of[resource.Node](h.cfg.Store).Delete(ctx, existing); err != nil {
 			return nil, fmt.Errorf("join %s: %w", req.Name, err)
 		}
 	}
 	node := &resource.Node{}
 	node.Name = req.Name
 	node.Status.Phase = resource.Pending
-	if err := h.cfg.Store.Nodes().Create(ctx, node); err != nil {
+	if err := store.Of[resource.Node](h.cfg.Store).Create(ctx, node); err != nil {
 		return nil, fmt.Errorf("join %s: %w", req.Name, err)
 	}
 	faultpoint.Reach("node/join/recorded")
@@ -258,7 +258,7 @@ func (h *Hub) asNode(serve func(http.ResponseWriter, *http.Request, *resource.No
 		node, err := h.Identify(chain)
 		if err != nil && len(chain) > 0 {
 			// The cache may be behind a join of a moment ago: ask the store itself.
-			if fresh, getErr := h.cfg.Store.Nodes().Get(r.Context(), chain[0].Subject.CommonName); getErr == nil &&
+			if fresh, getErr := store.Of[resource.Node](h.cfg.Store).Get(r.Context(), chain[0].Subject.CommonName); getErr == nil &&
 				slices.Contains(chain[0].Subject.Organization, wire.NodeUIDPrefix+fresh.UID) {
 				node, err = fresh, nil
 			} else if getErr != nil && !errors.Is(getErr, store.ErrNotFound) {
@@ -310,7 +310,7 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 		if now, ok := h.cfg.Nodes.Get(node.Name); ok && now.UID != node.UID {
 			return // removed, and another one joined under its name
 		} else if !ok && last != "" {
-			if _, err := h.cfg.Store.Nodes().Get(r.Context(), node.Name); errors.Is(err, store.ErrNotFound) {
+			if _, err := store.Of[resource.Node](h.cfg.Store).Get(r.Context(), node.Name); errors.Is(err, store.ErrNotFound) {
 				return // removed: the agent's next request is told so
 			}
 		}
@@ -423,7 +423,7 @@ func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep wire.Repo
 	if address == h.cfg.Address {
 		return refusal{http.StatusConflict, fmt.Sprintf("address %s is the server's: set `address` in the node's configuration", rep.Address)}
 	}
-	_, err = h.cfg.Store.Nodes().Modify(ctx, node.Name, func(n *resource.Node) error {
+	_, err = store.Of[resource.Node](h.cfg.Store).Modify(ctx, node.Name, func(n *resource.Node) error {
 		if n.UID != node.UID {
 			return refusal{http.StatusGone, "the node was removed from the platform"}
 		}
@@ -469,7 +469,7 @@ func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.Mac
 	if !ok || seen.UID != rep.UID || seen.Spec.Node != node.Name {
 		return nil // gone, or not this node's: nothing to take down
 	}
-	_, err := h.cfg.Store.Machines().Modify(ctx, rep.Key, func(m *resource.Machine) error {
+	_, err := store.Of[resource.Machine](h.cfg.Store).Modify(ctx, rep.Key, func(m *resource.Machine) error {
 		if m.UID != rep.UID || m.Spec.Node != node.Name {
 			return store.ErrSkip
 		}
@@ -500,7 +500,7 @@ func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.Mac
 // leave marks the node as going. Its machines are drained and taken away; when
 // nothing is left the node is removed and the agent is told so.
 func (h *Hub) leave(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-	_, err := h.cfg.Store.Nodes().Modify(r.Context(), node.Name, func(n *resource.Node) error {
+	_, err := store.Of[resource.Node](h.cfg.Store).Modify(r.Context(), node.Name, func(n *resource.Node) error {
 		if n.Deleting() {
 			return store.ErrSkip
 		}

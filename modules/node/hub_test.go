@@ -55,7 +55,7 @@ func start(t *testing.T) *platform {
 	log := slog.New(slog.DiscardHandler)
 	p := &platform{ca: ca, store: db, toks: &tokens{}}
 	cfg := HubConfig{Log: log, Store: db, CA: ca, Tokens: p.toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: wire.DefaultPlan(),
-		Nodes: db.Nodes().Cache(log), Workspaces: db.Workspaces().Cache(log), Machines: db.Machines().Cache(log), Keys: db.WorkspaceKeys().Cache(log)}
+		Nodes: store.Of[resource.Node](db).Cache(log), Workspaces: store.Of[resource.Workspace](db).Cache(log), Machines: store.Of[resource.Machine](db).Cache(log), Keys: store.Of[resource.WorkspaceKeys](db).Cache(log)}
 	p.Hub = NewHub(cfg)
 	for _, run := range []func(context.Context, func()) error{cfg.Nodes.Run, cfg.Workspaces.Run, cfg.Machines.Run, cfg.Keys.Run} {
 		ready := make(chan struct{})
@@ -104,7 +104,7 @@ func TestJoinGivesAnIdentityThatWorks(t *testing.T) {
 	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); err != nil {
 		t.Fatalf("report: %v", err)
 	}
-	n, err := p.store.Nodes().Get(t.Context(), "n1")
+	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
 	if err != nil || n.Status.Phase != resource.Ready || n.Status.Address != "192.0.2.11" {
 		t.Errorf("after a report the node is %+v, %v", n, err)
 	}
@@ -152,11 +152,11 @@ func TestJoinRefuses(t *testing.T) {
 func TestRemovedNodeIsToldSo(t *testing.T) {
 	p := start(t)
 	c := p.join(t, "n1")
-	n, err := p.store.Nodes().Get(t.Context(), "n1")
+	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.store.Nodes().Delete(t.Context(), n); err != nil {
+	if err := store.Of[resource.Node](p.store).Delete(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); !errors.Is(err, ErrRemoved) {
@@ -202,9 +202,9 @@ func TestMachineCertificatesOnlyForOwnMachines(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys := &resource.WorkspaceKeys{Workspace: "acme/web/shop", CACert: ca, CAKey: key}
-	m := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop"}
+	m := &resource.Machine{InWorkspace: resource.InWorkspace{Account: "acme", Organization: "web", Workspace: "shop"}}
 	m.Name, m.Spec.Node, m.Spec.Index = "shop-1", "n1", 1
-	if err := p.store.Commit(t.Context(), p.store.WorkspaceKeys().CreateOp(keys), p.store.Machines().CreateOp(m)); err != nil {
+	if err := p.store.Commit(t.Context(), store.Of[resource.WorkspaceKeys](p.store).CreateOp(keys), store.Of[resource.Machine](p.store).CreateOp(m)); err != nil {
 		t.Fatal(err)
 	}
 	ask := func(c *client, machine string) (*wire.MachineCertificates, error) {
@@ -240,7 +240,7 @@ func TestMonitorNoticesSilence(t *testing.T) {
 	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); err != nil {
 		t.Fatal(err)
 	}
-	n, err := p.store.Nodes().Get(t.Context(), "n1")
+	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +254,7 @@ func TestMonitorNoticesSilence(t *testing.T) {
 		if err := m.look(t.Context(), n, began); err != nil {
 			t.Fatal(err)
 		}
-		got, err := p.store.Nodes().Get(t.Context(), "n1")
+		got, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
 		if err != nil || got.Status.Phase != step.want {
 			t.Errorf("after %v: %v, %v, want %v", step.after, got.Status.Phase, err, step.want)
 		}
@@ -269,9 +269,9 @@ func TestMonitorNoticesSilence(t *testing.T) {
 func TestReportIsNotTakenAtItsWord(t *testing.T) {
 	p := start(t)
 	c, other := p.join(t, "n1"), p.join(t, "n2")
-	m := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop"}
+	m := &resource.Machine{InWorkspace: resource.InWorkspace{Account: "acme", Organization: "web", Workspace: "shop"}}
 	m.Name, m.Spec.Node = "shop-1", "n1"
-	if err := p.store.Machines().Create(t.Context(), m); err != nil {
+	if err := store.Of[resource.Machine](p.store).Create(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -293,15 +293,15 @@ func TestReportIsNotTakenAtItsWord(t *testing.T) {
 		}
 	}
 	report(other, "192.0.2.12")
-	if got, err := p.store.Machines().Get(t.Context(), m.Key()); err != nil || len(got.Status.Conditions) > 0 {
+	if got, err := store.Of[resource.Machine](p.store).Get(t.Context(), m.Key()); err != nil || len(got.Status.Conditions) > 0 {
 		t.Errorf("another node's report counts: %+v, %v", got.Status.Conditions, err)
 	}
 	report(c, "192.0.2.11")
-	got, err := p.store.Machines().Get(t.Context(), m.Key())
+	got, err := store.Of[resource.Machine](p.store).Get(t.Context(), m.Key())
 	if err != nil || !got.Status.Conditions.Is(resource.MachineRunning) || got.Status.Conditions.Is(resource.MachineRemoved) {
 		t.Errorf("a machine that shall stay is %+v, %v; want it running and not removed", got.Status.Conditions, err)
 	}
-	n, err := p.store.Nodes().Get(t.Context(), "n1")
+	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
 	if err != nil || len(n.Status.Conditions) > maxItems || len(n.Status.Kernel) > maxText {
 		t.Errorf("the store keeps %d problems and %d octets of kernel, %v", len(n.Status.Conditions), len(n.Status.Kernel), err)
 	}
@@ -327,8 +327,8 @@ func TestRepeatedJoinLeavesOneNode(t *testing.T) {
 func TestRunsLooksAtTheCertificate(t *testing.T) {
 	p := start(t)
 	old := p.join(t, "n1")
-	machine := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop", Meta: resource.Meta{Name: "shop-1"}, Spec: resource.MachineSpec{Node: "n1"}}
-	if err := p.store.Machines().Create(t.Context(), machine); err != nil {
+	machine := &resource.Machine{InWorkspace: resource.InWorkspace{Meta: resource.Meta{Name: "shop-1"}, Account: "acme", Organization: "web", Workspace: "shop"}, Spec: resource.MachineSpec{Node: "n1"}}
+	if err := store.Of[resource.Machine](p.store).Create(t.Context(), machine); err != nil {
 		t.Fatal(err)
 	}
 	runs := func(c *client) bool {
@@ -350,13 +350,13 @@ func TestRemovedNodeSpendsItsToken(t *testing.T) {
 	p := start(t)
 	c := p.join(t, "n1")
 	now := time.Now()
-	if err := p.store.JoinTokens().Create(t.Context(), &resource.JoinToken{Meta: resource.Meta{Name: "used"}, UsedBy: "n1", UsedAt: &now, ExpiresAt: now}); err != nil {
+	if err := store.Of[resource.JoinToken](p.store).Create(t.Context(), &resource.JoinToken{Meta: resource.Meta{Name: "used"}, UsedBy: "n1", UsedAt: &now, ExpiresAt: now}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/leave", struct{}{}, nil); err != nil {
 		t.Fatal(err)
 	}
-	n, err := p.store.Nodes().Get(t.Context(), "n1")
+	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,10 +365,10 @@ func TestRemovedNodeSpendsItsToken(t *testing.T) {
 	if err := m.look(t.Context(), n, now); err != nil {
 		t.Fatal(err)
 	}
-	if token, err := p.store.JoinTokens().Get(t.Context(), "used"); err != nil || !token.Spent {
+	if token, err := store.Of[resource.JoinToken](p.store).Get(t.Context(), "used"); err != nil || !token.Spent {
 		t.Errorf("after its node was removed the token is %+v, %v, want it spent", token, err)
 	}
-	if _, err := p.store.Nodes().Get(t.Context(), "n1"); !errors.Is(err, store.ErrNotFound) {
+	if _, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("the node: got %v, want it gone", err)
 	}
 }

@@ -64,7 +64,7 @@ func (m *Monitor) look(ctx context.Context, n *resource.Node, began time.Time) e
 	if n.Status.Phase != resource.Ready || m.now().Sub(last) < silence {
 		return nil
 	}
-	_, err := m.Store.Nodes().Modify(ctx, n.Name, func(n *resource.Node) error {
+	_, err := store.Of[resource.Node](m.Store).Modify(ctx, n.Name, func(n *resource.Node) error {
 		if n.Status.Phase != resource.Ready || m.now().Sub(n.Status.HeartbeatAt) < silence {
 			return store.ErrSkip
 		}
@@ -88,7 +88,7 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 		if machine.Deleting() && !n.Spec.Lost {
 			continue
 		}
-		_, err := m.Store.Machines().Modify(ctx, machine.Key(), func(x *resource.Machine) error {
+		_, err := store.Of[resource.Machine](m.Store).Modify(ctx, machine.Key(), func(x *resource.Machine) error {
 			if x.UID != machine.UID {
 				return store.ErrSkip
 			}
@@ -116,7 +116,7 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 		return nil
 	}
 	// The cache may be behind: a machine placed a moment ago counts.
-	machines, _, _, err := m.Store.Machines().List(ctx, "", "", 0)
+	machines, _, _, err := store.Of[resource.Machine](m.Store).List(ctx, "", "", 0)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 			return nil
 		}
 	}
-	fresh, err := m.Store.Nodes().Get(ctx, n.Name)
+	fresh, err := store.Of[resource.Node](m.Store).Get(ctx, n.Name)
 	if errors.Is(err, store.ErrNotFound) || (err == nil && fresh.UID != n.UID) {
 		return nil
 	} else if err != nil {
@@ -134,7 +134,7 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 	if err := m.spend(ctx, n.Name); err != nil {
 		return err
 	}
-	if err := m.Store.Nodes().Delete(ctx, fresh); err != nil {
+	if err := store.Of[resource.Node](m.Store).Delete(ctx, fresh); err != nil {
 		return err
 	}
 	faultpoint.Reach("node/leave/deleted")
@@ -146,7 +146,7 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 // minutes the same name could repeat its join with one, and a removed node would
 // be back.
 func (m *Monitor) spend(ctx context.Context, node string) error {
-	tokens, _, _, err := m.Store.JoinTokens().List(ctx, "", "", 0)
+	tokens, _, _, err := store.Of[resource.JoinToken](m.Store).List(ctx, "", "", 0)
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func (m *Monitor) spend(ctx context.Context, node string) error {
 		if t.UsedBy != node {
 			continue
 		}
-		_, err := m.Store.JoinTokens().Modify(ctx, t.Name, func(t *resource.JoinToken) error {
+		_, err := store.Of[resource.JoinToken](m.Store).Modify(ctx, t.Name, func(t *resource.JoinToken) error {
 			t.Spent = true
 			return nil
 		})

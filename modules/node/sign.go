@@ -37,13 +37,13 @@ func (h *Hub) machineCertificates(w http.ResponseWriter, r *http.Request, node *
 }
 
 func (h *Hub) signMachine(ctx context.Context, node *resource.Node, req wire.MachineCertificatesRequest) (*wire.MachineCertificates, error) {
-	m, err := h.cfg.Store.Machines().Get(ctx, req.Machine)
+	m, err := store.Of[resource.Machine](h.cfg.Store).Get(ctx, req.Machine)
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) || (err == nil && m.Spec.Node != node.Name) {
 		return nil, refusal{http.StatusNotFound, fmt.Sprintf("machine %q is not on node %s", req.Machine, node.Name)}
 	} else if err != nil {
 		return nil, err
 	}
-	keys, err := h.cfg.Store.WorkspaceKeys().Get(ctx, m.WorkspaceKey())
+	keys, err := store.Of[resource.WorkspaceKeys](h.cfg.Store).Get(ctx, m.WorkspaceKey())
 	if err != nil {
 		return nil, err
 	}

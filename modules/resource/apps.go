@@ -4,12 +4,9 @@ import "time"
 
 // App is what a tenant deploys into a workspace.
 type App struct {
-	Meta
-	Account      string    `json:"account" readOnly:"true"`
-	Organization string    `json:"organization" readOnly:"true"`
-	Workspace    string    `json:"workspace" readOnly:"true"`
-	Spec         AppSpec   `json:"spec"`
-	Status       AppStatus `json:"status" readOnly:"true"`
+	InWorkspace
+	Spec   AppSpec   `json:"spec"`
+	Status AppStatus `json:"status" readOnly:"true"`
 }
 
 // AppSpec is what the tenant wants.
@@ -35,13 +32,11 @@ type AppSpec struct {
 
 // AppStatus is what the platform sees.
 type AppStatus struct {
-	Phase              Phase      `json:"phase,omitempty"`
-	ObservedGeneration int64      `json:"observedGeneration,omitempty"`
-	Conditions         Conditions `json:"conditions,omitempty"`
-	InstancesReady     int        `json:"instancesReady"`
-	Host               string     `json:"host,omitempty" example:"hello.shop.web.acme.example"`
-	URL                string     `json:"url,omitempty"`
-	ImageDigest        string     `json:"imageDigest,omitempty"`
+	State
+	InstancesReady int    `json:"instancesReady"`
+	Host           string `json:"host,omitempty" example:"hello.shop.web.acme.example"`
+	URL            string `json:"url,omitempty"`
+	ImageDigest    string `json:"imageDigest,omitempty"`
 }
 
 // The conditions of an app, in the order they come true.
@@ -52,13 +47,14 @@ const (
 	AppRouteReady     = "RouteReady"
 )
 
-// Key is "ACCOUNT/ORGANIZATION/WORKSPACE/APP".
-func (a *App) Key() string { return a.WorkspaceKey() + "/" + a.Name }
+// Kind is "apps".
+func (*App) Kind() string { return "apps" }
 
-// WorkspaceKey is the key of the workspace the app runs in.
-func (a *App) WorkspaceKey() string {
-	return a.Account + "/" + a.Organization + "/" + a.Workspace
-}
+// State is what its controller says.
+func (a *App) State() State { return a.Status.State }
+
+// Asks counts it.
+func (a *App) Asks() Limits { return Limits{Apps: 1} }
 
 // Route sends what the balancer gets for one host name to a Kubernetes Service
 // of a workspace. Its key is the host name, so no two tenants can have one.
@@ -78,8 +74,8 @@ type Route struct {
 // included.
 const RouteReady = "Ready"
 
-// Key is the host name.
-func (r *Route) Key() string { return r.Name }
+// Kind is "routes".
+func (*Route) Kind() string { return "routes" }
 
 // Task is a view of the work the platform does for one resource: what was asked
 // and by whom, its steps with times, its outcome. The work itself is driven by
@@ -122,5 +118,5 @@ const (
 	TaskFailed  TaskState = "failed"
 )
 
-// Key is the id.
-func (t *Task) Key() string { return t.Name }
+// Kind is "tasks".
+func (*Task) Kind() string { return "tasks" }

@@ -20,21 +20,27 @@ type NodeSpec struct {
 
 // NodeStatus is what the node reports.
 type NodeStatus struct {
-	Phase         Phase      `json:"phase,omitempty"` // Ready, Degraded (no heartbeat), Deleting
-	Address       string     `json:"address,omitempty" doc:"Address of the host on the platform's network"`
-	Version       string     `json:"version,omitempty" doc:"Version of multipaas"`
-	Kernel        string     `json:"kernel,omitempty"`
-	OS            string     `json:"os,omitempty"`
-	Drivers       []string   `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
-	Capacity      Size       `json:"capacity,omitzero"`
-	Allocated     Size       `json:"allocated,omitzero" doc:"Promised to machines"`
-	HeartbeatAt   time.Time  `json:"heartbeatAt,omitzero"`
-	Conditions    Conditions `json:"conditions,omitempty"`
-	CertificateID string     `json:"certificateId,omitempty" doc:"Serial number of its current certificate"`
+	State                 // Ready, Degraded (no heartbeat), Deleting
+	Address     string    `json:"address,omitempty" doc:"Address of the host on the platform's network"`
+	Version     string    `json:"version,omitempty" doc:"Version of multipaas"`
+	Kernel      string    `json:"kernel,omitempty"`
+	OS          string    `json:"os,omitempty"`
+	Drivers     []string  `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
+	Capacity    Size      `json:"capacity,omitzero"`
+	Allocated   Size      `json:"allocated,omitzero" doc:"Promised to machines"`
+	HeartbeatAt time.Time `json:"heartbeatAt,omitzero"`
 }
 
-// Key is the name of the node.
-func (n *Node) Key() string { return n.Name }
+// Kind is "nodes".
+func (*Node) Kind() string { return "nodes" }
+
+// State is what the node reports. What an operator sets about a node needs no
+// work, so it is always observed.
+func (n *Node) State() State {
+	s := n.Status.State
+	s.ObservedGeneration = n.Generation
+	return s
+}
 
 // Size is an amount of compute: what a machine gets or a node has.
 type Size struct {
@@ -60,11 +66,9 @@ func (s Size) Fits(free Size) bool {
 
 // Workspace is one dedicated Kubernetes cluster.
 type Workspace struct {
-	Meta
-	Account      string          `json:"account" readOnly:"true"`
-	Organization string          `json:"organization" readOnly:"true"`
-	Spec         WorkspaceSpec   `json:"spec"`
-	Status       WorkspaceStatus `json:"status" readOnly:"true"`
+	InOrganization
+	Spec   WorkspaceSpec   `json:"spec"`
+	Status WorkspaceStatus `json:"status" readOnly:"true"`
 }
 
 // MaxMachines is the most machines one workspace can have: each owns one /24 of
@@ -95,9 +99,7 @@ const (
 
 // WorkspaceStatus is what the platform sees.
 type WorkspaceStatus struct {
-	Phase              Phase      `json:"phase,omitempty"`
-	ObservedGeneration int64      `json:"observedGeneration,omitempty"`
-	Conditions         Conditions `json:"conditions,omitempty"`
+	State
 	// ID is six hex digits, unique on the platform: the name of the network
 	// namespace (mp-ID), of the data directory and of the SNI host.
 	ID            string `json:"id,omitempty"`
@@ -121,8 +123,29 @@ const (
 	WorkspaceMachinesReady = "MachinesReady"
 )
 
-// Key is "ACCOUNT/ORGANIZATION/WORKSPACE".
-func (w *Workspace) Key() string { return w.Account + "/" + w.Organization + "/" + w.Name }
+// Kind is "workspaces".
+func (*Workspace) Kind() string { return "workspaces" }
+
+// State is what its controller says.
+func (w *Workspace) State() State { return w.Status.State }
+
+// Asks counts it, and its machines at their full size.
+func (w *Workspace) Asks() Limits {
+	l := w.Spec.MachineLimits(w.Spec.Machines)
+	l.Workspaces = 1
+	return l
+}
+
+// MachineLimits is what n machines of the workspace take of an account's limits.
+func (s WorkspaceSpec) MachineLimits(n int) Limits {
+	x := int64(max(n, 0))
+	return Limits{
+		Machines:    x,
+		MilliCPU:    x * s.MachineSize.MilliCPU,
+		MemoryBytes: x * s.MachineSize.MemoryBytes,
+		DiskBytes:   x * s.MachineSize.DiskBytes,
+	}
+}
 
 // WorkspaceKeys is the secret key material of a workspace's plane. No API
 // operation returns one.
@@ -131,29 +154,30 @@ type WorkspaceKeys struct {
 	Workspace string `json:"workspace"` // key of the workspace
 	// All PEM. The service account key signs tokens; the two authorities sign
 	// for the API server's clients and for the aggregation layer.
-	CACert             []byte `json:"caCert"`
-	CAKey              []byte `json:"caKey"`
-	SigningCACert      []byte `json:"signingCACert"` // behind the cluster's CertificateSigningRequests
-	SigningCAKey       []byte `json:"signingCAKey"`
-	FrontProxyCACert   []byte `json:"frontProxyCACert"`
-	FrontProxyCAKey    []byte `json:"frontProxyCAKey"`
-	ServiceAccountKey  []byte `json:"serviceAccountKey"`
-	EncryptionKey      []byte `json:"encryptionKey"` // 32 bytes, for secrets at rest
-	EtcdPassword       string `json:"etcdPassword,omitempty"`
-	DatastoreGenerated bool   `json:"datastoreGenerated,omitempty"`
+	CACert            []byte `json:"caCert"`
+	CAKey             []byte `json:"caKey"`
+	SigningCACert     []byte `json:"signingCACert"` // behind the cluster's CertificateSigningRequests
+	SigningCAKey      []byte `json:"signingCAKey"`
+	FrontProxyCACert  []byte `json:"frontProxyCACert"`
+	FrontProxyCAKey   []byte `json:"frontProxyCAKey"`
+	ServiceAccountKey []byte `json:"serviceAccountKey"`
+	EncryptionKey     []byte `json:"encryptionKey"` // 32 bytes, for secrets at rest
 }
 
 // Key is the key of the workspace.
 func (k *WorkspaceKeys) Key() string { return k.Workspace }
 
+// Kind is "workspacekeys".
+func (*WorkspaceKeys) Kind() string { return "workspacekeys" }
+
+// Scope is an organization's: the key is the workspace's own.
+func (*WorkspaceKeys) Scope() Scope { return OfOrganization }
+
 // Machine is one Kubernetes node of one workspace, running on a node.
 type Machine struct {
-	Meta
-	Account      string        `json:"account" readOnly:"true"`
-	Organization string        `json:"organization" readOnly:"true"`
-	Workspace    string        `json:"workspace" readOnly:"true"`
-	Spec         MachineSpec   `json:"spec"`
-	Status       MachineStatus `json:"status"`
+	InWorkspace
+	Spec   MachineSpec   `json:"spec"`
+	Status MachineStatus `json:"status"`
 }
 
 // MachineSpec is decided once, when the machine is placed.
@@ -169,10 +193,9 @@ type MachineSpec struct {
 
 // MachineStatus is what the node's agent and the plane report.
 type MachineStatus struct {
-	Phase      Phase      `json:"phase,omitempty"`
-	Conditions Conditions `json:"conditions,omitempty"`
-	StartedAt  time.Time  `json:"startedAt,omitzero"`
-	Restarts   int        `json:"restarts,omitempty"`
+	State
+	StartedAt time.Time `json:"startedAt,omitzero"`
+	Restarts  int       `json:"restarts,omitempty"`
 }
 
 // The conditions of a machine, in the order they come true. Running is said by
@@ -184,13 +207,8 @@ const (
 	MachineRemoved   = "Removed" // the agent has taken everything away
 )
 
-// Key is "ACCOUNT/ORGANIZATION/WORKSPACE/MACHINE".
-func (m *Machine) Key() string { return m.WorkspaceKey() + "/" + m.Name }
-
-// WorkspaceKey is the key of the workspace the machine belongs to.
-func (m *Machine) WorkspaceKey() string {
-	return m.Account + "/" + m.Organization + "/" + m.Workspace
-}
+// Kind is "machines".
+func (*Machine) Kind() string { return "machines" }
 
 // VNI is a claim on a VXLAN network identifier; its key makes it unique.
 type VNI struct {
@@ -199,5 +217,5 @@ type VNI struct {
 	UID       string `json:"workspaceUID"`
 }
 
-// Key is the number.
-func (v *VNI) Key() string { return v.Name }
+// Kind is "vnis".
+func (*VNI) Kind() string { return "vnis" }

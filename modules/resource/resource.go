@@ -35,11 +35,21 @@ func (m *Meta) Metadata() *Meta { return m }
 // Deleting says that deletion was asked for.
 func (m *Meta) Deleting() bool { return m.DeletedAt != nil }
 
+// Scope is Platform, unless the kind embeds another scope.
+func (m *Meta) Scope() Scope { return Platform }
+
+// Key is the name, for the platform's own kinds.
+func (m *Meta) Key() string { return m.Name }
+
 // Object is a resource as the store handles it.
 type Object interface {
 	Metadata() *Meta
 	// Key is the path of names to the resource inside its kind.
 	Key() string
+	// Kind is the name of the kind, such as "workspaces".
+	Kind() string
+	// Scope says what the key begins with.
+	Scope() Scope
 }
 
 // Condition is one thing that is, or is not yet, so about a resource. The steps

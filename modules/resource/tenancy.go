@@ -52,18 +52,18 @@ func (l Limits) Or(other Limits) Limits {
 	}
 }
 
-// Key is "ACCOUNT".
-func (a *Account) Key() string { return a.Name }
+// Kind is "accounts".
+func (*Account) Kind() string { return "accounts" }
 
 // Organization is a team inside an account; it owns workspaces, images and
 // domains.
-type Organization struct {
-	Meta
-	Account string `json:"account" readOnly:"true"`
-}
+type Organization struct{ InAccount }
 
-// Key is "ACCOUNT/ORGANIZATION".
-func (o *Organization) Key() string { return o.Account + "/" + o.Name }
+// Kind is "organizations".
+func (*Organization) Kind() string { return "organizations" }
+
+// Asks counts it.
+func (*Organization) Asks() Limits { return Limits{Organizations: 1} }
 
 // User is a person or a robot that logs in. Name is the e-mail address in
 // lower case. The password hash is in a Credential, never here.
@@ -85,8 +85,8 @@ type UserSpec struct {
 	Disabled    bool   `json:"disabled,omitempty"`
 }
 
-// Key is the e-mail address.
-func (u *User) Key() string { return u.Name }
+// Kind is "users".
+func (*User) Kind() string { return "users" }
 
 // Credential is the password hash of a user. No API operation returns one.
 type Credential struct {
@@ -95,8 +95,8 @@ type Credential struct {
 	Hash string `json:"hash"`
 }
 
-// Key is the e-mail address of the user.
-func (c *Credential) Key() string { return c.Name }
+// Kind is "credentials".
+func (*Credential) Kind() string { return "credentials" }
 
 // Role is what a user may do in an account or an organization.
 type Role string
@@ -128,6 +128,12 @@ func (m *Membership) Key() string {
 	return m.Account + "/" + org + "/" + m.Name
 }
 
+// Kind is "memberships".
+func (*Membership) Kind() string { return "memberships" }
+
+// Scope is an organization's, of which "-" stands for the account itself.
+func (*Membership) Scope() Scope { return OfOrganization }
+
 // Session is a login. Its name is the SHA-256 of the bearer token, in hex: the
 // token itself is stored nowhere.
 type Session struct {
@@ -136,8 +142,8 @@ type Session struct {
 	ExpiresAt time.Time `json:"expiresAt"`
 }
 
-// Key is the hash of the token.
-func (s *Session) Key() string { return s.Name }
+// Kind is "sessions".
+func (*Session) Kind() string { return "sessions" }
 
 // JoinToken lets one machine join as a node, once.
 type JoinToken struct {
@@ -155,5 +161,5 @@ type JoinToken struct {
 	SecretHash string `json:"secretHash,omitempty" hidden:"true"`
 }
 
-// Key is the public half of the token.
-func (t *JoinToken) Key() string { return t.Name }
+// Kind is "jointokens".
+func (*JoinToken) Kind() string { return "jointokens" }

@@ -15,13 +15,13 @@ import (
 // Its methods are safe for concurrent use, and what they return is the
 // caller's own.
 type Cache[T resource.Object] struct {
-	kind     Kind[T]
-	log      *slog.Logger
-	onChange []func(key string)
+	kind Kind[T]
+	log  *slog.Logger
 
 	mu       sync.RWMutex
 	items    map[string]cached
 	revision int64
+	onChange []func(key string)
 }
 
 type cached struct {
@@ -38,9 +38,18 @@ func (k Kind[T]) Cache(log *slog.Logger) *Cache[T] {
 }
 
 // OnChange has fn called with the key of each resource that came, changed or
-// went, when the cache shows that; also for those it finds at first. fn must
-// not block. Call OnChange before Run.
-func (c *Cache[T]) OnChange(fn func(key string)) { c.onChange = append(c.onChange, fn) }
+// went, when the cache shows that. What is there already is told before OnChange
+// returns; a change meanwhile may be told twice. fn must not block, and may be
+// called concurrently.
+func (c *Cache[T]) OnChange(fn func(key string)) {
+	c.mu.Lock()
+	c.onChange = append(c.onChange, fn)
+	there := slices.Collect(maps.Keys(c.items))
+	c.mu.Unlock()
+	for _, key := range there {
+		fn(key)
+	}
+}
 
 // Run keeps the cache until ctx is done. It is ready once the cache is
 // complete.
@@ -72,8 +81,9 @@ func (c *Cache[T]) set(key string, item *cached, revision int64) {
 		c.items[key] = *item
 	}
 	c.revision = max(c.revision, revision)
+	tell := c.onChange
 	c.mu.Unlock()
-	for _, fn := range c.onChange {
+	for _, fn := range tell {
 		fn(key)
 	}
 }

@@ -24,9 +24,9 @@ func FuzzStored(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	s := &Store{}
-	checks := []func(*testing.T, []byte){
-		stored(s.Accounts()), stored(s.Organizations()), stored(s.Memberships()), stored(s.Users()), stored(s.Credentials()), stored(s.Sessions()), stored(s.JoinTokens()),
-		stored(s.Nodes()), stored(s.Workspaces()), stored(s.WorkspaceKeys()), stored(s.Machines()), stored(s.VNIs()), stored(s.Apps()), stored(s.Routes()), stored(s.Tasks()),
+	var checks []func(*testing.T, []byte)
+	for _, k := range resource.Kinds() {
+		checks = append(checks, stored(Any(s, k)))
 	}
 	f.Fuzz(func(t *testing.T, value []byte) {
 		for _, check := range checks {
@@ -85,7 +85,7 @@ func FuzzKeys(f *testing.F) {
 	for _, s := range []string{"acme/web/shop", "", "/", "a//b", "a\x00", "a,7", "acme/web/shop,9999999999999999999", "../x", "\xff", "a/"} {
 		f.Add(s)
 	}
-	apps := (&Store{}).Apps()
+	apps := Of[resource.App](&Store{})
 	f.Fuzz(func(t *testing.T, key string) {
 		if checkKey(key) != nil {
 			return

@@ -11,6 +11,7 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/multipaas/multipaas/modules/internal/storetest"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
 
@@ -37,7 +38,7 @@ type answer struct {
 func TestLinearizable(t *testing.T) {
 	t.Parallel()
 	ctx := deadline(t)
-	apps := storetest.New(t).Apps()
+	apps := store.Of[resource.App](storetest.New(t))
 	var mu sync.Mutex
 	var history []porcupine.Operation
 	start := time.Now()

@@ -67,51 +67,6 @@ type Store struct {
 // nobody uses the store any more.
 func New(client *clientv3.Client) *Store { return &Store{client: client} }
 
-// Accounts returns the kind; so do the methods below it.
-func (s *Store) Accounts() Kind[*resource.Account] {
-	return kindOf[resource.Account](s, "accounts")
-}
-
-func (s *Store) Organizations() Kind[*resource.Organization] {
-	return kindOf[resource.Organization](s, "organizations")
-}
-
-func (s *Store) Users() Kind[*resource.User] { return kindOf[resource.User](s, "users") }
-
-func (s *Store) Credentials() Kind[*resource.Credential] {
-	return kindOf[resource.Credential](s, "credentials")
-}
-
-func (s *Store) Memberships() Kind[*resource.Membership] {
-	return kindOf[resource.Membership](s, "memberships")
-}
-
-func (s *Store) Sessions() Kind[*resource.Session] { return kindOf[resource.Session](s, "sessions") }
-
-func (s *Store) JoinTokens() Kind[*resource.JoinToken] {
-	return kindOf[resource.JoinToken](s, "jointokens")
-}
-
-func (s *Store) Nodes() Kind[*resource.Node] { return kindOf[resource.Node](s, "nodes") }
-
-func (s *Store) Workspaces() Kind[*resource.Workspace] {
-	return kindOf[resource.Workspace](s, "workspaces")
-}
-
-func (s *Store) WorkspaceKeys() Kind[*resource.WorkspaceKeys] {
-	return kindOf[resource.WorkspaceKeys](s, "workspacekeys")
-}
-
-func (s *Store) Machines() Kind[*resource.Machine] { return kindOf[resource.Machine](s, "machines") }
-
-func (s *Store) VNIs() Kind[*resource.VNI] { return kindOf[resource.VNI](s, "vnis") }
-
-func (s *Store) Apps() Kind[*resource.App] { return kindOf[resource.App](s, "apps") }
-
-func (s *Store) Routes() Kind[*resource.Route] { return kindOf[resource.Route](s, "routes") }
-
-func (s *Store) Tasks() Kind[*resource.Task] { return kindOf[resource.Task](s, "tasks") }
-
 // NewUID returns a UID for a resource that others shall refer to before it is
 // stored.
 func NewUID() string { return uuid.NewString() }
@@ -122,11 +77,19 @@ type object[V any] interface {
 	resource.Object
 }
 
-func kindOf[V any, P object[V]](s *Store, name string) Kind[P] {
-	return Kind[P]{store: s, name: name, fresh: func() P { return new(V) }}
+// Of returns the kind of resource V:
+//
+//	ws, err := store.Of[resource.Workspace](s).Get(ctx, "acme/web/shop")
+func Of[V any, P object[V]](s *Store) Kind[P] {
+	return Kind[P]{store: s, name: P(new(V)).Kind(), fresh: func() P { return new(V) }}
 }
 
-// Kind is the resources of one type. Make one with a method of Store.
+// Any returns a kind for whoever does the same with each of resource.Kinds.
+func Any(s *Store, k resource.Kind) Kind[resource.Object] {
+	return Kind[resource.Object]{store: s, name: k.Name, fresh: k.New}
+}
+
+// Kind is the resources of one type. Make one with Of.
 type Kind[T resource.Object] struct {
 	store *Store
 	name  string
@@ -181,6 +144,26 @@ func (k Kind[T]) Modify(ctx context.Context, key string, change func(T) error) (
 		return none, err
 	}
 	return result, nil
+}
+
+// Observe writes what a controller has seen of seen: look puts it into the
+// status of the resource as it is stored now. Nothing is written, and that is no
+// error, if the resource is gone or another one has its name, or if somebody has
+// since changed what is wanted or asked for its deletion: he has caused the
+// next look. Like the function given to Modify, look may be called several times.
+func (k Kind[T]) Observe(ctx context.Context, seen T, look func(now T)) error {
+	_, err := k.Modify(ctx, seen.Key(), func(now T) error {
+		is, was := now.Metadata(), seen.Metadata()
+		if is.UID != was.UID || is.Generation != was.Generation || is.Deleting() != was.Deleting() {
+			return ErrSkip
+		}
+		look(now)
+		return nil
+	})
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // MarkDeleted notes that deletion was asked for; the kind's controller does the

@@ -16,7 +16,7 @@ import (
 
 func app(path string, instances int) *resource.App {
 	p := strings.Split(path, "/")
-	a := &resource.App{Account: p[0], Organization: p[1], Workspace: p[2]}
+	a := &resource.App{InWorkspace: resource.InWorkspace{Account: p[0], Organization: p[1], Workspace: p[2]}}
 	a.Name = p[3]
 	a.Spec.Instances = instances
 	return a
@@ -32,7 +32,7 @@ func must(t testing.TB, err error) {
 func TestLifeOfAResource(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	apps := storetest.New(t).Apps()
+	apps := store.Of[resource.App](storetest.New(t))
 
 	a := app("acme/web/shop/hello", 1)
 	must(t, apps.Create(ctx, a))
@@ -107,7 +107,7 @@ func TestLifeOfAResource(t *testing.T) {
 func TestModifyReturnsTheCallersError(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	apps := storetest.New(t).Apps()
+	apps := store.Of[resource.App](storetest.New(t))
 	must(t, apps.Create(ctx, app("acme/web/shop/hello", 1)))
 	mine := errors.New("mine")
 	_, err := apps.Modify(ctx, "acme/web/shop/hello", func(a *resource.App) error { a.Spec.Instances = 7; return mine })
@@ -126,16 +126,16 @@ func TestBadInput(t *testing.T) {
 	ctx := t.Context()
 	st := storetest.New(t)
 	for _, key := range []string{"", "/", "a//b", "a/", "a\n", strings.Repeat("x", 1025)} {
-		if _, err := st.Apps().Get(ctx, key); !errors.Is(err, store.ErrInvalidKey) {
+		if _, err := store.Of[resource.App](st).Get(ctx, key); !errors.Is(err, store.ErrInvalidKey) {
 			t.Errorf("key %q: %v, want ErrInvalidKey", key, err)
 		}
 	}
-	if err := st.Accounts().Create(ctx, &resource.Account{}); !errors.Is(err, store.ErrInvalidKey) {
+	if err := store.Of[resource.Account](st).Create(ctx, &resource.Account{}); !errors.Is(err, store.ErrInvalidKey) {
 		t.Errorf("account without a name: %v, want ErrInvalidKey", err)
 	}
 	big := app("acme/web/shop/big", 1)
 	big.Spec.Env = map[string]string{"X": strings.Repeat("x", store.MaxBytes)}
-	if err := st.Apps().Create(ctx, big); !errors.Is(err, store.ErrTooLarge) {
+	if err := store.Of[resource.App](st).Create(ctx, big); !errors.Is(err, store.ErrTooLarge) {
 		t.Errorf("a resource over the limit: %v, want ErrTooLarge", err)
 	}
 	if big.UID != "" || big.Generation != 0 {
@@ -143,9 +143,9 @@ func TestBadInput(t *testing.T) {
 	}
 	// The largest that is allowed has to fit into a request of etcd.
 	big.Spec.Env["X"] = strings.Repeat("x", store.MaxBytes-1024)
-	must(t, st.Apps().Create(ctx, big))
+	must(t, store.Of[resource.App](st).Create(ctx, big))
 	for _, after := range []string{"x,", ",1", "x,-1", "a//b"} {
-		if _, _, _, err := st.Apps().List(ctx, "", after, 1); !errors.Is(err, store.ErrInvalidPage) {
+		if _, _, _, err := store.Of[resource.App](st).List(ctx, "", after, 1); !errors.Is(err, store.ErrInvalidPage) {
 			t.Errorf("after %q: %v, want ErrInvalidPage", after, err)
 		}
 	}
@@ -162,13 +162,13 @@ func TestCommitIsAllOrNothing(t *testing.T) {
 		return t
 	}
 	first := task()
-	must(t, st.Commit(ctx, st.Apps().CreateOp(a), st.Tasks().CreateOp(first).Before(func() {
+	must(t, st.Commit(ctx, store.Of[resource.App](st).CreateOp(a), store.Of[resource.Task](st).CreateOp(first).Before(func() {
 		first.Spec.TargetUID, first.Spec.Generation = a.UID, a.Generation
 	}), store.Op{}))
 	if a.Revision != first.Revision {
 		t.Errorf("revisions %d and %d, want the same", a.Revision, first.Revision)
 	}
-	stored, err := st.Tasks().Get(ctx, "t1")
+	stored, err := store.Of[resource.Task](st).Get(ctx, "t1")
 	must(t, err)
 	if stored.Spec.TargetUID != a.UID || stored.Spec.Generation != 1 {
 		t.Errorf("task: %+v, want the app's UID and generation", stored.Spec)
@@ -176,21 +176,21 @@ func TestCommitIsAllOrNothing(t *testing.T) {
 
 	a.Spec.Instances = 2
 	before := a.Meta
-	err = st.Commit(ctx, st.Apps().UpdateOp(a), st.Tasks().CreateOp(task()))
+	err = st.Commit(ctx, store.Of[resource.App](st).UpdateOp(a), store.Of[resource.Task](st).CreateOp(task()))
 	if !errors.Is(err, store.ErrExists) || !strings.Contains(err.Error(), "create tasks t1") {
 		t.Fatalf("got %v, want ErrExists about the task", err)
 	}
 	if a.Meta != before {
 		t.Errorf("after a refused commit: %+v, want %+v", a.Meta, before)
 	}
-	got, err := st.Apps().Get(ctx, a.Key())
+	got, err := store.Of[resource.App](st).Get(ctx, a.Key())
 	must(t, err)
 	if got.Spec.Instances != 1 {
 		t.Errorf("the app was changed by a refused commit")
 	}
 	// PutOp doesn't care what was there.
 	other := app("acme/web/shop/hello", 5)
-	must(t, st.Commit(ctx, st.Apps().PutOp(other), st.Tasks().MarkDeletedOp("t1")))
+	must(t, st.Commit(ctx, store.Of[resource.App](st).PutOp(other), store.Of[resource.Task](st).MarkDeletedOp("t1")))
 	if other.Generation != 2 || other.UID != a.UID {
 		t.Errorf("after put: %+v, want generation 2 and the UID of %+v", other.Meta, a.Meta)
 	}
@@ -199,7 +199,7 @@ func TestCommitIsAllOrNothing(t *testing.T) {
 func TestConcurrentModify(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	apps := storetest.New(t).Apps()
+	apps := store.Of[resource.App](storetest.New(t))
 	must(t, apps.Create(ctx, app("acme/web/shop/hello", 0)))
 	const workers, times = 8, 25
 	var wg sync.WaitGroup
@@ -226,7 +226,7 @@ func TestConcurrentModify(t *testing.T) {
 func TestOnlyOneCreates(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	vnis := storetest.New(t).VNIs()
+	vnis := store.Of[resource.VNI](storetest.New(t))
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	won := 0
@@ -255,7 +255,7 @@ func TestListPages(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	e := storetest.Start(t)
-	apps := store.New(e.Client).Apps()
+	apps := store.Of[resource.App](store.New(e.Client))
 	var want []string
 	for i := range 7 {
 		a := app(fmt.Sprintf("acme/web/shop/a%d", i), 1)

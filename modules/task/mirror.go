@@ -53,12 +53,12 @@ func (ts *Tasks) Run(ctx context.Context, ready func()) error {
 			queue.Add(e.target)
 		}
 	})
-	for _, k := range ts.kinds {
+	for name, k := range ts.kinds {
 		wg.Go(func() {
 			k.watch(ctx, func(key string) {
 				// If the task of the same commit is not here yet, it will look for
 				// itself when it comes: the resource is read anew then.
-				if t := (target{k.name, key}); ts.isWaitedFor(t) {
+				if t := (target{name, key}); ts.isWaitedFor(t) {
 					queue.Add(t)
 				}
 			})
@@ -104,16 +104,16 @@ func (ts *Tasks) mirror(ctx context.Context, t target) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	i := slices.IndexFunc(ts.kinds, func(k kind) bool { return k.name == t.kind })
-	if i < 0 {
+	k, ok := ts.kinds[t.kind]
+	if !ok {
 		return nil // of a newer version, which will see to it
 	}
-	look, err := ts.kinds[i].load(ctx, t.key)
+	look, err := k.load(ctx, t.key)
 	if err != nil {
 		return err
 	}
 	for _, id := range ids {
-		after, err := ts.cfg.Store.Tasks().Modify(ctx, id, func(t *resource.Task) error {
+		after, err := store.Of[resource.Task](ts.cfg.Store).Modify(ctx, id, func(t *resource.Task) error {
 			if Ended(t) {
 				return store.ErrSkip
 			}
@@ -144,7 +144,7 @@ func (ts *Tasks) prune(ctx context.Context, now time.Time) error {
 		}
 		t := &resource.Task{}
 		t.Name = id
-		if err := ts.cfg.Store.Tasks().Delete(ctx, t); err != nil {
+		if err := store.Of[resource.Task](ts.cfg.Store).Delete(ctx, t); err != nil {
 			return err
 		}
 	}

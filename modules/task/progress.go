@@ -15,7 +15,7 @@ import (
 // An older task of the same resource needs no rule of its own: whoever reaches
 // a newer generation has reached or replaced the older one, and deletion ends
 // all that wanted something else.
-func progress(t *resource.Task, target *view, now time.Time) resource.TaskStatus {
+func progress(t *resource.Task, target resource.Stateful, now time.Time) resource.TaskStatus {
 	status := t.Status
 	status.Steps = slices.Clone(status.Steps)
 	end := func(state resource.TaskState, message string) resource.TaskStatus {
@@ -25,13 +25,14 @@ func progress(t *resource.Task, target *view, now time.Time) resource.TaskStatus
 	}
 	what := noun(t.Spec.Kind)
 
-	if target == nil || t.Spec.TargetUID != "" && t.Spec.TargetUID != target.meta.UID {
+	if target == nil || t.Spec.TargetUID != "" && t.Spec.TargetUID != target.Metadata().UID {
 		if t.Spec.Gone {
 			return end(resource.TaskDone, "")
 		}
 		return end(resource.TaskFailed, fmt.Sprintf("The %s %s was deleted before this was done.", what, t.Spec.Target))
 	}
-	for _, c := range target.conditions {
+	seen := target.State()
+	for _, c := range seen.Conditions {
 		// While something is taken away, what came true long ago is no step.
 		if t.Spec.Gone && c.Since.Before(t.CreatedAt) {
 			continue
@@ -45,21 +46,21 @@ func progress(t *resource.Task, target *view, now time.Time) resource.TaskStatus
 	switch {
 	case t.Spec.Gone:
 		return status
-	case target.meta.Deleting():
+	case target.Metadata().Deleting():
 		return end(resource.TaskFailed, fmt.Sprintf("The %s %s is being deleted.", what, t.Spec.Target))
-	case target.observed < t.Spec.Generation:
+	case seen.ObservedGeneration < t.Spec.Generation:
 		// The controller hasn't looked yet: what it said is about an older wish.
 		return status
-	case target.phase == resource.Ready:
+	case seen.Phase == resource.Ready:
 		return end(resource.TaskDone, "")
 	}
-	for _, c := range target.conditions {
+	for _, c := range seen.Conditions {
 		if c.Status == resource.False && c.Final {
 			return end(resource.TaskFailed, reason(c))
 		}
 	}
-	if target.phase == resource.Failed {
-		for _, c := range slices.Backward(target.conditions) {
+	if seen.Phase == resource.Failed {
+		for _, c := range slices.Backward(seen.Conditions) {
 			if c.Status != resource.True {
 				return end(resource.TaskFailed, reason(c))
 			}

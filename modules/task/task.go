@@ -41,7 +41,7 @@ type Config struct {
 // concurrent use.
 type Tasks struct {
 	cfg   Config
-	kinds []kind
+	kinds map[string]kind // by name
 	cache *store.Cache[*resource.Task]
 
 	mu    sync.Mutex
@@ -64,7 +64,7 @@ func New(cfg Config) *Tasks {
 	return &Tasks{
 		cfg:   cfg,
 		kinds: kindsOf(cfg.Store),
-		cache: cfg.Store.Tasks().Cache(cfg.Log),
+		cache: store.Of[resource.Task](cfg.Store).Cache(cfg.Log),
 		index: map[string]entry{},
 		open:  map[target]map[string]struct{}{},
 	}
@@ -74,7 +74,7 @@ func New(cfg Config) *Tasks {
 // the one of obj:
 //
 //	t, begin := tasks.Begin("workspace.create", user, w)
-//	err := store.Commit(ctx, store.Workspaces().CreateOp(w), begin)
+//	err := store.Commit(ctx, store.Of[resource.Workspace](store).CreateOp(w), begin)
 //
 // The task ends when obj's Generation, as that commit leaves it, is reached.
 // operation is KIND.VERB. Begin panics for a kind that has no tasks.
@@ -85,15 +85,18 @@ func (ts *Tasks) Begin(operation, by string, obj resource.Object) (*resource.Tas
 // BeginRemoval is Begin for a task that ends when obj is gone:
 //
 //	t, begin := tasks.BeginRemoval("workspace.delete", user, w)
-//	err := store.Commit(ctx, store.Workspaces().MarkDeletedOp(w.Key()), begin)
+//	err := store.Commit(ctx, store.Of[resource.Workspace](store).MarkDeletedOp(w.Key()), begin)
 func (ts *Tasks) BeginRemoval(operation, by string, obj resource.Object) (*resource.Task, store.Op) {
 	return ts.begin(operation, by, obj, true)
 }
 
 func (ts *Tasks) begin(operation, by string, obj resource.Object, gone bool) (*resource.Task, store.Op) {
+	if _, ok := ts.kinds[obj.Kind()]; !ok {
+		panic(fmt.Sprintf("task: %T has no tasks", obj))
+	}
 	t := &resource.Task{Spec: resource.TaskSpec{
 		Operation: operation,
-		Kind:      ts.kindFor(obj).name,
+		Kind:      obj.Kind(),
 		Target:    obj.Key(),
 		Account:   accountOf(obj.Key()),
 		By:        by,
@@ -101,7 +104,7 @@ func (ts *Tasks) begin(operation, by string, obj resource.Object, gone bool) (*r
 	}}
 	t.Name = newID(time.Now())
 	t.Status.State = resource.TaskRunning
-	return t, ts.cfg.Store.Tasks().CreateOp(t).Before(func() {
+	return t, store.Of[resource.Task](ts.cfg.Store).CreateOp(t).Before(func() {
 		// Known only now: the store gives a new resource its UID, and counts.
 		t.Spec.TargetUID = obj.Metadata().UID
 		if !gone {
@@ -112,7 +115,7 @@ func (ts *Tasks) begin(operation, by string, obj resource.Object, gone bool) (*r
 
 // Get returns one task. store.ErrNotFound.
 func (ts *Tasks) Get(ctx context.Context, id string) (*resource.Task, error) {
-	return ts.cfg.Store.Tasks().Get(ctx, id)
+	return store.Of[resource.Task](ts.cfg.Store).Get(ctx, id)
 }
 
 // Follow gives the task as it is now, and again each time it changes, and ends
@@ -122,7 +125,7 @@ func (ts *Tasks) Follow(ctx context.Context, id string) iter.Seq2[*resource.Task
 	return func(yield func(*resource.Task, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		tasks := ts.cfg.Store.Tasks()
+		tasks := store.Of[resource.Task](ts.cfg.Store)
 		found := false
 		for e := range tasks.WatchKey(ctx, id, 0) {
 			switch {

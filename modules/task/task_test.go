@@ -13,6 +13,24 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 )
 
+// view is what a task wants to know of its resource.
+type view struct {
+	meta       resource.Meta
+	observed   int64
+	phase      resource.Phase
+	conditions resource.Conditions
+}
+
+func (v *view) workspace() resource.Stateful {
+	if v == nil {
+		return nil
+	}
+	w := &resource.Workspace{}
+	w.Meta = v.meta
+	w.Status.State = resource.State{Phase: v.phase, ObservedGeneration: v.observed, Conditions: v.conditions}
+	return w
+}
+
 func TestProgress(t *testing.T) {
 	t.Parallel()
 	began := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
@@ -51,7 +69,7 @@ func TestProgress(t *testing.T) {
 			task := &resource.Task{Spec: tt.spec}
 			task.Spec.Kind, task.Spec.Target, task.CreatedAt = "workspaces", "acme/web/shop", began
 			task.Status.State = resource.TaskRunning
-			got := progress(task, tt.target, after)
+			got := progress(task, tt.target.workspace(), after)
 			var steps []string
 			for _, s := range got.Steps {
 				steps = append(steps, s.Type)
@@ -97,7 +115,7 @@ func start(t *testing.T, cfg Config) fixture {
 }
 
 func workspace(name string) *resource.Workspace {
-	w := &resource.Workspace{Account: "acme", Organization: "web"}
+	w := &resource.Workspace{InOrganization: resource.InOrganization{Account: "acme", Organization: "web"}}
 	w.Name = name
 	w.Spec.Machines = 1
 	return w
@@ -129,7 +147,7 @@ func TestLifeOfATask(t *testing.T) {
 	ts := start(t, Config{})
 	w := workspace("shop")
 	task, begin := ts.Begin("workspace.create", "ann@acme.example", w)
-	if err := ts.st.Commit(ctx, ts.st.Workspaces().CreateOp(w), begin); err != nil {
+	if err := ts.st.Commit(ctx, store.Of[resource.Workspace](ts.st).CreateOp(w), begin); err != nil {
 		t.Fatal(err)
 	}
 	if task.Spec.Account != "acme" || task.Spec.TargetUID != w.UID || task.Spec.Generation != 1 || task.Spec.Kind != "workspaces" {
@@ -141,7 +159,7 @@ func TestLifeOfATask(t *testing.T) {
 	go func() {
 		<-begun
 		for _, c := range []string{resource.WorkspaceNetworkReady, resource.WorkspacePlaneReady, ""} {
-			if _, err := ts.st.Workspaces().Modify(ctx, w.Key(), func(w *resource.Workspace) error {
+			if _, err := store.Of[resource.Workspace](ts.st).Modify(ctx, w.Key(), func(w *resource.Workspace) error {
 				w.Status.ObservedGeneration = w.Generation
 				w.Status.Phase = resource.Creating
 				if c == "" {
@@ -170,23 +188,23 @@ func TestLifeOfATask(t *testing.T) {
 	}
 
 	// A change that never comes true, and a deletion that overtakes it.
-	w, err := ts.st.Workspaces().Get(ctx, w.Key())
+	w, err := store.Of[resource.Workspace](ts.st).Get(ctx, w.Key())
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.Spec.Machines = 9
 	change, begin := ts.Begin("workspace.scale", "ann@acme.example", w)
-	if err := ts.st.Commit(ctx, ts.st.Workspaces().UpdateOp(w), begin); err != nil {
+	if err := ts.st.Commit(ctx, store.Of[resource.Workspace](ts.st).UpdateOp(w), begin); err != nil {
 		t.Fatal(err)
 	}
 	removal, begin := ts.BeginRemoval("workspace.delete", "ann@acme.example", w)
-	if err := ts.st.Commit(ctx, ts.st.Workspaces().MarkDeletedOp(w.Key()), begin); err != nil {
+	if err := ts.st.Commit(ctx, store.Of[resource.Workspace](ts.st).MarkDeletedOp(w.Key()), begin); err != nil {
 		t.Fatal(err)
 	}
 	if last, _ := follow(t, ts.Tasks, change.Name); last.Status.State != resource.TaskFailed || last.Spec.Generation != 2 {
 		t.Errorf("overtaken: %+v, want it failed", last)
 	}
-	if err := ts.st.Workspaces().Delete(ctx, workspace("shop")); err != nil {
+	if err := store.Of[resource.Workspace](ts.st).Delete(ctx, workspace("shop")); err != nil {
 		t.Fatal(err)
 	}
 	if last, _ := follow(t, ts.Tasks, removal.Name); last.Status.State != resource.TaskDone {
@@ -206,11 +224,11 @@ func TestRestart(t *testing.T) {
 	st := storetest.New(t)
 	w := workspace("shop")
 	task, begin := New(Config{Store: st}).Begin("workspace.create", "ann", w)
-	if err := st.Commit(ctx, st.Workspaces().CreateOp(w), begin); err != nil {
+	if err := st.Commit(ctx, store.Of[resource.Workspace](st).CreateOp(w), begin); err != nil {
 		t.Fatal(err)
 	}
 	w.Status.ObservedGeneration, w.Status.Phase = 1, resource.Ready
-	if err := st.Workspaces().Update(ctx, w); err != nil {
+	if err := store.Of[resource.Workspace](st).Update(ctx, w); err != nil {
 		t.Fatal(err)
 	}
 	n := &resource.Node{}
@@ -240,7 +258,7 @@ func TestListAndPrune(t *testing.T) {
 		if state != resource.TaskRunning {
 			task.Status.EndedAt = &ended
 		}
-		if err := ts.st.Tasks().Create(ctx, task); err != nil {
+		if err := store.Of[resource.Task](ts.st).Create(ctx, task); err != nil {
 			t.Fatal(err)
 		}
 		return task.Name

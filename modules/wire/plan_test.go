@@ -35,11 +35,11 @@ func TestPlanGivesEveryoneAnAddressOfHisOwn(t *testing.T) {
 
 func TestNetworkForEachHost(t *testing.T) {
 	plan := DefaultPlan()
-	w := &resource.Workspace{Account: "acme", Organization: "web"}
+	w := &resource.Workspace{InOrganization: resource.InOrganization{Account: "acme", Organization: "web"}}
 	w.Name = "shop"
 	w.Status.ID, w.Status.VNI, w.Status.NodeSlots = "00002a", 42, map[string]int{"n1": 1, "n2": 2}
 	machine := func(name, node string, index int) *resource.Machine {
-		m := &resource.Machine{Account: "acme", Organization: "web", Workspace: "shop"}
+		m := &resource.Machine{InWorkspace: resource.InWorkspace{Account: "acme", Organization: "web", Workspace: "shop"}}
 		m.Name, m.Spec.Node, m.Spec.Index = name, node, index
 		return m
 	}

@@ -43,7 +43,7 @@ func (c *Controller) allocate(ctx context.Context, w *resource.Workspace) error 
 	claim := &resource.VNI{Workspace: w.Key(), UID: w.UID}
 	claim.Name = strconv.FormatUint(uint64(w.Status.VNI), 10)
 	db := c.cfg.Store
-	err = db.Commit(ctx, db.VNIs().CreateOp(claim), db.WorkspaceKeys().CreateOp(keys), db.Workspaces().UpdateOp(w))
+	err = db.Commit(ctx, store.Of[resource.VNI](db).CreateOp(claim), store.Of[resource.WorkspaceKeys](db).CreateOp(keys), store.Of[resource.Workspace](db).UpdateOp(w))
 	faultpoint.Reach("workspace/create/allocated")
 	if errors.Is(err, store.ErrExists) {
 		return store.ErrConflict // another workspace has this number: draw again
@@ -74,14 +74,14 @@ func newKeys(workspace string) (*resource.WorkspaceKeys, error) {
 // remove takes a workspace away, machines first, the resource last. Nothing of
 // it is left when the resource is gone.
 func (c *Controller) remove(ctx context.Context, w *resource.Workspace) (time.Duration, error) {
-	machines, _, _, err := c.cfg.Store.Machines().List(ctx, w.Key(), "", 0)
+	machines, _, _, err := store.Of[resource.Machine](c.cfg.Store).List(ctx, w.Key(), "", 0)
 	if err != nil {
 		return 0, err
 	}
 	left := 0
 	for _, m := range machines {
 		if m.Status.Conditions.Is(resource.MachineRemoved) {
-			if err := c.cfg.Store.Machines().Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
+			if err := store.Of[resource.Machine](c.cfg.Store).Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
 				return 0, err
 			}
 			continue
@@ -92,14 +92,14 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) (time.Du
 		}
 		faultpoint.Reach("workspace/delete/machines-marked")
 	}
-	apps, _, _, err := c.cfg.Store.Apps().List(ctx, w.Key(), "", 0)
+	apps, _, _, err := store.Of[resource.App](c.cfg.Store).List(ctx, w.Key(), "", 0)
 	if err != nil {
 		return 0, err
 	}
 	for _, app := range apps {
 		// The API does so too, but a server that was killed just before that would
 		// have left the workspace to wait for apps that nobody takes away.
-		if _, err := c.cfg.Store.Apps().MarkDeleted(ctx, app.Key()); err != nil && !errors.Is(err, store.ErrNotFound) {
+		if _, err := store.Of[resource.App](c.cfg.Store).MarkDeleted(ctx, app.Key()); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return 0, err
 		}
 	}
@@ -120,12 +120,12 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) (time.Du
 	}
 	// The same pass again after a kill finds the three still there, or none.
 	db := c.cfg.Store
-	ops := []store.Op{db.Workspaces().DeleteOp(w)}
+	ops := []store.Op{store.Of[resource.Workspace](db).DeleteOp(w)}
 	if w.Status.VNI != 0 {
 		claim := &resource.VNI{}
 		claim.Name = strconv.FormatUint(uint64(w.Status.VNI), 10)
 		keys := &resource.WorkspaceKeys{Workspace: w.Key()}
-		ops = append(ops, db.VNIs().DeleteOp(claim), db.WorkspaceKeys().DeleteOp(keys))
+		ops = append(ops, store.Of[resource.VNI](db).DeleteOp(claim), store.Of[resource.WorkspaceKeys](db).DeleteOp(keys))
 	}
 	if err := db.Commit(ctx, ops...); err != nil {
 		return 0, fmt.Errorf("remove %s: %w", w.Key(), err)
@@ -139,7 +139,7 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) (time.Du
 
 // markMachine marks a machine for removal without draining it.
 func (c *Controller) markMachine(ctx context.Context, m *resource.Machine, reason string) error {
-	_, err := c.cfg.Store.Machines().Modify(ctx, m.Key(), func(x *resource.Machine) error {
+	_, err := store.Of[resource.Machine](c.cfg.Store).Modify(ctx, m.Key(), func(x *resource.Machine) error {
 		if x.UID != m.UID {
 			return store.ErrSkip
 		}
@@ -172,7 +172,7 @@ func (c *Controller) deletingStatus(ctx context.Context, w *resource.Workspace, 
 	case apps:
 		message = "apps are being taken away"
 	}
-	_, err := c.cfg.Store.Workspaces().Modify(ctx, w.Key(), func(x *resource.Workspace) error {
+	_, err := store.Of[resource.Workspace](c.cfg.Store).Modify(ctx, w.Key(), func(x *resource.Workspace) error {
 		changed := x.Status.Conditions.Set(resource.Condition{Type: "MachinesRemoved", Status: boolStatus(machines == 0), Reason: "Removing", Message: message})
 		if x.Status.Phase != resource.Deleting {
 			x.Status.Phase, changed = resource.Deleting, true

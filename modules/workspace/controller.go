@@ -88,7 +88,7 @@ type Controller struct {
 	wg       sync.WaitGroup
 }
 
-// New makes a Controller. It must be made before the caches of cfg run.
+// New makes a Controller.
 func New(cfg Config) *Controller {
 	c := &Controller{cfg: cfg, runs: map[string]*run{}, starved: map[string]bool{},
 		// Two planes start at a time: each takes 3 CPU seconds, and a restart of
@@ -230,7 +230,7 @@ func (c *Controller) pass(ctx context.Context, key string) (time.Duration, error
 // reconcile takes one workspace further. It returns after how long to look
 // again when nothing will announce the next change, 0 for never.
 func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, error) {
-	w, err := c.cfg.Store.Workspaces().Get(ctx, key)
+	w, err := store.Of[resource.Workspace](c.cfg.Store).Get(ctx, key)
 	if errors.Is(err, store.ErrNotFound) {
 		return 0, nil // its last pass took everything away
 	} else if err != nil {
@@ -245,7 +245,7 @@ func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, 
 	if w.Status.Server != c.cfg.Server && w.Status.Server != "" {
 		return 0, nil // another server runs it
 	}
-	keys, err := c.cfg.Store.WorkspaceKeys().Get(ctx, key)
+	keys, err := store.Of[resource.WorkspaceKeys](c.cfg.Store).Get(ctx, key)
 	if err != nil {
 		return 0, fmt.Errorf("keys of %s: %w", key, err)
 	}
@@ -354,7 +354,7 @@ func (s *progress) set(t string, ok bool, yes, no string, err error) {
 
 // writeStatus writes what this pass saw, if anything of it is new.
 func (c *Controller) writeStatus(ctx context.Context, seen *resource.Workspace, s *progress) error {
-	_, err := c.cfg.Store.Workspaces().Modify(ctx, seen.Key(), func(w *resource.Workspace) error {
+	_, err := store.Of[resource.Workspace](c.cfg.Store).Modify(ctx, seen.Key(), func(w *resource.Workspace) error {
 		if w.UID != seen.UID || w.Deleting() {
 			return store.ErrSkip
 		}

@@ -47,7 +47,7 @@ func (c *Controller) place(ctx context.Context, w *resource.Workspace, seen []*r
 	c.placing.Lock()
 	defer c.placing.Unlock()
 	// The cache may be behind what this very loop wrote: ask the store.
-	all, _, _, err := c.cfg.Store.Machines().List(ctx, "", "", 0)
+	all, _, _, err := store.Of[resource.Machine](c.cfg.Store).List(ctx, "", "", 0)
 	if err != nil {
 		return "", err
 	}
@@ -201,15 +201,14 @@ func (c *Controller) create(ctx context.Context, w *resource.Workspace, own []*r
 		return nil, fmt.Errorf("workspace %s has %d machines: no more fit into its address plan", w.Key(), len(own))
 	}
 	address, pods := c.cfg.Plan.Machine(index)
-	m := &resource.Machine{Account: w.Account, Organization: w.Organization, Workspace: w.Name}
-	m.Name = fmt.Sprintf("%s-%d", w.Name, index)
+	m := &resource.Machine{InWorkspace: resource.NewInWorkspace(w.Key(), fmt.Sprintf("%s-%d", w.Name, index))}
 	m.Spec = resource.MachineSpec{Node: node, Driver: "sandbox", Size: w.Spec.MachineSize, Index: index,
 		Address: address.String(), MAC: wire.MAC(address), PodCIDR: pods.String()}
 	m.Status.Phase = resource.Creating
 
 	db := c.cfg.Store
 	for {
-		fresh, err := db.Workspaces().Get(ctx, w.Key())
+		fresh, err := store.Of[resource.Workspace](db).Get(ctx, w.Key())
 		if err != nil {
 			return nil, err
 		}
@@ -231,7 +230,7 @@ func (c *Controller) create(ctx context.Context, w *resource.Workspace, own []*r
 			slots[node] = slot
 		}
 		fresh.Status.NodeSlots = slots
-		err = db.Commit(ctx, db.Machines().CreateOp(m), db.Workspaces().UpdateOp(fresh), c.stays(node))
+		err = db.Commit(ctx, store.Of[resource.Machine](db).CreateOp(m), store.Of[resource.Workspace](db).UpdateOp(fresh), c.stays(node))
 		if errors.Is(err, store.ErrConflict) {
 			continue
 		}
@@ -247,7 +246,7 @@ func (c *Controller) create(ctx context.Context, w *resource.Workspace, own []*r
 // when the commit happens: the cache may not know yet, and a machine on a node
 // that is no more would never be taken down.
 func (c *Controller) stays(node string) store.Op {
-	return c.cfg.Store.Nodes().ModifyOp(node, func(n *resource.Node) error {
+	return store.Of[resource.Node](c.cfg.Store).ModifyOp(node, func(n *resource.Node) error {
 		if n.Deleting() {
 			return fmt.Errorf("node %s is being removed", node)
 		}
@@ -257,7 +256,7 @@ func (c *Controller) stays(node string) store.Op {
 
 // mark marks a machine for removal; it is drained first.
 func (c *Controller) mark(ctx context.Context, m *resource.Machine) error {
-	_, err := c.cfg.Store.Machines().Modify(ctx, m.Key(), func(x *resource.Machine) error {
+	_, err := store.Of[resource.Machine](c.cfg.Store).Modify(ctx, m.Key(), func(x *resource.Machine) error {
 		if x.UID != m.UID || x.Deleting() {
 			return store.ErrSkip
 		}
@@ -358,7 +357,7 @@ func (c *Controller) writeMachine(ctx context.Context, seen *resource.Machine, r
 	if old := seen.Status.Conditions.Get(cond.Type); old != nil && old.Status == cond.Status && old.Message == cond.Message && seen.Status.Phase == phase(seen) {
 		return nil
 	}
-	_, err := c.cfg.Store.Machines().Modify(ctx, seen.Key(), func(m *resource.Machine) error {
+	_, err := store.Of[resource.Machine](c.cfg.Store).Modify(ctx, seen.Key(), func(m *resource.Machine) error {
 		if m.UID != seen.UID || m.Deleting() {
 			return store.ErrSkip
 		}
@@ -389,7 +388,7 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 			c.cfg.Log.Warn("a machine goes, but its Kubernetes node stays", "machine", m.Key(), "error", err)
 		}
 		faultpoint.Reach("workspace/scale/node-deleted")
-		if err := c.cfg.Store.Machines().Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
+		if err := store.Of[resource.Machine](c.cfg.Store).Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return 0, err
 		}
 		faultpoint.Reach("workspace/scale/machine-deleted")
@@ -414,7 +413,7 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 }
 
 func (c *Controller) condition(ctx context.Context, seen *resource.Machine, cond resource.Condition) error {
-	_, err := c.cfg.Store.Machines().Modify(ctx, seen.Key(), func(m *resource.Machine) error {
+	_, err := store.Of[resource.Machine](c.cfg.Store).Modify(ctx, seen.Key(), func(m *resource.Machine) error {
 		if m.UID != seen.UID || !m.Status.Conditions.Set(cond) {
 			return store.ErrSkip
 		}

@@ -71,7 +71,7 @@ func startServer(m *model) *server {
 	kv := &mortal{KV: m.etcd.Client.KV, left: -1, died: make(chan struct{})}
 	client.KV, client.Watcher, client.Lease = kv, m.etcd.Client.Watcher, m.etcd.Client.Lease
 	db := store.New(client)
-	workspaces, machines, nodes, keys, all := db.Workspaces().Cache(quiet), db.Machines().Cache(quiet), db.Nodes().Cache(quiet), db.WorkspaceKeys().Cache(quiet), db.Apps().Cache(quiet)
+	workspaces, machines, nodes, keys, all := store.Of[resource.Workspace](db).Cache(quiet), store.Of[resource.Machine](db).Cache(quiet), store.Of[resource.Node](db).Cache(quiet), store.Of[resource.WorkspaceKeys](db).Cache(quiet), store.Of[resource.App](db).Cache(quiet)
 	plan := wire.DefaultPlan()
 	here := netip.MustParseAddr("192.0.2.1")
 	controller := workspace.New(workspace.Config{Log: quiet, Store: db, Networks: networks{m.world}, Planes: m.world,
@@ -181,7 +181,7 @@ func (h *host) look(ctx context.Context) {
 		h.cert = cert
 		h.mu.Unlock()
 	}
-	machines, err := listed(ctx, h.m.db.Machines())
+	machines, err := listed(ctx, store.Of[resource.Machine](h.m.db))
 	if err != nil {
 		return
 	}
@@ -192,7 +192,7 @@ func (h *host) look(ctx context.Context) {
 			continue
 		}
 		r := wire.MachineReport{Key: x.Key(), UID: x.UID}
-		w, err := h.m.db.Workspaces().Get(ctx, x.WorkspaceKey())
+		w, err := store.Of[resource.Workspace](h.m.db).Get(ctx, x.WorkspaceKey())
 		if err != nil {
 			return
 		}

@@ -133,24 +133,24 @@ func (m *model) must(err error) {
 func (m *model) do(s step) {
 	key, name := workspaceKey(s.A), nodeName(s.A)
 	ctx, db, tasks := m.ctx, m.db, m.server.asked
-	w, err := db.Workspaces().Get(ctx, key)
+	w, err := store.Of[resource.Workspace](db).Get(ctx, key)
 	there := err == nil && !w.Deleting()
 	switch s.Verb {
 	case "create":
 		if err == nil {
 			return
 		}
-		w = &resource.Workspace{Account: "acme", Organization: "web"}
+		w = &resource.Workspace{InOrganization: resource.InOrganization{Account: "acme", Organization: "web"}}
 		w.Name = fmt.Sprintf("w%d", s.A)
 		w.Spec = resource.WorkspaceSpec{Machines: s.B % 4, MachineSize: resource.Size{MilliCPU: 1000, MemoryBytes: 1 << 30, DiskBytes: 1 << 30}, PodSecurity: "baseline"}
 		_, begin := tasks.Begin("workspaces.create", "me", w)
-		m.must(db.Commit(ctx, db.Workspaces().CreateOp(w), begin))
+		m.must(db.Commit(ctx, store.Of[resource.Workspace](db).CreateOp(w), begin))
 		m.want[key] = s.B % 4
 	case "scale":
 		if !there {
 			return
 		}
-		_, err := db.Workspaces().Modify(ctx, key, func(w *resource.Workspace) error { w.Spec.Machines = s.B % 4; return nil })
+		_, err := store.Of[resource.Workspace](db).Modify(ctx, key, func(w *resource.Workspace) error { w.Spec.Machines = s.B % 4; return nil })
 		m.must(err)
 		m.want[key] = s.B % 4
 	case "delete":
@@ -158,18 +158,18 @@ func (m *model) do(s step) {
 			return
 		}
 		_, begin := tasks.BeginRemoval("workspaces.delete", "me", w)
-		m.must(db.Commit(ctx, db.Workspaces().MarkDeletedOp(key), begin))
+		m.must(db.Commit(ctx, store.Of[resource.Workspace](db).MarkDeletedOp(key), begin))
 		delete(m.want, key)
 		maps.DeleteFunc(m.apps, func(app string, _ bool) bool { return strings.HasPrefix(app, key+"/") })
 	case "app":
-		a := &resource.App{Account: "acme", Organization: "web", Workspace: fmt.Sprintf("w%d", s.A)}
+		a := &resource.App{InWorkspace: resource.NewInWorkspace(fmt.Sprintf("acme/web/w%d", s.A), "")}
 		a.Name = fmt.Sprintf("a%d", s.B%2)
 		a.Spec = resource.AppSpec{Namespace: "default", Image: "hello:1", Instances: 1, Port: 8080}
 		if !there || m.apps[a.Key()] {
 			return
 		}
 		_, begin := tasks.Begin("apps.deploy", "me", a)
-		m.must(db.Commit(ctx, db.Apps().CreateOp(a), begin, db.Workspaces().ModifyOp(key, func(*resource.Workspace) error { return store.ErrSkip })))
+		m.must(db.Commit(ctx, store.Of[resource.App](db).CreateOp(a), begin, store.Of[resource.Workspace](db).ModifyOp(key, func(*resource.Workspace) error { return store.ErrSkip })))
 		m.apps[a.Key()] = true
 	case "join":
 		if m.hosts[name] == nil {
@@ -186,7 +186,7 @@ func (m *model) do(s step) {
 			h.up()
 		}
 	case "remove":
-		n, err := db.Nodes().Get(ctx, name)
+		n, err := store.Of[resource.Node](db).Get(ctx, name)
 		h := m.hosts[name]
 		if err != nil || n.Deleting() || h == nil {
 			return
@@ -194,7 +194,7 @@ func (m *model) do(s step) {
 		lost := !h.isUp()
 		n.Spec.Lost = lost
 		_, begin := tasks.BeginRemoval("nodes.remove", "root", n)
-		m.must(db.Commit(ctx, db.Nodes().ModifyOp(name, func(x *resource.Node) error {
+		m.must(db.Commit(ctx, store.Of[resource.Node](db).ModifyOp(name, func(x *resource.Node) error {
 			now := time.Now().UTC()
 			x.DeletedAt, x.Spec.Lost = &now, lost
 			return nil
@@ -221,12 +221,12 @@ func (m *model) do(s step) {
 		}
 	case "noise": // somebody else writes the same records, so that commits conflict
 		for range 1 + s.B {
-			all, _, _, err := db.Machines().List(ctx, "", "", 0)
+			all, _, _, err := store.Of[resource.Machine](db).List(ctx, "", "", 0)
 			m.must(err)
 			for _, x := range all {
-				_, _ = db.Machines().Modify(ctx, x.Key(), func(x *resource.Machine) error { x.Status.Restarts++; return nil })
+				_, _ = store.Of[resource.Machine](db).Modify(ctx, x.Key(), func(x *resource.Machine) error { x.Status.Restarts++; return nil })
 			}
-			_, _ = db.Workspaces().Modify(ctx, key, func(w *resource.Workspace) error {
+			_, _ = store.Of[resource.Workspace](db).Modify(ctx, key, func(w *resource.Workspace) error {
 				w.Status.Conditions.Set(resource.Condition{Type: "Noise", Status: resource.True, Message: fmt.Sprint(time.Now().UnixNano())})
 				return nil
 			})
@@ -239,7 +239,7 @@ func (m *model) do(s step) {
 // silent writes what the monitor does when a host was silent for 40 s, which its
 // own test is about.
 func (m *model) silent(name string) {
-	_, _ = m.db.Nodes().Modify(m.ctx, name, func(n *resource.Node) error {
+	_, _ = store.Of[resource.Node](m.db).Modify(m.ctx, name, func(n *resource.Node) error {
 		if n.Status.Phase == resource.Ready {
 			n.Status.Phase = resource.Degraded
 		}
@@ -270,14 +270,14 @@ func (m *model) settle() {
 // wrong says what is not as wanted, "" if all is.
 func (m *model) wrong() string {
 	ctx, db := m.ctx, m.db
-	workspaces, err1 := listed(ctx, db.Workspaces())
-	machines, err2 := listed(ctx, db.Machines())
-	keys, err3 := listed(ctx, db.WorkspaceKeys())
-	vnis, err4 := listed(ctx, db.VNIs())
-	nodes, err5 := listed(ctx, db.Nodes())
-	apps, err6 := listed(ctx, db.Apps())
-	routes, err7 := listed(ctx, db.Routes())
-	tasks, err8 := listed(ctx, db.Tasks())
+	workspaces, err1 := listed(ctx, store.Of[resource.Workspace](db))
+	machines, err2 := listed(ctx, store.Of[resource.Machine](db))
+	keys, err3 := listed(ctx, store.Of[resource.WorkspaceKeys](db))
+	vnis, err4 := listed(ctx, store.Of[resource.VNI](db))
+	nodes, err5 := listed(ctx, store.Of[resource.Node](db))
+	apps, err6 := listed(ctx, store.Of[resource.App](db))
+	routes, err7 := listed(ctx, store.Of[resource.Route](db))
+	tasks, err8 := listed(ctx, store.Of[resource.Task](db))
 	for _, err := range []error{err1, err2, err3, err4, err5, err6, err7, err8} {
 		m.must(err)
 	}

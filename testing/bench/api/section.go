@@ -100,19 +100,19 @@ func (b *bench) grow(ctx context.Context, n int) error {
 	var ops []store.Op
 	for i := b.have; i < n; i++ {
 		if i%perOrg == 0 {
-			o := &resource.Organization{Account: "acme"}
+			o := &resource.Organization{InAccount: resource.InAccount{Account: "acme"}}
 			o.Name = organization(i)
-			ops = append(ops, b.store.Organizations().CreateOp(o))
+			ops = append(ops, store.Of[resource.Organization](b.store).CreateOp(o))
 		}
-		w := &resource.Workspace{Account: "acme", Organization: organization(i), Spec: resource.WorkspaceSpec{KubernetesVersion: "1.36",
+		w := &resource.Workspace{InOrganization: resource.InOrganization{Account: "acme", Organization: organization(i)}, Spec: resource.WorkspaceSpec{KubernetesVersion: "1.36",
 			Datastore: resource.Kine, Machines: 3, MachineSize: resource.Size{MilliCPU: 2000, MemoryBytes: 4 << 30, DiskBytes: 20 << 30}, PodSecurity: "baseline"}}
 		w.Name = name(i)
-		w.Status = resource.WorkspaceStatus{Phase: resource.Ready, ID: fmt.Sprintf("%08x", 0xb0000000+i), VNI: uint32(1<<20 + i), MachinesReady: 3, Server: elsewhere,
+		w.Status = resource.WorkspaceStatus{State: resource.State{Phase: resource.Ready}, ID: fmt.Sprintf("%08x", 0xb0000000+i), VNI: uint32(1<<20 + i), MachinesReady: 3, Server: elsewhere,
 			APIHost: fmt.Sprintf("%08x.k8s.%s", 0xb0000000+i, site.Domain)}
 		for _, c := range []string{resource.WorkspaceNetworkReady, resource.WorkspacePlaneReady, resource.WorkspaceAddonsReady, resource.WorkspaceScheduled, resource.WorkspaceMachinesReady} {
 			w.Status.Conditions.Set(resource.Condition{Type: c, Status: resource.True, Reason: "Ready"})
 		}
-		ops = append(ops, b.store.Workspaces().CreateOp(w))
+		ops = append(ops, store.Of[resource.Workspace](b.store).CreateOp(w))
 		if len(ops) >= 50 || i == n-1 {
 			batch := ops
 			work.Go(func() error { return b.store.Commit(ctx, batch...) })
@@ -215,12 +215,12 @@ func (b *bench) watch(ctx context.Context) ([]float64, error) {
 	t := &resource.Task{Spec: resource.TaskSpec{Operation: "workspace.update", Kind: "workspaces", Target: "acme/" + organization(0) + "/" + name(0),
 		Account: "acme", By: "owner@acme.example", Generation: 1 << 40}, Status: resource.TaskStatus{State: resource.TaskRunning}}
 	t.Name = store.NewUID()
-	if err := b.store.Tasks().Create(ctx, t); err != nil {
+	if err := store.Of[resource.Task](b.store).Create(ctx, t); err != nil {
 		return nil, err
 	}
 	defer func() {
-		if last, err := b.store.Tasks().Get(context.WithoutCancel(ctx), t.Name); err == nil {
-			_ = b.store.Tasks().Delete(context.WithoutCancel(ctx), last) // else it is one record more in a lab that goes
+		if last, err := store.Of[resource.Task](b.store).Get(context.WithoutCancel(ctx), t.Name); err == nil {
+			_ = store.Of[resource.Task](b.store).Delete(context.WithoutCancel(ctx), last) // else it is one record more in a lab that goes
 		}
 	}()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.site.API()+"/v1/tasks/"+t.Name+"/events", nil)
@@ -253,7 +253,7 @@ func (b *bench) watch(ctx context.Context) ([]float64, error) {
 	for i := range events {
 		word := fmt.Sprintf("event-%d-of-the-bench", i)
 		began := time.Now()
-		if _, err := b.store.Tasks().Modify(ctx, t.Name, func(t *resource.Task) error { t.Status.Message = word; return nil }); err != nil {
+		if _, err := store.Of[resource.Task](b.store).Modify(ctx, t.Name, func(t *resource.Task) error { t.Status.Message = word; return nil }); err != nil {
 			return nil, err
 		}
 		if err := until(word); err != nil {

@@ -91,7 +91,7 @@ func (s *site) withRoutes(ctx context.Context, n int) (results []measure.Result,
 		host := "new" + strconv.Itoa(i) + "." + suffixOf(0)
 		r := route(host, 0)
 		began := time.Now()
-		if err := s.store.Routes().Create(ctx, r); err != nil {
+		if err := store.Of[resource.Route](s.store).Create(ctx, r); err != nil {
 			return results, err
 		}
 		if err := c.Await(ctx, time.Minute, func(ctx context.Context) error { _, err := s.get(ctx, oursPort, host); return err }); err != nil {
@@ -99,7 +99,7 @@ func (s *site) withRoutes(ctx context.Context, n int) (results []measure.Result,
 		}
 		come = append(come, milliseconds(time.Since(began)))
 		began = time.Now()
-		if _, err := s.store.Routes().MarkDeleted(ctx, r.Key()); err != nil {
+		if _, err := store.Of[resource.Route](s.store).MarkDeleted(ctx, r.Key()); err != nil {
 			return results, err
 		}
 		err := c.Await(ctx, time.Minute, func(ctx context.Context) error {
@@ -170,7 +170,7 @@ func (s *site) seed(ctx context.Context, n int) error {
 		r := route(hostOf(i), i)
 		r.Status.Conditions.Set(resource.Condition{Type: resource.RouteReady, Status: resource.True, Reason: "Served",
 			Message: "Requests for " + r.Name + " reach the app."})
-		ops = append(ops, s.store.Routes().CreateOp(r))
+		ops = append(ops, store.Of[resource.Route](s.store).CreateOp(r))
 		if len(ops) == 50 || i == n-1 {
 			batch := ops
 			work.Go(func() error { return s.store.Commit(ctx, batch...) })
