@@ -304,6 +304,10 @@ func (k Kind[T]) change(obj T, kv *mvccpb.KeyValue) (write, error) {
 		meta.Revision = kv.ModRevision
 		return write{skip: true}, nil
 	}
+	if after, err = keepUnknown(kv.Value, before, after); err != nil {
+		*meta = old
+		return write{}, err
+	}
 	return k.put(obj, old, after), nil
 }
 

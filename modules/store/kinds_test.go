@@ -2,7 +2,9 @@ package store_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +14,52 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
+
+// A newer program has written into a resource of each kind what this one does not
+// know; this one writes it back.
+func TestUnknownFieldsOfEachKindSurvive(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	etcd := storetest.Start(t)
+	s := store.New(etcd.Client)
+	for _, k := range resource.Kinds() {
+		t.Run(k.Name, func(t *testing.T) {
+			obj := k.New()
+			must(t, json.Unmarshal([]byte(`{"name":"x","account":"acme","organization":"web","workspace":"shop"}`), obj))
+			kind := store.Any(s, k)
+			must(t, kind.Create(ctx, obj))
+			path := "/multipaas/" + k.Name + "/" + obj.Key()
+			stored := func() (v map[string]any) {
+				resp, err := etcd.Client.Get(ctx, path)
+				must(t, err)
+				must(t, json.Unmarshal(resp.Kvs[0].Value, &v))
+				return v
+			}
+			newer := stored()
+			newer["fromTheFuture"] = map[string]any{"a": []any{"b"}}
+			for _, part := range []string{"spec", "status"} {
+				if m, ok := newer[part].(map[string]any); ok {
+					m["fromTheFuture"] = 1.0
+				}
+			}
+			value, err := json.Marshal(newer)
+			must(t, err)
+			_, err = etcd.Client.Put(ctx, path, string(value))
+			must(t, err)
+
+			_, err = kind.MarkDeleted(ctx, obj.Key())
+			must(t, err)
+			got := stored()
+			if got["deletedAt"] == nil {
+				t.Fatalf("it is not marked: %v", got)
+			}
+			delete(got, "deletedAt")
+			if fmt.Sprint(got) != fmt.Sprint(newer) {
+				t.Errorf("written back:\n %v\nwant what was there:\n %v", got, newer)
+			}
+		})
+	}
+}
 
 // The list of kinds is what everybody loops over: it is right about each.
 func TestKindsAreWhatTheySay(t *testing.T) {
