@@ -11,7 +11,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/appliance/paths"
 	"github.com/multipaas/multipaas/appliance/status"
-	"github.com/multipaas/multipaas/modules/node"
+	"github.com/multipaas/multipaas/modules/agent"
 )
 
 // Doctor looks for what of MultiPaaS on this host nobody wants; with fix it
@@ -70,7 +70,7 @@ func wantedOnDisk(p paths.Paths) (doctor.Wanted, error) {
 		w.Workspaces = doctor.Set(ids)
 		w.Notes = append(w.Notes, "the datastore and the planes' data: the server is stopped; start it, and ask again")
 	}
-	networks, machines, err := node.WantedOnDisk(nodeDir(Config{Paths: p}))
+	networks, machines, err := agent.WantedOnDisk(nodeDir(Config{Paths: p}))
 	switch {
 	case err == nil:
 		w.Machines = doctor.Set(machines)

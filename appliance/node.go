@@ -19,10 +19,10 @@ import (
 	"github.com/multipaas/multipaas/appliance/preflight"
 	"github.com/multipaas/multipaas/appliance/problem"
 	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/modules/agent"
 	"github.com/multipaas/multipaas/modules/linklocal"
 	"github.com/multipaas/multipaas/modules/machine"
 	"github.com/multipaas/multipaas/modules/network"
-	"github.com/multipaas/multipaas/modules/node"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -40,7 +40,7 @@ type host struct {
 	machines *machine.Sandbox
 	points   *linklocal.Endpoints
 	pull     *puller
-	agent    *node.Agent
+	agent    *agent.Agent
 }
 
 // JoinNode makes this machine a node of the platform at server, once.
@@ -48,16 +48,16 @@ func JoinNode(ctx context.Context, cfg Config, server, token string) error {
 	if err := os.MkdirAll(cfg.Paths.Data, 0o700); err != nil {
 		return err
 	}
-	return node.Join(ctx, nodeDir(cfg), server, cfg.Name, token)
+	return agent.Join(ctx, nodeDir(cfg), server, cfg.Name, token)
 }
 
 // LeaveNode asks the server to take this node out; the running agent ends when
 // that is done.
-func LeaveNode(ctx context.Context, cfg Config) error { return node.Leave(ctx, nodeDir(cfg)) }
+func LeaveNode(ctx context.Context, cfg Config) error { return agent.Leave(ctx, nodeDir(cfg)) }
 
 // Joined says which platform this machine has joined, wrapping fs.ErrNotExist
 // if none.
-func Joined(cfg Config) (server, name string, err error) { return node.Joined(nodeDir(cfg)) }
+func Joined(cfg Config) (server, name string, err error) { return agent.Joined(nodeDir(cfg)) }
 
 func nodeDir(cfg Config) string { return filepath.Join(cfg.Paths.Data, "node") }
 
@@ -83,7 +83,7 @@ func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) 
 	}
 	h.boot()
 	err = h.graph.Run(ctx)
-	if errors.Is(err, node.ErrRemoved) && !errors.Is(err, node.ErrLeftovers) {
+	if errors.Is(err, agent.ErrRemoved) && !errors.Is(err, agent.ErrLeftovers) {
 		log.Info("this node has left the platform; it may join again")
 		return nil // what was asked for: nothing to start again
 	}
@@ -102,7 +102,7 @@ func (h *host) boot() {
 
 func (h *host) make() (err error) {
 	dir := nodeDir(h.cfg)
-	transport, _, err := node.Transport(dir)
+	transport, _, err := agent.Transport(dir)
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func (h *host) make() (err error) {
 		Runc: h.cfg.Paths.Runc(), Payload: h.tree, Log: h.part("machines"), Exited: func(string) { h.agent.Look() }})
 	h.pull = &puller{transport: transport, log: h.part("pull")}
 	h.points = linklocal.New(linklocal.Config{Images: filepath.Join(h.tree, "images"), Registry: h.pull.handler, Log: h.part("endpoints")})
-	h.agent, err = node.NewAgent(node.AgentConfig{Log: h.part("agent"), Dir: dir, Networks: nodeNetworks{h.networks},
+	h.agent, err = agent.New(agent.Config{Log: h.part("agent"), Dir: dir, Networks: nodeNetworks{h.networks},
 		Machines: nodeMachines{h.machines}, Endpoints: nodeEndpoints{h.points, h.pull}, Facts: h.facts})
 	return err
 }
@@ -146,7 +146,7 @@ func (n nodeNetworks) AttachMachine(ctx context.Context, m wire.Machine) (string
 
 type nodeMachines struct{ *machine.Sandbox }
 
-func (n nodeMachines) Ensure(ctx context.Context, m wire.Machine, netns string, c node.Certificates) error {
+func (n nodeMachines) Ensure(ctx context.Context, m wire.Machine, netns string, c agent.Certificates) error {
 	return n.Sandbox.Ensure(ctx, machine.Spec{Machine: m, Netns: netns, Certificates: machine.Certificates{
 		MachineCertificates: c.MachineCertificates, KubeletClientKey: c.KubeletClientKey,
 		KubeletServingKey: c.KubeletServingKey, KubeProxyKey: c.KubeProxyKey}})

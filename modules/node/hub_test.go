@@ -1,11 +1,14 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -16,6 +19,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/agent"
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -84,24 +88,85 @@ func start(t *testing.T) *platform {
 
 func (p *platform) token() string { return "id.secret." + p.ca.KeyHash() }
 
-func (p *platform) join(t *testing.T, name string) *client {
+// host is a machine that has joined.
+type host struct {
+	dir       string
+	transport http.RoundTripper
+	url       string
+}
+
+func (p *platform) join(t *testing.T, name string) *host {
 	t.Helper()
-	dir := t.TempDir()
-	if err := Join(t.Context(), dir, p.url, name, p.token()); err != nil {
+	h := &host{dir: t.TempDir()}
+	if err := agent.Join(t.Context(), h.dir, p.url, name, p.token()); err != nil {
 		t.Fatalf("join %s: %v", name, err)
 	}
-	c, err := newClient(dir)
+	var err error
+	if h.transport, h.url, err = agent.Transport(h.dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(h.transport.(*http.Transport).CloseIdleConnections)
+	return h
+}
+
+// refused is an answer other than 200, and errGone is 410.
+type refused struct {
+	status int
+	text   string
+}
+
+func (r refused) Error() string { return r.text }
+
+func (r refused) Is(err error) bool { return err == errGone && r.status == http.StatusGone }
+
+var errGone = errors.New("gone")
+
+// call posts as the host's agent does.
+func (h *host) call(ctx context.Context, path string, body, into any) error {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.url+path, bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	res, err := (&http.Client{Transport: h.transport}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK {
+		return refused{res.StatusCode, string(text)}
+	}
+	if into == nil {
+		return nil
+	}
+	return json.Unmarshal(text, into)
+}
+
+// certificate is the one that the host shows.
+func (h *host) certificate(t *testing.T) *x509.Certificate {
+	t.Helper()
+	pair, err := h.transport.(*http.Transport).TLSClientConfig.GetClientCertificate(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.http.CloseIdleConnections)
-	return c
+	leaf, err := x509.ParseCertificate(pair.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return leaf
 }
 
 func TestJoinGivesAnIdentityThatWorks(t *testing.T) {
 	p := start(t)
 	c := p.join(t, "n1")
-	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); err != nil {
+	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); err != nil {
 		t.Fatalf("report: %v", err)
 	}
 	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
@@ -115,7 +180,7 @@ func TestJoinGivesAnIdentityThatWorks(t *testing.T) {
 	// The address belongs to n1 now, and the server's own is taken too.
 	other := p.join(t, "n2")
 	for _, taken := range []string{"192.0.2.11", "192.0.2.1", "no address", "127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.20.10", "255.255.255.255", "172.30.0.1", "10.42.1.1", "10.43.0.10"} {
-		if err := other.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: taken}, nil); err == nil {
+		if err := other.call(t.Context(), "/v1/agent/report", wire.Report{Address: taken}, nil); err == nil {
 			t.Errorf("address %s was taken", taken)
 		}
 	}
@@ -138,11 +203,11 @@ func TestJoinRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p.toks.refuse = c.refuse
 			dir := t.TempDir()
-			err := Join(t.Context(), dir, c.server, c.name, c.token)
+			err := agent.Join(t.Context(), dir, c.server, c.name, c.token)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want an error with %q", err, c.want)
 			}
-			if _, _, err := Joined(dir); !errors.Is(err, fs.ErrNotExist) {
+			if _, _, err := agent.Joined(dir); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("a refused join left an identity: %v", err)
 			}
 		})
@@ -159,13 +224,13 @@ func TestRemovedNodeIsToldSo(t *testing.T) {
 	if err := store.Of[resource.Node](p.store).Delete(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); !errors.Is(err, ErrRemoved) {
-		t.Errorf("got %v, want ErrRemoved", err)
+	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); !errors.Is(err, errGone) {
+		t.Errorf("got %v, want errGone", err)
 	}
 	// Another machine under the same name doesn't bring the old certificate back.
 	p.join(t, "n1")
-	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); !errors.Is(err, ErrRemoved) {
-		t.Errorf("with a namesake: got %v, want ErrRemoved", err)
+	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); !errors.Is(err, errGone) {
+		t.Errorf("with a namesake: got %v, want errGone", err)
 	}
 }
 
@@ -207,13 +272,13 @@ func TestMachineCertificatesOnlyForOwnMachines(t *testing.T) {
 	if err := p.store.Commit(t.Context(), store.Of[resource.WorkspaceKeys](p.store).CreateOp(keys), store.Of[resource.Machine](p.store).CreateOp(m)); err != nil {
 		t.Fatal(err)
 	}
-	ask := func(c *client, machine string) (*wire.MachineCertificates, error) {
+	ask := func(c *host, machine string) (*wire.MachineCertificates, error) {
 		var out wire.MachineCertificates
 		_, csr, err := pki.NewKeyCSR()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return &out, c.call(t.Context(), http.MethodPost, "/v1/agent/machine-certificates",
+		return &out, c.call(t.Context(), "/v1/agent/machine-certificates",
 			wire.MachineCertificatesRequest{Machine: machine, KubeletClient: csr, KubeletServing: csr, KubeProxy: csr}, &out)
 	}
 	got, err := ask(mine, "acme/web/shop/shop-1")
@@ -225,7 +290,7 @@ func TestMachineCertificatesOnlyForOwnMachines(t *testing.T) {
 		t.Errorf("kubelet's certificate is for %v, %v", cert.Subject, err)
 	}
 	for name, c := range map[string]struct {
-		who     *client
+		who     *host
 		machine string
 	}{"another node's": {other, "acme/web/shop/shop-1"}, "none": {mine, "acme/web/shop/shop-9"}} {
 		if _, err := ask(c.who, c.machine); err == nil || !strings.Contains(err.Error(), "is not on node") {
@@ -237,7 +302,7 @@ func TestMachineCertificatesOnlyForOwnMachines(t *testing.T) {
 func TestMonitorNoticesSilence(t *testing.T) {
 	p := start(t)
 	c := p.join(t, "n1")
-	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); err != nil {
+	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
@@ -260,7 +325,7 @@ func TestMonitorNoticesSilence(t *testing.T) {
 		}
 	}
 	// It is silent, not gone: another machine doesn't become it.
-	err = Join(t.Context(), t.TempDir(), p.url, "n1", p.token())
+	err = agent.Join(t.Context(), t.TempDir(), p.url, "n1", p.token())
 	if err == nil || !strings.Contains(err.Error(), "--lost") {
 		t.Errorf("join under the name of a silent node: got %v", err)
 	}
@@ -281,14 +346,14 @@ func TestReportIsNotTakenAtItsWord(t *testing.T) {
 			t.Fatal("the cache does not follow")
 		}
 	}
-	report := func(c *client, address string) {
+	report := func(c *host, address string) {
 		t.Helper()
 		rep := wire.Report{Address: address, Kernel: strings.Repeat("k", 100<<10),
 			Machines: []wire.MachineReport{{Key: m.Key(), UID: m.UID, Running: true, Removed: true, Message: "x"}}}
 		for i := range 1000 {
 			rep.Problems = append(rep.Problems, resource.Condition{Type: fmt.Sprint(i), Message: strings.Repeat("m", 900)})
 		}
-		if err := c.call(t.Context(), http.MethodPost, "/v1/agent/report", rep, nil); err != nil {
+		if err := c.call(t.Context(), "/v1/agent/report", rep, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -310,16 +375,16 @@ func TestReportIsNotTakenAtItsWord(t *testing.T) {
 func TestRepeatedJoinLeavesOneNode(t *testing.T) {
 	p := start(t)
 	first, second := p.join(t, "n1"), p.join(t, "n1") // the same name and token, before any report
-	report := func(c *client) error {
-		return c.call(t.Context(), http.MethodPost, "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil)
+	report := func(c *host) error {
+		return c.call(t.Context(), "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil)
 	}
 	if err := report(second); err != nil {
 		t.Fatal(err)
 	}
-	if err := report(first); !errors.Is(err, ErrRemoved) {
-		t.Errorf("who joined first reports after another became the node: got %v, want %v", err, ErrRemoved)
+	if err := report(first); !errors.Is(err, errGone) {
+		t.Errorf("who joined first reports after another became the node: got %v, want %v", err, errGone)
 	}
-	if err := Join(t.Context(), t.TempDir(), p.url, "n1", p.token()); err == nil {
+	if err := agent.Join(t.Context(), t.TempDir(), p.url, "n1", p.token()); err == nil {
 		t.Error("somebody joined as a node that lives")
 	}
 }
@@ -331,12 +396,8 @@ func TestRunsLooksAtTheCertificate(t *testing.T) {
 	if err := store.Of[resource.Machine](p.store).Create(t.Context(), machine); err != nil {
 		t.Fatal(err)
 	}
-	runs := func(c *client) bool {
-		leaf, err := x509.ParseCertificate(c.cert.Certificate[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p.Runs(leaf, "acme/web/shop")
+	runs := func(c *host) bool {
+		return p.Runs(c.certificate(t), "acme/web/shop")
 	}
 	waitFor(t, "the node runs the machine", func() bool { return runs(old) })
 	again := p.join(t, "n1") // another node with the same name
@@ -353,7 +414,7 @@ func TestRemovedNodeSpendsItsToken(t *testing.T) {
 	if err := store.Of[resource.JoinToken](p.store).Create(t.Context(), &resource.JoinToken{Meta: resource.Meta{Name: "used"}, UsedBy: "n1", UsedAt: &now, ExpiresAt: now}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.call(t.Context(), http.MethodPost, "/v1/agent/leave", struct{}{}, nil); err != nil {
+	if err := c.call(t.Context(), "/v1/agent/leave", struct{}{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")

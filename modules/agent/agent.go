@@ -1,4 +1,17 @@
-package node
+// Package agent is the host's side of the platform: it joins this machine to a
+// server and then keeps what is on it as the server wants it. Everything here
+// runs on a host that is a node; the server's side is modules/node, and what the
+// two say to each other is modules/wire.
+//
+// It promises that what runs on the host goes on when the server is away: the
+// last state is on disk, so that a host which boots without its server still
+// starts its machines. It takes something away only when the server itself says
+// so in this run, never since a file does not name it.
+//
+// Parties: the server's Hub, over HTTPS with the node's certificate; the things
+// that it drives, through interfaces declared here. Only package appliance
+// imports it.
+package agent
 
 import (
 	"bufio"
@@ -70,8 +83,8 @@ type Certificates struct {
 	wire.MachineCertificates
 }
 
-// AgentConfig is what an Agent needs.
-type AgentConfig struct {
+// Config is what an Agent needs.
+type Config struct {
 	Log       *slog.Logger
 	Dir       string // identity, last state, machines' keys; 0700
 	Networks  Networks
@@ -84,7 +97,7 @@ type AgentConfig struct {
 
 // Agent is the node's side of the platform.
 type Agent struct {
-	cfg    AgentConfig
+	cfg    Config
 	client *client
 
 	queue workqueue.TypedRateLimitingInterface[string] // UIDs of machines; "" is the networks
@@ -104,8 +117,8 @@ var ErrRemoved = errors.New("this node was removed from the platform")
 // ErrLeftovers comes with ErrRemoved when something could not be taken away.
 var ErrLeftovers = errors.New("not all of it could be cleaned up")
 
-// NewAgent makes the agent of a machine that has joined (see Join).
-func NewAgent(cfg AgentConfig) (*Agent, error) {
+// New makes the agent of a machine that has joined (see Join).
+func New(cfg Config) (*Agent, error) {
 	c, err := newClient(cfg.Dir)
 	if err != nil {
 		return nil, err
