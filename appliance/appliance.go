@@ -16,7 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"github.com/urfave/cli/v2"
 
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/preflight"
@@ -91,16 +90,13 @@ func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release f
 	for _, err := range prepareKernel(ctx) {
 		b.log.Warn("prepare the kernel", "error", err)
 	}
-	var failed []error
-	for _, r := range preflight.Run(ctx, checks) {
-		switch r.State {
-		case preflight.Failed:
-			failed = append(failed, errors.New("preflight: "+r.String()))
-		case preflight.Warning, preflight.Skip:
+	results := preflight.Run(ctx, checks)
+	for _, r := range results {
+		if r.State == preflight.Warning || r.State == preflight.Skip {
 			b.log.Warn("preflight", "check", r.String())
 		}
 	}
-	if err := errors.Join(failed...); err != nil {
+	if err := errors.Join(preflight.Failures(results)...); err != nil {
 		return nil, err
 	}
 	// Another server or node on this host would take our workspaces' networks
@@ -147,18 +143,15 @@ func (b *base) unpackNow(ctx context.Context, prefixes ...string) error {
 	return payload.Prune(ctx, dir, root)
 }
 
-// PayloadCommand is `multipaas payload`.
-func PayloadCommand() *cli.Command { return payload.Command() }
-
-// ServerChecks are the preflight checks for a server with this configuration.
-func ServerChecks(cfg Config) []preflight.Check {
+// serverChecks are the preflight checks for a server with this configuration.
+func serverChecks(cfg Config) []preflight.Check {
 	l := cfg.Listen
 	return preflight.Server(cfg.Paths.Data, []string{l.API, l.Kubernetes, l.Registry, l.HTTP, l.HTTPS})
 }
 
-// Kubectl returns the path of the payload's newest kubectl, unpacked into the
+// kubectl returns the path of the payload's newest kubectl, unpacked into the
 // user's cache.
-func Kubectl(ctx context.Context) (string, error) {
+func kubectl(ctx context.Context) (string, error) {
 	keys, err := payload.TrustedKeys("")
 	if err != nil {
 		return "", err

@@ -70,6 +70,8 @@ func Defaults() File {
 	}
 }
 
+func (f File) paths() paths.Paths { return paths.Paths{Data: f.DataDir, Run: f.RunDir} }
+
 // Load reads a configuration: the defaults, over them what the sources say. All
 // mistakes are reported at once.
 func Load(from config.Sources) (File, error) {
@@ -147,7 +149,7 @@ func (f File) Complete(m Machine) Config {
 		f.AdminEmail = "admin@" + f.Domain
 	}
 	c := Config{
-		Paths:              paths.Paths{Data: f.DataDir, Run: f.RunDir},
+		Paths:              f.paths(),
 		Name:               f.Name,
 		Domain:             f.Domain,
 		ServerNames:        slices.Clone(f.ServerNames),

@@ -67,7 +67,7 @@ type server struct {
 func RunServer(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	s := &server{}
 	s.base = newBase("server", cfg, version, log, s.items, s)
-	release, err := s.prepare(ctx, ServerChecks(cfg))
+	release, err := s.prepare(ctx, serverChecks(cfg))
 	if err != nil {
 		return err
 	}

@@ -89,21 +89,14 @@ func (r Result) String() string {
 	return s
 }
 
-// ErrFailed is what Err wraps.
-var ErrFailed = errors.New("this machine is not ready")
-
-// Err joins all failed checks into one error, a line each; nil if none failed.
-func Err(results []Result) error {
-	var lines []string
+// Failures are the checks that failed, an error each.
+func Failures(results []Result) (errs []error) {
 	for _, r := range results {
 		if r.State == Failed {
-			lines = append(lines, "preflight: "+r.String())
+			errs = append(errs, errors.New("preflight: "+r.String()))
 		}
 	}
-	if len(lines) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%w:\n%s", ErrFailed, strings.Join(lines, "\n"))
+	return errs
 }
 
 // Render writes a line for each result.

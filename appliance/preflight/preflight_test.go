@@ -28,12 +28,12 @@ func TestAllAreReportedAtOnce(t *testing.T) {
 	if err := Render(&b, results); err != nil || b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", &b, want)
 	}
-	err := Err(results)
-	if !errors.Is(err, ErrFailed) || !strings.Contains(err.Error(), "preflight: one: is broken: mend one\npreflight: five") || strings.Contains(err.Error(), "three") {
+	err := errors.Join(Failures(results)...)
+	if err == nil || !strings.Contains(err.Error(), "preflight: one: is broken: mend one\npreflight: five") || strings.Contains(err.Error(), "three") {
 		t.Errorf("got %v, want both failures and no warning", err)
 	}
-	if err := Err(results[1:3]); err != nil {
-		t.Errorf("got %v, want none", err)
+	if errs := Failures(results[1:3]); errs != nil {
+		t.Errorf("got %v, want none", errs)
 	}
 }
 

@@ -1,0 +1,141 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// NodeCommand is `multipaas node`.
+func NodeCommand(version string) *cli.Command {
+	return &cli.Command{
+		Name:        "node",
+		Usage:       "make this machine a node, run it, or take it out",
+		Subcommands: []*cli.Command{joinCommand(version), runCommand(version), leaveCommand()},
+	}
+}
+
+func joinCommand(version string) *cli.Command {
+	return &cli.Command{
+		Name:      "join",
+		Usage:     "join a platform, then run as its node",
+		ArgsUsage: "https://SERVER:7443",
+		Description: "Joins with a token that works once (`multipaas token create --role node` on the platform), then runs the\n" +
+			"node in the foreground until SIGTERM. If this machine has joined already, it only runs. The token is never an\n" +
+			"argument, since every process can read those:\n\n" +
+			"   MULTIPAAS_JOIN_TOKEN=... multipaas node join https://192.0.2.10:7443\n" +
+			"   multipaas node join --token-file token https://192.0.2.10:7443",
+		Flags: configFlags(
+			&cli.StringFlag{Name: "token-file", Usage: "`FILE` with the join token, - for standard input"},
+			&cli.BoolFlag{Name: "no-run", Usage: "only join; a service runs the node"}),
+		Action: func(c *cli.Context) error {
+			return role(c, func(ctx context.Context, cfg Config, log *slog.Logger) error {
+				if err := joinOnce(ctx, c, cfg); err != nil || c.Bool("no-run") {
+					return err
+				}
+				return RunNode(ctx, cfg, version, log)
+			})
+		},
+	}
+}
+
+func runCommand(version string) *cli.Command {
+	return &cli.Command{
+		Name:  "run",
+		Usage: "run a node that has joined",
+		Flags: configFlags(),
+		Action: func(c *cli.Context) error {
+			return role(c, func(ctx context.Context, cfg Config, log *slog.Logger) error {
+				return RunNode(ctx, cfg, version, log)
+			})
+		},
+	}
+}
+
+func leaveCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "leave",
+		Usage: "take this node out of the platform",
+		Description: "The node's machines are replaced on other nodes, drained and removed. Then the running node exits, and this\n" +
+			"machine may join again. To follow it: multipaas status",
+		Flags: configFlags(),
+		Action: func(c *cli.Context) error {
+			cfg, err := loadConfig(c)
+			if err != nil {
+				return err
+			}
+			if err := LeaveNode(c.Context, cfg); err != nil {
+				return err
+			}
+			fmt.Fprintln(c.App.Writer, "Leaving. The running node exits once its machines are gone.")
+			return nil
+		},
+	}
+}
+
+// AddressLast moves the server's address behind the flags of `node join`:
+// urfave/cli takes flags only before arguments, people write them anywhere.
+func AddressLast(args []string) []string {
+	if len(args) < 4 || args[1] != "node" || args[2] != "join" {
+		return args
+	}
+	i := slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, "https://") })
+	if i < 0 {
+		return args
+	}
+	return append(slices.Delete(slices.Clone(args), i, i+1), args[i])
+}
+
+// joinOnce joins, unless this machine has: it may leave the server's name out then.
+func joinOnce(ctx context.Context, c *cli.Context, cfg Config) error {
+	at, name, err := Joined(cfg)
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist), err == nil && c.NArg() == 0:
+		return err
+	case c.NArg() != 1:
+		return cli.Exit("multipaas: name the server: multipaas node join https://SERVER:7443", 2)
+	}
+	server := c.Args().First()
+	if err == nil && at == strings.TrimSuffix(server, "/") && name == cfg.Name {
+		return nil
+	}
+	token, err := joinToken(c)
+	if err != nil {
+		return err
+	}
+	return JoinNode(ctx, cfg, server, token)
+}
+
+func joinToken(c *cli.Context) (string, error) {
+	switch file := c.String("token-file"); file {
+	case "":
+		if token := os.Getenv("MULTIPAAS_JOIN_TOKEN"); token != "" {
+			return token, nil
+		}
+		return "", cli.Exit("multipaas: no join token: set MULTIPAAS_JOIN_TOKEN or --token-file; "+
+			"make one on the platform with: multipaas token create --role node", 2)
+	case "-":
+		return readLine(c.App.Reader)
+	default:
+		f, err := os.Open(file)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		return readLine(f)
+	}
+}
+
+// readLine reads one short line, the token.
+func readLine(r io.Reader) (string, error) {
+	data, err := io.ReadAll(io.LimitReader(r, 4096))
+	return strings.TrimSpace(string(data)), err
+}
