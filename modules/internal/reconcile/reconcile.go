@@ -1,0 +1,312 @@
+// Package reconcile is the loop of every controller: keys of what has to be looked
+// at, workers that look, and what follows from how a look ended. It promises that
+// one key is looked at by one worker at a time, that a failed look is repeated
+// with growing pauses which a good one forgets, that each look has a time limit,
+// and that one tenant holds at most one worker, whatever his cluster does.
+//
+// Parties: a controller makes a Loop, adds keys when caches and watches tell of
+// changes, and runs it. Only modules import this package.
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// Config is what a Loop needs.
+type Config[K comparable] struct {
+	// Name is one noun for logs and metrics: "workspace".
+	Name string
+	Log  *slog.Logger
+	// Reconcile takes what key names one look further. again is after how long to
+	// look anew although nothing will tell of a change; 0 is never. It is called by several
+	// workers at once, for one key by one at a time, and returns soon after ctx is
+	// done.
+	Reconcile func(ctx context.Context, key K) (again time.Duration, err error)
+	// Tenant says whose key is: one tenant holds at most one worker. Nil: nobody's.
+	Tenant func(key K) string
+	// Workers look at the same time; 0 is 1.
+	Workers int
+	// Timeout bounds one look; 0 is a minute.
+	Timeout time.Duration
+	// Backoff is the first pause after a failed look and MaxBackoff the longest;
+	// 0 is 100 ms and 30 s.
+	Backoff, MaxBackoff time.Duration
+	// Ended is called after each look with its error, before the key can be looked
+	// at again. May be nil.
+	Ended func(key K, err error)
+	// Registerer takes the loop's metrics; nil: they are not kept.
+	Registerer prometheus.Registerer
+}
+
+// A tenant whose looks use up their time limit is left alone for slowBackoff, and
+// twice as long each time, up to maxSlowBackoff. Of 32 workers with a limit of a
+// minute, some 190 such tenants at once leave one free: each holds one for 60 of
+// 360 seconds.
+const (
+	slowBackoff    = 2 * time.Second
+	maxSlowBackoff = 5 * time.Minute
+)
+
+// Loop is a work queue and its workers. Its methods are safe for concurrent use.
+type Loop[K comparable] struct {
+	cfg   Config[K]
+	queue workqueue.TypedRateLimitingInterface[K]
+
+	mu      sync.Mutex
+	tenants map[string]*tenant[K] // those with a worker, or left alone
+	said    map[K]string          // the last error of each key
+
+	passes  *prometheus.CounterVec
+	seconds prometheus.Histogram
+}
+
+// tenant is what a loop knows of somebody whose keys it looks at.
+type tenant[K comparable] struct {
+	busy    bool // a worker has one of his keys
+	waiting []K  // his others, in the order they came up
+	slow    int  // how many looks in a row used up their time
+	until   time.Time
+}
+
+// New makes a Loop. Add works before Run does.
+func New[K comparable](cfg Config[K]) *Loop[K] {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	cfg.Workers = max(cfg.Workers, 1)
+	cfg.Timeout = or(cfg.Timeout, time.Minute)
+	cfg.Backoff = or(cfg.Backoff, 100*time.Millisecond)
+	cfg.MaxBackoff = or(cfg.MaxBackoff, 30*time.Second)
+	l := &Loop[K]{
+		cfg: cfg,
+		queue: workqueue.NewTypedRateLimitingQueue(
+			workqueue.NewTypedItemExponentialFailureRateLimiter[K](cfg.Backoff, cfg.MaxBackoff)),
+		tenants: map[string]*tenant[K]{},
+		said:    map[K]string{},
+	}
+	if cfg.Registerer != nil {
+		l.register()
+	}
+	return l
+}
+
+func or(d, other time.Duration) time.Duration {
+	if d == 0 {
+		return other
+	}
+	return d
+}
+
+func (l *Loop[K]) register() {
+	labels := prometheus.Labels{"loop": l.cfg.Name}
+	l.passes = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name:        "multipaas_reconcile_total",
+		Help:        "Looks at what is wanted and what is, by how they ended.",
+		ConstLabels: labels,
+	}, []string{"result"})
+	l.seconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:        "multipaas_reconcile_seconds",
+		Help:        "How long a look took.",
+		ConstLabels: labels,
+		Buckets:     []float64{.001, .01, .1, 1, 10, 60},
+	})
+	queued := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        "multipaas_reconcile_queued",
+		Help:        "Keys that wait for a look.",
+		ConstLabels: labels,
+	}, func() float64 { return float64(l.Len()) })
+	l.cfg.Registerer.MustRegister(l.passes, l.seconds, queued)
+}
+
+// Add has key looked at soon. A key that waits already waits once; one that is
+// being looked at is looked at again. It does not block.
+func (l *Loop[K]) Add(key K) { l.queue.Add(key) }
+
+// Len is how many keys wait for a look.
+func (l *Loop[K]) Len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.queue.Len()
+	for _, t := range l.tenants {
+		n += len(t.waiting)
+	}
+	return n
+}
+
+// Run looks until ctx is done and returns when the last look has ended. Call it
+// once.
+func (l *Loop[K]) Run(ctx context.Context) {
+	var workers sync.WaitGroup
+	for range l.cfg.Workers {
+		workers.Go(func() {
+			for l.next(ctx) {
+			}
+		})
+	}
+	<-ctx.Done()
+	l.queue.ShutDown()
+	workers.Wait()
+}
+
+// next takes one key and looks at it, or has it wait for its tenant.
+func (l *Loop[K]) next(ctx context.Context) bool {
+	key, quit := l.queue.Get()
+	if quit {
+		return false
+	}
+	defer l.queue.Done(key)
+	if !l.begin(key) {
+		return true
+	}
+	began := time.Now()
+	look, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
+	again, err := l.cfg.Reconcile(look, key)
+	slow := err != nil && look.Err() != nil && ctx.Err() == nil
+	cancel()
+	l.took(time.Since(began), err)
+	if l.cfg.Ended != nil {
+		l.cfg.Ended(key, err)
+	}
+	l.end(key, slow)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		l.say(ctx, key, err)
+		l.queue.AddRateLimited(key)
+	default:
+		l.forget(key)
+		l.queue.Forget(key)
+		if again > 0 {
+			l.queue.AddAfter(key, again)
+		}
+	}
+	return true
+}
+
+// begin says whether key may be looked at now. If not, it waits for its tenant.
+func (l *Loop[K]) begin(key K) bool {
+	if l.cfg.Tenant == nil {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	name := l.cfg.Tenant(key)
+	t := l.tenants[name]
+	if t == nil {
+		t = &tenant[K]{}
+		l.tenants[name] = t
+	}
+	if rest := time.Until(t.until); !t.busy && rest > 0 {
+		l.queue.AddAfter(key, rest)
+		return false
+	}
+	if t.busy {
+		for _, k := range t.waiting {
+			if k == key {
+				return false
+			}
+		}
+		t.waiting = append(t.waiting, key)
+		return false
+	}
+	t.busy = true
+	return true
+}
+
+// end lets the next key of the tenant come up.
+func (l *Loop[K]) end(key K, slow bool) {
+	if l.cfg.Tenant == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	name := l.cfg.Tenant(key)
+	t := l.tenants[name]
+	t.busy = false
+	if slow {
+		pause := min(slowBackoff<<min(t.slow, 10), maxSlowBackoff)
+		t.slow++
+		t.until = time.Now().Add(pause)
+		l.cfg.Log.Warn("a look used up its time: its tenant is left alone for a while", "tenant", name, "for", pause)
+	} else {
+		t.slow = 0
+	}
+	if len(t.waiting) > 0 {
+		// One of them: the others come up after it.
+		l.queue.Add(t.waiting[0])
+		t.waiting = t.waiting[1:]
+	} else if t.slow == 0 {
+		delete(l.tenants, name)
+	}
+}
+
+// say logs an error that is new for key. Others wrote meanwhile, or it will pass
+// by itself: then it is no warning.
+func (l *Loop[K]) say(ctx context.Context, key K, err error) {
+	text := err.Error()
+	l.mu.Lock()
+	same := l.said[key] == text
+	l.said[key] = text
+	l.mu.Unlock()
+	if same {
+		return
+	}
+	level := slog.LevelWarn
+	if _, expected := errors.AsType[*expectedError](err); expected || errors.Is(err, store.ErrConflict) {
+		level = slog.LevelDebug
+	}
+	l.cfg.Log.Log(ctx, level, "not as wanted yet", l.cfg.Name, fmt.Sprint(key), "err", err)
+}
+
+func (l *Loop[K]) forget(key K) {
+	l.mu.Lock()
+	_, failed := l.said[key]
+	delete(l.said, key)
+	l.mu.Unlock()
+	if failed {
+		l.cfg.Log.Debug("as wanted again", l.cfg.Name, fmt.Sprint(key))
+	}
+}
+
+func (l *Loop[K]) took(d time.Duration, err error) {
+	if l.passes == nil {
+		return
+	}
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	l.passes.WithLabelValues(result).Inc()
+	l.seconds.Observe(d.Seconds())
+}
+
+// Expected marks an error that will pass by itself, such as that of a cluster
+// which is still starting: it is repeated like any other, and logged at Debug.
+func Expected(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &expectedError{err}
+}
+
+type expectedError struct{ error }
+
+func (e *expectedError) Unwrap() error { return e.error }
+
+// Soonest is the earlier of two times to look again; 0 is never.
+func Soonest(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}

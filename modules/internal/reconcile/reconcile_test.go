@@ -1,0 +1,246 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// run runs a loop in virtual time until the test's function returns.
+func run[K comparable](t *testing.T, cfg Config[K], test func(l *Loop[K])) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		l := New(cfg)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { l.Run(ctx) })
+		test(l)
+		cancel()
+		wg.Wait()
+	})
+}
+
+// settle lets time go by, until all that was to happen by then has.
+func settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func tenantOf(key string) string { return key[:1] }
+
+// looks notes which keys are being looked at.
+type looks struct {
+	mu    sync.Mutex
+	now   map[string]bool
+	count map[string]int
+	most  map[string]int // at once, by tenant
+}
+
+func (l *looks) begin(key string) (end func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.now == nil {
+		l.now, l.count, l.most = map[string]bool{}, map[string]int{}, map[string]int{}
+	}
+	if l.now[key] {
+		panic(key + " is looked at twice at once")
+	}
+	l.now[key] = true
+	l.count[key]++
+	n := 0
+	for k := range l.now {
+		if tenantOf(k) == tenantOf(key) {
+			n++
+		}
+	}
+	l.most[tenantOf(key)] = max(l.most[tenantOf(key)], n)
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.now, key)
+	}
+}
+
+func (l *looks) of(key string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.count[key]
+}
+
+func TestOneTenantHoldsOneWorker(t *testing.T) {
+	var seen looks
+	run(t, Config[string]{Name: "app", Tenant: tenantOf, Workers: 4, Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
+		defer seen.begin(key)()
+		if tenantOf(key) == "a" { // his cluster takes its time
+			time.Sleep(10 * time.Second)
+		}
+		return 0, nil
+	}}, func(l *Loop[string]) {
+		for i := range 20 {
+			l.Add(fmt.Sprintf("a%d", i))
+		}
+		l.Add("b")
+		settle(time.Second)
+		if seen.of("b") != 1 {
+			t.Error("b waits behind the twenty keys of a")
+		}
+		if n := l.Len(); n != 19 {
+			t.Errorf("%d keys wait, want 19", n)
+		}
+		settle(200 * time.Second)
+		for i := range 20 {
+			if n := seen.of(fmt.Sprintf("a%d", i)); n != 1 {
+				t.Errorf("a%d was looked at %d times, want once", i, n)
+			}
+		}
+	})
+	if seen.most["a"] != 1 {
+		t.Errorf("a held %d workers at once, want 1", seen.most["a"])
+	}
+}
+
+func TestHangingTenantIsLeftAloneForLonger(t *testing.T) {
+	var seen looks
+	var well atomic.Bool
+	run(t, Config[string]{Name: "app", Tenant: tenantOf, Timeout: time.Minute, Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
+		defer seen.begin(key)()
+		if tenantOf(key) == "a" && !well.Load() {
+			<-ctx.Done()
+			return 0, ctx.Err()
+		}
+		return 0, nil
+	}}, func(l *Loop[string]) {
+		l.Add("a")
+		settle(2 * time.Hour)
+		// 1, 2, 4... 256 s of pause, then 300: 20 or so in two hours, of a minute each.
+		if n := seen.of("a"); n < 15 || n > 35 {
+			t.Errorf("a hanging cluster was looked at %d times in two hours", n)
+		}
+		began := seen.of("b")
+		l.Add("b")
+		settle(61 * time.Second) // the one worker may be with a
+		if seen.of("b") != began+1 {
+			t.Error("b waits although a is left alone")
+		}
+		well.Store(true)
+		settle(7 * time.Minute)
+		n := seen.of("a")
+		l.Add("a")
+		settle(time.Second)
+		if seen.of("a") != n+1 {
+			t.Error("a is well again and still left alone")
+		}
+	})
+}
+
+func TestFailuresArePausedAndForgotten(t *testing.T) {
+	var at []time.Duration
+	var began time.Time
+	fail := 5
+	run(t, Config[string]{Name: "x", Backoff: time.Second, MaxBackoff: 4 * time.Second, Reconcile: func(context.Context, string) (time.Duration, error) {
+		if began.IsZero() {
+			began = time.Now()
+		}
+		at = append(at, time.Since(began).Round(time.Second))
+		if fail--; fail >= 0 {
+			return time.Hour, errors.New("not yet")
+		}
+		return 0, nil
+	}}, func(l *Loop[string]) {
+		l.Add("k")
+		settle(time.Minute)
+		if got, want := fmt.Sprint(at), "[0s 1s 3s 7s 11s 15s]"; got != want {
+			t.Errorf("looked at %s, want %s", got, want)
+		}
+		at, began, fail = nil, time.Time{}, 1
+		l.Add("k")
+		settle(time.Minute)
+		if got, want := fmt.Sprint(at), "[0s 1s]"; got != want {
+			t.Errorf("after a good look, %s, want %s", got, want)
+		}
+	})
+}
+
+func TestAgain(t *testing.T) {
+	var seen looks
+	run(t, Config[string]{Name: "x", Reconcile: func(_ context.Context, key string) (time.Duration, error) {
+		defer seen.begin(key)()
+		return time.Minute, nil
+	}}, func(l *Loop[string]) {
+		l.Add("k")
+		settle(10*time.Minute + time.Second)
+		if n := seen.of("k"); n != 11 {
+			t.Errorf("looked at %d times in ten minutes, want 11", n)
+		}
+	})
+}
+
+func TestSaysWhatChanges(t *testing.T) {
+	var log strings.Builder
+	errs := []error{errors.New("a"), errors.New("a"), store.ErrConflict, Expected(errors.New("starting")), errors.New("b"), nil}
+	metrics := prometheus.NewRegistry()
+	run(t, Config[string]{Name: "x", Log: slog.New(slog.NewTextHandler(&log, nil)), Registerer: metrics, Reconcile: func(context.Context, string) (time.Duration, error) {
+		err := errs[0]
+		errs = errs[1:]
+		return 0, err
+	}}, func(l *Loop[string]) {
+		l.Add("k")
+		settle(time.Minute)
+	})
+	if got := strings.Count(log.String(), "\n"); got != 2 || !strings.Contains(log.String(), "x=k err=a") || !strings.Contains(log.String(), "x=k err=b") {
+		t.Errorf("log:\n%swant one line for a and one for b", log.String())
+	}
+	families, err := metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "multipaas_reconcile_total" {
+				for _, l := range m.GetLabel() {
+					if l.GetName() == "result" {
+						got[l.GetValue()] = m.GetCounter().GetValue()
+					}
+				}
+			}
+		}
+	}
+	if got["ok"] != 1 || got["error"] != 5 {
+		t.Errorf("counted %v, want 1 ok and 5 errors", got)
+	}
+}
+
+// A key that comes up while it is looked at is looked at once more.
+func TestAddDuringALook(t *testing.T) {
+	var seen looks
+	var l *Loop[string]
+	cfg := Config[string]{Name: "x", Tenant: tenantOf, Workers: 2, Reconcile: func(_ context.Context, key string) (time.Duration, error) {
+		defer seen.begin(key)()
+		if seen.of(key) == 1 {
+			l.Add(key)
+			l.Add(key)
+			time.Sleep(time.Second)
+		}
+		return 0, nil
+	}}
+	run(t, cfg, func(made *Loop[string]) {
+		l = made
+		l.Add("k")
+		settle(time.Minute)
+		if n := seen.of("k"); n != 2 {
+			t.Errorf("looked at %d times, want 2", n)
+		}
+	})
+}
