@@ -2,9 +2,12 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
+	"slices"
+
+	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -13,18 +16,33 @@ import (
 // AccountPatch is the body of accounts.patch: what is left out stays.
 type AccountPatch struct {
 	Spec struct {
-		Limits struct {
-			Users         *int64 `json:"users,omitempty" minimum:"0"`
-			Organizations *int64 `json:"organizations,omitempty" minimum:"0"`
-			Workspaces    *int64 `json:"workspaces,omitempty" minimum:"0"`
-			Machines      *int64 `json:"machines,omitempty" minimum:"0"`
-			Apps          *int64 `json:"apps,omitempty" minimum:"0"`
-			MilliCPU      *int64 `json:"milliCPU,omitempty" minimum:"0"`
-			MemoryBytes   *int64 `json:"memoryBytes,omitempty" minimum:"0"`
-			DiskBytes     *int64 `json:"diskBytes,omitempty" minimum:"0"`
-			ImageBytes    *int64 `json:"imageBytes,omitempty" minimum:"0"`
-		} `json:"limits" doc:"0: as the platform says"`
+		Limits LimitsPatch `json:"limits" doc:"0: as the platform says"`
 	} `json:"spec"`
+}
+
+// LimitsPatch is some of resource.Limits, as JSON.
+type LimitsPatch []byte
+
+// UnmarshalJSON keeps text, if it can be applied to limits.
+func (p *LimitsPatch) UnmarshalJSON(text []byte) error {
+	*p = slices.Clone(text)
+	return p.apply(&resource.Limits{})
+}
+
+func (p LimitsPatch) apply(l *resource.Limits) error {
+	if p == nil {
+		return nil
+	}
+	return json.Unmarshal(p, l)
+}
+
+// Schema is for huma: a number from 0 on for each dimension.
+func (LimitsPatch) Schema(huma.Registry) *huma.Schema {
+	s := &huma.Schema{Type: huma.TypeObject, AdditionalProperties: false, Properties: map[string]*huma.Schema{}}
+	for _, d := range resource.Dimensions() {
+		s.Properties[d.Name] = &huma.Schema{Type: huma.TypeInteger, Format: "int64", Minimum: new(float64)}
+	}
+	return s
 }
 
 func (a *API) patchAccount(ctx context.Context, in *struct {
@@ -35,22 +53,11 @@ func (a *API) patchAccount(ctx context.Context, in *struct {
 	if _, err := find(ctx, store.Of[resource.Account](a.store), in.Account, "account", in.Account); err != nil {
 		return nil, err
 	}
-	to := in.Body.Spec.Limits
 	account, err := store.Of[resource.Account](a.store).Modify(ctx, in.Account, func(account *resource.Account) error {
 		if err := in.check(account.Metadata()); err != nil {
 			return err
 		}
-		l := &account.Spec.Limits
-		set(&l.Users, to.Users)
-		set(&l.Organizations, to.Organizations)
-		set(&l.Workspaces, to.Workspaces)
-		set(&l.Machines, to.Machines)
-		set(&l.Apps, to.Apps)
-		set(&l.MilliCPU, to.MilliCPU)
-		set(&l.MemoryBytes, to.MemoryBytes)
-		set(&l.DiskBytes, to.DiskBytes)
-		set(&l.ImageBytes, to.ImageBytes)
-		return nil
+		return in.Body.Spec.Limits.apply(&account.Spec.Limits)
 	})
 	if err != nil {
 		return nil, err
@@ -84,22 +91,11 @@ func (a *API) grantOf(ctx context.Context, name string, more resource.Limits) (*
 	}
 	limits := account.Spec.Limits.Or(a.cfg.Limits)
 	var over []string
-	for _, x := range []struct {
-		what              string
-		limit, used, more int64
-		text              func(int64) string
-	}{
-		{"users", limits.Users, used.Users, more.Users, count},
-		{"organizations", limits.Organizations, used.Organizations, more.Organizations, count},
-		{"workspaces", limits.Workspaces, used.Workspaces, more.Workspaces, count},
-		{"machines", limits.Machines, used.Machines, more.Machines, count},
-		{"apps", limits.Apps, used.Apps, more.Apps, count},
-		{"CPUs", limits.MilliCPU, used.MilliCPU, more.MilliCPU, thousandths},
-		{"memory", limits.MemoryBytes, used.MemoryBytes, more.MemoryBytes, mebibytes},
-		{"disk", limits.DiskBytes, used.DiskBytes, more.DiskBytes, mebibytes},
-	} {
-		if x.limit > 0 && x.more > 0 && x.used+x.more > x.limit {
-			over = append(over, fmt.Sprintf("%s: at most %s, in use %s, asked for %s more", x.what, x.text(x.limit), x.text(x.used), x.text(x.more)))
+	for _, d := range resource.Dimensions() {
+		limit, have, asked := *d.Of(&limits), *d.Of(&used), *d.Of(&more)
+		if limit > 0 && asked > 0 && have+asked > limit {
+			over = append(over, fmt.Sprintf("%s: at most %s, in use %s, asked for %s more",
+				d.Noun, d.Unit.Text(limit), d.Unit.Text(have), d.Unit.Text(asked)))
 		}
 	}
 	if over != nil {
@@ -149,10 +145,6 @@ func machinesOf(spec resource.WorkspaceSpec, n int) resource.Limits {
 	x, size := int64(max(n, 0)), spec.MachineSize
 	return resource.Limits{Machines: x, MilliCPU: x * size.MilliCPU, MemoryBytes: x * size.MemoryBytes, DiskBytes: x * size.DiskBytes}
 }
-
-func count(n int64) string       { return strconv.FormatInt(n, 10) }
-func thousandths(n int64) string { return strconv.FormatFloat(float64(n)/1000, 'f', -1, 64) }
-func mebibytes(n int64) string   { return strconv.FormatInt(n>>20, 10) + " MiB" }
 
 // goneMeanwhile makes of a commit's error that something was not found that it
 // was the place above, as far as that can be told.

@@ -55,6 +55,26 @@ func TestLimits(t *testing.T) {
 	refused(admin, "PUT", inWeb+"/workspaces/five", `{"spec":{"machines":0}}`, "at most 3, in use 4")
 }
 
+func TestPatchOfLimits(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	for _, d := range resource.Dimensions() {
+		s.want(http.StatusOK, root, "PATCH", inAcme, fmt.Sprintf(`{"spec":{"limits":{%q:7}}}`, d.Name))
+		s.want(http.StatusOK, root, "PATCH", inAcme, fmt.Sprintf(`{"spec":{"limits":{%q:8}}}`, strings.ToUpper(d.Name)))
+	}
+	for _, body := range []string{`{}`, `{"spec":{}}`, `{"spec":{"limits":{}}}`, `{"spec":{"limits":null}}`, `{"spec":{"limits":{"apps":null}}}`} { // what is left out stays
+		got := into[resource.Account](t, s.want(http.StatusOK, root, "PATCH", inAcme, body))
+		for _, d := range resource.Dimensions() {
+			if n := *d.Of(&got.Spec.Limits); n != 8 {
+				t.Errorf("%s: got %d, want 8", d.Name, n)
+			}
+		}
+	}
+	for _, limits := range []string{`[]`, `5`, `{"volumes":1}`, `{"apps":-1}`, `{"apps":1.5}`, `{"apps":"1"}`, `{"apps":1e30}`} {
+		s.want(http.StatusUnprocessableEntity, root, "PATCH", inAcme, `{"spec":{"limits":`+limits+`}}`)
+	}
+}
+
 func TestLimitsHoldWhenAllAskAtOnce(t *testing.T) {
 	s := newSite(t, func(c *api.Config) { c.Limits = resource.Limits{Apps: 4} })
 	s.people()

@@ -1,9 +1,6 @@
 package resource
 
-import (
-	"cmp"
-	"time"
-)
+import "time"
 
 // Account is a company or a person: the top of the tenancy tree and the border
 // between tenants.
@@ -21,35 +18,6 @@ type Account struct {
 // AccountSpec is what a sysadmin sets about an account.
 type AccountSpec struct {
 	Limits Limits `json:"limits,omitzero" doc:"The most the account may have; what is left out is as the platform says"`
-}
-
-// Limits is how much of each thing an account may have, or has, or asks for. As
-// a limit 0 stands for the platform's own.
-type Limits struct {
-	Users         int64 `json:"users,omitempty" minimum:"0" doc:"That were made for it"`
-	Organizations int64 `json:"organizations,omitempty" minimum:"0"`
-	Workspaces    int64 `json:"workspaces,omitempty" minimum:"0"`
-	Machines      int64 `json:"machines,omitempty" minimum:"0"`
-	Apps          int64 `json:"apps,omitempty" minimum:"0"`
-	MilliCPU      int64 `json:"milliCPU,omitempty" minimum:"0" doc:"Thousandths of a CPU, of all machines"`
-	MemoryBytes   int64 `json:"memoryBytes,omitempty" minimum:"0" doc:"Of all machines"`
-	DiskBytes     int64 `json:"diskBytes,omitempty" minimum:"0" doc:"Of all machines"`
-	ImageBytes    int64 `json:"imageBytes,omitempty" minimum:"0" doc:"Of all images in the registry"`
-}
-
-// Or returns l with what is 0 in it taken from other.
-func (l Limits) Or(other Limits) Limits {
-	return Limits{
-		Users:         cmp.Or(l.Users, other.Users),
-		Organizations: cmp.Or(l.Organizations, other.Organizations),
-		Workspaces:    cmp.Or(l.Workspaces, other.Workspaces),
-		Machines:      cmp.Or(l.Machines, other.Machines),
-		Apps:          cmp.Or(l.Apps, other.Apps),
-		MilliCPU:      cmp.Or(l.MilliCPU, other.MilliCPU),
-		MemoryBytes:   cmp.Or(l.MemoryBytes, other.MemoryBytes),
-		DiskBytes:     cmp.Or(l.DiskBytes, other.DiskBytes),
-		ImageBytes:    cmp.Or(l.ImageBytes, other.ImageBytes),
-	}
 }
 
 // Kind is "accounts".
