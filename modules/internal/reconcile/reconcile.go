@@ -33,6 +33,7 @@ type Config[K comparable] struct {
 	// done.
 	Reconcile func(ctx context.Context, key K) (again time.Duration, err error)
 	// Tenant says whose key is: one tenant holds at most one worker. Nil: nobody's.
+	// It is called often, and for one key it always answers the same.
 	Tenant func(key K) string
 	// Workers look at the same time; 0 is 1.
 	Workers int
@@ -48,8 +49,9 @@ type Config[K comparable] struct {
 	Registerer prometheus.Registerer
 }
 
-// A tenant whose looks use up their time limit is left alone for slowBackoff, and
-// twice as long each time, up to maxSlowBackoff. Of 32 workers with a limit of a
+// A tenant whose looks use up their time limit, or one that Reconcile has set within
+// it (its error then is a context.DeadlineExceeded), is left alone for slowBackoff,
+// and twice as long each time, up to maxSlowBackoff. Of 32 workers with a limit of a
 // minute, some 190 such tenants at once leave one free: each holds one for 60 of
 // 360 seconds.
 const (
@@ -72,9 +74,10 @@ type Loop[K comparable] struct {
 
 // tenant is what a loop knows of somebody whose keys it looks at.
 type tenant[K comparable] struct {
-	busy    bool // a worker has one of his keys
-	waiting []K  // his others, in the order they came up
-	slow    int  // how many looks in a row used up their time
+	busy    bool           // a worker has one of his keys
+	waiting []K            // his others, in the order they came up
+	waits   map[K]struct{} // the same
+	slow    int            // how many looks in a row used up their time
 	until   time.Time
 }
 
@@ -132,6 +135,9 @@ func (l *Loop[K]) register() {
 // being looked at is looked at again. It does not block.
 func (l *Loop[K]) Add(key K) { l.queue.Add(key) }
 
+// AddAfter has key looked at when d has passed. It does not block.
+func (l *Loop[K]) AddAfter(key K, d time.Duration) { l.queue.AddAfter(key, d) }
+
 // Len is how many keys wait for a look.
 func (l *Loop[K]) Len() int {
 	l.mu.Lock()
@@ -171,7 +177,7 @@ func (l *Loop[K]) next(ctx context.Context) bool {
 	began := time.Now()
 	look, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
 	again, err := l.cfg.Reconcile(look, key)
-	slow := err != nil && look.Err() != nil && ctx.Err() == nil
+	slow := err != nil && ctx.Err() == nil && (look.Err() != nil || errors.Is(err, context.DeadlineExceeded))
 	cancel()
 	l.took(time.Since(began), err)
 	if l.cfg.Ended != nil {
@@ -203,7 +209,7 @@ func (l *Loop[K]) begin(key K) bool {
 	name := l.cfg.Tenant(key)
 	t := l.tenants[name]
 	if t == nil {
-		t = &tenant[K]{}
+		t = &tenant[K]{waits: map[K]struct{}{}}
 		l.tenants[name] = t
 	}
 	if rest := time.Until(t.until); !t.busy && rest > 0 {
@@ -211,12 +217,10 @@ func (l *Loop[K]) begin(key K) bool {
 		return false
 	}
 	if t.busy {
-		for _, k := range t.waiting {
-			if k == key {
-				return false
-			}
+		if _, ok := t.waits[key]; !ok {
+			t.waits[key] = struct{}{}
+			t.waiting = append(t.waiting, key)
 		}
-		t.waiting = append(t.waiting, key)
 		return false
 	}
 	t.busy = true
@@ -244,6 +248,7 @@ func (l *Loop[K]) end(key K, slow bool) {
 	if len(t.waiting) > 0 {
 		// One of them: the others come up after it.
 		l.queue.Add(t.waiting[0])
+		delete(t.waits, t.waiting[0])
 		t.waiting = t.waiting[1:]
 	} else if t.slow == 0 {
 		delete(l.tenants, name)

@@ -144,6 +144,25 @@ func TestHangingTenantIsLeftAloneForLonger(t *testing.T) {
 	})
 }
 
+// A look may set itself a limit below the loop's, to have time to say so.
+func TestOwnLimitCountsAsHanging(t *testing.T) {
+	var seen looks
+	run(t, Config[string]{Name: "app", Tenant: tenantOf, Timeout: time.Minute, Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
+		defer seen.begin(key)()
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		<-ctx.Done()
+		return 0, fmt.Errorf("ask the cluster: %w", ctx.Err())
+	}}, func(l *Loop[string]) {
+		l.Add("a1")
+		l.Add("a2")
+		settle(2 * time.Hour)
+		if n := seen.of("a1") + seen.of("a2"); n < 15 || n > 40 {
+			t.Errorf("a hanging cluster was looked at %d times in two hours", n)
+		}
+	})
+}
+
 func TestFailuresArePausedAndForgotten(t *testing.T) {
 	var at []time.Duration
 	var began time.Time
