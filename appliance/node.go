@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httputil"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -111,7 +110,7 @@ func (h *host) make() (err error) {
 		Runc: h.cfg.Paths.Runc(), Payload: h.tree, Log: h.part("machines"), Exited: func(string) { h.agent.Look() }})
 	h.pull = &puller{transport: transport, log: h.part("pull")}
 	h.points = linklocal.New(linklocal.Config{Images: filepath.Join(h.tree, "images"), Registry: h.pull.handler, Log: h.part("endpoints")})
-	h.agent, err = agent.New(agent.Config{Log: h.part("agent"), Dir: dir, Networks: nodeNetworks{h.networks},
+	h.agent, err = agent.New(agent.Config{Log: h.part("agent"), Dir: dir, Networks: h.networks,
 		Machines: nodeMachines{h.machines}, Endpoints: nodeEndpoints{h.points, h.pull}, Facts: h.facts})
 	return err
 }
@@ -129,20 +128,7 @@ func (h *host) drivers() []string {
 var cantRunMachines = problem.Problem{Code: "cant-run-machines", Title: "This node can't run machines", Severity: problem.High,
 	Text: "No machine is placed here until it can."}
 
-// nodeNetworks, nodeMachines and nodeEndpoints are what the agent drives.
-type nodeNetworks struct{ *network.Network }
-
-func (n nodeNetworks) AttachMachine(ctx context.Context, m wire.Machine) (string, error) {
-	address, err := netip.ParseAddr(m.Spec.Address)
-	if err != nil {
-		return "", err
-	}
-	pods, err := netip.ParsePrefix(m.Spec.PodCIDR)
-	if err != nil {
-		return "", err
-	}
-	return n.Network.AttachMachine(ctx, m.NetworkID, network.MachinePort{UID: m.UID, Address: address, MAC: m.Spec.MAC, PodCIDR: pods})
-}
+// nodeMachines and nodeEndpoints are what the agent drives.
 
 type nodeMachines struct{ *machine.Sandbox }
 
@@ -202,7 +188,7 @@ func (p *puller) handler(_ wire.Machine, workspace string) http.Handler {
 
 // facts is what the host says about itself.
 func (h *host) facts() wire.Report {
-	rep := wire.Report{Address: h.cfg.Address.String(), Version: h.version, Kernel: "unknown", OS: osName(), Drivers: h.drivers()}
+	rep := wire.Report{Address: h.cfg.Address, Version: h.version, Kernel: "unknown", OS: osName(), Drivers: h.drivers()}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		rep.Kernel = unix.ByteSliceToString(u.Release[:])

@@ -32,12 +32,12 @@ func machineTable(c *call) table[*resource.Machine] {
 		columns: []column[*resource.Machine]{
 			{head: "NAME", cell: func(m *resource.Machine) string { return m.Name }},
 			{head: "PHASE", cell: func(m *resource.Machine) string { return phaseOf(&m.Meta, m.Status.Phase) }},
-			{head: "ADDRESS", cell: func(m *resource.Machine) string { return m.Spec.Address }},
+			{head: "ADDRESS", cell: func(m *resource.Machine) string { return m.Spec.Address.String() }},
 			{head: "RESTARTS", cell: func(m *resource.Machine) string { return strconv.Itoa(m.Status.Restarts) }},
 			{head: "AGE", cell: func(m *resource.Machine) string { return age(m.CreatedAt, now) }},
 			{head: "DRIVER", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Driver }},
 			{head: "SIZE", wide: true, cell: func(m *resource.Machine) string { return sizeText(m.Spec.Size) }},
-			{head: "PODS", wide: true, cell: func(m *resource.Machine) string { return m.Spec.PodCIDR }},
+			{head: "PODS", wide: true, cell: func(m *resource.Machine) string { return m.Spec.PodCIDR.String() }},
 			{head: "HOST", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Node }},
 		},
 	}

@@ -31,7 +31,10 @@ func nodeTable(c *call) table[*resource.Node] {
 				return used(bytesText(n.Status.Allocated.DiskBytes), bytesText(n.Status.Capacity.DiskBytes))
 			}},
 			{head: "AGE", cell: func(n *resource.Node) string { return age(n.CreatedAt, now) }},
-			{head: "ADDRESS", wide: true, cell: func(n *resource.Node) string { return n.Status.Address }},
+			{head: "ADDRESS", wide: true, cell: func(n *resource.Node) string {
+				text, _ := n.Status.Address.MarshalText() // none is no text
+				return string(text)
+			}},
 			{head: "VERSION", wide: true, cell: func(n *resource.Node) string { return n.Status.Version }},
 			{head: "KERNEL", wide: true, cell: func(n *resource.Node) string { return n.Status.Kernel }},
 			{head: "OS", wide: true, cell: func(n *resource.Node) string { return n.Status.OS }},

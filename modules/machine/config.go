@@ -152,7 +152,7 @@ func initConfig(spec Spec) object {
 					"--config=" + insideConfig + "/kubelet.yaml",
 					"--kubeconfig=" + insideConfig + "/kubelet.kubeconfig",
 					"--hostname-override=" + spec.Name,
-					"--node-ip=" + spec.Machine.Spec.Address,
+					"--node-ip=" + spec.Machine.Spec.Address.String(),
 				},
 				"env": []string{
 					// What /proc shows is the host's.

@@ -16,7 +16,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -92,11 +91,8 @@ func (s Spec) check() error {
 	if s.Machine.Spec.Size.DiskBytes < minDisk {
 		fail("%d bytes of disk: a machine needs %d", s.Machine.Spec.Size.DiskBytes, minDisk)
 	}
-	if _, err := netip.ParseAddr(s.Machine.Spec.Address); err != nil {
-		errs = append(errs, err)
-	}
-	if _, err := netip.ParsePrefix(s.Machine.Spec.PodCIDR); err != nil {
-		errs = append(errs, err)
+	if !s.Machine.Spec.Address.IsValid() || !s.Machine.Spec.PodCIDR.IsValid() {
+		fail("no address, or no range for pods")
 	}
 	if !s.Plan.Plane.IsValid() || !s.Plan.Pods.IsValid() || !s.Plan.DNS.IsValid() {
 		fail("no address plan")

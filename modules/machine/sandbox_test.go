@@ -113,7 +113,7 @@ func testSpec(t *testing.T, uid string, ns *netns.NS, disk int64) Spec {
 	return Spec{
 		Machine: wire.Machine{Key: "acme/web/shop/shop-1", UID: uid, Name: "shop-1", NetworkID: "00002a",
 			KubernetesVersion: "1.36", Plan: wire.DefaultPlan(), ClusterCA: ca,
-			Spec: resource.MachineSpec{Driver: "sandbox", Index: 1, Address: address.String(), PodCIDR: pods.String(),
+			Spec: resource.MachineSpec{Driver: "sandbox", Index: 1, Address: address, PodCIDR: pods,
 				Size: resource.Size{MilliCPU: 1500, MemoryBytes: 512 << 20, DiskBytes: disk}}},
 		Netns: ns.Path(), Certificates: certificates,
 	}
@@ -495,7 +495,7 @@ func TestHalf(t *testing.T) {
 
 func TestSpecCheck(t *testing.T) {
 	good := Spec{Netns: "/run/netns/x", Machine: wire.Machine{UID: "u-1", Name: "shop-1", KubernetesVersion: "1.36", Plan: wire.DefaultPlan(),
-		Spec: resource.MachineSpec{Address: "172.30.0.11", PodCIDR: "10.42.1.0/24", Size: resource.Size{MilliCPU: 1000, MemoryBytes: 1 << 30, DiskBytes: 1 << 30}}}}
+		Spec: resource.MachineSpec{Address: netip.MustParseAddr("172.30.0.11"), PodCIDR: netip.MustParsePrefix("10.42.1.0/24"), Size: resource.Size{MilliCPU: 1000, MemoryBytes: 1 << 30, DiskBytes: 1 << 30}}}}
 	if err := good.check(); err != nil {
 		t.Fatal(err)
 	}
@@ -505,7 +505,7 @@ func TestSpecCheck(t *testing.T) {
 		"version": func(s *Spec) { s.KubernetesVersion = "../../x" },
 		"memory":  func(s *Spec) { s.Machine.Spec.Size.MemoryBytes = 1 },
 		"disk":    func(s *Spec) { s.Machine.Spec.Size.DiskBytes = 1 },
-		"address": func(s *Spec) { s.Machine.Spec.Address = "x" },
+		"address": func(s *Spec) { s.Machine.Spec.Address = netip.Addr{} },
 		"plan":    func(s *Spec) { s.Plan.Plane = netip.Addr{} },
 	} {
 		bad := good

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -46,7 +47,7 @@ type order struct {
 	ID        string // network
 	NS        string // namespace, "" = the host's
 	Network   wire.Network
-	Machine   MachinePort
+	Machine   machinePort
 	From, To  string
 	Frame     []byte
 	Link      string
@@ -180,7 +181,8 @@ func obey(n *Network, o order) (string, error) {
 		uids, err := n.Machines()
 		return strings.Join(uids, " "), err
 	case "attachMachine":
-		return n.AttachMachine(ctx, o.ID, o.Machine)
+		return n.AttachMachine(ctx, wire.Machine{UID: o.Machine.UID, NetworkID: o.ID,
+			Spec: resource.MachineSpec{Address: o.Machine.Address, MAC: o.Machine.MAC, PodCIDR: o.Machine.PodCIDR}})
 	case "detachMachine":
 		return "", n.DetachMachine(ctx, o.Machine.UID)
 	}

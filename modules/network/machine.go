@@ -17,8 +17,8 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// MachinePort is a machine's place in the network of its workspace.
-type MachinePort struct {
+// machinePort is a machine's place in the network of its workspace.
+type machinePort struct {
 	UID     string
 	Address netip.Addr
 	MAC     string
@@ -29,7 +29,7 @@ type MachinePort struct {
 // link, so that rules and routes can be made anew by an agent that knows
 // nothing yet.
 type port struct {
-	MachinePort
+	machinePort
 	index int // of the link; 0: not there yet
 }
 
@@ -40,20 +40,20 @@ func hash(uid string) string {
 	return hex.EncodeToString(sum[:6])
 }
 
-func (p MachinePort) link() string      { return portPrefix + hash(p.UID) }
-func (p MachinePort) namespace() string { return machinePrefix + p.UID }
+func (p machinePort) link() string      { return portPrefix + hash(p.UID) }
+func (p machinePort) namespace() string { return machinePrefix + p.UID }
 
 // MachineNamespacePath is the file of a machine's network namespace, whether it
 // is there or not.
 func MachineNamespacePath(uid string) string {
-	return netns.Root + "/" + MachinePort{UID: uid}.namespace()
+	return netns.Root + "/" + machinePort{UID: uid}.namespace()
 }
 
-func (p MachinePort) alias() string {
+func (p machinePort) alias() string {
 	return strings.Join([]string{p.UID, p.Address.String(), p.MAC, p.PodCIDR.String()}, " ")
 }
 
-func parseAlias(s string) (p MachinePort, ok bool) {
+func parseAlias(s string) (p machinePort, ok bool) {
 	f := strings.Fields(s)
 	if len(f) != 4 {
 		return p, false
@@ -61,7 +61,7 @@ func parseAlias(s string) (p MachinePort, ok bool) {
 	address, err1 := netip.ParseAddr(f[1])
 	mac, err2 := net.ParseMAC(f[2])
 	pods, err3 := netip.ParsePrefix(f[3])
-	return MachinePort{f[0], address, mac.String(), pods}, err1 == nil && err2 == nil && err3 == nil
+	return machinePort{f[0], address, mac.String(), pods}, err1 == nil && err2 == nil && err3 == nil
 }
 
 func (w *workspace) readPorts() error {
@@ -89,12 +89,13 @@ func (w *workspace) readPorts() error {
 // namespace. It is idempotent. The namespace has the machine's address on eth0,
 // routes to the other machines' pods, and the link-local address of the
 // platform's endpoints.
-func (n *Network) AttachMachine(ctx context.Context, networkID string, m MachinePort) (string, error) {
+func (n *Network) AttachMachine(ctx context.Context, machine wire.Machine) (string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	want, ok := n.attached[networkID]
+	m := machinePort{machine.UID, machine.Spec.Address, machine.Spec.MAC, machine.Spec.PodCIDR}
+	want, ok := n.attached[machine.NetworkID]
 	if !ok {
-		return "", fmt.Errorf("attach machine %s: network %s is not attached", m.UID, networkID)
+		return "", fmt.Errorf("attach machine %s: network %s is not attached", m.UID, machine.NetworkID)
 	}
 	if err := ctx.Err(); err != nil {
 		return "", err
@@ -103,12 +104,12 @@ func (n *Network) AttachMachine(ctx context.Context, networkID string, m Machine
 		return "", fmt.Errorf("attach machine %s: %w", m.UID, err)
 	}
 	if err := n.attachMachine(want, m); err != nil {
-		return "", fmt.Errorf("attach machine %s to network %s: %w", m.UID, networkID, err)
+		return "", fmt.Errorf("attach machine %s to network %s: %w", m.UID, want.ID, err)
 	}
 	return MachineNamespacePath(m.UID), nil
 }
 
-func (p *MachinePort) check(want wire.Network) error {
+func (p *machinePort) check(want wire.Network) error {
 	mac, err := net.ParseMAC(p.MAC)
 	switch {
 	case checkUID(p.UID) != nil:
@@ -131,7 +132,7 @@ func checkUID(uid string) error {
 	return nil
 }
 
-func (n *Network) attachMachine(want wire.Network, m MachinePort) error {
+func (n *Network) attachMachine(want wire.Network, m machinePort) error {
 	host, err := n.openHost()
 	if err != nil {
 		return err
@@ -171,11 +172,11 @@ func (n *Network) attachMachine(want wire.Network, m MachinePort) error {
 	if err := n.ensurePlaces(w, want); err != nil {
 		return err
 	}
-	return n.ensureMachineLinks(want, port{MachinePort: m}, mtu)
+	return n.ensureMachineLinks(want, port{machinePort: m}, mtu)
 }
 
 // ensurePort makes the veth pair from the bridge into the machine's namespace.
-func (w *workspace) ensurePort(ns *netns.NS, m MachinePort, mtu int) (netlink.Link, error) {
+func (w *workspace) ensurePort(ns *netns.NS, m machinePort, mtu int) (netlink.Link, error) {
 	inside, err := ns.Netlink()
 	if err != nil {
 		return nil, err
@@ -299,7 +300,7 @@ func (n *Network) DetachMachine(ctx context.Context, uid string) error {
 	if err := checkUID(uid); err != nil {
 		return fmt.Errorf("detach machine: %w", err)
 	}
-	if err := n.detachMachine(MachinePort{UID: uid}); err != nil {
+	if err := n.detachMachine(machinePort{UID: uid}); err != nil {
 		return fmt.Errorf("detach machine %s: %w", uid, err)
 	}
 	return nil
@@ -318,7 +319,7 @@ func (n *Network) Machines() ([]string, error) {
 	return names, nil
 }
 
-func (n *Network) detachMachine(m MachinePort) error {
+func (n *Network) detachMachine(m machinePort) error {
 	ids, err := n.Attached()
 	if err != nil {
 		return err
@@ -332,7 +333,7 @@ func (n *Network) detachMachine(m MachinePort) error {
 	return netns.Remove(m.namespace())
 }
 
-func (n *Network) removePort(id string, m MachinePort) error {
+func (n *Network) removePort(id string, m machinePort) error {
 	w, err := openWorkspace(id, false)
 	if err != nil {
 		return nil // half a namespace holds no port

@@ -35,16 +35,16 @@ func newSite(vni uint32, hosts []*testHost) *site {
 }
 
 // machine adds machine index on host, and returns its port.
-func (s *site) machine(index, host int) MachinePort {
+func (s *site) machine(index, host int) machinePort {
 	a, pods := s.plan.Machine(index)
 	m := wire.Member{Name: fmt.Sprintf("m%d", index), Address: a, MAC: wire.MAC(a), PodCIDR: pods, Host: s.hosts[host].address}
 	s.members = append(s.members, m)
 	return s.port(index)
 }
 
-func (s *site) port(index int) MachinePort {
+func (s *site) port(index int) machinePort {
 	a, pods := s.plan.Machine(index)
-	return MachinePort{UID: fmt.Sprintf("%s-machine-%d", s.id, index), Address: a, MAC: wire.MAC(a), PodCIDR: pods}
+	return machinePort{UID: fmt.Sprintf("%s-machine-%d", s.id, index), Address: a, MAC: wire.MAC(a), PodCIDR: pods}
 }
 
 // remoteHost is a host of the platform that stands behind a router.
@@ -73,7 +73,7 @@ func (s *site) attach(t *testing.T) {
 	}
 }
 
-func (s *site) attachMachine(host int, p MachinePort) string {
+func (s *site) attachMachine(host int, p machinePort) string {
 	s.hosts[host].t.Helper()
 	s.hosts[host].must(order{Do: "attachMachine", ID: s.id, Machine: p})
 	return p.namespace()

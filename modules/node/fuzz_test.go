@@ -82,11 +82,11 @@ func FuzzAgentAPI(f *testing.F) {
 	csr := []byte("#")
 	seed(0, wire.JoinRequest{Name: "n7", Token: "id.secret.hash", CSR: csr})
 	seed(0, wire.JoinRequest{Name: "n1", Token: "id.secret.hash", CSR: []byte("-----BEGIN CERTIFICATE REQUEST-----\nMAA=\n-----END CERTIFICATE REQUEST-----\n")})
-	seed(1, wire.Report{Address: "192.0.2.11", Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 1000, MemoryBytes: 1 << 30},
+	seed(1, wire.Report{Address: netip.MustParseAddr("192.0.2.11"), Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 1000, MemoryBytes: 1 << 30},
 		Problems: []resource.Condition{{Type: "A", Status: "False", Message: "m"}},
 		Machines: []wire.MachineReport{{Key: mine.Key(), UID: mine.UID, Running: true, Removed: true, Restarts: -1}, {Key: other.Key(), UID: "x", Removed: true}}})
-	seed(1, wire.Report{Address: "::1"})
-	seed(1, wire.Report{Address: "192.0.2.11", Capacity: resource.Size{MilliCPU: -1 << 63}})
+	seed(1, wire.Report{Address: netip.MustParseAddr("::1")})
+	seed(1, wire.Report{Address: netip.MustParseAddr("192.0.2.11"), Capacity: resource.Size{MilliCPU: -1 << 63}})
 	seed(2, map[string]any{"csr": csr})
 	seed(3, wire.MachineCertificatesRequest{Machine: mine.Key(), KubeletClient: csr, KubeletServing: csr, KubeProxy: csr})
 	seed(3, wire.MachineCertificatesRequest{Machine: "acme/web/shop/../../x", KubeletClient: csr})

@@ -96,7 +96,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *Hub) nodeChanged(name string) {
 	place := ""
 	if n, ok := h.cfg.Nodes.Get(name); ok {
-		place = n.UID + " " + n.Status.Address
+		place = n.UID + " " + n.Status.Address.String()
 	}
 	h.mu.Lock()
 	same := h.places[name] == place
@@ -335,8 +335,7 @@ func send(w io.Writer, out *http.ResponseController, data []byte) error {
 func (h *Hub) stateOf(node *resource.Node) *wire.State {
 	state := &wire.State{Node: node.Name, Registry: h.cfg.Registry, UpstreamDNS: h.cfg.UpstreamDNS,
 		Networks: []wire.Network{}, Machines: []wire.Machine{}}
-	addresses := Addresses(h.cfg.Nodes.List(""))
-	addresses[h.cfg.Server] = h.cfg.Address
+	hosts := wire.Hosts(h.cfg.Nodes.List(""), h.cfg.Server, h.cfg.Address)
 	perWorkspace := map[string][]*resource.Machine{}
 	mine := map[string]bool{}
 	for _, m := range h.cfg.Machines.List("") {
@@ -357,7 +356,7 @@ func (h *Hub) stateOf(node *resource.Node) *wire.State {
 			continue // the machine came first in the cache; the workspace follows
 		}
 		machines := perWorkspace[ws.Key()]
-		state.Networks = append(state.Networks, wire.NetworkFor(ws, h.cfg.Plan, machines, node.Name, h.cfg.Server, addresses))
+		state.Networks = append(state.Networks, wire.NetworkFor(ws, h.cfg.Plan, machines, node.Name, h.cfg.Server, hosts))
 		for _, m := range machines {
 			if m.Spec.Node != node.Name {
 				continue
@@ -369,17 +368,6 @@ func (h *Hub) stateOf(node *resource.Node) *wire.State {
 		}
 	}
 	return state
-}
-
-// Addresses maps the names of nodes to their underlay addresses.
-func Addresses(nodes []*resource.Node) map[string]netip.Addr {
-	out := map[string]netip.Addr{}
-	for _, n := range nodes {
-		if a, err := netip.ParseAddr(n.Status.Address); err == nil {
-			out[n.Name] = a
-		}
-	}
-	return out
 }
 
 // What a node may have the store keep: a heartbeat is written every ten seconds.
@@ -407,12 +395,11 @@ func (h *Hub) report(w http.ResponseWriter, r *http.Request, node *resource.Node
 }
 
 func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep wire.Report) error {
-	address, err := netip.ParseAddr(rep.Address)
-	if err != nil || !address.Is4() {
-		return refusal{http.StatusUnprocessableEntity, fmt.Sprintf("node address %q is no IPv4 address: set `address` in the node's configuration", rep.Address)}
+	if !rep.Address.Is4() {
+		return refusal{http.StatusUnprocessableEntity, fmt.Sprintf("node address %s is no IPv4 address: set `address` in the node's configuration", rep.Address)}
 	}
 	// The others send it their workspaces' traffic: it must be a host's.
-	if !address.IsGlobalUnicast() || h.cfg.Plan.Nodes.Contains(address) || h.cfg.Plan.Pods.Contains(address) || h.cfg.Plan.Services.Contains(address) {
+	if !rep.Address.IsGlobalUnicast() || h.cfg.Plan.Nodes.Contains(rep.Address) || h.cfg.Plan.Pods.Contains(rep.Address) || h.cfg.Plan.Services.Contains(rep.Address) {
 		return refusal{http.StatusUnprocessableEntity, fmt.Sprintf("node address %s can't be a host's on the platform's network: set `address` in the node's configuration", rep.Address)}
 	}
 	for _, other := range h.cfg.Nodes.List("") {
@@ -420,10 +407,10 @@ func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep wire.Repo
 			return refusal{http.StatusConflict, fmt.Sprintf("address %s is used by node %s already: set `address` in the configuration of one of them", rep.Address, other.Name)}
 		}
 	}
-	if address == h.cfg.Address {
+	if rep.Address == h.cfg.Address {
 		return refusal{http.StatusConflict, fmt.Sprintf("address %s is the server's: set `address` in the node's configuration", rep.Address)}
 	}
-	_, err = store.Of[resource.Node](h.cfg.Store).Modify(ctx, node.Name, func(n *resource.Node) error {
+	_, err := store.Of[resource.Node](h.cfg.Store).Modify(ctx, node.Name, func(n *resource.Node) error {
 		if n.UID != node.UID {
 			return refusal{http.StatusGone, "the node was removed from the platform"}
 		}

@@ -37,6 +37,8 @@ func (t *tokens) Redeem(_ context.Context, token, name, source string) error {
 	return t.refuse
 }
 
+var n1Address = netip.MustParseAddr("192.0.2.11")
+
 type platform struct {
 	*Hub
 	url   string
@@ -166,21 +168,21 @@ func (h *host) certificate(t *testing.T) *x509.Certificate {
 func TestJoinGivesAnIdentityThatWorks(t *testing.T) {
 	p := start(t)
 	c := p.join(t, "n1")
-	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); err != nil {
+	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: n1Address}, nil); err != nil {
 		t.Fatalf("report: %v", err)
 	}
 	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
-	if err != nil || n.Status.Phase != resource.Ready || n.Status.Address != "192.0.2.11" {
+	if err != nil || n.Status.Phase != resource.Ready || n.Status.Address != n1Address {
 		t.Errorf("after a report the node is %+v, %v", n, err)
 	}
 	waitFor(t, "the cache has n1's address", func() bool {
 		n, ok := p.cfg.Nodes.Get("n1")
-		return ok && n.Status.Address == "192.0.2.11"
+		return ok && n.Status.Address == n1Address
 	})
 	// The address belongs to n1 now, and the server's own is taken too.
 	other := p.join(t, "n2")
 	for _, taken := range []string{"192.0.2.11", "192.0.2.1", "no address", "127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.20.10", "255.255.255.255", "172.30.0.1", "10.42.1.1", "10.43.0.10"} {
-		if err := other.call(t.Context(), "/v1/agent/report", wire.Report{Address: taken}, nil); err == nil {
+		if err := other.call(t.Context(), "/v1/agent/report", map[string]string{"address": taken}, nil); err == nil {
 			t.Errorf("address %s was taken", taken)
 		}
 	}
@@ -224,12 +226,12 @@ func TestRemovedNodeIsToldSo(t *testing.T) {
 	if err := store.Of[resource.Node](p.store).Delete(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); !errors.Is(err, errGone) {
+	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: n1Address}, nil); !errors.Is(err, errGone) {
 		t.Errorf("got %v, want errGone", err)
 	}
 	// Another machine under the same name doesn't bring the old certificate back.
 	p.join(t, "n1")
-	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); !errors.Is(err, errGone) {
+	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: n1Address}, nil); !errors.Is(err, errGone) {
 		t.Errorf("with a namesake: got %v, want errGone", err)
 	}
 }
@@ -302,7 +304,7 @@ func TestMachineCertificatesOnlyForOwnMachines(t *testing.T) {
 func TestMonitorNoticesSilence(t *testing.T) {
 	p := start(t)
 	c := p.join(t, "n1")
-	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil); err != nil {
+	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: n1Address}, nil); err != nil {
 		t.Fatal(err)
 	}
 	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
@@ -348,7 +350,7 @@ func TestReportIsNotTakenAtItsWord(t *testing.T) {
 	}
 	report := func(c *host, address string) {
 		t.Helper()
-		rep := wire.Report{Address: address, Kernel: strings.Repeat("k", 100<<10),
+		rep := wire.Report{Address: netip.MustParseAddr(address), Kernel: strings.Repeat("k", 100<<10),
 			Machines: []wire.MachineReport{{Key: m.Key(), UID: m.UID, Running: true, Removed: true, Message: "x"}}}
 		for i := range 1000 {
 			rep.Problems = append(rep.Problems, resource.Condition{Type: fmt.Sprint(i), Message: strings.Repeat("m", 900)})
@@ -376,7 +378,7 @@ func TestRepeatedJoinLeavesOneNode(t *testing.T) {
 	p := start(t)
 	first, second := p.join(t, "n1"), p.join(t, "n1") // the same name and token, before any report
 	report := func(c *host) error {
-		return c.call(t.Context(), "/v1/agent/report", wire.Report{Address: "192.0.2.11"}, nil)
+		return c.call(t.Context(), "/v1/agent/report", wire.Report{Address: n1Address}, nil)
 	}
 	if err := report(second); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,9 @@
 package resource
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Node is a host machine that joined with `multipaas node join`.
 type Node struct {
@@ -20,15 +23,15 @@ type NodeSpec struct {
 
 // NodeStatus is what the node reports.
 type NodeStatus struct {
-	State                 // Ready, Degraded (no heartbeat), Deleting
-	Address     string    `json:"address,omitempty" doc:"Address of the host on the platform's network"`
-	Version     string    `json:"version,omitempty" doc:"Version of multipaas"`
-	Kernel      string    `json:"kernel,omitempty"`
-	OS          string    `json:"os,omitempty"`
-	Drivers     []string  `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
-	Capacity    Size      `json:"capacity,omitzero"`
-	Allocated   Size      `json:"allocated,omitzero" doc:"Promised to machines"`
-	HeartbeatAt time.Time `json:"heartbeatAt,omitzero"`
+	State                  // Ready, Degraded (no heartbeat), Deleting
+	Address     netip.Addr `json:"address,omitzero" doc:"Address of the host on the platform's network"`
+	Version     string     `json:"version,omitempty" doc:"Version of multipaas"`
+	Kernel      string     `json:"kernel,omitempty"`
+	OS          string     `json:"os,omitempty"`
+	Drivers     []string   `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
+	Capacity    Size       `json:"capacity,omitzero"`
+	Allocated   Size       `json:"allocated,omitzero" doc:"Promised to machines"`
+	HeartbeatAt time.Time  `json:"heartbeatAt,omitzero"`
 }
 
 // Kind is "nodes".
@@ -182,13 +185,13 @@ type Machine struct {
 
 // MachineSpec is decided once, when the machine is placed.
 type MachineSpec struct {
-	Node    string `json:"node"`
-	Driver  string `json:"driver" enum:"sandbox,vm,host"`
-	Size    Size   `json:"size"`
-	Index   int    `json:"index" doc:"1 and up; address, MAC and pod range are computed from it"`
-	Address string `json:"address" example:"172.30.0.11"`
-	MAC     string `json:"mac"`
-	PodCIDR string `json:"podCIDR" example:"10.42.1.0/24"`
+	Node    string       `json:"node"`
+	Driver  string       `json:"driver" enum:"sandbox,vm,host"`
+	Size    Size         `json:"size"`
+	Index   int          `json:"index" doc:"1 and up; address, MAC and pod range are computed from it"`
+	Address netip.Addr   `json:"address" example:"172.30.0.11"`
+	MAC     string       `json:"mac"`
+	PodCIDR netip.Prefix `json:"podCIDR" example:"10.42.1.0/24"`
 }
 
 // MachineStatus is what the node's agent and the plane report.

@@ -62,21 +62,32 @@ func offset(a netip.Addr, n uint32) netip.Addr {
 // PlaneMember is the name of the plane among the members of a network.
 const PlaneMember = "plane"
 
+// Hosts maps the names of the server and the nodes to their underlay addresses.
+// A node that has not told its address yet is left out.
+func Hosts(nodes []*resource.Node, server string, address netip.Addr) map[string]netip.Addr {
+	hosts := map[string]netip.Addr{server: address}
+	for _, n := range nodes {
+		if n.Status.Address.IsValid() {
+			hosts[n.Name] = n.Status.Address
+		}
+	}
+	return hosts
+}
+
 // NetworkFor computes the network of a workspace as one host sees it: the
-// server that runs the plane (host == server) or the node called host. Addresses
-// are the underlay addresses of the server and the nodes by name; a machine on
-// a host whose address is not known yet is left out until it is.
-func NetworkFor(w *resource.Workspace, plan Plan, machines []*resource.Machine, host, server string, addresses map[string]netip.Addr) Network {
+// server that runs the plane (host == server) or the node called host. A machine
+// on a host whose address is not in hosts yet is left out until it is.
+func NetworkFor(w *resource.Workspace, plan Plan, machines []*resource.Machine, host, server string, hosts map[string]netip.Addr) Network {
 	own := plan.Plane
 	if host != server {
 		own = plan.Gateway(w.Status.NodeSlots[host])
 	}
 	n := Network{ID: w.Status.ID, Workspace: w.Key(), VNI: w.Status.VNI, Plan: plan,
 		Gateway: netip.PrefixFrom(own, plan.Nodes.Bits()), MAC: MAC(own),
-		Hosts: slices.SortedFunc(maps.Values(addresses), netip.Addr.Compare)}
+		Hosts: slices.SortedFunc(maps.Values(hosts), netip.Addr.Compare)}
 	add := func(m Member, on string) {
 		var ok bool
-		if m.Host, ok = addresses[on]; ok {
+		if m.Host, ok = hosts[on]; ok {
 			m.MAC = MAC(m.Address)
 			n.Members = append(n.Members, m)
 		}

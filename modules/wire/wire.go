@@ -101,7 +101,7 @@ type Machine struct {
 
 // Report is what a node tells the server, every few seconds and on change.
 type Report struct {
-	Address  string               `json:"address"`
+	Address  netip.Addr           `json:"address"`
 	Version  string               `json:"version"`
 	Kernel   string               `json:"kernel"`
 	OS       string               `json:"os"`

@@ -320,14 +320,8 @@ func soonest(a, b time.Duration) time.Duration {
 
 // network attaches the workspace's network on this server, members included.
 func (c *Controller) network(ctx context.Context, w *resource.Workspace, machines []*resource.Machine) error {
-	addresses := map[string]netip.Addr{}
-	for _, n := range c.cfg.Nodes.List("") {
-		if a, err := netip.ParseAddr(n.Status.Address); err == nil {
-			addresses[n.Name] = a
-		}
-	}
-	addresses[c.cfg.Server] = c.cfg.Address
-	return c.cfg.Networks.Attach(ctx, wire.NetworkFor(w, c.cfg.Plan, machines, c.cfg.Server, c.cfg.Server, addresses))
+	hosts := wire.Hosts(c.cfg.Nodes.List(""), c.cfg.Server, c.cfg.Address)
+	return c.cfg.Networks.Attach(ctx, wire.NetworkFor(w, c.cfg.Plan, machines, c.cfg.Server, c.cfg.Server, hosts))
 }
 
 // progress collects the conditions of one pass.

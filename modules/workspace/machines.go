@@ -203,7 +203,7 @@ func (c *Controller) create(ctx context.Context, w *resource.Workspace, own []*r
 	address, pods := c.cfg.Plan.Machine(index)
 	m := &resource.Machine{InWorkspace: resource.NewInWorkspace(w.Key(), fmt.Sprintf("%s-%d", w.Name, index))}
 	m.Spec = resource.MachineSpec{Node: node, Driver: "sandbox", Size: w.Spec.MachineSize, Index: index,
-		Address: address.String(), MAC: wire.MAC(address), PodCIDR: pods.String()}
+		Address: address, MAC: wire.MAC(address), PodCIDR: pods}
 	m.Status.Phase = resource.Creating
 
 	db := c.cfg.Store
@@ -324,7 +324,7 @@ func (r *run) node(ctx context.Context, m *resource.Machine) (bool, string) {
 		return false, err.Error()
 	}
 	if n.Spec.PodCIDR == "" {
-		patch := fmt.Sprintf(`{"spec":{"podCIDR":%q,"podCIDRs":[%q]}}`, m.Spec.PodCIDR, m.Spec.PodCIDR)
+		patch := fmt.Sprintf(`{"spec":{"podCIDR":%q,"podCIDRs":[%[1]q]}}`, m.Spec.PodCIDR)
 		if _, err := client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
 			return false, err.Error()
 		}

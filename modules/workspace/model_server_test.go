@@ -185,7 +185,7 @@ func (h *host) look(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	rep := wire.Report{Address: h.address.String(), Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 32000, MemoryBytes: 32 << 30, DiskBytes: 64 << 30}}
+	rep := wire.Report{Address: h.address, Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 32000, MemoryBytes: 32 << 30, DiskBytes: 64 << 30}}
 	wanted := map[string]bool{}
 	for _, x := range machines {
 		if x.Spec.Node != h.name {

@@ -363,7 +363,7 @@ func (m *model) wrongWorkspace(w *resource.Workspace, machines []*resource.Machi
 	var names []string
 	for _, x := range machines {
 		names = append(names, x.Name)
-		for _, own := range []string{x.Name, x.Spec.Address, x.Spec.MAC, x.Spec.PodCIDR, fmt.Sprint(x.Spec.Index)} {
+		for _, own := range []string{x.Name, x.Spec.Address.String(), x.Spec.MAC, x.Spec.PodCIDR.String(), fmt.Sprint(x.Spec.Index)} {
 			if seen[own] != "" {
 				return fmt.Sprintf("%s and %s both have %s", seen[own], x.Name, own)
 			}
