@@ -47,6 +47,9 @@ const usage = `Usage: lab [-C DIR] COMMAND
 DIR is the lab's folder, .lab/up if not given. Several labs can stand at once.
 `
 
+// usualDir is the folder of a lab that none is given for.
+var usualDir = filepath.Join(".lab", "up")
+
 // errUsage is returned for a command line that makes no sense.
 var errUsage = errors.New("wrong usage")
 
@@ -55,7 +58,7 @@ func run(args []string) int {
 	defer stop()
 	flags := flag.NewFlagSet("lab", flag.ContinueOnError)
 	flags.Usage = func() { fmt.Fprint(os.Stderr, usage) }
-	dir := flags.String("C", filepath.Join(".lab", "up"), "folder of the lab")
+	dir := flags.String("C", usualDir, "folder of the lab")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return 0

@@ -73,7 +73,7 @@ func up(ctx context.Context, dir string) error {
 		say("==> %s", s.what)
 		at := time.Now()
 		if err := s.do(ctx); err != nil {
-			return fmt.Errorf("%s: %w\n\n%s", s.what, err, d.lookAround())
+			return fmt.Errorf("%s: %w\n\n%s", s.what, err, lookAround(d.dir))
 		}
 		say("    done in %s", time.Since(at).Round(100*time.Millisecond))
 	}
@@ -427,22 +427,41 @@ func (d *datacenter) finish() error {
 	fmt.Printf("  KUBECONFIG=%s %s kubectl get nodes,pods -A\n", d.kubeconfig(), builtBinary)
 	fmt.Printf("  MP_CONFIG=%s %s mp apps list\n", d.config("tenant"), builtBinary)
 	fmt.Printf("  MP_CONFIG=%s %s mp nodes list    # as the sysadmin\n", d.config("admin"), builtBinary)
-	fmt.Printf("  dist/lab exec server -- multipaas status\n")
-	fmt.Printf("  dist/lab kill node1; dist/lab boot node1\n")
-	fmt.Printf("  make down\n")
+	fmt.Print(whatNext(d.dir))
 	return nil
 }
 
-func (d *datacenter) lookAround() string {
-	c := ""
-	if rel := filepath.Join(".lab", "up"); d.dir != "" && !strings.HasSuffix(d.dir, rel) {
-		c = " -C " + d.dir
+// labIn is the command that works on the lab in a folder, which is absolute.
+func labIn(dir string) string {
+	if usual, err := filepath.Abs(usualDir); err == nil && dir == usual {
+		return usualLab
 	}
-	return fmt.Sprintf(`What is there stays, and "lab up" goes on from it. To look around:
-  dist/lab%[1]s ls
-  dist/lab%[1]s logs server
-  dist/lab%[1]s exec server -- multipaas status
-  dist/lab%[1]s exec node1 -- bash`, c)
+	return usualLab + " -C " + dir
+}
+
+// usualLab is the command that works on the lab in usualDir.
+const usualLab = "dist/lab"
+
+// whatNext is what one may do with a datacenter that is up.
+func whatNext(dir string) string {
+	command := labIn(dir)
+	down := command + " down"
+	if command == usualLab {
+		down = "make down"
+	}
+	return fmt.Sprintf(`  %[1]s exec server -- multipaas status
+  %[1]s kill node1; %[1]s boot node1
+  %[2]s
+`, command, down)
+}
+
+// lookAround is what one may do with a datacenter that did not come up.
+func lookAround(dir string) string {
+	return fmt.Sprintf(`What is there stays, and "%[1]s up" goes on from it. To look around:
+  %[1]s ls
+  %[1]s logs server
+  %[1]s exec server -- multipaas status
+  %[1]s exec node1 -- bash`, labIn(dir))
 }
 
 // tail is the end of a file, a few lines.
