@@ -2,229 +2,374 @@ package datacenter
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"testing"
+	"io/fs"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
-	"github.com/multipaas/multipaas/testing/lab"
+	"github.com/multipaas/multipaas/appliance/status"
 )
 
-// Domain is below which the platform's names are, AppHost the app that `lab up` deploys.
+// Domain is below which the platform's names are.
+const Domain = "paas.internal"
+
+// The tenant and what is his.
 const (
-	Domain  = "paas.internal"
-	AppHost = "hello.shop.web.acme." + Domain
+	Account      = "acme"
+	OwnerEmail   = "owner@acme.example"
+	Organization = "web"
+	Workspace    = "shop"
+	App          = "hello"
+	AppHost      = App + "." + Workspace + "." + Organization + "." + Account + "." + Domain
+
+	image = "multipaas.internal/hello:1"
 )
 
-// Who runs a command: each has an own configuration of the client.
+// Who runs the client: each has a configuration of his own.
 const (
-	Admin     = "admin"     // the first sysadmin
-	Owner     = "tenant"    // owner of acme, made by lab up
-	Developer = "developer" // in acme/web
-	Rival     = "rival"     // owner of the account beta
+	Admin = "admin"  // the first sysadmin
+	Owner = "tenant" // owner of the account
 )
 
-// Datacenter is a server, two nodes and the tenant that `lab up` makes, and
-// beside them the account beta. Its methods end the test when something that
-// must go well doesn't.
+// Files at the desk.
+const (
+	CAFile         = "ca.crt" // the platform's authority
+	KubeconfigFile = "kubeconfig"
+	OwnerPassword  = "owner-password"
+	adminPassword  = "admin-password"
+)
+
+const (
+	caOnServer    = "/var/lib/multipaas/pki/ca.crt"
+	adminOnServer = "/var/lib/multipaas/bootstrap-admin.json"
+)
+
+// Host is a machine that the appliance runs on.
+type Host interface {
+	Name() string
+	Address() netip.Addr
+	// Run runs a command as root and returns what it printed. The error holds
+	// what it printed on standard error.
+	Run(ctx context.Context, args ...string) ([]byte, error)
+	// Serve starts the server, with its configuration where it belongs, unless it runs.
+	Serve(ctx context.Context) error
+	// Join makes the host a node of the platform at url, unless it is, and starts
+	// what runs there. It asks for a token if it needs one.
+	Join(ctx context.Context, url string, token func(context.Context) (string, error)) error
+	// Status is how the appliance is. An error that wraps ErrFailed is final.
+	Status(ctx context.Context) (*status.Status, error)
+	// LastWords is the end of what the appliance has logged, for errors.
+	LastWords(ctx context.Context) string
+}
+
+// ErrFailed is wrapped when an appliance ends again and again.
+var ErrFailed = errors.New("multipaas ends again and again")
+
+// Desk is where people sit: the client runs there.
+type Desk interface {
+	// MP runs `multipaas mp` as one of the people and returns what it printed.
+	MP(ctx context.Context, who string, args ...string) (string, error)
+	// Path is the path of a file there.
+	Path(name string) string
+	// Write puts a file there.
+	Write(ctx context.Context, name string, data []byte, mode fs.FileMode) error
+}
+
+// Spec says how large things are.
+type Spec struct {
+	Nodes     int
+	Machines  int // of the workspace
+	CPU       string
+	Memory    string
+	Disk      string
+	Instances int           // of the app
+	Patience  time.Duration // for one step
+}
+
+// Usual is what `lab up` makes.
+var Usual = Spec{
+	Nodes:     2,
+	Machines:  2,
+	CPU:       "1",
+	Memory:    "2Gi",
+	Disk:      "10Gi",
+	Instances: 2,
+	Patience:  15 * time.Minute,
+}
+
+// Datacenter is what is built.
 type Datacenter struct {
-	Lab    *lab.Lab
-	Root   string // of the repository
-	Dir    string // of the lab
-	Binary string // the one file
-	Server *lab.Host
-	Nodes  []*lab.Host
-	Pool   *x509.CertPool // the platform's authority
-	CA     string         // file of it
-
-	Pushed bool // the probe is in the registry
-	// ProbeLayout is the folder with the probe's image, ProbeV1 the image; once PushProbe was called.
-	ProbeLayout string
-	ProbeV1     v1.Image
+	Spec   Spec
+	Server Host
+	Nodes  []Host
+	Desk   Desk
+	// Say tells what happens. nil: nobody.
+	Say func(format string, args ...any)
 }
 
-// Start brings a datacenter up, which goes with the test. With MULTIPAAS_LAB=DIR
-// it is the one that stands in DIR, and it stays.
-func Start(t testing.TB, name string) *Datacenter {
-	t.Helper()
-	var d *Datacenter
-	if dir := os.Getenv("MULTIPAAS_LAB"); dir != "" {
-		d = in(t, func(binary string) *lab.Lab {
-			l, err := lab.Open(dir, t.Logf)
-			if err == nil {
-				err = l.SetBinary(binary)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			return l
-		})
-	} else {
-		d = New(t, name)
+func (d *Datacenter) say(format string, args ...any) {
+	if d.Say != nil {
+		d.Say(format, args...)
 	}
-	d.Up(t)
-	d.Server = d.Lab.Host("server")
-	d.Nodes = []*lab.Host{d.Lab.Host("node1"), d.Lab.Host("node2")}
-	d.Trust(t)
-	d.people(t)
-	return d
 }
 
-// New is a datacenter without hosts, which goes with the test: for tests that
-// make the platform themselves.
-func New(t testing.TB, name string) *Datacenter {
-	t.Helper()
-	d := in(t, func(binary string) *lab.Lab { return lab.ForTest(t, lab.Options{Name: name, Binary: binary}) })
-	t.Cleanup(func() { _ = os.Remove(d.Dir + ".env") })
-	return d
-}
+// URL is where the API answers.
+func (d *Datacenter) URL() string { return fmt.Sprintf("https://%s:7443", d.Server.Address()) }
 
-func in(t testing.TB, open func(binary string) *lab.Lab) *Datacenter {
-	t.Helper()
-	root, err := repository()
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &Datacenter{Root: root, Binary: filepath.Join(root, "dist", "multipaas")}
-	for _, file := range []string{d.Binary, filepath.Join(root, "dist", "lab")} {
-		if _, err := os.Stat(file); err != nil {
-			t.Fatalf("%v: make build lab makes it", err)
+// Up builds all of it, on hosts that are up.
+func (d *Datacenter) Up(ctx context.Context) error {
+	workspace := fmt.Sprintf("workspace %s: a Kubernetes cluster of %d machines", Workspace, d.Spec.Machines)
+	app := fmt.Sprintf("app %s with %d instances", App, d.Spec.Instances)
+	for _, s := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"the server", d.StartServer},
+		{"the nodes join", d.JoinNodes},
+		{"account " + Account, d.MakeAccount},
+		{"organization " + Organization, d.MakeOrganization},
+		{workspace, d.MakeWorkspace},
+		{app, d.DeployApp},
+		{"an answer over TLS", d.awaitAnswer},
+	} {
+		if err := d.step(ctx, s.what, s.do); err != nil {
+			return err
 		}
 	}
-	if os.Geteuid() != 0 {
-		t.Fatal("this needs root: hosts are made of namespaces")
-	}
-	d.Lab = open(d.Binary)
-	d.Dir = d.Lab.Dir()
-	d.CA = filepath.Join(d.Dir, "ca.crt")
-	return d
+	return nil
 }
 
-// Trust takes the platform's authority from the server, once it is there.
-func (d *Datacenter) Trust(t testing.TB) {
-	t.Helper()
-	pem, err := os.ReadFile(d.Server.Data("pki", "ca.crt"))
-	if err == nil {
-		err = os.WriteFile(d.CA, pem, 0o644)
+func (d *Datacenter) step(ctx context.Context, what string, do func(context.Context) error) error {
+	d.say("==> %s", what)
+	at := time.Now()
+	if err := do(ctx); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	d.say("    done in %s", time.Since(at).Round(100*time.Millisecond))
+	return nil
+}
+
+// StartServer returns when all parts of the server are ready.
+func (d *Datacenter) StartServer(ctx context.Context) error {
+	if err := d.Server.Serve(ctx); err != nil {
+		return err
+	}
+	if err := d.awaitParts(ctx, d.Server); err != nil {
+		return err
+	}
+	ca, err := d.Server.Run(ctx, "cat", caOnServer)
+	if err != nil {
+		return err
+	}
+	return d.Desk.Write(ctx, CAFile, ca, 0o644)
+}
+
+// JoinNodes returns when all parts of all nodes are ready.
+func (d *Datacenter) JoinNodes(ctx context.Context) error {
+	for _, h := range d.Nodes {
+		if err := h.Join(ctx, d.URL(), d.token); err != nil {
+			return err
+		}
+	}
+	for _, h := range d.Nodes {
+		if err := d.awaitParts(ctx, h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitParts waits until every part of a host's appliance is ready, and says
+// what it waits for.
+func (d *Datacenter) awaitParts(ctx context.Context, h Host) error {
+	var said string
+	err := Until(ctx, d.Spec.Patience, h.Name()+" is ready", func(ctx context.Context) error {
+		err := Healthy(ctx, h)
+		if errors.Is(err, ErrFailed) {
+			return Final(err)
+		}
+		if err != nil && err.Error() != said {
+			said = err.Error()
+			d.say("    %s: %s", h.Name(), said)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, h.LastWords(ctx))
+	}
+	return nil
+}
+
+// Healthy says of a host's appliance which parts are not ready.
+func Healthy(ctx context.Context, h Host) error {
+	st, err := h.Status(ctx)
+	if errors.Is(err, ErrFailed) {
+		return err
 	}
 	if err != nil {
-		t.Fatal(err)
+		return errors.New("it does not answer yet")
 	}
-	d.Pool = x509.NewCertPool()
-	if !d.Pool.AppendCertsFromPEM(pem) {
-		t.Fatalf("%s holds no certificate", d.CA)
+	if missing := st.Ready(); len(missing) > 0 {
+		return errors.New(strings.Join(missing, "; "))
 	}
+	return nil
 }
 
-// repository is the folder that holds the project: the one with go.mod.
-func repository() (string, error) {
-	dir, err := os.Getwd()
+// token makes one for a node that joins.
+func (d *Datacenter) token(ctx context.Context) (string, error) {
+	out, err := d.Server.Run(ctx, "multipaas", "token", "create", "--role", "node", "--ttl", "1h", "-o", "json",
+		"--server", d.URL(), "--credentials", adminOnServer, "--ca", caOnServer)
 	if err != nil {
 		return "", err
 	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir, nil
-		}
-		if dir == filepath.Dir(dir) {
-			return "", errors.New("no go.mod here or above: run it in the project")
-		}
-		dir = filepath.Dir(dir)
+	var made struct {
+		Token string `json:"token"`
 	}
+	if err := json.Unmarshal(out, &made); err != nil || made.Token == "" {
+		return "", fmt.Errorf("token create printed no token: %q, %w", out, err)
+	}
+	return made.Token, nil
 }
 
-// Up runs `lab up`, as make up does.
-func (d *Datacenter) Up(t testing.TB) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), filepath.Join(d.Root, "dist", "lab"), "-C", d.Dir, "up")
-	cmd.Dir = d.Root
-	began := time.Now()
-	out, err := cmd.CombinedOutput()
+// has says whether a list of names that the client prints holds one.
+func (d *Datacenter) has(ctx context.Context, who, name string, args ...string) (bool, error) {
+	out, err := d.Desk.MP(ctx, who, append(args, "-o", "name")...)
 	if err != nil {
-		d.Logs(t)
-		t.Fatalf("lab up: %v\n%s", err, out)
+		return false, err
 	}
-	t.Logf("lab up took %s", time.Since(began).Round(time.Second))
+	return slices.ContainsFunc(strings.Fields(out), func(n string) bool { return n == name || strings.HasSuffix(n, "/"+name) }), nil
 }
 
-// people makes the users that `lab up` does not.
-func (d *Datacenter) people(t testing.TB) {
-	t.Helper()
-	word := filepath.Join(d.Dir, "password")
-	if err := os.WriteFile(word, []byte("correct horse battery\n"), 0o600); err != nil {
-		t.Fatal(err)
+// logIn logs somebody in unless he is.
+func (d *Datacenter) logIn(ctx context.Context, who, email, passwordFile string) error {
+	if _, err := d.Desk.MP(ctx, who, "init", d.URL(), "--ca", d.Desk.Path(CAFile)); err != nil {
+		return err
 	}
-	if r := d.MP(t, Rival, "session", "--check"); r.Code != 0 {
-		d.Must(t, Rival, "init", d.URL(), "--ca", d.CA)
-		if r := d.MP(t, Admin, "register", "beta", "--email", "owner@beta.example", "--password-file", word); r.Code != 0 && r.Code != 4 {
-			t.Fatal(r)
-		}
-		d.Must(t, Rival, "login", "owner@beta.example", "--password-file", word)
-		d.Must(t, Rival, "accounts", "use", "beta")
-		if r := d.MP(t, Rival, "org", "create", "ops"); r.Code != 0 && r.Code != 4 {
-			t.Fatal(r)
-		}
-		d.Must(t, Rival, "org", "use", "ops")
+	if _, err := d.Desk.MP(ctx, who, "session", "--check"); err == nil {
+		return nil
 	}
-	if r := d.MP(t, Developer, "session", "--check"); r.Code != 0 {
-		d.Must(t, Developer, "init", d.URL(), "--ca", d.CA)
-		if r := d.MP(t, Owner, "users", "create", "dev@acme.example", "--password-file", word); r.Code != 0 && r.Code != 4 {
-			t.Fatal(r)
-		}
-		d.Must(t, Owner, "org", "users", "add", "web", "dev@acme.example")
-		d.Must(t, Developer, "login", "dev@acme.example", "--password-file", word)
-		d.Must(t, Developer, "ws", "use", "shop", "--account", "acme", "--organization", "web")
-	}
+	_, err := d.Desk.MP(ctx, who, "login", email, "--password-file", d.Desk.Path(passwordFile))
+	return err
 }
 
-func (d *Datacenter) URL() string { return fmt.Sprintf("https://%s:7443", d.Server.Address()) }
-
-// Kubeconfig is that of acme/web/shop, for its owner.
-func (d *Datacenter) Kubeconfig() string { return filepath.Join(d.Dir, "kubeconfig") }
-
-// KubeconfigFor writes the kubeconfig of a workspace for somebody.
-func (d *Datacenter) KubeconfigFor(t testing.TB, who, workspace string) string {
-	t.Helper()
-	file := filepath.Join(d.Dir, "kubeconfig-"+who)
-	d.Must(t, who, "cluster", "config-kubectl", workspace, "--file", file)
-	return file
+// LogInAdmin logs the first sysadmin in.
+func (d *Datacenter) LogInAdmin(ctx context.Context) error {
+	data, err := d.Server.Run(ctx, "cat", adminOnServer)
+	if err != nil {
+		return err
+	}
+	var admin struct{ Email, Password string }
+	if err := json.Unmarshal(data, &admin); err != nil {
+		return err
+	}
+	if err := d.Desk.Write(ctx, adminPassword, []byte(admin.Password+"\n"), 0o600); err != nil {
+		return err
+	}
+	return d.logIn(ctx, Admin, admin.Email, adminPassword)
 }
 
-// BeginBox begins to make beta's workspace, a single machine, with etcd as
-// datastore.
-func (d *Datacenter) BeginBox(t testing.TB) {
-	t.Helper()
-	if r := d.MP(t, Rival, "ws", "create", "box", "--machines", "1", "--cpu", "1", "--memory", "2Gi", "--disk", "4Gi",
-		"--datastore", "etcd", "--no-wait"); r.Code != 0 && r.Code != 4 {
-		t.Fatal(r)
+// MakeAccount makes the tenant's account, and logs its owner in.
+func (d *Datacenter) MakeAccount(ctx context.Context) error {
+	if err := d.LogInAdmin(ctx); err != nil {
+		return err
 	}
-	d.Must(t, Rival, "ws", "use", "box")
-}
-
-// Box waits for beta's workspace and returns its kubeconfig.
-func (d *Datacenter) Box(t testing.TB) string {
-	t.Helper()
-	file := filepath.Join(d.Dir, "kubeconfig-"+Rival)
-	if _, err := os.Stat(file); err == nil {
-		return file
+	there, err := d.has(ctx, Admin, Account, "accounts", "list")
+	if err != nil {
+		return err
 	}
-	Eventually(t, 3*time.Minute, "workspace box is Ready", func(context.Context) error {
-		r := d.MP(t, Rival, "ws", "show", "box", "-o", "json")
-		var ws struct{ Status struct{ Phase string } }
-		if err := json.Unmarshal([]byte(r.Out), &ws); err != nil {
-			return errors.New(r.String())
+	if !there {
+		if err := d.Desk.Write(ctx, OwnerPassword, []byte(rand.Text()+"\n"), 0o600); err != nil {
+			return err
 		}
-		if ws.Status.Phase != "Ready" {
-			return fmt.Errorf("it is %s", ws.Status.Phase)
+		if _, err := d.Desk.MP(ctx, Admin, "register", Account, "--email", OwnerEmail, "--password-file", d.Desk.Path(OwnerPassword)); err != nil {
+			return err
+		}
+	}
+	if err := d.logIn(ctx, Owner, OwnerEmail, OwnerPassword); err != nil {
+		return err
+	}
+	_, err = d.Desk.MP(ctx, Owner, "accounts", "use", Account)
+	return err
+}
+
+// MakeOrganization makes the owner's organization.
+func (d *Datacenter) MakeOrganization(ctx context.Context) error {
+	there, err := d.has(ctx, Owner, Organization, "org", "list")
+	if err != nil {
+		return err
+	}
+	if !there {
+		if _, err := d.Desk.MP(ctx, Owner, "org", "create", Organization); err != nil {
+			return err
+		}
+	}
+	_, err = d.Desk.MP(ctx, Owner, "org", "use", Organization)
+	return err
+}
+
+// MakeWorkspace makes the owner's workspace and a kubeconfig for it.
+func (d *Datacenter) MakeWorkspace(ctx context.Context) error {
+	there, err := d.has(ctx, Owner, Workspace, "ws", "list")
+	if err != nil {
+		return err
+	}
+	machines := strconv.Itoa(d.Spec.Machines)
+	if !there {
+		_, err = d.Desk.MP(ctx, Owner, "ws", "create", Workspace, "--machines", machines, "--timeout", d.Spec.Patience.String(),
+			"--cpu", d.Spec.CPU, "--memory", d.Spec.Memory, "--disk", d.Spec.Disk)
+	} else {
+		// Waits, if an earlier run did not; asks for nothing that is not so already.
+		_, err = d.Desk.MP(ctx, Owner, "cluster", "scale", Workspace, "--machines", machines, "--timeout", d.Spec.Patience.String())
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := d.Desk.MP(ctx, Owner, "ws", "use", Workspace); err != nil {
+		return err
+	}
+	_, err = d.Desk.MP(ctx, Owner, "cluster", "config-kubectl", Workspace, "--file", d.Desk.Path(KubeconfigFile))
+	return err
+}
+
+// DeployApp deploys the app. Of one that is there, what differs is changed: nothing.
+func (d *Datacenter) DeployApp(ctx context.Context) error {
+	_, err := d.Desk.MP(ctx, Owner, "apps", "deploy", App, "--image", image, "--port", "8080",
+		"--instances", strconv.Itoa(d.Spec.Instances), "--timeout", d.Spec.Patience.String())
+	return err
+}
+
+// awaitAnswer asks the app over HTTPS, trusting only the platform's authority.
+func (d *Datacenter) awaitAnswer(ctx context.Context) error {
+	ca, err := d.Server.Run(ctx, "cat", caOnServer)
+	if err != nil {
+		return err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(ca) {
+		return errors.New("the platform's authority has no certificate")
+	}
+	client := Client(d.Server.Address(), pool)
+	return Until(ctx, 2*time.Minute, "https://"+AppHost+"/ answers", func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+AppHost+"/", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return errors.New(resp.Status)
 		}
 		return nil
 	})
-	return d.KubeconfigFor(t, Rival, "box")
 }

@@ -1,7 +1,10 @@
-// Package datacenter is a whole datacenter for tests: lab hosts with the one
-// file on them, brought up by `lab up`, and the ways in which people use it:
-// `multipaas mp`, kubectl, HTTPS, the registry.
+// Package datacenter builds a datacenter: a server, nodes that join it, a tenant
+// with a workspace and an app that answers over TLS. Each step looks whether it is
+// done already, so that building goes on where it ended before.
 //
-// Parties: the test packages in testing/e2e and below it; nothing else imports
-// it. It needs root, dist/multipaas and dist/lab: `make build lab`.
+// It needs of a host what Host says: those of testing/lab have it by OnLab, the
+// virtual machines of testing/vm by an adapter in its tests.
+//
+// Parties: `lab up`, testing/dctest for the suites, testing/bench/site,
+// testing/vm. It does not import package testing.
 package datacenter

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -20,17 +21,17 @@ const (
 
 	admin     = datacenter.Admin
 	owner     = datacenter.Owner
-	developer = datacenter.Developer
-	rival     = datacenter.Rival
+	developer = dctest.Developer
+	rival     = dctest.Rival
 )
 
 // suite is the datacenter that all tests share.
-type suite struct{ *datacenter.Datacenter }
+type suite struct{ *dctest.Datacenter }
 
 // TestDatacenter runs the parts in an order: what takes a while is begun early,
 // what breaks things comes late, deletion last. Each part can be run alone.
 func TestDatacenter(t *testing.T) {
-	d := &suite{datacenter.Start(t, "e2e")}
+	d := &suite{dctest.Start(t, "e2e")}
 	d.BeginBox(t)
 	for _, part := range []struct {
 		name string

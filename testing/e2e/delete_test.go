@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,8 +16,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/multipaas/multipaas/appliance/pki"
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // testDelete deletes all, from the leaves to the root, and looks for what was
@@ -41,7 +39,7 @@ func testDelete(t *testing.T, d *suite) {
 			t.Errorf("left in the cluster:\n%s", got)
 		}
 		c := d.Client()
-		datacenter.Eventually(t, 10*time.Second, "its host name is nobody's", func(ctx context.Context) error {
+		dctest.Eventually(t, 10*time.Second, "its host name is nobody's", func(ctx context.Context) error {
 			if _, err := d.Hello(ctx, c); err == nil {
 				return errors.New("it answers")
 			}
@@ -63,7 +61,7 @@ func testDelete(t *testing.T, d *suite) {
 	t.Run("workspaces", func(t *testing.T) {
 		d.Must(t, rival, "ws", "delete", "box", "--yes", "--no-wait")
 		d.Must(t, owner, "ws", "delete", "shop", "--yes", "--timeout", "3m")
-		datacenter.Eventually(t, 2*time.Minute, "box is gone", func(context.Context) error {
+		dctest.Eventually(t, 2*time.Minute, "box is gone", func(context.Context) error {
 			if r := d.MP(t, rival, "ws", "show", "box"); r.Code != exitNotFound {
 				return errors.New(r.String())
 			}
@@ -95,7 +93,7 @@ func testDelete(t *testing.T, d *suite) {
 		if got := strings.TrimSpace(d.Must(t, admin, "accounts", "list", "-o", "name")); got != "" {
 			t.Errorf("accounts are left: %q", got)
 		}
-		datacenter.Eventually(t, 30*time.Second, "no repository is left", func(context.Context) error {
+		dctest.Eventually(t, 30*time.Second, "no repository is left", func(context.Context) error {
 			return filepath.WalkDir(d.Server.Data("registry"), func(path string, _ fs.DirEntry, err error) error {
 				if err != nil && !errors.Is(err, fs.ErrNotExist) {
 					return err
@@ -113,24 +111,7 @@ func testDelete(t *testing.T, d *suite) {
 // none stands below its plane's prefix.
 func (d *suite) forgotten(t *testing.T, ids ...string) {
 	t.Helper()
-	ca, err := pki.LoadOrCreateCA(d.Server.Data("pki", "etcd"), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, key, err := ca.Issue(pki.Request{CommonName: "root", Client: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"unixs://" + d.Server.Root("run", "multipaas", "etcd.sock")},
-		DialTimeout: 5 * time.Second, TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: ca.Pool(), Certificates: []tls.Certificate{pair}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := d.Etcd(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	all, err := client.Get(ctx, "", clientv3.WithPrefix(), clientv3.WithKeysOnly())

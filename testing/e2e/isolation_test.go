@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // addressPlan is that of every workspace: none can see another.
@@ -22,7 +22,7 @@ func testIsolation(t *testing.T, d *suite) {
 	probe := d.Probe(t)
 	box := d.Box(t)
 	d.PushProbe(t)
-	if r := d.Kube(t, box, datacenter.ProbeManifest(d.ProbeImage("beta/ops")), "apply", "-f", "-"); r.Code != 0 {
+	if r := d.Kube(t, box, dctest.ProbeManifest(d.ProbeImage("beta/ops")), "apply", "-f", "-"); r.Code != 0 {
 		t.Fatal(r)
 	}
 	if r := d.Kube(t, box, "", "rollout", "status", "daemonset/probe", "--timeout", "90s"); r.Code != 0 {

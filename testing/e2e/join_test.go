@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -64,7 +64,7 @@ func testJoin(t *testing.T, d *suite) {
 	t.Run("half a token", func(t *testing.T) { refused(t, "node3", "abc", "token") })
 	t.Run("withdrawn token", func(t *testing.T) {
 		gone := d.Token(t)
-		if r := datacenter.Run(t, []string{"MP_CONFIG=" + d.Dir + "/mp-" + admin}, "", d.Binary, "token", "rm", gone.ID, "--yes"); r.Code != 0 {
+		if r := dctest.Run(t, []string{"MP_CONFIG=" + d.Dir + "/mp-" + admin}, "", d.Binary, "token", "rm", gone.ID, "--yes"); r.Code != 0 {
 			t.Fatal(r)
 		}
 		refused(t, "node3", gone.Token, "token")
@@ -75,7 +75,7 @@ func testJoin(t *testing.T, d *suite) {
 			t.Fatal(err)
 		}
 		d.PartsReady(t, h)
-		datacenter.Eventually(t, 20*time.Second, "node3 is Ready", func(context.Context) error {
+		dctest.Eventually(t, 20*time.Second, "node3 is Ready", func(context.Context) error {
 			if got := d.NodeStates(t)["node3"]; got != "Ready" {
 				return fmt.Errorf("it is %q", got)
 			}
@@ -117,7 +117,7 @@ func testJoin(t *testing.T, d *suite) {
 		nothingLeft(t, h)
 		// The node is out of the platform once its machine is away; the one in its
 		// place comes up meanwhile.
-		datacenter.Eventually(t, 2*time.Minute, "box has two Ready nodes", func(context.Context) error {
+		dctest.Eventually(t, 2*time.Minute, "box has two Ready nodes", func(context.Context) error {
 			got := d.Must(t, rival, "cluster", "list-nodes", "box", "--no-headers")
 			if n := strings.Count(got, " yes "); n != 2 {
 				return fmt.Errorf("it has\n%s", got)
@@ -131,7 +131,7 @@ func testJoin(t *testing.T, d *suite) {
 // ended waits until the appliance of a host has ended well.
 func (d *suite) ended(t *testing.T, h *lab.Host) {
 	t.Helper()
-	datacenter.Eventually(t, time.Minute, "the appliance of "+h.Name()+" ends", func(ctx context.Context) error {
+	dctest.Eventually(t, time.Minute, "the appliance of "+h.Name()+" ends", func(ctx context.Context) error {
 		services, err := h.Services(ctx)
 		if err != nil {
 			return err
@@ -152,7 +152,7 @@ func (d *suite) ended(t *testing.T, h *lab.Host) {
 // a network with the next state that it hears of.
 func nothingLeft(t *testing.T, h *lab.Host) {
 	t.Helper()
-	datacenter.Eventually(t, time.Minute, h.Name()+" has nothing left", func(ctx context.Context) error { return leftovers(ctx, h) })
+	dctest.Eventually(t, time.Minute, h.Name()+" has nothing left", func(ctx context.Context) error { return leftovers(ctx, h) })
 }
 
 // leftovers finds what workspaces have left on a host that has none any more.

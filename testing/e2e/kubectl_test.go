@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // testKubectl uses a workspace's API as its people do, and as others must not.
@@ -118,7 +118,7 @@ func (d *suite) askPlane(t *testing.T, who, workspace, token string) int {
 		}
 		return m[1]
 	}
-	r := datacenter.Run(t, nil, "", d.Binary, "kubectl", "--kubeconfig", os.DevNull, "--server", find("server"), "--tls-server-name", find("tls-server-name"),
+	r := dctest.Run(t, nil, "", d.Binary, "kubectl", "--kubeconfig", os.DevNull, "--server", find("server"), "--tls-server-name", find("tls-server-name"),
 		"--insecure-skip-tls-verify", "--token", token, "get", "--raw", "/api")
 	switch {
 	case r.Code == 0:

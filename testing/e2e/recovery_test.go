@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -34,7 +34,7 @@ func testRecovery(t *testing.T, d *suite) {
 		for pid := range d.Processes(t, d.Server, "kube plane --config") {
 			d.Kill(t, d.Server, pid)
 		}
-		datacenter.Eventually(t, datacenter.Patience, "the API is back", func(context.Context) error {
+		dctest.Eventually(t, dctest.Patience, "the API is back", func(context.Context) error {
 			r := d.Kube(t, d.Kubeconfig(), "", "get", "configmap", "remember", "-o", "jsonpath={.data.what}")
 			if r.Code != 0 || r.Out != "this" {
 				return errors.New(r.String())
@@ -57,7 +57,7 @@ func testRecovery(t *testing.T, d *suite) {
 		for pid := range old {
 			d.Kill(t, h, pid)
 		}
-		datacenter.Eventually(t, datacenter.Patience, "they run again", func(context.Context) error {
+		dctest.Eventually(t, dctest.Patience, "they run again", func(context.Context) error {
 			now := both()
 			for pid := range old {
 				if len(now) != len(old) || now[pid] != "" {
@@ -116,7 +116,7 @@ func testRecovery(t *testing.T, d *suite) {
 		d.PartsReady(t, h)
 		// Kubernetes takes a node for Ready long after it was gone: what counts is
 		// that its pod has been started anew.
-		datacenter.Eventually(t, datacenter.Patience, "the machine's pod runs again", func(context.Context) error {
+		dctest.Eventually(t, dctest.Patience, "the machine's pod runs again", func(context.Context) error {
 			for name, p := range d.Pods(t, "app=probe") {
 				if old := before[name]; p.Restarts > old.Restarts && p.ContainerID != old.ContainerID {
 					return nil
@@ -145,7 +145,7 @@ func (d *suite) serves(t *testing.T) {
 func (d *suite) kubelets(t *testing.T) {
 	t.Helper()
 	for name := range d.Pods(t, "app=probe") {
-		datacenter.Eventually(t, datacenter.Patience, "commands run in "+name, func(context.Context) error {
+		dctest.Eventually(t, dctest.Patience, "commands run in "+name, func(context.Context) error {
 			r := d.Kube(t, d.Kubeconfig(), "", "exec", name, "--", "/probe", "try", "http:http://probe.default/healthz")
 			if r.Code != 0 || !strings.Contains(r.Out, "open 200") {
 				return errors.New(r.String())
@@ -156,7 +156,7 @@ func (d *suite) kubelets(t *testing.T) {
 }
 
 // same checks that pods are the ones that were, none restarted.
-func (d *suite) same(t *testing.T, before map[string]datacenter.Pod) {
+func (d *suite) same(t *testing.T, before map[string]dctest.Pod) {
 	t.Helper()
 	if now := d.PodsLike(t, helloPods, before); !maps.Equal(now, before) {
 		t.Errorf("pods are\n%v\nwere\n%v", now, before)
@@ -210,7 +210,7 @@ func (d *suite) instanceGoes(t *testing.T) {
 func (d *suite) gone(t *testing.T, h *lab.Host) {
 	t.Helper()
 	before := -1
-	datacenter.Eventually(t, datacenter.Patience, h.Name()+" starts again", func(ctx context.Context) error {
+	dctest.Eventually(t, dctest.Patience, h.Name()+" starts again", func(ctx context.Context) error {
 		services, err := h.Services(ctx)
 		if err != nil {
 			return err

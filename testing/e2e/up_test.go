@@ -8,8 +8,11 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -35,11 +38,8 @@ func testUp(t *testing.T, d *suite) {
 		}
 	})
 	t.Run("again", func(t *testing.T) {
-		began := time.Now()
-		d.Up(t)
-		if took := time.Since(began); took > time.Minute {
-			t.Errorf("a second lab up took %s, want less than a minute", took)
-		}
+		d.labUp(t)
+		defer os.Remove(d.Dir + ".env")
 		env, err := os.ReadFile(d.Dir + ".env")
 		if err != nil {
 			t.Fatal(err)
@@ -145,6 +145,33 @@ func testUp(t *testing.T, d *suite) {
 			t.Error("a client that doesn't know the platform's authority trusts its certificate")
 		}
 	})
+}
+
+// labUp runs `lab up`, as make up does, on what is up already.
+func (d *suite) labUp(t *testing.T) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(d.Root, "dist", "lab"), "-C", d.Dir, "up")
+	cmd.Dir = d.Root
+	hosts := d.hosts()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("lab up: %v\n%s", err, out)
+	}
+	if now := d.hosts(); !maps.Equal(now, hosts) {
+		t.Errorf("lab up has booted hosts anew: they were %v, are %v\n%s", hosts, now, out)
+	}
+	if want := "dist/lab -C " + d.Dir + " down"; !strings.Contains(string(out), want) {
+		t.Errorf("lab up does not say %q:\n%s", want, out)
+	}
+}
+
+// hosts is the process 1 of each host.
+func (d *suite) hosts() map[string]int {
+	all := map[string]int{}
+	for _, h := range d.Lab.Hosts() {
+		all[h.Name()] = h.PID()
+	}
+	return all
 }
 
 // webSocketClient speaks HTTP/1.1, over which WebSocket's handshake goes.

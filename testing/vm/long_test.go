@@ -9,35 +9,28 @@ import (
 	"testing"
 	"time"
 
+	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/vm"
-)
-
-const (
-	appHost    = "hello.shop.web.acme." + domain
-	kubeconfig = "/root/kubeconfig"
 )
 
 // workspace makes a tenant with a workspace of one machine and an app of one
 // pod, which answers over TLS through the balancer.
 func (p *platform) workspace(ctx context.Context, t *testing.T) {
-	const password = "/root/owner-password"
-	if err := p.server.Write(ctx, password, "correct horse battery\n"); err != nil {
-		t.Fatal(err)
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"account", p.built.MakeAccount},
+		{"organization", p.built.MakeOrganization},
+		{"workspace", p.built.MakeWorkspace},
+		{"app", p.built.DeployApp},
+	} {
+		began := time.Now()
+		if err := step.do(ctx); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s took %.0f s", step.name, time.Since(began).Seconds())
 	}
-	p.mp(ctx, t, "admin", "register", "acme", "--email", "owner@acme.example", "--password-file", password)
-	p.mp(ctx, t, "tenant", "init", serverURL, "--ca", ca)
-	p.mp(ctx, t, "tenant", "login", "owner@acme.example", "--password-file", password)
-	p.mp(ctx, t, "tenant", "accounts", "use", "acme")
-	p.mp(ctx, t, "tenant", "org", "create", "web")
-	p.mp(ctx, t, "tenant", "org", "use", "web")
-	began := time.Now()
-	p.mp(ctx, t, "tenant", "ws", "create", "shop", "--machines", "1", "--cpu", "2", "--memory", "2Gi", "--disk", "10Gi", "--timeout", "25m")
-	t.Logf("ws create took %.0f s", time.Since(began).Seconds())
-	p.mp(ctx, t, "tenant", "ws", "use", "shop")
-	p.mp(ctx, t, "tenant", "cluster", "config-kubectl", "shop", "--file", kubeconfig)
-	began = time.Now()
-	p.mp(ctx, t, "tenant", "apps", "deploy", "hello", "--image", "multipaas.internal/hello:1", "--instances", "1", "--port", "8080", "--timeout", "25m")
-	t.Logf("apps deploy took %.0f s", time.Since(began).Seconds())
 	p.answers(ctx, t, p.node)
 	p.well(ctx, t)
 	p.limits(ctx, t)
@@ -61,7 +54,7 @@ func (p *platform) limits(ctx context.Context, t *testing.T) {
 			t.Errorf("pods get the controllers %v, want %s too", given, c)
 		}
 	}
-	eventually(ctx, t, "strict reverse path filter on the uplink", func() error {
+	eventually(ctx, t, "strict reverse path filter on the uplink", func(ctx context.Context) error {
 		out, err := p.node.Must(ctx, "sh", "-c", "cat /proc/sys/net/ipv4/conf/mpu-*/rp_filter")
 		if err == nil && out != "1" {
 			err = fmt.Errorf("rp_filter is %q, want 1", out)
@@ -74,18 +67,15 @@ func (p *platform) limits(ctx context.Context, t *testing.T) {
 // one of the machines, which trusts the platform's authority only.
 func (p *platform) answers(ctx context.Context, t *testing.T, from *vm.VM) {
 	t.Helper()
+	ca := p.built.Desk.Path(datacenter.CAFile)
 	if from != p.server {
-		if err := from.Write(ctx, "/root/ca.crt", must(ctx, t, p.server, "cat", ca)); err != nil {
+		if err := from.Write(ctx, ca, must(ctx, t, p.server, "cat", ca)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	file := ca
-	if from != p.server {
-		file = "/root/ca.crt"
-	}
-	eventually(ctx, t, "the app answers, asked from "+from.Name(), func() error {
-		out, err := from.Must(ctx, "curl", "-sS", "--fail", "--max-time", "60", "--cacert", file,
-			"--resolve", appHost+":443:"+p.server.Address().String(), "https://"+appHost+"/")
+	eventually(ctx, t, "the app answers, asked from "+from.Name(), func(ctx context.Context) error {
+		out, err := from.Must(ctx, "curl", "-sS", "--fail", "--max-time", "60", "--cacert", ca,
+			"--resolve", datacenter.AppHost+":443:"+p.server.Address().String(), "https://"+datacenter.AppHost+"/")
 		if err == nil && out == "" {
 			err = fmt.Errorf("an empty answer")
 		}
@@ -98,8 +88,9 @@ func (p *platform) answers(ctx context.Context, t *testing.T, from *vm.VM) {
 func (p *platform) machine(ctx context.Context, t *testing.T) string {
 	t.Helper()
 	var found string
-	eventually(ctx, t, "the cluster's node is ready", func() error {
-		out, err := p.server.Must(ctx, "env", "MP_CONFIG=/root/mp-tenant", "KUBECONFIG="+kubeconfig, "multipaas", "kubectl", "get", "nodes", "-o",
+	eventually(ctx, t, "the cluster's node is ready", func(ctx context.Context) error {
+		out, err := p.server.Must(ctx, "env", "MP_CONFIG="+p.built.Desk.Path("mp-"+datacenter.Owner),
+			"KUBECONFIG="+p.built.Desk.Path(datacenter.KubeconfigFile), "multipaas", "kubectl", "get", "nodes", "-o",
 			`jsonpath={range .items[*]}{.metadata.name} {.metadata.uid} {.status.addresses[?(@.type=="InternalIP")].address} {.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}`)
 		if err != nil {
 			return err

@@ -2,7 +2,6 @@ package vm_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -13,18 +12,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/status"
 	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/vm"
 )
 
-const (
-	serverURL = "https://192.0.2.10:7443"
-	domain    = "paas.internal"
-	data      = "/var/lib/multipaas"
-	ca        = data + "/pki/ca.crt"
-	adminFile = data + "/bootstrap-admin.json"
-)
+const data = "/var/lib/multipaas"
 
 // patience is for one step. An idle machine takes a tenth of it; one that
 // builds beside may take half.
@@ -33,7 +26,19 @@ const patience = 30 * time.Minute
 // platform is a server and a node, each a virtual machine.
 type platform struct {
 	server, node *vm.VM
-	checks       int // that went well
+	built        *datacenter.Datacenter // of the two; people sit at the server
+	checks       int                    // that went well
+}
+
+// small is what emulated processors run in the time that there is.
+var small = datacenter.Spec{
+	Nodes:     1,
+	Machines:  1,
+	CPU:       "2",
+	Memory:    "2Gi",
+	Disk:      "10Gi",
+	Instances: 1,
+	Patience:  25 * time.Minute,
 }
 
 // TestDebian runs the platform on Debian as it is: its kernel, systemd and
@@ -41,7 +46,7 @@ type platform struct {
 func TestDebian(t *testing.T) {
 	p := &platform{}
 	defer func() {
-		datacenter.Count(t, "vm", "vm: %d steps on Debian's kernel, %d failed", p.checks+failures(t), failures(t))
+		dctest.Count(t, "vm", "vm: %d steps on Debian's kernel, %d failed", p.checks+failures(t), failures(t))
 	}()
 	type step struct {
 		name string
@@ -133,6 +138,13 @@ func (p *platform) make(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.built = &datacenter.Datacenter{
+		Spec:   small,
+		Server: host{p.server},
+		Nodes:  []datacenter.Host{host{p.node}},
+		Desk:   desk{p.server},
+		Say:    t.Logf,
+	}
 	t.Cleanup(p.server.Cut)
 	t.Cleanup(p.node.Cut)
 }
@@ -198,24 +210,10 @@ func must(ctx context.Context, t *testing.T, v *vm.VM, args ...string) string {
 }
 
 // eventually tries until all is well, and fails with the last error.
-func eventually(ctx context.Context, t *testing.T, what string, try func() error) {
+func eventually(ctx context.Context, t *testing.T, what string, try func(context.Context) error) {
 	t.Helper()
-	if err := until(ctx, what, try); err != nil {
+	if err := datacenter.Until(ctx, patience, what, try); err != nil {
 		t.Fatal(err)
-	}
-}
-
-func until(ctx context.Context, what string, try func() error) error {
-	for {
-		err := try()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-			return fmt.Errorf("%s: %w: %w", what, ctx.Err(), err)
-		}
 	}
 }
 
@@ -246,7 +244,7 @@ func (p *platform) networks(ctx context.Context, t *testing.T) {
 // preflight: a plain Debian server has all that the appliance needs.
 func (p *platform) preflight(ctx context.Context, t *testing.T) {
 	p.both(t, func(v *vm.VM) error {
-		if err := v.Write(ctx, "/etc/multipaas/config.yaml", "domain: "+domain+"\n"); err != nil {
+		if err := v.Write(ctx, "/etc/multipaas/config.yaml", "domain: "+datacenter.Domain+"\n"); err != nil {
 			return err
 		}
 		r, err := v.Run(ctx, "", "multipaas", "preflight", v.Name())
@@ -269,20 +267,18 @@ func (p *platform) preflight(ctx context.Context, t *testing.T) {
 
 // startServer: systemctl returns when the server is ready.
 func (p *platform) startServer(ctx context.Context, t *testing.T) {
-	must(ctx, t, p.server, "systemctl", "start", "multipaas-server")
+	if err := p.built.StartServer(ctx); err != nil {
+		t.Fatal(err)
+	}
 	// The first look at the datastore is in the middle of the start.
-	eventually(ctx, t, "all is well with the server", func() error { return healthy(ctx, p.server) })
+	eventually(ctx, t, "all is well with the server", func(ctx context.Context) error { return healthy(ctx, p.server) })
 }
 
 // healthy says that all parts of an appliance are ready and nothing is wrong.
 func healthy(ctx context.Context, v *vm.VM) error {
-	out, err := v.Must(ctx, "multipaas", "status", "-o", "json")
+	s, err := host{v}.Status(ctx)
 	if err != nil {
 		return err
-	}
-	var s status.Status
-	if err := json.Unmarshal([]byte(out), &s); err != nil {
-		return fmt.Errorf("status: %w: %s", err, out)
 	}
 	if missing := s.Ready(); len(missing) > 0 {
 		return fmt.Errorf("%s: %s", v.Name(), strings.Join(missing, "; "))
@@ -297,49 +293,24 @@ func healthy(ctx context.Context, v *vm.VM) error {
 }
 
 func (p *platform) join(ctx context.Context, t *testing.T) {
-	var made struct {
-		Token string `json:"token"`
-	}
-	out := must(ctx, t, p.server, "multipaas", "token", "create", "--role", "node", "--ttl", "1h", "-o", "json",
-		"--server", serverURL, "--credentials", adminFile, "--ca", ca)
-	if err := json.Unmarshal([]byte(out), &made); err != nil || made.Token == "" {
-		t.Fatalf("token create printed %q: %v", out, err)
-	}
-	r, err := p.node.Run(ctx, made.Token, "multipaas", "node", "join", "--no-run", "--token-file", "-", serverURL)
-	if err != nil || r.Code != 0 {
-		t.Fatal(err, r)
-	}
-	must(ctx, t, p.node, "systemctl", "start", "multipaas-node")
-
-	var admin struct{ Email, Password string }
-	if err := json.Unmarshal([]byte(must(ctx, t, p.server, "cat", adminFile)), &admin); err != nil {
+	if err := p.built.JoinNodes(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.server.Write(ctx, "/root/admin-password", admin.Password+"\n"); err != nil {
+	if err := p.built.LogInAdmin(ctx); err != nil {
 		t.Fatal(err)
 	}
-	p.mp(ctx, t, "admin", "init", serverURL, "--ca", ca)
-	p.mp(ctx, t, "admin", "login", admin.Email, "--password-file", "/root/admin-password")
 	p.well(ctx, t)
-}
-
-// mp runs the client on the server, as one of the platform's users.
-func (p *platform) mp(ctx context.Context, t *testing.T, who string, args ...string) string {
-	t.Helper()
-	return must(ctx, t, p.server, client(who, args...)...)
-}
-
-func client(who string, args ...string) []string {
-	return append([]string{"env", "MP_CONFIG=/root/mp-" + who, "multipaas", "mp"}, args...)
 }
 
 // well waits until server and node are healthy and the server says so of the
 // node, and then nothing else may have failed.
 func (p *platform) well(ctx context.Context, t *testing.T) {
 	t.Helper()
-	p.both(t, func(v *vm.VM) error { return until(ctx, "healthy", func() error { return healthy(ctx, v) }) })
-	eventually(ctx, t, "the node is ready", func() error {
-		out, err := p.server.Must(ctx, client("admin", "nodes", "list")...)
+	p.both(t, func(v *vm.VM) error {
+		return datacenter.Until(ctx, patience, "healthy", func(ctx context.Context) error { return healthy(ctx, v) })
+	})
+	eventually(ctx, t, "the node is ready", func(ctx context.Context) error {
+		out, err := p.built.Desk.MP(ctx, datacenter.Admin, "nodes", "list")
 		if err != nil {
 			return err
 		}

@@ -25,6 +25,7 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/testing/bench/measure"
 	"github.com/multipaas/multipaas/testing/bench/site"
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // Section is that of the API.
@@ -108,7 +109,7 @@ func (b *bench) grow(ctx context.Context, n int) error {
 			Datastore: resource.Kine, Machines: 3, MachineSize: resource.Size{MilliCPU: 2000, MemoryBytes: 4 << 30, DiskBytes: 20 << 30}, PodSecurity: "baseline"}}
 		w.Name = name(i)
 		w.Status = resource.WorkspaceStatus{State: resource.State{Phase: resource.Ready}, ID: fmt.Sprintf("%08x", 0xb0000000+i), VNI: uint32(1<<20 + i), MachinesReady: 3, Server: elsewhere,
-			APIHost: fmt.Sprintf("%08x.k8s.%s", 0xb0000000+i, site.Domain)}
+			APIHost: fmt.Sprintf("%08x.k8s.%s", 0xb0000000+i, datacenter.Domain)}
 		for _, c := range []string{resource.WorkspaceNetworkReady, resource.WorkspacePlaneReady, resource.WorkspaceAddonsReady, resource.WorkspaceScheduled, resource.WorkspaceMachinesReady} {
 			w.Status.Conditions.Set(resource.Condition{Type: c, Status: resource.True, Reason: "Ready"})
 		}

@@ -33,6 +33,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/testing/bench/measure"
 	"github.com/multipaas/multipaas/testing/bench/site"
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // Section is that of the registry.
@@ -64,13 +65,13 @@ func run(ctx context.Context, env *measure.Env) (results []measure.Result, err e
 	if err != nil {
 		return nil, err
 	}
-	password, err := os.ReadFile(filepath.Join(s.Dir, "owner-password"))
+	password, err := s.Password()
 	if err != nil {
 		return nil, err
 	}
-	ours := contender{name: "ours", address: "registry." + site.Domain + ":5000/acme/web/",
+	ours := contender{name: "ours", address: "registry." + datacenter.Domain + ":5000/acme/web/",
 		transport: namedRealm{transport(s.Pool, s.Dial), s.Server.Address().String()},
-		auth:      &authn.Basic{Username: "owner@acme.example", Password: strings.TrimSpace(string(password))}}
+		auth:      &authn.Basic{Username: datacenter.OwnerEmail, Password: password}}
 	peer, stop, err := startPeer(ctx, env)
 	if err != nil {
 		return nil, err
@@ -119,7 +120,7 @@ func (n namedRealm) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := n.RoundTripper.RoundTrip(r)
 	if err == nil && resp.StatusCode == http.StatusUnauthorized {
 		challenge := resp.Header.Get("Www-Authenticate")
-		resp.Header.Set("Www-Authenticate", strings.Replace(challenge, "realm=\"https://"+n.address+":", "realm=\"https://api."+site.Domain+":", 1))
+		resp.Header.Set("Www-Authenticate", strings.Replace(challenge, "realm=\"https://"+n.address+":", "realm=\"https://api."+datacenter.Domain+":", 1))
 	}
 	return resp, err
 }

@@ -1,6 +1,6 @@
 // Package site is the datacenter in which the sections api, registry and ws
 // measure: the real binary on hosts of a lab, brought up once for all of them by
-// `lab up`, with its account acme, its organization web and its workspace shop.
+// testing/datacenter, with its account acme, its organization web and its workspace shop.
 //
 // Parties: those sections, and testing/bench, which ends it.
 package site
@@ -17,18 +17,14 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/multipaas/multipaas/testing/bench/measure"
+	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
 )
-
-// Domain is below which apps are.
-const Domain = "paas.internal"
 
 // Site is a datacenter that stands.
 type Site struct {
@@ -38,8 +34,6 @@ type Site struct {
 	Pool   *x509.CertPool
 	Token  string       // of the owner of acme
 	Client *http.Client // keeps connections
-
-	root string
 }
 
 const siteKey = "site"
@@ -49,32 +43,41 @@ func Up(ctx context.Context, env *measure.Env) (*Site, error) {
 	if s, ok := env.Kept(siteKey).(*Site); ok {
 		return s, nil
 	}
-	s := &Site{root: env.Root, Dir: filepath.Join(env.Root, ".lab", "bench-"+strconv.Itoa(os.Getpid()))}
-	env.Keep(siteKey, nil, s.down)
-	env.Logf("a datacenter comes up")
-	if out, err := s.lab(ctx, "up"); err != nil {
-		return nil, fmt.Errorf("lab up: %w\n%s", err, out)
-	}
-	var err error
-	if s.Lab, err = lab.Open(s.Dir, env.Logf); err != nil {
-		return nil, err
-	}
-	s.Server = s.Lab.Host("server")
-	ca, err := os.ReadFile(filepath.Join(s.Dir, "ca.crt"))
+	l, err := lab.New(ctx, lab.Options{Name: "bench", Binary: env.Binary, Logf: env.Logf})
 	if err != nil {
 		return nil, err
 	}
-	s.Pool = x509.NewCertPool()
+	env.Keep(siteKey, nil, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		return l.Close(ctx)
+	})
+	env.Logf("a datacenter comes up")
+	if _, err := datacenter.OnLab(ctx, l, env.Binary, datacenter.Usual, nil); err != nil {
+		return nil, err
+	}
+	s := &Site{Lab: l, Dir: l.Dir(), Server: l.Host("server"), Pool: x509.NewCertPool()}
+	ca, err := os.ReadFile(filepath.Join(s.Dir, datacenter.CAFile))
+	if err != nil {
+		return nil, err
+	}
 	if !s.Pool.AppendCertsFromPEM(ca) {
 		return nil, errors.New("the platform's authority has no certificate")
 	}
-	s.Client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: s.Dial, MaxIdleConnsPerHost: 64, TLSClientConfig: &tls.Config{RootCAs: s.Pool}}}
-	password, err := os.ReadFile(filepath.Join(s.Dir, "owner-password"))
+	s.Client = &http.Client{
+		Timeout: time.Minute,
+		Transport: &http.Transport{
+			DialContext:         s.Dial,
+			MaxIdleConnsPerHost: 64,
+			TLSClientConfig:     &tls.Config{RootCAs: s.Pool},
+		},
+	}
+	password, err := s.Password()
 	if err != nil {
 		return nil, err
 	}
 	var login struct{ Token string }
-	if err := s.Do(ctx, http.MethodPost, "/v1/login", map[string]string{"email": "owner@acme.example", "password": strings.TrimSpace(string(password))}, &login); err != nil {
+	if err := s.Do(ctx, http.MethodPost, "/v1/login", map[string]string{"email": datacenter.OwnerEmail, "password": password}, &login); err != nil {
 		return nil, err
 	}
 	s.Token = login.Token
@@ -82,29 +85,15 @@ func Up(ctx context.Context, env *measure.Env) (*Site, error) {
 	return s, nil
 }
 
-func (s *Site) lab(ctx context.Context, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(s.root, "dist", "lab"), append([]string{"-C", s.Dir}, args...)...)
-	cmd.Dir = s.root
-	return cmd.CombinedOutput()
-}
-
-// down takes the datacenter away, whatever of it stands.
-func (s *Site) down() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	if out, err := s.lab(ctx, "down"); err != nil {
-		return fmt.Errorf("lab down: %w\n%s", err, out)
-	}
-	return nil
+// Password is that of the owner of acme.
+func (s *Site) Password() (string, error) {
+	data, err := os.ReadFile(filepath.Join(s.Dir, datacenter.OwnerPassword))
+	return strings.TrimSpace(string(data)), err
 }
 
 // Dial connects to the server, whatever host name is asked for.
 func (s *Site) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, err
-	}
-	return (&net.Dialer{}).DialContext(ctx, network, net.JoinHostPort(s.Server.Address().String(), port))
+	return datacenter.Dialer(s.Server.Address())(ctx, network, address)
 }
 
 // API is the address of the API.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/multipaas/multipaas/testing/bench/measure"
 	"github.com/multipaas/multipaas/testing/bench/site"
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // Section is that of workspaces.
@@ -162,7 +163,7 @@ func hello(ctx context.Context, s *site.Site, workspace string) error {
 	t := &http.Transport{DialContext: s.Dial, DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: s.Pool}}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://hello."+workspace+".web.acme."+site.Domain+"/", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://hello."+workspace+".web.acme."+datacenter.Domain+"/", nil)
 	if err != nil {
 		return err
 	}

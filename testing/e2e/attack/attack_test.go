@@ -11,7 +11,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 
 // suite is the datacenter that all parts share, with the pods of both tenants.
 type suite struct {
-	*datacenter.Datacenter
+	*dctest.Datacenter
 	box string // kubeconfig of A's workspace, as its owner
 
 	// attacker is A's pod in namespace default of box: root in its container
@@ -47,7 +47,7 @@ type pod struct {
 // TestAttack runs the parts in an order: those that only look come before those
 // that use everything up. Each part can be run alone.
 func TestAttack(t *testing.T) {
-	s := &suite{Datacenter: datacenter.Start(t, "attack")}
+	s := &suite{Datacenter: dctest.Start(t, "attack")}
 	defer s.report(t)
 	s.BeginBox(t)
 	s.setUp(t)
@@ -87,14 +87,14 @@ func TestAttack(t *testing.T) {
 func (s *suite) setUp(t *testing.T) {
 	t.Helper()
 	_, s.tool = s.PushProgram(t, "tool", "./testing/e2e/attack/tool")
-	datacenter.Eventually(t, 2*time.Minute, "B's tool is applied", func(context.Context) error {
+	dctest.Eventually(t, 2*time.Minute, "B's tool is applied", func(context.Context) error {
 		if r := s.Kube(t, s.Kubeconfig(), toolManifest(s.Image("acme/web", "tool")), "apply", "-f", "-"); r.Code != 0 {
 			return errors.New(r.String())
 		}
 		return nil
 	})
 	s.box = s.Box(t)
-	datacenter.Eventually(t, 2*time.Minute, "A's tool is applied", func(context.Context) error {
+	dctest.Eventually(t, 2*time.Minute, "A's tool is applied", func(context.Context) error {
 		if r := s.Kube(t, s.box, toolManifest(s.Image("beta/ops", "tool")), "apply", "-f", "-"); r.Code != 0 {
 			return errors.New(r.String())
 		}
@@ -128,14 +128,14 @@ func (s *suite) toolPods(t *testing.T, kubeconfig string) []pod {
 }
 
 // in runs a command in a pod.
-func (s *suite) in(t testing.TB, p pod, args ...string) datacenter.Result {
+func (s *suite) in(t testing.TB, p pod, args ...string) dctest.Result {
 	t.Helper()
 	return s.exec(t, p.kubeconfig, "default", p.name, "", args...)
 }
 
 // exec runs a command in a pod of a namespace: again, if kubectl got no connection to
 // the pod, so that what the caller reads was said there.
-func (s *suite) exec(t testing.TB, kubeconfig, namespace, name, stdin string, args ...string) (r datacenter.Result) {
+func (s *suite) exec(t testing.TB, kubeconfig, namespace, name, stdin string, args ...string) (r dctest.Result) {
 	t.Helper()
 	command := []string{"exec", "-n", namespace, name}
 	if stdin != "" {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // patientFor is how long the short form waits for a token to expire, and no longer:
@@ -45,7 +46,7 @@ func (s *suite) beginToAge(t *testing.T) *aging {
 	old.planeEnd = end(old.planeB.token)
 	old.registry = s.pullToken(t, a)
 	old.registryEnd = end(old.registry).Add(30 * time.Second)
-	r := datacenter.Run(t, []string{"MP_CONFIG=" + s.Dir + "/mp-" + datacenter.Admin}, "", s.Binary, "token", "create", "--role", "node", "--ttl", "1m", "-o", "json")
+	r := dctest.Run(t, []string{"MP_CONFIG=" + s.Dir + "/mp-" + datacenter.Admin}, "", s.Binary, "token", "create", "--role", "node", "--ttl", "1m", "-o", "json")
 	var made struct {
 		Token     string
 		ExpiresAt time.Time

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // claimedPorts are what A's Services answer on at addresses that aren't A's. Not
@@ -82,7 +82,7 @@ func testExternal(t *testing.T, s *suite) {
 		ctx := context.WithoutCancel(t.Context())
 		k.do(ctx, http.MethodDelete, services+"?labelSelector=claim%3Dyes", "", "")
 		// What follows needs the link-local registry of A's machine.
-		datacenter.Eventually(t, time.Minute, "A's machine has its registry back", func(context.Context) error {
+		dctest.Eventually(t, time.Minute, "A's machine has its registry back", func(context.Context) error {
 			if got := s.asks(t, asker, "http://169.254.20.10:5000/who")["http://169.254.20.10:5000/who"]; strings.Contains(got, s.attacker.name) {
 				return errors.New(got)
 			}
@@ -94,7 +94,7 @@ func testExternal(t *testing.T, s *suite) {
 	withdraw := func() {
 		ctx := context.WithoutCancel(t.Context())
 		k.do(ctx, http.MethodDelete, services+"?labelSelector=claim%3Dyes", "", "")
-		datacenter.Eventually(t, time.Minute, "A's claims are gone", func(ctx context.Context) error {
+		dctest.Eventually(t, time.Minute, "A's claims are gone", func(ctx context.Context) error {
 			var left struct{ Items []any }
 			if err := k.read(ctx, services+"?labelSelector=claim%3Dyes", &left); err != nil || len(left.Items) > 0 {
 				return fmt.Errorf("%d are left: %v", len(left.Items), err)
@@ -201,7 +201,7 @@ func (s *suite) untouched(t *testing.T, way string, taken map[string]string) {
 			return answers(string(out))
 		}
 	}
-	own := "mp-" + s.workspaceID(t, datacenter.Rival, "box")
+	own := "mp-" + s.workspaceID(t, dctest.Rival, "box")
 	maps.DeleteFunc(from, func(who string, _ func(...string) map[string]string) bool { return strings.HasSuffix(who, own) })
 	// The true answers. Pods reach no host, and hosts reach no pod.
 	truth := map[string]string{}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/status"
 	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 const (
@@ -49,7 +50,7 @@ type front struct {
 // bounded, and the next honest request is answered.
 func testHTTP2(t *testing.T, s *suite) {
 	a := s.people(t)
-	w := &waste{suite: s, id: s.workspaceID(t, datacenter.Rival, "box"), by: s.newBystander(t)}
+	w := &waste{suite: s, id: s.workspaceID(t, dctest.Rival, "box"), by: s.newBystander(t)}
 	from := w.anotherAddress(t)
 	trusted, unknown := &tls.Config{RootCAs: s.Pool}, &tls.Config{InsecureSkipVerify: true} // a plane's certificate is its own authority's
 	at := func(port string) string { return net.JoinHostPort(s.Server.Address().String(), port) }

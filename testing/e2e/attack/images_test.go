@@ -23,7 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // mark is in the name of everything that an image tries to write where it must not.
@@ -106,7 +106,7 @@ func testImages(t *testing.T, s *suite) {
 	k := newKube(t, s.box)
 	k.must(t, "/api/v1/namespaces", `{"metadata":{"name":"images"}}`)
 	s.Login(t, "auth-beta", "owner@beta.example", filepath.Join(s.Dir, "password"))
-	w := &waste{suite: s, kube: k, id: s.workspaceID(t, datacenter.Rival, "box")}
+	w := &waste{suite: s, kube: k, id: s.workspaceID(t, dctest.Rival, "box")}
 	w.findMachine(t)
 	before := w.listing(t)
 
@@ -240,7 +240,7 @@ func (w *waste) withLayer(t *testing.T, image v1.Image, archive []byte) v1.Image
 func (w *waste) pushImage(t *testing.T, name string, image v1.Image) {
 	t.Helper()
 	oci := filepath.Join(w.Dir, "images", name)
-	if err := datacenter.WriteLayout(oci, name, image); err != nil {
+	if err := dctest.WriteLayout(oci, name, image); err != nil {
 		t.Fatal(err)
 	}
 	if r := w.Skopeo(t, "auth-beta", "copy", "oci:"+oci+":"+name, "docker://"+w.Image("beta/ops", name)); r.Code != 0 {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // outside floods what the platform shows to everybody, from one address that is
@@ -24,7 +25,7 @@ import (
 func (w *waste) outside(t *testing.T) {
 	from := w.anotherAddress(t)
 	dialer := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
-	w.Must(t, datacenter.Rival, "apps", "deploy", "never", "--image", "tool:1", "--port", "8080", "--timeout", "2m")
+	w.Must(t, dctest.Rival, "apps", "deploy", "never", "--image", "tool:1", "--port", "8080", "--timeout", "2m")
 	for _, port := range []struct {
 		number int
 		what   string
@@ -64,7 +65,7 @@ func (w *waste) outside(t *testing.T) {
 			Blocked: open.Load() > 0 && ended.Load() >= tries/2 && most <= 2000})
 	}
 	w.waiting(t, dialer)
-	w.Must(t, datacenter.Rival, "apps", "delete", "never", "--yes", "--timeout", "2m")
+	w.Must(t, dctest.Rival, "apps", "delete", "never", "--yes", "--timeout", "2m")
 }
 
 // waiting has 1600 requests wait for A's own app, which never answers: over

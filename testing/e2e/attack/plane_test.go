@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // testPlane makes A's plane, a process of the platform, connect for A: to what
@@ -34,7 +34,7 @@ func testPlane(t *testing.T, s *suite) {
 	}
 	for address, what := range s.hostAddresses(t) {
 		// A plane's uplink is its own; it has the same address on other hosts.
-		if strings.HasPrefix(address.String(), "100.64.") && !strings.Contains(what, " mp-"+s.workspaceID(t, datacenter.Rival, "box")+" ") {
+		if strings.HasPrefix(address.String(), "100.64.") && !strings.Contains(what, " mp-"+s.workspaceID(t, dctest.Rival, "box")+" ") {
 			targets[address.String()+":7443"] = what
 		}
 	}

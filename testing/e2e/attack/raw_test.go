@@ -12,6 +12,7 @@ import (
 
 	"github.com/multipaas/multipaas/modules/wire"
 	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // plan is the address plan inside every workspace.
@@ -22,7 +23,7 @@ var plan = wire.DefaultPlan()
 // network namespace of every host say where each came: one that is seen anywhere
 // but in A's own machine and its port has got through.
 func testRaw(t *testing.T, s *suite) {
-	a, b := s.workspaceID(t, datacenter.Rival, "box"), s.workspaceID(t, datacenter.Owner, "shop")
+	a, b := s.workspaceID(t, dctest.Rival, "box"), s.workspaceID(t, datacenter.Owner, "shop")
 	machines := s.machineSpaces(t, a)
 	if len(machines) != 1 {
 		t.Fatalf("A has machines %v, want one", machines)

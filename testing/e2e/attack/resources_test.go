@@ -20,7 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 const (
@@ -59,7 +59,7 @@ func long() bool { return os.Getenv("MULTIPAAS_LONG") != "" }
 func testResources(t *testing.T, s *suite) {
 	k := newKube(t, s.box)
 	k.must(t, "/api/v1/namespaces", `{"metadata":{"name":"waste"}}`)
-	w := &waste{suite: s, kube: k, by: s.newBystander(t), id: s.workspaceID(t, datacenter.Rival, "box")}
+	w := &waste{suite: s, kube: k, by: s.newBystander(t), id: s.workspaceID(t, dctest.Rival, "box")}
 	w.findMachine(t)
 	if w.planeWas = w.planeProcess(w.id); w.planeWas == "" {
 		t.Fatal("A's plane has no process")
@@ -142,7 +142,7 @@ func (w *waste) start(t *testing.T, name string, args ...string) {
 // await waits until a pod has ended, and takes it away.
 func (w *waste) await(t *testing.T, name string, patience time.Duration) (o outcome) {
 	t.Helper()
-	datacenter.Eventually(t, patience, "pod "+name+" has ended", func(ctx context.Context) error {
+	dctest.Eventually(t, patience, "pod "+name+" has ended", func(ctx context.Context) error {
 		var pod struct {
 			Status struct {
 				Phase, Reason, Message string
@@ -184,7 +184,7 @@ func (w *waste) await(t *testing.T, name string, patience time.Duration) (o outc
 // remove takes a pod away, and waits until it is.
 func (w *waste) remove(t *testing.T, name string) {
 	t.Helper()
-	datacenter.Eventually(t, 5*time.Minute, "pod "+name+" is gone", func(ctx context.Context) error {
+	dctest.Eventually(t, 5*time.Minute, "pod "+name+" is gone", func(ctx context.Context) error {
 		r := w.kube.do(ctx, http.MethodDelete, wastePods+"/"+name+"?gracePeriodSeconds=0", "", "")
 		if r.code != http.StatusNotFound {
 			return errors.New(r.String())
@@ -452,7 +452,7 @@ func (w *waste) bomb(t *testing.T) {
 // it may not have noticed yet.
 func (w *waste) relieved(t *testing.T) {
 	began := time.Now()
-	datacenter.Eventually(t, 15*time.Minute, "A's machine is without pressure", func(ctx context.Context) error {
+	dctest.Eventually(t, 15*time.Minute, "A's machine is without pressure", func(ctx context.Context) error {
 		r := w.Kube(t, w.box, "", "get", "nodes", "-o", `jsonpath={range .items[*].status.conditions[*]}{.type}={.status}={.lastHeartbeatTime} {end}`)
 		good := 0
 		for condition := range strings.FieldsSeq(r.Out) {

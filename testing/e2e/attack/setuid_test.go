@@ -20,7 +20,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // somebody is the user that the pods with such images run as.
@@ -122,7 +122,7 @@ func testSetuid(t *testing.T, s *suite) {
 	k := newKube(t, s.box)
 	k.must(t, "/api/v1/namespaces", `{"metadata":{"name":"setuid"}}`)
 	s.Login(t, "auth-beta", "owner@beta.example", filepath.Join(s.Dir, "password"))
-	w := &waste{suite: s, kube: k, id: s.workspaceID(t, datacenter.Rival, "box")}
+	w := &waste{suite: s, kube: k, id: s.workspaceID(t, dctest.Rival, "box")}
 	w.grantingImage(t)
 
 	pods := map[string]string{
@@ -142,7 +142,7 @@ func testSetuid(t *testing.T, s *suite) {
 		s.control(t, "the image runs", errors.New(r.String()))
 		return
 	}
-	in := func(pod string, args ...string) datacenter.Result {
+	in := func(pod string, args ...string) dctest.Result {
 		return s.exec(t, s.box, "setuid", pod, "", args...)
 	}
 	// byProcess is who one is by a program that a process in the pod runs, byRuntime by
@@ -241,7 +241,7 @@ func asWhom(got string) (is whoami, err error) {
 func notRun(got string) bool { return strings.Contains(got, "operation not permitted") }
 
 // insideOnly takes what was gained for what it is worth: root of the container.
-func (s *suite) insideOnly(t *testing.T, in func(pod string, args ...string) datacenter.Result) {
+func (s *suite) insideOnly(t *testing.T, in func(pod string, args ...string) dctest.Result) {
 	files := slices.Concat(machineFiles, deviceFiles)
 	for _, program := range []string{"both", "caps"} {
 		from := "pod of A, nobody, by /" + program

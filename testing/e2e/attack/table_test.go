@@ -8,7 +8,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // attempt is one row of the table.
@@ -89,7 +89,7 @@ func (s *suite) report(t testing.TB) {
 	if tried == 0 {
 		t.Error("nothing was tried")
 	}
-	datacenter.Count(t, "attacks", "attacks: %d tried, %d blocked, %d passed", tried, blocked, tried-blocked)
+	dctest.Count(t, "attacks", "attacks: %d tried, %d blocked, %d passed", tried, blocked, tried-blocked)
 }
 
 // oneLine keeps the beginning of what somebody said.

@@ -24,7 +24,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // jwt is a token of three parts, taken apart.
@@ -217,7 +217,7 @@ func (s *suite) serviceAccounts(t *testing.T, a *asker, planeB plane, ask func(p
 func (s *suite) endedSessions(t *testing.T, a *asker) {
 	const user = "leaver@beta.example"
 	first := a.word(t, "password")
-	if r := s.MP(t, datacenter.Rival, "users", "create", user, "--password-file", filepath.Join(s.Dir, "password")); r.Code != 0 && r.Code != 4 {
+	if r := s.MP(t, dctest.Rival, "users", "create", user, "--password-file", filepath.Join(s.Dir, "password")); r.Code != 0 && r.Code != 4 {
 		t.Fatal(r)
 	}
 	alive := func(token string) answer { return a.bearer(t, token, http.MethodGet, s.URL()+"/v1/session", "") }

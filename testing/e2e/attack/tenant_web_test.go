@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // asker sends requests to the platform from outside, as people who logged in.
@@ -56,10 +56,10 @@ const (
 func (s *suite) people(t *testing.T) *asker {
 	t.Helper()
 	word := filepath.Join(s.Dir, "password")
-	if r := s.MP(t, datacenter.Rival, "users", "create", devA, "--password-file", word); r.Code != 0 && r.Code != 4 {
+	if r := s.MP(t, dctest.Rival, "users", "create", devA, "--password-file", word); r.Code != 0 && r.Code != 4 {
 		t.Fatal(r)
 	}
-	s.Must(t, datacenter.Rival, "org", "users", "add", "ops", devA)
+	s.Must(t, dctest.Rival, "org", "users", "add", "ops", devA)
 	a := &asker{s: s, client: s.Client(), tokens: map[string]string{"": ""}}
 	a.client.Timeout = 2 * time.Minute
 	for who, file := range map[string]string{ownerA: "password", devA: "password", ownerB: "owner-password", devB: "password"} {

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -31,18 +31,18 @@ type counts struct {
 func (c *counts) tell(t testing.TB) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	datacenter.Count(t, "faults", "faults: %d points walked, %d lost, %d leaked", c.walked, c.lost, c.leaked)
+	dctest.Count(t, "faults", "faults: %d points walked, %d lost, %d leaked", c.walked, c.lost, c.leaked)
 }
 
 // suite is a datacenter whose processes are killed.
 type suite struct {
-	*datacenter.Datacenter
+	*dctest.Datacenter
 	services map[string]lab.Service // of each host, as it runs when nothing is broken
 	logged   map[string]int64       // bytes in a host's log when its service was last started
 	points   map[string]bool        // those that were gone through
 }
 
-func newSuite(d *datacenter.Datacenter) *suite {
+func newSuite(d *dctest.Datacenter) *suite {
 	return &suite{Datacenter: d, services: map[string]lab.Service{}, logged: map[string]int64{}, points: map[string]bool{}}
 }
 
@@ -66,7 +66,7 @@ func (s *suite) run(t *testing.T, p part) bool {
 func TestFaults(t *testing.T) {
 	t.Parallel() // with TestWalk, which has hosts of its own: both wait most of the time
 	defer total.tell(t)
-	s := newSuite(datacenter.Start(t, "faults"))
+	s := newSuite(dctest.Start(t, "faults"))
 	for _, p := range []part{
 		{"kills", testKills},
 		{"network", testNetwork},

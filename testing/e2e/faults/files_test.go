@@ -16,6 +16,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/status"
 	"github.com/multipaas/multipaas/testing/damage"
 	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -320,7 +321,7 @@ func (s *suite) fullRegistry(t *testing.T) {
 	word := filepath.Join(s.Dir, "owner-password")
 	s.Login(t, "auth-full", "owner@acme.example", word)
 	made := ownImage(t)
-	push := func() datacenter.Result {
+	push := func() dctest.Result {
 		return s.Skopeo(t, "auth-full", "copy", "oci:"+made.layout+":walked", "docker://"+s.RegistryAddress()+"/acme/web/full:1")
 	}
 	fill, empty, large := s.small(t, "/var/lib/multipaas/registry", 1300)

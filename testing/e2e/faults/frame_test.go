@@ -19,10 +19,11 @@ import (
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
-const patience = datacenter.Patience
+const patience = dctest.Patience
 
 // operation is something that takes several steps in one process.
 type operation struct {

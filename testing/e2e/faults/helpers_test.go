@@ -23,7 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/multipaas/multipaas/appliance/pki"
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // get asks the balancer and returns the answer's body.
@@ -75,7 +75,7 @@ func ownImage(t *testing.T) image {
 		blobs = append(blobs, l.Digest)
 	}
 	dir := t.TempDir()
-	if err := datacenter.WriteLayout(dir, "walked", made); err != nil {
+	if err := dctest.WriteLayout(dir, "walked", made); err != nil {
 		t.Fatal(err)
 	}
 	return image{dir, blobs}

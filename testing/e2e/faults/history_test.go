@@ -22,7 +22,7 @@ import (
 
 	"github.com/anishathalye/porcupine"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 // The history: several clients give users roles in an organization, read, change
@@ -130,7 +130,7 @@ func testHistory(t *testing.T, s *suite) {
 	word := filepath.Join(s.Dir, "password")
 	for i := range 4 {
 		users = append(users, fmt.Sprintf("history%d@beta.example", i))
-		if r := s.MP(t, datacenter.Rival, "users", "create", users[i], "--password-file", word); r.Code != 0 && r.Code != exitConflict {
+		if r := s.MP(t, dctest.Rival, "users", "create", users[i], "--password-file", word); r.Code != 0 && r.Code != exitConflict {
 			t.Fatal(r)
 		}
 	}

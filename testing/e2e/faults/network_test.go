@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 )
 
 const helloPods = "app.kubernetes.io/name=hello"
@@ -30,7 +30,7 @@ func testNetwork(t *testing.T, s *suite) {
 
 // untouched waits until both instances answer again, and checks that they are
 // the ones from before.
-func (s *suite) untouched(t *testing.T, pods map[string]datacenter.Pod, machines map[string]string) {
+func (s *suite) untouched(t *testing.T, pods map[string]dctest.Pod, machines map[string]string) {
 	t.Helper()
 	s.instances(t, 2)
 	s.NodesReady(t, 2)

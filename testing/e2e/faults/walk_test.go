@@ -2,7 +2,6 @@ package faults
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -37,7 +37,7 @@ var (
 func TestWalk(t *testing.T) {
 	t.Parallel() // with TestFaults
 	defer total.tell(t)
-	s := newSuite(datacenter.New(t, "walk"))
+	s := newSuite(dctest.New(t, "walk"))
 	s.Server = s.host(t, "server")
 	s.Nodes = []*lab.Host{s.host(t, "node1"), s.host(t, "node2")}
 	var before map[string]inventory.Inventory
@@ -139,29 +139,19 @@ func walkBootstrap(t *testing.T, s *suite) {
 // that stays, and a node that nothing happens to.
 func makePeople(t *testing.T, s *suite) {
 	s.Trust(t)
-	data, err := os.ReadFile(s.Server.Data("bootstrap-admin.json"))
-	if err != nil {
-		t.Fatal(err)
+	people := &datacenter.Datacenter{
+		Server: datacenter.LabHost(s.Server),
+		Desk:   datacenter.Here{Binary: s.Binary, Dir: s.Dir},
 	}
-	var first struct{ Email, Password string }
-	if err := json.Unmarshal(data, &first); err != nil {
-		t.Fatal(err)
-	}
-	for name, password := range map[string]string{"admin-password": first.Password, "password": "correct horse battery"} {
-		if err := os.WriteFile(filepath.Join(s.Dir, name), []byte(password+"\n"), 0o600); err != nil {
+	for _, do := range []func(context.Context) error{people.MakeAccount, people.MakeOrganization} {
+		if err := do(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	word := filepath.Join(s.Dir, "password")
-	s.Must(t, admin, "init", s.URL(), "--ca", s.CA)
-	s.Must(t, admin, "login", first.Email, "--password-file", filepath.Join(s.Dir, "admin-password"))
-	s.Must(t, admin, "register", "acme", "--email", "owner@acme.example", "--password-file", word)
-	s.Must(t, owner, "init", s.URL(), "--ca", s.CA)
-	s.Must(t, owner, "login", "owner@acme.example", "--password-file", word)
-	s.Must(t, owner, "accounts", "use", "acme")
-	s.Must(t, owner, "org", "create", "web")
-	s.Must(t, owner, "org", "use", "web")
-	s.Login(t, auth, "owner@acme.example", word)
+	if err := os.WriteFile(filepath.Join(s.Dir, "password"), []byte("correct horse battery\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.Login(t, auth, datacenter.OwnerEmail, filepath.Join(s.Dir, datacenter.OwnerPassword))
 	if err := s.push(t, ownImage(t), "kept"); err != nil {
 		t.Fatal(err)
 	}
@@ -218,9 +208,9 @@ func walkAccounts(t *testing.T, s *suite) {
 	}
 }
 
-func (s *suite) token(t *testing.T, args ...string) datacenter.Result {
+func (s *suite) token(t *testing.T, args ...string) dctest.Result {
 	t.Helper()
-	return datacenter.Run(t, []string{"MP_CONFIG=" + s.Dir + "/mp-" + admin}, "", append([]string{s.Binary, "token"}, args...)...)
+	return dctest.Run(t, []string{"MP_CONFIG=" + s.Dir + "/mp-" + admin}, "", append([]string{s.Binary, "token"}, args...)...)
 }
 
 // auth is the file with the owner's login at the registry.
@@ -240,7 +230,7 @@ func (s *suite) push(t *testing.T, i image, name string) error {
 // pull pulls an image whole, by its digests.
 func (s *suite) pull(t *testing.T, name string) error {
 	t.Helper()
-	r := datacenter.Run(t, []string{"REGISTRY_AUTH_FILE=" + filepath.Join(s.Dir, auth)}, "", "skopeo", "--insecure-policy", "copy",
+	r := dctest.Run(t, []string{"REGISTRY_AUTH_FILE=" + filepath.Join(s.Dir, auth)}, "", "skopeo", "--insecure-policy", "copy",
 		"--src-cert-dir", filepath.Join(s.Dir, "certs"), "docker://"+s.Image("acme/web", name), "dir:"+t.TempDir())
 	if r.Code != 0 {
 		return errors.New(r.String())

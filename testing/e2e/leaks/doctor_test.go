@@ -2,7 +2,6 @@ package leaks
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -13,8 +12,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/doctor"
 	"github.com/multipaas/multipaas/appliance/inventory"
-	"github.com/multipaas/multipaas/appliance/pki"
-	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -53,14 +51,14 @@ var loopDevice = planted{inventory.Loop, "/dev/loop", `d=/var/lib/multipaas/mach
 // testDoctor plants orphans in a live datacenter, sees that doctor names each, that
 // it removes each, and that all else stays as it was. Of firewall tables it can't plant
 // one, for a host with a workspace wants its own: see appliance/doctor.
-func testDoctor(t *testing.T, d *datacenter.Datacenter) {
+func testDoctor(t *testing.T, d *dctest.Datacenter) {
 	settle(t, d)
 	before := d.MustInventories(t)
 	starts := d.MachineStarts(t)
 	for _, p := range onServer {
 		plant(t, d.Server, p)
 	}
-	client := etcdClient(t, d)
+	client := d.Etcd(t)
 	key := "/planes/" + noWorkspace + "/registry/x"
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -100,7 +98,7 @@ func testDoctor(t *testing.T, d *datacenter.Datacenter) {
 		t.Error("after doctor --fix: ", l)
 	}
 	// And nothing that was wanted has gone.
-	datacenter.Eventually(t, time.Minute, "all that was wanted is there", func(ctx context.Context) error {
+	dctest.Eventually(t, time.Minute, "all that was wanted is there", func(ctx context.Context) error {
 		after, err := d.Inventories(ctx)
 		for host := range before {
 			for _, l := range inventory.Compare(after[host], before[host]) {
@@ -120,7 +118,7 @@ func testDoctor(t *testing.T, d *datacenter.Datacenter) {
 
 // testStopped: with the server stopped doctor reads what is wanted from the data
 // directory, removes what is an orphan for certain and leaves planes' data alone.
-func testStopped(t *testing.T, d *datacenter.Datacenter) {
+func testStopped(t *testing.T, d *dctest.Datacenter) {
 	start := d.Stop(t, d.Server)
 	stopped := []planted{onServer[0], onServer[1]}
 	for _, p := range stopped {
@@ -149,7 +147,7 @@ func plant(t *testing.T, h *lab.Host, p planted) {
 func named(t *testing.T, h *lab.Host, all []planted) {
 	t.Helper()
 	var r doctor.Report
-	datacenter.Eventually(t, time.Minute, "doctor looks at "+h.Name(), func(ctx context.Context) (err error) {
+	dctest.Eventually(t, time.Minute, "doctor looks at "+h.Name(), func(ctx context.Context) (err error) {
 		r, err = examine(ctx, h) // what goes while it looks is an error
 		return err
 	})
@@ -167,28 +165,4 @@ func named(t *testing.T, h *lab.Host, all []planted) {
 			t.Errorf("%s: doctor does not name the %s %s: %+v", h.Name(), p.kind, p.name, r.Orphans)
 		}
 	}
-}
-
-// etcdClient is root in the server's etcd, by a certificate of its authority.
-func etcdClient(t *testing.T, d *datacenter.Datacenter) *clientv3.Client {
-	t.Helper()
-	ca, err := pki.LoadOrCreateCA(d.Server.Data("pki", "etcd"), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, key, err := ca.Issue(pki.Request{CommonName: "root", Client: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"unixs://" + d.Server.Root("run", "multipaas", "etcd.sock")},
-		DialTimeout: 10 * time.Second, TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: ca.Pool(), Certificates: []tls.Certificate{pair}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
-	return client
 }

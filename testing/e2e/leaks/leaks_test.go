@@ -26,6 +26,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/doctor"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -36,21 +37,21 @@ func TestMain(m *testing.M) {
 
 // TestLeaks has one datacenter for all.
 func TestLeaks(t *testing.T) {
-	d := datacenter.Start(t, "leaks")
+	d := dctest.Start(t, "leaks")
 	defer d.Tell(t)
 	rounds, found := 3, 0
 	if os.Getenv("MULTIPAAS_LONG") != "" {
 		rounds = 50
 	}
 	done := 0
-	defer func() { datacenter.Count(t, "leaks", "leaks: %d rounds, %d found", done, found) }()
+	defer func() { dctest.Count(t, "leaks", "leaks: %d rounds, %d found", done, found) }()
 	t.Run("rounds", func(t *testing.T) { found = testRounds(t, d, rounds, &done) })
 	t.Run("doctor", func(t *testing.T) { testDoctor(t, d) })
 }
 
 // testRounds returns how many leaks it found. The first round warms everything
 // up: caches, connections, files that are made once.
-func testRounds(t *testing.T, d *datacenter.Datacenter, rounds int, done *int) (found int) {
+func testRounds(t *testing.T, d *dctest.Datacenter, rounds int, done *int) (found int) {
 	_, program := d.PushProgram(t, "leaf", "./embed/images/hello")
 	round(t, d, program, 1)
 	*done = 1
@@ -97,7 +98,7 @@ func testRounds(t *testing.T, d *datacenter.Datacenter, rounds int, done *int) (
 
 // round makes a workspace of its own name with two machines, pushes an image
 // that nobody has, deploys it, asks it and takes all away.
-func round(t *testing.T, d *datacenter.Datacenter, program v1.Image, n int) {
+func round(t *testing.T, d *dctest.Datacenter, program v1.Image, n int) {
 	t.Helper()
 	began := time.Now()
 	name := fmt.Sprintf("round%d", n)
@@ -108,7 +109,7 @@ func round(t *testing.T, d *datacenter.Datacenter, program v1.Image, n int) {
 	d.Must(t, datacenter.Owner, "apps", "deploy", "leaf", "-w", name, "--image", name+":1", "--port", "8080", "--instances", "1", "--timeout", "170s")
 	client := d.Client()
 	host := "https://leaf." + name + ".web.acme." + datacenter.Domain + "/"
-	datacenter.Eventually(t, 2*time.Minute, host+" answers", func(ctx context.Context) error {
+	dctest.Eventually(t, 2*time.Minute, host+" answers", func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, host, nil)
 		if err != nil {
 			return err
@@ -132,7 +133,7 @@ func round(t *testing.T, d *datacenter.Datacenter, program v1.Image, n int) {
 
 // push pushes the program as acme/web/NAME:1, with a layer of chance: its blobs
 // are nobody else's.
-func push(t *testing.T, d *datacenter.Datacenter, program v1.Image, name string) {
+func push(t *testing.T, d *dctest.Datacenter, program v1.Image, name string) {
 	t.Helper()
 	layer, err := random.Layer(1<<20, types.OCILayer)
 	var image v1.Image
@@ -141,7 +142,7 @@ func push(t *testing.T, d *datacenter.Datacenter, program v1.Image, name string)
 	}
 	oci := filepath.Join(t.TempDir(), "oci")
 	if err == nil {
-		err = datacenter.WriteLayout(oci, name, image)
+		err = dctest.WriteLayout(oci, name, image)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -152,14 +153,14 @@ func push(t *testing.T, d *datacenter.Datacenter, program v1.Image, name string)
 }
 
 // collectGarbage waits until the registry holds no blob but those of the program.
-func collectGarbage(t *testing.T, d *datacenter.Datacenter) {
+func collectGarbage(t *testing.T, d *dctest.Datacenter) {
 	t.Helper()
 	if err := d.AgeRegistry(3 * 24 * time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	d.Restart(t, d.Server)
 	const blobs = 3 // manifest, configuration and layer, which two accounts share
-	datacenter.Eventually(t, 2*time.Minute, "garbage is collected", func(ctx context.Context) error {
+	dctest.Eventually(t, 2*time.Minute, "garbage is collected", func(ctx context.Context) error {
 		inv, err := d.Inventory(ctx, d.Server)
 		if n := inv.Number["registry blobs"]; err == nil && n != blobs {
 			err = fmt.Errorf("the registry has %d blobs, want %d", n, blobs)
@@ -173,10 +174,10 @@ func collectGarbage(t *testing.T, d *datacenter.Datacenter) {
 
 // settle waits until no host has an orphan: a machine's last processes and
 // mounts go a moment after its record.
-func settle(t *testing.T, d *datacenter.Datacenter) {
+func settle(t *testing.T, d *dctest.Datacenter) {
 	t.Helper()
 	for _, h := range d.Lab.Hosts() {
-		datacenter.Eventually(t, time.Minute, h.Name()+" has no orphans", func(ctx context.Context) error {
+		dctest.Eventually(t, time.Minute, h.Name()+" has no orphans", func(ctx context.Context) error {
 			r, err := examine(ctx, h)
 			if err == nil && len(r.Orphans) > 0 {
 				err = fmt.Errorf("%d orphans, the first: %s %s: %s", len(r.Orphans), r.Orphans[0].Kind, r.Orphans[0].Name, r.Orphans[0].Why)

@@ -1,4 +1,4 @@
-package datacenter
+package dctest
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package datacenter
+package dctest
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -131,7 +132,7 @@ type JoinToken struct{ ID, Token string }
 
 func (d *Datacenter) Token(t testing.TB) JoinToken {
 	t.Helper()
-	r := Run(t, []string{"MP_CONFIG=" + d.Dir + "/mp-" + Admin}, "", d.Binary, "token", "create", "--role", "node", "--ttl", "1h", "-o", "json")
+	r := Run(t, []string{"MP_CONFIG=" + d.Dir + "/mp-" + datacenter.Admin}, "", d.Binary, "token", "create", "--role", "node", "--ttl", "1h", "-o", "json")
 	var made JoinToken
 	if err := json.Unmarshal([]byte(r.Out), &made); r.Code != 0 || err != nil || made.Token == "" {
 		t.Fatal(r)
@@ -155,7 +156,7 @@ func (d *Datacenter) NodeStates(t testing.TB) map[string]string {
 			Status struct{ Phase string }
 		}
 	}
-	if err := json.Unmarshal([]byte(d.Must(t, Admin, "nodes", "list", "-o", "json")), &nodes); err != nil {
+	if err := json.Unmarshal([]byte(d.Must(t, datacenter.Admin, "nodes", "list", "-o", "json")), &nodes); err != nil {
 		t.Fatal(err)
 	}
 	all := map[string]string{}

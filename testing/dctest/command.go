@@ -1,4 +1,4 @@
-package datacenter
+package dctest
 
 import (
 	"bytes"
@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // Result is how a command went.
@@ -93,21 +95,11 @@ const Patience = 4 * time.Minute
 // Eventually asks until there is no error any more.
 func Eventually(t testing.TB, patience time.Duration, what string, ask func(ctx context.Context) error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
 	began := time.Now()
-	for {
-		err := ask(ctx)
-		if err == nil {
-			if took := time.Since(began); took > time.Second {
-				t.Logf("%s: after %s", what, took.Round(100*time.Millisecond))
-			}
-			return
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			t.Fatalf("%s: not within %s: %v", what, patience, err)
-		}
+	if err := datacenter.Until(t.Context(), patience, what, ask); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Logf("%s: after %s", what, took.Round(100*time.Millisecond))
 	}
 }

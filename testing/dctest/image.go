@@ -1,4 +1,4 @@
-package datacenter
+package dctest
 
 import (
 	"archive/tar"
@@ -20,6 +20,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // RegistryAddress is where the platform's registry answers.
@@ -36,7 +38,7 @@ func (d *Datacenter) Image(organization, name string) string {
 func (d *Datacenter) PushProgram(t testing.TB, name, source string) (string, v1.Image) {
 	t.Helper()
 	oci, image := d.build(t, name, source)
-	d.Login(t, "auth-acme", "owner@acme.example", filepath.Join(d.Dir, "owner-password"))
+	d.Login(t, "auth-acme", datacenter.OwnerEmail, filepath.Join(d.Dir, datacenter.OwnerPassword))
 	d.Login(t, "auth-beta", "owner@beta.example", filepath.Join(d.Dir, "password"))
 	for auth, organization := range map[string]string{"auth-acme": "acme/web", "auth-beta": "beta/ops"} {
 		if r := d.Skopeo(t, auth, "copy", "--retry-times", "3", "oci:"+oci+":"+name, "docker://"+d.Image(organization, name)); r.Code != 0 {

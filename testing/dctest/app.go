@@ -1,9 +1,8 @@
-package datacenter
+package dctest
 
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,31 +12,21 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // Dial connects to the server, whatever host name is asked for.
 func (d *Datacenter) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, err
-	}
-	dialer := net.Dialer{Timeout: 5 * time.Second}
-	return dialer.DialContext(ctx, network, net.JoinHostPort(d.Server.Address().String(), port))
+	return datacenter.Dialer(d.Server.Address())(ctx, network, address)
 }
 
 // Client trusts the platform's authority and nothing else.
-func (d *Datacenter) Client() *http.Client {
-	return &http.Client{
-		Timeout:       time.Minute,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: &http.Transport{DialContext: d.Dial, TLSClientConfig: &tls.Config{RootCAs: d.Pool},
-			DisableKeepAlives: true, ForceAttemptHTTP2: true},
-	}
-}
+func (d *Datacenter) Client() *http.Client { return datacenter.Client(d.Server.Address(), d.Pool) }
 
 // Hello asks the app and returns the instance that answered.
 func (d *Datacenter) Hello(ctx context.Context, c *http.Client) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+AppHost+"/", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+datacenter.AppHost+"/", nil)
 	if err != nil {
 		return "", err
 	}
