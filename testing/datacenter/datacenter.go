@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // Domain is below which the platform's names are.
@@ -191,10 +192,10 @@ func (d *Datacenter) JoinNodes(ctx context.Context) error {
 // what it waits for.
 func (d *Datacenter) awaitParts(ctx context.Context, h Host) error {
 	var said string
-	err := Until(ctx, d.Spec.Patience, h.Name()+" is ready", func(ctx context.Context) error {
+	err := wait.Until(ctx, d.Spec.Patience, h.Name()+" is ready", func(ctx context.Context) error {
 		err := Healthy(ctx, h)
 		if errors.Is(err, ErrFailed) {
-			return Final(err)
+			return wait.Final(err)
 		}
 		if err != nil && err.Error() != said {
 			said = err.Error()
@@ -357,7 +358,7 @@ func (d *Datacenter) awaitAnswer(ctx context.Context) error {
 		return errors.New("the platform's authority has no certificate")
 	}
 	client := Client(d.Server.Address(), pool)
-	return Until(ctx, 2*time.Minute, "https://"+AppHost+"/ answers", func(ctx context.Context) error {
+	return wait.Until(ctx, 2*time.Minute, "https://"+AppHost+"/ answers", func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+AppHost+"/", nil)
 		if err != nil {
 			return err

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // Result is how a command went.
@@ -91,15 +89,3 @@ func (d *Datacenter) Apply(t testing.TB, manifests string) {
 // things; on an idle one most take less than a second, a plane five. It costs nothing
 // where all is well.
 const Patience = 4 * time.Minute
-
-// Eventually asks until there is no error any more.
-func Eventually(t testing.TB, patience time.Duration, what string, ask func(ctx context.Context) error) {
-	t.Helper()
-	began := time.Now()
-	if err := datacenter.Until(t.Context(), patience, what, ask); err != nil {
-		t.Fatal(err)
-	}
-	if took := time.Since(began); took > time.Second {
-		t.Logf("%s: after %s", what, took.Round(100*time.Millisecond))
-	}
-}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // Who runs a command, beside the sysadmin and the owner of acme: each has a
@@ -207,7 +208,7 @@ func (d *Datacenter) Box(t testing.TB) string {
 	if _, err := os.Stat(file); err == nil {
 		return file
 	}
-	Eventually(t, 3*time.Minute, "workspace box is Ready", func(context.Context) error {
+	wait.For(t, 3*time.Minute, "workspace box is Ready", func(context.Context) error {
 		r := d.MP(t, Rival, "ws", "show", "box", "-o", "json")
 		var ws struct{ Status struct{ Phase string } }
 		if err := json.Unmarshal([]byte(r.Out), &ws); err != nil {

@@ -13,12 +13,13 @@ import (
 	"github.com/multipaas/multipaas/appliance/status"
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // PartsReady waits until a host's appliance says that all its parts are ready.
 func (d *Datacenter) PartsReady(t testing.TB, h *lab.Host) {
 	t.Helper()
-	Eventually(t, Patience, h.Name()+" is ready", func(ctx context.Context) error {
+	wait.For(t, Patience, h.Name()+" is ready", func(ctx context.Context) error {
 		st, err := status.Fetch(ctx, h.Root("run", "multipaas", "status.sock"))
 		if err == nil && len(st.Ready()) > 0 {
 			err = errors.New(strings.Join(st.Ready(), "; "))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/testing/lab"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // Inventory is what of MultiPaaS is on a host, by `multipaas doctor --inventory`
@@ -40,7 +41,7 @@ func (d *Datacenter) Inventories(ctx context.Context) (map[string]inventory.Inve
 // MustInventories waits until all hosts can be looked at.
 func (d *Datacenter) MustInventories(t testing.TB) (all map[string]inventory.Inventory) {
 	t.Helper()
-	Eventually(t, time.Minute, "the inventory of every host", func(ctx context.Context) (err error) {
+	wait.For(t, time.Minute, "the inventory of every host", func(ctx context.Context) (err error) {
 		all, err = d.Inventories(ctx)
 		return err
 	})

@@ -11,6 +11,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // testCluster tries what makes a cluster: its network, and the plane's ways to
@@ -55,7 +56,7 @@ webhooks:
   timeoutSeconds: 5
 `, base64.StdEncoding.EncodeToString(ca.certPEM)))
 		defer d.Kubectl(t, "delete", "mutatingwebhookconfiguration", "probe")
-		dctest.Eventually(t, 30*time.Second, "the webhook is asked", func(context.Context) error {
+		wait.For(t, 30*time.Second, "the webhook is asked", func(context.Context) error {
 			r := d.Kube(t, d.Kubeconfig(), `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"generateName":"hooked-","labels":{"probe":"yes"}}}`,
 				"create", "-f", "-", "--dry-run=server", "-o", `jsonpath={.metadata.labels.probe\.multipaas\.test/seen}`)
 			if r.Code != 0 || r.Out != "yes" {
@@ -81,7 +82,7 @@ spec:
 		defer d.Kubectl(t, "delete", "apiservice", "v1.probe.multipaas.test")
 		d.Kubectl(t, "wait", "apiservice/v1.probe.multipaas.test", "--for=condition=Available", "--timeout=60s")
 		// The proxy hears of a group a moment after it is Available.
-		dctest.Eventually(t, dctest.Patience, "the API in the pod answers an EchoList with who asks", func(context.Context) error {
+		wait.For(t, dctest.Patience, "the API in the pod answers an EchoList with who asks", func(context.Context) error {
 			if r := d.Kube(t, d.Kubeconfig(), "", "get", "--raw", "/apis/probe.multipaas.test/v1/echoes"); !strings.Contains(r.Out, `"EchoList"`) || !strings.Contains(r.Out, "owner@acme.example") {
 				return errors.New(r.String())
 			}
@@ -182,10 +183,10 @@ func (d *suite) podSecurity(t *testing.T) {
 		d.Must(t, admin, "ws", "set", "shop", "--account", "acme", "--organization", "web", "--pod-security", level, "--timeout", "1m")
 	}
 	set("privileged")
-	dctest.Eventually(t, dctest.Patience, "privileged pods are taken", func(context.Context) error { return try(true) })
+	wait.For(t, dctest.Patience, "privileged pods are taken", func(context.Context) error { return try(true) })
 	if got := d.Must(t, owner, "ws", "show", "shop", "-o", "yaml"); !strings.Contains(got, "privileged") {
 		t.Errorf("ws show does not say that it was lifted:\n%s", got)
 	}
 	set("baseline")
-	dctest.Eventually(t, dctest.Patience, "they are refused again", func(context.Context) error { return try(false) })
+	wait.For(t, dctest.Patience, "they are refused again", func(context.Context) error { return try(false) })
 }

@@ -16,7 +16,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // testDelete deletes all, from the leaves to the root, and looks for what was
@@ -39,7 +39,7 @@ func testDelete(t *testing.T, d *suite) {
 			t.Errorf("left in the cluster:\n%s", got)
 		}
 		c := d.Client()
-		dctest.Eventually(t, 10*time.Second, "its host name is nobody's", func(ctx context.Context) error {
+		wait.For(t, 10*time.Second, "its host name is nobody's", func(ctx context.Context) error {
 			if _, err := d.Hello(ctx, c); err == nil {
 				return errors.New("it answers")
 			}
@@ -61,7 +61,7 @@ func testDelete(t *testing.T, d *suite) {
 	t.Run("workspaces", func(t *testing.T) {
 		d.Must(t, rival, "ws", "delete", "box", "--yes", "--no-wait")
 		d.Must(t, owner, "ws", "delete", "shop", "--yes", "--timeout", "3m")
-		dctest.Eventually(t, 2*time.Minute, "box is gone", func(context.Context) error {
+		wait.For(t, 2*time.Minute, "box is gone", func(context.Context) error {
 			if r := d.MP(t, rival, "ws", "show", "box"); r.Code != exitNotFound {
 				return errors.New(r.String())
 			}
@@ -93,7 +93,7 @@ func testDelete(t *testing.T, d *suite) {
 		if got := strings.TrimSpace(d.Must(t, admin, "accounts", "list", "-o", "name")); got != "" {
 			t.Errorf("accounts are left: %q", got)
 		}
-		dctest.Eventually(t, 30*time.Second, "no repository is left", func(context.Context) error {
+		wait.For(t, 30*time.Second, "no repository is left", func(context.Context) error {
 			return filepath.WalkDir(d.Server.Data("registry"), func(path string, _ fs.DirEntry, err error) error {
 				if err != nil && !errors.Is(err, fs.ErrNotExist) {
 					return err

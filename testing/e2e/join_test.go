@@ -11,6 +11,7 @@ import (
 
 	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // testJoin lets a host join and leave in every way that it can, and in none
@@ -75,7 +76,7 @@ func testJoin(t *testing.T, d *suite) {
 			t.Fatal(err)
 		}
 		d.PartsReady(t, h)
-		dctest.Eventually(t, 20*time.Second, "node3 is Ready", func(context.Context) error {
+		wait.For(t, 20*time.Second, "node3 is Ready", func(context.Context) error {
 			if got := d.NodeStates(t)["node3"]; got != "Ready" {
 				return fmt.Errorf("it is %q", got)
 			}
@@ -117,7 +118,7 @@ func testJoin(t *testing.T, d *suite) {
 		nothingLeft(t, h)
 		// The node is out of the platform once its machine is away; the one in its
 		// place comes up meanwhile.
-		dctest.Eventually(t, 2*time.Minute, "box has two Ready nodes", func(context.Context) error {
+		wait.For(t, 2*time.Minute, "box has two Ready nodes", func(context.Context) error {
 			got := d.Must(t, rival, "cluster", "list-nodes", "box", "--no-headers")
 			if n := strings.Count(got, " yes "); n != 2 {
 				return fmt.Errorf("it has\n%s", got)
@@ -131,7 +132,7 @@ func testJoin(t *testing.T, d *suite) {
 // ended waits until the appliance of a host has ended well.
 func (d *suite) ended(t *testing.T, h *lab.Host) {
 	t.Helper()
-	dctest.Eventually(t, time.Minute, "the appliance of "+h.Name()+" ends", func(ctx context.Context) error {
+	wait.For(t, time.Minute, "the appliance of "+h.Name()+" ends", func(ctx context.Context) error {
 		services, err := h.Services(ctx)
 		if err != nil {
 			return err
@@ -152,7 +153,7 @@ func (d *suite) ended(t *testing.T, h *lab.Host) {
 // a network with the next state that it hears of.
 func nothingLeft(t *testing.T, h *lab.Host) {
 	t.Helper()
-	dctest.Eventually(t, time.Minute, h.Name()+" has nothing left", func(ctx context.Context) error { return leftovers(ctx, h) })
+	wait.For(t, time.Minute, h.Name()+" has nothing left", func(ctx context.Context) error { return leftovers(ctx, h) })
 }
 
 // leftovers finds what workspaces have left on a host that has none any more.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // helloPods is the label of the app's pods.
@@ -34,7 +35,7 @@ func testRecovery(t *testing.T, d *suite) {
 		for pid := range d.Processes(t, d.Server, "kube plane --config") {
 			d.Kill(t, d.Server, pid)
 		}
-		dctest.Eventually(t, dctest.Patience, "the API is back", func(context.Context) error {
+		wait.For(t, dctest.Patience, "the API is back", func(context.Context) error {
 			r := d.Kube(t, d.Kubeconfig(), "", "get", "configmap", "remember", "-o", "jsonpath={.data.what}")
 			if r.Code != 0 || r.Out != "this" {
 				return errors.New(r.String())
@@ -57,7 +58,7 @@ func testRecovery(t *testing.T, d *suite) {
 		for pid := range old {
 			d.Kill(t, h, pid)
 		}
-		dctest.Eventually(t, dctest.Patience, "they run again", func(context.Context) error {
+		wait.For(t, dctest.Patience, "they run again", func(context.Context) error {
 			now := both()
 			for pid := range old {
 				if len(now) != len(old) || now[pid] != "" {
@@ -116,7 +117,7 @@ func testRecovery(t *testing.T, d *suite) {
 		d.PartsReady(t, h)
 		// Kubernetes takes a node for Ready long after it was gone: what counts is
 		// that its pod has been started anew.
-		dctest.Eventually(t, dctest.Patience, "the machine's pod runs again", func(context.Context) error {
+		wait.For(t, dctest.Patience, "the machine's pod runs again", func(context.Context) error {
 			for name, p := range d.Pods(t, "app=probe") {
 				if old := before[name]; p.Restarts > old.Restarts && p.ContainerID != old.ContainerID {
 					return nil
@@ -145,7 +146,7 @@ func (d *suite) serves(t *testing.T) {
 func (d *suite) kubelets(t *testing.T) {
 	t.Helper()
 	for name := range d.Pods(t, "app=probe") {
-		dctest.Eventually(t, dctest.Patience, "commands run in "+name, func(context.Context) error {
+		wait.For(t, dctest.Patience, "commands run in "+name, func(context.Context) error {
 			r := d.Kube(t, d.Kubeconfig(), "", "exec", name, "--", "/probe", "try", "http:http://probe.default/healthz")
 			if r.Code != 0 || !strings.Contains(r.Out, "open 200") {
 				return errors.New(r.String())
@@ -210,7 +211,7 @@ func (d *suite) instanceGoes(t *testing.T) {
 func (d *suite) gone(t *testing.T, h *lab.Host) {
 	t.Helper()
 	before := -1
-	dctest.Eventually(t, dctest.Patience, h.Name()+" starts again", func(ctx context.Context) error {
+	wait.For(t, dctest.Patience, h.Name()+" starts again", func(ctx context.Context) error {
 		services, err := h.Services(ctx)
 		if err != nil {
 			return err

@@ -20,7 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/multipaas/multipaas/appliance/pki"
-	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // testRegistry pushes with a client from outside, deploys what was pushed, and
@@ -108,7 +108,7 @@ func (d *suite) pullFails(t *testing.T, podName, image string) (message string) 
 	t.Helper()
 	d.Kubectl(t, "run", podName, "--image", image, "--restart", "Never")
 	defer d.Kubectl(t, "delete", "pod", podName, "--now", "--wait=false")
-	dctest.Eventually(t, 30*time.Second, "the pull of "+image+" fails", func(context.Context) error {
+	wait.For(t, 30*time.Second, "the pull of "+image+" fails", func(context.Context) error {
 		message = d.Kubectl(t, "get", "pod", podName, "-o", "jsonpath={.status.containerStatuses[0].state.waiting.reason} {.status.containerStatuses[0].state.waiting.message}")
 		if !strings.HasPrefix(message, "ErrImagePull") {
 			return fmt.Errorf("it says %q", message)

@@ -22,6 +22,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 func TestMain(m *testing.M) {
@@ -103,15 +105,6 @@ func datagrams(t *testing.T, from, to *Host, n, bytes int) (arrived int) {
 			return arrived
 		}
 		arrived++
-	}
-}
-
-func until(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within a minute: %s", what)
-		}
 	}
 }
 
@@ -246,7 +239,7 @@ func TestPowerLossAndBoot(t *testing.T) {
 			return strings.Count(string(log), "started") == times
 		}
 	}
-	until(t, "the service has started", said(1))
+	wait.True(t, time.Minute, "the service has started", said(1))
 	if err := l.Partition(t.Context(), []string{"a"}, []string{"b"}); err != nil {
 		t.Fatal(err)
 	}
@@ -284,10 +277,10 @@ func TestPowerLossAndBoot(t *testing.T) {
 	if err := l.Heal(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the network is there after the boot", func() bool {
+	wait.True(t, time.Minute, "the network is there after the boot", func() bool {
 		return reaches(t, a, b.Address()) && reaches(t, b, a.Address())
 	})
-	until(t, "the service has been started by the boot", said(2))
+	wait.True(t, time.Minute, "the service has been started by the boot", said(2))
 }
 
 func TestServices(t *testing.T) {
@@ -315,7 +308,7 @@ func TestServices(t *testing.T) {
 			return strings.Count(string(log), "up") == times
 		}
 	}
-	until(t, "it says it is up", said(1))
+	wait.True(t, time.Minute, "it says it is up", said(1))
 	first := status().PID
 	if got := run(t, h, "sh", "-c", fmt.Sprintf("tr '\\0' '\\n' </proc/%d/environ | grep ^A=", first)); got != "A=b" {
 		t.Errorf("its environment: got %q", got)
@@ -325,11 +318,11 @@ func TestServices(t *testing.T) {
 	if err := h.Signal(t.Context(), "svc", syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it has been started again", func() bool { s := status(); return s.Restarts == 1 && s.PID != 0 && s.PID != first })
+	wait.True(t, time.Minute, "it has been started again", func() bool { s := status(); return s.Restarts == 1 && s.PID != 0 && s.PID != first })
 	if got := status().Exit; got != "killed" {
 		t.Errorf("its exit: got %q, want killed", got)
 	}
-	until(t, "it says it is up again", said(2))
+	wait.True(t, time.Minute, "it says it is up again", said(2))
 	if err := h.Stop(t.Context(), "svc"); err != nil {
 		t.Fatal(err)
 	}
@@ -413,7 +406,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if err := l.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "no loop device is left", func() bool { // its last user may be a process that lists them all
+	wait.True(t, time.Minute, "no loop device is left", func() bool { // its last user may be a process that lists them all
 		out, _ := exec.Command("losetup", "-n", "-l", "-O", "BACK-INO").Output()
 		return !slices.Contains(strings.Fields(string(out)), strconv.FormatUint(st.Ino, 10))
 	})

@@ -11,6 +11,7 @@ import (
 
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/vm"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // workspace makes a tenant with a workspace of one machine and an app of one
@@ -54,7 +55,7 @@ func (p *platform) limits(ctx context.Context, t *testing.T) {
 			t.Errorf("pods get the controllers %v, want %s too", given, c)
 		}
 	}
-	eventually(ctx, t, "strict reverse path filter on the uplink", func(ctx context.Context) error {
+	wait.For(t, patience, "strict reverse path filter on the uplink", func(ctx context.Context) error {
 		out, err := p.node.Must(ctx, "sh", "-c", "cat /proc/sys/net/ipv4/conf/mpu-*/rp_filter")
 		if err == nil && out != "1" {
 			err = fmt.Errorf("rp_filter is %q, want 1", out)
@@ -73,7 +74,7 @@ func (p *platform) answers(ctx context.Context, t *testing.T, from *vm.VM) {
 			t.Fatal(err)
 		}
 	}
-	eventually(ctx, t, "the app answers, asked from "+from.Name(), func(ctx context.Context) error {
+	wait.For(t, patience, "the app answers, asked from "+from.Name(), func(ctx context.Context) error {
 		out, err := from.Must(ctx, "curl", "-sS", "--fail", "--max-time", "60", "--cacert", ca,
 			"--resolve", datacenter.AppHost+":443:"+p.server.Address().String(), "https://"+datacenter.AppHost+"/")
 		if err == nil && out == "" {
@@ -88,7 +89,7 @@ func (p *platform) answers(ctx context.Context, t *testing.T, from *vm.VM) {
 func (p *platform) machine(ctx context.Context, t *testing.T) string {
 	t.Helper()
 	var found string
-	eventually(ctx, t, "the cluster's node is ready", func(ctx context.Context) error {
+	wait.For(t, patience, "the cluster's node is ready", func(ctx context.Context) error {
 		out, err := p.server.Must(ctx, "env", "MP_CONFIG="+p.built.Desk.Path("mp-"+datacenter.Owner),
 			"KUBECONFIG="+p.built.Desk.Path(datacenter.KubeconfigFile), "multipaas", "kubectl", "get", "nodes", "-o",
 			`jsonpath={range .items[*]}{.metadata.name} {.metadata.uid} {.status.addresses[?(@.type=="InternalIP")].address} {.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}`)

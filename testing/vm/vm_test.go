@@ -15,6 +15,7 @@ import (
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/vm"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 const data = "/var/lib/multipaas"
@@ -209,14 +210,6 @@ func must(ctx context.Context, t *testing.T, v *vm.VM, args ...string) string {
 	return out
 }
 
-// eventually tries until all is well, and fails with the last error.
-func eventually(ctx context.Context, t *testing.T, what string, try func(context.Context) error) {
-	t.Helper()
-	if err := datacenter.Until(ctx, patience, what, try); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func (p *platform) boot(ctx context.Context, t *testing.T) {
 	p.both(t, func(v *vm.VM) error {
 		if err := v.Wake(ctx); err != nil {
@@ -271,7 +264,7 @@ func (p *platform) startServer(ctx context.Context, t *testing.T) {
 		t.Fatal(err)
 	}
 	// The first look at the datastore is in the middle of the start.
-	eventually(ctx, t, "all is well with the server", func(ctx context.Context) error { return healthy(ctx, p.server) })
+	wait.For(t, patience, "all is well with the server", func(ctx context.Context) error { return healthy(ctx, p.server) })
 }
 
 // healthy says that all parts of an appliance are ready and nothing is wrong.
@@ -307,9 +300,9 @@ func (p *platform) join(ctx context.Context, t *testing.T) {
 func (p *platform) well(ctx context.Context, t *testing.T) {
 	t.Helper()
 	p.both(t, func(v *vm.VM) error {
-		return datacenter.Until(ctx, patience, "healthy", func(ctx context.Context) error { return healthy(ctx, v) })
+		return wait.Until(ctx, patience, "healthy", func(ctx context.Context) error { return healthy(ctx, v) })
 	})
-	eventually(ctx, t, "the node is ready", func(ctx context.Context) error {
+	wait.For(t, patience, "the node is ready", func(ctx context.Context) error {
 		out, err := p.built.Desk.MP(ctx, datacenter.Admin, "nodes", "list")
 		if err != nil {
 			return err

@@ -15,6 +15,7 @@ import (
 	"github.com/multipaas/multipaas/testing/bench/measure"
 	"github.com/multipaas/multipaas/testing/bench/site"
 	"github.com/multipaas/multipaas/testing/datacenter"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // Section is that of workspaces.
@@ -101,7 +102,7 @@ func life(ctx context.Context, s *site.Site, name string, values map[string][]fl
 		return err
 	}
 	see := func(what string, began time.Time, there func(*workspace) bool) error {
-		err := await(ctx, what, func(ctx context.Context) error {
+		err := wait.Until(ctx, patience, what, func(ctx context.Context) error {
 			var w workspace
 			if err := s.Do(ctx, http.MethodGet, path, nil, &w); err != nil {
 				return err
@@ -119,7 +120,7 @@ func life(ctx context.Context, s *site.Site, name string, values map[string][]fl
 	answered := make(chan error, 1)
 	var answer time.Time
 	go func() {
-		err := await(ctx, "create to first answer", func(ctx context.Context) error { return hello(ctx, s, name) })
+		err := wait.Until(ctx, patience, "create to first answer", func(ctx context.Context) error { return hello(ctx, s, name) })
 		answer = time.Now()
 		answered <- err
 	}()
@@ -144,7 +145,7 @@ func life(ctx context.Context, s *site.Site, name string, values map[string][]fl
 	if err := s.Do(ctx, http.MethodDelete, path, nil, nil); err != nil {
 		return err
 	}
-	err = await(ctx, "delete", func(ctx context.Context) error {
+	err = wait.Until(ctx, patience, "delete", func(ctx context.Context) error {
 		err := s.Do(ctx, http.MethodGet, path, nil, nil)
 		var status *site.StatusError
 		if errors.As(err, &status) && status.Status == http.StatusNotFound {
@@ -176,21 +177,4 @@ func hello(ctx context.Context, s *site.Site, workspace string) error {
 		return errors.New(resp.Status)
 	}
 	return nil
-}
-
-// await asks again and again until there is no error.
-func await(ctx context.Context, what string, ask func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	for {
-		err := ask(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-time.After(pollGap):
-		case <-ctx.Done():
-			return fmt.Errorf("%s: not within %s: %w", what, patience, err)
-		}
-	}
 }

@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // guarded are the words of refusals that mean what was asked for, the platform's
@@ -140,7 +140,7 @@ func testAdmission(t *testing.T, s *suite) {
 	const dry = "?dryRun=All" // admission runs as ever; what passes is not kept
 	var r reply
 	var err error
-	dctest.Eventually(t, time.Minute, "namespace loose takes pods", func(ctx context.Context) error {
+	wait.For(t, time.Minute, "namespace loose takes pods", func(ctx context.Context) error {
 		r = k.post(ctx, pods, podJSON(`"name":"plain"`, "", ""))
 		if r.code/100 != 2 && r.code != http.StatusConflict {
 			return errors.New(r.String())

@@ -13,6 +13,7 @@ import (
 
 	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 func TestMain(m *testing.M) {
@@ -87,14 +88,14 @@ func TestAttack(t *testing.T) {
 func (s *suite) setUp(t *testing.T) {
 	t.Helper()
 	_, s.tool = s.PushProgram(t, "tool", "./testing/e2e/attack/tool")
-	dctest.Eventually(t, 2*time.Minute, "B's tool is applied", func(context.Context) error {
+	wait.For(t, 2*time.Minute, "B's tool is applied", func(context.Context) error {
 		if r := s.Kube(t, s.Kubeconfig(), toolManifest(s.Image("acme/web", "tool")), "apply", "-f", "-"); r.Code != 0 {
 			return errors.New(r.String())
 		}
 		return nil
 	})
 	s.box = s.Box(t)
-	dctest.Eventually(t, 2*time.Minute, "A's tool is applied", func(context.Context) error {
+	wait.For(t, 2*time.Minute, "A's tool is applied", func(context.Context) error {
 		if r := s.Kube(t, s.box, toolManifest(s.Image("beta/ops", "tool")), "apply", "-f", "-"); r.Code != 0 {
 			return errors.New(r.String())
 		}

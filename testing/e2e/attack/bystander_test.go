@@ -17,7 +17,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/status"
 	"github.com/multipaas/multipaas/testing/datacenter"
-	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // The bounds that B's things stay within while A attacks. They tell a tenant that
@@ -105,7 +105,7 @@ func (s *suite) newBystander(t *testing.T) *bystander {
 			return err
 		}},
 	}}
-	dctest.Eventually(t, time.Minute, "B and the platform are well", func(ctx context.Context) (err error) {
+	wait.For(t, time.Minute, "B and the platform are well", func(ctx context.Context) (err error) {
 		for _, a := range b.asks {
 			if err := a.do(ctx); err != nil {
 				return fmt.Errorf("%s: %w", a.what, err)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // claimedPorts are what A's Services answer on at addresses that aren't A's. Not
@@ -82,7 +83,7 @@ func testExternal(t *testing.T, s *suite) {
 		ctx := context.WithoutCancel(t.Context())
 		k.do(ctx, http.MethodDelete, services+"?labelSelector=claim%3Dyes", "", "")
 		// What follows needs the link-local registry of A's machine.
-		dctest.Eventually(t, time.Minute, "A's machine has its registry back", func(context.Context) error {
+		wait.For(t, time.Minute, "A's machine has its registry back", func(context.Context) error {
 			if got := s.asks(t, asker, "http://169.254.20.10:5000/who")["http://169.254.20.10:5000/who"]; strings.Contains(got, s.attacker.name) {
 				return errors.New(got)
 			}
@@ -94,7 +95,7 @@ func testExternal(t *testing.T, s *suite) {
 	withdraw := func() {
 		ctx := context.WithoutCancel(t.Context())
 		k.do(ctx, http.MethodDelete, services+"?labelSelector=claim%3Dyes", "", "")
-		dctest.Eventually(t, time.Minute, "A's claims are gone", func(ctx context.Context) error {
+		wait.For(t, time.Minute, "A's claims are gone", func(ctx context.Context) error {
 			var left struct{ Items []any }
 			if err := k.read(ctx, services+"?labelSelector=claim%3Dyes", &left); err != nil || len(left.Items) > 0 {
 				return fmt.Errorf("%d are left: %v", len(left.Items), err)

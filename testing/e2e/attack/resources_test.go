@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/static"
 
 	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 const (
@@ -142,7 +143,7 @@ func (w *waste) start(t *testing.T, name string, args ...string) {
 // await waits until a pod has ended, and takes it away.
 func (w *waste) await(t *testing.T, name string, patience time.Duration) (o outcome) {
 	t.Helper()
-	dctest.Eventually(t, patience, "pod "+name+" has ended", func(ctx context.Context) error {
+	wait.For(t, patience, "pod "+name+" has ended", func(ctx context.Context) error {
 		var pod struct {
 			Status struct {
 				Phase, Reason, Message string
@@ -184,7 +185,7 @@ func (w *waste) await(t *testing.T, name string, patience time.Duration) (o outc
 // remove takes a pod away, and waits until it is.
 func (w *waste) remove(t *testing.T, name string) {
 	t.Helper()
-	dctest.Eventually(t, 5*time.Minute, "pod "+name+" is gone", func(ctx context.Context) error {
+	wait.For(t, 5*time.Minute, "pod "+name+" is gone", func(ctx context.Context) error {
 		r := w.kube.do(ctx, http.MethodDelete, wastePods+"/"+name+"?gracePeriodSeconds=0", "", "")
 		if r.code != http.StatusNotFound {
 			return errors.New(r.String())
@@ -452,7 +453,7 @@ func (w *waste) bomb(t *testing.T) {
 // it may not have noticed yet.
 func (w *waste) relieved(t *testing.T) {
 	began := time.Now()
-	dctest.Eventually(t, 15*time.Minute, "A's machine is without pressure", func(ctx context.Context) error {
+	wait.For(t, 15*time.Minute, "A's machine is without pressure", func(ctx context.Context) error {
 		r := w.Kube(t, w.box, "", "get", "nodes", "-o", `jsonpath={range .items[*].status.conditions[*]}{.type}={.status}={.lastHeartbeatTime} {end}`)
 		good := 0
 		for condition := range strings.FieldsSeq(r.Out) {

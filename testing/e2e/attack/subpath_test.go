@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // keyBehind are the names by which the machine's key is found behind a mount of
@@ -80,7 +80,7 @@ func (s *suite) badWords(t *testing.T, k *kube) {
 		return k.post(t.Context(), pods, podJSON(`"name":"good"`, spec, container))
 	}
 	var err error
-	dctest.Eventually(t, time.Minute, "the namespace takes pods", func(context.Context) error { return good("", "").good() })
+	wait.For(t, time.Minute, "the namespace takes pods", func(context.Context) error { return good("", "").good() })
 	for _, p := range [][2]string{{volumeOfOwn, mount(`"subPath":"a/b"`)}, {volumeOfOwn, `"env":[{"name":"A","value":"a"}],` + mount(`"subPathExpr":"$(A)"`)},
 		{`"volumes":[{"name":"v","configMap":{"name":"paths","items":[{"key":"a","path":"b/a"}]}}]`, mount("")},
 		{`"volumes":[{"name":"v","projected":{"sources":[{"secret":{"name":"paths","items":[{"key":"a","path":"a"}]}},{"serviceAccountToken":{"path":"t"}}]}}]`, mount("")}} {

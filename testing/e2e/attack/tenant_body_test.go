@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // namesInBodies names B's things in the bodies of what A may do with A's own: in
@@ -65,7 +65,7 @@ func (a *asker) namesInBodies(t *testing.T, marks []string) {
 		if got.status >= 400 {
 			return got, "", false
 		}
-		dctest.Eventually(t, 2*time.Minute, "app "+name+" is decided", func(context.Context) error {
+		wait.For(t, 2*time.Minute, "app "+name+" is decided", func(context.Context) error {
 			state = a.ask(t, ownerA, http.MethodGet, path, "").body
 			var app struct {
 				Status struct {
@@ -83,7 +83,7 @@ func (a *asker) namesInBodies(t *testing.T, marks []string) {
 			return nil
 		})
 		a.ask(t, ownerA, http.MethodDelete, path, "")
-		dctest.Eventually(t, 2*time.Minute, "app "+name+" is gone", func(context.Context) error {
+		wait.For(t, 2*time.Minute, "app "+name+" is gone", func(context.Context) error {
 			if r := a.ask(t, ownerA, http.MethodGet, path, ""); r.status != http.StatusNotFound {
 				return errors.New(r.String())
 			}

@@ -21,6 +21,7 @@ import (
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 const patience = dctest.Patience
@@ -88,19 +89,9 @@ func (s *suite) askUntilDead(t *testing.T, op operation) error {
 // reaches waits for a state, and counts it as lost if it does not come.
 func (s *suite) reaches(t *testing.T, what string, reached func(context.Context) error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	for {
-		err := reached(ctx)
-		if err == nil {
-			return
-		}
-		select {
-		case <-time.After(200 * time.Millisecond):
-		case <-ctx.Done():
-			s.losing(t, "%s: %v", what, err)
-			t.FailNow()
-		}
+	if err := wait.Until(t.Context(), patience, what, reached); err != nil {
+		s.losing(t, "%v", err)
+		t.FailNow()
 	}
 }
 

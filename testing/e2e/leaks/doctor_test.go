@@ -14,6 +14,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // A workspace's id and a machine's UID that nobody has.
@@ -98,7 +99,7 @@ func testDoctor(t *testing.T, d *dctest.Datacenter) {
 		t.Error("after doctor --fix: ", l)
 	}
 	// And nothing that was wanted has gone.
-	dctest.Eventually(t, time.Minute, "all that was wanted is there", func(ctx context.Context) error {
+	wait.For(t, time.Minute, "all that was wanted is there", func(ctx context.Context) error {
 		after, err := d.Inventories(ctx)
 		for host := range before {
 			for _, l := range inventory.Compare(after[host], before[host]) {
@@ -147,7 +148,7 @@ func plant(t *testing.T, h *lab.Host, p planted) {
 func named(t *testing.T, h *lab.Host, all []planted) {
 	t.Helper()
 	var r doctor.Report
-	dctest.Eventually(t, time.Minute, "doctor looks at "+h.Name(), func(ctx context.Context) (err error) {
+	wait.For(t, time.Minute, "doctor looks at "+h.Name(), func(ctx context.Context) (err error) {
 		r, err = examine(ctx, h) // what goes while it looks is an error
 		return err
 	})

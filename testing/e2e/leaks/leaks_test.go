@@ -28,6 +28,7 @@ import (
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 func TestMain(m *testing.M) {
@@ -109,7 +110,7 @@ func round(t *testing.T, d *dctest.Datacenter, program v1.Image, n int) {
 	d.Must(t, datacenter.Owner, "apps", "deploy", "leaf", "-w", name, "--image", name+":1", "--port", "8080", "--instances", "1", "--timeout", "170s")
 	client := d.Client()
 	host := "https://leaf." + name + ".web.acme." + datacenter.Domain + "/"
-	dctest.Eventually(t, 2*time.Minute, host+" answers", func(ctx context.Context) error {
+	wait.For(t, 2*time.Minute, host+" answers", func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, host, nil)
 		if err != nil {
 			return err
@@ -160,7 +161,7 @@ func collectGarbage(t *testing.T, d *dctest.Datacenter) {
 	}
 	d.Restart(t, d.Server)
 	const blobs = 3 // manifest, configuration and layer, which two accounts share
-	dctest.Eventually(t, 2*time.Minute, "garbage is collected", func(ctx context.Context) error {
+	wait.For(t, 2*time.Minute, "garbage is collected", func(ctx context.Context) error {
 		inv, err := d.Inventory(ctx, d.Server)
 		if n := inv.Number["registry blobs"]; err == nil && n != blobs {
 			err = fmt.Errorf("the registry has %d blobs, want %d", n, blobs)
@@ -177,7 +178,7 @@ func collectGarbage(t *testing.T, d *dctest.Datacenter) {
 func settle(t *testing.T, d *dctest.Datacenter) {
 	t.Helper()
 	for _, h := range d.Lab.Hosts() {
-		dctest.Eventually(t, time.Minute, h.Name()+" has no orphans", func(ctx context.Context) error {
+		wait.For(t, time.Minute, h.Name()+" has no orphans", func(ctx context.Context) error {
 			r, err := examine(ctx, h)
 			if err == nil && len(r.Orphans) > 0 {
 				err = fmt.Errorf("%d orphans, the first: %s %s: %s", len(r.Orphans), r.Orphans[0].Kind, r.Orphans[0].Name, r.Orphans[0].Why)
