@@ -208,8 +208,9 @@ bench-deps: ## install the Debian packages that bench measures ours beside
 .PHONY: lint
 # Not staticcheck over embed/kube: it reads all of Kubernetes from source for
 # three small packages, 11 CPU minutes when its cache is empty.
-lint: ## gofmt, go vet and staticcheck
+lint: ## gofmt, the length of lines, go vet and staticcheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted; run make fmt:"; echo "$$out"; exit 1; }
+	@.ci/lines.sh
 	@$(cached) .cache/staticcheck testing/lint -- go build -C testing/lint -o $(CURDIR)/.cache/staticcheck honnef.co/go/tools/cmd/staticcheck
 	@go vet ./...
 	@.cache/staticcheck ./...
