@@ -39,50 +39,6 @@ func refused(r reply) bool {
 	return false
 }
 
-// badPods are pods that take something of their machine, as pieces of JSON that
-// are merged into a harmless pod's spec and its container.
-var badPods = map[string]struct{ spec, container string }{
-	"host network":            {`"hostNetwork":true`, ``},
-	"host PID":                {`"hostPID":true`, ``},
-	"host IPC":                {`"hostIPC":true`, ``},
-	"hostPath /":              {`"volumes":[{"name":"v","hostPath":{"path":"/"}}]`, ``},
-	"hostPath containerd":     {`"volumes":[{"name":"v","hostPath":{"path":"/run/containerd/containerd.sock","type":"Socket"}}]`, ``},
-	"hostPath block device":   {`"volumes":[{"name":"v","hostPath":{"path":"/dev/sda","type":"BlockDevice"}}]`, ``},
-	"hostPath /dev/mem":       {`"volumes":[{"name":"v","hostPath":{"path":"/dev/mem","type":"CharDevice"}}]`, ``},
-	"iscsi":                   {`"volumes":[{"name":"v","iscsi":{"targetPortal":"10.0.0.1","iqn":"iqn.2001-04.com.example:x","lun":0}}]`, ``},
-	"fc":                      {`"volumes":[{"name":"v","fc":{"targetWWNs":["50060e801049cfd1"],"lun":0}}]`, ``},
-	"flexVolume":              {`"volumes":[{"name":"v","flexVolume":{"driver":"a/b"}}]`, ``},
-	"nfs, option for server":  {`"volumes":[{"name":"v","nfs":{"server":"-obind","path":"/"}}]`, ``},
-	"nfs, folder for server":  {`"volumes":[{"name":"v","nfs":{"server":"/proc/1/root","path":"/"}}]`, ``},
-	"privileged":              {``, `"securityContext":{"privileged":true}`},
-	"SYS_ADMIN":               {``, `"securityContext":{"capabilities":{"add":["SYS_ADMIN"]}}`},
-	"NET_ADMIN":               {``, `"securityContext":{"capabilities":{"add":["NET_ADMIN"]}}`},
-	"SYS_PTRACE":              {``, `"securityContext":{"capabilities":{"add":["SYS_PTRACE"]}}`},
-	"SYS_MODULE":              {``, `"securityContext":{"capabilities":{"add":["SYS_MODULE"]}}`},
-	"BPF":                     {``, `"securityContext":{"capabilities":{"add":["BPF"]}}`},
-	"all capabilities":        {``, `"securityContext":{"capabilities":{"add":["ALL"]}}`},
-	"host port":               {``, `"ports":[{"containerPort":80,"hostPort":80}]`},
-	"host port, UDP":          {``, `"ports":[{"containerPort":4789,"hostPort":4789,"protocol":"UDP"}]`},
-	"unmasked proc":           {``, `"securityContext":{"procMount":"Unmasked"}`},
-	"seccomp unconfined":      {``, `"securityContext":{"seccompProfile":{"type":"Unconfined"}}`},
-	"seccomp unconfined, pod": {`"securityContext":{"seccompProfile":{"type":"Unconfined"}}`, ``},
-	"AppArmor unconfined":     {``, `"securityContext":{"appArmorProfile":{"type":"Unconfined"}}`},
-	"SELinux spc_t":           {``, `"securityContext":{"seLinuxOptions":{"type":"spc_t"}}`},
-	"sysctl core_pattern":     {`"securityContext":{"sysctls":[{"name":"kernel.core_pattern","value":"|/x"}]}`, ``},
-	"sysctl ip_forward":       {`"securityContext":{"sysctls":[{"name":"net.ipv4.ip_forward","value":"1"}]}`, ``},
-	"sysctl kernel.msgmax":    {`"securityContext":{"sysctls":[{"name":"kernel.msgmax","value":"1"}]}`, ``},
-	"host process (Windows)":  {`"hostNetwork":true,"os":{"name":"windows"},"securityContext":{"windowsOptions":{"hostProcess":true}}`, ``},
-	"probe to another host":   {``, `"livenessProbe":{"httpGet":{"host":"169.254.169.254","port":80}}`},
-	"hook to another host":    {``, `"lifecycle":{"postStart":{"httpGet":{"host":"169.254.169.254","port":80}}}`},
-	"tcp probe elsewhere":     {``, `"readinessProbe":{"tcpSocket":{"host":"10.0.0.1","port":2379}}`},
-	"privileged, on no node":  {`"nodeName":"none"`, `"securityContext":{"privileged":true}`},
-	"privileged, scheduled":   {`"nodeName":"box-1","tolerations":[{"operator":"Exists"}]`, `"securityContext":{"privileged":true}`},
-	"privileged init":         {`"initContainers":[{"name":"i","image":"multipaas.internal/hello:1","securityContext":{"privileged":true}}]`, ``},
-	"privileged sidecar":      {`"initContainers":[{"name":"i","image":"multipaas.internal/hello:1","restartPolicy":"Always","securityContext":{"privileged":true}}]`, ``},
-	"user namespace and all":  {`"hostUsers":false`, `"securityContext":{"privileged":true}`},
-	"another runtime class":   {`"runtimeClassName":"attack","hostNetwork":true`, ``},
-}
-
 const goodPod = `"terminationGracePeriodSeconds":0,"restartPolicy":"Never"`
 
 // podJSON merges pieces into a pod.
@@ -152,12 +108,12 @@ func testAdmission(t *testing.T, s *suite) {
 	}
 	var all []try
 	add := func(what, from string, do func(context.Context) reply) { all = append(all, try{what, from, do}) }
-	for what, bad := range badPods {
+	for what, bad := range badPods(t) {
 		add("create a pod: "+what, who, func(ctx context.Context) reply {
-			return k.post(ctx, pods+dry, podJSON(`"name":"bad"`, bad.spec, bad.container))
+			return k.post(ctx, pods+dry, podJSON(`"name":"bad"`, bad.Spec.String(), bad.Container.String()))
 		})
 		add("apply a pod: "+what, who, func(ctx context.Context) reply {
-			return k.patch(ctx, "apply", pods+"/bad?fieldManager=attack&force=true&dryRun=All", podJSON(`"name":"bad"`, bad.spec, bad.container))
+			return k.patch(ctx, "apply", pods+"/bad?fieldManager=attack&force=true&dryRun=All", podJSON(`"name":"bad"`, bad.Spec.String(), bad.Container.String()))
 		})
 	}
 	// In other people's names.
@@ -193,22 +149,9 @@ func testAdmission(t *testing.T, s *suite) {
 			return k.patch(ctx, kind, pods+"/plain/ephemeralcontainers?fieldManager=attack&dryRun=All", body)
 		})
 	}
-	for what, source := range map[string]string{
-		"hostPath":               `"hostPath":{"path":"/"}`,
-		"hostPath of a device":   `"hostPath":{"path":"/dev/sda","type":"BlockDevice"}`,
-		"local":                  `"local":{"path":"/"},"nodeAffinity":{"required":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"a","operator":"Exists"}]}]}}`,
-		"local, raw block":       `"volumeMode":"Block","local":{"path":"/dev/loop0"},"nodeAffinity":{"required":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"a","operator":"Exists"}]}]}}`,
-		"iscsi":                  `"iscsi":{"targetPortal":"10.0.0.1","iqn":"iqn.2001-04.com.example:x","lun":0}`,
-		"fc":                     `"fc":{"targetWWNs":["50060e801049cfd1"],"lun":0}`,
-		"flexVolume":             `"flexVolume":{"driver":"a/b"}`,
-		"nfs, option for server": `"nfs":{"server":"-obind","path":"/"}`,
-		"nfs, folder for server": `"nfs":{"server":"/var/lib/kubelet","path":"/"}`,
-		"nfs with bind":          `"nfs":{"server":"a","path":"/"},"mountOptions":["bind"]`,
-		"nfs with a helper":      `"nfs":{"server":"a","path":"/"},"mountOptions":["X-mount.subdir=/"]`,
-		"nfs with a list":        `"nfs":{"server":"a","path":"/"},"mountOptions":["ro,bind"]`,
-	} {
+	for what, source := range rows[map[string]fields](t, "volumes.yaml") {
 		add("create a PersistentVolume: "+what, who, func(ctx context.Context) reply {
-			return k.post(ctx, "/api/v1/persistentvolumes"+dry, volumeJSON(source, ""))
+			return k.post(ctx, "/api/v1/persistentvolumes"+dry, volumeJSON(source.String(), ""))
 		})
 	}
 	add("create a PersistentVolume: nfs with bind by annotation", who, func(ctx context.Context) reply {

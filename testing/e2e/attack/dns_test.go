@@ -29,17 +29,7 @@ func testDNS(t *testing.T, s *suite) {
 		return
 	}
 	id := s.workspaceID(t, datacenter.Owner, "shop")
-	names := map[string]string{
-		"A/hello.default.svc.cluster.local": "B's Service", "A/probe.default.svc.cluster.local": "B's Service",
-		"A/server": "a host", "A/node1": "a host", "A/server." + datacenter.Domain: "a host", "A/" + datacenter.Domain: "the platform's domain",
-		"A/" + datacenter.AppHost: "B's app", "A/" + id + ".k8s." + datacenter.Domain: "B's API", "SOA/" + datacenter.Domain: "the platform's domain",
-		"NS/" + datacenter.Domain: "the platform's domain", "ANY/" + datacenter.Domain: "the platform's domain", "AXFR/" + datacenter.Domain: "the platform's zone",
-		"IXFR/" + datacenter.Domain: "the platform's zone", "AXFR/.": "the root zone", "ANY/.": "the root", "NS/.": "the root",
-		"PTR/10.1.96.10.in-addr.arpa": "a host's address", "PTR/1.0.30.172.in-addr.arpa": "the plane's address",
-		"TXT/version.bind": "the resolver's version", "TXT/hostname.bind": "the resolver's host", "TXT/id.server.bind": "the resolver's host",
-		"A/metadata.google.internal": "metadata of a cloud", "A/multipaas.internal": "the platform's registry", "A/localtest.me": "a name that leads to loopback",
-		"A/169.254.169.254.nip.io": "a name that leads to metadata", "SRV/_etcd-server._tcp." + datacenter.Domain: "the platform's etcd",
-	}
+	names := rows[map[string]string](t, "dns.yaml", "id", id, "app", datacenter.AppHost)
 	what := map[string]string{}
 	var questions []string
 	for name, whose := range names {

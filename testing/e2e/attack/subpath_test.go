@@ -20,34 +20,6 @@ import (
 // one of its folders at /m.
 var keyBehind = []string{"/m", "/m/kubelet-client.key", "/m/pki/kubelet-client.key", "/m/multipaas/pki/kubelet-client.key", "/m" + secret, "/m/root" + secret}
 
-// badPaths are pods whose volumes name paths that lead out of them, as pieces of
-// JSON of a pod's spec and its container, with the words that refuse them.
-var badPaths = map[string]struct{ spec, container, words string }{
-	"subPath ..":                {volumeOfOwn, mount(`"subPath":".."`), "must not contain '..'"},
-	"subPath ../..":             {volumeOfOwn, mount(`"subPath":"../../../../etc"`), "must not contain '..'"},
-	"subPath a/../..":           {volumeOfOwn, mount(`"subPath":"a/../../etc"`), "must not contain '..'"},
-	"subPath /":                 {volumeOfOwn, mount(`"subPath":"/"`), "must be a relative path"},
-	"subPath of the key":        {volumeOfOwn, mount(`"subPath":"/etc/multipaas/pki"`), "must be a relative path"},
-	"subPathExpr ..":            {volumeOfOwn, mount(`"subPathExpr":"../../etc"`), "must not contain '..'"},
-	"subPathExpr /":             {volumeOfOwn, mount(`"subPathExpr":"/etc"`), "must be a relative path"},
-	"subPathExpr and subPath":   {volumeOfOwn, mount(`"subPathExpr":"$(A)","subPath":"a"`), "mutually exclusive"},
-	"mounts shared both ways":   {volumeOfOwn, mount(`"mountPropagation":"Bidirectional"`), "available only to privileged"},
-	"configMap item ..":         {`"volumes":[{"name":"v","configMap":{"name":"paths","items":[{"key":"a","path":"../../a"}]}}]`, mount(""), "must not contain '..'"},
-	"configMap item /":          {`"volumes":[{"name":"v","configMap":{"name":"paths","items":[{"key":"a","path":"/etc/cron.d/a"}]}}]`, mount(""), "must be a relative path"},
-	"configMap item ..x":        {`"volumes":[{"name":"v","configMap":{"name":"paths","items":[{"key":"a","path":"..data"}]}}]`, mount(""), "must not start with '..'"},
-	"secret item ..":            {`"volumes":[{"name":"v","secret":{"secretName":"paths","items":[{"key":"a","path":"b/../../a"}]}}]`, mount(""), "must not contain '..'"},
-	"secret item /":             {`"volumes":[{"name":"v","secret":{"secretName":"paths","items":[{"key":"a","path":"/a"}]}}]`, mount(""), "must be a relative path"},
-	"projected configMap ..":    {`"volumes":[{"name":"v","projected":{"sources":[{"configMap":{"name":"paths","items":[{"key":"a","path":"../a"}]}}]}}]`, mount(""), "must not contain '..'"},
-	"projected secret ..":       {`"volumes":[{"name":"v","projected":{"sources":[{"secret":{"name":"paths","items":[{"key":"a","path":"../a"}]}}]}}]`, mount(""), "must not contain '..'"},
-	"projected token ..":        {`"volumes":[{"name":"v","projected":{"sources":[{"serviceAccountToken":{"path":"../../token"}}]}}]`, mount(""), "must not contain '..'"},
-	"projected token /":         {`"volumes":[{"name":"v","projected":{"sources":[{"serviceAccountToken":{"path":"/token"}}]}}]`, mount(""), "must be a relative path"},
-	"projected downward API ..": {`"volumes":[{"name":"v","projected":{"sources":[{"downwardAPI":{"items":[{"path":"../a","fieldRef":{"fieldPath":"metadata.name"}}]}}]}}]`, mount(""), "must not contain '..'"},
-	"downward API ..":           {`"volumes":[{"name":"v","downwardAPI":{"items":[{"path":"../../a","fieldRef":{"fieldPath":"metadata.name"}}]}}]`, mount(""), "must not contain '..'"},
-	"downward API /":            {`"volumes":[{"name":"v","downwardAPI":{"items":[{"path":"/etc/a","fieldRef":{"fieldPath":"metadata.name"}}]}}]`, mount(""), "must be a relative path"},
-	"a mount of no volume":      {volumeOfOwn, `"volumeMounts":[{"name":"../v","mountPath":"/m"}]`, "Not found"},
-	"a volume named ..":         {`"volumes":[{"name":"../v","emptyDir":{}}]`, `"volumeMounts":[{"name":"../v","mountPath":"/m"}]`, "RFC 1123"},
-}
-
 const volumeOfOwn = `"volumes":[{"name":"v","emptyDir":{}}]`
 
 // mount is the volume v at /m, with more.
@@ -57,9 +29,6 @@ func mount(more string) string {
 	}
 	return `"volumeMounts":[{"name":"v","mountPath":"/m"` + more + `}]`
 }
-
-// badKeys are keys that would become names of files.
-var badKeys = []string{"..", "../a", "a/b", "..data", "/etc/a", ".", "a\\u0000b", "..2026_01_01"}
 
 // testPaths asks for volumes by paths that lead out of them: by words, which the
 // API refuses, and by what is there when kubelet looks, which it has to refuse.
@@ -92,11 +61,13 @@ func (s *suite) badWords(t *testing.T, k *kube) {
 	refusedBy := func(what string, r reply, words string) {
 		s.record(t, attempt{What: what, From: owner, Want: "422: " + words, Got: r.String(), Blocked: r.code == http.StatusUnprocessableEntity && strings.Contains(r.body, words)})
 	}
-	for _, what := range slices.Sorted(maps.Keys(badPaths)) {
-		p := badPaths[what]
-		refusedBy("create a pod with a path that leads out: "+what, k.post(t.Context(), pods, podJSON(`"name":"bad"`, p.spec, p.container)), p.words)
+	bad := rows[badPaths](t, "paths.yaml")
+	for _, what := range slices.Sorted(maps.Keys(bad.Pods)) {
+		spec, container := bad.Pods[what].pod()
+		r := k.post(t.Context(), pods, podJSON(`"name":"bad"`, spec, container))
+		refusedBy("create a pod with a path that leads out: "+what, r, bad.Pods[what].Words)
 	}
-	for _, key := range badKeys {
+	for _, key := range bad.Keys {
 		for kind, value := range map[string]string{"configmaps": "a", "secrets": "YQ=="} {
 			r := k.post(t.Context(), "/api/v1/namespaces/paths/"+kind+"?dryRun=All", `{"metadata":{"name":"keys"},"data":{"`+key+`":"`+value+`"}}`)
 			refusedBy(fmt.Sprintf("write a key that is a path into %s: %q", kind, key), r, `"data[`)

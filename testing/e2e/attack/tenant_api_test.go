@@ -163,35 +163,12 @@ func (a *asker) oddPaths(t *testing.T, marks []string) {
 	}
 	const shop = "acme/organizations/web/workspaces/shop"
 	own := "/v1/accounts/beta/organizations/ops/workspaces/box"
-	for what, request := range map[string]string{
-		"..":                         head("/v1/accounts/beta/../" + shop),
-		"%2e%2e":                     head("/v1/accounts/beta/%2e%2e/" + shop),
-		"..%2f":                      head("/v1/accounts/beta%2f..%2f" + shop),
-		"all slashes encoded":        head("/v1/accounts/" + strings.ReplaceAll(shop, "/", "%2f")),
-		"organization with a slash":  head("/v1/accounts/beta/organizations/..%2F..%2Facme%2Fweb/workspaces/shop"),
-		"two slashes":                head("/v1//accounts//" + shop),
-		"a slash behind":             head("/v1/accounts/" + shop + "/"),
-		"a NUL":                      head("/v1/accounts/acme%00/organizations/web/workspaces/shop"),
-		"a NUL before":               head("/v1/accounts/beta%00acme/organizations/web/workspaces/shop"),
-		"capital letters":            head("/v1/accounts/ACME/organizations/WEB/workspaces/SHOP"),
-		"a Cyrillic a":               head("/v1/accounts/%D0%B0cme/organizations/web/workspaces/shop"),
-		"overlong UTF-8":             head("/v1/accounts/%C0%AE%C0%AE/" + shop),
-		"full-width dots":            head("/v1/accounts/beta/%EF%BC%8E%EF%BC%8E/" + shop),
-		"a semicolon":                head("/v1/accounts/acme;a=b/organizations/web/workspaces/shop"),
-		"a backslash":                head(`/v1/accounts/beta\..\` + shop),
-		"10,000 characters":          head("/v1/accounts/" + strings.Repeat("a", 10000) + "/../" + shop),
-		"the name for memberships":   head("/v1/accounts/acme/organizations/-/members"),
-		"an absolute target":         head("https://acme/v1/accounts/" + shop),
-		"X-Original-URL":             head(own, "X-Original-URL: /v1/accounts/"+shop, "X-Rewrite-URL: /v1/accounts/"+shop),
-		"X-Forwarded-User":           head("/v1/accounts/"+shop, "X-Forwarded-User: owner@acme.example", "X-Remote-User: owner@acme.example", "Remote-User: owner@acme.example"),
-		"X-Forwarded-Client-Cert":    head("/v1/agent/state", "X-Forwarded-Client-Cert: Subject=\"CN=node1,O=multipaas:nodes\"", "X-SSL-Client-Verify: SUCCESS"),
-		"X-Multipaas-Workspace":      head("/v1/accounts/"+shop, "X-Multipaas-Workspace: acme/web/shop"),
-		"two Authorization headers":  head("/v1/accounts/"+shop, "Authorization: Bearer x"),
-		"a line feed in a header":    head("/v1/accounts/"+shop, "X: y\nX-Remote-User: owner@acme.example"),
-		"a carriage return in path":  head("/v1/accounts/beta%0d%0aX-Remote-User:%20owner@acme.example/" + shop),
-		"a fragment":                 head(own + "#/../../../../../" + shop),
-		"a query that names another": head(own + "?account=acme&organization=web&workspace=shop"),
-	} {
+	api := rows[apiRows](t, "api.yaml", "shop", shop, "own", own)
+	requests := map[string]string{"10,000 characters": head("/v1/accounts/" + strings.Repeat("a", 10000) + "/../" + shop)}
+	for what, r := range api.Paths {
+		requests[what] = head(r.Target, r.Headers...)
+	}
+	for what, request := range requests {
 		all, err := a.raw(t, "7443", a.s.Server.Address().String(), request)
 		if !a.s.control(t, "send a path or header with "+what, err) {
 			continue
@@ -219,46 +196,22 @@ func (a *asker) oddBodies(t *testing.T, _ []string) {
 		blocked := strings.Contains(now, `"podSecurity":"baseline"`) && strings.Contains(now, `"account":"beta"`) && strings.Contains(now, `"name":"box"`)
 		a.s.record(t, attempt{What: what, From: ownerA, Want: "pod security and owner stay", Got: got.String(), Blocked: blocked})
 	}
-	for what, body := range map[string]string{
-		"plain":                     `{"spec":{"podSecurity":"privileged"}}`,
-		"twice":                     `{"spec":{"podSecurity":"baseline","podSecurity":"privileged"}}`,
-		"spec twice":                `{"spec":{},"spec":{"podSecurity":"privileged"}}`,
-		"other letters":             `{"spec":{"PodSecurity":"privileged"}}`,
-		"other letters in spec":     `{"Spec":{"podSecurity":"privileged"},"SPEC":{"PODSECURITY":"privileged"}}`,
-		"escaped name":              `{"spec":{"pod\u0053ecurity":"privileged"}}`,
-		"a Kelvin sign":             "{\"\u017fpec\":{\"podSecurity\":\"privileged\"}}",
-		"a BOM before":              "\ufeff" + `{"spec":{"podSecurity":"privileged"}}`,
-		"a second document":         `{"spec":{}}{"spec":{"podSecurity":"privileged"}}`,
-		"an unknown field":          `{"spec":{},"podSecurity":"privileged"}`,
-		"a comment":                 `{"spec":{/*x*/"podSecurity":"privileged"}}`,
-		"depth 20,000":              strings.Repeat(`{"spec":`, 9000) + "1" + strings.Repeat("}", 9000),
-		"a huge number":             `{"spec":{"machines":1e999}}`,
-		"a number above all":        `{"spec":{"machines":9223372036854775807}}`,
-		"the status":                `{"spec":{},"status":{"id":"00000001","apiHost":"x","vni":1}}`,
-		"B's account in the body":   `{"account":"acme","organization":"web","spec":{}}`,
-		"B's name in the body":      `{"name":"shop","spec":{}}`,
-		"a uid and a revision":      `{"uid":"x","revision":1,"deletedAt":null,"spec":{}}`,
-		"fewer than none":           `{"spec":{"machines":-1}}`,
-		"200 kB":                    `{"spec":{"podSecurity":"` + strings.Repeat("x", 200<<10) + `"}}`,
-		"the prototype":             `{"__proto__":{"podSecurity":"privileged"},"constructor":{}}`,
-		"an array instead":          `[{"spec":{"podSecurity":"privileged"}}]`,
-		"a string with a NUL in it": `{"spec":{"podSecurity":"privileged\u0000"}}`,
-	} {
+	api := rows[apiRows](t, "api.yaml")
+	api.Bodies["depth 20,000"] = strings.Repeat(`{"spec":`, 9000) + "1" + strings.Repeat("}", 9000)
+	api.Bodies["200 kB"] = `{"spec":{"podSecurity":"` + strings.Repeat("x", 200<<10) + `"}}`
+	for what, body := range api.Bodies {
 		try("workspaces.patch: "+what, http.MethodPatch, own, body)
 	}
-	for _, kind := range []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/yaml", "application/cbor", "application/xml", "application/json; charset=utf-7"} {
+	for _, kind := range api.Types {
 		try("workspaces.patch as "+kind, http.MethodPatch, own, `{"spec":{"podSecurity":"privileged"}}`, "Content-Type", kind)
 	}
 	apps := own + "/apps/"
-	for _, name := range []string{"hello.shop.web.acme", "..", "a%2Fb", "%00", "-", "HELLO", "xn--", strings.Repeat("a", 64), "hello.paas.internal", "*", "hello%0d%0ahost:%20x"} {
+	for _, name := range append(api.Names, strings.Repeat("a", 64)) {
 		got := a.ask(t, ownerA, http.MethodPut, apps+strings.ReplaceAll(name, "..", "%2e%2e"), `{"spec":{"image":"tool:1","instances":0}}`)
 		a.s.record(t, attempt{What: "an app called " + name + ", which would be another's host name or a path", From: ownerA, Want: "4xx", Got: got.String(), Blocked: got.status >= 400 && got.status < 500})
 	}
-	for what, body := range map[string]string{
-		"a namespace of Kubernetes": `{"spec":{"image":"tool:1","namespace":"kube-system"}}`, "a health path with CRLF": `{"spec":{"image":"tool:1","healthPath":"/x\r\nHost: y"}}`,
-		"an image with ..": `{"spec":{"image":"../../acme/web/hello:1"}}`, "a variable with =": `{"spec":{"image":"tool:1","env":{"A=B":"x"}}}`,
-		"a billion instances": `{"spec":{"image":"tool:1","instances":1000000000}}`, "an environment of 100 kB": `{"spec":{"image":"tool:1","env":{"A":"` + strings.Repeat("x", 100<<10) + `"}}}`,
-	} {
+	api.Apps["an environment of 100 kB"] = `{"spec":{"image":"tool:1","env":{"A":"` + strings.Repeat("x", 100<<10) + `"}}}`
+	for what, body := range api.Apps {
 		got := a.ask(t, ownerA, http.MethodPut, apps+"odd", body)
 		a.s.record(t, attempt{What: "apps.put: " + what, From: ownerA, Want: "4xx", Got: got.String(), Blocked: got.status >= 400 && got.status < 500})
 	}

@@ -98,9 +98,8 @@ func (a *asker) namesInBodies(t *testing.T, marks []string) {
 	if !a.s.control(t, "an app of A's own image is ready", err) {
 		return
 	}
-	registry := a.s.RegistryAddress()
-	for i, image := range []string{"acme/web/hello:1", "../web/hello:1", "../../acme/web/hello:1", registry + "/acme/web/hello:1", registry + "/beta/ops/../../acme/web/hello:1", registry + "/ACME/web/hello:1", strings.ToUpper(registry) + "/acme/web/hello:1",
-		"multipaas.internal/acme/web/hello:1", "hello:1", "tool@" + digest, "tool:1@" + digest, registry + "/beta/ops/tool@" + digest, "https://" + registry + "/acme/web/hello:1", registry + "//acme/web/hello:1", "/acme/web/hello:1", registry + "/acme/web/hello:1\n"} {
+	names := append(a.s.registryNames(), "digest", strings.TrimPrefix(digest, "sha256:"))
+	for i, image := range rows[apiRows](t, "api.yaml", names...).Images {
 		name := fmt.Sprintf("thief-%d", i)
 		body, _ := json.Marshal(map[string]any{"spec": map[string]any{"image": image, "instances": 1}})
 		got, state, ran := app(name, string(body))

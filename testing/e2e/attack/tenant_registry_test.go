@@ -73,8 +73,9 @@ func testRegistry(t *testing.T, s *suite) {
 	}
 	// Tokens for more than one may have.
 	wide := map[string]string{"no token": "", "A's token": own, "a session": a.tokens[ownerA]}
-	for _, scope := range []string{"repository:acme/web/tool:pull", "repository:acme/web/tool:*", "repository:acme/*:pull", "repository:*:pull", "repository:beta/ops/../../acme/web/tool:pull", "repository:beta/ops/tool:pull repository:acme/web/tool:pull",
-		"registry:catalog:*", "repository(plugin):acme/web/tool:pull", "repository:ACME/web/tool:pull"} {
+	names := append(s.registryNames(), "digest", digest[len("sha256:"):], "digestB", digestB, "mine", mine.body)
+	rows := rows[registryRows](t, "registry.yaml", names...)
+	for _, scope := range rows.Scopes {
 		wide["a token for "+scope] = grant(strings.Split(scope, " ")...)
 	}
 	if j, err := parseJWT(own); err != nil {
@@ -94,25 +95,16 @@ func testRegistry(t *testing.T, s *suite) {
 		refused("list all repositories with "+what, a.bearer(t, token, http.MethodGet, base+"_catalog", ""))
 	}
 	all := wide["a token for repository:acme/web/tool:*"]
-	for _, r := range []struct{ method, path, body string }{
-		{http.MethodGet, "acme/web/tool/tags/list", ""}, {http.MethodGet, "acme/web/tool/manifests/" + digestB, ""}, {http.MethodHead, "acme/web/tool/manifests/1", ""},
-		{http.MethodGet, "acme/web/tool/referrers/" + digestB, ""}, {http.MethodDelete, "acme/web/tool/manifests/" + digestB, ""}, {http.MethodDelete, "acme/web/tool/manifests/1", ""},
-		{http.MethodDelete, "acme/web/tool/blobs/" + digest, ""}, {http.MethodPut, "acme/web/tool/manifests/1", mine.body}, {http.MethodPost, "acme/web/tool/blobs/uploads/", ""},
-		{http.MethodPost, "acme/web/new/blobs/uploads/", ""}, {http.MethodGet, "beta/ops/tool/../../../acme/web/tool/manifests/1", ""}, {http.MethodGet, "beta/ops/..%2f..%2facme/web/tool/manifests/1", ""},
-		{http.MethodGet, "beta/ops/tool/manifests/..%2f..%2f..%2f..%2facme%2fweb%2ftool%2fmanifests%2f1", ""}, {http.MethodGet, "beta/ops/tool/blobs/sha256:..%2f..%2f" + digest[7:], ""},
-		{http.MethodGet, "beta/ops%2f..%2f..%2facme/web/tool/manifests/1", ""}, {http.MethodGet, "acme%2Fweb%2Ftool/manifests/1", ""}, {http.MethodGet, "ACME/web/tool/manifests/1", ""},
-		{http.MethodGet, "beta/ops/tool/blobs/" + digest, ""}, {http.MethodHead, "beta/ops/tool/blobs/" + digest, ""}, {http.MethodGet, "beta/ops/tool/manifests/" + digestB + "x", ""},
-		{http.MethodGet, "library/nginx/manifests/1?ns=127.0.0.1:2379", ""}, {http.MethodGet, "library/nginx/manifests/1?ns=169.254.169.254", ""}, {http.MethodGet, "x/y/manifests/1?ns=" + url.QueryEscape(s.RegistryAddress()) + "%2f..", ""},
-	} {
+	for _, r := range rows.Requests {
 		for what, token := range map[string]string{"A's token": own, "a token that was asked for B's": all} {
-			refused(r.method+" "+r.path+" with "+what, a.bearer(t, token, r.method, base+r.path, r.body, "Content-Type", "application/vnd.oci.image.manifest.v1+json"))
+			refused(r.Method+" "+r.Path+" with "+what, a.bearer(t, token, r.Method, base+r.Path, r.Body, "Content-Type", "application/vnd.oci.image.manifest.v1+json"))
 		}
 	}
-	for _, name := range []string{"acme/web/shop", "acme/web/shop, beta/ops/box", "../acme/web/shop", "beta/ops/box"} {
+	for _, name := range rows.Workspaces {
 		refused("X-Multipaas-Workspace: "+name+" without a node's certificate", a.bearer(t, "", http.MethodGet, base+"acme/web/tool/manifests/1", "", "X-Multipaas-Workspace", name))
 	}
-	s.mounts(t, a, base, own, digest, string(data), upload)
-	s.manifests(t, a, base, own, digest, digestB)
+	s.mounts(t, a, rows, base, own, digest, string(data), upload)
+	s.manifests(t, a, rows, base, own, digest, digestB)
 }
 
 func basic(user, word string) string {
@@ -133,7 +125,7 @@ func join(base, location string) string {
 }
 
 // mounts takes B's blob into A's repository, and A's upload into B's.
-func (s *suite) mounts(t *testing.T, a *asker, base, own, digest, data string, upload func(token, repository, digest, content string) answer) {
+func (s *suite) mounts(t *testing.T, a *asker, rows registryRows, base, own, digest, data string, upload func(token, repository, digest, content string) answer) {
 	record := func(what string, got answer, blocked bool) {
 		t.Helper()
 		s.record(t, attempt{What: what, From: ownerA, Want: "B's blob is not in A's repository", Got: got.String(), Blocked: blocked})
@@ -141,8 +133,7 @@ func (s *suite) mounts(t *testing.T, a *asker, base, own, digest, data string, u
 	has := func() bool {
 		return a.bearer(t, own, http.MethodHead, base+"beta/ops/tool/blobs/"+digest, "").status == http.StatusOK
 	}
-	for _, q := range []string{"mount=" + digest + "&from=acme/web/tool", "mount=" + digest, "mount=" + digest + "&from=beta/ops/tool&from=acme/web/tool", "from=acme%2Fweb%2Ftool&mount=" + digest,
-		"mount=" + digest + "&from=beta/ops/../../acme/web/tool", "mount=" + digest + "&from=", "mount=" + digest + "&from=acme/web/tool;x", "MOUNT=" + digest + "&FROM=acme/web/tool", "mount=" + digest + "&from=acme/web/tool%00"} {
+	for _, q := range rows.Mounts {
 		got := a.bearer(t, own, http.MethodPost, base+"beta/ops/tool/blobs/uploads/?"+q, "")
 		record("mount by "+q, got, got.status != http.StatusCreated && !has())
 	}
@@ -174,7 +165,7 @@ func (s *suite) mounts(t *testing.T, a *asker, base, own, digest, data string, u
 }
 
 // manifests puts manifests that name what A does not have, or too much.
-func (s *suite) manifests(t *testing.T, a *asker, base, own, digest, digestB string) {
+func (s *suite) manifests(t *testing.T, a *asker, rows registryRows, base, own, digest, digestB string) {
 	const oci = "application/vnd.oci.image.manifest.v1+json"
 	part := func(digest string, extra string) string {
 		return fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"%s","size":10%s}`, digest, extra)
@@ -199,11 +190,11 @@ func (s *suite) manifests(t *testing.T, a *asker, base, own, digest, digestB str
 		}
 		s.record(t, attempt{What: "put a manifest with " + what, From: ownerA, Want: "4xx", Got: got.String(), Blocked: got.status >= 400 && got.status < 500})
 	}
-	for _, tag := range []string{"..", "a%2Fb", strings.Repeat("a", 200), "%00", "-x", "a:b"} {
+	for _, tag := range append(rows.Tags, strings.Repeat("a", 200)) {
 		got := a.bearer(t, own, http.MethodPut, base+"beta/ops/tool/manifests/"+strings.ReplaceAll(tag, "..", "%2e%2e"), "{}", "Content-Type", oci)
 		s.record(t, attempt{What: "put a manifest under the tag " + tag, From: ownerA, Want: "4xx", Got: got.String(), Blocked: got.status >= 400 && got.status < 500})
 	}
-	for _, name := range []string{"beta/ops/..", "beta/other/x", "beta/ops", "beta", "a/b/c/d/e", "beta/ops/_uploads", "beta/ops/x/_layers", "beta/-/x", "beta/ops/" + strings.Repeat("x", 300), "beta/ops/%e2%80%a5/x"} {
+	for _, name := range append(rows.Repositories, "beta/ops/"+strings.Repeat("x", 300)) {
 		got := a.bearer(t, own, http.MethodPost, base+strings.ReplaceAll(name, "..", "%2e%2e")+"/blobs/uploads/", "")
 		s.record(t, attempt{What: "push to the repository " + name, From: ownerA, Want: "4xx", Got: got.String(), Blocked: got.status >= 400 && got.status < 500})
 	}
