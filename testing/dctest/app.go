@@ -47,7 +47,7 @@ func (d *Datacenter) Hello(ctx context.Context, c *http.Client) (string, error) 
 func (d *Datacenter) Answers(t testing.TB) {
 	t.Helper()
 	c := d.Client()
-	wait.For(t, Patience, "the app answers", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "the app answers", func(ctx context.Context) error {
 		_, err := d.Hello(ctx, c)
 		return err
 	})
@@ -56,7 +56,7 @@ func (d *Datacenter) Answers(t testing.TB) {
 // NodesReady waits until acme/web/shop has n Ready nodes.
 func (d *Datacenter) NodesReady(t testing.TB, n int) {
 	t.Helper()
-	wait.For(t, Patience, "the nodes are Ready", func(context.Context) error {
+	wait.For(t, wait.Patience, "the nodes are Ready", func(context.Context) error {
 		r := d.Kube(t, d.Kubeconfig(), "", "get", "nodes", "-o", `jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status}{" "}{end}`)
 		if got := strings.TrimSpace(r.Out); got != strings.TrimSpace(strings.Repeat("True ", n)) {
 			return fmt.Errorf("those that are Ready: %q %s", got, r.Err)

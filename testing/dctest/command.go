@@ -26,7 +26,7 @@ func (r Result) String() string {
 
 // patience is for one command, not for a test: what waits for the platform says
 // --timeout itself.
-const patience = 3 * time.Minute
+const patience = 6 * time.Minute
 
 func Run(t testing.TB, env []string, stdin string, args ...string) Result {
 	t.Helper()
@@ -84,8 +84,3 @@ func (d *Datacenter) Apply(t testing.TB, manifests string) {
 		t.Fatal(r)
 	}
 }
-
-// Patience is for one step of an operation on a machine that does ten other
-// things; on an idle one most take less than a second, a plane five. It costs nothing
-// where all is well.
-const Patience = 4 * time.Minute

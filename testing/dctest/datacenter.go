@@ -208,7 +208,7 @@ func (d *Datacenter) Box(t testing.TB) string {
 	if _, err := os.Stat(file); err == nil {
 		return file
 	}
-	wait.For(t, 3*time.Minute, "workspace box is Ready", func(context.Context) error {
+	wait.For(t, wait.Patience, "workspace box is Ready", func(context.Context) error {
 		r := d.MP(t, Rival, "ws", "show", "box", "-o", "json")
 		var ws struct{ Status struct{ Phase string } }
 		if err := json.Unmarshal([]byte(r.Out), &ws); err != nil {

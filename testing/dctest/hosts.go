@@ -19,7 +19,7 @@ import (
 // PartsReady waits until a host's appliance says that all its parts are ready.
 func (d *Datacenter) PartsReady(t testing.TB, h *lab.Host) {
 	t.Helper()
-	wait.For(t, Patience, h.Name()+" is ready", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, h.Name()+" is ready", func(ctx context.Context) error {
 		st, err := status.Fetch(ctx, h.Root("run", "multipaas", "status.sock"))
 		if err == nil && len(st.Ready()) > 0 {
 			err = errors.New(strings.Join(st.Ready(), "; "))

@@ -41,7 +41,7 @@ func (d *Datacenter) Inventories(ctx context.Context) (map[string]inventory.Inve
 // MustInventories waits until all hosts can be looked at.
 func (d *Datacenter) MustInventories(t testing.TB) (all map[string]inventory.Inventory) {
 	t.Helper()
-	wait.For(t, time.Minute, "the inventory of every host", func(ctx context.Context) (err error) {
+	wait.For(t, wait.Patience, "the inventory of every host", func(ctx context.Context) (err error) {
 		all, err = d.Inventories(ctx)
 		return err
 	})

@@ -57,7 +57,7 @@ func (d *Datacenter) Probe(t testing.TB) []Pod {
 	t.Helper()
 	d.PushProbe(t)
 	d.Apply(t, ProbeManifest(d.ProbeImage("acme/web")))
-	d.Kubectl(t, "rollout", "status", "daemonset/probe", "--timeout", "90s")
+	d.Kubectl(t, "rollout", "status", "daemonset/probe", "--timeout", "5m")
 	var all []Pod
 	for _, p := range d.Pods(t, "app=probe") {
 		all = append(all, p)

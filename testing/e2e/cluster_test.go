@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/multipaas/multipaas/appliance/pki"
-	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/wait"
 )
 
@@ -56,7 +54,7 @@ webhooks:
   timeoutSeconds: 5
 `, base64.StdEncoding.EncodeToString(ca.certPEM)))
 		defer d.Kubectl(t, "delete", "mutatingwebhookconfiguration", "probe")
-		wait.For(t, 30*time.Second, "the webhook is asked", func(context.Context) error {
+		wait.For(t, wait.Patience, "the webhook is asked", func(context.Context) error {
 			r := d.Kube(t, d.Kubeconfig(), `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"generateName":"hooked-","labels":{"probe":"yes"}}}`,
 				"create", "-f", "-", "--dry-run=server", "-o", `jsonpath={.metadata.labels.probe\.multipaas\.test/seen}`)
 			if r.Code != 0 || r.Out != "yes" {
@@ -80,9 +78,9 @@ spec:
   service: {name: apiserver, namespace: default, port: 443}
 `, base64.StdEncoding.EncodeToString(ca.certPEM)))
 		defer d.Kubectl(t, "delete", "apiservice", "v1.probe.multipaas.test")
-		d.Kubectl(t, "wait", "apiservice/v1.probe.multipaas.test", "--for=condition=Available", "--timeout=60s")
+		d.Kubectl(t, "wait", "apiservice/v1.probe.multipaas.test", "--for=condition=Available", "--timeout=5m")
 		// The proxy hears of a group a moment after it is Available.
-		wait.For(t, dctest.Patience, "the API in the pod answers an EchoList with who asks", func(context.Context) error {
+		wait.For(t, wait.Patience, "the API in the pod answers an EchoList with who asks", func(context.Context) error {
 			if r := d.Kube(t, d.Kubeconfig(), "", "get", "--raw", "/apis/probe.multipaas.test/v1/echoes"); !strings.Contains(r.Out, `"EchoList"`) || !strings.Contains(r.Out, "owner@acme.example") {
 				return errors.New(r.String())
 			}
@@ -142,7 +140,7 @@ spec:
     volumeMounts: [{name: tls, mountPath: /tls}]
   volumes: [{name: tls, secret: {secretName: MODE-tls}}]
 `))
-	d.Kubectl(t, "wait", "pod/"+mode, "--for=condition=Ready", "--timeout=60s")
+	d.Kubectl(t, "wait", "pod/"+mode, "--for=condition=Ready", "--timeout=5m")
 }
 
 // podSecurity tries pods that would take over their machine.
@@ -180,13 +178,13 @@ func (d *suite) podSecurity(t *testing.T) {
 		t.Errorf("the tenant lifts it himself: %s; want exit 6", r)
 	}
 	set := func(level string) {
-		d.Must(t, admin, "ws", "set", "shop", "--account", "acme", "--organization", "web", "--pod-security", level, "--timeout", "1m")
+		d.Must(t, admin, "ws", "set", "shop", "--account", "acme", "--organization", "web", "--pod-security", level, "--timeout", "5m")
 	}
 	set("privileged")
-	wait.For(t, dctest.Patience, "privileged pods are taken", func(context.Context) error { return try(true) })
+	wait.For(t, wait.Patience, "privileged pods are taken", func(context.Context) error { return try(true) })
 	if got := d.Must(t, owner, "ws", "show", "shop", "-o", "yaml"); !strings.Contains(got, "privileged") {
 		t.Errorf("ws show does not say that it was lifted:\n%s", got)
 	}
 	set("baseline")
-	wait.For(t, dctest.Patience, "they are refused again", func(context.Context) error { return try(false) })
+	wait.For(t, wait.Patience, "they are refused again", func(context.Context) error { return try(false) })
 }

@@ -34,12 +34,12 @@ func testDelete(t *testing.T, d *suite) {
 	box, shop := id(rival, "box"), id(owner, "shop")
 
 	t.Run("app", func(t *testing.T) {
-		d.Must(t, owner, "apps", "delete", "hello", "--yes", "--timeout", "2m")
+		d.Must(t, owner, "apps", "delete", "hello", "--yes", "--timeout", "5m")
 		if got := d.Kubectl(t, "get", "deploy,service,pods", "-A", "-o", "name"); strings.Contains(got, "hello") {
 			t.Errorf("left in the cluster:\n%s", got)
 		}
 		c := d.Client()
-		wait.For(t, 10*time.Second, "its host name is nobody's", func(ctx context.Context) error {
+		wait.For(t, wait.Patience, "its host name is nobody's", func(ctx context.Context) error {
 			if _, err := d.Hello(ctx, c); err == nil {
 				return errors.New("it answers")
 			}
@@ -60,8 +60,8 @@ func testDelete(t *testing.T, d *suite) {
 	})
 	t.Run("workspaces", func(t *testing.T) {
 		d.Must(t, rival, "ws", "delete", "box", "--yes", "--no-wait")
-		d.Must(t, owner, "ws", "delete", "shop", "--yes", "--timeout", "3m")
-		wait.For(t, 2*time.Minute, "box is gone", func(context.Context) error {
+		d.Must(t, owner, "ws", "delete", "shop", "--yes", "--timeout", "5m")
+		wait.For(t, wait.Patience, "box is gone", func(context.Context) error {
 			if r := d.MP(t, rival, "ws", "show", "box"); r.Code != exitNotFound {
 				return errors.New(r.String())
 			}
@@ -93,7 +93,7 @@ func testDelete(t *testing.T, d *suite) {
 		if got := strings.TrimSpace(d.Must(t, admin, "accounts", "list", "-o", "name")); got != "" {
 			t.Errorf("accounts are left: %q", got)
 		}
-		wait.For(t, 30*time.Second, "no repository is left", func(context.Context) error {
+		wait.For(t, wait.Patience, "no repository is left", func(context.Context) error {
 			return filepath.WalkDir(d.Server.Data("registry"), func(path string, _ fs.DirEntry, err error) error {
 				if err != nil && !errors.Is(err, fs.ErrNotExist) {
 					return err

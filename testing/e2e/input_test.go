@@ -94,7 +94,7 @@ func testInput(t *testing.T, d *suite) {
 		// An app that does not listen where it says.
 		d.PushProbe(t)
 		r := d.MP(t, owner, "apps", "deploy", "deaf", "--image", "probe:1", "--port", "9", "--no-route", "--timeout", "3s")
-		defer d.Must(t, owner, "apps", "delete", "deaf", "--yes", "--timeout", "1m")
+		defer d.Must(t, owner, "apps", "delete", "deaf", "--yes", "--timeout", "5m")
 		if r.Code != exitTimeout || strings.TrimSpace(r.Err) == "" {
 			t.Errorf("%s; want exit %d", r, exitTimeout)
 		}

@@ -25,7 +25,7 @@ func testIsolation(t *testing.T, d *suite) {
 	if r := d.Kube(t, box, dctest.ProbeManifest(d.ProbeImage("beta/ops")), "apply", "-f", "-"); r.Code != 0 {
 		t.Fatal(r)
 	}
-	if r := d.Kube(t, box, "", "rollout", "status", "daemonset/probe", "--timeout", "90s"); r.Code != 0 {
+	if r := d.Kube(t, box, "", "rollout", "status", "daemonset/probe", "--timeout", "5m"); r.Code != 0 {
 		t.Fatal(r)
 	}
 	boxPod := strings.TrimSpace(d.Kube(t, box, "", "get", "pods", "-l", "app=probe", "-o", "jsonpath={.items[0].metadata.name}").Out)

@@ -76,7 +76,7 @@ func testJoin(t *testing.T, d *suite) {
 			t.Fatal(err)
 		}
 		d.PartsReady(t, h)
-		wait.For(t, 20*time.Second, "node3 is Ready", func(context.Context) error {
+		wait.For(t, wait.Patience, "node3 is Ready", func(context.Context) error {
 			if got := d.NodeStates(t)["node3"]; got != "Ready" {
 				return fmt.Errorf("it is %q", got)
 			}
@@ -103,7 +103,7 @@ func testJoin(t *testing.T, d *suite) {
 		for _, n := range d.Nodes {
 			d.Must(t, admin, "nodes", "cordon", n.Name())
 		}
-		r := d.MP(t, rival, "cluster", "scale", "box", "--machines", "2", "--timeout", "2m")
+		r := d.MP(t, rival, "cluster", "scale", "box", "--machines", "2", "--timeout", "5m")
 		for _, n := range d.Nodes {
 			d.Must(t, admin, "nodes", "uncordon", n.Name())
 		}
@@ -113,26 +113,26 @@ func testJoin(t *testing.T, d *suite) {
 		if out, err := os.ReadDir(h.Data("machines")); err != nil || len(out) == 0 {
 			t.Errorf("no machine on node3: %v %v", out, err)
 		}
-		d.Must(t, admin, "nodes", "remove", "node3", "--yes", "--timeout", "3m")
+		d.Must(t, admin, "nodes", "remove", "node3", "--yes", "--timeout", "5m")
 		d.ended(t, h)
 		nothingLeft(t, h)
 		// The node is out of the platform once its machine is away; the one in its
 		// place comes up meanwhile.
-		wait.For(t, 2*time.Minute, "box has two Ready nodes", func(context.Context) error {
+		wait.For(t, wait.Patience, "box has two Ready nodes", func(context.Context) error {
 			got := d.Must(t, rival, "cluster", "list-nodes", "box", "--no-headers")
 			if n := strings.Count(got, " yes "); n != 2 {
 				return fmt.Errorf("it has\n%s", got)
 			}
 			return nil
 		})
-		d.Must(t, rival, "cluster", "scale", "box", "--machines", "1", "--timeout", "2m")
+		d.Must(t, rival, "cluster", "scale", "box", "--machines", "1", "--timeout", "5m")
 	})
 }
 
 // ended waits until the appliance of a host has ended well.
 func (d *suite) ended(t *testing.T, h *lab.Host) {
 	t.Helper()
-	wait.For(t, time.Minute, "the appliance of "+h.Name()+" ends", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "the appliance of "+h.Name()+" ends", func(ctx context.Context) error {
 		services, err := h.Services(ctx)
 		if err != nil {
 			return err
@@ -153,7 +153,7 @@ func (d *suite) ended(t *testing.T, h *lab.Host) {
 // a network with the next state that it hears of.
 func nothingLeft(t *testing.T, h *lab.Host) {
 	t.Helper()
-	wait.For(t, time.Minute, h.Name()+" has nothing left", func(ctx context.Context) error { return leftovers(ctx, h) })
+	wait.For(t, wait.Patience, h.Name()+" has nothing left", func(ctx context.Context) error { return leftovers(ctx, h) })
 }
 
 // leftovers finds what workspaces have left on a host that has none any more.

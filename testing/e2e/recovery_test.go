@@ -35,7 +35,7 @@ func testRecovery(t *testing.T, d *suite) {
 		for pid := range d.Processes(t, d.Server, "kube plane --config") {
 			d.Kill(t, d.Server, pid)
 		}
-		wait.For(t, dctest.Patience, "the API is back", func(context.Context) error {
+		wait.For(t, wait.Patience, "the API is back", func(context.Context) error {
 			r := d.Kube(t, d.Kubeconfig(), "", "get", "configmap", "remember", "-o", "jsonpath={.data.what}")
 			if r.Code != 0 || r.Out != "this" {
 				return errors.New(r.String())
@@ -58,7 +58,7 @@ func testRecovery(t *testing.T, d *suite) {
 		for pid := range old {
 			d.Kill(t, h, pid)
 		}
-		wait.For(t, dctest.Patience, "they run again", func(context.Context) error {
+		wait.For(t, wait.Patience, "they run again", func(context.Context) error {
 			now := both()
 			for pid := range old {
 				if len(now) != len(old) || now[pid] != "" {
@@ -117,7 +117,7 @@ func testRecovery(t *testing.T, d *suite) {
 		d.PartsReady(t, h)
 		// Kubernetes takes a node for Ready long after it was gone: what counts is
 		// that its pod has been started anew.
-		wait.For(t, dctest.Patience, "the machine's pod runs again", func(context.Context) error {
+		wait.For(t, wait.Patience, "the machine's pod runs again", func(context.Context) error {
 			for name, p := range d.Pods(t, "app=probe") {
 				if old := before[name]; p.Restarts > old.Restarts && p.ContainerID != old.ContainerID {
 					return nil
@@ -130,7 +130,7 @@ func testRecovery(t *testing.T, d *suite) {
 		if got := d.Kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name} {.status.addresses[0].address}{"\n"}{end}`); got != addresses {
 			t.Errorf("nodes are\n%s\nwere\n%s", got, addresses)
 		}
-		d.Kubectl(t, "rollout", "status", "deploy/hello", "--timeout", "90s")
+		d.Kubectl(t, "rollout", "status", "deploy/hello", "--timeout", "5m")
 	})
 }
 
@@ -146,7 +146,7 @@ func (d *suite) serves(t *testing.T) {
 func (d *suite) kubelets(t *testing.T) {
 	t.Helper()
 	for name := range d.Pods(t, "app=probe") {
-		wait.For(t, dctest.Patience, "commands run in "+name, func(context.Context) error {
+		wait.For(t, wait.Patience, "commands run in "+name, func(context.Context) error {
 			r := d.Kube(t, d.Kubeconfig(), "", "exec", name, "--", "/probe", "try", "http:http://probe.default/healthz")
 			if r.Code != 0 || !strings.Contains(r.Out, "open 200") {
 				return errors.New(r.String())
@@ -195,7 +195,7 @@ func (d *suite) instanceGoes(t *testing.T) {
 	}
 	d.Kubectl(t, "delete", "pod", pods[0], "--wait=false")
 	deleted := time.Now()
-	d.Kubectl(t, "rollout", "status", "deploy/hello", "--timeout", "60s")
+	d.Kubectl(t, "rollout", "status", "deploy/hello", "--timeout", "5m")
 	cancel()
 	wg.Wait()
 	if len(failures) > 0 {
@@ -211,7 +211,7 @@ func (d *suite) instanceGoes(t *testing.T) {
 func (d *suite) gone(t *testing.T, h *lab.Host) {
 	t.Helper()
 	before := -1
-	wait.For(t, dctest.Patience, h.Name()+" starts again", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, h.Name()+" starts again", func(ctx context.Context) error {
 		services, err := h.Services(ctx)
 		if err != nil {
 			return err

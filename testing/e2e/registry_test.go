@@ -68,12 +68,12 @@ func testRegistry(t *testing.T, d *suite) {
 		}
 	})
 	t.Run("deploy", func(t *testing.T) {
-		d.Must(t, owner, "apps", "deploy", "probe2", "--image", "probe:1", "--port", "8080", "--no-route", "--timeout", "2m")
-		d.Must(t, owner, "apps", "delete", "probe2", "--yes", "--timeout", "2m")
+		d.Must(t, owner, "apps", "deploy", "probe2", "--image", "probe:1", "--port", "8080", "--no-route", "--timeout", "5m")
+		d.Must(t, owner, "apps", "delete", "probe2", "--yes", "--timeout", "5m")
 	})
 	t.Run("no such image", func(t *testing.T) {
 		for _, image := range []string{"nothing:1", "probe:none", "registry.invalid/x/y:1"} {
-			r := d.MP(t, owner, "apps", "deploy", "ghost", "--image", image, "--port", "8080", "--timeout", "1m")
+			r := d.MP(t, owner, "apps", "deploy", "ghost", "--image", image, "--port", "8080", "--timeout", "5m")
 			if r.Code != 1 && r.Code != 3 || !strings.Contains(r.Err, image) {
 				t.Errorf("%s; want exit 1 or 3 and a sentence with the image", r)
 			}
@@ -83,8 +83,8 @@ func testRegistry(t *testing.T, d *suite) {
 			t.Errorf("left in the cluster:\n%s", got)
 		}
 		// The mistake can be put right.
-		d.Must(t, owner, "apps", "deploy", "ghost", "--image", "probe:1", "--port", "8080", "--timeout", "1m")
-		d.Must(t, owner, "apps", "delete", "ghost", "--yes", "--timeout", "1m")
+		d.Must(t, owner, "apps", "deploy", "ghost", "--image", "probe:1", "--port", "8080", "--timeout", "5m")
+		d.Must(t, owner, "apps", "delete", "ghost", "--yes", "--timeout", "5m")
 	})
 	t.Run("unknown registry", func(t *testing.T) {
 		// containerd asks by HEAD, whose answer has no room for our sentence.
@@ -108,7 +108,7 @@ func (d *suite) pullFails(t *testing.T, podName, image string) (message string) 
 	t.Helper()
 	d.Kubectl(t, "run", podName, "--image", image, "--restart", "Never")
 	defer d.Kubectl(t, "delete", "pod", podName, "--now", "--wait=false")
-	wait.For(t, 30*time.Second, "the pull of "+image+" fails", func(context.Context) error {
+	wait.For(t, wait.Patience, "the pull of "+image+" fails", func(context.Context) error {
 		message = d.Kubectl(t, "get", "pod", podName, "-o", "jsonpath={.status.containerStatuses[0].state.waiting.reason} {.status.containerStatuses[0].state.waiting.message}")
 		if !strings.HasPrefix(message, "ErrImagePull") {
 			return fmt.Errorf("it says %q", message)
@@ -191,7 +191,7 @@ func (d *suite) testUpstream(t *testing.T) {
 		d.Apply(t, fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":%q},"spec":{"nodeName":%q,"terminationGracePeriodSeconds":0,
 			"containers":[{"name":"c","image":%q,"imagePullPolicy":"Always"}]}}`, name, node, image))
 		defer d.Kubectl(t, "delete", "pod", name, "--now", "--wait=false")
-		d.Kubectl(t, "wait", "pod", name, "--for=condition=Ready", "--timeout=60s")
+		d.Kubectl(t, "wait", "pod", name, "--for=condition=Ready", "--timeout=5m")
 	}
 	pull(t, "pulled-"+nodes[0], nodes[0])
 	if err := u.server.Close(); err != nil {

@@ -21,6 +21,10 @@ type TB interface {
 	Fatalf(format string, args ...any)
 }
 
+// Patience is for one step of an operation on a machine that does ten other
+// things; on an idle one most take less than a second, a plane five.
+const Patience = 4 * time.Minute
+
 // The pause between two questions is as long as the answer took, so that what is
 // asked has half of a busy machine for itself; within these bounds.
 const (

@@ -96,7 +96,7 @@ func testAdmission(t *testing.T, s *suite) {
 	const dry = "?dryRun=All" // admission runs as ever; what passes is not kept
 	var r reply
 	var err error
-	wait.For(t, time.Minute, "namespace loose takes pods", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "namespace loose takes pods", func(ctx context.Context) error {
 		r = k.post(ctx, pods, podJSON(`"name":"plain"`, "", ""))
 		if r.code/100 != 2 && r.code != http.StatusConflict {
 			return errors.New(r.String())

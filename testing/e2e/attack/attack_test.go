@@ -88,14 +88,14 @@ func TestAttack(t *testing.T) {
 func (s *suite) setUp(t *testing.T) {
 	t.Helper()
 	_, s.tool = s.PushProgram(t, "tool", "./testing/e2e/attack/tool")
-	wait.For(t, 2*time.Minute, "B's tool is applied", func(context.Context) error {
+	wait.For(t, wait.Patience, "B's tool is applied", func(context.Context) error {
 		if r := s.Kube(t, s.Kubeconfig(), toolManifest(s.Image("acme/web", "tool")), "apply", "-f", "-"); r.Code != 0 {
 			return errors.New(r.String())
 		}
 		return nil
 	})
 	s.box = s.Box(t)
-	wait.For(t, 2*time.Minute, "A's tool is applied", func(context.Context) error {
+	wait.For(t, wait.Patience, "A's tool is applied", func(context.Context) error {
 		if r := s.Kube(t, s.box, toolManifest(s.Image("beta/ops", "tool")), "apply", "-f", "-"); r.Code != 0 {
 			return errors.New(r.String())
 		}
@@ -111,7 +111,7 @@ func (s *suite) setUp(t *testing.T) {
 // toolPods waits until the tool runs on all machines of a workspace.
 func (s *suite) toolPods(t *testing.T, kubeconfig string) []pod {
 	t.Helper()
-	if r := s.Kube(t, kubeconfig, "", "rollout", "status", "daemonset/tool", "--timeout", "150s"); r.Code != 0 {
+	if r := s.Kube(t, kubeconfig, "", "rollout", "status", "daemonset/tool", "--timeout", "5m"); r.Code != 0 {
 		t.Fatal(r)
 	}
 	r := s.Kube(t, kubeconfig, "", "get", "pods", "-l", "app=tool", "-o",

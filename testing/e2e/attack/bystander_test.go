@@ -105,7 +105,7 @@ func (s *suite) newBystander(t *testing.T) *bystander {
 			return err
 		}},
 	}}
-	wait.For(t, time.Minute, "B and the platform are well", func(ctx context.Context) (err error) {
+	wait.For(t, wait.Patience, "B and the platform are well", func(ctx context.Context) (err error) {
 		for _, a := range b.asks {
 			if err := a.do(ctx); err != nil {
 				return fmt.Errorf("%s: %w", a.what, err)

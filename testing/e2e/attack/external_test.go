@@ -52,7 +52,7 @@ func testExternal(t *testing.T, s *suite) {
 	// Another pod of A's asks, on the same machine: the Services lead to the first.
 	k.must(t, "/api/v1/namespaces/default/pods", fmt.Sprintf(`{"metadata":{"name":"asker"},"spec":{"terminationGracePeriodSeconds":0,"nodeName":%q,"containers":[{"name":"c","image":%q,"args":["wait"],
 		"readinessProbe":{"httpGet":{"port":8080,"path":"/healthz"},"periodSeconds":1}}]}}`, s.attacker.node, s.Image("beta/ops", "tool")))
-	if r := s.Kube(t, s.box, "", "wait", "--for=condition=Ready", "pod/asker", "--timeout=60s"); r.Code != 0 {
+	if r := s.Kube(t, s.box, "", "wait", "--for=condition=Ready", "pod/asker", "--timeout=5m"); r.Code != 0 {
 		t.Fatal(r)
 	}
 	asker := pod{kubeconfig: s.box, name: "asker", node: s.attacker.node}
@@ -83,7 +83,7 @@ func testExternal(t *testing.T, s *suite) {
 		ctx := context.WithoutCancel(t.Context())
 		k.do(ctx, http.MethodDelete, services+"?labelSelector=claim%3Dyes", "", "")
 		// What follows needs the link-local registry of A's machine.
-		wait.For(t, time.Minute, "A's machine has its registry back", func(context.Context) error {
+		wait.For(t, wait.Patience, "A's machine has its registry back", func(context.Context) error {
 			if got := s.asks(t, asker, "http://169.254.20.10:5000/who")["http://169.254.20.10:5000/who"]; strings.Contains(got, s.attacker.name) {
 				return errors.New(got)
 			}
@@ -95,7 +95,7 @@ func testExternal(t *testing.T, s *suite) {
 	withdraw := func() {
 		ctx := context.WithoutCancel(t.Context())
 		k.do(ctx, http.MethodDelete, services+"?labelSelector=claim%3Dyes", "", "")
-		wait.For(t, time.Minute, "A's claims are gone", func(ctx context.Context) error {
+		wait.For(t, wait.Patience, "A's claims are gone", func(ctx context.Context) error {
 			var left struct{ Items []any }
 			if err := k.read(ctx, services+"?labelSelector=claim%3Dyes", &left); err != nil || len(left.Items) > 0 {
 				return fmt.Errorf("%d are left: %v", len(left.Items), err)

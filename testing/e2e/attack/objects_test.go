@@ -29,7 +29,7 @@ func (w *waste) objects(t *testing.T) {
 	k.must(t, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", `{"metadata":{"name":"blobs.attack.test"},"spec":{"group":"attack.test","scope":"Namespaced",
 		"names":{"plural":"blobs","singular":"blob","kind":"Blob"},"versions":[{"name":"v1","served":true,"storage":true,"schema":{"openAPIV3Schema":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}}]}}`)
 	const blobs = "/apis/attack.test/v1/namespaces/waste/blobs"
-	wait.For(t, time.Minute, "A's own kind is served", func(ctx context.Context) error { return k.do(ctx, http.MethodGet, blobs, "", "").good() })
+	wait.For(t, wait.Patience, "A's own kind is served", func(ctx context.Context) error { return k.do(ctx, http.MethodGet, blobs, "", "").good() })
 	blob := func(name, data string) string {
 		return fmt.Sprintf(`{"apiVersion":"attack.test/v1","kind":"Blob","metadata":{"name":%q},"data":%q}`, name, data)
 	}

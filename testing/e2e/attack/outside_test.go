@@ -25,7 +25,7 @@ import (
 func (w *waste) outside(t *testing.T) {
 	from := w.anotherAddress(t)
 	dialer := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
-	w.Must(t, dctest.Rival, "apps", "deploy", "never", "--image", "tool:1", "--port", "8080", "--timeout", "2m")
+	w.Must(t, dctest.Rival, "apps", "deploy", "never", "--image", "tool:1", "--port", "8080", "--timeout", "5m")
 	for _, port := range []struct {
 		number int
 		what   string
@@ -65,7 +65,7 @@ func (w *waste) outside(t *testing.T) {
 			Blocked: open.Load() > 0 && ended.Load() >= tries/2 && most <= 2000})
 	}
 	w.waiting(t, dialer)
-	w.Must(t, dctest.Rival, "apps", "delete", "never", "--yes", "--timeout", "2m")
+	w.Must(t, dctest.Rival, "apps", "delete", "never", "--yes", "--timeout", "5m")
 }
 
 // waiting has 1600 requests wait for A's own app, which never answers: over

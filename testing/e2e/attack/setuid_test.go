@@ -138,7 +138,7 @@ func testSetuid(t *testing.T, s *suite) {
 			name, s.attacker.node, s.Image("beta/ops", "granting"), context, somebody))
 	}
 	defer k.do(t.Context(), http.MethodDelete, "/api/v1/namespaces/setuid/pods?gracePeriodSeconds=0", "", "")
-	if r := s.Kube(t, s.box, "", "wait", "-n", "setuid", "--for=condition=Ready", "pod", "--all", "--timeout=120s"); r.Code != 0 {
+	if r := s.Kube(t, s.box, "", "wait", "-n", "setuid", "--for=condition=Ready", "pod", "--all", "--timeout=5m"); r.Code != 0 {
 		s.control(t, "the image runs", errors.New(r.String()))
 		return
 	}

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/multipaas/multipaas/testing/wait"
 )
@@ -49,7 +48,7 @@ func (s *suite) badWords(t *testing.T, k *kube) {
 		return k.post(t.Context(), pods, podJSON(`"name":"good"`, spec, container))
 	}
 	var err error
-	wait.For(t, time.Minute, "the namespace takes pods", func(context.Context) error { return good("", "").good() })
+	wait.For(t, wait.Patience, "the namespace takes pods", func(context.Context) error { return good("", "").good() })
 	for _, p := range [][2]string{{volumeOfOwn, mount(`"subPath":"a/b"`)}, {volumeOfOwn, `"env":[{"name":"A","value":"a"}],` + mount(`"subPathExpr":"$(A)"`)},
 		{`"volumes":[{"name":"v","configMap":{"name":"paths","items":[{"key":"a","path":"b/a"}]}}]`, mount("")},
 		{`"volumes":[{"name":"v","projected":{"sources":[{"secret":{"name":"paths","items":[{"key":"a","path":"a"}]}},{"serviceAccountToken":{"path":"t"}}]}}]`, mount("")}} {

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/multipaas/multipaas/testing/wait"
 )
@@ -65,7 +64,7 @@ func (a *asker) namesInBodies(t *testing.T, marks []string) {
 		if got.status >= 400 {
 			return got, "", false
 		}
-		wait.For(t, 2*time.Minute, "app "+name+" is decided", func(context.Context) error {
+		wait.For(t, wait.Patience, "app "+name+" is decided", func(context.Context) error {
 			state = a.ask(t, ownerA, http.MethodGet, path, "").body
 			var app struct {
 				Status struct {
@@ -83,7 +82,7 @@ func (a *asker) namesInBodies(t *testing.T, marks []string) {
 			return nil
 		})
 		a.ask(t, ownerA, http.MethodDelete, path, "")
-		wait.For(t, 2*time.Minute, "app "+name+" is gone", func(context.Context) error {
+		wait.For(t, wait.Patience, "app "+name+" is gone", func(context.Context) error {
 			if r := a.ask(t, ownerA, http.MethodGet, path, ""); r.status != http.StatusNotFound {
 				return errors.New(r.String())
 			}

@@ -19,12 +19,11 @@ import (
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/testing/datacenter"
-	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/lab"
 	"github.com/multipaas/multipaas/testing/wait"
 )
 
-const patience = dctest.Patience
+const patience = wait.Patience
 
 // operation is something that takes several steps in one process.
 type operation struct {

@@ -99,7 +99,7 @@ func testDoctor(t *testing.T, d *dctest.Datacenter) {
 		t.Error("after doctor --fix: ", l)
 	}
 	// And nothing that was wanted has gone.
-	wait.For(t, time.Minute, "all that was wanted is there", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "all that was wanted is there", func(ctx context.Context) error {
 		after, err := d.Inventories(ctx)
 		for host := range before {
 			for _, l := range inventory.Compare(after[host], before[host]) {
@@ -148,7 +148,7 @@ func plant(t *testing.T, h *lab.Host, p planted) {
 func named(t *testing.T, h *lab.Host, all []planted) {
 	t.Helper()
 	var r doctor.Report
-	wait.For(t, time.Minute, "doctor looks at "+h.Name(), func(ctx context.Context) (err error) {
+	wait.For(t, wait.Patience, "doctor looks at "+h.Name(), func(ctx context.Context) (err error) {
 		r, err = examine(ctx, h) // what goes while it looks is an error
 		return err
 	})

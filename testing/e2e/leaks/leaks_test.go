@@ -105,12 +105,12 @@ func round(t *testing.T, d *dctest.Datacenter, program v1.Image, n int) {
 	name := fmt.Sprintf("round%d", n)
 	// Each second one keeps its cluster in the platform's etcd, with a user there.
 	kind := []string{"etcd", "kine"}[n%2]
-	d.Must(t, datacenter.Owner, "ws", "create", name, "--machines", "2", "--cpu", "500m", "--memory", "1Gi", "--disk", "4Gi", "--datastore", kind, "--timeout", "170s")
+	d.Must(t, datacenter.Owner, "ws", "create", name, "--machines", "2", "--cpu", "500m", "--memory", "1Gi", "--disk", "4Gi", "--datastore", kind, "--timeout", "5m")
 	push(t, d, program, name)
-	d.Must(t, datacenter.Owner, "apps", "deploy", "leaf", "-w", name, "--image", name+":1", "--port", "8080", "--instances", "1", "--timeout", "170s")
+	d.Must(t, datacenter.Owner, "apps", "deploy", "leaf", "-w", name, "--image", name+":1", "--port", "8080", "--instances", "1", "--timeout", "5m")
 	client := d.Client()
 	host := "https://leaf." + name + ".web.acme." + datacenter.Domain + "/"
-	wait.For(t, 2*time.Minute, host+" answers", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, host+" answers", func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, host, nil)
 		if err != nil {
 			return err
@@ -126,8 +126,8 @@ func round(t *testing.T, d *dctest.Datacenter, program v1.Image, n int) {
 		}
 		return nil
 	})
-	d.Must(t, datacenter.Owner, "apps", "delete", "leaf", "-w", name, "--yes", "--timeout", "170s")
-	d.Must(t, datacenter.Owner, "ws", "delete", name, "--yes", "--timeout", "170s")
+	d.Must(t, datacenter.Owner, "apps", "delete", "leaf", "-w", name, "--yes", "--timeout", "5m")
+	d.Must(t, datacenter.Owner, "ws", "delete", name, "--yes", "--timeout", "5m")
 	d.Must(t, datacenter.Owner, "images", "delete", name, "--yes")
 	t.Logf("round %d (%s) took %s", n, kind, time.Since(began).Round(time.Second))
 }
@@ -161,7 +161,7 @@ func collectGarbage(t *testing.T, d *dctest.Datacenter) {
 	}
 	d.Restart(t, d.Server)
 	const blobs = 3 // manifest, configuration and layer, which two accounts share
-	wait.For(t, 2*time.Minute, "garbage is collected", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "garbage is collected", func(ctx context.Context) error {
 		inv, err := d.Inventory(ctx, d.Server)
 		if n := inv.Number["registry blobs"]; err == nil && n != blobs {
 			err = fmt.Errorf("the registry has %d blobs, want %d", n, blobs)
@@ -178,7 +178,7 @@ func collectGarbage(t *testing.T, d *dctest.Datacenter) {
 func settle(t *testing.T, d *dctest.Datacenter) {
 	t.Helper()
 	for _, h := range d.Lab.Hosts() {
-		wait.For(t, time.Minute, h.Name()+" has no orphans", func(ctx context.Context) error {
+		wait.For(t, wait.Patience, h.Name()+" has no orphans", func(ctx context.Context) error {
 			r, err := examine(ctx, h)
 			if err == nil && len(r.Orphans) > 0 {
 				err = fmt.Errorf("%d orphans, the first: %s %s: %s", len(r.Orphans), r.Orphans[0].Kind, r.Orphans[0].Name, r.Orphans[0].Why)
