@@ -2,7 +2,8 @@
 // at, workers that look, and what follows from how a look ended. It promises that
 // one key is looked at by one worker at a time, that a failed look is repeated
 // with growing pauses which a good one forgets, that each look has a time limit,
-// and that one tenant holds at most one worker, whatever his cluster does.
+// and that one tenant holds at most one worker, whatever his cluster does, and
+// one account its share of them.
 //
 // Parties: a controller makes a Loop, adds keys when caches and watches tell of
 // changes, and runs it. Only modules import this package.
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,6 +37,9 @@ type Config[K comparable] struct {
 	// Tenant says whose key is: one tenant holds at most one worker. Nil: nobody's.
 	// It is called often, and for one key it always answers the same.
 	Tenant func(key K) string
+	// Share is how many workers the tenants of one account hold together: those
+	// whose names are the same up to the first slash. 0 is no limit.
+	Share int
 	// Workers look at the same time; 0 is 1.
 	Workers int
 	// Timeout bounds one look; 0 is a minute.
@@ -64,9 +69,10 @@ type Loop[K comparable] struct {
 	cfg   Config[K]
 	queue workqueue.TypedRateLimitingInterface[K]
 
-	mu      sync.Mutex
-	tenants map[string]*tenant[K] // those with a worker, or left alone
-	said    map[K]string          // the last error of each key
+	mu       sync.Mutex
+	tenants  map[string]*tenant[K]  // those with a worker, or left alone
+	accounts map[string]*account[K] // those with a worker
+	said     map[K]string           // the last error of each key
 
 	passes  *prometheus.CounterVec
 	seconds prometheus.Histogram
@@ -74,11 +80,42 @@ type Loop[K comparable] struct {
 
 // tenant is what a loop knows of somebody whose keys it looks at.
 type tenant[K comparable] struct {
-	busy    bool           // a worker has one of his keys
-	waiting []K            // his others, in the order they came up
-	waits   map[K]struct{} // the same
-	slow    int            // how many looks in a row used up their time
+	busy    bool    // a worker has one of his keys
+	waiting line[K] // his others
+	slow    int     // how many looks in a row used up their time
 	until   time.Time
+}
+
+// account is the tenants who share workers.
+type account[K comparable] struct {
+	busy    int     // workers that have one of their keys
+	waiting line[K] // keys that came up when the whole share was busy
+}
+
+// line is keys in the order they came, each once: a tenant may have thousands.
+type line[K comparable] struct {
+	keys []K
+	in   map[K]struct{}
+}
+
+func (q *line[K]) add(key K) {
+	if _, ok := q.in[key]; ok {
+		return
+	}
+	if q.in == nil {
+		q.in = map[K]struct{}{}
+	}
+	q.in[key] = struct{}{}
+	q.keys = append(q.keys, key)
+}
+
+func (q *line[K]) next() (key K, ok bool) {
+	if len(q.keys) == 0 {
+		return key, false
+	}
+	key, q.keys = q.keys[0], q.keys[1:]
+	delete(q.in, key)
+	return key, true
 }
 
 // New makes a Loop. Add works before Run does.
@@ -94,8 +131,9 @@ func New[K comparable](cfg Config[K]) *Loop[K] {
 		cfg: cfg,
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[K](cfg.Backoff, cfg.MaxBackoff)),
-		tenants: map[string]*tenant[K]{},
-		said:    map[K]string{},
+		tenants:  map[string]*tenant[K]{},
+		accounts: map[string]*account[K]{},
+		said:     map[K]string{},
 	}
 	if cfg.Registerer != nil {
 		l.register()
@@ -144,7 +182,10 @@ func (l *Loop[K]) Len() int {
 	defer l.mu.Unlock()
 	n := l.queue.Len()
 	for _, t := range l.tenants {
-		n += len(t.waiting)
+		n += len(t.waiting.keys)
+	}
+	for _, a := range l.accounts {
+		n += len(a.waiting.keys)
 	}
 	return n
 }
@@ -199,7 +240,8 @@ func (l *Loop[K]) next(ctx context.Context) bool {
 	return true
 }
 
-// begin says whether key may be looked at now. If not, it waits for its tenant.
+// begin says whether key may be looked at now. If not, it waits for its tenant or
+// for its account.
 func (l *Loop[K]) begin(key K) bool {
 	if l.cfg.Tenant == nil {
 		return true
@@ -209,25 +251,34 @@ func (l *Loop[K]) begin(key K) bool {
 	name := l.cfg.Tenant(key)
 	t := l.tenants[name]
 	if t == nil {
-		t = &tenant[K]{waits: map[K]struct{}{}}
-		l.tenants[name] = t
+		t = &tenant[K]{}
 	}
-	if rest := time.Until(t.until); !t.busy && rest > 0 {
-		l.queue.AddAfter(key, rest)
+	a := l.accounts[accountOf(name)]
+	if a == nil {
+		a = &account[K]{}
+	}
+	rest := time.Until(t.until)
+	switch {
+	case t.busy:
+		t.waiting.add(key)
+		l.wake(a) // key may have been woken to take the place of another
 		return false
-	}
-	if t.busy {
-		if _, ok := t.waits[key]; !ok {
-			t.waits[key] = struct{}{}
-			t.waiting = append(t.waiting, key)
-		}
+	case rest > 0:
+		l.queue.AddAfter(key, rest)
+		l.wake(a)
+		return false
+	case l.cfg.Share > 0 && a.busy >= l.cfg.Share:
+		a.waiting.add(key)
 		return false
 	}
 	t.busy = true
+	a.busy++
+	l.tenants[name], l.accounts[accountOf(name)] = t, a
 	return true
 }
 
-// end lets the next key of the tenant come up.
+// end lets a key come up that waited for its tenant, and one that waited for its
+// account.
 func (l *Loop[K]) end(key K, slow bool) {
 	if l.cfg.Tenant == nil {
 		return
@@ -245,14 +296,32 @@ func (l *Loop[K]) end(key K, slow bool) {
 	} else {
 		t.slow = 0
 	}
-	if len(t.waiting) > 0 {
-		// One of them: the others come up after it.
-		l.queue.Add(t.waiting[0])
-		delete(t.waits, t.waiting[0])
-		t.waiting = t.waiting[1:]
+	if next, ok := t.waiting.next(); ok {
+		l.queue.Add(next) // one of them: the others come up after it
 	} else if t.slow == 0 {
 		delete(l.tenants, name)
 	}
+	a := l.accounts[accountOf(name)]
+	a.busy--
+	l.wake(a)
+	if a.busy == 0 && len(a.waiting.keys) == 0 {
+		delete(l.accounts, accountOf(name))
+	}
+}
+
+// wake lets the next key come up that waits for its account, if there is a place.
+func (l *Loop[K]) wake(a *account[K]) {
+	if a.busy >= l.cfg.Share {
+		return
+	}
+	if next, ok := a.waiting.next(); ok {
+		l.queue.Add(next)
+	}
+}
+
+func accountOf(tenant string) string {
+	account, _, _ := strings.Cut(tenant, "/")
+	return account
 }
 
 // say logs an error that is new for key. Others wrote meanwhile, or it will pass

@@ -110,6 +110,96 @@ func TestOneTenantHoldsOneWorker(t *testing.T) {
 	}
 }
 
+func TestTenantsOfOneAccountHoldTheirShare(t *testing.T) {
+	var mu sync.Mutex
+	busy, most, done := map[string]int{}, map[string]int{}, map[string]int{}
+	hangs := func(key string) bool { return strings.HasPrefix(key, "a/w0/") }
+	run(t, Config[string]{
+		Name:    "app",
+		Tenant:  func(key string) string { return key[:strings.LastIndex(key, "/")] },
+		Share:   3,
+		Workers: 8,
+		Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
+			account := accountOf(key)
+			mu.Lock()
+			busy[account]++
+			most[account] = max(most[account], busy[account])
+			mu.Unlock()
+			defer func() {
+				mu.Lock()
+				defer mu.Unlock()
+				busy[account]--
+				done[key]++
+			}()
+			if hangs(key) {
+				<-ctx.Done()
+				return 0, ctx.Err()
+			}
+			time.Sleep(10 * time.Second)
+			return 0, nil
+		}}, func(l *Loop[string]) {
+		for i := range 20 {
+			l.Add(fmt.Sprintf("a/w%d/1", i))
+			l.Add(fmt.Sprintf("a/w%d/2", i))
+		}
+		l.Add("b/w/1")
+		settle(11 * time.Second)
+		mu.Lock()
+		if done["b/w/1"] != 1 {
+			t.Error("b waits behind the workspaces of a")
+		}
+		mu.Unlock()
+		settle(10 * time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		for i := 1; i < 20; i++ {
+			for _, n := range []string{"1", "2"} {
+				if key := fmt.Sprintf("a/w%d/%s", i, n); done[key] != 1 {
+					t.Errorf("%s was looked at %d times, want once", key, done[key])
+				}
+			}
+		}
+		if done["a/w0/1"] < 2 || done["a/w0/2"] < 2 {
+			t.Errorf("the one that hangs was looked at %d and %d times", done["a/w0/1"], done["a/w0/2"])
+		}
+		if l.Len() > 2 || len(l.accounts) > 1 || len(l.tenants) > 1 {
+			t.Errorf("%d keys, %d accounts and %d tenants are kept", l.Len(), len(l.accounts), len(l.tenants))
+		}
+	})
+	if most["a"] != 3 {
+		t.Errorf("a held %d workers at once, want 3", most["a"])
+	}
+}
+
+// The second key of a tenant who is left alone must not keep the account's place
+// from those who come after it.
+func TestWhoIsLeftAloneKeepsNoPlace(t *testing.T) {
+	var done atomic.Bool
+	run(t, Config[string]{
+		Name:    "app",
+		Tenant:  func(key string) string { return key[:strings.LastIndex(key, "/")] },
+		Share:   1,
+		Workers: 2,
+		Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
+			if strings.HasPrefix(key, "a/hangs/") {
+				<-ctx.Done()
+				return 0, ctx.Err()
+			}
+			time.Sleep(10 * time.Second)
+			done.Store(done.Load() || key == "a/last/1")
+			return 0, nil
+		}}, func(l *Loop[string]) {
+		for _, key := range []string{"a/first/1", "a/hangs/1", "a/hangs/2", "a/last/1"} {
+			l.Add(key)
+			settle(time.Millisecond)
+		}
+		settle(81 * time.Second) // 10 of the first, 60 of the one that hangs, 10 of the last
+		if !done.Load() {
+			t.Error("the last waits for more than one that hangs")
+		}
+	})
+}
+
 func TestHangingTenantIsLeftAloneForLonger(t *testing.T) {
 	var seen looks
 	var well atomic.Bool
