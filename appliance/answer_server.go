@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
@@ -14,15 +15,25 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/multipaas/multipaas/appliance/inventory"
+	"github.com/multipaas/multipaas/embed/etcd"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 // datastoreTimeout is for looking at all keys: 10,000 workspaces have 50,000, and
 // a busy etcd takes seconds for them.
 const datastoreTimeout = 30 * time.Second
 
+// databaseAnswers say what the datastore wants on this host.
+type databaseAnswers struct {
+	log    *slog.Logger
+	etcd   *etcd.Server
+	client *clientv3.Client
+	store  *store.Store
+}
+
 // answer: what the datastore says.
-func (s *server) answer(ctx context.Context, a *inventory.Answer) error {
+func (s *databaseAnswers) answer(ctx context.Context, a *inventory.Answer) error {
 	a.Role = "server"
 	ctx, cancel := context.WithTimeout(ctx, datastoreTimeout)
 	defer cancel()
@@ -59,7 +70,7 @@ const (
 
 // keep looks at all keys, at one revision, and at the users. Users are listed
 // first: one is made after its workspace has its id.
-func (s *server) keep(ctx context.Context) (*kept, error) {
+func (s *databaseAnswers) keep(ctx context.Context) (*kept, error) {
 	k := &kept{ids: map[string]bool{}, numbers: map[string]int64{}, removals: map[string]func(context.Context) error{}}
 	users, err := s.client.UserList(ctx)
 	if err != nil {
@@ -134,7 +145,7 @@ type etcdKey struct {
 }
 
 // listKeys lists every key, without values, as it was at one revision.
-func (s *server) listKeys(ctx context.Context) (all []etcdKey, revision int64, err error) {
+func (s *databaseAnswers) listKeys(ctx context.Context) (all []etcdKey, revision int64, err error) {
 	from := "\x00"
 	for {
 		opts := []clientv3.OpOption{clientv3.WithFromKey(), clientv3.WithKeysOnly(), clientv3.WithLimit(5000)}
@@ -159,7 +170,7 @@ func (s *server) listKeys(ctx context.Context) (all []etcdKey, revision int64, e
 }
 
 // workspacesAt reads the workspaces as they were at a revision.
-func (s *server) workspacesAt(ctx context.Context, revision int64, k *kept) (paths map[string]bool, err error) {
+func (s *databaseAnswers) workspacesAt(ctx context.Context, revision int64, k *kept) (paths map[string]bool, err error) {
 	prefix := resources + "workspaces/"
 	resp, err := s.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(revision))
 	if err != nil {
@@ -180,7 +191,7 @@ func (s *server) workspacesAt(ctx context.Context, revision int64, k *kept) (pat
 }
 
 // removeKey removes a key that is as it was, if what it belongs to is not there.
-func (s *server) removeKey(ctx context.Context, key string, revision int64, owner string) error {
+func (s *databaseAnswers) removeKey(ctx context.Context, key string, revision int64, owner string) error {
 	if owner == "" {
 		owner = key + "/" // nobody's key
 	}
@@ -193,7 +204,7 @@ func (s *server) removeKey(ctx context.Context, key string, revision int64, owne
 }
 
 // removeOrphans looks again and removes those of orphans that are orphans still.
-func (s *server) removeOrphans(ctx context.Context, orphans []inventory.Item) (removed []inventory.Item, err error) {
+func (s *databaseAnswers) removeOrphans(ctx context.Context, orphans []inventory.Item) (removed []inventory.Item, err error) {
 	k, err := s.keep(ctx)
 	if err != nil {
 		return nil, err

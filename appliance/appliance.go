@@ -22,6 +22,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/problem"
 	"github.com/multipaas/multipaas/appliance/status"
 	"github.com/multipaas/multipaas/embed/payload"
+	"github.com/multipaas/multipaas/modules/network"
 )
 
 // stopTimeout is for each part. The longest is a plane's: it gives its four
@@ -38,26 +39,50 @@ type base struct {
 	metrics  *prometheus.Registry
 	status   *status.Server
 	payload  *payload.Payload
-	tree     string // where the payload's files are, once unpacked
+	items    func() []status.Item // for the status; nil: there are none yet
+	answers  answerer             // for doctor; set before the graph runs
+	tree     string               // where the payload's files are, once unpacked
 }
 
-func newBase(role string, cfg Config, version string, log *slog.Logger, items func() []status.Item, answers answerer) *base {
-	b := &base{cfg: cfg, version: version, log: log, problems: &problem.Registry{Log: log.With("component", "problems")},
-		graph:   &lifecycle.Graph{Log: log, StopTimeout: stopTimeout},
-		metrics: prometheus.NewRegistry()}
-	b.graph.OnReady = b.tellInit
+func newBase(role string, cfg Config, version string, log *slog.Logger) *base {
+	b := &base{
+		cfg:      cfg,
+		version:  version,
+		log:      log,
+		problems: &problem.Registry{Log: log.With("component", "problems")},
+		metrics:  prometheus.NewRegistry(),
+	}
+	b.graph = &lifecycle.Graph{Log: log, StopTimeout: stopTimeout, OnReady: b.tellInit}
 	b.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	started := time.Now()
 	b.status = status.New(status.Config{
 		Socket:  cfg.Paths.Socket(),
 		Metrics: promhttp.HandlerFor(b.metrics, promhttp.HandlerOpts{}),
 		Log:     b.part("status"),
-		More:    inventoryHandlers(answers, started),
+		More:    inventoryHandlers(func() answerer { return b.answers }, started),
 		Collect: func() status.Status {
-			return status.Status{Role: role, Name: cfg.Name, Address: cfg.Address.String(), Version: version, PID: os.Getpid(),
-				Started: started, Parts: b.graph.Status(), Problems: b.problems.List(), Items: items()}
-		}})
+			st := status.Status{
+				Role:     role,
+				Name:     cfg.Name,
+				Address:  cfg.Address.String(),
+				Version:  version,
+				PID:      os.Getpid(),
+				Started:  started,
+				Parts:    b.graph.Status(),
+				Problems: b.problems.List(),
+			}
+			if b.items != nil {
+				st.Items = b.items()
+			}
+			return st
+		},
+	})
 	return b
+}
+
+// network is the workspaces' networks on this host.
+func (b *base) network() *network.Network {
+	return network.New(network.Config{Underlay: b.cfg.Address, Blocked: b.cfg.BlockedNetworks, Log: b.part("network")})
 }
 
 // tellInit tells the init system that started us, if one wants to know, that we

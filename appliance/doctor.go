@@ -70,7 +70,7 @@ func wantedOnDisk(p paths.Paths) (doctor.Wanted, error) {
 		w.Workspaces = doctor.Set(ids)
 		w.Notes = append(w.Notes, "the datastore and the planes' data: the server is stopped; start it, and ask again")
 	}
-	networks, machines, err := agent.WantedOnDisk(nodeDir(Config{Paths: p}))
+	networks, machines, err := agent.WantedOnDisk(p.Node())
 	switch {
 	case err == nil:
 		w.Machines = doctor.Set(machines)

@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/preflight"
-	"github.com/multipaas/multipaas/appliance/problem"
 	"github.com/multipaas/multipaas/appliance/status"
 	"github.com/multipaas/multipaas/modules/agent"
 	"github.com/multipaas/multipaas/modules/linklocal"
@@ -47,25 +46,24 @@ func JoinNode(ctx context.Context, cfg Config, server, token string) error {
 	if err := os.MkdirAll(cfg.Paths.Data, 0o700); err != nil {
 		return err
 	}
-	return agent.Join(ctx, nodeDir(cfg), server, cfg.Name, token)
+	return agent.Join(ctx, cfg.Paths.Node(), server, cfg.Name, token)
 }
 
 // LeaveNode asks the server to take this node out; the running agent ends when
 // that is done.
-func LeaveNode(ctx context.Context, cfg Config) error { return agent.Leave(ctx, nodeDir(cfg)) }
+func LeaveNode(ctx context.Context, cfg Config) error { return agent.Leave(ctx, cfg.Paths.Node()) }
 
 // Joined says which platform this machine has joined, wrapping fs.ErrNotExist
 // if none.
-func Joined(cfg Config) (server, name string, err error) { return agent.Joined(nodeDir(cfg)) }
-
-func nodeDir(cfg Config) string { return filepath.Join(cfg.Paths.Data, "node") }
+func Joined(cfg Config) (server, name string, err error) { return agent.Joined(cfg.Paths.Node()) }
 
 // RunNode runs the node until ctx is done. Machines go on running when it
 // returns. It returns nil too when the node was removed from the platform and
 // everything of it is gone.
 func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	h := &host{}
-	h.base = newBase("node", cfg, version, log, h.items, h)
+	h.base = newBase("node", cfg, version, log)
+	h.answers = h
 	release, err := h.prepare(ctx, preflight.Node(cfg.Paths.Data))
 	if err != nil {
 		return err
@@ -92,21 +90,21 @@ func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) 
 // boot is the order in which a node starts.
 func (h *host) boot() {
 	g := h.graph
+	h.items = h.machineItems
 	g.Add("status", h.status)
 	g.Add("agent", h.agent)
-	g.Add("address", h.watchAddress())
-	g.Add("paths", h.watchPaths(h.networks))
+	h.addWatches(h.networks)
 	g.Add("health", h.watchHealth(h.checkDisk))
 }
 
 func (h *host) make() (err error) {
-	dir := nodeDir(h.cfg)
+	dir := h.cfg.Paths.Node()
 	transport, _, err := agent.Transport(dir)
 	if err != nil {
 		return err
 	}
-	h.networks = network.New(network.Config{Underlay: h.cfg.Address, Blocked: h.cfg.BlockedNetworks, Log: h.part("network")})
-	h.machines = machine.NewSandbox(machine.Config{Dir: h.cfg.Paths.Machines(), Images: filepath.Join(h.cfg.Paths.Data, "images"),
+	h.networks = h.network()
+	h.machines = machine.NewSandbox(machine.Config{Dir: h.cfg.Paths.Machines(), Images: h.cfg.Paths.Images(),
 		Runc: h.cfg.Paths.Runc(), Payload: h.tree, Log: h.part("machines"), Exited: func(string) { h.agent.Look() }})
 	h.pull = &puller{transport: transport, log: h.part("pull")}
 	h.points = linklocal.New(linklocal.Config{Images: filepath.Join(h.tree, "images"), Registry: h.pull.handler, Log: h.part("endpoints")})
@@ -118,15 +116,12 @@ func (h *host) make() (err error) {
 // drivers are the machine drivers that this host can run.
 func (h *host) drivers() []string {
 	err := h.machines.Supports()
-	h.problems.Update(cantRunMachines, "", err)
+	h.problems.Update(machine.CantRun, "", err)
 	if err != nil {
 		return nil
 	}
 	return []string{"sandbox"}
 }
-
-var cantRunMachines = problem.Problem{Code: "cant-run-machines", Title: "This node can't run machines", Severity: problem.High,
-	Text: "No machine is placed here until it can."}
 
 // nodeMachines and nodeEndpoints are what the agent drives.
 
@@ -235,11 +230,8 @@ func osName() string {
 	return runtime.GOOS
 }
 
-// items are the machines, for the status.
-func (h *host) items() []status.Item {
-	if h.machines == nil {
-		return nil
-	}
+// machineItems are the machines, for the status.
+func (h *host) machineItems() []status.Item {
 	states, err := h.machines.List(context.Background())
 	if err != nil {
 		return nil

@@ -17,10 +17,12 @@ import (
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/appliance/pki"
-	"github.com/multipaas/multipaas/embed/etcd"
+	"github.com/multipaas/multipaas/appliance/problem"
 	"github.com/multipaas/multipaas/embed/plane"
+	"github.com/multipaas/multipaas/modules/identity"
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -35,8 +37,7 @@ const issuerPort = "6444"
 type planes struct {
 	*base
 	networks *network.Network
-	etcd     *etcd.Server
-	etcdCA   *pki.CA
+	database *database
 	issuer   string       // iss of the tokens that planes trust
 	oidc     http.Handler // discovery and keys
 	tls      *pki.Renewer // of the listener for them
@@ -47,6 +48,36 @@ type planes struct {
 }
 
 var _ workspace.Planes = (*planes)(nil)
+
+// planes makes who makes the planes.
+func (s *server) planes(
+	d *database,
+	payload part[lifecycle.Task],
+	certificate part[*pki.Renewer],
+	id part[*identity.Identity],
+	networks *network.Network,
+) part[*planes] {
+	n := &needs{}
+	payload.of(n)
+	return made(n, &planes{
+		base:     s.base,
+		networks: networks,
+		database: d,
+		issuer:   s.url(),
+		oidc:     issuerDocuments(id.of(n)),
+		tls:      certificate.of(n),
+		caPEM:    s.ca.CertPEM(),
+		running:  map[string]*runningPlane{},
+	})
+}
+
+// issuerDocuments is all that a plane's own listener serves.
+func issuerDocuments(id *identity.Identity) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+identity.DiscoveryPath, id.ServeDiscovery)
+	mux.HandleFunc("GET "+identity.KeysPath, id.ServeKeys)
+	return mux
+}
 
 // New makes the plane of a workspace.
 func (p *planes) New(ctx context.Context, w *resource.Workspace, keys *resource.WorkspaceKeys, plan wire.Plan) (workspace.Plane, error) {
@@ -76,7 +107,9 @@ func (p *planes) New(ctx context.Context, w *resource.Workspace, keys *resource.
 			DiscoveryURL: "https://127.0.0.1:" + issuerPort + "/.well-known/openid-configuration"},
 		PodSecurity: w.Spec.PodSecurity,
 		Log:         p.part("plane").With("workspace", w.Key()),
-		Dial:        func(ctx context.Context, nw, address string) (net.Conn, error) { return p.dial(ctx, id, nw, address) },
+		Dial: func(ctx context.Context, nw, address string) (net.Conn, error) {
+			return p.networks.Dial(ctx, id, nw, address)
+		},
 	})}, nil
 }
 
@@ -88,28 +121,28 @@ func etcdUser(id string) string { return "plane-" + id }
 func etcdPrefix(id string) string { return "/planes/" + id }
 
 func (p *planes) etcdDatastore(ctx context.Context, id, dir string) (plane.EtcdDatastore, *pki.Renewer, error) {
-	d := plane.EtcdDatastore{Endpoints: []string{p.etcd.Endpoint()}, Prefix: etcdPrefix(id),
+	d := plane.EtcdDatastore{Endpoints: []string{p.database.etcd.Endpoint()}, Prefix: etcdPrefix(id),
 		CAFile: filepath.Join(dir, "etcd-ca.crt"), CertFile: filepath.Join(dir, "etcd.crt"), KeyFile: filepath.Join(dir, "etcd.key")}
-	if err := p.etcd.EnsureUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
+	if err := p.database.etcd.EnsureUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
 		return d, nil, err
 	}
 	faultpoint.Reach("workspace/create/etcd-user-made")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return d, nil, err
 	}
-	if err := atomicfile.Write(d.CAFile, p.etcdCA.CertPEM(), 0o600); err != nil {
+	if err := atomicfile.Write(d.CAFile, p.database.ca.CertPEM(), 0o600); err != nil {
 		return d, nil, err
 	}
 	r := pki.Request{CommonName: etcdUser(id), Client: true}
-	certificate := pki.NewRenewer(pki.RenewerConfig{Name: "etcd client of " + id, Issue: pki.IssueFrom(p.etcdCA, r),
-		Accept: pki.SameRequest(p.etcdCA, r), CertFile: d.CertFile, KeyFile: d.KeyFile, Log: p.part("plane")})
+	certificate := pki.NewRenewer(pki.RenewerConfig{Name: "etcd client of " + id, Issue: pki.IssueFrom(p.database.ca, r),
+		Accept: pki.SameRequest(p.database.ca, r), CertFile: d.CertFile, KeyFile: d.KeyFile, Log: p.part("plane")})
 	return d, certificate, certificate.Ensure(ctx)
 }
 
 // Remove deletes what a plane left: its control group, its folder and its keys
 // in etcd.
 func (p *planes) Remove(ctx context.Context, id string) error {
-	if err := p.etcd.RemoveUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
+	if err := p.database.etcd.RemoveUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
 		return err
 	}
 	faultpoint.Reach("workspace/delete/etcd-user-removed")
@@ -130,15 +163,6 @@ func (p *planes) List() ([]string, error) {
 		ids = append(ids, e.Name())
 	}
 	return ids, err
-}
-
-func (p *planes) dial(ctx context.Context, id, nw, address string) (net.Conn, error) {
-	ns, err := p.networks.Namespace(id)
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
-	return ns.DialContext(ctx, nw, address)
 }
 
 // runningPlane is a plane with the listener for the OIDC documents beside it.
@@ -187,3 +211,33 @@ func (r *runningPlane) Run(ctx context.Context, ready func(), died func(error)) 
 func (r *runningPlane) RESTConfig() *rest.Config { return r.Plane.RESTConfig() }
 
 var _ workspace.Plane = (*runningPlane)(nil)
+
+// check looks whether the planes of this server are well.
+func (p *planes) check(context.Context) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	running := map[string]bool{}
+	for _, r := range p.running {
+		object := "workspace " + r.workspace
+		running[object] = true
+		used, limit, err := r.Room()
+		if err == nil && used > limit/10*9 {
+			err = fmt.Errorf("%d of %d MiB", used>>20, limit>>20)
+		}
+		p.problems.Update(plane.Full, object, err)
+
+		at, err := r.Died()
+		if r.Restarts() < 2 || time.Since(at) > 4*healthEvery {
+			err = nil // once is no pattern, and this one runs again
+		}
+		dies, damaged := err, error(nil)
+		if errors.Is(err, plane.ErrDamaged) {
+			dies, damaged = nil, err
+		}
+		p.problems.Update(plane.Dies, object, dies)
+		p.problems.Update(plane.Damaged, object, damaged)
+	}
+	for _, of := range []problem.Problem{plane.Full, plane.Dies, plane.Damaged} {
+		p.problems.ClearOthers(of, running)
+	}
+}

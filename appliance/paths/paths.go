@@ -62,10 +62,6 @@ func (p Paths) Machines() string { return p.data("machines") }
 // disk of its containers, its certificates.
 func (p Paths) Machine(uid string) string { return p.data("machines", uid) }
 
-// MachineRun is what of a machine need not survive a reboot: sockets, runc's
-// state.
-func (p Paths) MachineRun(uid string) string { return p.run("machines", uid) }
-
 // Runc is where runc keeps its state.
 func (p Paths) Runc() string { return p.run("runc") }
 
@@ -75,26 +71,16 @@ func (p Paths) Payload() string { return p.data("payload") }
 // Registry is the storage of the platform's registry.
 func (p Paths) Registry() string { return p.data("registry") }
 
-// NodeState is what a node remembers over a restart: the server's address, its
-// own name.
-func (p Paths) NodeState() string { return p.data("node.json") }
-
-// AgentState is the last wanted state that the server sent to this node, with
-// which the node goes on while it can't reach the server.
-func (p Paths) AgentState() string { return p.data("agent-state.json") }
-
-// BalancerState is the last routing table, with which the balancer goes on
-// while everything else is down.
-func (p Paths) BalancerState() string { return p.data("balancer.json") }
-
-// Logs holds the output of child processes.
-func (p Paths) Logs() string { return p.data("log") }
-
-// Log is the file for the output of one child process.
-func (p Paths) Log(name string) string { return p.data("log", name+".log") }
-
 // Socket is where `multipaas status` asks.
 func (p Paths) Socket() string { return p.run("status.sock") }
 
-// AdminSocket is where commands on the server itself ask, as its root.
-func (p Paths) AdminSocket() string { return p.run("admin.sock") }
+// Balancer holds the last routing table and copies of certificates, with which the
+// balancer goes on while everything else is down.
+func (p Paths) Balancer() string { return p.data("balancer") }
+
+// Node is what a node remembers over a restart: who it is, on which platform,
+// and what the server wanted last.
+func (p Paths) Node() string { return p.data("node") }
+
+// Images holds what this node has unpacked of images.
+func (p Paths) Images() string { return p.data("images") }

@@ -99,6 +99,15 @@ func (r *Registry) Update(p Problem, object string, err error) {
 	}
 }
 
+// ClearOthers clears p of all objects but those that are there.
+func (r *Registry) ClearOthers(p Problem, there map[string]bool) {
+	for _, raised := range r.List() {
+		if raised.Code == p.Code && !there[raised.Object] {
+			r.Clear(p, raised.Object)
+		}
+	}
+}
+
 // List are the problems that have lasted long enough to be shown, the worst
 // first, then the oldest.
 func (r *Registry) List() []Raised {

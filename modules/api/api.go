@@ -14,7 +14,6 @@ package api
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -93,8 +92,9 @@ type Identity interface {
 
 // Workspaces reaches the Kubernetes APIs of workspaces. All methods may be
 // called concurrently and block until the plane has answered or ctx is done.
-// They return ErrNotReady while the plane does not answer, store.ErrNotFound and
-// store.ErrExists for namespaces.
+// They return resource.ErrNotReady while the plane does not answer, and
+// store.ErrNotFound, store.ErrExists and resource.ErrSystemNamespace for
+// namespaces.
 type Workspaces interface {
 	// Access returns what a kubeconfig needs. It asks no plane.
 	Access(ctx context.Context, ws *resource.Workspace) (resource.KubeAccess, error)
@@ -130,9 +130,6 @@ type Tasks interface {
 	// that ends it, ctx's end, or an error: store.ErrNotFound.
 	Follow(ctx context.Context, id string) iter.Seq2[*resource.Task, error]
 }
-
-// ErrNotReady is returned by Workspaces while a plane does not answer.
-var ErrNotReady = errors.New("not ready")
 
 // API is the handler and its parts. It is safe for concurrent use.
 type API struct {

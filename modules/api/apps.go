@@ -261,7 +261,7 @@ func checkApp(spec resource.AppSpec) error {
 	}
 	if err := resource.CheckName("namespace", spec.Namespace); err != nil {
 		wrong("namespace", "%v", err)
-	} else if ofKubernetes(spec.Namespace) {
+	} else if resource.IsSystemNamespace(spec.Namespace) {
 		wrong("namespace", "names that begin with kube- belong to Kubernetes")
 	}
 	size := 0

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -85,9 +84,6 @@ func (a *API) putNamespace(ctx context.Context, in *NamespacePath) (*Output[reso
 	if err := resource.CheckName("namespace", in.Namespace); err != nil {
 		return nil, invalid("path.namespace", err.Error(), "")
 	}
-	if ofKubernetes(in.Namespace) {
-		return nil, invalid("path.namespace", "names that begin with kube- belong to Kubernetes", "Choose another name.")
-	}
 	ws, err := a.workspace(ctx, in.WorkspacePath)
 	if err != nil {
 		return nil, err
@@ -97,16 +93,16 @@ func (a *API) putNamespace(ctx context.Context, in *NamespacePath) (*Output[reso
 	}
 	out := &Output[resource.Namespace]{Status: http.StatusCreated, Body: resource.Namespace{Name: in.Namespace, Phase: "Active"}}
 	err = a.cfg.Workspaces.CreateNamespace(ctx, in.key(), in.Namespace)
-	if errors.Is(err, store.ErrExists) {
+	switch {
+	case errors.Is(err, store.ErrExists):
 		out.Status, err = http.StatusOK, nil
+	case errors.Is(err, resource.ErrSystemNamespace):
+		err = invalid("path.namespace", "names that begin with kube- belong to Kubernetes", "Choose another name.")
 	}
 	return out, err
 }
 
 func (a *API) deleteNamespace(ctx context.Context, in *NamespacePath) (*Empty, error) {
-	if ofKubernetes(in.Namespace) || in.Namespace == "default" {
-		return nil, conflict("in-use", fmt.Sprintf("The namespace %q belongs to Kubernetes.", in.Namespace), "")
-	}
 	if resource.CheckName("namespace", in.Namespace) != nil {
 		return nil, missing("namespace", in.Namespace)
 	}
@@ -114,10 +110,11 @@ func (a *API) deleteNamespace(ctx context.Context, in *NamespacePath) (*Empty, e
 		return nil, err
 	}
 	err := a.cfg.Workspaces.DeleteNamespace(ctx, in.key(), in.Namespace)
-	if errors.Is(err, store.ErrNotFound) {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
 		return nil, missing("namespace", in.Namespace)
+	case errors.Is(err, resource.ErrSystemNamespace):
+		return nil, conflict("in-use", fmt.Sprintf("The namespace %q belongs to Kubernetes.", in.Namespace), "")
 	}
 	return &Empty{}, err
 }
-
-func ofKubernetes(namespace string) bool { return strings.HasPrefix(namespace, "kube-") }

@@ -55,6 +55,9 @@ func (c *clusters) Namespaces(_ context.Context, key string) ([]resource.Namespa
 func (c *clusters) CreateNamespace(_ context.Context, key, name string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if resource.IsSystemNamespace(name) {
+		return resource.ErrSystemNamespace
+	}
 	if c.namespaces[key+"/"+name] {
 		return store.ErrExists
 	}
@@ -68,6 +71,9 @@ func (c *clusters) CreateNamespace(_ context.Context, key, name string) error {
 func (c *clusters) DeleteNamespace(_ context.Context, key, name string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if resource.IsSystemNamespace(name) || name == "default" {
+		return resource.ErrSystemNamespace
+	}
 	if !c.namespaces[key+"/"+name] {
 		return store.ErrNotFound
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
 
@@ -114,7 +115,7 @@ func (a *API) classify(ctx context.Context, err error) *Problem {
 	case errors.Is(err, store.ErrFull):
 		return newProblem(http.StatusInsufficientStorage, "full", "The platform's datastore is full: nothing can be changed now.",
 			"Ask the operator to make room on the server's disk; `multipaas status` says which.")
-	case errors.Is(err, ErrNotReady):
+	case errors.Is(err, resource.ErrNotReady):
 		p := conflict("not-ready", "The workspace does not answer yet.", "Wait until it is Ready; `mp ws list` shows it.")
 		p.retryAfter = 2 * time.Second
 		return p

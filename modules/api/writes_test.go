@@ -418,7 +418,7 @@ func TestOutside(t *testing.T) {
 	if got := s.want(http.StatusOK, root, "GET", "/metrics", ""); !strings.Contains(got.body, `multipaas_api_requests_total{operation="login",status="200"} 1`) {
 		t.Errorf("got %s", got.body)
 	}
-	s.clusters.err = api.ErrNotReady
+	s.clusters.err = resource.ErrNotReady
 	if p := s.want(http.StatusConflict, dev, "GET", inShop+"/namespaces", "").problem(t); p.Code != "not-ready" {
 		t.Errorf("got %+v", p)
 	}
@@ -490,7 +490,7 @@ func TestTokens(t *testing.T) {
 	}
 	s.want(http.StatusUnprocessableEntity, root, "POST", "/v1/tokens", `{"ttlSeconds":1}`)
 	s.want(http.StatusUnprocessableEntity, root, "POST", "/v1/tokens", `{"role":"server"}`)
-	if _, err := s.identity.RedeemJoinToken(t.Context(), made.Token, "host9", ""); err != nil {
+	if err := s.identity.Redeem(t.Context(), made.Token, "host9", ""); err != nil {
 		t.Error(err)
 	}
 	if list := s.want(http.StatusOK, root, "GET", "/v1/tokens", ""); !strings.Contains(list.body, `"usedBy":"host9"`) || strings.Contains(list.body, strings.Split(made.Token, ".")[1]) {

@@ -8,10 +8,12 @@ import (
 	"strings"
 
 	"github.com/distribution/reference"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
-// Images knows the images that apps can be made of. Implemented by appliance
-// around the registry and the payload.
+// Images knows the images that apps can be made of. Sources is the server.s.
 type Images interface {
 	// Resolve returns the digest, "sha256:...", of the image ref, which names its
 	// registry and a tag or digest, for an app of the workspace with that key. It
@@ -99,4 +101,69 @@ func pinned(ref, digest string) string {
 func unpinned(image string) (ref, digest string) {
 	ref, digest, _ = strings.Cut(image, "@")
 	return ref, digest
+}
+
+// Repositories are those of the platform's registry. Implemented by
+// modules/registry.
+type Repositories interface {
+	// Resolve returns the digest of a tag or digest of a repository.
+	// store.ErrNotFound: there is none.
+	Resolve(ctx context.Context, repository, ref string) (string, error)
+	// List returns the repositories of an organization.
+	List(ctx context.Context, account, organization string) ([]resource.Image, error)
+}
+
+// Sources are where images come from, by the host in their references. It is
+// the Images of a server.
+type Sources struct {
+	Registry  []string     // names of the platform's registry, host:port
+	Own       Repositories // what stands there
+	Builtin   string       // host of the images that every machine has
+	Upstreams []string     // hosts of other registries that machines may pull from
+	// BuiltinDigest returns the digest of an image that every machine has.
+	// store.ErrNotFound: there is none.
+	BuiltinDigest func(name, tag string) (string, error)
+}
+
+// Resolve returns the digest of an image that an app is made of.
+func (s *Sources) Resolve(ctx context.Context, workspace, ref string) (digest string, err error) {
+	host, rest, _ := strings.Cut(ref, "/")
+	repository, tag := rest, ""
+	if r, d, ok := strings.Cut(rest, "@"); ok {
+		repository, tag = r, d
+	} else if j := strings.LastIndex(rest, ":"); j >= 0 {
+		repository, tag = rest[:j], rest[j+1:]
+	}
+	none := &NoImageError{Ref: ref}
+	switch {
+	case host == s.Builtin:
+		digest, err = s.BuiltinDigest(repository, tag)
+	case slices.Contains(s.Registry, host):
+		if digest, err = s.Own.Resolve(ctx, repository, tag); errors.Is(err, store.ErrNotFound) {
+			var listErr error
+			if none.Have, listErr = s.tags(ctx, workspace); listErr != nil {
+				return "", listErr
+			}
+		}
+	case slices.Contains(s.Upstreams, host):
+		return "", nil // known when a machine pulls it
+	default:
+		return "", none
+	}
+	if errors.Is(err, store.ErrNotFound) {
+		return "", none
+	}
+	return digest, err
+}
+
+// tags lists what the organization of a workspace has pushed.
+func (s *Sources) tags(ctx context.Context, workspace string) (out []string, err error) {
+	parts := strings.Split(workspace, "/")
+	list, err := s.Own.List(ctx, parts[0], parts[1])
+	for _, image := range list {
+		for _, tag := range image.Tags {
+			out = append(out, strings.TrimPrefix(image.Name, parts[0]+"/"+parts[1]+"/")+":"+tag)
+		}
+	}
+	return out, err
 }

@@ -130,7 +130,7 @@ func newQueue() workqueue.TypedRateLimitingInterface[string] {
 // network may have been made again.
 func (b *Balancer) dialer(workspace string) DialFunc {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		dial, err := b.cfg.Dial(workspace)
+		dial, err := b.cfg.Dialer(workspace)
 		if err != nil {
 			return nil, err
 		}

@@ -66,7 +66,7 @@ func (s *site) Sign(_ context.Context, csr []byte, hosts []string) ([]byte, erro
 	return ca.Sign(csr, pki.Request{CommonName: hosts[0], Hosts: hosts, Server: true})
 }
 
-func (s *site) Client(workspace string) (kubernetes.Interface, error) {
+func (s *site) Client(_ context.Context, workspace string) (kubernetes.Interface, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := s.kube[workspace]
@@ -76,7 +76,9 @@ func (s *site) Client(workspace string) (kubernetes.Interface, error) {
 	return k.client()
 }
 
-func (s *site) Dial(string) (DialFunc, error) { return (&net.Dialer{}).DialContext, nil }
+func (s *site) Dialer(string) (func(context.Context, string, string) (net.Conn, error), error) {
+	return (&net.Dialer{}).DialContext, nil
+}
 
 func (s *site) workspace(name string) *kubeAPI {
 	k := newKubeAPI(s.t)

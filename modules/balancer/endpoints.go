@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -39,11 +40,11 @@ type Workspaces interface {
 	// Client is a client of the workspace's Kubernetes API that may read
 	// EndpointSlices. It is called for every list and watch and must not block.
 	// An error says that there is none now; it is asked again.
-	Client(workspace string) (kubernetes.Interface, error)
-	// Dial returns how to open connections inside the workspace's network, for
+	Client(ctx context.Context, workspace string) (kubernetes.Interface, error)
+	// Dialer returns how to open connections inside the workspace's network, for
 	// addresses with an IP. It is called for every connection, from many
 	// goroutines, and must not block.
-	Dial(workspace string) (DialFunc, error)
+	Dialer(workspace string) (func(ctx context.Context, network, address string) (net.Conn, error), error)
 }
 
 // follow tells the table the endpoints of a workspace's services until ctx is
@@ -55,7 +56,7 @@ func follow(ctx context.Context, workspaces Workspaces, workspace string, pods n
 	}
 	wait := retryFirst
 	for ctx.Err() == nil {
-		client, err := workspaces.Client(workspace)
+		client, err := workspaces.Client(ctx, workspace)
 		if err == nil {
 			var listed bool
 			listed, err = f.run(ctx, client)

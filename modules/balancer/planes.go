@@ -12,17 +12,15 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/crowd"
+	"github.com/multipaas/multipaas/modules/resource"
 )
-
-// ErrUnknownPlane is returned by Planes for a server name that is no plane's.
-var ErrUnknownPlane = errors.New("no such plane")
 
 // Planes reaches the workspaces' planes.
 type Planes interface {
 	// DialPlane opens a connection to the API server of the plane with that TLS
 	// server name, which is in lower case. It is called once per connection,
-	// from many goroutines, and may block until ctx is done. ErrUnknownPlane:
-	// there is none of that name.
+	// from many goroutines, and may block until ctx is done.
+	// resource.ErrUnknownPlane: there is none of that name.
 	DialPlane(ctx context.Context, serverName string) (net.Conn, error)
 }
 
@@ -171,7 +169,7 @@ func (p *PlaneRouter) serve(ctx context.Context, conn net.Conn) {
 	plane, err := p.cfg.Planes.DialPlane(dialCtx, name)
 	cancel()
 	switch {
-	case errors.Is(err, ErrUnknownPlane):
+	case errors.Is(err, resource.ErrUnknownPlane):
 		alert(conn, alertUnrecognizedName)
 		return
 	case err != nil:

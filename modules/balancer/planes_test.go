@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
 // echoPlane is a TLS server that answers each line with its name before it.
@@ -55,7 +56,7 @@ type planesByName map[string]string
 func (p planesByName) DialPlane(ctx context.Context, name string) (net.Conn, error) {
 	addr, ok := p[name]
 	if !ok {
-		return nil, ErrUnknownPlane
+		return nil, resource.ErrUnknownPlane
 	}
 	return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 }

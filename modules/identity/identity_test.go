@@ -417,7 +417,7 @@ func TestJoinToken(t *testing.T) {
 	}
 	redeem := func(text, node string, want error) {
 		t.Helper()
-		_, err := id.RedeemJoinToken(ctx, text, node, "")
+		err := id.Redeem(ctx, text, node, "")
 		if !errors.Is(err, want) {
 			t.Errorf("redeem for %s: got %v, want %v", node, err, want)
 		}
@@ -426,7 +426,7 @@ func TestJoinToken(t *testing.T) {
 	redeem(first, "host1", nil)
 	redeem(first, "host1", nil) // a join that died half-way
 	redeem(first, "host2", access.ErrUsed)
-	_, err := id.RedeemJoinToken(ctx, first, "host2", "")
+	err := id.Redeem(ctx, first, "host2", "")
 	if !strings.Contains(err.Error(), `"host1"`) {
 		t.Errorf("by whom it was used is missing: %v", err)
 	}
@@ -445,7 +445,7 @@ func TestJoinToken(t *testing.T) {
 	redeem(name+".wrong.cafe", "host4", access.ErrNotFound)
 	redeem("nothere.wrong.cafe", "host5", access.ErrNotFound)
 	for _, text := range []string{"", ".", "..", "a", "a/b.c", "a.b.c.d", strings.Repeat("a.", 200), "a,b.c"} {
-		if _, err := id.RedeemJoinToken(ctx, text, "host6", ""); !errors.Is(err, access.ErrInvalid) && !errors.Is(err, access.ErrNotFound) {
+		if err := id.Redeem(ctx, text, "host6", ""); !errors.Is(err, access.ErrInvalid) && !errors.Is(err, access.ErrNotFound) {
 			t.Errorf("%q: got %v", text, err)
 		}
 	}
@@ -460,7 +460,7 @@ func TestJoinToken(t *testing.T) {
 	var won atomic.Int64
 	for i := range 10 {
 		wg.Go(func() {
-			if _, err := id.RedeemJoinToken(ctx, text, fmt.Sprintf("race%d", i), ""); err == nil {
+			if err := id.Redeem(ctx, text, fmt.Sprintf("race%d", i), ""); err == nil {
 				won.Add(1)
 			} else if !errors.Is(err, access.ErrUsed) {
 				t.Errorf("got %v, want ErrUsed", err)

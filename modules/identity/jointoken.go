@@ -45,33 +45,33 @@ func (id *Identity) CreateJoinToken(ctx context.Context, ttl time.Duration, by s
 	return token.Name + "." + secret + "." + id.cfg.CAKeyHash, token, nil
 }
 
-// RedeemJoinToken spends a token for node, once. text is ID.SECRET, with or
+// Redeem spends a token for node, once. text is ID.SECRET, with or
 // without the hash of the CA behind it. The same node may redeem it again within
 // ten minutes. The Refusal says why: ErrNotFound, ErrUsed, ErrExpired or
 // ErrInvalid. source is the address of the machine, which may try a few times;
 // an empty one is not counted: the secret has 256 bits, and one limit for all
 // would let anybody keep machines from joining.
-func (id *Identity) RedeemJoinToken(ctx context.Context, text, node, source string) (*resource.JoinToken, error) {
+func (id *Identity) Redeem(ctx context.Context, text, node, source string) error {
 	giveBack := func() {}
 	if source != "" {
 		var err error
 		if giveBack, err = id.throttle.attempt("join "+clip(node, 64), source); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	another := "Create another one with `multipaas token create --role node`."
 	if err := resource.CheckName("node", node); err != nil {
-		return nil, &access.Refusal{Reason: access.ErrInvalid, Text: sentence(err), Remedy: "Set another name with --name."}
+		return &access.Refusal{Reason: access.ErrInvalid, Text: sentence(err), Remedy: "Set another name with --name."}
 	}
 	parts := strings.Split(strings.TrimSpace(text), ".")
 	if len(parts) < 2 || len(parts) > 3 || len(text) > 256 || parts[0] == "" || strings.Contains(parts[0], "/") {
-		return nil, &access.Refusal{Reason: access.ErrInvalid, Text: "This is not a join token.", Remedy: "Give it whole, as ID.SECRET.HASH; or c" + another[1:]}
+		return &access.Refusal{Reason: access.ErrInvalid, Text: "This is not a join token.", Remedy: "Give it whole, as ID.SECRET.HASH; or c" + another[1:]}
 	}
 	if len(parts) == 3 && id.cfg.CAKeyHash != "" && parts[2] != id.cfg.CAKeyHash {
-		return nil, &access.Refusal{Reason: access.ErrInvalid, Text: "This join token is of another platform.", Remedy: another}
+		return &access.Refusal{Reason: access.ErrInvalid, Text: "This join token is of another platform.", Remedy: another}
 	}
 	unknown := &access.Refusal{Reason: access.ErrNotFound, Text: "This platform does not know this join token.", Remedy: another}
-	token, err := store.Of[resource.JoinToken](id.store).Modify(ctx, parts[0], func(t *resource.JoinToken) error {
+	_, err := store.Of[resource.JoinToken](id.store).Modify(ctx, parts[0], func(t *resource.JoinToken) error {
 		now := id.now()
 		if subtle.ConstantTimeCompare([]byte(t.SecretHash), []byte(hashText(parts[1]))) != 1 {
 			return unknown
@@ -89,13 +89,13 @@ func (id *Identity) RedeemJoinToken(ctx context.Context, text, node, source stri
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
-		return nil, unknown
+		return unknown
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	giveBack()
-	return token, nil
+	return nil
 }
 
 func (id *Identity) sweepJoinTokens(ctx context.Context) error {

@@ -281,6 +281,16 @@ func (n *Network) Namespace(id string) (*netns.NS, error) {
 	return netns.Open(workspacePrefix + id)
 }
 
+// Dial connects from inside an attached network; IP literals only.
+func (n *Network) Dial(ctx context.Context, id, network, address string) (net.Conn, error) {
+	ns, err := n.Namespace(id)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	return ns.DialContext(ctx, network, address)
+}
+
 // NamespacePath is the file of a network's namespace, whether it is there or
 // not.
 func NamespacePath(id string) string { return netns.Root + "/" + workspacePrefix + id }

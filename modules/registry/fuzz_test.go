@@ -129,7 +129,7 @@ func FuzzManifest(f *testing.F) {
 		if _, err := r.Collect(t.Context()); err != nil && !errors.Is(err, ErrBusy) {
 			t.Errorf("after a push of %q no garbage can be collected: %v", body, err)
 		}
-		if err := r.RemoveOrganization(t.Context(), "acme", "web"); err != nil {
+		if err := r.RemoveAll(t.Context(), "acme", "web"); err != nil {
 			t.Errorf("after a push of %q the organization's images can't be removed: %v", body, err)
 		}
 		if left, err := r.List(t.Context(), "acme", "web"); err != nil || len(left) > 0 {

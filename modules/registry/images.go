@@ -19,10 +19,11 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 // ErrNotFound is returned when there is no such repository, tag or digest.
-var ErrNotFound = errors.New("no such image")
+var ErrNotFound = fmt.Errorf("no such image: %w", store.ErrNotFound)
 
 // root is where distribution keeps its things below its root directory.
 func (r *Registry) root() string { return filepath.Join(r.imagesDir(), "docker", "registry", "v2") }
@@ -167,8 +168,12 @@ func (r *Registry) resolve(ctx context.Context, repository, ref string) (digest.
 
 // Delete removes a tag, and its manifest if no other tag of the repository
 // points to it; or, given a digest, the manifest with all its tags. The blobs
-// go with the next garbage collection. ErrNotFound: there is none.
+// go with the next garbage collection. An empty ref removes the repository.
+// ErrNotFound: there is none.
 func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
+	if ref == "" {
+		return r.removeRepository(repository)
+	}
 	d, err := r.resolve(ctx, repository, ref)
 	if err != nil {
 		return err
@@ -224,9 +229,8 @@ func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
 	return steps[1]()
 }
 
-// RemoveRepository removes an image with all its tags. The blobs go with the
-// next garbage collection. ErrNotFound: there is none.
-func (r *Registry) RemoveRepository(_ context.Context, repository string) error {
+// removeRepository removes an image with all its tags.
+func (r *Registry) removeRepository(repository string) error {
 	if _, err := reference.WithName(repository); err != nil {
 		return ErrNotFound
 	}
@@ -256,9 +260,9 @@ func (r *Registry) RemoveRepository(_ context.Context, repository string) error 
 	return nil
 }
 
-// RemoveOrganization removes all repositories of an organization. The blobs go
+// RemoveAll removes all repositories of an organization. The blobs go
 // with the next garbage collection. It is no error if there are none.
-func (r *Registry) RemoveOrganization(ctx context.Context, account, organization string) error {
+func (r *Registry) RemoveAll(ctx context.Context, account, organization string) error {
 	if err := errors.Join(resource.CheckName("account", account), resource.CheckName("organization", organization)); err != nil {
 		return err
 	}

@@ -78,7 +78,7 @@ func TestListResolveDelete(t *testing.T) {
 	if _, err := r.Resolve(ctx, "acme/web/cut", "1"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("Resolve of what a kill has cut, after another Delete: %v, want ErrNotFound", err)
 	}
-	if err := r.RemoveRepository(ctx, "acme/web/cut"); err != nil {
+	if err := r.Delete(ctx, "acme/web/cut", ""); err != nil {
 		t.Error(err)
 	}
 	if err := r.Delete(ctx, "acme/web/a/b", want); err != nil {
@@ -91,16 +91,16 @@ func TestListResolveDelete(t *testing.T) {
 		}
 	}
 	for i, wantErr := range []error{nil, ErrNotFound} {
-		if err := r.RemoveRepository(ctx, "acme/web/a"); !errors.Is(err, wantErr) {
-			t.Errorf("RemoveRepository %d: got %v, want %v", i, err, wantErr)
+		if err := r.Delete(ctx, "acme/web/a", ""); !errors.Is(err, wantErr) {
+			t.Errorf("Delete of all, %d: got %v, want %v", i, err, wantErr)
 		}
 	}
 	if got, err := r.List(ctx, "acme", "web"); err != nil || len(got) != 1 || got[0].Name != "acme/web/a/b" {
 		t.Errorf("List after a went: got %v %v, want a/b", got, err)
 	}
 	for _, name := range []string{"acme/web/a/b", "acme/web/hello"} {
-		if err := r.RemoveRepository(ctx, name); err != nil {
-			t.Errorf("RemoveRepository %s: %v", name, err)
+		if err := r.Delete(ctx, name, ""); err != nil {
+			t.Errorf("Delete of all of %s: %v", name, err)
 		}
 	}
 	if _, err := os.Stat(r.repositoryDir("acme")); !errors.Is(err, fs.ErrNotExist) {
@@ -202,7 +202,7 @@ func TestCollect(t *testing.T) {
 	}
 	ann.want(200, "", "GET", "/v2/acme/web/keep/blobs/"+layer)
 
-	if err := r.RemoveOrganization(ctx, "acme", "web"); err != nil {
+	if err := r.RemoveAll(ctx, "acme", "web"); err != nil {
 		t.Fatal(err)
 	}
 	age(t, r)

@@ -2,22 +2,14 @@ package workspace
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-)
-
-// What may be wrong about a namespace.
-var (
-	// ErrNoNamespace is returned for a namespace that is not there.
-	ErrNoNamespace = errors.New("there is no such namespace")
-	// ErrSystemNamespace is returned for a namespace that Kubernetes needs.
-	ErrSystemNamespace = errors.New("this namespace belongs to Kubernetes and can't be deleted")
 )
 
 // Namespaces lists the namespaces of the workspace's cluster.
@@ -37,28 +29,36 @@ func (c *Controller) Namespaces(ctx context.Context, key string) ([]resource.Nam
 	return out, nil
 }
 
-// CreateNamespace makes a namespace. One that is there already is no error.
+// CreateNamespace makes a namespace. store.ErrExists: it is there already;
+// resource.ErrSystemNamespace: its name belongs to Kubernetes.
 func (c *Controller) CreateNamespace(ctx context.Context, key, name string) error {
+	if resource.IsSystemNamespace(name) {
+		return fmt.Errorf("namespace %s: %w", name, resource.ErrSystemNamespace)
+	}
 	client, err := c.Client(ctx, key)
 	if err != nil {
 		return err
 	}
 	_, err = client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
-	if err != nil && !apierrors.IsAlreadyExists(err) {
+	exists := apierrors.IsAlreadyExists(err)
+	if err != nil && !exists {
 		return err
 	}
-	if isSystem(name) {
-		return nil
+	if err := bindDevelopers(ctx, client, name); err != nil { // at once: who made it will use it
+		return err
 	}
-	return bindDevelopers(ctx, client, name) // at once: who made it will use it
+	if exists {
+		return fmt.Errorf("namespace %s: %w", name, store.ErrExists)
+	}
+	return nil
 }
 
 // DeleteNamespace deletes a namespace and all in it. Kubernetes goes on with it
-// after the call.
+// after the call. store.ErrNotFound: it is not there; resource.ErrSystemNamespace:
+// Kubernetes needs it.
 func (c *Controller) DeleteNamespace(ctx context.Context, key, name string) error {
-	switch name {
-	case metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease:
-		return fmt.Errorf("namespace %s: %w", name, ErrSystemNamespace)
+	if resource.IsSystemNamespace(name) || name == metav1.NamespaceDefault {
+		return fmt.Errorf("namespace %s: %w", name, resource.ErrSystemNamespace)
 	}
 	client, err := c.Client(ctx, key)
 	if err != nil {
@@ -66,7 +66,7 @@ func (c *Controller) DeleteNamespace(ctx context.Context, key, name string) erro
 	}
 	err = client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{})
 	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("namespace %s: %w", name, ErrNoNamespace)
+		return fmt.Errorf("namespace %s: %w", name, store.ErrNotFound)
 	}
 	return err
 }

@@ -3,13 +3,14 @@ package workspace
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	rbac "k8s.io/client-go/applyconfigurations/rbac/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
 // developers is the group in the tokens of an organization's developers, and the
@@ -33,7 +34,7 @@ func (r *run) bindDevelopers(ctx context.Context) (bool, error) {
 	}
 	now := map[types.UID]bool{}
 	for _, ns := range list {
-		if ns.DeletionTimestamp != nil || isSystem(ns.Name) {
+		if ns.DeletionTimestamp != nil || resource.IsSystemNamespace(ns.Name) {
 			continue
 		}
 		if !bound[ns.UID] {
@@ -56,6 +57,3 @@ func bindDevelopers(ctx context.Context, client kubernetes.Interface, namespace 
 		metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
 	return err
 }
-
-// isSystem says that a namespace is Kubernetes' own: the prefix is reserved.
-func isSystem(namespace string) bool { return strings.HasPrefix(namespace, "kube-") }

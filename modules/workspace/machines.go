@@ -429,7 +429,7 @@ func (c *Controller) condition(ctx context.Context, seen *resource.Machine, cond
 func (r *run) deleteNode(ctx context.Context, name string) error {
 	client := r.api()
 	if client == nil {
-		return ErrNotReady
+		return resource.ErrNotReady
 	}
 	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
 	defer cancel()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,12 +22,6 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 )
-
-// ErrNotReady is returned for a workspace whose plane is not serving.
-var ErrNotReady = errors.New("the workspace is not ready yet")
-
-// ErrUnknownPlane is returned for a TLS server name that is no plane's.
-var ErrUnknownPlane = errors.New("no workspace has this API address")
 
 // run is one plane while it runs on this server, with what watches it.
 type run struct {
@@ -245,22 +240,22 @@ func (c *Controller) stop(id string) {
 func (c *Controller) serving(key string) (*run, error) {
 	w, ok := c.cfg.Workspaces.Get(key)
 	if !ok {
-		return nil, fmt.Errorf("workspace %s: %w", key, ErrNotReady)
+		return nil, fmt.Errorf("workspace %s: %w", key, resource.ErrNotReady)
 	}
 	c.mu.Lock()
 	r := c.runs[w.Status.ID]
 	c.mu.Unlock()
 	if r == nil {
-		return nil, fmt.Errorf("workspace %s: %w", key, ErrNotReady)
+		return nil, fmt.Errorf("workspace %s: %w", key, resource.ErrNotReady)
 	}
 	if ok, why := r.state(); !ok {
-		return nil, fmt.Errorf("workspace %s: %w: %s", key, ErrNotReady, why)
+		return nil, fmt.Errorf("workspace %s: %w: %s", key, resource.ErrNotReady, why)
 	}
 	return r, nil
 }
 
 // Client returns a client with every right in the workspace's cluster. It wraps
-// ErrNotReady while the plane does not serve.
+// resource.ErrNotReady while the plane does not serve.
 func (c *Controller) Client(_ context.Context, key string) (kubernetes.Interface, error) {
 	r, err := c.serving(key)
 	if err != nil {
@@ -276,7 +271,7 @@ func (c *Controller) Client(_ context.Context, key string) (kubernetes.Interface
 func (c *Controller) Dialer(key string) (func(ctx context.Context, network, address string) (net.Conn, error), error) {
 	w, ok := c.cfg.Workspaces.Get(key)
 	if !ok || w.Status.ID == "" {
-		return nil, fmt.Errorf("workspace %s: %w", key, ErrNotReady)
+		return nil, fmt.Errorf("workspace %s: %w", key, resource.ErrNotReady)
 	}
 	id := w.Status.ID
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -294,18 +289,30 @@ func (c *Controller) DialPlane(ctx context.Context, serverName string) (net.Conn
 	r := c.runs[id]
 	c.mu.Unlock()
 	if r == nil || !strings.EqualFold(r.apiHost, serverName) {
-		return nil, fmt.Errorf("server name %q: %w", serverName, ErrUnknownPlane)
+		return nil, fmt.Errorf("server name %q: %w", serverName, resource.ErrUnknownPlane)
 	}
 	// A plane that starts refuses what it will allow once it has read its roles:
 	// no answer is better than a wrong one.
 	if ok, why := r.state(); !ok {
-		return nil, fmt.Errorf("workspace %s: %w: %s", r.key, ErrNotReady, why)
+		return nil, fmt.Errorf("workspace %s: %w: %s", r.key, resource.ErrNotReady, why)
 	}
 	return c.cfg.Networks.Dial(ctx, id, "tcp", netip.AddrPortFrom(c.cfg.Plan.Plane, PlanePort).String())
 }
 
-// Access returns what a kubeconfig for the workspace needs.
-func (c *Controller) Access(w *resource.Workspace, caPEM []byte) resource.KubeAccess {
-	return resource.KubeAccess{Server: "https://" + c.cfg.KubeAPI, ServerName: w.Status.APIHost, CA: string(caPEM),
-		Context: strings.Join([]string{w.Account, w.Organization, w.Name}, "-")}
+// Access returns what a kubeconfig for the workspace needs. It wraps
+// resource.ErrNotReady while the workspace has no keys yet.
+func (c *Controller) Access(ctx context.Context, w *resource.Workspace) (resource.KubeAccess, error) {
+	keys, err := store.Of[resource.WorkspaceKeys](c.cfg.Store).Get(ctx, w.Key())
+	if errors.Is(err, store.ErrNotFound) {
+		err = resource.ErrNotReady
+	}
+	if err != nil {
+		return resource.KubeAccess{}, fmt.Errorf("workspace %s: %w", w.Key(), err)
+	}
+	return resource.KubeAccess{
+		Server:     "https://" + c.cfg.KubeAPI,
+		ServerName: w.Status.APIHost,
+		CA:         string(keys.CACert),
+		Context:    strings.Join([]string{w.Account, w.Organization, w.Name}, "-"),
+	}, nil
 }

@@ -100,11 +100,11 @@ func (s signer) Sign(_ context.Context, csrPEM []byte, hosts []string) ([]byte, 
 // endpoints that it had saved. Pods are dialed directly.
 type planesAway struct{}
 
-func (planesAway) Client(string) (kubernetes.Interface, error) {
+func (planesAway) Client(context.Context, string) (kubernetes.Interface, error) {
 	return nil, errors.New("no plane runs here")
 }
 
-func (planesAway) Dial(string) (balancer.DialFunc, error) { return (&net.Dialer{}).DialContext, nil }
+func (planesAway) Dialer(string) (func(context.Context, string, string) (net.Conn, error), error) { return (&net.Dialer{}).DialContext, nil }
 
 // startOurs starts our balancer with the n routes that were seeded and waits
 // until the last of them is served, which took so long.

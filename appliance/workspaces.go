@@ -1,0 +1,109 @@
+package appliance
+
+import (
+	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/embed/manifests"
+	"github.com/multipaas/multipaas/modules/apps"
+	"github.com/multipaas/multipaas/modules/network"
+	"github.com/multipaas/multipaas/modules/registry"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/task"
+	"github.com/multipaas/multipaas/modules/wire"
+	"github.com/multipaas/multipaas/modules/workspace"
+)
+
+// addWorkspaces adds who runs the workspaces, and shows them in the status.
+func (s *server) addWorkspaces(
+	from part[*store.Store],
+	planes part[*planes],
+	networks *network.Network,
+	nodes cacheOf[*resource.Node],
+	workspaces cacheOf[*resource.Workspace],
+	machines cacheOf[*resource.Machine],
+	apps cacheOf[*resource.App],
+) part[*workspace.Controller] {
+	s.items = func() []status.Item { return workspaceItems(workspaces.value) }
+	n := &needs{}
+	return add(s.graph, "planes", n, workspace.New(workspace.Config{
+		Log:        s.part("planes"),
+		Store:      from.of(n),
+		Networks:   networks,
+		Planes:     planes.of(n),
+		Manifests:  clusterManifests,
+		Server:     s.cfg.Name,
+		Address:    s.cfg.Address,
+		Domain:     s.cfg.Domain,
+		Plan:       s.cfg.Plan,
+		KubeAPI:    s.reach(s.cfg.Listen.Kubernetes),
+		Workspaces: workspaces.of(n),
+		Machines:   machines.of(n),
+		Nodes:      nodes.of(n),
+		Apps:       apps.of(n),
+	}))
+}
+
+// workspaceItems are the workspaces for the status, each with the first thing
+// that it waits for.
+func workspaceItems(workspaces *store.Cache[*resource.Workspace]) (out []status.Item) {
+	for _, w := range workspaces.List("") {
+		i := status.Item{Kind: "workspace", Name: w.Key(), State: string(w.Status.Phase)}
+		for _, c := range w.Status.Conditions {
+			if c.Status != resource.True && c.Message != "" {
+				i.Detail = c.Message
+				break
+			}
+		}
+		out = append(out, i)
+	}
+	return out
+}
+
+// clusterManifests renders what a workspace's cluster gets at birth. Two DNS
+// servers once there are two machines to put them on.
+func clusterManifests(w *resource.Workspace, plan wire.Plan) ([]byte, error) {
+	return manifests.Cluster(manifests.Values{
+		DNSAddress:  plan.DNS.String(),
+		DNSReplicas: min(2, max(1, w.Spec.Machines)),
+		DNSImage:    PayloadRegistry + "/coredns:1",
+		Domain:      "cluster.local",
+	})
+}
+
+// addTasks adds what shows people the work under way.
+func (s *server) addTasks(from part[*store.Store]) part[*task.Tasks] {
+	n := &needs{}
+	return add(s.graph, "tasks", n, task.New(task.Config{Store: from.of(n), Log: s.part("tasks")}))
+}
+
+// addApps adds who deploys apps into the workspaces' clusters.
+func (s *server) addApps(
+	from part[*store.Store],
+	controller part[*workspace.Controller],
+	images part[*registry.Registry],
+	all cacheOf[*resource.App],
+	workspaces cacheOf[*resource.Workspace],
+) {
+	var upstreams []string
+	for _, u := range s.cfg.RegistryUpstreams {
+		upstreams = append(upstreams, u.Name)
+	}
+	n := &needs{}
+	add(s.graph, "deployer", n, apps.New(apps.Config{
+		Log:        s.part("deployer"),
+		Store:      from.of(n),
+		Apps:       all.of(n),
+		Workspaces: workspaces.of(n),
+		Clusters:   controller.of(n),
+		Images: &apps.Sources{
+			Registry:      s.registryNames(),
+			Own:           images.of(n),
+			Builtin:       PayloadRegistry,
+			BuiltinDigest: s.payloadImage,
+			Upstreams:     upstreams,
+		},
+		Domain:        s.cfg.Domain,
+		Registry:      s.registryName(),
+		RegistryNames: s.registryNames(),
+	}))
+}
