@@ -3,8 +3,8 @@ package client
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,47 +16,66 @@ import (
 // maxInstances is the API's limit.
 const maxInstances = 1000
 
-func appTable(c *call) table[*resource.App] {
-	now := c.now()
-	return table[*resource.App]{
-		name:  func(a *resource.App) string { return a.Name },
-		empty: "There is no app. Deploy one with 'mp apps deploy NAME --image IMAGE'.",
-		columns: []column[*resource.App]{
-			{head: "NAME", cell: func(a *resource.App) string { return a.Name }},
-			{head: "PHASE", cell: func(a *resource.App) string { return phaseOf(&a.Meta, a.Status.Phase) }},
-			{head: "INSTANCES", cell: func(a *resource.App) string {
-				return fmt.Sprintf("%d/%d", a.Status.InstancesReady, a.Spec.Instances)
-			}},
-			{head: "IMAGE", cell: func(a *resource.App) string { return a.Spec.Image }},
-			{head: "URL", cell: func(a *resource.App) string { return a.Status.URL }},
-			{head: "AGE", cell: func(a *resource.App) string { return age(a.CreatedAt, now) }},
-			{head: "NAMESPACE", wide: true, cell: func(a *resource.App) string { return a.Spec.Namespace }},
-			{head: "PORT", wide: true, cell: func(a *resource.App) string {
-				if a.Spec.Port == 0 {
-					return ""
-				}
-				return strconv.Itoa(a.Spec.Port)
-			}},
-			{head: "DIGEST", wide: true, cell: func(a *resource.App) string { return a.Status.ImageDigest }},
+func (p *program) apps() noun[resource.App] {
+	return noun[resource.App]{
+		one:   "app",
+		many:  "apps",
+		in:    inWorkspace,
+		tasks: true,
+		pick:  appsOfNamespace,
+		also: func(a *resource.App) string {
+			if a.Status.URL == "" {
+				return ""
+			}
+			return " It answers at " + printable(a.Status.URL)
+		},
+		table: table[resource.App]{
+			empty: "There is no app. Deploy one with 'mp apps deploy NAME --image IMAGE'.",
+			columns: standard(p, []column[resource.App]{
+				{head: "INSTANCES", cell: func(a *resource.App) string {
+					return fmt.Sprintf("%d/%d", a.Status.InstancesReady, a.Spec.Instances)
+				}},
+				{head: "IMAGE", cell: func(a *resource.App) string { return a.Spec.Image }},
+				{head: "URL", cell: func(a *resource.App) string { return a.Status.URL }},
+				{head: "NAMESPACE", wide: true, cell: func(a *resource.App) string { return a.Spec.Namespace }},
+				{head: "PORT", wide: true, cell: func(a *resource.App) string {
+					if a.Spec.Port == 0 {
+						return ""
+					}
+					return strconv.Itoa(a.Spec.Port)
+				}},
+				{head: "DIGEST", wide: true, cell: func(a *resource.App) string { return a.Status.ImageDigest }},
+			}),
 		},
 	}
 }
 
-func appNames() func(*call) ([]string, error) {
-	return names(func(a *resource.App) string { return a.Name }, func(c *call) (string, error) {
-		t, err := c.need(inWorkspace)
-		return t.workspace("apps"), err
-	})
+// appsOfNamespace picks those that the flag asks for.
+func appsOfNamespace(c *call, apps []resource.App) []resource.App {
+	ns := c.String("namespace")
+	return slices.DeleteFunc(apps, func(a resource.App) bool { return ns != "" && a.Spec.Namespace != ns })
 }
 
 func (p *program) appCommands() *command {
+	apps := p.apps()
 	return &command{
-		name: "apps", aliases: []string{"app"}, usage: "deploy, list, show, scale and delete apps",
+		name:    "apps",
+		aliases: []string{"app"},
+		usage:   "deploy, list, show, scale and delete apps",
 		sub: []*command{
 			{
-				name: "deploy", usage: "deploy an app, or change one that is there", args: "[NAME] [COMMAND]...", names: appNames(),
-				about:    "Of an app that is there, what no flag names stays as it is; --env KEY= takes a variable\naway. The app is reached below the platform's domain unless --no-route is given.",
-				examples: []string{"mp apps deploy hello --image hello:1 --instances 2 --port 8080", "mp apps deploy hello --image hello:2", "mp apps deploy hello --env MODE=prod --env DEBUG=", "mp apps deploy worker --image jobs:3 --no-route -- ./work --queue mail"},
+				name:  "deploy",
+				usage: "deploy an app, or change one that is there",
+				args:  "[NAME] [COMMAND]...",
+				names: apps.names,
+				about: `Of an app that is there, what no flag names stays as it is; --env KEY= takes a variable
+away. The app is reached below the platform's domain unless --no-route is given.`,
+				examples: []string{
+					"mp apps deploy hello --image hello:1 --instances 2 --port 8080",
+					"mp apps deploy hello --image hello:2",
+					"mp apps deploy hello --env MODE=prod --env DEBUG=",
+					"mp apps deploy worker --image jobs:3 --no-route -- ./work --queue mail",
+				},
 				flags: flags(placeFlags(inWorkspace), namespaceFlag(),
 					&cli.StringFlag{Name: "name", Usage: "`NAME` of the app, if not given as argument"},
 					&cli.StringFlag{Name: "image", Aliases: []string{"i"}, Usage: "`IMAGE`: hello:1 of this organization, or a full reference"},
@@ -71,45 +90,20 @@ func (p *program) appCommands() *command {
 					dryRunFlag(), waitFlags(), resultFlag()),
 				run: (*call).deploy,
 			},
-			{
-				name: "list", aliases: []string{"ls"}, usage: "list the workspace's apps",
+			apps.list(command{
+				usage:    "list the workspace's apps",
 				examples: []string{"mp apps list", "mp apps list -o wide"},
-				flags:    flags(placeFlags(inWorkspace), namespaceFlag(), outputFlags()),
-				run: func(c *call) error {
-					t, err := c.need(inWorkspace)
-					if err != nil {
-						return err
-					}
-					items, err := list[*resource.App](c, t.workspace("apps"), nil)
-					if err != nil {
-						return err
-					}
-					if ns := c.String("namespace"); ns != "" {
-						var kept []*resource.App
-						for _, a := range items {
-							if a.Spec.Namespace == ns {
-								kept = append(kept, a)
-							}
-						}
-						items = kept
-					}
-					return printList(c, items, appTable(c))
-				},
-			},
-			{
-				name: "show", aliases: []string{"get"}, usage: "show an app and how far it is", args: "NAME", names: appNames(),
+				flags:    []cli.Flag{namespaceFlag()},
+			}),
+			apps.show(command{
+				usage:    "show an app and how far it is",
 				examples: []string{"mp apps show hello", "mp apps show hello -o yaml"},
-				flags:    flags(placeFlags(inWorkspace), resultFlag()),
-				run: func(c *call) error {
-					t, err := c.appPlace(c.arg(0))
-					if err != nil {
-						return err
-					}
-					return c.showApp(t, c.arg(0), "")
-				},
-			},
+			}),
 			{
-				name: "scale", usage: "change the number of an app's instances", args: "[NAME] [INSTANCES]", names: appNames(),
+				name:     "scale",
+				usage:    "change the number of an app's instances",
+				args:     "[NAME] [INSTANCES]",
+				names:    apps.names,
 				examples: []string{"mp apps scale hello 3", "mp apps scale hello --instances 0"},
 				flags: flags(placeFlags(inWorkspace),
 					&cli.StringFlag{Name: "name", Usage: "`NAME` of the app, if not given as argument"},
@@ -117,46 +111,12 @@ func (p *program) appCommands() *command {
 					dryRunFlag(), waitFlags(), resultFlag()),
 				run: (*call).scaleApp,
 			},
-			{
-				name: "delete", aliases: []string{"rm"}, usage: "delete an app", args: "NAME", names: appNames(),
+			apps.delete("Delete app %s?", command{
+				usage:    "delete an app",
 				examples: []string{"mp apps delete hello --yes"},
-				flags:    flags(placeFlags(inWorkspace), yesFlag(), dryRunFlag(), waitFlags(), resultFlag()),
-				run: func(c *call) error {
-					t, err := c.appPlace(c.arg(0))
-					if err != nil {
-						return err
-					}
-					if err := c.confirm("Delete app "+c.arg(0)+" of "+t.String()+"?", ""); err != nil {
-						return err
-					}
-					return remove[*resource.App](c, t.workspace("apps", c.arg(0)), appTable(c), "App "+c.arg(0), Target{})
-				},
-			},
+			}),
 		},
 	}
-}
-
-// appPlace is the workspace of the app called name.
-func (c *call) appPlace(name string) (Target, error) {
-	t, err := c.need(inWorkspace)
-	if err != nil {
-		return t, err
-	}
-	return t, checkName("app", name)
-}
-
-func (c *call) showApp(t Target, name, sentence string) error {
-	var got resource.App
-	if err := c.get(t.workspace("apps", name), &got); err != nil {
-		return err
-	}
-	if sentence != "" {
-		if got.Status.URL != "" {
-			sentence += " It answers at " + printable(got.Status.URL)
-		}
-		return printResult(c, &got, appTable(c), "%s", sentence)
-	}
-	return printOne(c, &got, appTable(c), func(w io.Writer) { printConditions(w, got.Status.Conditions, c.now()) })
 }
 
 // appName is the app's name, from --name or the first argument, and the
@@ -177,17 +137,16 @@ func (c *call) deploy() error {
 	if err != nil {
 		return err
 	}
-	t, err := c.appPlace(name)
+	it, err := c.apps().named(c, name)
 	if err != nil {
 		return err
 	}
 	if _, err := c.changeApp(&resource.AppSpec{}, command); err != nil {
 		return err // a mistake in the flags is told before the server is asked
 	}
-	path := t.workspace("apps", name)
 	for try := 0; ; try++ {
 		var app resource.App
-		err := c.get(path, &app)
+		err := c.get(it.path, &app)
 		var prob *Problem
 		isNew := errors.As(err, &prob) && prob.Status == http.StatusNotFound && c.String("image") != ""
 		if err != nil && !isNew {
@@ -198,7 +157,7 @@ func (c *call) deploy() error {
 		}
 		match := []string{"If-None-Match", "*"}
 		if isNew {
-			app.Spec = resource.AppSpec{Namespace: t.Namespace, Instances: 1}
+			app.Spec = resource.AppSpec{Namespace: it.Namespace, Instances: 1}
 		} else {
 			match = []string{"If-Match", fmt.Sprintf("%q", fmt.Sprint(app.Revision))}
 		}
@@ -209,15 +168,15 @@ func (c *call) deploy() error {
 		if !changed && !isNew {
 			return usagef("see '"+c.path+" --help'", "app %s is there, and nothing to change is given", name)
 		}
-		var accepted resource.Accepted[*resource.App]
-		err = c.write(http.MethodPut, path, map[string]any{"spec": app.Spec}, &accepted, match...)
+		accepted, err := c.apps().write(c, http.MethodPut, it.path, map[string]any{"spec": app.Spec}, match...)
 		if errors.As(err, &prob) && prob.Status == http.StatusPreconditionFailed && try < maxDeployTries {
 			continue // somebody else changed it between our look and our write
 		}
 		if err != nil {
 			return err
 		}
-		return c.settleApp(t, name, &accepted, "is deployed")
+		subject := c.apps().subject(it)
+		return c.apps().settle(c, it.path, accepted, subject+" is being changed.", subject+" is deployed.")
 	}
 }
 
@@ -225,14 +184,6 @@ func (c *call) deploy() error {
 // else changed the app at the same moment; the platform itself writes its
 // status a few times while it starts.
 const maxDeployTries = 10
-
-func (c *call) settleApp(t Target, name string, accepted *resource.Accepted[*resource.App], done string) error {
-	return c.settle(accepted.Task,
-		func() error {
-			return printResult(c, accepted.Resource, appTable(c), "App %s is being changed.", name)
-		},
-		func() error { return c.showApp(t, name, "App "+name+" "+done+".") })
-}
 
 // changeApp lays what the flags say over spec and tells whether they say
 // anything.
@@ -302,7 +253,7 @@ func (c *call) scaleApp() error {
 	if err != nil {
 		return err
 	}
-	t, err := c.appPlace(name)
+	it, err := c.apps().named(c, name)
 	if err != nil {
 		return err
 	}
@@ -320,10 +271,5 @@ func (c *call) scaleApp() error {
 	if err := checkInstances(n); err != nil {
 		return err
 	}
-	var accepted resource.Accepted[*resource.App]
-	body := map[string]any{"spec": map[string]any{"instances": n}}
-	if err := c.write(http.MethodPatch, t.workspace("apps", name), body, &accepted); err != nil {
-		return err
-	}
-	return c.settleApp(t, name, &accepted, "has "+count(n, "instance"))
+	return c.apps().patch(c, it, map[string]any{"instances": n}, "has "+count(n, "instance"))
 }

@@ -187,7 +187,9 @@ func (p *program) parse(ctx context.Context, r resolved, fn func(*call) error) e
 			return usagef("see '"+path+" --help'", "%s: %v", path, err)
 		},
 		Action: func(c *cli.Context) error {
-			return fn(&call{Context: c, program: p, cmd: r.cmd, path: path})
+			this := &call{Context: c, program: p, cmd: r.cmd, path: path}
+			defer this.endSession()
+			return fn(this)
 		},
 	}
 	words := append([]string{p.name}, r.flags...)

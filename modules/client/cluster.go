@@ -9,46 +9,55 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
-func clusterNodeTable() table[*resource.ClusterNode] {
-	return table[*resource.ClusterNode]{
-		name:  func(n *resource.ClusterNode) string { return n.Name },
-		empty: "The cluster has no nodes yet.",
-		columns: []column[*resource.ClusterNode]{
-			{head: "NAME", cell: func(n *resource.ClusterNode) string { return n.Name }},
-			{head: "READY", cell: func(n *resource.ClusterNode) string { return yesNo(n.Ready) }},
-			{head: "VERSION", cell: func(n *resource.ClusterNode) string { return n.Version }},
-			{head: "ADDRESS", cell: func(n *resource.ClusterNode) string { return n.Address }},
-			{head: "SIZE", wide: true, cell: func(n *resource.ClusterNode) string { return sizeText(n.Size) }},
-			{head: "HOST", wide: true, cell: func(n *resource.ClusterNode) string { return n.Node }},
+func (p *program) clusterNodes() noun[resource.ClusterNode] {
+	return noun[resource.ClusterNode]{
+		one:  "node",
+		many: "nodes",
+		in:   inWorkspace,
+		table: table[resource.ClusterNode]{
+			empty: "The cluster has no nodes yet.",
+			columns: []column[resource.ClusterNode]{
+				{head: "NAME", cell: func(n *resource.ClusterNode) string { return n.Name }},
+				{head: "READY", cell: func(n *resource.ClusterNode) string { return yesNo(n.Ready) }},
+				{head: "VERSION", cell: func(n *resource.ClusterNode) string { return n.Version }},
+				{head: "ADDRESS", cell: func(n *resource.ClusterNode) string { return n.Address }},
+				{head: "SIZE", wide: true, cell: func(n *resource.ClusterNode) string { return sizeText(n.Size) }},
+				{head: "HOST", wide: true, cell: func(n *resource.ClusterNode) string { return n.Node }},
+			},
 		},
 	}
 }
 
-func machineTable(c *call) table[*resource.Machine] {
-	now := c.now()
-	return table[*resource.Machine]{
-		name:  func(m *resource.Machine) string { return m.Name },
-		empty: "The workspace has no machines.",
-		columns: []column[*resource.Machine]{
-			{head: "NAME", cell: func(m *resource.Machine) string { return m.Name }},
-			{head: "PHASE", cell: func(m *resource.Machine) string { return phaseOf(&m.Meta, m.Status.Phase) }},
-			{head: "ADDRESS", cell: func(m *resource.Machine) string { return m.Spec.Address.String() }},
-			{head: "RESTARTS", cell: func(m *resource.Machine) string { return strconv.Itoa(m.Status.Restarts) }},
-			{head: "AGE", cell: func(m *resource.Machine) string { return age(m.CreatedAt, now) }},
-			{head: "DRIVER", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Driver }},
-			{head: "SIZE", wide: true, cell: func(m *resource.Machine) string { return sizeText(m.Spec.Size) }},
-			{head: "PODS", wide: true, cell: func(m *resource.Machine) string { return m.Spec.PodCIDR.String() }},
-			{head: "HOST", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Node }},
+func (p *program) machines() noun[resource.Machine] {
+	return noun[resource.Machine]{
+		one:  "machine",
+		many: "machines",
+		in:   inWorkspace,
+		table: table[resource.Machine]{
+			empty: "The workspace has no machines.",
+			columns: standard(p, []column[resource.Machine]{
+				{head: "ADDRESS", cell: func(m *resource.Machine) string { return m.Spec.Address.String() }},
+				{head: "RESTARTS", cell: func(m *resource.Machine) string { return strconv.Itoa(m.Status.Restarts) }},
+				{head: "DRIVER", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Driver }},
+				{head: "SIZE", wide: true, cell: func(m *resource.Machine) string { return sizeText(m.Spec.Size) }},
+				{head: "PODS", wide: true, cell: func(m *resource.Machine) string { return m.Spec.PodCIDR.String() }},
+				{head: "HOST", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Node }},
+			}),
 		},
 	}
 }
 
 func (p *program) clusterCommands() *command {
+	workspaces := p.workspaces()
 	return &command{
-		name: "cluster", usage: "scale a workspace's cluster, list its nodes, configure kubectl",
+		name:  "cluster",
+		usage: "scale a workspace's cluster, list its nodes, configure kubectl",
 		sub: []*command{
 			{
-				name: "scale", usage: "change the number of machines", args: "[WORKSPACE]", names: workspaceNames(),
+				name:     "scale",
+				usage:    "change the number of machines",
+				args:     "[WORKSPACE]",
+				names:    workspaces.names,
 				about:    "Machines that go are drained first.",
 				examples: []string{"mp cluster scale --machines 3", "mp cluster scale shop -n 1 --timeout 20m"},
 				flags: flags(placeFlags(inWorkspace),
@@ -56,43 +65,36 @@ func (p *program) clusterCommands() *command {
 					dryRunFlag(), waitFlags(), resultFlag()),
 				run: (*call).scaleCluster,
 			},
-			{
-				name: "list-nodes", aliases: []string{"nodes"}, usage: "list the cluster's nodes as Kubernetes sees them", args: "[WORKSPACE]", names: workspaceNames(),
+			p.clusterNodes().list(command{
+				name:     "list-nodes",
+				aliases:  []string{"nodes"},
+				usage:    "list the cluster's nodes as Kubernetes sees them",
+				args:     "[WORKSPACE]",
+				names:    workspaces.names,
 				examples: []string{"mp cluster list-nodes", "mp cluster list-nodes shop -o wide"},
-				flags:    flags(placeFlags(inWorkspace), outputFlags()),
-				run: func(c *call) error {
-					t, err := c.workspaceArg(0)
-					if err != nil {
-						return err
-					}
-					items, err := list[*resource.ClusterNode](c, t.workspace("nodes"), nil)
-					if err != nil {
-						return err
-					}
-					return printList(c, items, clusterNodeTable())
-				},
-			},
-			{
-				name: "list-machines", aliases: []string{"machines"}, usage: "list the cluster's machines as the platform sees them", args: "[WORKSPACE]", names: workspaceNames(),
+			}),
+			p.machines().list(command{
+				name:     "list-machines",
+				aliases:  []string{"machines"},
+				usage:    "list the cluster's machines as the platform sees them",
+				args:     "[WORKSPACE]",
+				names:    workspaces.names,
 				about:    "Also shows machines that have not become nodes yet.",
 				examples: []string{"mp cluster list-machines"},
-				flags:    flags(placeFlags(inWorkspace), outputFlags()),
-				run: func(c *call) error {
-					t, err := c.workspaceArg(0)
-					if err != nil {
-						return err
-					}
-					items, err := list[*resource.Machine](c, t.workspace("machines"), nil)
-					if err != nil {
-						return err
-					}
-					return printList(c, items, machineTable(c))
-				},
-			},
+			}),
 			{
-				name: "config-kubectl", usage: "write a kubeconfig for the workspace", args: "[WORKSPACE]", names: workspaceNames(),
-				about:    "Writes a file of its own, ~/.kube/config-ACCOUNT-ORGANIZATION-WORKSPACE unless --file says\notherwise, and prints the line that makes kubectl use it. There is no secret in it:\nkubectl calls 'mp kube-credential' for a short-lived token, with your session.",
-				examples: []string{"mp cluster config-kubectl", "eval \"$(mp cluster config-kubectl shop)\"", "mp cluster config-kubectl --file - > shop.kubeconfig"},
+				name:  "config-kubectl",
+				usage: "write a kubeconfig for the workspace",
+				args:  "[WORKSPACE]",
+				names: workspaces.names,
+				about: `Writes a file of its own, ~/.kube/config-ACCOUNT-ORGANIZATION-WORKSPACE unless --file says
+otherwise, and prints the line that makes kubectl use it. There is no secret in it:
+kubectl calls 'mp kube-credential' for a short-lived token, with your session.`,
+				examples: []string{
+					"mp cluster config-kubectl",
+					"eval \"$(mp cluster config-kubectl shop)\"",
+					"mp cluster config-kubectl --file - > shop.kubeconfig",
+				},
 				flags: flags(placeFlags(inWorkspace), namespaceFlag(),
 					&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "write to `FILE`, - for standard output"}),
 				run: (*call).configKubectl,
@@ -102,7 +104,7 @@ func (p *program) clusterCommands() *command {
 }
 
 func (c *call) scaleCluster() error {
-	t, err := c.workspaceArg(0)
+	it, err := c.workspaces().arg(c)
 	if err != nil {
 		return err
 	}
@@ -113,7 +115,7 @@ func (c *call) scaleCluster() error {
 	if err := checkMachines(n); err != nil {
 		return err
 	}
-	return c.patchWorkspace(t, map[string]any{"machines": n}, fmt.Sprintf("Workspace %s has %s.", t, count(n, "machine")))
+	return c.workspaces().patch(c, it, map[string]any{"machines": n}, "has "+count(n, "machine"))
 }
 
 // count is "1 machine" or "2 machines".

@@ -37,14 +37,3 @@ The configuration is in MP_CONFIG, or ~/.config/multipaas. Exit codes: 0 ok, 1 f
 		},
 	}
 }
-
-// tokenCommands is the tree of `multipaas token`.
-func (p *program) tokenCommands() *command {
-	return &command{
-		name:  "token",
-		usage: "make, list and withdraw tokens with which machines join",
-		about: `Works with the session of 'mp login'. On the server itself, --credentials with the
-bootstrap administrator's file needs no session.`,
-		sub: []*command{p.tokenCreateCommand(), p.tokenListCommand(), p.tokenRemoveCommand()},
-	}
-}

@@ -10,8 +10,6 @@ import (
 	"sort"
 	"strings"
 	"time"
-
-	"github.com/multipaas/multipaas/modules/resource"
 )
 
 // The scripts for the three shells. Each calls the hidden command with the words
@@ -71,7 +69,8 @@ complete -c multipaas -n '__fish_seen_subcommand_from mp' -f -a '(__mp_complete)
 func (p *program) completionCommand() *command {
 	return &command{
 		name: "completion", usage: "print a script that teaches your shell mp's commands and names", args: "SHELL",
-		about:    "For bash, zsh and fish. Names of accounts, workspaces, apps and the like come from the\nserver, and are remembered for a few seconds.",
+		about: `For bash, zsh and fish. Names of accounts, workspaces, apps and the like come from the
+server, and are remembered for a few seconds.`,
 		examples: []string{"source <(mp completion bash)", "mp completion fish | source"},
 		names:    func(*call) ([]string, error) { return []string{"bash", "zsh", "fish"}, nil },
 		run: func(c *call) error {
@@ -212,37 +211,17 @@ func (p *program) flagValues(ctx context.Context, root *command, w walked) []str
 	case "pod-security":
 		return []string{"baseline", "privileged"}
 	case "account":
-		return p.namesFor(ctx, w.resolved, w.wants, accountNames())
+		return p.namesFor(ctx, w.resolved, w.wants, p.accounts().names)
 	case "organization":
-		return p.namesFor(ctx, w.resolved, w.wants, organizationNames())
+		return p.namesFor(ctx, w.resolved, w.wants, p.organizations().names)
 	case "workspace":
-		return p.namesFor(ctx, w.resolved, w.wants, workspaceNames())
+		return p.namesFor(ctx, w.resolved, w.wants, p.workspaces().names)
 	case "namespace":
-		return p.namesFor(ctx, w.resolved, w.wants, namespaceNames())
+		return p.namesFor(ctx, w.resolved, w.wants, p.namespaces().names)
 	case "image":
-		return p.namesFor(ctx, w.resolved, w.wants, imageNames)
+		return p.namesFor(ctx, w.resolved, w.wants, (*call).imagesWithTags)
 	}
 	return nil
-}
-
-// imageNames offers "hello:1" for each tag there is.
-func imageNames(c *call) ([]string, error) {
-	path, err := imagesPath(c)
-	if err != nil {
-		return nil, err
-	}
-	items, err := list[*resource.Image](c, path, nil)
-	if err != nil {
-		return nil, err
-	}
-	var all []string
-	for _, i := range items {
-		name := i.Name[strings.LastIndexByte(i.Name, '/')+1:]
-		for _, tag := range i.Tags {
-			all = append(all, name+":"+tag)
-		}
-	}
-	return all, nil
 }
 
 // rememberedNames are the offers of a moment ago, kept so that the key answers

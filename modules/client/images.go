@@ -9,52 +9,62 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
-func imageTable(c *call) table[*resource.Image] {
-	now := c.now()
-	return table[*resource.Image]{
-		name:  func(i *resource.Image) string { return i.Name },
-		empty: "There are no images. Push one with any OCI client; 'mp images --help' shows how.",
-		columns: []column[*resource.Image]{
-			{head: "NAME", cell: func(i *resource.Image) string { return i.Name }},
-			{head: "TAGS", cell: func(i *resource.Image) string { return strings.Join(i.Tags, ", ") }},
-			{head: "UPDATED", cell: func(i *resource.Image) string { return age(i.UpdatedAt, now) }},
+func (p *program) images() noun[resource.Image] {
+	return noun[resource.Image]{
+		one:  "image",
+		many: "images",
+		in:   inOrganization,
+		table: table[resource.Image]{
+			empty: "There are no images. Push one with any OCI client; 'mp images --help' shows how.",
+			columns: []column[resource.Image]{
+				{head: "NAME", cell: func(i *resource.Image) string { return i.Name }},
+				{head: "TAGS", cell: func(i *resource.Image) string { return strings.Join(i.Tags, ", ") }},
+				{head: "UPDATED", cell: func(i *resource.Image) string { return p.age(i.UpdatedAt) }},
+			},
 		},
 	}
 }
 
-func imagesPath(c *call) (string, error) {
+// imagesWithTags offers "hello:1" for each tag there is.
+func (c *call) imagesWithTags() ([]string, error) {
 	t, err := c.need(inOrganization)
-	return t.organization("images"), err
+	if err != nil {
+		return nil, err
+	}
+	items, err := c.images().all(c, t)
+	var all []string
+	for _, i := range items {
+		name := i.Name[strings.LastIndexByte(i.Name, '/')+1:]
+		for _, tag := range i.Tags {
+			all = append(all, name+":"+tag)
+		}
+	}
+	return all, err
 }
 
 func (p *program) imageCommands() *command {
+	images := p.images()
 	return &command{
-		name: "images", aliases: []string{"image"}, usage: "list and delete the organization's images",
-		about: "Images are pushed by any OCI client into ACCOUNT/ORGANIZATION/NAME at the platform's\nregistry, whose address 'mp version' shows, with your e-mail address and password.",
+		name:    "images",
+		aliases: []string{"image"},
+		usage:   "list and delete the organization's images",
+		about: `Images are pushed by any OCI client into ACCOUNT/ORGANIZATION/NAME at the platform's
+registry, whose address 'mp version' shows, with your e-mail address and password.`,
 		sub: []*command{
-			{
-				name: "list", aliases: []string{"ls"}, usage: "list the organization's images",
+			images.list(command{
+				usage:    "list the organization's images",
 				examples: []string{"mp images list"},
-				flags:    flags(placeFlags(inOrganization), outputFlags()),
-				run: func(c *call) error {
-					path, err := imagesPath(c)
-					if err != nil {
-						return err
-					}
-					items, err := list[*resource.Image](c, path, nil)
-					if err != nil {
-						return err
-					}
-					return printList(c, items, imageTable(c))
+			}),
+			images.delete("", command{
+				usage: "delete an image, or one tag or digest of it",
+				args:  "NAME[:TAG]",
+				examples: []string{
+					"mp images delete hello:1 --yes",
+					"mp images delete hello@sha256:4f0c... --yes",
+					"mp images delete hello --yes",
 				},
-			},
-			{
-				name: "delete", aliases: []string{"rm"}, usage: "delete an image, or one tag or digest of it", args: "NAME[:TAG]",
-				names:    names(func(i *resource.Image) string { return i.Name }, imagesPath),
-				examples: []string{"mp images delete hello:1 --yes", "mp images delete hello@sha256:4f0c... --yes", "mp images delete hello --yes"},
-				flags:    flags(placeFlags(inOrganization), yesFlag(), dryRunFlag()),
-				run:      (*call).deleteImage,
-			},
+				run: (*call).deleteImage,
+			}),
 		},
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -69,7 +70,7 @@ func (c *call) initServer() error {
 	}
 	conf.Server, conf.CA = server, string(ca)
 	if o := c.String("default-output"); o != "" {
-		if !contains(outputs(), o) {
+		if !slices.Contains(outputs(), o) {
 			return usagef("use one of "+strings.Join(outputs(), ", "), "--default-output %q is no output format", o)
 		}
 		conf.Output = o

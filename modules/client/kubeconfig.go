@@ -42,7 +42,7 @@ func kubeconfig(t Target, access resource.KubeAccess, executable, configDir stri
 }
 
 func (c *call) configKubectl() error {
-	t, err := c.workspaceArg(0)
+	t, err := c.placeArg(inWorkspace, 0)
 	if err != nil {
 		return err
 	}

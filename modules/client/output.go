@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,19 +15,25 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
-// column is one column of a table of T.
-type column[T any] struct {
+// column is one column of a table of V.
+type column[V any] struct {
 	head string
 	wide bool // only with -o wide, and in what `show` prints
-	cell func(T) string
+	cell func(*V) string
 }
 
 // table says how a kind is listed.
-type table[T any] struct {
-	name    func(T) string // for -o name
-	columns []column[T]
-	// empty is said instead of a table of nothing.
-	empty string
+type table[V any] struct {
+	columns []column[V]
+	name    func(*V) string // for -o name and completion; the first column, if it is nil
+	empty   string          // said instead of a table of nothing
+}
+
+func (t table[V]) nameOf(item *V) string {
+	if t.name != nil {
+		return t.name(item)
+	}
+	return t.columns[0].cell(item)
 }
 
 // The values of -o.
@@ -51,28 +58,31 @@ func (c *call) format() (string, error) {
 	if format == "" {
 		return asTable, nil
 	}
-	for _, o := range outputs() {
-		if format == o {
-			return format, nil
-		}
+	if slices.Contains(outputs(), format) {
+		return format, nil
 	}
 	return "", usagef("use one of "+strings.Join(outputs(), ", "), "-o %q is no output format", format)
 }
 
 // printList writes items as -o says.
-func printList[T any](c *call, items []T, t table[T]) error {
+func printList[V any](c *call, items []V, t table[V]) error {
 	format, err := c.format()
 	if err != nil {
 		return err
 	}
 	switch format {
 	case asName:
-		return printNames(c, items, t)
+		for i := range items {
+			if err := printName(c, &items[i], t); err != nil {
+				return err
+			}
+		}
+		return nil
 	case asJSON, asYAML:
 		if items == nil {
-			items = []T{}
+			items = []V{}
 		}
-		return printData(c, format, resource.List[T]{Items: items})
+		return printData(c, format, resource.List[V]{Items: items})
 	}
 	if len(items) == 0 {
 		c.note("%s", t.empty)
@@ -82,22 +92,22 @@ func printList[T any](c *call, items []T, t table[T]) error {
 	if !c.Bool("no-headers") {
 		rows = append(rows, headings(t, format == asWide))
 	}
-	for _, item := range items {
-		rows = append(rows, cells(item, t, format == asWide))
+	for i := range items {
+		rows = append(rows, cells(&items[i], t, format == asWide))
 	}
 	return writeRows(c.out, rows, terminalWidth(c.out), c.styleFor(c.out))
 }
 
 // printOne writes one item as -o says: as a table, one line per column, wide
 // ones included, and then what more has to say.
-func printOne[T any](c *call, item T, t table[T], more func(io.Writer)) error {
+func printOne[V any](c *call, item *V, t table[V], more func(io.Writer)) error {
 	format, err := c.format()
 	if err != nil {
 		return err
 	}
 	switch format {
 	case asName:
-		return printNames(c, []T{item}, t)
+		return printName(c, item, t)
 	case asJSON, asYAML:
 		return printData(c, format, item)
 	}
@@ -117,7 +127,7 @@ func printOne[T any](c *call, item T, t table[T], more func(io.Writer)) error {
 
 // printResult is for what a writing verb has made: a sentence for people, the
 // item for -o json and its like.
-func printResult[T any](c *call, item T, t table[T], sentence string, args ...any) error {
+func printResult[V any](c *call, item *V, t table[V], sentence string, args ...any) error {
 	format, err := c.format()
 	if err != nil {
 		return err
@@ -129,13 +139,9 @@ func printResult[T any](c *call, item T, t table[T], sentence string, args ...an
 	return printOne(c, item, t, nil)
 }
 
-func printNames[T any](c *call, items []T, t table[T]) error {
-	for _, item := range items {
-		if _, err := fmt.Fprintln(c.out, printable(t.name(item))); err != nil {
-			return err
-		}
-	}
-	return nil
+func printName[V any](c *call, item *V, t table[V]) error {
+	_, err := fmt.Fprintln(c.out, printable(t.nameOf(item)))
+	return err
 }
 
 // printData writes v as JSON or YAML, with the names the API uses.
@@ -155,7 +161,7 @@ func printData(c *call, format string, v any) error {
 	return err
 }
 
-func headings[T any](t table[T], wide bool) []string {
+func headings[V any](t table[V], wide bool) []string {
 	var heads []string
 	for _, col := range t.columns {
 		if wide || !col.wide {
@@ -165,7 +171,7 @@ func headings[T any](t table[T], wide bool) []string {
 	return heads
 }
 
-func cells[T any](item T, t table[T], wide bool) []string {
+func cells[V any](item *V, t table[V], wide bool) []string {
 	var row []string
 	for _, col := range t.columns {
 		if wide || !col.wide {
@@ -266,6 +272,8 @@ func age(t, now time.Time) string {
 	}
 	return fmt.Sprintf("%dd", d/(24*time.Hour))
 }
+
+func (p *program) age(t time.Time) string { return age(t, p.now()) }
 
 // cpus is "2" or "500m".
 func cpus(milli int64) string {

@@ -44,25 +44,73 @@ func (c *call) place() (Target, error) {
 type depth int
 
 const (
-	inAccount depth = iota
+	anywhere depth = iota
+	inAccount
 	inOrganization
 	inWorkspace
 )
 
+func (d depth) String() string {
+	return [...]string{"platform", "account", "organization", "workspace"}[d]
+}
+
 // need is place, with everything down to d set.
 func (c *call) need(d depth) (Target, error) {
 	t, err := c.place()
-	switch {
-	case err != nil:
+	if err != nil {
 		return t, err
-	case t.Account == "":
-		return t, usagef("choose one with '"+c.hint("accounts", "use", "NAME")+"', or give --account", "%s: no account is chosen", c.path)
-	case d >= inOrganization && t.Organization == "":
-		return t, usagef("choose one with '"+c.hint("org", "use", "NAME")+"', or give --organization", "%s: no organization is chosen", c.path)
-	case d >= inWorkspace && t.Workspace == "":
-		return t, usagef("choose one with '"+c.hint("ws", "use", "NAME")+"', or give --workspace", "%s: no workspace is chosen", c.path)
+	}
+	for _, level := range []struct {
+		depth       depth
+		noun, given string
+	}{{inAccount, "accounts", t.Account}, {inOrganization, "org", t.Organization}, {inWorkspace, "ws", t.Workspace}} {
+		if d >= level.depth && level.given == "" {
+			remedy := fmt.Sprintf("choose one with '%s', or give --%v", c.hint(level.noun, "use", "NAME"), level.depth)
+			return t, usagef(remedy, "%s: no %v is chosen", c.path, level.depth)
+		}
 	}
 	return t, nil
+}
+
+// placeArg is need(d), but for the last name, which is argument i if there is
+// one.
+func (c *call) placeArg(d depth, i int) (Target, error) {
+	if c.NArg() <= i {
+		return c.need(d)
+	}
+	t, err := c.need(d - 1)
+	if err != nil {
+		return t, err
+	}
+	name := c.arg(i)
+	switch d {
+	case inAccount:
+		t = Target{Account: name}
+	case inOrganization:
+		t = Target{Account: t.Account, Organization: name}
+	case inWorkspace:
+		t = Target{Account: t.Account, Organization: t.Organization, Workspace: name}
+	}
+	return t, checkName(d.String(), name)
+}
+
+// checkName is resource.CheckName as a usage error: the API would say the same.
+func checkName(what, name string) error {
+	if err := resource.CheckName(what, name); err != nil {
+		return usagef("names are RFC 1123 labels, like \"shop\" or \"team-2\"", "%v", err)
+	}
+	return nil
+}
+
+// enter is use for a place that is new: what is known of one that was called the
+// same is dropped.
+func (c *call) enter(t Target) error {
+	if t.Workspace != "" {
+		if err := c.dropKubeToken(t); err != nil {
+			return err
+		}
+	}
+	return c.use(t)
 }
 
 // use remembers t as the context.
@@ -73,6 +121,55 @@ func (c *call) use(t Target) error {
 	}
 	conf.Context = t
 	return writeConfig(c.dir, conf)
+}
+
+// choose remembers t on top of the context and says so.
+func (c *call) choose(t Target) error {
+	conf, err := c.conf()
+	if err != nil {
+		return err
+	}
+	if err := c.use(conf.Context.with(t)); err != nil {
+		return err
+	}
+	now := conf.Context
+	text := now.String()
+	if now.Namespace != "" {
+		text += ", namespace " + now.Namespace
+	}
+	_, err = fmt.Fprintf(c.out, "Working in %s.\n", printable(text))
+	return err
+}
+
+// forget takes a place that goes out of the context, and cached tokens for it.
+func (c *call) forget(gone Target) error {
+	if gone.Workspace != "" && gone.Namespace == "" {
+		if err := c.dropKubeToken(gone); err != nil {
+			return err
+		}
+	}
+	now := c.config.Context
+	kept := now
+	switch {
+	case gone.Account != now.Account:
+		return nil
+	case gone.Organization == "":
+		kept = Target{}
+	case gone.Organization != now.Organization:
+		return nil
+	case gone.Workspace == "":
+		kept = Target{Account: now.Account}
+	case gone.Workspace != now.Workspace:
+		return nil
+	case gone.Namespace == "":
+		kept = Target{Account: now.Account, Organization: now.Organization}
+	case gone.Namespace == now.Namespace:
+		kept.Namespace = ""
+	}
+	if kept == now {
+		return nil
+	}
+	return c.use(kept)
 }
 
 // The API paths of a place, with more words behind.
@@ -86,6 +183,19 @@ func (t Target) organization(words ...string) string {
 
 func (t Target) workspace(words ...string) string {
 	return t.organization(append([]string{"workspaces", t.Workspace}, words...)...)
+}
+
+// at is the path of a place, as deep as d, with more words behind.
+func (t Target) at(d depth, words ...string) string {
+	switch d {
+	case inAccount:
+		return t.account(words...)
+	case inOrganization:
+		return t.organization(words...)
+	case inWorkspace:
+		return t.workspace(words...)
+	}
+	return apiPath(words...)
 }
 
 // anonymous opens the server without a session.
@@ -104,6 +214,15 @@ func (c *call) anonymous() (*remote, error) {
 func (c *call) remote() (*remote, error) {
 	if c.opened != nil {
 		return c.opened, nil
+	}
+	if file := c.String("credentials"); file != "" {
+		r, err := c.asOperator(file)
+		c.opened = r
+		return r, err
+	}
+	if c.String("server") != "" || c.String("ca") != "" {
+		const remedy = "give --credentials too, or 'mp init' and 'mp login' first"
+		return nil, usagef(remedy, "%s: --server and --ca go with --credentials", c.path)
 	}
 	r, err := c.anonymous()
 	if err != nil {
@@ -179,17 +298,17 @@ func (c *call) showRequest(method, path string, in any) error {
 const maxItems = 100_000
 
 // list reads all pages of a list.
-func list[T any](c *call, path string, query url.Values) ([]T, error) {
+func list[V any](c *call, path string, query url.Values) ([]V, error) {
 	if query == nil {
 		query = url.Values{}
 	}
-	var all []T
+	var all []V
 	for {
 		target := path
 		if len(query) > 0 {
 			target += "?" + query.Encode()
 		}
-		var page resource.List[T]
+		var page resource.List[V]
 		if err := c.get(target, &page); err != nil {
 			return nil, err
 		}
@@ -201,25 +320,6 @@ func list[T any](c *call, path string, query url.Values) ([]T, error) {
 			return nil, failf("narrow the list down", "the list does not end after %d items", len(all))
 		}
 		query.Set("after", page.Next)
-	}
-}
-
-// names lists the names in a path, for completion.
-func names[T any](name func(T) string, path func(*call) (string, error)) func(*call) ([]string, error) {
-	return func(c *call) ([]string, error) {
-		p, err := path(c)
-		if err != nil {
-			return nil, err
-		}
-		items, err := list[T](c, p, nil)
-		if err != nil {
-			return nil, err
-		}
-		all := make([]string, len(items))
-		for i, item := range items {
-			all[i] = name(item)
-		}
-		return all, nil
 	}
 }
 
@@ -238,14 +338,12 @@ func resultFlag() cli.Flag {
 }
 
 func placeFlags(d depth) []cli.Flag {
-	flags := []cli.Flag{&cli.StringFlag{Name: "account", Aliases: []string{"a"}, Usage: "work in account `NAME` (MP_ACCOUNT)"}}
-	if d >= inOrganization {
-		flags = append(flags, &cli.StringFlag{Name: "organization", Aliases: []string{"org"}, Usage: "work in organization `NAME` (MP_ORGANIZATION)"})
+	all := []cli.Flag{
+		&cli.StringFlag{Name: "account", Aliases: []string{"a"}, Usage: "work in account `NAME` (MP_ACCOUNT)"},
+		&cli.StringFlag{Name: "organization", Aliases: []string{"org"}, Usage: "work in organization `NAME` (MP_ORGANIZATION)"},
+		&cli.StringFlag{Name: "workspace", Aliases: []string{"w", "ws"}, Usage: "work in workspace `NAME` (MP_WORKSPACE)"},
 	}
-	if d >= inWorkspace {
-		flags = append(flags, &cli.StringFlag{Name: "workspace", Aliases: []string{"w", "ws"}, Usage: "work in workspace `NAME` (MP_WORKSPACE)"})
-	}
-	return flags
+	return all[:d]
 }
 
 func namespaceFlag() cli.Flag {
@@ -261,7 +359,11 @@ func waitFlags() []cli.Flag {
 }
 
 func timeoutFlag() cli.Flag {
-	return &cli.DurationFlag{Name: "timeout", Value: defaultTimeout, Usage: "wait at most `DURATION`, 0 for ever; then exit with 5, the platform goes on"}
+	return &cli.DurationFlag{
+		Name:  "timeout",
+		Value: defaultTimeout,
+		Usage: "wait at most `DURATION`, 0 for ever; then exit with 5, the platform goes on",
+	}
 }
 
 func yesFlag() cli.Flag {

@@ -72,7 +72,7 @@ func (c *call) confirm(question, typed string) error {
 		return nil
 	}
 	if !c.interactive() {
-		return usagef("add --yes if you mean it: without a terminal nothing is asked", "%s: %s", c.path, strings.TrimSuffix(question, "?")+" needs a yes")
+		return usagef("add --yes if you mean it: without a terminal nothing is asked", "%s: %s", c.path, question)
 	}
 	answer, want := "", "y"
 	if typed != "" {

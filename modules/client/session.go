@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -18,7 +19,9 @@ func passwordFileFlag(usage string) cli.Flag {
 func (p *program) registerCommand() *command {
 	return &command{
 		name: "register", usage: "make a new account and its first owner", args: "[ACCOUNT]",
-		about: "Whether anybody may register or only a sysadmin is up to the platform's operator.\nThe password has at least 10 characters; it comes from --password-file, from\nMP_PASSWORD, or is asked for.",
+		about: `Whether anybody may register or only a sysadmin is up to the platform's operator.
+The password has at least 10 characters; it comes from --password-file, from
+MP_PASSWORD, or is asked for.`,
 		examples: []string{
 			"mp register acme --email owner@acme.example",
 			"mp register acme --email owner@acme.example --password-file -",
@@ -64,7 +67,7 @@ func (c *call) register() error {
 	if made.Name == "" {
 		made.Name = account
 	}
-	return printResult(c, &made, accountTable(c), "Account %s is there. Log in with '%s'.", made.Name, c.hint("login", email))
+	return printResult(c, &made, c.accounts().table, "Account %s is there. Log in with '%s'.", made.Name, c.hint("login", email))
 }
 
 // first is the first argument, or flag, or what the user answers.
@@ -81,7 +84,8 @@ func (c *call) first(flag, question string) (string, error) {
 func (p *program) loginCommand() *command {
 	return &command{
 		name: "login", usage: "begin a session", args: "[EMAIL]",
-		about:    "The password comes from --password-file, from MP_PASSWORD, or is asked for. An account\nor organization that is the only one you belong to is chosen at once.",
+		about: `The password comes from --password-file, from MP_PASSWORD, or is asked for. An account
+or organization that is the only one you belong to is chosen at once.`,
 		examples: []string{"mp login me@example.com", "mp login me@example.com --password-file ~/.mp-password", "echo \"$SECRET\" | mp login me@example.com --password-file -"},
 		flags: flags(
 			&cli.StringFlag{Name: "user", Aliases: []string{"u", "email"}, Usage: "e-mail `ADDRESS`, if not given as argument"},
@@ -158,22 +162,13 @@ func placeAfterLogin(t Target, who resource.Whoami) Target {
 			t.Account = accounts[0]
 		}
 	}
-	if t.Organization != "" && !owner[t.Account] && !contains(orgs[t.Account], t.Organization) {
+	if t.Organization != "" && !owner[t.Account] && !slices.Contains(orgs[t.Account], t.Organization) {
 		t = Target{Account: t.Account}
 	}
 	if t.Organization == "" && len(orgs[t.Account]) == 1 {
 		t.Organization = orgs[t.Account][0]
 	}
 	return t
-}
-
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
 }
 
 func (p *program) logoutCommand() *command {
@@ -246,19 +241,22 @@ func (c *call) session() error {
 			return err
 		}
 	}
-	t := table[sessionView]{name: func(v sessionView) string { return v.User }, columns: []column[sessionView]{
-		{head: "SERVER", cell: func(v sessionView) string { return v.Server }},
-		{head: "USER", cell: func(v sessionView) string { return v.User }},
-		{head: "EXPIRES", cell: func(v sessionView) string { return v.ExpiresAt }},
-		{head: "ACCOUNT", cell: func(v sessionView) string { return v.Context.Account }},
-		{head: "ORGANIZATION", cell: func(v sessionView) string { return v.Context.Organization }},
-		{head: "WORKSPACE", cell: func(v sessionView) string { return v.Context.Workspace }},
-		{head: "NAMESPACE", cell: func(v sessionView) string { return v.Context.Namespace }},
-	}}
-	if view.Checked != nil {
-		t.columns = append(t.columns, column[sessionView]{head: "ROLES", cell: func(v sessionView) string { return roles(*v.Checked) }})
+	t := table[sessionView]{
+		name: func(v *sessionView) string { return v.User },
+		columns: []column[sessionView]{
+			{head: "SERVER", cell: func(v *sessionView) string { return v.Server }},
+			{head: "USER", cell: func(v *sessionView) string { return v.User }},
+			{head: "EXPIRES", cell: func(v *sessionView) string { return v.ExpiresAt }},
+			{head: "ACCOUNT", cell: func(v *sessionView) string { return v.Context.Account }},
+			{head: "ORGANIZATION", cell: func(v *sessionView) string { return v.Context.Organization }},
+			{head: "WORKSPACE", cell: func(v *sessionView) string { return v.Context.Workspace }},
+			{head: "NAMESPACE", cell: func(v *sessionView) string { return v.Context.Namespace }},
+		},
 	}
-	return printOne(c, view, t, nil)
+	if view.Checked != nil {
+		t.columns = append(t.columns, column[sessionView]{head: "ROLES", cell: func(v *sessionView) string { return roles(*v.Checked) }})
+	}
+	return printOne(c, &view, t, nil)
 }
 
 // roles is "sysadmin, owner of acme, admin of acme/web".

@@ -9,32 +9,41 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
-func userTable(c *call) table[*resource.User] {
-	now := c.now()
-	return table[*resource.User]{
-		name: func(u *resource.User) string { return u.Name }, empty: "There are no users.",
-		columns: []column[*resource.User]{
-			{head: "EMAIL", cell: func(u *resource.User) string { return u.Name }},
-			{head: "NAME", cell: func(u *resource.User) string { return u.Spec.DisplayName }},
-			{head: "ACCOUNT", cell: func(u *resource.User) string { return u.Account }},
-			{head: "SYSADMIN", cell: func(u *resource.User) string { return yesNo(u.Spec.Sysadmin) }},
-			{head: "DISABLED", cell: func(u *resource.User) string { return yesNo(u.Spec.Disabled) }},
-			{head: "AGE", cell: func(u *resource.User) string { return age(u.CreatedAt, now) }},
+func (p *program) users() noun[resource.User] {
+	return noun[resource.User]{
+		one:  "user",
+		many: "users",
+		in:   anywhere,
+		table: table[resource.User]{
+			empty: "There are no users.",
+			columns: []column[resource.User]{
+				{head: "EMAIL", cell: func(u *resource.User) string { return u.Name }},
+				{head: "NAME", cell: func(u *resource.User) string { return u.Spec.DisplayName }},
+				{head: "ACCOUNT", cell: func(u *resource.User) string { return u.Account }},
+				{head: "SYSADMIN", cell: func(u *resource.User) string { return yesNo(u.Spec.Sysadmin) }},
+				{head: "DISABLED", cell: func(u *resource.User) string { return yesNo(u.Spec.Disabled) }},
+				{head: "AGE", cell: func(u *resource.User) string { return p.age(u.CreatedAt) }},
+			},
 		},
 	}
 }
 
-func userNames() func(*call) ([]string, error) {
-	return names(func(u *resource.User) string { return u.Name }, func(*call) (string, error) { return apiPath("users"), nil })
-}
-
 func (p *program) userCommands() *command {
+	users := p.users()
 	return &command{
-		name: "users", aliases: []string{"user"}, usage: "make, list, change and delete users",
+		name:    "users",
+		aliases: []string{"user"},
+		usage:   "make, list, change and delete users",
 		sub: []*command{
 			{
-				name: "create", aliases: []string{"add"}, usage: "make a user", args: "EMAIL",
-				about:    "For account owners and sysadmins. The user counts in the account at hand, which may have\na limit of users, and gets no role by that: one in an organization comes from\n'mp org users add'. Who is made by a sysadmin with --account '' counts in none. The first\npassword comes from --password-file, from MP_PASSWORD, or is asked for; 'mp passwd' changes it.",
+				name:    "create",
+				aliases: []string{"add"},
+				usage:   "make a user",
+				args:    "EMAIL",
+				about: `For account owners and sysadmins. The user counts in the account at hand, which may have
+a limit of users, and gets no role by that: one in an organization comes from
+'mp org users add'. Who is made by a sysadmin with --account '' counts in none. The first
+password comes from --password-file, from MP_PASSWORD, or is asked for; 'mp passwd' changes it.`,
 				examples: []string{"mp users create dev@acme.example --password-file -", "mp users create ops@example.com --sysadmin"},
 				flags: flags(placeFlags(inAccount),
 					&cli.StringFlag{Name: "display-name", Usage: "the user's `NAME` for people"},
@@ -43,7 +52,10 @@ func (p *program) userCommands() *command {
 				run: (*call).createUser,
 			},
 			{
-				name: "set", usage: "change a user (for sysadmins)", args: "EMAIL", names: userNames(),
+				name:     "set",
+				usage:    "change a user (for sysadmins)",
+				args:     "EMAIL",
+				names:    users.names,
 				about:    "A disabled user can't log in, and his sessions end.",
 				examples: []string{"mp users set dev@acme.example --disabled", "mp users set ops@example.com --sysadmin=false"},
 				flags: flags(
@@ -54,29 +66,23 @@ func (p *program) userCommands() *command {
 				run: (*call).setUser,
 			},
 			{
-				name: "set-password", usage: "set a user's password (for sysadmins)", args: "EMAIL", names: userNames(),
+				name:     "set-password",
+				usage:    "set a user's password (for sysadmins)",
+				args:     "EMAIL",
+				names:    users.names,
 				examples: []string{"mp users set-password dev@acme.example --password-file -"},
 				flags:    flags(passwordFileFlag(" (or MP_PASSWORD)")),
 				run:      (*call).setUserPassword,
 			},
-			{
-				name: "delete", aliases: []string{"rm"}, usage: "delete a user with his roles (for sysadmins)", args: "EMAIL", names: userNames(),
+			users.delete("Delete user %s with his roles?", command{
+				usage:    "delete a user with his roles (for sysadmins)",
+				args:     "EMAIL",
 				examples: []string{"mp users delete dev@acme.example --yes"},
-				flags:    flags(yesFlag(), dryRunFlag()),
-				run:      (*call).deleteUser,
-			},
-			{
-				name: "list", aliases: []string{"ls"}, usage: "list the platform's users (for sysadmins)",
+			}),
+			users.list(command{
+				usage:    "list the platform's users (for sysadmins)",
 				examples: []string{"mp users list"},
-				flags:    outputFlags(),
-				run: func(c *call) error {
-					items, err := list[*resource.User](c, apiPath("users"), nil)
-					if err != nil {
-						return err
-					}
-					return printList(c, items, userTable(c))
-				},
-			},
+			}),
 		},
 	}
 }
@@ -102,12 +108,18 @@ func (c *call) createUser() error {
 	if err != nil {
 		return err
 	}
-	body := newUser{Email: c.arg(0), Password: password, DisplayName: c.String("display-name"), Account: account, Sysadmin: c.Bool("sysadmin")}
+	body := newUser{
+		Email:       c.arg(0),
+		Password:    password,
+		DisplayName: c.String("display-name"),
+		Account:     account,
+		Sysadmin:    c.Bool("sysadmin"),
+	}
 	var made resource.User
 	if err := c.write(http.MethodPost, apiPath("users"), body, &made); err != nil {
 		return err
 	}
-	return printResult(c, &made, userTable(c), "User %s is there.", printable(made.Name))
+	return printResult(c, &made, c.users().table, "User %s is there.", printable(made.Name))
 }
 
 // accountOfUser is the account that a new user counts in: the one at hand, but for
@@ -148,23 +160,9 @@ func (c *call) setUser() error {
 	if c.IsSet("display-name") {
 		spec["displayName"] = c.String("display-name")
 	}
-	if len(spec) == 0 {
-		return usagef("see '"+c.path+" --help'", "%s: nothing to set is given", c.path)
-	}
-	var got resource.User
-	if err := c.write(http.MethodPatch, apiPath("users", c.arg(0)), map[string]any{"spec": spec}, &got); err != nil {
+	it, err := c.users().arg(c)
+	if err != nil {
 		return err
 	}
-	return printResult(c, &got, userTable(c), "User %s is changed.", printable(c.arg(0)))
-}
-
-func (c *call) deleteUser() error {
-	if err := c.confirm("Delete user "+c.arg(0)+" with his roles?", ""); err != nil {
-		return err
-	}
-	if err := c.write(http.MethodDelete, apiPath("users", c.arg(0)), nil, nil); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(c.out, "User %s is deleted.\n", printable(c.arg(0)))
-	return err
+	return c.users().patch(c, it, spec, "is changed")
 }

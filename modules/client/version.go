@@ -31,8 +31,8 @@ func (p *program) versionCommand() *command {
 
 func (c *call) version() error {
 	view := versionView{Client: buildVersion()}
-	t := table[versionView]{name: func(v versionView) string { return v.Client }, columns: []column[versionView]{
-		{head: "CLIENT", cell: func(v versionView) string { return v.Client }},
+	t := table[versionView]{columns: []column[versionView]{
+		{head: "CLIENT", cell: func(v *versionView) string { return v.Client }},
 	}}
 	conf, err := c.conf()
 	if err != nil {
@@ -51,13 +51,13 @@ func (c *call) version() error {
 		} else {
 			view.Server = &info
 			t.columns = append(t.columns,
-				column[versionView]{head: "PLATFORM", cell: func(v versionView) string { return v.Server.Version }},
-				column[versionView]{head: "KUBERNETES", cell: func(v versionView) string { return strings.Join(v.Server.KubernetesVersions, ", ") }},
-				column[versionView]{head: "APPS-BELOW", cell: func(v versionView) string { return v.Server.Domain }},
-				column[versionView]{head: "REGISTRY", cell: func(v versionView) string { return v.Server.Registry }},
-				column[versionView]{head: "KUBERNETES-API", cell: func(v versionView) string { return v.Server.KubernetesAPI }},
+				column[versionView]{head: "PLATFORM", cell: func(v *versionView) string { return v.Server.Version }},
+				column[versionView]{head: "KUBERNETES", cell: func(v *versionView) string { return strings.Join(v.Server.KubernetesVersions, ", ") }},
+				column[versionView]{head: "APPS-BELOW", cell: func(v *versionView) string { return v.Server.Domain }},
+				column[versionView]{head: "REGISTRY", cell: func(v *versionView) string { return v.Server.Registry }},
+				column[versionView]{head: "KUBERNETES-API", cell: func(v *versionView) string { return v.Server.KubernetesAPI }},
 			)
 		}
 	}
-	return printOne(c, view, t, nil)
+	return printOne(c, &view, t, nil)
 }

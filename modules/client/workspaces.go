@@ -2,8 +2,6 @@ package client
 
 import (
 	"fmt"
-	"io"
-	"net/http"
 
 	"github.com/urfave/cli/v2"
 	quantity "k8s.io/apimachinery/pkg/api/resource"
@@ -11,23 +9,26 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
-func workspaceTable(c *call) table[*resource.Workspace] {
-	now := c.now()
-	return table[*resource.Workspace]{
-		name:  func(w *resource.Workspace) string { return w.Name },
-		empty: "There is no workspace. Make one with 'mp ws create NAME'.",
-		columns: []column[*resource.Workspace]{
-			{head: "NAME", cell: func(w *resource.Workspace) string { return w.Name }},
-			{head: "PHASE", cell: func(w *resource.Workspace) string { return phaseOf(&w.Meta, w.Status.Phase) }},
-			{head: "MACHINES", cell: func(w *resource.Workspace) string {
-				return fmt.Sprintf("%d/%d", w.Status.MachinesReady, w.Spec.Machines)
-			}},
-			{head: "KUBERNETES", cell: func(w *resource.Workspace) string { return w.Spec.KubernetesVersion }},
-			{head: "AGE", cell: func(w *resource.Workspace) string { return age(w.CreatedAt, now) }},
-			{head: "MACHINE-SIZE", wide: true, cell: func(w *resource.Workspace) string { return sizeText(w.Spec.MachineSize) }},
-			{head: "DATASTORE", wide: true, cell: func(w *resource.Workspace) string { return string(w.Spec.Datastore) }},
-			{head: "POD-SECURITY", wide: true, cell: podSecurity},
-			{head: "ID", wide: true, cell: func(w *resource.Workspace) string { return w.Status.ID }},
+func (p *program) workspaces() noun[resource.Workspace] {
+	return noun[resource.Workspace]{
+		one:   "workspace",
+		many:  "workspaces",
+		in:    inOrganization,
+		place: true,
+		tasks: true,
+		start: func(c *call) string { return "Reach it with '" + c.hint("cluster", "config-kubectl") + "'." },
+		table: table[resource.Workspace]{
+			empty: "There is no workspace. Make one with 'mp ws create NAME'.",
+			columns: standard(p, []column[resource.Workspace]{
+				{head: "MACHINES", cell: func(w *resource.Workspace) string {
+					return fmt.Sprintf("%d/%d", w.Status.MachinesReady, w.Spec.Machines)
+				}},
+				{head: "KUBERNETES", cell: func(w *resource.Workspace) string { return w.Spec.KubernetesVersion }},
+				{head: "MACHINE-SIZE", wide: true, cell: func(w *resource.Workspace) string { return sizeText(w.Spec.MachineSize) }},
+				{head: "DATASTORE", wide: true, cell: func(w *resource.Workspace) string { return string(w.Spec.Datastore) }},
+				{head: "POD-SECURITY", wide: true, cell: podSecurity},
+				{head: "ID", wide: true, cell: func(w *resource.Workspace) string { return w.Status.ID }},
+			}),
 		},
 	}
 }
@@ -40,46 +41,22 @@ func podSecurity(w *resource.Workspace) string {
 	return w.Spec.PodSecurity
 }
 
-// phaseOf is the phase, or Deleting as soon as that was asked for.
-func phaseOf(m *resource.Meta, p resource.Phase) string {
-	switch {
-	case m.Deleting():
-		return string(resource.Deleting)
-	case p == "":
-		return string(resource.Pending)
-	}
-	return string(p)
-}
-
-func workspaceNames() func(*call) ([]string, error) {
-	return names(func(w *resource.Workspace) string { return w.Name }, func(c *call) (string, error) {
-		t, err := c.need(inOrganization)
-		return t.organization("workspaces"), err
-	})
-}
-
-// workspaceArg is the place of the workspace in argument i, or of the chosen
-// one if it is left out.
-func (c *call) workspaceArg(i int) (Target, error) {
-	if c.NArg() <= i {
-		return c.need(inWorkspace)
-	}
-	t, err := c.need(inOrganization)
-	if err != nil {
-		return t, err
-	}
-	return Target{Account: t.Account, Organization: t.Organization, Workspace: c.arg(i)}, checkName("workspace", c.arg(i))
-}
-
 func (p *program) workspaceCommands() *command {
+	workspaces := p.workspaces()
 	return &command{
-		name: "ws", aliases: []string{"workspace", "workspaces"}, usage: "make, list, choose, show, change and delete workspaces",
+		name:    "ws",
+		aliases: []string{"workspace", "workspaces"},
+		usage:   "make, list, choose, show, change and delete workspaces",
 		sub: []*command{
-			{
-				name: "create", usage: "make a workspace, a Kubernetes cluster of its own, and work in it", args: "NAME",
-				about:    "What is not given is chosen by the platform: its newest Kubernetes, its default size.",
-				examples: []string{"mp ws create shop", "mp ws create shop --machines 2 --cpu 2 --memory 4Gi --disk 20Gi", "mp ws create shop --no-wait -o json"},
-				flags: flags(placeFlags(inOrganization),
+			workspaces.create(command{
+				usage: "make a workspace, a Kubernetes cluster of its own, and work in it",
+				about: "What is not given is chosen by the platform: its newest Kubernetes, its default size.",
+				examples: []string{
+					"mp ws create shop",
+					"mp ws create shop --machines 2 --cpu 2 --memory 4Gi --disk 20Gi",
+					"mp ws create shop --no-wait -o json",
+				},
+				flags: []cli.Flag{
 					&cli.IntFlag{Name: "machines", Aliases: []string{"n", "nodes"}, Value: 1, Usage: "`NUMBER` of machines"},
 					&cli.StringFlag{Name: "cpu", Usage: "`CPUS` of each machine: 2 or 500m"},
 					&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` of each machine: 4Gi"},
@@ -87,136 +64,66 @@ func (p *program) workspaceCommands() *command {
 					&cli.StringFlag{Name: "kubernetes-version", Aliases: []string{"kubernetes"}, Usage: "minor `VERSION` of Kubernetes: 1.36"},
 					&cli.StringFlag{Name: "datastore", Usage: "`KIND` of the control plane's datastore: kine or etcd"},
 					&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline, or privileged (for sysadmins)"},
-					dryRunFlag(), waitFlags(), resultFlag()),
-				run: (*call).createWorkspace,
-			},
-			{
-				name: "list", aliases: []string{"ls"}, usage: "list the organization's workspaces",
+				},
+			}, (*call).newWorkspace),
+			workspaces.list(command{
+				usage:    "list the organization's workspaces",
 				examples: []string{"mp ws list", "mp ws list -o wide"},
-				flags:    flags(placeFlags(inOrganization), outputFlags()),
-				run: func(c *call) error {
-					t, err := c.need(inOrganization)
-					if err != nil {
-						return err
-					}
-					items, err := list[*resource.Workspace](c, t.organization("workspaces"), nil)
-					if err != nil {
-						return err
-					}
-					return printList(c, items, workspaceTable(c))
-				},
-			},
-			{
-				name: "use", usage: "work in this workspace", args: "NAME", names: workspaceNames(),
+			}),
+			workspaces.use(command{
+				usage:    "work in this workspace",
 				examples: []string{"mp ws use shop"},
-				flags:    placeFlags(inOrganization),
-				run: func(c *call) error {
-					t, err := c.workspaceArg(0)
-					if err != nil {
-						return err
-					}
-					if err := c.get(t.workspace(), &resource.Workspace{}); err != nil {
-						return err
-					}
-					return c.choose(t)
-				},
-			},
-			{
-				name: "show", aliases: []string{"get"}, usage: "show a workspace and how far it is", args: "[NAME]", names: workspaceNames(),
+			}),
+			workspaces.show(command{
+				usage:    "show a workspace and how far it is",
+				args:     "[NAME]",
 				examples: []string{"mp ws show", "mp ws show shop -o yaml"},
-				flags:    flags(placeFlags(inWorkspace), resultFlag()),
-				run: func(c *call) error {
-					t, err := c.workspaceArg(0)
-					if err != nil {
-						return err
-					}
-					return c.showWorkspace(t, "")
-				},
-			},
+			}),
 			{
-				name: "set", usage: "change a workspace's settings", args: "[NAME]", names: workspaceNames(),
-				about:    "Pod Security is lifted by sysadmins only: with privileged, pods of the tenant can take\nover the machines of this workspace. The number of machines is changed by\n'mp cluster scale'.",
+				name:  "set",
+				usage: "change a workspace's settings",
+				args:  "[NAME]",
+				names: workspaces.names,
+				about: `Pod Security is lifted by sysadmins only: with privileged, pods of the tenant can take
+over the machines of this workspace. The number of machines is changed by
+'mp cluster scale'.`,
 				examples: []string{"mp ws set shop --pod-security privileged", "mp ws set shop --pod-security baseline"},
 				flags: flags(placeFlags(inWorkspace),
 					&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline or privileged"},
 					dryRunFlag(), waitFlags(), resultFlag()),
 				run: (*call).setWorkspace,
 			},
-			{
-				name: "delete", aliases: []string{"rm"}, usage: "delete a workspace with everything in it", args: "NAME", names: workspaceNames(),
+			workspaces.delete("Delete workspace %s with its apps and data?", command{
+				usage:    "delete a workspace with everything in it",
 				examples: []string{"mp ws delete shop", "mp ws delete shop --yes --no-wait"},
-				flags:    flags(placeFlags(inOrganization), yesFlag(), dryRunFlag(), waitFlags(), resultFlag()),
-				run: func(c *call) error {
-					t, err := c.workspaceArg(0)
-					if err != nil {
-						return err
-					}
-					if err := c.confirm("Delete workspace "+t.String()+" with its apps and data?", t.Workspace); err != nil {
-						return err
-					}
-					return remove[*resource.Workspace](c, t.workspace(), workspaceTable(c), "Workspace "+t.String(), t)
-				},
-			},
+			}),
 		},
 	}
 }
 
-// showWorkspace prints the workspace; with a sentence, that one for people.
-func (c *call) showWorkspace(t Target, sentence string) error {
-	var got resource.Workspace
-	if err := c.get(t.workspace(), &got); err != nil {
-		return err
-	}
-	if sentence != "" {
-		return printResult(c, &got, workspaceTable(c), "%s", sentence)
-	}
-	return printOne(c, &got, workspaceTable(c), func(w io.Writer) { printConditions(w, got.Status.Conditions, c.now()) })
+// workspaceSpec is what the user said about a new workspace. What he did not say
+// is left out, for the platform to decide.
+type workspaceSpec struct {
+	KubernetesVersion string             `json:"kubernetesVersion,omitempty"`
+	Datastore         resource.Datastore `json:"datastore,omitempty"`
+	Machines          int                `json:"machines"`
+	MachineSize       map[string]int64   `json:"machineSize,omitempty"`
+	PodSecurity       string             `json:"podSecurity,omitempty"`
 }
 
-// workspaceCreate is what the user said about a new workspace. What he did not
-// say is left out, for the platform to decide.
-type workspaceCreate struct {
-	Spec struct {
-		KubernetesVersion string             `json:"kubernetesVersion,omitempty"`
-		Datastore         resource.Datastore `json:"datastore,omitempty"`
-		Machines          int                `json:"machines"`
-		MachineSize       map[string]int64   `json:"machineSize,omitempty"`
-		PodSecurity       string             `json:"podSecurity,omitempty"`
-	} `json:"spec"`
-}
-
-func (c *call) createWorkspace() error {
-	t, err := c.workspaceArg(0)
-	if err != nil {
-		return err
+func (c *call) newWorkspace() (any, error) {
+	spec := workspaceSpec{
+		KubernetesVersion: c.String("kubernetes-version"),
+		Datastore:         resource.Datastore(c.String("datastore")),
+		Machines:          c.Int("machines"),
+		PodSecurity:       c.String("pod-security"),
 	}
-	var body workspaceCreate
-	s := &body.Spec
-	s.KubernetesVersion, s.Datastore, s.Machines = c.String("kubernetes-version"), resource.Datastore(c.String("datastore")), c.Int("machines")
-	s.PodSecurity = c.String("pod-security")
-	if err := checkMachines(s.Machines); err != nil {
-		return err
+	if err := checkMachines(spec.Machines); err != nil {
+		return nil, err
 	}
-	if s.MachineSize, err = c.machineSize(); err != nil {
-		return err
-	}
-	var accepted resource.Accepted[*resource.Workspace]
-	if err := c.write(http.MethodPut, t.workspace(), body, &accepted, "If-None-Match", "*"); err != nil {
-		return err
-	}
-	if err := c.dropKubeToken(t); err != nil { // of a workspace that was called the same
-		return err
-	}
-	if err := c.use(t); err != nil {
-		return err
-	}
-	return c.settle(accepted.Task,
-		func() error {
-			return printResult(c, accepted.Resource, workspaceTable(c), "Workspace %s is being made, and chosen.", t)
-		},
-		func() error {
-			return c.showWorkspace(t, fmt.Sprintf("Workspace %s is ready, and chosen. Reach it with '%s'.", t, c.hint("cluster", "config-kubectl")))
-		})
+	var err error
+	spec.MachineSize, err = c.machineSize()
+	return spec, err
 }
 
 // checkMachines refuses what no workspace can have.
@@ -268,30 +175,18 @@ func amount(c *call, flag string, milli bool) (int64, error) {
 }
 
 func (c *call) setWorkspace() error {
-	t, err := c.workspaceArg(0)
+	it, err := c.workspaces().arg(c)
 	if err != nil {
 		return err
 	}
 	level := c.String("pod-security")
+	spec := map[string]any{}
 	switch level {
-	case "baseline", "privileged":
 	case "":
-		return usagef("see '"+c.path+" --help'", "%s: nothing to set is given", c.path)
+	case "baseline", "privileged":
+		spec["podSecurity"] = level
 	default:
 		return usagef("use baseline or privileged", "--pod-security %q is no level", level)
 	}
-	return c.patchWorkspace(t, map[string]any{"podSecurity": level}, "Workspace "+t.String()+" has Pod Security "+level+".")
-}
-
-// patchWorkspace changes fields of the spec and waits until that is so.
-func (c *call) patchWorkspace(t Target, spec map[string]any, sentence string) error {
-	var accepted resource.Accepted[*resource.Workspace]
-	if err := c.write(http.MethodPatch, t.workspace(), map[string]any{"spec": spec}, &accepted); err != nil {
-		return err
-	}
-	return c.settle(accepted.Task,
-		func() error {
-			return printResult(c, accepted.Resource, workspaceTable(c), "Workspace %s is being changed.", t)
-		},
-		func() error { return c.showWorkspace(t, sentence) })
+	return c.workspaces().patch(c, it, spec, "has Pod Security "+level)
 }

@@ -1,0 +1,388 @@
+package client
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// noun is one kind of thing that commands work on: what it is called, where it
+// is and how it is shown. The plain verbs follow from it: list, show, use,
+// create and delete. What else can be done with a kind is a command of its own.
+type noun[V any] struct {
+	table[V]
+	one   string // "app": in sentences
+	many  string // "apps": in the API's paths
+	in    depth  // the place it is in
+	place bool   // it is a place to work in, itself
+	tasks bool   // the platform works on what is written, and there is a task to wait for
+	gone  string // what one is when it was deleted, if that is not "deleted"
+
+	query func(*call) (url.Values, error) // narrows a list down
+	pick  func(*call, []V) []V            // picks from what was listed
+	more  func(*call, io.Writer, *V)      // what show adds; conditions, if it is nil
+	start func(*call) string              // said of a new one: how to go on
+	also  func(*V) string                 // said of one that was written and is ready
+}
+
+// standard puts what all kinds show around the columns of one: its name, and its
+// phase if a controller works for it, then columns, its age, and those of
+// columns that are only for -o wide.
+func standard[V any, P interface {
+	*V
+	resource.Object
+}](p *program, columns []column[V]) []column[V] {
+	all := []column[V]{{head: "NAME", cell: func(v *V) string { return P(v).Metadata().Name }}}
+	if _, ok := any(P(nil)).(resource.Stateful); ok {
+		all = append(all, column[V]{head: "PHASE", cell: func(v *V) string {
+			return phaseOf(P(v).Metadata(), any(v).(resource.Stateful).State().Phase)
+		}})
+	}
+	i := 0
+	for i < len(columns) && !columns[i].wide {
+		i++
+	}
+	all = append(all, columns[:i]...)
+	all = append(all, column[V]{head: "AGE", cell: func(v *V) string { return p.age(P(v).Metadata().CreatedAt) }})
+	return append(all, columns[i:]...)
+}
+
+// phaseOf is the phase, or Deleting as soon as that was asked for.
+func phaseOf(m *resource.Meta, p resource.Phase) string {
+	switch {
+	case m.Deleting():
+		return string(resource.Deleting)
+	case p == "":
+		return string(resource.Pending)
+	}
+	return string(p)
+}
+
+// thing is one of a kind, as the user named it.
+type thing struct {
+	Target        // the place it is in, or is
+	name   string // as given
+	label  string // "acme/web/shop" for a place, else the name
+	path   string // in the API
+}
+
+// inFull is the label, and where that is.
+func (t thing) inFull() string {
+	if place := t.String(); place != "" && place != t.label {
+		return t.label + " of " + place
+	}
+	return t.label
+}
+
+// arg is the thing that the first argument names. A place may be left out: the
+// chosen one is meant.
+func (n noun[V]) arg(c *call) (thing, error) {
+	if !n.place {
+		return n.named(c, c.arg(0))
+	}
+	t, err := c.placeArg(n.in+1, 0)
+	return thing{Target: t, name: c.arg(0), label: t.String(), path: t.at(n.in + 1)}, err
+}
+
+// named is the thing with a name, in the place at hand.
+func (n noun[V]) named(c *call, name string) (thing, error) {
+	if n.in == anywhere {
+		return thing{name: name, label: name, path: apiPath(n.many, name)}, nil
+	}
+	t, err := c.need(n.in)
+	if err != nil {
+		return thing{}, err
+	}
+	return thing{Target: t, name: name, label: name, path: t.at(n.in, n.many, name)}, checkName(n.one, name)
+}
+
+// all lists what is in a place.
+func (n noun[V]) all(c *call, t Target) ([]V, error) {
+	var q url.Values
+	if n.query != nil {
+		var err error
+		if q, err = n.query(c); err != nil {
+			return nil, err
+		}
+	}
+	return list[V](c, t.at(n.in, n.many), q)
+}
+
+// names lists the names in the place at hand, for completion.
+func (n noun[V]) names(c *call) ([]string, error) {
+	t, err := c.need(n.in)
+	if err != nil {
+		return nil, err
+	}
+	return n.namesIn(c, t)
+}
+
+func (n noun[V]) namesIn(c *call, t Target) ([]string, error) {
+	items, err := n.all(c, t)
+	names := make([]string, len(items))
+	for i := range items {
+		names[i] = n.nameOf(&items[i])
+	}
+	return names, err
+}
+
+// list is the verb that lists. The words may say that an argument names the
+// place.
+func (n noun[V]) list(words command) *command {
+	return words.or(command{
+		name:    "list",
+		aliases: []string{"ls"},
+		flags:   flags(placeFlags(n.in), words.flags, outputFlags()),
+		run: func(c *call) error {
+			t, err := c.placeArg(n.in, 0)
+			if err != nil {
+				return err
+			}
+			items, err := n.all(c, t)
+			if err != nil {
+				return err
+			}
+			if n.pick != nil {
+				items = n.pick(c, items)
+			}
+			return printList(c, items, n.table)
+		},
+	})
+}
+
+// show is the verb that shows one, with its conditions.
+func (n noun[V]) show(words command) *command {
+	depth := n.in
+	if n.place && strings.HasPrefix(words.args, "[") {
+		depth++ // the chosen one may come from a flag
+	}
+	return words.or(command{
+		name:    "show",
+		aliases: []string{"get"},
+		args:    "NAME",
+		names:   n.names,
+		flags:   flags(placeFlags(depth), words.flags, resultFlag()),
+		run: func(c *call) error {
+			it, err := n.arg(c)
+			if err != nil {
+				return err
+			}
+			var got V
+			if err := c.get(it.path, &got); err != nil {
+				return err
+			}
+			return printOne(c, &got, n.table, func(w io.Writer) {
+				if n.more != nil {
+					n.more(c, w, &got)
+				} else if o, ok := any(&got).(resource.Stateful); ok {
+					printConditions(w, o.State().Conditions, c.now())
+				}
+			})
+		},
+	})
+}
+
+// use is the verb that chooses a place.
+func (n noun[V]) use(words command) *command {
+	return words.or(command{
+		name:  "use",
+		args:  "NAME",
+		names: n.names,
+		flags: flags(placeFlags(n.in), words.flags),
+		run: func(c *call) error {
+			it, err := n.arg(c)
+			if err != nil {
+				return err
+			}
+			if err := c.get(it.path, new(V)); err != nil {
+				return err
+			}
+			return c.choose(it.Target)
+		},
+	})
+}
+
+// create is the verb that makes one. spec reads from the flags what is wanted; nil
+// if there is nothing to say about one.
+func (n noun[V]) create(words command, spec func(*call) (any, error)) *command {
+	return words.or(command{
+		name:  "create",
+		args:  "NAME",
+		flags: flags(placeFlags(n.in), words.flags, dryRunFlag(), n.waitFlags(), resultFlag()),
+		run: func(c *call) error {
+			it, err := n.arg(c)
+			if err != nil {
+				return err
+			}
+			var in any
+			if spec != nil {
+				wanted, err := spec(c)
+				if err != nil {
+					return err
+				}
+				in = map[string]any{"spec": wanted}
+			}
+			accepted, err := n.write(c, http.MethodPut, it.path, in, "If-None-Match", "*")
+			if err != nil {
+				return err
+			}
+			chosen := "."
+			if n.place {
+				if err := c.enter(it.Target); err != nil {
+					return err
+				}
+				chosen = ", and chosen."
+			}
+			subject, there := n.subject(it), " is there"
+			if n.tasks {
+				there = " is ready"
+			}
+			done := subject + there + chosen
+			if n.start != nil {
+				done += " " + n.start(c)
+			}
+			return n.settle(c, it.path, accepted, subject+" is being made"+chosen, done)
+		},
+	})
+}
+
+// delete is the verb that deletes. ask is the question, with %s for what it is
+// about; words with a run of their own ask themselves.
+func (n noun[V]) delete(ask string, words command) *command {
+	result := n.waitFlags()
+	if n.tasks {
+		result = append(result, resultFlag())
+	}
+	return words.or(command{
+		name:    "delete",
+		aliases: []string{"rm"},
+		args:    "NAME",
+		names:   n.names,
+		flags:   flags(placeFlags(n.in), words.flags, yesFlag(), dryRunFlag(), result),
+		run:     func(c *call) error { return n.remove(c, ask, "") },
+	})
+}
+
+// remove asks, deletes what the first argument names, takes it out of the
+// context if it is, or is above, what is chosen there, and waits until it is
+// gone. query goes behind the path.
+func (n noun[V]) remove(c *call, ask, query string) error {
+	it, err := n.arg(c)
+	if err != nil {
+		return err
+	}
+	typed := ""
+	if n.place {
+		typed = it.name // much is lost with it
+	}
+	if err := c.confirm(fmt.Sprintf(ask, it.inFull()), typed); err != nil {
+		return err
+	}
+	var accepted resource.Accepted[V]
+	if err := c.write(http.MethodDelete, it.path+query, nil, &accepted); err != nil {
+		return err
+	}
+	if n.place {
+		if err := c.forget(it.Target); err != nil {
+			return err
+		}
+	}
+	said := func(word string) func() error {
+		return func() error {
+			format, err := c.format()
+			if err != nil {
+				return err
+			}
+			if format == asTable || format == asWide || accepted.Task == "" {
+				_, err := fmt.Fprintf(c.out, "%s is %s.\n", n.subject(it), word)
+				return err
+			}
+			return printOne(c, &accepted.Resource, n.table, nil)
+		}
+	}
+	gone := "deleted"
+	if n.gone != "" {
+		gone = n.gone
+	}
+	return c.settle(accepted.Task, said("being deleted"), said(gone))
+}
+
+// patch changes fields of the spec, waits until that is so and says done.
+func (n noun[V]) patch(c *call, it thing, spec map[string]any, done string) error {
+	if len(spec) == 0 {
+		return usagef("see '"+c.path+" --help'", "%s: nothing to set is given", c.path)
+	}
+	accepted, err := n.write(c, http.MethodPatch, it.path, map[string]any{"spec": spec})
+	if err != nil {
+		return err
+	}
+	return n.settle(c, it.path, accepted, n.subject(it)+" is being changed.", n.subject(it)+" "+done+".")
+}
+
+// write sends a change. What comes back is the resource, with a task if there
+// are any.
+func (n noun[V]) write(c *call, method, path string, in any, header ...string) (*resource.Accepted[V], error) {
+	var accepted resource.Accepted[V]
+	var out any = &accepted
+	if !n.tasks {
+		out = &accepted.Resource
+	}
+	return &accepted, c.write(method, path, in, out, header...)
+}
+
+// settle waits, if the user wants that, until the platform is done with a
+// change, and says done; or else now.
+func (n noun[V]) settle(c *call, path string, accepted *resource.Accepted[V], now, done string) error {
+	if !n.tasks {
+		return printResult(c, &accepted.Resource, n.table, "%s", done)
+	}
+	return c.settle(accepted.Task,
+		func() error { return printResult(c, &accepted.Resource, n.table, "%s", now) },
+		func() error {
+			var got V
+			if err := c.get(path, &got); err != nil {
+				return err
+			}
+			if n.also != nil {
+				done += n.also(&got)
+			}
+			return printResult(c, &got, n.table, "%s", done)
+		})
+}
+
+// subject is "App hello" or "Workspace acme/web/shop", to begin a sentence with.
+func (n noun[V]) subject(it thing) string {
+	return strings.ToUpper(n.one[:1]) + n.one[1:] + " " + printable(it.label)
+}
+
+func (n noun[V]) waitFlags() []cli.Flag {
+	if n.tasks {
+		return waitFlags()
+	}
+	return nil
+}
+
+// or is c with what it leaves out taken from a plain verb, and that verb's
+// flags, which hold c's own.
+func (c command) or(plain command) *command {
+	if c.name == "" {
+		c.name, c.aliases = plain.name, plain.aliases
+	}
+	if c.args == "" {
+		c.args = plain.args
+	}
+	if c.names == nil {
+		c.names = plain.names
+	}
+	if c.run == nil {
+		c.run = plain.run
+	}
+	c.flags = plain.flags
+	return &c
+}
