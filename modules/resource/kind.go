@@ -1,6 +1,9 @@
 package resource
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Scope says where in the tenancy tree the resources of a kind stand, and so how
 // many names their keys have.
@@ -25,6 +28,17 @@ func (s Scope) Parent(key string) string {
 		return ""
 	}
 	return strings.Join(parts[:names], "/")
+}
+
+// Place returns the kind of what resources of this scope stand in, which is
+// called as the scope is; there is none for the platform's own.
+func (s Scope) Place() (Kind, bool) {
+	for _, k := range Kinds() {
+		if k.Name == string(s)+"s" {
+			return k, true
+		}
+	}
+	return Kind{}, false
 }
 
 // Kind describes one kind of resource.
@@ -54,6 +68,16 @@ func Kinds() []Kind {
 		kindOf[Route](),
 		kindOf[Task](),
 	}
+}
+
+// Counted are the kinds that count in limits: those that tenants make and
+// delete. What else stands in a place, such as a role or a machine, belongs to
+// the place and goes with it.
+func Counted() []Kind {
+	return slices.DeleteFunc(Kinds(), func(k Kind) bool {
+		_, counts := k.New().(Asker)
+		return !counts
+	})
 }
 
 func kindOf[V any, P interface {
