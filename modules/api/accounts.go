@@ -22,14 +22,13 @@ type OwnerPath struct {
 
 func (a *API) accountOperations() {
 	add(a, operation{id: "accounts.list", method: http.MethodGet, path: "/v1/accounts", summary: "The accounts one has a role in; a sysadmin has one in all"}, a.listAccounts)
-	add(a, operation{id: "accounts.get", method: http.MethodGet, path: "/v1/accounts/{account}", summary: "One account"},
-		func(ctx context.Context, in *AccountPath) (*Output[*resource.Account], error) {
-			account, err := find(ctx, store.Of[resource.Account](a.store), in.Account, "account", in.Account)
-			if err != nil {
-				return nil, err
-			}
-			return object(http.StatusOK, account), nil
-		})
+	accounts := collection[resource.Account, *resource.Account]{
+		api:     a,
+		noun:    "account",
+		path:    "/v1/accounts",
+		example: "acme",
+	}
+	accounts.get("One account")
 	add(a, operation{id: "accounts.patch", method: http.MethodPatch, path: "/v1/accounts/{account}", summary: "Set what an account may have"}, a.patchAccount)
 	add(a, operation{id: "accounts.delete", method: http.MethodDelete, path: "/v1/accounts/{account}", summary: "Delete an account that has no organizations"}, a.deleteAccount)
 
@@ -113,13 +112,7 @@ func (a *API) deleteAccount(ctx context.Context, in *struct {
 	if err := in.check(account.Metadata()); err != nil {
 		return nil, err
 	}
-	empty := func() error {
-		orgs, err := all(ctx, store.Of[resource.Organization](a.store), in.Account)
-		if err != nil {
-			return err
-		}
-		return vacant("account", in.Account, map[string][]string{"organizations": namesOf(orgs)})
-	}
+	empty := func() error { return a.vacant(ctx, resource.OfAccount, in.Account) }
 	if err := empty(); err != nil {
 		return nil, err
 	}
@@ -138,17 +131,32 @@ func (a *API) deleteAccount(ctx context.Context, in *struct {
 	return &Empty{}, store.Of[resource.Account](a.store).Delete(ctx, account)
 }
 
-// vacant refuses to delete what has something in it, and says what.
-func vacant(what, name string, content map[string][]string) error {
-	var parts []string
-	for _, kind := range []string{"organizations", "workspaces", "images"} {
-		names := content[kind]
-		if len(names) == 0 {
+// vacant refuses to delete a place that has something in it, and says what:
+// resources that count, and more. What else there is goes with the place.
+func (a *API) vacant(ctx context.Context, scope resource.Scope, key string, more ...content) error {
+	var found []content
+	for _, kind := range resource.Counted() {
+		if kind.Scope != scope {
 			continue
 		}
-		shown := names[:min(len(names), 5)]
-		part := kind + " " + strings.Join(shown, ", ")
-		if more := len(names) - len(shown); more > 0 {
+		items, err := all(ctx, store.Any(a.store, kind), key)
+		if err != nil {
+			return err
+		}
+		c := content{what: kind.Name}
+		for _, item := range items {
+			c.names = append(c.names, item.Metadata().Name)
+		}
+		found = append(found, c)
+	}
+	var parts []string
+	for _, c := range append(found, more...) {
+		if len(c.names) == 0 {
+			continue
+		}
+		shown := c.names[:min(len(c.names), 5)]
+		part := c.what + " " + strings.Join(shown, ", ")
+		if more := len(c.names) - len(shown); more > 0 {
 			part += fmt.Sprintf(" and %d more", more)
 		}
 		parts = append(parts, part)
@@ -156,15 +164,14 @@ func vacant(what, name string, content map[string][]string) error {
 	if len(parts) == 0 {
 		return nil
 	}
-	return conflict("in-use", fmt.Sprintf("The %s %q is not empty: %s.", what, name, strings.Join(parts, "; ")), "Delete what is in it first.")
+	text := fmt.Sprintf("The %s %q is not empty: %s.", scope, lastName(key), strings.Join(parts, "; "))
+	return conflict("in-use", text, "Delete what is in it first.")
 }
 
-func namesOf[T resource.Object](items []T) []string {
-	names := make([]string, len(items))
-	for i, item := range items {
-		names[i] = item.Metadata().Name
-	}
-	return names
+// content is what is in a place: "images", and their names.
+type content struct {
+	what  string
+	names []string
 }
 
 // putMembership gives a role. within is the check that the place is still there.

@@ -1,11 +1,9 @@
 package api
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"net/http"
-	"reflect"
 	"regexp"
 	"strings"
 
@@ -13,16 +11,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/resource"
-	"github.com/multipaas/multipaas/modules/store"
 )
-
-// AppPath names an app.
-type AppPath struct {
-	WorkspacePath
-	App string `path:"app" maxLength:"57" example:"hello"`
-}
-
-func (p AppPath) key() string { return p.WorkspacePath.key() + "/" + p.App }
 
 // AppPatch is the body of apps.patch: what is left out stays.
 type AppPatch struct {
@@ -44,199 +33,59 @@ const (
 var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,252}$`)
 
 func (a *API) appOperations() {
-	const list = workspacesPath + "/{workspace}/apps"
-	const one = list + "/{app}"
-	add(a, operation{id: "apps.list", method: http.MethodGet, path: list, summary: "The apps of a workspace"},
-		func(ctx context.Context, in *struct {
-			WorkspacePath
-			Page
-		}) (*Output[resource.List[*resource.App]], error) {
-			if _, err := a.workspace(ctx, in.WorkspacePath); err != nil {
-				return nil, err
+	apps := &collection[resource.App, *resource.App]{
+		api:     a,
+		noun:    "app",
+		path:    workspacesPath + "/{workspace}/apps",
+		example: "hello",
+		fresh: func(place, name string) *resource.App {
+			return &resource.App{
+				InWorkspace: resource.NewInWorkspace(place, name),
+				Status:      resource.AppStatus{State: resource.State{Phase: resource.Pending}},
 			}
-			return page(ctx, store.Of[resource.App](a.store), in.key(), in.Page)
-		})
-	add(a, operation{id: "apps.get", method: http.MethodGet, path: one, summary: "One app"},
-		func(ctx context.Context, in *AppPath) (*Output[*resource.App], error) {
-			app, err := a.app(ctx, *in)
-			if err != nil {
-				return nil, err
-			}
-			return object(http.StatusOK, app), nil
-		})
-	add(a, operation{id: "apps.put", method: http.MethodPut, path: one, summary: "Deploy an app, or change it", status: http.StatusAccepted}, a.putApp)
-	add(a, operation{id: "apps.patch", method: http.MethodPatch, path: one, summary: "Scale an app or change its image", status: http.StatusAccepted}, a.patchApp)
-	add(a, operation{id: "apps.delete", method: http.MethodDelete, path: one, summary: "Delete an app", status: http.StatusAccepted},
-		func(ctx context.Context, in *struct {
-			AppPath
-			Match
-		}) (*Output[resource.Accepted[*resource.App]], error) {
-			var out *Output[resource.Accepted[*resource.App]]
-			err := retry(ctx, func() error {
-				app, err := a.app(ctx, in.AppPath)
-				if err != nil {
-					return err
-				}
-				if err := in.check(app.Metadata()); err != nil {
-					return err
-				}
-				id, err := markDeleted(ctx, a, store.Of[resource.App](a.store), "app.delete", app)
-				if err != nil {
-					return err
-				}
-				faultpoint.Reach("app/delete/marked")
-				out = accepted(app, id)
-				return nil
-			})
-			return out, err
-		})
-}
-
-func (a *API) app(ctx context.Context, path AppPath) (*resource.App, error) {
-	if _, err := a.workspace(ctx, path.WorkspacePath); err != nil {
-		return nil, err
-	}
-	return find(ctx, store.Of[resource.App](a.store), path.key(), "app", path.App)
-}
-
-func (a *API) putApp(ctx context.Context, in *struct {
-	AppPath
-	MatchNew
-	Body resource.App
-}) (*Output[resource.Accepted[*resource.App]], error) {
-	if err := sameName(in.Body.Name, in.App); err != nil {
-		return nil, err
-	}
-	if err := resource.CheckName("app", in.App); err != nil {
-		return nil, invalid("path.app", err.Error(), "")
-	}
-	var out *Output[resource.Accepted[*resource.App]]
-	err := retry(ctx, func() error {
-		old, err := store.Of[resource.App](a.store).Get(ctx, in.key())
-		if errors.Is(err, store.ErrNotFound) {
-			if err := in.check(nil); err != nil {
+		},
+		adopt:    func(now, body *resource.App) { now.Spec = body.Spec },
+		complete: completeApp,
+		check: func(_ context.Context, now, was *resource.App) error {
+			if err := checkApp(now.Spec); err != nil {
 				return err
 			}
-			out, err = a.createApp(ctx, in.AppPath, in.Body.Spec)
-			return asConflict(err)
-		}
-		if err != nil {
-			return err
-		}
-		if err := in.check(old.Metadata()); err != nil {
-			return err
-		}
-		out, err = a.updateApp(ctx, old, in.Body.Spec)
-		return err
+			if was != nil && now.Spec.Namespace != was.Spec.Namespace {
+				return invalid("body.spec.namespace", fmt.Sprintf("can't be changed: the app is in %q", was.Spec.Namespace),
+					"Deploy the app under another name there, then delete this one.")
+			}
+			return nil
+		},
+		verb: func(now, was *resource.App) string {
+			scaled := *was
+			scaled.Spec.Instances = now.Spec.Instances
+			if same(&scaled, now) {
+				return "scale"
+			}
+			return "update"
+		},
+		made: func() { faultpoint.Reach("app/deploy/committed") },
+		marked: func(context.Context, string) error {
+			faultpoint.Reach("app/delete/marked")
+			return nil
+		},
+	}
+	apps.list("The apps of a workspace")
+	apps.get("One app")
+	apps.put("Deploy an app, or change it")
+	patch(apps, "Scale an app or change its image", func(now *resource.App, body AppPatch) {
+		set(&now.Spec.Image, body.Spec.Image)
+		set(&now.Spec.Instances, body.Spec.Instances)
 	})
-	return out, err
+	apps.remove("Delete an app")
 }
 
-func (a *API) createApp(ctx context.Context, path AppPath, spec resource.AppSpec) (*Output[resource.Accepted[*resource.App]], error) {
-	spec = withDefaults(spec)
-	if err := checkApp(spec); err != nil {
-		return nil, err
+func completeApp(now, was *resource.App) {
+	if was != nil {
+		now.Spec.Namespace = cmp.Or(now.Spec.Namespace, was.Spec.Namespace)
 	}
-	app := &resource.App{
-		InWorkspace: resource.NewInWorkspace(path.WorkspacePath.key(), path.App),
-		Spec:        spec,
-		Status:      resource.AppStatus{State: resource.State{Phase: resource.Pending}},
-	}
-	granted, err := a.grant(ctx, path.Account, resource.Limits{Apps: 1})
-	if err != nil {
-		return nil, err
-	}
-	task, op := a.cfg.Tasks.Begin("app.create", who(ctx).Name(), app)
-	err = a.store.Commit(ctx, granted, open(store.Of[resource.Workspace](a.store), path.WorkspacePath.key(), "workspace"), store.Of[resource.App](a.store).CreateOp(app), op)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, missing("workspace", path.Workspace)
-	}
-	if err != nil {
-		return nil, err
-	}
-	faultpoint.Reach("app/deploy/committed")
-	return accepted(app, task.Name), nil
-}
-
-func (a *API) updateApp(ctx context.Context, old *resource.App, spec resource.AppSpec) (*Output[resource.Accepted[*resource.App]], error) {
-	if old.Deleting() {
-		return nil, deleting("app", old.Name)
-	}
-	if spec.Namespace == "" {
-		spec.Namespace = old.Spec.Namespace
-	}
-	spec = withDefaults(spec)
-	if err := checkApp(spec); err != nil {
-		return nil, err
-	}
-	if sameSpec(spec, old.Spec) {
-		task, err := a.running(ctx, store.Of[resource.App](a.store).Name(), old)
-		return accepted(old, task), err
-	}
-	if spec.Namespace != old.Spec.Namespace {
-		return nil, invalid("body.spec.namespace", fmt.Sprintf("can't be changed: the app is in %q", old.Spec.Namespace), "Deploy the app under another name there, then delete this one.")
-	}
-	verb := "app.update"
-	scaled := old.Spec
-	scaled.Instances = spec.Instances
-	if sameSpec(scaled, spec) {
-		verb = "app.scale"
-	}
-	old.Spec = spec
-	task, op := a.cfg.Tasks.Begin(verb, who(ctx).Name(), old)
-	if err := a.store.Commit(ctx, store.Of[resource.App](a.store).UpdateOp(old), op); err != nil {
-		return nil, err
-	}
-	return accepted(old, task.Name), nil
-}
-
-func (a *API) patchApp(ctx context.Context, in *struct {
-	AppPath
-	Match
-	Body AppPatch
-}) (*Output[resource.Accepted[*resource.App]], error) {
-	var out *Output[resource.Accepted[*resource.App]]
-	err := retry(ctx, func() error {
-		app, err := a.app(ctx, in.AppPath)
-		if err != nil {
-			return err
-		}
-		if err := in.check(app.Metadata()); err != nil {
-			return err
-		}
-		spec := app.Spec
-		set(&spec.Image, in.Body.Spec.Image)
-		set(&spec.Instances, in.Body.Spec.Instances)
-		out, err = a.updateApp(ctx, app, spec)
-		return err
-	})
-	return out, err
-}
-
-func withDefaults(spec resource.AppSpec) resource.AppSpec {
-	if spec.Namespace == "" {
-		spec.Namespace = defaultNamespace
-	}
-	if spec.Port == 0 {
-		spec.Port = defaultPort
-	}
-	return spec
-}
-
-// sameSpec compares as the store would: an empty list is no list.
-func sameSpec(x, y resource.AppSpec) bool {
-	for _, s := range []*resource.AppSpec{&x, &y} {
-		if len(s.Env) == 0 {
-			s.Env = nil
-		}
-		if len(s.Command) == 0 {
-			s.Command = nil
-		}
-		if len(s.Args) == 0 {
-			s.Args = nil
-		}
-	}
-	return reflect.DeepEqual(x, y)
+	now.Spec.Namespace = cmp.Or(now.Spec.Namespace, defaultNamespace)
+	now.Spec.Port = cmp.Or(now.Spec.Port, defaultPort)
 }
 
 // checkApp says everything that is wrong with spec.
@@ -295,7 +144,5 @@ func checkApp(spec resource.AppSpec) error {
 	if fields == nil {
 		return nil
 	}
-	p := invalid("", "", "Correct what is listed.")
-	p.Errors = fields
-	return p
+	return invalidFields("Correct what is listed.", fields)
 }

@@ -18,22 +18,17 @@ type NamespacePath struct {
 
 func (a *API) clusterOperations() {
 	const one = workspacesPath + "/{workspace}"
-	add(a, operation{id: "machines.list", method: http.MethodGet, path: one + "/machines", summary: "The machines of a workspace"},
-		func(ctx context.Context, in *struct {
-			WorkspacePath
-			Page
-		}) (*Output[resource.List[*resource.Machine]], error) {
-			if _, err := a.workspace(ctx, in.WorkspacePath); err != nil {
-				return nil, err
+	machines := collection[resource.Machine, *resource.Machine]{
+		api:  a,
+		noun: "machine",
+		path: one + "/machines",
+		hide: func(ctx context.Context, m *resource.Machine) {
+			if !a.seesHosts(ctx) {
+				m.Spec.Node = ""
 			}
-			out, err := page(ctx, store.Of[resource.Machine](a.store), in.key(), in.Page)
-			if err == nil && !a.seesHosts(ctx) {
-				for _, m := range out.Body.Items {
-					m.Spec.Node = ""
-				}
-			}
-			return out, err
-		})
+		},
+	}
+	machines.list("The machines of a workspace")
 	add(a, operation{id: "clusternodes.list", method: http.MethodGet, path: one + "/nodes", summary: "The Kubernetes nodes of a workspace, as its own API shows them"},
 		func(ctx context.Context, in *WorkspacePath) (*Output[resource.List[resource.ClusterNode]], error) {
 			if _, err := a.workspace(ctx, *in); err != nil {

@@ -22,18 +22,14 @@ type NodePatch struct {
 }
 
 func (a *API) nodeOperations() {
-	add(a, operation{id: "nodes.list", method: http.MethodGet, path: "/v1/nodes", summary: "The hosts that joined"},
-		func(ctx context.Context, in *Page) (*Output[resource.List[*resource.Node]], error) {
-			return page(ctx, store.Of[resource.Node](a.store), "", *in)
-		})
-	add(a, operation{id: "nodes.get", method: http.MethodGet, path: "/v1/nodes/{node}", summary: "One host"},
-		func(ctx context.Context, in *NodePath) (*Output[*resource.Node], error) {
-			node, err := find(ctx, store.Of[resource.Node](a.store), in.Node, "node", in.Node)
-			if err != nil {
-				return nil, err
-			}
-			return object(http.StatusOK, node), nil
-		})
+	nodes := collection[resource.Node, *resource.Node]{
+		api:     a,
+		noun:    "node",
+		path:    "/v1/nodes",
+		example: "host1",
+	}
+	nodes.list("The hosts that joined")
+	nodes.get("One host")
 	add(a, operation{id: "nodes.patch", method: http.MethodPatch, path: "/v1/nodes/{node}", summary: "Keep new machines away from a host, or give it up"},
 		func(ctx context.Context, in *struct {
 			NodePath

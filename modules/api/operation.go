@@ -30,8 +30,9 @@ type operation struct {
 	method  string
 	path    string
 	summary string
-	status  int  // of success; 0 is 200, or 204 without a body
-	stream  bool // no time limit
+	status  int           // of success; 0 is 200, or 204 without a body
+	stream  bool          // no time limit
+	names   []*huma.Param // those in the path, where the request's type does not say so
 }
 
 // AccountPath names an account.
@@ -131,6 +132,7 @@ func add[I, O any](a *API, op operation, handle func(context.Context, *I) (*O, e
 		Path:            op.path,
 		Summary:         op.summary,
 		Tags:            []string{kind},
+		Parameters:      op.names,
 		DefaultStatus:   op.status,
 		MaxBodyBytes:    maxBody,
 		BodyReadTimeout: bodyTimeout,

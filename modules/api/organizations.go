@@ -20,27 +20,26 @@ type MemberPath struct {
 func (a *API) organizationOperations() {
 	const one = "/v1/accounts/{account}/organizations/{organization}"
 	add(a, operation{id: "organizations.list", method: http.MethodGet, path: "/v1/accounts/{account}/organizations", summary: "The organizations of an account that one has a role in"}, a.listOrganizations)
-	add(a, operation{id: "organizations.get", method: http.MethodGet, path: one, summary: "One organization"},
-		func(ctx context.Context, in *OrganizationPath) (*Output[*resource.Organization], error) {
-			org, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization)
-			if err != nil {
-				return nil, err
-			}
-			return object(http.StatusOK, org), nil
-		})
-	add(a, operation{id: "organizations.put", method: http.MethodPut, path: one, summary: "Make an organization"}, a.putOrganization)
+	organizations := collection[resource.Organization, *resource.Organization]{
+		api:     a,
+		noun:    "organization",
+		path:    "/v1/accounts/{account}/organizations",
+		example: "web",
+		fresh: func(place, name string) *resource.Organization {
+			return &resource.Organization{InAccount: resource.NewInAccount(place, name)}
+		},
+	}
+	organizations.get("One organization")
+	organizations.put("Make an organization")
 	add(a, operation{id: "organizations.delete", method: http.MethodDelete, path: one, summary: "Delete an organization that has neither workspaces nor images"}, a.deleteOrganization)
 
-	add(a, operation{id: "members.list", method: http.MethodGet, path: one + "/members", summary: "Who has a role in an organization"},
-		func(ctx context.Context, in *struct {
-			OrganizationPath
-			Page
-		}) (*Output[resource.List[*resource.Membership]], error) {
-			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization); err != nil {
-				return nil, err
-			}
-			return page(ctx, store.Of[resource.Membership](a.store), in.key(), in.Page)
-		})
+	members := collection[resource.Membership, *resource.Membership]{
+		api:        a,
+		noun:       "member",
+		path:       one + "/members",
+		operations: "members",
+	}
+	members.list("Who has a role in an organization")
 	add(a, operation{id: "members.put", method: http.MethodPut, path: one + "/members/{user}", summary: "Give a user a role in an organization"}, a.putMember)
 	add(a, operation{id: "members.delete", method: http.MethodDelete, path: one + "/members/{user}", summary: "Take a user's role in an organization"},
 		func(ctx context.Context, in *MemberPath) (*Empty, error) {
@@ -68,49 +67,6 @@ func (a *API) listOrganizations(ctx context.Context, in *struct {
 	return pick(ctx, store.Of[resource.Organization](a.store), in.Account, names, in.Page)
 }
 
-// OrganizationBody is the body of organizations.put: nothing that could be set
-// so far, but what was got may be sent back.
-type OrganizationBody = resource.Organization
-
-func (a *API) putOrganization(ctx context.Context, in *struct {
-	OrganizationPath
-	MatchNew
-	Body *OrganizationBody
-}) (*Output[*resource.Organization], error) {
-	if err := resource.CheckName("organization", in.Organization); err != nil {
-		return nil, invalid("path.organization", err.Error(), "")
-	}
-	var out *Output[*resource.Organization]
-	err := retry(ctx, func() error {
-		old, err := store.Of[resource.Organization](a.store).Get(ctx, in.key())
-		if err == nil {
-			if err := in.check(old.Metadata()); err != nil {
-				return err
-			}
-			if old.Deleting() {
-				return deleting("organization", in.Organization)
-			}
-			out = object(http.StatusOK, old)
-			return nil
-		}
-		if !errors.Is(err, store.ErrNotFound) {
-			return err
-		}
-		if err := in.check(nil); err != nil {
-			return err
-		}
-		org := &resource.Organization{InAccount: resource.InAccount{Meta: resource.Meta{Name: in.Organization}, Account: in.Account}}
-		granted, err := a.grant(ctx, in.Account, resource.Limits{Organizations: 1})
-		if err != nil {
-			return err
-		}
-		err = a.store.Commit(ctx, granted, store.Of[resource.Organization](a.store).CreateOp(org))
-		out = object(http.StatusCreated, org)
-		return goneMeanwhile(err, "account", in.Account)
-	})
-	return out, err
-}
-
 // deleteOrganization works as deleteAccount does.
 func (a *API) deleteOrganization(ctx context.Context, in *struct {
 	OrganizationPath
@@ -124,21 +80,17 @@ func (a *API) deleteOrganization(ctx context.Context, in *struct {
 		return nil, err
 	}
 	empty := func() error {
-		workspaces, err := all(ctx, store.Of[resource.Workspace](a.store), in.key())
-		if err != nil {
-			return err
-		}
-		content := map[string][]string{"workspaces": namesOf(workspaces)}
+		images := content{what: "images"}
 		if a.cfg.Images != nil {
-			images, err := a.cfg.Images.List(ctx, in.Account, in.Organization)
+			list, err := a.cfg.Images.List(ctx, in.Account, in.Organization)
 			if err != nil {
 				return err
 			}
-			for _, image := range images {
-				content["images"] = append(content["images"], image.Name)
+			for _, image := range list {
+				images.names = append(images.names, image.Name)
 			}
 		}
-		return vacant("organization", in.Organization, content)
+		return a.vacant(ctx, resource.OfOrganization, in.key(), images)
 	}
 	if err := empty(); err != nil {
 		return nil, err

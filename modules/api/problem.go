@@ -65,8 +65,12 @@ func newProblem(status int, code, detail, remedy string) *Problem {
 }
 
 func invalid(location, message, remedy string) *Problem {
+	return invalidFields(remedy, []ProblemField{{Location: location, Message: message}})
+}
+
+func invalidFields(remedy string, fields []ProblemField) *Problem {
 	p := newProblem(http.StatusUnprocessableEntity, "invalid", "The request is not valid.", remedy)
-	p.Errors = []ProblemField{{Location: location, Message: message}}
+	p.Errors = fields
 	return p
 }
 

@@ -3,9 +3,9 @@ package api
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -66,16 +66,10 @@ func (a *API) patchAccount(ctx context.Context, in *struct {
 }
 
 // grant checks that the account stays within its limits with more, and returns
-// a write to commit together with what uses it: it fails with store.ErrConflict
-// if anything else was granted meanwhile, and the caller decides anew. All that
-// accounts can have passes here.
-func (a *API) grant(ctx context.Context, name string, more resource.Limits) (store.Op, error) {
-	_, op, err := a.grantOf(ctx, name, more)
-	return op, err
-}
-
-// grantOf is grant, and says of which account it is.
-func (a *API) grantOf(ctx context.Context, name string, more resource.Limits) (*resource.Account, store.Op, error) {
+// it and a write to commit together with what uses it: that fails with
+// store.ErrConflict if anything else was granted meanwhile, and the caller
+// decides anew. All that accounts can have passes here.
+func (a *API) grant(ctx context.Context, name string, more resource.Limits) (*resource.Account, store.Op, error) {
 	account, err := find(ctx, store.Of[resource.Account](a.store), name, "account", name)
 	if err != nil {
 		return nil, store.Op{}, err
@@ -114,43 +108,38 @@ func (a *API) grantOf(ctx context.Context, name string, more resource.Limits) (*
 	return account, store.Of[resource.Account](a.store).UpdateOp(account), nil
 }
 
+// grantMore is grant for a change: for what now asks for beyond was.
+func (a *API) grantMore(ctx context.Context, now, was resource.Object) (store.Op, error) {
+	asker, counts := now.(resource.Asker)
+	if !counts {
+		return store.Op{}, nil
+	}
+	more := asker.Asks().Sub(was.(resource.Asker).Asks())
+	if !slices.ContainsFunc(resource.Dimensions(), func(d resource.Dimension) bool { return *d.Of(&more) > 0 }) {
+		return store.Op{}, nil
+	}
+	_, op, err := a.grant(ctx, accountOf(now), more)
+	return op, err
+}
+
+// accountOf is the account that a resource below one stands in.
+func accountOf(obj resource.Object) string {
+	account, _, _ := strings.Cut(obj.Key(), "/")
+	return account
+}
+
 // used is what an account has, by what was asked for. What is being deleted
 // counts until it is gone.
 func (a *API) used(ctx context.Context, account *resource.Account) (resource.Limits, error) {
-	orgs, err := all(ctx, store.Of[resource.Organization](a.store), account.Name)
-	if err != nil {
-		return resource.Limits{}, err
-	}
-	workspaces, err := all(ctx, store.Of[resource.Workspace](a.store), account.Name)
-	if err != nil {
-		return resource.Limits{}, err
-	}
-	apps, err := all(ctx, store.Of[resource.App](a.store), account.Name)
-	if err != nil {
-		return resource.Limits{}, err
-	}
-	used := resource.Limits{Users: account.Users, Organizations: int64(len(orgs)), Workspaces: int64(len(workspaces)), Apps: int64(len(apps))}
-	for _, ws := range workspaces {
-		m := machinesOf(ws.Spec, ws.Spec.Machines)
-		used.Machines += m.Machines
-		used.MilliCPU += m.MilliCPU
-		used.MemoryBytes += m.MemoryBytes
-		used.DiskBytes += m.DiskBytes
+	used := resource.Limits{Users: account.Users}
+	for _, kind := range resource.Counted() {
+		items, err := all(ctx, store.Any(a.store, kind), account.Name)
+		if err != nil {
+			return resource.Limits{}, err
+		}
+		for _, item := range items {
+			used = used.Add(item.(resource.Asker).Asks())
+		}
 	}
 	return used, nil
-}
-
-// machinesOf is what n machines of a workspace need.
-func machinesOf(spec resource.WorkspaceSpec, n int) resource.Limits {
-	x, size := int64(max(n, 0)), spec.MachineSize
-	return resource.Limits{Machines: x, MilliCPU: x * size.MilliCPU, MemoryBytes: x * size.MemoryBytes, DiskBytes: x * size.DiskBytes}
-}
-
-// goneMeanwhile makes of a commit's error that something was not found that it
-// was the place above, as far as that can be told.
-func goneMeanwhile(err error, what, name string) error {
-	if errors.Is(err, store.ErrNotFound) {
-		return missing(what, name)
-	}
-	return asConflict(err)
 }

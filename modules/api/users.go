@@ -41,18 +41,15 @@ type NewPassword struct {
 
 func (a *API) userOperations() {
 	add(a, operation{id: "users.create", method: http.MethodPost, path: "/v1/users", summary: "Make a user with a password", status: http.StatusCreated}, a.createUser)
-	add(a, operation{id: "users.list", method: http.MethodGet, path: "/v1/users", summary: "All users"},
-		func(ctx context.Context, in *Page) (*Output[resource.List[*resource.User]], error) {
-			return page(ctx, store.Of[resource.User](a.store), "", *in)
-		})
-	add(a, operation{id: "users.get", method: http.MethodGet, path: "/v1/users/{user}", summary: "One user"},
-		func(ctx context.Context, in *UserPath) (*Output[*resource.User], error) {
-			user, err := find(ctx, store.Of[resource.User](a.store), in.User, "user", in.User)
-			if err != nil {
-				return nil, err
-			}
-			return object(http.StatusOK, user), nil
-		})
+	users := collection[resource.User, *resource.User]{
+		api:     a,
+		noun:    "user",
+		path:    "/v1/users",
+		example: "dev@acme.example",
+		maxName: 254, // of an e-mail address
+	}
+	users.list("All users")
+	users.get("One user")
 	add(a, operation{id: "users.patch", method: http.MethodPatch, path: "/v1/users/{user}", summary: "Change a user"}, a.patchUser)
 	add(a, operation{id: "users.password", method: http.MethodPut, path: "/v1/users/{user}/password", summary: "Set a user's password; ends his sessions"},
 		func(ctx context.Context, in *struct {
@@ -97,7 +94,7 @@ func (a *API) createUser(ctx context.Context, in *struct{ Body NewUser }) (*Outp
 			if err := a.id.Admit(ctx, by, access.OpUserOfAccount, account, ""); err != nil {
 				return store.Op{}, err
 			}
-			counts, op, err := a.grantOf(ctx, account, resource.Limits{Users: 1})
+			counts, op, err := a.grant(ctx, account, resource.Limits{Users: 1})
 			if err != nil {
 				return store.Op{}, err
 			}

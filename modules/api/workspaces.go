@@ -3,9 +3,7 @@ package api
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,35 +47,50 @@ type WorkspacePatch struct {
 const workspacesPath = "/v1/accounts/{account}/organizations/{organization}/workspaces"
 
 func (a *API) workspaceOperations() {
-	const one = workspacesPath + "/{workspace}"
-	add(a, operation{id: "workspaces.list", method: http.MethodGet, path: workspacesPath, summary: "The workspaces of an organization"},
-		func(ctx context.Context, in *struct {
-			OrganizationPath
-			Page
-		}) (*Output[resource.List[*resource.Workspace]], error) {
-			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization); err != nil {
-				return nil, err
+	workspaces := &collection[resource.Workspace, *resource.Workspace]{
+		api:     a,
+		noun:    "workspace",
+		path:    workspacesPath,
+		example: "shop",
+		fresh: func(place, name string) *resource.Workspace {
+			return &resource.Workspace{
+				InOrganization: resource.NewInOrganization(place, name),
+				Status:         resource.WorkspaceStatus{State: resource.State{Phase: resource.Pending}},
 			}
-			out, err := page(ctx, store.Of[resource.Workspace](a.store), in.key(), in.Page)
-			if err != nil {
-				return nil, err
+		},
+		adopt:    func(now, body *resource.Workspace) { now.Spec = body.Spec },
+		complete: a.completeWorkspace,
+		check:    a.checkWorkspace,
+		verb: func(now, was *resource.Workspace) string {
+			if now.Spec.Machines != was.Spec.Machines {
+				return "scale"
 			}
-			for _, ws := range out.Body.Items {
-				a.hideWorkspace(ctx, ws)
+			return "update"
+		},
+		hide: func(ctx context.Context, ws *resource.Workspace) {
+			ws.Status.NodeSlots = nil
+			if !a.seesHosts(ctx) {
+				ws.Status.Server = ""
 			}
-			return out, nil
-		})
-	add(a, operation{id: "workspaces.get", method: http.MethodGet, path: one, summary: "One workspace"},
-		func(ctx context.Context, in *WorkspacePath) (*Output[*resource.Workspace], error) {
-			ws, err := a.workspace(ctx, *in)
-			if err != nil {
-				return nil, err
-			}
-			return object(http.StatusOK, a.hideWorkspace(ctx, ws)), nil
-		})
-	add(a, operation{id: "workspaces.put", method: http.MethodPut, path: one, summary: "Make a workspace, or change it", status: http.StatusAccepted}, a.putWorkspace)
-	add(a, operation{id: "workspaces.patch", method: http.MethodPatch, path: one, summary: "Scale a workspace or change its security", status: http.StatusAccepted}, a.patchWorkspace)
-	add(a, operation{id: "workspaces.delete", method: http.MethodDelete, path: one, summary: "Delete a workspace with all in it", status: http.StatusAccepted}, a.deleteWorkspace)
+		},
+		made:    func() { faultpoint.Reach("workspace/create/committed") },
+		changed: func() { faultpoint.Reach("workspace/scale/committed") },
+		marked: func(ctx context.Context, key string) error {
+			faultpoint.Reach("workspace/delete/marked")
+			// Nothing can be made in it any more. Killed before it is all marked, the
+			// workspace's controller does the rest, or the same request again.
+			_, err := a.store.Clear(ctx, resource.OfWorkspace, key)
+			return err
+		},
+	}
+	workspaces.list("The workspaces of an organization")
+	workspaces.get("One workspace")
+	workspaces.put("Make a workspace, or change it")
+	patch(workspaces, "Scale a workspace or change its security", func(now *resource.Workspace, body WorkspacePatch) {
+		set(&now.Spec.Machines, body.Spec.Machines)
+		set(&now.Spec.PodSecurity, body.Spec.PodSecurity)
+	})
+	workspaces.remove("Delete a workspace with all in it")
 }
 
 func (a *API) workspace(ctx context.Context, path WorkspacePath) (*resource.Workspace, error) {
@@ -89,148 +102,48 @@ func (a *API) seesHosts(ctx context.Context) bool {
 	return access.Authorize(who(ctx), access.OpSeeHosts, "", "") == nil
 }
 
-// hideWorkspace takes out what tenants must not see.
-func (a *API) hideWorkspace(ctx context.Context, ws *resource.Workspace) *resource.Workspace {
-	ws.Status.NodeSlots = nil
-	if !a.seesHosts(ctx) {
-		ws.Status.Server = ""
+// completeWorkspace takes what is left out from what is there, or the defaults.
+func (a *API) completeWorkspace(now, was *resource.Workspace) {
+	from := resource.WorkspaceSpec{
+		Datastore:   cmp.Or(a.cfg.Datastore, resource.Kine),
+		MachineSize: resource.Size{MilliCPU: defaultMilliCPU, MemoryBytes: defaultMemoryBytes, DiskBytes: defaultDiskBytes},
+		PodSecurity: securityBaseline,
 	}
-	return ws
+	if was != nil {
+		from = was.Spec
+	} else {
+		from.KubernetesVersion = newestVersion(a.cfg.Info.KubernetesVersions)
+	}
+	spec := &now.Spec
+	spec.KubernetesVersion = cmp.Or(spec.KubernetesVersion, from.KubernetesVersion)
+	spec.Datastore = cmp.Or(spec.Datastore, from.Datastore)
+	spec.MachineSize.MilliCPU = cmp.Or(spec.MachineSize.MilliCPU, from.MachineSize.MilliCPU)
+	spec.MachineSize.MemoryBytes = cmp.Or(spec.MachineSize.MemoryBytes, from.MachineSize.MemoryBytes)
+	spec.MachineSize.DiskBytes = cmp.Or(spec.MachineSize.DiskBytes, from.MachineSize.DiskBytes)
+	spec.PodSecurity = cmp.Or(spec.PodSecurity, from.PodSecurity)
 }
 
-func (a *API) putWorkspace(ctx context.Context, in *struct {
-	WorkspacePath
-	MatchNew
-	Body resource.Workspace
-}) (*Output[resource.Accepted[*resource.Workspace]], error) {
-	if err := sameName(in.Body.Name, in.Workspace); err != nil {
-		return nil, err
-	}
-	if err := resource.CheckName("workspace", in.Workspace); err != nil {
-		return nil, invalid("path.workspace", err.Error(), "")
-	}
-	var out *Output[resource.Accepted[*resource.Workspace]]
-	err := retry(ctx, func() error {
-		old, err := store.Of[resource.Workspace](a.store).Get(ctx, in.key())
-		if errors.Is(err, store.ErrNotFound) {
-			if err := in.check(nil); err != nil {
-				return err
-			}
-			out, err = a.createWorkspace(ctx, in.WorkspacePath, in.Body.Spec)
-			return asConflict(err)
-		}
-		if err != nil {
-			return err
-		}
-		if err := in.check(old.Metadata()); err != nil {
-			return err
-		}
-		out, err = a.updateWorkspace(ctx, old, in.Body.Spec)
-		return err
-	})
-	return out, err
-}
-
-func (a *API) createWorkspace(ctx context.Context, path WorkspacePath, spec resource.WorkspaceSpec) (*Output[resource.Accepted[*resource.Workspace]], error) {
-	if spec.KubernetesVersion == "" {
-		spec.KubernetesVersion = newestVersion(a.cfg.Info.KubernetesVersions)
-	}
-	if spec.Datastore == "" {
-		spec.Datastore = cmp.Or(a.cfg.Datastore, resource.Kine)
-	}
-	spec.MachineSize = orSize(spec.MachineSize, resource.Size{MilliCPU: defaultMilliCPU, MemoryBytes: defaultMemoryBytes, DiskBytes: defaultDiskBytes})
-	if spec.PodSecurity == "" {
-		spec.PodSecurity = securityBaseline
-	}
-	if err := a.checkWorkspace(ctx, path.OrganizationPath, spec, securityBaseline); err != nil {
-		return nil, err
-	}
-	ws := &resource.Workspace{
-		InOrganization: resource.NewInOrganization(path.OrganizationPath.key(), path.Workspace),
-		Spec:           spec,
-		Status:         resource.WorkspaceStatus{State: resource.State{Phase: resource.Pending}},
-	}
-	asked := machinesOf(spec, spec.Machines)
-	asked.Workspaces = 1
-	granted, err := a.grant(ctx, path.Account, asked)
-	if err != nil {
-		return nil, err
-	}
-	task, op := a.cfg.Tasks.Begin("workspace.create", who(ctx).Name(), ws)
-	err = a.store.Commit(ctx, granted, open(store.Of[resource.Organization](a.store), path.OrganizationPath.key(), "organization"), store.Of[resource.Workspace](a.store).CreateOp(ws), op)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, missing("organization", path.Organization)
-	}
-	if err != nil {
-		return nil, err
-	}
-	faultpoint.Reach("workspace/create/committed")
-	return accepted(a.hideWorkspace(ctx, ws), task.Name), nil
-}
-
-// updateWorkspace changes old to spec, where what is left out stays.
-func (a *API) updateWorkspace(ctx context.Context, old *resource.Workspace, spec resource.WorkspaceSpec) (*Output[resource.Accepted[*resource.Workspace]], error) {
-	if old.Deleting() {
-		return nil, deleting("workspace", old.Name)
-	}
-	if spec.KubernetesVersion == "" {
-		spec.KubernetesVersion = old.Spec.KubernetesVersion
-	}
-	if spec.Datastore == "" {
-		spec.Datastore = old.Spec.Datastore
-	}
-	spec.MachineSize = orSize(spec.MachineSize, old.Spec.MachineSize)
-	if spec.PodSecurity == "" {
-		spec.PodSecurity = old.Spec.PodSecurity
-	}
-	if spec == old.Spec {
-		task, err := a.running(ctx, store.Of[resource.Workspace](a.store).Name(), old)
-		return accepted(a.hideWorkspace(ctx, old), task), err
-	}
-	var fields []ProblemField
-	fixed := func(field string, same bool) {
-		if !same {
-			fields = append(fields, ProblemField{"body.spec." + field, "can't be changed once the workspace is there"})
-		}
-	}
-	fixed("kubernetesVersion", spec.KubernetesVersion == old.Spec.KubernetesVersion)
-	fixed("datastore", spec.Datastore == old.Spec.Datastore)
-	fixed("machineSize", spec.MachineSize == old.Spec.MachineSize)
-	if fields != nil {
-		p := invalid("", "", "Leave it out, or make another workspace.")
-		p.Errors = fields
-		return nil, p
-	}
-	path := OrganizationPath{AccountPath{old.Account}, old.Organization}
-	if err := a.checkWorkspace(ctx, path, spec, old.Spec.PodSecurity); err != nil {
-		return nil, err
-	}
-	verb := "workspace.update"
-	if spec.Machines != old.Spec.Machines {
-		verb = "workspace.scale"
-	}
-	var granted store.Op
-	if spec.Machines > old.Spec.Machines {
-		var err error
-		if granted, err = a.grant(ctx, old.Account, machinesOf(spec, spec.Machines-old.Spec.Machines)); err != nil {
-			return nil, err
-		}
-	}
-	old.Spec = spec
-	task, op := a.cfg.Tasks.Begin(verb, who(ctx).Name(), old)
-	if err := a.store.Commit(ctx, granted, store.Of[resource.Workspace](a.store).UpdateOp(old), op); err != nil {
-		return nil, err
-	}
-	faultpoint.Reach("workspace/scale/committed")
-	return accepted(a.hideWorkspace(ctx, old), task.Name), nil
-}
-
-// checkWorkspace says everything that is wrong with spec. Who may not lift pod
-// security may keep it as it is.
-func (a *API) checkWorkspace(ctx context.Context, path OrganizationPath, spec resource.WorkspaceSpec, security string) error {
+// checkWorkspace says everything that is wrong with what is wanted. Who may not
+// lift pod security may keep it as it is.
+func (a *API) checkWorkspace(ctx context.Context, now, was *resource.Workspace) error {
+	spec, security := now.Spec, securityBaseline
 	var fields []ProblemField
 	wrong := func(field, format string, args ...any) {
 		fields = append(fields, ProblemField{"body.spec." + field, fmt.Sprintf(format, args...)})
+	}
+	if was != nil {
+		fixed := func(field string, same bool) {
+			if !same {
+				wrong(field, "can't be changed once the workspace is there")
+			}
+		}
+		fixed("kubernetesVersion", spec.KubernetesVersion == was.Spec.KubernetesVersion)
+		fixed("datastore", spec.Datastore == was.Spec.Datastore)
+		fixed("machineSize", spec.MachineSize == was.Spec.MachineSize)
+		if fields != nil {
+			return invalidFields("Leave it out, or make another workspace.", fields)
+		}
+		security = was.Spec.PodSecurity
 	}
 	if spec.Machines < 0 || spec.Machines > maxMachines {
 		wrong("machines", "%d is out of bounds: a workspace has 0 to %d machines", spec.Machines, maxMachines)
@@ -247,73 +160,12 @@ func (a *API) checkWorkspace(ctx context.Context, path OrganizationPath, spec re
 	between("machineSize.memoryBytes", spec.MachineSize.MemoryBytes, minMemoryBytes, maxMemoryBytes, 1<<20, "MiB")
 	between("machineSize.diskBytes", spec.MachineSize.DiskBytes, minDiskBytes, maxDiskBytes, 1<<20, "MiB")
 	if fields != nil {
-		p := invalid("", "", "Correct what is listed.")
-		p.Errors = fields
-		return p
+		return invalidFields("Correct what is listed.", fields)
 	}
 	if spec.PodSecurity != security && spec.PodSecurity != securityBaseline {
-		return access.Authorize(who(ctx), access.OpLiftSecurity, path.Account, path.Organization)
+		return access.Authorize(who(ctx), access.OpLiftSecurity, now.Account, now.Organization)
 	}
 	return nil
-}
-
-func (a *API) patchWorkspace(ctx context.Context, in *struct {
-	WorkspacePath
-	Match
-	Body WorkspacePatch
-}) (*Output[resource.Accepted[*resource.Workspace]], error) {
-	var out *Output[resource.Accepted[*resource.Workspace]]
-	err := retry(ctx, func() error {
-		ws, err := a.workspace(ctx, in.WorkspacePath)
-		if err != nil {
-			return err
-		}
-		if err := in.check(ws.Metadata()); err != nil {
-			return err
-		}
-		spec := ws.Spec
-		set(&spec.Machines, in.Body.Spec.Machines)
-		set(&spec.PodSecurity, in.Body.Spec.PodSecurity)
-		out, err = a.updateWorkspace(ctx, ws, spec)
-		return err
-	})
-	return out, err
-}
-
-// deleteWorkspace marks the workspace and then its apps, which their controller
-// takes away before the workspace can go. Apps can't be made any more once the
-// workspace is marked; killed in between, the same request again does the rest.
-func (a *API) deleteWorkspace(ctx context.Context, in *struct {
-	WorkspacePath
-	Match
-}) (*Output[resource.Accepted[*resource.Workspace]], error) {
-	var out *Output[resource.Accepted[*resource.Workspace]]
-	err := retry(ctx, func() error {
-		ws, err := a.workspace(ctx, in.WorkspacePath)
-		if err != nil {
-			return err
-		}
-		if err := in.check(ws.Metadata()); err != nil {
-			return err
-		}
-		id, err := markDeleted(ctx, a, store.Of[resource.Workspace](a.store), "workspace.delete", ws)
-		out = accepted(a.hideWorkspace(ctx, ws), id)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	faultpoint.Reach("workspace/delete/marked")
-	apps, err := all(ctx, store.Of[resource.App](a.store), in.key())
-	if err != nil {
-		return nil, err
-	}
-	for _, app := range apps {
-		if _, err := store.Of[resource.App](a.store).MarkDeleted(ctx, app.Key()); err != nil && !errors.Is(err, store.ErrNotFound) {
-			return nil, err
-		}
-	}
-	return out, nil
 }
 
 // markDeleted marks obj in one commit with the task that ends when it is gone,
@@ -358,20 +210,6 @@ func sameName(body, path string) error {
 		return invalid("body.name", "is not the name in the path", "Leave the name out of the body, or make them the same: a resource can't be renamed.")
 	}
 	return nil
-}
-
-// orSize fills what is left out of size from other.
-func orSize(size, other resource.Size) resource.Size {
-	if size.MilliCPU == 0 {
-		size.MilliCPU = other.MilliCPU
-	}
-	if size.MemoryBytes == 0 {
-		size.MemoryBytes = other.MemoryBytes
-	}
-	if size.DiskBytes == 0 {
-		size.DiskBytes = other.DiskBytes
-	}
-	return size
 }
 
 func newestVersion(versions []string) string {

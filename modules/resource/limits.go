@@ -86,3 +86,11 @@ func (l Limits) Add(other Limits) Limits {
 	}
 	return l
 }
+
+// Sub returns l - other, which may be negative.
+func (l Limits) Sub(other Limits) Limits {
+	for _, d := range Dimensions() {
+		*d.Of(&l) -= *d.Of(&other)
+	}
+	return l
+}
