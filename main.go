@@ -33,7 +33,7 @@ func run(args []string) int {
 	case "kubectl":
 		args = append([]string{"multipaas", "kubectl"}, args[1:]...)
 	}
-	err := faultpoint.Arm(os.Getenv(faultpoint.Variable))
+	err := faultpoint.Arm(os.Getenv(faultpoint.Variable), appliance.Faultpoints())
 	if err == nil {
 		err = table().RunContext(ctx, appliance.AddressLast(args))
 	}

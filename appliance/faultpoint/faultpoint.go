@@ -8,8 +8,9 @@
 //
 // Parties: modules and parts call Reach between two steps; main calls Arm with
 // the variable; the walk in testing/e2e/faults sets the variable of one process
-// of a datacenter. Any package may import it. Points are added in points.go;
-// a test of this package holds list and code together.
+// of a datacenter. Any package may import it. A package that has points says what
+// they are by a function Faultpoints, which package appliance collects; a test
+// there holds list and code together.
 package faultpoint
 
 import (
@@ -26,6 +27,20 @@ import (
 // the point, NAME@3 for the third. Empty or unset is nowhere.
 const Variable = "MULTIPAAS_FAULT"
 
+// Where a point is reached.
+const (
+	Server = "server"
+	Node   = "node"
+	Both   = "server and node"
+)
+
+// Point is a place in the code between two steps of an operation.
+type Point struct {
+	Name string // OPERATION/WHAT-IS-DONE
+	In   string // which process gets there: Server, Node or Both
+	Cuts string // what is done, and what is not yet
+}
+
 // fault is the chosen point.
 type fault struct {
 	name string
@@ -38,12 +53,13 @@ type fault struct {
 var armed atomic.Pointer[fault]
 
 // Arm chooses by the value of Variable, and takes the variable out of the
-// environment so that no child gets it. The error lists the points there are.
-func Arm(value string) error {
+// environment so that no child gets it. points are those there are; the error
+// lists them.
+func Arm(value string, points []Point) error {
 	if value == "" {
 		return nil
 	}
-	f, err := parse(value)
+	f, err := parse(value, points)
 	if err != nil {
 		return err
 	}
@@ -52,7 +68,7 @@ func Arm(value string) error {
 	return os.Unsetenv(Variable)
 }
 
-func parse(value string) (*fault, error) {
+func parse(value string, points []Point) (*fault, error) {
 	name, count, counted := strings.Cut(value, "@")
 	n := int64(1)
 	if counted {
@@ -61,9 +77,9 @@ func parse(value string) (*fault, error) {
 			return nil, fmt.Errorf("%s=%q: %q is no count: write NAME@2 for the second time", Variable, value, count)
 		}
 	}
-	if !slices.ContainsFunc(Points(), func(p Point) bool { return p.Name == name }) {
+	if !slices.ContainsFunc(points, func(p Point) bool { return p.Name == name }) {
 		var names []string
-		for _, p := range Points() {
+		for _, p := range points {
 			names = append(names, p.Name)
 		}
 		return nil, fmt.Errorf("%s=%q: no such point; there are:\n  %s", Variable, value, strings.Join(names, "\n  "))

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/dctest"
@@ -63,7 +63,7 @@ func TestWalk(t *testing.T) {
 		}
 	}
 	t.Run("all points", func(t *testing.T) {
-		for _, p := range faultpoint.Points() {
+		for _, p := range appliance.Faultpoints() {
 			if !s.points[p.Name] {
 				t.Errorf("not walked: %s", p.Name)
 			}
