@@ -214,7 +214,11 @@ func (c *framed) listen() {
 // over waits until the other side has ended the connection, if it shall, or has
 // taken everything, and says how it went.
 func (c *framed) over(shall bool) (ended bool, fate string) {
-	_ = c.conn.SetDeadline(time.Now().Add(trickWithin))
+	patience := trickWithin
+	if shall {
+		patience = time.Minute // it costs nothing where it does
+	}
+	_ = c.conn.SetDeadline(time.Now().Add(patience))
 	if c.hush { // everything that was waiting is read now
 		c.listen()
 	}
@@ -223,7 +227,7 @@ func (c *framed) over(shall bool) (ended bool, fate string) {
 	}
 	select {
 	case <-c.settled:
-	case <-time.After(trickWithin):
+	case <-time.After(patience):
 	}
 	_ = c.conn.SetDeadline(time.Now())
 	c.read.Wait()
