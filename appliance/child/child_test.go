@@ -19,6 +19,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // start runs p until the test ends, or stop is called, which returns what Run did.
@@ -46,16 +47,6 @@ func sh(script string) Config {
 	return Config{Name: "test", Path: "/bin/sh", Args: []string{"-c", script}, StopTimeout: 5 * time.Second}
 }
 
-// until waits for something that another process does.
-func until(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not after 10 s: %s", what)
-		}
-	}
-}
-
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -67,7 +58,7 @@ func alive(pid int) bool {
 
 func readPID(t *testing.T, file string) (pid int) {
 	t.Helper()
-	until(t, file+" holds a process id", func() bool {
+	wait.True(t, wait.Patience, file+" holds a process id", func() bool {
 		data, _ := os.ReadFile(file)
 		n, err := strconv.Atoi(strings.TrimSpace(string(data)))
 		pid = n
@@ -93,7 +84,7 @@ func TestStopsWhenAsked(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "asked")); err != nil {
 		t.Errorf("was not asked by SIGTERM: %v", err)
 	}
-	until(t, "what the child started is gone", func() bool { return !alive(grandchild) })
+	wait.True(t, wait.Patience, "what the child started is gone", func() bool { return !alive(grandchild) })
 	if p.PID() != 0 {
 		t.Errorf("PID is %d after the end", p.PID())
 	}
@@ -210,7 +201,7 @@ func TestOutput(t *testing.T) {
 	cfg.LogFile = file
 	cfg.Log = slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	stop := start(t, New(cfg))
-	until(t, "it has printed", func() bool { _, err := os.Stat(file + ".done"); return err == nil })
+	wait.True(t, wait.Patience, "it has printed", func() bool { _, err := os.Stat(file + ".done"); return err == nil })
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
@@ -274,7 +265,7 @@ func TestNetns(t *testing.T) {
 	cfg.Dir, cfg.Netns = t.TempDir(), ns.Path()
 	stop := start(t, New(cfg))
 	var inside string
-	until(t, "it has said where it is", func() bool {
+	wait.True(t, wait.Patience, "it has said where it is", func() bool {
 		data, _ := os.ReadFile(filepath.Join(cfg.Dir, "ns"))
 		inside = strings.TrimSpace(string(data))
 		return inside != ""
@@ -354,7 +345,7 @@ func TestDiesWithUs(t *testing.T) {
 	}
 	parent.Process.Kill()
 	parent.Wait()
-	until(t, "the child has died too", func() bool { return !alive(pid) })
+	wait.True(t, wait.Patience, "the child has died too", func() bool { return !alive(pid) })
 }
 
 type syncBuffer struct {

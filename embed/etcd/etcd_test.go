@@ -17,20 +17,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/testing/testpki"
 )
-
-func newCA(t *testing.T) *pki.CA {
-	t.Helper()
-	cert, key, err := pki.NewCA("etcd test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca, err := pki.ParseCA(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ca
-}
 
 func testConfig(t *testing.T) Config {
 	t.Helper()
@@ -44,7 +32,7 @@ func testConfig(t *testing.T) Config {
 		Dir:    filepath.Join(dir, "etcd"),
 		Name:   "one",
 		Socket: filepath.Join(dir, "run", "etcd.sock"),
-		CA:     newCA(t),
+		CA:     testpki.New(t),
 		NoSync: true,
 	}
 }
@@ -252,7 +240,7 @@ func TestVerification(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
 	s, _ := run(t, cfg)
-	other := newCA(t)
+	other := testpki.New(t)
 
 	// The same socket under another name: the name is what is verified.
 	alias := filepath.Join(filepath.Dir(cfg.Socket), "alias.sock")
@@ -319,7 +307,7 @@ func TestRenewal(t *testing.T) {
 	if err := os.Remove(s.files.serverKey); err != nil {
 		t.Fatal(err)
 	}
-	cfg.CA = newCA(t)
+	cfg.CA = testpki.New(t)
 	s, _ = run(t, cfg)
 	if err := s.Health(t.Context()); err != nil {
 		t.Errorf("with a new authority: %v", err)

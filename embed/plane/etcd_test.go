@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // startEtcd starts a member that takes clients of its authority on a unix
@@ -74,14 +75,14 @@ func TestPlaneOnEtcd(t *testing.T) {
 	began := time.Now()
 	p, stop := start(t, cfg)
 	platform := clientFor(t, p.RESTConfig())
-	eventually(t, "default service account", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "default service account", func(ctx context.Context) error {
 		_, err := platform.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
 		return err
 	})
 	t.Logf("default service account after %s", time.Since(began).Round(time.Millisecond))
 	anon, file := memory(t, p.PID())
 	t.Logf("memory: %s anonymous, %s files", anon, file)
-	eventually(t, "an object", func(ctx context.Context) error { return createNamed(ctx, platform, "small") })
+	wait.For(t, wait.Patience, "an object", func(ctx context.Context) error { return createNamed(ctx, platform, "small") })
 	wantBounded(t, p, platform, limit)
 	stop()
 

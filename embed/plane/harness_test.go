@@ -28,6 +28,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/testing/testpki"
 )
 
 const audience = "11111111-2222-3333-4444-555555555555"
@@ -171,26 +172,6 @@ func withToken(p *Plane, token string) *rest.Config {
 	return cfg
 }
 
-// eventually tries f until it returns nil.
-func eventually(t *testing.T, what string, f func(ctx context.Context) error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := f(ctx)
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
-}
-
 // issuer is a small OIDC issuer that only the namespace can reach.
 type issuer struct {
 	url    string
@@ -200,14 +181,7 @@ type issuer struct {
 
 func newIssuer(t *testing.T, ns *netns.NS) *issuer {
 	t.Helper()
-	caPEM, caKey, err := pki.NewCA("issuer")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca, err := pki.ParseCA(caPEM, caKey)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testpki.New(t)
 	certPEM, keyPEM, err := ca.Issue(pki.Request{CommonName: "issuer", Server: true, Hosts: []string{"127.0.0.1"}})
 	if err != nil {
 		t.Fatal(err)
@@ -229,7 +203,7 @@ func newIssuer(t *testing.T, ns *netns.NS) *issuer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &issuer{url: "https://datacenter.example:7443", caPEM: caPEM, signer: signer}
+	i := &issuer{url: "https://datacenter.example:7443", caPEM: ca.CertPEM(), signer: signer}
 	answer := func(v any) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")

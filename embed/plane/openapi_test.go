@@ -13,6 +13,8 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 const crontabs = `{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "crontabs.acme.example"},
@@ -69,7 +71,7 @@ func TestOpenAPI(t *testing.T) {
 	p, _ := start(t, newConfig(t, newNamespace(t)))
 	client := clientFor(t, p.RESTConfig())
 	s := newShell(t, p)
-	eventually(t, "default service account", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "default service account", func(ctx context.Context) error {
 		out, err := s.kubectl("", "get", "serviceaccount", "default")
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -82,7 +84,7 @@ func TestOpenAPI(t *testing.T) {
 	s.want(true, "preemptionPolicy", "", "explain", "priorityclass", "--output=plaintext-openapiv2")
 	s.want(true, "APIService represents a server", "", "explain", "apiservice")
 	s.want(true, "created", crontabs, "apply", "-f", "-")
-	eventually(t, "documents of a custom resource", func(context.Context) error {
+	wait.For(t, wait.Patience, "documents of a custom resource", func(context.Context) error {
 		if out, err := s.kubectl("", "explain", "crontab.spec.schedule"); err != nil || !strings.Contains(out, "as cron has it") {
 			return fmt.Errorf("%w: %s", err, out)
 		}

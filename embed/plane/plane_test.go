@@ -32,6 +32,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 func TestPlane(t *testing.T) {
@@ -43,7 +44,7 @@ func TestPlane(t *testing.T) {
 	p, stop := start(t, cfg)
 	platform := clientFor(t, p.RESTConfig())
 
-	eventually(t, "default service account", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "default service account", func(ctx context.Context) error {
 		_, err := platform.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
 		return err
 	})
@@ -92,7 +93,7 @@ func TestPlane(t *testing.T) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		eventually(t, "another process, ready", func(ctx context.Context) error {
+		wait.For(t, wait.Patience, "another process, ready", func(ctx context.Context) error {
 			if pid := p.PID(); pid == 0 || pid == killed {
 				return fmt.Errorf("process is %d", pid)
 			}
@@ -104,7 +105,7 @@ func TestPlane(t *testing.T) {
 			t.Errorf("restarts = %d, want 1", p.Restarts())
 		}
 	})
-	eventually(t, "the size of its datastore", func(context.Context) error {
+	wait.For(t, wait.Patience, "the size of its datastore", func(context.Context) error {
 		if used, limit, err := p.Room(); err != nil || used < 100<<10 || limit != MaxKineBytes {
 			return fmt.Errorf("%d of %d bytes, %v", used, limit, err)
 		}
@@ -167,7 +168,7 @@ func testTokens(t *testing.T, p *Plane, iss *issuer) {
 	}
 	developer := clientFor(t, withToken(p, iss.token(t, "dev@acme.example", audience, "multipaas:org-developer")))
 	// ClusterRole edit has that from view, by a controller that adds roles up.
-	eventually(t, "developer lists config maps", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "developer lists config maps", func(ctx context.Context) error {
 		_, err := developer.CoreV1().ConfigMaps("default").List(ctx, metav1.ListOptions{})
 		return err
 	})
@@ -207,7 +208,7 @@ func testPods(t *testing.T, p *Plane, admin kubernetes.Interface) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "service account of the namespace", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "service account of the namespace", func(ctx context.Context) error {
 		_, err := admin.CoreV1().ServiceAccounts("loose").Get(ctx, "default", metav1.GetOptions{})
 		return err
 	})
@@ -355,7 +356,7 @@ func testSigning(t *testing.T, p *Plane, admin kubernetes.Interface) {
 		t.Fatal(err)
 	}
 	var cert []byte
-	eventually(t, "certificate", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "certificate", func(ctx context.Context) error {
 		got, err := requests.Get(ctx, plain.Name, metav1.GetOptions{})
 		if err == nil && len(got.Status.Certificate) == 0 {
 			err = errors.New("not signed yet")
@@ -487,7 +488,7 @@ func testRenewal(t *testing.T, p *Plane) {
 		t.Fatal(err)
 	}
 	pid := p.PID()
-	eventually(t, "the new certificate", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "the new certificate", func(ctx context.Context) error {
 		now, err := servedSerial(ctx, p)
 		if err == nil && now == before {
 			err = errors.New("still the old one")

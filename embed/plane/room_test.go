@@ -12,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // ballast is a ConfigMap of half a MiB.
@@ -44,7 +46,7 @@ func wantBounded(t *testing.T, p *Plane, c kubernetes.Interface, limit int64) {
 	if min := int(limit >> 19 / 2); n < min {
 		t.Errorf("took %d objects, want at least %d", n, min)
 	}
-	eventually(t, "the plane says it is full", func(context.Context) error {
+	wait.For(t, wait.Patience, "the plane says it is full", func(context.Context) error {
 		if used, l, err := p.Room(); err != nil || l != limit || used < limit/10*9 {
 			return fmt.Errorf("%d of %d bytes, %v", used, l, err)
 		}
@@ -68,15 +70,15 @@ func TestDatastoreIsBounded(t *testing.T) {
 	cfg.Datastore.MaxBytes = limit
 	p, _ := start(t, cfg)
 	c := clientFor(t, p.RESTConfig())
-	eventually(t, "an object", func(ctx context.Context) error { return createNamed(ctx, c, "small") })
+	wait.For(t, wait.Patience, "an object", func(ctx context.Context) error { return createNamed(ctx, c, "small") })
 
 	wantBounded(t, p, c, limit)
 	// Room comes back without anybody's doing, on the disk too.
-	eventually(t, "room for new objects", func(ctx context.Context) error {
+	wait.For(t, wait.Patience, "room for new objects", func(ctx context.Context) error {
 		_, err := c.CoreV1().ConfigMaps("default").Create(ctx, ballast(1), metav1.CreateOptions{})
 		return err
 	})
-	eventually(t, "a small file", func(context.Context) error {
+	wait.For(t, wait.Patience, "a small file", func(context.Context) error {
 		info, err := os.Stat(p.path(databaseFile))
 		if err == nil && info.Size() > limit*3/4 {
 			err = fmt.Errorf("%d MiB", info.Size()>>20)

@@ -24,6 +24,7 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/task"
+	"github.com/multipaas/multipaas/testing/testpki"
 )
 
 const password = "correct horse battery"
@@ -172,13 +173,7 @@ func newSite(t testing.TB, change ...func(*api.Config)) *site {
 		fn(&cfg)
 	}
 	s.api = api.New(cfg)
-	caCert, caKey, err := pki.NewCA("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.ca, err = pki.ParseCA(caCert, caKey); err != nil {
-		t.Fatal(err)
-	}
+	s.ca = testpki.New(t)
 	s.server = httptest.NewUnstartedServer(nil)
 	s.server.Config = s.api.Server()
 	s.server.EnableHTTP2 = true

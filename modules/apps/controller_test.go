@@ -21,6 +21,7 @@ import (
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // playPod is one pass of actAsKubelet over a pod. Errors are the next pass's.
@@ -240,7 +241,7 @@ func TestApps(t *testing.T) {
 	f.must(err)
 	f.must(f.client.CoreV1().Services("default").Delete(f.ctx, "hello", metav1.DeleteOptions{}))
 	f.must(store.Of[resource.Route](f.st).Delete(f.ctx, route))
-	eventually(t, "the deployment, the service and the route are back", func() error {
+	wait.For(t, wait.Patience, "the deployment, the service and the route are back", func(context.Context) error {
 		d, err := f.client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
 		if err != nil || *d.Spec.Replicas != 2 {
 			return fmt.Errorf("the deployment isn't: %v", err)
@@ -276,7 +277,7 @@ func TestApps(t *testing.T) {
 	// To another namespace, which isn't there yet.
 	f.change("hello", func(a *resource.App) { a.Spec.Namespace = "other"; a.Spec.Instances = 1 })
 	f.app("hello", "moved", ready)
-	eventually(t, "nothing is left in the old namespace", func() error {
+	wait.For(t, wait.Patience, "nothing is left in the old namespace", func(context.Context) error {
 		_, err := f.client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
 		return want404(err)
 	})
@@ -287,7 +288,7 @@ func TestApps(t *testing.T) {
 	_, err = f.client.CoreV1().ResourceQuotas("small").Create(f.ctx, &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "nothing"},
 		Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: apiresource.MustParse("0")}}}, metav1.CreateOptions{})
 	f.must(err)
-	eventually(t, "the quota is in force", func() error {
+	wait.For(t, wait.Patience, "the quota is in force", func(context.Context) error {
 		q, err := f.client.CoreV1().ResourceQuotas("small").Get(f.ctx, "nothing", metav1.GetOptions{})
 		if err == nil && len(q.Status.Hard) == 0 {
 			err = errors.New("the controller has not taken note of it")
@@ -353,23 +354,4 @@ func want404(err error) error {
 		return nil
 	}
 	return fmt.Errorf("it is there (%w)", err)
-}
-
-// eventually tries until ok returns nil.
-func eventually(t *testing.T, what string, ok func() error) {
-	t.Helper()
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := ok()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("%s: not after 20 s: %v", what, err)
-		}
-	}
 }

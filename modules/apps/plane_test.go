@@ -26,6 +26,8 @@ import (
 	"github.com/multipaas/multipaas/appliance/child"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/testing/testpki"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // startPlane runs a real control plane, with a datastore of its own, in a
@@ -65,15 +67,8 @@ func startPlane(t *testing.T) kubernetes.Interface {
 			t.Fatal(err)
 		}
 	}
-	caPEM, caKey, err := pki.NewCA("apps test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca, err := pki.ParseCA(caPEM, caKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write("ca.crt", caPEM)
+	ca := testpki.New(t)
+	write("ca.crt", ca.CertPEM())
 	issue := func(file string, r pki.Request) (certPEM, keyPEM []byte) {
 		t.Helper()
 		certPEM, keyPEM, err := ca.Issue(r)
@@ -128,7 +123,7 @@ func startPlane(t *testing.T) kubernetes.Interface {
 	}))
 
 	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(caPEM)
+	pool.AppendCertsFromPEM(ca.CertPEM())
 	check := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	process := child.New(child.Config{
 		Name: name, Path: kube, Args: []string{"plane", "--config", in("plane.json")}, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -168,7 +163,7 @@ func startPlane(t *testing.T) kubernetes.Interface {
 		t.Fatal("the plane isn't ready after a minute")
 	}
 	client, err := kubernetes.NewForConfig(&rest.Config{Host: url, Dial: ns.DialContext, QPS: 500, Burst: 500,
-		TLSClientConfig: rest.TLSClientConfig{CAData: caPEM, CertData: certPEM, KeyData: keyPEM}})
+		TLSClientConfig: rest.TLSClientConfig{CAData: ca.CertPEM(), CertData: certPEM, KeyData: keyPEM}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +213,7 @@ func actAsKubelet(t *testing.T, client kubernetes.Interface) {
 	}
 	// A new node is tainted until the node controller has seen that it is ready. With
 	// one of two left, the scheduler would put all pods there.
-	eventually(t, "both nodes take pods", func() error {
+	wait.For(t, wait.Patience, "both nodes take pods", func(context.Context) error {
 		for _, name := range nodes {
 			n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 			if err != nil {

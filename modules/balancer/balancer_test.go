@@ -23,6 +23,9 @@ import (
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/parttest"
+	"github.com/multipaas/multipaas/testing/testpki"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 const domain = "apps.example"
@@ -45,7 +48,7 @@ type site struct {
 func newSite(t *testing.T) *site {
 	t.Helper()
 	etcd := storetest.Start(t)
-	return &site{t: t, ca: testCA(t), etcd: etcd, store: store.New(etcd.Client), dir: t.TempDir(), port: freePort(t), kube: map[string]*kubeAPI{}}
+	return &site{t: t, ca: testpki.New(t), etcd: etcd, store: store.New(etcd.Client), dir: t.TempDir(), port: freePort(t), kube: map[string]*kubeAPI{}}
 }
 
 func freePort(t *testing.T) string {
@@ -92,7 +95,7 @@ func (s *site) workspace(name string) *kubeAPI {
 func (s *site) balancer() (b *Balancer, stop func()) {
 	s.t.Helper()
 	b = s.newBalancer()
-	return b, run(s.t, b)
+	return b, parttest.Run(s.t, b.Run)
 }
 
 func (s *site) newBalancer() *Balancer {
@@ -156,21 +159,10 @@ func (s *site) ready(b *Balancer, host, workspace, service string) {
 	s.t.Helper()
 	s.route(host, workspace, service)
 	s.condition(host, resource.True)
-	within(s.t, 5*time.Second, host+" has pods", func() bool {
+	wait.True(s.t, wait.Patience, host+" has pods", func() bool {
 		p := b.table.lookup(host)
 		return p != nil && len(*p.backends.Load()) > 0
 	})
-}
-
-// within polls: for what has no signal of its own.
-func within(t *testing.T, limit time.Duration, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(limit); !ok(); {
-		if time.Now().After(end) {
-			t.Fatalf("not within %v: %s", limit, what)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
 }
 
 // browser is a client that finds every host at the balancer.
@@ -302,7 +294,7 @@ func TestRoute(t *testing.T) {
 	if err := store.Of[resource.Route](s.store).Delete(t.Context(), &resource.Route{Meta: resource.Meta{Name: hello}}); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 5*time.Second, "the certificate goes", func() bool {
+	wait.True(t, wait.Patience, "the certificate goes", func() bool {
 		return !files.Exists(t.Context(), "certificates") && !b.certificates.isLocal(t.Context(), hello)
 	})
 	if _, err := s.browser(b, true).Get("https://" + hello + "/"); err == nil || !strings.Contains(err.Error(), "unrecognized name") {
@@ -386,7 +378,7 @@ func TestPodThatLeaves(t *testing.T) {
 	<-begun
 	left := time.Now()
 	k.set("default", "hello", endpoint("127.0.0.2", false, true), endpoint("127.0.0.3", true, false))
-	within(t, 10*time.Second, "the pod gets no more requests", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 1 })
+	wait.True(t, wait.Patience, "the pod gets no more requests", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 1 })
 	t.Logf("the pod was out after %v", time.Since(left))
 	for range 20 {
 		if status, body := get(t, c, "https://"+hello+"/"); status != 200 || body != "staying" {
@@ -400,12 +392,12 @@ func TestPodThatLeaves(t *testing.T) {
 	}
 	// Also when the whole slice goes, and comes again.
 	k.remove("default", "hello")
-	within(t, 10*time.Second, "no pod is left", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 0 })
+	wait.True(t, wait.Patience, "no pod is left", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 0 })
 	if status, body := get(t, c, "https://"+hello+"/"); status != 503 || !strings.Contains(body, "no instance that is ready") {
 		t.Errorf("got %d %s, want 503", status, body)
 	}
 	k.set("default", "hello", pods("127.0.0.3")...)
-	within(t, 10*time.Second, "the pod is back", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 1 })
+	wait.True(t, wait.Patience, "the pod is back", func() bool { return len(*b.table.lookup(hello).backends.Load()) == 1 })
 	if status, body := get(t, c, "https://"+hello+"/"); status != 200 {
 		t.Errorf("got %d %s, want 200", status, body)
 	}
@@ -443,12 +435,12 @@ func TestRestartAlone(t *testing.T) {
 	s.etcd.Start()
 	k = s.workspace(shop)
 	k.set("default", "hello", pods("127.0.0.3")...)
-	within(t, 15*time.Second, "the route that is gone goes", func() bool { return !b.table.has(gone) })
-	within(t, 5*time.Second, "the new pod serves", func() bool {
+	wait.True(t, wait.Patience, "the route that is gone goes", func() bool { return !b.table.has(gone) })
+	wait.True(t, wait.Patience, "the new pod serves", func() bool {
 		_, body := get(t, c, "https://"+hello+"/")
 		return body == "two"
 	})
-	within(t, 10*time.Second, "the certificate that nobody needs goes", func() bool { return !b.certificates.isLocal(t.Context(), gone) })
+	wait.True(t, wait.Patience, "the certificate that nobody needs goes", func() bool { return !b.certificates.isLocal(t.Context(), gone) })
 }
 
 func TestCertificatesAreRenewed(t *testing.T) {
@@ -469,7 +461,7 @@ func TestCertificatesAreRenewed(t *testing.T) {
 	}
 	s.age.Store(0)
 	old := leaf()
-	within(t, 20*time.Second, "a new certificate", func() bool { return leaf().NotAfter.After(old.NotAfter.Add(60 * 24 * time.Hour)) })
+	wait.True(t, wait.Patience, "a new certificate", func() bool { return leaf().NotAfter.After(old.NotAfter.Add(60 * 24 * time.Hour)) })
 	if got := leaf().DNSNames; len(got) != 1 || got[0] != hello {
 		t.Errorf("names: got %v, want %s", got, hello)
 	}

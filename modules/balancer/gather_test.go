@@ -8,6 +8,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // TestGatherer: all arrives, in order and before the end; who does not read
@@ -59,7 +61,7 @@ func TestGatherer(t *testing.T) {
 			}
 		}
 	}()
-	within(t, 10*time.Second, "the writer waits", func() bool {
+	wait.True(t, wait.Patience, "the writer waits", func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		return g.waiting != nil && len(*g.waiting) >= maxGathered

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // rawPod serves connections byte for byte: say is called with each request.
@@ -221,5 +223,5 @@ func TestClientLeaves(t *testing.T) {
 			}
 		}
 	}
-	within(t, 5*time.Second, "the requests end", func() bool { return (*b.table.lookup(hello).backends.Load())[0].active.Load() == 0 })
+	wait.True(t, wait.Patience, "the requests end", func() bool { return (*b.table.lookup(hello).backends.Load())[0].active.Load() == 0 })
 }

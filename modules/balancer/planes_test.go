@@ -15,6 +15,8 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/testing/parttest"
+	"github.com/multipaas/multipaas/testing/testpki"
 )
 
 // echoPlane is a TLS server that answers each line with its name before it.
@@ -61,53 +63,15 @@ func (p planesByName) DialPlane(ctx context.Context, name string) (net.Conn, err
 	return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 }
 
-func testCA(t testing.TB) *pki.CA {
-	t.Helper()
-	certPEM, keyPEM, err := pki.NewCA("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca, err := pki.ParseCA(certPEM, keyPEM)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ca
-}
-
-type component interface {
-	Run(ctx context.Context, ready func()) error
-}
-
-// run runs c until stop is called or the test ends.
-func run(t testing.TB, c component) (stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- c.Run(ctx, sync.OnceFunc(func() { close(ready) })) }()
-	select {
-	case <-ready:
-	case err := <-done:
-		t.Fatalf("Run: %v", err)
-	}
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	t.Cleanup(stop)
-	return stop
-}
-
 func TestPlaneRouter(t *testing.T) {
-	ca := testCA(t)
+	ca := testpki.New(t)
 	planes := planesByName{}
 	for _, name := range []string{"00002a.k8s.example", "00002b.k8s.example"} {
 		planes[name] = echoPlane(t, ca, name)
 	}
 	planes["down.k8s.example"] = "127.0.0.1:1"
 	p := NewPlaneRouter(PlaneRouterConfig{Addr: "127.0.0.1:0", Planes: planes})
-	stop := run(t, p)
+	stop := parttest.Run(t, p.Run)
 	dial := func(name string) (*tls.Conn, error) {
 		return tls.Dial("tcp", p.Addr().String(), &tls.Config{ServerName: name, RootCAs: ca.Pool()})
 	}

@@ -22,6 +22,8 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/multipaas/multipaas/appliance/crowd"
+	"github.com/multipaas/multipaas/testing/parttest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // served is a balancer with one route to the pods at addresses.
@@ -151,7 +153,7 @@ func TestCrowdedWorkspace(t *testing.T) {
 	s.pod("127.0.0.3", says("quick"))
 	b := s.newBalancer()
 	b.requests = crowd.New[string](most, 2*most)
-	run(t, b)
+	parttest.Run(t, b.Run)
 	s.ready(b, hello, shop, "hello")
 	s.ready(b, other, "b/ops/box", "quick")
 	c := s.browser(b, true)
@@ -171,7 +173,7 @@ func TestCrowdedWorkspace(t *testing.T) {
 			}
 		})
 	}
-	within(t, 10*time.Second, "the app has all that may wait", func() bool { return waiting.Load() == most })
+	wait.True(t, wait.Patience, "the app has all that may wait", func() bool { return waiting.Load() == most })
 	if status, body := get(t, c, "https://"+hello+"/"); status != 503 || !strings.Contains(body, "Too many requests wait") {
 		t.Errorf("one more: got %d %s, want 503 and why", status, body)
 	}
@@ -180,7 +182,7 @@ func TestCrowdedWorkspace(t *testing.T) {
 	}
 	leave()
 	wg.Wait()
-	within(t, 10*time.Second, "nobody is counted any more", func() bool { return b.requests.Len() == 0 })
+	wait.True(t, wait.Patience, "nobody is counted any more", func() bool { return b.requests.Len() == 0 })
 }
 
 // TestLargeBodies passes 200 MB each way, and looks at the memory meanwhile.
@@ -280,7 +282,7 @@ func TestWebSocket(t *testing.T) {
 	if err := conn.Close(websocket.StatusNormalClosure, ""); err != nil {
 		t.Error(err)
 	}
-	within(t, 5*time.Second, "the request ends", func() bool { return (*b.table.lookup(hello).backends.Load())[0].active.Load() == 0 })
+	wait.True(t, wait.Patience, "the request ends", func() bool { return (*b.table.lookup(hello).backends.Load())[0].active.Load() == 0 })
 }
 
 // TestGRPC: HTTP/2 on the whole way, both directions at once, trailers.

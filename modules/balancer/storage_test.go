@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/modules/internal/storetest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 func TestStorage(t *testing.T) {
@@ -147,7 +148,7 @@ func TestStorageLocks(t *testing.T) {
 		t.Errorf("inside the lock at once: got %d, want 1", most)
 	}
 	// One that was granted when its asker had gone ends by itself, after 15 s.
-	within(t, 30*time.Second, "no leases are left", func() bool {
+	wait.True(t, wait.Patience, "no leases are left", func() bool {
 		resp, err := etcd.Client.Leases(ctx)
 		return err == nil && len(resp.Leases) == 0
 	})

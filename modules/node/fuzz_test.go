@@ -19,6 +19,8 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
+	"github.com/multipaas/multipaas/testing/parttest"
+	"github.com/multipaas/multipaas/testing/testpki"
 )
 
 // maxNode bounds what one node makes the store keep of it.
@@ -28,14 +30,7 @@ const maxNode = 64 << 10
 // gets nothing of others, changes nothing of others, and the store keeps little
 // of what it says.
 func FuzzAgentAPI(f *testing.F) {
-	certPEM, keyPEM, err := pki.NewCA("test")
-	if err != nil {
-		f.Fatal(err)
-	}
-	ca, err := pki.ParseCA(certPEM, keyPEM)
-	if err != nil {
-		f.Fatal(err)
-	}
+	ca := testpki.New(f)
 	db := storetest.New(f)
 	log := slog.New(slog.DiscardHandler)
 	toks := &tokens{}
@@ -44,7 +39,11 @@ func FuzzAgentAPI(f *testing.F) {
 	hub := NewHub(cfg)
 	made := &resource.Node{}
 	made.Name = "n1"
-	keys := &resource.WorkspaceKeys{Workspace: "acme/web/shop", CACert: certPEM, CAKey: keyPEM}
+	caKey, err := ca.KeyPEM()
+	if err != nil {
+		f.Fatal(err)
+	}
+	keys := &resource.WorkspaceKeys{Workspace: "acme/web/shop", CACert: ca.CertPEM(), CAKey: caKey}
 	mine := &resource.Machine{InWorkspace: resource.InWorkspace{Account: "acme", Organization: "web", Workspace: "shop"}}
 	mine.Name, mine.Spec.Node, mine.Spec.Index = "shop-1", "n1", 1
 	other := &resource.Machine{InWorkspace: resource.InWorkspace{Account: "acme", Organization: "web", Workspace: "shop"}}
@@ -54,11 +53,7 @@ func FuzzAgentAPI(f *testing.F) {
 	}
 	otherRevision := other.Revision
 	for _, run := range []func(context.Context, func()) error{cfg.Nodes.Run, cfg.Workspaces.Run, cfg.Machines.Run, cfg.Keys.Run} {
-		ready, done := make(chan struct{}), make(chan struct{})
-		ctx, stop := context.WithCancel(context.Background())
-		go func() { defer close(done); _ = run(ctx, func() { close(ready) }) }()
-		f.Cleanup(func() { stop(); <-done })
-		<-ready
+		parttest.Run(f, run)
 	}
 	leaf, err := hub.sign(testCSR(f), made)
 	if err != nil {

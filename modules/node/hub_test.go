@@ -24,6 +24,9 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
+	"github.com/multipaas/multipaas/testing/parttest"
+	"github.com/multipaas/multipaas/testing/testpki"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // tokens takes one secret; identity's own tests are about real ones.
@@ -49,14 +52,7 @@ type platform struct {
 
 func start(t *testing.T) *platform {
 	t.Helper()
-	certPEM, keyPEM, err := pki.NewCA("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca, err := pki.ParseCA(certPEM, keyPEM)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testpki.New(t)
 	db := storetest.New(t)
 	log := slog.New(slog.DiscardHandler)
 	p := &platform{ca: ca, store: db, toks: &tokens{}}
@@ -64,12 +60,7 @@ func start(t *testing.T) *platform {
 		Nodes: store.Of[resource.Node](db).Cache(log), Workspaces: store.Of[resource.Workspace](db).Cache(log), Machines: store.Of[resource.Machine](db).Cache(log), Keys: store.Of[resource.WorkspaceKeys](db).Cache(log)}
 	p.Hub = NewHub(cfg)
 	for _, run := range []func(context.Context, func()) error{cfg.Nodes.Run, cfg.Workspaces.Run, cfg.Machines.Run, cfg.Keys.Run} {
-		ready := make(chan struct{})
-		done := make(chan struct{})
-		ctx, stop := context.WithCancel(context.Background())
-		go func() { defer close(done); _ = run(ctx, func() { close(ready) }) }()
-		t.Cleanup(func() { stop(); <-done })
-		<-ready
+		parttest.Run(t, run)
 	}
 	leaf, key, err := ca.Issue(pki.Request{CommonName: "s1", Server: true, Hosts: []string{"127.0.0.1"}})
 	if err != nil {
@@ -175,7 +166,7 @@ func TestJoinGivesAnIdentityThatWorks(t *testing.T) {
 	if err != nil || n.Status.Phase != resource.Ready || n.Status.Address != n1Address {
 		t.Errorf("after a report the node is %+v, %v", n, err)
 	}
-	waitFor(t, "the cache has n1's address", func() bool {
+	wait.True(t, wait.Patience, "the cache has n1's address", func() bool {
 		n, ok := p.cfg.Nodes.Get("n1")
 		return ok && n.Status.Address == n1Address
 	})
@@ -401,9 +392,9 @@ func TestRunsLooksAtTheCertificate(t *testing.T) {
 	runs := func(c *host) bool {
 		return p.Runs(c.certificate(t), "acme/web/shop")
 	}
-	waitFor(t, "the node runs the machine", func() bool { return runs(old) })
+	wait.True(t, wait.Patience, "the node runs the machine", func() bool { return runs(old) })
 	again := p.join(t, "n1") // another node with the same name
-	waitFor(t, "the new node runs it", func() bool { return runs(again) })
+	wait.True(t, wait.Patience, "the new node runs it", func() bool { return runs(again) })
 	if runs(old) {
 		t.Error("the certificate of a node that is gone counts for the next one of its name")
 	}
@@ -433,14 +424,5 @@ func TestRemovedNodeSpendsItsToken(t *testing.T) {
 	}
 	if _, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("the node: got %v, want it gone", err)
-	}
-}
-
-func waitFor(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not within 30 s", what)
-		}
 	}
 }

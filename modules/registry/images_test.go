@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/multipaas/multipaas/testing/parttest"
 )
 
 func TestListResolveDelete(t *testing.T) {
@@ -249,7 +251,7 @@ func TestUploadSurvivesARestart(t *testing.T) {
 		}
 		return r
 	}
-	stop := run(t, again())
+	stop := parttest.Run(t, again().Run)
 	defer stop()
 	ann := asUser(t, p, addr, p.scope("acme/web/hello", "pull", "push"))
 	_, header, _ := ann.do("POST", "/v2/acme/web/hello/blobs/uploads/", nil)
@@ -259,7 +261,7 @@ func TestUploadSurvivesARestart(t *testing.T) {
 	}
 	stop()
 	ann.client.CloseIdleConnections()
-	defer run(t, again())()
+	defer parttest.Run(t, again().Run)()
 	sum := digest.FromString("half done").String()
 	if status, _, body := ann.do("PUT", header.Get("Location")+"&digest="+sum, strings.NewReader(" done")); status != 201 {
 		t.Errorf("second half: got %d %s, want 201", status, body)

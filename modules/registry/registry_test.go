@@ -31,6 +31,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/testing/parttest"
+	"github.com/multipaas/multipaas/testing/testpki"
 )
 
 // platform is what the registry finds around it: an authority, an issuer of
@@ -47,14 +49,7 @@ type platform struct {
 
 func newPlatform(t testing.TB) *platform {
 	t.Helper()
-	certPEM, keyPEM, err := pki.NewCA("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca, err := pki.ParseCA(certPEM, keyPEM)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testpki.New(t)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -169,28 +164,9 @@ func start(t testing.TB, p *platform, change func(*Config)) (*Registry, string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop := run(t, r)
+	stop := parttest.Run(t, r.Run)
 	t.Cleanup(stop)
 	return r, r.Addr().String()
-}
-
-// run runs r until stop is called.
-func run(t testing.TB, r *Registry) (stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- r.Run(ctx, sync.OnceFunc(func() { close(ready) })) }()
-	select {
-	case <-ready:
-	case err := <-done:
-		t.Fatalf("Run: %v", err)
-	}
-	return sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
 }
 
 // image writes an image of the given number of layers as an OCI layout.

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/multipaas/multipaas/testing/parttest"
 )
 
 // proxied starts a registry whose upstream is another one, with TLS by an
@@ -26,7 +28,7 @@ func proxied(t *testing.T) (p, up *platform, r *Registry, host string, upstream 
 	if err != nil {
 		t.Fatal(err)
 	}
-	stopUpstream = run(t, other)
+	stopUpstream = parttest.Run(t, other.Run)
 	t.Cleanup(stopUpstream)
 	upstream = other.Addr().String()
 	r, host = start(t, p, func(c *Config) {

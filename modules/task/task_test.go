@@ -11,6 +11,7 @@ import (
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/parttest"
 )
 
 // view is what a task wants to know of its resource.
@@ -101,16 +102,7 @@ func start(t *testing.T, cfg Config) fixture {
 		cfg.Store = storetest.New(t)
 	}
 	ts := New(cfg)
-	ctx, cancel := context.WithCancel(t.Context())
-	ready, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- ts.Run(ctx, func() { close(ready) }) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	<-ready
+	parttest.Run(t, ts.Run)
 	return fixture{ts, cfg.Store}
 }
 

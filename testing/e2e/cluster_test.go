@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/testing/testpki"
 	"github.com/multipaas/multipaas/testing/wait"
 )
 
@@ -95,15 +96,9 @@ type serverCertificate struct{ certPEM, serverCert, serverKey []byte }
 
 func newServerCertificate(t *testing.T) serverCertificate {
 	t.Helper()
-	cert, key, err := pki.NewCA("tenant's own")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca, err := pki.ParseCA(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := serverCertificate{certPEM: cert}
+	ca := testpki.New(t)
+	c := serverCertificate{certPEM: ca.CertPEM()}
+	var err error
 	c.serverCert, c.serverKey, err = ca.Issue(pki.Request{CommonName: "probe", Hosts: []string{"webhook.default.svc", "apiserver.default.svc"}, Server: true})
 	if err != nil {
 		t.Fatal(err)
