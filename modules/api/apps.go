@@ -23,7 +23,6 @@ type AppPatch struct {
 
 // Limits and defaults of apps.
 const (
-	maxInstances     = 1000
 	maxEnvBytes      = 32 << 10 // Linux takes 128 KiB for one variable; a pod's object must stay far below 1.5 MiB
 	maxArguments     = 256
 	defaultPort      = 8080
@@ -102,8 +101,8 @@ func checkApp(spec resource.AppSpec) error {
 	case len(spec.Image) > 512 || reference.ReferenceRegexp.FindString(spec.Image) != spec.Image:
 		wrong("image", "%q is not an image reference, such as hello:1", short(spec.Image))
 	}
-	if spec.Instances < 0 || spec.Instances > maxInstances {
-		wrong("instances", "%d is out of bounds: an app has 0 to %d instances", spec.Instances, maxInstances)
+	if spec.Instances < 0 || spec.Instances > resource.MaxInstances {
+		wrong("instances", "%d is out of bounds: an app has 0 to %d instances", spec.Instances, resource.MaxInstances)
 	}
 	if spec.Port < 1 || spec.Port > 65535 {
 		wrong("port", "%d is not a port", spec.Port)

@@ -13,9 +13,6 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
-// maxInstances is the API's limit.
-const maxInstances = 1000
-
 func (p *program) apps() noun[resource.App] {
 	return noun[resource.App]{
 		one:   "app",
@@ -242,8 +239,8 @@ func (c *call) changeApp(spec *resource.AppSpec, command []string) (changed bool
 }
 
 func checkInstances(n int) error {
-	if n < 0 || n > maxInstances {
-		return usagef(fmt.Sprintf("use 0 to %d", maxInstances), "an app can't have %d instances", n)
+	if n < 0 || n > resource.MaxInstances {
+		return usagef(fmt.Sprintf("use 0 to %d", resource.MaxInstances), "an app can't have %d instances", n)
 	}
 	return nil
 }

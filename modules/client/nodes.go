@@ -11,7 +11,9 @@ import (
 )
 
 func (p *program) nodes() noun[resource.Node] {
-	used := func(used, all string) string { return used + "/" + all }
+	used := func(text func(resource.Size) string) func(*resource.Node) string {
+		return func(n *resource.Node) string { return text(n.Status.Allocated) + "/" + text(n.Status.Capacity) }
+	}
 	return noun[resource.Node]{
 		one:   "node",
 		many:  "nodes",
@@ -21,15 +23,9 @@ func (p *program) nodes() noun[resource.Node] {
 			empty: "No node has joined yet. 'multipaas token create --role node' prints the command that does it.",
 			columns: standard(p, []column[resource.Node]{
 				{head: "SCHEDULABLE", cell: func(n *resource.Node) string { return yesNo(!n.Spec.Unschedulable) }},
-				{head: "CPU", cell: func(n *resource.Node) string {
-					return used(cpus(n.Status.Allocated.MilliCPU), cpus(n.Status.Capacity.MilliCPU))
-				}},
-				{head: "MEMORY", cell: func(n *resource.Node) string {
-					return used(bytesText(n.Status.Allocated.MemoryBytes), bytesText(n.Status.Capacity.MemoryBytes))
-				}},
-				{head: "DISK", cell: func(n *resource.Node) string {
-					return used(bytesText(n.Status.Allocated.DiskBytes), bytesText(n.Status.Capacity.DiskBytes))
-				}},
+				{head: "CPU", cell: used(resource.Size.CPU)},
+				{head: "MEMORY", cell: used(resource.Size.Memory)},
+				{head: "DISK", cell: used(resource.Size.Disk)},
 				{head: "ADDRESS", wide: true, cell: func(n *resource.Node) string {
 					text, _ := n.Status.Address.MarshalText() // none is no text
 					return string(text)

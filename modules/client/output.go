@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -274,33 +273,6 @@ func age(t, now time.Time) string {
 }
 
 func (p *program) age(t time.Time) string { return age(t, p.now()) }
-
-// cpus is "2" or "500m".
-func cpus(milli int64) string {
-	if milli%1000 == 0 {
-		return strconv.FormatInt(milli/1000, 10)
-	}
-	return fmt.Sprintf("%dm", milli)
-}
-
-// bytesText is "2Gi", "1.5Gi", "512Mi".
-func bytesText(n int64) string {
-	for _, u := range []struct {
-		suffix string
-		shift  int
-	}{{"Ti", 40}, {"Gi", 30}, {"Mi", 20}, {"Ki", 10}} {
-		if n >= 1<<u.shift || n <= -1<<u.shift {
-			text := strconv.FormatFloat(float64(n)/float64(int64(1)<<u.shift), 'f', 1, 64)
-			return strings.TrimSuffix(text, ".0") + u.suffix
-		}
-	}
-	return strconv.FormatInt(n, 10)
-}
-
-// sizeText is "2 cpu, 2Gi memory, 10Gi disk".
-func sizeText(s resource.Size) string {
-	return fmt.Sprintf("%s cpu, %s memory, %s disk", cpus(s.MilliCPU), bytesText(s.MemoryBytes), bytesText(s.DiskBytes))
-}
 
 func yesNo(b bool) string {
 	if b {

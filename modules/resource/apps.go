@@ -9,6 +9,9 @@ type App struct {
 	Status AppStatus `json:"status" readOnly:"true"`
 }
 
+// MaxInstances is the most instances that an app can have.
+const MaxInstances = 1000
+
 // AppSpec is what the tenant wants.
 type AppSpec struct {
 	Namespace string `json:"namespace,omitempty" doc:"Kubernetes namespace" example:"default"`

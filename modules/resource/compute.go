@@ -2,6 +2,8 @@ package resource
 
 import (
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -67,6 +69,38 @@ func (s Size) Fits(free Size) bool {
 	return s.MilliCPU <= free.MilliCPU && s.MemoryBytes <= free.MemoryBytes && s.DiskBytes <= free.DiskBytes
 }
 
+// CPU is "2" or "500m", as people write it.
+func (s Size) CPU() string {
+	if s.MilliCPU%1000 == 0 {
+		return strconv.FormatInt(s.MilliCPU/1000, 10)
+	}
+	return strconv.FormatInt(s.MilliCPU, 10) + "m"
+}
+
+// Memory is "2Gi" or "512Mi".
+func (s Size) Memory() string { return bytesText(s.MemoryBytes) }
+
+// Disk is "1.5Ti" or "10Gi".
+func (s Size) Disk() string { return bytesText(s.DiskBytes) }
+
+// String is "2 CPU, 2Gi memory, 10Gi disk".
+func (s Size) String() string {
+	return s.CPU() + " CPU, " + s.Memory() + " memory, " + s.Disk() + " disk"
+}
+
+func bytesText(n int64) string {
+	for _, u := range []struct {
+		suffix string
+		shift  int
+	}{{"Ti", 40}, {"Gi", 30}, {"Mi", 20}, {"Ki", 10}} {
+		if n >= 1<<u.shift || n <= -1<<u.shift {
+			text := strconv.FormatFloat(float64(n)/float64(int64(1)<<u.shift), 'f', 1, 64)
+			return strings.TrimSuffix(text, ".0") + u.suffix
+		}
+	}
+	return strconv.FormatInt(n, 10)
+}
+
 // Workspace is one dedicated Kubernetes cluster.
 type Workspace struct {
 	InOrganization
@@ -125,6 +159,10 @@ const (
 	WorkspaceScheduled     = "Scheduled"
 	WorkspaceMachinesReady = "MachinesReady"
 )
+
+// NoCapacity is the reason of a condition that waits for room which only more
+// nodes, or less on those there are, can give. It is not final: room may come.
+const NoCapacity = "NoCapacity"
 
 // Kind is "workspaces".
 func (*Workspace) Kind() string { return "workspaces" }

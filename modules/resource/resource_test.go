@@ -34,3 +34,20 @@ func TestCheckName(t *testing.T) {
 		}
 	}
 }
+
+func TestSizeText(t *testing.T) {
+	for want, got := range map[string]string{
+		"2":                             Size{MilliCPU: 2000}.CPU(),
+		"1500m":                         Size{MilliCPU: 1500}.CPU(),
+		"2Gi":                           Size{MemoryBytes: 2 << 30}.Memory(),
+		"512Mi":                         Size{MemoryBytes: 512 << 20}.Memory(),
+		"5":                             Size{MemoryBytes: 5}.Memory(),
+		"1.5Ti":                         Size{DiskBytes: 3 << 39}.Disk(),
+		"1 CPU, 1Gi memory, 10Gi disk":  Size{1000, 1 << 30, 10 << 30}.String(),
+		"0 CPU, -1Gi memory, -1Ki disk": Size{0, -1 << 30, -1 << 10}.String(),
+	} {
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

@@ -280,7 +280,7 @@ func (c *Controller) cluster(ctx context.Context, w *resource.Workspace, keys *r
 
 	// Machines are placed while the plane starts: both take seconds.
 	short, err := c.place(ctx, w, machines)
-	s.add(resource.WorkspaceScheduled, err == nil && short == "", "Placed", "NoCapacity", short)
+	s.add(resource.WorkspaceScheduled, err == nil && short == "", "Placed", resource.NoCapacity, short)
 	if err != nil {
 		return 0, err
 	}

@@ -165,24 +165,24 @@ func choose(nodes []*candidate, size resource.Size, own []*resource.Machine) *ca
 // shortage says why machines can't be placed: to the tenant, who is told nothing
 // of the hosts and of what others use, and to the operator, node by node.
 func shortage(nodes []*candidate, missing int, size resource.Size) (told, detail string) {
-	told = fmt.Sprintf("%d machines of %s can't be placed: ", missing, sizeText(size))
 	if len(nodes) == 0 {
-		return told + "no node has joined yet; the operator makes a token with: multipaas token create --role node", "none has joined"
+		return "no node has joined yet; the operator makes a token with: multipaas token create --role node", "none has joined"
 	}
 	var why []string
 	for _, n := range nodes {
 		if n.usable != "" {
 			why = append(why, n.name+" "+n.usable)
 		} else {
-			why = append(why, n.name+" has "+sizeText(n.free)+" free")
+			why = append(why, n.name+" has "+n.free.String()+" free")
 		}
 	}
-	return told + "no node has that much free; ask for smaller machines, or the operator for room", strings.Join(why, ", ")
-}
-
-func sizeText(s resource.Size) string {
-	return fmt.Sprintf("%.4g CPU, %.4g GiB memory, %.4g GiB disk",
-		float64(s.MilliCPU)/1000, float64(s.MemoryBytes)/(1<<30), float64(s.DiskBytes)/(1<<30))
+	machines := "a machine"
+	if missing > 1 {
+		machines = fmt.Sprintf("%d machines", missing)
+	}
+	// What matters comes first: a terminal cuts long lines.
+	told = fmt.Sprintf("no node has room for %s of %v; ask for smaller ones, or the operator for more nodes", machines, size)
+	return told, strings.Join(why, ", ")
 }
 
 // create writes a new machine on a node, with the node's slot in the
