@@ -77,10 +77,12 @@ type program struct {
 	err    io.Writer
 	getenv func(string) string
 	now    func() time.Time
+	// roomGrace is how long a command waits for room.
+	roomGrace time.Duration
 }
 
 func newProgram(name string, in io.Reader, out, errw io.Writer) *program {
-	return &program{name: name, in: in, out: out, err: errw, getenv: os.Getenv, now: time.Now}
+	return &program{name: name, in: in, out: out, err: errw, getenv: os.Getenv, now: time.Now, roomGrace: roomGrace}
 }
 
 // command is one node of the tree: a noun with verbs below it, or a verb that

@@ -21,7 +21,7 @@ func (p *program) clusterNodes() noun[resource.ClusterNode] {
 				{head: "READY", cell: func(n *resource.ClusterNode) string { return yesNo(n.Ready) }},
 				{head: "VERSION", cell: func(n *resource.ClusterNode) string { return n.Version }},
 				{head: "ADDRESS", cell: func(n *resource.ClusterNode) string { return n.Address }},
-				{head: "SIZE", wide: true, cell: func(n *resource.ClusterNode) string { return sizeText(n.Size) }},
+				{head: "SIZE", wide: true, cell: func(n *resource.ClusterNode) string { return n.Size.String() }},
 				{head: "HOST", wide: true, cell: func(n *resource.ClusterNode) string { return n.Node }},
 			},
 		},
@@ -39,7 +39,7 @@ func (p *program) machines() noun[resource.Machine] {
 				{head: "ADDRESS", cell: func(m *resource.Machine) string { return m.Spec.Address.String() }},
 				{head: "RESTARTS", cell: func(m *resource.Machine) string { return strconv.Itoa(m.Status.Restarts) }},
 				{head: "DRIVER", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Driver }},
-				{head: "SIZE", wide: true, cell: func(m *resource.Machine) string { return sizeText(m.Spec.Size) }},
+				{head: "SIZE", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Size.String() }},
 				{head: "PODS", wide: true, cell: func(m *resource.Machine) string { return m.Spec.PodCIDR.String() }},
 				{head: "HOST", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Node }},
 			}),
@@ -54,11 +54,13 @@ func (p *program) clusterCommands() *command {
 		usage: "scale a workspace's cluster, list its nodes, configure kubectl",
 		sub: []*command{
 			{
-				name:     "scale",
-				usage:    "change the number of machines",
-				args:     "[WORKSPACE]",
-				names:    workspaces.names,
-				about:    "Machines that go are drained first.",
+				name:  "scale",
+				usage: "change the number of machines",
+				args:  "[WORKSPACE]",
+				names: workspaces.names,
+				about: `Machines that go are drained first. While no node has room for a new one, the command
+says so, and after 30 seconds of that it ends with exit code 5, unless --timeout is
+given. The platform adds the machine as soon as there is room.`,
 				examples: []string{"mp cluster scale --machines 3", "mp cluster scale shop -n 1 --timeout 20m"},
 				flags: flags(placeFlags(inWorkspace),
 					&cli.IntFlag{Name: "machines", Aliases: []string{"n", "nodes"}, Usage: "the wanted `NUMBER` of machines"},

@@ -10,27 +10,47 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
+// roomGrace is how long a command waits for room that the platform doesn't have:
+// a workspace that is just being deleted leaves within seconds. Whoever gives
+// --timeout waits as long as that says.
+const roomGrace = 30 * time.Second
+
+// errNoRoom ends a wait for room.
+var errNoRoom = errors.New("no room")
+
 // follow shows the task's progress until it ends. It opens the stream again
-// when it breaks. A task that failed, the end of the time and Ctrl-C are
-// errors; the last two leave the platform working and say how to come back.
-func (c *call) follow(id string, timeout time.Duration) (*resource.Task, error) {
+// when it breaks. A task that failed, the end of the time, room that has been
+// missing for grace (0 is no limit) and Ctrl-C are errors; all but the first
+// leave the platform working and say how to come back.
+func (c *call) follow(id string, timeout, grace time.Duration) (*resource.Task, error) {
 	r, err := c.remote()
 	if err != nil {
 		return nil, err
 	}
-	ctx := c.Context.Context
+	ctx, stop := context.WithCancelCause(c.Context.Context)
+	defer stop(nil)
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
 	var last *resource.Task
+	var patience *time.Timer // runs while there is no room
 	p := newProgress(c.program)
 	defer p.stop()
 	for backoff := firstBackoff; ; backoff = min(2*backoff, 5*time.Second) {
 		err := r.watchTask(ctx, id, func(t *resource.Task) {
 			last, backoff = t, firstBackoff
 			p.show(t)
+			switch s := missing(t); {
+			case s == nil || s.Reason != resource.NoCapacity:
+				if patience != nil {
+					patience.Stop()
+					patience = nil
+				}
+			case patience == nil && grace > 0:
+				patience = time.AfterFunc(grace, func() { stop(errNoRoom) })
+			}
 		})
 		if errors.Is(err, errEnded) {
 			p.stop()
@@ -49,16 +69,39 @@ func (c *call) follow(id string, timeout time.Duration) (*resource.Task, error) 
 		case <-ctx.Done():
 		}
 		p.stop()
-		remedy := "the platform goes on; come back with '" + c.hint("tasks", "follow", id) + "'"
 		if c.Context.Context.Err() != nil {
-			return last, &failure{text: "detached from task " + id, remedy: remedy, code: ExitInterrupted}
+			return last, &failure{text: "detached from task " + id, remedy: c.comeBack(id), code: ExitInterrupted}
 		}
 		text := fmt.Sprintf("task %s has not ended within %v", id, timeout)
-		if err != nil && last == nil {
+		if context.Cause(ctx) == errNoRoom {
+			text = fmt.Sprintf("%s of %s waits", last.Spec.Operation, last.Spec.Target)
+		}
+		switch s := missing(last); {
+		case s != nil:
+			text += ": " + s.Message
+		case err != nil && last == nil:
 			text += ": " + err.Error()
 		}
-		return last, &failure{text: text, remedy: remedy, code: ExitTimeout}
+		return last, &failure{text: text, remedy: c.comeBack(id), code: ExitTimeout}
 	}
+}
+
+// missing is the first step of a task that says what it waits for, or nil: what
+// comes later often waits for that.
+func missing(t *resource.Task) *resource.Condition {
+	if t == nil {
+		return nil
+	}
+	for i := range t.Status.Steps {
+		if s := &t.Status.Steps[i]; s.Status == resource.False && s.Message != "" {
+			return s
+		}
+	}
+	return nil
+}
+
+func (c *call) comeBack(task string) string {
+	return "the platform goes on; come back with '" + c.hint("tasks", "follow", task) + "'"
 }
 
 // hint is a command line for the user, with the name he called us by.
@@ -104,7 +147,11 @@ func (c *call) settle(task string, now func() error, done func() error) error {
 		c.note("The platform works on it; follow it with '%s'.", c.hint("tasks", "follow", task))
 		return nil
 	}
-	if _, err := c.follow(task, c.Duration("timeout")); err != nil {
+	grace := c.roomGrace
+	if c.IsSet("timeout") {
+		grace = 0
+	}
+	if _, err := c.follow(task, c.Duration("timeout"), grace); err != nil {
 		return err
 	}
 	return done()

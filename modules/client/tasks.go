@@ -104,7 +104,7 @@ that failed exits with 1.`,
 				examples: []string{"mp tasks follow 01JD...", "mp tasks follow 01JD... --timeout 1h"},
 				flags:    flags(timeoutFlag(), resultFlag()),
 				run: func(c *call) error {
-					task, err := c.follow(c.arg(0), c.Duration("timeout"))
+					task, err := c.follow(c.arg(0), c.Duration("timeout"), 0)
 					if err != nil {
 						return err
 					}

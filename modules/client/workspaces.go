@@ -24,7 +24,7 @@ func (p *program) workspaces() noun[resource.Workspace] {
 					return fmt.Sprintf("%d/%d", w.Status.MachinesReady, w.Spec.Machines)
 				}},
 				{head: "KUBERNETES", cell: func(w *resource.Workspace) string { return w.Spec.KubernetesVersion }},
-				{head: "MACHINE-SIZE", wide: true, cell: func(w *resource.Workspace) string { return sizeText(w.Spec.MachineSize) }},
+				{head: "MACHINE-SIZE", wide: true, cell: func(w *resource.Workspace) string { return w.Spec.MachineSize.String() }},
 				{head: "DATASTORE", wide: true, cell: func(w *resource.Workspace) string { return string(w.Spec.Datastore) }},
 				{head: "POD-SECURITY", wide: true, cell: podSecurity},
 				{head: "ID", wide: true, cell: func(w *resource.Workspace) string { return w.Status.ID }},
@@ -50,7 +50,10 @@ func (p *program) workspaceCommands() *command {
 		sub: []*command{
 			workspaces.create(command{
 				usage: "make a workspace, a Kubernetes cluster of its own, and work in it",
-				about: "What is not given is chosen by the platform: its newest Kubernetes, its default size.",
+				about: `What is not given is chosen by the platform: its newest Kubernetes, its default size.
+While no node has room for a machine, the command says so, and after 30 seconds of that
+it ends with exit code 5, unless --timeout is given. The platform adds the machine as
+soon as there is room.`,
 				examples: []string{
 					"mp ws create shop",
 					"mp ws create shop --machines 2 --cpu 2 --memory 4Gi --disk 20Gi",
