@@ -3,15 +3,11 @@ package appliance
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
-	"net/http"
-	"net/http/httputil"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +16,6 @@ import (
 	"github.com/multipaas/multipaas/modules/agent"
 	"github.com/multipaas/multipaas/modules/linklocal"
 	"github.com/multipaas/multipaas/modules/machine"
-	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -34,10 +29,7 @@ const (
 // host is a node.
 type host struct {
 	*base
-	networks *network.Network
 	machines *machine.Sandbox
-	points   *linklocal.Endpoints
-	pull     *puller
 	agent    *agent.Agent
 }
 
@@ -75,10 +67,9 @@ func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) 
 	if err := h.unpackNow(ctx, "kube", "runtime", "images"); err != nil {
 		return err
 	}
-	if err := h.make(); err != nil {
+	if err := h.boot(); err != nil {
 		return err
 	}
-	h.boot()
 	err = h.graph.Run(ctx)
 	if errors.Is(err, agent.ErrRemoved) && !errors.Is(err, agent.ErrLeftovers) {
 		log.Info("this node has left the platform; it may join again")
@@ -87,30 +78,46 @@ func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) 
 	return err
 }
 
-// boot is the order in which a node starts.
-func (h *host) boot() {
-	g := h.graph
-	h.items = h.machineItems
-	g.Add("status", h.status)
-	g.Add("agent", h.agent)
-	h.addWatches(h.networks)
-	g.Add("health", h.watchHealth(h.checkDisk))
-}
-
-func (h *host) make() (err error) {
-	dir := h.cfg.Paths.Node()
-	transport, _, err := agent.Transport(dir)
+// boot makes the parts of a node, in the order in which they start.
+func (h *host) boot() error {
+	client, err := agent.Open(h.cfg.Paths.Node())
 	if err != nil {
 		return err
 	}
-	h.networks = h.network()
-	h.machines = machine.NewSandbox(machine.Config{Dir: h.cfg.Paths.Machines(), Images: h.cfg.Paths.Images(),
-		Runc: h.cfg.Paths.Runc(), Payload: h.tree, Log: h.part("machines"), Exited: func(string) { h.agent.Look() }})
-	h.pull = &puller{transport: transport, log: h.part("pull")}
-	h.points = linklocal.New(linklocal.Config{Images: filepath.Join(h.tree, "images"), Registry: h.pull.handler, Log: h.part("endpoints")})
-	h.agent, err = agent.New(agent.Config{Log: h.part("agent"), Dir: dir, Networks: h.networks,
-		Machines: nodeMachines{h.machines}, Endpoints: nodeEndpoints{h.points, h.pull}, Facts: h.facts})
-	return err
+	networks := h.network()
+	h.machines = machine.NewSandbox(machine.Config{
+		Dir:     h.cfg.Paths.Machines(),
+		Images:  h.cfg.Paths.Images(),
+		Runc:    h.cfg.Paths.Runc(),
+		Payload: h.tree,
+		Exited:  func(string) { h.agent.Look() }, // only the agent starts machines
+		Log:     h.part("machines"),
+	})
+	endpoints := linklocal.New(linklocal.Config{
+		Images:    filepath.Join(h.tree, "images"),
+		Transport: client.Transport(),
+		Log:       h.part("endpoints"),
+	})
+	h.items = h.machineItems
+	add(h.graph, "status", &needs{}, h.status)
+	h.agent = add(h.graph, "agent", &needs{}, agent.New(agent.Config{
+		Log:    h.part("agent"),
+		Client: client,
+		Drivers: []agent.Driver{
+			agent.Networks(networks),
+			agent.Machines(agent.MachinesConfig{
+				Log:       h.part("agent"),
+				Client:    client,
+				Networks:  networks,
+				Runner:    h.machines,
+				Endpoints: endpoints,
+			}),
+		},
+		Facts: h.facts,
+	})).value
+	h.addWatches(networks)
+	add(h.graph, "health", &needs{}, h.watchHealth(h.checkDisk))
+	return nil
 }
 
 // drivers are the machine drivers that this host can run.
@@ -123,67 +130,15 @@ func (h *host) drivers() []string {
 	return []string{"sandbox"}
 }
 
-// nodeMachines and nodeEndpoints are what the agent drives.
-
-type nodeMachines struct{ *machine.Sandbox }
-
-func (n nodeMachines) Ensure(ctx context.Context, m wire.Machine, netns string, c agent.Certificates) error {
-	return n.Sandbox.Ensure(ctx, machine.Spec{Machine: m, Netns: netns, Certificates: machine.Certificates{
-		MachineCertificates: c.MachineCertificates, KubeletClientKey: c.KubeletClientKey,
-		KubeletServingKey: c.KubeletServingKey, KubeProxyKey: c.KubeProxyKey}})
-}
-
-func (n nodeMachines) List(ctx context.Context) ([]wire.MachineReport, error) {
-	states, err := n.Sandbox.List(ctx)
-	var out []wire.MachineReport
-	for _, s := range states {
-		out = append(out, wire.MachineReport{Key: s.Key, UID: s.UID, Running: s.Running, Message: s.Message, StartedAt: s.StartedAt, Restarts: s.Restarts})
-	}
-	return out, err
-}
-
-type nodeEndpoints struct {
-	*linklocal.Endpoints
-	pull *puller
-}
-
-func (n nodeEndpoints) SetState(s *wire.State) {
-	n.Endpoints.SetUpstreams(s.UpstreamDNS)
-	n.pull.registry.Store(&s.Registry)
-}
-
-// puller takes what machines pull to the platform's registry, with the node's
-// certificate and the name of the workspace that asks.
-type puller struct {
-	transport http.RoundTripper
-	registry  atomic.Pointer[string] // host:port
-	log       *slog.Logger
-}
-
-func (p *puller) handler(_ wire.Machine, workspace string) http.Handler {
-	return &httputil.ReverseProxy{
-		Transport: p.transport,
-		ErrorLog:  slog.NewLogLogger(p.log.Handler(), slog.LevelWarn),
-		Rewrite: func(r *httputil.ProxyRequest) {
-			if name := p.registry.Load(); name != nil {
-				r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "https", *name, *name
-			}
-			// Nothing a machine says about itself counts.
-			r.Out.Header.Del("Authorization")
-			r.Out.Header.Set(wire.WorkspaceHeader, workspace)
-		},
-		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			p.log.Warn("pull from the platform's registry", "path", r.URL.Path, "error", err)
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(http.StatusServiceUnavailable)
-			_, _ = io.WriteString(w, `{"errors":[{"code":"UNAVAILABLE","message":"the platform's registry can't be reached from this node now"}]}`)
-		},
-	}
-}
-
 // facts is what the host says about itself.
 func (h *host) facts() wire.Report {
-	rep := wire.Report{Address: h.cfg.Address, Version: h.version, Kernel: "unknown", OS: osName(), Drivers: h.drivers()}
+	rep := wire.Report{
+		Address: h.cfg.Address,
+		Version: h.version,
+		Kernel:  "unknown",
+		OS:      osName(),
+		Drivers: h.drivers(),
+	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		rep.Kernel = unix.ByteSliceToString(u.Release[:])

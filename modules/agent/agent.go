@@ -8,9 +8,9 @@
 // starts its machines. It takes something away only when the server itself says
 // so in this run, never since a file does not name it.
 //
-// Parties: the server's Hub, over HTTPS with the node's certificate; the things
-// that it drives, through interfaces declared here. Only package appliance
-// imports it.
+// Parties: the server's Hub, over HTTPS with the node's certificate; the modules
+// that have a hand on the host, through the interfaces that the drivers here
+// declare. Only package appliance may import it. DESIGN.md says how and why.
 package agent
 
 import (
@@ -19,95 +19,66 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/modules/internal/reconcile"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
-
-	"k8s.io/client-go/util/workqueue"
 )
 
-// reportEvery is the pace of heartbeats; changes are reported at once.
-const reportEvery = 10 * time.Second
-
-// lookEvery is how often networks are looked at though nothing has changed.
-const lookEvery = 30 * time.Second
-
-// maxState bounds one line of the state stream: 250 machines with 250 members
-// each in their networks are 8 MB.
-const maxState = 32 << 20
-
-// Networks keeps the host's side of workspaces' networks. Implemented by
-// modules/network. All calls are idempotent and may block for seconds.
-type Networks interface {
-	Attach(ctx context.Context, n wire.Network) error
-	Detach(ctx context.Context, id string) error
-	Attached() ([]string, error)
-	// AttachMachine returns the path of the machine's network namespace.
-	AttachMachine(ctx context.Context, m wire.Machine) (string, error)
-	DetachMachine(ctx context.Context, uid string) error
-	// Machines lists the UIDs of machines that have a place in some network.
-	Machines() ([]string, error)
-}
-
-// Machines runs machines. Implemented by modules/machine. All calls are
-// idempotent and may block for as long as a machine takes to start or stop;
-// calls for different machines may be concurrent.
-type Machines interface {
-	Ensure(ctx context.Context, m wire.Machine, netns string, c Certificates) error
-	Remove(ctx context.Context, uid string) error
-	// List returns what is there, running or not.
-	List(ctx context.Context) ([]wire.MachineReport, error)
-}
-
-// Endpoints opens the platform's endpoints inside machines.
-type Endpoints interface {
-	// Open listens in the namespace; open already is no error.
-	Open(ctx context.Context, m wire.Machine, workspace, netns string) error
-	Close(uid string)
-	// SetState tells names and resolvers, which may change.
-	SetState(s *wire.State)
-}
-
-// Certificates are a machine's keys and certificates, PEM. The keys are made on
-// the node and never leave it.
-type Certificates struct {
-	KubeletClientKey, KubeletServingKey, KubeProxyKey []byte
-	wire.MachineCertificates
-}
+const (
+	// reportEvery is the pace of heartbeats; changes are reported at once.
+	reportEvery = 10 * time.Second
+	// sweepEvery is how often the agent looks for what nobody wants though nothing
+	// has changed.
+	sweepEvery = 30 * time.Second
+	// stepTimeout bounds one look at an item, so that a program that hangs holds up
+	// its own machine only. The first one on a host unpacks the machines' image.
+	stepTimeout = 5 * time.Minute
+	// workers is how many items are made at a time: to start a machine takes a core
+	// for some seconds.
+	workers = 4
+	// maxState bounds one line of the state stream: 250 machines with 250 members
+	// each in their networks are 8 MB.
+	maxState = 32 << 20
+)
 
 // Config is what an Agent needs.
 type Config struct {
-	Log       *slog.Logger
-	Dir       string // identity, last state, machines' keys; 0700
-	Networks  Networks
-	Machines  Machines
-	Endpoints Endpoints
-	// Facts describes the host for a report: everything but machines and
-	// networks. Called for every report.
+	Log    *slog.Logger
+	Client *Client
+	// Drivers are in the order in which things stand on each other: networks before
+	// the machines in them. What nobody wants is taken away in reverse.
+	Drivers []Driver
+	// Facts describes the host for a report: everything but what drivers report.
+	// Called for every report.
 	Facts func() wire.Report
 }
 
-// Agent is the node's side of the platform.
+// Agent keeps this host as the server wants it.
 type Agent struct {
-	cfg    Config
-	client *client
+	cfg  Config
+	loop *reconcile.Loop[Ref]
+	tell chan struct{} // something to report
+	gone chan struct{} // something was taken away, or is wanted no more
 
-	queue workqueue.TypedRateLimitingInterface[string] // UIDs of machines; "" is the networks
-	kick  chan struct{}                                // something to report
-
-	mu       sync.Mutex
-	state    *wire.State
-	live     bool // state came from the server since this start, not from disk
-	problems map[string]string
-	removed  map[string]wire.MachineReport
+	mu   sync.Mutex
+	plan *plan // nil: nobody has said yet what shall be
+	live bool  // a state came from the server since this start, not from disk
+	done map[Ref]done
+	// tenants are whose items are, as first heard of: the loop can't have them
+	// change. Nobody is forgotten; it is 200 octets for each machine ever here.
+	tenants map[Ref]string
 }
 
 // ErrRemoved is returned by Run when the node was removed from the platform:
@@ -118,15 +89,19 @@ var ErrRemoved = errors.New("this node was removed from the platform")
 var ErrLeftovers = errors.New("not all of it could be cleaned up")
 
 // New makes the agent of a machine that has joined (see Join).
-func New(cfg Config) (*Agent, error) {
-	c, err := newClient(cfg.Dir)
-	if err != nil {
-		return nil, err
-	}
-	return &Agent{cfg: cfg, client: c, kick: make(chan struct{}, 1),
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second)),
-		problems: map[string]string{}, removed: map[string]wire.MachineReport{}}, nil
+func New(cfg Config) *Agent {
+	a := &Agent{cfg: cfg, tell: make(chan struct{}, 1), gone: make(chan struct{}, 1), done: map[Ref]done{}, tenants: map[Ref]string{}}
+	a.loop = reconcile.New(reconcile.Config[Ref]{
+		Name:      "agent",
+		Log:       cfg.Log,
+		Reconcile: a.reconcile,
+		Tenant:    a.tenant,
+		Workers:   workers,
+		Timeout:   stepTimeout,
+		Backoff:   200 * time.Millisecond,
+		Ended:     a.ended,
+	})
+	return a
 }
 
 // Run keeps the node as the server wants it until ctx is done. Machines go on
@@ -134,19 +109,18 @@ func New(cfg Config) (*Agent, error) {
 // once it acts on a state, from the server or from disk.
 func (a *Agent) Run(ctx context.Context, ready func()) error {
 	var wg sync.WaitGroup
-	defer wg.Wait() // last: what it waits for ends by the two below
+	defer wg.Wait() // last: what it waits for ends by the one below
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer a.queue.ShutDown()
 
 	ready = sync.OnceFunc(ready)
 	if a.loadState() {
 		ready()
 	}
-	// Four machines start at a time: one takes a core for some seconds.
-	for range 4 {
-		wg.Go(func() { a.work(ctx) })
-	}
+	sweeping, stopSweeping := context.WithCancel(ctx)
+	defer stopSweeping()
+	wg.Go(func() { a.loop.Run(ctx) })
+	wg.Go(func() { a.sweepLoop(sweeping) })
 	wg.Go(func() { a.reportLoop(ctx) })
 	wg.Go(func() { a.renewLoop(ctx) })
 	wait := time.Second
@@ -155,6 +129,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		err := a.follow(ctx, ready)
 		if errors.Is(err, ErrRemoved) {
 			a.cfg.Log.Info("removed from the platform; cleaning up")
+			stopSweeping()
 			if err := a.cleanUp(ctx); err != nil {
 				return fmt.Errorf("%w: %w: %w", ErrRemoved, ErrLeftovers, err)
 			}
@@ -166,7 +141,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		if time.Since(began) > time.Minute {
 			wait = time.Second
 		}
-		a.cfg.Log.Warn("no connection to the server; machines go on running", "server", a.client.server, "error", err, "retry", wait)
+		a.cfg.Log.Warn("no connection to the server; machines go on running", "server", a.cfg.Client.server, "err", err, "retry", wait)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait): // not waiting for an event: pacing retries
@@ -180,12 +155,12 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 func (a *Agent) follow(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	res, err := a.client.do(ctx, http.MethodGet, "/v1/agent/state", nil)
+	res, err := a.cfg.Client.do(ctx, http.MethodGet, "/v1/agent/state", nil)
 	if err != nil {
 		return err
 	}
 	defer res.Body.Close()
-	// The server shows a sign of life every wire.AliveEvery. A peer that vanished
+	// The server shows a sign of life every AliveEvery. A peer that vanished
 	// without a word is noticed here and not by TCP, which takes 15 minutes.
 	watchdog := time.AfterFunc(3*wire.AliveEvery, cancel)
 	defer watchdog.Stop()
@@ -213,20 +188,29 @@ func (a *Agent) follow(ctx context.Context, ready func()) error {
 
 const stateName = "state.json"
 
-func (a *Agent) stateFile() string { return filepath.Join(a.cfg.Dir, stateName) }
-
-func (a *Agent) loadState() bool {
-	data, err := os.ReadFile(a.stateFile())
+func readState(dir string) (*wire.State, error) {
+	data, err := os.ReadFile(filepath.Join(dir, stateName))
 	if err != nil {
-		return false
+		return nil, err
 	}
 	var s wire.State
 	if err := json.Unmarshal(data, &s); err != nil {
-		a.cfg.Log.Warn("last state on disk is not usable; waiting for the server", "error", err)
+		return nil, fmt.Errorf("last state of the node in %s: %w", dir, err)
+	}
+	return &s, nil
+}
+
+func (a *Agent) loadState() bool {
+	s, err := readState(a.cfg.Client.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	if err != nil {
+		a.cfg.Log.Warn("last state on disk is not usable; waiting for the server", "err", err)
 		return false
 	}
 	a.cfg.Log.Info("going on from the last state", "machines", len(s.Machines))
-	return a.take(&s, false) == nil
+	return a.take(s, false) == nil
 }
 
 // take makes s the state to work for and queues everything it touches.
@@ -236,61 +220,199 @@ func (a *Agent) take(s *wire.State, live bool) error {
 		if err != nil {
 			return err
 		}
-		if err := atomicfile.Write(a.stateFile(), data, 0o600); err != nil {
+		if err := atomicfile.Write(filepath.Join(a.cfg.Client.dir, stateName), data, 0o600); err != nil {
 			return fmt.Errorf("keep state: %w", err)
 		}
 		faultpoint.Reach("agent/state-kept")
 	}
 	a.mu.Lock()
-	a.state, a.live = s, a.live || live
-	wanted := map[string]bool{}
-	for _, m := range s.Machines {
-		wanted[m.UID] = true
+	serial := uint64(1)
+	if a.plan != nil {
+		serial = a.plan.serial + 1
 	}
-	for uid := range a.removed {
-		if !wanted[uid] {
-			delete(a.removed, uid) // the server knows
+	a.plan, a.live = newPlan(a.cfg.Drivers, s, serial), a.live || live
+	for ref, d := range a.done {
+		if _, wanted := a.plan.items[ref]; !wanted && d.problem == "" {
+			delete(a.done, ref) // the server knows that it is gone, or will hear of it anew
 		}
 	}
+	queue := a.plan.order
 	a.mu.Unlock()
-	a.cfg.Endpoints.SetState(s)
-	a.queue.Add("")
-	for _, m := range s.Machines {
-		a.queue.Add(m.UID)
+	for _, ref := range queue {
+		a.loop.Add(ref)
 	}
+	wake(a.gone)
 	return nil
 }
 
-func (a *Agent) work(ctx context.Context) {
-	for {
-		uid, quit := a.queue.Get()
-		if quit {
-			return
+// tenant is who holds a worker for ref: a workspace holds one of each driver's.
+// What nobody wanted when it was first heard of is its own.
+func (a *Agent) tenant(ref Ref) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	name, ok := a.tenants[ref]
+	if !ok {
+		name = ref.String()
+		if item, wanted := a.plan.items[ref]; wanted {
+			name = ref.Kind + " of " + item.Workspace
 		}
-		err := a.bounded(ctx, uid)
-		a.queue.Done(uid)
-		if ctx.Err() != nil {
-			return
+		a.tenants[ref] = name
+	}
+	return name
+}
+
+func (a *Agent) driver(kind string) Driver {
+	return a.cfg.Drivers[slices.IndexFunc(a.cfg.Drivers, func(d Driver) bool { return d.Kind() == kind })]
+}
+
+// reconcile brings one item closer to the state.
+func (a *Agent) reconcile(ctx context.Context, ref Ref) (again time.Duration, err error) {
+	a.mu.Lock()
+	p, live, before := a.plan, a.live, a.done[ref]
+	item, wanted := p.items[ref]
+	waits := wanted && slices.ContainsFunc(item.Needs, func(need Ref) bool { return !a.isReady(need) })
+	a.mu.Unlock()
+	switch {
+	case !wanted && !live:
+		return 0, nil // only the server itself can say that a thing is no more
+	case !wanted:
+		if on, err := a.unwanted(ctx, p, ref.Kind); err != nil || len(on) > 0 {
+			return 0, err // sweep comes back to it once they are gone
+		}
+		if err := a.driver(ref.Kind).Remove(ctx, ref.Key); err != nil {
+			return 0, err
 		}
 		a.mu.Lock()
-		before := a.problems[uid]
-		if err != nil {
-			a.problems[uid] = err.Error()
-		} else {
-			delete(a.problems, uid)
-		}
-		changed := a.problems[uid] != before
+		delete(a.done, ref)
 		a.mu.Unlock()
-		if err != nil {
-			if changed {
-				a.cfg.Log.Warn("not as wanted yet", "machine", uid, "error", err)
-			}
-			a.queue.AddRateLimited(uid)
-		} else {
-			a.queue.Forget(uid)
+		wake(a.gone)
+		return 0, nil
+	case item.Remove:
+		if before.removed {
+			return 0, nil
 		}
-		a.report()
+		if err := a.driver(ref.Kind).Remove(ctx, ref.Key); err != nil {
+			return 0, err
+		}
+		a.mu.Lock()
+		a.done[ref] = done{removed: true}
+		a.mu.Unlock()
+		wake(a.gone)
+		return 0, nil
+	case waits:
+		return 0, nil // it is queued when what it needs is there
 	}
+	if err := item.Ensure(ctx); err != nil {
+		return 0, err
+	}
+	a.mu.Lock()
+	a.done[ref] = done{serial: p.serial}
+	a.mu.Unlock()
+	if before.serial != p.serial || before.problem != "" {
+		for _, user := range p.users[ref] {
+			a.loop.Add(user)
+		}
+	}
+	return item.Every, nil
+}
+
+// isReady says whether an item is as the newest state wants it. The caller holds
+// a.mu.
+func (a *Agent) isReady(ref Ref) bool {
+	d := a.done[ref]
+	return d.serial == a.plan.serial && d.problem == ""
+}
+
+// ended takes down how a look at an item ended.
+func (a *Agent) ended(ref Ref, err error) {
+	a.mu.Lock()
+	if d, ok := a.done[ref]; err != nil {
+		d.problem = err.Error()
+		a.done[ref] = d
+	} else if ok {
+		d.problem = ""
+		a.done[ref] = d
+	}
+	a.mu.Unlock()
+	wake(a.tell)
+}
+
+// progress says how far the agent has come with an item of a plan. One that waits
+// has the problems of what it waits for.
+func (a *Agent) progress(p *plan, ref Ref) Progress {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d := a.done[ref]
+	out := Progress{Ready: d.serial > 0 && d.problem == "", Removed: d.removed, Problem: d.problem}
+	if item := p.items[ref]; out.Problem == "" && !item.Remove {
+		for _, need := range item.Needs {
+			if problem := a.done[need].problem; problem != "" {
+				out.Problem = need.String() + ": " + problem
+			} else if _, ok := p.items[need]; !ok {
+				out.Problem = need.String() + " is not in the state"
+			}
+		}
+	}
+	return out
+}
+
+// sweepLoop has things taken away that nobody wants, whenever something may have
+// become such a thing.
+func (a *Agent) sweepLoop(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-a.gone:
+		}
+		if _, err := a.sweep(ctx); err != nil && ctx.Err() == nil {
+			a.cfg.Log.Warn("look for what nobody wants", "err", err)
+		}
+	}
+}
+
+// sweep queues what is on this host and not in the state, once the server itself
+// has spoken. It returns whether nothing is.
+func (a *Agent) sweep(ctx context.Context) (clean bool, err error) {
+	a.mu.Lock()
+	p, live := a.plan, a.live
+	a.mu.Unlock()
+	if !live {
+		return false, nil
+	}
+	refs, err := a.unwanted(ctx, p, "")
+	for _, ref := range refs {
+		a.loop.Add(ref)
+	}
+	return err == nil && len(refs) == 0, err
+}
+
+// unwanted lists what is here and not in the plan, of the last of the drivers
+// after the one of this kind that has any; the kind "" is before all. What stands
+// on other things goes before them.
+func (a *Agent) unwanted(ctx context.Context, p *plan, after string) (refs []Ref, err error) {
+	for _, d := range slices.Backward(a.cfg.Drivers) {
+		if d.Kind() == after {
+			return nil, nil
+		}
+		keys, err := d.List(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, key := range keys {
+			ref := Ref{d.Kind(), key}
+			if _, wanted := p.items[ref]; !wanted {
+				refs = append(refs, ref)
+			}
+		}
+		if len(refs) > 0 {
+			return refs, nil
+		}
+	}
+	return nil, nil
 }
 
 // Wanted says what shall be on this host: the ids of networks and the UIDs of
@@ -300,25 +422,21 @@ func (a *Agent) work(ctx context.Context) {
 func (a *Agent) Wanted() (networks, machines []string, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.state == nil {
+	if a.plan == nil {
 		return nil, nil, false
 	}
-	n, m := wanted(a.state)
-	return n, m, true
+	networks, machines = wanted(a.plan.state)
+	return networks, machines, true
 }
 
 // WantedOnDisk says the same of an agent that does not run, from the last state
 // that it has kept in dir. The error wraps fs.ErrNotExist if there is none.
 func WantedOnDisk(dir string) (networks, machines []string, err error) {
-	data, err := os.ReadFile(filepath.Join(dir, stateName))
+	s, err := readState(dir)
 	if err != nil {
 		return nil, nil, err
 	}
-	var s wire.State
-	if err := json.Unmarshal(data, &s); err != nil {
-		return nil, nil, fmt.Errorf("last state of the node in %s: %w", dir, err)
-	}
-	networks, machines = wanted(&s)
+	networks, machines = wanted(s)
 	return networks, machines, nil
 }
 
@@ -334,172 +452,111 @@ func wanted(s *wire.State) (networks, machines []string) {
 
 // Look has the agent look after its machines now: one has ended, say. It does
 // not block.
-func (a *Agent) Look() { a.report() }
+func (a *Agent) Look() { wake(a.tell) }
 
-func (a *Agent) report() {
+func wake(c chan struct{}) {
 	select {
-	case a.kick <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
-// stepTimeout bounds one step, so that a program that hangs holds up its own
-// machine only. The first one on a host unpacks the machines' image.
-const stepTimeout = 5 * time.Minute
-
-func (a *Agent) bounded(ctx context.Context, uid string) error {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
-	defer cancel()
-	return a.step(ctx, uid)
-}
-
-// step brings one machine, or the networks, closer to the state.
-func (a *Agent) step(ctx context.Context, uid string) error {
-	a.mu.Lock()
-	state, live := a.state, a.live
-	a.mu.Unlock()
-	if state == nil {
-		return nil // nobody has said yet what shall be
-	}
-	if uid == "" {
-		return a.networks(ctx, state, live)
-	}
-	i := slices.IndexFunc(state.Machines, func(m wire.Machine) bool { return m.UID == uid })
-	if i < 0 || state.Machines[i].Remove {
-		if i < 0 && !live {
-			return nil // only the server itself can say that a machine is no more
+// reportLoop tells the server what is, every reportEvery and on change.
+func (a *Agent) reportLoop(ctx context.Context) {
+	tick := time.NewTicker(reportEvery)
+	defer tick.Stop()
+	failing := false
+	for {
+		err := a.report(ctx)
+		if err != nil && !failing && ctx.Err() == nil {
+			a.cfg.Log.Warn("report to the server", "err", err)
 		}
-		if err := a.removeMachine(ctx, uid); err != nil {
-			return err
+		failing = err != nil
+		if errors.Is(err, ErrRemoved) {
+			return // follow is told too and cleans up
 		}
-		if i >= 0 {
-			a.mu.Lock()
-			a.removed[uid] = wire.MachineReport{Key: state.Machines[i].Key, UID: uid, Removed: true}
-			a.mu.Unlock()
-		}
-		a.queue.Add("")
-		return nil
-	}
-	m := state.Machines[i]
-	j := slices.IndexFunc(state.Networks, func(n wire.Network) bool { return n.ID == m.NetworkID })
-	if j < 0 {
-		return fmt.Errorf("network %s of machine %s is not in the state", m.NetworkID, m.Name)
-	}
-	network := state.Networks[j]
-	if err := a.cfg.Networks.Attach(ctx, network); err != nil {
-		return fmt.Errorf("network of machine %s: %w", m.Name, err)
-	}
-	netns, err := a.cfg.Networks.AttachMachine(ctx, m)
-	if err != nil {
-		return fmt.Errorf("network of machine %s: %w", m.Name, err)
-	}
-	if err := a.cfg.Endpoints.Open(ctx, m, network.Workspace, netns); err != nil {
-		return fmt.Errorf("endpoints of machine %s: %w", m.Name, err)
-	}
-	certs, err := a.certificates(ctx, m)
-	if err != nil {
-		return fmt.Errorf("certificates of machine %s: %w", m.Name, err)
-	}
-	if err := a.cfg.Machines.Ensure(ctx, m, netns, certs); err != nil {
-		return fmt.Errorf("machine %s: %w", m.Name, err)
-	}
-	return nil
-}
-
-// networks attaches what is wanted and, once the server itself has spoken,
-// takes away what is not: networks, and machines nobody knows any more.
-func (a *Agent) networks(ctx context.Context, state *wire.State, live bool) error {
-	var errs []error
-	wanted, machines := map[string]bool{}, map[string]bool{}
-	for _, n := range state.Networks {
-		wanted[n.ID] = true
-		if err := a.cfg.Networks.Attach(ctx, n); err != nil {
-			errs = append(errs, fmt.Errorf("network %s: %w", n.ID, err))
-		}
-	}
-	if !live {
-		return errors.Join(errs...)
-	}
-	for _, m := range state.Machines {
-		machines[m.UID] = true
-	}
-	there, err := a.cfg.Machines.List(ctx)
-	if err != nil {
-		errs = append(errs, err)
-	}
-	busy := false
-	for _, m := range there {
-		if !machines[m.UID] {
-			busy = true
-			a.queue.Add(m.UID)
-		}
-	}
-	netnsMachines, err := a.cfg.Networks.Machines()
-	if err != nil {
-		errs = append(errs, err)
-	}
-	for _, uid := range netnsMachines {
-		if !machines[uid] {
-			busy = true
-			a.queue.Add(uid)
-		}
-	}
-	if busy { // their network goes after them; step queues the networks again
-		return errors.Join(errs...)
-	}
-	attached, err := a.cfg.Networks.Attached()
-	if err != nil {
-		errs = append(errs, err)
-	}
-	for _, id := range attached {
-		if !wanted[id] {
-			if err := a.cfg.Networks.Detach(ctx, id); err != nil {
-				errs = append(errs, fmt.Errorf("network %s: %w", id, err))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (a *Agent) removeMachine(ctx context.Context, uid string) error {
-	a.cfg.Endpoints.Close(uid)
-	if err := a.cfg.Machines.Remove(ctx, uid); err != nil {
-		return fmt.Errorf("remove machine %s: %w", uid, err)
-	}
-	faultpoint.Reach("agent/machine-removed")
-	if err := a.cfg.Networks.DetachMachine(ctx, uid); err != nil {
-		return fmt.Errorf("remove network of machine %s: %w", uid, err)
-	}
-	faultpoint.Reach("agent/network-removed")
-	if err := os.RemoveAll(a.machineDir(uid)); err != nil {
-		return fmt.Errorf("remove keys of machine %s: %w", uid, err)
-	}
-	faultpoint.Reach("agent/keys-removed")
-	return nil
-}
-
-// cleanUp takes away every machine, every network and the identity.
-func (a *Agent) cleanUp(ctx context.Context) error {
-	if err := a.take(&wire.State{Node: a.client.name}, true); err != nil {
-		return err
-	}
-	for ctx.Err() == nil {
-		machines, err1 := a.cfg.Machines.List(ctx)
-		networks, err2 := a.cfg.Networks.Attached()
-		ports, err3 := a.cfg.Networks.Machines()
-		if err := errors.Join(err1, err2, err3); err != nil {
-			return err
-		}
-		if len(machines)+len(networks)+len(ports) == 0 {
-			faultpoint.Reach("node/leave/cleaned")
-			return os.RemoveAll(a.cfg.Dir)
-		}
-		a.queue.Add("")
 		select {
 		case <-ctx.Done():
-		case <-a.kick:
-		case <-time.After(5 * time.Second): // a step that failed is retried by the queue; look again
+			return
+		case <-tick.C:
+		case <-a.tell:
 		}
 	}
-	return ctx.Err()
+}
+
+func (a *Agent) report(ctx context.Context) error {
+	rep := a.cfg.Facts()
+	a.mu.Lock()
+	p := a.plan
+	a.mu.Unlock()
+	if p != nil {
+		for _, d := range a.cfg.Drivers {
+			kind := d.Kind()
+			fallen, err := d.Report(ctx, p.state, func(key string) Progress { return a.progress(p, Ref{kind, key}) }, &rep)
+			if err != nil {
+				return err
+			}
+			for _, key := range fallen {
+				a.loop.Add(Ref{kind, key})
+			}
+		}
+		rep.Problems = append(rep.Problems, a.leftovers(p)...)
+	}
+	return a.cfg.Client.call(ctx, http.MethodPost, "/v1/agent/report", rep, nil)
+}
+
+// leftovers says what nobody wants and can't be taken away.
+func (a *Agent) leftovers(p *plan) []resource.Condition {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var texts []string
+	for ref, d := range a.done {
+		if _, wanted := p.items[ref]; !wanted && d.problem != "" {
+			texts = append(texts, ref.String()+": "+d.problem)
+		}
+	}
+	if texts == nil {
+		return nil
+	}
+	slices.Sort(texts)
+	return []resource.Condition{{Type: "CleanedUp", Status: resource.False, Reason: "NotRemoved", Message: strings.Join(texts, "; ")}}
+}
+
+// renewLoop looks once an hour whether the node's own certificate is due.
+func (a *Agent) renewLoop(ctx context.Context) {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		if err := a.cfg.Client.renew(ctx); err != nil && ctx.Err() == nil {
+			a.cfg.Log.Warn("renew this node's certificate", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// cleanUp takes away everything that drivers have made, and the identity.
+func (a *Agent) cleanUp(ctx context.Context) error {
+	if err := a.take(&wire.State{Node: a.cfg.Client.name}, true); err != nil {
+		return err
+	}
+	for {
+		clean, err := a.sweep(ctx)
+		if err != nil {
+			return err
+		}
+		if clean {
+			faultpoint.Reach("node/leave/cleaned")
+			return os.RemoveAll(a.cfg.Client.dir)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.gone:
+		case <-time.After(5 * time.Second): // a look that failed is repeated by the loop; see again
+		}
+	}
 }

@@ -66,8 +66,9 @@ func writeIdentity(dir string, id *identity) error {
 	return atomicfile.Write(identityFile(dir), data, 0o600)
 }
 
-// client talks to the server with the node's certificate.
-type client struct {
+// Client talks to the server as the node that this machine is, with the node's
+// certificate. It is safe for concurrent use.
+type Client struct {
 	dir    string
 	server string // https://HOST:7443
 	name   string
@@ -78,7 +79,9 @@ type client struct {
 	cert     *tls.Certificate
 }
 
-func newClient(dir string) (*client, error) {
+// Open makes the client of the node whose identity is in dir. The error wraps
+// fs.ErrNotExist if this machine has not joined.
+func Open(dir string) (*Client, error) {
 	id, err := readIdentity(dir)
 	if err != nil {
 		return nil, err
@@ -91,7 +94,7 @@ func newClient(dir string) (*client, error) {
 	if !roots.AppendCertsFromPEM(id.CA) {
 		return nil, errors.New("node identity: no authority in it: remove it and join again")
 	}
-	c := &client{dir: dir, server: id.Server, name: id.Name, identity: id, cert: &cert}
+	c := &Client{dir: dir, server: id.Server, name: id.Name, identity: id, cert: &cert}
 	c.http = &http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12,
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.certificate(), nil }},
@@ -101,35 +104,22 @@ func newClient(dir string) (*client, error) {
 	return c, nil
 }
 
-// certificate returns what to show to the server. One that is due is read again
-// from disk: the agent renews it there, also for the other clients of its node.
-func (c *client) certificate() *tls.Certificate {
+// certificate is the one to show.
+func (c *Client) certificate() *tls.Certificate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if due, err := pki.NeedsRenewal(c.identity.Certificate, time.Now()); err == nil && !due {
-		return c.cert
-	}
-	if id, err := readIdentity(c.dir); err == nil {
-		if cert, err := tls.X509KeyPair(id.Certificate, id.Key); err == nil {
-			c.identity, c.cert = id, &cert
-		}
-	}
 	return c.cert
 }
 
-// Transport returns what reaches the platform's servers with the certificate of
-// the node that dir belongs to, and the URL of the server.
-func Transport(dir string) (http.RoundTripper, string, error) {
-	c, err := newClient(dir)
-	if err != nil {
-		return nil, "", err
-	}
-	return c.http.Transport, c.server, nil
-}
+// Transport reaches the platform's servers with the node's certificate.
+func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
+
+// Server is the URL of the server that the node has joined.
+func (c *Client) Server() string { return c.server }
 
 // do sends one request; an answer other than 200 is an error. The caller closes
 // the body.
-func (c *client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var r io.Reader
 	if body != nil {
 		data, err := json.Marshal(body)
@@ -154,7 +144,7 @@ func (c *client) do(ctx context.Context, method, path string, body any) (*http.R
 	return res, nil
 }
 
-func (c *client) call(ctx context.Context, method, path string, body, into any) error {
+func (c *Client) call(ctx context.Context, method, path string, body, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	res, err := c.do(ctx, method, path, body)
@@ -190,7 +180,7 @@ func readAnswer(res *http.Response, into any) error {
 
 // renew gets a new certificate, for a new key, when two thirds of the old one's
 // life are over.
-func (c *client) renew(ctx context.Context) error {
+func (c *Client) renew(ctx context.Context) error {
 	c.mu.Lock()
 	id := *c.identity
 	c.mu.Unlock()

@@ -125,7 +125,7 @@ func verifyPinned(cs tls.ConnectionState, pin string) ([]byte, error) {
 // Leave asks the server to take this node out of the platform: its machines
 // are drained and removed by the running agent, which then ends.
 func Leave(ctx context.Context, dir string) error {
-	c, err := newClient(dir)
+	c, err := Open(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return errors.New("this machine has not joined any platform")
 	} else if err != nil {

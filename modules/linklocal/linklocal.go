@@ -25,6 +25,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -37,11 +38,11 @@ import (
 type Config struct {
 	// Images is the payload's folder of OCI layouts, images/NAME.
 	Images string
-	// Registry answers what a machine of a workspace pulls, except for the
-	// payload's images. The query parameter ns is the host it was asked for.
-	// nil: nothing else can be pulled.
-	Registry func(m wire.Machine, workspace string) http.Handler
-	Log      *slog.Logger
+	// Transport reaches the platform's registry, which answers what a machine pulls
+	// except for the payload's images, with the certificate of this node. nil:
+	// nothing else can be pulled.
+	Transport http.RoundTripper
+	Log       *slog.Logger
 }
 
 // Endpoints are what the platform offers to a machine at the link-local address
@@ -49,9 +50,10 @@ type Config struct {
 // asks is known by where it listens, so there is no credential. It is safe for
 // concurrent use.
 type Endpoints struct {
-	cfg Config
-	log *slog.Logger
-	dns *resolver
+	cfg      Config
+	log      *slog.Logger
+	dns      *resolver
+	registry atomic.Pointer[string] // host:port
 
 	mu   sync.Mutex
 	open map[string]*endpoint // by machine's UID
@@ -65,9 +67,12 @@ func New(cfg Config) *Endpoints {
 	return &Endpoints{cfg: cfg, log: cfg.Log, dns: newResolver(), open: map[string]*endpoint{}}
 }
 
-// SetUpstreams says where names are asked for from now on. None: they are
-// refused at once.
-func (e *Endpoints) SetUpstreams(servers []netip.AddrPort) { e.dns.setUpstreams(servers) }
+// SetState says where names are asked for from now on, and where images are. No
+// upstream resolvers: queries are refused at once.
+func (e *Endpoints) SetState(s *wire.State) {
+	e.dns.setUpstreams(s.UpstreamDNS)
+	e.registry.Store(&s.Registry)
+}
 
 // endpoint is what listens for one machine.
 type endpoint struct {
@@ -128,10 +133,10 @@ func (e *Endpoints) listen(m wire.Machine, workspace, path string) (*endpoint, e
 		return nil, errors.Join(err, registry.Close(), stream.Close())
 	}
 	var rest http.Handler
-	if e.cfg.Registry != nil {
-		rest = e.cfg.Registry(m, workspace)
-	}
 	log := e.log.With("machine", m.Name, "workspace", workspace)
+	if e.cfg.Transport != nil {
+		rest = e.pull(workspace, log)
+	}
 	p := &endpoint{http: &http.Server{
 		Handler:           route(payloadImages{e.cfg.Images}, rest),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -148,7 +153,7 @@ func (e *Endpoints) listen(m wire.Machine, workspace, path string) (*endpoint, e
 	registry = limitListener(registry, maxRegistryConns)
 	p.done.Go(func() {
 		if err := p.http.Serve(registry); !errors.Is(err, http.ErrServerClosed) {
-			log.Warn("registry endpoint ended", "error", err)
+			log.Warn("registry endpoint ended", "err", err)
 		}
 	})
 	for _, s := range p.dns {
@@ -159,7 +164,7 @@ func (e *Endpoints) listen(m wire.Machine, workspace, path string) (*endpoint, e
 		p.done.Go(func() {
 			if err := s.ActivateAndServe(); err != nil {
 				failed <- err
-				log.Debug("resolver ended", "error", err)
+				log.Debug("resolver ended", "err", err)
 			}
 		})
 		select {

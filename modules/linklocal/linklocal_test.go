@@ -186,9 +186,15 @@ func TestEndpoints(t *testing.T) {
 	dir, _ := testImages(t)
 	ns := testNamespace(t, "e")
 	m := wire.Machine{UID: "u", Name: "shop-1"}
-	e := New(Config{Images: dir, Registry: func(m wire.Machine, workspace string) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, workspace+" "+m.Name) })
-	}})
+	registry := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, r.Header.Get(wire.WorkspaceHeader)+" "+r.URL.Query().Get("ns"))
+	}))
+	t.Cleanup(registry.Close)
+	e := New(Config{Images: dir, Transport: registry.Client().Transport})
+	upstreams := func(servers ...netip.AddrPort) {
+		e.SetState(&wire.State{Registry: strings.TrimPrefix(registry.URL, "https://"), UpstreamDNS: servers})
+	}
+	upstreams()
 	t.Cleanup(e.CloseAll)
 	for range 2 {
 		if err := e.Open(t.Context(), m, "acme/web/shop", ns.Path()); err != nil {
@@ -207,7 +213,7 @@ func TestEndpoints(t *testing.T) {
 		b, _ := io.ReadAll(res.Body)
 		return string(b)
 	}
-	if got := get("/v2/x/manifests/1?ns=registry.example"); got != "acme/web/shop shop-1" {
+	if got := get("/v2/x/manifests/1?ns=registry.example"); got != "acme/web/shop registry.example" {
 		t.Errorf("who asks: %q", got)
 	}
 	if got := get("/v2/tool/manifests/1?ns=multipaas.internal"); !strings.Contains(got, "layers") {
@@ -242,7 +248,7 @@ func TestEndpoints(t *testing.T) {
 		t.Errorf("no upstream: it took %v", took)
 	}
 	good, dead := upstreamDNS(t), netip.MustParseAddrPort("127.0.0.1:1")
-	e.SetUpstreams([]netip.AddrPort{dead, good})
+	upstreams(dead, good)
 	for _, network := range []string{"udp", "tcp"} {
 		if a := ask(network, "a.example.", false); len(a.Answer) != 1 {
 			t.Errorf("%s: %v", network, a)
@@ -257,7 +263,7 @@ func TestEndpoints(t *testing.T) {
 	if a := ask("tcp", "big.example.", false); len(a.Answer) != 200 {
 		t.Errorf("large answer over TCP: %d records", len(a.Answer))
 	}
-	e.SetUpstreams([]netip.AddrPort{dead})
+	upstreams(dead)
 	if a := ask("udp", "a.example.", false); a.Rcode != dns.RcodeServerFailure {
 		t.Errorf("dead upstream: %v", a)
 	}

@@ -66,7 +66,7 @@ const (
 )
 
 // bundle is the OCI runtime specification of a machine.
-func (s *Sandbox) bundle(spec Spec, m places, cgroupsPath string) *specs.Spec {
+func (s *Sandbox) bundle(spec order, m places, cgroupsPath string) *specs.Spec {
 	size := spec.Machine.Spec.Size
 	nofile, caps := maxOpenFiles(), grantable()
 	tasks := pidsFor(size.MemoryBytes)
@@ -127,7 +127,7 @@ func (s *Sandbox) bundle(spec Spec, m places, cgroupsPath string) *specs.Spec {
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
 				{Type: specs.UTSNamespace}, {Type: specs.CgroupNamespace},
-				{Type: specs.NetworkNamespace, Path: spec.Netns},
+				{Type: specs.NetworkNamespace, Path: spec.netns},
 			},
 			// What init mounts and shares inside stays inside.
 			RootfsPropagation: "rslave",

@@ -21,7 +21,7 @@ type object = map[string]any
 // writeConfig writes the files that a machine reads, each if it changed, each
 // at once. They are in one folder, so that a file that is replaced is seen
 // inside: kubelet and client-go read certificates again by themselves.
-func (s *Sandbox) writeConfig(spec Spec, dir string, mtu int) error {
+func (s *Sandbox) writeConfig(spec order, dir string, mtu int) error {
 	for _, sub := range []string{"", "cni", "pki", "certs.d/_default"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return err
@@ -44,12 +44,12 @@ func (s *Sandbox) writeConfig(spec Spec, dir string, mtu int) error {
 		"certs.d/_default/hosts.toml": fmt.Appendf(nil, "server = \"http://%s\"\ncapabilities = [\"pull\", \"resolve\"]\n", registry),
 		"containerd.toml":             s.containerdConfig(),
 		"pki/ca.crt":                  spec.ClusterCA,
-		"pki/kubelet-client.crt":      spec.Certificates.KubeletClient,
-		"pki/kubelet-client.key":      spec.Certificates.KubeletClientKey,
-		"pki/kubelet-serving.crt":     spec.Certificates.KubeletServing,
-		"pki/kubelet-serving.key":     spec.Certificates.KubeletServingKey,
-		"pki/kube-proxy.crt":          spec.Certificates.KubeProxy,
-		"pki/kube-proxy.key":          spec.Certificates.KubeProxyKey,
+		"pki/kubelet-client.crt":      spec.keys.KubeletClient,
+		"pki/kubelet-client.key":      spec.keys.KubeletClientKey,
+		"pki/kubelet-serving.crt":     spec.keys.KubeletServing,
+		"pki/kubelet-serving.key":     spec.keys.KubeletServingKey,
+		"pki/kube-proxy.crt":          spec.keys.KubeProxy,
+		"pki/kube-proxy.key":          spec.keys.KubeProxyKey,
 	}
 	for name, o := range map[string]object{
 		"kubelet.yaml":          kubeletConfig(spec),
@@ -135,7 +135,7 @@ disabled_plugins = [
 `, insideConfig, insideCNI, insideCNIConf, insideRuntime)
 }
 
-func initConfig(spec Spec) object {
+func initConfig(spec order) object {
 	size := spec.Machine.Spec.Size
 	return object{
 		"state_file": initState,
@@ -172,7 +172,7 @@ func initConfig(spec Spec) object {
 	}
 }
 
-func kubeletConfig(spec Spec) object {
+func kubeletConfig(spec order) object {
 	size := spec.Machine.Spec.Size
 	return object{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -221,7 +221,7 @@ func kubeletConfig(spec Spec) object {
 	}
 }
 
-func kubeProxyConfig(spec Spec) object {
+func kubeProxyConfig(spec order) object {
 	return object{
 		"apiVersion":         "kubeproxy.config.k8s.io/v1alpha1",
 		"kind":               "KubeProxyConfiguration",
@@ -238,7 +238,7 @@ func kubeProxyConfig(spec Spec) object {
 	}
 }
 
-func kubeconfig(spec Spec, certificate string) object {
+func kubeconfig(spec order, certificate string) object {
 	return object{
 		"apiVersion": "v1",
 		"kind":       "Config",
@@ -255,7 +255,7 @@ func kubeconfig(spec Spec, certificate string) object {
 	}
 }
 
-func cniConfig(spec Spec, mtu int) object {
+func cniConfig(spec order, mtu int) object {
 	return object{
 		"cniVersion": "1.0.0",
 		"name":       "multipaas",

@@ -13,64 +13,25 @@
 package machine
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// Driver is a way to run machines. Calls for different machines may be
-// concurrent; those for one follow one another.
-type Driver interface {
-	// Ensure makes the machine run as spec says, and returns once its first
-	// process runs. One that runs is adopted, whoever started it; its files are
-	// brought up to date. One that stopped is started on the disk it had.
-	Ensure(ctx context.Context, spec Spec) error
-	// Stop ends the machine and keeps its disk. None there is no error.
-	Stop(ctx context.Context, uid string) error
-	// Remove ends the machine and takes everything of it away, from whatever
-	// state it is in. None there is no error.
-	Remove(ctx context.Context, uid string) error
-	// List returns every machine of which there is something, by UID.
-	List(ctx context.Context) ([]State, error)
-}
-
-// Spec is a machine that shall run.
-type Spec struct {
+// order is a machine that shall run.
+type order struct {
 	wire.Machine
-	// Netns is the file of the machine's network namespace, below /run/netns.
-	Netns        string
-	Certificates Certificates
-}
-
-// Certificates are a machine's keys and certificates, PEM.
-type Certificates struct {
-	wire.MachineCertificates
-	KubeletClientKey  []byte
-	KubeletServingKey []byte
-	KubeProxyKey      []byte
-}
-
-// State is what is seen of one machine.
-type State struct {
-	UID     string
-	Key     string
-	Running bool
-	// Message says what is wrong, for people: why it doesn't run, or which of
-	// its services don't.
-	Message   string
-	StartedAt time.Time
-	Restarts  int // starts after the first one
+	netns string // file of the machine's network namespace, below /run/netns
+	keys  wire.MachineKeyPairs
 }
 
 // ErrUnsupported is wrapped by the errors of Supports.
 var ErrUnsupported = errors.New("this host can't run machines by the sandbox driver")
 
-func (s Spec) check() error {
+func (s order) check() error {
 	if err := checkUID(s.UID); err != nil {
 		return err
 	}
@@ -97,7 +58,7 @@ func (s Spec) check() error {
 	if !s.Plan.Plane.IsValid() || !s.Plan.Pods.IsValid() || !s.Plan.DNS.IsValid() {
 		fail("no address plan")
 	}
-	if s.Netns == "" {
+	if s.netns == "" {
 		fail("no network namespace")
 	}
 	return errors.Join(errs...)

@@ -53,8 +53,6 @@ type Sandbox struct {
 	watched map[string]*os.File // pidfd of each machine that is watched, by UID
 }
 
-var _ Driver = (*Sandbox)(nil)
-
 // NewSandbox changes nothing on the host.
 func NewSandbox(cfg Config) *Sandbox {
 	if cfg.Log == nil {
@@ -113,8 +111,12 @@ func (r record) write(file string) error {
 // cgroupName is a machine's control group, below ours.
 func cgroupName(uid string) string { return "machines/" + uid }
 
-// Ensure makes the machine run. See Driver.
-func (s *Sandbox) Ensure(ctx context.Context, spec Spec) error {
+// Ensure makes the machine run as m says, in the network namespace with this
+// file, and returns once its first process runs. One that runs is adopted,
+// whoever started it; its files are brought up to date. One that stopped is
+// started on the disk it had. Calls for different machines may be concurrent.
+func (s *Sandbox) Ensure(ctx context.Context, m wire.Machine, netns string, keys wire.MachineKeyPairs) error {
+	spec := order{Machine: m, netns: netns, keys: keys}
 	if err := spec.check(); err != nil {
 		return fmt.Errorf("machine %s: %w", spec.Name, err)
 	}
@@ -126,7 +128,7 @@ func (s *Sandbox) Ensure(ctx context.Context, spec Spec) error {
 	return nil
 }
 
-func (s *Sandbox) ensure(ctx context.Context, spec Spec) error {
+func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 	m := s.places(spec.UID)
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return err
@@ -137,7 +139,7 @@ func (s *Sandbox) ensure(ctx context.Context, spec Spec) error {
 	if err := rec.write(m.record); err != nil {
 		return err
 	}
-	mtu, err := linkMTU(spec.Netns)
+	mtu, err := linkMTU(spec.netns)
 	if err != nil {
 		return err
 	}
@@ -150,7 +152,7 @@ func (s *Sandbox) ensure(ctx context.Context, spec Spec) error {
 		return err
 	}
 	if ok && c.running() {
-		same, err := inNamespace(c.PID, spec.Netns)
+		same, err := inNamespace(c.PID, spec.netns)
 		if err != nil {
 			return err
 		}
@@ -184,11 +186,11 @@ func (s *Sandbox) ensure(ctx context.Context, spec Spec) error {
 }
 
 // prepare makes everything that a start needs, or finds it there.
-func (s *Sandbox) prepare(ctx context.Context, spec Spec, m places) error {
+func (s *Sandbox) prepare(ctx context.Context, spec order, m places) error {
 	if err := tuneKernel(); err != nil {
 		return err
 	}
-	if err := emptyNamespace(spec.Netns); err != nil {
+	if err := emptyNamespace(spec.netns); err != nil {
 		return err
 	}
 	image, err := s.images.unpack(ctx, s.cfg.payload("images", "machine"))
@@ -242,7 +244,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec Spec, m places) error {
 
 func (s *Sandbox) pruneImages() {
 	if err := s.images.prune(s.cfg.payload("images", "machine")); err != nil {
-		s.log.Warn("remove unused images", "error", err)
+		s.log.Warn("remove unused images", "err", err)
 	}
 }
 
@@ -270,7 +272,7 @@ func (s *Sandbox) end(ctx context.Context, uid string) error {
 // takes 25 s at most.
 const stopTimeout = 30 * time.Second
 
-// Stop ends the machine and keeps its disk. See Driver.
+// Stop ends the machine and keeps its disk. None there is no error.
 func (s *Sandbox) Stop(ctx context.Context, uid string) error {
 	if err := checkUID(uid); err != nil {
 		return err
@@ -291,7 +293,7 @@ func (s *Sandbox) stop(ctx context.Context, uid string) error {
 	if ok && c.running() {
 		s.unwatch(uid)
 		if err := terminate(ctx, c.PID, stopTimeout); err != nil {
-			s.log.Warn("machine did not stop in time; ending it", "machine", uid, "error", err)
+			s.log.Warn("machine did not stop in time; ending it", "machine", uid, "err", err)
 		}
 	}
 	if err := s.end(ctx, uid); err != nil {
@@ -300,7 +302,8 @@ func (s *Sandbox) stop(ctx context.Context, uid string) error {
 	return unmountAll(s.places(uid).dir)
 }
 
-// Remove takes everything of the machine away. See Driver.
+// Remove ends the machine and takes everything of it away, from whatever state
+// it is in. None there is no error.
 func (s *Sandbox) Remove(ctx context.Context, uid string) error {
 	if err := checkUID(uid); err != nil {
 		return err
@@ -338,8 +341,8 @@ func (s *Sandbox) remove(ctx context.Context, uid string) error {
 	return nil
 }
 
-// List returns the machines of which there is something. See Driver.
-func (s *Sandbox) List(ctx context.Context) ([]State, error) {
+// List returns every machine of which there is something, by UID.
+func (s *Sandbox) List(ctx context.Context) ([]wire.MachineReport, error) {
 	uids := map[string]bool{}
 	for _, dir := range []string{s.cfg.Dir, s.cfg.Runc} {
 		entries, err := os.ReadDir(dir)
@@ -352,16 +355,16 @@ func (s *Sandbox) List(ctx context.Context) ([]State, error) {
 			}
 		}
 	}
-	var states []State
+	var states []wire.MachineReport
 	for _, uid := range slices.Sorted(maps.Keys(uids)) {
 		states = append(states, s.state(ctx, uid))
 	}
 	return states, nil
 }
 
-func (s *Sandbox) state(ctx context.Context, uid string) State {
+func (s *Sandbox) state(ctx context.Context, uid string) wire.MachineReport {
 	m := s.places(uid)
-	st := State{UID: uid}
+	st := wire.MachineReport{UID: uid}
 	if rec, err := readRecord(m.record); err == nil {
 		st.Key, st.Restarts = rec.Machine.Key, max(0, rec.Starts-1)
 	}

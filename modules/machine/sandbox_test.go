@@ -84,7 +84,7 @@ func testNamespace(t *testing.T, suffix string) *netns.NS {
 	return ns
 }
 
-func testCertificates(t *testing.T) (ca []byte, c Certificates) {
+func testCertificates(t *testing.T) (ca []byte, c wire.MachineKeyPairs) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -102,20 +102,20 @@ func testCertificates(t *testing.T) (ca []byte, c Certificates) {
 	}
 	ca = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	k := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-	return ca, Certificates{MachineCertificates: wire.MachineCertificates{KubeletClient: ca, KubeletServing: ca, KubeProxy: ca},
+	return ca, wire.MachineKeyPairs{MachineCertificates: wire.MachineCertificates{KubeletClient: ca, KubeletServing: ca, KubeProxy: ca},
 		KubeletClientKey: k, KubeletServingKey: k, KubeProxyKey: k}
 }
 
-func testSpec(t *testing.T, uid string, ns *netns.NS, disk int64) Spec {
+func testSpec(t *testing.T, uid string, ns *netns.NS, disk int64) order {
 	t.Helper()
 	ca, certificates := testCertificates(t)
 	address, pods := wire.DefaultPlan().Machine(1)
-	return Spec{
+	return order{
 		Machine: wire.Machine{Key: "acme/web/shop/shop-1", UID: uid, Name: "shop-1", NetworkID: "00002a",
 			KubernetesVersion: "1.36", Plan: wire.DefaultPlan(), ClusterCA: ca,
 			Spec: resource.MachineSpec{Driver: "sandbox", Index: 1, Address: address, PodCIDR: pods,
 				Size: resource.Size{MilliCPU: 1500, MemoryBytes: 512 << 20, DiskBytes: disk}}},
-		Netns: ns.Path(), Certificates: certificates,
+		netns: ns.Path(), keys: certificates,
 	}
 }
 
@@ -123,7 +123,7 @@ func testSpec(t *testing.T, uid string, ns *netns.NS, disk int64) Spec {
 type rig struct {
 	t      *testing.T
 	s      *Sandbox
-	spec   Spec
+	spec   order
 	ns     *netns.NS
 	exited chan string
 }
@@ -150,7 +150,7 @@ func (r *rig) sandbox(dir, payload string) *Sandbox {
 
 func (r *rig) ensure() {
 	r.t.Helper()
-	if err := r.s.Ensure(r.t.Context(), r.spec); err != nil {
+	if err := r.s.Ensure(r.t.Context(), r.spec.Machine, r.spec.netns, r.spec.keys); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -369,7 +369,7 @@ func TestSandbox(t *testing.T) {
 		pid := r.pid()
 		r.s.Close()
 		r.s = r.sandbox(filepath.Dir(r.s.cfg.Dir), r.s.cfg.Payload)
-		r.spec.Certificates.KubeProxy = append(bytes.Clone(r.spec.Certificates.KubeProxy), "# renewed\n"...)
+		r.spec.keys.KubeProxy = append(bytes.Clone(r.spec.keys.KubeProxy), "# renewed\n"...)
 		r.ensure()
 		if got := r.pid(); got != pid {
 			t.Errorf("process 1 was %d, is %d", pid, got)
@@ -494,19 +494,19 @@ func TestHalf(t *testing.T) {
 }
 
 func TestSpecCheck(t *testing.T) {
-	good := Spec{Netns: "/run/netns/x", Machine: wire.Machine{UID: "u-1", Name: "shop-1", KubernetesVersion: "1.36", Plan: wire.DefaultPlan(),
+	good := order{netns: "/run/netns/x", Machine: wire.Machine{UID: "u-1", Name: "shop-1", KubernetesVersion: "1.36", Plan: wire.DefaultPlan(),
 		Spec: resource.MachineSpec{Address: netip.MustParseAddr("172.30.0.11"), PodCIDR: netip.MustParsePrefix("10.42.1.0/24"), Size: resource.Size{MilliCPU: 1000, MemoryBytes: 1 << 30, DiskBytes: 1 << 30}}}}
 	if err := good.check(); err != nil {
 		t.Fatal(err)
 	}
-	for name, change := range map[string]func(*Spec){
-		"uid":     func(s *Spec) { s.UID = "../x" },
-		"name":    func(s *Spec) { s.Name = "A b" },
-		"version": func(s *Spec) { s.KubernetesVersion = "../../x" },
-		"memory":  func(s *Spec) { s.Machine.Spec.Size.MemoryBytes = 1 },
-		"disk":    func(s *Spec) { s.Machine.Spec.Size.DiskBytes = 1 },
-		"address": func(s *Spec) { s.Machine.Spec.Address = netip.Addr{} },
-		"plan":    func(s *Spec) { s.Plan.Plane = netip.Addr{} },
+	for name, change := range map[string]func(*order){
+		"uid":     func(s *order) { s.UID = "../x" },
+		"name":    func(s *order) { s.Name = "A b" },
+		"version": func(s *order) { s.KubernetesVersion = "../../x" },
+		"memory":  func(s *order) { s.Machine.Spec.Size.MemoryBytes = 1 },
+		"disk":    func(s *order) { s.Machine.Spec.Size.DiskBytes = 1 },
+		"address": func(s *order) { s.Machine.Spec.Address = netip.Addr{} },
+		"plan":    func(s *order) { s.Plan.Plane = netip.Addr{} },
 	} {
 		bad := good
 		change(&bad)

@@ -423,6 +423,9 @@ func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep wire.Repo
 		}
 		s.HeartbeatAt = time.Now().UTC()
 		s.Conditions = nil
+		if c, bad := networksReady(rep.Networks); bad {
+			s.Conditions.Set(c)
+		}
 		for _, p := range rep.Problems[:min(len(rep.Problems), maxItems)] {
 			p.Type, p.Reason, p.Message = clip(p.Type), clip(p.Reason), clip(p.Message)
 			if p.Status != resource.True && p.Status != resource.False {
@@ -449,6 +452,23 @@ func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep wire.Repo
 		}
 	}
 	return nil
+}
+
+// networksReady is the condition of a node with networks that are not as they
+// shall be.
+func networksReady(reports []wire.NetworkReport) (c resource.Condition, bad bool) {
+	var texts []string
+	for _, n := range reports {
+		if n.Message != "" && len(texts) < maxItems {
+			texts = append(texts, "network "+n.ID+": "+n.Message)
+		}
+	}
+	return resource.Condition{
+		Type:    "NetworksReady",
+		Status:  resource.False,
+		Reason:  "NotReady",
+		Message: clip(strings.Join(texts, "; ")),
+	}, texts != nil
 }
 
 func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.MachineReport) error {

@@ -94,10 +94,11 @@ func (p *platform) join(t *testing.T, name string) *host {
 	if err := agent.Join(t.Context(), h.dir, p.url, name, p.token()); err != nil {
 		t.Fatalf("join %s: %v", name, err)
 	}
-	var err error
-	if h.transport, h.url, err = agent.Transport(h.dir); err != nil {
+	c, err := agent.Open(h.dir)
+	if err != nil {
 		t.Fatal(err)
 	}
+	h.transport, h.url = c.Transport(), c.Server()
 	t.Cleanup(h.transport.(*http.Transport).CloseIdleConnections)
 	return h
 }

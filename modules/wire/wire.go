@@ -129,7 +129,7 @@ type MachineReport struct {
 type NetworkReport struct {
 	ID      string `json:"id"`
 	Ready   bool   `json:"ready"`
-	Message string `json:"message,omitempty"`
+	Message string `json:"message,omitempty"` // why it isn't
 }
 
 // JoinRequest is what a machine sends to become a node, authenticated by its
@@ -161,4 +161,13 @@ type MachineCertificates struct {
 	KubeletClient  []byte `json:"kubeletClient"`
 	KubeletServing []byte `json:"kubeletServing"`
 	KubeProxy      []byte `json:"kubeProxy"`
+}
+
+// MachineKeyPairs are a machine's certificates with their keys, PEM. The keys are
+// made on the host and never leave it: no message holds them.
+type MachineKeyPairs struct {
+	MachineCertificates
+	KubeletClientKey  []byte
+	KubeletServingKey []byte
+	KubeProxyKey      []byte
 }

@@ -1,4 +1,4 @@
-package appliance
+package linklocal
 
 import (
 	"bufio"
@@ -14,22 +14,23 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// TestPuller says of itself what a machine may say, in every way that HTTP has: the
+// TestPull says of itself what a machine may say, in every way that HTTP has: the
 // registry hears of the machine's own workspace and of nobody's word.
-func TestPuller(t *testing.T) {
+func TestPull(t *testing.T) {
 	heard := make(chan http.Header, 1)
 	registry := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		heard <- r.Header.Clone()
 	}))
 	defer registry.Close()
-	p := &puller{transport: registry.Client().Transport, log: slog.New(slog.DiscardHandler)}
+	log := slog.New(slog.DiscardHandler)
+	e := New(Config{Transport: registry.Client().Transport, Log: log})
 	at, err := url.Parse(registry.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.registry.Store(&at.Host)
-	door := httptest.NewServer(p.handler(wire.Machine{}, "beta/ops/box"))
+	e.SetState(&wire.State{Registry: at.Host})
+	door := httptest.NewServer(e.pull("beta/ops/box", log))
 	defer door.Close()
 
 	const theirs = "X-Multipaas-Workspace: acme/web/shop\r\n"

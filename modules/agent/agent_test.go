@@ -1,0 +1,412 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// server is a Hub that says what a test has it say.
+type server struct {
+	*httptest.Server
+	ca     *pki.CA
+	states chan string // lines of the stream
+	stop   chan struct{}
+
+	mu      sync.Mutex
+	removed bool
+	last    wire.Report
+}
+
+func newServer(t *testing.T) *server {
+	t.Helper()
+	certPEM, keyPEM, err := pki.NewCA("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.ParseCA(certPEM, keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, key, err := ca.Issue(pki.Request{CommonName: "s1", Server: true, Hosts: []string{"127.0.0.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(append(leaf, certPEM...), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{ca: ca, states: make(chan string), stop: make(chan struct{})}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/agent/state", s.state)
+	mux.HandleFunc("POST /v1/agent/report", s.report)
+	s.Server = httptest.NewUnstartedServer(mux)
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	t.Cleanup(func() { close(s.stop); s.Close() })
+	return s
+}
+
+func (s *server) gone(w http.ResponseWriter) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.removed {
+		w.WriteHeader(http.StatusGone)
+	}
+	return s.removed
+}
+
+func (s *server) state(w http.ResponseWriter, r *http.Request) {
+	if s.gone(w) {
+		return
+	}
+	_ = http.NewResponseController(w).Flush()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-r.Context().Done():
+			return
+		case line := <-s.states:
+			if line == "" {
+				return
+			}
+			_, _ = w.Write([]byte(line + "\n"))
+			_ = http.NewResponseController(w).Flush()
+		}
+	}
+}
+
+func (s *server) report(w http.ResponseWriter, r *http.Request) {
+	if s.gone(w) {
+		return
+	}
+	var rep wire.Report
+	if err := json.NewDecoder(r.Body).Decode(&rep); err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	s.mu.Lock()
+	s.last = rep
+	s.mu.Unlock()
+	_, _ = w.Write([]byte("{}"))
+}
+
+// say streams a state with these networks and machines; a machine is NETWORK/UID,
+// and with a dash before it, it shall be removed.
+func (s *server) say(t *testing.T, networks string, machines string) {
+	t.Helper()
+	line, err := json.Marshal(stateOf(networks, machines))
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case s.states <- string(line):
+	case <-time.After(10 * time.Second):
+		t.Fatal("no agent listens")
+	}
+}
+
+func stateOf(networks, machines string) *wire.State {
+	state := &wire.State{Node: "n1"}
+	for _, id := range strings.Fields(networks) {
+		state.Networks = append(state.Networks, wire.Network{ID: id})
+	}
+	for _, text := range strings.Fields(machines) {
+		network, uid, _ := strings.Cut(strings.TrimPrefix(text, "-"), "/")
+		state.Machines = append(state.Machines, wire.Machine{UID: uid, NetworkID: network, Remove: text[0] == '-'})
+	}
+	return state
+}
+
+// reported waits for a report that is as ok says.
+func (s *server) reported(t *testing.T, what string, ok func(wire.Report) bool) {
+	t.Helper()
+	await(t, "a report with "+what, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return ok(s.last)
+	})
+}
+
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within 30 s", what)
+		}
+	}
+}
+
+// world is a host. Its methods are those of the modules that the drivers drive.
+type world struct {
+	mu     sync.Mutex
+	there  []string          // "network a", "machine u", in the order in which they came
+	events []string          // "+network a", "-machine u"
+	broken map[string]string // what can't be made or removed, and why
+}
+
+func (w *world) change(what string, there bool) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if text := w.broken[what]; text != "" {
+		return errors.New(text)
+	}
+	if slices.Contains(w.there, what) == there {
+		return nil
+	}
+	if there {
+		w.there = append(w.there, what)
+		w.events = append(w.events, "+"+what)
+	} else {
+		w.there = slices.DeleteFunc(w.there, func(s string) bool { return s == what })
+		w.events = append(w.events, "-"+what)
+	}
+	return nil
+}
+
+func (w *world) breaks(what, why string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.broken = map[string]string{what: why}
+}
+
+func (w *world) list(kind string) (keys []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, t := range w.there {
+		if key, ok := strings.CutPrefix(t, kind+" "); ok {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+func (w *world) all() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Join(slices.Sorted(slices.Values(w.there)), ", ")
+}
+
+func (w *world) story() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Join(w.events, " ")
+}
+
+type worldNetworks struct{ *world }
+
+func (w worldNetworks) Attach(_ context.Context, n wire.Network) error {
+	return w.change("network "+n.ID, true)
+}
+func (w worldNetworks) Detach(_ context.Context, id string) error {
+	return w.change("network "+id, false)
+}
+func (w worldNetworks) Attached() ([]string, error) { return w.list("network"), nil }
+
+// worldMachines is a driver without certificates, which have tests of their own
+// where they are signed.
+type worldMachines struct{ *world }
+
+func (worldMachines) Kind() string { return "machine" }
+
+func (w worldMachines) Wanted(s *wire.State) []Item {
+	var items []Item
+	for _, m := range s.Machines {
+		items = append(items, Item{Key: m.UID, Workspace: m.NetworkID, Needs: []Ref{{networkKind, m.NetworkID}}, Remove: m.Remove,
+			Ensure: func(context.Context) error { return w.change("machine "+m.UID, true) }})
+	}
+	return items
+}
+
+func (w worldMachines) Remove(_ context.Context, uid string) error {
+	return w.change("machine "+uid, false)
+}
+func (w worldMachines) List(context.Context) ([]string, error) { return w.list("machine"), nil }
+
+func (w worldMachines) Report(_ context.Context, s *wire.State, progress func(string) Progress, r *wire.Report) (fallen []string, err error) {
+	for _, m := range s.Machines {
+		p := progress(m.UID)
+		running := slices.Contains(w.list("machine"), m.UID)
+		if !running && !m.Remove {
+			fallen = append(fallen, m.UID)
+		}
+		r.Machines = append(r.Machines, wire.MachineReport{UID: m.UID, Running: running, Removed: p.Removed, Message: p.Problem})
+	}
+	return fallen, nil
+}
+
+// run runs an agent in dir until the test ends, or stop is called.
+func run(t *testing.T, s *server, dir string, w *world) (stop func() error) {
+	t.Helper()
+	leaf, key, err := s.ca.Issue(pki.Request{CommonName: "n1", Client: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writeIdentity(dir, &identity{Server: s.URL, Name: "n1", Certificate: leaf, Key: key, CA: s.ca.CertPEM()}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := New(Config{
+		Log:     slog.New(slog.DiscardHandler),
+		Client:  c,
+		Drivers: []Driver{Networks(worldNetworks{w}), worldMachines{w}},
+		Facts:   func() wire.Report { return wire.Report{} },
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx, func() {}) }()
+	stop = sync.OnceValue(func() error {
+		defer c.http.CloseIdleConnections()
+		cancel()
+		return <-ended
+	})
+	t.Cleanup(func() { _ = stop() })
+	return stop
+}
+
+func wantThere(t *testing.T, w *world, want string) {
+	t.Helper()
+	await(t, "there is "+want, func() bool { return w.all() == want })
+}
+
+func TestNetworksComeBeforeMachinesAndGoAfterThem(t *testing.T) {
+	s, w := newServer(t), &world{}
+	run(t, s, t.TempDir(), w)
+	s.say(t, "a b", "a/u1 b/u2")
+	wantThere(t, w, "machine u1, machine u2, network a, network b")
+	story := w.story()
+	for network, uid := range map[string]string{"a": "u1", "b": "u2"} {
+		if strings.Index(story, "+network "+network) > strings.Index(story, "+machine "+uid) {
+			t.Errorf("a machine came before its network: %s", story)
+		}
+	}
+
+	// Nobody knows them any more. A machine that stays for a while keeps its
+	// network.
+	w.breaks("machine u2", "it hangs")
+	s.say(t, "", "")
+	await(t, "u1 is gone", func() bool { return !strings.Contains(w.all(), "u1") })
+	s.reported(t, "what can't be removed", func(r wire.Report) bool {
+		return len(r.Problems) == 1 && r.Problems[0].Message == "machine u2: it hangs"
+	})
+	if got, want := w.all(), "machine u2, network a, network b"; got != want {
+		t.Errorf("while a machine can't be removed there is %s, want %s", got, want)
+	}
+	w.breaks("", "")
+	wantThere(t, w, "")
+}
+
+func TestAMachineSaysWhatItWaitsFor(t *testing.T) {
+	s, w := newServer(t), &world{}
+	w.breaks("network a", "no bridge")
+	run(t, s, t.TempDir(), w)
+	s.say(t, "a b", "a/u1 b/u2 c/u3")
+	s.reported(t, "each one's problem", func(r wire.Report) bool {
+		return len(r.Networks) == 2 && len(r.Machines) == 3 && r.Networks[0] == wire.NetworkReport{ID: "a", Message: "no bridge"} &&
+			r.Networks[1] == wire.NetworkReport{ID: "b", Ready: true} &&
+			r.Machines[0].Message == "network a: no bridge" && r.Machines[1].Running && r.Machines[1].Message == "" &&
+			r.Machines[2].Message == "network c is not in the state"
+	})
+	if got := w.all(); strings.Contains(got, "u1") {
+		t.Errorf("without its network there is %s", got)
+	}
+	w.breaks("", "")
+	wantThere(t, w, "machine u1, machine u2, network a, network b")
+	s.reported(t, "no problem", func(r wire.Report) bool { return r.Machines[0].Running && r.Machines[0].Message == "" })
+}
+
+func TestWhatFallsOverIsMadeAgain(t *testing.T) {
+	s, w := newServer(t), &world{}
+	run(t, s, t.TempDir(), w)
+	s.say(t, "a", "a/u1")
+	wantThere(t, w, "machine u1, network a")
+	_ = w.change("machine u1", false)
+	s.say(t, "a b", "a/u1") // a report follows
+	wantThere(t, w, "machine u1, network a, network b")
+}
+
+func TestRemovedIsSaidUntilTheServerKnows(t *testing.T) {
+	s, w := newServer(t), &world{}
+	run(t, s, t.TempDir(), w)
+	s.say(t, "a", "a/u1 a/u2")
+	wantThere(t, w, "machine u1, machine u2, network a")
+	s.say(t, "a", "-a/u1 a/u2")
+	s.reported(t, "u1 removed", func(r wire.Report) bool {
+		return len(r.Machines) == 2 && r.Machines[0] == wire.MachineReport{UID: "u1", Removed: true} && r.Machines[1].Running
+	})
+	s.say(t, "a", "a/u2")
+	s.reported(t, "u2 alone", func(r wire.Report) bool { return len(r.Machines) == 1 })
+	wantThere(t, w, "machine u2, network a")
+}
+
+// TestAbsenceIsNoOrder starts an agent with a state from disk that knows less than
+// there is: only the server may say that something is no more.
+func TestAbsenceIsNoOrder(t *testing.T) {
+	s, w, dir := newServer(t), &world{}, t.TempDir()
+	stop := run(t, s, dir, w)
+	s.say(t, "a b", "a/u1 b/u2")
+	wantThere(t, w, "machine u1, machine u2, network a, network b")
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	old, err := json.Marshal(stateOf("a c", "a/u1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, stateName), old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.events = nil
+	s.last = wire.Report{}
+	run(t, s, dir, w)
+	s.reported(t, "both networks of the old state", func(r wire.Report) bool {
+		return len(r.Networks) == 2 && r.Networks[0].Ready && r.Networks[1].Ready
+	})
+	if got, want := w.story(), "+network c"; got != want {
+		t.Errorf("with the state from disk: %q, want %q", got, want)
+	}
+	s.say(t, "a c", "a/u1")
+	wantThere(t, w, "machine u1, network a, network c")
+}
+
+func TestRemovedNodeLeavesNothing(t *testing.T) {
+	s, w, dir := newServer(t), &world{}, t.TempDir()
+	stop := run(t, s, dir, w)
+	s.say(t, "a", "a/u1")
+	wantThere(t, w, "machine u1, network a")
+	s.mu.Lock()
+	s.removed = true
+	s.mu.Unlock()
+	s.states <- "" // the stream ends
+	await(t, "the identity is gone", func() bool {
+		_, _, err := Joined(dir)
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	if got := w.all(); got != "" {
+		t.Errorf("left: %s", got)
+	}
+	if err := stop(); !errors.Is(err, ErrRemoved) || errors.Is(err, ErrLeftovers) {
+		t.Errorf("got %v, want %v alone", err, ErrRemoved)
+	}
+}

@@ -1,0 +1,92 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// Driver keeps one kind of things on this host as the server wants them:
+// networks, machines. Its methods may block for seconds, Wanted excepted, and
+// are safe for concurrent use; Ensure and Remove of one item follow one another.
+type Driver interface {
+	// Kind is what its items are called, "network". No two drivers have the same.
+	Kind() string
+	// Wanted lists what s asks for, what s wants removed included.
+	Wanted(s *wire.State) []Item
+	// Remove takes all of an item away, in whatever state it is. None there is no
+	// error. It is called for items that a state wants removed, and for those in
+	// List that a live state does not have.
+	Remove(ctx context.Context, key string) error
+	// List returns the keys of the items of which something is on this host. A
+	// driver whose things nobody may lose for not being named leaves them out.
+	List(ctx context.Context) ([]string, error)
+	// Report adds to r what is seen of the items that s wants. progress says how
+	// far the agent has come with one. It returns the keys of those that were
+	// ensured and have fallen over, to be ensured again.
+	Report(ctx context.Context, s *wire.State, progress func(key string) Progress, r *wire.Report) (fallen []string, err error)
+}
+
+// Item is one thing of a driver that a state wants.
+type Item struct {
+	// Key tells it from all others of its driver. One that can be removed and
+	// wanted anew has another key then.
+	Key string
+	// Workspace is whose it is, the ID of its network: of one driver's items, one
+	// workspace's hold one worker at most.
+	Workspace string
+	// Needs are items of earlier drivers. It is ensured once they are as the same
+	// state wants them.
+	Needs []Ref
+	// Every is how often it is ensured though nothing has changed; 0 is never.
+	Every time.Duration
+	// Remove says that all of it shall be taken away.
+	Remove bool
+	// Ensure makes it be as the state wants it. It is idempotent.
+	Ensure func(ctx context.Context) error
+}
+
+// Ref names an item on this host.
+type Ref struct{ Kind, Key string }
+
+// String is for people.
+func (r Ref) String() string { return r.Kind + " " + r.Key }
+
+// Progress is how far the agent has come with an item.
+type Progress struct {
+	Ready   bool   // it was as wanted at the last look
+	Removed bool   // nothing of it is left
+	Problem string // why it isn't as wanted, for people
+}
+
+// plan is a state and what it wants of the drivers. It is not changed once made.
+type plan struct {
+	state  *wire.State
+	serial uint64 // counts states; the first is 1
+	items  map[Ref]Item
+	order  []Ref
+	users  map[Ref][]Ref // those that need it
+}
+
+func newPlan(drivers []Driver, s *wire.State, serial uint64) *plan {
+	p := &plan{state: s, serial: serial, items: map[Ref]Item{}, users: map[Ref][]Ref{}}
+	for _, d := range drivers {
+		for _, item := range d.Wanted(s) {
+			ref := Ref{d.Kind(), item.Key}
+			p.items[ref] = item
+			p.order = append(p.order, ref)
+			for _, need := range item.Needs {
+				p.users[need] = append(p.users[need], ref)
+			}
+		}
+	}
+	return p
+}
+
+// done is what the agent remembers of an item.
+type done struct {
+	serial  uint64 // of the state that it was last made to be like; 0: of none
+	removed bool
+	problem string
+}
