@@ -21,7 +21,7 @@ type OwnerPath struct {
 }
 
 func (a *API) accountOperations() {
-	add(a, operation{id: "accounts.list", method: http.MethodGet, path: "/v1/accounts", summary: "The accounts one has a role in; a sysadmin has one in all"}, a.listAccounts)
+	add(a, op("accounts.list", "GET /v1/accounts", "The accounts one has a role in; a sysadmin has one in all"), a.listAccounts)
 	accounts := collection[resource.Account, *resource.Account]{
 		api:     a,
 		noun:    "account",
@@ -29,28 +29,29 @@ func (a *API) accountOperations() {
 		example: "acme",
 	}
 	accounts.get("One account")
-	add(a, operation{id: "accounts.patch", method: http.MethodPatch, path: "/v1/accounts/{account}", summary: "Set what an account may have"}, a.patchAccount)
-	add(a, operation{id: "accounts.delete", method: http.MethodDelete, path: "/v1/accounts/{account}", summary: "Delete an account that has no organizations"}, a.deleteAccount)
+	add(a, op("accounts.patch", "PATCH /v1/accounts/{account}", "Set what an account may have"), a.patchAccount)
+	add(a, op("accounts.delete", "DELETE /v1/accounts/{account}", "Delete an account that has no organizations"), a.deleteAccount)
 
-	add(a, operation{id: "owners.list", method: http.MethodGet, path: "/v1/accounts/{account}/owners", summary: "The owners of an account"},
+	add(a, op("owners.list", "GET /v1/accounts/{account}/owners", "The owners of an account"),
 		func(ctx context.Context, in *struct {
 			AccountPath
 			Page
 		}) (*Output[resource.List[*resource.Membership]], error) {
 			return page(ctx, store.Of[resource.Membership](a.store), in.Account+"/-", in.Page)
 		})
-	add(a, operation{id: "owners.put", method: http.MethodPut, path: "/v1/accounts/{account}/owners/{user}", summary: "Make a user an owner of an account"},
+	add(a, op("owners.put", "PUT /v1/accounts/{account}/owners/{user}", "Make a user an owner of an account"),
 		func(ctx context.Context, in *OwnerPath) (*Output[*resource.Membership], error) {
-			return a.putMembership(ctx, &resource.Membership{Meta: resource.Meta{Name: in.User}, Account: in.Account, Role: resource.RoleOwner},
-				open(store.Of[resource.Account](a.store), in.Account, "account"), MatchNew{})
+			m := &resource.Membership{Meta: resource.Meta{Name: in.User}, Account: in.Account, Role: resource.RoleOwner}
+			return a.putMembership(ctx, m, open(store.Of[resource.Account](a.store), in.Account, "account"), MatchNew{})
 		})
-	add(a, operation{id: "owners.delete", method: http.MethodDelete, path: "/v1/accounts/{account}/owners/{user}", summary: "Take an owner's role; somebody must be left"},
+	add(a, op("owners.delete", "DELETE /v1/accounts/{account}/owners/{user}", "Take an owner's role; somebody must be left"),
 		func(ctx context.Context, in *OwnerPath) (*Empty, error) {
 			user := strings.ToLower(in.User)
 			if last, err := a.id.LastOwner(ctx, in.Account, user); err != nil {
 				return nil, err
 			} else if last {
-				return nil, conflict("in-use", fmt.Sprintf("%s is the last owner of the account.", user), "Make somebody else an owner first, or delete the account.")
+				return nil, conflict("in-use", fmt.Sprintf("%s is the last owner of the account.", user),
+					"Make somebody else an owner first, or delete the account.")
 			}
 			return a.deleteMembership(ctx, &resource.Membership{Meta: resource.Meta{Name: user}, Account: in.Account})
 		})
@@ -72,7 +73,9 @@ func (a *API) listAccounts(ctx context.Context, in *Page) (*Output[resource.List
 }
 
 // pick is a page of the resources with the given names below prefix.
-func pick[T resource.Object](ctx context.Context, kind store.Kind[T], prefix string, names []string, p Page) (*Output[resource.List[T]], error) {
+func pick[T resource.Object](
+	ctx context.Context, kind store.Kind[T], prefix string, names []string, p Page,
+) (*Output[resource.List[T]], error) {
 	slices.Sort(names)
 	var items []T
 	for _, name := range slices.Compact(names) {
@@ -175,7 +178,9 @@ type content struct {
 }
 
 // putMembership gives a role. within is the check that the place is still there.
-func (a *API) putMembership(ctx context.Context, m *resource.Membership, within store.Op, match MatchNew) (*Output[*resource.Membership], error) {
+func (a *API) putMembership(
+	ctx context.Context, m *resource.Membership, within store.Op, match MatchNew,
+) (*Output[*resource.Membership], error) {
 	m.Name = strings.ToLower(m.Name)
 	user, err := store.Of[resource.User](a.store).Get(ctx, m.Name)
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
@@ -196,7 +201,8 @@ func (a *API) putMembership(ctx context.Context, m *resource.Membership, within 
 			fresh := *m
 			// The user must be there when the role is stored, or the role would wait
 			// for the next one of that name.
-			err := a.store.Commit(ctx, within, open(store.Of[resource.User](a.store), user.Name, "user"), store.Of[resource.Membership](a.store).CreateOp(&fresh))
+			err := a.store.Commit(ctx, within, open(store.Of[resource.User](a.store), user.Name, "user"),
+				store.Of[resource.Membership](a.store).CreateOp(&fresh))
 			out = object(http.StatusCreated, &fresh)
 			return asConflict(err)
 		case err != nil:

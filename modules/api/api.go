@@ -78,7 +78,8 @@ type Identity interface {
 	Register(ctx context.Context, r resource.Register, source string) (account *resource.Account, created bool, err error)
 	ChangePassword(ctx context.Context, p *access.Principal, old, new, source string) error
 	SetPassword(ctx context.Context, user, password string) error
-	CreateUser(ctx context.Context, address, password string, user resource.User, grant func(context.Context, *resource.User) (store.Op, error)) (*resource.User, error)
+	CreateUser(ctx context.Context, address, password string, user resource.User,
+		grant func(context.Context, *resource.User) (store.Op, error)) (*resource.User, error)
 	DeleteUser(ctx context.Context, user *resource.User) error
 	DisableSessions(ctx context.Context, user string) error
 	LastOwner(ctx context.Context, account, user string) (bool, error)
@@ -195,7 +196,8 @@ func New(cfg Config) *API {
 // describe returns the frame of the OpenAPI document.
 func (a *API) describe() huma.Config {
 	c := huma.DefaultConfig("MultiPaaS", a.cfg.Info.Version)
-	c.Info.Description = "Accounts, organizations, workspaces and apps. Errors are RFC 9457 problems with a stable code, a sentence and what to do."
+	c.Info.Description = "Accounts, organizations, workspaces and apps. " +
+		"Errors are RFC 9457 problems with a stable code, a sentence and what to do."
 	// The document is served as a mounted endpoint: huma's own handler makes it
 	// at the first request without a lock.
 	c.OpenAPIPath, c.DocsPath, c.SchemasPath = "", "", ""

@@ -131,7 +131,9 @@ func checkApp(spec resource.AppSpec) error {
 	if len(spec.Command)+len(spec.Args) > maxArguments {
 		wrong("args", "more than %d arguments", maxArguments)
 	}
-	if spec.HealthPath != "" && (!strings.HasPrefix(spec.HealthPath, "/") || len(spec.HealthPath) > 1024 || strings.ContainsFunc(spec.HealthPath, func(r rune) bool { return r <= ' ' || r == 0x7f })) {
+	unprintable := func(r rune) bool { return r <= ' ' || r == 0x7f }
+	if path := spec.HealthPath; path != "" &&
+		(!strings.HasPrefix(path, "/") || len(path) > 1024 || strings.ContainsFunc(path, unprintable)) {
 		wrong("healthPath", "must be a path that begins with /")
 	}
 	if spec.MilliCPU < 0 || spec.MilliCPU > maxMilliCPU {

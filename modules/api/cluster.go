@@ -29,7 +29,7 @@ func (a *API) clusterOperations() {
 		},
 	}
 	machines.list("The machines of a workspace")
-	add(a, operation{id: "clusternodes.list", method: http.MethodGet, path: one + "/nodes", summary: "The Kubernetes nodes of a workspace, as its own API shows them"},
+	add(a, op("clusternodes.list", "GET "+one+"/nodes", "The Kubernetes nodes of a workspace, as its own API shows them"),
 		func(ctx context.Context, in *WorkspacePath) (*Output[resource.List[resource.ClusterNode]], error) {
 			if _, err := a.workspace(ctx, *in); err != nil {
 				return nil, err
@@ -45,7 +45,7 @@ func (a *API) clusterOperations() {
 			}
 			return ok(listOf(nodes, "")), nil
 		})
-	add(a, operation{id: "namespaces.list", method: http.MethodGet, path: one + "/namespaces", summary: "The Kubernetes namespaces of a workspace"},
+	add(a, op("namespaces.list", "GET "+one+"/namespaces", "The Kubernetes namespaces of a workspace"),
 		func(ctx context.Context, in *WorkspacePath) (*Output[resource.List[resource.Namespace]], error) {
 			if _, err := a.workspace(ctx, *in); err != nil {
 				return nil, err
@@ -53,9 +53,11 @@ func (a *API) clusterOperations() {
 			namespaces, err := a.cfg.Workspaces.Namespaces(ctx, in.key())
 			return ok(listOf(namespaces, "")), err
 		})
-	add(a, operation{id: "namespaces.put", method: http.MethodPut, path: one + "/namespaces/{namespace}", summary: "Make a Kubernetes namespace", status: http.StatusCreated}, a.putNamespace)
-	add(a, operation{id: "namespaces.delete", method: http.MethodDelete, path: one + "/namespaces/{namespace}", summary: "Delete a Kubernetes namespace with all in it"}, a.deleteNamespace)
-	add(a, operation{id: "kube.access", method: http.MethodGet, path: one + "/kube", summary: "What a kubeconfig for a workspace needs; no secret"},
+	add(a, op("namespaces.put", "PUT "+one+"/namespaces/{namespace}", "Make a Kubernetes namespace").answers(http.StatusCreated),
+		a.putNamespace)
+	add(a, op("namespaces.delete", "DELETE "+one+"/namespaces/{namespace}", "Delete a Kubernetes namespace with all in it"),
+		a.deleteNamespace)
+	add(a, op("kube.access", "GET "+one+"/kube", "What a kubeconfig for a workspace needs; no secret"),
 		func(ctx context.Context, in *WorkspacePath) (*Output[resource.KubeAccess], error) {
 			ws, err := a.workspace(ctx, *in)
 			if err != nil {
@@ -64,7 +66,7 @@ func (a *API) clusterOperations() {
 			kube, err := a.cfg.Workspaces.Access(ctx, ws)
 			return ok(kube), err
 		})
-	add(a, operation{id: "kube.credential", method: http.MethodPost, path: one + "/kube/credential", summary: "A token for a workspace's API, valid for ten minutes"},
+	add(a, op("kube.credential", "POST "+one+"/kube/credential", "A token for a workspace's API, valid for ten minutes"),
 		func(ctx context.Context, in *WorkspacePath) (*Output[resource.KubeToken], error) {
 			ws, err := a.workspace(ctx, *in)
 			if err != nil {

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"net/http"
 	"regexp"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -24,7 +23,7 @@ var (
 
 func (a *API) imageOperations() {
 	const list = "/v1/accounts/{account}/organizations/{organization}/images"
-	add(a, operation{id: "images.list", method: http.MethodGet, path: list, summary: "The images of an organization"},
+	add(a, op("images.list", "GET "+list, "The images of an organization"),
 		func(ctx context.Context, in *OrganizationPath) (*Output[resource.List[resource.Image]], error) {
 			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization); err != nil {
 				return nil, err
@@ -32,7 +31,7 @@ func (a *API) imageOperations() {
 			images, err := a.cfg.Images.List(ctx, in.Account, in.Organization)
 			return ok(listOf(images, "")), err
 		})
-	add(a, operation{id: "images.delete", method: http.MethodDelete, path: list + "/{image}", summary: "Delete an image, or one tag of it"},
+	add(a, op("images.delete", "DELETE "+list+"/{image}", "Delete an image, or one tag of it"),
 		func(ctx context.Context, in *ImagePath) (*Empty, error) {
 			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization); err != nil {
 				return nil, err

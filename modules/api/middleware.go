@@ -97,7 +97,8 @@ func (a *API) Handler() http.Handler {
 				}
 				a.log.Error("panic in a request", "request", req.id, "path", r.URL.Path, "fault", fault, "stack", string(debug.Stack()))
 				if out.status == 0 {
-					p := newProblem(http.StatusInternalServerError, "internal", "Something went wrong inside the platform.", "Give the operator the request id.")
+					p := newProblem(http.StatusInternalServerError, "internal", "Something went wrong inside the platform.",
+						"Give the operator the request id.")
 					p.RequestID = req.id
 					writeProblem(out, p)
 				}
@@ -120,7 +121,8 @@ func (a *API) route(w *response, r *http.Request) {
 	h.ServeHTTP(probe, r)
 	p := newProblem(http.StatusNotFound, "not-found", "There is no such path.", "/v1/openapi.json lists all.")
 	if probe.status == http.StatusMethodNotAllowed {
-		p = newProblem(http.StatusMethodNotAllowed, "method-not-allowed", "This path does not know the method "+short(r.Method)+".", "/v1/openapi.json lists all.")
+		p = newProblem(http.StatusMethodNotAllowed, "method-not-allowed",
+			"This path does not know the method "+short(r.Method)+".", "/v1/openapi.json lists all.")
 		w.Header().Set("Allow", probe.Header().Get("Allow"))
 	}
 	p.RequestID = requestOf(r.Context()).id
@@ -139,7 +141,8 @@ func (a *API) done(req *request, status int, took time.Duration) {
 	if status >= 500 {
 		level = slog.LevelWarn
 	}
-	a.log.Log(r.Context(), level, "request", "id", req.id, "method", r.Method, "path", r.URL.Path, "operation", string(req.operation),
+	a.log.Log(r.Context(), level, "request", "id", req.id, "method", r.Method, "path", r.URL.Path,
+		"operation", string(req.operation),
 		"status", status, "took", took, "who", req.principal.Name(), "source", req.source)
 	if req.operation != "" && r.Method != http.MethodGet {
 		a.cfg.Audit.Record(context.WithoutCancel(r.Context()), Entry{

@@ -30,7 +30,7 @@ func (a *API) nodeOperations() {
 	}
 	nodes.list("The hosts that joined")
 	nodes.get("One host")
-	add(a, operation{id: "nodes.patch", method: http.MethodPatch, path: "/v1/nodes/{node}", summary: "Keep new machines away from a host, or give it up"},
+	add(a, op("nodes.patch", "PATCH /v1/nodes/{node}", "Keep new machines away from a host, or give it up"),
 		func(ctx context.Context, in *struct {
 			NodePath
 			Match
@@ -52,7 +52,8 @@ func (a *API) nodeOperations() {
 			}
 			return object(http.StatusOK, node), nil
 		})
-	add(a, operation{id: "nodes.delete", method: http.MethodDelete, path: "/v1/nodes/{node}", summary: "Drain a host and take it off the platform", status: http.StatusAccepted}, a.deleteNode)
+	add(a, op("nodes.delete", "DELETE /v1/nodes/{node}", "Drain a host and take it off the platform").answers(http.StatusAccepted),
+		a.deleteNode)
 }
 
 func (a *API) deleteNode(ctx context.Context, in *struct {

@@ -35,6 +35,24 @@ type operation struct {
 	names   []*huma.Param // those in the path, where the request's type does not say so
 }
 
+// op is an operation at a route, which is METHOD PATH.
+func op(id access.Operation, route, summary string) operation {
+	method, path, _ := strings.Cut(route, " ")
+	return operation{id: id, method: method, path: path, summary: summary}
+}
+
+// answers is o with the status that success has.
+func (o operation) answers(status int) operation {
+	o.status = status
+	return o
+}
+
+// streams is o without a time limit.
+func (o operation) streams() operation {
+	o.stream = true
+	return o
+}
+
 // AccountPath names an account.
 type AccountPath struct {
 	Account string `path:"account" maxLength:"57" example:"acme"`
@@ -78,14 +96,16 @@ func (m Match) check(meta *resource.Meta) error {
 		return nil
 	}
 	if meta == nil || m.IfMatch != etag(meta) {
-		return newProblem(http.StatusPreconditionFailed, "precondition-failed", "It is not what it was when you looked at it.", "Look at it again, then repeat what you did.")
+		return newProblem(http.StatusPreconditionFailed, "precondition-failed", "It is not what it was when you looked at it.",
+			"Look at it again, then repeat what you did.")
 	}
 	return nil
 }
 
 func (m MatchNew) check(meta *resource.Meta) error {
 	if m.IfNoneMatch != "" && meta != nil {
-		return newProblem(http.StatusPreconditionFailed, "precondition-failed", "There is one with this name already.", "Choose another name.")
+		return newProblem(http.StatusPreconditionFailed, "precondition-failed", "There is one with this name already.",
+			"Choose another name.")
 	}
 	return m.Match.check(meta)
 }
@@ -111,7 +131,11 @@ func object[T resource.Object](status int, obj T) *Output[T] {
 // accepted is the answer to a write that the platform works on; without a task
 // there is nothing left to do.
 func accepted[T resource.Object](obj T, task string) *Output[resource.Accepted[T]] {
-	out := &Output[resource.Accepted[T]]{Status: http.StatusAccepted, ETag: etag(obj.Metadata()), Body: resource.Accepted[T]{Resource: obj, Task: task}}
+	out := &Output[resource.Accepted[T]]{
+		Status: http.StatusAccepted,
+		ETag:   etag(obj.Metadata()),
+		Body:   resource.Accepted[T]{Resource: obj, Task: task},
+	}
 	if task == "" {
 		out.Status = http.StatusOK
 	}
@@ -200,7 +224,11 @@ func (a *API) principal(ctx context.Context, r *http.Request) (*access.Principal
 	}
 	scheme, token, _ := strings.Cut(header, " ")
 	if !strings.EqualFold(scheme, "Bearer") {
-		return nil, &access.Refusal{Reason: access.ErrUnauthenticated, Text: "The API takes bearer tokens only.", Remedy: "Log in with `mp login`."}
+		return nil, &access.Refusal{
+			Reason: access.ErrUnauthenticated,
+			Text:   "The API takes bearer tokens only.",
+			Remedy: "Log in with `mp login`.",
+		}
 	}
 	return a.id.Authenticate(ctx, strings.TrimSpace(token))
 }

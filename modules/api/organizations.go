@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"net/http"
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
@@ -19,7 +18,9 @@ type MemberPath struct {
 
 func (a *API) organizationOperations() {
 	const one = "/v1/accounts/{account}/organizations/{organization}"
-	add(a, operation{id: "organizations.list", method: http.MethodGet, path: "/v1/accounts/{account}/organizations", summary: "The organizations of an account that one has a role in"}, a.listOrganizations)
+	add(a, op("organizations.list", "GET /v1/accounts/{account}/organizations",
+		"The organizations of an account that one has a role in"),
+		a.listOrganizations)
 	organizations := collection[resource.Organization, *resource.Organization]{
 		api:     a,
 		noun:    "organization",
@@ -31,7 +32,8 @@ func (a *API) organizationOperations() {
 	}
 	organizations.get("One organization")
 	organizations.put("Make an organization")
-	add(a, operation{id: "organizations.delete", method: http.MethodDelete, path: one, summary: "Delete an organization that has neither workspaces nor images"}, a.deleteOrganization)
+	add(a, op("organizations.delete", "DELETE "+one, "Delete an organization that has neither workspaces nor images"),
+		a.deleteOrganization)
 
 	members := collection[resource.Membership, *resource.Membership]{
 		api:        a,
@@ -40,10 +42,14 @@ func (a *API) organizationOperations() {
 		operations: "members",
 	}
 	members.list("Who has a role in an organization")
-	add(a, operation{id: "members.put", method: http.MethodPut, path: one + "/members/{user}", summary: "Give a user a role in an organization"}, a.putMember)
-	add(a, operation{id: "members.delete", method: http.MethodDelete, path: one + "/members/{user}", summary: "Take a user's role in an organization"},
+	add(a, op("members.put", "PUT "+one+"/members/{user}", "Give a user a role in an organization"), a.putMember)
+	add(a, op("members.delete", "DELETE "+one+"/members/{user}", "Take a user's role in an organization"),
 		func(ctx context.Context, in *MemberPath) (*Empty, error) {
-			return a.deleteMembership(ctx, &resource.Membership{Meta: resource.Meta{Name: in.User}, Account: in.Account, Organization: in.Organization})
+			return a.deleteMembership(ctx, &resource.Membership{
+				Meta:         resource.Meta{Name: in.User},
+				Account:      in.Account,
+				Organization: in.Organization,
+			})
 		})
 }
 
@@ -126,7 +132,12 @@ func (a *API) putMember(ctx context.Context, in *struct {
 	MatchNew
 	Body Member
 }) (*Output[*resource.Membership], error) {
-	m := &resource.Membership{Meta: resource.Meta{Name: in.User}, Account: in.Account, Organization: in.Organization, Role: in.Body.Role}
+	m := &resource.Membership{
+		Meta:         resource.Meta{Name: in.User},
+		Account:      in.Account,
+		Organization: in.Organization,
+		Role:         in.Body.Role,
+	}
 	out, err := a.putMembership(ctx, m, open(store.Of[resource.Organization](a.store), in.key(), "organization"), in.MatchNew)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, missing("organization", in.Organization)

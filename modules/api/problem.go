@@ -61,7 +61,14 @@ func (p *Problem) GetHeaders() http.Header {
 }
 
 func newProblem(status int, code, detail, remedy string) *Problem {
-	return &Problem{Type: "urn:multipaas:problem:" + code, Title: http.StatusText(status), Status: status, Detail: detail, Code: code, Remedy: remedy}
+	return &Problem{
+		Type:   "urn:multipaas:problem:" + code,
+		Title:  http.StatusText(status),
+		Status: status,
+		Detail: detail,
+		Code:   code,
+		Remedy: remedy,
+	}
 }
 
 func invalid(location, message, remedy string) *Problem {
@@ -109,7 +116,8 @@ func (a *API) classify(ctx context.Context, err error) *Problem {
 	case errors.Is(err, store.ErrExists):
 		return conflict("conflict", "There is one with this name already.", "Choose another name.")
 	case errors.Is(err, store.ErrConflict):
-		return conflict("conflict", "It was changed by somebody else at the same moment.", "Look at it again, then repeat what you did.")
+		return conflict("conflict", "It was changed by somebody else at the same moment.",
+			"Look at it again, then repeat what you did.")
 	case errors.Is(err, store.ErrInvalidPage):
 		return invalid("query.after", "not the beginning of a page", "Pass what the page before said in next, or leave it out.")
 	case errors.Is(err, store.ErrInvalidKey):
@@ -126,12 +134,13 @@ func (a *API) classify(ctx context.Context, err error) *Problem {
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		return newProblem(499, "timeout", "The request was given up.", "") // nobody reads this
 	case errors.Is(err, context.DeadlineExceeded):
-		p := newProblem(http.StatusServiceUnavailable, "unavailable", "The platform did not manage this in time.", "Try again; if it stays so, ask the operator to look at `multipaas status`.")
+		p := newProblem(http.StatusServiceUnavailable, "unavailable", "The platform did not manage this in time.",
+			"Try again; if it stays so, ask the operator to look at `multipaas status`.")
 		p.retryAfter = 5 * time.Second
-		a.log.Warn("request ran out of time", "request", requestOf(ctx).id, "error", err)
+		a.log.Warn("request ran out of time", "request", requestOf(ctx).id, "err", err)
 		return p
 	}
-	a.log.Error("request", "request", requestOf(ctx).id, "error", err)
+	a.log.Error("request", "request", requestOf(ctx).id, "err", err)
 	return newProblem(http.StatusInternalServerError, "internal", "Something went wrong inside the platform.",
 		"Try again; if it stays so, give the operator the request id.")
 }
@@ -174,13 +183,14 @@ func (a *API) transform(ctx huma.Context, _ string, v any) (any, error) {
 		http.StatusUnprocessableEntity:   "invalid",
 	}
 	if e.Status == http.StatusInternalServerError && requestOf(ctx.Context()).broken {
-		p := newProblem(http.StatusBadRequest, "bad-request", "The body of the request could not be read.", "Send all of it, in proper chunks or with its length.")
+		p := newProblem(http.StatusBadRequest, "bad-request", "The body of the request could not be read.",
+			"Send all of it, in proper chunks or with its length.")
 		p.RequestID = requestOf(ctx.Context()).id
 		return p, nil
 	}
 	code, ok := codes[e.Status]
 	if !ok {
-		a.log.Error("request", "request", requestOf(ctx.Context()).id, "error", e.Detail)
+		a.log.Error("request", "request", requestOf(ctx.Context()).id, "err", e.Detail)
 		p := newProblem(e.Status, "internal", "Something went wrong inside the platform.", "Try again.")
 		p.RequestID = requestOf(ctx.Context()).id
 		return p, nil

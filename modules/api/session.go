@@ -18,14 +18,14 @@ func typeOf[T any]() reflect.Type { return reflect.TypeFor[T]() }
 const registrationOpen = "open"
 
 func (a *API) sessionOperations() {
-	add(a, operation{id: "info", method: http.MethodGet, path: "/v1/info", summary: "What anybody may know about the platform"},
+	add(a, op("info", "GET /v1/info", "What anybody may know about the platform"),
 		func(context.Context, *struct{}) (*Output[resource.Info], error) { return ok(a.cfg.Info), nil })
-	add(a, operation{id: "register", method: http.MethodPost, path: "/v1/register", summary: "Make an account with its first owner", status: http.StatusCreated}, a.register)
-	add(a, operation{id: "login", method: http.MethodPost, path: "/v1/login", summary: "Exchange a password for a bearer token"}, a.login)
-	add(a, operation{id: "logout", method: http.MethodPost, path: "/v1/logout", summary: "End the session"},
+	add(a, op("register", "POST /v1/register", "Make an account with its first owner").answers(http.StatusCreated), a.register)
+	add(a, op("login", "POST /v1/login", "Exchange a password for a bearer token"), a.login)
+	add(a, op("logout", "POST /v1/logout", "End the session"),
 		func(ctx context.Context, _ *struct{}) (*Empty, error) { return &Empty{}, a.id.Logout(ctx, who(ctx)) })
-	add(a, operation{id: "session.get", method: http.MethodGet, path: "/v1/session", summary: "Whose session this is and what his roles are"}, a.session)
-	add(a, operation{id: "password.change", method: http.MethodPut, path: "/v1/session/password", summary: "Change one's own password; ends all other sessions"}, a.changePassword)
+	add(a, op("session.get", "GET /v1/session", "Whose session this is and what his roles are"), a.session)
+	add(a, op("password.change", "PUT /v1/session/password", "Change one's own password; ends all other sessions"), a.changePassword)
 }
 
 func (a *API) register(ctx context.Context, in *struct{ Body resource.Register }) (*Output[*resource.Account], error) {
@@ -34,7 +34,8 @@ func (a *API) register(ctx context.Context, in *struct{ Body resource.Register }
 			if who(ctx) != nil {
 				return nil, err
 			}
-			return nil, newProblem(http.StatusForbidden, "denied", "On this platform only a sysadmin makes accounts.", "Ask the operator for one.")
+			return nil, newProblem(http.StatusForbidden, "denied", "On this platform only a sysadmin makes accounts.",
+				"Ask the operator for one.")
 		}
 	}
 	account, created, err := a.id.Register(ctx, in.Body, requestOf(ctx).source)

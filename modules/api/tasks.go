@@ -40,8 +40,8 @@ type TaskFilter struct {
 }
 
 func (a *API) taskOperations() {
-	add(a, operation{id: "tasks.list", method: http.MethodGet, path: "/v1/tasks", summary: "The tasks one may see, the newest first"}, a.listTasks)
-	add(a, operation{id: access.OpTaskGet, method: http.MethodGet, path: "/v1/tasks/{task}", summary: "One task"},
+	add(a, op("tasks.list", "GET /v1/tasks", "The tasks one may see, the newest first"), a.listTasks)
+	add(a, op(access.OpTaskGet, "GET /v1/tasks/{task}", "One task"),
 		func(ctx context.Context, in *TaskPath) (*Output[*resource.Task], error) {
 			task, err := a.task(ctx, access.OpTaskGet, in.Task)
 			if err != nil {
@@ -49,8 +49,8 @@ func (a *API) taskOperations() {
 			}
 			return object(http.StatusOK, task), nil
 		})
-	add(a, operation{id: "tasks.events", method: http.MethodGet, path: "/v1/tasks/{task}/events", stream: true,
-		summary: "Follow a task: server-sent events named task, each with the whole task as data and its revision as id, until it has ended"}, a.followTask)
+	add(a, op("tasks.events", "GET /v1/tasks/{task}/events", "Follow a task: server-sent events named task, "+
+		"each with the whole task as data and its revision as id, until it has ended").streams(), a.followTask)
 }
 
 // task reads a task and checks that the one who asks may see it.
@@ -165,7 +165,7 @@ func (a *API) streamTask(ctx context.Context, w http.ResponseWriter, id string, 
 		for t, err := range a.cfg.Tasks.Follow(ctx, id) {
 			if err != nil {
 				if ctx.Err() == nil {
-					a.log.Debug("follow task", "task", id, "error", err)
+					a.log.Debug("follow task", "task", id, "err", err)
 				}
 				return
 			}
@@ -200,7 +200,7 @@ func (a *API) streamTask(ctx context.Context, w http.ResponseWriter, id string, 
 			}
 			data, err := json.Marshal(t)
 			if err != nil {
-				a.log.Error("task event", "task", t.Name, "error", err)
+				a.log.Error("task event", "task", t.Name, "err", err)
 				return
 			}
 			if !send(fmt.Sprintf("id: %d\nevent: task\ndata: %s\n\n", t.Revision, data)) || ended(t) {

@@ -9,7 +9,7 @@ import (
 )
 
 func (a *API) tokenOperations() {
-	add(a, operation{id: "tokens.create", method: http.MethodPost, path: "/v1/tokens", summary: "Make a token with which one machine may join, once", status: http.StatusCreated},
+	add(a, op("tokens.create", "POST /v1/tokens", "Make a token with which one machine may join, once").answers(http.StatusCreated),
 		func(ctx context.Context, in *struct{ Body resource.NewJoinToken }) (*Output[resource.NewJoinTokenResult], error) {
 			text, token, err := a.id.CreateJoinToken(ctx, time.Duration(in.Body.TTLSeconds)*time.Second, who(ctx).Name())
 			if err != nil {

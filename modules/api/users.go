@@ -40,7 +40,7 @@ type NewPassword struct {
 }
 
 func (a *API) userOperations() {
-	add(a, operation{id: "users.create", method: http.MethodPost, path: "/v1/users", summary: "Make a user with a password", status: http.StatusCreated}, a.createUser)
+	add(a, op("users.create", "POST /v1/users", "Make a user with a password").answers(http.StatusCreated), a.createUser)
 	users := collection[resource.User, *resource.User]{
 		api:     a,
 		noun:    "user",
@@ -50,8 +50,8 @@ func (a *API) userOperations() {
 	}
 	users.list("All users")
 	users.get("One user")
-	add(a, operation{id: "users.patch", method: http.MethodPatch, path: "/v1/users/{user}", summary: "Change a user"}, a.patchUser)
-	add(a, operation{id: "users.password", method: http.MethodPut, path: "/v1/users/{user}/password", summary: "Set a user's password; ends his sessions"},
+	add(a, op("users.patch", "PATCH /v1/users/{user}", "Change a user"), a.patchUser)
+	add(a, op("users.password", "PUT /v1/users/{user}/password", "Set a user's password; ends his sessions"),
 		func(ctx context.Context, in *struct {
 			UserPath
 			Body NewPassword
@@ -61,7 +61,7 @@ func (a *API) userOperations() {
 			}
 			return &Empty{}, a.id.SetPassword(ctx, in.User, in.Body.Password)
 		})
-	add(a, operation{id: "users.delete", method: http.MethodDelete, path: "/v1/users/{user}", summary: "Delete a user with his roles and sessions"},
+	add(a, op("users.delete", "DELETE /v1/users/{user}", "Delete a user with his roles and sessions"),
 		func(ctx context.Context, in *struct {
 			UserPath
 			Match
@@ -123,7 +123,8 @@ func (a *API) accountFor(ctx context.Context, body NewUser) (string, error) {
 		}
 	}
 	if len(owned) != 1 {
-		return "", invalid("body.account", fmt.Sprintf("You own several accounts: %s.", strings.Join(owned, ", ")), "Say which of them the user is for.")
+		return "", invalid("body.account", fmt.Sprintf("You own several accounts: %s.", strings.Join(owned, ", ")),
+			"Say which of them the user is for.")
 	}
 	return owned[0], nil
 }

@@ -207,7 +207,8 @@ func (a *API) running(ctx context.Context, kind string, target resource.Object) 
 // sameName refuses a body that is of another resource than the path.
 func sameName(body, path string) error {
 	if body != "" && body != path {
-		return invalid("body.name", "is not the name in the path", "Leave the name out of the body, or make them the same: a resource can't be renamed.")
+		return invalid("body.name", "is not the name in the path",
+			"Leave the name out of the body, or make them the same: a resource can't be renamed.")
 	}
 	return nil
 }

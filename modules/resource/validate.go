@@ -21,7 +21,8 @@ func CheckName(what, name string) error {
 	case len(name) > MaxName:
 		return fmt.Errorf("%s %q: the name is too long: use at most %d characters", what, name, MaxName)
 	case !label.MatchString(name):
-		return fmt.Errorf("%s %q: not a valid name: use lower-case letters, digits and '-', and begin and end with a letter or digit", what, name)
+		return fmt.Errorf("%s %q: not a valid name: "+
+			"use lower-case letters, digits and '-', and begin and end with a letter or digit", what, name)
 	}
 	return nil
 }

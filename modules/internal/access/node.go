@@ -13,10 +13,15 @@ import (
 // counts that it did, and that it is a node's.
 func NodeOf(state *tls.ConnectionState) (*Principal, error) {
 	if state == nil || len(state.VerifiedChains) == 0 || len(state.PeerCertificates) == 0 {
-		return nil, &Refusal{Reason: ErrUnauthenticated, Text: "This endpoint needs the certificate of a node.", Remedy: "Join the machine with `multipaas node join`."}
+		return nil, &Refusal{
+			Reason: ErrUnauthenticated,
+			Text:   "This endpoint needs the certificate of a node.",
+			Remedy: "Join the machine with `multipaas node join`.",
+		}
 	}
 	leaf := state.PeerCertificates[0]
-	if !slices.Contains(leaf.Subject.Organization, wire.NodesOrganization) || resource.CheckName("node", leaf.Subject.CommonName) != nil {
+	ofNodes := slices.Contains(leaf.Subject.Organization, wire.NodesOrganization)
+	if !ofNodes || resource.CheckName("node", leaf.Subject.CommonName) != nil {
 		return nil, &Refusal{Reason: ErrDenied, Text: "This certificate is not one of a node."}
 	}
 	return &Principal{Node: leaf.Subject.CommonName}, nil
