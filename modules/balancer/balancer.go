@@ -28,10 +28,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"k8s.io/client-go/util/workqueue"
 
 	"github.com/multipaas/multipaas/appliance/crowd"
+	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -60,8 +61,8 @@ const (
 	// its endpoints are listed anew.
 	gather = 20 * time.Millisecond
 	// certificateWorkers make certificates: each takes about 10 ms, most of it
-	// waiting for etcd.
-	certificateWorkers = 4
+	// waiting for etcd. A workspace has one of them at most, an account half.
+	certificateWorkers = 8
 )
 
 // Config is what the balancer needs to know.
@@ -78,6 +79,8 @@ type Config struct {
 	// backend. Zero is that of the default address plan, 10.42.0.0/16.
 	Pods netip.Prefix
 	Log  *slog.Logger
+	// Registerer takes the metrics of the work queues. May be nil.
+	Registerer prometheus.Registerer
 }
 
 // Balancer serves the routes.
@@ -92,13 +95,14 @@ type Balancer struct {
 
 	// Hosts whose certificate is to be looked after, and workspaces whose set
 	// of services has changed.
-	hosts      workqueue.TypedRateLimitingInterface[string]
-	workspaces workqueue.TypedRateLimitingInterface[string]
+	hosts      *reconcile.Loop[string]
+	workspaces *reconcile.Loop[string]
 
-	mu     sync.Mutex
-	synced bool // the cache of routes is complete
-	http   net.Addr
-	https  net.Addr
+	followers map[string]func() // by workspace: end it, and wait until it has
+
+	mu    sync.Mutex
+	http  net.Addr
+	https net.Addr
 }
 
 // New makes a balancer from cfg. It touches nothing before Run.
@@ -110,20 +114,31 @@ func New(cfg Config) *Balancer {
 		cfg.Pods = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42}), 16)
 	}
 	b := &Balancer{
-		cfg: cfg, log: cfg.Log, proxy: newProxy(cfg.Log),
-		requests:   crowd.New[string](crowd.Files()/requestShare/workspaceShare, crowd.Files()/requestShare),
-		routes:     store.Of[resource.Route](cfg.Store).Cache(cfg.Log),
-		hosts:      newQueue(),
-		workspaces: newQueue(),
+		cfg:       cfg,
+		log:       cfg.Log,
+		proxy:     newProxy(cfg.Log),
+		requests:  crowd.New[string](crowd.Files()/requestShare/workspaceShare, crowd.Files()/requestShare),
+		routes:    store.Of[resource.Route](cfg.Store).Cache(cfg.Log),
+		followers: map[string]func(){},
 	}
+	b.hosts = reconcile.New(reconcile.Config[string]{
+		Name:       "route",
+		Log:        cfg.Log,
+		Reconcile:  b.lookAfter,
+		Tenant:     func(host string) string { return workspaceOf(host, cfg.Domain) },
+		Share:      certificateWorkers / 2,
+		Workers:    certificateWorkers,
+		Registerer: cfg.Registerer,
+	})
+	b.workspaces = reconcile.New(reconcile.Config[string]{
+		Name:       "endpoints",
+		Log:        cfg.Log,
+		Reconcile:  b.follow,
+		Registerer: cfg.Registerer,
+	})
 	b.table = newTable(b.dialer, func(workspace string) { b.workspaces.AddAfter(workspace, gather) })
 	b.routes.OnChange(b.changed)
 	return b
-}
-
-// newQueue retries what fails after 0.1 seconds first and 30 at most.
-func newQueue() workqueue.TypedRateLimitingInterface[string] {
-	return workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, 30*time.Second))
 }
 
 // dialer asks for each connection anew how to get into the workspace: its
@@ -161,23 +176,28 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	if err := b.table.load(file); err != nil {
 		b.log.Warn("starting without the routes of last time", "err", err)
 	}
-	b.certificates = newCertificates(newStorage(b.cfg.Etcd, CertificatesPrefix), filepath.Join(b.cfg.Dir, "certificates"), b.cfg.Signer, b.table.has, b.log)
+	shared, local := newStorage(b.cfg.Etcd, CertificatesPrefix), filepath.Join(b.cfg.Dir, "certificates")
+	b.certificates = newCertificates(shared, local, b.cfg.Signer, b.table.has, b.log)
 	defer b.certificates.close()
 
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	work, stop := context.WithCancel(ctx)
 	defer stop()
-	defer b.hosts.ShutDown()
-	defer b.workspaces.ShutDown()
 	wg.Go(func() { b.keepSaved(work, file) })
-	wg.Go(func() { b.followWorkspaces(work) })
-	for range certificateWorkers {
-		wg.Go(func() { b.lookAfterCertificates(work) })
-	}
+	wg.Go(func() {
+		b.workspaces.Run(work)
+		b.endFollowers()
+	})
 	failed := make(chan error, 3)
 	wg.Go(func() {
-		if err := b.routes.Run(work, func() { b.complete(work) }); err != nil && work.Err() == nil {
+		err := b.routes.Run(work, func() {
+			b.forgetOldRoutes()
+			// Not before: a host that is no route yet would lose its certificate.
+			wg.Go(func() { b.hosts.Run(work) })
+			wg.Go(func() { b.findOldCertificates(work) })
+		})
+		if err != nil && work.Err() == nil {
 			failed <- fmt.Errorf("follow routes: %w", err)
 		}
 	})
@@ -257,132 +277,117 @@ func (b *Balancer) changed(host string) {
 	b.hosts.Add(host)
 }
 
-// complete is called when all routes were told: what is left from last time or
-// has a certificate, but is no route now, goes.
-func (b *Balancer) complete(ctx context.Context) {
-	b.mu.Lock()
-	b.synced = true
-	b.mu.Unlock()
+// forgetOldRoutes drops what is left from last time but is no route now, once all
+// routes are known.
+func (b *Balancer) forgetOldRoutes() {
 	for _, host := range b.table.hosts() {
 		if _, ok := b.routes.Get(host); !ok {
 			b.table.remove(host)
 			b.hosts.Add(host)
 		}
 	}
-	for _, r := range b.routes.List("") {
-		b.hosts.Add(r.Name)
-	}
-	go func() {
-		stored, err := b.certificates.stored(ctx)
-		if err != nil {
-			b.log.Warn("look for certificates of hosts that have gone", "err", err)
-		}
-		for _, host := range stored {
-			if !b.table.has(host) {
-				b.hosts.Add(host)
-			}
-		}
-	}()
 }
 
-// lookAfterCertificates sees that each host that is routed has a certificate,
-// that others have none, and that the routes say so.
-func (b *Balancer) lookAfterCertificates(ctx context.Context) {
-	for {
-		host, quit := b.hosts.Get()
-		if quit {
-			return
+// findOldCertificates looks for hosts that have a certificate but no route.
+func (b *Balancer) findOldCertificates(ctx context.Context) {
+	stored, err := b.certificates.stored(ctx)
+	if err != nil {
+		b.log.Warn("look for certificates of hosts that have gone", "err", err)
+	}
+	for _, host := range stored {
+		if !b.table.has(host) {
+			b.hosts.Add(host)
 		}
-		err := b.lookAfter(ctx, host)
-		if err != nil && ctx.Err() == nil {
-			b.log.Warn("route is not ready", "host", host, "err", err)
-			b.hosts.AddRateLimited(host)
-		} else {
-			b.hosts.Forget(host)
-		}
-		b.hosts.Done(host)
 	}
 }
 
-func (b *Balancer) lookAfter(ctx context.Context, host string) error {
-	b.mu.Lock()
-	synced := b.synced
-	b.mu.Unlock()
-	if ctx.Err() != nil || !synced {
-		return ctx.Err() // complete tells all hosts again
-	}
+// lookAfter sees that host has a certificate if it is routed and none if it isn't,
+// and that its route says so.
+func (b *Balancer) lookAfter(ctx context.Context, host string) (again time.Duration, err error) {
 	r, ok := b.routes.Get(host)
 	if !ok || r.Deleting() {
-		return b.certificates.remove(ctx, host)
+		return 0, b.certificates.remove(ctx, host)
 	}
 	if why := checkRoute(r, b.cfg.Domain); why != "" {
 		b.log.Warn("route is refused", "host", host, "workspace", r.Workspace, "reason", why)
-		return b.tell(ctx, r, resource.Condition{Type: resource.RouteReady, Status: resource.False, Reason: "Refused", Message: why, Final: true})
+		return 0, b.setReady(ctx, r, resource.Condition{Status: resource.False, Reason: "Refused", Message: why, Final: true})
 	}
 	if !r.Status.Conditions.Is(resource.RouteReady) || !b.certificates.isLocal(ctx, host) {
 		if err := b.certificates.ensure(ctx, host); err != nil {
-			terr := b.tell(ctx, r, resource.Condition{Type: resource.RouteReady, Status: resource.False, Reason: "NoCertificate",
-				Message: "The certificate for " + host + " can't be made now. It is tried again."})
-			return errors.Join(err, terr)
+			return 0, errors.Join(err, b.setReady(ctx, r, resource.Condition{
+				Status:  resource.False,
+				Reason:  "NoCertificate",
+				Message: "The certificate for " + host + " can't be made now. It is tried again.",
+			}))
 		}
 	}
-	return b.tell(ctx, r, resource.Condition{Type: resource.RouteReady, Status: resource.True, Reason: "Served",
-		Message: "Requests for " + host + " reach the app."})
+	return 0, b.setReady(ctx, r, resource.Condition{
+		Status:  resource.True,
+		Reason:  "Served",
+		Message: "Requests for " + host + " reach the app.",
+	})
 }
 
-// tell writes a condition of a route, if it is new.
-func (b *Balancer) tell(ctx context.Context, r *resource.Route, c resource.Condition) error {
-	if old := r.Status.Conditions.Get(c.Type); old != nil && old.Status == c.Status && old.Reason == c.Reason && old.Message == c.Message {
+// setReady writes the condition RouteReady of r, if it is new and r still leads where
+// it did.
+func (b *Balancer) setReady(ctx context.Context, r *resource.Route, c resource.Condition) error {
+	c.Type = resource.RouteReady
+	old := r.Status.Conditions.Get(c.Type)
+	if old != nil && old.Status == c.Status && old.Reason == c.Reason && old.Message == c.Message {
 		return nil
 	}
-	_, err := store.Of[resource.Route](b.cfg.Store).Modify(ctx, r.Key(), func(r *resource.Route) error {
-		r.Status.Conditions.Set(c)
-		return nil
+	err := store.Of[resource.Route](b.cfg.Store).Observe(ctx, r, func(now *resource.Route) {
+		if now.LeadsWhere(r) {
+			now.Status.Conditions.Set(c)
+		}
 	})
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+	if err != nil {
 		return fmt.Errorf("write condition of route %s: %w", r.Key(), err)
 	}
 	return nil
 }
 
-// followWorkspaces has one follower for each workspace that has routes, and a
-// new one when its set of services changes.
-func (b *Balancer) followWorkspaces(ctx context.Context) {
-	type running struct {
-		stop context.CancelFunc
-		done chan struct{}
+// follow has a follower for a workspace that has routes, and a new one when its set
+// of services has changed. One worker calls it, so one at a time.
+func (b *Balancer) follow(ctx context.Context, workspace string) (again time.Duration, err error) {
+	if end, ok := b.followers[workspace]; ok {
+		end()
+		delete(b.followers, workspace)
 	}
-	followers := map[string]running{}
-	end := func(workspace string) {
-		if f, ok := followers[workspace]; ok {
-			f.stop()
-			<-f.done
-			delete(followers, workspace)
-		}
+	services := b.table.routed(workspace)
+	if len(services) == 0 {
+		return 0, nil
 	}
-	defer func() {
-		for _, f := range followers {
-			f.stop()
-		}
-		for _, f := range followers {
-			<-f.done
-		}
+	f := &follower{
+		workspace:  workspace,
+		workspaces: b.cfg.Workspaces,
+		pods:       b.cfg.Pods,
+		selector:   selector(services),
+		routed:     map[service]bool{},
+		set:        b.table.setEndpoints,
+		log:        b.log,
+	}
+	for _, s := range services {
+		f.routed[s] = true
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx)) // it outlives this look
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f.run(ctx)
 	}()
-	for {
-		workspace, quit := b.workspaces.Get()
-		if quit {
-			return
-		}
-		end(workspace)
-		if services := b.table.routed(workspace); len(services) > 0 && ctx.Err() == nil {
-			fctx, stop := context.WithCancel(ctx)
-			done := make(chan struct{})
-			followers[workspace] = running{stop, done}
-			go func() {
-				defer close(done)
-				follow(fctx, b.cfg.Workspaces, workspace, b.cfg.Pods, services, b.table.setEndpoints, b.log)
-			}()
-		}
-		b.workspaces.Done(workspace)
+	b.followers[workspace] = func() {
+		stop()
+		<-done
 	}
+	return 0, nil
+}
+
+// endFollowers ends all of them once nobody makes new ones.
+func (b *Balancer) endFollowers() {
+	var wg sync.WaitGroup
+	for _, end := range b.followers {
+		wg.Go(end)
+	}
+	wg.Wait()
 }

@@ -43,6 +43,7 @@ type site struct {
 	kube  map[string]*kubeAPI
 	signs atomic.Int32
 	age   atomic.Int64 // of the certificates it signs, in nanoseconds
+	holds string       // hosts that end so are not signed
 }
 
 func newSite(t *testing.T) *site {
@@ -62,8 +63,12 @@ func freePort(t *testing.T) string {
 	return port
 }
 
-func (s *site) Sign(_ context.Context, csr []byte, hosts []string) ([]byte, error) {
+func (s *site) Sign(ctx context.Context, csr []byte, hosts []string) ([]byte, error) {
 	s.signs.Add(1)
+	if s.holds != "" && strings.HasSuffix(hosts[0], s.holds) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	ca := *s.ca
 	ca.Now = func() time.Time { return time.Now().Add(-time.Duration(s.age.Load())) }
 	return ca.Sign(csr, pki.Request{CommonName: hosts[0], Hosts: hosts, Server: true})
@@ -502,5 +507,53 @@ func TestManyRoutes(t *testing.T) {
 	}
 	if len(tab.routes)+len(tab.pools)+len(tab.endpoints)+len(tab.services) != 0 {
 		t.Error("something is left in the table")
+	}
+}
+
+// TestCertificatesAreSharedOut: a workspace whose hosts take long to certify has one
+// worker, and the others go on.
+func TestCertificatesAreSharedOut(t *testing.T) {
+	s := newSite(t)
+	s.holds = ".shop.web.acme." + domain
+	_, stop := s.balancer()
+	defer stop()
+	for i := range certificateWorkers + 2 {
+		s.route(fmt.Sprintf("a%d%s", i, s.holds), "acme/web/shop", "a")
+	}
+	wait.True(t, wait.Patience, "the first is being signed", func() bool { return s.signs.Load() > 0 })
+	s.route("b.lab.core.umbrella."+domain, "umbrella/core/lab", "b")
+	s.condition("b.lab.core.umbrella."+domain, resource.True)
+	if n := s.signs.Load(); n != 2 {
+		t.Errorf("%d certificates were asked for, want one of each workspace", n)
+	}
+}
+
+// TestReadyIsOfWhereItLeads: what was seen of a route is not said of it once it leads
+// elsewhere.
+func TestReadyIsOfWhereItLeads(t *testing.T) {
+	s := newSite(t)
+	b := s.newBalancer()
+	const host = "a.shop.web.acme." + domain
+	s.route(host, "acme/web/shop", "a")
+	routes := store.Of[resource.Route](s.store)
+	seen, err := routes.Get(t.Context(), host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := routes.Modify(t.Context(), host, func(r *resource.Route) error { r.Service = "b"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.setReady(t.Context(), seen, resource.Condition{Status: resource.True}); err != nil {
+		t.Fatal(err)
+	}
+	now, err := routes.Get(t.Context(), host)
+	if err != nil || len(now.Status.Conditions) != 0 {
+		t.Errorf("got %+v, %v; want no condition", now, err)
+	}
+	if err := b.setReady(t.Context(), now, resource.Condition{Status: resource.True}); err != nil {
+		t.Fatal(err)
+	}
+	if now, err = routes.Get(t.Context(), host); err != nil || !now.Status.Conditions.Is(resource.RouteReady) {
+		t.Errorf("got %+v, %v; want it ready", now, err)
 	}
 }

@@ -47,38 +47,6 @@ type Workspaces interface {
 	Dialer(workspace string) (func(ctx context.Context, network, address string) (net.Conn, error), error)
 }
 
-// follow tells the table the endpoints of a workspace's services until ctx is
-// done. While the API can't be reached, the table keeps what it has.
-func follow(ctx context.Context, workspaces Workspaces, workspace string, pods netip.Prefix, services []service, set func(service, []netip.Addr), log *slog.Logger) {
-	f := &follower{workspace: workspace, pods: pods, selector: selector(services), routed: map[service]bool{}, set: set}
-	for _, s := range services {
-		f.routed[s] = true
-	}
-	wait := retryFirst
-	for ctx.Err() == nil {
-		client, err := workspaces.Client(ctx, workspace)
-		if err == nil {
-			var listed bool
-			listed, err = f.run(ctx, client)
-			if listed {
-				wait = retryFirst
-			}
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		if err == nil {
-			continue
-		}
-		log.Debug("endpoints are not told now", "workspace", workspace, "err", err)
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-		}
-		wait = min(2*wait, retryMost)
-	}
-}
-
 // selector chooses the EndpointSlices of services. Kubernetes labels each with
 // the name of its service.
 func selector(services []service) string {
@@ -96,18 +64,48 @@ func selector(services []service) string {
 
 // follower follows the EndpointSlices of one workspace.
 type follower struct {
-	workspace string
-	pods      netip.Prefix
-	selector  string
-	routed    map[service]bool
-	set       func(service, []netip.Addr)
+	workspace  string
+	workspaces Workspaces
+	pods       netip.Prefix
+	selector   string
+	routed     map[service]bool
+	set        func(service, []netip.Addr)
+	log        *slog.Logger
 
 	slices map[service]map[string]*discovery.EndpointSlice // by name
 }
 
-// run lists once and watches until the watch ends. listed says that it got so
-// far.
-func (f *follower) run(ctx context.Context, client kubernetes.Interface) (listed bool, err error) {
+// run tells the endpoints of the services until ctx is done. While the API can't be
+// reached, what was told stays.
+func (f *follower) run(ctx context.Context) {
+	wait := retryFirst
+	for ctx.Err() == nil {
+		client, err := f.workspaces.Client(ctx, f.workspace)
+		if err == nil {
+			var listed bool
+			listed, err = f.listAndWatch(ctx, client)
+			if listed {
+				wait = retryFirst
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			continue
+		}
+		f.log.Debug("endpoints are not told now", "workspace", f.workspace, "err", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+		wait = min(2*wait, retryMost)
+	}
+}
+
+// listAndWatch lists once and watches until the watch ends. listed says that it got
+// so far.
+func (f *follower) listAndWatch(ctx context.Context, client kubernetes.Interface) (listed bool, err error) {
 	api := client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
 	listCtx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()

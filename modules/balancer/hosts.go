@@ -58,3 +58,14 @@ func checkRoute(r *resource.Route, domain string) string {
 	}
 	return ""
 }
+
+// workspaceOf is the key of the workspace that a host name is of by its end, see
+// checkRoute. Other names are their own.
+func workspaceOf(host, domain string) string {
+	of, ok := strings.CutSuffix(host, "."+domain)
+	parts := strings.Split(of, ".")
+	if n := len(parts); ok && n > 3 {
+		return parts[n-1] + "/" + parts[n-2] + "/" + parts[n-3]
+	}
+	return host
+}

@@ -84,3 +84,17 @@ func TestCheckRoute(t *testing.T) {
 		}
 	}
 }
+
+func TestWorkspaceOf(t *testing.T) {
+	for host, want := range map[string]string{
+		"hello.shop.web.acme.apps.example": "acme/web/shop",
+		"a.b.shop.web.acme.apps.example":   "acme/web/shop",
+		"shop.web.acme.apps.example":       "shop.web.acme.apps.example",
+		"www.bank.example":                 "www.bank.example",
+		"":                                 "",
+	} {
+		if got := workspaceOf(host, "apps.example"); got != want {
+			t.Errorf("%q: got %q, want %q", host, got, want)
+		}
+	}
+}

@@ -80,6 +80,12 @@ const RouteReady = "Ready"
 // Kind is "routes".
 func (*Route) Kind() string { return "routes" }
 
+// LeadsWhere says whether r leads where other does. A route has no spec whose
+// changes its Generation counts: what was seen of it is about where it led.
+func (r *Route) LeadsWhere(other *Route) bool {
+	return r.Workspace == other.Workspace && r.Namespace == other.Namespace && r.Service == other.Service && r.Port == other.Port
+}
+
 // Task is a view of the work the platform does for one resource: what was asked
 // and by whom, its steps with times, its outcome. The work itself is driven by
 // the resource's own spec; a lost task loses nothing else.
