@@ -18,7 +18,7 @@ import (
 )
 
 // syncTimeout bounds the first lists of a cluster: they hold a few hundred
-// objects at most, and other apps wait for this worker.
+// objects at most.
 const syncTimeout = 10 * time.Second
 
 // cluster is one workspace's cluster as long as it has apps: mirrors of their
@@ -36,7 +36,7 @@ type cluster struct {
 func (c *Controller) cluster(ctx context.Context, workspace string) (*cluster, error) {
 	client, err := c.cfg.Clusters.Client(ctx, workspace)
 	if err != nil {
-		return nil, &unreachableError{err}
+		return nil, &unreachableError{err.Error(), err}
 	}
 	k, err := c.watched(workspace, client)
 	if err != nil {
@@ -45,7 +45,7 @@ func (c *Controller) cluster(ctx context.Context, workspace string) (*cluster, e
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
 	if !cache.WaitForCacheSync(ctx.Done(), k.synced...) {
-		return nil, &unreachableError{fmt.Errorf("the cluster of workspace %s doesn't answer", workspace)}
+		return nil, &unreachableError{fmt.Sprintf("the cluster of workspace %s doesn't answer", workspace), ctx.Err()}
 	}
 	return k, nil
 }
@@ -80,7 +80,7 @@ func (c *Controller) watched(workspace string, client kubernetes.Interface) (*cl
 		}
 		if m, ok := obj.(metav1.Object); ok {
 			if name := m.GetLabels()[labelName]; name != "" {
-				c.queue.Add(workspace + "/" + name)
+				c.loop.Add(workspace + "/" + name)
 			}
 		}
 	}
@@ -147,7 +147,7 @@ func (k *cluster) find(name string) (f found, err error) {
 	return f, err
 }
 
-// in keeps what is in namespace.
+// in returns the objects in namespace, and the others.
 func in[T metav1.Object](objects []T, namespace string) (here []T, elsewhere []T) {
 	for _, o := range objects {
 		if o.GetNamespace() == namespace {

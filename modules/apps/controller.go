@@ -3,14 +3,17 @@ package apps
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/util/workqueue"
 
+	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -37,10 +40,22 @@ type Config struct {
 	Registry string // host:port of the platform's registry in references
 	// RegistryNames are further names of it, which mean the same.
 	RegistryNames []string
+	// Registerer takes the metrics of the work queue. May be nil.
+	Registerer prometheus.Registerer
 }
 
 const (
-	workers = 4
+	// A look mostly waits for a cluster, so 32 of them cost some stacks and no
+	// processor. A workspace holds one at most and an account a quarter. A cluster
+	// that hangs holds one for 30 of 330 seconds in the end: some 350 of them, of
+	// four accounts or more, have to hang at once until none is free.
+	workers = 32
+	share   = workers / 4
+	// clusterTimeout bounds what a look waits for the cluster: two writes past a
+	// webhook with its default limit of 10 s, and reserve. The rest of a look is to
+	// say so.
+	clusterTimeout = 30 * time.Second
+	lookTimeout    = clusterTimeout + 10*time.Second
 
 	// An image may be pushed after all, a plane come back: look again.
 	retryImage = 20 * time.Second
@@ -52,8 +67,9 @@ const (
 
 // Controller runs the apps of all workspaces.
 type Controller struct {
-	cfg   Config
-	queue workqueue.TypedRateLimitingInterface[string] // keys of apps
+	cfg            Config
+	loop           *reconcile.Loop[string] // keys of apps
+	clusterTimeout time.Duration
 
 	mu       sync.Mutex
 	clusters map[string]*cluster // by key of the workspace
@@ -68,22 +84,36 @@ func New(cfg Config) *Controller {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Controller{
-		cfg: cfg,
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 15*time.Second)),
-		clusters: map[string]*cluster{},
-		applied:  map[string]applied{},
+		cfg:            cfg,
+		clusterTimeout: clusterTimeout,
+		clusters:       map[string]*cluster{},
+		applied:        map[string]applied{},
 	}
-	cfg.Apps.OnChange(c.queue.Add)
+	c.loop = reconcile.New(reconcile.Config[string]{
+		Name:       "app",
+		Log:        cfg.Log,
+		Reconcile:  c.reconcile,
+		Tenant:     workspaceOf,
+		Share:      share,
+		Workers:    workers,
+		Timeout:    lookTimeout,
+		Backoff:    200 * time.Millisecond,
+		MaxBackoff: 15 * time.Second,
+		Registerer: cfg.Registerer,
+	})
+	cfg.Apps.OnChange(c.loop.Add)
 	// What a workspace is about changes how its apps fare; most changes of it are
-	// of its machines, and a pass over an app costs little.
+	// of its machines, and a look at an app costs little.
 	cfg.Workspaces.OnChange(func(key string) {
 		for _, app := range cfg.Apps.List(key) {
-			c.queue.Add(app.Key())
+			c.loop.Add(app.Key())
 		}
 	})
 	return c
 }
+
+// workspaceOf is the key of the workspace of the app with this key.
+func workspaceOf(key string) string { return key[:strings.LastIndexByte(key, '/')] }
 
 // Run works until ctx is done. The caches must be complete before.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
@@ -91,24 +121,14 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	var wg sync.WaitGroup
 	defer c.watching.Wait()
 	defer wg.Wait()
-	defer c.queue.ShutDown()
 	defer cancel()
 	c.mu.Lock()
 	c.scope = ctx
 	c.mu.Unlock()
 
 	wg.Go(func() { c.watchRoutes(ctx) })
-	for range workers {
-		wg.Go(func() {
-			for c.work(ctx) {
-			}
-		})
-	}
-	for _, app := range c.cfg.Apps.List("") {
-		c.queue.Add(app.Key())
-	}
 	ready()
-	<-ctx.Done()
+	c.loop.Run(ctx)
 	return nil
 }
 
@@ -121,42 +141,15 @@ func (c *Controller) watchRoutes(ctx context.Context) {
 			r = e.Previous
 		}
 		if r != nil && r.App != "" {
-			c.queue.Add(r.Workspace + "/" + r.App)
+			c.loop.Add(r.Workspace + "/" + r.App)
 		}
 	}
-}
-
-func (c *Controller) work(ctx context.Context) bool {
-	key, quit := c.queue.Get()
-	if quit {
-		return false
-	}
-	defer c.queue.Done(key)
-	began := time.Now()
-	again, err := c.reconcile(ctx, key)
-	switch {
-	case ctx.Err() != nil:
-	case err != nil:
-		level := slog.LevelWarn
-		if _, passes := errors.AsType[*unreachableError](err); passes {
-			level = slog.LevelDebug
-		}
-		c.cfg.Log.Log(ctx, level, "app not as wanted yet", "app", key, "err", err)
-		c.queue.AddRateLimited(key)
-	default:
-		c.queue.Forget(key)
-		if again > 0 {
-			c.queue.AddAfter(key, again)
-		}
-		c.cfg.Log.Debug("looked at app", "app", key, "took", time.Since(began))
-	}
-	return true
 }
 
 // reconcile takes the next steps for one app. again is when to look at it anew
 // without being told to; 0 is never.
 func (c *Controller) reconcile(ctx context.Context, key string) (again time.Duration, err error) {
-	workspace := key[:strings.LastIndexByte(key, '/')]
+	workspace := workspaceOf(key)
 	app, err := store.Of[resource.App](c.cfg.Store).Get(ctx, key)
 	if errors.Is(err, store.ErrNotFound) {
 		c.forget(key, workspace)
@@ -171,45 +164,60 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 	switch {
 	case errors.Is(err, store.ErrNotFound), err == nil && ws.Deleting():
 		// The cluster goes, and all in it.
-		return 0, c.remove(ctx, app)
+		return 0, c.removeResource(ctx, app)
 	case err != nil:
 		return 0, err
 	case app.Deleting():
-		return c.takeDown(ctx, app)
+		return c.remove(ctx, app)
 	}
-	return c.bringUp(ctx, app)
+	return c.deploy(ctx, app)
 }
 
 // unreachableError says that a cluster can't be reached now, as happens while it
-// starts.
-type unreachableError struct{ error }
-
-func (e *unreachableError) Unwrap() error { return e.error }
-
-// say stores what is seen of app, unless it changed meanwhile: then it is in the
-// queue again anyway.
-func (c *Controller) say(ctx context.Context, app *resource.App, status resource.AppStatus) error {
-	_, err := store.Of[resource.App](c.cfg.Store).Modify(ctx, app.Key(), func(now *resource.App) error {
-		if now.UID != app.UID || now.Generation != app.Generation || now.Deleting() != app.Deleting() {
-			return store.ErrSkip
-		}
-		now.Status = status
-		return nil
-	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
+// starts, in words for users.
+type unreachableError struct {
+	message string
+	cause   error
 }
 
-// blocked stores that app can't go on because of condition.
-func (c *Controller) blocked(ctx context.Context, app *resource.App, condition resource.Condition) error {
-	st := app.Status
-	st.Conditions = append(resource.Conditions(nil), st.Conditions...)
-	st.Conditions.Set(condition)
-	if condition.Type != resource.AppImageFound && !app.Deleting() {
-		// What came before is so, or we would not be here.
-		st.Conditions.Set(resource.Condition{Type: resource.AppImageFound, Status: resource.True})
+func (e *unreachableError) Error() string { return e.message }
+
+func (e *unreachableError) Unwrap() error { return e.cause }
+
+// late is what to say of err if it came because the cluster has used up its time, else
+// nil.
+func (c *Controller) late(inCluster context.Context, err error) error {
+	if err == nil || !errors.Is(inCluster.Err(), context.DeadlineExceeded) {
+		return nil
 	}
-	return c.say(ctx, app, settle(app, st))
+	return &unreachableError{
+		message: fmt.Sprintf("its cluster hasn't answered within %v. A slow webhook may hold it up.", c.clusterTimeout),
+		cause:   context.DeadlineExceeded,
+	}
+}
+
+// observe stores what is seen of app.
+func (c *Controller) observe(ctx context.Context, app *resource.App, status resource.AppStatus) error {
+	return store.Of[resource.App](c.cfg.Store).Observe(ctx, app, func(now *resource.App) { now.Status = status })
+}
+
+// blocked stores conditions, because of which app can't go on.
+func (c *Controller) blocked(ctx context.Context, app *resource.App, conditions ...resource.Condition) error {
+	st := app.Status
+	st.Conditions = slices.Clone(st.Conditions)
+	for _, condition := range conditions {
+		st.Conditions.Set(condition)
+	}
+	return c.observe(ctx, app, settle(app, st))
+}
+
+// waiting stores that app waits for its workspace: err says why, and condition is
+// what can't come true meanwhile. It returns err, which passes by itself.
+func (c *Controller) waiting(ctx context.Context, app *resource.App, condition string, err error) error {
+	return reconcile.Expected(errors.Join(err, c.blocked(ctx, app, resource.Condition{
+		Type:    condition,
+		Status:  resource.False,
+		Reason:  reasonUnreachable,
+		Message: "Waiting for the workspace: " + sentence(err.Error()),
+	})))
 }

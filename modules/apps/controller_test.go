@@ -83,20 +83,17 @@ func (images) Resolve(_ context.Context, workspace, ref string) (string, error) 
 
 type fixture struct {
 	*testing.T
-	ctx      context.Context
-	st       *store.Store
-	client   kubernetes.Interface
-	clusters *clusters
+	ctx context.Context
+	st  *store.Store
 }
 
-func start(t *testing.T) *fixture {
+// start runs a controller that may wait for a cluster as long as patience says.
+func start(t *testing.T, clusters Clusters, images Images, patience time.Duration) *fixture {
 	t.Helper()
-	f := &fixture{T: t, st: storetest.New(t), clusters: &clusters{err: errors.New("the plane is starting")}}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	f := &fixture{T: t, st: storetest.New(t)}
+	ctx, cancel := context.WithTimeout(context.Background(), 4*wait.Patience)
 	f.ctx = ctx
-	w := &resource.Workspace{InOrganization: resource.InOrganization{Account: "acme", Organization: "web"}}
-	w.Name = "shop"
-	f.must(store.Of[resource.Workspace](f.st).Create(ctx, w))
+	f.workspace("acme/web", "shop")
 
 	run, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -112,8 +109,9 @@ func start(t *testing.T) *fixture {
 		<-ready
 	}
 	apps, workspaces := store.Of[resource.App](f.st).Cache(nil), store.Of[resource.Workspace](f.st).Cache(nil)
-	c := New(Config{Store: f.st, Clusters: f.clusters, Images: images{}, Apps: apps, Workspaces: workspaces,
+	c := New(Config{Store: f.st, Clusters: clusters, Images: images, Apps: apps, Workspaces: workspaces,
 		Domain: "lab.example", Registry: "registry.example"})
+	c.clusterTimeout = patience
 	part(apps)
 	part(workspaces)
 	part(c)
@@ -132,13 +130,24 @@ func (f *fixture) must(err error) {
 	}
 }
 
+func (f *fixture) workspace(organization, name string) {
+	f.Helper()
+	w := &resource.Workspace{InOrganization: resource.NewInOrganization(organization, name)}
+	f.must(store.Of[resource.Workspace](f.st).Create(f.ctx, w))
+}
+
 // app waits until the app called name is as ok says.
 func (f *fixture) app(name, what string, ok func(*resource.App) bool) *resource.App {
 	f.Helper()
-	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
+	return f.appAt("acme/web/shop/"+name, what, ok)
+}
+
+func (f *fixture) appAt(key, what string, ok func(*resource.App) bool) *resource.App {
+	f.Helper()
+	ctx, cancel := context.WithTimeout(f.ctx, wait.Patience)
 	defer cancel()
 	var last *resource.App
-	for e := range store.Of[resource.App](f.st).WatchKey(ctx, "acme/web/shop/"+name, 0) {
+	for e := range store.Of[resource.App](f.st).WatchKey(ctx, key, 0) {
 		if e.Type == store.Put {
 			last = e.Object
 		}
@@ -146,13 +155,13 @@ func (f *fixture) app(name, what string, ok func(*resource.App) bool) *resource.
 			return last
 		}
 	}
-	f.Fatalf("%s isn't %s after 30 s: %+v", name, what, last)
+	f.Fatalf("%s isn't %s after %v: %+v", key, what, wait.Patience, last)
 	return nil
 }
 
 func (f *fixture) gone(name string) {
 	f.Helper()
-	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(f.ctx, wait.Patience)
 	defer cancel()
 	there := false
 	for e := range store.Of[resource.App](f.st).WatchKey(ctx, "acme/web/shop/"+name, 0) {
@@ -167,7 +176,7 @@ func (f *fixture) gone(name string) {
 			}
 		}
 	}
-	f.Fatalf("%s isn't gone after 30 s", name)
+	f.Fatalf("%s isn't gone after %v", name, wait.Patience)
 }
 
 func (f *fixture) change(name string, change func(*resource.App)) {
@@ -203,13 +212,14 @@ func says(condition, text string) func(*resource.App) bool {
 
 // TestApps leads apps through their lives in a real control plane.
 func TestApps(t *testing.T) {
-	f := start(t)
+	clusters := &clusters{err: errors.New("the plane is starting")}
+	f := start(t, clusters, images{}, clusterTimeout)
 	f.must(store.Of[resource.App](f.st).Create(f.ctx, newApp("hello", "helo:1")))
 	f.app("hello", "waiting", says(resource.AppDeployed, "Waiting for the workspace: the plane is starting."))
-	f.client = startPlane(t)
-	actAsKubelet(t, f.client)
+	client := startPlane(t)
+	actAsKubelet(t, client)
 	f.balance()
-	f.clusters.set(f.client, nil)
+	clusters.set(client, nil)
 
 	a := f.app("hello", "without an image", says(resource.AppImageFound, "There are hello:1, hello:2, crash:1."))
 	if a.Status.Phase != resource.Failed || !a.Status.Conditions.Get(resource.AppImageFound).Final {
@@ -220,12 +230,12 @@ func TestApps(t *testing.T) {
 	if a.Status.InstancesReady != 2 || a.Status.URL != "https://hello.shop.web.acme.lab.example" || !strings.HasPrefix(a.Status.ImageDigest, "sha256:111") {
 		t.Errorf("ready: %+v", a.Status)
 	}
-	d, err := f.client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
+	d, err := client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
 	f.must(err)
 	if got, want := d.Spec.Template.Spec.Containers[0].Image, "registry.example/acme/web/hello:1@sha256:"+strings.Repeat("1", 64); got != want {
 		t.Errorf("image %s, want %s", got, want)
 	}
-	pods, err := f.client.CoreV1().Pods("default").List(f.ctx, metav1.ListOptions{})
+	pods, err := client.CoreV1().Pods("default").List(f.ctx, metav1.ListOptions{})
 	f.must(err)
 	if len(pods.Items) != 2 || pods.Items[0].Spec.NodeName == pods.Items[1].Spec.NodeName {
 		t.Errorf("%d instances, want 2 on two machines", len(pods.Items))
@@ -237,16 +247,16 @@ func TestApps(t *testing.T) {
 	}
 
 	// What somebody changes behind our back comes back.
-	_, err = f.client.AppsV1().Deployments("default").Patch(f.ctx, "hello", types.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{})
+	_, err = client.AppsV1().Deployments("default").Patch(f.ctx, "hello", types.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{})
 	f.must(err)
-	f.must(f.client.CoreV1().Services("default").Delete(f.ctx, "hello", metav1.DeleteOptions{}))
+	f.must(client.CoreV1().Services("default").Delete(f.ctx, "hello", metav1.DeleteOptions{}))
 	f.must(store.Of[resource.Route](f.st).Delete(f.ctx, route))
 	wait.For(t, wait.Patience, "the deployment, the service and the route are back", func(context.Context) error {
-		d, err := f.client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
+		d, err := client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
 		if err != nil || *d.Spec.Replicas != 2 {
 			return fmt.Errorf("the deployment isn't: %v", err)
 		}
-		_, err = f.client.CoreV1().Services("default").Get(f.ctx, "hello", metav1.GetOptions{})
+		_, err = client.CoreV1().Services("default").Get(f.ctx, "hello", metav1.GetOptions{})
 		_, errRoute := store.Of[resource.Route](f.st).Get(f.ctx, route.Name)
 		return errors.Join(err, errRoute)
 	})
@@ -259,7 +269,7 @@ func TestApps(t *testing.T) {
 	if _, err := store.Of[resource.Route](f.st).Get(f.ctx, route.Name); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("the route of an app without one: %v, want none", err)
 	}
-	s, err := f.client.CoreV1().Services("default").Get(f.ctx, "hello", metav1.GetOptions{})
+	s, err := client.CoreV1().Services("default").Get(f.ctx, "hello", metav1.GetOptions{})
 	f.must(err)
 	if len(s.Spec.Ports) != 1 || s.Spec.Ports[0].Port != 9090 {
 		t.Errorf("ports %+v, want 9090 only", s.Spec.Ports)
@@ -278,18 +288,18 @@ func TestApps(t *testing.T) {
 	f.change("hello", func(a *resource.App) { a.Spec.Namespace = "other"; a.Spec.Instances = 1 })
 	f.app("hello", "moved", ready)
 	wait.For(t, wait.Patience, "nothing is left in the old namespace", func(context.Context) error {
-		_, err := f.client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
+		_, err := client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
 		return want404(err)
 	})
 
 	// Refusals.
-	_, err = f.client.CoreV1().Namespaces().Create(f.ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "small"}}, metav1.CreateOptions{})
+	_, err = client.CoreV1().Namespaces().Create(f.ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "small"}}, metav1.CreateOptions{})
 	f.must(err)
-	_, err = f.client.CoreV1().ResourceQuotas("small").Create(f.ctx, &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "nothing"},
+	_, err = client.CoreV1().ResourceQuotas("small").Create(f.ctx, &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "nothing"},
 		Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourcePods: apiresource.MustParse("0")}}}, metav1.CreateOptions{})
 	f.must(err)
 	wait.For(t, wait.Patience, "the quota is in force", func(context.Context) error {
-		q, err := f.client.CoreV1().ResourceQuotas("small").Get(f.ctx, "nothing", metav1.GetOptions{})
+		q, err := client.CoreV1().ResourceQuotas("small").Get(f.ctx, "nothing", metav1.GetOptions{})
 		if err == nil && len(q.Status.Hard) == 0 {
 			err = errors.New("the controller has not taken note of it")
 		}
@@ -305,7 +315,7 @@ func TestApps(t *testing.T) {
 		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"x": "y"}},
 		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"x": "y"}},
 			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: container, Image: "x"}}}}}}
-	_, err = f.client.AppsV1().Deployments("default").Create(f.ctx, mine, metav1.CreateOptions{})
+	_, err = client.AppsV1().Deployments("default").Create(f.ctx, mine, metav1.CreateOptions{})
 	f.must(err)
 	f.must(store.Of[resource.App](f.st).Create(f.ctx, newApp("taken", "hello:1")))
 	invalid := newApp("invalid", "hello:1")
@@ -325,7 +335,7 @@ func TestApps(t *testing.T) {
 		f.gone(name)
 	}
 	for _, namespace := range []string{"default", "other", "small"} {
-		list, err := f.client.AppsV1().Deployments(namespace).List(f.ctx, metav1.ListOptions{})
+		list, err := client.AppsV1().Deployments(namespace).List(f.ctx, metav1.ListOptions{})
 		f.must(err)
 		for _, d := range list.Items {
 			if d.Name != "taken" && d.Name != "large" {
@@ -338,7 +348,7 @@ func TestApps(t *testing.T) {
 	}
 
 	// With its workspace an app goes without a word to the cluster.
-	f.clusters.set(nil, errors.New("the plane has stopped"))
+	clusters.set(nil, errors.New("the plane has stopped"))
 	_, err = store.Of[resource.Workspace](f.st).MarkDeleted(f.ctx, "acme/web/shop")
 	f.must(err)
 	f.gone("large")

@@ -131,7 +131,11 @@ func render(app *resource.App, image string) objects {
 
 	service := coreapply.Service(app.Name, namespace).WithLabels(labels(app)).WithSpec(coreapply.ServiceSpec().
 		WithSelector(labels(app)).
-		WithPorts(coreapply.ServicePort().WithName(portName).WithPort(port).WithTargetPort(intstr.FromInt32(port)).WithProtocol(corev1.ProtocolTCP)))
+		WithPorts(coreapply.ServicePort().
+			WithName(portName).
+			WithPort(port).
+			WithTargetPort(intstr.FromInt32(port)).
+			WithProtocol(corev1.ProtocolTCP)))
 
 	return objects{namespace, deployment, service}
 }
@@ -175,11 +179,13 @@ func (e *hostError) Error() string { return e.message }
 func hostOf(app *resource.App, domain string) (string, error) {
 	host := strings.ToLower(strings.Join([]string{app.Name, app.Workspace, app.Organization, app.Account, domain}, "."))
 	if len(host) > 253 {
-		return "", &hostError{fmt.Sprintf("The host name %s would have %d characters, at most 253 are possible. Use shorter names.", host, len(host))}
+		return "", &hostError{fmt.Sprintf(
+			"The host name %s would have %d characters, at most 253 are possible. Use shorter names.", host, len(host))}
 	}
 	for label := range strings.SplitSeq(host, ".") {
 		if label == "" || len(label) > 63 {
-			return "", &hostError{fmt.Sprintf("%q in the host name %s has %d characters, 1 to 63 are possible. Use another name.", label, host, len(label))}
+			return "", &hostError{fmt.Sprintf(
+				"%q in the host name %s has %d characters, 1 to 63 are possible. Use another name.", label, host, len(label))}
 		}
 	}
 	return host, nil

@@ -201,10 +201,9 @@ func troubleIn(app *resource.App, s *corev1.ContainerStatus) trouble {
 			return trouble{}
 		case "CrashLoopBackOff":
 		case "ErrImagePull", "ImagePullBackOff":
-			return trouble{w.Reason, fmt.Sprintf("The image %s can't be pulled: %s", app.Spec.Image, sentence(w.Message)),
-				strings.Contains(w.Message, "not found")}
+			return trouble{w.Reason, cantPull(app, w.Message), strings.Contains(w.Message, "not found")}
 		case "InvalidImageName":
-			return trouble{w.Reason, fmt.Sprintf("The image %s can't be pulled: %s", app.Spec.Image, sentence(w.Message)), true}
+			return trouble{w.Reason, cantPull(app, w.Message), true}
 		default: // RunContainerError, CreateContainerConfigError...
 			return trouble{w.Reason, "An instance can't be started: " + sentence(w.Message), int(s.RestartCount) >= failedTimes}
 		}
@@ -225,12 +224,17 @@ func troubleIn(app *resource.App, s *corev1.ContainerStatus) trouble {
 			int(s.RestartCount) >= failedTimes}
 	}
 	if s.State.Running != nil {
-		if app.Spec.HealthPath != "" {
-			return trouble{reason: "NotReady", message: fmt.Sprintf("An instance runs, but GET %s on port %d doesn't answer well yet.", app.Spec.HealthPath, portOf(app))}
+		message := fmt.Sprintf("An instance runs, but doesn't listen on port %d yet.", portOf(app))
+		if path := app.Spec.HealthPath; path != "" {
+			message = fmt.Sprintf("An instance runs, but GET %s on port %d doesn't answer well yet.", path, portOf(app))
 		}
-		return trouble{reason: "NotReady", message: fmt.Sprintf("An instance runs, but doesn't listen on port %d yet.", portOf(app))}
+		return trouble{reason: "NotReady", message: message}
 	}
 	return trouble{}
+}
+
+func cantPull(app *resource.App, why string) string {
+	return fmt.Sprintf("The image %s can't be pulled: %s", app.Spec.Image, sentence(why))
 }
 
 func times(n int) string {
@@ -250,7 +254,12 @@ func setRoute(cs *resource.Conditions, s seen) {
 		*cs = slices.DeleteFunc(*cs, func(c resource.Condition) bool { return c.Type == resource.AppRouteReady })
 		return
 	}
-	c := resource.Condition{Type: resource.AppRouteReady, Status: resource.False, Reason: reasonRoute, Message: "The balancer hasn't taken the route up yet."}
+	c := resource.Condition{
+		Type:    resource.AppRouteReady,
+		Status:  resource.False,
+		Reason:  reasonRoute,
+		Message: "The balancer hasn't taken the route up yet.",
+	}
 	if s.route != nil {
 		if r := s.route.Status.Conditions.Get(resource.RouteReady); r != nil {
 			c.Status, c.Reason, c.Message, c.Final = r.Status, r.Reason, r.Message, r.Final

@@ -16,36 +16,44 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 )
 
-// takeDown removes what app has outside, then app itself: first the route, so
+// remove removes what app has outside, then app itself: first the route, so
 // that nobody is sent there any more.
-func (c *Controller) takeDown(ctx context.Context, app *resource.App) (again time.Duration, err error) {
+func (c *Controller) remove(ctx context.Context, app *resource.App) (again time.Duration, err error) {
 	if host, err := hostOf(app, c.cfg.Domain); err == nil {
 		if err := c.removeRoute(ctx, app, host); err != nil {
 			return 0, err
 		}
 	}
 	faultpoint.Reach("app/delete/route-removed")
-	k, err := c.cluster(ctx, app.WorkspaceKey())
+	inCluster, cancel := context.WithTimeout(ctx, c.clusterTimeout)
+	defer cancel()
+	k, err := c.cluster(inCluster, app.WorkspaceKey())
 	if err != nil {
-		return 0, errors.Join(err, c.blocked(ctx, app, resource.Condition{Type: resource.AppInstancesReady, Status: resource.False,
-			Reason: reasonUnreachable, Message: "Waiting for the workspace: " + sentence(err.Error())}))
+		return 0, c.waiting(ctx, app, resource.AppInstancesReady, err)
 	}
-	left, err := remove(ctx, k, app)
+	left, err := deleteObjects(inCluster, k, app)
+	if late := c.late(inCluster, err); late != nil {
+		return 0, c.waiting(ctx, app, resource.AppInstancesReady, late)
+	}
 	if err != nil {
 		return 0, err
 	}
 	faultpoint.Reach("app/delete/objects-deleted")
 	if left > 0 {
-		return retryRemoval, c.blocked(ctx, app, resource.Condition{Type: resource.AppInstancesReady, Status: resource.False,
-			Reason: reasonRemoving, Message: fmt.Sprintf("%d of the app's objects are still leaving.", left)})
+		return retryRemoval, c.blocked(ctx, app, resource.Condition{
+			Type:    resource.AppInstancesReady,
+			Status:  resource.False,
+			Reason:  reasonRemoving,
+			Message: fmt.Sprintf("%d of the app's objects are still leaving.", left),
+		})
 	}
-	return 0, c.remove(ctx, app)
+	return 0, c.removeResource(ctx, app)
 }
 
-// remove deletes what app has in its cluster, and counts what is still there.
-// It asks the API and not the mirrors: what was applied a moment ago may not be
-// in those yet, and would stay for ever.
-func remove(ctx context.Context, k *cluster, app *resource.App) (left int, err error) {
+// deleteObjects deletes what app has in its cluster, and counts what is still
+// there. It asks the API and not the mirrors: what was applied a moment ago may not
+// be in those yet, and would stay for ever.
+func deleteObjects(ctx context.Context, k *cluster, app *resource.App) (left int, err error) {
 	options := metav1.ListOptions{LabelSelector: selectorOf(app.Name)}
 	services, err := k.client.CoreV1().Services(metav1.NamespaceAll).List(ctx, options)
 	if err != nil {
@@ -75,7 +83,9 @@ func deleteDeployment(ctx context.Context, k *cluster, d *appsv1.Deployment) err
 	}
 	foreground := metav1.DeletePropagationForeground
 	err := k.client.AppsV1().Deployments(d.Namespace).Delete(ctx, d.Name, metav1.DeleteOptions{
-		PropagationPolicy: &foreground, Preconditions: &metav1.Preconditions{UID: &d.UID}})
+		PropagationPolicy: &foreground,
+		Preconditions:     &metav1.Preconditions{UID: &d.UID},
+	})
 	return ignoreGone(fmt.Sprintf("delete deployment %s/%s", d.Namespace, d.Name), err)
 }
 
@@ -83,12 +93,14 @@ func deleteService(ctx context.Context, k *cluster, s *corev1.Service) error {
 	if s.DeletionTimestamp != nil {
 		return nil
 	}
-	err := k.client.CoreV1().Services(s.Namespace).Delete(ctx, s.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID}})
+	err := k.client.CoreV1().Services(s.Namespace).Delete(ctx, s.Name, metav1.DeleteOptions{
+		Preconditions: &metav1.Preconditions{UID: &s.UID},
+	})
 	return ignoreGone(fmt.Sprintf("delete service %s/%s", s.Namespace, s.Name), err)
 }
 
 // ignoreGone takes "not found" for done, and so "not that one": another of its
-// name is looked at in the next pass.
+// name is found by the next look.
 func ignoreGone(what string, err error) error {
 	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil
@@ -96,8 +108,8 @@ func ignoreGone(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// remove removes the route and the resource. Nothing of app is left then.
-func (c *Controller) remove(ctx context.Context, app *resource.App) error {
+// removeResource removes the route and the resource. Nothing of app is left then.
+func (c *Controller) removeResource(ctx context.Context, app *resource.App) error {
 	if host, err := hostOf(app, c.cfg.Domain); err == nil {
 		if err := c.removeRoute(ctx, app, host); err != nil {
 			return err

@@ -14,6 +14,7 @@ import (
 	coreapply "k8s.io/client-go/applyconfigurations/core/v1"
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -28,16 +29,20 @@ type applied struct {
 	version    string
 }
 
-// bringUp makes the cluster and the route what app says, and tells how it is.
-func (c *Controller) bringUp(ctx context.Context, app *resource.App) (again time.Duration, err error) {
+// imageFound is the condition of an app whose image is there.
+var imageFound = resource.Condition{Type: resource.AppImageFound, Status: resource.True}
+
+// deploy makes the cluster and the route what app says, and tells how it is.
+func (c *Controller) deploy(ctx context.Context, app *resource.App) (again time.Duration, err error) {
 	ref, err := fullReference(c.cfg.Registry, c.cfg.RegistryNames, app.Account, app.Organization, app.Spec.Image)
 	if err != nil {
-		return 0, c.blocked(ctx, app, resource.Condition{Type: resource.AppImageFound, Status: resource.False, Reason: reasonNoImage,
-			Message: sentence(err.Error()), Final: true})
+		return 0, c.blocked(ctx, app, noImage(err))
 	}
-	k, err := c.cluster(ctx, app.WorkspaceKey())
+	inCluster, cancel := context.WithTimeout(ctx, c.clusterTimeout)
+	defer cancel()
+	k, err := c.cluster(inCluster, app.WorkspaceKey())
 	if err != nil {
-		return 0, errors.Join(err, c.unreachable(ctx, app, err))
+		return 0, c.unreachable(ctx, app, err)
 	}
 	there, err := k.find(app.Name)
 	if err != nil {
@@ -47,56 +52,71 @@ func (c *Controller) bringUp(ctx context.Context, app *resource.App) (again time
 	deployments, _ := in(there.deployments, namespace)
 
 	digest, err := c.digest(ctx, app, ref, deployments)
+	if none, ok := errors.AsType[*NoImageError](err); ok {
+		return retryImage, c.blocked(ctx, app, noImage(none))
+	}
 	if err != nil {
-		condition := resource.Condition{Type: resource.AppImageFound, Status: resource.Unknown, Reason: reasonImageUnknown, Message: sentence(err.Error())}
-		none, isNone := errors.AsType[*NoImageError](err)
-		if isNone {
-			condition.Status, condition.Reason, condition.Message, condition.Final = resource.False, reasonNoImage, none.Error(), true
-		}
-		if sayErr := c.blocked(ctx, app, condition); sayErr != nil || !isNone {
-			return 0, errors.Join(err, sayErr)
-		}
-		return retryImage, nil
+		return 0, errors.Join(err, c.blocked(ctx, app, resource.Condition{
+			Type:    resource.AppImageFound,
+			Status:  resource.Unknown,
+			Reason:  reasonImageUnknown,
+			Message: sentence(err.Error()),
+		}))
 	}
 
-	deployment, err := c.apply(ctx, k, app, render(app, pinned(ref, digest)), there)
+	deployment, err := c.apply(inCluster, k, app, render(app, pinned(ref, digest)), there)
 	if refusal := refusalOf(err); refusal != nil {
-		return retryImage, c.blocked(ctx, app, *refusal)
+		return retryImage, c.blocked(ctx, app, imageFound, *refusal)
+	}
+	if late := c.late(inCluster, err); late != nil {
+		return 0, c.unreachable(ctx, app, late)
 	}
 	if err != nil {
 		return 0, err
 	}
 	host, route, err := c.route(ctx, app)
+	if problem, ok := errors.AsType[*hostError](err); ok {
+		return 0, c.blocked(ctx, app, imageFound, resource.Condition{
+			Type:    resource.AppRouteReady,
+			Status:  resource.False,
+			Reason:  reasonHostName,
+			Message: problem.Error(),
+			Final:   true,
+		})
+	}
 	if err != nil {
-		if problem, ok := errors.AsType[*hostError](err); ok {
-			return 0, c.blocked(ctx, app, resource.Condition{Type: resource.AppRouteReady, Status: resource.False, Reason: reasonHostName, Message: problem.Error(), Final: true})
-		}
 		return 0, err
 	}
 	pods, _ := in(there.pods, namespace)
-	if err := c.say(ctx, app, status(app, seen{digest: digest, host: host, deployment: deployment, pods: pods, route: route})); err != nil {
-		return 0, err
+	s := seen{digest: digest, host: host, deployment: deployment, pods: pods, route: route}
+	return resync, c.observe(ctx, app, status(app, s))
+}
+
+func noImage(err error) resource.Condition {
+	return resource.Condition{
+		Type:    resource.AppImageFound,
+		Status:  resource.False,
+		Reason:  reasonNoImage,
+		Message: sentence(err.Error()),
+		Final:   true,
 	}
-	return resync, nil
 }
 
 // unreachable tells that the workspace isn't there yet. An app that was ready
 // stays so: what its users see doesn't need the plane.
 func (c *Controller) unreachable(ctx context.Context, app *resource.App, err error) error {
 	if app.Status.Phase == resource.Ready && app.Status.ObservedGeneration == app.Generation {
-		return nil
+		return reconcile.Expected(err)
 	}
-	st := app.Status
-	st.Conditions = append(resource.Conditions(nil), st.Conditions...)
-	st.Conditions.Set(resource.Condition{Type: resource.AppDeployed, Status: resource.False, Reason: reasonUnreachable,
-		Message: "Waiting for the workspace: " + sentence(err.Error())})
-	return c.say(ctx, app, settle(app, st))
+	return c.waiting(ctx, app, resource.AppDeployed, err)
 }
 
 // digest is that of the running release as long as the app asks for the same
 // image: a tag that moved on takes effect when the app is deployed with another
 // reference, and not by chance when it is scaled.
-func (c *Controller) digest(ctx context.Context, app *resource.App, ref string, deployments []*appsv1.Deployment) (string, error) {
+func (c *Controller) digest(
+	ctx context.Context, app *resource.App, ref string, deployments []*appsv1.Deployment,
+) (string, error) {
 	for _, d := range deployments {
 		for _, running := range d.Spec.Template.Spec.Containers {
 			was, digest := unpinned(running.Image)
@@ -110,7 +130,9 @@ func (c *Controller) digest(ctx context.Context, app *resource.App, ref string, 
 
 // apply writes the objects unless they are there as they were written last, and
 // removes those of another namespace that the app was in before.
-func (c *Controller) apply(ctx context.Context, k *cluster, app *resource.App, want objects, there found) (*appsv1.Deployment, error) {
+func (c *Controller) apply(
+	ctx context.Context, k *cluster, app *resource.App, want objects, there found,
+) (*appsv1.Deployment, error) {
 	sum, err := want.sum()
 	if err != nil {
 		return nil, err
@@ -164,14 +186,17 @@ func ensureNamespace(ctx context.Context, k *cluster, name string) error {
 	ns, err := k.client.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case err == nil && ns.DeletionTimestamp != nil:
-		return &refusedError{reason: reasonRefused, message: fmt.Sprintf("The namespace %s is being deleted. The app comes back when that is done.", name)}
+		return &refusedError{
+			reason:  reasonRefused,
+			message: fmt.Sprintf("The namespace %s is being deleted. The app comes back when that is done.", name),
+		}
 	case err == nil:
 		return nil
 	case !apierrors.IsNotFound(err):
 		return fmt.Errorf("get namespace %s: %w", name, err)
 	}
-	_, err = k.client.CoreV1().Namespaces().Apply(ctx, coreapply.Namespace(name).WithLabels(map[string]string{labelManager: manager}),
-		metav1.ApplyOptions{FieldManager: manager, Force: true})
+	namespace := coreapply.Namespace(name).WithLabels(map[string]string{labelManager: manager})
+	_, err = k.client.CoreV1().Namespaces().Apply(ctx, namespace, metav1.ApplyOptions{FieldManager: manager, Force: true})
 	if err != nil {
 		return fmt.Errorf("create namespace %s: %w", name, err)
 	}
@@ -180,7 +205,9 @@ func ensureNamespace(ctx context.Context, k *cluster, name string) error {
 
 // checkOwners sees to it that nothing is taken over that the tenant made
 // himself: what has our name but not our labels is his.
-func checkOwners(ctx context.Context, k *cluster, name, namespace string, deployments []*appsv1.Deployment, services []*corev1.Service) error {
+func checkOwners(
+	ctx context.Context, k *cluster, name, namespace string, deployments []*appsv1.Deployment, services []*corev1.Service,
+) error {
 	taken := func(what string, m metav1.Object, err error) error {
 		switch {
 		case apierrors.IsNotFound(err):
@@ -188,8 +215,12 @@ func checkOwners(ctx context.Context, k *cluster, name, namespace string, deploy
 		case err != nil:
 			return fmt.Errorf("get %s %s/%s: %w", what, namespace, name, err)
 		case m.GetLabels()[labelManager] != manager:
-			return &refusedError{reason: reasonConflict, final: true, message: fmt.Sprintf(
-				"There is a %s %s in namespace %s already that is not this app's. Delete it, or give the app another name.", what, name, namespace)}
+			return &refusedError{
+				reason: reasonConflict,
+				message: fmt.Sprintf("There is a %s %s in namespace %s already that is not this app's. "+
+					"Delete it, or give the app another name.", what, name, namespace),
+				final: true,
+			}
 		}
 		return nil
 	}
@@ -219,11 +250,22 @@ func (e *refusedError) Error() string { return e.message }
 // refusalOf tells what users can do something about from other errors, or nil.
 func refusalOf(err error) *resource.Condition {
 	if r, ok := errors.AsType[*refusedError](err); ok {
-		return &resource.Condition{Type: resource.AppDeployed, Status: resource.False, Reason: r.reason, Message: r.message, Final: r.final}
+		return &resource.Condition{
+			Type:    resource.AppDeployed,
+			Status:  resource.False,
+			Reason:  r.reason,
+			Message: r.message,
+			Final:   r.final,
+		}
 	}
 	if apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err) {
-		return &resource.Condition{Type: resource.AppDeployed, Status: resource.False, Reason: reasonRefused,
-			Message: "Kubernetes refuses the app: " + sentence(err.Error()), Final: true}
+		return &resource.Condition{
+			Type:    resource.AppDeployed,
+			Status:  resource.False,
+			Reason:  reasonRefused,
+			Message: "Kubernetes refuses the app: " + sentence(err.Error()),
+			Final:   true,
+		}
 	}
 	return nil
 }
@@ -244,8 +286,8 @@ func (c *Controller) route(ctx context.Context, app *resource.App) (host string,
 	}
 	want := routeOf(app, host)
 	route, err = store.Of[resource.Route](c.cfg.Store).Modify(ctx, host, func(r *resource.Route) error {
-		if r.Workspace != want.Workspace || r.Service != want.Service || r.Namespace != want.Namespace || r.Port != want.Port {
-			r.Status.Conditions = nil // it is about something else now
+		if !r.LeadsWhere(want) {
+			r.Status.Conditions = nil // they are about something else
 		}
 		r.Workspace, r.App, r.Namespace, r.Service, r.Port = want.Workspace, want.App, want.Namespace, want.Service, want.Port
 		return nil
