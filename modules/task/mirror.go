@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/client-go/util/workqueue"
-
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -28,59 +26,27 @@ type entry struct {
 	ended   time.Time
 }
 
+func (t target) String() string { return t.kind + "/" + t.key }
+
 // Run mirrors conditions into tasks and drops old ones until ctx is done. It is
 // ready once it knows all tasks. Call it once.
 func (ts *Tasks) Run(ctx context.Context, ready func()) error {
-	queue := workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[target](50*time.Millisecond, 30*time.Second))
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer queue.ShutDown()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-
-	ts.cache.OnChange(func(id string) {
-		t, ok := ts.cache.Get(id)
-		if !ok {
-			ts.forget(id)
-			return
-		}
-		e := entry{account: t.Spec.Account, target: target{t.Spec.Kind, t.Spec.Target}, state: t.Status.State}
-		if t.Status.EndedAt != nil {
-			e.ended = *t.Status.EndedAt
-		}
-		ts.note(id, e)
-		if e.state == resource.TaskRunning {
-			queue.Add(e.target)
-		}
-	})
 	for name, k := range ts.kinds {
 		wg.Go(func() {
 			k.watch(ctx, func(key string) {
 				// If the task of the same commit is not here yet, it will look for
 				// itself when it comes: the resource is read anew then.
 				if t := (target{name, key}); ts.isWaitedFor(t) {
-					queue.Add(t)
+					ts.loop.Add(t)
 				}
 			})
 		})
 	}
-	wg.Go(func() {
-		for {
-			t, shutdown := queue.Get()
-			if shutdown {
-				return
-			}
-			if err := ts.mirror(ctx, t); err != nil {
-				if ctx.Err() == nil {
-					ts.cfg.Log.Error("mirror resource into tasks", "kind", t.kind, "key", t.key, "err", err)
-				}
-				queue.AddRateLimited(t)
-			} else {
-				queue.Forget(t)
-			}
-			queue.Done(t)
-		}
-	})
+	wg.Go(func() { ts.loop.Run(ctx) })
 	wg.Go(func() {
 		tick := time.NewTicker(pruneEvery)
 		defer tick.Stop()
@@ -98,37 +64,54 @@ func (ts *Tasks) Run(ctx context.Context, ready func()) error {
 	return ts.cache.Run(ctx, ready)
 }
 
+// changed is told each task that comes, changes or goes.
+func (ts *Tasks) changed(id string) {
+	t, ok := ts.cache.Get(id)
+	if !ok {
+		ts.forget(id)
+		return
+	}
+	e := entry{account: t.Spec.Account, target: target{t.Spec.Kind, t.Spec.Target}, state: t.Status.State}
+	if t.Status.EndedAt != nil {
+		e.ended = *t.Status.EndedAt
+	}
+	ts.note(id, e)
+	if e.state == resource.TaskRunning {
+		ts.loop.Add(e.target)
+	}
+}
+
 // mirror brings the open tasks of one resource up to date.
-func (ts *Tasks) mirror(ctx context.Context, t target) error {
+func (ts *Tasks) mirror(ctx context.Context, t target) (again time.Duration, err error) {
 	ids := ts.waiting(t)
 	if len(ids) == 0 {
-		return nil
+		return 0, nil
 	}
 	k, ok := ts.kinds[t.kind]
 	if !ok {
-		return nil // of a newer version, which will see to it
+		return 0, nil // of a newer version, which will see to it
 	}
-	look, err := k.load(ctx, t.key)
+	now, err := k.load(ctx, t.key)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, id := range ids {
 		after, err := store.Of[resource.Task](ts.cfg.Store).Modify(ctx, id, func(t *resource.Task) error {
 			if Ended(t) {
 				return store.ErrSkip
 			}
-			t.Status = progress(t, look, time.Now())
+			t.Status = progress(t, now, time.Now())
 			return nil
 		})
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if Ended(after) {
 			ts.cfg.Log.Info("task ended", "task", id, "operation", after.Spec.Operation, "target", after.Spec.Target,
 				"state", after.Status.State, "message", after.Status.Message, "after", time.Since(after.CreatedAt))
 		}
 	}
-	return nil
+	return 0, nil
 }
 
 // prune drops ended tasks that are too old or too many.

@@ -23,6 +23,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -35,7 +38,13 @@ type Config struct {
 	// long. 0 is 1000 and 30 days.
 	KeepEnded int
 	KeepFor   time.Duration
+	// Registerer takes the metrics of the work queue. May be nil.
+	Registerer prometheus.Registerer
 }
+
+// mirrors is how many resources are mirrored at once, of one account one: it takes a
+// read and a write of the store, some milliseconds.
+const mirrors = 4
 
 // Tasks begins, mirrors, lists and follows tasks. Its methods are safe for
 // concurrent use.
@@ -43,6 +52,7 @@ type Tasks struct {
 	cfg   Config
 	kinds map[string]kind // by name
 	cache *store.Cache[*resource.Task]
+	loop  *reconcile.Loop[target]
 
 	mu    sync.Mutex
 	index map[string]entry               // by id
@@ -61,13 +71,24 @@ func New(cfg Config) *Tasks {
 	if cfg.KeepFor == 0 {
 		cfg.KeepFor = 30 * 24 * time.Hour
 	}
-	return &Tasks{
+	ts := &Tasks{
 		cfg:   cfg,
 		kinds: kindsOf(cfg.Store),
 		cache: store.Of[resource.Task](cfg.Store).Cache(cfg.Log),
 		index: map[string]entry{},
 		open:  map[target]map[string]struct{}{},
 	}
+	ts.loop = reconcile.New(reconcile.Config[target]{
+		Name:       "task",
+		Log:        cfg.Log,
+		Reconcile:  ts.mirror,
+		Tenant:     func(t target) string { return accountOf(t.key) },
+		Workers:    mirrors,
+		Backoff:    50 * time.Millisecond,
+		Registerer: cfg.Registerer,
+	})
+	ts.cache.OnChange(ts.changed)
+	return ts
 }
 
 // Begin returns a task for what by asked for, and the write to commit behind
