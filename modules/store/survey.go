@@ -1,0 +1,116 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
+
+// Root is the prefix of everything that the store keeps in etcd.
+const Root = root
+
+// Survey is all that the store holds at one revision.
+type Survey struct {
+	Revision   int64
+	Counts     map[string]int64 // resources by kind
+	Workspaces []*resource.Workspace
+	Strays     []Stray
+}
+
+// Stray is a key that belongs to a workspace that is no more.
+type Stray struct {
+	Path string // in etcd
+	Why  string
+
+	revision int64  // of its last change
+	owner    string // path of what must not be there when it is removed
+}
+
+// Survey looks at all keys. Workspaces are read at the same revision: a key that
+// is older than the answer and has no workspace in it has none.
+func (s *Store) Survey(ctx context.Context) (*Survey, error) {
+	v := &Survey{Counts: map[string]int64{}}
+	var keys []Stray
+	for from, end := root, clientv3.GetPrefixRangeEnd(root); ; {
+		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithKeysOnly(), clientv3.WithLimit(5000)}
+		if v.Revision > 0 {
+			opts = append(opts, clientv3.WithRev(v.Revision))
+		}
+		resp, err := s.client.Get(ctx, from, opts...)
+		if err != nil {
+			return nil, fmt.Errorf("list the store's keys: %w", err)
+		}
+		if v.Revision == 0 {
+			v.Revision = resp.Header.Revision
+		}
+		for _, kv := range resp.Kvs {
+			keys = append(keys, Stray{Path: string(kv.Key), revision: kv.ModRevision})
+		}
+		if !resp.More {
+			break
+		}
+		from = keys[len(keys)-1].Path + "\x00"
+	}
+	workspaces := Of[resource.Workspace](s)
+	from, end := workspaces.span("")
+	resp, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(v.Revision))
+	if err != nil {
+		return nil, fmt.Errorf("read workspaces: %w", err)
+	}
+	there, vnis := map[string]bool{}, map[string]bool{}
+	for _, kv := range resp.Kvs {
+		w, err := workspaces.decode(kv.Value, kv.ModRevision)
+		if err != nil {
+			return nil, err
+		}
+		v.Workspaces = append(v.Workspaces, w)
+		there[w.Key()] = true
+		vnis[strconv.FormatUint(uint64(w.Status.VNI), 10)] = true
+	}
+	for _, k := range keys {
+		name, key, _ := strings.Cut(strings.TrimPrefix(k.Path, root), "/")
+		v.Counts[name]++
+		if name == (*resource.VNI)(nil).Kind() && !vnis[key] { // written in one commit with the workspace's
+			k.Why, k.owner = "no workspace has this network identifier", k.Path+"/" // nobody's key
+			v.Strays = append(v.Strays, k)
+		}
+		if workspace := workspaceOf(name, key); workspace != "" && !there[workspace] {
+			k.Why, k.owner = "workspace "+workspace+" is no more", workspaces.path(workspace)
+			v.Strays = append(v.Strays, k)
+		}
+	}
+	return v, nil
+}
+
+// workspaceOf is the key of the workspace that a resource belongs to; "" if it
+// belongs to none.
+func workspaceOf(name, key string) string {
+	if name == (*resource.WorkspaceKeys)(nil).Kind() {
+		return key // beside the workspace, not in it
+	}
+	for _, k := range resource.Kinds() {
+		if k.Name == name && k.Scope == resource.OfWorkspace {
+			return k.Scope.Parent(key)
+		}
+	}
+	return ""
+}
+
+// RemoveStray removes a key that is as it was, if what it belongs to is still
+// not there.
+func (s *Store) RemoveStray(ctx context.Context, k Stray) error {
+	resp, err := s.client.Txn(ctx).If(
+		clientv3.Compare(clientv3.ModRevision(k.Path), "=", k.revision),
+		clientv3.Compare(clientv3.CreateRevision(k.owner), "=", 0),
+	).Then(clientv3.OpDelete(k.Path)).Commit()
+	if err == nil && !resp.Succeeded {
+		err = errors.New("it was changed meanwhile")
+	}
+	return err
+}
