@@ -45,8 +45,13 @@ func run(args []string) int {
 		fmt.Fprintln(os.Stderr, "parts:", err)
 		return 2
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
+	ctx, stop := context.WithCancelCause(context.Background())
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		signal.Notify(ended, syscall.SIGHUP)
+	}
+	go func() { stop(fmt.Errorf("ended by a signal: %s", <-ended)) }()
 	f, err := newFamily()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "parts:", err)
@@ -63,6 +68,7 @@ func run(args []string) int {
 	r.budgets = os.Getenv("MULTIPAAS_LONG") == ""
 	good := r.all(ctx, parts)
 	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "parts:", context.Cause(ctx))
 		if err := f.end(); err != nil {
 			fmt.Fprintln(os.Stderr, "parts:", err)
 		}
