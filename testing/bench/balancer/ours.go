@@ -104,7 +104,9 @@ func (planesAway) Client(context.Context, string) (kubernetes.Interface, error) 
 	return nil, errors.New("no plane runs here")
 }
 
-func (planesAway) Dialer(string) (func(context.Context, string, string) (net.Conn, error), error) { return (&net.Dialer{}).DialContext, nil }
+func (planesAway) Dialer(string) (func(context.Context, string, string) (net.Conn, error), error) {
+	return (&net.Dialer{}).DialContext, nil
+}
 
 // startOurs starts our balancer with the n routes that were seeded and waits
 // until the last of them is served, which took so long.

@@ -16,15 +16,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"strings"
-	"sync"
 	"syscall"
-	"time"
+
+	"github.com/multipaas/multipaas/testing/e2e/attempt"
 )
+
+const certificate, key = "/tls/tls.crt", "/tls/tls.key"
 
 func main() { os.Exit(run(os.Args[1:])) }
 
@@ -37,13 +38,14 @@ func run(args []string) int {
 	var err error
 	switch args[0] {
 	case "webhook":
-		err = serve(ctx, ":8443", http.HandlerFunc(admit), true)
+		err = attempt.Serve(ctx, ":8443", http.HandlerFunc(admit), certificate, key)
 	case "apiserver":
-		err = serve(ctx, ":8443", http.HandlerFunc(aggregated), true)
+		err = attempt.Serve(ctx, ":8443", http.HandlerFunc(aggregated), certificate, key)
 	case "wait":
-		err = serve(ctx, ":8080", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "ok") }), false)
+		ok := func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "ok") }
+		err = attempt.Serve(ctx, ":8080", http.HandlerFunc(ok), "", "")
 	case "try":
-		try(args[1:])
+		attempt.Each(args[1:], func(target string) string { return attempt.Reach(ctx, target) })
 	default:
 		err = fmt.Errorf("unknown mode %q", args[0])
 	}
@@ -52,24 +54,6 @@ func run(args []string) int {
 		return 1
 	}
 	return 0
-}
-
-func serve(ctx context.Context, addr string, h http.Handler, secure bool) error {
-	s := &http.Server{Addr: addr, Handler: h, ReadHeaderTimeout: 5 * time.Second}
-	done := make(chan error, 1)
-	go func() {
-		if secure {
-			done <- s.ListenAndServeTLS("/tls/tls.crt", "/tls/tls.key")
-		} else {
-			done <- s.ListenAndServe()
-		}
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return s.Close()
-	}
 }
 
 // admit answers an AdmissionReview (admission.k8s.io/v1) with a patch that adds
@@ -113,55 +97,4 @@ func aggregated(w http.ResponseWriter, r *http.Request) {
 func reply(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(v)
-}
-
-// try makes all attempts at once, so that hundreds of dropped packets cost one
-// time-out, and prints the results in the order asked for.
-func try(targets []string) {
-	out := make([]string, len(targets))
-	var wg sync.WaitGroup
-	for i, t := range targets {
-		wg.Go(func() { out[i] = t + " " + attempt(t) })
-	}
-	wg.Wait()
-	fmt.Println(strings.Join(out, "\n"))
-}
-
-const patience = 3 * time.Second
-
-func attempt(target string) string {
-	network, address, _ := strings.Cut(target, ":")
-	switch network {
-	case "http":
-		c := &http.Client{Timeout: patience}
-		res, err := c.Get(address)
-		if err != nil {
-			return "closed " + err.Error()
-		}
-		_ = res.Body.Close()
-		return "open " + res.Status
-	case "udp":
-		// An answer to a DNS question is the only sign of life that UDP gives.
-		conn, err := net.DialTimeout("udp", address, patience)
-		if err != nil {
-			return "closed " + err.Error()
-		}
-		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(patience))
-		question := []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01")
-		if _, err := conn.Write(question); err != nil {
-			return "closed " + err.Error()
-		}
-		if _, err := conn.Read(make([]byte, 512)); err != nil {
-			return "closed " + err.Error()
-		}
-		return "open answered"
-	default:
-		conn, err := net.DialTimeout(network, address, patience)
-		if err != nil {
-			return "closed " + err.Error()
-		}
-		_ = conn.Close()
-		return "open connected"
-	}
 }

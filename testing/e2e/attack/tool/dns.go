@@ -7,12 +7,14 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/multipaas/multipaas/testing/e2e/attempt"
 )
 
 // ask sends questions "SERVER/NETWORK/TYPE/NAME", all at once, and prints a line for
 // each: the question, the response code and the records of the answer.
 func ask(ctx context.Context, questions []string) {
-	each(questions, func(q string) string {
+	attempt.Each(questions, func(q string) string {
 		f := strings.SplitN(q, "/", 4)
 		if len(f) != 4 {
 			return "unknown question"

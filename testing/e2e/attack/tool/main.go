@@ -43,12 +43,12 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/testing/e2e/attempt"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -64,7 +64,7 @@ func run(args []string) int {
 	case "wait":
 		err = wait(ctx)
 	case "try":
-		each(args[1:], func(t string) string { return attempt(ctx, t) })
+		attempt.Each(args[1:], func(t string) string { return attempt.Reach(ctx, t) })
 	case "ask":
 		ask(ctx, args[1:])
 	case "where":
@@ -74,11 +74,11 @@ func run(args []string) int {
 	case "watch":
 		err = watch(ctx, args[1:])
 	case "open":
-		each(args[1:], open)
+		attempt.Each(args[1:], open)
 	case "write":
-		each(args[1:], write)
+		attempt.Each(args[1:], write)
 	case "run":
-		each(args[1:], func(program string) string { return execute(ctx, program) })
+		attempt.Each(args[1:], func(program string) string { return execute(ctx, program) })
 	case "who":
 		err = who()
 	case "gain":
@@ -88,9 +88,9 @@ func run(args []string) int {
 	case "swap":
 		err = swap(ctx, args[1:])
 	case "get":
-		each(args[1:], func(url string) string { return get(ctx, url) })
+		attempt.Each(args[1:], func(url string) string { return get(ctx, url) })
 	case "say":
-		each(args[2:], func(request string) string { return say(ctx, args[1], request) })
+		attempt.Each(args[2:], func(request string) string { return say(ctx, args[1], request) })
 	case "fork":
 		err = forkBomb(seconds(args, 1))
 	case "memory":
@@ -127,27 +127,18 @@ func seconds(args []string, at int) time.Duration {
 // wait answers everybody "ok", or at /who who it is, but for /never, which it leaves
 // waiting.
 func wait(ctx context.Context) error {
-	s := &http.Server{Addr: ":8080", ReadHeaderTimeout: 5 * time.Second,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path == "/never" {
-				<-r.Context().Done()
-				return
-			}
-			if r.URL.Path == "/who" {
-				name, _ := os.Hostname()
-				_, _ = io.WriteString(w, name)
-				return
-			}
-			_, _ = io.WriteString(w, "ok")
-		})}
-	done := make(chan error, 1)
-	go func() { done <- s.ListenAndServe() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return s.Close()
-	}
+	return attempt.Serve(ctx, ":8080", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/never" {
+			<-r.Context().Done()
+			return
+		}
+		if r.URL.Path == "/who" {
+			name, _ := os.Hostname()
+			_, _ = io.WriteString(w, name)
+			return
+		}
+		_, _ = io.WriteString(w, "ok")
+	}), "", "")
 }
 
 const patience = 3 * time.Second
@@ -176,50 +167,4 @@ func open(path string) string {
 		return "closed read: " + err.Error()
 	}
 	return "open read"
-}
-
-// each makes the attempts at once, some hundreds at a time, so that dropped
-// packets cost one time-out, and prints each result when it has it.
-func each(targets []string, try func(target string) string) {
-	var wg sync.WaitGroup
-	var out sync.Mutex
-	places := make(chan struct{}, 500)
-	for _, t := range targets {
-		places <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-places }()
-			outcome := try(t)
-			out.Lock()
-			defer out.Unlock()
-			fmt.Println(t, outcome)
-		})
-	}
-	wg.Wait()
-}
-
-func attempt(ctx context.Context, target string) string {
-	network, address, found := strings.Cut(target, ":")
-	if !found {
-		return "closed unknown target"
-	}
-	d := net.Dialer{Timeout: patience}
-	conn, err := d.DialContext(ctx, network, address)
-	if err != nil {
-		return "closed " + err.Error()
-	}
-	defer conn.Close()
-	if network == "tcp" {
-		return "open connected"
-	}
-	// An answer to a DNS question is a sign of life, and so is ICMP's "nobody
-	// listens here".
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	question := []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01")
-	if _, err := conn.Write(question); err != nil {
-		return "closed " + err.Error()
-	}
-	if _, err := conn.Read(make([]byte, 512)); err != nil {
-		return "closed " + err.Error()
-	}
-	return "open answered"
 }
