@@ -44,6 +44,8 @@ type collection[V any, P pointer[V]] struct {
 	check func(ctx context.Context, now, was P) error
 	// verb is what a task calls a change; nil: "update".
 	verb func(now, was P) string
+	// view fills in what is computed for those who ask, and not stored.
+	view func(ctx context.Context, shown ...P) error
 	// hide takes out what the one who asks must not see.
 	hide func(ctx context.Context, shown P)
 
@@ -155,6 +157,11 @@ func (c *collection[V, P]) list(summary string) {
 		if err != nil {
 			return nil, err
 		}
+		if c.view != nil {
+			if err := c.view(ctx, out.Body.Items...); err != nil {
+				return nil, err
+			}
+		}
 		for _, item := range out.Body.Items {
 			c.shown(ctx, item)
 		}
@@ -166,6 +173,9 @@ func (c *collection[V, P]) list(summary string) {
 func (c *collection[V, P]) get(summary string) {
 	add(c.api, c.operation("get", http.MethodGet, summary), func(ctx context.Context, in *struct{ Place }) (*Output[P], error) {
 		obj, err := c.find(ctx, in.Place)
+		if err == nil && c.view != nil {
+			err = c.view(ctx, obj)
+		}
 		if err != nil {
 			return nil, err
 		}

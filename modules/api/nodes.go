@@ -27,6 +27,7 @@ func (a *API) nodeOperations() {
 		noun:    "node",
 		path:    "/v1/nodes",
 		example: "host1",
+		view:    a.allocated,
 	}
 	nodes.list("The hosts that joined")
 	nodes.get("One host")
@@ -47,6 +48,9 @@ func (a *API) nodeOperations() {
 				set(&n.Spec.Lost, in.Body.Spec.Lost)
 				return nil
 			})
+			if err == nil {
+				err = a.allocated(ctx, node)
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -54,6 +58,21 @@ func (a *API) nodeOperations() {
 		})
 	add(a, op("nodes.delete", "DELETE /v1/nodes/{node}", "Drain a host and take it off the platform").answers(http.StatusAccepted),
 		a.deleteNode)
+}
+
+// allocated says of nodes what machines have been promised of them. It is asked
+// for by a few sysadmins and computed from the machines there are, so it is
+// never behind, whoever places machines.
+func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
+	machines, err := all(ctx, store.Of[resource.Machine](a.store), "")
+	if err != nil {
+		return err
+	}
+	promised := resource.Promised(machines)
+	for _, n := range nodes {
+		n.Status.Allocated = promised[n.Name]
+	}
+	return nil
 }
 
 func (a *API) deleteNode(ctx context.Context, in *struct {

@@ -317,3 +317,54 @@ func TestIsolation(t *testing.T) {
 	s.want(http.StatusNoContent, owner, "DELETE", inWeb+"/members/"+dev, "")
 	s.want(http.StatusNotFound, dev, "GET", inShop, "")
 }
+
+func TestNodesSayWhatIsPromisedOfThem(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	s.things()
+	machines := store.Of[resource.Machine](s.store)
+	two := resource.Size{MilliCPU: 2000, MemoryBytes: 2 << 30, DiskBytes: 8 << 30}
+	for name, node := range map[string]string{"shop-2": "host1", "shop-3": "host1", "shop-4": "host2"} {
+		m := &resource.Machine{
+			InWorkspace: resource.NewInWorkspace("acme/web/shop", name),
+			Spec:        resource.MachineSpec{Node: node, Size: two},
+		}
+		if err := machines.Create(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	four := two.Add(two)
+	read := func(a answer, v any) {
+		t.Helper()
+		if err := json.Unmarshal([]byte(a.body), v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var list resource.List[*resource.Node]
+	read(s.want(200, root, "GET", "/v1/nodes", ""), &list)
+	if len(list.Items) != 1 || list.Items[0].Status.Allocated != four {
+		t.Errorf("the list says %+v, want %+v of host1", list.Items, four)
+	}
+	for method, body := range map[string]string{"GET": "", "PATCH": `{"spec":{"unschedulable":true}}`} {
+		var one resource.Node
+		read(s.want(200, root, method, "/v1/nodes/host1", body), &one)
+		if one.Status.Allocated != four {
+			t.Errorf("%s says %+v, want %+v", method, one.Status.Allocated, four)
+		}
+	}
+	if kept, err := store.Of[resource.Node](s.store).Get(t.Context(), "host1"); err != nil || kept.Status.Allocated != (resource.Size{}) {
+		t.Errorf("the store keeps %+v, %v", kept.Status.Allocated, err)
+	}
+	m, err := machines.Get(t.Context(), "acme/web/shop/shop-2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := machines.Delete(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	var one resource.Node
+	read(s.want(200, root, "GET", "/v1/nodes/host1", ""), &one)
+	if one.Status.Allocated != two {
+		t.Errorf("with a machine less: %+v, want %+v", one.Status.Allocated, two)
+	}
+}

@@ -25,15 +25,17 @@ type NodeSpec struct {
 
 // NodeStatus is what the node reports.
 type NodeStatus struct {
-	State                  // Ready, Degraded (no heartbeat), Deleting
-	Address     netip.Addr `json:"address,omitzero" doc:"Address of the host on the platform's network"`
-	Version     string     `json:"version,omitempty" doc:"Version of multipaas"`
-	Kernel      string     `json:"kernel,omitempty"`
-	OS          string     `json:"os,omitempty"`
-	Drivers     []string   `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
-	Capacity    Size       `json:"capacity,omitzero"`
-	Allocated   Size       `json:"allocated,omitzero" doc:"Promised to machines"`
-	HeartbeatAt time.Time  `json:"heartbeatAt,omitzero"`
+	State               // Ready, Degraded (no heartbeat), Deleting
+	Address  netip.Addr `json:"address,omitzero" doc:"Address of the host on the platform's network"`
+	Version  string     `json:"version,omitempty" doc:"Version of multipaas"`
+	Kernel   string     `json:"kernel,omitempty"`
+	OS       string     `json:"os,omitempty"`
+	Drivers  []string   `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
+	Capacity Size       `json:"capacity,omitzero"`
+	// Allocated is what machines have been promised. The API computes it for those
+	// who ask; it is not stored.
+	Allocated   Size      `json:"allocated,omitzero" doc:"Promised to machines"`
+	HeartbeatAt time.Time `json:"heartbeatAt,omitzero"`
 }
 
 // Kind is "nodes".
@@ -62,6 +64,15 @@ func (s Size) Add(o Size) Size {
 // Sub returns s - o, which may be negative.
 func (s Size) Sub(o Size) Size {
 	return Size{s.MilliCPU - o.MilliCPU, s.MemoryBytes - o.MemoryBytes, s.DiskBytes - o.DiskBytes}
+}
+
+// Promised sums up by node what machines have been promised, running or not.
+func Promised(machines []*Machine) map[string]Size {
+	promised := map[string]Size{}
+	for _, m := range machines {
+		promised[m.Spec.Node] = promised[m.Spec.Node].Add(m.Spec.Size)
+	}
+	return promised
 }
 
 // Fits says whether s fits into free, in every dimension.

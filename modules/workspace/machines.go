@@ -119,10 +119,7 @@ type candidate struct {
 
 // free computes what is free on each node from what is promised to machines.
 func (c *Controller) free(machines []*resource.Machine) []*candidate {
-	promised := map[string]resource.Size{}
-	for _, m := range machines {
-		promised[m.Spec.Node] = promised[m.Spec.Node].Add(m.Spec.Size)
-	}
+	promised := resource.Promised(machines)
 	var out []*candidate
 	for _, n := range c.cfg.Nodes.List("") {
 		k := &candidate{name: n.Name, free: n.Status.Capacity.Sub(promised[n.Name])}
