@@ -60,7 +60,7 @@ func TestBoot(t *testing.T) {
 		"first-admin":   "identity",
 		"tasks":         store,
 		"node-monitor":  store + "nodes machines",
-		"planes":        store + "payload first-admin certificate workspaces machines nodes apps",
+		"planes":        store + "payload first-admin certificate workspaces machines nodes",
 		"registry":      "first-admin accounts certificate " + store + caches + "workspacekeys organizations",
 		"deployer":      store + "apps workspaces planes registry",
 		"plane-router":  "planes",

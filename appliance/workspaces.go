@@ -21,7 +21,6 @@ func (s *server) addWorkspaces(
 	nodes cacheOf[*resource.Node],
 	workspaces cacheOf[*resource.Workspace],
 	machines cacheOf[*resource.Machine],
-	apps cacheOf[*resource.App],
 ) part[*workspace.Controller] {
 	s.items = func() []status.Item { return workspaceItems(workspaces.value) }
 	n := &needs{}
@@ -39,7 +38,6 @@ func (s *server) addWorkspaces(
 		Workspaces: workspaces.of(n),
 		Machines:   machines.of(n),
 		Nodes:      nodes.of(n),
-		Apps:       apps.of(n),
 	}))
 }
 

@@ -7,10 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
-	"github.com/multipaas/multipaas/modules/resource"
-	"github.com/multipaas/multipaas/modules/wire"
+	"github.com/multipaas/multipaas/modules/internal/reconcile"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -21,59 +21,85 @@ import (
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/restmapper"
 )
-
-type kubernetesClient = kubernetes.Interface
 
 // FieldManager owns the fields that the platform sets in tenants' clusters.
 const FieldManager = "multipaas"
 
-// addons applies what every cluster gets, when it differs from what was applied
-// last, and says what is not up yet, in words.
-func (r *run) addons(ctx context.Context, render func(*resource.Workspace, wire.Plan) ([]byte, error), w *resource.Workspace, plan wire.Plan) (string, error) {
-	docs, err := render(w, plan)
+// furnish gives a cluster that serves what every cluster has: its developers'
+// rights, the addons. It returns what is not up yet, in words.
+func (c *Controller) furnish(ctx context.Context, p *pass) (string, error) {
+	if known, err := p.run.bindDevelopers(ctx); err != nil {
+		return "", err
+	} else if !known {
+		return "waiting for the list of namespaces", nil
+	}
+	docs, err := c.cfg.Manifests(p.Workspace, c.cfg.Plan)
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256(docs)
-	r.mu.Lock()
-	applied, dns, client, plane := r.manifest == sum, r.dnsReady, r.client, r.plane
-	r.mu.Unlock()
-	if !applied {
-		cfg := plane.RESTConfig()
-		d, err := discovery.NewDiscoveryClientForConfig(cfg)
-		if err != nil {
-			return "", err
-		}
-		dyn, err := dynamic.NewForConfig(cfg)
-		if err != nil {
-			return "", err
-		}
-		if err := apply(ctx, dyn, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(d)), docs); err != nil {
-			return "", err
-		}
-		faultpoint.Reach("workspace/create/addons-applied")
-		r.mu.Lock()
-		r.manifest = sum
-		r.mu.Unlock()
+	if err := p.run.applyAddons(ctx, docs); err != nil {
+		return "", err
 	}
-	if dns || w.Spec.Machines == 0 {
+	if p.Spec.Machines == 0 {
 		return "", nil
 	}
-	deploy, err := client.AppsV1().Deployments("kube-system").Get(ctx, "coredns", metav1.GetOptions{})
+	ready, err := p.run.hasDNS(ctx)
 	if err != nil {
 		return "", err
-	}
-	if deploy.Status.AvailableReplicas == 0 {
+	} else if !ready {
+		p.again = reconcile.Soonest(p.again, time.Second)
 		return "cluster DNS is starting", nil
 	}
-	// Once seen it counts: a rolling restart of DNS later is the cluster's own affair.
+	return "", nil
+}
+
+// applyAddons applies docs if they differ from what was applied last.
+func (r *run) applyAddons(ctx context.Context, docs []byte) error {
+	sum := sha256.Sum256(docs)
+	r.mu.Lock()
+	applied, plane := r.manifest == sum, r.plane
+	r.mu.Unlock()
+	if applied {
+		return nil
+	}
+	cfg := plane.RESTConfig()
+	d, err := discovery.NewDiscoveryClientForConfig(cfg)
+	if err != nil {
+		return err
+	}
+	dyn, err := dynamic.NewForConfig(cfg)
+	if err != nil {
+		return err
+	}
+	if err := apply(ctx, dyn, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(d)), docs); err != nil {
+		return err
+	}
+	faultpoint.Reach("workspace/create/addons-applied")
+	r.mu.Lock()
+	r.manifest = sum
+	r.mu.Unlock()
+	return nil
+}
+
+// hasDNS says whether the cluster's DNS has answered once: a rolling restart of it
+// later is the cluster's own affair.
+func (r *run) hasDNS(ctx context.Context) (bool, error) {
+	r.mu.Lock()
+	seen, client := r.dnsReady, r.client
+	r.mu.Unlock()
+	if seen {
+		return true, nil
+	}
+	deploy, err := client.AppsV1().Deployments("kube-system").Get(ctx, "coredns", metav1.GetOptions{})
+	if err != nil || deploy.Status.AvailableReplicas == 0 {
+		return false, err
+	}
 	r.mu.Lock()
 	r.dnsReady = true
 	r.mu.Unlock()
-	return "", nil
+	return true, nil
 }
 
 // apply writes YAML documents by server-side apply, in their order.

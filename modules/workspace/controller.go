@@ -7,16 +7,15 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
 
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/util/workqueue"
 )
 
 // Networks keeps this server's side of workspaces' networks. Implemented by
@@ -69,64 +68,80 @@ type Config struct {
 	Workspaces *store.Cache[*resource.Workspace]
 	Machines   *store.Cache[*resource.Machine]
 	Nodes      *store.Cache[*resource.Node]
-	Apps       *store.Cache[*resource.App]
 }
 
 // Controller runs the workspaces of this server. It is safe for concurrent use.
 type Controller struct {
 	cfg   Config
-	queue workqueue.TypedRateLimitingInterface[string] // keys of workspaces
-	slots chan struct{}                                // planes that may start at the same time
+	loop  *reconcile.Loop[string] // keys of workspaces
+	slots chan struct{}           // planes that may start at the same time
 
 	placing sync.Mutex // one placement at a time, so that no node is promised twice
 
 	mu       sync.Mutex
-	runs     map[string]*run // by workspace id
-	starved  map[string]bool // workspaces that wait for a node with room
-	hosts    string          // names, addresses and phases of nodes when last seen
+	runs     map[string]*run   // by workspace id
+	starved  map[string]bool   // workspaces that wait for a node with room
+	hosts    map[string]string // what matters of each node, when last seen
 	runScope context.Context
 	wg       sync.WaitGroup
 }
 
+// passTimeout bounds one pass over a workspace, clusterTimeout what of it is
+// asked of its cluster about one machine. A tenant decides how slow his cluster
+// answers, by webhooks; he must not hold the workers that others wait for.
+const (
+	passTimeout    = time.Minute
+	clusterTimeout = 20 * time.Second
+)
+
 // New makes a Controller.
 func New(cfg Config) *Controller {
-	c := &Controller{cfg: cfg, runs: map[string]*run{}, starved: map[string]bool{},
+	c := &Controller{
+		cfg: cfg,
 		// Two planes start at a time: each takes 3 CPU seconds, and a restart of
 		// the server with a hundred of them shall bring the first back soon.
-		slots: make(chan struct{}, 2),
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, 15*time.Second))}
-	cfg.Workspaces.OnChange(c.queue.Add)
-	cfg.Machines.OnChange(func(key string) { c.queue.Add(key[:strings.LastIndex(key, "/")]) })
-	cfg.Apps.OnChange(func(key string) {
-		if ws := key[:strings.LastIndex(key, "/")]; c.deleting(ws) {
-			c.queue.Add(ws)
-		}
+		slots:   make(chan struct{}, 2),
+		runs:    map[string]*run{},
+		starved: map[string]bool{},
+		hosts:   map[string]string{},
+	}
+	c.loop = reconcile.New(reconcile.Config[string]{
+		Name:      "workspace",
+		Log:       cfg.Log,
+		Reconcile: c.reconcile,
+		// A workspace whose cluster hangs is left alone, not its neighbours of the
+		// same account; but together they hold an eighth of the workers, however
+		// many of them hang. It is enough after a restart: passes are far shorter
+		// than the starts of the planes, of which two run at a time.
+		Tenant:     func(key string) string { return key },
+		Share:      4,
+		Workers:    32, // they mostly wait, for clusters of which some are slow
+		Timeout:    passTimeout,
+		MaxBackoff: 15 * time.Second,
 	})
-	cfg.Nodes.OnChange(func(string) { c.nodesChanged() })
+	cfg.Workspaces.OnChange(c.loop.Add)
+	cfg.Machines.OnChange(func(key string) { c.loop.Add(resource.OfWorkspace.Parent(key)) })
+	cfg.Nodes.OnChange(c.nodeChanged)
 	return c
 }
 
-func (c *Controller) deleting(key string) bool {
-	w, ok := c.cfg.Workspaces.Get(key)
-	return ok && w.Deleting()
-}
-
-// nodesChanged queues whom a change of nodes concerns: all workspaces when a
-// node came, went or moved, else only those that wait for room. Heartbeats
-// change nodes every ten seconds and shall cost nothing.
-func (c *Controller) nodesChanged() {
-	var b strings.Builder
-	for _, n := range c.cfg.Nodes.List("") {
-		fmt.Fprintln(&b, n.Name, n.Status.Address, n.Status.Phase, n.Spec.Unschedulable, n.Deleting(), n.Status.Capacity)
+// nodeChanged queues all workspaces when a node came, went or moved: they attach
+// its address, or wait for room. Heartbeats change nodes every ten seconds and
+// shall cost nothing.
+func (c *Controller) nodeChanged(name string) {
+	now := ""
+	if n, ok := c.cfg.Nodes.Get(name); ok {
+		now = fmt.Sprint(n.Status.Address, n.Status.Phase, n.Spec.Unschedulable, n.Deleting(), n.Status.Capacity)
 	}
 	c.mu.Lock()
-	changed := c.hosts != b.String()
-	c.hosts = b.String()
+	changed := c.hosts[name] != now
+	if c.hosts[name] = now; now == "" {
+		delete(c.hosts, name)
+	}
 	c.mu.Unlock()
 	if changed {
 		for _, w := range c.cfg.Workspaces.List("") {
-			c.queue.Add(w.Key())
+			c.loop.Add(w.Key())
 		}
 	}
 }
@@ -134,25 +149,14 @@ func (c *Controller) nodesChanged() {
 // Run works until ctx is done and then stops all planes. The caches must be
 // complete before.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
-	scope, cancel := context.WithCancel(ctx)
 	defer c.wg.Wait()
-	defer cancel()
-	c.runScope = scope
+	c.runScope = ctx
 	if err := c.sweep(ctx); err != nil {
 		return err
 	}
-	var workers sync.WaitGroup
-	defer workers.Wait()
-	defer c.queue.ShutDown()
-	for _, w := range c.cfg.Workspaces.List("") {
-		c.queue.Add(w.Key())
-	}
-	// Workers mostly wait, for clusters of which some are slow.
-	for range 32 {
-		workers.Go(func() { c.work(scope) })
-	}
+	c.followContents(ctx)
 	ready()
-	<-ctx.Done()
+	c.loop.Run(ctx)
 	return nil
 }
 
@@ -190,45 +194,17 @@ func (c *Controller) sweep(ctx context.Context) error {
 	return nil
 }
 
-func (c *Controller) work(ctx context.Context) {
-	for {
-		key, quit := c.queue.Get()
-		if quit {
-			return
-		}
-		again, err := c.pass(ctx, key)
-		c.queue.Done(key)
-		switch {
-		case ctx.Err() != nil:
-		case errors.Is(err, store.ErrConflict):
-			c.queue.AddRateLimited(key) // somebody else wrote: look again
-		case err != nil:
-			c.cfg.Log.Warn("workspace not as wanted yet", "workspace", key, "error", err)
-			c.queue.AddRateLimited(key)
-		case again > 0:
-			c.queue.AddAfter(key, again)
-		default:
-			c.queue.Forget(key)
-		}
-	}
+// pass is one look at a workspace, and what it saw.
+type pass struct {
+	*resource.Workspace
+	machines   []*resource.Machine // its own, as they were when the pass began
+	run        *run
+	again      time.Duration // when to look again though nothing announces a change; 0 is never
+	conditions []resource.Condition
+	ready      int // machines
 }
 
-// passTimeout bounds one pass over a workspace, clusterTimeout what of it is
-// asked of its cluster about one machine. A tenant decides how slow his cluster
-// answers, by webhooks; he must not hold the workers that others wait for.
-const (
-	passTimeout    = time.Minute
-	clusterTimeout = 20 * time.Second
-)
-
-func (c *Controller) pass(ctx context.Context, key string) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, passTimeout)
-	defer cancel()
-	return c.reconcile(ctx, key)
-}
-
-// reconcile takes one workspace further. It returns after how long to look
-// again when nothing will announce the next change, 0 for never.
+// reconcile takes one workspace further.
 func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, error) {
 	w, err := store.Of[resource.Workspace](c.cfg.Store).Get(ctx, key)
 	if errors.Is(err, store.ErrNotFound) {
@@ -237,7 +213,7 @@ func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, 
 		return 0, err
 	}
 	if w.Deleting() {
-		return c.remove(ctx, w)
+		return 0, c.remove(ctx, w) // what it waits for announces its end
 	}
 	if w.Status.ID == "" {
 		return 0, c.allocate(ctx, w) // the write queues it again
@@ -250,136 +226,92 @@ func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, 
 		return 0, fmt.Errorf("keys of %s: %w", key, err)
 	}
 
-	s := &progress{}
-	machines := c.cfg.Machines.List(key)
-	err = c.network(ctx, w, machines)
-	s.set(resource.WorkspaceNetworkReady, err == nil, "Attached", "NotAttached", err)
-	var again time.Duration
-	if err == nil {
-		again, err = c.cluster(ctx, w, keys, machines, s)
+	p := &pass{Workspace: w, machines: c.cfg.Machines.List(key)}
+	err = c.network(ctx, p)
+	if err != nil {
+		p.set(resource.WorkspaceNetworkReady, "", "NotAttached", err.Error())
+	} else {
+		p.set(resource.WorkspaceNetworkReady, "Attached", "", "")
+		p.run = c.plane(w, keys)
+		err = c.cluster(ctx, p)
 	}
 	// Also when the time of this pass is over: the status says what held it up.
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	if writeErr := c.writeStatus(wctx, w, s); writeErr != nil {
+	if writeErr := store.Of[resource.Workspace](c.cfg.Store).Observe(wctx, w, func(now *resource.Workspace) {
+		p.writeTo(&now.Status, err == nil)
+	}); writeErr != nil {
 		return 0, writeErr
 	}
-	return again, err
+	return p.again, err
+}
+
+// network attaches the workspace's network on this server, members included.
+func (c *Controller) network(ctx context.Context, p *pass) error {
+	hosts := wire.Hosts(c.cfg.Nodes.List(""), c.cfg.Server, c.cfg.Address)
+	return c.cfg.Networks.Attach(ctx, wire.NetworkFor(p.Workspace, c.cfg.Plan, p.machines, c.cfg.Server, c.cfg.Server, hosts))
 }
 
 // cluster takes everything above the network further.
-func (c *Controller) cluster(ctx context.Context, w *resource.Workspace, keys *resource.WorkspaceKeys, machines []*resource.Machine, s *progress) (time.Duration, error) {
-	r := c.plane(w, keys)
-	up, message := r.state()
-	s.add(resource.WorkspacePlaneReady, up, "Serving", "Starting", message)
+func (c *Controller) cluster(ctx context.Context, p *pass) error {
+	up, message := p.run.state()
+	p.set(resource.WorkspacePlaneReady, "Serving", "Starting", message)
 	if up {
-		if err := r.setPodSecurity(w.Spec.PodSecurity); err != nil {
-			return 0, err
+		if err := p.run.setPodSecurity(p.Spec.PodSecurity); err != nil {
+			return err
 		}
 	}
 
 	// Machines are placed while the plane starts: both take seconds.
-	short, err := c.place(ctx, w, machines)
-	s.add(resource.WorkspaceScheduled, err == nil && short == "", "Placed", resource.NoCapacity, short)
+	short, err := c.place(ctx, p)
 	if err != nil {
-		return 0, err
+		// Not its own words: they may name a host.
+		p.set(resource.WorkspaceScheduled, "", "NotPlaced", "placing machines has failed and is tried again")
+		return err
 	}
-	again, err := c.followMachines(ctx, w, r, machines, s)
-	if err != nil {
-		return 0, err
+	p.set(resource.WorkspaceScheduled, "Placed", resource.NoCapacity, short)
+	if err := c.followMachines(ctx, p); err != nil {
+		return err
 	}
 	if !up {
-		s.add(resource.WorkspaceAddonsReady, false, "", "Waiting", "waiting for the plane")
-		return again, nil
+		p.set(resource.WorkspaceAddonsReady, "", "Waiting", "waiting for the plane")
+		return nil
 	}
-	if ok, err := r.bindDevelopers(ctx); err != nil {
-		s.add(resource.WorkspaceAddonsReady, false, "", "NotApplied", err.Error())
-		return 0, err
-	} else if !ok {
-		s.add(resource.WorkspaceAddonsReady, false, "", "Waiting", "waiting for the list of namespaces")
-		return again, nil
-	}
-	message, err = r.addons(ctx, c.cfg.Manifests, w, c.cfg.Plan)
+	message, err = c.furnish(ctx, p)
 	if err != nil {
-		s.add(resource.WorkspaceAddonsReady, false, "", "NotApplied", err.Error())
-		return 0, fmt.Errorf("addons: %w", err)
+		p.set(resource.WorkspaceAddonsReady, "", "NotApplied", err.Error())
+		return fmt.Errorf("addons: %w", err)
 	}
-	s.add(resource.WorkspaceAddonsReady, message == "", "Ready", "Waiting", message)
+	p.set(resource.WorkspaceAddonsReady, "Ready", "Waiting", message)
+	return nil
+}
+
+// set notes the condition t: True, unless there is a message that says why not.
+func (p *pass) set(t, yes, no, message string) {
+	c := resource.Condition{Type: t, Status: resource.True, Reason: yes}
 	if message != "" {
-		again = soonest(again, time.Second)
+		c = resource.Condition{Type: t, Status: resource.False, Reason: no, Message: message}
 	}
-	return again, nil
+	p.conditions = append(p.conditions, c)
 }
 
-func soonest(a, b time.Duration) time.Duration {
-	if a == 0 || (b > 0 && b < a) {
-		return b
+// writeTo writes into a status what this pass saw. The workspace is ready if all
+// that the pass looked at is, and the pass got to its end.
+func (p *pass) writeTo(s *resource.WorkspaceStatus, ended bool) {
+	ready := ended
+	for _, c := range p.conditions {
+		s.Conditions.Set(c)
+		ready = ready && c.Status == resource.True
 	}
-	return a
-}
-
-// network attaches the workspace's network on this server, members included.
-func (c *Controller) network(ctx context.Context, w *resource.Workspace, machines []*resource.Machine) error {
-	hosts := wire.Hosts(c.cfg.Nodes.List(""), c.cfg.Server, c.cfg.Address)
-	return c.cfg.Networks.Attach(ctx, wire.NetworkFor(w, c.cfg.Plan, machines, c.cfg.Server, c.cfg.Server, hosts))
-}
-
-// progress collects the conditions of one pass.
-type progress struct {
-	conditions    []resource.Condition
-	machinesReady int
-}
-
-func (s *progress) add(t string, ok bool, yes, no, message string) {
-	c := resource.Condition{Type: t, Status: resource.False, Reason: no, Message: message}
-	if ok {
-		c = resource.Condition{Type: t, Status: resource.True, Reason: yes}
+	switch was := s.Phase; {
+	case ready:
+		s.Phase = resource.Ready
+	case was == resource.Creating || was == resource.Pending || was == "":
+		s.Phase = resource.Creating
+	case was == resource.Updating || s.ObservedGeneration != p.Generation:
+		s.Phase = resource.Updating
+	default:
+		s.Phase = resource.Degraded
 	}
-	s.conditions = append(s.conditions, c)
-}
-
-func (s *progress) set(t string, ok bool, yes, no string, err error) {
-	message := ""
-	if err != nil {
-		message = err.Error()
-	}
-	s.add(t, ok, yes, no, message)
-}
-
-// writeStatus writes what this pass saw, if anything of it is new.
-func (c *Controller) writeStatus(ctx context.Context, seen *resource.Workspace, s *progress) error {
-	_, err := store.Of[resource.Workspace](c.cfg.Store).Modify(ctx, seen.Key(), func(w *resource.Workspace) error {
-		if w.UID != seen.UID || w.Deleting() {
-			return store.ErrSkip
-		}
-		changed, all := false, true
-		for _, cond := range s.conditions {
-			changed = w.Status.Conditions.Set(cond) || changed
-			all = all && cond.Status == resource.True
-		}
-		phase := resource.Creating
-		switch was := w.Status.Phase; {
-		case all && len(s.conditions) == 5:
-			phase = resource.Ready
-		case w.Status.ObservedGeneration != seen.Generation && was != resource.Creating && was != resource.Pending && was != "":
-			phase = resource.Updating
-		case was == resource.Ready || was == resource.Degraded:
-			phase = resource.Degraded
-		case was == resource.Updating:
-			phase = resource.Updating
-		}
-		if w.Status.Phase != phase || w.Status.MachinesReady != s.machinesReady || w.Status.ObservedGeneration != seen.Generation {
-			changed = true
-		}
-		if !changed {
-			return store.ErrSkip
-		}
-		w.Status.Phase, w.Status.MachinesReady = phase, s.machinesReady
-		w.Status.ObservedGeneration = seen.Generation
-		return nil
-	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
+	s.MachinesReady, s.ObservedGeneration = p.ready, p.Generation
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -20,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 )
 
 // drainTime is how long pods may take to leave a machine that goes. Disruption
@@ -33,9 +35,9 @@ const overdue = 2 * drainTime
 
 // place creates the machines that are missing and marks those that are too
 // many. It returns what could not be placed, in words; "" when all is placed.
-func (c *Controller) place(ctx context.Context, w *resource.Workspace, seen []*resource.Machine) (string, error) {
-	staying := 0
-	for _, m := range seen {
+func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
+	w, staying := p.Workspace, 0
+	for _, m := range p.machines {
 		if !m.Deleting() {
 			staying++
 		}
@@ -64,7 +66,7 @@ func (c *Controller) place(ctx context.Context, w *resource.Workspace, seen []*r
 		// The youngest go first: the highest index.
 		slices.SortFunc(stay, func(a, b *resource.Machine) int { return cmp.Compare(b.Spec.Index, a.Spec.Index) })
 		for _, m := range stay[:extra] {
-			if err := c.mark(ctx, m); err != nil {
+			if err := c.markMachine(ctx, m, ""); err != nil {
 				return "", err
 			}
 			faultpoint.Reach("workspace/scale/machine-marked")
@@ -106,7 +108,7 @@ func (c *Controller) freed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for key := range c.starved {
-		c.queue.Add(key)
+		c.loop.Add(key)
 	}
 }
 
@@ -184,7 +186,9 @@ func shortage(nodes []*candidate, missing int, size resource.Size) (told, detail
 
 // create writes a new machine on a node, with the node's slot in the
 // workspace's network in the same commit.
-func (c *Controller) create(ctx context.Context, w *resource.Workspace, own []*resource.Machine, node string) (*resource.Machine, error) {
+func (c *Controller) create(
+	ctx context.Context, w *resource.Workspace, own []*resource.Machine, node string,
+) (*resource.Machine, error) {
 	used, hosts := map[int]bool{}, map[string]bool{node: true}
 	for _, m := range own {
 		used[m.Spec.Index] = true
@@ -227,7 +231,10 @@ func (c *Controller) create(ctx context.Context, w *resource.Workspace, own []*r
 			slots[node] = slot
 		}
 		fresh.Status.NodeSlots = slots
-		err = db.Commit(ctx, store.Of[resource.Machine](db).CreateOp(m), store.Of[resource.Workspace](db).UpdateOp(fresh), c.stays(node))
+		err = db.Commit(ctx,
+			store.Of[resource.Machine](db).CreateOp(m),
+			store.Of[resource.Workspace](db).UpdateOp(fresh),
+			c.stays(node))
 		if errors.Is(err, store.ErrConflict) {
 			continue
 		}
@@ -251,44 +258,26 @@ func (c *Controller) stays(node string) store.Op {
 	})
 }
 
-// mark marks a machine for removal; it is drained first.
-func (c *Controller) mark(ctx context.Context, m *resource.Machine) error {
-	_, err := store.Of[resource.Machine](c.cfg.Store).Modify(ctx, m.Key(), func(x *resource.Machine) error {
-		if x.UID != m.UID || x.Deleting() {
-			return store.ErrSkip
-		}
-		now := time.Now().UTC()
-		x.DeletedAt, x.Status.Phase = &now, resource.Deleting
-		return nil
-	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
-}
-
 // followMachines compares machines with the cluster's nodes: readiness, pod
 // ranges, draining, removal.
-func (c *Controller) followMachines(ctx context.Context, w *resource.Workspace, r *run, machines []*resource.Machine, s *progress) (time.Duration, error) {
-	var again time.Duration
+func (c *Controller) followMachines(ctx context.Context, p *pass) error {
 	var waiting []string
-	ready := 0
-	for _, m := range machines {
+	for _, m := range p.machines {
 		if m.Deleting() {
-			after, err := c.retire(ctx, r, m)
+			again, err := c.retire(ctx, p.run, m)
 			if err != nil {
-				return 0, fmt.Errorf("remove machine %s: %w", m.Key(), err)
+				return fmt.Errorf("remove machine %s: %w", m.Key(), err)
 			}
-			again = soonest(again, after)
+			p.again = reconcile.Soonest(p.again, again)
 			waiting = append(waiting, m.Name+" is being taken away")
 			continue
 		}
-		ok, why := r.node(ctx, m)
-		if err := c.writeMachine(ctx, m, ok, why); err != nil {
-			return 0, err
+		ok, why := p.run.node(ctx, m)
+		if err := c.observeNode(ctx, m, ok, why); err != nil {
+			return err
 		}
 		if ok && m.Status.Conditions.Is(resource.MachineRunning) {
-			ready++
+			p.ready++
 		} else {
 			if run := m.Status.Conditions.Get(resource.MachineRunning); run != nil && run.Message != "" {
 				why = run.Message
@@ -296,13 +285,12 @@ func (c *Controller) followMachines(ctx context.Context, w *resource.Workspace, 
 			waiting = append(waiting, m.Name+": "+why)
 		}
 	}
-	s.machinesReady = ready
 	message := strings.Join(waiting, "; ")
-	if ready < w.Spec.Machines && message == "" {
-		message = fmt.Sprintf("%d of %d machines are ready", ready, w.Spec.Machines)
+	if p.ready < p.Spec.Machines && message == "" {
+		message = fmt.Sprintf("%d of %d machines are ready", p.ready, p.Spec.Machines)
 	}
-	s.add(resource.WorkspaceMachinesReady, ready >= w.Spec.Machines && len(waiting) == 0, "Ready", "Waiting", message)
-	return again, nil
+	p.set(resource.WorkspaceMachinesReady, "Ready", "Waiting", message)
+	return nil
 }
 
 // node says whether the machine's Kubernetes node is ready, and gives it its
@@ -322,7 +310,8 @@ func (r *run) node(ctx context.Context, m *resource.Machine) (bool, string) {
 	}
 	if n.Spec.PodCIDR == "" {
 		patch := fmt.Sprintf(`{"spec":{"podCIDR":%q,"podCIDRs":[%[1]q]}}`, m.Spec.PodCIDR)
-		if _, err := client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+		_, err := client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+		if err != nil {
 			return false, err.Error()
 		}
 	}
@@ -337,40 +326,29 @@ func (r *run) node(ctx context.Context, m *resource.Machine) (bool, string) {
 	return true, ""
 }
 
-func (c *Controller) writeMachine(ctx context.Context, seen *resource.Machine, ready bool, why string) error {
+// observeNode writes what was seen of a machine's Kubernetes node.
+func (c *Controller) observeNode(ctx context.Context, seen *resource.Machine, ready bool, why string) error {
 	cond := resource.Condition{Type: resource.MachineNodeReady, Status: resource.False, Reason: "NotReady", Message: why}
 	if ready {
 		cond = resource.Condition{Type: resource.MachineNodeReady, Status: resource.True, Reason: "Ready"}
 	}
-	phase := func(m *resource.Machine) resource.Phase {
+	look := func(m *resource.Machine) (changed bool) {
+		changed = m.Status.Conditions.Set(cond)
+		was := m.Status.Phase
 		switch {
 		case ready && m.Status.Conditions.Is(resource.MachineRunning):
-			return resource.Ready
-		case m.Status.Phase == resource.Ready || m.Status.Phase == resource.Degraded:
-			return resource.Degraded
+			m.Status.Phase = resource.Ready
+		case was == resource.Ready || was == resource.Degraded:
+			m.Status.Phase = resource.Degraded
+		default:
+			m.Status.Phase = resource.Creating
 		}
-		return resource.Creating
+		return changed || m.Status.Phase != was
 	}
-	if old := seen.Status.Conditions.Get(cond.Type); old != nil && old.Status == cond.Status && old.Message == cond.Message && seen.Status.Phase == phase(seen) {
-		return nil
+	if !look(seen) {
+		return nil // most passes see nothing new, and ask the store nothing
 	}
-	_, err := store.Of[resource.Machine](c.cfg.Store).Modify(ctx, seen.Key(), func(m *resource.Machine) error {
-		if m.UID != seen.UID || m.Deleting() {
-			return store.ErrSkip
-		}
-		changed := m.Status.Conditions.Set(cond)
-		if p := phase(m); m.Status.Phase != p {
-			m.Status.Phase, changed = p, true
-		}
-		if !changed {
-			return store.ErrSkip
-		}
-		return nil
-	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
+	return store.Of[resource.Machine](c.cfg.Store).Observe(ctx, seen, func(m *resource.Machine) { look(m) })
 }
 
 // retire takes a machine through its end: no new pods, pods away, agent takes
@@ -382,7 +360,7 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 			if time.Since(*m.DeletedAt) < overdue {
 				return time.Second, nil // the plane comes back; the node should not outlive its machine
 			}
-			c.cfg.Log.Warn("a machine goes, but its Kubernetes node stays", "machine", m.Key(), "error", err)
+			c.cfg.Log.Warn("a machine goes, but its Kubernetes node stays", "machine", m.Key(), "err", err)
 		}
 		faultpoint.Reach("workspace/scale/node-deleted")
 		if err := store.Of[resource.Machine](c.cfg.Store).Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -400,26 +378,20 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 		left = "the cluster refuses: " + err.Error()
 	}
 	if left != "" && time.Since(*m.DeletedAt) < drainTime {
-		return time.Second, c.condition(ctx, m, resource.Condition{Type: resource.MachineDrained, Status: resource.False, Reason: "Draining", Message: left})
+		return time.Second, c.observeDrain(ctx, m, resource.Condition{Status: resource.False, Reason: "Draining", Message: left})
 	}
-	if err := c.condition(ctx, m, resource.Condition{Type: resource.MachineDrained, Status: resource.True, Reason: "Drained", Message: left}); err != nil {
+	if err := c.observeDrain(ctx, m, resource.Condition{Status: resource.True, Reason: "Drained", Message: left}); err != nil {
 		return 0, err
 	}
 	faultpoint.Reach("workspace/scale/machine-drained")
 	return 0, nil
 }
 
-func (c *Controller) condition(ctx context.Context, seen *resource.Machine, cond resource.Condition) error {
-	_, err := store.Of[resource.Machine](c.cfg.Store).Modify(ctx, seen.Key(), func(m *resource.Machine) error {
-		if m.UID != seen.UID || !m.Status.Conditions.Set(cond) {
-			return store.ErrSkip
-		}
-		return nil
+func (c *Controller) observeDrain(ctx context.Context, seen *resource.Machine, drained resource.Condition) error {
+	drained.Type = resource.MachineDrained
+	return store.Of[resource.Machine](c.cfg.Store).Observe(ctx, seen, func(m *resource.Machine) {
+		m.Status.Conditions.Set(drained)
 	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
 }
 
 // deleteNode deletes a Kubernetes node. None there is no error.
@@ -437,7 +409,7 @@ func (r *run) deleteNode(ctx context.Context, name string) error {
 	return err
 }
 
-func (r *run) api() kubernetesClient {
+func (r *run) api() kubernetes.Interface {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.serving {
@@ -455,13 +427,16 @@ func (c *Controller) drain(ctx context.Context, r *run, m *resource.Machine) (st
 	}
 	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
 	defer cancel()
-	_, err := client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType, []byte(`{"spec":{"unschedulable":true}}`), metav1.PatchOptions{})
+	_, err := client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType,
+		[]byte(`{"spec":{"unschedulable":true}}`), metav1.PatchOptions{})
 	if apierrors.IsNotFound(err) {
 		return "", nil
 	} else if err != nil {
 		return "", err
 	}
-	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", m.Name).String()})
+	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", m.Name).String(),
+	})
 	if err != nil {
 		return "", err
 	}
@@ -478,7 +453,9 @@ func (c *Controller) drain(ctx context.Context, r *run, m *resource.Machine) (st
 		if p.DeletionTimestamp != nil {
 			continue
 		}
-		err := client.PolicyV1().Evictions(p.Namespace).Evict(ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace}})
+		err := client.PolicyV1().Evictions(p.Namespace).Evict(ctx, &policyv1.Eviction{
+			ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace},
+		})
 		// A disruption budget says "not now" with TooManyRequests.
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsTooManyRequests(err) {
 			return "", err

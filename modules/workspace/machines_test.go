@@ -57,3 +57,46 @@ func TestShortageSaysWhatToDo(t *testing.T) {
 		}
 	}
 }
+
+// Nobody counts the conditions: with a sixth one a workspace is as ready as with
+// five, if all are true and nothing kept the pass from looking at more.
+func TestReadyIsEveryConditionOfThePass(t *testing.T) {
+	six := []string{resource.WorkspaceNetworkReady, resource.WorkspacePlaneReady, resource.WorkspaceScheduled,
+		resource.WorkspaceMachinesReady, resource.WorkspaceAddonsReady, "VolumesReady"}
+	look := func(untrue string) *pass {
+		p := &pass{Workspace: &resource.Workspace{}, ready: 2}
+		p.Generation = 3
+		for _, t := range six {
+			message := ""
+			if t == untrue {
+				message = "one is being made"
+			}
+			p.set(t, "Yes", "No", message)
+		}
+		return p
+	}
+	for name, c := range map[string]struct {
+		untrue   string
+		cut      bool // the pass ended early
+		was      resource.Phase
+		observed int64
+		want     resource.Phase
+	}{
+		"all are true":                  {was: resource.Creating, want: resource.Ready},
+		"the sixth is not":              {untrue: "VolumesReady", was: resource.Creating, want: resource.Creating},
+		"the sixth is not any more":     {untrue: "VolumesReady", was: resource.Ready, observed: 3, want: resource.Degraded},
+		"the first pass after a change": {untrue: "VolumesReady", was: resource.Ready, observed: 2, want: resource.Updating},
+		"the next pass after a change":  {untrue: "VolumesReady", was: resource.Updating, observed: 3, want: resource.Updating},
+		"true as far as it got":         {cut: true, was: resource.Ready, observed: 3, want: resource.Degraded},
+		"the very first pass":           {untrue: "PlaneReady", want: resource.Creating},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := resource.WorkspaceStatus{State: resource.State{Phase: c.was, ObservedGeneration: c.observed}}
+			s.Conditions.Set(resource.Condition{Type: "SaidBySomebodyElse", Status: resource.False})
+			look(c.untrue).writeTo(&s, !c.cut)
+			if s.Phase != c.want || s.MachinesReady != 2 || s.ObservedGeneration != 3 || len(s.Conditions) != 7 {
+				t.Errorf("got %s (want %s): %+v", s.Phase, c.want, s)
+			}
+		})
+	}
+}

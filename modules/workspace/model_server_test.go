@@ -77,7 +77,7 @@ func startServer(m *model) *server {
 	controller := workspace.New(workspace.Config{Log: quiet, Store: db, Networks: networks{m.world}, Planes: m.world,
 		Manifests: func(*resource.Workspace, wire.Plan) ([]byte, error) { return nil, nil },
 		Server:    "s1", Address: here, Domain: "mp.example", Plan: plan, KubeAPI: "mp.example:6443",
-		Workspaces: workspaces, Machines: machines, Nodes: nodes, Apps: all})
+		Workspaces: workspaces, Machines: machines, Nodes: nodes})
 	hub := node.NewHub(node.HubConfig{Log: quiet, Store: db, CA: ca, Tokens: anyToken{}, Server: "s1", Address: here, Plan: plan,
 		Nodes: nodes, Workspaces: workspaces, Machines: machines, Keys: keys})
 	deployer := apps.New(apps.Config{Log: quiet, Store: db, Clusters: noCluster{}, Images: noImages{}, Apps: all, Workspaces: workspaces, Domain: "mp.example", Registry: "mp.example:5000"})

@@ -93,8 +93,8 @@ func (c *Controller) plane(w *resource.Workspace, keys *resource.WorkspaceKeys) 
 			r.mu.Lock()
 			r.serving, r.problem = false, fmt.Sprintf("the plane does not run: %v", err)
 			r.mu.Unlock()
-			c.cfg.Log.Error("plane ended; it is started again", "workspace", r.key, "error", err, "in", wait)
-			c.queue.Add(r.key)
+			c.cfg.Log.Error("plane ended; it is started again", "workspace", r.key, "err", err, "in", wait)
+			c.loop.Add(r.key)
 			select {
 			case <-ctx.Done():
 				return
@@ -151,12 +151,12 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 			r.problem = fmt.Sprintf("no client for the plane: %v", err)
 		}
 		r.mu.Unlock()
-		c.queue.Add(r.key)
+		c.loop.Add(r.key)
 	}, func(err error) {
 		r.mu.Lock()
 		r.serving, r.problem = false, fmt.Sprintf("the plane has died and is started again: %v", err)
 		r.mu.Unlock()
-		c.queue.Add(r.key)
+		c.loop.Add(r.key)
 	})
 }
 
@@ -164,7 +164,7 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 func (c *Controller) watchCluster(ctx context.Context, r *run, client kubernetes.Interface) {
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(slim))
 	inf := f.Core().V1().Nodes()
-	changed := func(any) { c.queue.Add(r.key) }
+	changed := func(any) { c.loop.Add(r.key) }
 	_, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: changed, DeleteFunc: changed,
 		UpdateFunc: func(a, b any) {
@@ -175,7 +175,7 @@ func (c *Controller) watchCluster(ctx context.Context, r *run, client kubernetes
 	namespaces := f.Core().V1().Namespaces()
 	_, err2 := namespaces.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: changed})
 	if err := errors.Join(err, err2); err != nil {
-		c.cfg.Log.Error("watch cluster", "workspace", r.key, "error", err)
+		c.cfg.Log.Error("watch cluster", "workspace", r.key, "err", err)
 		return
 	}
 	r.mu.Lock()
@@ -187,7 +187,7 @@ func (c *Controller) watchCluster(ctx context.Context, r *run, client kubernetes
 		r.mu.Lock()
 		r.synced = true
 		r.mu.Unlock()
-		c.queue.Add(r.key)
+		c.loop.Add(r.key)
 		<-ctx.Done()
 		f.Shutdown()
 	})
