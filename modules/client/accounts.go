@@ -46,17 +46,16 @@ func (p *program) accountCommands() *command {
 				examples: []string{"mp accounts list", "mp accounts list -o name"},
 			}),
 			accounts.use(command{
-				usage: "work in this account",
-				about: `Another account than before takes organization, workspace and namespace out of the
-context.`,
+				usage:    "work in this account",
+				about:    "Changing to another account leaves its organization, workspace and namespace.",
 				examples: []string{"mp accounts use acme"},
 			}),
 			{
 				name:  "set",
-				usage: "set what an account may have (for sysadmins)",
+				usage: "set an account's limits (for sysadmins)",
 				args:  "NAME",
 				names: accounts.names,
-				about: "What is not set is as the platform's configuration says; 0 goes back to that.",
+				about: "Limits that are not set are those of the platform's configuration; 0 goes back to that.",
 				examples: []string{
 					"mp accounts set acme --max-workspaces 5 --max-cpu 64 --max-memory 256Gi",
 					"mp accounts set acme --max-images 500Gi",
@@ -65,13 +64,13 @@ context.`,
 				run:   (*call).setAccount,
 			},
 			accounts.delete("Delete account %s?", command{
-				usage:    "delete an account that has no organizations any more",
+				usage:    "delete an account that has no organizations left",
 				examples: []string{"mp accounts delete acme --yes"},
 			}),
 			{
 				name:  "owners",
 				usage: "list, add and remove an account's owners",
-				about: "An owner may do everything in the account. Somebody must be left.",
+				about: "An owner may do everything in the account. The last one can't be removed.",
 				sub: []*command{
 					p.owners().list(command{
 						usage:    "list the owners",
@@ -92,13 +91,13 @@ context.`,
 							if err := c.write(http.MethodPut, t.account("owners", c.arg(0)), nil, &made); err != nil {
 								return err
 							}
-							return printResult(c, &made, p.owners().table, "%s is owner of %s.", printable(c.arg(0)), t.Account)
+							return printResult(c, &made, p.owners().table, "%s is an owner of %s.", printable(c.arg(0)), t.Account)
 						},
 					},
 					{
 						name:     "remove",
 						aliases:  []string{"rm", "delete"},
-						usage:    "take an owner's role",
+						usage:    "remove an owner",
 						args:     "EMAIL",
 						examples: []string{"mp accounts owners remove second@acme.example --yes"},
 						flags:    flags(placeFlags(inAccount), yesFlag(), dryRunFlag()),
@@ -107,7 +106,7 @@ context.`,
 							if err != nil {
 								return err
 							}
-							return c.removeMember(t.account("owners", c.arg(0)), c.arg(0), t.Account)
+							return c.removeOwner(t.account("owners", c.arg(0)), c.arg(0), t.Account)
 						},
 					},
 				},
@@ -160,14 +159,14 @@ func (c *call) setAccount() error {
 	return c.accounts().patch(c, it, spec, "is changed")
 }
 
-// removeMember takes one user's role at path, which is his role in where.
-func (c *call) removeMember(path, user, where string) error {
-	if err := c.confirm("Take "+user+"'s role in "+where+"?", ""); err != nil {
+// removeOwner takes one user's role at path, in the account where.
+func (c *call) removeOwner(path, user, where string) error {
+	if err := c.confirm("Remove owner "+user+" of "+where+"?", ""); err != nil {
 		return err
 	}
 	if err := c.write(http.MethodDelete, path, nil, nil); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(c.out, "%s has no role in %s any more.\n", printable(user), where)
+	_, err := fmt.Fprintf(c.out, "%s is no longer an owner of %s.\n", printable(user), where)
 	return err
 }

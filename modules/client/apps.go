@@ -27,7 +27,7 @@ func (p *program) apps() noun[resource.App] {
 			return " It answers at " + printable(a.Status.URL)
 		},
 		table: table[resource.App]{
-			empty: "There is no app. Deploy one with 'mp apps deploy NAME --image IMAGE'.",
+			empty: "There are no apps. Deploy one with 'mp apps deploy NAME --image IMAGE'.",
 			columns: standard(p, []column[resource.App]{
 				{head: "INSTANCES", cell: func(a *resource.App) string {
 					return fmt.Sprintf("%d/%d", a.Status.InstancesReady, a.Spec.Instances)
@@ -62,11 +62,11 @@ func (p *program) appCommands() *command {
 		sub: []*command{
 			{
 				name:  "deploy",
-				usage: "deploy an app, or change one that is there",
+				usage: "deploy an app, or change one",
 				args:  "[NAME] [COMMAND]...",
 				names: apps.names,
-				about: `Of an app that is there, what no flag names stays as it is; --env KEY= takes a variable
-away. The app is reached below the platform's domain unless --no-route is given.`,
+				about: `In an app that exists, what no flag names stays as it is; --env KEY= removes a variable.
+The app gets an address below the platform's domain, unless --no-route is given.`,
 				examples: []string{
 					"mp apps deploy hello --image hello:1 --instances 2 --port 8080",
 					"mp apps deploy hello --image hello:2",
@@ -77,13 +77,13 @@ away. The app is reached below the platform's domain unless --no-route is given.
 					&cli.StringFlag{Name: "name", Usage: "`NAME` of the app, if not given as argument"},
 					&cli.StringFlag{Name: "image", Aliases: []string{"i"}, Usage: "`IMAGE`: hello:1 of this organization, or a full reference"},
 					&cli.IntFlag{Name: "instances", Usage: "`NUMBER` of instances; 1 for a new app"},
-					&cli.IntFlag{Name: "port", Aliases: []string{"p"}, Usage: "`PORT` the app listens on; it also finds it in PORT"},
+					&cli.IntFlag{Name: "port", Aliases: []string{"p"}, Usage: "`PORT` the app listens on; also its variable PORT"},
 					&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "set the variable `KEY=VALUE`; may be given more than once"},
 					&cli.StringFlag{Name: "cpu", Usage: "`CPUS` of one instance: 1 or 250m"},
 					&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` of one instance: 256Mi"},
-					&cli.StringFlag{Name: "health-path", Usage: "ask `PATH` by HTTP whether an instance is well; else a connection to the port is enough"},
-					&cli.BoolFlag{Name: "no-route", Usage: "do not expose the app"},
-					&cli.BoolFlag{Name: "route", Usage: "expose the app again"},
+					&cli.StringFlag{Name: "health-path", Usage: "ask `PATH` by HTTP whether an instance is healthy; without it, a connection is enough"},
+					&cli.BoolFlag{Name: "no-route", Usage: "do not give the app an address"},
+					&cli.BoolFlag{Name: "route", Usage: "give the app an address again"},
 					dryRunFlag(), waitFlags(), resultFlag()),
 				run: (*call).deploy,
 			},
@@ -93,7 +93,7 @@ away. The app is reached below the platform's domain unless --no-route is given.
 				flags:    []cli.Flag{namespaceFlag()},
 			}),
 			apps.show(command{
-				usage:    "show an app and how far it is",
+				usage:    "show an app and its state",
 				examples: []string{"mp apps show hello", "mp apps show hello -o yaml"},
 			}),
 			{
@@ -163,7 +163,7 @@ func (c *call) deploy() error {
 			return err
 		}
 		if !changed && !isNew {
-			return usagef("see '"+c.path+" --help'", "app %s is there, and nothing to change is given", name)
+			return usagef("see '"+c.path+" --help'", "app %s exists, and nothing to change is given", name)
 		}
 		accepted, err := c.apps().write(c, http.MethodPut, it.path, map[string]any{"spec": app.Spec}, match...)
 		if errors.As(err, &prob) && prob.Status == http.StatusPreconditionFailed && try < maxDeployTries {
@@ -198,14 +198,14 @@ func (c *call) changeApp(spec *resource.AppSpec, command []string) (changed bool
 	}
 	if c.IsSet("port") {
 		if p := c.Int("port"); p < 1 || p > 65535 {
-			return false, usagef("use 1 to 65535", "--port %d is no port", p)
+			return false, usagef("use 1 to 65535", "--port %d is not a port", p)
 		}
 		spec.Port, changed = c.Int("port"), true
 	}
 	for _, pair := range c.StringSlice("env") {
 		key, value, ok := strings.Cut(pair, "=")
 		if !ok || key == "" {
-			return false, usagef("write it like --env KEY=VALUE", "--env %q sets no variable", pair)
+			return false, usagef("write it like --env KEY=VALUE", "--env %q does not set a variable", pair)
 		}
 		if spec.Env == nil {
 			spec.Env = map[string]string{}
@@ -226,7 +226,7 @@ func (c *call) changeApp(spec *resource.AppSpec, command []string) (changed bool
 	}
 	switch {
 	case c.Bool("route") && c.Bool("no-route"):
-		return false, usagef("give one of them", "%s: --route and --no-route say the opposite", c.path)
+		return false, usagef("give one of them", "%s: --route and --no-route contradict each other", c.path)
 	case c.Bool("no-route"):
 		spec.NoRoute, changed = true, true
 	case c.Bool("route"):
@@ -260,7 +260,7 @@ func (c *call) scaleApp() error {
 		return usagef("type it as: "+synopsis(c.path, c.cmd), "%s: %q is one argument too many", c.path, rest[len(rest)-1])
 	case len(rest) == 1:
 		if n, err = strconv.Atoi(rest[0]); err != nil {
-			return usagef("give a number like 3", "%q is no number of instances", rest[0])
+			return usagef("give a number like 3", "%q is not a number of instances", rest[0])
 		}
 	case !c.IsSet("instances"):
 		return usagef("give it as argument, or with --instances", "%s: the number of instances is missing", c.path)

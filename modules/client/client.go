@@ -49,7 +49,7 @@ func Command() *cli.Command {
 // with which machines join. It needs a session like any mp command, or, on the
 // server itself, the bootstrap administrator's file and no session.
 func Token() *cli.Command {
-	return embedded("token", "make, list and withdraw tokens with which machines join", func(p *program) *command { return p.tokenCommands() })
+	return embedded("token", "create, list and revoke join tokens", func(p *program) *command { return p.tokenCommands() })
 }
 
 // embedded wraps a tree of commands for the command table of main. Flags and

@@ -58,9 +58,9 @@ func (p *program) clusterCommands() *command {
 				usage: "change the number of machines",
 				args:  "[WORKSPACE]",
 				names: workspaces.names,
-				about: `Machines that go are drained first. While no node has room for a new one, the command
-says so, and after 30 seconds of that it ends with exit code 5, unless --timeout is
-given. The platform adds the machine as soon as there is room.`,
+				about: `Machines are drained before they are removed. While no node has room for a new one, the
+command says so, and after 30 seconds of that it ends with exit code 5, unless --timeout
+is given. The platform adds the machine as soon as there is room.`,
 				examples: []string{"mp cluster scale --machines 3", "mp cluster scale shop -n 1 --timeout 20m"},
 				flags: flags(placeFlags(inWorkspace),
 					&cli.IntFlag{Name: "machines", Aliases: []string{"n", "nodes"}, Usage: "the wanted `NUMBER` of machines"},
@@ -81,7 +81,7 @@ given. The platform adds the machine as soon as there is room.`,
 				usage:    "list the cluster's machines as the platform sees them",
 				args:     "[WORKSPACE]",
 				names:    workspaces.names,
-				about:    "Also shows machines that have not become nodes yet.",
+				about:    "Also shows machines that are not nodes yet.",
 				examples: []string{"mp cluster list-machines"},
 			}),
 			{
@@ -90,8 +90,8 @@ given. The platform adds the machine as soon as there is room.`,
 				args:  "[WORKSPACE]",
 				names: workspaces.names,
 				about: `Writes a file of its own, ~/.kube/config-ACCOUNT-ORGANIZATION-WORKSPACE unless --file says
-otherwise, and prints the line that makes kubectl use it. There is no secret in it:
-kubectl calls 'mp kube-credential' for a short-lived token, with your session.`,
+otherwise, and prints the line that makes kubectl use it. It holds no secret: kubectl
+calls 'mp kube-credential' for a short-lived token, with your session.`,
 				examples: []string{
 					"mp cluster config-kubectl",
 					"eval \"$(mp cluster config-kubectl shop)\"",

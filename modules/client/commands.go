@@ -15,10 +15,10 @@ func (p *program) commands() *command {
 		name:  "mp",
 		usage: "the client of MultiPaaS: accounts, organizations, workspaces and apps",
 		about: `A workspace is a Kubernetes cluster of its own, in an organization, in an account.
-Commands work in the place that 'mp accounts use', 'mp org use', 'mp ws use' and
-'mp ns use' chose, which MP_ACCOUNT, MP_ORGANIZATION, MP_WORKSPACE and MP_NAMESPACE
-override, and flags override those. 'mp ws:create' works like 'mp ws create', and a
-noun without a verb lists. Flags may stand anywhere; behind -- all is argument.
+Commands work in the place that was chosen with 'mp accounts use', 'mp org use',
+'mp ws use' and 'mp ns use'. MP_ACCOUNT, MP_ORGANIZATION, MP_WORKSPACE and MP_NAMESPACE
+override that, and flags override those. 'mp ws:create' is 'mp ws create', and a noun
+without a verb lists. Flags may stand anywhere; everything after -- is an argument.
 
 The configuration is in MP_CONFIG, or ~/.config/multipaas. Exit codes: 0 ok, 1 failed,
 2 usage or invalid value, 3 not found, 4 conflict, 5 timeout, 6 denied, 130 interrupted.`,

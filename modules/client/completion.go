@@ -68,9 +68,9 @@ complete -c multipaas -n '__fish_seen_subcommand_from mp' -f -a '(__mp_complete)
 
 func (p *program) completionCommand() *command {
 	return &command{
-		name: "completion", usage: "print a script that teaches your shell mp's commands and names", args: "SHELL",
+		name: "completion", usage: "print a completion script for your shell", args: "SHELL",
 		about: `For bash, zsh and fish. Names of accounts, workspaces, apps and the like come from the
-server, and are remembered for a few seconds.`,
+server, and are kept for a few seconds.`,
 		examples: []string{"source <(mp completion bash)", "mp completion fish | source"},
 		names:    func(*call) ([]string, error) { return []string{"bash", "zsh", "fish"}, nil },
 		run: func(c *call) error {
@@ -83,7 +83,7 @@ server, and are remembered for a few seconds.`,
 			case "fish":
 				script = fishCompletion
 			default:
-				return usagef("there are bash, zsh and fish", "%q is no shell with completion", c.arg(0))
+				return usagef("use bash, zsh or fish", "there is no completion for %q", c.arg(0))
 			}
 			_, err := io.WriteString(c.out, script)
 			return err

@@ -169,11 +169,11 @@ func serverURL(text string) (string, error) {
 	u, err := url.Parse(text)
 	switch {
 	case err != nil:
-		return "", usagef(remedy, "%q is no address: %v", text, err)
+		return "", usagef(remedy, "%q is not an address: %v", text, err)
 	case u.Scheme != "https":
 		return "", usagef(remedy, "%q does not begin with https://", text)
 	case u.Hostname() == "":
-		return "", usagef(remedy, "%q names no host", text)
+		return "", usagef(remedy, "%q does not name a host", text)
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
 		return "", usagef(remedy, "%q has more than a host and a port", text)
 	}

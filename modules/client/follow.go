@@ -144,7 +144,7 @@ func (c *call) settle(task string, now func() error, done func() error) error {
 		if err := now(); err != nil {
 			return err
 		}
-		c.note("The platform works on it; follow it with '%s'.", c.hint("tasks", "follow", task))
+		c.note("The platform is working on it; follow it with '%s'.", c.hint("tasks", "follow", task))
 		return nil
 	}
 	grace := c.roomGrace

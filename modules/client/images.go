@@ -48,8 +48,8 @@ func (p *program) imageCommands() *command {
 		name:    "images",
 		aliases: []string{"image"},
 		usage:   "list and delete the organization's images",
-		about: `Images are pushed by any OCI client into ACCOUNT/ORGANIZATION/NAME at the platform's
-registry, whose address 'mp version' shows, with your e-mail address and password.`,
+		about: `Push images with any OCI client to ACCOUNT/ORGANIZATION/NAME in the platform's registry,
+with your e-mail address and password. 'mp version' shows the registry's address.`,
 		sub: []*command{
 			images.list(command{
 				usage:    "list the organization's images",
@@ -76,7 +76,7 @@ func (c *call) deleteImage() error {
 	}
 	name, ref := splitImage(c.arg(0), t)
 	if name == "" {
-		return usagef("write it like hello:1", "%q names no image", c.arg(0))
+		return usagef("write it like hello:1", "%q does not name an image", c.arg(0))
 	}
 	what := "image " + name
 	path := t.organization("images", name)

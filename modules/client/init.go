@@ -71,7 +71,7 @@ func (c *call) initServer() error {
 	conf.Server, conf.CA = server, string(ca)
 	if o := c.String("default-output"); o != "" {
 		if !slices.Contains(outputs(), o) {
-			return usagef("use one of "+strings.Join(outputs(), ", "), "--default-output %q is no output format", o)
+			return usagef("use one of "+strings.Join(outputs(), ", "), "--default-output %q is not an output format", o)
 		}
 		conf.Output = o
 	}
@@ -97,7 +97,7 @@ func (c *call) authority(server string) ([]byte, error) {
 		return nil, usagef("give --ca FILE or --ca-hash FINGERPRINT; the operator has them", "nothing says that %s is the right server", server)
 	}
 	if raw, err := hex.DecodeString(pin); pin != "" && (err != nil || len(raw) != sha256.Size) {
-		return nil, usagef("it is 64 hex digits", "--ca-hash %q is no SHA-256", c.String("ca-hash"))
+		return nil, usagef("it is 64 hex digits", "--ca-hash %q is not a SHA-256", c.String("ca-hash"))
 	}
 	ca, err := unprovenAuthority(c.Context.Context, server)
 	if err != nil {
@@ -143,7 +143,7 @@ func onlyCertificates(data []byte, from string) ([]byte, error) {
 			return nil, failf("give the CA file of the platform", "read the authority from %s: %v", from, err)
 		}
 		if !cert.IsCA {
-			return nil, failf("give the CA file of the platform", "the certificate from %s is no authority", from)
+			return nil, failf("give the CA file of the platform", "the certificate from %s is not an authority", from)
 		}
 		var out bytes.Buffer
 		err = pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: block.Bytes})

@@ -21,9 +21,9 @@ import (
 func (p *program) kubeCredentialCommand() *command {
 	return &command{
 		name: "kube-credential", usage: "print a short-lived token for a workspace's Kubernetes API",
-		about: `kubectl calls this because the file of 'mp cluster config-kubectl' says so. It prints an
+		about: `kubectl calls this, as the file of 'mp cluster config-kubectl' says. It prints an
 ExecCredential of client.authentication.k8s.io/v1 and keeps the token, for you alone,
-until half its life is over.`,
+until half of its lifetime is over.`,
 		examples: []string{"mp kube-credential --account acme --organization web --workspace shop"},
 		flags:    placeFlags(inWorkspace),
 		run:      (*call).kubeCredential,

@@ -29,10 +29,10 @@ func (p *program) namespaceCommands() *command {
 	return &command{
 		name:    "ns",
 		aliases: []string{"namespace", "namespaces"},
-		usage:   "make, list, choose and delete Kubernetes namespaces",
+		usage:   "create, list, choose and delete Kubernetes namespaces",
 		sub: []*command{
 			namespaces.create(command{
-				usage:    "make a namespace in the workspace",
+				usage:    "create a namespace in the workspace",
 				examples: []string{"mp ns create staging"},
 			}, nil),
 			namespaces.list(command{

@@ -48,7 +48,7 @@ func (p *program) nodeCommands() *command {
 		usage:   "list, show, cordon and remove the platform's hosts (for sysadmins)",
 		sub: []*command{
 			nodes.list(command{
-				usage:    "list the nodes, with what is promised of their size",
+				usage:    "list the nodes, and how much of each is allocated",
 				examples: []string{"mp nodes list", "mp nodes list -o wide"},
 			}),
 			nodes.show(command{
@@ -60,14 +60,14 @@ func (p *program) nodeCommands() *command {
 				usage:    "keep new machines away from a node",
 				args:     "NAME",
 				names:    nodes.names,
-				about:    "Machines that run there stay.",
+				about:    "Machines that run on it stay.",
 				examples: []string{"mp nodes cordon host1"},
 				flags:    flags(dryRunFlag(), resultFlag()),
 				run:      func(c *call) error { return c.setSchedulable(false) },
 			},
 			{
 				name:     "uncordon",
-				usage:    "let new machines onto a node again",
+				usage:    "allow new machines on a node again",
 				args:     "NAME",
 				names:    nodes.names,
 				examples: []string{"mp nodes uncordon host1"},
@@ -77,17 +77,17 @@ func (p *program) nodeCommands() *command {
 			nodes.delete("", command{
 				name:    "remove",
 				aliases: []string{"rm", "delete"},
-				usage:   "move a node's machines elsewhere and take it out of the platform",
-				about: `With --lost nothing is awaited from the node itself. Give it only if the host will not
-come back: its machines are made anew elsewhere, and two of one kind must not run.`,
+				usage:   "move a node's machines elsewhere and remove it from the platform",
+				about: `With --lost, the platform does not wait for the node itself. Give it only if the host will
+never come back: its machines are created again elsewhere, and none may run twice.`,
 				examples: []string{"mp nodes remove host1 --yes --timeout 30m", "mp nodes remove host1 --lost"},
-				flags:    []cli.Flag{&cli.BoolFlag{Name: "lost", Usage: "the host will not come back: do not wait for it"}},
+				flags:    []cli.Flag{&cli.BoolFlag{Name: "lost", Usage: "the host will never come back: do not wait for it"}},
 				run: func(c *call) error {
 					query := ""
 					if c.Bool("lost") {
 						query = "?lost=true"
 					}
-					return nodes.remove(c, "Remove node %s? Its machines are drained and made anew elsewhere.", query)
+					return nodes.remove(c, "Remove node %s? Its machines are drained and created again elsewhere.", query)
 				},
 			}),
 		},
@@ -100,9 +100,9 @@ func (c *call) setSchedulable(on bool) error {
 	if err := c.write(http.MethodPatch, apiPath("nodes", c.arg(0)), body, &got); err != nil {
 		return err
 	}
-	sentence := fmt.Sprintf("Node %s takes no new machines.", c.arg(0))
+	sentence := fmt.Sprintf("Node %s takes no new machines any more.", c.arg(0))
 	if on {
-		sentence = fmt.Sprintf("Node %s takes new machines.", c.arg(0))
+		sentence = fmt.Sprintf("Node %s takes new machines again.", c.arg(0))
 	}
 	return printResult(c, &got, c.nodes().table, "%s", sentence)
 }

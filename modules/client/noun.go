@@ -239,7 +239,7 @@ func (n noun[V]) create(words command, spec func(*call) (any, error)) *command {
 				}
 				chosen = ", and chosen."
 			}
-			subject, there := n.subject(it), " is there"
+			subject, there := n.subject(it), " is created"
 			if n.tasks {
 				there = " is ready"
 			}
@@ -247,7 +247,7 @@ func (n noun[V]) create(words command, spec func(*call) (any, error)) *command {
 			if n.start != nil {
 				done += " " + n.start(c)
 			}
-			return n.settle(c, it.path, accepted, subject+" is being made"+chosen, done)
+			return n.settle(c, it.path, accepted, subject+" is being created"+chosen, done)
 		},
 	})
 }
@@ -316,7 +316,7 @@ func (n noun[V]) remove(c *call, ask, query string) error {
 // patch changes fields of the spec, waits until that is so and says done.
 func (n noun[V]) patch(c *call, it thing, spec map[string]any, done string) error {
 	if len(spec) == 0 {
-		return usagef("see '"+c.path+" --help'", "%s: nothing to set is given", c.path)
+		return usagef("see '"+c.path+" --help'", "%s: there is nothing to set", c.path)
 	}
 	accepted, err := n.write(c, http.MethodPatch, it.path, map[string]any{"spec": spec})
 	if err != nil {

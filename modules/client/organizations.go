@@ -17,7 +17,7 @@ func (p *program) organizations() noun[resource.Organization] {
 		in:    inAccount,
 		place: true,
 		table: table[resource.Organization]{
-			empty: "There is no organization you belong to. Make one with 'mp org create NAME'.",
+			empty: "You belong to no organization here. Create one with 'mp org create NAME'.",
 			columns: []column[resource.Organization]{
 				{head: "NAME", cell: func(o *resource.Organization) string { return o.Name }},
 				{head: "ACCOUNT", cell: func(o *resource.Organization) string { return o.Account }},
@@ -64,23 +64,23 @@ func (p *program) organizationCommands() *command {
 	return &command{
 		name:    "org",
 		aliases: []string{"orgs", "organization", "organizations"},
-		usage:   "make, list, choose and delete organizations; their members",
+		usage:   "create, list, choose and delete organizations; manage their members",
 		sub: []*command{
 			organizations.create(command{
-				usage:    "make an organization and work in it",
+				usage:    "create an organization and work in it",
 				examples: []string{"mp org create web"},
 			}, nil),
 			organizations.list(command{
-				usage:    "list the account's organizations that you belong to",
+				usage:    "list your organizations in the account",
 				examples: []string{"mp org list", "mp org list --account acme -o json"},
 			}),
 			organizations.use(command{
 				usage:    "work in this organization",
-				about:    "Another organization than before takes workspace and namespace out of the context.",
+				about:    "Changing to another organization leaves its workspace and namespace.",
 				examples: []string{"mp org use web"},
 			}),
 			organizations.delete("Delete organization %s?", command{
-				usage:    "delete an organization that has no workspaces and images any more",
+				usage:    "delete an organization that has no workspaces or images left",
 				examples: []string{"mp org delete web --yes"},
 			}),
 			{
@@ -99,8 +99,8 @@ func (p *program) organizationCommands() *command {
 						usage: "give users a role in an organization",
 						args:  "[ORGANIZATION] [EMAIL]...",
 						names: organizations.names,
-						about: `An admin decides on workspaces and members, a developer deploys into workspaces. Who is
-a member already gets the new role. The users must be there: see 'mp users create'.`,
+						about: `An admin manages workspaces and members, a developer deploys into workspaces. A
+member gets the new role. The users must exist: see 'mp users create'.`,
 						examples: []string{
 							"mp org users add web dev@acme.example",
 							"mp org users add --users a@acme.example,b@acme.example --role admin",
@@ -131,7 +131,7 @@ func usersFlag() cli.Flag {
 	return &cli.StringSliceFlag{
 		Name:    "users",
 		Aliases: []string{"u"},
-		Usage:   "e-mail `ADDRESSES`, with commas between; for the chosen organization if none is named",
+		Usage:   "e-mail `ADDRESSES`, separated by commas",
 	}
 }
 
@@ -162,7 +162,7 @@ func (c *call) membersArg() (Target, []string, error) {
 	users = append(users, args...)
 	for _, u := range users {
 		if !strings.Contains(u, "@") {
-			return t, nil, usagef("users are named by their e-mail address", "%q is no user", u)
+			return t, nil, usagef("users are named by their e-mail address", "%q is not a user", u)
 		}
 	}
 	if len(users) == 0 {
@@ -178,7 +178,7 @@ func (c *call) addMembers() error {
 	}
 	role := resource.Role(c.String("role"))
 	if role != resource.RoleAdmin && role != resource.RoleDeveloper {
-		return usagef("use admin or developer", "--role %q is no role of an organization", role)
+		return usagef("use admin or developer", "--role %q is not a role in an organization", role)
 	}
 	for _, u := range users {
 		var made resource.Membership
@@ -204,7 +204,7 @@ func (c *call) removeMembers() error {
 		if err := c.write(http.MethodDelete, t.organization("members", u), nil, nil); err != nil {
 			return err
 		}
-		fmt.Fprintf(c.out, "%s is no member of %s any more.\n", u, t)
+		fmt.Fprintf(c.out, "%s is no longer a member of %s.\n", u, t)
 	}
 	return nil
 }

@@ -60,7 +60,7 @@ func (c *call) format() (string, error) {
 	if slices.Contains(outputs(), format) {
 		return format, nil
 	}
-	return "", usagef("use one of "+strings.Join(outputs(), ", "), "-o %q is no output format", format)
+	return "", usagef("use one of "+strings.Join(outputs(), ", "), "-o %q is not an output format", format)
 }
 
 // printList writes items as -o says.

@@ -329,7 +329,7 @@ func list[V any](c *call, path string, query url.Values) ([]V, error) {
 func outputFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: table, wide, json, yaml or name"},
-		&cli.BoolFlag{Name: "no-headers", Usage: "leave the table's heading out"},
+		&cli.BoolFlag{Name: "no-headers", Usage: "leave out the table's header"},
 	}
 }
 
@@ -353,7 +353,7 @@ func namespaceFlag() cli.Flag {
 func waitFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "wait", Value: true, Usage: "wait until the platform is done"},
-		&cli.BoolFlag{Name: "no-wait", Usage: "come back at once; follow the task later"},
+		&cli.BoolFlag{Name: "no-wait", Usage: "return at once; follow the task later"},
 		timeoutFlag(),
 	}
 }
@@ -362,12 +362,12 @@ func timeoutFlag() cli.Flag {
 	return &cli.DurationFlag{
 		Name:  "timeout",
 		Value: defaultTimeout,
-		Usage: "wait at most `DURATION`, 0 for ever; then exit with 5, the platform goes on",
+		Usage: "wait at most `DURATION`, 0 for no limit; then exit with 5, and the platform goes on",
 	}
 }
 
 func yesFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}
+	return &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask for confirmation"}
 }
 
 func dryRunFlag() cli.Flag {

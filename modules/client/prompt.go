@@ -72,12 +72,12 @@ func (c *call) confirm(question, typed string) error {
 		return nil
 	}
 	if !c.interactive() {
-		return usagef("add --yes if you mean it: without a terminal nothing is asked", "%s: %s", c.path, question)
+		return usagef("add --yes to confirm: without a terminal nothing is asked", "%s: %s", c.path, question)
 	}
 	answer, want := "", "y"
 	if typed != "" {
 		want = typed
-		fmt.Fprintf(c.err, "%s Type %s to go on: ", question, typed)
+		fmt.Fprintf(c.err, "%s Type %s to confirm: ", question, typed)
 	} else {
 		fmt.Fprintf(c.err, "%s [y/N] ", question)
 	}
@@ -119,12 +119,12 @@ func (c *call) password(flag, env, question string, isNew bool) (string, error) 
 	if err != nil || !isNew {
 		return p, err
 	}
-	again, err := c.hidden("The same again")
+	again, err := c.hidden("Repeat the password")
 	if err != nil {
 		return "", err
 	}
 	if p != again {
-		return "", failf("try again", "the two are not the same")
+		return "", failf("try again", "the passwords are not the same")
 	}
 	return p, nil
 }

@@ -18,10 +18,10 @@ func passwordFileFlag(usage string) cli.Flag {
 
 func (p *program) registerCommand() *command {
 	return &command{
-		name: "register", usage: "make a new account and its first owner", args: "[ACCOUNT]",
-		about: `Whether anybody may register or only a sysadmin is up to the platform's operator.
-The password has at least 10 characters; it comes from --password-file, from
-MP_PASSWORD, or is asked for.`,
+		name: "register", usage: "create an account and its first owner", args: "[ACCOUNT]",
+		about: `Whether anybody may register, or only a sysadmin, is up to the platform's operator.
+The password has at least 10 characters. It is read from --password-file or
+MP_PASSWORD, or asked for.`,
 		examples: []string{
 			"mp register acme --email owner@acme.example",
 			"mp register acme --email owner@acme.example --password-file -",
@@ -67,7 +67,7 @@ func (c *call) register() error {
 	if made.Name == "" {
 		made.Name = account
 	}
-	return printResult(c, &made, c.accounts().table, "Account %s is there. Log in with '%s'.", made.Name, c.hint("login", email))
+	return printResult(c, &made, c.accounts().table, "Account %s is created. Log in with '%s'.", made.Name, c.hint("login", email))
 }
 
 // first is the first argument, or flag, or what the user answers.
@@ -83,9 +83,9 @@ func (c *call) first(flag, question string) (string, error) {
 
 func (p *program) loginCommand() *command {
 	return &command{
-		name: "login", usage: "begin a session", args: "[EMAIL]",
-		about: `The password comes from --password-file, from MP_PASSWORD, or is asked for. An account
-or organization that is the only one you belong to is chosen at once.`,
+		name: "login", usage: "log in", args: "[EMAIL]",
+		about: `The password is read from --password-file or MP_PASSWORD, or asked for. If you belong to
+only one account or organization, it is chosen at once.`,
 		examples: []string{"mp login me@example.com", "mp login me@example.com --password-file ~/.mp-password", "echo \"$SECRET\" | mp login me@example.com --password-file -"},
 		flags: flags(
 			&cli.StringFlag{Name: "user", Aliases: []string{"u", "email"}, Usage: "e-mail `ADDRESS`, if not given as argument"},
@@ -173,7 +173,7 @@ func placeAfterLogin(t Target, who resource.Whoami) Target {
 
 func (p *program) logoutCommand() *command {
 	return &command{
-		name: "logout", usage: "end the session, here and on the server",
+		name: "logout", usage: "log out, here and on the server",
 		about:    "The chosen account, organization and workspace are kept for the next login.",
 		examples: []string{"mp logout"},
 		run:      (*call).logout,
@@ -213,10 +213,10 @@ type sessionView struct {
 
 func (p *program) sessionCommand() *command {
 	return &command{
-		name: "session", usage: "show the server, who is logged in and the chosen place",
+		name: "session", usage: "show the server, the logged-in user and the chosen place",
 		about:    "Reads only this machine's files, unless --check asks the server as well.",
 		examples: []string{"mp session", "mp session --check -o json"},
-		flags: flags(&cli.BoolFlag{Name: "check", Usage: "ask the server whether the session is good, and for your roles"},
+		flags: flags(&cli.BoolFlag{Name: "check", Usage: "ask the server whether the session is valid, and for your roles"},
 			placeFlags(inWorkspace), namespaceFlag(), resultFlag()),
 		run: (*call).session,
 	}
@@ -274,7 +274,7 @@ func roles(who resource.Whoami) string {
 func (p *program) passwdCommand() *command {
 	return &command{
 		name: "passwd", usage: "change your password",
-		about:    "On a terminal both passwords are asked for. Your other sessions end.",
+		about:    "Both passwords are asked for on a terminal. Your other sessions end.",
 		examples: []string{"mp passwd", "mp passwd --password-file old.txt --new-password-file new.txt"},
 		flags: flags(passwordFileFlag(" (the old one, or MP_PASSWORD)"),
 			&cli.StringFlag{Name: "new-password-file", Usage: "read the new password from the first line of `FILE`, - for standard input (or MP_NEW_PASSWORD)"}),

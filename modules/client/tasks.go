@@ -84,9 +84,9 @@ func (p *program) taskCommands() *command {
 				usage:    "list the account's tasks",
 				examples: []string{"mp tasks", "mp tasks list --target acme/web/shop -o wide"},
 				flags: flags(placeFlags(inAccount),
-					&cli.StringFlag{Name: "target", Usage: "only tasks for `ACCOUNT/ORGANIZATION/WORKSPACE` and the like"},
-					&cli.IntFlag{Name: "limit", Value: 50, Usage: "at most the newest `NUMBER`, 0 for all"},
-					&cli.BoolFlag{Name: "all", Usage: "of all accounts, and the platform's own, as far as you may see them"}),
+					&cli.StringFlag{Name: "target", Usage: "only tasks about `TARGET`, like acme/web/shop"},
+					&cli.IntFlag{Name: "limit", Value: 50, Usage: "show the newest `NUMBER`, 0 for all"},
+					&cli.BoolFlag{Name: "all", Usage: "show tasks of all accounts and of the platform, as far as you may see them"}),
 			}),
 			tasks.show(command{
 				usage:    "show a task and its steps",
@@ -99,8 +99,8 @@ func (p *program) taskCommands() *command {
 				usage:   "follow a task until it ends",
 				args:    "ID",
 				names:   tasks.names,
-				about: `Ctrl-C detaches: the platform goes on, and this command comes back to the task. A task
-that failed exits with 1.`,
+				about: `Ctrl-C detaches: the platform goes on, and this command comes back to the task. The exit
+code is 1 if the task fails.`,
 				examples: []string{"mp tasks follow 01JD...", "mp tasks follow 01JD... --timeout 1h"},
 				flags:    flags(timeoutFlag(), resultFlag()),
 				run: func(c *call) error {

@@ -132,7 +132,7 @@ func TestTerminalAsksBeforeDeleting(t *testing.T) {
 	})
 	s := openTerminal(t, 80)
 	code := s.on(t, "ws", "delete", "shop")
-	s.await(t, "Type shop to go on: ")
+	s.await(t, "Type shop to confirm: ")
 	s.typeLine(t, "yes")
 	s.await(t, "nothing was done")
 	if got := <-code; got != ExitFailed {

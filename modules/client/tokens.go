@@ -93,7 +93,7 @@ func (p *program) tokens() noun[resource.JoinToken] {
 		one:  "token",
 		many: "tokens",
 		in:   anywhere,
-		gone: "withdrawn",
+		gone: "revoked",
 		table: table[resource.JoinToken]{
 			empty: "There are no join tokens.",
 			columns: []column[resource.JoinToken]{
@@ -121,15 +121,15 @@ func (p *program) tokenCommands() *command {
 	tokens := p.tokens()
 	return &command{
 		name:  "token",
-		usage: "make, list and withdraw tokens with which machines join",
-		about: `Works with the session of 'mp login'. On the server itself, --credentials with the
-bootstrap administrator's file needs no session.`,
+		usage: "create, list and revoke join tokens",
+		about: `A machine joins the platform with a token. These commands use the session of 'mp login',
+or on the server, without a session, --credentials with the bootstrap administrator's file.`,
 		sub: []*command{
 			{
 				name:  "create",
-				usage: "make a token with which one machine can join, once",
-				about: `Prints the command to type on that machine. The token pins the platform's certificate
-authority; it is shown this once.`,
+				usage: "create a token with which one machine can join, once",
+				about: `Prints the command to run on that machine. The token pins the platform's certificate
+authority. It is shown only this once.`,
 				examples: []string{
 					"multipaas token create --role node --ttl 1h",
 					"multipaas token create -o json",
@@ -137,21 +137,21 @@ authority; it is shown this once.`,
 				},
 				flags: flags(
 					&cli.StringFlag{Name: "role", Value: "node", Usage: "`ROLE` of the machine: node"},
-					&cli.DurationFlag{Name: "ttl", Value: time.Hour, Usage: "good for `DURATION`, 1m to 168h"},
+					&cli.DurationFlag{Name: "ttl", Value: time.Hour, Usage: "valid for `DURATION`, 1m to 168h"},
 					credentialFlags(), resultFlag()),
 				run: (*call).createToken,
 			},
 			tokens.list(command{
-				usage:    "list join tokens; their secrets are not kept anywhere",
+				usage:    "list join tokens, without their secrets",
 				examples: []string{"multipaas token ls"},
 				flags:    credentialFlags(),
 			}),
-			tokens.delete("Withdraw token %s?", command{
+			tokens.delete("Revoke token %s?", command{
 				name:     "rm",
 				aliases:  []string{"delete", "remove"},
-				usage:    "withdraw a join token",
+				usage:    "revoke a join token",
 				args:     "ID",
-				about:    "Nodes that have joined with it stay.",
+				about:    "Nodes that joined with it stay.",
 				examples: []string{"multipaas token rm 9f86d081 --yes"},
 				flags:    credentialFlags(),
 			}),
@@ -182,7 +182,7 @@ func (c *call) createToken() error {
 		_, err = fmt.Fprintln(c.out, made.Token)
 		return err
 	}
-	c.note("On the machine that shall join, until %s:", made.ExpiresAt.Local().Format("15:04 on 2006-01-02"))
+	c.note("Run this on the machine that is to join, before %s:", made.ExpiresAt.Local().Format("15:04 on 2006-01-02"))
 	_, err = fmt.Fprintln(c.out, printableLines(made.Command))
 	return err
 }

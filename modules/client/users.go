@@ -33,21 +33,21 @@ func (p *program) userCommands() *command {
 	return &command{
 		name:    "users",
 		aliases: []string{"user"},
-		usage:   "make, list, change and delete users",
+		usage:   "create, list, change and delete users",
 		sub: []*command{
 			{
 				name:    "create",
 				aliases: []string{"add"},
-				usage:   "make a user",
+				usage:   "create a user",
 				args:    "EMAIL",
-				about: `For account owners and sysadmins. The user counts in the account at hand, which may have
-a limit of users, and gets no role by that: one in an organization comes from
-'mp org users add'. Who is made by a sysadmin with --account '' counts in none. The first
-password comes from --password-file, from MP_PASSWORD, or is asked for; 'mp passwd' changes it.`,
+				about: `For account owners and sysadmins. The user counts towards the limit of users of the chosen
+account, but has no role yet: 'mp org users add' gives one in an organization. With
+--account '', for sysadmins, the user counts nowhere. The first password is read from
+--password-file or MP_PASSWORD, or asked for; 'mp passwd' changes it.`,
 				examples: []string{"mp users create dev@acme.example --password-file -", "mp users create ops@example.com --sysadmin"},
 				flags: flags(placeFlags(inAccount),
-					&cli.StringFlag{Name: "display-name", Usage: "the user's `NAME` for people"},
-					&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform, and counts in no account (for sysadmins)"},
+					&cli.StringFlag{Name: "display-name", Usage: "the user's full `NAME`"},
+					&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform, and counts towards no account (for sysadmins)"},
 					passwordFileFlag(" (or MP_PASSWORD)"), resultFlag()),
 				run: (*call).createUser,
 			},
@@ -56,10 +56,10 @@ password comes from --password-file, from MP_PASSWORD, or is asked for; 'mp pass
 				usage:    "change a user (for sysadmins)",
 				args:     "EMAIL",
 				names:    users.names,
-				about:    "A disabled user can't log in, and his sessions end.",
+				about:    "A disabled user can't log in, and running sessions end.",
 				examples: []string{"mp users set dev@acme.example --disabled", "mp users set ops@example.com --sysadmin=false"},
 				flags: flags(
-					&cli.StringFlag{Name: "display-name", Usage: "the user's `NAME` for people"},
+					&cli.StringFlag{Name: "display-name", Usage: "the user's full `NAME`"},
 					&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform, or --sysadmin=false"},
 					&cli.BoolFlag{Name: "disabled", Usage: "can't log in, or --disabled=false"},
 					dryRunFlag(), resultFlag()),
@@ -74,8 +74,8 @@ password comes from --password-file, from MP_PASSWORD, or is asked for; 'mp pass
 				flags:    flags(passwordFileFlag(" (or MP_PASSWORD)")),
 				run:      (*call).setUserPassword,
 			},
-			users.delete("Delete user %s with his roles?", command{
-				usage:    "delete a user with his roles (for sysadmins)",
+			users.delete("Delete user %s and all roles of that user?", command{
+				usage:    "delete a user and all roles of that user (for sysadmins)",
 				args:     "EMAIL",
 				examples: []string{"mp users delete dev@acme.example --yes"},
 			}),
@@ -119,7 +119,7 @@ func (c *call) createUser() error {
 	if err := c.write(http.MethodPost, apiPath("users"), body, &made); err != nil {
 		return err
 	}
-	return printResult(c, &made, c.users().table, "User %s is there.", printable(made.Name))
+	return printResult(c, &made, c.users().table, "User %s is created.", printable(made.Name))
 }
 
 // accountOfUser is the account that a new user counts in: the one at hand, but for
@@ -127,7 +127,7 @@ func (c *call) createUser() error {
 func (c *call) accountOfUser() (string, error) {
 	switch given := c.String("account"); {
 	case c.Bool("sysadmin") && given != "":
-		return "", usagef("leave --account out", "%s: a sysadmin counts in no account", c.path)
+		return "", usagef("leave out --account", "%s: a sysadmin counts towards no account", c.path)
 	case c.Bool("sysadmin"), c.IsSet("account"):
 		return given, nil
 	}
@@ -146,7 +146,7 @@ func (c *call) setUserPassword() error {
 	if err := c.write(http.MethodPut, apiPath("users", c.arg(0), "password"), map[string]string{"password": password}, nil); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.out, "The password of %s is set, and his sessions have ended.\n", printable(c.arg(0)))
+	_, err = fmt.Fprintf(c.out, "The password of %s is set, and all sessions of that user have ended.\n", printable(c.arg(0)))
 	return err
 }
 

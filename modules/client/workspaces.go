@@ -18,7 +18,7 @@ func (p *program) workspaces() noun[resource.Workspace] {
 		tasks: true,
 		start: func(c *call) string { return "Reach it with '" + c.hint("cluster", "config-kubectl") + "'." },
 		table: table[resource.Workspace]{
-			empty: "There is no workspace. Make one with 'mp ws create NAME'.",
+			empty: "There are no workspaces. Create one with 'mp ws create NAME'.",
 			columns: standard(p, []column[resource.Workspace]{
 				{head: "MACHINES", cell: func(w *resource.Workspace) string {
 					return fmt.Sprintf("%d/%d", w.Status.MachinesReady, w.Spec.Machines)
@@ -46,11 +46,11 @@ func (p *program) workspaceCommands() *command {
 	return &command{
 		name:    "ws",
 		aliases: []string{"workspace", "workspaces"},
-		usage:   "make, list, choose, show, change and delete workspaces",
+		usage:   "create, list, choose, show, change and delete workspaces",
 		sub: []*command{
 			workspaces.create(command{
-				usage: "make a workspace, a Kubernetes cluster of its own, and work in it",
-				about: `What is not given is chosen by the platform: its newest Kubernetes, its default size.
+				usage: "create a workspace, a Kubernetes cluster of its own, and work in it",
+				about: `Whatever is not given, the platform chooses: its newest Kubernetes, its default size.
 While no node has room for a machine, the command says so, and after 30 seconds of that
 it ends with exit code 5, unless --timeout is given. The platform adds the machine as
 soon as there is room.`,
@@ -78,7 +78,7 @@ soon as there is room.`,
 				examples: []string{"mp ws use shop"},
 			}),
 			workspaces.show(command{
-				usage:    "show a workspace and how far it is",
+				usage:    "show a workspace and its state",
 				args:     "[NAME]",
 				examples: []string{"mp ws show", "mp ws show shop -o yaml"},
 			}),
@@ -87,9 +87,8 @@ soon as there is room.`,
 				usage: "change a workspace's settings",
 				args:  "[NAME]",
 				names: workspaces.names,
-				about: `Pod Security is lifted by sysadmins only: with privileged, pods of the tenant can take
-over the machines of this workspace. The number of machines is changed by
-'mp cluster scale'.`,
+				about: `Only sysadmins can lift Pod Security: with privileged, the tenant's pods can take over the
+machines of this workspace. To change the number of machines, use 'mp cluster scale'.`,
 				examples: []string{"mp ws set shop --pod-security privileged", "mp ws set shop --pod-security baseline"},
 				flags: flags(placeFlags(inWorkspace),
 					&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline or privileged"},
@@ -169,7 +168,7 @@ func amount(c *call, flag string, milli bool) (int64, error) {
 	}
 	q, err := quantity.ParseQuantity(text)
 	if err != nil || q.Sign() <= 0 {
-		return 0, usagef("write it like "+example, "--%s %q is no amount", flag, text)
+		return 0, usagef("write it like "+example, "--%s %q is not an amount", flag, text)
 	}
 	if milli {
 		return q.MilliValue(), nil
@@ -189,7 +188,7 @@ func (c *call) setWorkspace() error {
 	case "baseline", "privileged":
 		spec["podSecurity"] = level
 	default:
-		return usagef("use baseline or privileged", "--pod-security %q is no level", level)
+		return usagef("use baseline or privileged", "--pod-security %q is not a level", level)
 	}
 	return c.workspaces().patch(c, it, spec, "has Pod Security "+level)
 }
