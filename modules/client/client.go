@@ -19,6 +19,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -123,13 +124,8 @@ func (c *command) argCount() (least, most int) {
 // find returns the verb or noun of that name below c, or nil.
 func (c *command) find(name string) *command {
 	for _, s := range c.sub {
-		if s.name == name {
+		if s.name == name || slices.Contains(s.aliases, name) {
 			return s
-		}
-		for _, a := range s.aliases {
-			if a == name {
-				return s
-			}
 		}
 	}
 	return nil

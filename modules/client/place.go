@@ -82,16 +82,12 @@ func (c *call) placeArg(d depth, i int) (Target, error) {
 	if err != nil {
 		return t, err
 	}
-	name := c.arg(i)
-	switch d {
-	case inAccount:
-		t = Target{Account: name}
-	case inOrganization:
-		t = Target{Account: t.Account, Organization: name}
-	case inWorkspace:
-		t = Target{Account: t.Account, Organization: t.Organization, Workspace: name}
+	levels := []*string{&t.Account, &t.Organization, &t.Workspace, &t.Namespace}
+	for _, below := range levels[d:] {
+		*below = ""
 	}
-	return t, checkName(d.String(), name)
+	*levels[d-1] = c.arg(i)
+	return t, checkName(d.String(), c.arg(i))
 }
 
 // checkName is resource.CheckName as a usage error: the API would say the same.
@@ -141,35 +137,27 @@ func (c *call) choose(t Target) error {
 	return err
 }
 
-// forget takes a place that goes out of the context, and cached tokens for it.
+// forget leaves a place that goes, for the one above it, and cached tokens for it.
 func (c *call) forget(gone Target) error {
 	if gone.Workspace != "" && gone.Namespace == "" {
 		if err := c.dropKubeToken(gone); err != nil {
 			return err
 		}
 	}
-	now := c.config.Context
-	kept := now
+	if now := c.config.Context; now.with(gone) != now {
+		return nil // another place is chosen
+	}
 	switch {
-	case gone.Account != now.Account:
-		return nil
-	case gone.Organization == "":
-		kept = Target{}
-	case gone.Organization != now.Organization:
-		return nil
-	case gone.Workspace == "":
-		kept = Target{Account: now.Account}
-	case gone.Workspace != now.Workspace:
-		return nil
-	case gone.Namespace == "":
-		kept = Target{Account: now.Account, Organization: now.Organization}
-	case gone.Namespace == now.Namespace:
-		kept.Namespace = ""
+	case gone.Namespace != "":
+		gone.Namespace = ""
+	case gone.Workspace != "":
+		gone.Workspace = ""
+	case gone.Organization != "":
+		gone.Organization = ""
+	default:
+		gone.Account = ""
 	}
-	if kept == now {
-		return nil
-	}
-	return c.use(kept)
+	return c.use(gone)
 }
 
 // The API paths of a place, with more words behind.
