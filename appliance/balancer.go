@@ -24,6 +24,7 @@ func (s *server) addBalancer(d *database, clusters *lateClusters) part[*balancer
 		Workspaces: clusters,
 		Pods:       s.cfg.Plan.Pods,
 		Log:        s.part("balancer"),
+		Registerer: s.metrics,
 	}))
 }
 

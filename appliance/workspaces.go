@@ -71,7 +71,11 @@ func clusterManifests(w *resource.Workspace, plan wire.Plan) ([]byte, error) {
 // addTasks adds what shows people the work under way.
 func (s *server) addTasks(from part[*store.Store]) part[*task.Tasks] {
 	n := &needs{}
-	return add(s.graph, "tasks", n, task.New(task.Config{Store: from.of(n), Log: s.part("tasks")}))
+	return add(s.graph, "tasks", n, task.New(task.Config{
+		Store:      from.of(n),
+		Log:        s.part("tasks"),
+		Registerer: s.metrics,
+	}))
 }
 
 // addApps adds who deploys apps into the workspaces' clusters.
@@ -103,5 +107,6 @@ func (s *server) addApps(
 		Domain:        s.cfg.Domain,
 		Registry:      s.registryName(),
 		RegistryNames: s.registryNames(),
+		Registerer:    s.metrics,
 	}))
 }
