@@ -30,7 +30,8 @@ func (id *Identity) Admit(ctx context.Context, p *access.Principal, op access.Op
 		}
 		return access.NotFound()
 	}
-	if ok && p != nil && rule.Allow&access.User == 0 && (rule.Allow&(access.Developer|access.Admin|access.Owner) != 0 || rule.Scope != access.Platform) {
+	inTenancy := rule.Allow&(access.Developer|access.Admin|access.Owner) != 0 || rule.Scope != access.Platform
+	if ok && p != nil && rule.Allow&access.User == 0 && inTenancy {
 		// Also what only a sysadmin may do in an account: it decides whether the
 		// account is there for who asks.
 		// An operation that decides by the account may name an organization too,

@@ -38,7 +38,8 @@ func (id *Identity) Bootstrap(ctx context.Context, file, email string) error {
 	if err != nil {
 		return err
 	}
-	ops, err := id.newUser(ctx, address, password, &resource.User{Spec: resource.UserSpec{DisplayName: "First sysadmin", Sysadmin: true}})
+	first := &resource.User{Spec: resource.UserSpec{DisplayName: "First sysadmin", Sysadmin: true}}
+	ops, err := id.newUser(ctx, address, password, first)
 	if err != nil {
 		return err
 	}

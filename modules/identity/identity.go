@@ -90,7 +90,7 @@ func (id *Identity) Run(ctx context.Context, ready func()) error {
 	defer tick.Stop()
 	for {
 		if err := id.Sweep(ctx); err != nil && ctx.Err() == nil {
-			id.log.Warn("expired sessions were not removed", "error", err)
+			id.log.Warn("expired sessions were not removed", "err", err)
 		}
 		select {
 		case <-ctx.Done():

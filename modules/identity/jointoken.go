@@ -29,7 +29,9 @@ const (
 
 // CreateJoinToken makes a token that lets one machine join within ttl. The text,
 // ID.SECRET.CAHASH, is known only to the caller.
-func (id *Identity) CreateJoinToken(ctx context.Context, ttl time.Duration, by string) (text string, token *resource.JoinToken, err error) {
+func (id *Identity) CreateJoinToken(
+	ctx context.Context, ttl time.Duration, by string,
+) (text string, token *resource.JoinToken, err error) {
 	secret := randomText(32)
 	token = &resource.JoinToken{
 		Meta:       resource.Meta{Name: strings.ToLower(rand.Text()[:10])}, // 50 bits: a name, not a secret
@@ -59,18 +61,21 @@ func (id *Identity) Redeem(ctx context.Context, text, node, source string) error
 			return err
 		}
 	}
-	another := "Create another one with `multipaas token create --role node`."
+	const another = "Create another one with `multipaas token create --role node`."
+	refuse := func(reason error, remedy, text string, args ...any) error {
+		return &access.Refusal{Reason: reason, Text: fmt.Sprintf(text, args...), Remedy: remedy}
+	}
 	if err := resource.CheckName("node", node); err != nil {
 		return &access.Refusal{Reason: access.ErrInvalid, Text: sentence(err), Remedy: "Set another name with --name."}
 	}
 	parts := strings.Split(strings.TrimSpace(text), ".")
 	if len(parts) < 2 || len(parts) > 3 || len(text) > 256 || parts[0] == "" || strings.Contains(parts[0], "/") {
-		return &access.Refusal{Reason: access.ErrInvalid, Text: "This is not a join token.", Remedy: "Give it whole, as ID.SECRET.HASH; or c" + another[1:]}
+		return refuse(access.ErrInvalid, "Give it whole, as ID.SECRET.HASH; or c"+another[1:], "This is not a join token.")
 	}
 	if len(parts) == 3 && id.cfg.CAKeyHash != "" && parts[2] != id.cfg.CAKeyHash {
-		return &access.Refusal{Reason: access.ErrInvalid, Text: "This join token is of another platform.", Remedy: another}
+		return refuse(access.ErrInvalid, another, "This join token is of another platform.")
 	}
-	unknown := &access.Refusal{Reason: access.ErrNotFound, Text: "This platform does not know this join token.", Remedy: another}
+	unknown := refuse(access.ErrNotFound, another, "This platform does not know this join token.")
 	_, err := store.Of[resource.JoinToken](id.store).Modify(ctx, parts[0], func(t *resource.JoinToken) error {
 		now := id.now()
 		if subtle.ConstantTimeCompare([]byte(t.SecretHash), []byte(hashText(parts[1]))) != 1 {
@@ -80,10 +85,10 @@ func (id *Identity) Redeem(ctx context.Context, text, node, source string) error
 			if t.UsedBy == node && !t.Spent && t.UsedAt != nil && now.Before(t.UsedAt.Add(completeWithin)) {
 				return store.ErrSkip
 			}
-			return &access.Refusal{Reason: access.ErrUsed, Text: fmt.Sprintf("This join token was used by node %q at %s.", t.UsedBy, t.UsedAt.Format(time.RFC3339)), Remedy: another}
+			return refuse(access.ErrUsed, another, "This join token was used by node %q at %s.", t.UsedBy, t.UsedAt.Format(time.RFC3339))
 		}
 		if !now.Before(t.ExpiresAt) {
-			return &access.Refusal{Reason: access.ErrExpired, Text: fmt.Sprintf("This join token expired at %s.", t.ExpiresAt.Format(time.RFC3339)), Remedy: another}
+			return refuse(access.ErrExpired, another, "This join token expired at %s.", t.ExpiresAt.Format(time.RFC3339))
 		}
 		t.UsedBy, t.UsedAt = node, &now
 		return nil

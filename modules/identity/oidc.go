@@ -98,7 +98,7 @@ func (id *Identity) ServeDiscovery(w http.ResponseWriter, r *http.Request) {
 func (id *Identity) ServeKeys(w http.ResponseWriter, r *http.Request) {
 	set, err := id.PublicKeys(r.Context())
 	if err != nil {
-		id.log.Error("public keys", "error", err)
+		id.log.Error("public keys", "err", err)
 		http.Error(w, "the keys can't be read now", http.StatusServiceUnavailable)
 		return
 	}

@@ -55,7 +55,12 @@ func (p *passwords) turn(ctx context.Context) (done func(), err error) {
 	case p.slots <- struct{}{}:
 		return func() { <-p.slots }, nil
 	case <-ctx.Done():
-		return nil, &access.Refusal{Reason: access.ErrThrottled, Text: "Too many people are logging in at this moment.", Remedy: "Try again in some seconds.", RetryAfter: argonWait}
+		return nil, &access.Refusal{
+			Reason:     access.ErrThrottled,
+			Text:       "Too many people are logging in at this moment.",
+			Remedy:     "Try again in some seconds.",
+			RetryAfter: argonWait,
+		}
 	}
 }
 

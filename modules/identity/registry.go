@@ -61,7 +61,9 @@ type registryClaims struct {
 func (id *Identity) RegistryIssuer() string { return id.cfg.Issuer + registryIssuerSuffix }
 
 // IssueRegistryToken signs a token with as much of the wanted access as p has.
-func (id *Identity) IssueRegistryToken(ctx context.Context, p *access.Principal, wanted []RegistryAccess) (string, time.Time, error) {
+func (id *Identity) IssueRegistryToken(
+	ctx context.Context, p *access.Principal, wanted []RegistryAccess,
+) (string, time.Time, error) {
 	granted := []RegistryAccess{}
 	for _, w := range wanted {
 		if err := ctx.Err(); err != nil {
@@ -101,7 +103,10 @@ func (id *Identity) registryActions(ctx context.Context, p *access.Principal, w 
 	case w.Type == "repository":
 		// ACCOUNT/ORGANIZATION/IMAGE, where the image may have more parts.
 		parts := strings.SplitN(w.Name, "/", 3)
-		if len(parts) != 3 || !repository.MatchString(parts[2]) || resource.CheckName("", parts[0]) != nil || resource.CheckName("", parts[1]) != nil {
+		if len(parts) != 3 || !repository.MatchString(parts[2]) {
+			return nil, nil
+		}
+		if resource.CheckName("", parts[0]) != nil || resource.CheckName("", parts[1]) != nil {
 			return nil, nil
 		}
 		account, organization = parts[0], parts[1]
@@ -215,7 +220,12 @@ func (id *Identity) ServeRegistryToken(w http.ResponseWriter, r *http.Request) {
 		id.registryRefusal(w, err)
 		return
 	}
-	answer(w, registryAnswer{Token: token, AccessToken: token, ExpiresIn: int(RegistryTokenLife.Seconds()), IssuedAt: issued.Truncate(time.Second)})
+	answer(w, registryAnswer{
+		Token:       token,
+		AccessToken: token,
+		ExpiresIn:   int(RegistryTokenLife.Seconds()),
+		IssuedAt:    issued.Truncate(time.Second),
+	})
 }
 
 func (id *Identity) registryPrincipal(ctx context.Context, user, password, source string) (*access.Principal, error) {
@@ -233,7 +243,7 @@ func (id *Identity) registryRefusal(w http.ResponseWriter, err error) {
 	var no *access.Refusal
 	switch {
 	case !errors.As(err, &no):
-		id.log.Error("registry token", "error", err)
+		id.log.Error("registry token", "err", err)
 		registryError(w, http.StatusServiceUnavailable, "UNAVAILABLE", "Tokens can't be issued now.")
 	case errors.Is(err, access.ErrThrottled):
 		w.Header().Set("Retry-After", strconv.Itoa(int(no.RetryAfter.Seconds())))
@@ -269,7 +279,12 @@ func parseScopes(values []string) ([]RegistryAccess, error) {
 			if i := strings.IndexByte(typ, '('); i > 0 && strings.HasSuffix(typ, ")") {
 				typ, class = typ[:i], typ[i+1:len(typ)-1]
 			}
-			list = append(list, RegistryAccess{Type: typ, Class: class, Name: scope[first+1 : last], Actions: strings.Split(scope[last+1:], ",")})
+			list = append(list, RegistryAccess{
+				Type:    typ,
+				Class:   class,
+				Name:    scope[first+1 : last],
+				Actions: strings.Split(scope[last+1:], ","),
+			})
 		}
 	}
 	return list, nil

@@ -112,9 +112,17 @@ func (id *Identity) checkPassword(ctx context.Context, address, password, source
 // Authenticate returns who carries token. The error is a Refusal with
 // ErrUnauthenticated if nobody does any more.
 func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Principal, error) {
-	refuse := &access.Refusal{Reason: access.ErrUnauthenticated, Text: "Your session has ended.", Remedy: "Log in again with `mp login`."}
+	refuse := &access.Refusal{
+		Reason: access.ErrUnauthenticated,
+		Text:   "Your session has ended.",
+		Remedy: "Log in again with `mp login`.",
+	}
 	if !strings.HasPrefix(token, TokenPrefix) || len(token) > 100 {
-		return nil, &access.Refusal{Reason: access.ErrUnauthenticated, Text: "This is not a token of the platform.", Remedy: "Log in with `mp login`."}
+		return nil, &access.Refusal{
+			Reason: access.ErrUnauthenticated,
+			Text:   "This is not a token of the platform.",
+			Remedy: "Log in with `mp login`.",
+		}
 	}
 	session, err := store.Of[resource.Session](id.store).Get(ctx, hashText(token))
 	if errors.Is(err, store.ErrNotFound) {

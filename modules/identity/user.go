@@ -17,7 +17,10 @@ const maxGrants = 20
 // CreateUser makes a user with a password, in one write. grant, if not nil, says
 // whether there may be one more, and writes into user where he counts: its write
 // is part of that one, and it is asked again if it does not hold any more by then.
-func (id *Identity) CreateUser(ctx context.Context, address, password string, user resource.User, grant func(context.Context, *resource.User) (store.Op, error)) (*resource.User, error) {
+func (id *Identity) CreateUser(
+	ctx context.Context, address, password string, user resource.User,
+	grant func(context.Context, *resource.User) (store.Op, error),
+) (*resource.User, error) {
 	if grant != nil { // who may not need not cost a hash
 		if _, err := grant(ctx, &user); err != nil {
 			return nil, err
@@ -75,7 +78,9 @@ func userExists(err error, name string) error {
 // Register makes an account with its first owner, in one write. If there is
 // such a user already, password must be his; if the account is his already too,
 // there is nothing left to do, and created is false.
-func (id *Identity) Register(ctx context.Context, r resource.Register, source string) (account *resource.Account, created bool, err error) {
+func (id *Identity) Register(
+	ctx context.Context, r resource.Register, source string,
+) (account *resource.Account, created bool, err error) {
 	if err := resource.CheckName("account", r.Account); err != nil {
 		return nil, false, &access.Refusal{Reason: access.ErrInvalid, Text: sentence(err)}
 	}
@@ -95,8 +100,11 @@ func (id *Identity) Register(ctx context.Context, r resource.Register, source st
 	if known {
 		if _, err := id.CheckPassword(ctx, name, r.Password, source); err != nil {
 			if errors.Is(err, access.ErrUnauthenticated) {
-				err = &access.Refusal{Reason: access.ErrExists, Text: fmt.Sprintf("There is a user %s already, with another password.", name),
-					Remedy: "Register with his password, or with another e-mail address."}
+				err = &access.Refusal{
+					Reason: access.ErrExists,
+					Text:   fmt.Sprintf("There is a user %s already, with another password.", name),
+					Remedy: "Register with his password, or with another e-mail address.",
+				}
 			}
 			return nil, false, err
 		}
@@ -110,9 +118,10 @@ func (id *Identity) Register(ctx context.Context, r resource.Register, source st
 		}
 	}
 	account = &resource.Account{Meta: resource.Meta{Name: r.Account}}
+	owner := &resource.Membership{Meta: resource.Meta{Name: name}, Account: r.Account, Role: resource.RoleOwner}
 	ops = append(ops,
 		store.Of[resource.Account](id.store).CreateOp(account),
-		store.Of[resource.Membership](id.store).CreateOp(&resource.Membership{Meta: resource.Meta{Name: name}, Account: r.Account, Role: resource.RoleOwner}))
+		store.Of[resource.Membership](id.store).CreateOp(owner))
 	err = id.store.Commit(ctx, ops...)
 	switch {
 	case err == nil:
@@ -199,16 +208,22 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 		if last, err := id.LastOwner(ctx, m.Account, user.Name); err != nil {
 			return err
 		} else if last {
-			return &access.Refusal{Reason: access.ErrExists, Text: fmt.Sprintf("%s is the last owner of the account %q.", user.Name, m.Account),
-				Remedy: "Make somebody else an owner, or delete the account, first."}
+			return &access.Refusal{
+				Reason: access.ErrExists,
+				Text:   fmt.Sprintf("%s is the last owner of the account %q.", user.Name, m.Account),
+				Remedy: "Make somebody else an owner, or delete the account, first.",
+			}
 		}
 	}
 	if user.Spec.Sysadmin {
 		if last, err := id.LastSysadmin(ctx, user.Name); err != nil {
 			return err
 		} else if last {
-			return &access.Refusal{Reason: access.ErrExists, Text: fmt.Sprintf("%s is the last sysadmin.", user.Name),
-				Remedy: "Make somebody else a sysadmin first."}
+			return &access.Refusal{
+				Reason: access.ErrExists,
+				Text:   fmt.Sprintf("%s is the last sysadmin.", user.Name),
+				Remedy: "Make somebody else a sysadmin first.",
+			}
 		}
 	}
 	// First what lets him in: killed between these lines, he is locked out, and
@@ -242,13 +257,14 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 	}
 	// If the account goes meanwhile, the caller is told that nothing was found, and
 	// the next call finds the user.
-	return id.store.Commit(ctx, store.Of[resource.User](id.store).DeleteOp(user), store.Of[resource.Account](id.store).ModifyOp(user.Account, func(account *resource.Account) error {
+	discount := store.Of[resource.Account](id.store).ModifyOp(user.Account, func(account *resource.Account) error {
 		if account.UID != user.AccountUID {
 			return store.ErrSkip
 		}
 		account.Users = max(account.Users-1, 0)
 		return nil
-	}))
+	})
+	return id.store.Commit(ctx, store.Of[resource.User](id.store).DeleteOp(user), discount)
 }
 
 // LastOwner says whether user is the only owner of account.

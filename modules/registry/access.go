@@ -28,7 +28,7 @@ type principal struct {
 	node  string // "ACCOUNT/ORGANIZATION", whose images this node may pull now
 }
 
-// allows says whether the principal may do a to an own repository.
+// allows says whether the principal may do a to a repository of this registry.
 func (p principal) allows(repository string, a action) bool {
 	if p.token != nil {
 		return p.token.allow("repository", repository, string(a))
@@ -49,7 +49,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if err := r.serve(w, req); err != nil {
 		var no *refusal
 		if !errors.As(err, &no) {
-			r.cfg.Log.Error("request", "method", req.Method, "path", req.URL.Path, "error", err)
+			r.cfg.Log.Error("request", "method", req.Method, "path", req.URL.Path, "err", err)
 			no = refuse(http.StatusInternalServerError, "UNKNOWN", "internal error of the registry")
 		}
 		r.cfg.Log.Debug("refused", "method", req.Method, "path", req.URL.Path, "status", no.Status, "reason", no.Message)
@@ -137,11 +137,12 @@ func (r *Registry) authenticate(w http.ResponseWriter, req *http.Request, t targ
 	token, ok := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
 	if !ok {
 		r.challenge(w, t, req, "")
-		return principal{}, refuse(http.StatusUnauthorized, "UNAUTHORIZED", "log in first: use your user name and password of the platform")
+		return principal{}, refuse(http.StatusUnauthorized, "UNAUTHORIZED",
+			"log in first: use your user name and password of the platform")
 	}
 	c, err := r.cfg.Tokens.verify(req.Context(), token)
 	if err != nil {
-		r.cfg.Log.Info("token refused", "remote", req.RemoteAddr, "error", err)
+		r.cfg.Log.Info("token refused", "remote", req.RemoteAddr, "err", err)
 		r.challenge(w, t, req, "invalid_token")
 		return principal{}, refuse(http.StatusUnauthorized, "UNAUTHORIZED", "the token is not valid, or no longer: log in again")
 	}
@@ -160,8 +161,8 @@ func nodeCertificate(req *http.Request) *x509.Certificate {
 	return cert
 }
 
-// authorize decides on a request to an own repository, and takes from the
-// request what its principal may not ask.
+// authorize decides on a request to a repository of this registry, and takes out
+// of the request what its principal may not ask for.
 func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, t target, who principal) error {
 	account, organization, _, err := splitName(t.repository)
 	if err != nil {
@@ -178,7 +179,8 @@ func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, t target,
 		return nil
 	}
 	if t.action == push && !r.cfg.Organizations.Exists(account, organization) {
-		return refuse(http.StatusNotFound, "NAME_UNKNOWN", "there is no organization %s/%s: create it first with `mp org create`", account, organization)
+		return refuse(http.StatusNotFound, "NAME_UNKNOWN",
+			"there is no organization %s/%s: create it first with `mp org create`", account, organization)
 	}
 	if t.action == push && req.Method != http.MethodDelete {
 		if err := admit(req, r.cfg.MaxBlobBytes, r.disk.check, r.roomOf(account)); err != nil {
@@ -213,7 +215,8 @@ func checkManifest(req *http.Request) error {
 	var kind *json.UnmarshalTypeError
 	if err := json.Unmarshal(body, &m); errors.As(err, &kind) {
 		what, _, _ := strings.Cut(kind.Value, " ") // a number is followed by all its digits
-		return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "%s of the manifest can't be of type %s", cmp.Or(kind.Field, "the whole"), what)
+		return refuse(http.StatusBadRequest, "MANIFEST_INVALID",
+			"%s of the manifest can't be of type %s", cmp.Or(kind.Field, "the whole"), what)
 	} else if err != nil {
 		return nil
 	}
@@ -243,7 +246,8 @@ func checkManifest(req *http.Request) error {
 func (r *Registry) checkMount(req *http.Request, who principal) error {
 	// The handler behind reads "from" and "mount" also from a form in the
 	// body. No client sends one.
-	if ct := req.Header.Get("Content-Type"); strings.HasPrefix(ct, "application/x-www-form-urlencoded") || strings.HasPrefix(ct, "multipart/") {
+	content := req.Header.Get("Content-Type")
+	if strings.HasPrefix(content, "application/x-www-form-urlencoded") || strings.HasPrefix(content, "multipart/") {
 		return refuse(http.StatusUnsupportedMediaType, "UNSUPPORTED", "a form can't be uploaded")
 	}
 	q := req.URL.Query() // drops what doesn't parse
@@ -290,7 +294,8 @@ func (r *Registry) serveUpstream(w http.ResponseWriter, req *http.Request, t tar
 	u := r.upstreams[strings.ToLower(ns)]
 	if u == nil {
 		return refuse(http.StatusNotFound, "NAME_UNKNOWN",
-			"images of %s are not to be had here: push the image to this platform's registry, or ask the operator to open that registry as an upstream", ns)
+			"images of %s are not to be had here: push the image to this platform's registry, "+
+				"or ask the operator to open that registry as an upstream", ns)
 	}
 	if who.token != nil {
 		return refuse(http.StatusForbidden, "DENIED", "only machines pull from %s through this registry", ns)

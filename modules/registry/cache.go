@@ -294,7 +294,7 @@ func (u *upstream) download(ctx context.Context, repository string, d digest.Dig
 		defer abandon()
 		err := c.receive(dl, d, resp.Body, cancel)
 		if err != nil {
-			u.log.Warn("download broke off", "repository", repository, "digest", d, "error", err)
+			u.log.Warn("download broke off", "repository", repository, "digest", d, "err", err)
 		}
 	}()
 	return dl, nil

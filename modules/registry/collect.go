@@ -60,7 +60,7 @@ func (r *Registry) collect(ctx context.Context) {
 			next.Reset(collectRetry)
 			continue
 		case err != nil && ctx.Err() == nil:
-			r.cfg.Log.Error("collect garbage", "error", err)
+			r.cfg.Log.Error("collect garbage", "err", err)
 		case c != Collected{}:
 			r.cfg.Log.Info("garbage collected", "blobs", c.Blobs, "links", c.Links, "uploads", c.Uploads, "bytes", c.Bytes)
 		}

@@ -43,8 +43,8 @@ func (d disk) check(size int64) error {
 	}
 	if free-max(size, 0) < d.floor {
 		return refuse(http.StatusForbidden, "DENIED",
-			"the registry's disk is nearly full (%d MiB free, %d MiB are kept): delete images you no longer need, or ask the operator for more space",
-			free>>20, d.floor>>20)
+			"the registry's disk is nearly full (%d MiB free, %d MiB are kept): "+
+				"delete images you no longer need, or ask the operator for more space", free>>20, d.floor>>20)
 	}
 	return nil
 }
@@ -112,7 +112,8 @@ func (r *Registry) roomOf(account string) room {
 		}
 		if used+max(size, 0) > limit {
 			return refuse(http.StatusForbidden, "DENIED",
-				"account %s may keep %d MiB of images, has %d MiB and would get %d MiB more: delete images you no longer need (their layers go within a day), or ask a sysadmin to raise the limit (`mp accounts set`)",
+				"account %s may keep %d MiB of images, has %d MiB and would get %d MiB more: delete images you no longer need "+
+					"(their layers go within a day), or ask a sysadmin to raise the limit (`mp accounts set`)",
 				account, limit>>20, used>>20, max(size, 0)>>20)
 		}
 		return nil

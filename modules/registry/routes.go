@@ -73,7 +73,7 @@ func (t routes) parse(r *http.Request) (target, bool) {
 	return out, out.repository != ""
 }
 
-// splitName takes the name of an own repository apart:
+// splitName takes the name of a repository of this registry apart:
 // ACCOUNT/ORGANIZATION/IMAGE, where IMAGE may have further parts.
 func splitName(repository string) (account, organization, image string, err error) {
 	if _, err := reference.WithName(repository); err != nil {

@@ -40,7 +40,13 @@ type token struct {
 }
 
 func newSession(base http.RoundTripper, secure bool, username, password string) *session {
-	return &session{client: http.Client{Transport: base}, secure: secure, username: username, password: password, tokens: map[string]token{}}
+	return &session{
+		client:   http.Client{Transport: base},
+		secure:   secure,
+		username: username,
+		password: password,
+		tokens:   map[string]token{},
+	}
 }
 
 // do sends a request about a repository, and again with a token if it must.

@@ -187,7 +187,7 @@ func (u *upstream) resolve(r *http.Request, repository, tag string) (digest.Dige
 	var no *refusal
 	if errors.As(err, &no) && no.Status == http.StatusBadGateway {
 		if d, ok := u.cache.tag(repository, tag); ok && u.cache.hasManifest(d) {
-			u.log.Warn("upstream is away, serving what is cached", "image", repository+":"+tag, "error", err)
+			u.log.Warn("upstream is away, serving what is cached", "image", repository+":"+tag, "err", err)
 			return d, nil
 		}
 	}
@@ -218,7 +218,7 @@ func (u *upstream) fetchManifest(ctx context.Context, repository, ref string) (m
 		return manifest{}, u.broken("read manifest "+repository+"@"+ref, fmt.Errorf("content has digest %s", got))
 	}
 	if err := u.cache.putManifest(got, m); err != nil {
-		u.log.Warn("cache manifest", "image", repository+"@"+got.String(), "error", err)
+		u.log.Warn("cache manifest", "image", repository+"@"+got.String(), "err", err)
 	}
 	return m, nil
 }
@@ -261,7 +261,8 @@ func (u *upstream) said(status int, repository string) *refusal {
 	case status == http.StatusNotFound:
 		return refuse(http.StatusNotFound, "MANIFEST_UNKNOWN", "%s has no such image in %s", u.Name, repository)
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return refuse(http.StatusNotFound, "NAME_UNKNOWN", "%s has no %s, or does not let us have it: check the name, and the user name and password the operator set for that upstream", u.Name, repository)
+		return refuse(http.StatusNotFound, "NAME_UNKNOWN", "%s has no %s, or does not let us have it: check the name, "+
+			"and the user name and password the operator set for that upstream", u.Name, repository)
 	case status == http.StatusTooManyRequests:
 		return refuse(http.StatusTooManyRequests, "TOOMANYREQUESTS", "%s says that we ask too often: try again later", u.Name)
 	default:
@@ -271,9 +272,10 @@ func (u *upstream) said(status int, repository string) *refusal {
 
 // broken remembers that the upstream failed, and says so.
 func (u *upstream) broken(what string, err error) *refusal {
-	u.log.Warn("upstream does not answer", "while", what, "error", err)
+	u.log.Warn("upstream does not answer", "while", what, "err", err)
 	no := refuse(http.StatusBadGateway, "UNAVAILABLE",
-		"%s does not answer, and the image is not in the cache: check the server's network and the upstream's address, or push the image to this platform's registry", u.Name)
+		"%s does not answer, and the image is not in the cache: check the server's network and the upstream's address, "+
+			"or push the image to this platform's registry", u.Name)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.failed, u.failure = time.Now(), no.Message
