@@ -258,7 +258,8 @@ func refusalOf(err error) *resource.Condition {
 			Final:   r.final,
 		}
 	}
-	if apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err) {
+	if apierrors.IsInvalid(err) || apierrors.IsForbidden(err) ||
+		apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err) {
 		return &resource.Condition{
 			Type:    resource.AppDeployed,
 			Status:  resource.False,

@@ -49,7 +49,9 @@ type certificates struct {
 
 // newCertificates begins to maintain certificates; close ends it. Names that
 // handles denies get none.
-func newCertificates(shared certmagic.Storage, dir string, signer Signer, handles func(host string) bool, log *slog.Logger) *certificates {
+func newCertificates(
+	shared certmagic.Storage, dir string, signer Signer, handles func(host string) bool, log *slog.Logger,
+) *certificates {
 	c := &certificates{shared: shared, local: &certmagic.FileStorage{Path: dir}, handles: handles}
 	zlog := logs.Zap(log).WithOptions(zap.IncreaseLevel(zap.WarnLevel)) // it tells every step
 	c.cache = certmagic.NewCache(certmagic.CacheOptions{

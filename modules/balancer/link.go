@@ -37,7 +37,8 @@ func isPlain(r *http.Request) bool {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return false
 	}
-	if r.ContentLength != 0 || len(r.TransferEncoding) > 0 || len(r.Header["Upgrade"]) > 0 || len(r.Header["Expect"]) > 0 || len(r.Header["Te"]) > 0 || isGRPC(r) {
+	if r.ContentLength != 0 || len(r.TransferEncoding) > 0 || isGRPC(r) ||
+		len(r.Header["Upgrade"]) > 0 || len(r.Header["Expect"]) > 0 || len(r.Header["Te"]) > 0 {
 		return false
 	}
 	for _, v := range r.Header["Connection"] {
@@ -68,7 +69,8 @@ func copyHeader(dst, src http.Header) {
 // 7.6.1, and what was used before it).
 func isHop(key string) bool {
 	switch key {
-	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
+		"Te", "Trailer", "Transfer-Encoding", "Upgrade":
 		return true
 	}
 	return false

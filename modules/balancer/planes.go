@@ -70,7 +70,12 @@ func NewPlaneRouter(cfg PlaneRouterConfig) *PlaneRouter {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &PlaneRouter{cfg: cfg, log: cfg.Log, sources: crowd.New[netip.Addr](perSource, max(perSource, crowd.Files()/planeShare)), conns: map[net.Conn]bool{}}
+	return &PlaneRouter{
+		cfg:     cfg,
+		log:     cfg.Log,
+		sources: crowd.New[netip.Addr](perSource, max(perSource, crowd.Files()/planeShare)),
+		conns:   map[net.Conn]bool{},
+	}
 }
 
 // Addr is where it listens; nil before it is ready.

@@ -253,7 +253,10 @@ func (p *pool) ask(w http.ResponseWriter, req *http.Request) (*http.Response, er
 // try sends the request to a backend, and to the next one if that can't be
 // reached. If it was sent and no answer came, it is sent again only if it has no
 // body and its method says that this does no harm.
-func (p *pool) try(w http.ResponseWriter, req *http.Request, send func(*backend, http.ResponseWriter, *http.Request) (*http.Response, error)) (*http.Response, error) {
+func (p *pool) try(
+	w http.ResponseWriter, req *http.Request,
+	send func(*backend, http.ResponseWriter, *http.Request) (*http.Response, error),
+) (*http.Response, error) {
 	var room [maxTries]*backend
 	tried := room[:0]
 	var body *unreadBody

@@ -18,7 +18,16 @@ import (
 
 // forwarded are headers by which a client could tell an app where a request
 // comes from. Only we say that.
-var forwarded = []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Server", "X-Forwarded-Ssl", "X-Real-Ip"}
+var forwarded = []string{
+	"Forwarded",
+	"X-Forwarded-For",
+	"X-Forwarded-Host",
+	"X-Forwarded-Proto",
+	"X-Forwarded-Port",
+	"X-Forwarded-Server",
+	"X-Forwarded-Ssl",
+	"X-Real-Ip",
+}
 
 // isForwarded says whether a header field is one of them.
 func isForwarded(key string) bool {
@@ -232,7 +241,8 @@ func serveError(w http.ResponseWriter, r *http.Request, err error, log *slog.Log
 	case errors.As(err, &unread) && isTimeout(err):
 		status, text = http.StatusRequestTimeout, "The rest of the request did not come."
 	case errors.As(err, &unread):
-		status, text = http.StatusBadRequest, "The body of the request could not be read: send all of it, in proper chunks or with its length."
+		status = http.StatusBadRequest
+		text = "The body of the request could not be read: send all of it, in proper chunks or with its length."
 	case isTimeout(err):
 		status, text = http.StatusGatewayTimeout, "The app took too long to answer."
 	}
