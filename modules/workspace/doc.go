@@ -7,5 +7,5 @@
 // what is wanted with what is there and takes the next steps, so a pass may be
 // lost, repeated or cut short by kill -9 at any point. It runs planes and
 // networks through interfaces declared here; the nodes' agents follow what it
-// writes about machines. Only package appliance imports it.
+// writes about machines. DESIGN.md says why. Only package appliance imports it.
 package workspace
