@@ -23,7 +23,12 @@ import (
 // file or in MULTIPAAS_* variables.
 func configFlags(more ...cli.Flag) []cli.Flag {
 	return append([]cli.Flag{
-		&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Value: paths.DefaultConfig, Usage: "configuration `FILE` (YAML); the default one is optional"},
+		&cli.StringFlag{
+			Name:    "config",
+			Aliases: []string{"c"},
+			Value:   paths.DefaultConfig,
+			Usage:   "configuration `FILE` (YAML); the default one is optional",
+		},
 		&cli.StringFlag{Name: "data-dir", Usage: "`DIRECTORY` for everything that is kept"},
 		&cli.StringFlag{Name: "name", Usage: "`NAME` of this machine on the platform (default: the host name)"},
 		&cli.StringFlag{Name: "address", Usage: "`ADDRESS` of this machine on the platform's network"},

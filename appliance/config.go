@@ -30,22 +30,25 @@ type File struct {
 	DataDir      string         `yaml:"data_dir" doc:"folder for everything that is kept"`
 	RunDir       string         `yaml:"run_dir" doc:"folder for sockets and what else goes with a reboot"`
 	Name         string         `yaml:"name" doc:"this machine on the platform; empty: its host name"`
-	Address      string         `yaml:"address" doc:"its address on the platform's network; empty: its global IPv4 address, if it has just one"`
+	Address      string         `yaml:"address" doc:"its address on the platform's network; empty: its only global IPv4 address"`
 	Domain       string         `yaml:"domain" doc:"domain below which apps are reached"`
-	ServerNames  []string       `yaml:"server_names" doc:"other names and addresses by which clients reach this server; the first is told to them"`
+	ServerNames  []string       `yaml:"server_names" doc:"more names and addresses of this server; clients are told the first"`
 	Listen       ListenSettings `yaml:"listen" doc:"where a server listens, each :PORT or ADDRESS:PORT"`
 	Registration string         `yaml:"registration" doc:"who makes accounts: sysadmin, or open for everybody"`
 	AdminEmail   string         `yaml:"admin_email" doc:"the first sysadmin; empty: admin@DOMAIN"`
 
 	Workspaces workspace.Settings `yaml:"workspaces" doc:"what all workspaces get"`
-	Limits     LimitSettings      `yaml:"limits" doc:"the most an account may have, unless a sysadmin sets otherwise: mp accounts set"`
+	Limits     LimitSettings      `yaml:"limits" doc:"the most an account may have, unless set for it: mp accounts set"`
 
-	BlockedNetworks    []string                    `yaml:"blocked_networks" doc:"networks beside the platform's own that tenants never reach"`
-	RegistryUpstreams  []registry.UpstreamSettings `yaml:"registry_upstreams" doc:"other registries from which machines may pull, through ours"`
-	UpstreamDNS        []string                    `yaml:"upstream_dns" doc:"DNS servers for names outside, ADDRESS or ADDRESS:PORT; none: outside names are unknown"`
-	KubernetesVersions []string                    `yaml:"kubernetes_versions" doc:"versions to offer, newest last; empty: all of the payload"`
-	PayloadKeys        []string                    `yaml:"payload_keys" env:"-" doc:"more public keys that may sign a payload; the variable names a file of them"`
-	Log                logs.Settings               `yaml:"log" doc:"what is logged, and how"`
+	BlockedNetworks []string `yaml:"blocked_networks" doc:"networks beside the platform's own that tenants never reach"`
+
+	RegistryUpstreams []registry.UpstreamSettings `yaml:"registry_upstreams" doc:"registries from which machines pull through ours"`
+
+	UpstreamDNS        []string `yaml:"upstream_dns" doc:"DNS servers for names outside, ADDRESS[:PORT]; empty: there are none"`
+	KubernetesVersions []string `yaml:"kubernetes_versions" doc:"versions to offer, newest last; empty: all of the payload"`
+	PayloadKeys        []string `yaml:"payload_keys" env:"-" doc:"more public keys that may sign a payload"`
+
+	Log logs.Settings `yaml:"log" doc:"what is logged, and how"`
 }
 
 // Defaults is the configuration of an empty file.
@@ -201,7 +204,8 @@ func (c *Config) completeAddress(s string, m Machine) netip.Addr {
 	if s != "" {
 		addr, err := netip.ParseAddr(s)
 		if err != nil {
-			c.fail("address", s, "not an IP address", "write the address of this machine on the platform's network, without a port or a length")
+			c.fail("address", s, "not an IP address",
+				"write the address of this machine on the platform's network, without a port or a length")
 		}
 		return addr
 	}
@@ -219,7 +223,8 @@ func (c *Config) completeAddress(s string, m Machine) netip.Addr {
 	for _, a := range all {
 		names = append(names, fmt.Sprintf("%s (%s)", a.Address, a.Link))
 	}
-	c.fail("address", s, "this machine has more than one: "+strings.Join(names, ", "), "set address to the one on the platform's network")
+	c.fail("address", s, "this machine has more than one: "+strings.Join(names, ", "),
+		"set address to the one on the platform's network")
 	return netip.Addr{}
 }
 
@@ -313,7 +318,9 @@ type PublicKey = ed25519.PublicKey
 // "ed25519:" that `multipaas payload ls` shows before it.
 func ParsePublicKey(s string) (PublicKey, error) {
 	s = strings.TrimPrefix(s, "ed25519:")
-	for _, decode := range []func(string) ([]byte, error){hex.DecodeString, base64.StdEncoding.DecodeString, base64.RawURLEncoding.DecodeString} {
+	for _, decode := range []func(string) ([]byte, error){
+		hex.DecodeString, base64.StdEncoding.DecodeString, base64.RawURLEncoding.DecodeString,
+	} {
 		if key, err := decode(s); err == nil && len(key) == ed25519.PublicKeySize {
 			return key, nil
 		}

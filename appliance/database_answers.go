@@ -128,7 +128,8 @@ func (d *databaseAnswers) contents(ctx context.Context) (*contents, error) {
 // eachKey calls do with each key of a range, as it was at a revision.
 func (d *databaseAnswers) eachKey(ctx context.Context, from, end string, revision int64, do func(key string)) error {
 	for {
-		resp, err := d.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithKeysOnly(), clientv3.WithLimit(5000), clientv3.WithRev(revision))
+		resp, err := d.client.Get(ctx, from,
+			clientv3.WithRange(end), clientv3.WithKeysOnly(), clientv3.WithLimit(5000), clientv3.WithRev(revision))
 		if err != nil {
 			return fmt.Errorf("list etcd's keys: %w", err)
 		}

@@ -11,14 +11,19 @@ import (
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/appliance/paths"
 	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/embed/etcd"
+	"github.com/multipaas/multipaas/embed/payload"
 	"github.com/multipaas/multipaas/modules/agent"
+	"github.com/multipaas/multipaas/modules/machine"
+	"github.com/multipaas/multipaas/modules/network"
+	"github.com/multipaas/multipaas/modules/registry"
 )
 
 // Doctor looks for what of MultiPaaS on this host nobody wants; with fix it
 // removes that, and tells removed of each. It works while the appliance runs and
 // while it is stopped; then nobody can start it until Doctor returns.
 func Doctor(ctx context.Context, p paths.Paths, fix bool, removed func(doctor.Orphan)) (doctor.Report, error) {
-	cfg := doctor.Config{Paths: p, Fix: fix, Removed: removed}
+	cfg := doctor.Config{Paths: p, Traces: traces(p), Fix: fix, Removed: removed}
 	release, err := holdIfStopped(ctx, p)
 	if err != nil {
 		return doctor.Report{}, err
@@ -58,7 +63,11 @@ func holdIfStopped(ctx context.Context, p paths.Paths) (release func(), err erro
 
 // wantedOnDisk is what the data directory of a stopped appliance says.
 func wantedOnDisk(p paths.Paths) (doctor.Wanted, error) {
-	w := doctor.Wanted{Source: "the data directory " + p.Data + ", for nothing of MultiPaaS runs here", Stopped: true, Workspaces: doctor.Set(nil)}
+	w := doctor.Wanted{
+		Source:     "the data directory " + p.Data + ", since MultiPaaS does not run here",
+		Stopped:    true,
+		Workspaces: doctor.Set(nil),
+	}
 	_, err := os.Stat(p.Etcd())
 	server := err == nil
 	if server {
@@ -86,4 +95,17 @@ func wantedOnDisk(p paths.Paths) (doctor.Wanted, error) {
 		w.Notes = append(w.Notes, "machines: this host has not heard from a server")
 	}
 	return w, nil
+}
+
+// traces are what our parts make on hosts: each says what it makes.
+func traces(p paths.Paths) []inventory.Traces {
+	return []inventory.Traces{
+		payload.Traces(p.Payload()),
+		etcd.Traces(p.Etcd()),
+		planeTraces(p.Planes()),
+		network.Traces(),
+		machine.Traces(machine.Config{Dir: p.Machines(), Images: p.Images(), Runc: p.Runc()}),
+		agent.Traces(p.Node()),
+		registry.Traces(p.Registry()),
+	}
 }

@@ -57,7 +57,11 @@ func (b *base) watchAddress() *network.AddressWatch {
 	report := func(p problem.Problem) func(error) {
 		return func(err error) { b.problems.Update(p, "address "+b.cfg.Address.String(), err) }
 	}
-	return network.NewAddressWatch(network.AddressConfig{Address: b.cfg.Address, Taken: report(network.AddressTaken), Unwatched: report(network.AddressUnwatched)})
+	return network.NewAddressWatch(network.AddressConfig{
+		Address:   b.cfg.Address,
+		Taken:     report(network.AddressTaken),
+		Unwatched: report(network.AddressUnwatched),
+	})
 }
 
 // watchPaths is the part that looks whether full packets reach the other hosts.

@@ -17,6 +17,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/appliance/pki"
@@ -80,7 +81,9 @@ func issuerDocuments(id *identity.Identity) http.Handler {
 }
 
 // New makes the plane of a workspace.
-func (p *planes) New(ctx context.Context, w *resource.Workspace, keys *resource.WorkspaceKeys, plan wire.Plan) (workspace.Plane, error) {
+func (p *planes) New(
+	ctx context.Context, w *resource.Workspace, keys *resource.WorkspaceKeys, plan wire.Plan,
+) (workspace.Plane, error) {
 	id := w.Status.ID
 	dir := p.cfg.Paths.Plane(id)
 	binary := filepath.Join(p.tree, "kube", w.Spec.KubernetesVersion, "kube")
@@ -113,7 +116,18 @@ func (p *planes) New(ctx context.Context, w *resource.Workspace, keys *resource.
 	})}, nil
 }
 
-func planeGroup(id string) string { return "planes/" + id }
+// planeGroups is the control group that those of all planes are in.
+const planeGroups = "planes"
+
+func planeGroup(id string) string { return planeGroups + "/" + id }
+
+// planeTraces are what planes make on a host, with their folders in dir.
+func planeTraces(dir string) inventory.Traces {
+	return inventory.Traces{
+		Folders: []inventory.OwnedFolder{{Dir: dir, Owner: inventory.Workspace}},
+		Groups:  map[string]func(string) inventory.Owner{planeGroups: inventory.Workspace},
+	}
+}
 
 // etcdUser is the name of a workspace's user in the platform's etcd.
 func etcdUser(id string) string { return "plane-" + id }
@@ -193,8 +207,13 @@ func (r *runningPlane) Run(ctx context.Context, ready func(), died func(error)) 
 	if err != nil {
 		return fmt.Errorf("OIDC documents: %w", err)
 	}
-	srv := &http.Server{Handler: r.planes.oidc, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: r.planes.tls.GetCertificate}}
+	srv := &http.Server{
+		Handler:           r.planes.oidc,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      10 * time.Second,
+		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: r.planes.tls.GetCertificate},
+	}
 	served := make(chan error, 1)
 	go func() { served <- srv.ServeTLS(ln, "", "") }()
 	defer func() { _ = srv.Close(); <-served }()

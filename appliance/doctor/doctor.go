@@ -1,5 +1,5 @@
-// Package doctor finds what of MultiPaaS on a host nobody wants any more, says
-// why, and removes it.
+// Package doctor finds leftovers of MultiPaaS on a host, says why they are that,
+// and removes them.
 //
 // What it promises is that it never takes what is wanted, or what is just being
 // made. While the appliance runs, an orphan is what two looks in a row have found
@@ -44,7 +44,8 @@ type Wanted struct {
 
 // Config is what to look at.
 type Config struct {
-	Paths paths.Paths
+	Paths  paths.Paths
+	Traces []inventory.Traces // what to look for
 	// Stopped says what is wanted while no appliance runs. The caller holds the
 	// appliance's locks. nil: one runs, and is asked.
 	Stopped *Wanted
@@ -103,19 +104,19 @@ func Look(ctx context.Context, cfg Config) (Report, error) {
 }
 
 func look(ctx context.Context, cfg Config) (inventory.Inventory, Wanted, error) {
-	inv, err := inventory.Take(ctx, cfg.Paths)
+	inv, err := inventory.Take(ctx, cfg.Paths, cfg.Traces)
 	if err != nil {
 		return inv, Wanted{}, err
 	}
 	if cfg.Stopped != nil {
 		if inv.Answer != nil {
-			return inv, Wanted{}, errors.New("the appliance was started meanwhile: try again")
+			return inv, Wanted{}, errors.New("the server or node was started meanwhile: try again")
 		}
 		return inv, *cfg.Stopped, nil
 	}
 	a := inv.Answer
 	if a == nil {
-		return inv, Wanted{}, errors.New("the appliance has ended meanwhile: try again")
+		return inv, Wanted{}, errors.New("the server or node has stopped meanwhile: try again")
 	}
 	w := Wanted{Source: fmt.Sprintf("the running %s, process %d", a.Role, a.PID), Planes: a.Role == "server"}
 	if a.Unknown != "" {
@@ -195,9 +196,9 @@ func reason(i inventory.Item, inv inventory.Inventory, w Wanted) string {
 	case i.Owner == inventory.FormerRun:
 		return "left by a run that was killed while it wrote"
 	case i.Kind == inventory.Process && i.Owner == inventory.Nobody:
-		return "runs from the payload, and nothing that runs has started it"
+		return "runs a file of the payload, but no running server or node started it"
 	case i.Kind == inventory.Link && i.Owner == inventory.Nobody:
-		return "nobody makes an interface of this name in a workspace's network"
+		return "MultiPaaS gives no interface in a workspace's network this name"
 	case i.Kind == inventory.Rules && i.Namespace == "" && w.Workspaces != nil && len(w.Workspaces) == 0:
 		return "no workspace has a network here"
 	case i.Kind == inventory.Folder && strings.HasSuffix(i.Name, ".partial") && free(filepath.Join(filepath.Dir(i.Name), "lock")):

@@ -225,10 +225,7 @@ func removeTable(o Orphan) error {
 	if err != nil {
 		return err
 	}
-	name := inventory.TableName
-	if strings.HasSuffix(o.Name, " "+inventory.SendersTable) {
-		name = inventory.SendersTable
-	}
+	_, name, _ := strings.Cut(o.Name, " ") // behind its family
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
 	if err != nil {
 		return fmt.Errorf("list firewall chains: %w", err)

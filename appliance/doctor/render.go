@@ -27,9 +27,9 @@ func Render(w io.Writer, r Report, format string, now time.Time) error {
 		kinds = append(kinds, fmt.Sprintf("%d %s", n, plural(kind, n)))
 	}
 	slices.Sort(kinds)
-	fmt.Fprintf(w, "What is wanted was asked from %s.\nLooked at: %s.\n", r.Source, strings.Join(kinds, ", "))
+	fmt.Fprintf(w, "Compared with what should be here, according to %s.\nFound: %s.\n", r.Source, strings.Join(kinds, ", "))
 	for _, n := range r.NotJudged {
-		fmt.Fprintf(w, "Not judged: %s.\n", n)
+		fmt.Fprintf(w, "Not checked: %s.\n", n)
 	}
 	if len(r.Orphans) == 0 {
 		_, err := fmt.Fprintln(w, "No orphans.")

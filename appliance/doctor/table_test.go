@@ -13,6 +13,12 @@ import (
 	"github.com/multipaas/multipaas/appliance/netns"
 )
 
+// The tables of modules/network.
+const (
+	tableName    = "multipaas"
+	sendersTable = "multipaas-vxlan"
+)
+
 // TestRemoveTable removes the host's tables in a namespace of its own, and nothing
 // else: a host with a workspace wants its own, so no datacenter has one to remove.
 func TestRemoveTable(t *testing.T) {
@@ -53,14 +59,14 @@ func TestRemoveTable(t *testing.T) {
 		if err := os.WriteFile(forwards, []byte("1"), 0); err != nil {
 			return err
 		}
-		run("table ip " + inventory.SendersTable + " {}; table ip " + inventory.TableName + " { chain closed {}; }; table ip foreign { chain closed {}; }")
-		if err := removeTable(Orphan{Item: inventory.Item{Name: "ip " + inventory.SendersTable}}); err != nil {
+		run("table ip " + sendersTable + " {}; table ip " + tableName + " { chain closed {}; }; table ip foreign { chain closed {}; }")
+		if err := removeTable(Orphan{Item: inventory.Item{Name: "ip " + sendersTable}}); err != nil {
 			return err
 		}
-		if got := run(""); strings.Contains(got, inventory.SendersTable) || !strings.Contains(got, inventory.TableName) || !strings.Contains(got, "foreign") || forwarding() != "1" {
+		if got := run(""); strings.Contains(got, sendersTable) || !strings.Contains(got, tableName) || !strings.Contains(got, "foreign") || forwarding() != "1" {
 			t.Errorf("without the table of senders there are\n%sforwarding is %s", got, forwarding())
 		}
-		if err := removeTable(Orphan{Item: inventory.Item{Name: "ip " + inventory.TableName}}); err != nil {
+		if err := removeTable(Orphan{Item: inventory.Item{Name: "ip " + tableName}}); err != nil {
 			return err
 		}
 		if got := run(""); got != "table ip foreign\n" || forwarding() != "0" {

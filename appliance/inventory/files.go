@@ -51,16 +51,10 @@ func (s *scan) mounts() error {
 
 // ownerOf tells by its place whose a file or mount is.
 func (s *scan) ownerOf(point string) Owner {
-	for _, place := range []struct {
-		dir   string
-		owner func(string) Owner
-	}{
-		{s.p.Planes(), Workspace}, {s.p.Machines(), Machine}, {filepath.Join(s.p.Data, "node", "machines"), Machine},
-		{s.p.Runc(), Machine}, {filepath.Join(s.p.Run, "machines"), Machine},
-	} {
-		if rest, ok := strings.CutPrefix(point, place.dir+"/"); ok {
+	for _, f := range s.traces.Folders {
+		if rest, ok := strings.CutPrefix(point, f.Dir+"/"); ok {
 			name, _, _ := strings.Cut(rest, "/")
-			return place.owner(name)
+			return f.Owner(name)
 		}
 	}
 	return Appliance
@@ -71,20 +65,27 @@ var temporary = regexp.MustCompile(`^\..+\.tmp-[0-9]+$`)
 
 // files looks at what is kept below the two directories.
 func (s *scan) files() error {
-	for _, dir := range []string{s.p.Planes(), s.p.Machines(), filepath.Join(s.p.Data, "node", "machines"), s.p.Runc(), filepath.Join(s.p.Run, "machines")} {
-		entries, err := os.ReadDir(dir)
+	for _, f := range s.traces.Folders {
+		entries, err := os.ReadDir(f.Dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		} else if err != nil {
 			return err
 		}
 		for _, e := range entries {
-			name := filepath.Join(dir, e.Name())
+			name := filepath.Join(f.Dir, e.Name())
 			info, err := e.Info()
 			if err != nil {
 				continue // gone meanwhile
 			}
-			item := Item{Kind: Folder, Name: name, Owner: s.ownerOf(name), Bytes: diskUse(name), Since: info.ModTime(), Identity: FileIdentity(info)}
+			item := Item{
+				Kind:     Folder,
+				Name:     name,
+				Owner:    s.ownerOf(name),
+				Bytes:    diskUse(name),
+				Since:    info.ModTime(),
+				Identity: FileIdentity(info),
+			}
 			if slices.ContainsFunc(s.inv.Items, func(m Item) bool { return m.Kind == Mount && m.Name == name }) {
 				item.Identity = "" // it is the mounted one's
 			}
@@ -93,7 +94,7 @@ func (s *scan) files() error {
 			if unix.Lstat(filepath.Join(name, "disk.img"), &st) == nil {
 				s.inodes[inode{st.Dev, st.Ino}] = e.Name()
 			}
-			if dir == s.p.Machines() && e.IsDir() {
+			if f.HalfWritten && e.IsDir() {
 				// What is below, a whole Debian among it, is the machine's.
 				if err := s.halfWritten(name, item.Owner); err != nil {
 					return err
@@ -102,28 +103,34 @@ func (s *scan) files() error {
 		}
 	}
 	// What was left there goes when a payload is unpacked next.
-	if err := s.halfWritten(filepath.Join(s.p.Payload(), "tmp"), Appliance); err != nil {
-		return err
+	for _, dir := range s.traces.Temporary {
+		if err := s.halfWritten(dir, Appliance); err != nil {
+			return err
+		}
 	}
-	for _, dir := range []string{filepath.Join(s.p.Data, "images"), filepath.Join(s.p.Payload(), "trees")} {
+	for _, dir := range s.traces.Trees {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		for _, e := range entries {
 			if info, err := e.Info(); err == nil && e.IsDir() {
-				s.add(Item{Kind: Folder, Name: filepath.Join(dir, e.Name()), Owner: Appliance, Since: info.ModTime(), Identity: FileIdentity(info)})
+				s.add(Item{
+					Kind:     Folder,
+					Name:     filepath.Join(dir, e.Name()),
+					Owner:    Appliance,
+					Since:    info.ModTime(),
+					Identity: FileIdentity(info),
+				})
 			}
 		}
 	}
 	// Looked at above, or counted below, or their owner's business inside.
-	inside := []string{s.p.Machines(), s.p.Payload(), filepath.Join(s.p.Data, "images"), filepath.Join(s.p.Etcd(), "data"), s.p.Registry(), s.p.Runc()}
 	for _, root := range []string{s.p.Data, s.p.Run} {
-		if err := s.walk(root, inside); err != nil {
+		if err := s.walk(root, s.traces.Closed); err != nil {
 			return err
 		}
 	}
-	s.registry()
 	return nil
 }
 
@@ -137,11 +144,19 @@ func (s *scan) halfWritten(dir string, owner Owner) error {
 		return err
 	}
 	for _, e := range entries {
-		if filepath.Base(dir) != "tmp" && !temporary.MatchString(e.Name()) && !strings.HasSuffix(e.Name(), ".partial") {
+		if !slices.Contains(s.traces.Temporary, dir) && !temporary.MatchString(e.Name()) && !strings.HasSuffix(e.Name(), ".partial") {
 			continue
 		}
 		if info, err := e.Info(); err == nil {
-			s.add(Item{Kind: File, Name: filepath.Join(dir, e.Name()), Owner: owner, Bytes: info.Size(), Since: info.ModTime(), Identity: FileIdentity(info), Detail: "temporary file"})
+			s.add(Item{
+				Kind:     File,
+				Name:     filepath.Join(dir, e.Name()),
+				Owner:    owner,
+				Bytes:    info.Size(),
+				Since:    info.ModTime(),
+				Identity: FileIdentity(info),
+				Detail:   "temporary file",
+			})
 		}
 	}
 	return nil
@@ -164,7 +179,14 @@ func (s *scan) walk(root string, leaveOut []string) error {
 		if err != nil {
 			return nil
 		}
-		item := Item{Kind: File, Name: name, Owner: s.ownerOf(name), Bytes: info.Size(), Since: info.ModTime(), Identity: FileIdentity(info)}
+		item := Item{
+			Kind:     File,
+			Name:     name,
+			Owner:    s.ownerOf(name),
+			Bytes:    info.Size(),
+			Since:    info.ModTime(),
+			Identity: FileIdentity(info),
+		}
 		switch {
 		case info.Mode()&fs.ModeSocket != 0:
 			item.Kind = Socket
@@ -184,38 +206,6 @@ func (s *scan) walk(root string, leaveOut []string) error {
 		return nil
 	}
 	return err
-}
-
-// registry counts what the registry stores; it collects its garbage itself.
-func (s *scan) registry() {
-	count := map[string]string{"blobs": "registry blobs", "_uploads": "registry uploads", "_layers": "registry links", "_manifests": "registry links"}
-	_ = filepath.WalkDir(s.p.Registry(), func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil // gone meanwhile
-		}
-		rel, _ := filepath.Rel(s.p.Registry(), name)
-		parts := strings.Split(rel, string(filepath.Separator))
-		if d.IsDir() {
-			if filepath.Base(filepath.Dir(name)) == "_uploads" {
-				s.inv.Number["registry uploads"]++
-				return fs.SkipDir
-			}
-			return nil
-		}
-		for _, p := range parts {
-			if what := count[p]; what != "" {
-				s.inv.Number[what]++
-				if p == "blobs" {
-					if info, err := d.Info(); err == nil {
-						s.inv.Gauges["bytes of registry blobs"] += info.Size()
-					}
-				}
-				return nil
-			}
-		}
-		s.inv.Number["registry files"]++
-		return nil
-	})
 }
 
 // loops looks at loop devices of machines' disks. A device says which file it

@@ -131,15 +131,16 @@ type Inventory struct {
 	Gauges map[string]int64 `json:"gauges"`
 }
 
-// Take looks at the host and asks the appliance that runs on p, if one does. It
+// Take looks at the host for what has traces, and asks the appliance that runs on p,
+// if one does. It
 // takes a tenth of a second, seconds on a host with thousands of machines.
-func Take(ctx context.Context, p paths.Paths) (Inventory, error) {
+func Take(ctx context.Context, p paths.Paths, traces []Traces) (Inventory, error) {
 	inv := Inventory{Paths: p, Number: map[string]int64{}, Gauges: map[string]int64{}}
 	before, err := Ask(ctx, p.Socket())
 	if err != nil && !errors.Is(err, status.ErrNotRunning) {
 		return inv, err
 	}
-	s := &scan{p: p, answer: before, inv: &inv, inodes: map[inode]string{}, namespaces: map[uint64]Owner{}}
+	s := &scan{p: p, traces: merged(traces), answer: before, inv: &inv, inodes: map[inode]string{}, namespaces: map[uint64]Owner{}}
 	for _, look := range []func() error{
 		s.namespacesAndLinks, s.groups, s.processes, s.mounts, s.files, s.loops,
 	} {
@@ -150,6 +151,7 @@ func Take(ctx context.Context, p paths.Paths) (Inventory, error) {
 			return inv, fmt.Errorf("take inventory: %w", err)
 		}
 	}
+	s.traces.Count(inv.Number, inv.Gauges)
 	// Asked again after the look: see the package's comment.
 	if before != nil {
 		a, err := Ask(ctx, p.Socket())
@@ -172,7 +174,11 @@ func Take(ctx context.Context, p paths.Paths) (Inventory, error) {
 		inv.Items = append(inv.Items, a.Orphans...)
 	}
 	slices.SortStableFunc(inv.Items, func(a, b Item) int {
-		return cmp.Or(cmp.Compare(a.Kind.Order(), b.Kind.Order()), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+		return cmp.Or(
+			cmp.Compare(a.Kind.Order(), b.Kind.Order()),
+			strings.Compare(a.Namespace, b.Namespace),
+			strings.Compare(a.Name, b.Name),
+		)
 	})
 	for _, k := range kinds {
 		inv.Number[string(k)] = 0
@@ -249,6 +255,7 @@ func call(ctx context.Context, socket, method, path string, in, out any) error {
 // scan is one look.
 type scan struct {
 	p      paths.Paths
+	traces Traces
 	answer *Answer
 	inv    *Inventory
 

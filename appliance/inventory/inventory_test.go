@@ -38,7 +38,12 @@ func TestHalfWritten(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := &scan{p: p, inv: &Inventory{Number: map[string]int64{}, Gauges: map[string]int64{}}, inodes: map[inode]string{}}
+	traces := merged([]Traces{{
+		Folders:   []OwnedFolder{{Dir: p.Machines(), Owner: Machine, HalfWritten: true}},
+		Temporary: []string{p.Payload() + "/tmp"},
+		Closed:    []string{p.Machines(), p.Payload()},
+	}})
+	s := &scan{p: p, traces: traces, inv: &Inventory{Number: map[string]int64{}, Gauges: map[string]int64{}}, inodes: map[inode]string{}}
 	if err := s.files(); err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +60,7 @@ func TestHalfWritten(t *testing.T) {
 	}
 }
 
-// TestTables: both tables that modules/network sets on a host are seen, others are not.
+// TestTables: tables of the names that are ours are seen, others are not.
 func TestTables(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("this needs root: it makes a network namespace")
@@ -69,13 +74,16 @@ func TestTables(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{TableName, SendersTable, "customer"} {
+	for _, name := range []string{"multipaas", "multipaas-vxlan", "customer"} {
 		c.AddTable(&nftables.Table{Name: name, Family: nftables.TableFamilyIPv4})
 	}
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	s := &scan{inv: &Inventory{Number: map[string]int64{}}}
+	s := &scan{
+		traces: Traces{Network: &NetworkNames{Tables: []string{"multipaas", "multipaas-vxlan"}, Machine: "mpm-"}},
+		inv:    &Inventory{Number: map[string]int64{}},
+	}
 	if err := s.tables("", "host", Appliance); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +92,7 @@ func TestTables(t *testing.T) {
 		got = append(got, i.Name)
 	}
 	slices.Sort(got)
-	if want := []string{"ip " + TableName, "ip " + SendersTable}; !slices.Equal(got, want) {
+	if want := []string{"ip multipaas", "ip multipaas-vxlan"}; !slices.Equal(got, want) {
 		t.Errorf("tables %q, want %q", got, want)
 	}
 }

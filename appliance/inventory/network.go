@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,32 +16,25 @@ import (
 	"github.com/multipaas/multipaas/appliance/netns"
 )
 
-// Names that modules/network gives; an end-to-end test holds them together.
-const (
-	WorkspacePrefix = "mp-"  // network namespace of a workspace
-	MachinePrefix   = "mpm-" // network namespace of a machine
-	UplinkPrefix    = "mpu-" // the host's end of a workspace's uplink
-	PortPrefix      = "m-"   // a machine's port on the bridge
-	TableName       = "multipaas"
-	SendersTable    = "multipaas-vxlan" // which hosts may send VXLAN packets
-	ownRoutes       = 0x6d
-)
-
 // namespacesAndLinks looks at the network: the host's own namespace, those of
 // workspaces and those of machines.
 func (s *scan) namespacesAndLinks() error {
+	names := s.traces.Network
+	if names.Workspace == "" {
+		return nil // nobody makes networks
+	}
 	if err := s.network("", Appliance); err != nil {
 		return err
 	}
 	for _, kind := range []struct {
 		prefix string
 		owner  func(string) Owner
-	}{{WorkspacePrefix, Workspace}, {MachinePrefix, Machine}} {
-		names, err := netns.List(kind.prefix)
+	}{{names.Workspace, Workspace}, {names.Machine, Machine}} {
+		there, err := netns.List(kind.prefix)
 		if err != nil {
 			return err
 		}
-		for _, name := range names {
+		for _, name := range there {
 			owner := kind.owner(strings.TrimPrefix(name, kind.prefix))
 			item := Item{Kind: Netns, Name: name, Owner: owner}
 			var st unix.Stat_t
@@ -61,6 +55,7 @@ func (s *scan) namespacesAndLinks() error {
 // network looks at what is in one namespace; "" is the host's, where only what
 // bears our names is ours.
 func (s *scan) network(name string, owner Owner) error {
+	names := s.traces.Network
 	do := func(fn func() error) error { return fn() }
 	handle := func() (*netlink.Handle, error) { return netlink.NewHandle() }
 	if name != "" {
@@ -87,22 +82,30 @@ func (s *scan) network(name string, owner Owner) error {
 	}
 	for _, l := range links {
 		a := l.Attrs()
-		if a.Name == "lo" || name == "" && !strings.HasPrefix(a.Name, UplinkPrefix) {
+		if a.Name == "lo" || name == "" && !strings.HasPrefix(a.Name, names.Uplink) {
 			continue
 		}
 		ours[a.Index] = l
-		item := Item{Kind: Link, Name: a.Name, Namespace: name, Owner: owner, Like: where + " " + a.Name, Detail: l.Type(), Identity: strconv.Itoa(a.Index)}
+		item := Item{
+			Kind:      Link,
+			Name:      a.Name,
+			Namespace: name,
+			Owner:     owner,
+			Like:      where + " " + a.Name,
+			Detail:    l.Type(),
+			Identity:  strconv.Itoa(a.Index),
+		}
 		switch {
 		case name == "":
-			item.Owner = Workspace(strings.TrimPrefix(a.Name, UplinkPrefix))
-		case strings.HasPrefix(name, WorkspacePrefix) && strings.HasPrefix(a.Name, PortPrefix):
+			item.Owner = Workspace(strings.TrimPrefix(a.Name, names.Uplink))
+		case strings.HasPrefix(name, names.Workspace) && strings.HasPrefix(a.Name, names.Port):
 			// The alias says whose port it is.
 			if uid, _, _ := strings.Cut(a.Alias, " "); uid != "" {
 				item.Owner = Machine(uid)
 			}
-		case strings.HasPrefix(name, WorkspacePrefix) && a.Name != "br0" && a.Name != "vxlan0" && a.Name != "uplink":
+		case strings.HasPrefix(name, names.Workspace) && !slices.Contains(names.Links, a.Name):
 			item.Owner = Nobody
-		case strings.HasPrefix(name, MachinePrefix) && a.Name != "eth0":
+		case strings.HasPrefix(name, names.Machine) && a.Name != names.MachineLink:
 			item.Like = where + " " + l.Type() // pods' ends have names by chance
 		}
 		s.add(item)
@@ -113,7 +116,7 @@ func (s *scan) network(name string, owner Owner) error {
 	}
 	for _, r := range routes {
 		l, mine := ours[r.LinkIndex]
-		if !mine || strings.HasPrefix(name, MachinePrefix) && int(r.Protocol) != ownRoutes {
+		if !mine || strings.HasPrefix(name, names.Machine) && int(r.Protocol) != names.RouteProtocol {
 			continue
 		}
 		to := "default"
@@ -126,7 +129,7 @@ func (s *scan) network(name string, owner Owner) error {
 		}
 		o := owner
 		if name == "" {
-			o = Workspace(strings.TrimPrefix(l.Attrs().Name, UplinkPrefix))
+			o = Workspace(strings.TrimPrefix(l.Attrs().Name, names.Uplink))
 		}
 		s.add(Item{Kind: Route, Name: text, Namespace: name, Owner: o, Like: where + " " + text})
 	}
@@ -144,12 +147,12 @@ func (s *scan) tables(name, where string, owner Owner) error {
 		return fmt.Errorf("list firewall tables: %w", err)
 	}
 	for _, t := range tables {
-		if name == "" && t.Name != TableName && t.Name != SendersTable {
+		if name == "" && !slices.Contains(s.traces.Network.Tables, t.Name) {
 			continue
 		}
 		text := familyName(t.Family) + " " + t.Name
 		s.add(Item{Kind: Rules, Name: text, Namespace: name, Owner: owner, Like: where + " " + text})
-		if strings.HasPrefix(name, MachinePrefix) {
+		if strings.HasPrefix(name, s.traces.Network.Machine) {
 			continue // kube-proxy's, as many as there are Services
 		}
 		chains, err := c.ListChainsOfTableFamily(t.Family)

@@ -19,7 +19,7 @@ import (
 // groups looks at the control groups of planes and machines.
 func (s *scan) groups() error {
 	s.owners = map[int]Owner{}
-	for dir, owner := range map[string]func(string) Owner{"planes": Workspace, "machines": Machine} {
+	for dir, owner := range s.traces.Groups {
 		names, err := cgroup.List(dir)
 		if errors.Is(err, cgroup.ErrNone) {
 			return nil

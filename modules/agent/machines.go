@@ -183,7 +183,10 @@ func (d machines) Report(ctx context.Context, s *wire.State, progress func(strin
 }
 
 // keys is the folder of a machine's keys; of no machine, the one of all.
-func (d machines) keys(uid string) string { return filepath.Join(d.Client.dir, "machines", uid) }
+// keysFolder has a folder for the keys of each machine.
+const keysFolder = "machines"
+
+func (d machines) keys(uid string) string { return filepath.Join(d.Client.dir, keysFolder, uid) }
 
 // certificates returns the machine's certificates, asking the server for new
 // ones when there are none or two thirds of their life are over. When the server

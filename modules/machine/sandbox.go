@@ -109,7 +109,10 @@ func (r record) write(file string) error {
 }
 
 // cgroupName is a machine's control group, below ours.
-func cgroupName(uid string) string { return "machines/" + uid }
+// groups is the control group that those of all machines are in.
+const groups = "machines"
+
+func cgroupName(uid string) string { return groups + "/" + uid }
 
 // Ensure makes the machine run as m says, in the network namespace with this
 // file, and returns once its first process runs. One that runs is adopted,

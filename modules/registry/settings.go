@@ -14,8 +14,8 @@ import (
 // UpstreamSettings are what an operator writes about an upstream.
 type UpstreamSettings struct {
 	Name         string `yaml:"name" doc:"its name as it stands in image references: docker.io, or HOST:PORT"`
-	URL          string `yaml:"url" doc:"where it answers, https://HOST[:PORT][/PREFIX]; empty: at its name, docker.io at Docker Hub's registry"`
-	CAFile       string `yaml:"ca_file" doc:"file with the authority that signs its certificate, in PEM; empty: those that this machine trusts"`
+	URL          string `yaml:"url" doc:"where it answers, https://HOST[:PORT][/PREFIX]; empty: at its name"`
+	CAFile       string `yaml:"ca_file" doc:"PEM file of who signs its certificate; empty: whom this machine trusts"`
 	Username     string `yaml:"username" doc:"as whom to log in; empty: without a login"`
 	PasswordFile string `yaml:"password_file" doc:"file with the password or access token"`
 }

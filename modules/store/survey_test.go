@@ -1,9 +1,9 @@
 package store_test
 
 import (
+	"encoding/json"
 	"slices"
 	"testing"
-	"encoding/json"
 
 	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
