@@ -48,28 +48,6 @@ type Kind struct {
 	New   func() Object // an empty one
 }
 
-// Kinds lists all kinds: the one list of them. Whoever has to do something for
-// each kind loops over it and asks the objects what they are.
-func Kinds() []Kind {
-	return []Kind{
-		kindOf[Account](),
-		kindOf[Organization](),
-		kindOf[User](),
-		kindOf[Credential](),
-		kindOf[Membership](),
-		kindOf[Session](),
-		kindOf[JoinToken](),
-		kindOf[Node](),
-		kindOf[Workspace](),
-		kindOf[WorkspaceKeys](),
-		kindOf[Machine](),
-		kindOf[VNI](),
-		kindOf[App](),
-		kindOf[Route](),
-		kindOf[Task](),
-	}
-}
-
 // Counted are the kinds that count in limits: those that tenants make and
 // delete. What else stands in a place, such as a role or a machine, belongs to
 // the place and goes with it.

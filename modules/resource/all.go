@@ -1,0 +1,59 @@
+package resource
+
+// What there is, in lists that everybody loops over: the kinds of resources and
+// what accounts have limits of. A new one is a line here.
+
+// Kinds lists all kinds: the one list of them. Whoever has to do something for
+// each kind loops over it and asks the objects what they are.
+func Kinds() []Kind {
+	return []Kind{
+		kindOf[Account](),
+		kindOf[Organization](),
+		kindOf[User](),
+		kindOf[Credential](),
+		kindOf[Membership](),
+		kindOf[Session](),
+		kindOf[JoinToken](),
+		kindOf[Node](),
+		kindOf[Workspace](),
+		kindOf[WorkspaceKeys](),
+		kindOf[Machine](),
+		kindOf[VNI](),
+		kindOf[App](),
+		kindOf[Route](),
+		kindOf[Task](),
+	}
+}
+
+// Limits is how much of each thing an account may have, or has, or asks for. As
+// a limit 0 stands for the platform's own.
+//
+// A new dimension is one field here and one row of Dimensions.
+type Limits struct {
+	Users         int64 `json:"users,omitempty" minimum:"0" doc:"That were made for it"`
+	Organizations int64 `json:"organizations,omitempty" minimum:"0"`
+	Workspaces    int64 `json:"workspaces,omitempty" minimum:"0"`
+	Machines      int64 `json:"machines,omitempty" minimum:"0"`
+	Apps          int64 `json:"apps,omitempty" minimum:"0"`
+	MilliCPU      int64 `json:"milliCPU,omitempty" minimum:"0" doc:"Thousandths of a CPU, of all machines"`
+	MemoryBytes   int64 `json:"memoryBytes,omitempty" minimum:"0" doc:"Of all machines"`
+	DiskBytes     int64 `json:"diskBytes,omitempty" minimum:"0" doc:"Of all machines"`
+	ImageBytes    int64 `json:"imageBytes,omitempty" minimum:"0" doc:"Of all images in the registry"`
+}
+
+// Dimensions lists the dimensions of Limits. API, configuration and client read
+// them here.
+func Dimensions() []Dimension {
+	return []Dimension{
+		{"users", "users", Count, "1000", "users", "users that were made for it", func(l *Limits) *int64 { return &l.Users }},
+		{"organizations", "organizations", Count, "50", "organizations", "organizations", func(l *Limits) *int64 { return &l.Organizations }},
+		// A workspace's plane takes 250 MB of the server.
+		{"workspaces", "workspaces", Count, "25", "workspaces", "workspaces", func(l *Limits) *int64 { return &l.Workspaces }},
+		{"machines", "machines", Count, "100", "machines", "machines in all workspaces", func(l *Limits) *int64 { return &l.Machines }},
+		{"apps", "apps", Count, "500", "apps", "apps in all workspaces", func(l *Limits) *int64 { return &l.Apps }},
+		{"milliCPU", "cpu", Thousandths, "400", "CPUs", "CPUs of all machines", func(l *Limits) *int64 { return &l.MilliCPU }},
+		{"memoryBytes", "memory", Bytes, "1600Gi", "memory", "memory of all machines", func(l *Limits) *int64 { return &l.MemoryBytes }},
+		{"diskBytes", "disk", Bytes, "10Ti", "disk", "disk of all machines", func(l *Limits) *int64 { return &l.DiskBytes }},
+		{"imageBytes", "images", Bytes, "200Gi", "images", "images in the registry", func(l *Limits) *int64 { return &l.ImageBytes }},
+	}
+}
