@@ -100,85 +100,93 @@ func plain(kind Operation, scope Scope, read, write Roles, verbs ...Operation) [
 
 // Table is who may do what: the only place where that is said.
 func Table() []Rule {
-	return slices.Concat([]Rule{
-		// Anybody.
-		{"info", Platform, everybody, HTTP},
-		{"login", Platform, Anonymous | users, HTTP},
-		{OpRegister, Platform, Anonymous | users, HTTP}, // when registration is open
-		{OpRegisterClosed, Platform, Sysadmin, Part},    // when it is not
+	return slices.Concat(
+		[]Rule{
+			// Anybody.
+			{"info", Platform, everybody, HTTP},
+			{"login", Platform, Anonymous | users, HTTP},
+			{OpRegister, Platform, Anonymous | users, HTTP}, // when registration is open
+			{OpRegisterClosed, Platform, Sysadmin, Part},    // when it is not
 
-		// One's own session.
-		{"logout", Platform, users, HTTP},
-		{"session.get", Platform, users, HTTP},
-		{"password.change", Platform, users, HTTP},
+			// One's own session.
+			{"logout", Platform, users, HTTP},
+			{"session.get", Platform, users, HTTP},
+			{"password.change", Platform, users, HTTP},
 
-		// Users belong to the platform. An account's owner may make one, so that
-		// he has somebody to give a role to.
-		{"users.create", Platform, owners, HTTP},
-		{OpUserOfAccount, InAccount, owners, Part}, // one who counts there
-		{"users.list", Platform, Sysadmin, HTTP},
-		{"users.get", Platform, Sysadmin, HTTP},
-		{"users.patch", Platform, Sysadmin, HTTP},
-		{"users.password", Platform, Sysadmin, HTTP},
-		{"users.delete", Platform, Sysadmin, HTTP},
+			// Users belong to the platform. An account's owner may make one, so that
+			// he has somebody to give a role to.
+			{"users.create", Platform, owners, HTTP},
+			{OpUserOfAccount, InAccount, owners, Part}, // one who counts there
+			{"users.list", Platform, Sysadmin, HTTP},
+			{"users.get", Platform, Sysadmin, HTTP},
+			{"users.patch", Platform, Sysadmin, HTTP},
+			{"users.password", Platform, Sysadmin, HTTP},
+			{"users.delete", Platform, Sysadmin, HTTP},
 
-		// Accounts. Lists hold what one has a role in.
-		{"accounts.list", Platform, users, HTTP},
-		{"accounts.get", InAccount, members, HTTP},
-		{"accounts.patch", InAccount, Sysadmin, HTTP},
-		{"accounts.delete", InAccount, owners, HTTP},
-		{"owners.list", InAccount, members, HTTP},
-		{"owners.put", InAccount, owners, HTTP},
-		{"owners.delete", InAccount, owners, HTTP},
+			// Accounts. Lists hold what one has a role in.
+			{"accounts.list", Platform, users, HTTP},
+			{"accounts.get", InAccount, members, HTTP},
+			{"accounts.patch", InAccount, Sysadmin, HTTP},
+			{"accounts.delete", InAccount, owners, HTTP},
+			{"owners.list", InAccount, members, HTTP},
+			{"owners.put", InAccount, owners, HTTP},
+			{"owners.delete", InAccount, owners, HTTP},
 
-		// Organizations.
-		{"organizations.list", InAccount, members, HTTP},
-		{"organizations.get", InOrganization, members, HTTP},
-		{"organizations.put", InAccount, owners, HTTP},
-		{"organizations.delete", InOrganization, owners, HTTP},
-		{"members.list", InOrganization, members, HTTP},
-		{"members.put", InOrganization, admins, HTTP},
-		{"members.delete", InOrganization, admins, HTTP},
+			// Organizations.
+			{"organizations.list", InAccount, members, HTTP},
+			{"organizations.get", InOrganization, members, HTTP},
+			{"organizations.put", InAccount, owners, HTTP},
+			{"organizations.delete", InOrganization, owners, HTTP},
+			{"members.list", InOrganization, members, HTTP},
+			{"members.put", InOrganization, admins, HTTP},
+			{"members.delete", InOrganization, admins, HTTP},
+		},
 
 		// Workspaces. A developer uses one, an admin decides on its being.
-	}, plain("workspaces", InOrganization, members, admins, "put", "patch", "delete"), []Rule{
-		{OpLiftSecurity, InOrganization, Sysadmin, Part},
-		{"machines.list", InOrganization, members, HTTP},
-		{"clusternodes.list", InOrganization, members, HTTP},
-		{OpSeeHosts, Platform, Sysadmin, Part}, // on which host a machine runs
-		{"namespaces.list", InOrganization, members, HTTP},
-		{"namespaces.put", InOrganization, admins, HTTP},
-		{"namespaces.delete", InOrganization, admins, HTTP},
-		{"kube.access", InOrganization, members, HTTP},
-		{"kube.credential", InOrganization, members, HTTP},
+		plain("workspaces", InOrganization, members, admins, "put", "patch", "delete"),
+		[]Rule{
+			{OpLiftSecurity, InOrganization, Sysadmin, Part},
+			{"machines.list", InOrganization, members, HTTP},
+			{"clusternodes.list", InOrganization, members, HTTP},
+			{OpSeeHosts, Platform, Sysadmin, Part}, // on which host a machine runs
+			{"namespaces.list", InOrganization, members, HTTP},
+			{"namespaces.put", InOrganization, admins, HTTP},
+			{"namespaces.delete", InOrganization, admins, HTTP},
+			{"kube.access", InOrganization, members, HTTP},
+			{"kube.credential", InOrganization, members, HTTP},
+		},
 
 		// Apps and images are a developer's work.
-	}, plain("apps", InOrganization, members, members, "put", "patch", "delete"), []Rule{
-		{"images.list", InOrganization, members, HTTP},
-		{OpDeleteImage, InOrganization, admins, HTTP},
-		{OpPull, InOrganization, members, Part},
-		{OpPush, InOrganization, members, Part},
-		{OpCatalog, Platform, Sysadmin, Part},
+		plain("apps", InOrganization, members, members, "put", "patch", "delete"),
+		[]Rule{
+			{"images.list", InOrganization, members, HTTP},
+			{OpDeleteImage, InOrganization, admins, HTTP},
+			{OpPull, InOrganization, members, Part},
+			{OpPush, InOrganization, members, Part},
+			{OpCatalog, Platform, Sysadmin, Part},
+		},
 
 		// The platform's own machines.
-	}, plain("nodes", Platform, Sysadmin, Sysadmin, "patch", "delete"), []Rule{
-		{"tokens.create", Platform, Sysadmin, HTTP},
-		{"tokens.list", Platform, Sysadmin, HTTP},
-		{"tokens.delete", Platform, Sysadmin, HTTP},
+		plain("nodes", Platform, Sysadmin, Sysadmin, "patch", "delete"),
+		[]Rule{
+			{"tokens.create", Platform, Sysadmin, HTTP},
+			{"tokens.list", Platform, Sysadmin, HTTP},
+			{"tokens.delete", Platform, Sysadmin, HTTP},
 
-		// Tasks belong to whoever has a role where they work.
-		{"tasks.list", Platform, users, HTTP},
-		{OpTaskGet, OfObject, members, HTTP},
-		{"tasks.events", OfObject, members, HTTP},
+			// Tasks belong to whoever has a role where they work.
+			{"tasks.list", Platform, users, HTTP},
+			{OpTaskGet, OfObject, members, HTTP},
+			{"tasks.events", OfObject, members, HTTP},
 
-		// Endpoints outside the OpenAPI document.
-		{OpJoin, Platform, everybody, Mounted}, // the join token decides
-		{OpAgent, Platform, Node, Mounted},
-		{"oidc.discovery", Platform, everybody, Mounted},
-		{"oidc.keys", Platform, everybody, Mounted},
-		{"openapi", Platform, everybody, Mounted},
-		{OpMetrics, Platform, Sysadmin, Mounted},
-	})
+			// Endpoints outside the OpenAPI document.
+			{OpJoin, Platform, everybody, Mounted}, // the join token decides
+			{OpAgent, Platform, Node, Mounted},
+			{"oidc.discovery", Platform, everybody, Mounted},
+			{"oidc.keys", Platform, everybody, Mounted},
+			{"openapi", Platform, everybody, Mounted},
+			{OpMetrics, Platform, Sysadmin, Mounted},
+		},
+	)
 }
 
 // Lookup returns the row of op.
