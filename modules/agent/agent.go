@@ -90,7 +90,13 @@ var ErrLeftovers = errors.New("not all of it could be cleaned up")
 
 // New makes the agent of a machine that has joined (see Join).
 func New(cfg Config) *Agent {
-	a := &Agent{cfg: cfg, tell: make(chan struct{}, 1), gone: make(chan struct{}, 1), done: map[Ref]done{}, tenants: map[Ref]string{}}
+	a := &Agent{
+		cfg:     cfg,
+		tell:    make(chan struct{}, 1),
+		gone:    make(chan struct{}, 1),
+		done:    map[Ref]done{},
+		tenants: map[Ref]string{},
+	}
 	a.loop = reconcile.New(reconcile.Config[Ref]{
 		Name:      "agent",
 		Log:       cfg.Log,
@@ -519,7 +525,12 @@ func (a *Agent) leftovers(p *plan) []resource.Condition {
 		return nil
 	}
 	slices.Sort(texts)
-	return []resource.Condition{{Type: "CleanedUp", Status: resource.False, Reason: "NotRemoved", Message: strings.Join(texts, "; ")}}
+	return []resource.Condition{{
+		Type:    "CleanedUp",
+		Status:  resource.False,
+		Reason:  "NotRemoved",
+		Message: strings.Join(texts, "; "),
+	}}
 }
 
 // renewLoop looks once an hour whether the node's own certificate is due.

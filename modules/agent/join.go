@@ -90,7 +90,14 @@ func Join(ctx context.Context, dir, server, name, token string) error {
 		return fmt.Errorf("join %s: the server answered with a certificate that does not fit: %w", server, err)
 	}
 	faultpoint.Reach("node/join/answered")
-	if err := writeIdentity(dir, &identity{Server: server, Name: name, Certificate: joined.Certificate, Key: key, CA: ca}); err != nil {
+	err = writeIdentity(dir, &identity{
+		Server:      server,
+		Name:        name,
+		Certificate: joined.Certificate,
+		Key:         key,
+		CA:          ca,
+	})
+	if err != nil {
 		return err
 	}
 	faultpoint.Reach("node/join/kept")
@@ -111,7 +118,8 @@ func verifyPinned(cs tls.ConnectionState, pin string) ([]byte, error) {
 		inter.AddCert(c)
 	}
 	if root == nil {
-		return nil, errors.New("the token was made by another platform than the one at this address: check the address, or make a token there with: multipaas token create --role node")
+		return nil, errors.New("the token was made by another platform than the one at this address: " +
+			"check the address, or make a token there with: multipaas token create --role node")
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(root)

@@ -152,7 +152,12 @@ func (d machines) List(ctx context.Context) ([]string, error) {
 	return slices.Sorted(maps.Keys(there)), nil
 }
 
-func (d machines) Report(ctx context.Context, s *wire.State, progress func(string) Progress, r *wire.Report) (fallen []string, err error) {
+func (d machines) Report(
+	ctx context.Context,
+	s *wire.State,
+	progress func(string) Progress,
+	r *wire.Report,
+) (fallen []string, err error) {
 	there, err := d.Runner.List(ctx)
 	if err != nil {
 		return nil, err

@@ -1,7 +1,6 @@
 package linklocal
 
 import (
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httputil"
@@ -26,9 +25,7 @@ func (e *Endpoints) pull(workspace string, log *slog.Logger) http.Handler {
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			log.Warn("pull from the platform's registry", "path", r.URL.Path, "err", err)
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(http.StatusServiceUnavailable)
-			_, _ = io.WriteString(w, `{"errors":[{"code":"UNAVAILABLE","message":"the platform's registry can't be reached from this node now"}]}`)
+			registryError(w, http.StatusServiceUnavailable, "UNAVAILABLE", "the platform's registry can't be reached from this node now")
 		},
 	}
 }

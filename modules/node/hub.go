@@ -132,6 +132,10 @@ type refusal struct {
 
 func (r refusal) Error() string { return r.text }
 
+func refuse(status int, format string, args ...any) error {
+	return refusal{status, fmt.Sprintf(format, args...)}
+}
+
 func (h *Hub) answer(w http.ResponseWriter, v any, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	if err == nil {
@@ -140,7 +144,7 @@ func (h *Hub) answer(w http.ResponseWriter, v any, err error) {
 	}
 	var no refusal
 	if !errors.As(err, &no) {
-		h.cfg.Log.Error("agent request", "error", err)
+		h.cfg.Log.Error("agent request", "err", err)
 		no = refusal{http.StatusInternalServerError, "internal error: see the server's log"}
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
@@ -185,13 +189,15 @@ func (h *Hub) doJoin(ctx context.Context, req wire.JoinRequest, source string) (
 	case err != nil:
 		return nil, err
 	case existing.Status.Phase == resource.Ready:
-		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q has joined already and is alive: choose another name with --name, or remove it first with: mp nodes remove %s", req.Name, req.Name)}
+		return nil, refuse(http.StatusConflict, "node %q has joined already and is alive: "+
+			"choose another name with --name, or remove it first with: mp nodes remove %s", req.Name, req.Name)
 	case existing.Deleting():
-		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q is being removed: wait until it is gone from: mp nodes list", req.Name)}
+		return nil, refuse(http.StatusConflict, "node %q is being removed: wait until it is gone from: mp nodes list", req.Name)
 	case !existing.Status.HeartbeatAt.IsZero():
 		// It is only silent now. Another machine must not become it, with all the
 		// machines of tenants it has.
-		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q has joined already and does not report now: choose another name with --name, or give it up first with: mp nodes remove %s --lost", req.Name, req.Name)}
+		return nil, refuse(http.StatusConflict, "node %q has joined already and does not report now: "+
+			"choose another name with --name, or give it up first with: mp nodes remove %s --lost", req.Name, req.Name)
 	}
 	if err := pki.CheckCSR(req.CSR); err != nil {
 		return nil, unusable(err)
@@ -285,7 +291,7 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 		changed := h.waitChange() // before reading, so that nothing is missed
 		line, err := json.Marshal(h.stateOf(node))
 		if err != nil {
-			h.cfg.Log.Error("state of node", "node", node.Name, "error", err)
+			h.cfg.Log.Error("state of node", "node", node.Name, "err", err)
 			return
 		}
 		if string(line) != last {
@@ -396,19 +402,24 @@ func (h *Hub) report(w http.ResponseWriter, r *http.Request, node *resource.Node
 
 func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep wire.Report) error {
 	if !rep.Address.Is4() {
-		return refusal{http.StatusUnprocessableEntity, fmt.Sprintf("node address %s is no IPv4 address: set `address` in the node's configuration", rep.Address)}
+		return refuse(http.StatusUnprocessableEntity, "node address %s is no IPv4 address: "+
+			"set `address` in the node's configuration", rep.Address)
 	}
 	// The others send it their workspaces' traffic: it must be a host's.
-	if !rep.Address.IsGlobalUnicast() || h.cfg.Plan.Nodes.Contains(rep.Address) || h.cfg.Plan.Pods.Contains(rep.Address) || h.cfg.Plan.Services.Contains(rep.Address) {
-		return refusal{http.StatusUnprocessableEntity, fmt.Sprintf("node address %s can't be a host's on the platform's network: set `address` in the node's configuration", rep.Address)}
+	plan := h.cfg.Plan
+	if !rep.Address.IsGlobalUnicast() || plan.Nodes.Contains(rep.Address) || plan.Pods.Contains(rep.Address) ||
+		plan.Services.Contains(rep.Address) {
+		return refuse(http.StatusUnprocessableEntity, "node address %s can't be a host's on the platform's network: "+
+			"set `address` in the node's configuration", rep.Address)
 	}
 	for _, other := range h.cfg.Nodes.List("") {
 		if other.Name != node.Name && other.Status.Address == rep.Address {
-			return refusal{http.StatusConflict, fmt.Sprintf("address %s is used by node %s already: set `address` in the configuration of one of them", rep.Address, other.Name)}
+			return refuse(http.StatusConflict, "address %s is used by node %s already: "+
+				"set `address` in the configuration of one of them", rep.Address, other.Name)
 		}
 	}
 	if rep.Address == h.cfg.Address {
-		return refusal{http.StatusConflict, fmt.Sprintf("address %s is the server's: set `address` in the node's configuration", rep.Address)}
+		return refuse(http.StatusConflict, "address %s is the server's: set `address` in the node's configuration", rep.Address)
 	}
 	_, err := store.Of[resource.Node](h.cfg.Store).Modify(ctx, node.Name, func(n *resource.Node) error {
 		if n.UID != node.UID {
@@ -487,7 +498,8 @@ func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.Mac
 		changed := m.Status.Conditions.Set(c)
 		// A machine that shall stay is not removed because a node says so.
 		if rep.Removed && m.Deleting() {
-			changed = m.Status.Conditions.Set(resource.Condition{Type: resource.MachineRemoved, Status: resource.True, Reason: "Removed"}) || changed
+			gone := resource.Condition{Type: resource.MachineRemoved, Status: resource.True, Reason: "Removed"}
+			changed = m.Status.Conditions.Set(gone) || changed
 		}
 		if !m.Status.StartedAt.Equal(rep.StartedAt) || m.Status.Restarts != rep.Restarts {
 			m.Status.StartedAt, m.Status.Restarts = rep.StartedAt, rep.Restarts

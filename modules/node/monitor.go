@@ -42,7 +42,7 @@ func (m *Monitor) Run(ctx context.Context, ready func()) error {
 	for {
 		for _, n := range m.Nodes.List("") {
 			if err := m.look(ctx, n, began); err != nil && ctx.Err() == nil {
-				m.Log.Warn("look after node", "node", n.Name, "error", err)
+				m.Log.Warn("look after node", "node", n.Name, "err", err)
 			}
 		}
 		select {
@@ -70,7 +70,8 @@ func (m *Monitor) look(ctx context.Context, n *resource.Node, began time.Time) e
 		}
 		n.Status.Phase = resource.Degraded
 		n.Status.Conditions.Set(resource.Condition{Type: "Reporting", Status: resource.False, Reason: "Silent",
-			Message: fmt.Sprintf("no report since %s: check the host, its network and its multipaas service", n.Status.HeartbeatAt.Format(time.RFC3339))})
+			Message: fmt.Sprintf("no report since %s: check the host, its network and its multipaas service",
+				n.Status.HeartbeatAt.Format(time.RFC3339))})
 		return nil
 	})
 	return err

@@ -36,7 +36,11 @@ func (h *Hub) machineCertificates(w http.ResponseWriter, r *http.Request, node *
 	h.answer(w, res, err)
 }
 
-func (h *Hub) signMachine(ctx context.Context, node *resource.Node, req wire.MachineCertificatesRequest) (*wire.MachineCertificates, error) {
+func (h *Hub) signMachine(
+	ctx context.Context,
+	node *resource.Node,
+	req wire.MachineCertificatesRequest,
+) (*wire.MachineCertificates, error) {
 	m, err := store.Of[resource.Machine](h.cfg.Store).Get(ctx, req.Machine)
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) || (err == nil && m.Spec.Node != node.Name) {
 		return nil, refusal{http.StatusNotFound, fmt.Sprintf("machine %q is not on node %s", req.Machine, node.Name)}

@@ -23,7 +23,10 @@ type Plan struct {
 // DefaultPlan is the address plan of DESIGN: node addresses 172.30.0.0/20, pods
 // 10.42.0.0/16, services 10.43.0.0/16.
 func DefaultPlan() Plan {
-	return NewPlan(netip.MustParsePrefix("172.30.0.0/20"), netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16"))
+	return NewPlan(
+		netip.MustParsePrefix("172.30.0.0/20"),
+		netip.MustParsePrefix("10.42.0.0/16"),
+		netip.MustParsePrefix("10.43.0.0/16"))
 }
 
 // NewPlan computes a plan from its three ranges. Whether they are large enough,
@@ -77,7 +80,13 @@ func Hosts(nodes []*resource.Node, server string, address netip.Addr) map[string
 // NetworkFor computes the network of a workspace as one host sees it: the
 // server that runs the plane (host == server) or the node called host. A machine
 // on a host whose address is not in hosts yet is left out until it is.
-func NetworkFor(w *resource.Workspace, plan Plan, machines []*resource.Machine, host, server string, hosts map[string]netip.Addr) Network {
+func NetworkFor(
+	w *resource.Workspace,
+	plan Plan,
+	machines []*resource.Machine,
+	host, server string,
+	hosts map[string]netip.Addr,
+) Network {
 	own := plan.Plane
 	if host != server {
 		own = plan.Gateway(w.Status.NodeSlots[host])
