@@ -38,6 +38,7 @@ func (s *server) addWorkspaces(
 		Workspaces: workspaces.of(n),
 		Machines:   machines.of(n),
 		Nodes:      nodes.of(n),
+		Registerer: s.metrics,
 	}))
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/rest"
 )
 
@@ -68,6 +69,7 @@ type Config struct {
 	Workspaces *store.Cache[*resource.Workspace]
 	Machines   *store.Cache[*resource.Machine]
 	Nodes      *store.Cache[*resource.Node]
+	Registerer prometheus.Registerer // takes the loop's metrics; nil: they are not kept
 }
 
 // Controller runs the workspaces of this server. It is safe for concurrent use.
@@ -118,6 +120,7 @@ func New(cfg Config) *Controller {
 		Workers:    32, // they mostly wait, for clusters of which some are slow
 		Timeout:    passTimeout,
 		MaxBackoff: 15 * time.Second,
+		Registerer: cfg.Registerer,
 	})
 	cfg.Workspaces.OnChange(c.loop.Add)
 	cfg.Machines.OnChange(func(key string) { c.loop.Add(resource.OfWorkspace.Parent(key)) })
