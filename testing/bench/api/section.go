@@ -105,11 +105,23 @@ func (b *bench) grow(ctx context.Context, n int) error {
 			o.Name = organization(i)
 			ops = append(ops, store.Of[resource.Organization](b.store).CreateOp(o))
 		}
-		w := &resource.Workspace{InOrganization: resource.InOrganization{Account: "acme", Organization: organization(i)}, Spec: resource.WorkspaceSpec{KubernetesVersion: "1.36",
-			Datastore: resource.Kine, Machines: 3, MachineSize: resource.Size{MilliCPU: 2000, MemoryBytes: 4 << 30, DiskBytes: 20 << 30}, PodSecurity: "baseline"}}
-		w.Name = name(i)
-		w.Status = resource.WorkspaceStatus{State: resource.State{Phase: resource.Ready}, ID: fmt.Sprintf("%08x", 0xb0000000+i), VNI: uint32(1<<20 + i), MachinesReady: 3, Server: elsewhere,
-			APIHost: fmt.Sprintf("%08x.k8s.%s", 0xb0000000+i, datacenter.Domain)}
+		w := &resource.Workspace{InOrganization: resource.NewInOrganization("acme/"+organization(i), name(i))}
+		w.Spec = resource.WorkspaceSpec{
+			KubernetesVersion: "1.36",
+			Datastore:         resource.Kine,
+			Machines:          3,
+			MachineSize:       resource.Size{MilliCPU: 2000, MemoryBytes: 4 << 30, DiskBytes: 20 << 30},
+			PodSecurity:       "baseline",
+		}
+		id := fmt.Sprintf("%08x", 0xb0000000+i)
+		w.Status = resource.WorkspaceStatus{
+			State:         resource.State{Phase: resource.Ready},
+			ID:            id,
+			VNI:           uint32(1<<20 + i),
+			MachinesReady: 3,
+			Server:        elsewhere,
+			APIHost:       id + ".k8s." + datacenter.Domain,
+		}
 		for _, c := range []string{resource.WorkspaceNetworkReady, resource.WorkspacePlaneReady, resource.WorkspaceAddonsReady, resource.WorkspaceScheduled, resource.WorkspaceMachinesReady} {
 			w.Status.Conditions.Set(resource.Condition{Type: c, Status: resource.True, Reason: "Ready"})
 		}
