@@ -105,8 +105,12 @@ func New(cfg Config) *Controller {
 	// What a workspace is about changes how its apps fare; most changes of it are
 	// of its machines, and a look at an app costs little.
 	cfg.Workspaces.OnChange(func(key string) {
+		add := c.loop.Add
+		if ws, ok := cfg.Workspaces.Get(key); !ok || ws.Deleting() {
+			add = c.loop.Urge // the cluster goes: the apps don't need it to go too
+		}
 		for _, app := range cfg.Apps.List(key) {
-			c.loop.Add(app.Key())
+			add(app.Key())
 		}
 	})
 	return c
@@ -192,7 +196,7 @@ func (c *Controller) late(inCluster context.Context, err error) error {
 	}
 	return &unreachableError{
 		message: fmt.Sprintf("its cluster hasn't answered within %v. A slow webhook may hold it up.", c.clusterTimeout),
-		cause:   context.DeadlineExceeded,
+		cause:   reconcile.Slow(context.DeadlineExceeded),
 	}
 }
 

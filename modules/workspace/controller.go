@@ -122,7 +122,13 @@ func New(cfg Config) *Controller {
 		MaxBackoff: 15 * time.Second,
 		Registerer: cfg.Registerer,
 	})
-	cfg.Workspaces.OnChange(c.loop.Add)
+	cfg.Workspaces.OnChange(func(key string) {
+		if w, ok := cfg.Workspaces.Get(key); ok && w.Deleting() {
+			c.loop.Urge(key) // taking away needs no answer of its cluster
+		} else {
+			c.loop.Add(key)
+		}
+	})
 	cfg.Machines.OnChange(func(key string) { c.loop.Add(resource.OfWorkspace.Parent(key)) })
 	cfg.Nodes.OnChange(c.nodeChanged)
 	return c
@@ -236,7 +242,9 @@ func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, 
 	} else {
 		p.set(resource.WorkspaceNetworkReady, "Attached", "", "")
 		p.run = c.plane(w, keys)
-		err = c.cluster(ctx, p)
+		if err = c.cluster(ctx, p); ctx.Err() != nil {
+			err = reconcile.Slow(err) // most of what it asks is its cluster
+		}
 	}
 	// Also when the time of this pass is over: the status says what held it up.
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)

@@ -54,11 +54,10 @@ type Config[K comparable] struct {
 	Registerer prometheus.Registerer
 }
 
-// A tenant whose looks use up their time limit, or one that Reconcile has set within
-// it (its error then is a context.DeadlineExceeded), is left alone for slowBackoff,
-// and twice as long each time, up to maxSlowBackoff. Of 32 workers with a limit of a
-// minute, some 190 such tenants at once leave one free: each holds one for 60 of
-// 360 seconds.
+// A tenant of whom a look ends Slow is left alone for slowBackoff, and twice as long
+// each time, up to maxSlowBackoff; it takes as long again without one to be forgotten.
+// Of 32 workers with a limit of a minute, some 190 such tenants at once leave one
+// free: each holds one for 60 of 360 seconds.
 const (
 	slowBackoff    = 2 * time.Second
 	maxSlowBackoff = 5 * time.Minute
@@ -82,7 +81,7 @@ type Loop[K comparable] struct {
 type tenant[K comparable] struct {
 	busy    bool    // a worker has one of his keys
 	waiting line[K] // his others
-	slow    int     // how many looks in a row used up their time
+	slow    int     // how many looks ended Slow of late
 	until   time.Time
 }
 
@@ -109,13 +108,16 @@ func (q *line[K]) add(key K) {
 	q.keys = append(q.keys, key)
 }
 
+// remove takes key out; next skips what is left of it in keys.
+func (q *line[K]) remove(key K) { delete(q.in, key) }
+
 func (q *line[K]) next() (key K, ok bool) {
-	if len(q.keys) == 0 {
-		return key, false
+	for len(q.keys) > 0 && !ok {
+		key, q.keys = q.keys[0], q.keys[1:]
+		_, ok = q.in[key]
 	}
-	key, q.keys = q.keys[0], q.keys[1:]
 	delete(q.in, key)
-	return key, true
+	return key, ok
 }
 
 // New makes a Loop. Add works before Run does.
@@ -176,16 +178,29 @@ func (l *Loop[K]) Add(key K) { l.queue.Add(key) }
 // AddAfter has key looked at when d has passed. It does not block.
 func (l *Loop[K]) AddAfter(key K, d time.Duration) { l.queue.AddAfter(key, d) }
 
+// Urge is Add for what its tenant must not wait for although his cluster hangs,
+// since it doesn't need the cluster: that something is taken away, say.
+func (l *Loop[K]) Urge(key K) {
+	if l.cfg.Tenant != nil {
+		l.mu.Lock()
+		if t := l.tenants[l.cfg.Tenant(key)]; t != nil {
+			t.until = time.Time{}
+		}
+		l.mu.Unlock()
+	}
+	l.queue.Add(key)
+}
+
 // Len is how many keys wait for a look.
 func (l *Loop[K]) Len() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := l.queue.Len()
 	for _, t := range l.tenants {
-		n += len(t.waiting.keys)
+		n += len(t.waiting.in)
 	}
 	for _, a := range l.accounts {
-		n += len(a.waiting.keys)
+		n += len(a.waiting.in)
 	}
 	return n
 }
@@ -218,12 +233,12 @@ func (l *Loop[K]) next(ctx context.Context) bool {
 	began := time.Now()
 	look, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
 	again, err := l.cfg.Reconcile(look, key)
-	slow := err != nil && ctx.Err() == nil && (look.Err() != nil || errors.Is(err, context.DeadlineExceeded))
 	cancel()
 	l.took(time.Since(began), err)
 	if l.cfg.Ended != nil {
 		l.cfg.Ended(key, err)
 	}
+	_, slow := errors.AsType[*slowError](err)
 	l.end(key, slow)
 	switch {
 	case ctx.Err() != nil:
@@ -273,6 +288,8 @@ func (l *Loop[K]) begin(key K) bool {
 	}
 	t.busy = true
 	a.busy++
+	t.waiting.remove(key) // it was added anew while it waited
+	a.waiting.remove(key)
 	l.tenants[name], l.accounts[accountOf(name)] = t, a
 	return true
 }
@@ -292,8 +309,11 @@ func (l *Loop[K]) end(key K, slow bool) {
 		pause := min(slowBackoff<<min(t.slow, 10), maxSlowBackoff)
 		t.slow++
 		t.until = time.Now().Add(pause)
-		l.cfg.Log.Warn("a look used up its time: its tenant is left alone for a while", "tenant", name, "for", pause)
-	} else {
+		l.cfg.Log.Warn("a tenant's cluster hangs: he is left alone for a while", "tenant", name, "for", pause)
+		l.sweep()
+	} else if time.Since(t.until) > maxSlowBackoff {
+		// Not at the first good look: it may have been at another of his keys, which
+		// he can have looked at as often as he likes.
 		t.slow = 0
 	}
 	if next, ok := t.waiting.next(); ok {
@@ -304,8 +324,17 @@ func (l *Loop[K]) end(key K, slow bool) {
 	a := l.accounts[accountOf(name)]
 	a.busy--
 	l.wake(a)
-	if a.busy == 0 && len(a.waiting.keys) == 0 {
+	if a.busy == 0 && len(a.waiting.in) == 0 {
 		delete(l.accounts, accountOf(name))
+	}
+}
+
+// sweep forgets tenants who hung once and have not been heard of since.
+func (l *Loop[K]) sweep() {
+	for name, t := range l.tenants {
+		if !t.busy && len(t.waiting.in) == 0 && time.Since(t.until) > maxSlowBackoff {
+			delete(l.tenants, name)
+		}
 	}
 }
 
@@ -376,6 +405,20 @@ func Expected(err error) error {
 type expectedError struct{ error }
 
 func (e *expectedError) Unwrap() error { return e.error }
+
+// Slow marks the error of a look that waited in vain for what its tenant has in
+// his hand, such as his cluster behind a webhook of his: he is left alone for a
+// while. What the platform itself was slow at is nobody's fault and not marked.
+func Slow(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &slowError{err}
+}
+
+type slowError struct{ error }
+
+func (e *slowError) Unwrap() error { return e.error }
 
 // Soonest is the earlier of two times to look again; 0 is never.
 func Soonest(a, b time.Duration) time.Duration {

@@ -183,7 +183,7 @@ func TestWhoIsLeftAloneKeepsNoPlace(t *testing.T) {
 		Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
 			if strings.HasPrefix(key, "a/hangs/") {
 				<-ctx.Done()
-				return 0, ctx.Err()
+				return 0, Slow(ctx.Err())
 			}
 			time.Sleep(10 * time.Second)
 			done.Store(done.Load() || key == "a/last/1")
@@ -207,7 +207,7 @@ func TestHangingTenantIsLeftAloneForLonger(t *testing.T) {
 		defer seen.begin(key)()
 		if tenantOf(key) == "a" && !well.Load() {
 			<-ctx.Done()
-			return 0, ctx.Err()
+			return 0, Slow(ctx.Err())
 		}
 		return 0, nil
 	}}, func(l *Loop[string]) {
@@ -234,21 +234,105 @@ func TestHangingTenantIsLeftAloneForLonger(t *testing.T) {
 	})
 }
 
-// A look may set itself a limit below the loop's, to have time to say so.
-func TestOwnLimitCountsAsHanging(t *testing.T) {
+// A tenant whose cluster hangs can't talk himself out of being left alone by things
+// of his that are well.
+func TestGoodLooksBetweenDoNotForgive(t *testing.T) {
 	var seen looks
-	run(t, Config[string]{Name: "app", Tenant: tenantOf, Timeout: time.Minute, Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
+	run(t, Config[string]{Name: "app", Tenant: tenantOf, Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
 		defer seen.begin(key)()
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		<-ctx.Done()
-		return 0, fmt.Errorf("ask the cluster: %w", ctx.Err())
+		if key == "a1" {
+			time.Sleep(time.Second)
+			return 0, fmt.Errorf("app: %w", Slow(context.DeadlineExceeded))
+		}
+		return 0, nil
 	}}, func(l *Loop[string]) {
 		l.Add("a1")
-		l.Add("a2")
-		settle(2 * time.Hour)
-		if n := seen.of("a1") + seen.of("a2"); n < 15 || n > 40 {
+		for range 7200 {
+			l.Add("a2")
+			settle(time.Second)
+		}
+		if n := seen.of("a1"); n < 15 || n > 40 {
 			t.Errorf("a hanging cluster was looked at %d times in two hours", n)
+		}
+	})
+}
+
+// What the platform is slow at is nobody's fault.
+func TestTimeOfThePlatformIsNobodysFault(t *testing.T) {
+	var seen looks
+	var well atomic.Bool
+	run(t, Config[string]{Name: "app", Tenant: tenantOf, Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
+		defer seen.begin(key)()
+		if well.Load() {
+			return 0, nil
+		}
+		<-ctx.Done() // the datastore doesn't answer
+		return 0, ctx.Err()
+	}}, func(l *Loop[string]) {
+		l.Add("a")
+		settle(time.Hour)
+		well.Store(true)
+		settle(2 * time.Minute) // the look under way, and one pause of the key's own
+		n := seen.of("a")
+		l.Add("a")
+		settle(time.Second)
+		if seen.of("a") != n+1 {
+			t.Error("the tenant is left alone for what the platform was slow at")
+		}
+	})
+}
+
+func TestUrgeDoesNotWait(t *testing.T) {
+	var seen looks
+	var deleted atomic.Bool
+	run(t, Config[string]{Name: "app", Tenant: tenantOf, Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
+		defer seen.begin(key)()
+		if deleted.Load() {
+			return 0, nil
+		}
+		return 0, Slow(context.DeadlineExceeded)
+	}}, func(l *Loop[string]) {
+		l.Add("a")
+		settle(time.Hour)
+		n := seen.of("a")
+		deleted.Store(true)
+		l.Add("a")
+		settle(time.Second)
+		if seen.of("a") != n {
+			t.Fatal("he is not left alone any more after an hour: nothing is tried here")
+		}
+		l.Urge("a")
+		settle(time.Second)
+		if seen.of("a") != n+1 {
+			t.Error("what is urgent waits")
+		}
+	})
+}
+
+// A key that waits for its account and is added anew when there is a place doesn't
+// take the place of another afterwards.
+func TestKeyThatComesUpTwiceWaitsOnce(t *testing.T) {
+	var seen looks
+	run(t, Config[string]{Name: "app", Tenant: func(key string) string { return "acme/" + key }, Share: 1, Workers: 4,
+		Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
+			defer seen.begin(key)()
+			time.Sleep(10 * time.Second)
+			return 0, nil
+		}}, func(l *Loop[string]) {
+		for _, key := range []string{"a", "b", "c", "d"} {
+			l.Add(key)
+			settle(time.Second)
+		}
+		l.Add("c")
+		settle(8 * time.Second) // the place is free
+		if n := l.Len(); n > 3 {
+			t.Errorf("%d keys wait, of three", n)
+		}
+		settle(29 * time.Second)
+		for _, key := range []string{"a", "b", "c", "d"} {
+			if n := seen.of(key); n != 1 {
+				t.Errorf("%s was looked at %d times, want once", key, n)
+			}
 		}
 	})
 }
