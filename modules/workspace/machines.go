@@ -356,8 +356,9 @@ func (c *Controller) observeNode(ctx context.Context, seen *resource.Machine, re
 func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (time.Duration, error) {
 	switch {
 	case m.Status.Conditions.Is(resource.MachineRemoved):
-		if err := r.deleteNode(ctx, m.Name); err != nil {
-			if time.Since(*m.DeletedAt) < overdue {
+		late := time.Since(*m.DeletedAt) >= overdue
+		if err := r.deleteNode(ctx, m.Name, late); err != nil {
+			if !late {
 				return time.Second, nil // the plane comes back; the node should not outlive its machine
 			}
 			c.cfg.Log.Warn("a machine goes, but its Kubernetes node stays", "machine", m.Key(), "err", err)
@@ -373,11 +374,12 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 	case m.Status.Conditions.Is(resource.MachineDrained):
 		return 0, nil // the agent reports
 	}
-	left, err := c.drain(ctx, r, m)
+	late := time.Since(*m.DeletedAt) >= drainTime
+	left, err := c.drain(ctx, r, m, late)
 	if err != nil {
 		left = "the cluster refuses: " + err.Error()
 	}
-	if left != "" && time.Since(*m.DeletedAt) < drainTime {
+	if left != "" && !late {
 		return time.Second, c.observeDrain(ctx, m, resource.Condition{Status: resource.False, Reason: "Draining", Message: left})
 	}
 	if err := c.observeDrain(ctx, m, resource.Condition{Status: resource.True, Reason: "Drained", Message: left}); err != nil {
@@ -394,13 +396,23 @@ func (c *Controller) observeDrain(ctx context.Context, seen *resource.Machine, d
 	})
 }
 
+// clusterTime is how long to ask a cluster about one machine. One that goes and
+// is late is asked once more, and hardly waited for: a hundred machines of a cluster
+// that hangs would hold their hosts for hours.
+func clusterTime(late bool) time.Duration {
+	if late {
+		return clusterTimeout / 10
+	}
+	return clusterTimeout
+}
+
 // deleteNode deletes a Kubernetes node. None there is no error.
-func (r *run) deleteNode(ctx context.Context, name string) error {
+func (r *run) deleteNode(ctx context.Context, name string, late bool) error {
 	client := r.api()
 	if client == nil {
 		return resource.ErrNotReady
 	}
-	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
+	ctx, cancel := context.WithTimeout(ctx, clusterTime(late))
 	defer cancel()
 	err := client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})
 	if apierrors.IsNotFound(err) {
@@ -420,12 +432,12 @@ func (r *run) api() kubernetes.Interface {
 
 // drain cordons the machine's node and evicts its pods, as kubectl drain does
 // without waiting. It returns what is left, in words, "" for nothing.
-func (c *Controller) drain(ctx context.Context, r *run, m *resource.Machine) (string, error) {
+func (c *Controller) drain(ctx context.Context, r *run, m *resource.Machine, late bool) (string, error) {
 	client := r.api()
 	if client == nil {
 		return "waiting for the plane", nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
+	ctx, cancel := context.WithTimeout(ctx, clusterTime(late))
 	defer cancel()
 	_, err := client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType,
 		[]byte(`{"spec":{"unschedulable":true}}`), metav1.PatchOptions{})
