@@ -1,7 +1,6 @@
 package machine
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -93,32 +92,6 @@ func awaitExit(f *os.File) {
 		n, err := unix.Poll(p, 0)
 		return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
 	})
-}
-
-// terminate asks the process to end and waits for it.
-func terminate(ctx context.Context, pid int, timeout time.Duration) error {
-	f, err := openPID(pid)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := unix.PidfdSendSignal(int(f.Fd()), unix.SIGTERM, nil, 0); err != nil {
-		return err
-	}
-	deadline := time.Now().Add(timeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	for time.Now().Before(deadline) && ctx.Err() == nil {
-		p := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}
-		if n, err := unix.Poll(p, 200); n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-	return fmt.Errorf("process %d lives on after %v", pid, timeout)
 }
 
 // inNamespace says whether the process is in the network namespace that stands

@@ -29,8 +29,8 @@ type Config struct {
 	Images  string // unpacked root file systems; survives a reboot
 	Runc    string // runc's state; does not survive a reboot
 	Payload string // the payload: kube/VERSION/kube, runtime/*, images/*
-	// Exited is called when a machine that ran has ended, not because of Stop or
-	// Remove. It must not block. May be nil.
+	// Exited is called when a machine that ran has ended, not because of Remove.
+	// It must not block. May be nil.
 	Exited func(uid string)
 	Log    *slog.Logger
 }
@@ -108,10 +108,10 @@ func (r record) write(file string) error {
 	return atomicfile.Write(file, data, 0o600)
 }
 
-// cgroupName is a machine's control group, below ours.
 // groups is the control group that those of all machines are in.
 const groups = "machines"
 
+// cgroupName is a machine's control group, below ours.
 func cgroupName(uid string) string { return groups + "/" + uid }
 
 // Ensure makes the machine run as m says, in the network namespace with this
@@ -269,40 +269,6 @@ func (s *Sandbox) end(ctx context.Context, uid string) error {
 	}
 	faultpoint.Reach("machine/remove/container-deleted")
 	return cgroup.Kill(ctx, cgroupName(uid))
-}
-
-// stopTimeout is what a machine gets to stop its services and pods. Its init
-// takes 25 s at most.
-const stopTimeout = 30 * time.Second
-
-// Stop ends the machine and keeps its disk. None there is no error.
-func (s *Sandbox) Stop(ctx context.Context, uid string) error {
-	if err := checkUID(uid); err != nil {
-		return err
-	}
-	unlock := s.lock.lock(uid)
-	defer unlock()
-	if err := s.stop(ctx, uid); err != nil {
-		return fmt.Errorf("stop machine %s: %w", uid, err)
-	}
-	return nil
-}
-
-func (s *Sandbox) stop(ctx context.Context, uid string) error {
-	c, ok, err := s.runc.state(ctx, uid)
-	if err != nil {
-		return err
-	}
-	if ok && c.running() {
-		s.unwatch(uid)
-		if err := terminate(ctx, c.PID, stopTimeout); err != nil {
-			s.log.Warn("machine did not stop in time; ending it", "machine", uid, "err", err)
-		}
-	}
-	if err := s.end(ctx, uid); err != nil {
-		return err
-	}
-	return unmountAll(s.places(uid).dir)
 }
 
 // Remove ends the machine and takes everything of it away, from whatever state
