@@ -248,6 +248,7 @@ func (a *Agent) take(s *wire.State, live bool) error {
 		a.loop.Add(ref)
 	}
 	wake(a.gone)
+	wake(a.tell)
 	return nil
 }
 
@@ -274,7 +275,7 @@ func (a *Agent) driver(kind string) Driver {
 // reconcile brings one item closer to the state.
 func (a *Agent) reconcile(ctx context.Context, ref Ref) (again time.Duration, err error) {
 	a.mu.Lock()
-	p, live, before := a.plan, a.live, a.done[ref]
+	p, live, removed := a.plan, a.live, a.done[ref].removed
 	item, wanted := p.items[ref]
 	waits := wanted && slices.ContainsFunc(item.Needs, func(need Ref) bool { return !a.isReady(need) })
 	a.mu.Unlock()
@@ -288,21 +289,17 @@ func (a *Agent) reconcile(ctx context.Context, ref Ref) (again time.Duration, er
 		if err := a.driver(ref.Kind).Remove(ctx, ref.Key); err != nil {
 			return 0, err
 		}
-		a.mu.Lock()
-		delete(a.done, ref)
-		a.mu.Unlock()
+		a.note(ref, func(d *done) { *d = done{} })
 		wake(a.gone)
 		return 0, nil
 	case item.Remove:
-		if before.removed {
+		if removed {
 			return 0, nil
 		}
 		if err := a.driver(ref.Kind).Remove(ctx, ref.Key); err != nil {
 			return 0, err
 		}
-		a.mu.Lock()
-		a.done[ref] = done{removed: true}
-		a.mu.Unlock()
+		a.note(ref, func(d *done) { *d = done{removed: true} })
 		wake(a.gone)
 		return 0, nil
 	case waits:
@@ -311,10 +308,7 @@ func (a *Agent) reconcile(ctx context.Context, ref Ref) (again time.Duration, er
 	if err := item.Ensure(ctx); err != nil {
 		return 0, err
 	}
-	a.mu.Lock()
-	a.done[ref] = done{serial: p.serial}
-	a.mu.Unlock()
-	if before.serial != p.serial || before.problem != "" {
+	if a.note(ref, func(d *done) { *d = done{serial: p.serial} }) {
 		for _, user := range p.users[ref] {
 			a.loop.Add(user)
 		}
@@ -331,16 +325,32 @@ func (a *Agent) isReady(ref Ref) bool {
 
 // ended takes down how a look at an item ended.
 func (a *Agent) ended(ref Ref, err error) {
-	a.mu.Lock()
-	if d, ok := a.done[ref]; err != nil {
-		d.problem = err.Error()
-		a.done[ref] = d
-	} else if ok {
+	a.note(ref, func(d *done) {
 		d.problem = ""
+		if err != nil {
+			d.problem = err.Error()
+		}
+	})
+}
+
+// note changes what is remembered of an item. What is news is reported, and only
+// that: a report has items looked at, so one for each look would have no end.
+func (a *Agent) note(ref Ref, change func(d *done)) (news bool) {
+	a.mu.Lock()
+	before := a.done[ref]
+	d := before
+	change(&d)
+	if d == (done{}) {
+		delete(a.done, ref)
+	} else {
 		a.done[ref] = d
 	}
 	a.mu.Unlock()
+	if d == before {
+		return false
+	}
 	wake(a.tell)
+	return true
 }
 
 // progress says how far the agent has come with an item of a plan. One that waits
@@ -503,7 +513,11 @@ func (a *Agent) report(ctx context.Context) error {
 				return err
 			}
 			for _, key := range fallen {
-				a.loop.Add(Ref{kind, key})
+				// Until it is ensured it isn't as any state wants it: what needs it
+				// waits, and that it is back is news.
+				ref := Ref{kind, key}
+				a.note(ref, func(d *done) { d.serial = 0 })
+				a.loop.Add(ref)
 			}
 		}
 		rep.Problems = append(rep.Problems, a.leftovers(p)...)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +32,7 @@ type server struct {
 	mu      sync.Mutex
 	removed bool
 	last    wire.Report
+	reports []wire.Report
 }
 
 func newServer(t *testing.T) *server {
@@ -55,6 +57,9 @@ func newServer(t *testing.T) *server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/agent/state", s.state)
 	mux.HandleFunc("POST /v1/agent/report", s.report)
+	mux.HandleFunc("POST /v1/agent/machine-certificates", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(wire.MachineCertificates{KubeletClient: leaf, KubeletServing: leaf, KubeProxy: leaf})
+	})
 	s.Server = httptest.NewUnstartedServer(mux)
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
 	s.EnableHTTP2 = true
@@ -104,6 +109,7 @@ func (s *server) report(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	s.last = rep
+	s.reports = append(s.reports, rep)
 	s.mu.Unlock()
 	_, _ = w.Write([]byte("{}"))
 }
@@ -112,7 +118,12 @@ func (s *server) report(w http.ResponseWriter, r *http.Request) {
 // and with a dash before it, it shall be removed.
 func (s *server) say(t *testing.T, networks string, machines string) {
 	t.Helper()
-	line, err := json.Marshal(stateOf(networks, machines))
+	s.sayState(t, stateOf(networks, machines))
+}
+
+func (s *server) sayState(t *testing.T, state *wire.State) {
+	t.Helper()
+	line, err := json.Marshal(state)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,6 +156,13 @@ func (s *server) reported(t *testing.T, what string, ok func(wire.Report) bool) 
 	})
 }
 
+// said is how many reports there were.
+func (s *server) said() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.reports)
+}
+
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
@@ -159,14 +177,21 @@ type world struct {
 	mu     sync.Mutex
 	there  []string          // "network a", "machine u", in the order in which they came
 	events []string          // "+network a", "-machine u"
-	broken map[string]string // what can't be made or removed, and why
+	broken map[string]string // what can't be made or removed, and why; # is how often it was tried
+	tries  map[string]int
+	hold   chan struct{} // not nil: machines get their places once it is closed
+	told   []string      // registries that endpoints heard of
 }
 
 func (w *world) change(what string, there bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.tries == nil {
+		w.tries = map[string]int{}
+	}
+	w.tries[what]++
 	if text := w.broken[what]; text != "" {
-		return errors.New(text)
+		return errors.New(strings.ReplaceAll(text, "#", strconv.Itoa(w.tries[what])))
 	}
 	if slices.Contains(w.there, what) == there {
 		return nil
@@ -185,6 +210,12 @@ func (w *world) breaks(what, why string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.broken = map[string]string{what: why}
+}
+
+func (w *world) tried(what string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.tries[what]
 }
 
 func (w *world) list(kind string) (keys []string) {
@@ -220,40 +251,48 @@ func (w worldNetworks) Detach(_ context.Context, id string) error {
 }
 func (w worldNetworks) Attached() ([]string, error) { return w.list("network"), nil }
 
-// worldMachines is a driver without certificates, which have tests of their own
-// where they are signed.
-type worldMachines struct{ *world }
+type worldPlaces struct{ *world }
 
-func (worldMachines) Kind() string { return "machine" }
-
-func (w worldMachines) Wanted(s *wire.State) []Item {
-	var items []Item
-	for _, m := range s.Machines {
-		items = append(items, Item{Key: m.UID, Workspace: m.NetworkID, Needs: []Ref{{networkKind, m.NetworkID}}, Remove: m.Remove,
-			Ensure: func(context.Context) error { return w.change("machine "+m.UID, true) }})
+func (w worldPlaces) AttachMachine(ctx context.Context, m wire.Machine) (netns string, err error) {
+	if w.hold != nil {
+		select {
+		case <-w.hold:
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
 	}
-	return items
+	return "/netns/" + m.UID, nil
 }
+func (worldPlaces) DetachMachine(context.Context, string) error { return nil }
+func (worldPlaces) Machines() ([]string, error)                 { return nil, nil }
 
-func (w worldMachines) Remove(_ context.Context, uid string) error {
+type worldRunner struct{ *world }
+
+func (w worldRunner) Ensure(_ context.Context, m wire.Machine, _ string, _ wire.MachineKeyPairs) error {
+	return w.change("machine "+m.UID, true)
+}
+func (w worldRunner) Remove(_ context.Context, uid string) error {
 	return w.change("machine "+uid, false)
 }
-func (w worldMachines) List(context.Context) ([]string, error) { return w.list("machine"), nil }
-
-func (w worldMachines) Report(_ context.Context, s *wire.State, progress func(string) Progress, r *wire.Report) (fallen []string, err error) {
-	for _, m := range s.Machines {
-		p := progress(m.UID)
-		running := slices.Contains(w.list("machine"), m.UID)
-		if !running && !m.Remove {
-			fallen = append(fallen, m.UID)
-		}
-		r.Machines = append(r.Machines, wire.MachineReport{UID: m.UID, Running: running, Removed: p.Removed, Message: p.Problem})
+func (w worldRunner) List(context.Context) (all []wire.MachineReport, err error) {
+	for _, uid := range w.list("machine") {
+		all = append(all, wire.MachineReport{UID: uid, Running: true})
 	}
-	return fallen, nil
+	return all, nil
 }
 
+type worldEndpoints struct{ *world }
+
+func (w worldEndpoints) SetState(s *wire.State) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = append(w.told, s.Registry)
+}
+func (worldEndpoints) Open(context.Context, wire.Machine, string, string) error { return nil }
+func (worldEndpoints) Close(string)                                             {}
+
 // run runs an agent in dir until the test ends, or stop is called.
-func run(t *testing.T, s *server, dir string, w *world) (stop func() error) {
+func run(t *testing.T, s *server, dir string, w *world) (a *Agent, stop func() error) {
 	t.Helper()
 	leaf, key, err := s.ca.Issue(pki.Request{CommonName: "n1", Client: true})
 	if err != nil {
@@ -266,10 +305,18 @@ func run(t *testing.T, s *server, dir string, w *world) (stop func() error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := New(Config{
-		Log:     slog.New(slog.DiscardHandler),
+	log := slog.New(slog.DiscardHandler)
+	machines := Machines(MachinesConfig{
+		Log:       log,
+		Client:    c,
+		Networks:  worldPlaces{w},
+		Runner:    worldRunner{w},
+		Endpoints: worldEndpoints{w},
+	})
+	a = New(Config{
+		Log:     log,
 		Client:  c,
-		Drivers: []Driver{Networks(worldNetworks{w}), worldMachines{w}},
+		Drivers: []Driver{Networks(worldNetworks{w}), machines},
 		Facts:   func() wire.Report { return wire.Report{} },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -281,7 +328,7 @@ func run(t *testing.T, s *server, dir string, w *world) (stop func() error) {
 		return <-ended
 	})
 	t.Cleanup(func() { _ = stop() })
-	return stop
+	return a, stop
 }
 
 func wantThere(t *testing.T, w *world, want string) {
@@ -345,6 +392,59 @@ func TestWhatFallsOverIsMadeAgain(t *testing.T) {
 	wantThere(t, w, "machine u1, network a, network b")
 }
 
+// TestWhatFallsOverIsReportedAtOnce has a machine fall over with no change of the
+// state: that it does and that it runs again is said before the next heartbeat.
+func TestWhatFallsOverIsReportedAtOnce(t *testing.T) {
+	s, w := newServer(t), &world{}
+	a, _ := run(t, s, t.TempDir(), w)
+	s.say(t, "a", "a/u1")
+	s.reported(t, "u1 running", func(r wire.Report) bool { return len(r.Machines) == 1 && r.Machines[0].Running })
+	_ = w.change("machine u1", false)
+	before, began := s.said(), time.Now()
+	a.Look()
+	await(t, "reports of u1 down and up again", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		since := s.reports[before:]
+		down := slices.IndexFunc(since, func(r wire.Report) bool { return !r.Machines[0].Running })
+		return down >= 0 && since[len(since)-1].Machines[0].Running
+	})
+	if took := time.Since(began); took > reportEvery/2 {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestWaitingIsNoReasonToReport(t *testing.T) {
+	s, w := newServer(t), &world{}
+	w.breaks("network a", "no bridge")
+	run(t, s, t.TempDir(), w)
+	s.say(t, "a", "a/u1")
+	s.reported(t, "the network's problem", func(r wire.Report) bool {
+		return len(r.Machines) == 1 && r.Machines[0].Message == "network a: no bridge"
+	})
+	before := s.said()
+	time.Sleep(time.Second) // not waiting for an event: nothing shall happen
+	if n := s.said() - before; n > 10 {
+		t.Errorf("%d reports in a second while nothing changed", n)
+	}
+}
+
+// TestReportsKeepThePause has a machine fail with another text each time: each is
+// reported, and none of the reports shortens the pause before the next try.
+func TestReportsKeepThePause(t *testing.T) {
+	s, w := newServer(t), &world{}
+	w.breaks("machine u1", "try #")
+	run(t, s, t.TempDir(), w)
+	s.say(t, "a", "a/u1")
+	s.reported(t, "a try", func(r wire.Report) bool {
+		return len(r.Machines) == 1 && strings.HasPrefix(r.Machines[0].Message, "try ")
+	})
+	time.Sleep(time.Second)                 // not waiting for an event: nothing shall happen
+	if n := w.tried("machine u1"); n > 10 { // at 0, 0.2, 0.6 and 1.4 s; thousands without a pause
+		t.Errorf("%d tries within a second", n)
+	}
+}
+
 func TestRemovedIsSaidUntilTheServerKnows(t *testing.T) {
 	s, w := newServer(t), &world{}
 	run(t, s, t.TempDir(), w)
@@ -363,7 +463,7 @@ func TestRemovedIsSaidUntilTheServerKnows(t *testing.T) {
 // there is: only the server may say that something is no more.
 func TestAbsenceIsNoOrder(t *testing.T) {
 	s, w, dir := newServer(t), &world{}, t.TempDir()
-	stop := run(t, s, dir, w)
+	_, stop := run(t, s, dir, w)
 	s.say(t, "a b", "a/u1 b/u2")
 	wantThere(t, w, "machine u1, machine u2, network a, network b")
 	if err := stop(); err != nil {
@@ -392,7 +492,7 @@ func TestAbsenceIsNoOrder(t *testing.T) {
 
 func TestRemovedNodeLeavesNothing(t *testing.T) {
 	s, w, dir := newServer(t), &world{}, t.TempDir()
-	stop := run(t, s, dir, w)
+	_, stop := run(t, s, dir, w)
 	s.say(t, "a", "a/u1")
 	wantThere(t, w, "machine u1, network a")
 	s.mu.Lock()

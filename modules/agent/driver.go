@@ -24,7 +24,8 @@ type Driver interface {
 	List(ctx context.Context) ([]string, error)
 	// Report adds to r what is seen of the items that s wants. progress says how
 	// far the agent has come with one. It returns the keys of those that were
-	// ensured and have fallen over, to be ensured again.
+	// ready and have fallen over, to be ensured again at once. The others are
+	// tried again anyway, with growing pauses.
 	Report(ctx context.Context, s *wire.State, progress func(key string) Progress, r *wire.Report) (fallen []string, err error)
 }
 

@@ -179,7 +179,7 @@ func (d machines) Report(
 		if p.Problem != "" {
 			rep.Message = p.Problem
 		}
-		if !rep.Running && !m.Remove {
+		if p.Ready && !rep.Running && !m.Remove {
 			fallen = append(fallen, m.UID)
 		}
 		r.Machines = append(r.Machines, rep)
@@ -187,10 +187,10 @@ func (d machines) Report(
 	return fallen, nil
 }
 
-// keys is the folder of a machine's keys; of no machine, the one of all.
 // keysFolder has a folder for the keys of each machine.
 const keysFolder = "machines"
 
+// keys is the folder of a machine's keys; of no machine, the one of all.
 func (d machines) keys(uid string) string { return filepath.Join(d.Client.dir, keysFolder, uid) }
 
 // certificates returns the machine's certificates, asking the server for new
