@@ -244,6 +244,12 @@ func (a *Agent) take(s *wire.State, live bool) error {
 	}
 	queue := a.plan.order
 	a.mu.Unlock()
+	// States are taken one after the other, so no older one is told after this.
+	for _, d := range a.cfg.Drivers {
+		if t, ok := d.(Taker); ok {
+			t.Take(s)
+		}
+	}
 	for _, ref := range queue {
 		a.loop.Add(ref)
 	}

@@ -218,6 +218,13 @@ func (w *world) tried(what string) int {
 	return w.tries[what]
 }
 
+// heard is the registries of all states that endpoints were told of.
+func (w *world) heard() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Join(w.told, " ")
+}
+
 func (w *world) list(kind string) (keys []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -442,6 +449,25 @@ func TestReportsKeepThePause(t *testing.T) {
 	time.Sleep(time.Second)                 // not waiting for an event: nothing shall happen
 	if n := w.tried("machine u1"); n > 10 { // at 0, 0.2, 0.6 and 1.4 s; thousands without a pause
 		t.Errorf("%d tries within a second", n)
+	}
+}
+
+func TestEndpointsHearOfEachStateOnce(t *testing.T) {
+	s, w := newServer(t), &world{hold: make(chan struct{})}
+	run(t, s, t.TempDir(), w)
+	state := stateOf("a b", "a/u1 b/u2")
+	for i, registry := range []string{"r1", "r2"} {
+		state.Registry = registry
+		s.sayState(t, state)
+		// Machines of the first state are being made meanwhile.
+		await(t, "endpoints are told", func() bool { return len(strings.Fields(w.heard())) > i })
+	}
+	close(w.hold)
+	wantThere(t, w, "machine u1, machine u2, network a, network b")
+	s.sayState(t, &wire.State{Registry: "r3"}) // no machine is made
+	wantThere(t, w, "")
+	if got, want := w.heard(), "r1 r2 r3"; got != want {
+		t.Errorf("endpoints were told %s, want %s", got, want)
 	}
 }
 

@@ -29,6 +29,13 @@ type Driver interface {
 	Report(ctx context.Context, s *wire.State, progress func(key string) Progress, r *wire.Report) (fallen []string, err error)
 }
 
+// Taker is a Driver that has use for what a state says besides its items.
+type Taker interface {
+	// Take is called once for each state, in their order, before anything of it is
+	// made. It does not block.
+	Take(s *wire.State)
+}
+
 // Item is one thing of a driver that a state wants.
 type Item struct {
 	// Key tells it from all others of its driver. One that can be removed and

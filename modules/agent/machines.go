@@ -66,11 +66,17 @@ func Machines(cfg MachinesConfig) Driver { return machines{cfg} }
 
 type machines struct{ MachinesConfig }
 
+var _ Taker = machines{}
+
 // machinesEvery is how often machines are looked at though nothing has changed:
 // their certificates may be due.
 const machinesEvery = time.Hour
 
 func (machines) Kind() string { return "machine" }
+
+// Take tells endpoints of every state, also of one that has no machine ensured:
+// what an operator closed is closed at once.
+func (d machines) Take(s *wire.State) { d.Endpoints.SetState(s) }
 
 func (d machines) Wanted(s *wire.State) []Item {
 	workspaces := map[string]string{}
@@ -85,10 +91,7 @@ func (d machines) Wanted(s *wire.State) []Item {
 			Needs:     []Ref{{networkKind, m.NetworkID}},
 			Every:     machinesEvery,
 			Remove:    m.Remove,
-			Ensure: func(ctx context.Context) error {
-				d.Endpoints.SetState(s)
-				return d.ensure(ctx, m, workspaces[m.NetworkID])
-			},
+			Ensure:    func(ctx context.Context) error { return d.ensure(ctx, m, workspaces[m.NetworkID]) },
 		})
 	}
 	return items
