@@ -89,7 +89,7 @@ func (b *base) network() *network.Network {
 // serve.
 func (b *base) tellInit() {
 	if _, err := daemon.SdNotify(true, daemon.SdNotifyReady); err != nil {
-		b.log.Warn("the init system is not told that this is ready", "error", err)
+		b.log.Warn("the init system is not told that this is ready", "err", err)
 	}
 }
 
@@ -113,7 +113,7 @@ func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release f
 		}
 	}()
 	for _, err := range prepareKernel(ctx) {
-		b.log.Warn("prepare the kernel", "error", err)
+		b.log.Warn("prepare the kernel", "err", err)
 	}
 	results := preflight.Run(ctx, checks)
 	for _, r := range results {

@@ -133,7 +133,7 @@ func (p *Process) Run(ctx context.Context, ready func(), died func(error)) error
 		if time.Since(began) >= ranWell {
 			backoff = minBackoff
 		}
-		p.cfg.Log.Warn("child process died", "error", err, "after", time.Since(began), "again", backoff)
+		p.cfg.Log.Warn("child process died", "err", err, "after", time.Since(began), "again", backoff)
 		timer := time.NewTimer(backoff)
 		select {
 		case <-timer.C:
@@ -288,7 +288,7 @@ func (p *Process) start(cmd *exec.Cmd) error {
 	defer group.Close()
 	if p.cfg.MemoryMax > 0 {
 		if err := group.LimitMemory(p.cfg.MemoryMax); err != nil {
-			p.cfg.Log.Warn("the child's memory has no bound", "error", err)
+			p.cfg.Log.Warn("the child's memory has no bound", "err", err)
 		}
 	}
 	if fd, ok := group.FD(); ok {
@@ -304,7 +304,7 @@ func (p *Process) start(cmd *exec.Cmd) error {
 	}
 	err = cmd.Start()
 	if rerr := restore(); rerr != nil {
-		p.cfg.Log.Warn("thread stays in the child's cgroup", "error", rerr)
+		p.cfg.Log.Warn("thread stays in the child's cgroup", "err", rerr)
 	}
 	return err
 }
@@ -327,7 +327,7 @@ func (p *Process) awaitEnd(ctx context.Context, pid int) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err := cgroup.KillAll(ctx, p.cfg.Cgroup); err != nil {
-		p.cfg.Log.Warn("child process left something running", "cgroup", p.cfg.Cgroup, "error", err)
+		p.cfg.Log.Warn("child process left something running", "cgroup", p.cfg.Cgroup, "err", err)
 	}
 }
 

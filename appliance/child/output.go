@@ -73,7 +73,7 @@ func (o *output) writeFile(line []byte) {
 		err := errors.Join(o.file.Close(), os.Rename(o.path, o.path+".1"))
 		o.file = nil
 		if err = errors.Join(err, o.open()); err != nil {
-			o.log.Warn("log file not rotated; goes on without one", "file", o.path, "error", err)
+			o.log.Warn("log file not rotated; goes on without one", "file", o.path, "err", err)
 			return
 		}
 	}

@@ -118,7 +118,7 @@ func (g *Graph) Run(ctx context.Context) error {
 			err := g.run(ctx, n)
 			n.status.end(err)
 			if err != nil {
-				g.Log.Error("part failed", "component", n.name, "error", err)
+				g.Log.Error("part failed", "component", n.name, "err", err)
 				mu.Lock()
 				errs = append(errs, fmt.Errorf("%s: %w", n.name, err))
 				mu.Unlock()

@@ -107,7 +107,7 @@ func (r *Renewer) Run(ctx context.Context, ready func()) error {
 		if r.valid() != nil {
 			return err
 		}
-		r.cfg.Log.Warn("certificate not renewed", "certificate", r.cfg.Name, "error", err)
+		r.cfg.Log.Warn("certificate not renewed", "certificate", r.cfg.Name, "err", err)
 	}
 	ready()
 	for {
@@ -123,7 +123,7 @@ func (r *Renewer) Run(ctx context.Context, ready func()) error {
 			// A third of its life is left when the first try is made: a hundredth
 			// of it gives some thirty tries, at most one a minute.
 			wait = max(time.Minute, r.life()/100)
-			r.cfg.Log.Warn("certificate not renewed", "certificate", r.cfg.Name, "error", err, "again", wait)
+			r.cfg.Log.Warn("certificate not renewed", "certificate", r.cfg.Name, "err", err, "again", wait)
 		}
 		// Not one long timer: it would run on while the machine is suspended, or
 		// its clock is set.

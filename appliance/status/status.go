@@ -97,7 +97,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(s.cfg.Collect()); err != nil {
-			s.cfg.Log.Debug("status not sent", "error", err)
+			s.cfg.Log.Debug("status not sent", "err", err)
 		}
 	})
 	mux.Handle("/livez", s.Live())
