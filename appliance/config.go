@@ -242,9 +242,12 @@ func (c Config) Validate() error {
 			errs = append(errs, config.Mistake("address", c.Address.String(), "not a global IPv4 address",
 				"other machines must reach it: set the one on the platform's network"))
 		}
-		for field, p := range map[string]netip.Prefix{"nodes": c.Plan.Nodes, "pods": c.Plan.Pods, "services": c.Plan.Services} {
-			if p.Contains(c.Address) {
-				errs = append(errs, config.Mistake("workspaces."+field, p.String(), "holds this machine's own address "+c.Address.String(),
+		for _, n := range []struct {
+			field string
+			p     netip.Prefix
+		}{{"nodes", c.Plan.Nodes}, {"pods", c.Plan.Pods}, {"services", c.Plan.Services}} {
+			if n.p.Contains(c.Address) {
+				errs = append(errs, config.Mistake("workspaces."+n.field, n.p.String(), "holds this machine's own address "+c.Address.String(),
 					"use a network that your site does not"))
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/config"
 	"github.com/multipaas/multipaas/appliance/logs"
 	"github.com/multipaas/multipaas/modules/registry"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/workspace"
 )
 
@@ -80,7 +81,17 @@ func TestOrderOfSources(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := f.Limits, (LimitSettings{5, 50, 25, 100, 8, "7", "1600Gi", "10Ti", "200Gi"}); got != want {
+	if got, want := f.Limits.Limits(), (resource.Limits{
+		Users:         5,
+		Organizations: 50,
+		Workspaces:    25,
+		Machines:      100,
+		Apps:          8,
+		MilliCPU:      7000,
+		MemoryBytes:   1600 << 30,
+		DiskBytes:     10 << 40,
+		ImageBytes:    200 << 30,
+	}); got != want {
 		t.Errorf("limits: got %+v, want %+v", got, want)
 	}
 	if f.Workspaces.DatastoreLimit != 512 || len(f.RegistryUpstreams) != 2 || f.RegistryUpstreams[1].URL != "https://mirror.example" {
@@ -155,7 +166,9 @@ func TestEveryMistakeAtOnce(t *testing.T) {
 	f.PayloadKeys = []string{"short"}
 	f.RegistryUpstreams = []registry.UpstreamSettings{{Name: "bad name", URL: "ftp://x", CAFile: "ca", Username: "u"}}
 	f.Log = logs.Settings{Level: "loud", Format: "xml"}
-	f.Limits.Users, f.Limits.Workspaces, f.Limits.Memory = -1, 0, "much"
+	if err := config.Parse([]byte("limits: {users: -1, workspaces: 0, cpu: x, memory: much, disk: -1Gi}\n"), &f, "limits"); err != nil {
+		t.Fatal(err)
+	}
 	err := f.Complete(testMachine).Validate()
 	if err == nil {
 		t.Fatal("no error")
@@ -170,10 +183,18 @@ func TestEveryMistakeAtOnce(t *testing.T) {
 			t.Errorf("no word about %s", field)
 		}
 	}
+	var limits []string
 	for line := range strings.Lines(err.Error()) {
+		if field, ok := strings.CutPrefix(line, "limits."); ok {
+			field, _, _ = strings.Cut(field, ":")
+			limits = append(limits, field)
+		}
 		if parts := strings.Split(line, ": "); len(parts) < 4 {
 			t.Errorf("not field, value, what is wrong and remedy: %s", line)
 		}
+	}
+	if got, want := strings.Join(limits, " "), "users workspaces cpu memory disk"; got != want {
+		t.Errorf("mistakes of a section: got %s, want them in its order: %s", got, want)
 	}
 }
 
@@ -198,12 +219,13 @@ func TestDiff(t *testing.T) {
 	f.Name = "n1"
 	f.Log.Level = "debug"
 	f.RegistryUpstreams = []registry.UpstreamSettings{{Name: "docker.io", URL: "https://mirror.example"}}
+	*f.Limits.List[0].Value.(*int64) = 7
 	text, err := config.Diff(f, Defaults())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(text, "data_dir") || strings.Contains(text, "format") {
-		t.Errorf("holds defaults:\n%s", text)
+	if strings.Contains(text, "data_dir") || strings.Contains(text, "format") || !strings.Contains(text, "limits:\n    users: 7\nreg") {
+		t.Errorf("not what differs:\n%s", text)
 	}
 	back := Defaults()
 	if err := config.Parse([]byte(text), &back, "diff"); err != nil {

@@ -7,6 +7,9 @@
 //		Level string `yaml:"level" doc:"the least that is logged: debug, info, warn or error"`
 //	}
 //
+// A section whose settings are in a table elsewhere is a struct with a List of
+// them instead.
+//
 // What can be set in the file can be set by an environment variable too, for
 // every type of field.
 //
@@ -19,6 +22,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"reflect"
 	"slices"
@@ -67,13 +71,13 @@ func Load(into any, from Sources) error {
 			errs = append(errs, s.set(name, v))
 		}
 	}
-	for name, v := range from.Flags {
+	for _, name := range slices.Sorted(maps.Keys(from.Flags)) {
 		i := slices.IndexFunc(all, func(s setting) bool { return s.name == name })
 		if i < 0 {
 			errs = append(errs, fmt.Errorf("flag %s: unknown setting; have %s", name, strings.Join(names(all), ", ")))
 			continue
 		}
-		errs = append(errs, all[i].set("flag "+name, v))
+		errs = append(errs, all[i].set("flag "+name, from.Flags[name]))
 	}
 	return errors.Join(errs...)
 }
@@ -113,21 +117,15 @@ func check(prefix string, v reflect.Value) (errs []error) {
 			errs = append(errs, Mistake(prefix+field, value, wrong, remedy))
 		})
 	}
-	for i := range v.NumField() {
-		name, field := fieldName(v.Type().Field(i)), v.Field(i)
+	for _, f := range fieldsOf(v) {
 		switch {
-		case field.Kind() == reflect.Struct:
-			errs = append(errs, check(prefix+name+".", field)...)
-		case field.Kind() == reflect.Slice && field.Type().Elem().Kind() == reflect.Struct:
-			for j := range field.Len() {
-				errs = append(errs, check(fmt.Sprintf("%s%s[%d].", prefix, name, j), field.Index(j))...)
+		case f.value.Kind() == reflect.Struct:
+			errs = append(errs, check(prefix+f.name+".", f.value)...)
+		case f.value.Kind() == reflect.Slice && f.value.Type().Elem().Kind() == reflect.Struct:
+			for j := range f.value.Len() {
+				errs = append(errs, check(fmt.Sprintf("%s%s[%d].", prefix, f.name, j), f.value.Index(j))...)
 			}
 		}
 	}
 	return errs
-}
-
-func fieldName(f reflect.StructField) string {
-	name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-	return name
 }

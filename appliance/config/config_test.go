@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -73,5 +74,50 @@ func TestCheckNamesTheWholeField(t *testing.T) {
 	c := everything{Entries: []entry{{Name: "ok"}, {}}}
 	if got, want := fmt.Sprint(Check(c)), `entries[1].name: "": empty: write one`; got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// TestList: what a list says is told like what fields say.
+func TestList(t *testing.T) {
+	type section struct{ List }
+	type fields struct {
+		Number int64  `yaml:"number" doc:"a number"`
+		Text   string `yaml:"text" doc:"a text"`
+	}
+	type file struct {
+		Listed section `yaml:"listed" doc:"a list"`
+		Fields fields  `yaml:"struct" doc:"a struct"`
+	}
+	defaults := func() file {
+		f := file{Listed: section{List{
+			{Name: "number", Doc: "a number", Value: new(int64(1))},
+			{Name: "text", Doc: "a text", Value: new("2")},
+		}}}
+		f.Fields.Number, f.Fields.Text = 1, "2"
+		return f
+	}
+	told := func(section, text string) string {
+		f := defaults()
+		err := Load(&f, Sources{Env: []string{"MULTIPAAS_" + strings.ToUpper(section) + "_NUMBER=" + text}})
+		for _, yaml := range []string{
+			text, "", "{number: " + text + "}", "\n  text: x\n  nope:\n  - 1\n  number: [1]", "{number: 1, number: 2}", "{number: ~, text: ~}", "[1]",
+		} {
+			err = errors.Join(err, Parse([]byte(section+": "+yaml+"\n"), &f, "file"))
+		}
+		all, perr := Print(f)
+		diff, derr := Diff(f, defaults())
+		_, of, _ := strings.Cut(all, section+":")
+		of, _, _ = strings.Cut(of, "# a struct")
+		return strings.NewReplacer(section, "SECTION", strings.ToUpper(section), "SECTION").Replace(fmt.Sprintln(err, perr, derr, of, diff))
+	}
+	for _, text := range []string{"5", "many"} {
+		got, want := told("listed", text), told("struct", text)
+		if got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+	}
+	got, want, _ := strings.Cut(Markdown(defaults()), "| **struct** | | a struct |\n")
+	if _, got, _ = strings.Cut(got, "| **listed** | | a list |\n"); strings.ReplaceAll(got, "listed", "struct") != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }

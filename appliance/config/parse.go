@@ -32,8 +32,8 @@ func Parse(data []byte, into any, file string) error {
 	if !errors.As(err, &typed) {
 		return fmt.Errorf("%s: %s", file, strings.TrimPrefix(err.Error(), "yaml: "))
 	}
-	types := map[string]reflect.Type{}
-	typesIn(reflect.TypeOf(into).Elem(), types)
+	types := map[string]reflect.Value{}
+	typesIn(reflect.ValueOf(into).Elem(), types)
 	var errs []error
 	for _, e := range typed.Errors {
 		errs = append(errs, fmt.Errorf("%s: %s", file, explain(e, types)))
@@ -41,16 +41,16 @@ func Parse(data []byte, into any, file string) error {
 	return errors.Join(errs...)
 }
 
-// typesIn notes t and all types in it by the names that the YAML library calls
-// them.
-func typesIn(t reflect.Type, types map[string]reflect.Type) {
-	types[t.String()] = t
-	switch t.Kind() {
+// typesIn notes v and what is in it, or would be, by the names that the YAML
+// library has for their types.
+func typesIn(v reflect.Value, types map[string]reflect.Value) {
+	types[v.Type().String()] = v
+	switch v.Kind() {
 	case reflect.Slice:
-		typesIn(t.Elem(), types)
+		typesIn(reflect.Zero(v.Type().Elem()), types)
 	case reflect.Struct:
-		for i := range t.NumField() {
-			typesIn(t.Field(i).Type, types)
+		for _, f := range fieldsOf(v) {
+			typesIn(f.value, types)
 		}
 	}
 }
@@ -62,11 +62,11 @@ var (
 
 // explain turns what the YAML library says into what an operator understands:
 // it names Go types, which operators don't know.
-func explain(msg string, types map[string]reflect.Type) string {
-	if m := unknownField.FindStringSubmatch(msg); m != nil && types[m[3]] != nil {
-		return fmt.Sprintf("%s%q: unknown field; have %s", m[1], m[2], strings.Join(fieldsOf(types[m[3]]), ", "))
+func explain(msg string, types map[string]reflect.Value) string {
+	if m := unknownField.FindStringSubmatch(msg); m != nil && types[m[3]].IsValid() {
+		return fmt.Sprintf("%s%q: unknown field; have %s", m[1], m[2], strings.Join(names(fieldsOf(types[m[3]])), ", "))
 	}
-	if m := wrongType.FindStringSubmatch(msg); m != nil && types[m[4]] != nil {
+	if m := wrongType.FindStringSubmatch(msg); m != nil && types[m[4]].IsValid() {
 		want := describe(types[m[4]])
 		if want == "a list" {
 			want = "a list (lines that begin with `- `)"

@@ -7,10 +7,11 @@ import (
 	"strings"
 )
 
-// setting is one value of a configuration.
+// setting is one value of a configuration, or a section of it.
 type setting struct {
-	name  string // "log.level"
-	field reflect.StructField
+	name  string // "log.level"; as a field of its section "level"
+	doc   string
+	noEnv bool
 	value reflect.Value
 }
 
@@ -18,13 +19,26 @@ type setting struct {
 func settings(c any) []setting { return settingsOf("", reflect.ValueOf(c).Elem()) }
 
 func settingsOf(prefix string, v reflect.Value) (all []setting) {
-	for i := range v.NumField() {
-		f := v.Type().Field(i)
-		if f.Type.Kind() == reflect.Struct {
-			all = append(all, settingsOf(prefix+fieldName(f)+".", v.Field(i))...)
+	for _, f := range fieldsOf(v) {
+		f.name = prefix + f.name
+		if f.value.Kind() == reflect.Struct {
+			all = append(all, settingsOf(f.name+".", f.value)...)
 			continue
 		}
-		all = append(all, setting{prefix + fieldName(f), f, v.Field(i)})
+		all = append(all, f)
+	}
+	return all
+}
+
+// fieldsOf are the fields of a section, in their order.
+func fieldsOf(v reflect.Value) (all []setting) {
+	if l, ok := v.Interface().(lister); ok {
+		return l.fields()
+	}
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		all = append(all, setting{name, f.Tag.Get("doc"), f.Tag.Get("env") == "-", v.Field(i)})
 	}
 	return all
 }
@@ -40,7 +54,7 @@ func names(all []setting) []string {
 // variable is the environment variable of a setting; "" if it has none, since
 // the variable means something else.
 func (s setting) variable() string {
-	if s.field.Tag.Get("env") == "-" {
+	if s.noEnv {
 		return ""
 	}
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(s.name, ".", "_"))
@@ -76,7 +90,7 @@ func (s setting) set(where, text string) error {
 }
 
 func setScalar(v reflect.Value, where, text string) error {
-	fail := func() error { return Mistake(where, text, "is not "+describe(v.Type()), "write "+example(v.Type())) }
+	fail := func() error { return Mistake(where, text, "is not "+describe(v), "write "+example(v.Type())) }
 	switch v.Kind() {
 	case reflect.String:
 		v.SetString(text)
@@ -98,9 +112,9 @@ func setScalar(v reflect.Value, where, text string) error {
 	return nil
 }
 
-// describe says what a value of a type is, as an operator calls it.
-func describe(t reflect.Type) string {
-	switch t.Kind() {
+// describe says what a value like v is, as an operator calls it.
+func describe(v reflect.Value) string {
+	switch v.Kind() {
 	case reflect.Bool:
 		return "true or false"
 	case reflect.Int, reflect.Int64:
@@ -108,7 +122,7 @@ func describe(t reflect.Type) string {
 	case reflect.Slice:
 		return "a list"
 	case reflect.Struct:
-		return "fields (" + strings.Join(fieldsOf(t), ", ") + ")"
+		return "fields (" + strings.Join(names(fieldsOf(v)), ", ") + ")"
 	}
 	return "a text"
 }
@@ -118,12 +132,4 @@ func example(t reflect.Type) string {
 		return "true or false"
 	}
 	return "digits only, 25 for one"
-}
-
-func fieldsOf(t reflect.Type) []string {
-	var out []string
-	for i := range t.NumField() {
-		out = append(out, fieldName(t.Field(i)))
-	}
-	return out
 }

@@ -32,16 +32,16 @@ func marshal(n *yaml.Node) (string, error) {
 // if there are defaults, of what differs from them; nil if nothing does.
 func node(v, def reflect.Value) *yaml.Node {
 	out := &yaml.Node{Kind: yaml.MappingNode}
-	for i := range v.NumField() {
-		f, a := v.Type().Field(i), v.Field(i)
-		key, b := &yaml.Node{Kind: yaml.ScalarNode, Value: fieldName(f)}, reflect.Value{}
+	for i, f := range fieldsOf(v) {
+		a, b := f.value, reflect.Value{}
+		key := &yaml.Node{Kind: yaml.ScalarNode, Value: f.name}
 		if def.IsValid() {
-			b = def.Field(i)
+			b = fieldsOf(def)[i].value
 			if a.Kind() == reflect.Slice && a.Len() == 0 && b.Len() == 0 || reflect.DeepEqual(a.Interface(), b.Interface()) {
 				continue
 			}
 		} else {
-			key.HeadComment = f.Tag.Get("doc")
+			key.HeadComment = f.doc
 		}
 		var value *yaml.Node
 		if a.Kind() == reflect.Struct {
@@ -69,20 +69,19 @@ func Markdown(defaults any) string {
 }
 
 func rows(b *strings.Builder, prefix string, v reflect.Value) {
-	for i := range v.NumField() {
-		f, value := v.Type().Field(i), v.Field(i)
-		name, doc := prefix+fieldName(f), f.Tag.Get("doc")
+	for _, f := range fieldsOf(v) {
+		name, t := prefix+f.name, f.value.Type()
 		switch {
-		case f.Type.Kind() == reflect.Struct:
-			fmt.Fprintf(b, "| **%s** | | %s |\n", name, doc)
-			rows(b, name+".", value)
-		case f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:
-			fmt.Fprintf(b, "| **%s** | | %s |\n", name, doc)
-			rows(b, name+"[].", reflect.Zero(f.Type.Elem()))
-		case value.IsZero():
-			fmt.Fprintf(b, "| `%s` | | %s |\n", name, doc)
+		case t.Kind() == reflect.Struct:
+			fmt.Fprintf(b, "| **%s** | | %s |\n", name, f.doc)
+			rows(b, name+".", f.value)
+		case t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct:
+			fmt.Fprintf(b, "| **%s** | | %s |\n", name, f.doc)
+			rows(b, name+"[].", reflect.Zero(t.Elem()))
+		case f.value.IsZero():
+			fmt.Fprintf(b, "| `%s` | | %s |\n", name, f.doc)
 		default:
-			fmt.Fprintf(b, "| `%s` | `%v` | %s |\n", name, value, doc)
+			fmt.Fprintf(b, "| `%s` | `%v` | %s |\n", name, f.value, f.doc)
 		}
 	}
 }

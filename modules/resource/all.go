@@ -45,15 +45,15 @@ type Limits struct {
 // them here.
 func Dimensions() []Dimension {
 	return []Dimension{
-		{"users", "users", Count, "1000", "users", "users that were made for it", func(l *Limits) *int64 { return &l.Users }},
-		{"organizations", "organizations", Count, "50", "organizations", "organizations", func(l *Limits) *int64 { return &l.Organizations }},
+		{"users", "users", Count, "1000", "users", "users that were made for it", "how many users may be made for it", func(l *Limits) *int64 { return &l.Users }},
+		{"organizations", "organizations", Count, "50", "organizations", "organizations", "how many organizations", func(l *Limits) *int64 { return &l.Organizations }},
 		// A workspace's plane takes 250 MB of the server.
-		{"workspaces", "workspaces", Count, "25", "workspaces", "workspaces", func(l *Limits) *int64 { return &l.Workspaces }},
-		{"machines", "machines", Count, "100", "machines", "machines in all workspaces", func(l *Limits) *int64 { return &l.Machines }},
-		{"apps", "apps", Count, "500", "apps", "apps in all workspaces", func(l *Limits) *int64 { return &l.Apps }},
-		{"milliCPU", "cpu", Thousandths, "400", "CPUs", "CPUs of all machines", func(l *Limits) *int64 { return &l.MilliCPU }},
-		{"memoryBytes", "memory", Bytes, "1600Gi", "memory", "memory of all machines", func(l *Limits) *int64 { return &l.MemoryBytes }},
-		{"diskBytes", "disk", Bytes, "10Ti", "disk", "disk of all machines", func(l *Limits) *int64 { return &l.DiskBytes }},
-		{"imageBytes", "images", Bytes, "200Gi", "images", "images in the registry", func(l *Limits) *int64 { return &l.ImageBytes }},
+		{"workspaces", "workspaces", Count, "25", "workspaces", "workspaces", "how many workspaces", func(l *Limits) *int64 { return &l.Workspaces }},
+		{"machines", "machines", Count, "100", "machines", "machines in all workspaces", "how many machines in all its workspaces", func(l *Limits) *int64 { return &l.Machines }},
+		{"apps", "apps", Count, "500", "apps", "apps in all workspaces", "how many apps", func(l *Limits) *int64 { return &l.Apps }},
+		{"milliCPU", "cpu", Thousandths, "400", "CPUs", "CPUs of all machines", "CPUs of all its machines", func(l *Limits) *int64 { return &l.MilliCPU }},
+		{"memoryBytes", "memory", Bytes, "1600Gi", "memory", "memory of all machines", "memory of all its machines", func(l *Limits) *int64 { return &l.MemoryBytes }},
+		{"diskBytes", "disk", Bytes, "10Ti", "disk", "disk of all machines", "disk of all its machines", func(l *Limits) *int64 { return &l.DiskBytes }},
+		{"imageBytes", "images", Bytes, "200Gi", "images", "images in the registry", "what its images may take in the registry", func(l *Limits) *int64 { return &l.ImageBytes }},
 	}
 }

@@ -8,13 +8,14 @@ import (
 // Dimension is one thing that accounts have limits of, and all that is said
 // about it.
 type Dimension struct {
-	Name    string               // in JSON
-	Setting string               // below `limits:` in the configuration; the client's flag is --max-SETTING
-	Unit    Unit                 //
-	Default string               // of the configuration; a text as an operator writes it
-	Noun    string               // for people: "CPUs"
-	Doc     string               // a line that begins with the noun
-	Of      func(*Limits) *int64 // its field
+	Name       string               // in JSON
+	Setting    string               // below `limits:` in the configuration; the client's flag is --max-SETTING
+	Unit       Unit                 //
+	Default    string               // of the configuration; a text as an operator writes it
+	Noun       string               // for people: "CPUs"
+	Doc        string               // of the client's flag; begins with the noun
+	SettingDoc string               // of the configuration: "how many apps"
+	Of         func(*Limits) *int64 // its field
 }
 
 // Unit is what the numbers of a dimension count.

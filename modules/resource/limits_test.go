@@ -25,7 +25,7 @@ func TestDimensionsAreAllOfLimits(t *testing.T) {
 			}
 			seen[name] = true
 		}
-		if d.Setting == "" || d.Default == "" || !strings.HasPrefix(d.Doc, d.Noun) {
+		if d.Setting == "" || d.Default == "" || d.SettingDoc == "" || !strings.HasPrefix(d.Doc, d.Noun) {
 			t.Errorf("%s lacks something: %+v", d.Name, d)
 		}
 	}
