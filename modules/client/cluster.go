@@ -36,6 +36,8 @@ func (p *program) machines() noun[resource.Machine] {
 		table: table[resource.Machine]{
 			empty: "The workspace has no machines.",
 			columns: standard(p, []column[resource.Machine]{
+				// Its own column: a machine isn't Stateful, since no task is about one.
+				{head: "PHASE", cell: func(m *resource.Machine) string { return phaseOf(&m.Meta, m.Status.Phase) }},
 				{head: "ADDRESS", cell: func(m *resource.Machine) string { return m.Spec.Address.String() }},
 				{head: "RESTARTS", cell: func(m *resource.Machine) string { return strconv.Itoa(m.Status.Restarts) }},
 				{head: "DRIVER", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Driver }},
