@@ -47,7 +47,8 @@ func TestMain(m *testing.M) {
 // answers METHOD PATH with the file api/METHOD/PATH.json, or .STATUS.json for
 // another status than 200, or .sse for a stream, and writes what it was asked
 // into requests. It proves transport and rendering; what the real API answers
-// is for testing/e2e.
+// is for testing/e2e. A PUT that is answered with 200 is of what is there already: it
+// is refused, with 412, if it asks for nothing to be there.
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
@@ -160,6 +161,9 @@ func (a *cannedAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		fmt.Sscanf(strings.TrimPrefix(found[0], base+"."), "%d", &status)
 		data, _ = os.ReadFile(found[0])
+	}
+	if r.Method == http.MethodPut && status == http.StatusOK && r.Header.Get("If-None-Match") != "" {
+		status, data = http.StatusPreconditionFailed, []byte(`{"status":412,"code":"precondition-failed"}`)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)

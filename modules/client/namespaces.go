@@ -10,10 +10,11 @@ import (
 
 func (p *program) namespaces() noun[resource.Namespace] {
 	return noun[resource.Namespace]{
-		one:  "namespace",
-		many: "namespaces",
-		in:   inWorkspace,
-		gone: "being deleted", // Kubernetes takes its time
+		one:   "namespace",
+		many:  "namespaces",
+		in:    inWorkspace,
+		gone:  "being deleted", // Kubernetes takes its time
+		keeps: true,
 		table: table[resource.Namespace]{
 			empty: "The workspace has no namespaces.",
 			columns: []column[resource.Namespace]{

@@ -23,6 +23,7 @@ type noun[V any] struct {
 	place bool   // it is a place to work in, itself
 	tasks bool   // the platform works on what is written, and there is a task to wait for
 	gone  string // what one is when it was deleted, if that is not "deleted"
+	keeps bool   // create is content with one that is there already
 
 	query func(*call) (url.Values, error) // narrows a list down
 	pick  func(*call, []V) []V            // picks from what was listed
@@ -228,7 +229,14 @@ func (n noun[V]) create(words command, spec func(*call) (any, error)) *command {
 				}
 				in = map[string]any{"spec": wanted}
 			}
-			accepted, err := n.write(c, http.MethodPut, it.path, in, "If-None-Match", "*")
+			match, there := []string{"If-None-Match", "*"}, " is created"
+			switch {
+			case n.keeps:
+				match, there = nil, " is there"
+			case n.tasks:
+				there = " is ready"
+			}
+			accepted, err := n.write(c, http.MethodPut, it.path, in, match...)
 			if err != nil {
 				return err
 			}
@@ -239,10 +247,7 @@ func (n noun[V]) create(words command, spec func(*call) (any, error)) *command {
 				}
 				chosen = ", and chosen."
 			}
-			subject, there := n.subject(it), " is created"
-			if n.tasks {
-				there = " is ready"
-			}
+			subject := n.subject(it)
 			done := subject + there + chosen
 			if n.start != nil {
 				done += " " + n.start(c)
