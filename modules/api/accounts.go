@@ -135,7 +135,8 @@ func (a *API) deleteAccount(ctx context.Context, in *struct {
 }
 
 // vacant refuses to delete a place that has something in it, and says what:
-// resources that count, and more. What else there is goes with the place.
+// resources that count, and more. What else there is, such as roles, the caller
+// removes with the place.
 func (a *API) vacant(ctx context.Context, scope resource.Scope, key string, more ...content) error {
 	var found []content
 	for _, kind := range resource.Counted() {

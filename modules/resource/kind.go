@@ -49,8 +49,9 @@ type Kind struct {
 }
 
 // Counted are the kinds that count in limits: those that tenants make and
-// delete. What else stands in a place, such as a role or a machine, belongs to
-// the place and goes with it.
+// delete. Nothing but these is found in a place that goes. What else stands in
+// one, such as a role or a machine, belongs to the place: what takes the place
+// away removes that kind too, and TestNoKindIsLeftBehind has a list of what does.
 func Counted() []Kind {
 	return slices.DeleteFunc(Kinds(), func(k Kind) bool {
 		_, counts := k.New().(Asker)

@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"maps"
 	"strings"
 	"testing"
 )
@@ -49,5 +50,34 @@ func TestSizeText(t *testing.T) {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
+	}
+}
+
+// removers are the functions that remove what stands in a place and doesn't count.
+var removers = map[string]string{
+	"machines":      "modules/workspace: removeMachines",
+	"workspacekeys": "modules/workspace: remove",
+	"memberships":   "modules/api: dropMemberships",
+}
+
+func TestNoKindIsLeftBehind(t *testing.T) {
+	counted := map[string]bool{}
+	for _, k := range Counted() {
+		counted[k.Name] = true
+	}
+	left := maps.Clone(removers)
+	for _, k := range Kinds() {
+		remover, named := left[k.Name]
+		delete(left, k.Name)
+		switch {
+		case named && (counted[k.Name] || k.Scope == Platform):
+			t.Errorf("%s: %s need not remove it, take it off the list", k.Name, remover)
+		case !named && !counted[k.Name] && k.Scope != Platform:
+			t.Errorf("%s stands in one %s and would be left behind when that goes: give it Asks,\n"+
+				"or remove it in the function that removes the %s and name that among removers", k.Name, k.Scope, k.Scope)
+		}
+	}
+	if len(left) > 0 {
+		t.Errorf("no such kind: %v", left)
 	}
 }
