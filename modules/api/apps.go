@@ -64,7 +64,7 @@ func (a *API) appOperations() {
 			return "update"
 		},
 		made: func() { faultpoint.Reach("app/deploy/committed") },
-		marked: func(context.Context, string) error {
+		marked: func(context.Context, *resource.App) error {
 			faultpoint.Reach("app/delete/marked")
 			return nil
 		},

@@ -51,7 +51,7 @@ type collection[V any, P pointer[V]] struct {
 
 	// made, changed and marked are called once that is stored.
 	made, changed func()
-	marked        func(ctx context.Context, key string) error
+	marked        func(ctx context.Context, obj P) error
 }
 
 type pointer[V any] interface {
@@ -240,16 +240,21 @@ func (c *collection[V, P]) remove(summary string) {
 		})
 		return
 	}
-	add(c.api, op, func(ctx context.Context, in *input) (out *Output[resource.Accepted[P]], err error) {
-		err = c.retry(ctx, in.Place, in.Match, func(was P) error {
-			task, err := markDeleted(ctx, c.api, c.kind(), c.noun+".delete", was)
-			out = accepted(c.shown(ctx, was), task)
+	add(c.api, op, func(ctx context.Context, in *input) (*Output[resource.Accepted[P]], error) {
+		var obj P
+		var task string
+		err := c.retry(ctx, in.Place, in.Match, func(was P) (err error) {
+			obj = was
+			task, err = markDeleted(ctx, c.api, c.kind(), c.noun+".delete", was)
 			return err
 		})
 		if err == nil && c.marked != nil {
-			err = c.marked(ctx, in.key())
+			err = c.marked(ctx, obj)
 		}
-		return out, err
+		if err != nil {
+			return nil, err
+		}
+		return accepted(c.shown(ctx, obj), task), nil
 	})
 }
 

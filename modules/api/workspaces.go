@@ -75,11 +75,11 @@ func (a *API) workspaceOperations() {
 		},
 		made:    func() { faultpoint.Reach("workspace/create/committed") },
 		changed: func() { faultpoint.Reach("workspace/scale/committed") },
-		marked: func(ctx context.Context, key string) error {
+		marked: func(ctx context.Context, ws *resource.Workspace) error {
 			faultpoint.Reach("workspace/delete/marked")
 			// Nothing can be made in it any more. Killed before it is all marked, the
 			// workspace's controller does the rest, or the same request again.
-			_, err := a.store.Clear(ctx, resource.OfWorkspace, key)
+			_, err := a.store.Clear(ctx, ws)
 			return err
 		},
 	}

@@ -4,30 +4,42 @@ import (
 	"context"
 	"errors"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
 	"github.com/multipaas/multipaas/modules/resource"
 )
+
+// errGone: the place of a Clear isn't there any more, as it was.
+var errGone = errors.New("the place is gone")
 
 // Clear removes what tenants have made in a place that goes: what has a
 // controller is marked as deleted, the rest is deleted. It returns how many of
 // each kind are left, for their controllers to take away. Call it once the place
 // itself is marked, and again until nothing is left.
-func (s *Store) Clear(ctx context.Context, scope resource.Scope, place string) (left map[string]int, err error) {
+//
+// A call may come late, when the place is gone and another one has its name: what
+// stands there is not touched.
+func (s *Store) Clear(ctx context.Context, place resource.Object) (left map[string]int, err error) {
 	left = map[string]int{}
 	for _, k := range resource.Counted() {
-		if k.Scope != scope {
+		in, ok := k.Scope.Place()
+		if !ok || in.Name != place.Kind() {
 			continue
 		}
-		kind := Any(s, k)
-		items, _, _, err := kind.List(ctx, place, "", 0)
+		kind, going := Any(s, k), goingOp(Any(s, in), place)
+		items, _, _, err := kind.List(ctx, place.Key(), "", 0)
 		if err != nil {
 			return nil, err
 		}
 		for _, item := range items {
 			if _, ok := item.(resource.Stateful); !ok {
 				item.Metadata().Revision = 0 // whatever it is now
-				err = kind.Delete(ctx, item)
+				err = s.Commit(ctx, going, kind.DeleteOp(item))
 			} else if left[k.Name]++; !item.Metadata().Deleting() {
-				_, err = kind.MarkDeleted(ctx, item.Key())
+				err = s.Commit(ctx, going, kind.MarkDeletedOp(item.Key()))
+			}
+			if errors.Is(err, errGone) {
+				return nil, nil // and all that was in it
 			}
 			if err != nil && !errors.Is(err, ErrNotFound) {
 				return nil, err
@@ -35,4 +47,22 @@ func (s *Store) Clear(ctx context.Context, scope resource.Scope, place string) (
 		}
 	}
 	return left, nil
+}
+
+// goingOp writes nothing. The commit fails with errGone unless place is still
+// there, and being deleted, when it happens.
+func goingOp(kind Kind[resource.Object], place resource.Object) Op {
+	return kind.op("clear", place.Key(), true, func(stored *mvccpb.KeyValue) (write, error) {
+		if stored == nil {
+			return write{}, errGone
+		}
+		now, err := kind.decode(stored.Value, stored.ModRevision)
+		if err != nil {
+			return write{}, err
+		}
+		if meta := now.Metadata(); meta.UID != place.Metadata().UID || !meta.Deleting() {
+			return write{}, errGone
+		}
+		return write{skip: true}, nil
+	})
 }

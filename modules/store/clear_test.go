@@ -14,19 +14,21 @@ func TestClear(t *testing.T) {
 	ctx := t.Context()
 	s := storetest.New(t)
 	apps, machines, orgs := store.Of[resource.App](s), store.Of[resource.Machine](s), store.Of[resource.Organization](s)
+	shop := marked(t, store.Of[resource.Workspace](s), newShop())
+	acme := marked(t, store.Of[resource.Account](s), newAcme())
 	must(t, apps.Create(ctx, app("acme/web/shop/hello", 1)))
 	must(t, apps.Create(ctx, app("acme/web/shop2/hello", 1)))
 	must(t, machines.Create(ctx, &resource.Machine{InWorkspace: resource.NewInWorkspace("acme/web/shop", "shop-1")}))
-	clear := func(scope resource.Scope, place string, want map[string]int) {
+	clear := func(place resource.Object, want map[string]int) {
 		t.Helper()
-		left, err := s.Clear(ctx, scope, place)
+		left, err := s.Clear(ctx, place)
 		must(t, err)
 		if !maps.Equal(left, want) {
-			t.Errorf("%s: %v are left, want %v", place, left, want)
+			t.Errorf("%s: %v are left, want %v", place.Key(), left, want)
 		}
 	}
 	for range 2 { // a controller has an app to take away until it has done so
-		clear(resource.OfWorkspace, "acme/web/shop", map[string]int{"apps": 1})
+		clear(shop, map[string]int{"apps": 1})
 	}
 	for key, want := range map[string]bool{"acme/web/shop/hello": true, "acme/web/shop2/hello": false} {
 		a, err := apps.Get(ctx, key)
@@ -39,11 +41,68 @@ func TestClear(t *testing.T) {
 		t.Errorf("a machine is the workspace's own: %+v, %v", m, err)
 	}
 	must(t, apps.Delete(ctx, app("acme/web/shop/hello", 1)))
-	clear(resource.OfWorkspace, "acme/web/shop", nil)
+	clear(shop, nil)
 
 	must(t, orgs.Create(ctx, &resource.Organization{InAccount: resource.NewInAccount("acme", "web")}))
-	clear(resource.OfAccount, "acme", nil) // nobody works for one: it is gone
+	clear(acme, nil) // nobody works for one: it is gone
 	if left, _, _, err := orgs.List(ctx, "acme", "", 0); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
+}
+
+// A call that was held up finds another place of the same name, or one whose
+// deletion nobody asked for: it leaves alone what stands there.
+func TestClearIsOfOnePlace(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := storetest.New(t)
+	workspaces, apps := store.Of[resource.Workspace](s), store.Of[resource.App](s)
+	accounts, orgs := store.Of[resource.Account](s), store.Of[resource.Organization](s)
+
+	shop, acme := newShop(), newAcme()
+	must(t, workspaces.Create(ctx, shop))
+	must(t, accounts.Create(ctx, acme))
+	must(t, apps.Create(ctx, app("acme/web/shop/hello", 1)))
+	must(t, orgs.Create(ctx, &resource.Organization{InAccount: resource.NewInAccount("acme", "web")}))
+	untouched := func(when string) {
+		t.Helper()
+		for _, place := range []resource.Object{shop, acme} {
+			if left, err := s.Clear(ctx, place); err != nil || len(left) != 0 {
+				t.Errorf("%s: %v are left of %s, %v", when, left, place.Key(), err)
+			}
+		}
+		if a, err := apps.Get(ctx, "acme/web/shop/hello"); err != nil || a.Deleting() {
+			t.Errorf("%s: the app: %+v, %v", when, a, err)
+		}
+		if _, err := orgs.Get(ctx, "acme/web"); err != nil {
+			t.Errorf("%s: the organization: %v", when, err)
+		}
+	}
+	untouched("nobody asked")
+	must(t, workspaces.Delete(ctx, shop))
+	must(t, accounts.Delete(ctx, acme))
+	untouched("they are gone")
+	must(t, workspaces.Create(ctx, newShop()))
+	must(t, accounts.Create(ctx, newAcme()))
+	untouched("they were made anew")
+	_, err := workspaces.MarkDeleted(ctx, shop.Key())
+	must(t, err)
+	_, err = accounts.MarkDeleted(ctx, acme.Key())
+	must(t, err)
+	untouched("those are marked too")
+}
+
+func newShop() *resource.Workspace {
+	return &resource.Workspace{InOrganization: resource.NewInOrganization("acme/web", "shop")}
+}
+
+func newAcme() *resource.Account { return &resource.Account{Meta: resource.Meta{Name: "acme"}} }
+
+// marked makes a place that is being deleted.
+func marked[T resource.Object](t *testing.T, kind store.Kind[T], place T) T {
+	t.Helper()
+	must(t, kind.Create(t.Context(), place))
+	place, err := kind.MarkDeleted(t.Context(), place.Key())
+	must(t, err)
+	return place
 }

@@ -48,7 +48,7 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) error {
 	}
 	// The API does so too, but a server that was killed just before that would have
 	// left the workspace to wait for apps that nobody takes away.
-	left, err := c.cfg.Store.Clear(ctx, resource.OfWorkspace, w.Key())
+	left, err := c.cfg.Store.Clear(ctx, w)
 	if err != nil {
 		return err
 	}
