@@ -247,8 +247,8 @@ func (c Config) Validate() error {
 			p     netip.Prefix
 		}{{"nodes", c.Plan.Nodes}, {"pods", c.Plan.Pods}, {"services", c.Plan.Services}} {
 			if n.p.Contains(c.Address) {
-				errs = append(errs, config.Mistake("workspaces."+n.field, n.p.String(), "holds this machine's own address "+c.Address.String(),
-					"use a network that your site does not"))
+				errs = append(errs, config.Mistake("workspaces."+n.field, n.p.String(),
+					"holds this machine's own address "+c.Address.String(), "use a network that your site does not"))
 			}
 		}
 	}
