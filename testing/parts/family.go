@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -154,14 +155,29 @@ func descendants(all []process, root int) []process {
 	return found
 }
 
-// usage is what the processors have done up to a moment.
-type usage struct {
-	at    time.Time
-	busy  time.Duration // of all of them: programs, the kernel for them, and what a hypervisor took away
-	known time.Duration // the part of it that our family did, and the kernel for itself
+// outside are the processes that don't descend from the roots.
+func outside(all []process, roots ...int) []process {
+	inside := map[int]bool{}
+	for _, root := range roots {
+		for _, p := range descendants(all, root) {
+			inside[p.pid] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(p process) bool { return inside[p.pid] })
 }
 
-// kernelThreads is the process that all threads of the kernel descend from.
+// usage is what the processors have done for others up to a moment: for programs
+// that are not of our family, and what a hypervisor took away.
+//
+// Others are counted, and not what is left without us: a process of ours that is killed
+// with its PID namespace, as a lab's are, is in nobody's account.
+type usage struct {
+	at     time.Time
+	others time.Duration
+}
+
+// kernelThreads is the process that all threads of the kernel descend from. They work
+// for whoever.
 const kernelThreads = 2
 
 func (f *family) usage() (usage, error) {
@@ -170,10 +186,8 @@ func (f *family) usage() (usage, error) {
 	if err != nil {
 		return u, err
 	}
-	for _, root := range []int{os.Getpid(), kernelThreads} {
-		for _, p := range descendants(all, root) {
-			u.known += p.used
-		}
+	for _, p := range outside(all, os.Getpid(), kernelThreads) {
+		u.others += p.used
 	}
 	data, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -184,19 +198,15 @@ func (f *family) usage() (usage, error) {
 	if len(fields) < 9 || fields[0] != "cpu" {
 		return u, errors.New("/proc/stat: no processors in it")
 	}
-	// user, nice, system and stolen; not interrupts, which serve whoever.
-	for _, i := range []int{1, 2, 3, 8} {
-		u.busy += ticks(fields[i])
-	}
+	u.others += ticks(fields[8]) // stolen
 	return u, nil
 }
 
 // othersSince is which part of the processors others used from then to now.
 func (u usage) othersSince(then usage, processors int) float64 {
-	others := (u.busy - then.busy) - (u.known - then.known)
 	took := u.at.Sub(then.at)
 	if took <= 0 {
 		return 0
 	}
-	return max(0, others.Seconds()/(took.Seconds()*float64(processors)))
+	return max(0, (u.others-then.others).Seconds()/(took.Seconds()*float64(processors)))
 }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -102,54 +103,56 @@ func TestVerdict(t *testing.T) {
 
 func TestOthersSince(t *testing.T) {
 	begin := time.Now()
-	then := usage{at: begin, busy: 100 * time.Second, known: 30 * time.Second}
-	now := usage{at: begin.Add(10 * time.Second), busy: 115 * time.Second, known: 40 * time.Second}
+	then := usage{at: begin, others: 100 * time.Second}
+	now := usage{at: begin.Add(10 * time.Second), others: 105 * time.Second}
 	if got := now.othersSince(then, 2); got != 0.25 {
-		t.Errorf("of 20 s 15 were used, 10 by us: others used %v of them, want 0.25", got)
+		t.Errorf("of 20 s others used 5, got %v, want 0.25", got)
 	}
 }
 
-// What a child did counts as ours while it runs, and when it has ended.
-func TestUsage(t *testing.T) {
+// Others are who doesn't descend from us, whatever namespace ours are in.
+func TestOutside(t *testing.T) {
 	f, err := ours()
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, err := f.usage()
+	cmd := exec.Command("unshare", "--fork", "--pid", "--kill-child", "sh", "-c", "(echo here; sleep 1000) & wait")
+	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("sh", "-c", "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done; kill -STOP $$")
 	if err := f.start(cmd); err != nil {
 		t.Fatal(err)
 	}
-	defer cmd.Process.Kill()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		all, err := processes()
-		if err != nil || time.Now().After(end) {
-			t.Fatal("the child does not stop: ", err)
-		}
-		if d := descendants(all, cmd.Process.Pid); len(d) > 0 && d[0].state == "T" {
-			break
-		}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = f.wait(cmd)
+		_ = f.end()
+	}()
+	if _, err := out.Read(make([]byte, 8)); err != nil {
+		t.Fatal(err)
 	}
-	running, err := f.usage()
+	all, err := processes()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
+	others := outside(all, os.Getpid(), kernelThreads)
+	has := func(pid int) bool { return slices.ContainsFunc(others, func(p process) bool { return p.pid == pid }) }
+	family := descendants(all, cmd.Process.Pid)
+	if len(family) < 3 {
+		t.Errorf("unshare, its shell and what that started are not seen: %+v", family)
 	}
-	_ = f.wait(cmd)
-	ended, err := f.usage()
-	if err != nil {
-		t.Fatal(err)
-	}
-	did := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
-	for when, u := range map[string]usage{"while it runs": running, "when it has ended": ended} {
-		if grown := u.known - before.known; grown < did-50*time.Millisecond {
-			t.Errorf("%s ours has grown by %s, want the child's %s", when, grown, did)
+	for _, p := range family {
+		if has(p.pid) {
+			t.Errorf("%+v counts as others", p)
 		}
+	}
+	if !has(1) || has(os.Getpid()) || has(kernelThreads) {
+		t.Errorf("of processes 1, us and the kernel's only the first is of others, got %v %v %v", has(1), has(os.Getpid()), has(kernelThreads))
+	}
+	u, err := f.usage()
+	if err != nil || u.others <= 0 {
+		t.Errorf("others have used %s of the processors since the machine started: %v", u.others, err)
 	}
 }
 
