@@ -14,7 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/multipaas/multipaas/appliance"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/embed/payload"
 	"github.com/multipaas/multipaas/modules/client"
 )
@@ -33,7 +33,7 @@ func run(args []string) int {
 	case "kubectl":
 		args = append([]string{"multipaas", "kubectl"}, args[1:]...)
 	}
-	err := faultpoint.Arm(os.Getenv(faultpoint.Variable), appliance.Faultpoints())
+	err := failpoint.Arm(os.Getenv(failpoint.Variable), appliance.Failpoints())
 	if err == nil {
 		err = table().RunContext(ctx, appliance.AddressLast(args))
 	}

@@ -16,7 +16,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/netns"
@@ -140,7 +140,7 @@ func (p *planes) etcdDatastore(ctx context.Context, id, dir string) (plane.EtcdD
 	if err := p.database.etcd.EnsureUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
 		return d, nil, err
 	}
-	faultpoint.Reach("workspace/create/etcd-user-made")
+	failpoint.Reach("workspace/create/etcd-user-made")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return d, nil, err
 	}
@@ -159,7 +159,7 @@ func (p *planes) Remove(ctx context.Context, id string) error {
 	if err := p.database.etcd.RemoveUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
 		return err
 	}
-	faultpoint.Reach("workspace/delete/etcd-user-removed")
+	failpoint.Reach("workspace/delete/etcd-user-removed")
 	if err := cgroup.Remove(planeGroup(id)); err != nil {
 		return err
 	}

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 )
@@ -41,7 +41,7 @@ func (s *server) boot() (err error) {
 	if s.ca, err = pki.LoadOrCreateCA(s.cfg.Paths.PKI(), "MultiPaaS "+s.cfg.Domain); err != nil {
 		return err
 	}
-	faultpoint.Reach("bootstrap/platform-authority-made")
+	failpoint.Reach("bootstrap/platform-authority-made")
 	if s.versions, err = s.base.versions(); err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
 // Write puts data at path with exactly the given mode, whatever the umask. The
@@ -53,7 +53,7 @@ func WriteFunc(path string, mode fs.FileMode, write func(io.Writer) error) (err 
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	faultpoint.Reach("file/written")
+	failpoint.Reach("file/written")
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
 const (
@@ -273,7 +273,7 @@ func WriteFiles(certFile, keyFile string, certPEM, keyPEM []byte) error {
 	if err := atomicfile.Write(keyFile, keyPEM, 0o600); err != nil {
 		return err
 	}
-	faultpoint.Reach("pki/key-written")
+	failpoint.Reach("pki/key-written")
 	return atomicfile.Write(certFile, certPEM, 0o644)
 }
 

@@ -70,7 +70,7 @@ func startMember(t *testing.T, dir string) (kill func()) {
 }
 
 // TestKilledAroundCompactions kills the member by kill -9 while it compacts and
-// writers write. There is no fault point in a compaction, because none of its
+// writers write. There is no failpoint in a compaction, because none of its
 // steps is ours: the member itself notes what it is going to remove, removes it
 // in batches, each a transaction of its database, and goes on after a start. Nor does
 // anything of ours defragment: that is done by the member too, at its start.

@@ -10,7 +10,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
 // Kubernetes' API server watches this key for its peers' compactions, outside
@@ -35,11 +35,11 @@ func (s *Server) requireUsers(ctx context.Context) error {
 		if _, err := c.UserGrantRole(ctx, Root, Root); err != nil {
 			return fmt.Errorf("etcd: make %s root: %w", Root, err)
 		}
-		faultpoint.Reach("bootstrap/etcd-root-made")
+		failpoint.Reach("bootstrap/etcd-root-made")
 		if _, err := c.AuthEnable(ctx); err != nil {
 			return fmt.Errorf("etcd: enable authentication: %w", err)
 		}
-		faultpoint.Reach("bootstrap/etcd-closed")
+		failpoint.Reach("bootstrap/etcd-closed")
 		return nil
 	})
 }

@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
 // Below the data folder:
@@ -77,11 +77,11 @@ func (p *Payload) Unpack(ctx context.Context, dataDir string, prefixes ...string
 	if err := p.unpackBlobs(ctx, dataDir, files); err != nil {
 		return "", fmt.Errorf("%w%s", err, remedy(err))
 	}
-	faultpoint.Reach("payload/files-unpacked")
+	failpoint.Reach("payload/files-unpacked")
 	if err := linkTree(dataDir, tree, files); err != nil {
 		return "", fmt.Errorf("unpack payload: %w", err)
 	}
-	faultpoint.Reach("payload/tree-linked")
+	failpoint.Reach("payload/tree-linked")
 	// A tree that is there but not complete was damaged from outside.
 	if err := os.RemoveAll(root); err != nil {
 		return "", fmt.Errorf("unpack payload: %w", err)
@@ -225,7 +225,7 @@ func (p *Payload) unpackBlob(ctx context.Context, tmp, name string, file File) e
 	if err := errors.Join(f.Chmod(file.mode()), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("unpack %s: %w", file.Path, err)
 	}
-	faultpoint.Reach("payload/file-unpacked")
+	failpoint.Reach("payload/file-unpacked")
 	return os.Rename(tmp, name)
 }
 
@@ -274,7 +274,7 @@ func Prune(ctx context.Context, dataDir string, keep ...string) error {
 	for _, tree := range trees {
 		if !slices.Contains(keep, tree) {
 			errs = append(errs, os.RemoveAll(tree))
-			faultpoint.Reach("payload/tree-pruned")
+			failpoint.Reach("payload/tree-pruned")
 		}
 	}
 	blobs, err := os.ReadDir(filepath.Join(dataDir, blobsName))

@@ -39,7 +39,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/child"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
 // Port is where every plane listens in its namespace.
@@ -204,7 +204,7 @@ func New(cfg Config) *Plane {
 		LogFile:     p.path("plane.log"),
 		Log:         cfg.Log,
 		Ready:       p.Ready,
-		OnStart:     func(int) { faultpoint.Reach("workspace/create/process-started") },
+		OnStart:     func(int) { failpoint.Reach("workspace/create/process-started") },
 		StopTimeout: stopTimeout,
 	})
 	return p
@@ -239,7 +239,7 @@ func (p *Plane) Run(ctx context.Context, ready func(), died func(error)) error {
 	if err != nil {
 		return fmt.Errorf("plane %s: %w", p.cfg.ID, err)
 	}
-	faultpoint.Reach("workspace/create/files-written")
+	failpoint.Reach("workspace/create/files-written")
 
 	var wg sync.WaitGroup
 	defer wg.Wait()

@@ -30,7 +30,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -229,7 +229,7 @@ func (a *Agent) take(s *wire.State, live bool) error {
 		if err := atomicfile.Write(filepath.Join(a.cfg.Client.dir, stateName), data, 0o600); err != nil {
 			return fmt.Errorf("keep state: %w", err)
 		}
-		faultpoint.Reach("agent/state-kept")
+		failpoint.Reach("agent/state-kept")
 	}
 	a.mu.Lock()
 	serial := uint64(1)
@@ -580,7 +580,7 @@ func (a *Agent) cleanUp(ctx context.Context) error {
 			return err
 		}
 		if clean {
-			faultpoint.Reach("node/leave/cleaned")
+			failpoint.Reach("node/leave/cleaned")
 			return os.RemoveAll(a.cfg.Client.dir)
 		}
 		select {

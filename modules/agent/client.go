@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -201,11 +201,11 @@ func (c *Client) renew(ctx context.Context) error {
 		return err
 	}
 	id.Certificate, id.Key = res.Certificate, key
-	faultpoint.Reach("node/renew/signed")
+	failpoint.Reach("node/renew/signed")
 	if err := writeIdentity(c.dir, &id); err != nil {
 		return err
 	}
-	faultpoint.Reach("node/renew/kept")
+	failpoint.Reach("node/renew/kept")
 	c.mu.Lock()
 	c.identity, c.cert = &id, &cert
 	c.mu.Unlock()

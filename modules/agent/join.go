@@ -18,7 +18,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -89,7 +89,7 @@ func Join(ctx context.Context, dir, server, name, token string) error {
 	if _, err := tls.X509KeyPair(joined.Certificate, key); err != nil {
 		return fmt.Errorf("join %s: the server answered with a certificate that does not fit: %w", server, err)
 	}
-	faultpoint.Reach("node/join/answered")
+	failpoint.Reach("node/join/answered")
 	err = writeIdentity(dir, &identity{
 		Server:      server,
 		Name:        name,
@@ -100,7 +100,7 @@ func Join(ctx context.Context, dir, server, name, token string) error {
 	if err != nil {
 		return err
 	}
-	faultpoint.Reach("node/join/kept")
+	failpoint.Reach("node/join/kept")
 	return nil
 }
 

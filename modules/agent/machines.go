@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -117,15 +117,15 @@ func (d machines) Remove(ctx context.Context, uid string) error {
 	if err := d.Runner.Remove(ctx, uid); err != nil {
 		return err
 	}
-	faultpoint.Reach("agent/machine-removed")
+	failpoint.Reach("agent/machine-removed")
 	if err := d.Networks.DetachMachine(ctx, uid); err != nil {
 		return err
 	}
-	faultpoint.Reach("agent/network-removed")
+	failpoint.Reach("agent/network-removed")
 	if err := os.RemoveAll(d.keys(uid)); err != nil {
 		return fmt.Errorf("remove keys of machine %s: %w", uid, err)
 	}
-	faultpoint.Reach("agent/keys-removed")
+	failpoint.Reach("agent/keys-removed")
 	return nil
 }
 
@@ -222,7 +222,7 @@ func (d machines) certificates(ctx context.Context, m wire.Machine) (wire.Machin
 		}
 		return c, err
 	}
-	faultpoint.Reach("agent/certificates-signed")
+	failpoint.Reach("agent/certificates-signed")
 	if data, err = json.Marshal(fresh); err != nil {
 		return c, err
 	}
@@ -232,7 +232,7 @@ func (d machines) certificates(ctx context.Context, m wire.Machine) (wire.Machin
 	if err := atomicfile.Write(file, data, 0o600); err != nil {
 		return c, err
 	}
-	faultpoint.Reach("agent/certificates-kept")
+	failpoint.Reach("agent/certificates-kept")
 	return fresh, nil
 }
 

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -122,14 +122,14 @@ func (a *API) deleteAccount(ctx context.Context, in *struct {
 	if _, err := store.Of[resource.Account](a.store).MarkDeleted(ctx, in.Account); err != nil {
 		return nil, err
 	}
-	faultpoint.Reach("account/delete/marked")
+	failpoint.Reach("account/delete/marked")
 	if err := empty(); err != nil {
 		return nil, err
 	}
 	if err := a.dropMemberships(ctx, in.Account); err != nil {
 		return nil, err
 	}
-	faultpoint.Reach("account/delete/roles-dropped")
+	failpoint.Reach("account/delete/roles-dropped")
 	account.Revision = 0 // nothing is left that could have changed
 	return &Empty{}, store.Of[resource.Account](a.store).Delete(ctx, account)
 }

@@ -9,7 +9,7 @@ import (
 
 	"github.com/distribution/reference"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -63,9 +63,9 @@ func (a *API) appOperations() {
 			}
 			return "update"
 		},
-		made: func() { faultpoint.Reach("app/deploy/committed") },
+		made: func() { failpoint.Reach("app/deploy/committed") },
 		marked: func(context.Context, *resource.App) error {
-			faultpoint.Reach("app/delete/marked")
+			failpoint.Reach("app/delete/marked")
 			return nil
 		},
 	}

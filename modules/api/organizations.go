@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -104,20 +104,20 @@ func (a *API) deleteOrganization(ctx context.Context, in *struct {
 	if _, err := store.Of[resource.Organization](a.store).MarkDeleted(ctx, in.key()); err != nil {
 		return nil, err
 	}
-	faultpoint.Reach("organization/delete/marked")
+	failpoint.Reach("organization/delete/marked")
 	if err := empty(); err != nil {
 		return nil, err
 	}
 	if err := a.dropMemberships(ctx, in.key()); err != nil {
 		return nil, err
 	}
-	faultpoint.Reach("organization/delete/roles-dropped")
+	failpoint.Reach("organization/delete/roles-dropped")
 	if a.cfg.Images != nil {
 		if err := a.cfg.Images.RemoveAll(ctx, in.Account, in.Organization); err != nil {
 			return nil, err
 		}
 	}
-	faultpoint.Reach("organization/delete/images-removed")
+	failpoint.Reach("organization/delete/images-removed")
 	org.Revision = 0 // nothing is left that could have changed
 	return &Empty{}, store.Of[resource.Organization](a.store).Delete(ctx, org)
 }

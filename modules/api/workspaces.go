@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -73,10 +73,10 @@ func (a *API) workspaceOperations() {
 				ws.Status.Server = ""
 			}
 		},
-		made:    func() { faultpoint.Reach("workspace/create/committed") },
-		changed: func() { faultpoint.Reach("workspace/scale/committed") },
+		made:    func() { failpoint.Reach("workspace/create/committed") },
+		changed: func() { failpoint.Reach("workspace/scale/committed") },
 		marked: func(ctx context.Context, ws *resource.Workspace) error {
-			faultpoint.Reach("workspace/delete/marked")
+			failpoint.Reach("workspace/delete/marked")
 			// Nothing can be made in it any more. Killed before it is all marked, the
 			// workspace's controller does the rest, or the same request again.
 			_, err := a.store.Clear(ctx, ws)

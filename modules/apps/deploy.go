@@ -13,7 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	coreapply "k8s.io/client-go/applyconfigurations/core/v1"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -160,12 +160,12 @@ func (c *Controller) apply(
 	if err != nil {
 		return nil, fmt.Errorf("apply service %s/%s: %w", want.namespace, app.Name, err)
 	}
-	faultpoint.Reach("app/deploy/service-applied")
+	failpoint.Reach("app/deploy/service-applied")
 	deployment, err := k.client.AppsV1().Deployments(want.namespace).Apply(ctx, want.deployment, options)
 	if err != nil {
 		return nil, fmt.Errorf("apply deployment %s/%s: %w", want.namespace, app.Name, err)
 	}
-	faultpoint.Reach("app/deploy/deployment-applied")
+	failpoint.Reach("app/deploy/deployment-applied")
 	for _, d := range oldDeployments {
 		if err := deleteDeployment(ctx, k, d); err != nil {
 			return nil, err
@@ -295,7 +295,7 @@ func (c *Controller) route(ctx context.Context, app *resource.App) (host string,
 	})
 	if errors.Is(err, store.ErrNotFound) {
 		route, err = want, store.Of[resource.Route](c.cfg.Store).Create(ctx, want)
-		faultpoint.Reach("app/deploy/route-made")
+		failpoint.Reach("app/deploy/route-made")
 	}
 	return host, route, err
 }

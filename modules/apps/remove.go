@@ -11,7 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -24,7 +24,7 @@ func (c *Controller) remove(ctx context.Context, app *resource.App) (again time.
 			return 0, err
 		}
 	}
-	faultpoint.Reach("app/delete/route-removed")
+	failpoint.Reach("app/delete/route-removed")
 	inCluster, cancel := context.WithTimeout(ctx, c.clusterTimeout)
 	defer cancel()
 	k, err := c.cluster(inCluster, app.WorkspaceKey())
@@ -38,7 +38,7 @@ func (c *Controller) remove(ctx context.Context, app *resource.App) (again time.
 	if err != nil {
 		return 0, err
 	}
-	faultpoint.Reach("app/delete/objects-deleted")
+	failpoint.Reach("app/delete/objects-deleted")
 	if left > 0 {
 		return retryRemoval, c.blocked(ctx, app, resource.Condition{
 			Type:    resource.AppInstancesReady,

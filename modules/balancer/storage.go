@@ -16,7 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
 const (
@@ -62,7 +62,7 @@ func (s *storage) Store(ctx context.Context, key string, value []byte) error {
 	if _, err := s.client.Put(ctx, s.file(key), string(append(data, value...))); err != nil {
 		return fmt.Errorf("store %s: %w", key, err)
 	}
-	faultpoint.Reach("certificate/stored")
+	failpoint.Reach("certificate/stored")
 	return nil
 }
 
@@ -193,7 +193,7 @@ func (s *storage) lock(ctx context.Context, name string, take func(*concurrency.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.locks[name] = lock{session, mutex}
-	faultpoint.Reach("certificate/locked")
+	failpoint.Reach("certificate/locked")
 	return true, nil
 }
 

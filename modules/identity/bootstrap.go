@@ -7,7 +7,7 @@ import (
 	"fmt"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -46,7 +46,7 @@ func (id *Identity) Bootstrap(ctx context.Context, file, email string) error {
 	if err := atomicfile.Write(file, append(content, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write the first sysadmin's credentials: %w", err)
 	}
-	faultpoint.Reach("bootstrap/admin-file-written")
+	failpoint.Reach("bootstrap/admin-file-written")
 	err = id.store.Commit(ctx, ops...)
 	if errors.Is(err, store.ErrExists) || errors.Is(err, store.ErrConflict) {
 		// Another server was faster; its file is the right one.
@@ -56,7 +56,7 @@ func (id *Identity) Bootstrap(ctx context.Context, file, email string) error {
 	if err != nil {
 		return fmt.Errorf("create the first sysadmin: %w", err)
 	}
-	faultpoint.Reach("bootstrap/admin-made")
+	failpoint.Reach("bootstrap/admin-made")
 	id.log.Info("made the first sysadmin", "user", address, "file", file)
 	return nil
 }

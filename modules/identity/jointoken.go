@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -43,7 +43,7 @@ func (id *Identity) CreateJoinToken(
 	if err := store.Of[resource.JoinToken](id.store).Create(ctx, token); err != nil {
 		return "", nil, fmt.Errorf("keep join token: %w", err)
 	}
-	faultpoint.Reach("token/create/committed")
+	failpoint.Reach("token/create/committed")
 	return token.Name + "." + secret + "." + id.cfg.CAKeyHash, token, nil
 }
 

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -125,7 +125,7 @@ func (id *Identity) Register(
 	err = id.store.Commit(ctx, ops...)
 	switch {
 	case err == nil:
-		faultpoint.Reach("account/create/committed")
+		failpoint.Reach("account/create/committed")
 		account, err = store.Of[resource.Account](id.store).Get(ctx, r.Account)
 		return account, true, err
 	case !errors.Is(err, store.ErrExists) && !errors.Is(err, store.ErrConflict):
@@ -232,11 +232,11 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 	if err := ignoreConflict(store.Of[resource.Credential](id.store).Delete(ctx, cred)); err != nil {
 		return err
 	}
-	faultpoint.Reach("user/delete/credential-removed")
+	failpoint.Reach("user/delete/credential-removed")
 	if err := id.endSessions(ctx, user.Name, nil); err != nil {
 		return err
 	}
-	faultpoint.Reach("user/delete/sessions-ended")
+	failpoint.Reach("user/delete/sessions-ended")
 	for i := range p.Memberships {
 		m := p.Memberships[i]
 		m.Revision = 0
@@ -244,7 +244,7 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 			return err
 		}
 	}
-	faultpoint.Reach("user/delete/roles-removed")
+	failpoint.Reach("user/delete/roles-removed")
 	if user.AccountUID == "" {
 		return store.Of[resource.User](id.store).Delete(ctx, user)
 	}

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
 // xfsMin is the smallest file system that mkfs.xfs makes.
@@ -56,7 +56,7 @@ func (d disk) ensure(ctx context.Context, sizeBytes int64, root string) error {
 		return err
 	}
 	defer device.Close() // the mount keeps it
-	faultpoint.Reach("machine/start/loop-attached")
+	failpoint.Reach("machine/start/loop-attached")
 	for _, kind := range []struct{ name, options string }{
 		{"xfs", "nouuid,discard"}, // what is deleted inside is free outside
 		{"ext4", "discard"},
@@ -90,7 +90,7 @@ func (d disk) format(ctx context.Context, sizeBytes int64, root string) error {
 	if err := errors.Join(f.Truncate(sizeBytes), f.Close()); err != nil {
 		return err
 	}
-	faultpoint.Reach("machine/start/disk-file-made")
+	failpoint.Reach("machine/start/disk-file-made")
 	if sizeBytes >= xfsMin {
 		err = runFrom(ctx, root, "usr/sbin/mkfs.xfs", "-q", "-f", "-m", "reflink=0", partial)
 	} else {
@@ -99,7 +99,7 @@ func (d disk) format(ctx context.Context, sizeBytes int64, root string) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(partial))
 	}
-	faultpoint.Reach("machine/start/disk-formatted")
+	failpoint.Reach("machine/start/disk-formatted")
 	if err := os.Rename(partial, d.file); err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"golang.org/x/sys/unix"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
 // maxImageBytes bounds what an image unpacks to. The machine's is 150 MB.
@@ -68,7 +68,7 @@ func (im *images) unpack(ctx context.Context, layoutDir string) (string, error) 
 	if err := unpackLayers(ctx, image, partial); err != nil {
 		return "", errors.Join(fmt.Errorf("unpack image %s: %w", layoutDir, err), os.RemoveAll(partial))
 	}
-	faultpoint.Reach("machine/start/image-unpacked")
+	failpoint.Reach("machine/start/image-unpacked")
 	if err := os.Rename(partial, dir); err != nil {
 		return "", errors.Join(fmt.Errorf("unpack image: %w", err), os.RemoveAll(partial))
 	}

@@ -19,7 +19,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -146,7 +146,7 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 	if err != nil {
 		return err
 	}
-	faultpoint.Reach("machine/start/recorded")
+	failpoint.Reach("machine/start/recorded")
 	if err := s.writeConfig(spec, m.config, mtu); err != nil {
 		return err
 	}
@@ -170,12 +170,12 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 	if err := s.prepare(ctx, spec, m); err != nil {
 		return err
 	}
-	faultpoint.Reach("machine/start/bundle-written")
+	failpoint.Reach("machine/start/bundle-written")
 	began := time.Now()
 	if err := s.runc.start(ctx, spec.UID, m.bundle, m.console); err != nil {
 		return errors.Join(err, s.end(context.WithoutCancel(ctx), spec.UID))
 	}
-	faultpoint.Reach("machine/start/container-running")
+	failpoint.Reach("machine/start/container-running")
 	rec.Starts++
 	if err := rec.write(m.record); err != nil {
 		return err
@@ -203,7 +203,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m places) error {
 	if err := m.disk.ensure(ctx, spec.Machine.Spec.Size.DiskBytes, image); err != nil {
 		return err
 	}
-	faultpoint.Reach("machine/start/disk-mounted")
+	failpoint.Reach("machine/start/disk-mounted")
 	for _, dir := range []string{m.containerd, m.kubelet, m.logs} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -217,7 +217,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m places) error {
 	if err := mountRoot(image, m.upper, m.work, m.root); err != nil {
 		return err
 	}
-	faultpoint.Reach("machine/start/root-mounted")
+	failpoint.Reach("machine/start/root-mounted")
 	s.pruneImages() // this machine may have been the last on a former one
 	cgroupsPath, err := cgroup.Path(cgroupName(spec.UID))
 	if err != nil {
@@ -231,7 +231,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m places) error {
 	if err := g.Close(); err != nil {
 		return err
 	}
-	faultpoint.Reach("machine/start/group-made")
+	failpoint.Reach("machine/start/group-made")
 	if err := os.MkdirAll(m.bundle, 0o700); err != nil {
 		return err
 	}
@@ -261,13 +261,13 @@ func (s *Sandbox) end(ctx context.Context, uid string) error {
 	if err := cgroup.KillAll(ctx, cgroupName(uid)); err != nil {
 		return err
 	}
-	faultpoint.Reach("machine/remove/processes-ended")
+	failpoint.Reach("machine/remove/processes-ended")
 	if _, err := os.Stat(filepath.Join(s.cfg.Runc, uid)); err == nil {
 		if err := s.runc.delete(ctx, uid); err != nil {
 			return err
 		}
 	}
-	faultpoint.Reach("machine/remove/container-deleted")
+	failpoint.Reach("machine/remove/container-deleted")
 	return cgroup.Kill(ctx, cgroupName(uid))
 }
 
@@ -297,7 +297,7 @@ func (s *Sandbox) remove(ctx context.Context, uid string) error {
 	if err := awaitLoops(ctx, m.disk.file); err != nil {
 		return err
 	}
-	faultpoint.Reach("machine/remove/unmounted")
+	failpoint.Reach("machine/remove/unmounted")
 	// The folder last: as long as it is there, List shows the machine.
 	if left, err := mounts(m.dir); err != nil || len(left) > 0 {
 		return fmt.Errorf("still mounted: %v: %w", left, err)

@@ -12,7 +12,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -150,7 +150,7 @@ func (n *Network) attachMachine(want wire.Network, m machinePort) error {
 		return err
 	}
 	defer ns.Close()
-	faultpoint.Reach("network/machine/namespace-made")
+	failpoint.Reach("network/machine/namespace-made")
 	l, err := w.ensurePort(ns, m, mtu)
 	if err != nil {
 		return err
@@ -165,7 +165,7 @@ func (n *Network) attachMachine(want wire.Network, m machinePort) error {
 	if err := w.enslave(l); err != nil {
 		return err
 	}
-	faultpoint.Reach("network/machine/port-joined")
+	failpoint.Reach("network/machine/port-joined")
 	if err := adjust(w.link, l, mtu, nil); err != nil {
 		return err
 	}
@@ -216,7 +216,7 @@ func (w *workspace) ensurePort(ns *netns.NS, m machinePort, mtu int) (netlink.Li
 			return nil, fmt.Errorf("add port %s: it is gone: %w", m.link(), err)
 		}
 	}
-	faultpoint.Reach("network/machine/port-made")
+	failpoint.Reach("network/machine/port-made")
 	if l.Attrs().Alias != m.alias() {
 		if err := w.link.LinkSetAlias(l, m.alias()); err != nil {
 			return nil, fmt.Errorf("set alias of %s: %w", m.link(), err)
@@ -329,7 +329,7 @@ func (n *Network) detachMachine(m machinePort) error {
 			return err
 		}
 	}
-	faultpoint.Reach("network/machine/port-removed")
+	failpoint.Reach("network/machine/port-removed")
 	return netns.Remove(m.namespace())
 }
 

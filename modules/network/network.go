@@ -28,7 +28,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -139,7 +139,7 @@ func (n *Network) attach(want wire.Network) error {
 		return err
 	}
 	defer w.close()
-	faultpoint.Reach("network/attach/namespace-made")
+	failpoint.Reach("network/attach/namespace-made")
 
 	// The rules come first, so that there is no moment without them: they speak
 	// of interfaces by name, which need not exist yet.
@@ -155,7 +155,7 @@ func (n *Network) attach(want wire.Network) error {
 	if err := n.protectHost(host); err != nil {
 		return err
 	}
-	faultpoint.Reach("network/attach/rules-set")
+	failpoint.Reach("network/attach/rules-set")
 
 	if err := n.ensureSenders(want.VNI, want.Members); err != nil {
 		return err
@@ -165,15 +165,15 @@ func (n *Network) attach(want wire.Network) error {
 	if err := w.ensureBridge(want, mtu); err != nil {
 		return err
 	}
-	faultpoint.Reach("network/attach/bridge-made")
+	failpoint.Reach("network/attach/bridge-made")
 	if err := n.ensureVXLAN(host, w, want, mtu); err != nil {
 		return err
 	}
-	faultpoint.Reach("network/attach/vxlan-made")
+	failpoint.Reach("network/attach/vxlan-made")
 	if err := n.ensureUplink(host, w); err != nil {
 		return err
 	}
-	faultpoint.Reach("network/attach/uplink-made")
+	failpoint.Reach("network/attach/uplink-made")
 	if err := n.ensureMembers(w, want); err != nil {
 		return err
 	}
@@ -219,7 +219,7 @@ func (n *Network) detach(id string) error {
 		if err != nil {
 			return err
 		}
-		faultpoint.Reach("network/detach/links-removed")
+		failpoint.Reach("network/detach/links-removed")
 		for _, p := range w.ports {
 			if err := netns.Remove(p.namespace()); err != nil {
 				return err
@@ -246,13 +246,13 @@ func (n *Network) detach(id string) error {
 			return err
 		}
 	}
-	faultpoint.Reach("network/detach/rules-removed")
+	failpoint.Reach("network/detach/rules-removed")
 	// The namespace last: as long as it is there, Attached shows the network, and
 	// whoever was killed on the way here comes back.
 	if err := netns.Remove(workspacePrefix + id); err != nil {
 		return err
 	}
-	faultpoint.Reach("network/detach/namespace-removed")
+	failpoint.Reach("network/detach/namespace-removed")
 	return nil
 }
 

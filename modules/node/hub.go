@@ -15,7 +15,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -205,7 +205,7 @@ func (h *Hub) doJoin(ctx context.Context, req wire.JoinRequest, source string) (
 	if err := h.cfg.Tokens.Redeem(ctx, req.Token, req.Name, source); err != nil {
 		return nil, refusal{http.StatusUnauthorized, err.Error()}
 	}
-	faultpoint.Reach("node/join/token-spent")
+	failpoint.Reach("node/join/token-spent")
 	if existing != nil {
 		// A join that is repeated. It becomes another node: of two machines that
 		// came with one token only the last is one, and the other is told so.
@@ -219,13 +219,13 @@ func (h *Hub) doJoin(ctx context.Context, req wire.JoinRequest, source string) (
 	if err := store.Of[resource.Node](h.cfg.Store).Create(ctx, node); err != nil {
 		return nil, fmt.Errorf("join %s: %w", req.Name, err)
 	}
-	faultpoint.Reach("node/join/recorded")
+	failpoint.Reach("node/join/recorded")
 	cert, err := h.sign(req.CSR, node)
 	if err != nil {
 		return nil, err
 	}
 	h.cfg.Log.Info("node joined", "node", req.Name)
-	faultpoint.Reach("node/join/signed")
+	failpoint.Reach("node/join/signed")
 	return &wire.JoinResponse{Certificate: cert, CA: h.cfg.CA.CertPEM()}, nil
 }
 
@@ -527,7 +527,7 @@ func (h *Hub) leave(w http.ResponseWriter, r *http.Request, node *resource.Node)
 		n.DeletedAt = &now
 		return nil
 	})
-	faultpoint.Reach("node/leave/marked")
+	failpoint.Reach("node/leave/marked")
 	h.answer(w, struct{}{}, err)
 }
 

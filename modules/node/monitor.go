@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -111,7 +111,7 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		faultpoint.Reach("node/leave/machine-marked")
+		failpoint.Reach("node/leave/machine-marked")
 	}
 	if left > 0 {
 		return nil
@@ -138,7 +138,7 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 	if err := store.Of[resource.Node](m.Store).Delete(ctx, fresh); err != nil {
 		return err
 	}
-	faultpoint.Reach("node/leave/deleted")
+	failpoint.Reach("node/leave/deleted")
 	m.Log.Info("node removed", "node", n.Name)
 	return nil
 }

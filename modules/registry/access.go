@@ -18,7 +18,7 @@ import (
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -112,13 +112,13 @@ func (a *pushAnswer) WriteHeader(status int) {
 	if status < 300 {
 		switch {
 		case a.route == v2.RouteNameBlobUpload:
-			faultpoint.Reach("image/push/upload-begun")
+			failpoint.Reach("image/push/upload-begun")
 		case a.route == v2.RouteNameBlobUploadChunk && a.method == http.MethodPatch:
-			faultpoint.Reach("image/push/blob-received")
+			failpoint.Reach("image/push/blob-received")
 		case a.route == v2.RouteNameBlobUploadChunk && a.method == http.MethodPut:
-			faultpoint.Reach("image/push/blob-committed")
+			failpoint.Reach("image/push/blob-committed")
 		case a.route == v2.RouteNameManifest && a.method == http.MethodPut:
-			faultpoint.Reach("image/push/manifest-put")
+			failpoint.Reach("image/push/manifest-put")
 		}
 	}
 	a.ResponseWriter.WriteHeader(status)

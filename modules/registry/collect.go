@@ -12,7 +12,7 @@ import (
 	"github.com/distribution/distribution/v3"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
 const (
@@ -98,12 +98,12 @@ func (r *Registry) Collect(ctx context.Context) (Collected, error) {
 	if err := r.markUnusedBlobs(ctx, g); err != nil {
 		return Collected{}, err
 	}
-	faultpoint.Reach("image/collect/marked")
+	failpoint.Reach("image/collect/marked")
 	for _, dir := range g.remove {
 		if err := os.RemoveAll(dir); err != nil {
 			return g.Collected, fmt.Errorf("remove garbage: %w", err)
 		}
-		faultpoint.Reach("image/collect/one-removed")
+		failpoint.Reach("image/collect/one-removed")
 	}
 	return g.Collected, nil
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -225,7 +225,7 @@ func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
 	if err := steps[0](); err != nil {
 		return err
 	}
-	faultpoint.Reach("image/delete/one-removed")
+	failpoint.Reach("image/delete/one-removed")
 	return steps[1]()
 }
 

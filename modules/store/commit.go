@@ -12,7 +12,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -239,7 +239,7 @@ func (s *Store) try(ctx context.Context, ops []Op, stored []*mvccpb.KeyValue) (d
 	if !resp.Succeeded {
 		return false, nil
 	}
-	faultpoint.Reach("store/committed")
+	failpoint.Reach("store/committed")
 	for _, w := range writes {
 		w.saved(resp.Header.Revision)
 	}

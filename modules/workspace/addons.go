@@ -9,7 +9,7 @@ import (
 	"io"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -76,7 +76,7 @@ func (r *run) applyAddons(ctx context.Context, docs []byte) error {
 	if err := apply(ctx, dyn, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(d)), docs); err != nil {
 		return err
 	}
-	faultpoint.Reach("workspace/create/addons-applied")
+	failpoint.Reach("workspace/create/addons-applied")
 	r.mu.Lock()
 	r.manifest = sum
 	r.mu.Unlock()
@@ -134,6 +134,6 @@ func apply(ctx context.Context, dyn dynamic.Interface, mapper meta.RESTMapper, d
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", gvk.Kind, u.GetName(), err)
 		}
-		faultpoint.Reach("workspace/create/addon-applied")
+		failpoint.Reach("workspace/create/addon-applied")
 	}
 }

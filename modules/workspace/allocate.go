@@ -8,7 +8,7 @@ import (
 	"math/big"
 	"strconv"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -46,7 +46,7 @@ func (c *Controller) allocate(ctx context.Context, w *resource.Workspace) error 
 		store.Of[resource.VNI](db).CreateOp(claim),
 		store.Of[resource.WorkspaceKeys](db).CreateOp(keys),
 		store.Of[resource.Workspace](db).UpdateOp(w))
-	faultpoint.Reach("workspace/create/allocated")
+	failpoint.Reach("workspace/create/allocated")
 	if errors.Is(err, store.ErrExists) {
 		return store.ErrConflict // another workspace has this number: draw again
 	}

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -69,7 +69,7 @@ func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
 			if err := c.markMachine(ctx, m, ""); err != nil {
 				return "", err
 			}
-			faultpoint.Reach("workspace/scale/machine-marked")
+			failpoint.Reach("workspace/scale/machine-marked")
 		}
 		return "", nil
 	}
@@ -239,7 +239,7 @@ func (c *Controller) create(
 			continue
 		}
 		if err == nil {
-			faultpoint.Reach("workspace/machine/placed")
+			failpoint.Reach("workspace/machine/placed")
 			c.cfg.Log.Info("machine placed", "machine", m.Key(), "node", node)
 		}
 		return m, err
@@ -363,11 +363,11 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 			}
 			c.cfg.Log.Warn("a machine goes, but its Kubernetes node stays", "machine", m.Key(), "err", err)
 		}
-		faultpoint.Reach("workspace/scale/node-deleted")
+		failpoint.Reach("workspace/scale/node-deleted")
 		if err := store.Of[resource.Machine](c.cfg.Store).Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return 0, err
 		}
-		faultpoint.Reach("workspace/scale/machine-deleted")
+		failpoint.Reach("workspace/scale/machine-deleted")
 		c.cfg.Log.Info("machine removed", "machine", m.Key(), "node", m.Spec.Node)
 		c.freed()
 		return 0, nil
@@ -385,7 +385,7 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 	if err := c.observeDrain(ctx, m, resource.Condition{Status: resource.True, Reason: "Drained", Message: left}); err != nil {
 		return 0, err
 	}
-	faultpoint.Reach("workspace/scale/machine-drained")
+	failpoint.Reach("workspace/scale/machine-drained")
 	return 0, nil
 }
 

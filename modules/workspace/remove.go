@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -57,15 +57,15 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) error {
 	}
 	if id := w.Status.ID; id != "" {
 		c.stop(id)
-		faultpoint.Reach("workspace/delete/plane-stopped")
+		failpoint.Reach("workspace/delete/plane-stopped")
 		if err := c.cfg.Planes.Remove(ctx, id); err != nil {
 			return fmt.Errorf("remove plane of %s: %w", w.Key(), err)
 		}
-		faultpoint.Reach("workspace/delete/plane-removed")
+		failpoint.Reach("workspace/delete/plane-removed")
 		if err := c.cfg.Networks.Detach(ctx, id); err != nil {
 			return fmt.Errorf("remove network of %s: %w", w.Key(), err)
 		}
-		faultpoint.Reach("workspace/delete/network-removed")
+		failpoint.Reach("workspace/delete/network-removed")
 	}
 	// The same pass again after a kill finds the three still there, or none.
 	db := c.cfg.Store
@@ -79,7 +79,7 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) error {
 	if err := db.Commit(ctx, ops...); err != nil {
 		return fmt.Errorf("remove %s: %w", w.Key(), err)
 	}
-	faultpoint.Reach("workspace/delete/committed")
+	failpoint.Reach("workspace/delete/committed")
 	c.setStarved(w.Key(), false)
 	c.freed() // others may have waited for its room
 	c.cfg.Log.Info("workspace removed", "workspace", w.Key(), "id", w.Status.ID)
@@ -104,7 +104,7 @@ func (c *Controller) removeMachines(ctx context.Context, w *resource.Workspace) 
 		if err := c.markMachine(ctx, m, "WorkspaceDeleted"); err != nil {
 			return 0, err
 		}
-		faultpoint.Reach("workspace/delete/machines-marked")
+		failpoint.Reach("workspace/delete/machines-marked")
 	}
 	return left, nil
 }

@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 
@@ -143,7 +143,7 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 		return nil
 	})
 	return p.Run(ctx, func() {
-		faultpoint.Reach("workspace/create/plane-ready")
+		failpoint.Reach("workspace/create/plane-ready")
 		release()
 		err := connect()
 		r.mu.Lock()

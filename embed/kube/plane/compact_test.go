@@ -72,7 +72,7 @@ func runKine(cfg KineConfig) error {
 }
 
 // TestKilledAroundCompactions kills kine by kill -9 while it compacts, its
-// database gives pages back, and writers write. There is no fault point in
+// database gives pages back, and writers write. There is no failpoint in
 // it: kine removes a batch of revisions and notes how far it is in one
 // transaction, and each step of Reclaim is one of SQLite's; between two of them
 // nothing of ours is half done.

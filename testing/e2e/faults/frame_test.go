@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
@@ -120,7 +120,7 @@ func (s *suite) start(t testing.TB, h *lab.Host, point string) {
 	service.Once = true
 	service.Env = slices.Clone(service.Env)
 	if point != "" {
-		service.Env = append(service.Env, faultpoint.Variable+"="+point)
+		service.Env = append(service.Env, failpoint.Variable+"="+point)
 	}
 	s.kill(t, h)
 	s.logged[h.Name()] = 0
@@ -194,7 +194,7 @@ func (s *suite) dies(t *testing.T, h *lab.Host, point string) {
 		status := s.status(t, h)
 		if status.PID == 0 {
 			text := s.said(t, h)
-			if status.Exit != unix.SIGKILL.String() || !strings.Contains(text, faultpoint.Mark(name)+"\n") {
+			if status.Exit != unix.SIGKILL.String() || !strings.Contains(text, failpoint.Mark(name)+"\n") {
 				s.losing(t, "%s should have died at %s, and ended with %s:\n%s", h.Name(), point, status.Exit, tail(text, 15))
 				t.FailNow()
 			}

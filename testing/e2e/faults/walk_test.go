@@ -63,7 +63,7 @@ func TestWalk(t *testing.T) {
 		}
 	}
 	t.Run("all points", func(t *testing.T) {
-		for _, p := range appliance.Faultpoints() {
+		for _, p := range appliance.Failpoints() {
 			if !s.points[p.Name] {
 				t.Errorf("not walked: %s", p.Name)
 			}

@@ -1,4 +1,4 @@
-// Package faultpoint kills this process at a chosen point of an operation of
+// Package failpoint kills this process at a chosen point of an operation of
 // many steps, as kill -9 or a power cut would, so that a test can walk all such
 // points and see that each operation survives.
 //
@@ -9,9 +9,9 @@
 // Parties: modules and parts call Reach between two steps; main calls Arm with
 // the variable; the walk in testing/e2e/faults sets the variable of one process
 // of a datacenter. Any package may import it. A package that has points says what
-// they are by a function Faultpoints, which package appliance collects; a test
+// they are by a function Failpoints, which package appliance collects; a test
 // there holds list and code together.
-package faultpoint
+package failpoint
 
 import (
 	"fmt"
@@ -104,7 +104,7 @@ func (f *fault) reach(name string) {
 }
 
 // Mark is what standard error has before the process dies at a point.
-func Mark(name string) string { return "faultpoint: killed at " + name }
+func Mark(name string) string { return "failpoint: killed at " + name }
 
 func die(name string) {
 	// One write, unbuffered: what follows leaves no time for a second.

@@ -1,4 +1,4 @@
-package faultpoint
+package failpoint
 
 import (
 	"errors"
@@ -61,7 +61,7 @@ func TestReachCounts(t *testing.T) {
 
 // TestDies runs this test anew as a child that reaches the point.
 func TestDies(t *testing.T) {
-	if value := os.Getenv("FAULTPOINT_TEST"); value != "" {
+	if value := os.Getenv("FAILPOINT_TEST"); value != "" {
 		t.Setenv(Variable, value)
 		if err := Arm(value, points); err != nil {
 			t.Fatal(err)
@@ -69,7 +69,7 @@ func TestDies(t *testing.T) {
 		if got := os.Getenv(Variable); got != "" {
 			t.Fatalf("children would inherit %s=%s", Variable, got)
 		}
-		defer os.WriteFile(os.Getenv("FAULTPOINT_AFTER"), nil, 0o600) // what SIGTERM, or a panic, would still do
+		defer os.WriteFile(os.Getenv("FAILPOINT_AFTER"), nil, 0o600) // what SIGTERM, or a panic, would still do
 		Reach("file/written")
 		Reach("store/committed")
 		return
@@ -80,7 +80,7 @@ func TestDies(t *testing.T) {
 	}
 	after := filepath.Join(t.TempDir(), "after")
 	cmd := exec.Command(exe, "-test.run", "^TestDies$")
-	cmd.Env = append(os.Environ(), "FAULTPOINT_TEST=store/committed", "FAULTPOINT_AFTER="+after)
+	cmd.Env = append(os.Environ(), "FAILPOINT_TEST=store/committed", "FAILPOINT_AFTER="+after)
 	var errs strings.Builder
 	cmd.Stderr = &errs
 	err = cmd.Run()

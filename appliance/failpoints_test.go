@@ -11,12 +11,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
-// TestFaultpoints holds the list and the code together: each point is reached at one
+// TestFailpoints holds the list and the code together: each point is reached at one
 // place, by its name in full, and whatever is reached is in the list.
-func TestFaultpoints(t *testing.T) {
+func TestFailpoints(t *testing.T) {
 	reached := map[string][]string{}
 	root := ".."
 	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
@@ -30,7 +30,7 @@ func TestFaultpoints(t *testing.T) {
 			}
 			return nil
 		}
-		if !strings.HasSuffix(base, ".go") || strings.HasSuffix(base, "_test.go") || filepath.Base(filepath.Dir(name)) == "faultpoint" {
+		if !strings.HasSuffix(base, ".go") || strings.HasSuffix(base, "_test.go") || filepath.Base(filepath.Dir(name)) == "failpoint" {
 			return nil
 		}
 		files := token.NewFileSet()
@@ -47,7 +47,7 @@ func TestFaultpoints(t *testing.T) {
 			if !ok || sel.Sel.Name != "Reach" {
 				return true
 			}
-			if pkg, ok := sel.X.(*ast.Ident); !ok || pkg.Name != "faultpoint" {
+			if pkg, ok := sel.X.(*ast.Ident); !ok || pkg.Name != "failpoint" {
 				return true
 			}
 			where := files.Position(call.Pos()).String()
@@ -69,12 +69,12 @@ func TestFaultpoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	listed := map[string]bool{}
-	for _, p := range Faultpoints() {
+	for _, p := range Failpoints() {
 		if listed[p.Name] {
 			t.Errorf("%s is in the list twice", p.Name)
 		}
 		listed[p.Name] = true
-		if p.Cuts == "" || !slices.Contains([]string{faultpoint.Server, faultpoint.Node, faultpoint.Both}, p.In) {
+		if p.Cuts == "" || !slices.Contains([]string{failpoint.Server, failpoint.Node, failpoint.Both}, p.In) {
 			t.Errorf("%s: the list does not say where it is and what it cuts", p.Name)
 		}
 		if got := reached[p.Name]; len(got) != 1 {
