@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -47,8 +46,8 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	if err := r.serve(w, req); err != nil {
-		var no *refusal
-		if !errors.As(err, &no) {
+		no, ok := errors.AsType[*refusal](err)
+		if !ok {
 			r.cfg.Log.Error("request", "method", req.Method, "path", req.URL.Path, "err", err)
 			no = refuse(http.StatusInternalServerError, "UNKNOWN", "internal error of the registry")
 		}
@@ -58,7 +57,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
-	t, ok := r.router.parse(req)
+	t, ok := r.parse(req)
 	if !ok {
 		return refuse(http.StatusNotFound, "UNSUPPORTED", "this registry has no %s %s", req.Method, req.URL.Path)
 	}
@@ -66,7 +65,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if ns := req.URL.Query().Get("ns"); ns != "" && !r.names[strings.ToLower(ns)] {
+	if ns := req.URL.Query().Get("ns"); ns != "" && !r.isOwn(ns) {
 		return r.serveUpstream(w, req, t, who, ns)
 	}
 	switch t.route {
@@ -92,10 +91,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 		// So what was asked for counts as new to the collector.
 		r.touch(t)
 	}
-	r.mu.Lock()
-	app := r.app
-	r.mu.Unlock()
-	app.ServeHTTP(w, req)
+	r.app.ServeHTTP(w, req)
 	return nil
 }
 
@@ -164,7 +160,7 @@ func nodeCertificate(req *http.Request) *x509.Certificate {
 // authorize decides on a request to a repository of this registry, and takes out
 // of the request what its principal may not ask for.
 func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, t target, who principal) error {
-	account, organization, _, err := splitName(t.repository)
+	account, organization, err := splitName(t.repository)
 	if err != nil {
 		return err
 	}
@@ -175,14 +171,14 @@ func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, t target,
 		r.challenge(w, t, req, "insufficient_scope")
 		return refuse(http.StatusUnauthorized, "DENIED", "you may not %s %s, or there is no such organization", t.action, t.repository)
 	}
-	if t.action == pull {
+	if t.action != push {
 		return nil
 	}
-	if t.action == push && !r.cfg.Organizations.Exists(account, organization) {
+	if !r.cfg.Organizations.Exists(account, organization) {
 		return refuse(http.StatusNotFound, "NAME_UNKNOWN",
 			"there is no organization %s/%s: create it first with `mp org create`", account, organization)
 	}
-	if t.action == push && req.Method != http.MethodDelete {
+	if req.Method != http.MethodDelete {
 		if err := admit(req, r.cfg.MaxBlobBytes, r.disk.check, r.roomOf(account)); err != nil {
 			return err
 		}
@@ -212,12 +208,13 @@ func checkManifest(req *http.Request) error {
 		Config, Subject   *descriptor
 		Layers, Manifests []descriptor
 	}
-	var kind *json.UnmarshalTypeError
-	if err := json.Unmarshal(body, &m); errors.As(err, &kind) {
+	err = json.Unmarshal(body, &m)
+	if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		what, _, _ := strings.Cut(kind.Value, " ") // a number is followed by all its digits
 		return refuse(http.StatusBadRequest, "MANIFEST_INVALID",
 			"%s of the manifest can't be of type %s", cmp.Or(kind.Field, "the whole"), what)
-	} else if err != nil {
+	}
+	if err != nil {
 		return nil
 	}
 	if m.SchemaVersion != 2 {
@@ -233,7 +230,7 @@ func checkManifest(req *http.Request) error {
 		if d.Digest == nil {
 			return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "the manifest names a part without a digest")
 		}
-		if err := d.Digest.Validate(); err != nil {
+		if d.Digest.Validate() != nil {
 			return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "the manifest names a part by %q, which is no digest", *d.Digest)
 		}
 	}
@@ -252,7 +249,7 @@ func (r *Registry) checkMount(req *http.Request, who principal) error {
 	}
 	q := req.URL.Query() // drops what doesn't parse
 	if from := q.Get("from"); from != "" {
-		_, _, _, err := splitName(from)
+		_, _, err := splitName(from)
 		if err != nil || len(q["from"]) != 1 || !who.allows(from, pull) {
 			q.Del("from")
 			q.Del("mount")
@@ -276,7 +273,7 @@ func (r *Registry) challenge(w http.ResponseWriter, t target, req *http.Request,
 		c += fmt.Sprintf(",scope=%q", "repository:"+t.repository+":"+actions)
 		// Ask for the source of a mount at once, or the client pushes it anew.
 		if from := req.URL.Query().Get("from"); from != "" && req.Method == http.MethodPost {
-			if _, _, _, err := splitName(from); err == nil {
+			if _, _, err := splitName(from); err == nil {
 				c = strings.TrimSuffix(c, `"`) + " repository:" + from + `:pull"`
 			}
 		}
@@ -312,6 +309,5 @@ func (r *Registry) touch(t target) {
 	if err != nil {
 		return
 	}
-	now := time.Now()
-	os.Chtimes(filepath.Join(r.repositoryDir(t.repository), "_layers", d.Algorithm().String(), d.Encoded(), "link"), now, now)
+	touchFile(filepath.Join(r.repositoryDir(t.repository), layers, d.Algorithm().String(), d.Encoded(), "link"))
 }

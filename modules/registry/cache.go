@@ -2,13 +2,12 @@ package registry
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
+	"log/slog"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -49,13 +48,10 @@ type manifest struct {
 type cache struct {
 	dir  string
 	disk disk
+	log  *slog.Logger
 
 	mu        sync.Mutex
 	downloads map[digest.Digest]*download
-}
-
-func newCache(dir string, d disk) *cache {
-	return &cache{dir: dir, disk: d, downloads: map[digest.Digest]*download{}}
 }
 
 func (c *cache) open() error {
@@ -74,30 +70,30 @@ func (c *cache) open() error {
 func (c *cache) blob(d digest.Digest) string { return filepath.Join(c.dir, "blobs", d.Encoded()) }
 
 func (c *cache) tagFile(repository, tag string) string {
-	sum := sha256.Sum256([]byte(repository + ":" + tag))
-	return filepath.Join(c.dir, "tags", hex.EncodeToString(sum[:]))
+	return filepath.Join(c.dir, "tags", digest.FromString(repository+":"+tag).Encoded())
 }
 
+// tag returns what the tag pointed to last, if that manifest is here.
 func (c *cache) tag(repository, tag string) (digest.Digest, bool) {
 	data, err := os.ReadFile(c.tagFile(repository, tag))
 	if err != nil {
 		return "", false
 	}
 	d, err := digest.Parse(string(data))
-	return d, err == nil
+	if err != nil {
+		return "", false
+	}
+	_, ok := c.manifest(d)
+	return d, ok
 }
 
 func (c *cache) setTag(repository, tag string, d digest.Digest) {
-	if old, ok := c.tag(repository, tag); ok && old == d {
+	file := c.tagFile(repository, tag)
+	if old, err := os.ReadFile(file); err == nil && string(old) == d.String() {
 		return
 	}
 	// Best effort: without it, the tag is only not known when the upstream is away.
-	atomicfile.Write(c.tagFile(repository, tag), []byte(d), 0o600)
-}
-
-func (c *cache) hasManifest(d digest.Digest) bool {
-	_, err := os.Stat(c.blob(d) + ".type")
-	return err == nil
+	atomicfile.Write(file, []byte(d), 0o600)
 }
 
 func (c *cache) manifest(d digest.Digest) (manifest, bool) {
@@ -128,25 +124,21 @@ func (c *cache) putManifest(d digest.Digest, m manifest) error {
 
 // room makes sure that size more bytes fit.
 func (c *cache) room(size int64) error {
-	if err := c.disk.check(size); err == nil {
-		return nil
+	if c.disk.check(size) != nil {
+		c.trim()
 	}
-	c.trim()
 	return c.disk.check(size)
 }
 
 // trim removes what was not used for longest while less than twice the floor
-// is free. It returns how much it removed.
-func (c *cache) trim() (files int, size int64) {
+// is free. It returns how many files it removed.
+func (c *cache) trim() (files int) {
 	want := 2 * c.disk.floor
 	free, err := c.disk.free()
 	if err != nil || free >= want {
-		return 0, 0
+		return 0
 	}
-	entries, err := os.ReadDir(filepath.Join(c.dir, "blobs"))
-	if err != nil {
-		return 0, 0
-	}
+	entries, _ := os.ReadDir(filepath.Join(c.dir, "blobs"))
 	var infos []fs.FileInfo
 	for _, e := range entries {
 		if info, err := e.Info(); err == nil {
@@ -154,6 +146,7 @@ func (c *cache) trim() (files int, size int64) {
 		}
 	}
 	slices.SortFunc(infos, func(a, b fs.FileInfo) int { return a.ModTime().Compare(b.ModTime()) })
+	var size int64
 	for _, info := range infos {
 		if free+size >= want || time.Since(info.ModTime()) < trimSpares {
 			break
@@ -163,7 +156,10 @@ func (c *cache) trim() (files int, size int64) {
 			size += info.Size()
 		}
 	}
-	return files, size
+	if files > 0 {
+		c.log.Info("cache trimmed", "files", files, "bytes", size)
+	}
+	return files
 }
 
 // download is a blob on its way from the upstream into the cache. Any number of
@@ -172,6 +168,7 @@ type download struct {
 	file  *os.File
 	final string // the file's name after the download
 	size  int64  // -1 if the upstream did not say
+	stall *time.Timer
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when something below changes
@@ -189,18 +186,39 @@ func (d *download) advance(n int, done bool, err error) {
 	d.changed = make(chan struct{})
 }
 
-func (d *download) state() (changed <-chan struct{}, written int64, done bool, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.changed, d.written, d.done, d.err
+// Write takes in what has come from the upstream.
+func (d *download) Write(p []byte) (int, error) {
+	n, err := d.file.Write(p)
+	d.stall.Reset(upstreamStall)
+	d.advance(n, false, nil)
+	return n, err
+}
+
+// grown waits until a client who has the first sent bytes can have more, or the
+// download has ended. The last byte is held back until the digest was found right.
+func (d *download) grown(ctx context.Context, sent int64) (until int64, done bool, err error) {
+	for {
+		d.mu.Lock()
+		changed, until, done, err := d.changed, d.written, d.done, d.err
+		d.mu.Unlock()
+		if !done {
+			until--
+		}
+		if done || until > sent {
+			return until, done, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, false, ctx.Err()
+		}
+	}
 }
 
 // serveBlob answers from the cache, from a download under way, or begins one.
 func (u *upstream) serveBlob(w http.ResponseWriter, r *http.Request, repository string, d digest.Digest) error {
-	w.Header().Set("Docker-Content-Digest", d.String())
-	w.Header().Set("Etag", fmt.Sprintf("%q", d))
 	w.Header().Set("Content-Type", "application/octet-stream")
-	if served := u.serveCached(w, r, d); served {
+	if u.serveCached(w, r, d) {
 		return nil
 	}
 	if r.Method == http.MethodHead {
@@ -216,23 +234,24 @@ func (u *upstream) serveBlob(w http.ResponseWriter, r *http.Request, repository 
 	if err != nil {
 		return err
 	}
-	if dl == nil || r.Header.Get("Range") != "" {
-		if dl != nil {
-			if err := dl.wait(r.Context()); err != nil {
-				return u.broken("download "+d.String(), err)
-			}
+	if dl != nil && r.Header.Get("Range") == "" {
+		if dl.size >= 0 {
+			w.Header().Set("Content-Length", strconv.FormatInt(dl.size, 10))
 		}
-		if u.serveCached(w, r, d) {
-			return nil
+		if dl.copy(r.Context(), w) != nil {
+			// The status is sent: only a broken connection tells the client.
+			panic(http.ErrAbortHandler)
 		}
-		return u.broken("download "+d.String(), errors.New("it is not in the cache"))
+		return nil
 	}
-	if dl.size >= 0 {
-		w.Header().Set("Content-Length", strconv.FormatInt(dl.size, 10))
+	if dl != nil {
+		_, _, err = dl.grown(r.Context(), math.MaxInt64)
 	}
-	if err := dl.copy(r.Context(), w); err != nil {
-		// The status is sent: only a broken connection tells the client.
-		panic(http.ErrAbortHandler)
+	if err == nil && !u.serveCached(w, r, d) {
+		err = errors.New("it is not in the cache")
+	}
+	if err != nil {
+		return u.broken("download "+d.String(), err)
 	}
 	return nil
 }
@@ -301,13 +320,14 @@ func (u *upstream) download(ctx context.Context, repository string, d digest.Dig
 }
 
 // receive writes body to the download's file and, if it has the right digest,
-// puts the file in its place.
-func (c *cache) receive(dl *download, d digest.Digest, body io.Reader, cancel func()) error {
-	stall := time.AfterFunc(upstreamStall, cancel)
-	defer stall.Stop()
-	sum := sha256.New()
-	err := dl.fill(body, sum, func() { stall.Reset(upstreamStall) }, c.disk)
-	if err == nil && hex.EncodeToString(sum.Sum(nil)) != d.Encoded() {
+// puts the file in its place. A body that stands still is given up by cancel.
+func (c *cache) receive(dl *download, d digest.Digest, body io.ReadCloser, cancel func()) error {
+	dl.stall = time.AfterFunc(upstreamStall, cancel)
+	defer dl.stall.Stop()
+	verifier := d.Verifier()
+	bounded := &guardedBody{ReadCloser: body, rooms: []room{c.disk.check}, left: math.MaxInt64}
+	_, err := io.CopyBuffer(io.MultiWriter(verifier, dl), bounded, make([]byte, 256<<10))
+	if err == nil && !verifier.Verified() {
 		err = errors.New("content has another digest")
 	}
 	if err == nil {
@@ -327,36 +347,8 @@ func (c *cache) receive(dl *download, d digest.Digest, body io.Reader, cancel fu
 	return err
 }
 
-func (d *download) fill(body io.Reader, sum hash.Hash, progress func(), space disk) error {
-	buf := make([]byte, 256<<10)
-	var unchecked int
-	for {
-		n, err := body.Read(buf)
-		if n > 0 {
-			sum.Write(buf[:n])
-			if _, err := d.file.Write(buf[:n]); err != nil {
-				return err
-			}
-			if unchecked += n; unchecked >= checkEvery {
-				unchecked = 0
-				if err := space.check(0); err != nil {
-					return err
-				}
-			}
-			progress()
-			d.advance(n, false, nil)
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
 // copy sends the download to w as it grows. It returns nil only if all of it
-// was sent and the digest was right: the last byte is held back until then.
+// was sent and the digest was right.
 func (d *download) copy(ctx context.Context, w io.Writer) error {
 	f, err := os.Open(d.file.Name())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -366,46 +358,18 @@ func (d *download) copy(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	defer f.Close()
-	var sent int64
-	for {
-		changed, written, done, err := d.state()
+	for sent, done := int64(0), false; !done; {
+		var until int64
+		if until, done, err = d.grown(ctx, sent); err != nil {
+			return err
+		}
+		n, err := io.CopyN(w, f, until-sent)
 		if err != nil {
 			return err
 		}
-		until := written
-		if !done && until > 0 {
-			until--
-		}
-		if until > sent {
-			n, err := io.CopyN(w, f, until-sent)
-			sent += n
-			if err != nil {
-				return err
-			}
-		}
-		if done {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		sent += n
 	}
-}
-
-func (d *download) wait(ctx context.Context) error {
-	for {
-		changed, _, done, err := d.state()
-		if done || err != nil {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return nil
 }
 
 func touchFile(file string) {

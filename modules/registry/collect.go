@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/distribution/distribution/v3"
@@ -49,7 +51,7 @@ func (r *Registry) collect(ctx context.Context) {
 			return
 		case <-trim.C:
 			for _, u := range r.upstreams {
-				u.trim()
+				u.cache.trim()
 			}
 			continue
 		case <-next.C:
@@ -95,7 +97,16 @@ func (r *Registry) Collect(ctx context.Context) (Collected, error) {
 			return Collected{}, fmt.Errorf("mark what %s uses: %w", name, err)
 		}
 	}
-	if err := r.markUnusedBlobs(ctx, g); err != nil {
+	// A blob is a file called data in blobs/ALGORITHM/HE/HEX.
+	err = eachDigest(filepath.Join(r.root(), "blobs"), "data", func(d digest.Digest, path string, data fs.FileInfo) error {
+		if !g.used[d] && !data.ModTime().After(g.old) {
+			g.Blobs++
+			g.Bytes += data.Size()
+			g.remove = append(g.remove, path)
+		}
+		return ctx.Err()
+	})
+	if err != nil {
 		return Collected{}, err
 	}
 	failpoint.Reach("image/collect/marked")
@@ -118,20 +129,15 @@ type collection struct {
 
 func (r *Registry) mark(ctx context.Context, g *collection, repository string) error {
 	dir := r.repositoryDir(repository)
-	repo, err := r.open(ctx, repository)
-	if err != nil {
-		return err
-	}
-	manifests, err := repo.Manifests(ctx)
+	_, manifests, err := r.open(ctx, repository)
 	if err != nil {
 		return err
 	}
 	here := map[digest.Digest]bool{} // used by this repository
-	err = eachLink(filepath.Join(dir, "_manifests", "revisions"), func(d digest.Digest, _ string, _ fs.FileInfo) error {
+	err = eachDigest(filepath.Join(dir, revisions), "link", func(d digest.Digest, _ string, _ fs.FileInfo) error {
 		here[d] = true
 		m, err := manifests.Get(ctx, d)
-		var gone distribution.ErrManifestUnknownRevision
-		if errors.As(err, &gone) {
+		if _, gone := errors.AsType[distribution.ErrManifestUnknownRevision](err); gone {
 			return nil
 		}
 		if err != nil {
@@ -145,7 +151,8 @@ func (r *Registry) mark(ctx context.Context, g *collection, repository string) e
 	if err != nil {
 		return err
 	}
-	err = eachLink(filepath.Join(dir, "_layers"), func(d digest.Digest, path string, link fs.FileInfo) error {
+	maps.Copy(g.used, here)
+	err = eachDigest(filepath.Join(dir, layers), "link", func(d digest.Digest, path string, link fs.FileInfo) error {
 		if here[d] || link.ModTime().After(g.old) {
 			g.used[d] = true
 		} else {
@@ -157,15 +164,9 @@ func (r *Registry) mark(ctx context.Context, g *collection, repository string) e
 	if err != nil {
 		return err
 	}
-	for d := range here {
-		g.used[d] = true
-	}
-	uploads, err := os.ReadDir(filepath.Join(dir, "_uploads"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
+	uploads, _ := fs.Glob(os.DirFS(dir), "_uploads/*")
 	for _, u := range uploads {
-		path := filepath.Join(dir, "_uploads", u.Name())
+		path := filepath.Join(dir, u)
 		if newest(path).Before(g.old) {
 			g.Uploads++
 			g.remove = append(g.remove, path)
@@ -174,67 +175,36 @@ func (r *Registry) mark(ctx context.Context, g *collection, repository string) e
 	return nil
 }
 
-func (r *Registry) markUnusedBlobs(ctx context.Context, g *collection) error {
-	algorithms, err := os.ReadDir(filepath.Join(r.root(), "blobs"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	for _, a := range algorithms {
-		dir := filepath.Join(r.root(), "blobs", a.Name())
-		shards, err := os.ReadDir(dir)
-		if err != nil {
-			return err
-		}
-		for _, s := range shards {
-			blobs, err := os.ReadDir(filepath.Join(dir, s.Name()))
-			if err != nil {
-				return err
-			}
-			for _, b := range blobs {
-				path := filepath.Join(dir, s.Name(), b.Name())
-				data, err := os.Stat(filepath.Join(path, "data"))
-				if err != nil || g.used[digest.NewDigestFromEncoded(digest.Algorithm(a.Name()), b.Name())] || data.ModTime().After(g.old) {
-					continue
-				}
-				g.Blobs++
-				g.Bytes += data.Size()
-				g.remove = append(g.remove, path)
-			}
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-	}
-	return err
-}
+// Below the folder of a repository, each digest in them has a folder
+// ALGORITHM/HEX with a file called link.
+const (
+	layers    = "_layers"
+	revisions = "_manifests/revisions"
+)
 
-// eachLink calls f for every ALGORITHM/HEX/link below dir, with the folder of
-// the link.
-func eachLink(dir string, f func(d digest.Digest, path string, link fs.FileInfo) error) error {
-	algorithms, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	for _, a := range algorithms {
-		links, err := os.ReadDir(filepath.Join(dir, a.Name()))
+// eachDigest calls f for every folder ALGORITHM/.../HEX below dir that has a file
+// of that name. It is no error if there is no dir.
+func eachDigest(dir, name string, f func(d digest.Digest, path string, file fs.FileInfo) error) error {
+	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !e.IsDir() {
+			return err
+		}
+		file, err := os.Stat(filepath.Join(path, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // a folder above, or deleted
+		}
 		if err != nil {
 			return err
 		}
-		for _, l := range links {
-			path := filepath.Join(dir, a.Name(), l.Name())
-			info, err := os.Stat(filepath.Join(path, "link"))
-			if errors.Is(err, fs.ErrNotExist) {
-				continue // deleted
-			}
-			if err != nil {
-				return err
-			}
-			if err := f(digest.NewDigestFromEncoded(digest.Algorithm(a.Name()), l.Name()), path, info); err != nil {
-				return err
-			}
+		algorithm, _, _ := strings.Cut(strings.TrimPrefix(path, dir+"/"), "/")
+		if err := f(digest.NewDigestFromEncoded(digest.Algorithm(algorithm), e.Name()), path, file); err != nil {
+			return err
 		}
-	}
-	return err
+		return fs.SkipDir
+	})
 }
 
 // newest is when anything in dir last changed.

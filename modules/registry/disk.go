@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -99,9 +98,6 @@ func (b *guardedBody) Read(p []byte) (int, error) {
 // roomOf is the room an account has left of what it may keep in the registry.
 func (r *Registry) roomOf(account string) room {
 	return func(size int64) error {
-		if r.cfg.Limit == nil {
-			return nil
-		}
 		limit := r.cfg.Limit(account)
 		if limit <= 0 {
 			return nil
@@ -143,17 +139,14 @@ func (r *Registry) usage(account string) (int64, error) {
 	}
 	for _, name := range names {
 		dir := r.repositoryDir(name)
-		for _, links := range []string{"_layers", filepath.Join("_manifests", "revisions")} {
-			if err := eachLink(filepath.Join(dir, links), count); err != nil {
+		for _, links := range []string{layers, revisions} {
+			if err := eachDigest(filepath.Join(dir, links), "link", count); err != nil {
 				return 0, err
 			}
 		}
-		uploads, err := os.ReadDir(filepath.Join(dir, "_uploads"))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return 0, err
-		}
+		uploads, _ := fs.Glob(os.DirFS(dir), "_uploads/*/data")
 		for _, u := range uploads {
-			if data, err := os.Stat(filepath.Join(dir, "_uploads", u.Name(), "data")); err == nil {
+			if data, err := os.Stat(filepath.Join(dir, u)); err == nil {
 				used += data.Size()
 			}
 		}

@@ -169,7 +169,7 @@ func FuzzRegistryRequest(f *testing.F) {
 		case 2:
 			req.TLS = node
 		}
-		target, known := r.router.parse(req)
+		target, known := r.parse(req)
 		w := ask(r, req)
 		if w.Code >= 500 {
 			t.Errorf("%s %q as %d: %d %s", method, path, who%3, w.Code, w.Body)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -28,51 +29,39 @@ var ErrNotFound = fmt.Errorf("no such image: %w", store.ErrNotFound)
 // root is where distribution keeps its things below its root directory.
 func (r *Registry) root() string { return filepath.Join(r.imagesDir(), "docker", "registry", "v2") }
 
-func (r *Registry) repositoriesDir() string { return filepath.Join(r.root(), "repositories") }
-
-// repositoryDir is for names that were checked.
+// repositoryDir is for names that were checked, and "" for where all are.
 func (r *Registry) repositoryDir(repository string) string {
-	return filepath.Join(r.repositoriesDir(), filepath.FromSlash(repository))
+	return filepath.Join(r.root(), "repositories", filepath.FromSlash(repository))
 }
 
 // repositories are the names of all repositories below a path of names, "" for
 // all. A folder that holds no repository does not count, nor does one that is
 // not there.
 func (r *Registry) repositories(below string) ([]string, error) {
-	var out []string
+	found := map[string]bool{}
 	err := filepath.WalkDir(r.repositoryDir(below), func(p string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // gone meanwhile
 		}
+		if err != nil || !d.IsDir() || !slices.Contains([]string{"_manifests", "_layers", "_uploads"}, d.Name()) {
+			return err
+		}
+		name, err := filepath.Rel(r.repositoryDir(""), filepath.Dir(p))
 		if err != nil {
 			return err
 		}
-		if !d.IsDir() {
-			return nil
-		}
-		switch d.Name() {
-		case "_manifests", "_layers", "_uploads":
-			name, err := filepath.Rel(r.repositoriesDir(), filepath.Dir(p))
-			if err != nil {
-				return err
-			}
-			if len(out) == 0 || out[len(out)-1] != name {
-				out = append(out, name)
-			}
-			return fs.SkipDir
-		}
-		return nil
+		found[name] = true
+		return fs.SkipDir
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list repositories: %w", err)
 	}
-	slices.Sort(out)
-	return slices.Compact(out), nil
+	return slices.Sorted(maps.Keys(found)), nil
 }
 
 // List returns the repositories of an organization that hold an image, by name.
 func (r *Registry) List(ctx context.Context, account, organization string) ([]resource.Image, error) {
-	if err := errors.Join(resource.CheckName("account", account), resource.CheckName("organization", organization)); err != nil {
+	if err := checkOrganization(account, organization); err != nil {
 		return nil, err
 	}
 	names, err := r.repositories(account + "/" + organization)
@@ -94,13 +83,12 @@ func (r *Registry) List(ctx context.Context, account, organization string) ([]re
 
 func (r *Registry) image(ctx context.Context, repository string) (resource.Image, error) {
 	image := resource.Image{Name: repository, Tags: []string{}}
-	repo, err := r.open(ctx, repository)
+	repo, _, err := r.open(ctx, repository)
 	if err != nil {
 		return image, err
 	}
 	tags, err := repo.Tags(ctx).All(ctx)
-	var unknown distribution.ErrRepositoryUnknown
-	if errors.As(err, &unknown) {
+	if _, unknown := errors.AsType[distribution.ErrRepositoryUnknown](err); unknown {
 		return image, nil
 	}
 	if err != nil {
@@ -131,18 +119,14 @@ func (r *Registry) Resolve(ctx context.Context, repository, ref string) (string,
 }
 
 func (r *Registry) resolve(ctx context.Context, repository, ref string) (digest.Digest, error) {
-	if _, _, _, err := splitName(repository); err != nil {
+	if _, _, err := splitName(repository); err != nil {
 		return "", err
 	}
-	repo, err := r.open(ctx, repository)
+	repo, manifests, err := r.open(ctx, repository)
 	if err != nil {
 		return "", err
 	}
 	if d, err := digest.Parse(ref); err == nil {
-		manifests, err := repo.Manifests(ctx)
-		if err != nil {
-			return "", fmt.Errorf("open manifests of %s: %w", repository, err)
-		}
 		switch found, err := manifests.Exists(ctx, d); {
 		case err != nil:
 			return "", fmt.Errorf("look up %s@%s: %w", repository, d, err)
@@ -155,9 +139,9 @@ func (r *Registry) resolve(ctx context.Context, repository, ref string) (digest.
 		return "", fmt.Errorf("%s: %q is neither a tag nor a digest: %w", repository, ref, ErrNotFound)
 	}
 	desc, err := repo.Tags(ctx).Get(ctx, ref)
-	var noTag distribution.ErrTagUnknown
-	var noRepo distribution.ErrRepositoryUnknown
-	if errors.As(err, &noTag) || errors.As(err, &noRepo) {
+	_, noTag := errors.AsType[distribution.ErrTagUnknown](err)
+	_, noRepo := errors.AsType[distribution.ErrRepositoryUnknown](err)
+	if noTag || noRepo {
 		return "", fmt.Errorf("%s:%s: %w", repository, ref, ErrNotFound)
 	}
 	if err != nil {
@@ -180,7 +164,7 @@ func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
 	}
 	r.gate.RLock()
 	defer r.gate.RUnlock()
-	repo, err := r.open(ctx, repository)
+	repo, manifests, err := r.open(ctx, repository)
 	if err != nil {
 		return err
 	}
@@ -188,15 +172,11 @@ func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
 	if err != nil {
 		return fmt.Errorf("look up tags of %s@%s: %w", repository, d, err)
 	}
-	manifests, err := repo.Manifests(ctx)
-	if err != nil {
-		return fmt.Errorf("open manifests of %s: %w", repository, err)
-	}
+	byDigest := ref == d.String()
+	other := func(tag string) bool { return !byDigest && tag != ref }
+	shared := slices.ContainsFunc(tags, other)
 	untag := func() error {
-		for _, tag := range tags {
-			if ref != tag && ref != d.String() {
-				continue
-			}
+		for _, tag := range slices.DeleteFunc(tags, other) {
 			if err := repo.Tags(ctx).Untag(ctx, tag); err != nil {
 				return fmt.Errorf("delete tag %s:%s: %w", repository, tag, err)
 			}
@@ -204,11 +184,8 @@ func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
 		return nil
 	}
 	drop := func() error {
-		if ref != d.String() && slices.ContainsFunc(tags, func(tag string) bool { return tag != ref }) {
-			return nil
-		}
 		there, err := manifests.Exists(ctx, d)
-		if err == nil && there {
+		if err == nil && there && !shared {
 			err = manifests.Delete(ctx, d)
 		}
 		if err != nil {
@@ -219,7 +196,7 @@ func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
 	// What it is asked for by goes last. The other way round nobody found, after a
 	// kill in between, the manifest of a tag that is gone, and its blobs stayed.
 	steps := []func() error{drop, untag}
-	if ref == d.String() {
+	if byDigest {
 		slices.Reverse(steps)
 	}
 	if err := steps[0](); err != nil {
@@ -263,7 +240,7 @@ func (r *Registry) removeRepository(repository string) error {
 // RemoveAll removes all repositories of an organization. The blobs go
 // with the next garbage collection. It is no error if there are none.
 func (r *Registry) RemoveAll(ctx context.Context, account, organization string) error {
-	if err := errors.Join(resource.CheckName("account", account), resource.CheckName("organization", organization)); err != nil {
+	if err := checkOrganization(account, organization); err != nil {
 		return err
 	}
 	r.gate.RLock()
@@ -275,14 +252,18 @@ func (r *Registry) RemoveAll(ctx context.Context, account, organization string) 
 	return nil
 }
 
-func (r *Registry) open(ctx context.Context, repository string) (distribution.Repository, error) {
+func (r *Registry) open(ctx context.Context, repository string) (distribution.Repository, distribution.ManifestService, error) {
 	name, err := reference.WithName(repository)
 	if err != nil {
-		return nil, errName(repository)
+		return nil, nil, errName(repository)
 	}
 	repo, err := r.images.Repository(ctx, name)
 	if err != nil {
-		return nil, fmt.Errorf("open repository %s: %w", repository, err)
+		return nil, nil, fmt.Errorf("open repository %s: %w", repository, err)
 	}
-	return repo, nil
+	manifests, err := repo.Manifests(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open manifests of %s: %w", repository, err)
+	}
+	return repo, manifests, nil
 }

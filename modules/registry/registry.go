@@ -13,6 +13,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -27,15 +28,18 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/distribution/distribution/v3"
 	"github.com/distribution/distribution/v3/configuration"
+	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/distribution/distribution/v3/registry/handlers"
 	"github.com/distribution/distribution/v3/registry/storage"
 	"github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
+	"github.com/gorilla/mux"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/crowd"
@@ -91,9 +95,8 @@ type Organizations interface {
 // Registry is the image registry.
 type Registry struct {
 	cfg       Config
-	names     map[string]bool
 	images    distribution.Namespace // what app stores, for our own questions
-	router    routes
+	router    *mux.Router
 	upstreams map[string]*upstream
 	disk      disk
 
@@ -101,34 +104,25 @@ type Registry struct {
 	// for reading, the collector holds it for writing.
 	gate sync.RWMutex
 
-	mu   sync.Mutex
+	// Both are there once Run is ready.
 	app  http.Handler
 	addr net.Addr
 }
 
 // New makes a registry from cfg. It touches nothing before Run.
 func New(cfg Config) (*Registry, error) {
-	if cfg.MinFreeBytes == 0 {
-		cfg.MinFreeBytes = 1 << 30
-	}
-	if cfg.MaxBlobBytes == 0 {
-		cfg.MaxBlobBytes = 32 << 30
-	}
-	if cfg.Grace == 0 {
-		cfg.Grace = 24 * time.Hour
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	cfg.MinFreeBytes = cmp.Or(cfg.MinFreeBytes, 1<<30)
+	cfg.MaxBlobBytes = cmp.Or(cfg.MaxBlobBytes, 32<<30)
+	cfg.Grace = cmp.Or(cfg.Grace, 24*time.Hour)
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	if cfg.Limit == nil {
+		cfg.Limit = func(string) int64 { return 0 }
 	}
 	r := &Registry{
 		cfg:       cfg,
-		names:     map[string]bool{},
-		router:    newRoutes(),
+		router:    v2.RouterWithPrefix(""),
 		upstreams: map[string]*upstream{},
 		disk:      disk{dir: cfg.Dir, floor: cfg.MinFreeBytes},
-	}
-	for _, n := range cfg.Names {
-		r.names[strings.ToLower(n)] = true
 	}
 	// 100 concurrent file operations: distribution's own default.
 	driver := filesystem.New(filesystem.DriverParameters{RootDirectory: r.imagesDir(), MaxThreads: 100})
@@ -140,7 +134,7 @@ func New(cfg Config) (*Registry, error) {
 	var errs []error
 	for i, u := range cfg.Upstreams {
 		up, err := newUpstream(u, r.upstreamDir(u.Name), r.disk, cfg.Log)
-		if err == nil && r.names[strings.ToLower(u.Name)] {
+		if err == nil && r.isOwn(u.Name) {
 			err = fmt.Errorf("name %q is the platform's own registry: give the upstream its own name", u.Name)
 		}
 		if err != nil {
@@ -152,17 +146,15 @@ func New(cfg Config) (*Registry, error) {
 	return r, errors.Join(errs...)
 }
 
+// isOwn says whether images of the platform's own repositories are called so.
+func (r *Registry) isOwn(host string) bool {
+	return slices.ContainsFunc(r.cfg.Names, func(name string) bool { return strings.EqualFold(name, host) })
+}
+
 func (r *Registry) imagesDir() string { return filepath.Join(r.cfg.Dir, "images") }
 
 func (r *Registry) upstreamDir(name string) string {
 	return filepath.Join(r.cfg.Dir, "upstream", strings.NewReplacer(":", "_", "/", "_").Replace(strings.ToLower(name)))
-}
-
-// Addr is where the registry listens; nil before it is ready.
-func (r *Registry) Addr() net.Addr {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.addr
 }
 
 // Run serves until ctx is done. It is ready once it listens.
@@ -174,14 +166,16 @@ func (r *Registry) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	var collecting sync.WaitGroup
+	defer collecting.Wait()
 	appCtx, stopApp := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopApp()
-	app, err := newApp(appCtx, r.imagesDir(), secret)
-	if err != nil {
+	if r.app, err = newApp(appCtx, r.imagesDir(), secret); err != nil {
 		return err
 	}
 	for _, u := range r.upstreams {
-		if err := u.open(appCtx); err != nil {
+		u.ctx = appCtx
+		if err := u.cache.open(); err != nil {
 			return err
 		}
 	}
@@ -195,9 +189,7 @@ func (r *Registry) Run(ctx context.Context, ready func()) error {
 	// connections here when all its pods are pulled at once.
 	all := crowd.Files() / 16
 	ln = crowd.Listener(ln, crowd.New[netip.Addr](all/4, all))
-	r.mu.Lock()
-	r.app, r.addr = app, ln.Addr()
-	r.mu.Unlock()
+	r.addr = ln.Addr()
 
 	tlsConfig := r.cfg.TLS.Clone()
 	tlsConfig.ClientAuth = tls.VerifyClientCertIfGiven
@@ -212,14 +204,11 @@ func (r *Registry) Run(ctx context.Context, ready func()) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.ServeTLS(ln, "", "") }()
-	collected := make(chan struct{})
-	go func() { defer close(collected); r.collect(appCtx) }()
+	collecting.Go(func() { r.collect(appCtx) })
 	ready()
 
 	select {
 	case err := <-served:
-		stopApp()
-		<-collected
 		return fmt.Errorf("registry: %w", err)
 	case <-ctx.Done():
 	}
@@ -229,8 +218,6 @@ func (r *Registry) Run(ctx context.Context, ready func()) error {
 	if err := srv.Shutdown(bound); err != nil {
 		srv.Close()
 	}
-	stopApp()
-	<-collected
 	return nil
 }
 

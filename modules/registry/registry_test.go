@@ -166,7 +166,7 @@ func start(t testing.TB, p *platform, change func(*Config)) (*Registry, string) 
 	}
 	stop := parttest.Run(t, r.Run)
 	t.Cleanup(stop)
-	return r, r.Addr().String()
+	return r, r.addr.String()
 }
 
 // image writes an image of the given number of layers as an OCI layout.

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"net/http"
 	"path"
 	"strings"
@@ -29,25 +30,21 @@ type target struct {
 	action     action
 }
 
-// routes reads requests exactly as distribution's own handler will read them:
-// it is the same table, so that what we allow is what is then done.
-type routes struct{ mux *mux.Router }
-
-func newRoutes() routes { return routes{v2.RouterWithPrefix("")} }
-
-// parse says what r is about; false if the registry has nothing of the kind.
-func (t routes) parse(r *http.Request) (target, bool) {
+// parse says what req is about; false if the registry has nothing of the kind.
+// router is the table of distribution's own handler, so that what we allow is
+// what is then done.
+func (r *Registry) parse(req *http.Request) (target, bool) {
 	// The handler behind would redirect a path that is not clean; we don't let
 	// two readings of one path come up.
-	if p := path.Clean(r.URL.Path); p != r.URL.Path && p+"/" != r.URL.Path {
+	if p := path.Clean(req.URL.Path); p != req.URL.Path && p+"/" != req.URL.Path {
 		return target{}, false
 	}
 	var m mux.RouteMatch
-	if !t.mux.Match(r, &m) || m.Route == nil {
+	if !r.router.Match(req, &m) || m.Route == nil {
 		return target{}, false
 	}
 	out := target{route: m.Route.GetName(), repository: m.Vars["name"]}
-	switch r.Method {
+	switch req.Method {
 	case http.MethodGet, http.MethodHead:
 		out.action = pull
 	case http.MethodPost, http.MethodPut, http.MethodPatch:
@@ -75,13 +72,15 @@ func (t routes) parse(r *http.Request) (target, bool) {
 
 // splitName takes the name of a repository of this registry apart:
 // ACCOUNT/ORGANIZATION/IMAGE, where IMAGE may have further parts.
-func splitName(repository string) (account, organization, image string, err error) {
-	if _, err := reference.WithName(repository); err != nil {
-		return "", "", "", errName(repository)
-	}
+func splitName(repository string) (account, organization string, err error) {
 	parts := strings.SplitN(repository, "/", 3)
-	if len(parts) < 3 || resource.CheckName("account", parts[0]) != nil || resource.CheckName("organization", parts[1]) != nil {
-		return "", "", "", errName(repository)
+	_, err = reference.WithName(repository)
+	if err != nil || len(parts) < 3 || checkOrganization(parts[0], parts[1]) != nil {
+		return "", "", errName(repository)
 	}
-	return parts[0], parts[1], parts[2], nil
+	return parts[0], parts[1], nil
+}
+
+func checkOrganization(account, organization string) error {
+	return errors.Join(resource.CheckName("account", account), resource.CheckName("organization", organization))
 }

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -99,27 +100,16 @@ func newUpstream(u Upstream, dir string, d disk, log *slog.Logger) (*upstream, e
 		MaxIdleConnsPerHost:   16,
 		IdleConnTimeout:       time.Minute,
 	}
+	log = log.With("upstream", u.Name)
 	return &upstream{
 		Upstream: u,
 		host:     where.Host,
 		scheme:   where.Scheme,
 		prefix:   strings.Trim(where.Path, "/"),
 		session:  newSession(base, where.Scheme == "https", u.Username, u.Password),
-		log:      log.With("upstream", u.Name),
-		cache:    newCache(dir, d),
+		log:      log,
+		cache:    &cache{dir: dir, disk: d, log: log, downloads: map[digest.Digest]*download{}},
 	}, nil
-}
-
-func (u *upstream) open(ctx context.Context) error {
-	u.ctx = ctx
-	return u.cache.open()
-}
-
-// trim makes room if the disk is short of it.
-func (u *upstream) trim() {
-	if n, size := u.cache.trim(); n > 0 {
-		u.log.Info("cache trimmed", "files", n, "bytes", size)
-	}
 }
 
 // serve answers a pull.
@@ -140,26 +130,28 @@ func (u *upstream) serve(w http.ResponseWriter, r *http.Request, t target) error
 		t.repository = "library/" + t.repository
 	}
 	d, err := digest.Parse(t.reference)
-	if t.route == v2.RouteNameBlob {
-		if err != nil || d.Algorithm() != digest.SHA256 {
-			return refuse(http.StatusBadRequest, "DIGEST_INVALID", "%q is not a SHA-256 digest", t.reference)
-		}
-		return u.serveBlob(w, r, t.repository, d)
+	blob := t.route == v2.RouteNameBlob
+	if blob && (err != nil || d.Algorithm() != digest.SHA256) {
+		return refuse(http.StatusBadRequest, "DIGEST_INVALID", "%q is not a SHA-256 digest", t.reference)
 	}
 	if err != nil {
-		d, err = u.resolve(r, t.repository, t.reference)
-		if err != nil {
+		if d, err = u.resolve(r.Context(), t.repository, t.reference); err != nil {
 			return err
 		}
 	}
-	m, err := u.manifest(r.Context(), t.repository, d)
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", m.mediaType)
-	w.Header().Set("Content-Length", fmt.Sprint(len(m.body)))
 	w.Header().Set("Docker-Content-Digest", d.String())
 	w.Header().Set("Etag", fmt.Sprintf("%q", d))
+	if blob {
+		return u.serveBlob(w, r, t.repository, d)
+	}
+	m, ok := u.cache.manifest(d)
+	if !ok {
+		if m, err = u.fetchManifest(r.Context(), t.repository, d.String()); err != nil {
+			return err
+		}
+	}
+	w.Header().Set("Content-Type", m.mediaType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(m.body)))
 	if r.Method != http.MethodHead {
 		w.Write(m.body)
 	}
@@ -168,25 +160,14 @@ func (u *upstream) serve(w http.ResponseWriter, r *http.Request, t target) error
 
 // resolve asks the upstream what a tag points to now. If it does not answer,
 // the last known answer serves.
-func (u *upstream) resolve(r *http.Request, repository, tag string) (digest.Digest, error) {
-	resp, err := u.get(r.Context(), http.MethodHead, repository, "manifests/"+tag)
+func (u *upstream) resolve(ctx context.Context, repository, tag string) (digest.Digest, error) {
+	d, err := u.ask(ctx, repository, tag)
 	if err == nil {
-		resp.Body.Close()
-		d, perr := digest.Parse(resp.Header.Get("Docker-Content-Digest"))
-		if perr != nil {
-			// Some answer HEAD without the digest: get the thing itself.
-			var m manifest
-			m, err = u.fetchManifest(r.Context(), repository, tag)
-			d = digest.FromBytes(m.body)
-		}
-		if err == nil {
-			u.cache.setTag(repository, tag, d)
-			return d, nil
-		}
+		u.cache.setTag(repository, tag, d)
+		return d, nil
 	}
-	var no *refusal
-	if errors.As(err, &no) && no.Status == http.StatusBadGateway {
-		if d, ok := u.cache.tag(repository, tag); ok && u.cache.hasManifest(d) {
+	if no, ok := errors.AsType[*refusal](err); ok && no.Status == http.StatusBadGateway {
+		if d, ok := u.cache.tag(repository, tag); ok {
 			u.log.Warn("upstream is away, serving what is cached", "image", repository+":"+tag, "err", err)
 			return d, nil
 		}
@@ -194,12 +175,18 @@ func (u *upstream) resolve(r *http.Request, repository, tag string) (digest.Dige
 	return "", err
 }
 
-// manifest returns a manifest by digest, from the cache or the upstream.
-func (u *upstream) manifest(ctx context.Context, repository string, d digest.Digest) (manifest, error) {
-	if m, ok := u.cache.manifest(d); ok {
-		return m, nil
+func (u *upstream) ask(ctx context.Context, repository, tag string) (digest.Digest, error) {
+	resp, err := u.get(ctx, http.MethodHead, repository, "manifests/"+tag)
+	if err != nil {
+		return "", err
 	}
-	return u.fetchManifest(ctx, repository, d.String())
+	resp.Body.Close()
+	if d, err := digest.Parse(resp.Header.Get("Docker-Content-Digest")); err == nil {
+		return d, nil
+	}
+	// Some answer HEAD without the digest: get the thing itself.
+	m, err := u.fetchManifest(ctx, repository, tag)
+	return digest.FromBytes(m.body), err
 }
 
 func (u *upstream) fetchManifest(ctx context.Context, repository, ref string) (manifest, error) {
@@ -291,11 +278,4 @@ func (u *upstream) resting() string {
 		return u.failure
 	}
 	return ""
-}
-
-// forgive has the upstream asked at once; tests use it.
-func (u *upstream) forgive() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.failed = time.Time{}
 }

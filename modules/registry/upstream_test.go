@@ -30,7 +30,7 @@ func proxied(t *testing.T) (p, up *platform, r *Registry, host string, upstream 
 	}
 	stopUpstream = parttest.Run(t, other.Run)
 	t.Cleanup(stopUpstream)
-	upstream = other.Addr().String()
+	upstream = other.addr.String()
 	r, host = start(t, p, func(c *Config) {
 		c.Upstreams = []Upstream{
 			{Name: "docker.example", URL: "https://" + upstream, CA: up.ca.CertPEM(), Username: "ann", Password: "secret"},
@@ -85,7 +85,7 @@ func TestPullThrough(t *testing.T) {
 	if took := time.Since(begin); took > 3*time.Second {
 		t.Errorf("an upstream that is down: answered after %v", took)
 	}
-	if files, _ := r.upstreams["docker.example"].cache.trim(); files != 0 {
+	if files := r.upstreams["docker.example"].cache.trim(); files != 0 {
 		t.Errorf("trim with a disk that is not full removed %d files", files)
 	}
 }
@@ -181,6 +181,13 @@ func TestBadUpstreams(t *testing.T) {
 			t.Errorf("New: got %v, want %s in it", err, want)
 		}
 	}
+}
+
+// forgive has the upstream asked at once.
+func (u *upstream) forgive() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.failed = time.Time{}
 }
 
 // empty forgets all that came from the upstream.
