@@ -20,10 +20,10 @@ import (
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/api"
 	"github.com/multipaas/multipaas/modules/identity"
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/task"
+	"github.com/multipaas/multipaas/testing/storetest"
 	"github.com/multipaas/multipaas/testing/testpki"
 )
 

@@ -20,10 +20,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/multipaas/multipaas/appliance/pki"
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/testing/parttest"
+	"github.com/multipaas/multipaas/testing/storetest"
 	"github.com/multipaas/multipaas/testing/testpki"
 	"github.com/multipaas/multipaas/testing/wait"
 )

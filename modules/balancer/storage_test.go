@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/modules/internal/storetest"
+	"github.com/multipaas/multipaas/testing/storetest"
 	"github.com/multipaas/multipaas/testing/wait"
 )
 

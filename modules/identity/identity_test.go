@@ -15,9 +15,9 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/storetest"
 )
 
 const (

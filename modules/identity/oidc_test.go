@@ -17,9 +17,9 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/storetest"
 )
 
 // issuer is an identity behind a TLS server that is its issuer.

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/storetest"
 )
 
 // TestVerified: a right password is hashed once in a while, a wrong one always,

@@ -20,11 +20,11 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/agent"
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
 	"github.com/multipaas/multipaas/testing/parttest"
+	"github.com/multipaas/multipaas/testing/storetest"
 	"github.com/multipaas/multipaas/testing/testpki"
 	"github.com/multipaas/multipaas/testing/wait"
 )

@@ -4,9 +4,9 @@ import (
 	"maps"
 	"testing"
 
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/storetest"
 )
 
 func TestClear(t *testing.T) {

@@ -10,9 +10,9 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/storetest"
 )
 
 // A newer program has written into a resource of each kind what this one does not

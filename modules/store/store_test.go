@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/storetest"
 )
 
 func app(path string, instances int) *resource.App {

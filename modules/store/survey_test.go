@@ -5,9 +5,9 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/storetest"
 )
 
 // TestSurvey finds what of a workspace that is gone was left, of every kind that

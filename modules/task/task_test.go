@@ -8,10 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/testing/parttest"
+	"github.com/multipaas/multipaas/testing/storetest"
 )
 
 // view is what a task wants to know of its resource.

@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/modules/internal/storetest"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/storetest"
 )
 
 // noPlanes and noNetworks: nothing of a workspace is on this server.
