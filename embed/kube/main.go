@@ -65,7 +65,11 @@ func run(args []string) int {
 
 	switch name {
 	case "plane":
-		return runPlane(rest)
+		code, err := runPlane(rest)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "kube plane: %v\n", err)
+		}
+		return code
 	case "kubelet":
 		return runKubelet(rest)
 	case "kube-proxy":
@@ -83,32 +87,29 @@ func run(args []string) int {
 	return 2
 }
 
-func runPlane(args []string) int {
+func runPlane(args []string) (exit int, err error) {
 	if len(args) != 2 || args[0] != "--config" {
-		fmt.Fprint(os.Stderr, "kube plane: want --config FILE\n")
-		return 2
+		return 2, errors.New("want --config FILE")
 	}
 	f, err := os.Open(args[1])
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "kube plane: %v\n", err)
-		return 2
+		return 2, err
 	}
+	defer f.Close()
 	cfg, err := plane.ReadConfig(io.LimitReader(f, 1<<20))
-	f.Close()
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "kube plane: %s: %v\n", args[1], err)
-		return 2
+		return 2, fmt.Errorf("%s: %w", args[1], err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := plane.Run(ctx, cfg); err != nil {
-		fmt.Fprintf(os.Stderr, "kube plane: %v\n", err)
-		if errors.Is(err, plane.ErrDamaged) {
-			return 65 // EX_DATAERR of sysexits.h; embed/plane knows it
-		}
-		return 1
+	err = plane.Run(ctx, cfg)
+	switch {
+	case err == nil:
+		return 0, nil
+	case errors.Is(err, plane.ErrDamaged):
+		return 65, err // EX_DATAERR of sysexits.h; embed/plane knows it
 	}
-	return 0
+	return 1, err
 }
 
 func runKubelet(args []string) int {

@@ -25,6 +25,7 @@ package guard
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -71,16 +72,14 @@ type Config struct {
 
 // Guard is a validating admission plugin, and a filter for requests.
 type Guard struct {
+	*admission.Handler
 	cfg       Config
 	evaluator policy.Evaluator
 	budget    *budget.Budget
 	started   atomic.Bool
 }
 
-var (
-	_ admission.ValidationInterface     = (*Guard)(nil)
-	_ admission.InitializationValidator = (*Guard)(nil)
-)
+var _ admission.ValidationInterface = (*Guard)(nil)
 
 // New returns a Guard. Nil for room is a datastore without a limit.
 func New(cfg Config, room *budget.Budget) (*Guard, error) {
@@ -91,28 +90,25 @@ func New(cfg Config, room *budget.Budget) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Guard{cfg: cfg, evaluator: evaluator, budget: room}, nil
+	handles := admission.NewHandler(admission.Create, admission.Update)
+	return &Guard{Handler: handles, cfg: cfg, evaluator: evaluator, budget: room}, nil
 }
 
 // Factory makes the Guard known to the API server. The server's own plugin
 // configuration is not read.
 func (g *Guard) Factory(io.Reader) (admission.Interface, error) { return g, nil }
 
-// ValidateInitialization is asked once, by the API server.
-func (g *Guard) ValidateInitialization() error { return nil }
-
-// Handles says which operations Validate is called for.
-func (g *Guard) Handles(op admission.Operation) bool {
-	return op == admission.Create || op == admission.Update
-}
-
 // Validate is called for every write, after everything that changes objects,
 // the tenant's own webhooks included. It is safe for concurrent use.
 func (g *Guard) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	if err := g.validateKind(a); err != nil {
-		return err
+	err := g.validateKind(a)
+	if err == nil {
+		err = g.validateRoom(ctx, a)
 	}
-	return g.validateRoom(ctx, a)
+	if err != nil {
+		return admission.NewForbidden(a, err)
+	}
+	return nil
 }
 
 func (g *Guard) validateKind(a admission.Attributes) error {
@@ -131,7 +127,7 @@ func (g *Guard) validateKind(a admission.Attributes) error {
 			return g.validateCSR(a)
 		}
 	case apiregistration.Resource("apiservices"):
-		return g.validateAPIService(a)
+		return validateAPIService(a)
 	}
 	return nil
 }
@@ -143,14 +139,14 @@ func (g *Guard) validatePod(a admission.Attributes) error {
 	}
 	pod, err := versioned(a.GetObject())
 	if err != nil {
-		return admission.NewForbidden(a, err)
+		return err
 	}
 	if a.GetOperation() == admission.Update {
 		// A pod from before the level was lowered must still be able to lose its
 		// finalizers and to be labelled.
 		old, err := versioned(a.GetOldObject())
 		if err != nil {
-			return admission.NewForbidden(a, err)
+			return err
 		}
 		if apiequality.Semantic.DeepEqual(old.Spec, pod.Spec) &&
 			apiequality.Semantic.DeepEqual(old.Annotations, pod.Annotations) {
@@ -175,14 +171,23 @@ func (g *Guard) validatePod(a admission.Attributes) error {
 	if len(wrong) == 0 {
 		return nil
 	}
-	return admission.NewForbidden(a, fmt.Errorf("this workspace enforces the pod security level %q in all namespaces: %s; %s",
-		level.Level, strings.Join(wrong, "; "), remedy))
+	return fmt.Errorf("this workspace enforces the pod security level %q in all namespaces: %s; %s",
+		level.Level, strings.Join(wrong, "; "), remedy)
+}
+
+// as is obj as the type that its resource has in the API server.
+func as[T runtime.Object](obj runtime.Object) (T, error) {
+	typed, ok := obj.(T)
+	if !ok {
+		return typed, fmt.Errorf("want a %T, got %T", typed, obj)
+	}
+	return typed, nil
 }
 
 func versioned(obj runtime.Object) (*corev1.Pod, error) {
-	pod, ok := obj.(*api.Pod)
-	if !ok {
-		return nil, fmt.Errorf("want a Pod, got %T", obj)
+	pod, err := as[*api.Pod](obj)
+	if err != nil {
+		return nil, err
 	}
 	out := new(corev1.Pod)
 	// The conversion may share memory with pod; neither is written to.
@@ -197,9 +202,9 @@ func (g *Guard) validateVolume(a admission.Attributes) error {
 	if level.Level == psaapi.LevelPrivileged || g.platform(a.GetUserInfo()) {
 		return nil
 	}
-	pv, ok := a.GetObject().(*api.PersistentVolume)
-	if !ok {
-		return admission.NewForbidden(a, fmt.Errorf("want a PersistentVolume, got %T", a.GetObject()))
+	pv, err := as[*api.PersistentVolume](a.GetObject())
+	if err != nil {
+		return err
 	}
 	if a.GetOperation() == admission.Update {
 		old, ok := a.GetOldObject().(*api.PersistentVolume)
@@ -210,22 +215,26 @@ func (g *Guard) validateVolume(a admission.Attributes) error {
 	}
 	if pv.Spec.NFS != nil {
 		if err := checkNFS(pv.Spec.NFS.Server, mountOptions(pv)); err != nil {
-			return admission.NewForbidden(a, fmt.Errorf("%w; %s", err, remedy))
+			return fmt.Errorf("%w; %s", err, remedy)
 		}
 		return nil
 	}
 	if pv.Spec.CSI != nil {
 		return nil
 	}
-	return admission.NewForbidden(a, fmt.Errorf("persistent volumes of type %s reach for the machine itself; this workspace allows csi and nfs: %s",
-		firstSet(pv.Spec.PersistentVolumeSource), remedy))
+	var out corev1.PersistentVolume
+	if err := corev1conversion.Convert_core_PersistentVolume_To_v1_PersistentVolume(pv, &out, nil); err != nil {
+		return err
+	}
+	return fmt.Errorf("persistent volumes of type %s reach for the machine itself; this workspace allows csi and nfs: %s",
+		firstSet(out.Spec.PersistentVolumeSource), remedy)
 }
 
 // validateCSR holds whatever the level: a certificate outlives it.
 func (g *Guard) validateCSR(a admission.Attributes) error {
-	csr, ok := a.GetObject().(*certificates.CertificateSigningRequest)
-	if !ok {
-		return admission.NewForbidden(a, fmt.Errorf("want a CertificateSigningRequest, got %T", a.GetObject()))
+	csr, err := as[*certificates.CertificateSigningRequest](a.GetObject())
+	if err != nil {
+		return err
 	}
 	if !strings.HasPrefix(csr.Spec.SignerName, "kubernetes.io/") {
 		return nil // signed by the tenant's own signer, which the API server doesn't trust
@@ -235,22 +244,22 @@ func (g *Guard) validateCSR(a admission.Attributes) error {
 		return nil // the API refuses it with its own words
 	}
 	if parsed.Subject.CommonName == g.cfg.PlatformUser || slices.Contains(parsed.Subject.Organization, user.SystemPrivilegedGroup) {
-		return admission.NewForbidden(a, fmt.Errorf("the name %q and the group %q belong to the platform: ask for a certificate with another name",
-			g.cfg.PlatformUser, user.SystemPrivilegedGroup))
+		return fmt.Errorf("the name %q and the group %q belong to the platform: ask for a certificate with another name",
+			g.cfg.PlatformUser, user.SystemPrivilegedGroup)
 	}
 	return nil
 }
 
 // validateAPIService holds whatever the level, as validateCSR does.
-func (g *Guard) validateAPIService(a admission.Attributes) error {
-	s, ok := a.GetObject().(*apiregistration.APIService)
-	if !ok {
-		return admission.NewForbidden(a, fmt.Errorf("want an APIService, got %T", a.GetObject()))
+func validateAPIService(a admission.Attributes) error {
+	s, err := as[*apiregistration.APIService](a.GetObject())
+	if err != nil {
+		return err
 	}
 	if s.Spec.Service == nil || !ownGroup(s.Spec.Group) {
 		return nil
 	}
-	return admission.NewForbidden(a, fmt.Errorf("the API group %q is served by Kubernetes itself and can't be handed to a service: choose a group of your own", s.Spec.Group))
+	return fmt.Errorf("the API group %q is served by Kubernetes itself and can't be handed to a service: choose a group of your own", s.Spec.Group)
 }
 
 // ownGroup says whether the API server itself serves the group.
@@ -263,12 +272,8 @@ func ownGroup(group string) bool {
 func (g *Guard) Filter(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if slices.Contains(r.Header.Values("Impersonate-User"), g.cfg.PlatformUser) {
-			status := apierrors.NewForbidden(corev1.Resource("users"), g.cfg.PlatformUser,
-				errors.New("this name belongs to the platform and can't be impersonated")).Status()
-			status.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(http.StatusForbidden)
-			_ = writeJSON(w, status)
+			answer(w, apierrors.NewForbidden(corev1.Resource("users"), g.cfg.PlatformUser,
+				errors.New("this name belongs to the platform and can't be impersonated")))
 			return
 		}
 		if !g.started.Load() {
@@ -276,6 +281,15 @@ func (g *Guard) Filter(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// answer writes an error as the API does.
+func answer(w http.ResponseWriter, err *apierrors.StatusError) {
+	status := err.Status()
+	status.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(int(status.Code))
+	_ = json.NewEncoder(w).Encode(status)
 }
 
 // Started says that roles and bindings are known. Until then what is forbidden
@@ -297,15 +311,11 @@ func (s *starting) WriteHeader(code int) {
 		return
 	}
 	s.replaced = true
-	status := apierrors.NewServiceUnavailable("the API server is starting: ask again in a second").Status()
-	status.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
 	h := s.Header()
 	h.Del("Content-Length")
 	h.Del("Content-Encoding")
-	h.Set("Content-Type", "application/json")
 	h.Set("Retry-After", "1")
-	s.ResponseWriter.WriteHeader(http.StatusServiceUnavailable)
-	_ = writeJSON(s.ResponseWriter, status)
+	answer(s.ResponseWriter, apierrors.NewServiceUnavailable("the API server is starting: ask again in a second"))
 }
 
 func (s *starting) Write(data []byte) (int, error) {
@@ -326,19 +336,10 @@ func (g *Guard) platform(u user.Info) bool {
 // level reads the level that is in force. The file is a few bytes and pods are
 // written a few times a second at most, so it is not cached.
 func (g *Guard) level() psaapi.LevelVersion {
-	level := psaapi.LevelVersion{Level: psaapi.LevelBaseline, Version: psaapi.LatestVersion()}
-	f, err := os.Open(g.cfg.LevelFile)
-	if err != nil {
-		return level
+	data, err := os.ReadFile(g.cfg.LevelFile)
+	level, invalid := psaapi.ParseLevel(strings.TrimSpace(string(data)))
+	if err != nil || invalid != nil {
+		level = psaapi.LevelBaseline
 	}
-	defer f.Close()
-	var buf [32]byte
-	n, err := io.ReadFull(f, buf[:])
-	if !errors.Is(err, io.ErrUnexpectedEOF) { // empty, too long, or unreadable
-		return level
-	}
-	if l, err := psaapi.ParseLevel(strings.TrimSpace(string(buf[:n]))); err == nil {
-		level.Level = l
-	}
-	return level
+	return psaapi.LevelVersion{Level: level, Version: psaapi.LatestVersion()}
 }

@@ -5,7 +5,6 @@ import (
 	"reflect"
 
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
 	authentication "k8s.io/kubernetes/pkg/apis/authentication"
@@ -45,14 +44,12 @@ func (g *Guard) validateRoom(ctx context.Context, a admission.Attributes) error 
 	case a.GetOperation() == admission.Update:
 		write.Ceiling = ceilingOfUpdate(a, write.Bytes, sizeOf(a.GetOldObject()))
 	}
-	if err := g.budget.Admit(ctx, write); err != nil {
-		return admission.NewForbidden(a, err)
-	}
-	return nil
+	return g.budget.Admit(ctx, write)
 }
 
 func ceilingOfUpdate(a admission.Attributes, size, oldSize int64) float64 {
-	obj, oldObj := accessor(a.GetObject()), accessor(a.GetOldObject())
+	obj, _ := meta.Accessor(a.GetObject()) // nil if it has no metadata
+	oldObj, _ := meta.Accessor(a.GetOldObject())
 	smaller := size <= oldSize+slackBytes
 	switch {
 	case obj != nil && oldObj != nil && len(obj.GetFinalizers()) < len(oldObj.GetFinalizers()) && smaller:
@@ -63,14 +60,6 @@ func ceilingOfUpdate(a admission.Attributes, size, oldSize int64) float64 {
 		return renewing
 	}
 	return growing
-}
-
-// accessor is nil if obj has no metadata.
-func accessor(obj runtime.Object) metav1.Object {
-	if m, err := meta.Accessor(obj); err == nil {
-		return m
-	}
-	return nil
 }
 
 // stored says whether the write ends in the datastore under its own name.
@@ -85,15 +74,11 @@ func stored(a admission.Attributes) bool {
 
 // sizeOf is about what obj takes in the datastore, without encoding it: this is
 // asked for each write, a lease's included.
-func sizeOf(obj runtime.Object) int64 {
-	if obj == nil {
-		return 0
-	}
-	return sizeOfValue(reflect.ValueOf(obj))
-}
+func sizeOf(obj runtime.Object) int64 { return sizeOfValue(reflect.ValueOf(obj)) }
 
 func sizeOfValue(v reflect.Value) (n int64) {
 	switch v.Kind() {
+	case reflect.Invalid: // nil
 	case reflect.Pointer, reflect.Interface:
 		if !v.IsNil() {
 			n = sizeOfValue(v.Elem())
@@ -112,9 +97,9 @@ func sizeOfValue(v reflect.Value) (n int64) {
 			n += 4 + sizeOfValue(i.Key()) + sizeOfValue(i.Value())
 		}
 	case reflect.Struct:
-		for i := range v.NumField() {
-			if v.Type().Field(i).IsExported() && !v.Field(i).IsZero() {
-				n += 4 + sizeOfValue(v.Field(i))
+		for field, value := range v.Fields() {
+			if field.IsExported() && !value.IsZero() {
+				n += 4 + sizeOfValue(value)
 			}
 		}
 	default:

@@ -1,11 +1,10 @@
 package guard
 
 import (
-	"encoding/json"
 	"fmt"
-	"io"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -32,19 +31,14 @@ func podVolumeAllowed(v corev1.VolumeSource) (kind string, ok bool) {
 // nfsOptions are what nfs(5) knows and what makes a mount weaker. The others
 // are mount(8)'s own, by which kubelet mounts something else: "bind" any folder
 // of the machine.
-var nfsOptions = map[string]bool{
-	"ro": true, "rw": true, "nodev": true, "nosuid": true, "noexec": true, "noatime": true, "nodiratime": true, "relatime": true,
-	"sync": true, "async": true, "_netdev": true, "defaults": true,
-	"nfsvers": true, "vers": true, "minorversion": true, "proto": true, "tcp": true, "udp": true, "rdma": true, "port": true,
-	"mountport": true, "mountproto": true, "mountvers": true, "mounthost": true, "mountaddr": true, "namlen": true,
-	"soft": true, "softerr": true, "softreval": true, "nosoftreval": true, "hard": true, "intr": true, "nointr": true,
-	"timeo": true, "retrans": true, "retry": true, "rsize": true, "wsize": true, "bg": true, "fg": true,
-	"ac": true, "noac": true, "acregmin": true, "acregmax": true, "acdirmin": true, "acdirmax": true, "actimeo": true,
-	"cto": true, "nocto": true, "lookupcache": true, "rdirplus": true, "nordirplus": true, "acl": true, "noacl": true,
-	"lock": true, "nolock": true, "local_lock": true, "resvport": true, "noresvport": true, "sharecache": true, "nosharecache": true,
-	"sec": true, "nconnect": true, "max_connect": true, "trunkdiscovery": true, "notrunkdiscovery": true, "migration": true, "nomigration": true,
-	"clientaddr": true, "write": true, "xprtsec": true,
-}
+var nfsOptions = strings.Fields(`
+	ro rw nodev nosuid noexec noatime nodiratime relatime sync async _netdev defaults nfsvers vers minorversion
+	proto tcp udp rdma port mountport mountproto mountvers mounthost mountaddr namlen soft softerr softreval
+	nosoftreval hard intr nointr timeo retrans retry rsize wsize bg fg ac noac acregmin acregmax acdirmin
+	acdirmax actimeo cto nocto lookupcache rdirplus nordirplus acl noacl lock nolock local_lock resvport
+	noresvport sharecache nosharecache sec nconnect max_connect trunkdiscovery notrunkdiscovery migration
+	nomigration clientaddr write xprtsec
+`)
 
 // checkNFS is for what kubelet hands to mount(8) as "server:path" and by -o. A
 // server that is no name can be an option, or a folder of the machine.
@@ -54,7 +48,7 @@ func checkNFS(server string, options []string) error {
 	}
 	for _, o := range options {
 		name, _, _ := strings.Cut(o, "=")
-		if !nfsOptions[name] || strings.ContainsAny(o, ", \t\n\"\\") {
+		if !slices.Contains(nfsOptions, name) || strings.ContainsAny(o, ", \t\n\"\\") {
 			return fmt.Errorf("mount option %q is not one of nfs", o)
 		}
 	}
@@ -71,28 +65,13 @@ func mountOptions(pv *api.PersistentVolume) []string {
 	return append(options, pv.Spec.MountOptions...)
 }
 
-// firstSet returns the name of the first pointer in a struct that is not nil,
-// the way users write it.
+// firstSet returns the JSON name of the first pointer in a struct that is not nil.
 func firstSet(source any) string {
-	v := reflect.ValueOf(source)
-	for i := range v.NumField() {
-		if f := v.Field(i); f.Kind() == reflect.Pointer && !f.IsNil() {
-			field := v.Type().Field(i)
-			if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" {
-				return name
-			}
-			return lowerFirst(field.Name)
+	for field, value := range reflect.ValueOf(source).Fields() {
+		if value.Kind() == reflect.Pointer && !value.IsNil() {
+			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+			return name
 		}
 	}
 	return "unknown"
 }
-
-// lowerFirst turns "HostPath" into "hostPath" and "ISCSI" into "iscsi".
-func lowerFirst(name string) string {
-	if strings.ToUpper(name) == name {
-		return strings.ToLower(name)
-	}
-	return strings.ToLower(name[:1]) + name[1:]
-}
-
-func writeJSON(w io.Writer, v any) error { return json.NewEncoder(w).Encode(v) }

@@ -15,8 +15,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/pflag"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
@@ -100,11 +102,7 @@ func parse(ctx context.Context, args []string) (*options.KubeletServer, error) {
 		if err := again.Parse(args); err != nil {
 			return nil, err
 		}
-		for gate, on := range fileGates {
-			if _, ok := config.FeatureGates[gate]; !ok {
-				config.FeatureGates[gate] = on
-			}
-		}
+		config.FeatureGates = merged(fileGates, config.FeatureGates)
 	}
 	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(config.FeatureGates); err != nil {
 		return nil, err
@@ -140,27 +138,25 @@ func readConfig(ctx context.Context, name string) (*kubeletconfig.KubeletConfigu
 	if config.EvictionHard == nil {
 		config.EvictionHard = eviction.DefaultEvictionHard
 	} else if config.MergeDefaultEvictionSettings {
-		for signal, threshold := range eviction.DefaultEvictionHard {
-			if _, ok := config.EvictionHard[signal]; !ok {
-				config.EvictionHard[signal] = threshold
-			}
-		}
+		config.EvictionHard = merged(eviction.DefaultEvictionHard, config.EvictionHard)
 	}
 	return config, nil
+}
+
+// merged has what over says, and of under what over doesn't.
+func merged[M ~map[string]V, V any](under, over M) M {
+	both := M{}
+	maps.Copy(both, under)
+	maps.Copy(both, over)
+	return both
 }
 
 // newCAdvisor makes what app.Run would make itself, and wraps it.
 func newCAdvisor(ctx context.Context, s *options.KubeletServer, size machine) (cadvisor.Interface, error) {
 	log := klog.FromContext(ctx)
-	roots := []string{cm.NodeAllocatableRoot(s.CgroupRoot, s.CgroupsPerQOS, s.CgroupDriver)}
-	if own, err := cm.GetKubeletContainer(log, s.KubeletCgroups); err == nil && own != "" {
-		roots = append(roots, own)
-	}
-	for _, cgroup := range []string{s.RuntimeCgroups, s.SystemCgroups} {
-		if cgroup != "" {
-			roots = append(roots, cgroup)
-		}
-	}
+	own, _ := cm.GetKubeletContainer(log, s.KubeletCgroups)
+	roots := []string{cm.NodeAllocatableRoot(s.CgroupRoot, s.CgroupsPerQOS, s.CgroupDriver), own, s.RuntimeCgroups, s.SystemCgroups}
+	roots = slices.DeleteFunc(roots, func(cgroup string) bool { return cgroup == "" })
 	inner, err := cadvisor.New(log, cadvisor.NewImageFsInfoProvider(s.ContainerRuntimeEndpoint), s.RootDirectory, roots,
 		cadvisor.UsingLegacyCadvisorStats(s.ContainerRuntimeEndpoint), s.LocalStorageCapacityIsolation)
 	if err != nil {

@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 
@@ -46,18 +47,13 @@ func (m machine) reserveRest(config *kubeletconfig.KubeletConfiguration) error {
 	if rest == 0 {
 		return nil
 	}
-	reserved := *resource.NewMilliQuantity(rest, resource.DecimalSI)
-	if was, ok := config.SystemReserved["cpu"]; ok {
-		q, err := resource.ParseQuantity(was)
-		if err != nil {
-			return fmt.Errorf("systemReserved cpu %q: %w", was, err)
-		}
-		reserved.Add(q)
+	was := cmp.Or(config.SystemReserved["cpu"], "0")
+	reserved, err := resource.ParseQuantity(was)
+	if err != nil {
+		return fmt.Errorf("systemReserved cpu %q: %w", was, err)
 	}
-	if config.SystemReserved == nil {
-		config.SystemReserved = make(map[string]string)
-	}
-	config.SystemReserved["cpu"] = reserved.String()
+	reserved.Add(*resource.NewMilliQuantity(rest, resource.DecimalSI))
+	config.SystemReserved = merged(config.SystemReserved, map[string]string{"cpu": reserved.String()})
 	return nil
 }
 

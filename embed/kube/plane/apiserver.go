@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -86,9 +85,8 @@ func runAPIServer(ctx context.Context, flags []string, g *guard.Guard) error {
 	if !ok {
 		return fmt.Errorf("behind the aggregator stands a %T", server.GenericAPIServer.NextDelegate())
 	}
-	openAPI := &lazyOpenAPI{server: own, keep: openAPIKept, afterDrop: debug.FreeOSMemory,
-		config: routes.OpenAPI{Config: kube.OpenAPIConfig, V3Config: kube.OpenAPIV3Config},
-		salt:   strings.Join(flags, " ")}
+	openAPI := &lazyOpenAPI{server: own, salt: strings.Join(flags, " "), built: map[string]http.Handler{},
+		config: routes.OpenAPI{Config: kube.OpenAPIConfig, V3Config: kube.OpenAPIV3Config}}
 	openAPI.install()
 	prepared, err := server.PrepareRun()
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/url"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -37,11 +37,9 @@ import (
 // Server-side apply does not need it: its types are made at the start, group by
 // group, from the same definitions.
 type lazyOpenAPI struct {
-	server    *genericapiserver.GenericAPIServer
-	config    routes.OpenAPI // complete, but for the definitions
-	salt      string         // of the tags
-	keep      time.Duration
-	afterDrop func()
+	server *genericapiserver.GenericAPIServer
+	config routes.OpenAPI // complete, but for the definitions
+	salt   string         // of the tags
 
 	mu    sync.Mutex
 	whole *routes.OpenAPI         // config with the definitions
@@ -55,7 +53,6 @@ const openAPIKept = time.Minute
 
 // install serves the documents of the server's routes at its own paths.
 func (l *lazyOpenAPI) install() {
-	l.built = map[string]http.Handler{}
 	paths := l.server.Handler.NonGoRestfulMux
 	paths.Handle("/openapi/v2", http.HandlerFunc(l.serveV2))
 	paths.Handle("/openapi/v3", http.HandlerFunc(l.serveIndex))
@@ -85,10 +82,7 @@ func (l *lazyOpenAPI) tags(groups map[string]*restful.WebService) func(document 
 // tag is that of one document.
 func (l *lazyOpenAPI) tag(document string) string { return l.tags(l.groups())(document) }
 
-func relativeURL(group, tag string) string {
-	u := url.URL{Path: "/openapi/v3/" + group, RawQuery: url.Values{"hash": {tag}}.Encode()}
-	return u.String()
-}
+func relativeURL(group, tag string) string { return "/openapi/v3/" + group + "?hash=" + tag }
 
 func (l *lazyOpenAPI) serveIndex(w http.ResponseWriter, r *http.Request) {
 	index := handler3.OpenAPIV3Discovery{Paths: map[string]handler3.OpenAPIV3DiscoveryGroupVersion{}}
@@ -126,7 +120,9 @@ func (l *lazyOpenAPI) serveGroup(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Expires", time.Now().AddDate(1, 0, 0).Format(time.RFC1123))
 	}
 	l.serve(w, r, "v3/"+group, tag, func(config routes.OpenAPI, m *mux.PathRecorderMux) {
-		config.InstallV3(containerOf(ws), m)
+		one := restful.NewContainer() // only its services are read
+		one.Add(ws)
+		config.InstallV3(one, m)
 	})
 }
 
@@ -136,22 +132,13 @@ func (l *lazyOpenAPI) serveV2(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// containerOf is a container with one service, which is all that is read of it.
-func containerOf(ws *restful.WebService) *restful.Container {
-	c := restful.NewContainer()
-	c.Add(ws)
-	return c
-}
-
 // serve answers with a document, which build installs if it is not there.
 func (l *lazyOpenAPI) serve(w http.ResponseWriter, r *http.Request, document, tag string, build func(routes.OpenAPI, *mux.PathRecorderMux)) {
 	quoted := `"` + tag + `"`
-	for _, known := range r.Header.Values("If-None-Match") {
-		if known == quoted {
-			w.Header().Set("Etag", quoted)
-			w.WriteHeader(http.StatusNotModified)
-			return
-		}
+	if slices.Contains(r.Header.Values("If-None-Match"), quoted) {
+		w.Header().Set("Etag", quoted)
+		w.WriteHeader(http.StatusNotModified)
+		return
 	}
 	inner := r.Clone(r.Context())
 	inner.URL.RawQuery = ""
@@ -163,17 +150,15 @@ func (l *lazyOpenAPI) serve(w http.ResponseWriter, r *http.Request, document, ta
 func (l *lazyOpenAPI) handler(document string, build func(routes.OpenAPI, *mux.PathRecorderMux)) http.Handler {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.drop == nil {
-		l.drop = time.AfterFunc(l.keep, l.forget)
-	} else {
-		l.drop.Reset(l.keep)
+	if l.drop != nil {
+		l.drop.Stop()
 	}
+	l.drop = time.AfterFunc(openAPIKept, l.forget)
 	if h, ok := l.built[document]; ok {
 		return h
 	}
 	if l.whole == nil {
-		whole := withDefinitions(l.config)
-		l.whole = &whole
+		l.whole = withDefinitions(l.config)
 	}
 	m := mux.NewPathRecorderMux("openapi " + document)
 	build(*l.whole, m)
@@ -186,9 +171,7 @@ func (l *lazyOpenAPI) forget() {
 	clear(l.built)
 	l.whole = nil
 	l.mu.Unlock()
-	if l.afterDrop != nil {
-		l.afterDrop()
-	}
+	debug.FreeOSMemory()
 }
 
 // tagged is a response whose tag is not the handler's.
@@ -206,11 +189,11 @@ func (t *tagged) WriteHeader(status int) {
 
 // withDefinitions is a copy of config with all definitions in it: some 50 ms
 // and 20 MB.
-func withDefinitions(config routes.OpenAPI) routes.OpenAPI {
+func withDefinitions(config routes.OpenAPI) *routes.OpenAPI {
 	v3 := *config.V3Config
 	v3.Definitions = v3.GetDefinitions(func(name string) spec.Ref {
 		name, _ = v3.GetDefinitionName(name)
 		return spec.MustCreateRef("#/components/schemas/" + common.EscapeJsonPointer(name))
 	})
-	return routes.OpenAPI{Config: config.Config, V3Config: &v3}
+	return &routes.OpenAPI{Config: config.Config, V3Config: &v3}
 }

@@ -3,14 +3,14 @@ package plane
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"runtime/debug"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/wait"
+	certutil "k8s.io/client-go/util/cert"
 	"k8s.io/component-base/logs"
 	logsapi "k8s.io/component-base/logs/api/v1"
 	"k8s.io/klog/v2"
@@ -41,21 +41,19 @@ func Run(ctx context.Context, cfg Config) error {
 	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged
 
 	var parts []part
-	var store budget.Store
-	switch k := cfg.Kine; {
-	case k == nil:
-		store = estimate{}
-	case k.File != "":
-		s, err := newSQLite(*k)
-		if err != nil {
-			return err
-		}
-		defer s.Close()
-		store = s
-	}
+	var store budget.Store = estimate{}
 	if cfg.Kine != nil {
 		k := newKine(*cfg.Kine)
 		parts = append(parts, part{name: "kine", run: k.run, ready: k.awaitReady})
+		store = nil
+		if k.cfg.File != "" {
+			s, err := newSQLite(k.cfg)
+			if err != nil {
+				return err
+			}
+			defer s.Close()
+			store = s
+		}
 	}
 	room := budget.New(cfg.Budget, store)
 	g, err := guard.New(cfg.Guard, room)
@@ -151,31 +149,24 @@ func runParts(ctx context.Context, parts []part) (err error) {
 // awaitReady asks url until it answers 200. There is no other signal that the
 // API server's start hooks, the roles of RBAC among them, have run.
 func awaitReady(ctx context.Context, url, caFile string) error {
-	ca, err := os.ReadFile(caFile)
+	pool, err := certutil.NewPool(caFile)
 	if err != nil {
 		return err
 	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(ca)
 	client := &http.Client{
 		Timeout:   2 * time.Second,
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableKeepAlives: true},
 	}
-	for {
+	return wait.PollUntilContextCancel(ctx, 100*time.Millisecond, true, func(ctx context.Context) (ready bool, err error) {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
-			return err
+			return false, err
 		}
-		if resp, err := client.Do(req); err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return nil
-			}
+		resp, err := client.Do(req)
+		if err != nil {
+			return false, nil
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK, nil
+	})
 }
