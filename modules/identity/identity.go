@@ -46,7 +46,6 @@ type Identity struct {
 	cfg       Config
 	store     *store.Store
 	log       *slog.Logger
-	now       func() time.Time
 	passwords *passwords
 	throttle  *throttle
 	verified  *verified
@@ -59,21 +58,26 @@ func New(cfg Config) *Identity {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	now := cfg.Now
-	if now == nil {
-		now = time.Now
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	return &Identity{
 		cfg:       cfg,
 		store:     cfg.Store,
 		log:       cfg.Log,
-		now:       func() time.Time { return now().UTC() },
 		passwords: newPasswords(),
-		throttle:  newThrottle(now),
-		verified:  newVerified(now),
+		throttle:  newThrottle(cfg.Now),
+		verified:  newVerified(cfg.Now),
 		keys:      store.Of[SigningKey](cfg.Store),
 	}
 }
+
+func (id *Identity) now() time.Time { return id.cfg.Now().UTC() }
+
+// timer is a clock, as caches want it.
+type timer func() time.Time
+
+func (t timer) Now() time.Time { return t() }
 
 // sweepEvery is how often what has expired is removed: nothing waits for it,
 // it only keeps the store small.
@@ -105,19 +109,28 @@ func (id *Identity) Run(ctx context.Context, ready func()) error {
 // signing keys that no valid token can refer to.
 func (id *Identity) Sweep(ctx context.Context) error {
 	now := id.now()
-	err := each(ctx, store.Of[resource.Session](id.store), "", func(s *resource.Session) error {
-		if now.Before(s.ExpiresAt) {
+	return errors.Join(
+		sweep(ctx, store.Of[resource.Session](id.store), func(s *resource.Session) bool { return !now.Before(s.ExpiresAt) }),
+		sweep(ctx, store.Of[resource.JoinToken](id.store), func(t *resource.JoinToken) bool {
+			return !now.Before(t.ExpiresAt.Add(keepJoinTokens))
+		}),
+		id.sweepKeys(ctx))
+}
+
+// sweep removes what is over.
+func sweep[T resource.Object](ctx context.Context, kind store.Kind[T], over func(T) bool) error {
+	return each(ctx, kind, "", func(item T) error {
+		if !over(item) {
 			return nil
 		}
-		return ignoreConflict(store.Of[resource.Session](id.store).Delete(ctx, s))
+		return ignoreConflict(kind.Delete(ctx, item))
 	})
-	return errors.Join(err, id.sweepJoinTokens(ctx), id.sweepKeys(ctx))
 }
 
 // each calls fn for every object below prefix, page by page.
 func each[T resource.Object](ctx context.Context, kind store.Kind[T], prefix string, fn func(T) error) error {
 	after := ""
-	for {
+	for more := true; more; more = after != "" {
 		items, next, _, err := kind.List(ctx, prefix, after, 500)
 		if err != nil {
 			return err
@@ -127,11 +140,9 @@ func each[T resource.Object](ctx context.Context, kind store.Kind[T], prefix str
 				return err
 			}
 		}
-		if next == "" {
-			return nil
-		}
 		after = next
 	}
+	return nil
 }
 
 // ignoreConflict is for deletions by a sweep: if somebody changed the object
@@ -152,13 +163,14 @@ var email = regexp.MustCompile(`^[a-z0-9][a-z0-9._%+-]{0,63}@[a-z0-9]([a-z0-9.-]
 func Email(address string) (string, error) {
 	lower := strings.ToLower(strings.TrimSpace(address))
 	if !email.MatchString(lower) {
-		return "", &access.Refusal{
-			Reason: access.ErrInvalid,
-			Text:   fmt.Sprintf("%q is not an e-mail address.", clip(address, 80)),
-			Remedy: "Give one like name@example.com.",
-		}
+		return "", refuse(access.ErrInvalid, "Give one like name@example.com.", "%q is not an e-mail address.", clip(address, 80))
 	}
 	return lower, nil
+}
+
+// refuse makes a Refusal; its text is formatted.
+func refuse(reason error, remedy, text string, args ...any) error {
+	return &access.Refusal{Reason: reason, Text: fmt.Sprintf(text, args...), Remedy: remedy}
 }
 
 // clip keeps what a client sent from filling logs and answers.

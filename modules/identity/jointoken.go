@@ -62,11 +62,8 @@ func (id *Identity) Redeem(ctx context.Context, text, node, source string) error
 		}
 	}
 	const another = "Create another one with `multipaas token create --role node`."
-	refuse := func(reason error, remedy, text string, args ...any) error {
-		return &access.Refusal{Reason: reason, Text: fmt.Sprintf(text, args...), Remedy: remedy}
-	}
 	if err := resource.CheckName("node", node); err != nil {
-		return &access.Refusal{Reason: access.ErrInvalid, Text: sentence(err), Remedy: "Set another name with --name."}
+		return refuse(access.ErrInvalid, "Set another name with --name.", "%s", sentence(err))
 	}
 	parts := strings.Split(strings.TrimSpace(text), ".")
 	if len(parts) < 2 || len(parts) > 3 || len(text) > 256 || parts[0] == "" || strings.Contains(parts[0], "/") {
@@ -103,25 +100,8 @@ func (id *Identity) Redeem(ctx context.Context, text, node, source string) error
 	return nil
 }
 
-func (id *Identity) sweepJoinTokens(ctx context.Context) error {
-	now := id.now()
-	return each(ctx, store.Of[resource.JoinToken](id.store), "", func(t *resource.JoinToken) error {
-		if now.Before(t.ExpiresAt.Add(keepJoinTokens)) {
-			return nil
-		}
-		return ignoreConflict(store.Of[resource.JoinToken](id.store).Delete(ctx, t))
-	})
-}
-
 // sentence makes a sentence of an error's text.
 func sentence(err error) string {
 	s := err.Error()
-	if s == "" {
-		return s
-	}
-	s = strings.ToUpper(s[:1]) + s[1:]
-	if !strings.HasSuffix(s, ".") {
-		s += "."
-	}
-	return s
+	return strings.ToUpper(s[:1]) + strings.TrimSuffix(s[1:], ".") + "."
 }

@@ -22,15 +22,9 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 )
 
-const (
-	// announce is how long a new key is published before it signs, so that
-	// whoever has fetched the keys fetches them again in between. API servers
-	// do when they meet a key they don't know, at most every few seconds.
-	announce = 10 * time.Minute
-	// keepKey is how long a key is published after the next one signs: longer
-	// than any token lives (10 minutes), and clocks may differ.
-	keepKey = time.Hour
-)
+// keepKey is how long a key is published after the next one signs: longer than
+// any token lives (10 minutes), and clocks may differ.
+const keepKey = time.Hour
 
 // SigningKey is a key that tokens are signed with. Its name is a number, counted
 // up with each rotation: two servers that make the next one at once make the
@@ -115,16 +109,6 @@ func (id *Identity) addKey(ctx context.Context, number int, from time.Time) erro
 	return nil // if it exists, another server has just done the same
 }
 
-// RotateKeys makes the next signing key. It is published at once, signs after
-// ten minutes, and the one before it is published for an hour more.
-func (id *Identity) RotateKeys(ctx context.Context) error {
-	keys, err := id.signingKeys(ctx)
-	if err != nil {
-		return err
-	}
-	return id.addKey(ctx, keys[len(keys)-1].number+1, id.now().Add(announce))
-}
-
 func (id *Identity) sweepKeys(ctx context.Context) error {
 	keys, err := id.signingKeys(ctx)
 	if err != nil {
@@ -153,16 +137,19 @@ func (id *Identity) PublicKeys(ctx context.Context) (jose.JSONWebKeySet, error) 
 	return set, nil
 }
 
-// sign returns claims as a compact JWT, signed with the newest key whose time
-// has come.
-func (id *Identity) sign(ctx context.Context, claims ...any) (string, error) {
+// sign returns a compact JWT that is valid from now on, signed with the newest
+// key whose time has come. own are its claims beyond the standard ones.
+func (id *Identity) sign(
+	ctx context.Context, issuer, user, audience string, life time.Duration, own any,
+) (token string, now time.Time, err error) {
+	now = id.now()
 	keys, err := id.signingKeys(ctx)
 	if err != nil {
-		return "", err
+		return "", now, err
 	}
 	k := keys[0]
 	for _, next := range keys[1:] {
-		if !id.now().Before(next.stored.From) {
+		if !now.Before(next.stored.From) {
 			k = next
 		}
 	}
@@ -170,31 +157,16 @@ func (id *Identity) sign(ctx context.Context, claims ...any) (string, error) {
 		jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: k.key, KeyID: k.public.KeyID, Algorithm: string(jose.ES256)}},
 		(&jose.SignerOptions{}).WithType("JWT"))
 	if err != nil {
-		return "", err
+		return "", now, err
 	}
-	b := jwt.Signed(signer)
-	for _, c := range claims {
-		b = b.Claims(c)
-	}
-	return b.Serialize()
-}
-
-// verify checks the signature of raw and reads its claims into dest.
-func (id *Identity) verify(ctx context.Context, raw string, dest ...any) error {
-	token, err := jwt.ParseSigned(raw, []jose.SignatureAlgorithm{jose.ES256})
-	if err != nil {
-		return fmt.Errorf("token: %w", err)
-	}
-	set, err := id.PublicKeys(ctx)
-	if err != nil {
-		return err
-	}
-	if len(token.Headers) != 1 {
-		return errors.New("token: it must have one signature")
-	}
-	found := set.Key(token.Headers[0].KeyID)
-	if len(found) != 1 {
-		return errors.New("token: signed with a key we don't have")
-	}
-	return token.Claims(found[0].Key, dest...)
+	token, err = jwt.Signed(signer).Claims(jwt.Claims{
+		Issuer:    issuer,
+		Subject:   user,
+		Audience:  jwt.Audience{audience},
+		IssuedAt:  jwt.NewNumericDate(now),
+		NotBefore: jwt.NewNumericDate(now.Add(-clockSkew)),
+		Expiry:    jwt.NewNumericDate(now.Add(life)),
+		ID:        randomText(12),
+	}).Claims(own).Serialize()
+	return token, now, err
 }

@@ -1,13 +1,13 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
-	"github.com/go-jose/go-jose/v4/jwt"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
@@ -48,49 +48,25 @@ func (id *Identity) IssueKubeToken(ctx context.Context, p *access.Principal, ws 
 	if p.RoleIn(ws.Account, ws.Organization) >= access.Admin {
 		group = GroupAdmin
 	}
-	now := id.now()
-	expires := now.Add(KubeTokenLife)
-	token, err := id.sign(ctx, jwt.Claims{
-		Issuer:    id.cfg.Issuer,
-		Subject:   p.User,
-		Audience:  jwt.Audience{ws.UID},
-		IssuedAt:  jwt.NewNumericDate(now),
-		NotBefore: jwt.NewNumericDate(now.Add(-clockSkew)),
-		Expiry:    jwt.NewNumericDate(expires),
-		ID:        randomText(12),
-	}, kubeClaims{Email: p.User, Groups: []string{group}})
+	token, now, err := id.sign(ctx, id.cfg.Issuer, p.User, ws.UID, KubeTokenLife, kubeClaims{Email: p.User, Groups: []string{group}})
 	if err != nil {
 		return resource.KubeToken{}, err
 	}
-	return resource.KubeToken{Token: token, ExpiresAt: expires.Truncate(time.Second)}, nil
-}
-
-// discovery is the OIDC discovery document. There is no authorization endpoint:
-// tokens come from the API only.
-type discovery struct {
-	Issuer        string   `json:"issuer"`
-	KeysURL       string   `json:"jwks_uri"`
-	ResponseTypes []string `json:"response_types_supported"`
-	SubjectTypes  []string `json:"subject_types_supported"`
-	Algorithms    []string `json:"id_token_signing_alg_values_supported"`
-	Claims        []string `json:"claims_supported"`
+	return resource.KubeToken{Token: token, ExpiresAt: now.Add(KubeTokenLife).Truncate(time.Second)}, nil
 }
 
 // ServeDiscovery answers with the OIDC discovery document. The keys are where
 // the document is: an API server asks both through a listener of its own, which
-// the name in the issuer does not lead to.
+// the name in the issuer does not lead to. There is no authorization endpoint:
+// tokens come from the API only.
 func (id *Identity) ServeDiscovery(w http.ResponseWriter, r *http.Request) {
-	host := r.Host
-	if host == "" {
-		host = "localhost"
-	}
-	answer(w, discovery{
-		Issuer:        id.cfg.Issuer,
-		KeysURL:       "https://" + host + KeysPath,
-		ResponseTypes: []string{"id_token"},
-		SubjectTypes:  []string{"public"},
-		Algorithms:    []string{string(jose.ES256)},
-		Claims:        []string{"iss", "sub", "aud", "exp", "nbf", "iat", "email", "groups"},
+	answer(w, map[string]any{
+		"issuer":                                id.cfg.Issuer,
+		"jwks_uri":                              "https://" + cmp.Or(r.Host, "localhost") + KeysPath,
+		"response_types_supported":              []string{"id_token"},
+		"subject_types_supported":               []string{"public"},
+		"id_token_signing_alg_values_supported": []string{string(jose.ES256)},
+		"claims_supported":                      []string{"iss", "sub", "aud", "exp", "nbf", "iat", "email", "groups"},
 	})
 }
 

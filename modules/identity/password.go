@@ -7,11 +7,12 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"github.com/multipaas/multipaas/modules/internal/access"
 	"strings"
 	"time"
 
 	"golang.org/x/crypto/argon2"
+
+	"github.com/multipaas/multipaas/modules/internal/access"
 )
 
 const (
@@ -43,9 +44,7 @@ type passwords struct {
 }
 
 func newPasswords() *passwords {
-	p := &passwords{slots: make(chan struct{}, argonParallel)}
-	p.dummy = hashPassword(rand.Text())
-	return p
+	return &passwords{slots: make(chan struct{}, argonParallel), dummy: hashPassword(rand.Text())}
 }
 
 func (p *passwords) turn(ctx context.Context) (done func(), err error) {
@@ -99,11 +98,8 @@ func (p *passwords) matches(ctx context.Context, phc, password string) (bool, er
 
 func checkPassword(password string) error {
 	if n := len(password); n < MinPassword || n > MaxPassword {
-		return &access.Refusal{
-			Reason: access.ErrInvalid,
-			Text:   fmt.Sprintf("A password must have %d to %d characters.", MinPassword, MaxPassword),
-			Remedy: "Take a longer one: a few words are easier to keep in mind than signs.",
-		}
+		return refuse(access.ErrInvalid, "Take a longer one: a few words are easier to keep in mind than signs.",
+			"A password must have %d to %d characters.", MinPassword, MaxPassword)
 	}
 	return nil
 }

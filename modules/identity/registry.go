@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-jose/go-jose/v4/jwt"
-
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -25,9 +23,6 @@ const (
 	// maxScopes bounds a request: a push that mounts layers from elsewhere asks
 	// for two or three.
 	maxScopes = 16
-	// registryIssuerSuffix keeps registry tokens and those for workspaces apart,
-	// beside the audience.
-	registryIssuerSuffix = "/registry"
 )
 
 // RegistryAccess is one entry of a registry token: what may be done with which
@@ -39,26 +34,9 @@ type RegistryAccess struct {
 	Actions []string `json:"actions"`
 }
 
-// RegistryClaims are what a verified registry token says.
-type RegistryClaims struct {
-	User   string
-	Access []RegistryAccess
-}
-
-// Allows says whether the token allows action ("pull", "push", "delete") on the
-// repository name.
-func (c RegistryClaims) Allows(name, action string) bool {
-	return slices.ContainsFunc(c.Access, func(a RegistryAccess) bool {
-		return a.Type == "repository" && a.Name == name && slices.Contains(a.Actions, action)
-	})
-}
-
-type registryClaims struct {
-	Access []RegistryAccess `json:"access"`
-}
-
-// RegistryIssuer is the issuer of registry tokens.
-func (id *Identity) RegistryIssuer() string { return id.cfg.Issuer + registryIssuerSuffix }
+// RegistryIssuer is the issuer of registry tokens, not that of workspaces' ones:
+// it keeps them apart, beside the audience.
+func (id *Identity) RegistryIssuer() string { return id.cfg.Issuer + "/registry" }
 
 // IssueRegistryToken signs a token with as much of the wanted access as p has.
 func (id *Identity) IssueRegistryToken(
@@ -77,17 +55,8 @@ func (id *Identity) IssueRegistryToken(
 			granted = append(granted, RegistryAccess{Type: w.Type, Class: w.Class, Name: w.Name, Actions: actions})
 		}
 	}
-	now := id.now()
-	token, err := id.sign(ctx, jwt.Claims{
-		Issuer:    id.RegistryIssuer(),
-		Subject:   p.User,
-		Audience:  jwt.Audience{id.cfg.RegistryService},
-		IssuedAt:  jwt.NewNumericDate(now),
-		NotBefore: jwt.NewNumericDate(now.Add(-clockSkew)),
-		Expiry:    jwt.NewNumericDate(now.Add(RegistryTokenLife)),
-		ID:        randomText(12),
-	}, registryClaims{Access: granted})
-	return token, now, err
+	own := map[string]any{"access": granted}
+	return id.sign(ctx, id.RegistryIssuer(), p.User, id.cfg.RegistryService, RegistryTokenLife, own)
 }
 
 // repository is what may stand behind ACCOUNT/ORGANIZATION/ in the name of a
@@ -103,10 +72,8 @@ func (id *Identity) registryActions(ctx context.Context, p *access.Principal, w 
 	case w.Type == "repository":
 		// ACCOUNT/ORGANIZATION/IMAGE, where the image may have more parts.
 		parts := strings.SplitN(w.Name, "/", 3)
-		if len(parts) != 3 || !repository.MatchString(parts[2]) {
-			return nil, nil
-		}
-		if resource.CheckName("", parts[0]) != nil || resource.CheckName("", parts[1]) != nil {
+		if len(parts) != 3 || !repository.MatchString(parts[2]) ||
+			resource.CheckName("", parts[0]) != nil || resource.CheckName("", parts[1]) != nil {
 			return nil, nil
 		}
 		account, organization = parts[0], parts[1]
@@ -131,42 +98,13 @@ func (id *Identity) registryActions(ctx context.Context, p *access.Principal, w 
 			continue
 		}
 		err := id.Admit(ctx, p, op, account, organization)
-		var no *access.Refusal
-		switch {
-		case err == nil:
+		if err == nil {
 			actions = append(actions, a)
-		case !errors.As(err, &no):
+		} else if _, no := errors.AsType[*access.Refusal](err); !no {
 			return nil, err
 		}
 	}
 	return actions, nil
-}
-
-// VerifyRegistryToken checks a registry token and returns what it allows.
-func (id *Identity) VerifyRegistryToken(ctx context.Context, raw string) (RegistryClaims, error) {
-	var std jwt.Claims
-	var own registryClaims
-	if err := id.verify(ctx, raw, &std, &own); err != nil {
-		return RegistryClaims{}, err
-	}
-	if std.Expiry == nil {
-		return RegistryClaims{}, errors.New("token: it does not expire")
-	}
-	err := std.ValidateWithLeeway(jwt.Expected{
-		Issuer: id.RegistryIssuer(), AnyAudience: jwt.Audience{id.cfg.RegistryService}, Time: id.now(),
-	}, clockSkew)
-	if err != nil {
-		return RegistryClaims{}, fmt.Errorf("token: %w", err)
-	}
-	return RegistryClaims{User: std.Subject, Access: own.Access}, nil
-}
-
-// registryAnswer is the answer of the token endpoint.
-type registryAnswer struct {
-	Token       string    `json:"token"`
-	AccessToken string    `json:"access_token"`
-	ExpiresIn   int       `json:"expires_in"`
-	IssuedAt    time.Time `json:"issued_at"`
 }
 
 // ServeRegistryToken is the endpoint that OCI clients are sent to by the
@@ -220,11 +158,11 @@ func (id *Identity) ServeRegistryToken(w http.ResponseWriter, r *http.Request) {
 		id.registryRefusal(w, err)
 		return
 	}
-	answer(w, registryAnswer{
-		Token:       token,
-		AccessToken: token,
-		ExpiresIn:   int(RegistryTokenLife.Seconds()),
-		IssuedAt:    issued.Truncate(time.Second),
+	answer(w, map[string]any{
+		"token":        token,
+		"access_token": token,
+		"expires_in":   int(RegistryTokenLife.Seconds()),
+		"issued_at":    issued.Truncate(time.Second),
 	})
 }
 
@@ -240,9 +178,9 @@ func (id *Identity) registryPrincipal(ctx context.Context, user, password, sourc
 }
 
 func (id *Identity) registryRefusal(w http.ResponseWriter, err error) {
-	var no *access.Refusal
+	no, refused := errors.AsType[*access.Refusal](err)
 	switch {
-	case !errors.As(err, &no):
+	case !refused:
 		id.log.Error("registry token", "err", err)
 		registryError(w, http.StatusServiceUnavailable, "UNAVAILABLE", "Tokens can't be issued now.")
 	case errors.Is(err, access.ErrThrottled):

@@ -72,7 +72,7 @@ func (id *Identity) CheckPassword(ctx context.Context, address, password, source
 const checkTimeout = argonWait + 5*time.Second
 
 func (id *Identity) checkPassword(ctx context.Context, address, password, source string) (*resource.User, error) {
-	wrong := &access.Refusal{Reason: access.ErrUnauthenticated, Text: "The e-mail address or the password is wrong."}
+	wrong := refuse(access.ErrUnauthenticated, "", "The e-mail address or the password is wrong.")
 	giveBack, err := id.throttle.attempt(clip(address, 320), source)
 	if err != nil {
 		return nil, err
@@ -112,37 +112,23 @@ func (id *Identity) checkPassword(ctx context.Context, address, password, source
 // Authenticate returns who carries token. The error is a Refusal with
 // ErrUnauthenticated if nobody does any more.
 func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Principal, error) {
-	refuse := &access.Refusal{
-		Reason: access.ErrUnauthenticated,
-		Text:   "Your session has ended.",
-		Remedy: "Log in again with `mp login`.",
-	}
+	ended := refuse(access.ErrUnauthenticated, "Log in again with `mp login`.", "Your session has ended.")
 	if !strings.HasPrefix(token, TokenPrefix) || len(token) > 100 {
-		return nil, &access.Refusal{
-			Reason: access.ErrUnauthenticated,
-			Text:   "This is not a token of the platform.",
-			Remedy: "Log in with `mp login`.",
-		}
+		return nil, refuse(access.ErrUnauthenticated, "Log in with `mp login`.", "This is not a token of the platform.")
 	}
 	session, err := store.Of[resource.Session](id.store).Get(ctx, hashText(token))
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, refuse
+	if errors.Is(err, store.ErrNotFound) || err == nil && !id.now().Before(session.ExpiresAt) {
+		return nil, ended
 	}
 	if err != nil {
 		return nil, err
-	}
-	if !id.now().Before(session.ExpiresAt) {
-		return nil, refuse
 	}
 	user, err := store.Of[resource.User](id.store).Get(ctx, session.User)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, refuse
+	if errors.Is(err, store.ErrNotFound) || err == nil && (user.Spec.Disabled || user.Deleting()) {
+		return nil, ended
 	}
 	if err != nil {
 		return nil, err
-	}
-	if user.Spec.Disabled || user.Deleting() {
-		return nil, refuse
 	}
 	return &access.Principal{User: user.Name, Sysadmin: user.Spec.Sysadmin, Session: session}, nil
 }
@@ -153,12 +139,8 @@ func (id *Identity) Logout(ctx context.Context, p *access.Principal) error {
 		return access.Unauthenticated()
 	}
 	session := *p.Session
-	session.Revision = 0 // whatever is there
-	err := store.Of[resource.Session](id.store).Delete(ctx, &session)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
+	session.Revision = 0 // whatever is there, and nothing is no error
+	return store.Of[resource.Session](id.store).Delete(ctx, &session)
 }
 
 // endSessions ends all sessions of user but keep, which may be nil.
@@ -168,7 +150,7 @@ func (id *Identity) endSessions(ctx context.Context, user string, keep *resource
 			return nil
 		}
 		s.Revision = 0
-		return ignoreConflict(store.Of[resource.Session](id.store).Delete(ctx, s))
+		return store.Of[resource.Session](id.store).Delete(ctx, s)
 	})
 }
 

@@ -2,11 +2,13 @@ package identity
 
 import (
 	"fmt"
-	"github.com/multipaas/multipaas/modules/internal/access"
-	"math"
 	"net/netip"
 	"sync"
 	"time"
+
+	"k8s.io/apimachinery/pkg/util/cache"
+
+	"github.com/multipaas/multipaas/modules/internal/access"
 )
 
 const (
@@ -18,7 +20,8 @@ const (
 	// at once, then one per second.
 	sourceBurst  = 100
 	sourceRefill = time.Second
-	// maxBuckets bounds the memory: 20,000 x about 150 octets are 3 MB.
+	// maxBuckets bounds the memory: 20,000 x about 300 octets are 6 MB. An attack
+	// from everywhere pushes out the oldest: that costs the attacker's history.
 	maxBuckets = 20_000
 )
 
@@ -29,7 +32,7 @@ const (
 type throttle struct {
 	now     func() time.Time
 	mu      sync.Mutex
-	buckets map[string]*bucket
+	buckets *cache.LRUExpireCache
 }
 
 type bucket struct {
@@ -40,7 +43,7 @@ type bucket struct {
 }
 
 func newThrottle(now func() time.Time) *throttle {
-	return &throttle{now: now, buckets: map[string]*bucket{}}
+	return &throttle{now: now, buckets: cache.NewLRUExpireCacheWithClock(maxBuckets, timer(now))}
 }
 
 // attempt counts one attempt, or refuses it with how long to wait. Its answer
@@ -53,8 +56,7 @@ func (t *throttle) attempt(user, source string) (giveBack func(), err error) {
 	s := t.bucket("s "+source, sourceBurst, sourceRefill)
 	for _, b := range []*bucket{u, s} {
 		if b.tokens < 1 {
-			wait := time.Duration((1 - b.tokens) * float64(b.refill)).Round(time.Second)
-			wait = max(wait, time.Second)
+			wait := max(time.Duration((1-b.tokens)*float64(b.refill)).Round(time.Second), time.Second)
 			return nil, &access.Refusal{
 				Reason:     access.ErrThrottled,
 				Text:       "There were too many attempts to log in from your address.",
@@ -69,43 +71,21 @@ func (t *throttle) attempt(user, source string) (giveBack func(), err error) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		u.tokens = u.burst
-		s.tokens = math.Min(s.burst, s.tokens+1)
+		s.tokens = min(s.burst, s.tokens+1)
 	}, nil
 }
 
 // bucket returns the bucket of key, filled up to now. The caller has the lock.
 func (t *throttle) bucket(key string, burst float64, refill time.Duration) *bucket {
 	now := t.now()
-	b, ok := t.buckets[key]
-	if !ok {
-		if len(t.buckets) >= maxBuckets {
-			t.evict(now)
-		}
-		b = &bucket{tokens: burst, burst: burst, refill: refill, at: now}
-		t.buckets[key] = b
+	b := &bucket{tokens: burst, burst: burst, refill: refill}
+	if known, ok := t.buckets.Get(key); ok {
+		b = known.(*bucket)
+		b.tokens = min(burst, b.tokens+float64(max(now.Sub(b.at), 0))/float64(refill))
 	}
-	b.fill(now)
+	b.at = now
+	t.buckets.Add(key, b, time.Duration(burst)*refill) // full again by then, as a new one is
 	return b
-}
-
-func (b *bucket) fill(now time.Time) {
-	if d := now.Sub(b.at); d > 0 {
-		b.tokens = math.Min(b.burst, b.tokens+float64(d)/float64(b.refill))
-		b.at = now
-	}
-}
-
-// evict drops the buckets that are full again; if an attack from everywhere
-// left none, all: that costs the attacker's history, not the server's memory.
-func (t *throttle) evict(now time.Time) {
-	for key, b := range t.buckets {
-		if b.fill(now); b.tokens >= b.burst {
-			delete(t.buckets, key)
-		}
-	}
-	if len(t.buckets) >= maxBuckets {
-		clear(t.buckets)
-	}
 }
 
 // network is what counts as one source: an IPv4 address, or the /64 that one

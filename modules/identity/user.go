@@ -70,7 +70,7 @@ func (id *Identity) newUser(ctx context.Context, address, password string, user 
 
 func userExists(err error, name string) error {
 	if errors.Is(err, store.ErrExists) || errors.Is(err, store.ErrConflict) {
-		return &access.Refusal{Reason: access.ErrExists, Text: fmt.Sprintf("There is a user %s already.", name)}
+		return refuse(access.ErrExists, "", "There is a user %s already.", name)
 	}
 	return err
 }
@@ -82,7 +82,7 @@ func (id *Identity) Register(
 	ctx context.Context, r resource.Register, source string,
 ) (account *resource.Account, created bool, err error) {
 	if err := resource.CheckName("account", r.Account); err != nil {
-		return nil, false, &access.Refusal{Reason: access.ErrInvalid, Text: sentence(err)}
+		return nil, false, refuse(access.ErrInvalid, "", "%s", sentence(err))
 	}
 	name, err := Email(r.Email)
 	if err != nil {
@@ -100,11 +100,8 @@ func (id *Identity) Register(
 	if known {
 		if _, err := id.CheckPassword(ctx, name, r.Password, source); err != nil {
 			if errors.Is(err, access.ErrUnauthenticated) {
-				err = &access.Refusal{
-					Reason: access.ErrExists,
-					Text:   fmt.Sprintf("There is a user %s already, with another password.", name),
-					Remedy: "Register with his password, or with another e-mail address.",
-				}
+				err = refuse(access.ErrExists, "Register with his password, or with another e-mail address.",
+					"There is a user %s already, with another password.", name)
 			}
 			return nil, false, err
 		}
@@ -148,8 +145,8 @@ func (id *Identity) Register(
 			return account, false, nil
 		}
 	}
-	return nil, false, &access.Refusal{Reason: access.ErrExists, Text: fmt.Sprintf("The account %q is taken.", r.Account),
-		Remedy: "Choose another name, or ask an owner of the account for a role in it."}
+	return nil, false, refuse(access.ErrExists, "Choose another name, or ask an owner of the account for a role in it.",
+		"The account %q is taken.", r.Account)
 }
 
 // ChangePassword sets a new password for p after checking the old one, and ends
@@ -160,7 +157,7 @@ func (id *Identity) ChangePassword(ctx context.Context, p *access.Principal, old
 	}
 	if _, err := id.CheckPassword(ctx, p.User, old, source); err != nil {
 		if errors.Is(err, access.ErrUnauthenticated) {
-			return &access.Refusal{Reason: access.ErrDenied, Text: "The current password is wrong."}
+			return refuse(access.ErrDenied, "", "The current password is wrong.")
 		}
 		return err
 	}
@@ -208,28 +205,21 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 		if last, err := id.LastOwner(ctx, m.Account, user.Name); err != nil {
 			return err
 		} else if last {
-			return &access.Refusal{
-				Reason: access.ErrExists,
-				Text:   fmt.Sprintf("%s is the last owner of the account %q.", user.Name, m.Account),
-				Remedy: "Make somebody else an owner, or delete the account, first.",
-			}
+			return refuse(access.ErrExists, "Make somebody else an owner, or delete the account, first.",
+				"%s is the last owner of the account %q.", user.Name, m.Account)
 		}
 	}
 	if user.Spec.Sysadmin {
 		if last, err := id.LastSysadmin(ctx, user.Name); err != nil {
 			return err
 		} else if last {
-			return &access.Refusal{
-				Reason: access.ErrExists,
-				Text:   fmt.Sprintf("%s is the last sysadmin.", user.Name),
-				Remedy: "Make somebody else a sysadmin first.",
-			}
+			return refuse(access.ErrExists, "Make somebody else a sysadmin first.", "%s is the last sysadmin.", user.Name)
 		}
 	}
 	// First what lets him in: killed between these lines, he is locked out, and
 	// the next call does the rest.
 	cred := &resource.Credential{Meta: resource.Meta{Name: user.Name}}
-	if err := ignoreConflict(store.Of[resource.Credential](id.store).Delete(ctx, cred)); err != nil {
+	if err := store.Of[resource.Credential](id.store).Delete(ctx, cred); err != nil {
 		return err
 	}
 	failpoint.Reach("user/delete/credential-removed")
@@ -237,34 +227,31 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 		return err
 	}
 	failpoint.Reach("user/delete/sessions-ended")
-	for i := range p.Memberships {
-		m := p.Memberships[i]
+	for _, m := range p.Memberships {
 		m.Revision = 0
-		if err := ignoreConflict(store.Of[resource.Membership](id.store).Delete(ctx, &m)); err != nil {
+		if err := store.Of[resource.Membership](id.store).Delete(ctx, &m); err != nil {
 			return err
 		}
 	}
 	failpoint.Reach("user/delete/roles-removed")
-	if user.AccountUID == "" {
-		return store.Of[resource.User](id.store).Delete(ctx, user)
-	}
-	account, err := store.Of[resource.Account](id.store).Get(ctx, user.Account)
-	if errors.Is(err, store.ErrNotFound) || err == nil && account.UID != user.AccountUID {
-		return store.Of[resource.User](id.store).Delete(ctx, user)
-	}
-	if err != nil {
-		return err
-	}
-	// If the account goes meanwhile, the caller is told that nothing was found, and
-	// the next call finds the user.
-	discount := store.Of[resource.Account](id.store).ModifyOp(user.Account, func(account *resource.Account) error {
-		if account.UID != user.AccountUID {
-			return store.ErrSkip
+	ops := []store.Op{store.Of[resource.User](id.store).DeleteOp(user)}
+	if user.AccountUID != "" {
+		accounts := store.Of[resource.Account](id.store)
+		if _, err := accounts.Get(ctx, user.Account); err == nil {
+			// If the account goes meanwhile, the caller is told that nothing was found,
+			// and the next call finds the user.
+			ops = append(ops, accounts.ModifyOp(user.Account, func(account *resource.Account) error {
+				if account.UID != user.AccountUID {
+					return store.ErrSkip
+				}
+				account.Users = max(account.Users-1, 0)
+				return nil
+			}))
+		} else if !errors.Is(err, store.ErrNotFound) {
+			return err
 		}
-		account.Users = max(account.Users-1, 0)
-		return nil
-	})
-	return id.store.Commit(ctx, store.Of[resource.User](id.store).DeleteOp(user), discount)
+	}
+	return id.store.Commit(ctx, ops...)
 }
 
 // LastOwner says whether user is the only owner of account.

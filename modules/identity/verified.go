@@ -5,15 +5,16 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
-	"sync"
 	"time"
+
+	"k8s.io/apimachinery/pkg/util/cache"
 )
 
 const (
 	// verifiedFor is as long as a registry token is valid: whoever had a password
 	// checked could do what it allows for so long anyway.
 	verifiedFor = RegistryTokenLife
-	maxVerified = 10_000 // x about 100 octets are 1 MB
+	maxVerified = 10_000 // x about 250 octets are 2.5 MB
 )
 
 // verified remembers which passwords were right a moment ago. Clients of the
@@ -25,17 +26,14 @@ const (
 // found. A wrong password is never in it, so guessing costs what it did, and is
 // slowed down before anything is looked up here.
 type verified struct {
-	key [sha256.Size]byte
-	now func() time.Time
-
-	mu    sync.Mutex
-	until map[digest]time.Time
+	key   [sha256.Size]byte
+	right *cache.LRUExpireCache
 }
 
 type digest [sha256.Size]byte
 
 func newVerified(now func() time.Time) *verified {
-	v := &verified{now: now, until: map[digest]time.Time{}}
+	v := &verified{right: cache.NewLRUExpireCacheWithClock(maxVerified, timer(now))}
 	rand.Read(v.key[:]) // never fails: the runtime ends the process if it would
 	return v
 }
@@ -57,25 +55,8 @@ func (v *verified) digest(parts ...string) digest {
 // has says whether d was added a moment ago. How long it takes tells nothing:
 // nobody outside knows which digest a guess has.
 func (v *verified) has(d digest) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	until, ok := v.until[d]
-	return ok && v.now().Before(until)
+	_, ok := v.right.Get(d)
+	return ok
 }
 
-func (v *verified) add(d digest) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	now := v.now()
-	if len(v.until) >= maxVerified {
-		for d, until := range v.until {
-			if !now.Before(until) {
-				delete(v.until, d)
-			}
-		}
-		if len(v.until) >= maxVerified {
-			clear(v.until)
-		}
-	}
-	v.until[d] = now.Add(verifiedFor)
-}
+func (v *verified) add(d digest) { v.right.Add(d, true, verifiedFor) }

@@ -113,8 +113,8 @@ func TestVerifiedIsBounded(t *testing.T) {
 	for i := range maxVerified + 10 {
 		v.add(v.digest(fmt.Sprint(i)))
 	}
-	if len(v.until) > maxVerified {
-		t.Errorf("%d are remembered, want %d at most", len(v.until), maxVerified)
+	if n := len(v.right.Keys()); n > maxVerified {
+		t.Errorf("%d are remembered, want %d at most", n, maxVerified)
 	}
 	if v.digest("a", "bc") == v.digest("ab", "c") || v.digest("a") == newVerified(time.Now).digest("a") {
 		t.Error("digests of different parts or keys are the same")
