@@ -1,9 +1,6 @@
 package client
 
 import (
-	"fmt"
-	"net/http"
-
 	"github.com/urfave/cli/v2"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -12,25 +9,20 @@ import (
 func (p *program) accounts() noun[resource.Account] {
 	return noun[resource.Account]{
 		one:   "account",
-		many:  "accounts",
 		in:    anywhere,
 		place: true,
-		table: table[resource.Account]{
-			empty: "You belong to no account yet.",
-			columns: []column[resource.Account]{
-				{head: "NAME", cell: func(a *resource.Account) string { return a.Name }},
-				{head: "STATE", cell: func(a *resource.Account) string { return phaseOf(&a.Meta, resource.Ready) }},
-				{head: "AGE", cell: func(a *resource.Account) string { return p.age(a.CreatedAt) }},
-				{head: "UID", wide: true, cell: func(a *resource.Account) string { return a.UID }},
-			},
-		},
+		empty: "You belong to no account yet.",
+		columns: standard([]column[resource.Account]{
+			{head: "STATE", cell: func(a *resource.Account) string { return phaseOf(&a.Meta, resource.Ready) }},
+			{head: "UID", wide: true, cell: func(a *resource.Account) string { return a.UID }},
+		}),
 	}
 }
 
 // owners are memberships in an account, and members those in an organization.
 func (p *program) owners() noun[resource.Membership] {
 	owners := p.members()
-	owners.one, owners.many, owners.in = "owner", "owners", inAccount
+	owners.one, owners.in = "owner", inAccount
 	return owners
 }
 
@@ -50,19 +42,15 @@ func (p *program) accountCommands() *command {
 				about:    "Changing to another account leaves its organization, workspace and namespace.",
 				examples: []string{"mp accounts use acme"},
 			}),
-			{
-				name:  "set",
+			accounts.set(command{
 				usage: "set an account's limits (for sysadmins)",
-				args:  "NAME",
-				names: accounts.names,
 				about: "Limits that are not set are those of the platform's configuration; 0 goes back to that.",
 				examples: []string{
 					"mp accounts set acme --max-workspaces 5 --max-cpu 64 --max-memory 256Gi",
 					"mp accounts set acme --max-images 500Gi",
 				},
-				flags: flags(limitFlags(), dryRunFlag(), resultFlag()),
-				run:   (*call).setAccount,
-			},
+				flags: limitFlags(),
+			}, (*call).newLimits),
 			accounts.delete("Delete account %s?", command{
 				usage:    "delete an account that has no organizations left",
 				examples: []string{"mp accounts delete acme --yes"},
@@ -87,11 +75,7 @@ func (p *program) accountCommands() *command {
 							if err != nil {
 								return err
 							}
-							var made resource.Membership
-							if err := c.write(http.MethodPut, t.account("owners", c.arg(0)), nil, &made); err != nil {
-								return err
-							}
-							return printResult(c, &made, p.owners().table, "%s is an owner of %s.", printable(c.arg(0)), t.Account)
+							return c.giveRole(p.owners(), Target{Account: t.Account}, c.Args().Slice(), "an owner", nil)
 						},
 					},
 					{
@@ -106,7 +90,8 @@ func (p *program) accountCommands() *command {
 							if err != nil {
 								return err
 							}
-							return c.removeOwner(t.account("owners", c.arg(0)), c.arg(0), t.Account)
+							question := "Remove owner " + c.arg(0) + " of " + t.Account + "?"
+							return c.takeRole(p.owners(), Target{Account: t.Account}, c.Args().Slice(), "an owner", question)
 						},
 					},
 				},
@@ -132,11 +117,7 @@ func limitFlags() []cli.Flag {
 	return all
 }
 
-func (c *call) setAccount() error {
-	it, err := c.accounts().arg(c)
-	if err != nil {
-		return err
-	}
+func (c *call) newLimits() (map[string]any, string, error) {
 	limits := map[string]int64{}
 	for _, d := range resource.Dimensions() {
 		flag := "max-" + d.Setting
@@ -147,26 +128,15 @@ func (c *call) setAccount() error {
 		case c.String(flag) == "0":
 			limits[d.Name] = 0
 		default:
-			if limits[d.Name], err = amount(c, flag, d.Unit == resource.Thousandths); err != nil {
-				return err
+			n, err := amount(c, flag)
+			if err != nil {
+				return nil, "", err
 			}
+			limits[d.Name] = n
 		}
 	}
-	spec := map[string]any{}
-	if len(limits) > 0 {
-		spec["limits"] = limits
+	if len(limits) == 0 {
+		return nil, "", nil
 	}
-	return c.accounts().patch(c, it, spec, "is changed")
-}
-
-// removeOwner takes one user's role at path, in the account where.
-func (c *call) removeOwner(path, user, where string) error {
-	if err := c.confirm("Remove owner "+user+" of "+where+"?", ""); err != nil {
-		return err
-	}
-	if err := c.write(http.MethodDelete, path, nil, nil); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(c.out, "%s is no longer an owner of %s.\n", printable(user), where)
-	return err
+	return map[string]any{"limits": limits}, "is changed", nil
 }

@@ -16,7 +16,6 @@ import (
 func (p *program) apps() noun[resource.App] {
 	return noun[resource.App]{
 		one:   "app",
-		many:  "apps",
 		in:    inWorkspace,
 		tasks: true,
 		pick:  appsOfNamespace,
@@ -26,24 +25,22 @@ func (p *program) apps() noun[resource.App] {
 			}
 			return " It answers at " + printable(a.Status.URL)
 		},
-		table: table[resource.App]{
-			empty: "There are no apps. Deploy one with 'mp apps deploy NAME --image IMAGE'.",
-			columns: standard(p, []column[resource.App]{
-				{head: "INSTANCES", cell: func(a *resource.App) string {
-					return fmt.Sprintf("%d/%d", a.Status.InstancesReady, a.Spec.Instances)
-				}},
-				{head: "IMAGE", cell: func(a *resource.App) string { return a.Spec.Image }},
-				{head: "URL", cell: func(a *resource.App) string { return a.Status.URL }},
-				{head: "NAMESPACE", wide: true, cell: func(a *resource.App) string { return a.Spec.Namespace }},
-				{head: "PORT", wide: true, cell: func(a *resource.App) string {
-					if a.Spec.Port == 0 {
-						return ""
-					}
-					return strconv.Itoa(a.Spec.Port)
-				}},
-				{head: "DIGEST", wide: true, cell: func(a *resource.App) string { return a.Status.ImageDigest }},
-			}),
-		},
+		empty: "There are no apps. Deploy one with 'mp apps deploy NAME --image IMAGE'.",
+		columns: standard([]column[resource.App]{
+			{head: "INSTANCES", cell: func(a *resource.App) string {
+				return fmt.Sprintf("%d/%d", a.Status.InstancesReady, a.Spec.Instances)
+			}},
+			{head: "IMAGE", cell: func(a *resource.App) string { return a.Spec.Image }},
+			{head: "URL", cell: func(a *resource.App) string { return a.Status.URL }},
+			{head: "NAMESPACE", wide: true, cell: func(a *resource.App) string { return a.Spec.Namespace }},
+			{head: "PORT", wide: true, cell: func(a *resource.App) string {
+				if a.Spec.Port == 0 {
+					return ""
+				}
+				return strconv.Itoa(a.Spec.Port)
+			}},
+			{head: "DIGEST", wide: true, cell: func(a *resource.App) string { return a.Status.ImageDigest }},
+		}),
 	}
 }
 
@@ -96,18 +93,17 @@ The app gets an address below the platform's domain, unless --no-route is given.
 				usage:    "show an app and its state",
 				examples: []string{"mp apps show hello", "mp apps show hello -o yaml"},
 			}),
-			{
+			apps.set(command{
 				name:     "scale",
 				usage:    "change the number of an app's instances",
 				args:     "[NAME] [INSTANCES]",
-				names:    apps.names,
 				examples: []string{"mp apps scale hello 3", "mp apps scale hello --instances 0"},
-				flags: flags(placeFlags(inWorkspace),
+				flags: []cli.Flag{
 					&cli.StringFlag{Name: "name", Usage: "`NAME` of the app, if not given as argument"},
 					&cli.IntFlag{Name: "instances", Aliases: []string{"n"}, Usage: "the wanted `NUMBER` of instances"},
-					dryRunFlag(), waitFlags(), resultFlag()),
+				},
 				run: (*call).scaleApp,
-			},
+			}, nil),
 			apps.delete("Delete app %s?", command{
 				usage:    "delete an app",
 				examples: []string{"mp apps delete hello --yes"},
@@ -144,10 +140,11 @@ func (c *call) deploy() error {
 	for try := 0; ; try++ {
 		var app resource.App
 		err := c.get(it.path, &app)
-		var prob *Problem
-		isNew := errors.As(err, &prob) && prob.Status == http.StatusNotFound && c.String("image") != ""
+		prob, _ := errors.AsType[*Problem](err)
+		missing := prob != nil && prob.Status == http.StatusNotFound
+		isNew := missing && c.String("image") != ""
 		if err != nil && !isNew {
-			if prob != nil && prob.Status == http.StatusNotFound && prob.Remedy != "" && c.String("image") == "" {
+			if missing && prob.Remedy != "" {
 				prob.Remedy += " To make a new app, give --image."
 			}
 			return err
@@ -166,7 +163,7 @@ func (c *call) deploy() error {
 			return usagef("see '"+c.path+" --help'", "app %s exists, and nothing to change is given", name)
 		}
 		accepted, err := c.apps().write(c, http.MethodPut, it.path, map[string]any{"spec": app.Spec}, match...)
-		if errors.As(err, &prob) && prob.Status == http.StatusPreconditionFailed && try < maxDeployTries {
+		if prob, ok := errors.AsType[*Problem](err); ok && prob.Status == http.StatusPreconditionFailed && try < maxDeployTries {
 			continue // somebody else changed it between our look and our write
 		}
 		if err != nil {
@@ -216,7 +213,7 @@ func (c *call) changeApp(spec *resource.AppSpec, command []string) (changed bool
 		}
 	}
 	for flag, field := range map[string]*int64{"cpu": &spec.MilliCPU, "memory": &spec.MemoryBytes} {
-		n, err := amount(c, flag, flag == "cpu")
+		n, err := amount(c, flag)
 		if err != nil {
 			return false, err
 		}
@@ -239,10 +236,7 @@ func (c *call) changeApp(spec *resource.AppSpec, command []string) (changed bool
 }
 
 func checkInstances(n int) error {
-	if n < 0 || n > resource.MaxInstances {
-		return usagef(fmt.Sprintf("use 0 to %d", resource.MaxInstances), "an app can't have %d instances", n)
-	}
-	return nil
+	return checkCount(n, resource.MaxInstances, "an app can't have %d instances")
 }
 
 func (c *call) scaleApp() error {

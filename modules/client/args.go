@@ -15,9 +15,10 @@ type resolved struct {
 	cmd   *command
 	path  []string // the names that lead to cmd, aliases spelled out
 	flags []string
+	early int // how many of flags stood before the verb was known
 	args  []string
 	help  bool
-	bare  bool // help was not asked for: a verb is missing
+	wants string // the flag whose value is still to be typed
 }
 
 // resolve walks args down the tree. It takes flags anywhere, also behind
@@ -26,68 +27,74 @@ type resolved struct {
 // argument.
 func resolve(root *command, args []string) (resolved, error) {
 	r := resolved{cmd: root}
-	var early []string // flags that stood before the verb was known
 	if len(args) > 0 && args[0] == "help" {
 		r.help, args = true, args[1:]
 	}
-	for i := 0; i < len(args); i++ {
-		word := args[i]
-		if word == "--" {
-			r.args = append(r.args, args[i+1:]...)
-			break
-		}
-		if word == "-h" || word == "--help" || word == "-help" {
-			r.help = true
-			continue
-		}
-		if strings.HasPrefix(word, "-") && word != "-" {
-			taken, err := takeFlag(root, r, args[i:])
-			if err != nil && !r.help {
-				return r, err
-			}
-			if r.cmd.run == nil {
-				early = append(early, args[i:i+taken]...)
-			} else {
-				r.flags = append(r.flags, args[i:i+taken]...)
-			}
-			i += taken - 1
-			continue
-		}
-		if r.cmd.run != nil {
-			r.args = append(r.args, word)
-			continue
-		}
-		for _, name := range strings.Split(word, ":") {
-			next := r.cmd.find(name)
-			if next == nil {
-				return r, unknownCommand(r, name)
-			}
-			r.cmd, r.path = next, append(r.path, next.name)
-		}
-	}
-	if r.help {
-		return r, nil
+	r, err := walk(r, args, false)
+	if err != nil || r.help {
+		return r, err
 	}
 	if r.cmd.run == nil {
 		list := r.cmd.find("list")
 		if list == nil {
-			r.help, r.bare = true, true
 			return r, nil
 		}
 		r.cmd, r.path = list, append(r.path, list.name)
 	}
-	for _, word := range early {
+	for _, word := range r.flags[:r.early] {
 		if name, ok := flagName(word); ok && findFlag(r.cmd.flags, name) == nil {
 			return r, unknownFlag(r, name)
 		}
 	}
-	r.flags = append(early, r.flags...)
 	least, most := r.cmd.argCount()
 	switch path := strings.Join(r.path, " "); {
 	case len(r.args) < least:
 		return r, usagef("type it as: "+synopsis(path, r.cmd), "%s: %s is missing", path, strings.Fields(r.cmd.args)[len(r.args)])
 	case len(r.args) > most:
 		return r, usagef("type it as: "+synopsis(path, r.cmd), "%s: %q is one argument too many", path, r.args[most])
+	}
+	return r, nil
+}
+
+// walk goes down the tree from r, word by word. In a line that is still being
+// typed it leaves out what it does not understand, which else is an error.
+func walk(r resolved, words []string, typing bool) (resolved, error) {
+	root := r.cmd
+	for i := 0; i < len(words); i++ {
+		switch word := words[i]; {
+		case word == "--":
+			r.args = append(r.args, words[i+1:]...)
+			return r, nil
+		case word == "-h" || word == "--help" || word == "-help":
+			r.help = true
+		case strings.HasPrefix(word, "-") && word != "-":
+			taken, err := takeFlag(root, r, words[i:])
+			if err != nil && typing {
+				if name, _ := flagName(word); i == len(words)-1 && anyFlag(root, name) != nil {
+					r.wants = name
+				}
+				continue
+			}
+			if err != nil && !r.help {
+				return r, err
+			}
+			r.flags = append(r.flags, words[i:i+taken]...)
+			if r.cmd.run == nil {
+				r.early = len(r.flags)
+			}
+			i += taken - 1
+		case r.cmd.run != nil:
+			r.args = append(r.args, word)
+		default:
+			for name := range strings.SplitSeq(word, ":") {
+				next := r.cmd.find(name)
+				if next != nil {
+					r.cmd, r.path = next, append(r.path, next.name)
+				} else if !typing {
+					return r, unknownCommand(r, name)
+				}
+			}
+		}
 	}
 	return r, nil
 }
@@ -124,46 +131,38 @@ func flagName(word string) (string, bool) {
 }
 
 func dashes(name string) string {
-	if len(name) == 1 {
-		return "-" + name
-	}
-	return "--" + name
+	return strings.Repeat("-", min(len(name), 2)) + name
 }
 
 func findFlag(flags []cli.Flag, name string) cli.Flag {
-	for _, f := range flags {
-		if slices.Contains(f.Names(), name) {
-			return f
-		}
+	i := slices.IndexFunc(flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
+	if i < 0 {
+		return nil
 	}
-	return nil
+	return flags[i]
 }
 
 func anyFlag(c *command, name string) cli.Flag {
-	if f := findFlag(c.flags, name); f != nil {
-		return f
-	}
+	f := findFlag(c.flags, name)
 	for _, s := range c.sub {
-		if f := anyFlag(s, name); f != nil {
-			return f
+		if f == nil {
+			f = anyFlag(s, name)
 		}
 	}
-	return nil
+	return f
 }
 
 func unknownCommand(r resolved, name string) error {
 	var names []string
 	for _, s := range r.cmd.sub {
-		if !s.hidden {
-			names = append(names, s.name)
-		}
+		names = append(names, s.name)
 	}
+	words := func(last string) string { return strings.Join(append(slices.Clip(r.path), last), " ") }
 	remedy := "there are: " + strings.Join(names, ", ")
 	if near := nearest(name, names); near != "" {
-		remedy = fmt.Sprintf("did you mean %q?", strings.Join(append(append([]string{}, r.path...), near), " "))
+		remedy = fmt.Sprintf("did you mean %q?", words(near))
 	}
-	what := strings.Join(append(append([]string{}, r.path...), name), " ")
-	return usagef(remedy, "there is no command %q", what)
+	return usagef(remedy, "there is no command %q", words(name))
 }
 
 func unknownFlag(r resolved, name string) error {

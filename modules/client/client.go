@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -72,18 +71,16 @@ func embedded(name, usage string, tree func(*program) *command) *cli.Command {
 // program is one invocation: the streams it talks through and the name it was
 // called by, which its hints repeat.
 type program struct {
-	name   string
-	in     io.Reader
-	out    io.Writer
-	err    io.Writer
-	getenv func(string) string
-	now    func() time.Time
+	name string
+	in   io.Reader
+	out  io.Writer
+	err  io.Writer
 	// roomGrace is how long a command waits for room.
 	roomGrace time.Duration
 }
 
 func newProgram(name string, in io.Reader, out, errw io.Writer) *program {
-	return &program{name: name, in: in, out: out, err: errw, getenv: os.Getenv, now: time.Now, roomGrace: roomGrace}
+	return &program{name: name, in: in, out: out, err: errw, roomGrace: roomGrace}
 }
 
 // command is one node of the tree: a noun with verbs below it, or a verb that
@@ -96,7 +93,6 @@ type command struct {
 	args     string // "NAME [COUNT]"; also says how many there may be
 	examples []string
 	flags    []cli.Flag
-	hidden   bool
 	run      func(*call) error
 	// names offers what may stand as the next argument, for completion.
 	names func(*call) ([]string, error)
@@ -106,29 +102,25 @@ type command struct {
 // argCount reads how many arguments are wanted from args: each word is one,
 // those in brackets may be left out, "..." is any number.
 func (c *command) argCount() (least, most int) {
-	for _, word := range strings.Fields(c.args) {
-		if strings.HasSuffix(word, "...") {
-			if !strings.HasPrefix(word, "[") {
-				least++
-			}
-			return least, 1 << 10
-		}
-		most++
+	words := strings.Fields(c.args)
+	for _, word := range words {
 		if !strings.HasPrefix(word, "[") {
 			least++
 		}
 	}
-	return least, most
+	if strings.HasSuffix(c.args, "...") {
+		return least, 1 << 10
+	}
+	return least, len(words)
 }
 
 // find returns the verb or noun of that name below c, or nil.
 func (c *command) find(name string) *command {
-	for _, s := range c.sub {
-		if s.name == name || slices.Contains(s.aliases, name) {
-			return s
-		}
+	i := slices.IndexFunc(c.sub, func(s *command) bool { return s.name == name || slices.Contains(s.aliases, name) })
+	if i < 0 {
+		return nil
 	}
-	return nil
+	return c.sub[i]
 }
 
 // call is one run of one verb: its parsed flags and arguments, and what the
@@ -152,18 +144,18 @@ func (p *program) run(ctx context.Context, root *command, args []string) int {
 		return ExitOK
 	}
 	r, err := resolve(root, args)
-	if err == nil && r.help {
-		if r.bare {
-			p.writeHelp(p.err, p.path(r.path), r.cmd)
-			return ExitUsage
-		}
+	switch {
+	case err != nil:
+	case r.help:
 		p.writeHelp(p.out, p.path(r.path), r.cmd)
 		return ExitOK
+	case r.cmd.run == nil: // a verb is missing
+		p.writeHelp(p.err, p.path(r.path), r.cmd)
+		return ExitUsage
+	default:
+		err = p.parse(ctx, r, r.cmd.run)
 	}
-	if err == nil {
-		err = p.parse(ctx, r, func(c *call) error { return c.cmd.run(c) })
-	}
-	if ctx.Err() != nil && !errors.As(err, new(*failure)) {
+	if _, known := errors.AsType[*failure](err); ctx.Err() != nil && !known {
 		err = &failure{text: "interrupted", code: ExitInterrupted}
 	}
 	return p.report(err)
@@ -190,9 +182,7 @@ func (p *program) parse(ctx context.Context, r resolved, fn func(*call) error) e
 			return fn(this)
 		},
 	}
-	words := append([]string{p.name}, r.flags...)
-	words = append(words, "--")
-	return app.RunContext(ctx, append(words, r.args...))
+	return app.RunContext(ctx, slices.Concat([]string{p.name}, r.flags, []string{"--"}, r.args))
 }
 
 // buildVersion is what the linker knows about this file.

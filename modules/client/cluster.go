@@ -11,41 +11,35 @@ import (
 
 func (p *program) clusterNodes() noun[resource.ClusterNode] {
 	return noun[resource.ClusterNode]{
-		one:  "node",
-		many: "nodes",
-		in:   inWorkspace,
-		table: table[resource.ClusterNode]{
-			empty: "The cluster has no nodes yet.",
-			columns: []column[resource.ClusterNode]{
-				{head: "NAME", cell: func(n *resource.ClusterNode) string { return n.Name }},
-				{head: "READY", cell: func(n *resource.ClusterNode) string { return yesNo(n.Ready) }},
-				{head: "VERSION", cell: func(n *resource.ClusterNode) string { return n.Version }},
-				{head: "ADDRESS", cell: func(n *resource.ClusterNode) string { return n.Address }},
-				{head: "SIZE", wide: true, cell: func(n *resource.ClusterNode) string { return n.Size.String() }},
-				{head: "HOST", wide: true, cell: func(n *resource.ClusterNode) string { return n.Node }},
-			},
+		one:   "node",
+		in:    inWorkspace,
+		empty: "The cluster has no nodes yet.",
+		columns: []column[resource.ClusterNode]{
+			{head: "NAME", cell: func(n *resource.ClusterNode) string { return n.Name }},
+			{head: "READY", cell: func(n *resource.ClusterNode) string { return yesNo(n.Ready) }},
+			{head: "VERSION", cell: func(n *resource.ClusterNode) string { return n.Version }},
+			{head: "ADDRESS", cell: func(n *resource.ClusterNode) string { return n.Address }},
+			{head: "SIZE", wide: true, cell: func(n *resource.ClusterNode) string { return n.Size.String() }},
+			{head: "HOST", wide: true, cell: func(n *resource.ClusterNode) string { return n.Node }},
 		},
 	}
 }
 
 func (p *program) machines() noun[resource.Machine] {
 	return noun[resource.Machine]{
-		one:  "machine",
-		many: "machines",
-		in:   inWorkspace,
-		table: table[resource.Machine]{
-			empty: "The workspace has no machines.",
-			columns: standard(p, []column[resource.Machine]{
-				// Its own column: a machine isn't Stateful, since no task is about one.
-				{head: "PHASE", cell: func(m *resource.Machine) string { return phaseOf(&m.Meta, m.Status.Phase) }},
-				{head: "ADDRESS", cell: func(m *resource.Machine) string { return m.Spec.Address.String() }},
-				{head: "RESTARTS", cell: func(m *resource.Machine) string { return strconv.Itoa(m.Status.Restarts) }},
-				{head: "DRIVER", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Driver }},
-				{head: "SIZE", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Size.String() }},
-				{head: "PODS", wide: true, cell: func(m *resource.Machine) string { return m.Spec.PodCIDR.String() }},
-				{head: "HOST", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Node }},
-			}),
-		},
+		one:   "machine",
+		in:    inWorkspace,
+		empty: "The workspace has no machines.",
+		columns: standard([]column[resource.Machine]{
+			// Its own column: a machine isn't Stateful, since no task is about one.
+			{head: "PHASE", cell: func(m *resource.Machine) string { return phaseOf(&m.Meta, m.Status.Phase) }},
+			{head: "ADDRESS", cell: func(m *resource.Machine) string { return m.Spec.Address.String() }},
+			{head: "RESTARTS", cell: func(m *resource.Machine) string { return strconv.Itoa(m.Status.Restarts) }},
+			{head: "DRIVER", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Driver }},
+			{head: "SIZE", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Size.String() }},
+			{head: "PODS", wide: true, cell: func(m *resource.Machine) string { return m.Spec.PodCIDR.String() }},
+			{head: "HOST", wide: true, cell: func(m *resource.Machine) string { return m.Spec.Node }},
+		}),
 	}
 }
 
@@ -55,20 +49,18 @@ func (p *program) clusterCommands() *command {
 		name:  "cluster",
 		usage: "scale a workspace's cluster, list its nodes, configure kubectl",
 		sub: []*command{
-			{
+			workspaces.set(command{
 				name:  "scale",
 				usage: "change the number of machines",
 				args:  "[WORKSPACE]",
-				names: workspaces.names,
 				about: `Machines are drained before they are removed. While no node has room for a new one, the
 command says so, and after 30 seconds of that it ends with exit code 5, unless --timeout
 is given. The platform adds the machine as soon as there is room.`,
 				examples: []string{"mp cluster scale --machines 3", "mp cluster scale shop -n 1 --timeout 20m"},
-				flags: flags(placeFlags(inWorkspace),
+				flags: []cli.Flag{
 					&cli.IntFlag{Name: "machines", Aliases: []string{"n", "nodes"}, Usage: "the wanted `NUMBER` of machines"},
-					dryRunFlag(), waitFlags(), resultFlag()),
-				run: (*call).scaleCluster,
-			},
+				},
+			}, (*call).newScale),
 			p.clusterNodes().list(command{
 				name:     "list-nodes",
 				aliases:  []string{"nodes"},
@@ -107,19 +99,12 @@ calls 'mp kube-credential' for a short-lived token, with your session.`,
 	}
 }
 
-func (c *call) scaleCluster() error {
-	it, err := c.workspaces().arg(c)
-	if err != nil {
-		return err
-	}
+func (c *call) newScale() (map[string]any, string, error) {
 	if !c.IsSet("machines") {
-		return usagef("give --machines NUMBER", "%s: the number of machines is missing", c.path)
+		return nil, "", usagef("give --machines NUMBER", "%s: the number of machines is missing", c.path)
 	}
 	n := c.Int("machines")
-	if err := checkMachines(n); err != nil {
-		return err
-	}
-	return c.workspaces().patch(c, it, map[string]any{"machines": n}, "has "+count(n, "machine"))
+	return map[string]any{"machines": n}, "has " + count(n, "machine"), checkMachines(n)
 }
 
 // count is "1 machine" or "2 machines".

@@ -2,12 +2,9 @@ package client
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
-	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 	"time"
 )
@@ -74,15 +71,8 @@ server, and are kept for a few seconds.`,
 		examples: []string{"source <(mp completion bash)", "mp completion fish | source"},
 		names:    func(*call) ([]string, error) { return []string{"bash", "zsh", "fish"}, nil },
 		run: func(c *call) error {
-			script := ""
-			switch c.arg(0) {
-			case "bash":
-				script = bashCompletion
-			case "zsh":
-				script = zshCompletion
-			case "fish":
-				script = fishCompletion
-			default:
+			script := map[string]string{"bash": bashCompletion, "zsh": zshCompletion, "fish": fishCompletion}[c.arg(0)]
+			if script == "" {
 				return usagef("use bash, zsh or fish", "there is no completion for %q", c.arg(0))
 			}
 			_, err := io.WriteString(c.out, script)
@@ -106,11 +96,8 @@ func (p *program) complete(ctx context.Context, root *command, words []string) {
 	}
 	last, before := words[len(words)-1], words[:len(words)-1]
 	offers := p.offers(ctx, root, before, last)
-	sort.Strings(offers)
-	for i, o := range offers {
-		if i == maxCompletions {
-			return
-		}
+	slices.Sort(offers)
+	for _, o := range offers[:min(len(offers), maxCompletions)] {
 		if o = printable(o); o != "" && strings.HasPrefix(o, last) {
 			fmt.Fprintln(p.out, o)
 		}
@@ -118,7 +105,7 @@ func (p *program) complete(ctx context.Context, root *command, words []string) {
 }
 
 func (p *program) offers(ctx context.Context, root *command, before []string, last string) []string {
-	r := walk(root, before)
+	r, _ := walk(resolved{cmd: root}, before, true)
 	switch {
 	case r.wants != "":
 		return p.flagValues(ctx, root, r)
@@ -141,9 +128,7 @@ func (p *program) offers(ctx context.Context, root *command, before []string, la
 		}
 		var found []string
 		for _, s := range noun.sub {
-			if !s.hidden {
-				found = append(found, prefix+s.name)
-			}
+			found = append(found, prefix+s.name)
 		}
 		return found
 	case r.cmd.names == nil:
@@ -152,54 +137,14 @@ func (p *program) offers(ctx context.Context, root *command, before []string, la
 	if _, most := r.cmd.argCount(); len(r.args) >= most {
 		return nil
 	}
-	return p.namesFor(ctx, r.resolved, "", r.cmd.names)
-}
-
-// walked is a command line that is not finished.
-type walked struct {
-	resolved
-	wants string // the flag whose value comes next
-}
-
-// walk is resolve for what is still being typed: it leaves out what it does
-// not understand.
-func walk(root *command, words []string) walked {
-	w := walked{resolved: resolved{cmd: root}}
-	for i := 0; i < len(words); i++ {
-		word := words[i]
-		if strings.HasPrefix(word, "-") && len(word) > 1 {
-			taken, err := takeFlag(root, w.resolved, words[i:])
-			name, _ := flagName(word)
-			if err != nil {
-				if i == len(words)-1 && anyFlag(root, name) != nil {
-					w.wants = name
-				}
-				continue
-			}
-			w.flags = append(w.flags, words[i:i+taken]...)
-			i += taken - 1
-			continue
-		}
-		if w.cmd.run != nil {
-			w.args = append(w.args, word)
-			continue
-		}
-		for _, name := range strings.Split(word, ":") {
-			if next := w.cmd.find(name); next != nil {
-				w.cmd, w.path = next, append(w.path, next.name)
-			}
-		}
-	}
-	return w
+	return p.namesFor(ctx, r, r.cmd.names)
 }
 
 // flagValues offers values of the flag that was typed last.
-func (p *program) flagValues(ctx context.Context, root *command, w walked) []string {
-	f := findFlag(w.cmd.flags, w.wants)
+func (p *program) flagValues(ctx context.Context, root *command, r resolved) []string {
+	f := findFlag(r.cmd.flags, r.wants)
 	if f == nil {
-		if f = anyFlag(root, w.wants); f == nil {
-			return nil
-		}
+		f = anyFlag(root, r.wants) // which walk has found
 	}
 	switch f.Names()[0] {
 	case "output", "default-output":
@@ -211,15 +156,15 @@ func (p *program) flagValues(ctx context.Context, root *command, w walked) []str
 	case "pod-security":
 		return []string{"baseline", "privileged"}
 	case "account":
-		return p.namesFor(ctx, w.resolved, w.wants, p.accounts().names)
+		return p.namesFor(ctx, r, p.accounts().names)
 	case "organization":
-		return p.namesFor(ctx, w.resolved, w.wants, p.organizations().names)
+		return p.namesFor(ctx, r, p.organizations().names)
 	case "workspace":
-		return p.namesFor(ctx, w.resolved, w.wants, p.workspaces().names)
+		return p.namesFor(ctx, r, p.workspaces().names)
 	case "namespace":
-		return p.namesFor(ctx, w.resolved, w.wants, p.namespaces().names)
+		return p.namesFor(ctx, r, p.namespaces().names)
 	case "image":
-		return p.namesFor(ctx, w.resolved, w.wants, (*call).imagesWithTags)
+		return p.namesFor(ctx, r, (*call).imagesWithTags)
 	}
 	return nil
 }
@@ -233,7 +178,7 @@ type rememberedNames struct {
 
 // namesFor asks the server, unless it was asked the same a moment ago. If it
 // does not answer in time the old names are better than none.
-func (p *program) namesFor(ctx context.Context, r resolved, what string, ask func(*call) ([]string, error)) []string {
+func (p *program) namesFor(ctx context.Context, r resolved, ask func(*call) ([]string, error)) []string {
 	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
 	defer cancel()
 	if r.cmd.run == nil {
@@ -246,11 +191,9 @@ func (p *program) namesFor(ctx context.Context, r resolved, what string, ask fun
 		if err != nil {
 			return err
 		}
-		key := sha256.Sum256(fmt.Appendf(nil, "%s\x00%v\x00%s\x00%s\x00%q", c.config.Server, place, strings.Join(r.path, " "), what, r.args))
-		file := filepath.Join(c.dir, "cache", "names", hex.EncodeToString(key[:16])+".json")
+		file := c.cacheFile("names", fmt.Sprintf("%v\x00%q\x00%s\x00%q", place, r.path, r.wants, r.args))
 		var old rememberedNames
-		known := readJSON(file, &old, false) == nil
-		if known && p.now().Sub(old.At) < completionFresh {
+		if readJSON(file, &old, false) == nil && time.Since(old.At) < completionFresh {
 			offers = old.Names
 			return nil
 		}
@@ -258,7 +201,7 @@ func (p *program) namesFor(ctx context.Context, r resolved, what string, ask fun
 			offers = old.Names
 			return err
 		}
-		return writeJSON(file, rememberedNames{At: p.now(), Names: offers})
+		return writeJSON(file, rememberedNames{At: time.Now(), Names: offers})
 	})
 	return offers
 }

@@ -1,9 +1,10 @@
 package client
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
@@ -42,20 +43,23 @@ type Target struct {
 	Namespace    string `json:"namespace,omitempty"`
 }
 
+// levels are the names in t, from the top.
+func (t *Target) levels() []*string {
+	return []*string{&t.Account, &t.Organization, &t.Workspace, &t.Namespace}
+}
+
 // with lays over on top of t. A level that changes takes those below it away:
 // the workspace of one organization means nothing in another.
 func (t Target) with(over Target) Target {
-	if over.Account != "" && over.Account != t.Account {
-		t = Target{Account: over.Account}
-	}
-	if over.Organization != "" && over.Organization != t.Organization {
-		t = Target{Account: t.Account, Organization: over.Organization}
-	}
-	if over.Workspace != "" && over.Workspace != t.Workspace {
-		t.Workspace, t.Namespace = over.Workspace, ""
-	}
-	if over.Namespace != "" {
-		t.Namespace = over.Namespace
+	levels := t.levels()
+	for i, name := range over.levels() {
+		if *name == "" || *name == *levels[i] {
+			continue
+		}
+		*levels[i] = *name
+		for _, below := range levels[i+1:] {
+			*below = ""
+		}
 	}
 	return t
 }
@@ -75,13 +79,13 @@ func (t Target) String() string {
 // configDir is the user's folder: MP_CONFIG, or multipaas below
 // XDG_CONFIG_HOME, or below ~/.config. It may not exist yet.
 func (p *program) configDir() (string, error) {
-	if dir := p.getenv("MP_CONFIG"); dir != "" {
+	if dir := os.Getenv("MP_CONFIG"); dir != "" {
 		return filepath.Abs(dir)
 	}
-	if dir := p.getenv("XDG_CONFIG_HOME"); filepath.IsAbs(dir) {
+	if dir := os.Getenv("XDG_CONFIG_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "multipaas"), nil
 	}
-	home := p.getenv("HOME")
+	home := os.Getenv("HOME")
 	if home == "" {
 		return "", failf("set MP_CONFIG to a folder of your own", "there is no home folder to keep the configuration in")
 	}
@@ -119,15 +123,18 @@ func writeSession(dir string, s *Session) error {
 
 // dropSession forgets the login and every token that came from it.
 func dropSession(dir string) error {
-	err := os.Remove(filepath.Join(dir, "session.json"))
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	return errors.Join(err, os.RemoveAll(filepath.Join(dir, "cache")))
+	return errors.Join(os.RemoveAll(filepath.Join(dir, "session.json")), os.RemoveAll(filepath.Join(dir, "cache")))
 }
 
 // maxStateFile bounds what is read: a CA bundle is 2 KB, a token less.
 const maxStateFile = 1 << 20
+
+// cacheFile is where what is known of something is kept for a while. The name
+// tells servers apart, too.
+func (c *call) cacheFile(kind, about string) string {
+	sum := sha256.Sum256([]byte(c.config.Server + "\x00" + about))
+	return filepath.Join(c.dir, "cache", kind, hex.EncodeToString(sum[:16])+".json")
+}
 
 func readJSON(path string, into any, secret bool) error {
 	info, err := os.Stat(path)
@@ -177,5 +184,5 @@ func serverURL(text string) (string, error) {
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
 		return "", usagef(remedy, "%q has more than a host and a port", text)
 	}
-	return fmt.Sprintf("https://%s", u.Host), nil
+	return "https://" + u.Host, nil
 }

@@ -3,6 +3,8 @@ package client
 import (
 	"bytes"
 	"flag"
+	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -116,5 +118,15 @@ func TestFlagsAreAlike(t *testing.T) {
 			}
 		}
 		check(root)
+	}
+}
+
+// writeDocs writes the help of every command below c as Markdown.
+func (p *program) writeDocs(w io.Writer, path string, c *command) {
+	fmt.Fprintf(w, "\n## %s\n\n```text\n", path)
+	p.writeHelp(w, path, c)
+	fmt.Fprintf(w, "```\n")
+	for _, s := range c.sub {
+		p.writeDocs(w, path+" "+s.name, s)
 	}
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -44,13 +45,7 @@ type Problem struct {
 
 // Error is the sentence for the user.
 func (p *Problem) Error() string {
-	text := p.Detail
-	if text == "" {
-		text = p.Title
-	}
-	if text == "" {
-		text = fmt.Sprintf("the server answered %d %s", p.Status, http.StatusText(p.Status))
-	}
+	text := cmp.Or(p.Detail, p.Title, fmt.Sprintf("the server answered %d %s", p.Status, http.StatusText(p.Status)))
 	for _, e := range p.Errors {
 		// A location is "body.spec.machines"; the user did not write the body.
 		where := strings.TrimPrefix(e.Location, "body.")
@@ -117,39 +112,38 @@ func (p *program) report(err error) int {
 
 // explain finds the sentence, the remedy and the exit code of err.
 func (p *program) explain(err error) (text, remedy string, code int) {
-	var (
-		fail     *failure
-		prob     *Problem
-		unknown  x509.UnknownAuthorityError
-		hostname x509.HostnameError
-		invalid  x509.CertificateInvalidError
-		record   tls.RecordHeaderError
-		lookup   *net.DNSError
-		netError net.Error
-	)
-	switch {
-	case errors.As(err, &fail):
+	if fail, ok := errors.AsType[*failure](err); ok {
 		return fail.text, fail.remedy, fail.code
-	case errors.As(err, &prob):
+	}
+	if prob, ok := errors.AsType[*Problem](err); ok {
 		remedy = prob.Remedy
 		if remedy == "" && prob.Status == http.StatusUnauthorized {
 			remedy = "log in with 'mp login'"
 		}
 		return prob.Error(), remedy, prob.exitCode()
-	case errors.As(err, &unknown):
-		return err.Error(), "the certificate is not from the authority that 'mp init' pinned: if the platform was set up anew, run 'mp init' again with its CA file", ExitFailed
-	case errors.As(err, &hostname):
-		return err.Error(), "use a name or address that the server's certificate holds, or add this one to the server's configuration", ExitFailed
-	case errors.As(err, &invalid):
-		return err.Error(), "check the clocks of this machine and of the server", ExitFailed
-	case errors.As(err, &record):
-		return err.Error(), "what answers there does not speak TLS: is the port right? The API's is 7443", ExitFailed
-	case errors.As(err, &lookup):
-		return err.Error(), "check the server's name with 'mp session', or set another with 'mp init'", ExitFailed
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return err.Error(), "nothing listens there: check that the server runs ('multipaas status' on it) and that 'mp session' shows its address", ExitFailed
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &netError) && netError.Timeout():
-		return err.Error(), "the server did not answer in time: try again, or look at 'multipaas status' on it", ExitTimeout
 	}
-	return err.Error(), "", ExitFailed
+	code = ExitFailed
+	netError, _ := errors.AsType[net.Error](err)
+	switch {
+	case is[x509.UnknownAuthorityError](err):
+		remedy = "the certificate is not from the authority that 'mp init' pinned: if the platform was set up anew, run 'mp init' again with its CA file"
+	case is[x509.HostnameError](err):
+		remedy = "use a name or address that the server's certificate holds, or add this one to the server's configuration"
+	case is[x509.CertificateInvalidError](err):
+		remedy = "check the clocks of this machine and of the server"
+	case is[tls.RecordHeaderError](err):
+		remedy = "what answers there does not speak TLS: is the port right? The API's is 7443"
+	case is[*net.DNSError](err):
+		remedy = "check the server's name with 'mp session', or set another with 'mp init'"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		remedy = "nothing listens there: check that the server runs ('multipaas status' on it) and that 'mp session' shows its address"
+	case errors.Is(err, context.DeadlineExceeded), netError != nil && netError.Timeout():
+		remedy, code = "the server did not answer in time: try again, or look at 'multipaas status' on it", ExitTimeout
+	}
+	return err.Error(), remedy, code
+}
+
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
 }

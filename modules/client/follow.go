@@ -56,8 +56,7 @@ func (c *call) follow(id string, timeout, grace time.Duration) (*resource.Task, 
 			p.stop()
 			return last, taskError(last)
 		}
-		var prob *Problem
-		if errors.As(err, &prob) && prob.Status < http.StatusInternalServerError && prob.Status != http.StatusTooManyRequests {
+		if prob, ok := errors.AsType[*Problem](err); ok && prob.Status < http.StatusInternalServerError && prob.Status != http.StatusTooManyRequests {
 			return last, err
 		}
 		if ctx.Err() == nil {

@@ -25,54 +25,41 @@ func synopsis(path string, c *command) string {
 
 // writeHelp writes the help of c, which path leads to.
 func (p *program) writeHelp(w io.Writer, path string, c *command) {
-	fmt.Fprintf(w, "%s\n\nUsage:\n  %s\n", sentence(c.usage), synopsis(path, c))
+	fmt.Fprintf(w, "%s.\n\nUsage:\n  %s\n", capital(c.usage), synopsis(path, c))
 	if c.about != "" {
 		fmt.Fprintf(w, "\n%s\n", c.about)
 	}
-	if len(c.sub) > 0 {
-		fmt.Fprintf(w, "\nCommands:\n")
-		var rows [][]string
-		for _, s := range c.sub {
-			if !s.hidden {
-				rows = append(rows, []string{"  " + strings.Join(append([]string{s.name}, s.aliases...), ", "), s.usage})
-			}
-		}
-		writeRows(w, rows, 0, style{})
-	}
-	if len(c.flags) > 0 {
-		fmt.Fprintf(w, "\nFlags:\n")
-		var rows [][]string
-		for _, f := range c.flags {
-			rows = append(rows, flagRow(f))
-		}
-		writeRows(w, rows, 0, style{})
-	}
-	if len(c.examples) > 0 {
-		fmt.Fprintf(w, "\nExamples:\n")
-		for _, e := range c.examples {
-			fmt.Fprintf(w, "  %s\n", e)
+	list := func(title string, rows [][]string) {
+		if len(rows) > 0 {
+			fmt.Fprintf(w, "\n%s:\n", title)
+			writeRows(w, rows, 0, style{})
 		}
 	}
+	var commands, flags, examples [][]string
+	for _, s := range c.sub {
+		commands = append(commands, []string{"  " + strings.Join(append([]string{s.name}, s.aliases...), ", "), s.usage})
+	}
+	for _, f := range c.flags {
+		flags = append(flags, flagRow(f))
+	}
+	for _, e := range c.examples {
+		examples = append(examples, []string{"  " + e})
+	}
+	list("Commands", commands)
+	list("Flags", flags)
+	list("Examples", examples)
 	if len(c.sub) > 0 {
 		fmt.Fprintf(w, "\nMore on a command: %s COMMAND --help\n", path)
 	}
 }
 
-// sentence makes one of a usage line.
-func sentence(usage string) string {
-	if usage == "" {
-		return ""
-	}
-	return strings.ToUpper(usage[:1]) + usage[1:] + "."
-}
+// capital makes the first letter one, to begin a sentence with.
+func capital(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
 
 // flagRow is "--timeout DURATION" and what it does.
 func flagRow(f cli.Flag) []string {
-	doc, ok := f.(cli.DocGenerationFlag)
-	if !ok {
-		return []string{f.Names()[0], ""}
-	}
-	names := make([]string, 0, 2)
+	doc := f.(cli.DocGenerationFlag) // as all of urfave's are
+	var names []string
 	for _, n := range f.Names() {
 		names = append(names, dashes(n))
 	}
@@ -95,17 +82,4 @@ func flagRow(f cli.Flag) []string {
 		usage += " (default)"
 	}
 	return []string{text, usage}
-}
-
-// writeDocs writes the help of every command below c as Markdown.
-func (p *program) writeDocs(w io.Writer, path string, c *command) {
-	if c.hidden {
-		return
-	}
-	fmt.Fprintf(w, "\n## %s\n\n```text\n", path)
-	p.writeHelp(w, path, c)
-	fmt.Fprintf(w, "```\n")
-	for _, s := range c.sub {
-		p.writeDocs(w, path+" "+s.name, s)
-	}
 }

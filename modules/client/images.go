@@ -11,16 +11,13 @@ import (
 
 func (p *program) images() noun[resource.Image] {
 	return noun[resource.Image]{
-		one:  "image",
-		many: "images",
-		in:   inOrganization,
-		table: table[resource.Image]{
-			empty: "There are no images. Push one with any OCI client; 'mp images --help' shows how.",
-			columns: []column[resource.Image]{
-				{head: "NAME", cell: func(i *resource.Image) string { return i.Name }},
-				{head: "TAGS", cell: func(i *resource.Image) string { return strings.Join(i.Tags, ", ") }},
-				{head: "UPDATED", cell: func(i *resource.Image) string { return p.age(i.UpdatedAt) }},
-			},
+		one:   "image",
+		in:    inOrganization,
+		empty: "There are no images. Push one with any OCI client; 'mp images --help' shows how.",
+		columns: []column[resource.Image]{
+			{head: "NAME", cell: func(i *resource.Image) string { return i.Name }},
+			{head: "TAGS", cell: func(i *resource.Image) string { return strings.Join(i.Tags, ", ") }},
+			{head: "UPDATED", cell: func(i *resource.Image) string { return since(i.UpdatedAt) }},
 		},
 	}
 }
@@ -79,7 +76,7 @@ func (c *call) deleteImage() error {
 		return usagef("write it like hello:1", "%q does not name an image", c.arg(0))
 	}
 	what := "image " + name
-	path := t.organization("images", name)
+	path := t.at(inOrganization, "images", name)
 	if ref != "" {
 		what += ", " + ref
 		path += "?" + url.Values{"tag": {ref}}.Encode()

@@ -1,22 +1,20 @@
 package client
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -52,7 +50,7 @@ func (c *call) initServer() error {
 	if err != nil {
 		return err
 	}
-	r, err := newRemote(server, ca, "")
+	r, err := newRemote(server, ca)
 	if err != nil {
 		return err
 	}
@@ -70,10 +68,9 @@ func (c *call) initServer() error {
 	}
 	conf.Server, conf.CA = server, string(ca)
 	if o := c.String("default-output"); o != "" {
-		if !slices.Contains(outputs(), o) {
-			return usagef("use one of "+strings.Join(outputs(), ", "), "--default-output %q is not an output format", o)
+		if conf.Output, err = checkOutput("--default-output", o); err != nil {
+			return err
 		}
-		conf.Output = o
 	}
 	if err := writeConfig(c.dir, conf); err != nil {
 		return err
@@ -86,11 +83,7 @@ func (c *call) initServer() error {
 // ways.
 func (c *call) authority(server string) ([]byte, error) {
 	if file := c.String("ca"); file != "" {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return nil, usagef("give the CA file of the platform", "read the authority: %v", err)
-		}
-		return onlyCertificates(data, file)
+		return authorityIn(file)
 	}
 	pin := strings.ToLower(strings.ReplaceAll(c.String("ca-hash"), ":", ""))
 	if pin == "" && !c.interactive() {
@@ -103,10 +96,11 @@ func (c *call) authority(server string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	hash, err := keyHash(ca)
+	cert, err := pki.ParseCertificate(ca)
 	if err != nil {
 		return nil, err
 	}
+	hash := pki.KeyHash(cert)
 	if pin != "" {
 		if subtle.ConstantTimeCompare([]byte(pin), []byte(hash)) != 1 {
 			return nil, &failure{text: fmt.Sprintf("the authority of %s has the fingerprint %s, not the given one", server, hash), remedy: "do not go on before you know why: somebody may stand between you and the server", code: ExitDenied}
@@ -117,12 +111,21 @@ func (c *call) authority(server string) ([]byte, error) {
 	return ca, c.confirm("Is this what the operator told you?", "")
 }
 
+// authorityIn reads the PEM of an authority from a file.
+func authorityIn(file string) ([]byte, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, usagef("give the CA file of the platform", "read the authority: %v", err)
+	}
+	return onlyCertificates(data, file)
+}
+
 // unprovenAuthority asks a server, whoever it is, for its authority. Nothing
 // else is believed and nothing secret is sent; what comes back counts only once
 // its fingerprint has been compared, and every later connection is checked
 // against it.
 func unprovenAuthority(ctx context.Context, server string) ([]byte, error) {
-	r := remoteWithTLS(server, "", &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
+	r := remoteWithTLS(server, &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
 	defer r.close()
 	var info resource.Info
 	if err := r.do(ctx, http.MethodGet, apiPath("info"), nil, &info); err != nil {
@@ -134,35 +137,12 @@ func unprovenAuthority(ctx context.Context, server string) ([]byte, error) {
 // onlyCertificates keeps the first certificate of data. More would be trusted
 // without anybody having compared them.
 func onlyCertificates(data []byte, from string) ([]byte, error) {
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, failf("give the CA file of the platform", "read the authority from %s: %v", from, err)
-		}
-		if !cert.IsCA {
-			return nil, failf("give the CA file of the platform", "the certificate from %s is not an authority", from)
-		}
-		var out bytes.Buffer
-		err = pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: block.Bytes})
-		return out.Bytes(), err
+	cert, err := pki.ParseCertificate(data)
+	switch {
+	case err != nil:
+		return nil, failf("give the CA file of the platform", "read the authority from %s: %v", from, err)
+	case !cert.IsCA:
+		return nil, failf("give the CA file of the platform", "the certificate from %s is not an authority", from)
 	}
-	return nil, failf("give the CA file of the platform", "there is no certificate in %s", from)
-}
-
-// keyHash is the SHA-256 of the public key in a PEM certificate, in hex: it
-// outlives a renewal of the certificate.
-func keyHash(certPEM []byte) (string, error) {
-	block, _ := pem.Decode(certPEM)
-	if block == nil {
-		return "", failf("", "no certificate")
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	return hex.EncodeToString(sum[:]), nil
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), nil
 }

@@ -42,12 +42,12 @@ func kubeconfig(t Target, access resource.KubeAccess, executable, configDir stri
 }
 
 func (c *call) configKubectl() error {
-	t, err := c.placeArg(inWorkspace, 0)
+	t, err := c.placeArg(inWorkspace)
 	if err != nil {
 		return err
 	}
 	var access resource.KubeAccess
-	if err := c.get(t.workspace("kube"), &access); err != nil {
+	if err := c.get(t.at(inWorkspace, "kube"), &access); err != nil {
 		return err
 	}
 	if access.Context == "" {
@@ -58,7 +58,7 @@ func (c *call) configKubectl() error {
 		return fmt.Errorf("find this program's own file: %w", err)
 	}
 	configDir := ""
-	if c.getenv("MP_CONFIG") != "" {
+	if os.Getenv("MP_CONFIG") != "" {
 		configDir = c.dir // absolute, whatever kubectl's folder is
 	}
 	data, err := kubeconfig(t, access, executable, configDir)
@@ -71,7 +71,7 @@ func (c *call) configKubectl() error {
 		return err
 	}
 	if file == "" {
-		home := c.getenv("HOME")
+		home := os.Getenv("HOME")
 		if home == "" {
 			return usagef("give --file FILE", "there is no home folder to write the kubeconfig into")
 		}

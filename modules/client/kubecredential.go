@@ -1,15 +1,10 @@
 package client
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
 	"os"
-	"path/filepath"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,7 +36,7 @@ type cachedToken struct {
 }
 
 func (c *call) kubeCredential() error {
-	if err := checkExecInfo(c.getenv("KUBERNETES_EXEC_INFO")); err != nil {
+	if err := checkExecInfo(os.Getenv("KUBERNETES_EXEC_INFO")); err != nil {
 		return err
 	}
 	t, err := c.need(inWorkspace)
@@ -54,34 +49,29 @@ func (c *call) kubeCredential() error {
 	}
 	file := c.tokenFile(t)
 	var cached cachedToken
-	if err := readJSON(file, &cached, true); err == nil && c.now().Before(cached.ReuseUntil) {
+	if err := readJSON(file, &cached, true); err == nil && time.Now().Before(cached.ReuseUntil) {
 		return c.writeExecCredential(cached.KubeToken)
 	}
 	var token resource.KubeToken
-	if err := r.do(c.Context.Context, http.MethodPost, t.workspace("kube", "credential"), nil, &token); err != nil {
+	if err := r.do(c.Context.Context, http.MethodPost, t.at(inWorkspace, "kube", "credential"), nil, &token); err != nil {
 		return err
 	}
-	cached = cachedToken{KubeToken: token, ReuseUntil: c.now().Add(token.ExpiresAt.Sub(c.now()) / 2)}
+	cached = cachedToken{KubeToken: token, ReuseUntil: time.Now().Add(token.ExpiresAt.Sub(time.Now()) / 2)}
 	if err := writeJSON(file, cached); err != nil {
 		c.note("mp: the token is not kept for the next time: %v", err)
 	}
 	return c.writeExecCredential(token)
 }
 
-// tokenFile is where the token for t is kept. Its name tells servers and users
-// apart, too.
-func (c *call) tokenFile(t Target) string {
-	sum := sha256.Sum256([]byte(c.config.Server + "\x00" + t.workspace()))
-	return filepath.Join(c.dir, "cache", "kube", hex.EncodeToString(sum[:16])+".json")
-}
+// tokenFile is where the token for the workspace t is kept.
+func (c *call) tokenFile(t Target) string { return c.cacheFile("kube", t.at(inWorkspace)) }
 
-// dropKubeToken forgets the token for t.
+// dropKubeToken forgets the token for t, if that is a workspace.
 func (c *call) dropKubeToken(t Target) error {
-	err := os.Remove(c.tokenFile(t))
-	if errors.Is(err, fs.ErrNotExist) {
+	if t.Workspace == "" || t.Namespace != "" {
 		return nil
 	}
-	return err
+	return os.RemoveAll(c.tokenFile(t))
 }
 
 // checkExecInfo refuses a caller that speaks another version of the protocol.

@@ -28,6 +28,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/urfave/cli/v2"
+
+	"github.com/multipaas/multipaas/appliance/pki"
 )
 
 // TestMain lets the scripts call mp and multipaas, each a process of its own.
@@ -63,11 +65,11 @@ func TestScript(t *testing.T) {
 			env.Setenv("SERVER", server.URL)
 			env.Setenv("MP_CONFIG", filepath.Join(env.WorkDir, "config"))
 			env.Setenv("HOME", env.WorkDir)
-			hash, err := keyHash(ca)
+			pinned, err := pki.ParseCertificate(ca)
 			if err != nil {
 				return err
 			}
-			env.Setenv("CA_HASH", hash)
+			env.Setenv("CA_HASH", pki.KeyHash(pinned))
 			env.Setenv("WRONG_HASH", hex.EncodeToString(make([]byte, sha256.Size)))
 			other, _ := authority(t)
 			for name, data := range map[string][]byte{"ca.crt": ca, "other.crt": other} {

@@ -11,16 +11,13 @@ import (
 func (p *program) namespaces() noun[resource.Namespace] {
 	return noun[resource.Namespace]{
 		one:   "namespace",
-		many:  "namespaces",
 		in:    inWorkspace,
 		gone:  "being deleted", // Kubernetes takes its time
 		keeps: true,
-		table: table[resource.Namespace]{
-			empty: "The workspace has no namespaces.",
-			columns: []column[resource.Namespace]{
-				{head: "NAME", cell: func(n *resource.Namespace) string { return n.Name }},
-				{head: "PHASE", cell: func(n *resource.Namespace) string { return n.Phase }},
-			},
+		empty: "The workspace has no namespaces.",
+		columns: []column[resource.Namespace]{
+			{head: "NAME", cell: func(n *resource.Namespace) string { return n.Name }},
+			{head: "PHASE", cell: func(n *resource.Namespace) string { return n.Phase }},
 		},
 	}
 }

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"fmt"
 	"net/http"
 	"strings"
 
@@ -16,27 +15,24 @@ func (p *program) nodes() noun[resource.Node] {
 	}
 	return noun[resource.Node]{
 		one:   "node",
-		many:  "nodes",
 		in:    anywhere,
 		tasks: true,
-		table: table[resource.Node]{
-			empty: "No node has joined yet. 'multipaas token create --role node' prints the command that does it.",
-			columns: standard(p, []column[resource.Node]{
-				{head: "SCHEDULABLE", cell: func(n *resource.Node) string { return yesNo(!n.Spec.Unschedulable) }},
-				{head: "CPU", cell: used(resource.Size.CPU)},
-				{head: "MEMORY", cell: used(resource.Size.Memory)},
-				{head: "DISK", cell: used(resource.Size.Disk)},
-				{head: "ADDRESS", wide: true, cell: func(n *resource.Node) string {
-					text, _ := n.Status.Address.MarshalText() // none is no text
-					return string(text)
-				}},
-				{head: "VERSION", wide: true, cell: func(n *resource.Node) string { return n.Status.Version }},
-				{head: "KERNEL", wide: true, cell: func(n *resource.Node) string { return n.Status.Kernel }},
-				{head: "OS", wide: true, cell: func(n *resource.Node) string { return n.Status.OS }},
-				{head: "DRIVERS", wide: true, cell: func(n *resource.Node) string { return strings.Join(n.Status.Drivers, ", ") }},
-				{head: "HEARTBEAT", wide: true, cell: func(n *resource.Node) string { return p.age(n.Status.HeartbeatAt) }},
-			}),
-		},
+		empty: "No node has joined yet. 'multipaas token create --role node' prints the command that does it.",
+		columns: standard([]column[resource.Node]{
+			{head: "SCHEDULABLE", cell: func(n *resource.Node) string { return yesNo(!n.Spec.Unschedulable) }},
+			{head: "CPU", cell: used(resource.Size.CPU)},
+			{head: "MEMORY", cell: used(resource.Size.Memory)},
+			{head: "DISK", cell: used(resource.Size.Disk)},
+			{head: "ADDRESS", wide: true, cell: func(n *resource.Node) string {
+				text, _ := n.Status.Address.MarshalText() // none is no text
+				return string(text)
+			}},
+			{head: "VERSION", wide: true, cell: func(n *resource.Node) string { return n.Status.Version }},
+			{head: "KERNEL", wide: true, cell: func(n *resource.Node) string { return n.Status.Kernel }},
+			{head: "OS", wide: true, cell: func(n *resource.Node) string { return n.Status.OS }},
+			{head: "DRIVERS", wide: true, cell: func(n *resource.Node) string { return strings.Join(n.Status.Drivers, ", ") }},
+			{head: "HEARTBEAT", wide: true, cell: func(n *resource.Node) string { return since(n.Status.HeartbeatAt) }},
+		}),
 	}
 }
 
@@ -63,7 +59,7 @@ func (p *program) nodeCommands() *command {
 				about:    "Machines that run on it stay.",
 				examples: []string{"mp nodes cordon host1"},
 				flags:    flags(dryRunFlag(), resultFlag()),
-				run:      func(c *call) error { return c.setSchedulable(false) },
+				run:      func(c *call) error { return c.setSchedulable(false, "takes no new machines any more") },
 			},
 			{
 				name:     "uncordon",
@@ -72,7 +68,7 @@ func (p *program) nodeCommands() *command {
 				names:    nodes.names,
 				examples: []string{"mp nodes uncordon host1"},
 				flags:    flags(dryRunFlag(), resultFlag()),
-				run:      func(c *call) error { return c.setSchedulable(true) },
+				run:      func(c *call) error { return c.setSchedulable(true, "takes new machines again") },
 			},
 			nodes.delete("", command{
 				name:    "remove",
@@ -94,15 +90,12 @@ never come back: its machines are created again elsewhere, and none may run twic
 	}
 }
 
-func (c *call) setSchedulable(on bool) error {
+// setSchedulable says how it is then.
+func (c *call) setSchedulable(on bool, now string) error {
 	var got resource.Node
 	body := map[string]any{"spec": map[string]any{"unschedulable": !on}}
 	if err := c.write(http.MethodPatch, apiPath("nodes", c.arg(0)), body, &got); err != nil {
 		return err
 	}
-	sentence := fmt.Sprintf("Node %s takes no new machines any more.", c.arg(0))
-	if on {
-		sentence = fmt.Sprintf("Node %s takes new machines again.", c.arg(0))
-	}
-	return printResult(c, &got, c.nodes().table, "%s", sentence)
+	return c.nodes().printResult(c, &got, "Node %s %s.", c.arg(0), now)
 }

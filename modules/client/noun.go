@@ -1,10 +1,13 @@
 package client
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -16,9 +19,11 @@ import (
 // is and how it is shown. The plain verbs follow from it: list, show, use,
 // create and delete. What else can be done with a kind is a command of its own.
 type noun[V any] struct {
-	table[V]
-	one   string // "app": in sentences
-	many  string // "apps": in the API's paths
+	columns []column[V]
+	name    func(*V) string // for -o name and completion; the first column, if it is nil
+	empty   string          // said instead of a table of nothing
+
+	one   string // "app": in sentences; "apps" in the API's paths
 	in    depth  // the place it is in
 	place bool   // it is a place to work in, itself
 	tasks bool   // the platform works on what is written, and there is a task to wait for
@@ -27,7 +32,7 @@ type noun[V any] struct {
 
 	query func(*call) (url.Values, error) // narrows a list down
 	pick  func(*call, []V) []V            // picks from what was listed
-	more  func(*call, io.Writer, *V)      // what show adds; conditions, if it is nil
+	more  func(io.Writer, *V)             // what show adds; conditions, if it is nil
 	start func(*call) string              // said of a new one: how to go on
 	also  func(*V) string                 // said of one that was written and is ready
 }
@@ -38,7 +43,7 @@ type noun[V any] struct {
 func standard[V any, P interface {
 	*V
 	resource.Object
-}](p *program, columns []column[V]) []column[V] {
+}](columns []column[V]) []column[V] {
 	all := []column[V]{{head: "NAME", cell: func(v *V) string { return P(v).Metadata().Name }}}
 	if _, ok := any(P(nil)).(resource.Stateful); ok {
 		all = append(all, column[V]{head: "PHASE", cell: func(v *V) string {
@@ -49,10 +54,12 @@ func standard[V any, P interface {
 	for i < len(columns) && !columns[i].wide {
 		i++
 	}
-	all = append(all, columns[:i]...)
-	all = append(all, column[V]{head: "AGE", cell: func(v *V) string { return p.age(P(v).Metadata().CreatedAt) }})
-	return append(all, columns[i:]...)
+	age := column[V]{head: "AGE", cell: func(v *V) string { return since(P(v).Metadata().CreatedAt) }}
+	return append(all, slices.Insert(columns, i, age)...)
 }
+
+// many is the kind in the API's paths.
+func (n noun[V]) many() string { return n.one + "s" }
 
 // phaseOf is the phase, or Deleting as soon as that was asked for.
 func phaseOf(m *resource.Meta, p resource.Phase) string {
@@ -87,20 +94,20 @@ func (n noun[V]) arg(c *call) (thing, error) {
 	if !n.place {
 		return n.named(c, c.arg(0))
 	}
-	t, err := c.placeArg(n.in+1, 0)
+	t, err := c.placeArg(n.in + 1)
 	return thing{Target: t, name: c.arg(0), label: t.String(), path: t.at(n.in + 1)}, err
 }
 
 // named is the thing with a name, in the place at hand.
 func (n noun[V]) named(c *call, name string) (thing, error) {
 	if n.in == anywhere {
-		return thing{name: name, label: name, path: apiPath(n.many, name)}, nil
+		return thing{name: name, label: name, path: apiPath(n.many(), name)}, nil
 	}
 	t, err := c.need(n.in)
 	if err != nil {
 		return thing{}, err
 	}
-	return thing{Target: t, name: name, label: name, path: t.at(n.in, n.many, name)}, checkName(n.one, name)
+	return thing{Target: t, name: name, label: name, path: t.at(n.in, n.many(), name)}, checkName(n.one, name)
 }
 
 // all lists what is in a place.
@@ -112,7 +119,7 @@ func (n noun[V]) all(c *call, t Target) ([]V, error) {
 			return nil, err
 		}
 	}
-	return list[V](c, t.at(n.in, n.many), q)
+	return list[V](c, t.at(n.in, n.many()), q)
 }
 
 // names lists the names in the place at hand, for completion.
@@ -141,7 +148,7 @@ func (n noun[V]) list(words command) *command {
 		aliases: []string{"ls"},
 		flags:   flags(placeFlags(n.in), words.flags, outputFlags()),
 		run: func(c *call) error {
-			t, err := c.placeArg(n.in, 0)
+			t, err := c.placeArg(n.in)
 			if err != nil {
 				return err
 			}
@@ -152,23 +159,19 @@ func (n noun[V]) list(words command) *command {
 			if n.pick != nil {
 				items = n.pick(c, items)
 			}
-			return printList(c, items, n.table)
+			return n.printList(c, items)
 		},
 	})
 }
 
 // show is the verb that shows one, with its conditions.
 func (n noun[V]) show(words command) *command {
-	depth := n.in
-	if n.place && strings.HasPrefix(words.args, "[") {
-		depth++ // the chosen one may come from a flag
-	}
 	return words.or(command{
 		name:    "show",
 		aliases: []string{"get"},
 		args:    "NAME",
 		names:   n.names,
-		flags:   flags(placeFlags(depth), words.flags, resultFlag()),
+		flags:   flags(n.placeFlags(words), words.flags, resultFlag()),
 		run: func(c *call) error {
 			it, err := n.arg(c)
 			if err != nil {
@@ -178,15 +181,23 @@ func (n noun[V]) show(words command) *command {
 			if err := c.get(it.path, &got); err != nil {
 				return err
 			}
-			return printOne(c, &got, n.table, func(w io.Writer) {
+			return n.printOne(c, &got, func(w io.Writer) {
 				if n.more != nil {
-					n.more(c, w, &got)
+					n.more(w, &got)
 				} else if o, ok := any(&got).(resource.Stateful); ok {
-					printConditions(w, o.State().Conditions, c.now())
+					printConditions(w, "CONDITIONS", o.State().Conditions)
 				}
 			})
 		},
 	})
+}
+
+// placeFlags are those of a verb on one.
+func (n noun[V]) placeFlags(words command) []cli.Flag {
+	if n.place && strings.HasPrefix(words.args, "[") {
+		return placeFlags(n.in + 1) // the chosen one may come from a flag
+	}
+	return placeFlags(n.in)
 }
 
 // use is the verb that chooses a place.
@@ -230,10 +241,9 @@ func (n noun[V]) create(words command, spec func(*call) (any, error)) *command {
 				in = map[string]any{"spec": wanted}
 			}
 			match, there := []string{"If-None-Match", "*"}, " is created"
-			switch {
-			case n.keeps:
+			if n.keeps {
 				match, there = nil, " is there"
-			case n.tasks:
+			} else if n.tasks {
 				there = " is ready"
 			}
 			accepted, err := n.write(c, http.MethodPut, it.path, in, match...)
@@ -242,7 +252,8 @@ func (n noun[V]) create(words command, spec func(*call) (any, error)) *command {
 			}
 			chosen := "."
 			if n.place {
-				if err := c.enter(it.Target); err != nil {
+				// What is known of one that was called the same is dropped.
+				if err := errors.Join(c.dropKubeToken(it.Target), c.use(it.Target)); err != nil {
 					return err
 				}
 				chosen = ", and chosen."
@@ -300,22 +311,36 @@ func (n noun[V]) remove(c *call, ask, query string) error {
 	}
 	said := func(word string) func() error {
 		return func() error {
-			format, err := c.format()
-			if err != nil {
-				return err
-			}
-			if format == asTable || format == asWide || accepted.Task == "" {
+			if accepted.Task == "" {
 				_, err := fmt.Fprintf(c.out, "%s is %s.\n", n.subject(it), word)
 				return err
 			}
-			return printOne(c, &accepted.Resource, n.table, nil)
+			return n.printResult(c, &accepted.Resource, "%s is %s.", n.subject(it), word)
 		}
 	}
-	gone := "deleted"
-	if n.gone != "" {
-		gone = n.gone
-	}
-	return c.settle(accepted.Task, said("being deleted"), said(gone))
+	return c.settle(accepted.Task, said("being deleted"), said(cmp.Or(n.gone, "deleted")))
+}
+
+// set is the verb that changes one. spec reads from the flags which fields get
+// which values, and what is so then: "is changed".
+func (n noun[V]) set(words command, spec func(*call) (map[string]any, string, error)) *command {
+	return words.or(command{
+		name:  "set",
+		args:  "NAME",
+		names: n.names,
+		flags: flags(n.placeFlags(words), words.flags, dryRunFlag(), n.waitFlags(), resultFlag()),
+		run: func(c *call) error {
+			it, err := n.arg(c)
+			if err != nil {
+				return err
+			}
+			fields, done, err := spec(c)
+			if err != nil {
+				return err
+			}
+			return n.patch(c, it, fields, done)
+		},
+	})
 }
 
 // patch changes fields of the spec, waits until that is so and says done.
@@ -345,10 +370,10 @@ func (n noun[V]) write(c *call, method, path string, in any, header ...string) (
 // change, and says done; or else now.
 func (n noun[V]) settle(c *call, path string, accepted *resource.Accepted[V], now, done string) error {
 	if !n.tasks {
-		return printResult(c, &accepted.Resource, n.table, "%s", done)
+		return n.printResult(c, &accepted.Resource, "%s", done)
 	}
 	return c.settle(accepted.Task,
-		func() error { return printResult(c, &accepted.Resource, n.table, "%s", now) },
+		func() error { return n.printResult(c, &accepted.Resource, "%s", now) },
 		func() error {
 			var got V
 			if err := c.get(path, &got); err != nil {
@@ -357,13 +382,13 @@ func (n noun[V]) settle(c *call, path string, accepted *resource.Accepted[V], no
 			if n.also != nil {
 				done += n.also(&got)
 			}
-			return printResult(c, &got, n.table, "%s", done)
+			return n.printResult(c, &got, "%s", done)
 		})
 }
 
 // subject is "App hello" or "Workspace acme/web/shop", to begin a sentence with.
 func (n noun[V]) subject(it thing) string {
-	return strings.ToUpper(n.one[:1]) + n.one[1:] + " " + printable(it.label)
+	return capital(n.one) + " " + printable(it.label)
 }
 
 func (n noun[V]) waitFlags() []cli.Flag {
@@ -379,9 +404,7 @@ func (c command) or(plain command) *command {
 	if c.name == "" {
 		c.name, c.aliases = plain.name, plain.aliases
 	}
-	if c.args == "" {
-		c.args = plain.args
-	}
+	c.args = cmp.Or(c.args, plain.args)
 	if c.names == nil {
 		c.names = plain.names
 	}

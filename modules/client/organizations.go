@@ -13,36 +13,28 @@ import (
 func (p *program) organizations() noun[resource.Organization] {
 	return noun[resource.Organization]{
 		one:   "organization",
-		many:  "organizations",
 		in:    inAccount,
 		place: true,
-		table: table[resource.Organization]{
-			empty: "You belong to no organization here. Create one with 'mp org create NAME'.",
-			columns: []column[resource.Organization]{
-				{head: "NAME", cell: func(o *resource.Organization) string { return o.Name }},
-				{head: "ACCOUNT", cell: func(o *resource.Organization) string { return o.Account }},
-				{head: "STATE", cell: func(o *resource.Organization) string { return phaseOf(&o.Meta, resource.Ready) }},
-				{head: "AGE", cell: func(o *resource.Organization) string { return p.age(o.CreatedAt) }},
-				{head: "UID", wide: true, cell: func(o *resource.Organization) string { return o.UID }},
-			},
-		},
+		empty: "You belong to no organization here. Create one with 'mp org create NAME'.",
+		columns: standard([]column[resource.Organization]{
+			{head: "ACCOUNT", cell: func(o *resource.Organization) string { return o.Account }},
+			{head: "STATE", cell: func(o *resource.Organization) string { return phaseOf(&o.Meta, resource.Ready) }},
+			{head: "UID", wide: true, cell: func(o *resource.Organization) string { return o.UID }},
+		}),
 	}
 }
 
 func (p *program) members() noun[resource.Membership] {
 	return noun[resource.Membership]{
-		one:  "member",
-		many: "members",
-		in:   inOrganization,
-		table: table[resource.Membership]{
-			empty: "The organization has no members of its own.",
-			columns: []column[resource.Membership]{
-				{head: "USER", cell: func(m *resource.Membership) string { return m.Name }},
-				{head: "ROLE", cell: func(m *resource.Membership) string { return string(m.Role) }},
-				{head: "ORGANIZATION", wide: true, cell: func(m *resource.Membership) string {
-					return Target{Account: m.Account, Organization: m.Organization}.String()
-				}},
-			},
+		one:   "member",
+		in:    inOrganization,
+		empty: "The organization has no members of its own.",
+		columns: []column[resource.Membership]{
+			{head: "USER", cell: func(m *resource.Membership) string { return m.Name }},
+			{head: "ROLE", cell: func(m *resource.Membership) string { return string(m.Role) }},
+			{head: "ORGANIZATION", wide: true, cell: func(m *resource.Membership) string {
+				return Target{Account: m.Account, Organization: m.Organization}.String()
+			}},
 		},
 	}
 }
@@ -52,7 +44,7 @@ func (c *call) organizationsAndMembers() ([]string, error) {
 	if c.NArg() == 0 {
 		return c.organizations().names(c)
 	}
-	t, err := c.placeArg(inOrganization, 0)
+	t, err := c.placeArg(inOrganization)
 	if err != nil {
 		return nil, err
 	}
@@ -139,24 +131,17 @@ func usersFlag() cli.Flag {
 // name. An argument with an @ is a user.
 func (c *call) membersArg() (Target, []string, error) {
 	var users []string
-	for _, list := range c.StringSlice("users") {
-		for _, u := range strings.Split(list, ",") {
-			if u = strings.TrimSpace(u); u != "" {
-				users = append(users, u)
-			}
+	for u := range strings.SplitSeq(strings.Join(c.StringSlice("users"), ","), ",") {
+		if u = strings.TrimSpace(u); u != "" {
+			users = append(users, u)
 		}
 	}
-	args := c.Args().Slice()
-	t, err := c.place()
-	if err != nil {
-		return t, nil, err
-	}
+	place, args := c.need, c.Args().Slice()
 	if len(args) > 0 && !strings.Contains(args[0], "@") {
-		if t, err = c.placeArg(inOrganization, 0); err != nil {
-			return t, nil, err
-		}
-		args = args[1:]
-	} else if t, err = c.need(inOrganization); err != nil {
+		place, args = c.placeArg, args[1:]
+	}
+	t, err := place(inOrganization)
+	if err != nil {
 		return t, nil, err
 	}
 	users = append(users, args...)
@@ -180,16 +165,7 @@ func (c *call) addMembers() error {
 	if role != resource.RoleAdmin && role != resource.RoleDeveloper {
 		return usagef("use admin or developer", "--role %q is not a role in an organization", role)
 	}
-	for _, u := range users {
-		var made resource.Membership
-		if err := c.write(http.MethodPut, t.organization("members", u), map[string]any{"role": role}, &made); err != nil {
-			return err
-		}
-		if err := printResult(c, &made, c.members().table, "%s is %s of %s.", u, role, t); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.giveRole(c.members(), t, users, string(role), map[string]any{"role": role})
 }
 
 func (c *call) removeMembers() error {
@@ -197,14 +173,33 @@ func (c *call) removeMembers() error {
 	if err != nil {
 		return err
 	}
-	if err := c.confirm(fmt.Sprintf("Take %s out of %s?", strings.Join(users, ", "), t), ""); err != nil {
+	return c.takeRole(c.members(), t, users, "a member", fmt.Sprintf("Take %s out of %s?", strings.Join(users, ", "), t))
+}
+
+// giveRole makes users what body says in t, and says so of each.
+func (c *call) giveRole(n noun[resource.Membership], t Target, users []string, role string, body any) error {
+	for _, u := range users {
+		var made resource.Membership
+		if err := c.write(http.MethodPut, t.at(n.in, n.many(), u), body, &made); err != nil {
+			return err
+		}
+		if err := n.printResult(c, &made, "%s is %s of %s.", printable(u), role, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeRole asks, and takes the role of users in t from them.
+func (c *call) takeRole(n noun[resource.Membership], t Target, users []string, role, question string) error {
+	if err := c.confirm(question, ""); err != nil {
 		return err
 	}
 	for _, u := range users {
-		if err := c.write(http.MethodDelete, t.organization("members", u), nil, nil); err != nil {
+		if err := c.write(http.MethodDelete, t.at(n.in, n.many(), u), nil, nil); err != nil {
 			return err
 		}
-		fmt.Fprintf(c.out, "%s is no longer a member of %s.\n", u, t)
+		fmt.Fprintf(c.out, "%s is no longer %s of %s.\n", printable(u), role, t)
 	}
 	return nil
 }

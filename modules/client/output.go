@@ -1,6 +1,8 @@
 package client
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,18 +23,11 @@ type column[V any] struct {
 	cell func(*V) string
 }
 
-// table says how a kind is listed.
-type table[V any] struct {
-	columns []column[V]
-	name    func(*V) string // for -o name and completion; the first column, if it is nil
-	empty   string          // said instead of a table of nothing
-}
-
-func (t table[V]) nameOf(item *V) string {
-	if t.name != nil {
-		return t.name(item)
+func (n noun[V]) nameOf(item *V) string {
+	if n.name != nil {
+		return n.name(item)
 	}
-	return t.columns[0].cell(item)
+	return n.columns[0].cell(item)
 }
 
 // The values of -o.
@@ -54,17 +49,19 @@ func (c *call) format() (string, error) {
 			format = conf.Output
 		}
 	}
-	if format == "" {
-		return asTable, nil
+	return checkOutput("-o", cmp.Or(format, asTable))
+}
+
+// checkOutput returns format if it is one; flag gave it.
+func checkOutput(flag, format string) (string, error) {
+	if !slices.Contains(outputs(), format) {
+		return "", usagef("use one of "+strings.Join(outputs(), ", "), "%s %q is not an output format", flag, format)
 	}
-	if slices.Contains(outputs(), format) {
-		return format, nil
-	}
-	return "", usagef("use one of "+strings.Join(outputs(), ", "), "-o %q is not an output format", format)
+	return format, nil
 }
 
 // printList writes items as -o says.
-func printList[V any](c *call, items []V, t table[V]) error {
+func (n noun[V]) printList(c *call, items []V) error {
 	format, err := c.format()
 	if err != nil {
 		return err
@@ -72,50 +69,46 @@ func printList[V any](c *call, items []V, t table[V]) error {
 	switch format {
 	case asName:
 		for i := range items {
-			if err := printName(c, &items[i], t); err != nil {
+			if err := n.printName(c, &items[i]); err != nil {
 				return err
 			}
 		}
 		return nil
 	case asJSON, asYAML:
-		if items == nil {
-			items = []V{}
-		}
 		return printData(c, format, resource.List[V]{Items: items})
 	}
 	if len(items) == 0 {
-		c.note("%s", t.empty)
+		c.note("%s", n.empty)
 		return nil
 	}
 	var rows [][]string
 	if !c.Bool("no-headers") {
-		rows = append(rows, headings(t, format == asWide))
+		rows = append(rows, n.row(format == asWide, func(col column[V]) string { return col.head }))
 	}
 	for i := range items {
-		rows = append(rows, cells(&items[i], t, format == asWide))
+		rows = append(rows, n.row(format == asWide, func(col column[V]) string { return col.text(&items[i]) }))
 	}
-	return writeRows(c.out, rows, terminalWidth(c.out), c.styleFor(c.out))
+	return c.writeRows(rows)
 }
 
 // printOne writes one item as -o says: as a table, one line per column, wide
 // ones included, and then what more has to say.
-func printOne[V any](c *call, item *V, t table[V], more func(io.Writer)) error {
+func (n noun[V]) printOne(c *call, item *V, more func(io.Writer)) error {
 	format, err := c.format()
 	if err != nil {
 		return err
 	}
 	switch format {
 	case asName:
-		return printName(c, item, t)
+		return n.printName(c, item)
 	case asJSON, asYAML:
 		return printData(c, format, item)
 	}
-	heads, values := headings(t, true), cells(item, t, true)
-	rows := make([][]string, len(heads))
-	for i := range heads {
-		rows[i] = []string{heads[i], values[i]}
+	rows := make([][]string, len(n.columns))
+	for i, col := range n.columns {
+		rows[i] = []string{col.head, col.text(item)}
 	}
-	if err := writeRows(c.out, rows, terminalWidth(c.out), c.styleFor(c.out)); err != nil {
+	if err := c.writeRows(rows); err != nil {
 		return err
 	}
 	if more != nil {
@@ -126,62 +119,47 @@ func printOne[V any](c *call, item *V, t table[V], more func(io.Writer)) error {
 
 // printResult is for what a writing verb has made: a sentence for people, the
 // item for -o json and its like.
-func printResult[V any](c *call, item *V, t table[V], sentence string, args ...any) error {
-	format, err := c.format()
-	if err != nil {
-		return err
-	}
-	if format == asTable || format == asWide {
+func (n noun[V]) printResult(c *call, item *V, sentence string, args ...any) error {
+	if format, _ := c.format(); format == asTable || format == asWide {
 		_, err := fmt.Fprintf(c.out, sentence+"\n", args...)
 		return err
 	}
-	return printOne(c, item, t, nil)
+	return n.printOne(c, item, nil)
 }
 
-func printName[V any](c *call, item *V, t table[V]) error {
-	_, err := fmt.Fprintln(c.out, printable(t.nameOf(item)))
+func (n noun[V]) printName(c *call, item *V) error {
+	_, err := fmt.Fprintln(c.out, printable(n.nameOf(item)))
 	return err
 }
 
 // printData writes v as JSON or YAML, with the names the API uses.
 func printData(c *call, format string, v any) error {
-	var data []byte
-	var err error
+	data, err := json.MarshalIndent(v, "", "  ")
 	if format == asYAML {
 		data, err = yaml.Marshal(v)
-	} else {
-		data, err = json.MarshalIndent(v, "", "  ")
-		data = append(data, '\n')
 	}
 	if err != nil {
 		return fmt.Errorf("encode the result: %w", err)
 	}
-	_, err = c.out.Write(data)
+	_, err = fmt.Fprintf(c.out, "%s\n", bytes.TrimSuffix(data, []byte("\n")))
 	return err
 }
 
-func headings[V any](t table[V], wide bool) []string {
-	var heads []string
-	for _, col := range t.columns {
+// row has a cell for each column that is shown.
+func (n noun[V]) row(wide bool, cell func(column[V]) string) (row []string) {
+	for _, col := range n.columns {
 		if wide || !col.wide {
-			heads = append(heads, col.head)
-		}
-	}
-	return heads
-}
-
-func cells[V any](item *V, t table[V], wide bool) []string {
-	var row []string
-	for _, col := range t.columns {
-		if wide || !col.wide {
-			text := printable(col.cell(item))
-			if text == "" {
-				text = "-"
-			}
-			row = append(row, text)
+			row = append(row, cell(col))
 		}
 	}
 	return row
+}
+
+// text is what stands in a cell.
+func (col column[V]) text(item *V) string { return cmp.Or(printable(col.cell(item)), "-") }
+
+func (c *call) writeRows(rows [][]string) error {
+	return writeRows(c.out, rows, terminalWidth(c.out), c.styleFor(c.out))
 }
 
 // gap is the room between two columns.
@@ -209,12 +187,9 @@ func writeRows(w io.Writer, rows [][]string, width int, s style) error {
 	for _, row := range rows {
 		for i, cell := range row {
 			cell = clip(cell, widths[i])
-			if i < len(row)-1 {
-				cell += strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
-			}
 			b.WriteString(s.phase(cell))
 			if i < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", gap))
+				b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+gap))
 			}
 		}
 		b.WriteByte('\n')
@@ -231,27 +206,21 @@ func shrink(widths []int, width int) {
 		total += w
 	}
 	for ; total > width; total-- {
-		widest := 0
-		for i, w := range widths {
-			if w > widths[widest] {
-				widest = i
-			}
-		}
-		if widths[widest] <= narrowest {
+		widest := slices.Max(widths)
+		if widest <= narrowest {
 			return
 		}
-		widths[widest]--
+		widths[slices.Index(widths, widest)]--
 	}
 }
 
-// printConditions lists what is so about a resource and what is not yet.
-func printConditions(w io.Writer, cs resource.Conditions, now time.Time) {
-	if len(cs) == 0 {
-		return
-	}
-	fmt.Fprintln(w, "\nCONDITIONS")
-	for _, c := range cs {
-		fmt.Fprintf(w, "  %s (%s)\n", stepLine(c, ".."), age(c.Since, now))
+// printConditions lists what is so and what is not yet, below a title.
+func printConditions(w io.Writer, title string, cs resource.Conditions) {
+	for i, c := range cs {
+		if i == 0 {
+			fmt.Fprintf(w, "\n%s\n", title)
+		}
+		fmt.Fprintf(w, "  %s (%s)\n", stepLine(c, ".."), since(c.Since))
 	}
 }
 
@@ -272,7 +241,7 @@ func age(t, now time.Time) string {
 	return fmt.Sprintf("%dd", d/(24*time.Hour))
 }
 
-func (p *program) age(t time.Time) string { return age(t, p.now()) }
+func since(t time.Time) string { return age(t, time.Now()) }
 
 func yesNo(b bool) string {
 	if b {

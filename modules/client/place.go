@@ -1,10 +1,14 @@
 package client
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
+	"slices"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -35,7 +39,7 @@ func (c *call) place() (Target, error) {
 	if err != nil {
 		return Target{}, err
 	}
-	env := Target{c.getenv("MP_ACCOUNT"), c.getenv("MP_ORGANIZATION"), c.getenv("MP_WORKSPACE"), c.getenv("MP_NAMESPACE")}
+	env := Target{os.Getenv("MP_ACCOUNT"), os.Getenv("MP_ORGANIZATION"), os.Getenv("MP_WORKSPACE"), os.Getenv("MP_NAMESPACE")}
 	flags := Target{c.String("account"), c.String("organization"), c.String("workspace"), c.String("namespace")}
 	return conf.Context.with(env).with(flags), nil
 }
@@ -60,34 +64,32 @@ func (c *call) need(d depth) (Target, error) {
 	if err != nil {
 		return t, err
 	}
-	for _, level := range []struct {
-		depth       depth
-		noun, given string
-	}{{inAccount, "accounts", t.Account}, {inOrganization, "org", t.Organization}, {inWorkspace, "ws", t.Workspace}} {
-		if d >= level.depth && level.given == "" {
-			remedy := fmt.Sprintf("choose one with '%s', or give --%v", c.hint(level.noun, "use", "NAME"), level.depth)
-			return t, usagef(remedy, "%s: no %v is chosen", c.path, level.depth)
+	for i, name := range t.levels()[:d] {
+		if *name == "" {
+			level, noun := depth(i+1), [...]string{"accounts", "org", "ws"}[i]
+			remedy := fmt.Sprintf("choose one with '%s', or give --%v", c.hint(noun, "use", "NAME"), level)
+			return t, usagef(remedy, "%s: no %v is chosen", c.path, level)
 		}
 	}
 	return t, nil
 }
 
-// placeArg is need(d), but for the last name, which is argument i if there is
-// one.
-func (c *call) placeArg(d depth, i int) (Target, error) {
-	if c.NArg() <= i {
+// placeArg is need(d), but for the last name, which is the first argument if
+// there is one.
+func (c *call) placeArg(d depth) (Target, error) {
+	if c.NArg() == 0 {
 		return c.need(d)
 	}
 	t, err := c.need(d - 1)
 	if err != nil {
 		return t, err
 	}
-	levels := []*string{&t.Account, &t.Organization, &t.Workspace, &t.Namespace}
+	levels := t.levels()
 	for _, below := range levels[d:] {
 		*below = ""
 	}
-	*levels[d-1] = c.arg(i)
-	return t, checkName(d.String(), c.arg(i))
+	*levels[d-1] = c.arg(0)
+	return t, checkName(d.String(), c.arg(0))
 }
 
 // checkName is resource.CheckName as a usage error: the API would say the same.
@@ -96,17 +98,6 @@ func checkName(what, name string) error {
 		return usagef("names are RFC 1123 labels, like \"shop\" or \"team-2\"", "%v", err)
 	}
 	return nil
-}
-
-// enter is use for a place that is new: what is known of one that was called the
-// same is dropped.
-func (c *call) enter(t Target) error {
-	if t.Workspace != "" {
-		if err := c.dropKubeToken(t); err != nil {
-			return err
-		}
-	}
-	return c.use(t)
 }
 
 // use remembers t as the context.
@@ -139,51 +130,25 @@ func (c *call) choose(t Target) error {
 
 // forget leaves a place that goes, for the one above it, and cached tokens for it.
 func (c *call) forget(gone Target) error {
-	if gone.Workspace != "" && gone.Namespace == "" {
-		if err := c.dropKubeToken(gone); err != nil {
-			return err
-		}
+	if err := c.dropKubeToken(gone); err != nil {
+		return err
 	}
 	if now := c.config.Context; now.with(gone) != now {
 		return nil // another place is chosen
 	}
-	switch {
-	case gone.Namespace != "":
-		gone.Namespace = ""
-	case gone.Workspace != "":
-		gone.Workspace = ""
-	case gone.Organization != "":
-		gone.Organization = ""
-	default:
-		gone.Account = ""
+	levels := gone.levels()
+	last := slices.IndexFunc(levels, func(name *string) bool { return *name == "" })
+	if last < 0 {
+		last = len(levels)
 	}
+	*levels[last-1] = ""
 	return c.use(gone)
 }
 
-// The API paths of a place, with more words behind.
-func (t Target) account(words ...string) string {
-	return apiPath(append([]string{"accounts", t.Account}, words...)...)
-}
-
-func (t Target) organization(words ...string) string {
-	return t.account(append([]string{"organizations", t.Organization}, words...)...)
-}
-
-func (t Target) workspace(words ...string) string {
-	return t.organization(append([]string{"workspaces", t.Workspace}, words...)...)
-}
-
-// at is the path of a place, as deep as d, with more words behind.
+// at is the API's path of a place, as deep as d, with more words behind.
 func (t Target) at(d depth, words ...string) string {
-	switch d {
-	case inAccount:
-		return t.account(words...)
-	case inOrganization:
-		return t.organization(words...)
-	case inWorkspace:
-		return t.workspace(words...)
-	}
-	return apiPath(words...)
+	place := []string{"accounts", t.Account, "organizations", t.Organization, "workspaces", t.Workspace}
+	return apiPath(slices.Concat(place[:2*d], words)...)
 }
 
 // anonymous opens the server without a session.
@@ -195,7 +160,7 @@ func (c *call) anonymous() (*remote, error) {
 	if conf.Server == "" {
 		return nil, usagef("run '"+c.hint("init", "https://SERVER:7443", "--ca", "FILE")+"' first", "no server is set")
 	}
-	return newRemote(conf.Server, []byte(conf.CA), "")
+	return newRemote(conf.Server, []byte(conf.CA))
 }
 
 // remote opens the server with the session's token.
@@ -224,7 +189,7 @@ func (c *call) remote() (*remote, error) {
 	switch {
 	case s == nil:
 		return nil, &failure{text: "you are not logged in to " + r.server, remedy: login, code: ExitDenied}
-	case !s.ExpiresAt.IsZero() && c.now().After(s.ExpiresAt):
+	case !s.ExpiresAt.IsZero() && time.Now().After(s.ExpiresAt):
 		return nil, &failure{text: "your session has ended", remedy: login, code: ExitDenied}
 	}
 	r.token = s.Token
@@ -265,10 +230,7 @@ func (c *call) showRequest(method, path string, in any) error {
 		Body   any    `json:"body,omitempty"`
 	}{method, path, in}
 	if format == asJSON || format == asYAML {
-		if err := printData(c, format, request); err != nil {
-			return err
-		}
-		return errDryRun
+		return cmp.Or(printData(c, format, request), errDryRun)
 	}
 	fmt.Fprintf(c.out, "%s %s\n", method, path)
 	if in != nil {
@@ -290,7 +252,7 @@ func list[V any](c *call, path string, query url.Values) ([]V, error) {
 	if query == nil {
 		query = url.Values{}
 	}
-	var all []V
+	all := []V{}
 	for {
 		target := path
 		if len(query) > 0 {
@@ -316,7 +278,7 @@ func list[V any](c *call, path string, query url.Values) ([]V, error) {
 
 func outputFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: table, wide, json, yaml or name"},
+		resultFlag(),
 		&cli.BoolFlag{Name: "no-headers", Usage: "leave out the table's header"},
 	}
 }

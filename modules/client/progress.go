@@ -3,6 +3,7 @@ package client
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -32,7 +33,7 @@ type progress struct {
 
 func newProgress(p *program) *progress {
 	g := &progress{
-		out: p.err, terminal: isTerminal(p.err) && p.getenv("TERM") != "dumb", style: p.styleFor(p.err),
+		out: p.err, terminal: isTerminal(p.err) && os.Getenv("TERM") != "dumb", style: p.styleFor(p.err),
 		width: func() int { return terminalWidth(p.err) },
 		said:  map[string]string{}, trust: true, done: make(chan struct{}),
 	}

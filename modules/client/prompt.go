@@ -105,7 +105,7 @@ func (c *call) password(flag, env, question string, isNew bool) (string, error) 
 	if file := c.String(flag); file != "" {
 		return c.passwordFile(file)
 	}
-	if p := c.getenv(env); env != "" && p != "" {
+	if p := os.Getenv(env); env != "" && p != "" {
 		return p, nil
 	}
 	if !c.interactive() {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -57,7 +58,7 @@ func (c *call) register() error {
 		return err
 	}
 	// Where only a sysadmin may register, his session is what allows it.
-	if s, err := readSession(c.dir, r.server); err == nil && s != nil && c.now().Before(s.ExpiresAt) {
+	if s, err := readSession(c.dir, r.server); err == nil && s != nil && time.Now().Before(s.ExpiresAt) {
 		r.token = s.Token
 	}
 	var made resource.Account
@@ -67,7 +68,7 @@ func (c *call) register() error {
 	if made.Name == "" {
 		made.Name = account
 	}
-	return printResult(c, &made, c.accounts().table, "Account %s is created. Log in with '%s'.", made.Name, c.hint("login", email))
+	return c.accounts().printResult(c, &made, "Account %s is created. Log in with '%s'.", made.Name, c.hint("login", email))
 }
 
 // first is the first argument, or flag, or what the user answers.
@@ -109,8 +110,7 @@ func (c *call) login() error {
 	}
 	var got resource.LoginResult
 	if err := r.do(c.Context.Context, http.MethodPost, apiPath("login"), resource.Login{Email: email, Password: password}, &got); err != nil {
-		var prob *Problem
-		if errors.As(err, &prob) && prob.Status == http.StatusUnauthorized && prob.Remedy == "" {
+		if prob, ok := errors.AsType[*Problem](err); ok && prob.Status == http.StatusUnauthorized && prob.Remedy == "" {
 			prob.Remedy = "check the e-mail address and the password"
 		}
 		return err
@@ -232,7 +232,7 @@ func (c *call) session() error {
 	if err != nil {
 		return err
 	}
-	if s != nil && s.ExpiresAt.After(c.now()) {
+	if s != nil && s.ExpiresAt.After(time.Now()) {
 		view.User, view.ExpiresAt = s.User, s.ExpiresAt.Format("2006-01-02 15:04 MST")
 	}
 	if c.Bool("check") {
@@ -241,7 +241,7 @@ func (c *call) session() error {
 			return err
 		}
 	}
-	t := table[sessionView]{
+	t := noun[sessionView]{
 		name: func(v *sessionView) string { return v.User },
 		columns: []column[sessionView]{
 			{head: "SERVER", cell: func(v *sessionView) string { return v.Server }},
@@ -256,7 +256,7 @@ func (c *call) session() error {
 	if view.Checked != nil {
 		t.columns = append(t.columns, column[sessionView]{head: "ROLES", cell: func(v *sessionView) string { return roles(*v.Checked) }})
 	}
-	return printOne(c, &view, t, nil)
+	return t.printOne(c, &view, nil)
 }
 
 // roles is "sysadmin, owner of acme, admin of acme/web".

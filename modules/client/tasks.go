@@ -1,7 +1,6 @@
 package client
 
 import (
-	"fmt"
 	"io"
 	"net/url"
 	"time"
@@ -14,28 +13,27 @@ import (
 func (p *program) tasks() noun[resource.Task] {
 	return noun[resource.Task]{
 		one:   "task",
-		many:  "tasks",
 		in:    anywhere,
 		query: (*call).taskQuery,
 		pick:  newestTasks,
-		more:  printSteps,
-		table: table[resource.Task]{
-			empty: "There are no tasks.",
-			columns: []column[resource.Task]{
-				{head: "ID", cell: func(t *resource.Task) string { return t.Name }},
-				{head: "OPERATION", cell: func(t *resource.Task) string { return t.Spec.Operation }},
-				{head: "TARGET", cell: func(t *resource.Task) string { return t.Spec.Target }},
-				{head: "STATE", cell: func(t *resource.Task) string { return string(t.Status.State) }},
-				{head: "AGE", cell: func(t *resource.Task) string { return p.age(t.CreatedAt) }},
-				{head: "BY", wide: true, cell: func(t *resource.Task) string { return t.Spec.By }},
-				{head: "TOOK", wide: true, cell: func(t *resource.Task) string {
-					if t.Status.EndedAt == nil {
-						return ""
-					}
-					return t.Status.EndedAt.Sub(t.CreatedAt).Round(time.Second).String()
-				}},
-				{head: "MESSAGE", wide: true, cell: func(t *resource.Task) string { return t.Status.Message }},
-			},
+		more: func(w io.Writer, t *resource.Task) {
+			printConditions(w, "STEPS", t.Status.Steps)
+		},
+		empty: "There are no tasks.",
+		columns: []column[resource.Task]{
+			{head: "ID", cell: func(t *resource.Task) string { return t.Name }},
+			{head: "OPERATION", cell: func(t *resource.Task) string { return t.Spec.Operation }},
+			{head: "TARGET", cell: func(t *resource.Task) string { return t.Spec.Target }},
+			{head: "STATE", cell: func(t *resource.Task) string { return string(t.Status.State) }},
+			{head: "AGE", cell: func(t *resource.Task) string { return since(t.CreatedAt) }},
+			{head: "BY", wide: true, cell: func(t *resource.Task) string { return t.Spec.By }},
+			{head: "TOOK", wide: true, cell: func(t *resource.Task) string {
+				if t.Status.EndedAt == nil {
+					return ""
+				}
+				return t.Status.EndedAt.Sub(t.CreatedAt).Round(time.Second).String()
+			}},
+			{head: "MESSAGE", wide: true, cell: func(t *resource.Task) string { return t.Status.Message }},
 		},
 	}
 }
@@ -44,16 +42,13 @@ func (p *program) tasks() noun[resource.Task] {
 func (c *call) taskQuery() (url.Values, error) {
 	q := url.Values{}
 	t, err := c.place()
-	if err != nil {
-		return nil, err
-	}
 	if t.Account != "" && !c.Bool("all") {
 		q.Set("account", t.Account)
 	}
 	if target := c.String("target"); target != "" {
 		q.Set("target", target)
 	}
-	return q, nil
+	return q, err
 }
 
 func newestTasks(c *call, tasks []resource.Task) []resource.Task {
@@ -61,16 +56,6 @@ func newestTasks(c *call, tasks []resource.Task) []resource.Task {
 		return tasks[:n] // the newest come first
 	}
 	return tasks
-}
-
-func printSteps(c *call, w io.Writer, task *resource.Task) {
-	if len(task.Status.Steps) == 0 {
-		return
-	}
-	fmt.Fprintln(w, "\nSTEPS")
-	for _, s := range task.Status.Steps {
-		fmt.Fprintf(w, "  %s (%s)\n", stepLine(s, ".."), c.age(s.Since))
-	}
 }
 
 func (p *program) taskCommands() *command {
@@ -108,7 +93,7 @@ code is 1 if the task fails.`,
 					if err != nil {
 						return err
 					}
-					return printResult(c, task, tasks.table, "%s of %s is done.", printable(task.Spec.Operation), printable(task.Spec.Target))
+					return tasks.printResult(c, task, "%s of %s is done.", printable(task.Spec.Operation), printable(task.Spec.Target))
 				},
 			},
 		},

@@ -35,7 +35,7 @@ type style struct{ on bool }
 
 // styleFor colors on terminals, unless the user does not want it.
 func (p *program) styleFor(stream any) style {
-	return style{on: isTerminal(stream) && p.getenv("NO_COLOR") == "" && p.getenv("TERM") != "dumb"}
+	return style{on: isTerminal(stream) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
 }
 
 const (

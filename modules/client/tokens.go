@@ -74,44 +74,37 @@ func (c *call) operatorRemote() (*remote, error) {
 		server = "https://127.0.0.1:7443"
 	}
 	if file := c.String("ca"); file != "" {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return nil, usagef("give the CA file of the platform", "read the authority: %v", err)
-		}
-		if ca, err = onlyCertificates(data, file); err != nil {
+		if ca, err = authorityIn(file); err != nil {
 			return nil, err
 		}
 	}
 	if len(ca) == 0 {
 		return nil, usagef("give --ca FILE: the platform's CA file", "nothing says that %s is the right server", server)
 	}
-	return newRemote(server, ca, "")
+	return newRemote(server, ca)
 }
 
 func (p *program) tokens() noun[resource.JoinToken] {
 	return noun[resource.JoinToken]{
-		one:  "token",
-		many: "tokens",
-		in:   anywhere,
-		gone: "revoked",
-		table: table[resource.JoinToken]{
-			empty: "There are no join tokens.",
-			columns: []column[resource.JoinToken]{
-				{head: "ID", cell: func(t *resource.JoinToken) string { return t.Name }},
-				{head: "ROLE", cell: func(t *resource.JoinToken) string { return t.Role }},
-				{head: "STATE", cell: func(t *resource.JoinToken) string {
-					switch {
-					case t.UsedBy != "":
-						return "used"
-					case p.now().After(t.ExpiresAt):
-						return "expired"
-					}
-					return "unused"
-				}},
-				{head: "USED-BY", cell: func(t *resource.JoinToken) string { return t.UsedBy }},
-				{head: "EXPIRES", cell: func(t *resource.JoinToken) string { return t.ExpiresAt.Local().Format("2006-01-02 15:04") }},
-				{head: "AGE", wide: true, cell: func(t *resource.JoinToken) string { return p.age(t.CreatedAt) }},
-			},
+		one:   "token",
+		in:    anywhere,
+		gone:  "revoked",
+		empty: "There are no join tokens.",
+		columns: []column[resource.JoinToken]{
+			{head: "ID", cell: func(t *resource.JoinToken) string { return t.Name }},
+			{head: "ROLE", cell: func(t *resource.JoinToken) string { return t.Role }},
+			{head: "STATE", cell: func(t *resource.JoinToken) string {
+				switch {
+				case t.UsedBy != "":
+					return "used"
+				case time.Now().After(t.ExpiresAt):
+					return "expired"
+				}
+				return "unused"
+			}},
+			{head: "USED-BY", cell: func(t *resource.JoinToken) string { return t.UsedBy }},
+			{head: "EXPIRES", cell: func(t *resource.JoinToken) string { return t.ExpiresAt.Local().Format("2006-01-02 15:04") }},
+			{head: "AGE", wide: true, cell: func(t *resource.JoinToken) string { return since(t.CreatedAt) }},
 		},
 	}
 }

@@ -31,21 +31,20 @@ const (
 type remote struct {
 	server string
 	token  string
-	agent  string
 	http   *http.Client
 }
 
 // newRemote trusts the authorities in caPEM and nobody else.
-func newRemote(server string, caPEM []byte, token string) (*remote, error) {
+func newRemote(server string, caPEM []byte) (*remote, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(caPEM) {
 		return nil, failf("run 'mp init' again with the platform's CA file", "the pinned authority of %s holds no certificate", server)
 	}
-	return remoteWithTLS(server, token, &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}), nil
+	return remoteWithTLS(server, &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}), nil
 }
 
-func remoteWithTLS(server, token string, conf *tls.Config) *remote {
-	return &remote{server: server, token: token, agent: "mp/" + buildVersion(), http: &http.Client{
+func remoteWithTLS(server string, conf *tls.Config) *remote {
+	return &remote{server: server, http: &http.Client{
 		Transport: &http.Transport{
 			Proxy:                 http.ProxyFromEnvironment,
 			DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
@@ -104,13 +103,12 @@ func (r *remote) send(ctx context.Context, method, path string, body []byte, hea
 		if err != nil {
 			return nil, err
 		}
-		req.Header.Set("User-Agent", r.agent)
+		req.Header.Set("User-Agent", "mp/"+buildVersion())
 		req.Header.Set("Accept", "application/json, application/problem+json")
-		if body != nil {
-			req.Header.Set("Content-Type", "application/json")
-		}
 		if method == http.MethodPatch {
 			req.Header.Set("Content-Type", "application/merge-patch+json")
+		} else if body != nil {
+			req.Header.Set("Content-Type", "application/json")
 		}
 		if r.token != "" {
 			req.Header.Set("Authorization", "Bearer "+r.token)
@@ -136,8 +134,7 @@ func (r *remote) send(ctx context.Context, method, path string, body []byte, hea
 // reach says whom was tried; url.Error would name method and path, which the
 // user has not typed.
 func reach(server string, err error) error {
-	var inner *url.Error
-	if errors.As(err, &inner) {
+	if inner, ok := errors.AsType[*url.Error](err); ok {
 		err = inner.Err
 	}
 	return fmt.Errorf("reach %s: %w", server, err)

@@ -46,7 +46,7 @@ func TestTransportTriesAgainOnlyWhereNothingArrived(t *testing.T) {
 	address := ln.Addr().String()
 	ln.Close()
 	ca, cert := authority(t)
-	r, err := newRemote("https://"+address, ca, "")
+	r, err := newRemote("https://"+address, ca)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,10 +84,11 @@ func TestTransportRefuses(t *testing.T) {
 			fmt.Fprint(w, "<html>not the API</html>")
 		}
 	})
-	r, err := newRemote(server.URL, ca, "secret")
+	r, err := newRemote(server.URL, ca)
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.token = "secret"
 	defer r.close()
 	for path, want := range map[string]string{"redirect": "answered 307", "large": "more than 16 MB", "page": "not understood"} {
 		err := r.do(t.Context(), http.MethodGet, apiPath(path), nil, &struct{}{})
@@ -99,10 +100,11 @@ func TestTransportRefuses(t *testing.T) {
 		t.Errorf("the redirect was followed %d times, with the token", n)
 	}
 	other, _ := authority(t)
-	stranger, err := newRemote(server.URL, other, "secret")
+	stranger, err := newRemote(server.URL, other)
 	if err != nil {
 		t.Fatal(err)
 	}
+	stranger.token = "secret"
 	defer stranger.close()
 	if err := stranger.do(t.Context(), http.MethodGet, "/v1/page", nil, nil); err == nil {
 		t.Error("a server of another authority was believed")

@@ -11,19 +11,16 @@ import (
 
 func (p *program) users() noun[resource.User] {
 	return noun[resource.User]{
-		one:  "user",
-		many: "users",
-		in:   anywhere,
-		table: table[resource.User]{
-			empty: "There are no users.",
-			columns: []column[resource.User]{
-				{head: "EMAIL", cell: func(u *resource.User) string { return u.Name }},
-				{head: "NAME", cell: func(u *resource.User) string { return u.Spec.DisplayName }},
-				{head: "ACCOUNT", cell: func(u *resource.User) string { return u.Account }},
-				{head: "SYSADMIN", cell: func(u *resource.User) string { return yesNo(u.Spec.Sysadmin) }},
-				{head: "DISABLED", cell: func(u *resource.User) string { return yesNo(u.Spec.Disabled) }},
-				{head: "AGE", cell: func(u *resource.User) string { return p.age(u.CreatedAt) }},
-			},
+		one:   "user",
+		in:    anywhere,
+		empty: "There are no users.",
+		columns: []column[resource.User]{
+			{head: "EMAIL", cell: func(u *resource.User) string { return u.Name }},
+			{head: "NAME", cell: func(u *resource.User) string { return u.Spec.DisplayName }},
+			{head: "ACCOUNT", cell: func(u *resource.User) string { return u.Account }},
+			{head: "SYSADMIN", cell: func(u *resource.User) string { return yesNo(u.Spec.Sysadmin) }},
+			{head: "DISABLED", cell: func(u *resource.User) string { return yesNo(u.Spec.Disabled) }},
+			{head: "AGE", cell: func(u *resource.User) string { return since(u.CreatedAt) }},
 		},
 	}
 }
@@ -51,20 +48,17 @@ account, but has no role yet: 'mp org users add' gives one in an organization. W
 					passwordFileFlag(" (or MP_PASSWORD)"), resultFlag()),
 				run: (*call).createUser,
 			},
-			{
-				name:     "set",
+			users.set(command{
 				usage:    "change a user (for sysadmins)",
 				args:     "EMAIL",
-				names:    users.names,
 				about:    "A disabled user can't log in, and running sessions end.",
 				examples: []string{"mp users set dev@acme.example --disabled", "mp users set ops@example.com --sysadmin=false"},
-				flags: flags(
+				flags: []cli.Flag{
 					&cli.StringFlag{Name: "display-name", Usage: "the user's full `NAME`"},
 					&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform, or --sysadmin=false"},
 					&cli.BoolFlag{Name: "disabled", Usage: "can't log in, or --disabled=false"},
-					dryRunFlag(), resultFlag()),
-				run: (*call).setUser,
-			},
+				},
+			}, (*call).newUserSpec),
 			{
 				name:     "set-password",
 				usage:    "set a user's password (for sysadmins)",
@@ -119,7 +113,7 @@ func (c *call) createUser() error {
 	if err := c.write(http.MethodPost, apiPath("users"), body, &made); err != nil {
 		return err
 	}
-	return printResult(c, &made, c.users().table, "User %s is created.", printable(made.Name))
+	return c.users().printResult(c, &made, "User %s is created.", printable(made.Name))
 }
 
 // accountOfUser is the account that a new user counts in: the one at hand, but for
@@ -150,7 +144,7 @@ func (c *call) setUserPassword() error {
 	return err
 }
 
-func (c *call) setUser() error {
+func (c *call) newUserSpec() (map[string]any, string, error) {
 	spec := map[string]any{}
 	for _, flag := range []string{"sysadmin", "disabled"} {
 		if c.IsSet(flag) {
@@ -160,9 +154,5 @@ func (c *call) setUser() error {
 	if c.IsSet("display-name") {
 		spec["displayName"] = c.String("display-name")
 	}
-	it, err := c.users().arg(c)
-	if err != nil {
-		return err
-	}
-	return c.users().patch(c, it, spec, "is changed")
+	return spec, "is changed", nil
 }

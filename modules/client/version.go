@@ -31,7 +31,7 @@ func (p *program) versionCommand() *command {
 
 func (c *call) version() error {
 	view := versionView{Client: buildVersion()}
-	t := table[versionView]{columns: []column[versionView]{
+	t := noun[versionView]{columns: []column[versionView]{
 		{head: "CLIENT", cell: func(v *versionView) string { return v.Client }},
 	}}
 	conf, err := c.conf()
@@ -59,5 +59,5 @@ func (c *call) version() error {
 			)
 		}
 	}
-	return printOne(c, &view, t, nil)
+	return t.printOne(c, &view, nil)
 }

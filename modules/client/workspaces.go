@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 	quantity "k8s.io/apimachinery/pkg/api/resource"
@@ -12,24 +13,21 @@ import (
 func (p *program) workspaces() noun[resource.Workspace] {
 	return noun[resource.Workspace]{
 		one:   "workspace",
-		many:  "workspaces",
 		in:    inOrganization,
 		place: true,
 		tasks: true,
 		start: func(c *call) string { return "Reach it with '" + c.hint("cluster", "config-kubectl") + "'." },
-		table: table[resource.Workspace]{
-			empty: "There are no workspaces. Create one with 'mp ws create NAME'.",
-			columns: standard(p, []column[resource.Workspace]{
-				{head: "MACHINES", cell: func(w *resource.Workspace) string {
-					return fmt.Sprintf("%d/%d", w.Status.MachinesReady, w.Spec.Machines)
-				}},
-				{head: "KUBERNETES", cell: func(w *resource.Workspace) string { return w.Spec.KubernetesVersion }},
-				{head: "MACHINE-SIZE", wide: true, cell: func(w *resource.Workspace) string { return w.Spec.MachineSize.String() }},
-				{head: "DATASTORE", wide: true, cell: func(w *resource.Workspace) string { return string(w.Spec.Datastore) }},
-				{head: "POD-SECURITY", wide: true, cell: podSecurity},
-				{head: "ID", wide: true, cell: func(w *resource.Workspace) string { return w.Status.ID }},
-			}),
-		},
+		empty: "There are no workspaces. Create one with 'mp ws create NAME'.",
+		columns: standard([]column[resource.Workspace]{
+			{head: "MACHINES", cell: func(w *resource.Workspace) string {
+				return fmt.Sprintf("%d/%d", w.Status.MachinesReady, w.Spec.Machines)
+			}},
+			{head: "KUBERNETES", cell: func(w *resource.Workspace) string { return w.Spec.KubernetesVersion }},
+			{head: "MACHINE-SIZE", wide: true, cell: func(w *resource.Workspace) string { return w.Spec.MachineSize.String() }},
+			{head: "DATASTORE", wide: true, cell: func(w *resource.Workspace) string { return string(w.Spec.Datastore) }},
+			{head: "POD-SECURITY", wide: true, cell: podSecurity},
+			{head: "ID", wide: true, cell: func(w *resource.Workspace) string { return w.Status.ID }},
+		}),
 	}
 }
 
@@ -82,19 +80,14 @@ soon as there is room.`,
 				args:     "[NAME]",
 				examples: []string{"mp ws show", "mp ws show shop -o yaml"},
 			}),
-			{
-				name:  "set",
+			workspaces.set(command{
 				usage: "change a workspace's settings",
 				args:  "[NAME]",
-				names: workspaces.names,
 				about: `Only sysadmins can lift Pod Security: with privileged, the tenant's pods can take over the
 machines of this workspace. To change the number of machines, use 'mp cluster scale'.`,
 				examples: []string{"mp ws set shop --pod-security privileged", "mp ws set shop --pod-security baseline"},
-				flags: flags(placeFlags(inWorkspace),
-					&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline or privileged"},
-					dryRunFlag(), waitFlags(), resultFlag()),
-				run: (*call).setWorkspace,
-			},
+				flags:    []cli.Flag{&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline or privileged"}},
+			}, (*call).newSettings),
 			workspaces.delete("Delete workspace %s with its apps and data?", command{
 				usage:    "delete a workspace with everything in it",
 				examples: []string{"mp ws delete shop", "mp ws delete shop --yes --no-wait"},
@@ -128,10 +121,14 @@ func (c *call) newWorkspace() (any, error) {
 	return spec, err
 }
 
-// checkMachines refuses what no workspace can have.
 func checkMachines(n int) error {
-	if n < 0 || n > resource.MaxMachines {
-		return usagef(fmt.Sprintf("use 0 to %d", resource.MaxMachines), "a workspace can't have %d machines", n)
+	return checkCount(n, resource.MaxMachines, "a workspace can't have %d machines")
+}
+
+// checkCount refuses less than none and more than most; format says so.
+func checkCount(n, most int, format string) error {
+	if n < 0 || n > most {
+		return usagef(fmt.Sprintf("use 0 to %d", most), format, n)
 	}
 	return nil
 }
@@ -140,16 +137,13 @@ func checkMachines(n int) error {
 // platform decides.
 func (c *call) machineSize() (map[string]int64, error) {
 	size := map[string]int64{}
-	for _, f := range []struct {
-		flag, field string
-		milli       bool
-	}{{"cpu", "milliCPU", true}, {"memory", "memoryBytes", false}, {"disk", "diskBytes", false}} {
-		n, err := amount(c, f.flag, f.milli)
+	for flag, field := range map[string]string{"cpu": "milliCPU", "memory": "memoryBytes", "disk": "diskBytes"} {
+		n, err := amount(c, flag)
 		if err != nil {
 			return nil, err
 		}
 		if n > 0 {
-			size[f.field] = n
+			size[field] = n
 		}
 	}
 	return size, nil
@@ -157,38 +151,29 @@ func (c *call) machineSize() (map[string]int64, error) {
 
 // amount reads a flag like "500m" or "2Gi": a whole number of thousandths or of
 // bytes. A flag that is not given is 0.
-func amount(c *call, flag string, milli bool) (int64, error) {
+func amount(c *call, flag string) (int64, error) {
 	text := c.String(flag)
 	if text == "" {
 		return 0, nil
 	}
-	example := "2Gi or 512Mi"
-	if milli {
-		example = "2, 1.5 or 500m"
+	example, value := "2Gi or 512Mi", (*quantity.Quantity).Value
+	if strings.HasSuffix(flag, "cpu") {
+		example, value = "2, 1.5 or 500m", (*quantity.Quantity).MilliValue
 	}
 	q, err := quantity.ParseQuantity(text)
 	if err != nil || q.Sign() <= 0 {
 		return 0, usagef("write it like "+example, "--%s %q is not an amount", flag, text)
 	}
-	if milli {
-		return q.MilliValue(), nil
-	}
-	return q.Value(), nil
+	return value(&q), nil
 }
 
-func (c *call) setWorkspace() error {
-	it, err := c.workspaces().arg(c)
-	if err != nil {
-		return err
-	}
-	level := c.String("pod-security")
-	spec := map[string]any{}
-	switch level {
+func (c *call) newSettings() (map[string]any, string, error) {
+	switch level := c.String("pod-security"); level {
 	case "":
+		return nil, "", nil
 	case "baseline", "privileged":
-		spec["podSecurity"] = level
+		return map[string]any{"podSecurity": level}, "has Pod Security " + level, nil
 	default:
-		return usagef("use baseline or privileged", "--pod-security %q is not a level", level)
+		return nil, "", usagef("use baseline or privileged", "--pod-security %q is not a level", level)
 	}
-	return c.workspaces().patch(c, it, spec, "has Pod Security "+level)
 }
