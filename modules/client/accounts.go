@@ -33,10 +33,7 @@ func (p *program) accountCommands() *command {
 		aliases: []string{"account"},
 		usage:   "list, choose and delete accounts",
 		sub: []*command{
-			accounts.list(command{
-				usage:    "list the accounts you belong to",
-				examples: []string{"mp accounts list", "mp accounts list -o name"},
-			}),
+			accounts.list(help("list the accounts you belong to", "mp accounts list", "mp accounts list -o name")),
 			accounts.use(command{
 				usage:    "work in this account",
 				about:    "Changing to another account leaves its organization, workspace and namespace.",
@@ -51,19 +48,14 @@ func (p *program) accountCommands() *command {
 				},
 				flags: limitFlags(),
 			}, (*call).newLimits),
-			accounts.delete("Delete account %s?", command{
-				usage:    "delete an account that has no organizations left",
-				examples: []string{"mp accounts delete acme --yes"},
-			}),
+			accounts.delete("Delete account %s?", help("delete an account that has no organizations left",
+				"mp accounts delete acme --yes")),
 			{
 				name:  "owners",
 				usage: "list, add and remove an account's owners",
 				about: "An owner may do everything in the account. The last one can't be removed.",
 				sub: []*command{
-					p.owners().list(command{
-						usage:    "list the owners",
-						examples: []string{"mp accounts owners list"},
-					}),
+					p.owners().list(help("list the owners", "mp accounts owners list")),
 					{
 						name:     "add",
 						usage:    "make a user an owner",

@@ -89,10 +89,7 @@ The app gets an address below the platform's domain, unless --no-route is given.
 				examples: []string{"mp apps list", "mp apps list -o wide"},
 				flags:    []cli.Flag{namespaceFlag()},
 			}),
-			apps.show(command{
-				usage:    "show an app and its state",
-				examples: []string{"mp apps show hello", "mp apps show hello -o yaml"},
-			}),
+			apps.show(help("show an app and its state", "mp apps show hello", "mp apps show hello -o yaml")),
 			apps.set(command{
 				name:     "scale",
 				usage:    "change the number of an app's instances",
@@ -104,10 +101,7 @@ The app gets an address below the platform's domain, unless --no-route is given.
 				},
 				run: (*call).scaleApp,
 			}, nil),
-			apps.delete("Delete app %s?", command{
-				usage:    "delete an app",
-				examples: []string{"mp apps delete hello --yes"},
-			}),
+			apps.delete("Delete app %s?", help("delete an app", "mp apps delete hello --yes")),
 		},
 	}
 }

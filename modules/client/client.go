@@ -99,6 +99,11 @@ type command struct {
 	sub   []*command
 }
 
+// help is what most commands say of themselves: what they do, and examples.
+func help(usage string, examples ...string) command {
+	return command{usage: usage, examples: examples}
+}
+
 // argCount reads how many arguments are wanted from args: each word is one,
 // those in brackets may be left out, "..." is any number.
 func (c *command) argCount() (least, most int) {

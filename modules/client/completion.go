@@ -146,27 +146,23 @@ func (p *program) flagValues(ctx context.Context, root *command, r resolved) []s
 	if f == nil {
 		f = anyFlag(root, r.wants) // which walk has found
 	}
-	switch f.Names()[0] {
-	case "output", "default-output":
-		return outputs()
-	case "role":
-		return []string{"admin", "developer"}
-	case "datastore":
-		return []string{"kine", "etcd"}
-	case "pod-security":
-		return []string{"baseline", "privileged"}
-	case "account":
-		return p.namesFor(ctx, r, p.accounts().names)
-	case "organization":
-		return p.namesFor(ctx, r, p.organizations().names)
-	case "workspace":
-		return p.namesFor(ctx, r, p.workspaces().names)
-	case "namespace":
-		return p.namesFor(ctx, r, p.namespaces().names)
-	case "image":
-		return p.namesFor(ctx, r, (*call).imagesWithTags)
+	ask := map[string]func(*call) ([]string, error){
+		"account":      p.accounts().names,
+		"organization": p.organizations().names,
+		"workspace":    p.workspaces().names,
+		"namespace":    p.namespaces().names,
+		"image":        (*call).imagesWithTags,
+	}[f.Names()[0]]
+	if ask != nil {
+		return p.namesFor(ctx, r, ask)
 	}
-	return nil
+	return map[string][]string{
+		"output":         outputs(),
+		"default-output": outputs(),
+		"role":           {"admin", "developer"},
+		"datastore":      {"kine", "etcd"},
+		"pod-security":   {"baseline", "privileged"},
+	}[f.Names()[0]]
 }
 
 // rememberedNames are the offers of a moment ago, kept so that the key answers

@@ -75,11 +75,8 @@ func (r *remote) watchTask(ctx context.Context, id string, show func(*resource.T
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		data, err := io.ReadAll(io.LimitReader(resp.Body, maxEventBytes))
-		if err != nil {
-			return err
-		}
-		return problemOf(resp, data)
+		_, err := r.read(resp)
+		return err
 	}
 	watchdog := time.AfterFunc(silence, cancel)
 	defer watchdog.Stop()

@@ -1,10 +1,12 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -53,7 +55,6 @@ func (c *call) follow(id string, timeout, grace time.Duration) (*resource.Task, 
 			}
 		})
 		if errors.Is(err, errEnded) {
-			p.stop()
 			return last, taskError(last)
 		}
 		if prob, ok := errors.AsType[*Problem](err); ok && prob.Status < http.StatusInternalServerError && prob.Status != http.StatusTooManyRequests {
@@ -67,7 +68,6 @@ func (c *call) follow(id string, timeout, grace time.Duration) (*resource.Task, 
 			continue
 		case <-ctx.Done():
 		}
-		p.stop()
 		if c.Context.Context.Err() != nil {
 			return last, &failure{text: "detached from task " + id, remedy: c.comeBack(id), code: ExitInterrupted}
 		}
@@ -109,10 +109,7 @@ func (c *call) hint(words ...string) string {
 	if name == "multipaas token" {
 		name = "multipaas mp"
 	}
-	for _, w := range words {
-		name += " " + w
-	}
-	return name
+	return name + " " + strings.Join(words, " ")
 }
 
 // taskError is the error in a task that has failed, or nil.
@@ -120,11 +117,10 @@ func taskError(t *resource.Task) error {
 	if t.Status.State != resource.TaskFailed {
 		return nil
 	}
-	text := fmt.Sprintf("%s of %s failed", t.Spec.Operation, t.Spec.Target)
-	message := t.Status.Message
+	text, message := fmt.Sprintf("%s of %s failed", t.Spec.Operation, t.Spec.Target), t.Status.Message
 	for _, s := range t.Status.Steps {
-		if s.Status == resource.False && s.Final && message == "" {
-			message = s.Message
+		if s.Status == resource.False && s.Final {
+			message = cmp.Or(message, s.Message)
 		}
 	}
 	if message != "" {

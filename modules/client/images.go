@@ -48,10 +48,7 @@ func (p *program) imageCommands() *command {
 		about: `Push images with any OCI client to ACCOUNT/ORGANIZATION/NAME in the platform's registry,
 with your e-mail address and password. 'mp version' shows the registry's address.`,
 		sub: []*command{
-			images.list(command{
-				usage:    "list the organization's images",
-				examples: []string{"mp images list"},
-			}),
+			images.list(help("list the organization's images", "mp images list")),
 			images.delete("", command{
 				usage: "delete an image, or one tag or digest of it",
 				args:  "NAME[:TAG]",

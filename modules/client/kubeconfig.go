@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,9 +51,8 @@ func (c *call) configKubectl() error {
 	if err := c.get(t.at(inWorkspace, "kube"), &access); err != nil {
 		return err
 	}
-	if access.Context == "" {
-		access.Context = strings.ReplaceAll(t.String(), "/", "-")
-	}
+	name := strings.ReplaceAll(t.String(), "/", "-")
+	access.Context = cmp.Or(access.Context, name)
 	executable, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find this program's own file: %w", err)
@@ -77,7 +77,7 @@ func (c *call) configKubectl() error {
 		}
 		// Names hold '-' themselves; that two places make one file name is rare
 		// and only costs writing the file again.
-		file = filepath.Join(home, ".kube", "config-"+strings.ReplaceAll(t.String(), "/", "-"))
+		file = filepath.Join(home, ".kube", "config-"+name)
 	}
 	if file, err = filepath.Abs(file); err != nil {
 		return err

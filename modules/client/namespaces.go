@@ -29,14 +29,8 @@ func (p *program) namespaceCommands() *command {
 		aliases: []string{"namespace", "namespaces"},
 		usage:   "create, list, choose and delete Kubernetes namespaces",
 		sub: []*command{
-			namespaces.create(command{
-				usage:    "create a namespace in the workspace",
-				examples: []string{"mp ns create staging"},
-			}, nil),
-			namespaces.list(command{
-				usage:    "list the workspace's namespaces",
-				examples: []string{"mp ns list"},
-			}),
+			namespaces.create(help("create a namespace in the workspace", "mp ns create staging"), nil),
+			namespaces.list(help("list the workspace's namespaces", "mp ns list")),
 			namespaces.use(command{
 				usage:    "deploy into this namespace",
 				examples: []string{"mp ns use staging"},

@@ -43,14 +43,8 @@ func (p *program) nodeCommands() *command {
 		aliases: []string{"node"},
 		usage:   "list, show, cordon and remove the platform's hosts (for sysadmins)",
 		sub: []*command{
-			nodes.list(command{
-				usage:    "list the nodes, and how much of each is allocated",
-				examples: []string{"mp nodes list", "mp nodes list -o wide"},
-			}),
-			nodes.show(command{
-				usage:    "show a node",
-				examples: []string{"mp nodes show host1"},
-			}),
+			nodes.list(help("list the nodes, and how much of each is allocated", "mp nodes list", "mp nodes list -o wide")),
+			nodes.show(help("show a node", "mp nodes show host1")),
 			{
 				name:     "cordon",
 				usage:    "keep new machines away from a node",

@@ -58,23 +58,16 @@ func (p *program) organizationCommands() *command {
 		aliases: []string{"orgs", "organization", "organizations"},
 		usage:   "create, list, choose and delete organizations; manage their members",
 		sub: []*command{
-			organizations.create(command{
-				usage:    "create an organization and work in it",
-				examples: []string{"mp org create web"},
-			}, nil),
-			organizations.list(command{
-				usage:    "list your organizations in the account",
-				examples: []string{"mp org list", "mp org list --account acme -o json"},
-			}),
+			organizations.create(help("create an organization and work in it", "mp org create web"), nil),
+			organizations.list(help("list your organizations in the account",
+				"mp org list", "mp org list --account acme -o json")),
 			organizations.use(command{
 				usage:    "work in this organization",
 				about:    "Changing to another organization leaves its workspace and namespace.",
 				examples: []string{"mp org use web"},
 			}),
-			organizations.delete("Delete organization %s?", command{
-				usage:    "delete an organization that has no workspaces or images left",
-				examples: []string{"mp org delete web --yes"},
-			}),
+			organizations.delete("Delete organization %s?", help("delete an organization that has no workspaces or images left",
+				"mp org delete web --yes")),
 			{
 				name:    "users",
 				aliases: []string{"members"},

@@ -1,13 +1,14 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"github.com/multipaas/multipaas/modules/resource"
 )
@@ -15,10 +16,10 @@ import (
 // progress shows the steps of a task on standard error: on a terminal as lines
 // that are drawn over, with one that turns; else one plain line per change.
 type progress struct {
-	out      io.Writer
+	*program
 	terminal bool
-	width    func() int
 	style    style
+	stopTurn func() // returns when it doesn't turn any more
 
 	mu    sync.Mutex
 	task  *resource.Task
@@ -26,27 +27,27 @@ type progress struct {
 	drawn int               // lines on the screen that are ours
 	said  map[string]string // plain: what was last written about a step
 	trust bool              // the connection stands
-	done  chan struct{}
-	once  sync.Once
-	wg    sync.WaitGroup
 }
 
 func newProgress(p *program) *progress {
 	g := &progress{
-		out: p.err, terminal: isTerminal(p.err) && os.Getenv("TERM") != "dumb", style: p.styleFor(p.err),
-		width: func() int { return terminalWidth(p.err) },
-		said:  map[string]string{}, trust: true, done: make(chan struct{}),
+		program: p, terminal: isTerminal(p.err) && os.Getenv("TERM") != "dumb", style: p.styleFor(p.err),
+		said: map[string]string{}, trust: true,
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var turning sync.WaitGroup
 	if g.terminal {
-		g.wg.Add(1)
-		go g.turn()
+		turning.Go(func() { g.turn(ctx) })
+	}
+	g.stopTurn = func() {
+		cancel()
+		turning.Wait()
 	}
 	return g
 }
 
 // turn redraws ten times a second, so that one sees it lives.
-func (g *progress) turn() {
-	defer g.wg.Done()
+func (g *progress) turn(ctx context.Context) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -56,7 +57,7 @@ func (g *progress) turn() {
 			g.frame++
 			g.draw()
 			g.mu.Unlock()
-		case <-g.done:
+		case <-ctx.Done():
 			return
 		}
 	}
@@ -76,7 +77,7 @@ func (g *progress) show(t *resource.Task) {
 			continue
 		}
 		g.said[s.Type] = text
-		fmt.Fprintln(g.out, stepLine(s, ".."))
+		g.note("%s", stepLine(s, ".."))
 	}
 }
 
@@ -88,28 +89,23 @@ func (g *progress) lost(err error) {
 		return
 	}
 	g.trust = false
-	fmt.Fprintf(g.out, "..    the connection broke (%s), trying again\n", printable(err.Error()))
+	g.note("..    the connection broke (%s), trying again", printable(err.Error()))
 }
 
-// stop leaves the last state standing. More than one call does no harm.
+// stop leaves the last state standing.
 func (g *progress) stop() {
-	g.once.Do(func() {
-		close(g.done)
-		g.wg.Wait()
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if g.terminal {
-			g.draw()
-		}
-	})
+	g.stopTurn()
+	if g.terminal {
+		g.draw()
+	}
 }
 
-// draw writes over the lines drawn before. The caller holds mu.
+// draw writes over the lines drawn before. The caller holds mu, if others draw.
 func (g *progress) draw() {
 	if g.task == nil {
 		return
 	}
-	lines := taskLines(g.task, g.frame, g.width(), g.style)
+	lines := taskLines(g.task, g.frame, terminalWidth(g.err), g.style)
 	var b strings.Builder
 	if g.drawn > 0 {
 		fmt.Fprintf(&b, "\x1b[%dA", g.drawn)
@@ -119,7 +115,7 @@ func (g *progress) draw() {
 	}
 	b.WriteString("\x1b[J")
 	g.drawn = len(lines)
-	io.WriteString(g.out, b.String())
+	io.WriteString(g.err, b.String())
 }
 
 // spinner is what turns.
@@ -156,22 +152,19 @@ func stepLine(c resource.Condition, wait string) string {
 	return line
 }
 
+// Where a word of a step's name begins: behind a small letter, or at the last
+// capital of several.
+var wordBegins = regexp.MustCompile(`(\P{Lu})(\p{Lu})`)
+var lastCapital = regexp.MustCompile(`(\p{Lu})(\p{Lu}\P{Lu})`)
+
 // stepName makes "machines ready" of "MachinesReady", "HTTP route" of
 // "HTTPRoute".
 func stepName(t string) string {
-	runes := []rune(printable(t))
-	var words []string
-	begin := 0
-	for i := 1; i <= len(runes); i++ {
-		inside := i < len(runes) && (!unicode.IsUpper(runes[i]) || unicode.IsUpper(runes[i-1]) && (i+1 == len(runes) || unicode.IsUpper(runes[i+1])))
-		if inside {
-			continue
+	words := strings.Fields(lastCapital.ReplaceAllString(wordBegins.ReplaceAllString(printable(t), "$1 $2"), "$1 $2"))
+	for i, word := range words {
+		if len(word) == 1 || strings.ToUpper(word) != word {
+			words[i] = strings.ToLower(word)
 		}
-		word := string(runes[begin:i])
-		if i-begin == 1 || strings.ToUpper(word) != word {
-			word = strings.ToLower(word)
-		}
-		words, begin = append(words, word), i
 	}
 	return strings.Join(words, " ")
 }

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,9 +17,12 @@ import (
 // standard error and read from standard input.
 func (p *program) interactive() bool { return isTerminal(p.in) && isTerminal(p.err) }
 
-// ask returns what the user types, or a usage error naming the flag that would
-// have told it, if nobody can be asked.
-func (c *call) ask(question, flag string) (string, error) {
+// ask returns what is given, or what the user types, or a usage error naming the
+// flag that would have told it, if nobody can be asked.
+func (c *call) ask(given, question, flag string) (string, error) {
+	if given != "" {
+		return given, nil
+	}
 	if !c.interactive() {
 		return "", usagef("give "+flag+": without a terminal nothing is asked", "%s: %s is missing", c.path, flag)
 	}
@@ -30,36 +34,30 @@ func (c *call) ask(question, flag string) (string, error) {
 // readLine reads one line, byte by byte so that nothing behind it is taken.
 // When ctx ends first, the reading goroutine stays behind: the process ends.
 func readLine(ctx context.Context, r io.Reader) (string, error) {
-	type result struct {
-		text string
-		err  error
-	}
-	got := make(chan result, 1)
+	var line []byte
+	got := make(chan error, 1)
 	go func() {
-		var line []byte
 		b := make([]byte, 1)
 		for len(line) < 4096 {
 			n, err := r.Read(b)
-			if n == 1 && b[0] == '\n' {
+			if n == 1 && b[0] == '\n' || errors.Is(err, io.EOF) && len(line)+n > 0 {
+				line = append(line, bytes.TrimSuffix(b[:n], []byte("\n"))...)
 				break
 			}
 			line = append(line, b[:n]...)
 			if err != nil {
-				if errors.Is(err, io.EOF) && len(line) > 0 {
-					break
-				}
-				got <- result{err: err}
+				got <- err
 				return
 			}
 		}
-		got <- result{text: strings.TrimSuffix(string(line), "\r")}
+		got <- nil
 	}()
 	select {
-	case g := <-got:
-		if errors.Is(g.err, io.EOF) {
-			return "", &failure{text: "no answer", code: ExitFailed}
+	case err := <-got:
+		if errors.Is(err, io.EOF) {
+			err = &failure{text: "no answer", code: ExitFailed}
 		}
-		return g.text, g.err
+		return strings.TrimSuffix(string(line), "\r"), err
 	case <-ctx.Done():
 		return "", &failure{text: "interrupted", code: ExitInterrupted}
 	}
@@ -74,22 +72,21 @@ func (c *call) confirm(question, typed string) error {
 	if !c.interactive() {
 		return usagef("add --yes to confirm: without a terminal nothing is asked", "%s: %s", c.path, question)
 	}
-	answer, want := "", "y"
+	how := "[y/N] "
 	if typed != "" {
-		want = typed
-		fmt.Fprintf(c.err, "%s Type %s to confirm: ", question, typed)
-	} else {
-		fmt.Fprintf(c.err, "%s [y/N] ", question)
+		how = "Type " + typed + " to confirm: "
 	}
+	fmt.Fprintf(c.err, "%s %s", question, how)
 	answer, err := readLine(c.Context.Context, c.in)
 	if err != nil {
 		return err
 	}
 	answer = strings.TrimSpace(answer)
-	if typed == "" && strings.EqualFold(answer, "yes") {
-		answer = "y"
+	yes := answer == typed
+	if typed == "" {
+		yes = strings.EqualFold(answer, "y") || strings.EqualFold(answer, "yes")
 	}
-	if answer != want && !(typed == "" && answer == "Y") {
+	if !yes {
 		return &failure{text: "nothing was done", code: ExitFailed}
 	}
 	return nil

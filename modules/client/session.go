@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -36,18 +37,16 @@ MP_PASSWORD, or asked for.`,
 }
 
 func (c *call) register() error {
-	account, err := c.first("account", "Account")
+	account, err := c.ask(cmp.Or(c.arg(0), c.String("account")), "Account", "--account")
 	if err != nil {
 		return err
 	}
 	if err := checkName("account", account); err != nil {
 		return err
 	}
-	email := c.String("email")
-	if email == "" {
-		if email, err = c.ask("E-mail", "--email"); err != nil {
-			return err
-		}
+	email, err := c.ask(c.String("email"), "E-mail", "--email")
+	if err != nil {
+		return err
 	}
 	password, err := c.password("password-file", "MP_PASSWORD", "Password", true)
 	if err != nil {
@@ -65,21 +64,8 @@ func (c *call) register() error {
 	if err := r.do(c.Context.Context, http.MethodPost, apiPath("register"), resource.Register{Account: account, Email: email, Password: password}, &made); err != nil {
 		return err
 	}
-	if made.Name == "" {
-		made.Name = account
-	}
+	made.Name = cmp.Or(made.Name, account)
 	return c.accounts().printResult(c, &made, "Account %s is created. Log in with '%s'.", made.Name, c.hint("login", email))
-}
-
-// first is the first argument, or flag, or what the user answers.
-func (c *call) first(flag, question string) (string, error) {
-	if c.NArg() > 0 {
-		return c.arg(0), nil
-	}
-	if v := c.String(flag); v != "" {
-		return v, nil
-	}
-	return c.ask(question, "--"+flag)
 }
 
 func (p *program) loginCommand() *command {
@@ -100,7 +86,7 @@ func (c *call) login() error {
 	if err != nil {
 		return err
 	}
-	email, err := c.first("user", "E-mail")
+	email, err := c.ask(cmp.Or(c.arg(0), c.String("user")), "E-mail", "--user")
 	if err != nil {
 		return err
 	}
@@ -140,33 +126,33 @@ func (c *call) login() error {
 // placeAfterLogin keeps the place as far as the user belongs there, and goes
 // into an account or organization that is the only one he has.
 func placeAfterLogin(t Target, who resource.Whoami) Target {
-	orgs := map[string][]string{}
-	owner := map[string]bool{}
-	var accounts []string
-	for _, m := range who.Memberships {
-		if _, seen := orgs[m.Account]; !seen {
-			accounts, orgs[m.Account] = append(accounts, m.Account), nil
-		}
-		if m.Organization != "" {
-			orgs[m.Account] = append(orgs[m.Account], m.Organization)
-		} else {
-			owner[m.Account] = true
-		}
-	}
 	if who.Sysadmin && t.Account != "" {
 		return t // he may be anywhere
 	}
-	if _, member := orgs[t.Account]; !member {
+	in := func(account string) []resource.Membership {
+		elsewhere := func(m resource.Membership) bool { return m.Account != account }
+		return slices.DeleteFunc(slices.Clone(who.Memberships), elsewhere)
+	}
+	if len(in(t.Account)) == 0 {
 		t = Target{}
-		if len(accounts) == 1 {
-			t.Account = accounts[0]
+		if all := who.Memberships; len(all) > 0 && len(in(all[0].Account)) == len(all) {
+			t.Account = all[0].Account
 		}
 	}
-	if t.Organization != "" && !owner[t.Account] && !slices.Contains(orgs[t.Account], t.Organization) {
+	owner := false
+	var orgs []string
+	for _, m := range in(t.Account) {
+		if m.Organization == "" {
+			owner = true
+		} else {
+			orgs = append(orgs, m.Organization)
+		}
+	}
+	if t.Organization != "" && !owner && !slices.Contains(orgs, t.Organization) {
 		t = Target{Account: t.Account}
 	}
-	if t.Organization == "" && len(orgs[t.Account]) == 1 {
-		t.Organization = orgs[t.Account][0]
+	if t.Organization == "" && len(orgs) == 1 {
+		t.Organization = orgs[0]
 	}
 	return t
 }
@@ -191,10 +177,9 @@ func (c *call) logout() error {
 	if dropErr := dropSession(c.dir); dropErr != nil {
 		return dropErr
 	}
-	var prob *Problem
-	var fail *failure
-	switch {
-	case err == nil || errors.As(err, &prob) && prob.Status == http.StatusUnauthorized || errors.As(err, &fail) && fail.code == ExitDenied:
+	prob, _ := errors.AsType[*Problem](err)
+	fail, _ := errors.AsType[*failure](err)
+	if err == nil || prob != nil && prob.Status == http.StatusUnauthorized || fail != nil && fail.code == ExitDenied {
 		fmt.Fprintln(c.out, "Logged out.")
 		return nil
 	}

@@ -76,23 +76,28 @@ func (r *remote) do(ctx context.Context, method, path string, in, out any, heade
 		return err
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
-	if err != nil {
-		return fmt.Errorf("read the answer of %s: %w", r.server, err)
-	}
-	if len(data) > maxAnswerBytes {
-		return failf("narrow the request down", "%s answered with more than %d MB", r.server, maxAnswerBytes>>20)
-	}
-	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return problemOf(resp, data)
-	}
-	if out == nil || len(data) == 0 {
-		return nil
+	data, err := r.read(resp)
+	if err != nil || out == nil || len(data) == 0 {
+		return err
 	}
 	if err := json.Unmarshal(data, out); err != nil {
 		return failf("check that 'mp session' shows the API's address and that 'mp version' and the server's agree", "what %s answered is not understood: %v", r.server, err)
 	}
 	return nil
+}
+
+// read reads an answer whole. One that is no success is a *Problem.
+func (r *remote) read(resp *http.Response) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read the answer of %s: %w", r.server, err)
+	case len(data) > maxAnswerBytes:
+		return nil, failf("narrow the request down", "%s answered with more than %d MB", r.server, maxAnswerBytes>>20)
+	case resp.StatusCode < 200 || resp.StatusCode > 299:
+		return nil, problemOf(resp, data)
+	}
+	return data, nil
 }
 
 // send sends one request. Where nobody listened and the operation is

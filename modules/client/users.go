@@ -73,10 +73,7 @@ account, but has no role yet: 'mp org users add' gives one in an organization. W
 				args:     "EMAIL",
 				examples: []string{"mp users delete dev@acme.example --yes"},
 			}),
-			users.list(command{
-				usage:    "list the platform's users (for sysadmins)",
-				examples: []string{"mp users list"},
-			}),
+			users.list(help("list the platform's users (for sysadmins)", "mp users list")),
 		},
 	}
 }

@@ -67,14 +67,8 @@ soon as there is room.`,
 					&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline, or privileged (for sysadmins)"},
 				},
 			}, (*call).newWorkspace),
-			workspaces.list(command{
-				usage:    "list the organization's workspaces",
-				examples: []string{"mp ws list", "mp ws list -o wide"},
-			}),
-			workspaces.use(command{
-				usage:    "work in this workspace",
-				examples: []string{"mp ws use shop"},
-			}),
+			workspaces.list(help("list the organization's workspaces", "mp ws list", "mp ws list -o wide")),
+			workspaces.use(help("work in this workspace", "mp ws use shop")),
 			workspaces.show(command{
 				usage:    "show a workspace and its state",
 				args:     "[NAME]",
@@ -88,10 +82,8 @@ machines of this workspace. To change the number of machines, use 'mp cluster sc
 				examples: []string{"mp ws set shop --pod-security privileged", "mp ws set shop --pod-security baseline"},
 				flags:    []cli.Flag{&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline or privileged"}},
 			}, (*call).newSettings),
-			workspaces.delete("Delete workspace %s with its apps and data?", command{
-				usage:    "delete a workspace with everything in it",
-				examples: []string{"mp ws delete shop", "mp ws delete shop --yes --no-wait"},
-			}),
+			workspaces.delete("Delete workspace %s with its apps and data?", help("delete a workspace with everything in it",
+				"mp ws delete shop", "mp ws delete shop --yes --no-wait")),
 		},
 	}
 }
