@@ -4,10 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
-	"net/netip"
 
-	"github.com/multipaas/multipaas/appliance/crowd"
 	"github.com/multipaas/multipaas/appliance/lifecycle"
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/api"
 	"github.com/multipaas/multipaas/modules/identity"
@@ -65,9 +64,8 @@ func (s *server) addAPI(
 			return err
 		}
 		defer ln.Close()
-		// modules/balancer has the sum. An agent has two connections, a client one.
-		all := crowd.Files() / 16
-		ln = crowd.Listener(ln, crowd.New[netip.Addr](all/4, all))
+		// An agent has two connections, a client one.
+		ln = limiter.Listener(ln, 16)
 		ready()
 		return a.Serve(ctx, tls.NewListener(ln, config))
 	}))

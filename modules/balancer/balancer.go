@@ -31,7 +31,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/multipaas/multipaas/appliance/crowd"
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -51,11 +51,10 @@ const (
 	// for the pods behind it, 1/32 for HTTP, 1/16 each for the API and the
 	// registry, 1/8 for the planes (planeShare). The unit gives 1,048,576 files.
 	httpsShare, requestShare, httpShare = 4, 4, 32
-	// sourceShare is the part of those connections that one address may have, and
-	// workspaceShare the part of the requests that one workspace may have under
+	// workspaceShare is the part of the requests that one workspace may have under
 	// way. An app that never answers, and a client that keeps asking it, would else
 	// be all that is served: over HTTP/2 a connection carries hundreds.
-	sourceShare, workspaceShare = 4, 4
+	workspaceShare = 4
 
 	// gather is how long changes of a workspace's services are gathered before
 	// its endpoints are listed anew.
@@ -89,7 +88,7 @@ type Balancer struct {
 	log          *slog.Logger
 	table        *table
 	proxy        *httputil.ReverseProxy
-	requests     *crowd.Crowd[string] // under way, by workspace
+	requests     *limiter.Limiter[string] // under way, by workspace
 	routes       *store.Cache[*resource.Route]
 	certificates *certificates
 
@@ -117,7 +116,7 @@ func New(cfg Config) *Balancer {
 		cfg:       cfg,
 		log:       cfg.Log,
 		proxy:     newProxy(cfg.Log),
-		requests:  crowd.New[string](crowd.Files()/requestShare/workspaceShare, crowd.Files()/requestShare),
+		requests:  limiter.New[string](limiter.Files()/requestShare/workspaceShare, limiter.Files()/requestShare),
 		routes:    store.Of[resource.Route](cfg.Store).Cache(cfg.Log),
 		followers: map[string]func(){},
 	}
@@ -216,7 +215,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	b.mu.Lock()
 	b.https = secure.Addr()
 	b.mu.Unlock()
-	go func() { failed <- app.ServeTLS(gathering{bounded(secure, httpsShare)}, "", "") }()
+	go func() { failed <- app.ServeTLS(gathering{limiter.Listener(secure, httpsShare)}, "", "") }()
 	servers := []*http.Server{app}
 	if b.cfg.HTTPAddr != "" {
 		plain, err := net.Listen("tcp", b.cfg.HTTPAddr)
@@ -229,7 +228,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 		b.http = plain.Addr()
 		b.mu.Unlock()
 		redirect := b.server(http.HandlerFunc(b.redirect))
-		go func() { failed <- redirect.Serve(bounded(plain, httpShare)) }()
+		go func() { failed <- redirect.Serve(limiter.Listener(plain, httpShare)) }()
 		servers = append(servers, redirect)
 	}
 	ready()
@@ -249,12 +248,6 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 		}
 	}
 	return err
-}
-
-// bounded bounds the connections of a listener.
-func bounded(ln net.Listener, share int) net.Listener {
-	all := crowd.Files() / share
-	return crowd.Listener(ln, crowd.New[netip.Addr](all/sourceShare, all))
 }
 
 func (b *Balancer) server(h http.Handler) *http.Server {

@@ -20,7 +20,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/multipaas/multipaas/appliance/crowd"
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -30,7 +30,7 @@ const routed = "hello.shop.web.acme.apps.example"
 // balancerTo has one route, to a pod that serves each connection as it is told.
 func balancerTo(serve func(pod net.Conn)) *Balancer {
 	log := slog.New(slog.DiscardHandler)
-	b := &Balancer{log: log, proxy: newProxy(log), requests: crowd.New[string](1, 1), cfg: Config{HTTPSAddr: "127.0.0.1:443"}}
+	b := &Balancer{log: log, proxy: newProxy(log), requests: limiter.New[string](1, 1), cfg: Config{HTTPSAddr: "127.0.0.1:443"}}
 	b.table = newTable(func(string) DialFunc {
 		return func(context.Context, string, string) (net.Conn, error) {
 			ours, pod := net.Pipe()

@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/crowd"
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -58,7 +58,7 @@ type PlaneRouter struct {
 	cfg PlaneRouterConfig
 	log *slog.Logger
 
-	sources *crowd.Crowd[netip.Addr]
+	sources *limiter.Limiter[netip.Addr]
 
 	mu    sync.Mutex
 	addr  net.Addr
@@ -73,7 +73,7 @@ func NewPlaneRouter(cfg PlaneRouterConfig) *PlaneRouter {
 	return &PlaneRouter{
 		cfg:     cfg,
 		log:     cfg.Log,
-		sources: crowd.New[netip.Addr](perSource, max(perSource, crowd.Files()/planeShare)),
+		sources: limiter.New[netip.Addr](perSource, max(perSource, limiter.Files()/planeShare)),
 		conns:   map[net.Conn]bool{},
 	}
 }
@@ -140,7 +140,7 @@ func (p *PlaneRouter) Run(ctx context.Context, ready func()) error {
 }
 
 func (p *PlaneRouter) enter(conn net.Conn) bool {
-	if !p.sources.Enter(crowd.Source(conn)) {
+	if !p.sources.Enter(limiter.Source(conn)) {
 		return false
 	}
 	p.mu.Lock()
@@ -154,7 +154,7 @@ func (p *PlaneRouter) leave(conn net.Conn) {
 	p.mu.Lock()
 	delete(p.conns, conn)
 	p.mu.Unlock()
-	p.sources.Leave(crowd.Source(conn))
+	p.sources.Leave(limiter.Source(conn))
 }
 
 func (p *PlaneRouter) serve(ctx context.Context, conn net.Conn) {

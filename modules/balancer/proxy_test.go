@@ -21,7 +21,7 @@ import (
 
 	"github.com/coder/websocket"
 
-	"github.com/multipaas/multipaas/appliance/crowd"
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/testing/parttest"
 	"github.com/multipaas/multipaas/testing/wait"
 )
@@ -152,7 +152,7 @@ func TestCrowdedWorkspace(t *testing.T) {
 	}))
 	s.pod("127.0.0.3", says("quick"))
 	b := s.newBalancer()
-	b.requests = crowd.New[string](most, 2*most)
+	b.requests = limiter.New[string](most, 2*most)
 	parttest.Run(t, b.Run)
 	s.ready(b, hello, shop, "hello")
 	s.ready(b, other, "b/ops/box", "quick")

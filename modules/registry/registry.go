@@ -25,7 +25,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,7 +41,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/appliance/crowd"
+	"github.com/multipaas/multipaas/appliance/limiter"
 )
 
 // Config is what the registry needs to know.
@@ -185,10 +184,8 @@ func (r *Registry) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("registry: %w", err)
 	}
 	defer ln.Close()
-	// modules/balancer has the sum. A machine's agent has some hundred
-	// connections here when all its pods are pulled at once.
-	all := crowd.Files() / 16
-	ln = crowd.Listener(ln, crowd.New[netip.Addr](all/4, all))
+	// A machine's agent has some hundred connections here when all its pods are pulled at once.
+	ln = limiter.Listener(ln, 16)
 	r.addr = ln.Addr()
 
 	tlsConfig := r.cfg.TLS.Clone()

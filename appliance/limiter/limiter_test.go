@@ -1,4 +1,4 @@
-package crowd
+package limiter
 
 import (
 	"errors"
@@ -40,7 +40,7 @@ func TestListener(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln := Listener(plain, New[netip.Addr](2, 10))
+	ln := &listener{plain, New[netip.Addr](2, 10)}
 	defer ln.Close()
 	accepted := make(chan net.Conn, 10)
 	go func() {

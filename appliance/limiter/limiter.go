@@ -1,4 +1,4 @@
-// Package crowd bounds how many of something are under way at once, in all and for
+// Package limiter bounds how many of something are under way at once, in all and for
 // each one who asks: connections by address, requests by workspace.
 //
 // It promises that who asks for too much is refused at once, while others still
@@ -7,7 +7,7 @@
 // Parties: whatever listens to the outside, since each connection is one of the
 // files that a process may open, and etcd's and the planes' are among them. Any
 // package may import it; it imports nothing of ours.
-package crowd
+package limiter
 
 import (
 	"net"
@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Crowd counts who is in. Its methods are safe for concurrent use.
-type Crowd[K comparable] struct {
+// Limiter counts who is in. Its methods are safe for concurrent use.
+type Limiter[K comparable] struct {
 	each, all int
 
 	mu    sync.Mutex
@@ -26,38 +26,38 @@ type Crowd[K comparable] struct {
 	total int
 }
 
-// New returns a Crowd of at most all, and of each who asks at most each.
-func New[K comparable](each, all int) *Crowd[K] {
-	return &Crowd[K]{each: each, all: all, by: map[K]int{}}
+// New returns a Limiter of at most all, and of each who asks at most each.
+func New[K comparable](each, all int) *Limiter[K] {
+	return &Limiter[K]{each: each, all: all, by: map[K]int{}}
 }
 
 // Enter lets one in, or says that there is no room.
-func (c *Crowd[K]) Enter(who K) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.total >= c.all || c.by[who] >= c.each {
+func (l *Limiter[K]) Enter(who K) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.total >= l.all || l.by[who] >= l.each {
 		return false
 	}
-	c.total++
-	c.by[who]++
+	l.total++
+	l.by[who]++
 	return true
 }
 
 // Leave is called once for each Enter that was true.
-func (c *Crowd[K]) Leave(who K) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.total--
-	if c.by[who]--; c.by[who] == 0 {
-		delete(c.by, who)
+func (l *Limiter[K]) Leave(who K) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.total--
+	if l.by[who]--; l.by[who] == 0 {
+		delete(l.by, who)
 	}
 }
 
 // Len is how many are in.
-func (c *Crowd[K]) Len() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.total
+func (l *Limiter[K]) Len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.total
 }
 
 // Files is how many files this process may have open.
@@ -69,12 +69,17 @@ func Files() int {
 	return int(min(have.Cur, 1<<30))
 }
 
-// Listener accepts for a server what there is room for and closes the rest.
-func Listener(ln net.Listener, c *Crowd[netip.Addr]) net.Listener { return &listener{ln, c} }
+// Listener accepts for a server what there is room for and closes the rest: its
+// connections take one of share parts of this process's files, those from one
+// address a quarter of that. modules/balancer has the sum of all shares.
+func Listener(ln net.Listener, share int) net.Listener {
+	all := Files() / share
+	return &listener{ln, New[netip.Addr](all/4, all)}
+}
 
 type listener struct {
 	net.Listener
-	crowd *Crowd[netip.Addr]
+	sources *Limiter[netip.Addr]
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -84,8 +89,8 @@ func (l *listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		from := Source(conn)
-		if l.crowd.Enter(from) {
-			return &inside{Conn: conn, leave: sync.OnceFunc(func() { l.crowd.Leave(from) })}, nil
+		if l.sources.Enter(from) {
+			return &inside{Conn: conn, leave: sync.OnceFunc(func() { l.sources.Leave(from) })}, nil
 		}
 		// A reset: the kernel keeps nothing of it, not even for a minute.
 		if tcp, ok := conn.(*net.TCPConn); ok {
