@@ -10,15 +10,19 @@
 package netns
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	nl "github.com/vishvananda/netns"
@@ -51,15 +55,21 @@ func Create(name string) (*NS, error) {
 	defer unlock()
 	n, err := Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := makeNamed(path); err != nil {
-			return nil, fmt.Errorf("create network namespace %s: %w", name, err)
+		if err = makeNamed(path); err == nil {
+			n, err = Open(name)
 		}
-		n, err = Open(name)
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("create network namespace %s: %w", name, err)
 	}
-	if err := n.Do(loopbackUp); err != nil {
+	err = n.Do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(lo)
+	})
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("set loopback of network namespace %s up: %w", name, err), n.Close())
 	}
 	return n, nil
@@ -96,7 +106,8 @@ func openPath(name, path string) (*NS, error) {
 	if st.Type != unix.NSFS_MAGIC {
 		// A plain file: the mount went (a reboot, or a crash between making the
 		// file and mounting on it). There is no namespace.
-		return nil, errors.Join(fmt.Errorf("open network namespace %s: %w: nothing is mounted at %s", name, fs.ErrNotExist, path), f.Close())
+		err := fmt.Errorf("open network namespace %s: %w: nothing is mounted at %s", name, fs.ErrNotExist, path)
+		return nil, errors.Join(err, f.Close())
 	}
 	return &NS{name: name, file: f}, nil
 }
@@ -114,14 +125,11 @@ func Remove(name string) error {
 		return fmt.Errorf("remove network namespace %s: %w", name, err)
 	}
 	defer unlock()
-	for { // as often as something is mounted there: a crash may have left two
-		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("remove network namespace %s: unmount %s: %w", name, path, err)
-		}
+	for err == nil { // as often as something is mounted there: a crash may have left two
+		err = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	}
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove network namespace %s: unmount %s: %w", name, path, err)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove network namespace %s: %w", name, err)
@@ -140,12 +148,11 @@ func List(prefix string) ([]string, error) {
 		return nil, fmt.Errorf("list network namespaces: %w", err)
 	}
 	var names []string
-	for _, e := range entries {
+	for _, e := range entries { // sorted
 		if strings.HasPrefix(e.Name(), prefix) && e.Name() != lockName {
 			names = append(names, e.Name())
 		}
 	}
-	slices.Sort(names)
 	return names, nil
 }
 
@@ -154,6 +161,9 @@ func (n *NS) Name() string { return n.name }
 
 // Path is the file that stands for a named namespace, for others to open.
 func (n *NS) Path() string { return filepath.Join(Root, n.name) }
+
+// Fd is the namespace for netlink to put a link into, until Close.
+func (n *NS) Fd() netlink.NsFd { return netlink.NsFd(n.file.Fd()) }
 
 // Close closes the handle; the namespace stays. Sockets that were opened in it
 // stay open.
@@ -260,17 +270,160 @@ func makeNamed(path string) error {
 	return nil
 }
 
-func loopbackUp() error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	return netlink.LinkSetUp(lo)
-}
-
 func pathOf(name string) (string, error) {
 	if name == "" || len(name) > 200 || strings.HasPrefix(name, ".") || strings.ContainsAny(name, "/\x00") {
 		return "", fmt.Errorf("network namespace %q: not a name", name)
 	}
 	return filepath.Join(Root, name), nil
+}
+
+// lockName is a hidden file, so no namespace can have its name.
+const lockName = ".multipaas.lock"
+
+// lockRoot makes Root if need be and locks it among processes of ours. unlock
+// must be called.
+func lockRoot() (unlock func(), err error) {
+	if err := os.MkdirAll(Root, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(Root, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	// The lock goes with the file, also when the process is killed.
+	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		err = fmt.Errorf("lock %s: %w", f.Name(), err)
+	} else {
+		err = shareRoot()
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { f.Close() }, nil
+}
+
+// shareRoot makes Root a shared mount of its own. Otherwise a mount namespace
+// that was made earlier would keep each namespace alive by its copy of the bind
+// mount, and removing it there would not reach it. iproute2 does the same, and
+// both find what the other did.
+func shareRoot() error {
+	share := func() error { return unix.Mount("", Root, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err := share()
+	if errors.Is(err, unix.EINVAL) { // not a mount point
+		if err := unix.Mount(Root, Root, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("bind %s: %w", Root, err)
+		}
+		err = share()
+	}
+	if err != nil {
+		return fmt.Errorf("share %s: %w", Root, err)
+	}
+	return nil
+}
+
+// DialContext connects from inside the namespace. The address must be an IP
+// literal with a port: names would be resolved outside. A socket belongs to the
+// namespace in which it was made, so the connection works for anybody.
+//
+// No OS thread waits meanwhile: Go ends a process at 10,000 of them, and whoever
+// owns the far end can let connections hang. Only the socket is made inside. A
+// ctx without a deadline is given 30 seconds.
+func (n *NS) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s in network namespace %s: not an IP address and port", address, n.name)
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+	}
+	var conn net.Conn
+	if network == "tcp" && to.Addr().Unmap().Is4() {
+		conn, err = n.dialTCP(ctx, netip.AddrPortFrom(to.Addr().Unmap(), to.Port()))
+	} else {
+		// No keep-alive setting here: the dialer's default is what users of
+		// net.Dialer get elsewhere. No fallback: one literal is one attempt, so the
+		// dialer makes its socket on this very goroutine.
+		d := net.Dialer{FallbackDelay: -1}
+		err = n.Do(func() (err error) {
+			conn, err = d.DialContext(ctx, network, address)
+			return err
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("dial in network namespace %s: %w", n.name, err)
+	}
+	return conn, nil
+}
+
+// dialTCP makes a socket inside and connects it from here.
+func (n *NS) dialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	fail := func(err error) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(to), Err: err}
+	}
+	var fd int
+	err := n.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return fail(os.NewSyscallError("socket", err))
+	}
+	// What does not block is waited for by the runtime's poller.
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close() // net.FileConn has one of its own
+	err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
+	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		return fail(os.NewSyscallError("connect", err))
+	}
+	stop := context.AfterFunc(ctx, func() { _ = f.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return fail(err)
+	}
+	var failure error
+	err = raw.Write(func(fd uintptr) bool {
+		code, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		if err == nil && code != 0 {
+			err = unix.Errno(code)
+		}
+		if err != nil {
+			failure = os.NewSyscallError("connect", err)
+			return true
+		}
+		// No error yet may be no answer yet.
+		_, err = unix.Getpeername(int(fd))
+		return err == nil
+	})
+	if err := cmp.Or(ctx.Err(), failure, err); err != nil {
+		return fail(err)
+	}
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return fail(err)
+	}
+	return conn, nil
+}
+
+// Listen listens inside the namespace, on a TCP address.
+func (n *NS) Listen(network, address string) (net.Listener, error) {
+	return listen(n, net.Listen, network, address)
+}
+
+// ListenPacket listens inside the namespace, on a UDP address.
+func (n *NS) ListenPacket(network, address string) (net.PacketConn, error) {
+	return listen(n, net.ListenPacket, network, address)
+}
+
+func listen[T any](n *NS, open func(network, address string) (T, error), network, address string) (opened T, err error) {
+	err = n.Do(func() (err error) {
+		opened, err = open(network, address)
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("network namespace %s: %w", n.name, err)
+	}
+	return opened, err
 }
