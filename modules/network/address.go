@@ -2,6 +2,7 @@ package network
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -46,9 +47,7 @@ type AddressWatch struct {
 
 // NewAddressWatch changes nothing on the host.
 func NewAddressWatch(cfg AddressConfig) *AddressWatch {
-	if cfg.Every == 0 {
-		cfg.Every = 10 * time.Second // RFC 5227's DEFEND_INTERVAL: announced no more often than that
-	}
+	cfg.Every = cmp.Or(cfg.Every, 10*time.Second) // RFC 5227's DEFEND_INTERVAL: announced no more often than that
 	return &AddressWatch{cfg: cfg}
 }
 
@@ -73,10 +72,9 @@ func (w *AddressWatch) Run(ctx context.Context, ready func()) error {
 		}
 		// Hosts that were switched on together do not ask together for ever.
 		every += rand.N(every/5 + 1)
-		over := time.NewTimer(every)
+		over := time.After(every)
 		others, err := w.look(ctx, time.Now().Add(every))
 		if ctx.Err() != nil {
-			over.Stop()
 			return nil
 		}
 		w.cfg.Unwatched(err)
@@ -85,9 +83,8 @@ func (w *AddressWatch) Run(ctx context.Context, ready func()) error {
 		}
 		select {
 		case <-ctx.Done():
-			over.Stop()
 			return nil
-		case <-over.C:
+		case <-over:
 		}
 	}
 }
@@ -112,13 +109,10 @@ func (w *AddressWatch) judge(others []string) {
 // Its socket lives for one look: the address may have moved to another interface
 // meanwhile, and what a flood has left in the socket's buffer is no news later.
 func (w *AddressWatch) look(ctx context.Context, until time.Time) ([]string, error) {
-	links, own, err := interfaces()
+	host := &host{link: &netlink.Handle{}}
+	links, addresses, err := host.links()
 	if err != nil {
 		return nil, err
-	}
-	addresses, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	on := slices.IndexFunc(addresses, func(a netlink.Addr) bool { return prefixOf(a.IPNet).Addr() == w.cfg.Address })
 	if on < 0 {
@@ -141,33 +135,35 @@ func (w *AddressWatch) look(ctx context.Context, until time.Time) ([]string, err
 		return nil, err
 	}
 
+	// From nobody, so that it changes no neighbour's table; from ourselves, so that it
+	// does.
 	send := func(sender netip.Addr) error {
 		_, err := conn.WriteTo(arpRequest(link.HardwareAddr, sender, w.cfg.Address), &packet.Addr{HardwareAddr: broadcast})
-		return err
-	}
-	if w.taken {
-		// Also when nobody was heard any more: it brings the neighbours back.
-		if err := send(w.cfg.Address); err != nil {
-			return nil, fmt.Errorf("announce %v on %s: %w", w.cfg.Address, link.Name, err)
+		if err != nil {
+			return fmt.Errorf("send ARP from %v for %v on %s: %w", sender, w.cfg.Address, link.Name, err)
 		}
+		return nil
 	}
-	// From nobody, so that it changes no neighbour's table.
-	if err := send(netip.IPv4Unspecified()); err != nil {
-		return nil, fmt.Errorf("ask on %s who has %v: %w", link.Name, w.cfg.Address, err)
+	if w.taken { // also when nobody was heard any more: it brings the neighbours back
+		err = send(w.cfg.Address)
 	}
-	others, err := hear(conn, w.cfg.Address, own)
+	if err := cmp.Or(err, send(netip.IPv4Unspecified())); err != nil {
+		return nil, err
+	}
+	others, err := hear(conn, w.cfg.Address, ownOf(links))
 	if err != nil {
 		return nil, fmt.Errorf("listen for ARP on %s: %w", link.Name, err)
 	}
 	if len(others) > 0 { // an interface of ours may have been made meanwhile
-		if _, own, err = interfaces(); err != nil {
+		if links, _, err = host.links(); err != nil {
 			return nil, err
 		}
+		own := ownOf(links)
 		others = slices.DeleteFunc(others, func(o string) bool { return own[o] })
 	}
 	if len(others) > 0 && !w.taken {
 		if err := send(w.cfg.Address); err != nil {
-			return nil, fmt.Errorf("announce %v on %s: %w", w.cfg.Address, link.Name, err)
+			return nil, err
 		}
 	}
 	for i := range others {
@@ -176,19 +172,13 @@ func (w *AddressWatch) look(ctx context.Context, until time.Time) ([]string, err
 	return others, nil
 }
 
-// interfaces are the host's, by index, and all their hardware addresses: a bond
-// may answer by each of its own.
-func interfaces() (byIndex map[int]*netlink.LinkAttrs, own map[string]bool, err error) {
-	links, err := dump(netlink.LinkList)
-	if err != nil {
-		return nil, nil, fmt.Errorf("list interfaces: %w", err)
-	}
-	byIndex, own = map[int]*netlink.LinkAttrs{}, map[string]bool{}
+// ownOf are all hardware addresses of the host: a bond may answer by each of its own.
+func ownOf(links map[int]*netlink.LinkAttrs) map[string]bool {
+	own := map[string]bool{}
 	for _, l := range links {
-		byIndex[l.Attrs().Index] = l.Attrs()
-		own[l.Attrs().HardwareAddr.String()] = true
+		own[l.HardwareAddr.String()] = true
 	}
-	return byIndex, own, nil
+	return own
 }
 
 var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
@@ -267,12 +257,10 @@ func arpRequest(mac net.HardwareAddr, sender, target netip.Addr) []byte {
 	return append(b, target.AsSlice()...)
 }
 
-var errNoARP = errors.New("no ARP for IPv4 on Ethernet")
-
 // arpSender returns who says in a request or an answer to have which address.
 func arpSender(b []byte) (net.HardwareAddr, netip.Addr, error) {
 	if len(b) < arpLength || !bytes.Equal(b[:len(arpHeader)], arpHeader) {
-		return nil, netip.Addr{}, errNoARP
+		return nil, netip.Addr{}, errors.New("no ARP for IPv4 on Ethernet")
 	}
 	return net.HardwareAddr(bytes.Clone(b[8:senderAddress])), netip.AddrFrom4([4]byte(b[senderAddress:])), nil
 }

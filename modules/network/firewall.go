@@ -1,6 +1,8 @@
 package network
 
 import (
+	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -31,9 +34,9 @@ var nobody = []netip.Prefix{
 // before we came, so nothing but our uplinks is to be forwarded.
 const closedChain = "closed"
 
-// protectWorkspace sets the rules in a workspace's namespace.
-func (n *Network) protectWorkspace(w *workspace, want wire.Network) error {
-	sets := []ruleset{n.workspaceRules(want), portRules(w.ports)}
+// protect sets the rules in a workspace's namespace.
+func (w *workspace) protect(want wire.Network) error {
+	sets := []ruleset{workspaceRules(want), portRules(w.ports)}
 	if err := w.ns.Do(func() error { return apply(sets...) }); err != nil {
 		return fmt.Errorf("namespace %s%s: %w", workspacePrefix, w.id, err)
 	}
@@ -42,54 +45,39 @@ func (n *Network) protectWorkspace(w *workspace, want wire.Network) error {
 
 // workspaceRules: what members may send to this host's place in their network,
 // and through it to the outside.
-func (n *Network) workspaceRules(want wire.Network) ruleset {
-	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput,
-		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop,
-		rules: []rule{
-			match(from("lo"), accept()),
-			match(established(), accept()),
-			match(from(bridgeName), echoRequest(), perSecond(100), accept()),
-		}}
-	if want.Gateway.Addr() == want.Plan.Plane {
-		input.rules = append(input.rules,
-			match(from(bridgeName), destination(single(want.Plan.Plane)), tcpPort(planePort), accept()))
+func workspaceRules(want wire.Network) ruleset {
+	input := filter("input", nftables.ChainHookInput, *nftables.ChainPriorityFilter, nftables.ChainPolicyDrop,
+		match(from("lo"), accept()),
+		match(established(), accept()),
+		match(from(bridgeName), echoRequest(), perSecond(100), accept()))
+	if plane := want.Plan.Plane; want.Gateway.Addr() == plane {
+		input.rules = append(input.rules, match(from(bridgeName), destination(single(plane)), tcpPort(planePort), accept()))
 	}
-	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
-		priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop,
-		rules: []rule{
-			match(established(), accept()),
-			match(notFrom(bridgeName), drop()),
-			match(notTo(uplinkName), drop()),
-		}}
+	forward := filter("forward", nftables.ChainHookForward, *nftables.ChainPriorityFilter, nftables.ChainPolicyDrop,
+		match(established(), accept()),
+		match(notFrom(bridgeName), drop()),
+		match(notTo(uplinkName), drop()))
 	// An address of the workspace that has no route would go out by the default.
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods, want.Plan.Services} {
 		forward.rules = append(forward.rules, match(destination(p), drop()))
 	}
-	forward.rules = append(forward.rules, match(moreConnections(n.cfg.MaxConnections), drop()))
+	forward.rules = append(forward.rules, match(moreConnections(maxConnections), drop()))
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods} {
 		forward.rules = append(forward.rules, match(source(p), accept()))
 	}
-	nat := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
-		priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept,
-		rules: []rule{match(to(uplinkName), masquerade())}}
+	nat := postrouting(match(to(uplinkName), masquerade()))
 	return ruleset{family: nftables.TableFamilyIPv4, chains: []chain{input, forward, nat}}
 }
 
 // portRules: a machine sends from its own hardware address, answers ARP for its
 // own address, and sends IPv4 from its own address and its pods'. A port that
 // isn't known sends nothing.
-func portRules(ports []port) ruleset {
-	const (
-		ethernet = expr.PayloadBaseLLHeader
-		carried  = expr.PayloadBaseNetworkHeader
-	)
-	entry := chain{name: "prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
-		priority: nftables.ChainPriorityRef(-300), policy: nftables.ChainPolicyDrop,
-		rules: []rule{match(from(vxlanName), accept())}}
-	chains := []chain{}
-	ports = slices.Clone(ports)
-	slices.SortFunc(ports, func(a, b port) int { return strings.Compare(a.UID, b.UID) })
-	for _, p := range ports {
+func portRules(ports []machinePort) ruleset {
+	const ethernet, carried = expr.PayloadBaseLLHeader, expr.PayloadBaseNetworkHeader
+	entry := filter("prerouting", nftables.ChainHookPrerouting, -300, nftables.ChainPolicyDrop, match(from(vxlanName), accept()))
+	var chains []chain
+	byUID := func(a, b machinePort) int { return strings.Compare(a.UID, b.UID) }
+	for _, p := range slices.SortedFunc(slices.Values(ports), byUID) {
 		mac, address := mustMAC(p.MAC), p.Address.AsSlice()
 		chains = append(chains, chain{name: p.link(), rules: []rule{
 			match(frame(ethernet, expr.CmpOpNeq, 6, mac), drop()),
@@ -110,7 +98,7 @@ func (n *Network) protectHost(h *host) error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	have, err := chainNames(c, nftables.TableFamilyIPv4)
+	have, err := chainNames(c, &nftables.Table{Name: tableName, Family: nftables.TableFamilyIPv4})
 	if err != nil {
 		return err
 	}
@@ -131,33 +119,21 @@ func (n *Network) protectHost(h *host) error {
 // hostRules: workspaces reach neither the host nor what it is connected to, and
 // nobody reaches into a workspace.
 func (n *Network) hostRules(connected []netip.Prefix, closed bool) ruleset {
-	uplinks := uplinkPrefix + "*"
-	// Before connection tracking and the host's own rules have a say.
-	const first = -310
-	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput,
-		priority: nftables.ChainPriorityRef(first), policy: nftables.ChainPolicyAccept,
-		rules: []rule{match(from(uplinks), drop())}}
-
-	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
-		priority: nftables.ChainPriorityRef(-10), policy: nftables.ChainPolicyAccept,
-		rules: []rule{
-			match(from(uplinks), jump("outward")),
-			match(to(uplinks), jump("inward")),
-		}}
+	ours := uplinkPrefix + "*"
+	input := filter("input", nftables.ChainHookInput, beforeAll, nftables.ChainPolicyAccept, match(from(ours), drop()))
+	forward := filter("forward", nftables.ChainHookForward, -10, nftables.ChainPolicyAccept,
+		match(from(ours), jump("outward")),
+		match(to(ours), jump("inward")))
 	if closed {
 		forward.policy = nftables.ChainPolicyDrop
 	}
-	outward := chain{name: "outward", rules: []rule{match(to(uplinks), drop())}}
+	outward := chain{name: "outward", rules: []rule{match(to(ours), drop())}}
 	for _, p := range n.blocked(connected) {
 		outward.rules = append(outward.rules, match(destination(p), drop()))
 	}
-	outward.rules = append(outward.rules, match(source(n.cfg.Uplinks), accept()), match(drop()))
+	outward.rules = append(outward.rules, match(source(uplinks), accept()), match(drop()))
 	inward := chain{name: "inward", rules: []rule{match(established(), accept()), match(drop())}}
-
-	nat := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
-		priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept,
-		rules: []rule{match(source(n.cfg.Uplinks), notTo(uplinks), masquerade())}}
-
+	nat := postrouting(match(source(uplinks), notTo(ours), masquerade()))
 	chains := []chain{outward, inward, input, forward, nat}
 	if closed {
 		chains = append(chains, chain{name: closedChain})
@@ -168,18 +144,13 @@ func (n *Network) hostRules(connected []netip.Prefix, closed bool) ruleset {
 // blocked are the destinations that no workspace reaches, sorted. They hold for
 // each packet, not only for the first of a connection.
 func (n *Network) blocked(connected []netip.Prefix) []netip.Prefix {
-	all := slices.Concat(nobody, connected, []netip.Prefix{n.cfg.Uplinks.Masked()})
+	all := slices.Concat(nobody, connected, []netip.Prefix{uplinks.Masked()})
 	for _, p := range n.cfg.Blocked {
 		if p.IsValid() && p.Addr().Is4() {
 			all = append(all, p.Masked())
 		}
 	}
-	slices.SortFunc(all, func(a, b netip.Prefix) int {
-		if c := a.Bits() - b.Bits(); c != 0 {
-			return c
-		}
-		return a.Addr().Compare(b.Addr())
-	})
+	slices.SortFunc(all, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), a.Addr().Compare(b.Addr())) })
 	var kept []netip.Prefix
 	for _, p := range all {
 		if !slices.ContainsFunc(kept, func(k netip.Prefix) bool { return k.Overlaps(p) }) {
@@ -190,19 +161,13 @@ func (n *Network) blocked(connected []netip.Prefix) []netip.Prefix {
 }
 
 // unprotectHost takes our rules off the host once no workspace is attached.
-func (n *Network) unprotectHost() error {
+func unprotectHost() error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	vxlan := &nftables.Table{Name: sendersTable, Family: nftables.TableFamilyIPv4}
-	c.AddTable(vxlan) // so that it can be deleted
-	c.DelTable(vxlan)
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("remove firewall rules: %w", err)
-	}
-	have, err := chainNames(c, nftables.TableFamilyIPv4)
-	if err != nil || len(have) == 0 {
+	have, err := chainNames(c, &nftables.Table{Name: tableName, Family: nftables.TableFamilyIPv4})
+	if err != nil {
 		return err
 	}
 	if slices.Contains(have, closedChain) {
@@ -210,9 +175,99 @@ func (n *Network) unprotectHost() error {
 			return err
 		}
 	}
-	c.DelTable(&nftables.Table{Name: tableName, Family: nftables.TableFamilyIPv4})
+	removeTable(c, &nftables.Table{Name: sendersTable, Family: nftables.TableFamilyIPv4})
+	removeTable(c, &nftables.Table{Name: tableName, Family: nftables.TableFamilyIPv4})
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("remove firewall rules: %w", err)
 	}
 	return nil
+}
+
+// Who may send VXLAN is a set of pairs of network and underlay address, in a table of
+// its own, since its elements change with each workspace while the other rules stay.
+const (
+	sendersTable   = "multipaas-vxlan"
+	sendersSet     = "senders"
+	sendersVersion = versionPrefix + "1" // a chain that says what the table holds
+)
+
+// sender is the set's key: the VNI as it stands in the packet, with the
+// reserved byte behind it, then the address.
+func sender(vni uint32, host netip.Addr) string {
+	return string(append(binary.BigEndian.AppendUint32(nil, vni<<8), host.AsSlice()...))
+}
+
+// ensureSenders makes the host take a network's VXLAN from the hosts of its
+// members and from nobody else. Without members there is nobody.
+func (n *Network) ensureSenders(vni uint32, members []wire.Member) (err error) {
+	want := map[string]bool{}
+	for _, m := range members {
+		if m.Host != n.cfg.Underlay {
+			want[sender(vni, m.Host)] = true
+		}
+	}
+	c, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	defer func() { err = errors.Join(err, c.CloseLasting()) }()
+	t := &nftables.Table{Name: sendersTable, Family: nftables.TableFamilyIPv4}
+	have, err := chainNames(c, t)
+	if err != nil {
+		return err
+	}
+	// Not "integer" for the VNI: nft crashes when it lists that without a length.
+	set := &nftables.Set{Table: t, Name: sendersSet, Concatenation: true,
+		KeyType: nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeIPAddr)}
+	if !slices.Contains(have, sendersVersion) {
+		if len(want) == 0 {
+			return nil
+		}
+		removeTable(c, t)
+		c.AddTable(t)
+		if err := c.AddSet(set, nil); err != nil {
+			return fmt.Errorf("add set of senders: %w", err)
+		}
+		sendersRules(c, t, set)
+	} else {
+		elements, err := c.GetSetElements(set)
+		if err != nil {
+			return fmt.Errorf("list senders: %w", err)
+		}
+		for _, e := range elements {
+			switch key := string(e.Key); {
+			case want[key]:
+				delete(want, key)
+			case len(key) == 8 && binary.BigEndian.Uint32([]byte(key)) == vni<<8:
+				if err := c.SetDeleteElements(set, []nftables.SetElement{{Key: e.Key}}); err != nil {
+					return fmt.Errorf("remove sender: %w", err)
+				}
+			}
+		}
+	}
+	for key := range want {
+		if err := c.SetAddElements(set, []nftables.SetElement{{Key: []byte(key)}}); err != nil {
+			return fmt.Errorf("add sender: %w", err)
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("set senders of VXLAN: %w", err)
+	}
+	return nil
+}
+
+func sendersRules(c *nftables.Conn, t *nftables.Table, set *nftables.Set) {
+	c.AddChain(&nftables.Chain{Name: sendersVersion, Table: t})
+	accept := nftables.ChainPolicyAccept
+	input := c.AddChain(&nftables.Chain{Name: "input", Table: t, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityRef(beforeAll), Policy: &accept})
+	const pair = unix.NFT_REG32_00 // and the register behind it
+	c.AddRule(&nftables.Rule{Table: t, Chain: input, Exprs: match(protocol(unix.IPPROTO_UDP), toPort(VXLANPort),
+		[]expr.Any{
+			// Behind UDP's 8 bytes and the 4 of VXLAN's flags.
+			&expr.Payload{DestRegister: pair, Base: expr.PayloadBaseTransportHeader, Offset: 12, Len: 4},
+			&expr.Payload{DestRegister: pair + 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
+			&expr.Lookup{SourceRegister: pair, SetName: set.Name, SetID: set.ID, Invert: true},
+		},
+		drop())})
 }

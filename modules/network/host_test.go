@@ -145,7 +145,7 @@ func watchAddress(a netip.Addr) *watched {
 func watchPaths(n *Network) *watched {
 	w := &watched{make(chan string, 1000)}
 	narrow := func(peer netip.Addr, err error) { w.said <- fmt.Sprintf("%v: %v", peer, err) }
-	go n.WatchPaths(PathConfig{Narrow: narrow, Every: 300 * time.Millisecond, Wait: 500 * time.Millisecond})(context.Background(), func() {})
+	go n.WatchPaths(PathConfig{Narrow: narrow, Every: 300 * time.Millisecond})(context.Background(), func() {})
 	return w
 }
 

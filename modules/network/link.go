@@ -2,12 +2,15 @@ package network
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -16,8 +19,7 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// dump repeats a netlink list that was interrupted by a change: its result
-// would be incomplete.
+// dump repeats a list that was interrupted by a change and would be incomplete.
 func dump[T any](list func() ([]T, error)) ([]T, error) {
 	for try := 0; ; try++ {
 		items, err := list()
@@ -30,19 +32,63 @@ func dump[T any](list func() ([]T, error)) ([]T, error) {
 
 // find returns the link, or nil if there is none.
 func find(h *netlink.Handle, name string) (netlink.Link, error) {
-	for try := 0; ; try++ {
-		l, err := h.LinkByName(name)
-		var none netlink.LinkNotFoundError
-		switch {
-		case errors.As(err, &none):
-			return nil, nil
-		case errors.Is(err, netlink.ErrDumpInterrupted) && try < 10:
-			continue
-		case err != nil:
-			return nil, fmt.Errorf("find interface %s: %w", name, err)
-		}
-		return l, nil
+	l, err := get(h, name)
+	if errors.Is(err, errNoLink) {
+		return nil, nil
 	}
+	return l, err
+}
+
+// errNoLink is no fs.ErrNotExist: that says that a namespace is not there.
+var errNoLink = errors.New("there is none")
+
+// get returns a link that must be there.
+func get(h *netlink.Handle, name string) (netlink.Link, error) {
+	links, err := dump(func() ([]netlink.Link, error) {
+		l, err := h.LinkByName(name)
+		return []netlink.Link{l}, err
+	})
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		err = errNoLink
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find interface %s: %w", name, err)
+	}
+	return links[0], nil
+}
+
+// addLink adds a link and returns it as it stands then where in looks.
+func addLink(h, in *netlink.Handle, l netlink.Link) (netlink.Link, error) {
+	if err := h.LinkAdd(l); err != nil {
+		return nil, fmt.Errorf("add interface %s: %w", l.Attrs().Name, err)
+	}
+	return get(in, l.Attrs().Name)
+}
+
+// ensureVeth makes a pair of links, if it is not there: v stands where outside
+// looks, its peer where inside does.
+func ensureVeth(outside, inside *netlink.Handle, v *netlink.Veth) (outer, inner netlink.Link, err error) {
+	if outer, err = find(outside, v.Name); err != nil {
+		return nil, nil, err
+	}
+	if inner, err = find(inside, v.PeerName); err != nil {
+		return nil, nil, err
+	}
+	endOf := func(a, b netlink.Link) bool { return a.Attrs().ParentIndex == b.Attrs().Index } // of a veth: its other end
+	if outer != nil && inner != nil && endOf(outer, inner) && endOf(inner, outer) {
+		return outer, inner, nil
+	}
+	if err := removeLink(outside, v.Name); err != nil {
+		return nil, nil, err
+	}
+	if err := removeLink(inside, v.PeerName); err != nil {
+		return nil, nil, err
+	}
+	if outer, err = addLink(outside, outside, v); err != nil {
+		return nil, nil, err
+	}
+	inner, err = get(inside, v.PeerName)
+	return outer, inner, err
 }
 
 func linksWithPrefix(h *netlink.Handle, prefix string) ([]netlink.Link, error) {
@@ -50,13 +96,7 @@ func linksWithPrefix(h *netlink.Handle, prefix string) ([]netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	var links []netlink.Link
-	for _, l := range all {
-		if strings.HasPrefix(l.Attrs().Name, prefix) {
-			links = append(links, l)
-		}
-	}
-	return links, nil
+	return slices.DeleteFunc(all, func(l netlink.Link) bool { return !strings.HasPrefix(l.Attrs().Name, prefix) }), nil
 }
 
 func removeLink(h *netlink.Handle, name string) error {
@@ -94,44 +134,69 @@ func adjust(h *netlink.Handle, l netlink.Link, mtu int, mac net.HardwareAddr) er
 	return nil
 }
 
-// setAddresses makes the link have just these IPv4 addresses, loopback at least
-// these.
-func setAddresses(h *netlink.Handle, l netlink.Link, want ...netip.Prefix) error {
-	name := l.Attrs().Name
-	have, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_V4) })
+// kernelTable is what the kernel holds of one kind: which value for each key.
+type kernelTable[K, V comparable, T any] struct {
+	name   string
+	list   func() ([]T, error)
+	read   func(T) (key K, value V, ours bool)
+	remove func(*T) error
+	set    func(K, V) error // adds it, or replaces the value
+}
+
+// settle makes the entries that are ours be just those that are wanted. Those that
+// are right stay untouched.
+func (t kernelTable[K, V, T]) settle(want map[K]V) error {
+	have, err := dump(t.list)
 	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", name, err)
+		return fmt.Errorf("list %s: %w", t.name, err)
 	}
-	missing := map[netip.Prefix]bool{}
-	for _, p := range want {
-		missing[p] = true
-	}
-	for _, a := range have {
-		p := prefixOf(a.IPNet)
-		if missing[p] {
-			delete(missing, p)
-			continue
-		}
-		if l.Attrs().Flags&net.FlagLoopback != 0 {
-			continue // what else is on loopback is not ours
-		}
-		if err := h.AddrDel(l, &a); err != nil {
-			return fmt.Errorf("remove address %v of %s: %w", p, name, err)
+	missing := maps.Clone(want)
+	for i := range have {
+		key, value, ours := t.read(have[i])
+		wanted, ok := want[key]
+		switch {
+		case ok && ours && value == wanted:
+			delete(missing, key)
+		case !ok && ours:
+			if err := t.remove(&have[i]); err != nil {
+				return fmt.Errorf("%s: remove %v: %w", t.name, key, err)
+			}
 		}
 	}
-	for p := range missing {
-		// No broadcast address: with a /31 there is none, and none is needed.
-		if err := h.AddrAdd(l, &netlink.Addr{IPNet: netOf(p)}); err != nil {
-			return fmt.Errorf("add address %v to %s: %w", p, name, err)
+	for key, value := range missing {
+		if err := t.set(key, value); err != nil {
+			return fmt.Errorf("%s: set %v: %w", t.name, key, err)
 		}
 	}
 	return nil
 }
 
+// setAddress makes the link have just this IPv4 address, loopback at least this one.
+func setAddress(h *netlink.Handle, l netlink.Link, want netip.Prefix) error {
+	return kernelTable[netip.Prefix, bool, netlink.Addr]{
+		name: "addresses of " + l.Attrs().Name,
+		list: func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_V4) },
+		read: func(a netlink.Addr) (netip.Prefix, bool, bool) {
+			p := prefixOf(a.IPNet)
+			return p, true, p == want || l.Attrs().Flags&net.FlagLoopback == 0
+		},
+		remove: func(a *netlink.Addr) error { return h.AddrDel(l, a) },
+		// No broadcast address: with a /31 there is none, and none is needed.
+		set: func(p netip.Prefix, _ bool) error { return h.AddrAdd(l, &netlink.Addr{IPNet: netOf(p)}) },
+	}.settle(map[netip.Prefix]bool{want: true})
+}
+
+// anywhere is where the default route leads.
+var anywhere = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
 func prefixOf(n *net.IPNet) netip.Prefix {
-	a, _ := netip.AddrFromSlice(n.IP)
 	bits, _ := n.Mask.Size()
-	return netip.PrefixFrom(a.Unmap(), bits)
+	return netip.PrefixFrom(addrOf(n.IP), bits)
 }
 
 func netOf(p netip.Prefix) *net.IPNet {
@@ -146,24 +211,19 @@ func mustMAC(s string) net.HardwareAddr {
 // ensureBridge makes the bridge that is this host's own place in the network.
 func (w *workspace) ensureBridge(want wire.Network, mtu int) error {
 	l, err := find(w.link, bridgeName)
-	if err != nil {
-		return err
-	}
-	if l == nil {
+	if err == nil && l == nil {
 		off := false
 		br := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs(), MulticastSnooping: &off}
 		br.Name, br.HardwareAddr, br.MTU = bridgeName, mustMAC(want.MAC), mtu
-		if err := w.link.LinkAdd(br); err != nil {
-			return fmt.Errorf("add bridge: %w", err)
-		}
-		if l, err = find(w.link, bridgeName); err != nil || l == nil {
-			return fmt.Errorf("add bridge: it is gone: %w", err)
-		}
+		l, err = addLink(w.link, w.link, br)
+	}
+	if err != nil {
+		return err
 	}
 	if err := adjust(w.link, l, mtu, mustMAC(want.MAC)); err != nil {
 		return err
 	}
-	return setAddresses(w.link, l, want.Gateway)
+	return setAddress(w.link, l, want.Gateway)
 }
 
 // ensureVXLAN makes the device that reaches the other hosts. It is created by
@@ -174,25 +234,16 @@ func (n *Network) ensureVXLAN(host *host, w *workspace, want wire.Network, mtu i
 	if err != nil {
 		return err
 	}
-	if l != nil {
-		v, ok := l.(*netlink.Vxlan)
-		if !ok || v.VxlanId != int(want.VNI) || !v.SrcAddr.Equal(n.cfg.Underlay.AsSlice()) || v.Port != VXLANPort || v.Learning {
-			if err := removeLink(w.link, vxlanName); err != nil {
-				return err
-			}
-			l = nil
+	v, ok := l.(*netlink.Vxlan)
+	if !ok || v.VxlanId != int(want.VNI) || !v.SrcAddr.Equal(n.cfg.Underlay.AsSlice()) || v.Port != VXLANPort || v.Learning {
+		if err := removeLink(w.link, vxlanName); err != nil {
+			return err
 		}
-	}
-	if l == nil {
-		v := &netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), VxlanId: int(want.VNI),
+		v = &netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), VxlanId: int(want.VNI),
 			SrcAddr: n.cfg.Underlay.AsSlice(), Port: VXLANPort, Learning: false}
-		v.Name, v.MTU = vxlanName, mtu
-		v.Namespace = netlink.NsFd(w.file.Fd())
-		if err := host.link.LinkAdd(v); err != nil {
-			return fmt.Errorf("add VXLAN device for VNI %d: %w", want.VNI, err)
-		}
-		if l, err = find(w.link, vxlanName); err != nil || l == nil {
-			return fmt.Errorf("add VXLAN device: it is not in its namespace: %w", err)
+		v.Name, v.MTU, v.Namespace = vxlanName, mtu, w.ns.Fd()
+		if l, err = addLink(host.link, w.link, v); err != nil {
+			return fmt.Errorf("VNI %d: %w", want.VNI, err)
 		}
 	}
 	if err := w.enslave(l); err != nil {
@@ -205,9 +256,9 @@ func (n *Network) ensureVXLAN(host *host, w *workspace, want wire.Network, mtu i
 // unknown unicast: who is where is known, and what a machine claims to be must
 // not change it.
 func (w *workspace) enslave(l netlink.Link) error {
-	br, err := find(w.link, bridgeName)
-	if err != nil || br == nil {
-		return fmt.Errorf("find bridge: %w", err)
+	br, err := get(w.link, bridgeName)
+	if err != nil {
+		return err
 	}
 	name := l.Attrs().Name
 	if l.Attrs().MasterIndex != br.Attrs().Index {
@@ -232,40 +283,36 @@ func (w *workspace) enslave(l netlink.Link) error {
 	return nil
 }
 
-// setSysctls makes the namespace a router for IPv4 and nothing for IPv6.
-func (w *workspace) setSysctls() error {
-	return setSysctls(w.ns, map[string]string{
+// route makes a namespace a router for IPv4 and nothing for IPv6; rpFilter says
+// whether it looks where a packet should have come from. Entries of IPv6 and of
+// br_netfilter may be missing.
+func route(ns *netns.NS, rpFilter string, more map[string]string) error {
+	values := map[string]string{
 		"ipv4/ip_forward":                  "1",
-		"ipv4/conf/all/rp_filter":          "1",
-		"ipv4/conf/default/rp_filter":      "1",
+		"ipv4/conf/all/rp_filter":          rpFilter,
+		"ipv4/conf/default/rp_filter":      rpFilter,
 		"ipv4/conf/all/arp_ignore":         "1",
 		"ipv4/conf/all/arp_announce":       "2",
 		"ipv4/conf/all/send_redirects":     "0",
 		"ipv4/conf/default/send_redirects": "0",
 		"ipv4/conf/all/accept_redirects":   "0",
-		"ipv4/conf/all/route_localnet":     "0",
 		"ipv6/conf/all/disable_ipv6":       "1",
 		"ipv6/conf/default/disable_ipv6":   "1",
-		// Members' frames to each other are no business of the IPv4 rules, which
-		// would drop them as not addressed to the outside.
-		"bridge/bridge-nf-call-iptables":  "0",
-		"bridge/bridge-nf-call-ip6tables": "0",
-		"bridge/bridge-nf-call-arptables": "0",
-	})
+	}
+	maps.Copy(values, more)
+	return ns.Do(func() error { return setSysctls(values) })
 }
 
-// setSysctls writes what differs below /proc/sys/net, which shows the namespace
-// of the thread that looks. Entries of IPv6 and of br_netfilter may be missing.
-func setSysctls(ns *netns.NS, values map[string]string) error {
-	return ns.Do(func() error {
-		var errs []error
-		for name, value := range values {
-			errs = append(errs, setSysctl(name, value))
-		}
-		return errors.Join(errs...)
-	})
+func setSysctls(values map[string]string) error {
+	var errs []error
+	for name, value := range values {
+		errs = append(errs, setSysctl(name, value))
+	}
+	return errors.Join(errs...)
 }
 
+// setSysctl writes what differs below /proc/sys/net, which shows the namespace
+// of the thread that looks.
 func setSysctl(name, value string) error {
 	path := filepath.Join("/proc/sys/net", name)
 	have, err := os.ReadFile(path)
@@ -278,14 +325,92 @@ func setSysctl(name, value string) error {
 	if strings.TrimSpace(string(have)) == value {
 		return nil
 	}
-	// No O_CREATE, O_TRUNC: it is not a file.
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return fmt.Errorf("set sysctl: %w", err)
-	}
-	defer f.Close()
-	if _, err := f.WriteString(value); err != nil {
+	if err := os.WriteFile(path, []byte(value), 0); err != nil {
 		return fmt.Errorf("set sysctl %s to %s: %w", path, value, err)
 	}
 	return nil
+}
+
+// ensureUplink makes the way to the outside: a veth pair between the host and
+// the workspace, with two addresses of its own.
+func (w *workspace) ensureUplink(host *host) error {
+	name := uplinkPrefix + w.id
+	v := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: uplinkName, PeerNamespace: w.ns.Fd()}
+	v.Name, v.MTU = name, host.mtu
+	// udev gives a link a lasting address of its own choice, a moment after the
+	// other side has learned the first one, unless it was given one.
+	v.HardwareAddr, v.PeerHardwareAddr = uplinkMAC(w.id, 0), uplinkMAC(w.id, 1)
+	outer, inner, err := ensureVeth(host.link, w.link, v)
+	if err != nil {
+		return fmt.Errorf("uplink: %w", err)
+	}
+	hostSide, err := uplinkAddress(host, w.id)
+	if err != nil {
+		return err
+	}
+	err = setSysctls(map[string]string{
+		"ipv4/conf/" + name + "/rp_filter":    "1",
+		"ipv4/conf/" + name + "/accept_local": "0",
+		// Nothing inside has IPv6, and our rules are of IPv4: the host listens to
+		// nobody there.
+		"ipv6/conf/" + name + "/disable_ipv6": "1",
+	})
+	if err != nil {
+		return err
+	}
+	for _, side := range []struct {
+		in      *netlink.Handle
+		link    netlink.Link
+		address netip.Addr
+	}{{host.link, outer, hostSide}, {w.link, inner, hostSide.Next()}} {
+		if err := adjust(side.in, side.link, host.mtu, nil); err != nil {
+			return err
+		}
+		if err := setAddress(side.in, side.link, netip.PrefixFrom(side.address, 31)); err != nil {
+			return err
+		}
+	}
+	return setRoutes(w.link, inner, map[netip.Prefix]netip.Addr{anywhere: hostSide})
+}
+
+// uplinkMAC is the hardware address of the host's side (0) or the workspace's (1)
+// of an uplink: local, as a member's are, but of another range.
+func uplinkMAC(id string, side byte) net.HardwareAddr {
+	vni := vniOf(id)
+	return net.HardwareAddr{0x02, 0x6e, side, byte(vni >> 16), byte(vni >> 8), byte(vni)}
+}
+
+// uplinkAddress is the host's address on the uplink of a workspace. What is
+// taken is read from the links that are there, so nothing needs to be kept. A
+// new one begins at a place computed from the id, so that it comes back as it
+// was after a reboot, mostly.
+func uplinkAddress(host *host, id string) (netip.Addr, error) {
+	links, err := linksWithPrefix(host.link, uplinkPrefix)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	taken := map[netip.Prefix]bool{}
+	for _, l := range links {
+		addresses, err := dump(func() ([]netlink.Addr, error) { return host.link.AddrList(l, netlink.FAMILY_V4) })
+		if err != nil {
+			return netip.Addr{}, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
+		}
+		for _, a := range addresses {
+			p := prefixOf(a.IPNet)
+			if l.Attrs().Name == uplinkPrefix+id && p.Bits() == 31 && uplinks.Contains(p.Addr()) && p.Masked() == p {
+				return p.Addr(), nil
+			}
+			taken[p.Masked()] = true
+		}
+	}
+	pairs := uint32(1) << (31 - uplinks.Bits())
+	base := uplinks.Masked().Addr().As4()
+	for i := range pairs {
+		var b [4]byte
+		binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(base[:])+2*((vniOf(id)+i)%pairs))
+		if a := netip.AddrFrom4(b); !taken[netip.PrefixFrom(a, 31)] {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("no uplink address is free in %v", uplinks)
 }

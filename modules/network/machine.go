@@ -1,13 +1,15 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -17,20 +19,15 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// machinePort is a machine's place in the network of its workspace.
+// machinePort is a machine's place in the network of its workspace. What it is
+// stands in the alias of the link, so that rules and routes can be made anew by an
+// agent that knows nothing yet.
 type machinePort struct {
 	UID     string
 	Address netip.Addr
 	MAC     string
 	PodCIDR netip.Prefix
-}
-
-// port is a machine's port on the bridge. What it is stands in the alias of the
-// link, so that rules and routes can be made anew by an agent that knows
-// nothing yet.
-type port struct {
-	machinePort
-	index int // of the link; 0: not there yet
+	index   int // of the link on the bridge; 0: not there yet
 }
 
 // hash stands for the machine in names of links, which have 15 letters. Not the
@@ -42,12 +39,6 @@ func hash(uid string) string {
 
 func (p machinePort) link() string      { return portPrefix + hash(p.UID) }
 func (p machinePort) namespace() string { return machinePrefix + p.UID }
-
-// MachineNamespacePath is the file of a machine's network namespace, whether it
-// is there or not.
-func MachineNamespacePath(uid string) string {
-	return netns.Root + "/" + machinePort{UID: uid}.namespace()
-}
 
 func (p machinePort) alias() string {
 	return strings.Join([]string{p.UID, p.Address.String(), p.MAC, p.PodCIDR.String()}, " ")
@@ -61,7 +52,7 @@ func parseAlias(s string) (p machinePort, ok bool) {
 	address, err1 := netip.ParseAddr(f[1])
 	mac, err2 := net.ParseMAC(f[2])
 	pods, err3 := netip.ParsePrefix(f[3])
-	return machinePort{f[0], address, mac.String(), pods}, err1 == nil && err2 == nil && err3 == nil
+	return machinePort{UID: f[0], Address: address, MAC: mac.String(), PodCIDR: pods}, err1 == nil && err2 == nil && err3 == nil
 }
 
 func (w *workspace) readPorts() error {
@@ -79,7 +70,8 @@ func (w *workspace) readPorts() error {
 			}
 			continue
 		}
-		w.ports = append(w.ports, port{p, l.Attrs().Index})
+		p.index = l.Attrs().Index
+		w.ports = append(w.ports, p)
 	}
 	return nil
 }
@@ -92,30 +84,26 @@ func (w *workspace) readPorts() error {
 func (n *Network) AttachMachine(ctx context.Context, machine wire.Machine) (string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	m := machinePort{machine.UID, machine.Spec.Address, machine.Spec.MAC, machine.Spec.PodCIDR}
+	m := machinePort{UID: machine.UID, Address: machine.Spec.Address, MAC: machine.Spec.MAC, PodCIDR: machine.Spec.PodCIDR}
 	want, ok := n.attached[machine.NetworkID]
 	if !ok {
 		return "", fmt.Errorf("attach machine %s: network %s is not attached", m.UID, machine.NetworkID)
 	}
-	if err := ctx.Err(); err != nil {
-		return "", err
-	}
-	if err := m.check(want); err != nil {
+	if err := cmp.Or(m.check(want), ctx.Err()); err != nil {
 		return "", fmt.Errorf("attach machine %s: %w", m.UID, err)
 	}
 	if err := n.attachMachine(want, m); err != nil {
 		return "", fmt.Errorf("attach machine %s to network %s: %w", m.UID, want.ID, err)
 	}
-	return MachineNamespacePath(m.UID), nil
+	return filepath.Join(netns.Root, m.namespace()), nil
 }
 
 func (p *machinePort) check(want wire.Network) error {
 	mac, err := net.ParseMAC(p.MAC)
-	switch {
-	case checkUID(p.UID) != nil:
-		return checkUID(p.UID)
-	case err != nil:
+	if err := cmp.Or(checkUID(p.UID), err); err != nil {
 		return err
+	}
+	switch {
 	case !want.Plan.Nodes.Contains(p.Address) || p.Address == want.Plan.Plane || p.Address == want.Gateway.Addr():
 		return fmt.Errorf("address %v is not a machine's in %v", p.Address, want.Plan.Nodes)
 	case !p.PodCIDR.IsValid() || !want.Plan.Pods.Contains(p.PodCIDR.Addr()) || p.PodCIDR.Bits() < want.Plan.Pods.Bits():
@@ -133,12 +121,11 @@ func checkUID(uid string) error {
 }
 
 func (n *Network) attachMachine(want wire.Network, m machinePort) error {
-	host, err := n.openHost()
+	host, err := n.readHost()
 	if err != nil {
 		return err
 	}
-	defer host.close()
-	w, err := openWorkspace(want.ID, false)
+	w, err := openWorkspace(want.ID, netns.Open)
 	if err != nil {
 		return err
 	}
@@ -159,7 +146,7 @@ func (n *Network) attachMachine(want wire.Network, m machinePort) error {
 		return err
 	}
 	// The port joins the bridge once the rules know what it may send.
-	if err := n.protectWorkspace(w, want); err != nil {
+	if err := w.protect(want); err != nil {
 		return err
 	}
 	if err := w.enslave(l); err != nil {
@@ -172,7 +159,7 @@ func (n *Network) attachMachine(want wire.Network, m machinePort) error {
 	if err := n.ensurePlaces(w, want); err != nil {
 		return err
 	}
-	return n.ensureMachineLinks(want, port{machinePort: m}, mtu)
+	return ensureMachineLinks(want, m, mtu)
 }
 
 // ensurePort makes the veth pair from the bridge into the machine's namespace.
@@ -182,39 +169,12 @@ func (w *workspace) ensurePort(ns *netns.NS, m machinePort, mtu int) (netlink.Li
 		return nil, err
 	}
 	defer inside.Close()
-	l, err := find(w.link, m.link())
+	v := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: machineLink,
+		PeerHardwareAddr: mustMAC(m.MAC), PeerNamespace: ns.Fd()}
+	v.Name, v.MTU = m.link(), mtu
+	l, _, err := ensureVeth(w.link, inside, v)
 	if err != nil {
 		return nil, err
-	}
-	peer, err := find(inside, machineLink)
-	if err != nil {
-		return nil, err
-	}
-	// ParentIndex of a veth is its other end.
-	if l != nil && (peer == nil || l.Attrs().ParentIndex != peer.Attrs().Index || peer.Attrs().ParentIndex != l.Attrs().Index) {
-		if err := removeLink(w.link, m.link()); err != nil {
-			return nil, err
-		}
-		l = nil
-	}
-	if l == nil {
-		if err := removeLink(inside, machineLink); err != nil {
-			return nil, err
-		}
-		file, err := os.Open(ns.Path())
-		if err != nil {
-			return nil, err
-		}
-		defer file.Close()
-		v := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: machineLink,
-			PeerHardwareAddr: mustMAC(m.MAC), PeerNamespace: netlink.NsFd(file.Fd())}
-		v.Name, v.MTU = m.link(), mtu
-		if err := w.link.LinkAdd(v); err != nil {
-			return nil, fmt.Errorf("add port %s: %w", m.link(), err)
-		}
-		if l, err = find(w.link, m.link()); err != nil || l == nil {
-			return nil, fmt.Errorf("add port %s: it is gone: %w", m.link(), err)
-		}
 	}
 	failpoint.Reach("network/machine/port-made")
 	if l.Attrs().Alias != m.alias() {
@@ -226,7 +186,7 @@ func (w *workspace) ensurePort(ns *netns.NS, m machinePort, mtu int) (netlink.Li
 }
 
 // ensureMachineLinks keeps what is inside a machine's namespace.
-func (n *Network) ensureMachineLinks(want wire.Network, m port, mtu int) error {
+func ensureMachineLinks(want wire.Network, m machinePort, mtu int) error {
 	ns, err := netns.Open(m.namespace())
 	if err != nil {
 		return err
@@ -237,56 +197,31 @@ func (n *Network) ensureMachineLinks(want wire.Network, m port, mtu int) error {
 		return err
 	}
 	defer h.Close()
-	err = setSysctls(ns, map[string]string{
-		"ipv4/ip_forward":                  "1",
-		"ipv4/conf/all/rp_filter":          "0",
-		"ipv4/conf/default/rp_filter":      "0",
-		"ipv4/conf/all/arp_ignore":         "1",
-		"ipv4/conf/all/arp_announce":       "2",
-		"ipv4/conf/all/send_redirects":     "0",
-		"ipv4/conf/default/send_redirects": "0",
-		"ipv4/conf/all/accept_redirects":   "0",
-		"ipv6/conf/all/disable_ipv6":       "1",
-		"ipv6/conf/default/disable_ipv6":   "1",
-		// A pod's answer to a pod on the same bridge that asked a Service must
-		// pass connection tracking to be translated back.
-		"bridge/bridge-nf-call-iptables": "1",
-	})
+	// A pod's answer to a pod on the same bridge that asked a Service must pass
+	// connection tracking to be translated back.
+	if err := route(ns, "0", map[string]string{"bridge/bridge-nf-call-iptables": "1"}); err != nil {
+		return err
+	}
+	lo, err := get(h, "lo")
 	if err != nil {
 		return err
 	}
-	lo, err := find(h, "lo")
-	if err != nil || lo == nil {
-		return fmt.Errorf("find loopback: %w", err)
-	}
-	if err := setAddresses(h, lo, netip.PrefixFrom(wire.LinkLocal, 32)); err != nil {
+	if err := setAddress(h, lo, netip.PrefixFrom(wire.LinkLocal, 32)); err != nil {
 		return err
 	}
-	l, err := find(h, machineLink)
-	if err != nil || l == nil {
-		return fmt.Errorf("find %s in %s: %w", machineLink, m.namespace(), errOr(err, os.ErrNotExist))
+	l, err := get(h, machineLink)
+	if err != nil {
+		return fmt.Errorf("namespace %s: %w", m.namespace(), err)
 	}
 	if err := adjust(h, l, mtu, mustMAC(m.MAC)); err != nil {
 		return err
 	}
-	if err := setAddresses(h, l, netip.PrefixFrom(m.Address, want.Plan.Nodes.Bits())); err != nil {
+	if err := setAddress(h, l, netip.PrefixFrom(m.Address, want.Plan.Nodes.Bits())); err != nil {
 		return err
 	}
-	neighbours := map[netip.Addr]net.HardwareAddr{want.Gateway.Addr(): mustMAC(want.MAC)}
-	routes := map[netip.Prefix]netip.Addr{netip.PrefixFrom(netip.IPv4Unspecified(), 0): want.Gateway.Addr()}
-	for _, o := range want.Members {
-		if o.Address == m.Address {
-			continue
-		}
-		neighbours[o.Address] = mustMAC(o.MAC)
-		if o.PodCIDR.IsValid() {
-			routes[o.PodCIDR.Masked()] = o.Address
-		}
-	}
-	if err := setNeighbours(h, l, neighbours); err != nil {
-		return err
-	}
-	return setRoutes(h, l, routes)
+	others := slices.DeleteFunc(slices.Clone(want.Members), func(o wire.Member) bool { return o.Address == m.Address })
+	return setMembers(h, l, others, map[netip.Addr]string{want.Gateway.Addr(): mustMAC(want.MAC).String()},
+		map[netip.Prefix]netip.Addr{anywhere: want.Gateway.Addr()})
 }
 
 // DetachMachine takes a machine's namespace and link away. It is no error if
@@ -294,10 +229,7 @@ func (n *Network) ensureMachineLinks(want wire.Network, m port, mtu int) error {
 func (n *Network) DetachMachine(ctx context.Context, uid string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := checkUID(uid); err != nil {
+	if err := cmp.Or(checkUID(uid), ctx.Err()); err != nil {
 		return fmt.Errorf("detach machine: %w", err)
 	}
 	if err := n.detachMachine(machinePort{UID: uid}); err != nil {
@@ -306,18 +238,8 @@ func (n *Network) DetachMachine(ctx context.Context, uid string) error {
 	return nil
 }
 
-// Machines returns the UIDs of the machines that have a network namespace,
-// whole or not, sorted.
-func (n *Network) Machines() ([]string, error) {
-	names, err := netns.List(machinePrefix)
-	if err != nil {
-		return nil, err
-	}
-	for i := range names {
-		names[i] = strings.TrimPrefix(names[i], machinePrefix)
-	}
-	return names, nil
-}
+// Machines returns the UIDs of the machines that have a namespace, whole or not, sorted.
+func (n *Network) Machines() ([]string, error) { return named(machinePrefix) }
 
 func (n *Network) detachMachine(m machinePort) error {
 	ids, err := n.Attached()
@@ -334,7 +256,7 @@ func (n *Network) detachMachine(m machinePort) error {
 }
 
 func (n *Network) removePort(id string, m machinePort) error {
-	w, err := openWorkspace(id, false)
+	w, err := openWorkspace(id, netns.Open)
 	if err != nil {
 		return nil // half a namespace holds no port
 	}
@@ -353,12 +275,5 @@ func (n *Network) removePort(id string, m machinePort) error {
 	if err := w.readPorts(); err != nil {
 		return err
 	}
-	return n.protectWorkspace(w, want)
-}
-
-func errOr(err, other error) error {
-	if err != nil {
-		return err
-	}
-	return other
+	return w.protect(want)
 }

@@ -1,7 +1,6 @@
 package network
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -19,7 +18,7 @@ import (
 const routeProtocol = 0x6d
 
 // allZero is the FDB entry by which a VXLAN device finds where broadcasts go.
-var allZero = net.HardwareAddr{0, 0, 0, 0, 0, 0}
+const allZero = "00:00:00:00:00:00"
 
 // ensureMembers makes the namespace know where each member is: on which host,
 // behind which port, by which hardware address, with which pods behind it.
@@ -30,85 +29,75 @@ func (n *Network) ensureMembers(w *workspace, want wire.Network) error {
 	if err := n.ensurePlaces(w, want); err != nil {
 		return err
 	}
-	br, err := find(w.link, bridgeName)
-	if err != nil || br == nil {
-		return fmt.Errorf("find bridge: %w", err)
+	br, err := get(w.link, bridgeName)
+	if err != nil {
+		return err
 	}
-	neighbours := map[netip.Addr]net.HardwareAddr{}
-	routes := map[netip.Prefix]netip.Addr{}
-	for _, m := range want.Members {
-		neighbours[m.Address] = mustMAC(m.MAC)
+	return setMembers(w.link, br, want.Members, map[netip.Addr]string{}, map[netip.Prefix]netip.Addr{})
+}
+
+// setMembers makes members be known on a link, beside other neighbours and routes.
+func setMembers(
+	h *netlink.Handle, l netlink.Link, members []wire.Member, neighbours map[netip.Addr]string, routes map[netip.Prefix]netip.Addr,
+) error {
+	for _, m := range members {
+		neighbours[m.Address] = mustMAC(m.MAC).String()
 		if m.PodCIDR.IsValid() {
 			routes[m.PodCIDR.Masked()] = m.Address
 		}
 	}
-	if err := setNeighbours(w.link, br, neighbours); err != nil {
+	if err := setNeighbours(h, l, neighbours); err != nil {
 		return err
 	}
-	return setRoutes(w.link, br, routes)
+	return setRoutes(h, l, routes)
 }
 
 // ensureTunnels keeps the VXLAN device's table: which member is behind which
 // host, and to which hosts broadcasts go.
 func (n *Network) ensureTunnels(w *workspace, want wire.Network) error {
-	l, err := find(w.link, vxlanName)
-	if err != nil || l == nil {
-		return fmt.Errorf("find VXLAN device: %w", err)
+	l, err := get(w.link, vxlanName)
+	if err != nil {
+		return err
 	}
 	type entry struct {
 		mac  string
 		host netip.Addr
 	}
-	missing := map[entry]bool{}
+	wanted := map[entry]bool{}
 	for _, m := range want.Members {
 		if m.Host != n.cfg.Underlay {
-			missing[entry{string(mustMAC(m.MAC)), m.Host}] = true
-			missing[entry{string(allZero), m.Host}] = true
+			wanted[entry{mustMAC(m.MAC).String(), m.Host}] = true
+			wanted[entry{allZero, m.Host}] = true
 		}
 	}
-	have, err := dump(func() ([]netlink.Neigh, error) { return w.link.NeighList(l.Attrs().Index, unix.AF_BRIDGE) })
-	if err != nil {
-		return fmt.Errorf("list tunnels: %w", err)
-	}
-	for _, e := range have {
-		if e.Flags&netlink.NTF_SELF == 0 || e.IP == nil {
-			continue
-		}
-		host, _ := netip.AddrFromSlice(e.IP)
-		key := entry{string(e.HardwareAddr), host.Unmap()}
-		if missing[key] {
-			delete(missing, key)
-			continue
-		}
-		if err := w.link.NeighDel(&e); err != nil {
-			return fmt.Errorf("remove tunnel for %v to %v: %w", e.HardwareAddr, e.IP, err)
-		}
-	}
-	for key := range missing {
-		e := &netlink.Neigh{LinkIndex: l.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF,
-			State: netlink.NUD_PERMANENT | netlink.NUD_NOARP, IP: key.host.AsSlice(), HardwareAddr: net.HardwareAddr(key.mac)}
-		// Only the all-zero address may have several hosts.
-		add := w.link.NeighSet
-		if bytes.Equal(e.HardwareAddr, allZero) {
-			add = w.link.NeighAppend
-		}
-		if err := add(e); err != nil {
-			return fmt.Errorf("add tunnel for %v to %v: %w", e.HardwareAddr, key.host, err)
-		}
-	}
-	return nil
+	return kernelTable[entry, bool, netlink.Neigh]{
+		name: "tunnels",
+		list: func() ([]netlink.Neigh, error) { return w.link.NeighList(l.Attrs().Index, unix.AF_BRIDGE) },
+		read: func(e netlink.Neigh) (entry, bool, bool) {
+			return entry{e.HardwareAddr.String(), addrOf(e.IP)}, true, e.Flags&netlink.NTF_SELF != 0 && e.IP != nil
+		},
+		remove: w.link.NeighDel,
+		set: func(k entry, _ bool) error {
+			e := &netlink.Neigh{LinkIndex: l.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF,
+				State: netlink.NUD_PERMANENT | netlink.NUD_NOARP, IP: k.host.AsSlice(), HardwareAddr: mustMAC(k.mac)}
+			if k.mac == allZero { // only this one may have several hosts
+				return w.link.NeighAppend(e)
+			}
+			return w.link.NeighSet(e)
+		},
+	}.settle(wanted)
 }
 
 // ensurePlaces keeps the bridge's table: which member is behind which port.
 // Entries are static, so no frame can move one.
 func (n *Network) ensurePlaces(w *workspace, want wire.Network) error {
-	br, err := find(w.link, bridgeName)
-	if err != nil || br == nil {
-		return fmt.Errorf("find bridge: %w", err)
+	br, err := get(w.link, bridgeName)
+	if err != nil {
+		return err
 	}
-	vx, err := find(w.link, vxlanName)
-	if err != nil || vx == nil {
-		return fmt.Errorf("find VXLAN device: %w", err)
+	vx, err := get(w.link, vxlanName)
+	if err != nil {
+		return err
 	}
 	missing := map[string]int{} // hardware address -> port
 	for _, m := range want.Members {
@@ -167,78 +156,44 @@ func takePlaces(missing map[string]int, have []netlink.Neigh, bridge int) (wrong
 }
 
 // setNeighbours makes the link have just these permanent neighbours.
-func setNeighbours(h *netlink.Handle, l netlink.Link, want map[netip.Addr]net.HardwareAddr) error {
-	name, index := l.Attrs().Name, l.Attrs().Index
-	have, err := dump(func() ([]netlink.Neigh, error) { return h.NeighList(index, netlink.FAMILY_V4) })
-	if err != nil {
-		return fmt.Errorf("list neighbours of %s: %w", name, err)
-	}
-	right := map[netip.Addr]bool{}
-	for _, e := range have {
-		if e.State&netlink.NUD_PERMANENT == 0 {
-			continue
-		}
-		address, _ := netip.AddrFromSlice(e.IP)
-		mac, ok := want[address.Unmap()]
-		if ok && bytes.Equal(mac, e.HardwareAddr) {
-			right[address.Unmap()] = true
-			continue
-		}
-		if !ok {
-			if err := h.NeighDel(&e); err != nil {
-				return fmt.Errorf("remove neighbour %v of %s: %w", address, name, err)
-			}
-		}
-	}
-	for address, mac := range want {
-		if right[address] {
-			continue
-		}
-		e := &netlink.Neigh{LinkIndex: index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
-			IP: address.AsSlice(), HardwareAddr: mac}
-		if err := h.NeighSet(e); err != nil {
-			return fmt.Errorf("set neighbour %v of %s: %w", address, name, err)
-		}
-	}
-	return nil
+func setNeighbours(h *netlink.Handle, l netlink.Link, want map[netip.Addr]string) error {
+	index := l.Attrs().Index
+	return kernelTable[netip.Addr, string, netlink.Neigh]{
+		name: "neighbours of " + l.Attrs().Name,
+		list: func() ([]netlink.Neigh, error) { return h.NeighList(index, netlink.FAMILY_V4) },
+		read: func(e netlink.Neigh) (netip.Addr, string, bool) {
+			return addrOf(e.IP), e.HardwareAddr.String(), e.State&netlink.NUD_PERMANENT != 0
+		},
+		remove: h.NeighDel,
+		set: func(address netip.Addr, mac string) error {
+			return h.NeighSet(&netlink.Neigh{LinkIndex: index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
+				IP: address.AsSlice(), HardwareAddr: mustMAC(mac)})
+		},
+	}.settle(want)
 }
 
 // setRoutes makes just these routes of ours go through the link.
 func setRoutes(h *netlink.Handle, l netlink.Link, want map[netip.Prefix]netip.Addr) error {
-	name, index := l.Attrs().Name, l.Attrs().Index
+	index := l.Attrs().Index
 	filter := &netlink.Route{LinkIndex: index, Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN}
-	have, err := dump(func() ([]netlink.Route, error) {
-		return h.RouteListFiltered(netlink.FAMILY_V4, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
-	})
-	if err != nil {
-		return fmt.Errorf("list routes of %s: %w", name, err)
-	}
-	right := map[netip.Prefix]bool{}
-	for _, r := range have {
-		to := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-		if r.Dst != nil {
-			to = prefixOf(r.Dst)
-		}
-		via, _ := netip.AddrFromSlice(r.Gw)
-		gw, ok := want[to]
-		if ok && gw == via.Unmap() {
-			right[to] = true
-			continue
-		}
-		if !ok {
-			if err := h.RouteDel(&r); err != nil {
-				return fmt.Errorf("remove route to %v of %s: %w", to, name, err)
+	return kernelTable[netip.Prefix, netip.Addr, netlink.Route]{
+		name: "routes of " + l.Attrs().Name,
+		list: func() ([]netlink.Route, error) {
+			return h.RouteListFiltered(netlink.FAMILY_V4, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		},
+		read: func(r netlink.Route) (netip.Prefix, netip.Addr, bool) {
+			if r.Dst == nil {
+				return anywhere, addrOf(r.Gw), true
 			}
-		}
-	}
-	for to, via := range want {
-		if right[to] {
-			continue
-		}
-		r := &netlink.Route{LinkIndex: index, Protocol: routeProtocol, Dst: netOf(to), Gw: via.AsSlice()}
-		if err := h.RouteReplace(r); err != nil {
-			return fmt.Errorf("set route to %v via %v of %s: %w", to, via, name, err)
-		}
-	}
-	return nil
+			return prefixOf(r.Dst), addrOf(r.Gw), true
+		},
+		remove: h.RouteDel,
+		set: func(to netip.Prefix, via netip.Addr) error {
+			err := h.RouteReplace(&netlink.Route{LinkIndex: index, Protocol: routeProtocol, Dst: netOf(to), Gw: via.AsSlice()})
+			if err != nil {
+				return fmt.Errorf("via %v: %w", via, err)
+			}
+			return nil
+		},
+	}.settle(want)
 }

@@ -14,14 +14,16 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
-	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,9 +55,13 @@ const (
 // overhead is what VXLAN adds to a frame: 20 IPv4, 8 UDP, 8 VXLAN, 14 Ethernet.
 const overhead = 50
 
-// defaultUplinks is where uplinks get their addresses from: a part of the range
-// for carrier NAT, which is neither a site's own nor on the internet.
-var defaultUplinks = netip.MustParsePrefix("100.64.0.0/16")
+// uplinks is where uplinks get their addresses from: a part of the range for
+// carrier NAT, which is neither a site's own nor on the internet.
+var uplinks = netip.MustParsePrefix("100.64.0.0/16")
+
+// maxConnections bounds what the connection tracking of a host holds for the
+// outgoing connections of one workspace.
+const maxConnections = 16384
 
 // Config is what a host knows about itself.
 type Config struct {
@@ -66,40 +72,26 @@ type Config struct {
 	// host is connected to and those that are nobody's (loopback, link-local,
 	// multicast...).
 	Blocked []netip.Prefix
-	// Uplinks is where each workspace's uplink gets two addresses from.
-	// The zero value is 100.64.0.0/16.
-	Uplinks netip.Prefix
-	// MaxConnections bounds what the connection tracking of this host holds
-	// for the outgoing connections of one workspace. 0 is 16384.
-	MaxConnections uint32
-	Log            *slog.Logger
+	Log     *slog.Logger // nil: nothing is logged
 }
 
 // Network keeps the networks of workspaces on this host. It is safe for
 // concurrent use; calls follow one another.
 type Network struct {
 	cfg Config
-	log *slog.Logger
 
 	mu sync.Mutex
 	// attached is what Attach was last asked for. It is a memory, not the
 	// truth: after a restart it fills again with the first Attach.
 	attached map[string]wire.Network
-	paths    paths
+	look     chan struct{} // holds one when there may be new hosts
+	least    int           // the largest packet that every way to them carries; 0: as large as the interface sends
 }
 
 // New changes nothing on the host.
 func New(cfg Config) *Network {
-	if !cfg.Uplinks.IsValid() {
-		cfg.Uplinks = defaultUplinks
-	}
-	if cfg.MaxConnections == 0 {
-		cfg.MaxConnections = 16384
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	return &Network{cfg: cfg, log: cfg.Log, attached: map[string]wire.Network{}, paths: paths{look: make(chan struct{}, 1)}}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	return &Network{cfg: cfg, attached: map[string]wire.Network{}, look: make(chan struct{}, 1)}
 }
 
 // Attach makes this host's part of a workspace's network be as want says. It
@@ -108,33 +100,29 @@ func New(cfg Config) *Network {
 func (n *Network) Attach(ctx context.Context, want wire.Network) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := check(want); err != nil {
+	if err := cmp.Or(check(want), ctx.Err()); err != nil {
 		return fmt.Errorf("attach network: %w", err)
-	}
-	if err := ctx.Err(); err != nil {
-		return err
 	}
 	if err := n.attach(want); err != nil {
 		return fmt.Errorf("attach network %s: %w", want.ID, err)
 	}
 	if _, ok := n.attached[want.ID]; !ok {
-		n.log.Info("network attached", "network", want.ID, "workspace", want.Workspace, "members", len(want.Members))
+		n.cfg.Log.Info("network attached", "network", want.ID, "workspace", want.Workspace, "members", len(want.Members))
 	}
 	n.attached[want.ID] = want
 	select {
-	case n.paths.look <- struct{}{}:
+	case n.look <- struct{}{}:
 	default:
 	}
 	return nil
 }
 
 func (n *Network) attach(want wire.Network) error {
-	host, err := n.openHost()
+	host, err := n.readHost()
 	if err != nil {
 		return err
 	}
-	defer host.close()
-	w, err := openWorkspace(want.ID, true)
+	w, err := openWorkspace(want.ID, netns.Create)
 	if err != nil {
 		return err
 	}
@@ -143,10 +131,18 @@ func (n *Network) attach(want wire.Network) error {
 
 	// The rules come first, so that there is no moment without them: they speak
 	// of interfaces by name, which need not exist yet.
-	if err := w.setSysctls(); err != nil {
+	err = route(w.ns, "1", map[string]string{
+		"ipv4/conf/all/route_localnet": "0",
+		// Members' frames to each other are no business of the IPv4 rules, which
+		// would drop them as not addressed to the outside.
+		"bridge/bridge-nf-call-iptables":  "0",
+		"bridge/bridge-nf-call-ip6tables": "0",
+		"bridge/bridge-nf-call-arptables": "0",
+	})
+	if err != nil {
 		return err
 	}
-	if err := n.protectWorkspace(w, want); err != nil {
+	if err := w.protect(want); err != nil {
 		return err
 	}
 	for _, a := range want.Hosts {
@@ -160,7 +156,6 @@ func (n *Network) attach(want wire.Network) error {
 	if err := n.ensureSenders(want.VNI, want.Members); err != nil {
 		return err
 	}
-
 	mtu := n.inner(host)
 	if err := w.ensureBridge(want, mtu); err != nil {
 		return err
@@ -170,7 +165,7 @@ func (n *Network) attach(want wire.Network) error {
 		return err
 	}
 	failpoint.Reach("network/attach/vxlan-made")
-	if err := n.ensureUplink(host, w); err != nil {
+	if err := w.ensureUplink(host); err != nil {
 		return err
 	}
 	failpoint.Reach("network/attach/uplink-made")
@@ -180,8 +175,9 @@ func (n *Network) attach(want wire.Network) error {
 	for _, p := range w.ports {
 		// A machine's part that is broken is mended by AttachMachine; the other
 		// machines' routes are more urgent.
-		if err := n.ensureMachineLinks(want, p, mtu); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			n.log.Warn("update machine's routes", "network", want.ID, "machine", p.UID, "error", err)
+		err := ensureMachineLinks(want, p, mtu)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errNoLink) {
+			n.cfg.Log.Warn("update machine's routes", "network", want.ID, "machine", p.UID, "err", err)
 		}
 	}
 	return nil
@@ -192,31 +188,25 @@ func (n *Network) attach(want wire.Network) error {
 func (n *Network) Detach(ctx context.Context, id string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := checkID(id); err != nil {
+	if err := cmp.Or(checkID(id), ctx.Err()); err != nil {
 		return fmt.Errorf("detach network: %w", err)
-	}
-	if err := ctx.Err(); err != nil {
-		return err
 	}
 	delete(n.attached, id)
 	if err := n.detach(id); err != nil {
 		return fmt.Errorf("detach network %s: %w", id, err)
 	}
-	n.log.Info("network detached", "network", id)
+	n.cfg.Log.Info("network detached", "network", id)
 	return nil
 }
 
 func (n *Network) detach(id string) error {
-	w, err := openWorkspace(id, false)
+	w, err := openWorkspace(id, netns.Open)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err == nil {
-		// One by one, not with the namespace: that lives on for as long as a
-		// process or a socket is in it, and would keep receiving.
-		err := w.removeLinks()
-		w.close()
-		if err != nil {
+		defer w.close()
+		if err := w.removeLinks(); err != nil {
 			return err
 		}
 		failpoint.Reach("network/detach/links-removed")
@@ -226,15 +216,11 @@ func (n *Network) detach(id string) error {
 			}
 		}
 	}
-	host, err := netlink.NewHandle()
-	if err != nil {
-		return fmt.Errorf("open netlink: %w", err)
-	}
-	defer host.Close()
+	host := &netlink.Handle{}
 	if err := removeLink(host, uplinkPrefix+id); err != nil {
 		return err
 	}
-	if err := n.removeSenders(id); err != nil {
+	if err := n.ensureSenders(vniOf(id), nil); err != nil {
 		return err
 	}
 	links, err := linksWithPrefix(host, uplinkPrefix)
@@ -242,7 +228,7 @@ func (n *Network) detach(id string) error {
 		return err
 	}
 	if len(links) == 0 {
-		if err := n.unprotectHost(); err != nil {
+		if err := unprotectHost(); err != nil {
 			return err
 		}
 	}
@@ -256,34 +242,28 @@ func (n *Network) detach(id string) error {
 	return nil
 }
 
-// Attached returns the ids of the networks of which there is something on this
-// host, be it whole or not, sorted.
+// Attached returns the ids of the networks, whole or not, on this host, sorted.
 func (n *Network) Attached() ([]string, error) {
-	names, err := netns.List(workspacePrefix)
-	if err != nil {
-		return nil, err
-	}
-	var ids []string
-	for _, name := range names {
-		if id := strings.TrimPrefix(name, workspacePrefix); checkID(id) == nil {
-			ids = append(ids, id)
-		}
-	}
-	return ids, nil
+	ids, err := named(workspacePrefix)
+	return slices.DeleteFunc(ids, func(id string) bool { return checkID(id) != nil }), err
 }
 
-// Namespace opens the namespace of an attached network. The caller closes it.
-// The error wraps fs.ErrNotExist if there is none.
-func (n *Network) Namespace(id string) (*netns.NS, error) {
+// named are the namespaces whose names begin with prefix, without it.
+func named(prefix string) ([]string, error) {
+	names, err := netns.List(prefix)
+	for i := range names {
+		names[i] = strings.TrimPrefix(names[i], prefix)
+	}
+	return names, err
+}
+
+// Dial connects from inside an attached network; IP literals only. The error wraps
+// fs.ErrNotExist if there is none.
+func (n *Network) Dial(ctx context.Context, id, network, address string) (net.Conn, error) {
 	if err := checkID(id); err != nil {
 		return nil, err
 	}
-	return netns.Open(workspacePrefix + id)
-}
-
-// Dial connects from inside an attached network; IP literals only.
-func (n *Network) Dial(ctx context.Context, id, network, address string) (net.Conn, error) {
-	ns, err := n.Namespace(id)
+	ns, err := netns.Open(workspacePrefix + id)
 	if err != nil {
 		return nil, err
 	}
@@ -291,8 +271,7 @@ func (n *Network) Dial(ctx context.Context, id, network, address string) (net.Co
 	return ns.DialContext(ctx, network, address)
 }
 
-// NamespacePath is the file of a network's namespace, whether it is there or
-// not.
+// NamespacePath is the file of a network's namespace, be it there or not.
 func NamespacePath(id string) string { return netns.Root + "/" + workspacePrefix + id }
 
 func checkID(id string) error {
@@ -302,86 +281,91 @@ func checkID(id string) error {
 	return nil
 }
 
+// vniOf is the number of a network's VXLAN, which its id says.
+func vniOf(id string) uint32 {
+	vni, _ := strconv.ParseUint(id, 16, 24) // checked before
+	return uint32(vni)
+}
+
 func check(want wire.Network) error {
 	if err := checkID(want.ID); err != nil {
 		return err
 	}
-	if vni, err := strconv.ParseUint(want.ID, 16, 24); err != nil || vni == 0 || uint32(vni) != want.VNI {
-		return fmt.Errorf("network %s: VNI %d does not belong to it", want.ID, want.VNI)
-	}
-	if !want.Gateway.IsValid() || !want.Gateway.Addr().Is4() || !want.Plan.Nodes.Contains(want.Gateway.Addr()) {
-		return fmt.Errorf("network %s: gateway %v is not in %v", want.ID, want.Gateway, want.Plan.Nodes)
-	}
-	if !want.Plan.Pods.IsValid() || !want.Plan.Services.IsValid() || !want.Plan.Plane.Is4() {
-		return fmt.Errorf("network %s: no address plan", want.ID)
-	}
-	if _, err := net.ParseMAC(want.MAC); err != nil {
+	if err := checkNetwork(want); err != nil {
 		return fmt.Errorf("network %s: %w", want.ID, err)
 	}
+	return nil
+}
+
+func checkNetwork(want wire.Network) error {
+	_, err := net.ParseMAC(want.MAC)
+	switch {
+	case want.VNI == 0 || want.VNI != vniOf(want.ID):
+		return fmt.Errorf("VNI %d does not belong to it", want.VNI)
+	case !want.Gateway.IsValid() || !want.Gateway.Addr().Is4() || !want.Plan.Nodes.Contains(want.Gateway.Addr()):
+		return fmt.Errorf("gateway %v is not in %v", want.Gateway, want.Plan.Nodes)
+	case !want.Plan.Pods.IsValid() || !want.Plan.Services.IsValid() || !want.Plan.Plane.Is4():
+		return errors.New("no address plan")
+	case err != nil:
+		return err
+	}
 	for _, m := range want.Members {
-		if _, err := net.ParseMAC(m.MAC); err != nil {
-			return fmt.Errorf("network %s: member %s: %w", want.ID, m.Name, err)
-		}
-		if !m.Address.Is4() || !want.Plan.Nodes.Contains(m.Address) || !m.Host.Is4() {
-			return fmt.Errorf("network %s: member %s: address %v on host %v", want.ID, m.Name, m.Address, m.Host)
-		}
-		if m.PodCIDR.IsValid() && !want.Plan.Pods.Contains(m.PodCIDR.Addr()) {
-			return fmt.Errorf("network %s: member %s: pod range %v is not in %v", want.ID, m.Name, m.PodCIDR, want.Plan.Pods)
+		_, err := net.ParseMAC(m.MAC)
+		switch {
+		case err != nil:
+			return fmt.Errorf("member %s: %w", m.Name, err)
+		case !m.Address.Is4() || !want.Plan.Nodes.Contains(m.Address) || !m.Host.Is4():
+			return fmt.Errorf("member %s: address %v on host %v", m.Name, m.Address, m.Host)
+		case m.PodCIDR.IsValid() && !want.Plan.Pods.Contains(m.PodCIDR.Addr()):
+			return fmt.Errorf("member %s: pod range %v is not in %v", m.Name, m.PodCIDR, want.Plan.Pods)
 		}
 	}
-	for _, a := range want.Hosts {
-		if !a.Is4() {
-			return fmt.Errorf("network %s: host %v is no IPv4 address", want.ID, a)
-		}
+	if i := slices.IndexFunc(want.Hosts, func(a netip.Addr) bool { return !a.Is4() }); i >= 0 {
+		return fmt.Errorf("host %v is no IPv4 address", want.Hosts[i])
 	}
 	return nil
 }
 
 // host is the namespace this process lives in, with the underlay.
 type host struct {
-	link *netlink.Handle
-	mtu  int // of the underlay
+	link *netlink.Handle // opens a socket for each request: nothing is to be closed
+	mtu  int             // of the underlay
 	// connected are the networks this host is connected to, and the platform's
 	// other hosts.
 	connected []netip.Prefix
 }
 
-func (h *host) close() { h.link.Close() }
-
-func (n *Network) openHost() (*host, error) {
-	link, err := netlink.NewHandle()
-	if err != nil {
-		return nil, fmt.Errorf("open netlink: %w", err)
-	}
-	h := &host{link: link}
-	if err := n.readHost(h); err != nil {
-		h.close()
-		return nil, err
-	}
-	return h, nil
-}
-
-func (n *Network) readHost(h *host) error {
+// links are the host's interfaces, by index, and its addresses.
+func (h *host) links() (map[int]*netlink.LinkAttrs, []netlink.Addr, error) {
 	links, err := dump(h.link.LinkList)
 	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
+		return nil, nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	byIndex := map[int]netlink.Link{}
+	byIndex := map[int]*netlink.LinkAttrs{}
 	for _, l := range links {
-		byIndex[l.Attrs().Index] = l
+		byIndex[l.Attrs().Index] = l.Attrs()
 	}
 	addresses, err := dump(func() ([]netlink.Addr, error) { return h.link.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
-		return fmt.Errorf("list addresses: %w", err)
+		return nil, nil, fmt.Errorf("list addresses: %w", err)
 	}
+	return byIndex, addresses, nil
+}
+
+func (n *Network) readHost() (*host, error) {
+	h := &host{link: &netlink.Handle{}}
+	byIndex, addresses, err := h.links()
+	if err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(byIndex, func(_ int, l *netlink.LinkAttrs) bool { return strings.HasPrefix(l.Name, uplinkPrefix) })
 	for _, a := range addresses {
-		l := byIndex[a.LinkIndex]
-		if l == nil || strings.HasPrefix(l.Attrs().Name, uplinkPrefix) {
+		l, p := byIndex[a.LinkIndex], prefixOf(a.IPNet)
+		if l == nil {
 			continue
 		}
-		p := prefixOf(a.IPNet)
 		if p.Addr() == n.cfg.Underlay {
-			h.mtu = l.Attrs().MTU
+			h.mtu = min(l.MTU, 65485) // loopback has more, in a lab of one host
 		}
 		if !p.Addr().IsLoopback() {
 			h.connected = append(h.connected, p.Masked())
@@ -389,54 +373,40 @@ func (n *Network) readHost(h *host) error {
 	}
 	routes, err := dump(func() ([]netlink.Route, error) { return h.link.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
+		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
-		l := byIndex[r.LinkIndex]
-		if r.Dst != nil && r.Scope == netlink.SCOPE_LINK && l != nil && !strings.HasPrefix(l.Attrs().Name, uplinkPrefix) {
+		if r.Dst != nil && r.Scope == netlink.SCOPE_LINK && byIndex[r.LinkIndex] != nil {
 			h.connected = append(h.connected, prefixOf(r.Dst).Masked())
 		}
 	}
-	if h.mtu == 0 {
-		return fmt.Errorf("no interface has the address %v: is it this host's address on the platform's network?", n.cfg.Underlay)
+	switch {
+	case h.mtu == 0:
+		return nil, fmt.Errorf("no interface has the address %v: is it this host's address on the platform's network?", n.cfg.Underlay)
+	case h.mtu < 576+overhead:
+		return nil, fmt.Errorf("the interface with address %v has an MTU of %d, too small for VXLAN", n.cfg.Underlay, h.mtu)
 	}
-	if h.mtu > 65485 {
-		h.mtu = 65485 // loopback, in a lab of one host
-	}
-	if h.mtu < 576+overhead {
-		return fmt.Errorf("the interface with address %v has an MTU of %d, too small for VXLAN", n.cfg.Underlay, h.mtu)
-	}
-	return nil
+	return h, nil
 }
 
 // workspace is an open namespace mp-ID.
 type workspace struct {
 	id    string
 	ns    *netns.NS
-	file  *os.File // the namespace, for the kernel to put links into
 	link  *netlink.Handle
-	ports []port // machines' ports that are there
+	ports []machinePort // those that are there
 }
 
-func openWorkspace(id string, create bool) (*workspace, error) {
-	open := netns.Open
-	if create {
-		open = netns.Create
-	}
+func openWorkspace(id string, open func(name string) (*netns.NS, error)) (*workspace, error) {
 	ns, err := open(workspacePrefix + id)
 	if err != nil {
 		return nil, err
 	}
 	w := &workspace{id: id, ns: ns}
-	if w.file, err = os.Open(ns.Path()); err != nil {
-		w.close()
-		return nil, err
+	if w.link, err = ns.Netlink(); err == nil {
+		err = w.readPorts()
 	}
-	if w.link, err = ns.Netlink(); err != nil {
-		w.close()
-		return nil, err
-	}
-	if err := w.readPorts(); err != nil {
+	if err != nil {
 		w.close()
 		return nil, err
 	}
@@ -447,19 +417,17 @@ func (w *workspace) close() {
 	if w.link != nil {
 		w.link.Close()
 	}
-	if w.file != nil {
-		w.file.Close()
-	}
 	w.ns.Close()
 }
 
+// removeLinks removes them one by one, not with the namespace: that lives on for as
+// long as a process or a socket is in it, and would keep receiving.
 func (w *workspace) removeLinks() error {
+	var names []string
 	for _, p := range w.ports {
-		if err := removeLink(w.link, p.link()); err != nil {
-			return err
-		}
+		names = append(names, p.link())
 	}
-	for _, name := range []string{uplinkName, vxlanName, bridgeName} {
+	for _, name := range append(names, uplinkName, vxlanName, bridgeName) {
 		if err := removeLink(w.link, name); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -25,14 +26,6 @@ type PathConfig struct {
 	Narrow func(peer netip.Addr, err error)
 	// Every is how often to look. 0 is 30 s: one large and one small packet to each host.
 	Every time.Duration
-	// Wait is for how long an answer may take. 0 is 500 ms.
-	Wait time.Duration
-}
-
-// paths is what Network knows of the ways to other hosts.
-type paths struct {
-	look  chan struct{} // holds one when there may be new hosts
-	least int           // the largest packet that every way carries; 0: as large as the interface sends
 }
 
 const (
@@ -46,29 +39,20 @@ const (
 	pathRungTries = 3
 )
 
-// WatchPaths is the part that finds out whether the network between this host
-// and the others carries what their interfaces send. A switch with a smaller
-// MTU drops the larger packets without a word, and of all that is larger than it
-// nothing arrives, while ping and small requests do. So the workspaces' networks
-// then get an MTU that passes: machines' connections go on.
-//
-// It asks by ICMP echo, with packets that may not be fragmented. Where a
-// firewall answers none, it can't know, and says nothing.
+// WatchPaths is the part that finds out by ICMP echo whether the network between
+// this host and the others carries what their interfaces send, and else gives the
+// workspaces' networks an MTU that passes. Of hosts that answer none it can't know,
+// and says nothing.
 //
 // Path MTU discovery of the kernel was no way: nobody routes between the hosts
 // who could say that a packet is too large.
 func (n *Network) WatchPaths(cfg PathConfig) func(ctx context.Context, ready func()) error {
-	if cfg.Every == 0 {
-		cfg.Every = 30 * time.Second
-	}
-	if cfg.Wait == 0 {
-		cfg.Wait = 500 * time.Millisecond
-	}
+	cfg.Every = cmp.Or(cfg.Every, 30*time.Second)
 	return func(ctx context.Context, ready func()) error {
 		ready()
 		tick := time.NewTicker(cfg.Every)
 		defer tick.Stop()
-		known := map[netip.Addr]int{} // what the path to a host carries
+		known := map[netip.Addr]int{} // what the path to a host carries; 0: all
 		failed := ""
 		for {
 			err := n.measurePaths(ctx, cfg, known)
@@ -77,7 +61,7 @@ func (n *Network) WatchPaths(cfg PathConfig) func(ctx context.Context, ready fun
 			}
 			if text := fmt.Sprint(err); text != failed {
 				if failed = text; err != nil {
-					n.log.Warn("measure the paths to other hosts", "error", err)
+					n.cfg.Log.Warn("measure the paths to other hosts", "err", err)
 				}
 			}
 			for again := true; again; {
@@ -86,7 +70,7 @@ func (n *Network) WatchPaths(cfg PathConfig) func(ctx context.Context, ready fun
 					return nil
 				case <-tick.C:
 					again = false
-				case <-n.paths.look:
+				case <-n.look:
 					again = !slices.ContainsFunc(n.peers(), func(a netip.Addr) bool { _, ok := known[a]; return !ok })
 				}
 			}
@@ -119,12 +103,11 @@ func (n *Network) measurePaths(ctx context.Context, cfg PathConfig, known map[ne
 		}
 	}
 	if len(peers) > 0 {
-		host, err := n.openHost()
+		host, err := n.readHost()
 		if err != nil {
 			return err
 		}
-		host.close()
-		e, err := newEcho(n.cfg.Underlay, cfg.Wait)
+		e, err := newEcho(n.cfg.Underlay)
 		if err != nil {
 			return err
 		}
@@ -135,19 +118,14 @@ func (n *Network) measurePaths(ctx context.Context, cfg PathConfig, known map[ne
 			return err
 		}
 		for _, a := range peers {
-			size := carried[a]
-			known[a] = size
-			if size == host.mtu {
+			known[a] = carried[a]
+			if carried[a] == host.mtu {
+				known[a] = 0
 				cfg.Narrow(a, nil)
 				continue
 			}
 			cfg.Narrow(a, fmt.Errorf("packets of %d bytes, as the interface sends them, don't get from %v to %v and back; those of %d do",
-				host.mtu, n.cfg.Underlay, a, size))
-		}
-		for a, size := range known {
-			if size == host.mtu {
-				known[a] = 0
-			}
+				host.mtu, n.cfg.Underlay, a, carried[a]))
 		}
 	}
 	least := 0
@@ -163,11 +141,11 @@ func (n *Network) measurePaths(ctx context.Context, cfg PathConfig, known map[ne
 func (n *Network) setPathMTU(ctx context.Context, least int) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.paths.least == least {
+	if n.least == least {
 		return nil
 	}
-	n.log.Info("the paths to other hosts carry less or more than before", "bytes", least, "before", n.paths.least)
-	n.paths.least = least
+	n.cfg.Log.Info("the paths to other hosts carry less or more than before", "bytes", least, "before", n.least)
+	n.least = least
 	var errs []error
 	for _, want := range n.attached {
 		if err := ctx.Err(); err != nil {
@@ -182,8 +160,8 @@ func (n *Network) setPathMTU(ctx context.Context, least int) error {
 
 // inner is the MTU of a workspace's network.
 func (n *Network) inner(h *host) int {
-	if n.paths.least != 0 && n.paths.least < h.mtu {
-		return n.paths.least - overhead
+	if n.least != 0 && n.least < h.mtu {
+		return n.least - overhead
 	}
 	return h.mtu - overhead
 }
@@ -191,18 +169,17 @@ func (n *Network) inner(h *host) int {
 // echo asks hosts to send back packets.
 type echo struct {
 	conn  *net.IPConn
-	wait  time.Duration
 	id    uint16
 	seq   uint16
 	token [8]byte // who did not see a question can't answer it
 }
 
-func newEcho(from netip.Addr, wait time.Duration) (*echo, error) {
+func newEcho(from netip.Addr) (*echo, error) {
 	conn, err := net.ListenIP("ip4:icmp", &net.IPAddr{IP: from.AsSlice()})
 	if err != nil {
 		return nil, fmt.Errorf("open a socket for ICMP: %w", err)
 	}
-	e := &echo{conn: conn, wait: wait}
+	e := &echo{conn: conn}
 	rand.Read(e.token[:])
 	e.id = binary.BigEndian.Uint16(e.token[:])
 	var filter ipv4.ICMPFilter
@@ -229,8 +206,9 @@ type question struct {
 }
 
 const (
-	echoHeaders = 20 + 8 // of IPv4 and ICMP
-	echoData    = 8 + 2  // token and size
+	echoHeaders = 20 + 8                 // of IPv4 and ICMP
+	echoData    = 8 + 2                  // token and size
+	echoWait    = 500 * time.Millisecond // for how long an answer may take
 )
 
 // ask sends each question and returns those that came back in time.
@@ -251,15 +229,12 @@ func (e *echo) ask(questions map[question]bool) (map[question]bool, error) {
 			return nil, err
 		}
 	}
-	if err := e.conn.SetReadDeadline(time.Now().Add(e.wait)); err != nil {
+	if err := e.conn.SetReadDeadline(time.Now().Add(echoWait)); err != nil {
 		return nil, err
 	}
 	answered := map[question]bool{}
 	buf := make([]byte, 128) // the rest of a packet is not looked at
-	for range 4 * len(questions) {
-		if len(answered) == len(questions) {
-			break
-		}
+	for i := 0; i < 4*len(questions) && len(answered) < len(questions); i++ {
 		k, from, err := e.conn.ReadFromIP(buf)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
@@ -277,7 +252,8 @@ func (e *echo) ask(questions map[question]bool) (map[question]bool, error) {
 
 // parse returns which question is answered, without the host.
 func (e *echo) parse(b []byte) (q question, ok bool) {
-	if len(b) < 8+echoData || b[0] != byte(ipv4.ICMPTypeEchoReply) || binary.BigEndian.Uint16(b[4:]) != e.id || [8]byte(b[8:]) != e.token {
+	if len(b) < 8+echoData || b[0] != byte(ipv4.ICMPTypeEchoReply) ||
+		binary.BigEndian.Uint16(b[4:]) != e.id || [8]byte(b[8:]) != e.token {
 		return q, false
 	}
 	return question{size: int(binary.BigEndian.Uint16(b[16:]))}, true
@@ -341,15 +317,10 @@ func (e *echo) largest(a netip.Addr, full int) (int, error) {
 			if err != nil {
 				return 0, err
 			}
-			for q := range questions {
-				if answered[q] {
-					low = max(low, q.size)
-				}
+			for q := range answered {
+				low = max(low, q.size)
 			}
 			maps.DeleteFunc(questions, func(q question, _ bool) bool { return q.size <= low })
-			if len(questions) == 0 {
-				break
-			}
 		}
 		for q := range questions {
 			high = min(high, q.size)

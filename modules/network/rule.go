@@ -38,6 +38,21 @@ type chain struct {
 	rules    []rule
 }
 
+// beforeAll is the priority before connection tracking and the host's own rules
+// have a say.
+const beforeAll = nftables.ChainPriority(-310)
+
+func filter(
+	name string, hook *nftables.ChainHook, priority nftables.ChainPriority, policy nftables.ChainPolicy, rules ...rule,
+) chain {
+	return chain{name: name, kind: nftables.ChainTypeFilter, hook: hook, priority: &priority, policy: policy, rules: rules}
+}
+
+func postrouting(rules ...rule) chain {
+	return chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
+		priority: nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept, rules: rules}
+}
+
 // ruleset is the whole of one table.
 type ruleset struct {
 	family nftables.TableFamily
@@ -45,32 +60,19 @@ type ruleset struct {
 }
 
 func (rs ruleset) version() (string, error) {
-	type plain struct {
-		Name   string
-		Policy nftables.ChainPolicy
-		Rules  []string
-	}
-	var chains []plain
+	sum := sha256.New()
 	for _, c := range rs.chains {
-		p := plain{Name: c.name, Policy: c.policy}
-		for _, r := range c.rules {
-			for _, e := range r {
-				// The type's name counts: two expressions may look alike.
-				b, err := json.Marshal(e)
-				if err != nil {
-					return "", err
-				}
-				p.Rules = append(p.Rules, fmt.Sprintf("%T%s", e, b))
+		fmt.Fprintln(sum, c.name, c.policy)
+		for _, e := range slices.Concat(c.rules...) {
+			// The type's name counts: two expressions may look alike.
+			b, err := json.Marshal(e)
+			if err != nil {
+				return "", err
 			}
+			fmt.Fprintf(sum, "%T%s\n", e, b)
 		}
-		chains = append(chains, p)
 	}
-	b, err := json.Marshal(chains)
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(b)
-	return versionPrefix + hex.EncodeToString(sum[:8]), nil
+	return versionPrefix + hex.EncodeToString(sum.Sum(nil)[:8]), nil
 }
 
 // apply makes the tables of the namespace that the calling thread is in hold
@@ -81,31 +83,29 @@ func apply(sets ...ruleset) (err error) {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	defer func() { err = errors.Join(err, c.CloseLasting()) }()
-	changed := false
 	for _, rs := range sets {
 		version, err := rs.version()
 		if err != nil {
 			return err
 		}
-		have, err := chainNames(c, rs.family)
+		t := &nftables.Table{Name: tableName, Family: rs.family}
+		have, err := chainNames(c, t)
 		if err != nil {
 			return err
 		}
 		if slices.Contains(have, version) {
 			continue
 		}
-		changed = true
-		t := &nftables.Table{Name: tableName, Family: rs.family}
-		c.AddTable(t) // so that it can be deleted
-		c.DelTable(t)
+		removeTable(c, t)
 		c.AddTable(t)
 		c.AddChain(&nftables.Chain{Name: version, Table: t})
-		for i := range rs.chains {
-			ch := &nftables.Chain{Name: rs.chains[i].name, Table: t}
-			if rs.chains[i].hook != nil {
-				ch.Type, ch.Hooknum, ch.Priority, ch.Policy = rs.chains[i].kind, rs.chains[i].hook, rs.chains[i].priority, &rs.chains[i].policy
+		// All chains before the rules, which jump to them.
+		for _, ch := range rs.chains {
+			made := &nftables.Chain{Name: ch.name, Table: t}
+			if ch.hook != nil {
+				made.Type, made.Hooknum, made.Priority, made.Policy = ch.kind, ch.hook, ch.priority, &ch.policy
 			}
-			c.AddChain(ch)
+			c.AddChain(made)
 		}
 		for _, ch := range rs.chains {
 			for _, r := range ch.rules {
@@ -113,29 +113,27 @@ func apply(sets ...ruleset) (err error) {
 			}
 		}
 	}
-	if !changed {
-		return nil
-	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("set firewall rules: %w", err)
 	}
 	return nil
 }
 
-// chainNames lists the chains of our table.
-func chainNames(c *nftables.Conn, family nftables.TableFamily) ([]string, error) {
-	return chainsOf(c, tableName, family)
+// removeTable takes a table away, whether it is there or not.
+func removeTable(c *nftables.Conn, t *nftables.Table) {
+	c.AddTable(t) // so that it can be deleted
+	c.DelTable(t)
 }
 
-// chainsOf lists the chains of a table; none if there is no such table.
-func chainsOf(c *nftables.Conn, table string, family nftables.TableFamily) ([]string, error) {
-	chains, err := c.ListChainsOfTableFamily(family)
+// chainNames lists the chains of a table; none if there is no such table.
+func chainNames(c *nftables.Conn, t *nftables.Table) ([]string, error) {
+	chains, err := c.ListChainsOfTableFamily(t.Family)
 	if err != nil {
 		return nil, fmt.Errorf("list firewall rules: %w", err)
 	}
 	var names []string
 	for _, ch := range chains {
-		if ch.Table.Name == table {
+		if ch.Table.Name == t.Name {
 			names = append(names, ch.Name)
 		}
 	}
@@ -192,23 +190,20 @@ func protocol(number byte) []expr.Any {
 }
 
 func tcpPort(port uint16) []expr.Any {
-	return append(protocol(unix.IPPROTO_TCP),
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)))
+	return append(protocol(unix.IPPROTO_TCP), toPort(port)...)
+}
+
+func toPort(port uint16) []expr.Any {
+	return frame(expr.PayloadBaseTransportHeader, expr.CmpOpEq, 2, binaryutil.BigEndian.PutUint16(port))
 }
 
 func echoRequest() []expr.Any {
-	return append(protocol(unix.IPPROTO_ICMP),
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
-		compare(expr.CmpOpEq, []byte{8}))
+	return append(protocol(unix.IPPROTO_ICMP), frame(expr.PayloadBaseTransportHeader, expr.CmpOpEq, 0, []byte{8})...)
 }
 
-// frame matches bytes of a frame: of the Ethernet header, or of what it carries.
+// frame matches bytes of a frame: of the Ethernet header, or of what is behind it.
 func frame(base expr.PayloadBase, op expr.CmpOp, offset uint32, data []byte) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))},
-		compare(op, data),
-	}
+	return []expr.Any{&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))}, compare(op, data)}
 }
 
 func etherType(t uint16) []expr.Any {
