@@ -24,7 +24,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
@@ -74,18 +73,14 @@ type Config struct {
 	Etcd      *clientv3.Client // for certificates, below CertificatesPrefix
 	Signer    Signer
 	Workspaces
-	// Pods is the network of the pods in every workspace: nothing else is a
-	// backend. Zero is that of the default address plan, 10.42.0.0/16.
-	Pods netip.Prefix
-	Log  *slog.Logger
-	// Registerer takes the metrics of the work queues. May be nil.
-	Registerer prometheus.Registerer
+	Pods       netip.Prefix // of every workspace: nothing else is a backend
+	Log        *slog.Logger
+	Registerer prometheus.Registerer // takes the metrics of the work queues; may be nil
 }
 
 // Balancer serves the routes.
 type Balancer struct {
 	cfg          Config
-	log          *slog.Logger
 	table        *table
 	proxy        *httputil.ReverseProxy
 	requests     *limiter.Limiter[string] // under way, by workspace
@@ -99,22 +94,32 @@ type Balancer struct {
 
 	followers map[string]func() // by workspace: end it, and wait until it has
 
-	mu    sync.Mutex
-	http  net.Addr
-	https net.Addr
+	http, https place
+}
+
+// place is where something listens. It is safe for concurrent use.
+type place struct {
+	mu   sync.Mutex
+	addr net.Addr
+}
+
+func (p *place) get() net.Addr { p.mu.Lock(); defer p.mu.Unlock(); return p.addr }
+
+func (p *place) listen(addr string) (net.Listener, error) {
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.addr = ln.Addr()
+	return ln, nil
 }
 
 // New makes a balancer from cfg. It touches nothing before Run.
 func New(cfg Config) *Balancer {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if !cfg.Pods.IsValid() {
-		cfg.Pods = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42}), 16)
-	}
 	b := &Balancer{
 		cfg:       cfg,
-		log:       cfg.Log,
 		proxy:     newProxy(cfg.Log),
 		requests:  limiter.New[string](limiter.Files()/requestShare/workspaceShare, limiter.Files()/requestShare),
 		routes:    store.Of[resource.Route](cfg.Store).Cache(cfg.Log),
@@ -152,18 +157,11 @@ func (b *Balancer) dialer(workspace string) DialFunc {
 	}
 }
 
-// HTTPAddr and HTTPSAddr are where it listens; nil before it is ready.
-func (b *Balancer) HTTPAddr() net.Addr { b.mu.Lock(); defer b.mu.Unlock(); return b.http }
+// HTTPAddr is where it listens; nil before it is ready.
+func (b *Balancer) HTTPAddr() net.Addr { return b.http.get() }
 
 // HTTPSAddr see HTTPAddr.
-func (b *Balancer) HTTPSAddr() net.Addr { b.mu.Lock(); defer b.mu.Unlock(); return b.https }
-
-func (b *Balancer) httpsPort() string {
-	if tcp, ok := b.HTTPSAddr().(*net.TCPAddr); ok {
-		return strconv.Itoa(tcp.Port)
-	}
-	return "443"
-}
+func (b *Balancer) HTTPSAddr() net.Addr { return b.https.get() }
 
 // Run serves until ctx is done. It is ready once it listens: with the routes it
 // had when it last ran, if the store is not there yet.
@@ -173,10 +171,10 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	}
 	file := filepath.Join(b.cfg.Dir, "routes.json")
 	if err := b.table.load(file); err != nil {
-		b.log.Warn("starting without the routes of last time", "err", err)
+		b.cfg.Log.Warn("starting without the routes of last time", "err", err)
 	}
 	shared, local := newStorage(b.cfg.Etcd, CertificatesPrefix), filepath.Join(b.cfg.Dir, "certificates")
-	b.certificates = newCertificates(shared, local, b.cfg.Signer, b.table.has, b.log)
+	b.certificates = newCertificates(shared, local, b.cfg.Signer, b.table.has, b.cfg.Log)
 	defer b.certificates.close()
 
 	var wg sync.WaitGroup
@@ -201,35 +199,26 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 		}
 	})
 
-	secure, err := net.Listen("tcp", b.cfg.HTTPSAddr)
+	secure, err := b.https.listen(b.cfg.HTTPSAddr)
 	if err != nil {
 		return fmt.Errorf("balancer: %w", err)
 	}
-	defer secure.Close()
 	app := b.server(http.HandlerFunc(b.serveRoute))
+	defer app.Close()
 	app.ConnState = gatherHTTP2
 	app.TLSConfig = &tls.Config{GetCertificate: b.certificates.get, MinVersion: tls.VersionTLS12,
 		// Records of 1.4 KB at first would show the beginning of an answer one
 		// round trip earlier on a slow line, and are as many writes.
 		DynamicRecordSizingDisabled: true}
-	b.mu.Lock()
-	b.https = secure.Addr()
-	b.mu.Unlock()
 	go func() { failed <- app.ServeTLS(gathering{limiter.Listener(secure, httpsShare)}, "", "") }()
-	servers := []*http.Server{app}
+	redirect := b.server(http.HandlerFunc(b.redirect))
+	defer redirect.Close()
 	if b.cfg.HTTPAddr != "" {
-		plain, err := net.Listen("tcp", b.cfg.HTTPAddr)
+		plain, err := b.http.listen(b.cfg.HTTPAddr)
 		if err != nil {
-			app.Close()
 			return fmt.Errorf("balancer: %w", err)
 		}
-		defer plain.Close()
-		b.mu.Lock()
-		b.http = plain.Addr()
-		b.mu.Unlock()
-		redirect := b.server(http.HandlerFunc(b.redirect))
 		go func() { failed <- redirect.Serve(limiter.Listener(plain, httpShare)) }()
-		servers = append(servers, redirect)
 	}
 	ready()
 
@@ -238,24 +227,19 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 		err = fmt.Errorf("balancer: %w", err)
 	case <-ctx.Done():
 	}
-	// Requests under way may end; streams and upgraded connections that don't
-	// are cut.
+	// Requests under way may end; streams that don't are cut.
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
-	for _, s := range servers {
-		if s.Shutdown(bound) != nil {
-			s.Close()
-		}
-	}
+	_ = app.Shutdown(bound)
+	_ = redirect.Shutdown(bound)
 	return err
 }
 
 func (b *Balancer) server(h http.Handler) *http.Server {
-	// No timeouts on bodies: uploads, downloads and streams take as long as
-	// they take.
+	// No timeouts on bodies: streams take as long as they take.
 	return &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
-		ErrorLog: slog.NewLogLogger(b.log.Handler(), slog.LevelDebug), // handshakes that fail, mostly
+		ErrorLog: slog.NewLogLogger(b.cfg.Log.Handler(), slog.LevelDebug), // handshakes that fail, mostly
 	}
 }
 
@@ -270,8 +254,7 @@ func (b *Balancer) changed(host string) {
 	b.hosts.Add(host)
 }
 
-// forgetOldRoutes drops what is left from last time but is no route now, once all
-// routes are known.
+// forgetOldRoutes drops what is left from last time, once all routes are known.
 func (b *Balancer) forgetOldRoutes() {
 	for _, host := range b.table.hosts() {
 		if _, ok := b.routes.Get(host); !ok {
@@ -285,7 +268,7 @@ func (b *Balancer) forgetOldRoutes() {
 func (b *Balancer) findOldCertificates(ctx context.Context) {
 	stored, err := b.certificates.stored(ctx)
 	if err != nil {
-		b.log.Warn("look for certificates of hosts that have gone", "err", err)
+		b.cfg.Log.Warn("look for certificates of hosts that have gone", "err", err)
 	}
 	for _, host := range stored {
 		if !b.table.has(host) {
@@ -302,7 +285,7 @@ func (b *Balancer) lookAfter(ctx context.Context, host string) (again time.Durat
 		return 0, b.certificates.remove(ctx, host)
 	}
 	if why := checkRoute(r, b.cfg.Domain); why != "" {
-		b.log.Warn("route is refused", "host", host, "workspace", r.Workspace, "reason", why)
+		b.cfg.Log.Warn("route is refused", "host", host, "workspace", r.Workspace, "reason", why)
 		return 0, b.setReady(ctx, r, resource.Condition{Status: resource.False, Reason: "Refused", Message: why, Final: true})
 	}
 	if !r.Status.Conditions.Is(resource.RouteReady) || !b.certificates.isLocal(ctx, host) {
@@ -347,31 +330,16 @@ func (b *Balancer) follow(ctx context.Context, workspace string) (again time.Dur
 		end()
 		delete(b.followers, workspace)
 	}
-	services := b.table.routed(workspace)
-	if len(services) == 0 {
+	f := &follower{Balancer: b, workspace: workspace, routed: b.table.routed(workspace)}
+	if len(f.routed) == 0 {
 		return 0, nil
 	}
-	f := &follower{
-		workspace:  workspace,
-		workspaces: b.cfg.Workspaces,
-		pods:       b.cfg.Pods,
-		selector:   selector(services),
-		routed:     map[service]bool{},
-		set:        b.table.setEndpoints,
-		log:        b.log,
-	}
-	for _, s := range services {
-		f.routed[s] = true
-	}
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx)) // it outlives this look
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f.run(ctx)
-	}()
+	var wg sync.WaitGroup
+	wg.Go(func() { f.run(ctx) })
 	b.followers[workspace] = func() {
 		stop()
-		<-done
+		wg.Wait()
 	}
 	return 0, nil
 }

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -47,32 +47,24 @@ type Workspaces interface {
 	Dialer(workspace string) (func(ctx context.Context, network, address string) (net.Conn, error), error)
 }
 
-// selector chooses the EndpointSlices of services. Kubernetes labels each with
-// the name of its service.
-func selector(services []service) string {
-	var names []string
-	for _, s := range services {
-		names = append(names, s.name)
-	}
-	slices.Sort(names)
-	names = slices.Compact(names)
-	if len(names) == 0 || len(names) > maxSelected {
-		return discovery.LabelServiceName
-	}
-	return discovery.LabelServiceName + " in (" + strings.Join(names, ",") + ")"
-}
-
 // follower follows the EndpointSlices of one workspace.
 type follower struct {
-	workspace  string
-	workspaces Workspaces
-	pods       netip.Prefix
-	selector   string
-	routed     map[service]bool
-	set        func(service, []netip.Addr)
-	log        *slog.Logger
+	*Balancer
+	workspace string
+	routed    map[service]int
+	slices    map[service]map[string]*discovery.EndpointSlice // by name
+}
 
-	slices map[service]map[string]*discovery.EndpointSlice // by name
+// selector chooses EndpointSlices by the label with the name of their service.
+func (f *follower) selector() string {
+	names := map[string]bool{}
+	for s := range f.routed {
+		names[s.Name] = true
+	}
+	if len(names) > maxSelected {
+		return discovery.LabelServiceName
+	}
+	return discovery.LabelServiceName + " in (" + strings.Join(slices.Sorted(maps.Keys(names)), ",") + ")"
 }
 
 // run tells the endpoints of the services until ctx is done. While the API can't be
@@ -80,21 +72,14 @@ type follower struct {
 func (f *follower) run(ctx context.Context) {
 	wait := retryFirst
 	for ctx.Err() == nil {
-		client, err := f.workspaces.Client(ctx, f.workspace)
-		if err == nil {
-			var listed bool
-			listed, err = f.listAndWatch(ctx, client)
-			if listed {
-				wait = retryFirst
-			}
+		listed, err := f.listAndWatch(ctx)
+		if listed {
+			wait = retryFirst
 		}
-		if ctx.Err() != nil {
-			return
-		}
-		if err == nil {
+		if err == nil || ctx.Err() != nil {
 			continue
 		}
-		f.log.Debug("endpoints are not told now", "workspace", f.workspace, "err", err)
+		f.cfg.Log.Debug("endpoints are not told now", "workspace", f.workspace, "err", err)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -103,13 +88,17 @@ func (f *follower) run(ctx context.Context) {
 	}
 }
 
-// listAndWatch lists once and watches until the watch ends. listed says that it got
-// so far.
-func (f *follower) listAndWatch(ctx context.Context, client kubernetes.Interface) (listed bool, err error) {
+// listAndWatch lists once and watches until the watch ends. listed: it got so far.
+func (f *follower) listAndWatch(ctx context.Context) (listed bool, err error) {
+	client, err := f.cfg.Client(ctx, f.workspace)
+	if err != nil {
+		return false, err
+	}
 	api := client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
 	listCtx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
-	list, err := api.List(listCtx, metav1.ListOptions{LabelSelector: f.selector})
+	selector := f.selector()
+	list, err := api.List(listCtx, metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
 		return false, fmt.Errorf("list endpoint slices: %w", err)
 	}
@@ -120,58 +109,45 @@ func (f *follower) listAndWatch(ctx context.Context, client kubernetes.Interface
 	for s := range f.routed {
 		f.tell(s)
 	}
-	seconds := int64(watchFor / time.Second)
 	w, err := api.Watch(ctx, metav1.ListOptions{
-		LabelSelector: f.selector, ResourceVersion: list.ResourceVersion, AllowWatchBookmarks: true, TimeoutSeconds: &seconds,
+		LabelSelector: selector, ResourceVersion: list.ResourceVersion, AllowWatchBookmarks: true,
+		TimeoutSeconds: new(int64(watchFor.Seconds())),
 	})
 	if err != nil {
 		return true, fmt.Errorf("watch endpoint slices: %w", err)
 	}
 	defer w.Stop()
 	begin := time.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return true, nil
-		case e, ok := <-w.ResultChan():
-			if !ok {
-				if time.Since(begin) < time.Second { // don't hurry if that is how it goes on
-					return true, errors.New("watch endpoint slices: it ended at once")
-				}
-				return true, nil
-			}
-			if err := f.event(e); err != nil {
-				return true, err
-			}
+	for e := range w.ResultChan() { // closed when ctx is done
+		if err := f.event(e); err != nil {
+			return true, err
 		}
 	}
+	if time.Since(begin) < time.Second { // don't hurry if that is how it goes on
+		return true, errors.New("watch endpoint slices: it ended at once")
+	}
+	return true, nil
 }
 
 func (f *follower) event(e kubewatch.Event) error {
-	slice, ok := e.Object.(*discovery.EndpointSlice)
-	switch e.Type {
-	case kubewatch.Added, kubewatch.Modified:
-		if ok {
-			f.tell(f.keep(slice))
-		}
-	case kubewatch.Deleted:
-		if ok {
-			s := f.of(slice)
-			delete(f.slices[s], slice.Name)
-			f.tell(s)
-		}
-	case kubewatch.Error:
+	if e.Type == kubewatch.Error {
 		return fmt.Errorf("watch endpoint slices: %v", e.Object)
 	}
+	slice, ok := e.Object.(*discovery.EndpointSlice)
+	if !ok || e.Type == kubewatch.Bookmark {
+		return nil
+	}
+	s := f.keep(slice)
+	if e.Type == kubewatch.Deleted {
+		delete(f.slices[s], slice.Name)
+	}
+	f.tell(s)
 	return nil
 }
 
-func (f *follower) of(slice *discovery.EndpointSlice) service {
-	return service{f.workspace, slice.Namespace, slice.Labels[discovery.LabelServiceName]}
-}
-
+// keep keeps a slice and returns of which service it is.
 func (f *follower) keep(slice *discovery.EndpointSlice) service {
-	s := f.of(slice)
+	s := service{f.workspace, slice.Namespace, slice.Labels[discovery.LabelServiceName]}
 	if f.slices[s] == nil {
 		f.slices[s] = map[string]*discovery.EndpointSlice{}
 	}
@@ -180,8 +156,8 @@ func (f *follower) keep(slice *discovery.EndpointSlice) service {
 }
 
 func (f *follower) tell(s service) {
-	if f.routed[s] {
-		f.set(s, addresses(f.slices[s], f.pods))
+	if f.routed[s] > 0 {
+		f.table.setEndpoints(s, addresses(f.slices[s], f.cfg.Pods))
 	}
 }
 

@@ -30,7 +30,7 @@ const routed = "hello.shop.web.acme.apps.example"
 // balancerTo has one route, to a pod that serves each connection as it is told.
 func balancerTo(serve func(pod net.Conn)) *Balancer {
 	log := slog.New(slog.DiscardHandler)
-	b := &Balancer{log: log, proxy: newProxy(log), requests: limiter.New[string](1, 1), cfg: Config{HTTPSAddr: "127.0.0.1:443"}}
+	b := &Balancer{proxy: newProxy(log), requests: limiter.New[string](1, 1), cfg: Config{HTTPSAddr: "127.0.0.1:443", Log: log}}
 	b.table = newTable(func(string) DialFunc {
 		return func(context.Context, string, string) (net.Conn, error) {
 			ours, pod := net.Pipe()
@@ -164,7 +164,7 @@ func FuzzSavedTable(f *testing.F) {
 		if err != nil {
 			t.Fatalf("what was kept is refused: %v", err)
 		}
-		same := maps.EqualFunc(x.routes, y.routes, func(a, b *entry) bool { return a.service() == b.service() && a.Port == b.Port }) &&
+		same := maps.EqualFunc(x.routes, y.routes, func(a, b *entry) bool { return a.service == b.service && a.Port == b.Port }) &&
 			maps.EqualFunc(x.endpoints, y.endpoints, func(a, b []netip.Addr) bool { return slices.Equal(a, b) })
 		if !same {
 			t.Errorf("kept %v %v, read %v %v", x.routes, x.endpoints, y.routes, y.endpoints)

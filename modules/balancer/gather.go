@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"cmp"
 	"crypto/tls"
 	"net"
 	"net/http"
@@ -19,11 +20,10 @@ const (
 	lastWords = time.Second
 )
 
-// gatherer is the TCP connection below the TLS of an HTTP/2 client. net/http
-// writes the header of each answer, its body and what controls the flow one by
-// one as they come, for all streams, and each is a record of TLS and a write to
-// the kernel. Here what comes while others run is gathered, and written at once by
-// a goroutine of its own.
+// gatherer is the TCP connection below the TLS of an HTTP/2 client. net/http writes
+// header, body and what controls the flow one by one, and each is a record of TLS and
+// a write to the kernel. Here what comes while others run is gathered, and written at
+// once by a goroutine of its own.
 //
 // HTTP/1.1 has one write for each small answer anyway: nothing is gathered until
 // http.Server says that a connection speaks HTTP/2.
@@ -34,8 +34,7 @@ type gatherer struct {
 
 	mu      sync.Mutex
 	waiting *[]byte       // nil: nothing
-	err     error         // of a write; also net.ErrClosed
-	ended   bool          // no more comes
+	err     error         // of a write, or net.ErrClosed: no more is taken
 	some    chan struct{} // has one when something waits, or the end has come
 	room    sync.Cond     // what waits got less, or there is an error
 	done    chan struct{} // all is written
@@ -81,14 +80,11 @@ func (g *gatherer) Write(p []byte) (int, error) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.waiting != nil && len(*g.waiting) >= maxGathered && g.err == nil && !g.ended {
+	for g.waiting != nil && len(*g.waiting) >= maxGathered && g.err == nil {
 		g.room.Wait()
 	}
-	switch {
-	case g.err != nil:
+	if g.err != nil {
 		return 0, g.err
-	case g.ended:
-		return 0, net.ErrClosed
 	}
 	if g.waiting == nil {
 		g.waiting = gathered.Get().(*[]byte)
@@ -112,7 +108,7 @@ func (g *gatherer) pass() {
 		<-g.some
 		runtime.Gosched() // others that can run may have more
 		g.mu.Lock()
-		buf, ended := g.waiting, g.ended
+		buf, ended := g.waiting, g.err != nil
 		g.waiting = nil
 		g.room.Broadcast()
 		g.mu.Unlock()
@@ -139,7 +135,7 @@ func (g *gatherer) pass() {
 func (g *gatherer) Close() error {
 	if g.on.Load() {
 		g.mu.Lock()
-		g.ended = true
+		g.err = cmp.Or(g.err, net.ErrClosed)
 		g.tell()
 		g.room.Broadcast()
 		g.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,12 +19,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Nearly all requests have no body and want none of HTTP's odder parts. They go
-// to the pod over a link, a connection with one request at a time on it, written
-// and read by the goroutine that serves the request. http.Transport, which all
-// others use, has two goroutines for each connection, so that each request is
-// three switches between them, copies the header twice and sets up a trace.
-// Answers are parsed by net/http, as ever.
+// Nearly all requests have no body and want none of HTTP's odder parts. They go over
+// a link. http.Transport, which all others use, has two goroutines for each
+// connection, so that each request is three switches between them, copies the header
+// twice and sets up a trace.
 
 const (
 	maxAnswerHeader = 256 << 10
@@ -50,8 +49,7 @@ func isPlain(r *http.Request) bool {
 	return true
 }
 
-// copyHeader gives dst the fields of an answer's header that are not between
-// neighbours only.
+// copyHeader leaves out what is between two neighbours only.
 func copyHeader(dst, src http.Header) {
 	for key, values := range src {
 		if !isHop(key) {
@@ -76,7 +74,8 @@ func isHop(key string) bool {
 	return false
 }
 
-// link is a connection to a pod.
+// link is a connection to a pod with one request at a time on it, written and read
+// by the goroutine that serves the request.
 type link struct {
 	backend *backend
 	conn    net.Conn
@@ -156,8 +155,7 @@ func (s *links) take() *link {
 			return nil
 		}
 		l := s.idle[n-1]
-		s.idle[n-1] = nil
-		s.idle = s.idle[:n-1]
+		s.idle = slices.Delete(s.idle, n-1, n)
 		s.mu.Unlock()
 		if l.isQuiet() {
 			return l
@@ -326,9 +324,8 @@ func appendRequest(buf []byte, req *http.Request) ([]byte, error) {
 	buf = append(buf, req.Method...)
 	buf = append(buf, ' ')
 	buf = append(buf, target...)
-	buf = append(buf, " HTTP/1.1\r\nHost: "...)
-	buf = append(buf, req.Host...)
-	buf = append(buf, "\r\n"...)
+	buf = append(buf, " HTTP/1.1\r\n"...)
+	buf = appendField(buf, "Host", req.Host)
 	for key, values := range req.Header {
 		if isHop(key) || isForwarded(key) || key == "Host" || key == "Content-Length" {
 			continue
@@ -382,11 +379,9 @@ func (b *linkBody) Close() error {
 	l := b.link
 	b.link = nil
 	l.backend.active.Add(-1)
-	if !b.ended && b.ReadCloser == http.NoBody {
-		b.ended = true
-	}
+	whole := b.ended || b.ReadCloser == http.NoBody
 	// Bytes behind the answer were not asked for.
-	if !b.stop() || !b.ended || b.last || l.r.Buffered() > 0 {
+	if !b.stop() || !whole || b.last || l.r.Buffered() > 0 {
 		l.close()
 		return nil
 	}

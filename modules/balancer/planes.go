@@ -1,7 +1,10 @@
 package balancer
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -33,9 +36,7 @@ const (
 	// planeShare is the part of the process's files that all of them may take; each
 	// takes a second one, to its plane. See httpsShare.
 	planeShare = 16
-	// planeDrain is how long open connections may go on when the router stops;
-	// watches never end by themselves.
-	planeDrain = 2 * time.Second
+	planeDrain = 2 * time.Second // when the router stops: watches never end by themselves
 )
 
 // The alerts that TLS has for what we say, as fatal ones.
@@ -55,44 +56,28 @@ type PlaneRouterConfig struct {
 // clients ask for. It holds no key and sees nothing of what is said: TLS ends in
 // the plane.
 type PlaneRouter struct {
-	cfg PlaneRouterConfig
-	log *slog.Logger
-
+	cfg     PlaneRouterConfig
 	sources *limiter.Limiter[netip.Addr]
-
-	mu    sync.Mutex
-	addr  net.Addr
-	conns map[net.Conn]bool
+	at      place
 }
 
 // NewPlaneRouter makes a router. It listens in Run.
 func NewPlaneRouter(cfg PlaneRouterConfig) *PlaneRouter {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	return &PlaneRouter{
-		cfg:     cfg,
-		log:     cfg.Log,
-		sources: limiter.New[netip.Addr](perSource, max(perSource, limiter.Files()/planeShare)),
-		conns:   map[net.Conn]bool{},
-	}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	return &PlaneRouter{cfg: cfg, sources: limiter.New[netip.Addr](perSource, max(perSource, limiter.Files()/planeShare))}
 }
 
 // Addr is where it listens; nil before it is ready.
-func (p *PlaneRouter) Addr() net.Addr { p.mu.Lock(); defer p.mu.Unlock(); return p.addr }
+func (p *PlaneRouter) Addr() net.Addr { return p.at.get() }
 
 // Run serves until ctx is done. It is ready once it listens.
 func (p *PlaneRouter) Run(ctx context.Context, ready func()) error {
-	ln, err := net.Listen("tcp", p.cfg.Addr)
+	ln, err := p.at.listen(p.cfg.Addr)
 	if err != nil {
 		return fmt.Errorf("planes' router: %w", err)
 	}
-	p.mu.Lock()
-	p.addr = ln.Addr()
-	p.mu.Unlock()
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
-	defer stop()
 	defer ln.Close()
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	ready()
 
 	// Connections are cut planeDrain after ctx is done.
@@ -106,62 +91,36 @@ func (p *PlaneRouter) Run(ctx context.Context, ready func()) error {
 		}
 		if err != nil {
 			// Out of file descriptors, most likely: others may end.
-			p.log.Warn("accept a connection", "err", err)
+			p.cfg.Log.Warn("accept a connection", "err", err)
 			select {
 			case <-time.After(100 * time.Millisecond):
 			case <-ctx.Done():
 			}
 			continue
 		}
-		if !p.enter(conn) {
-			p.log.Debug("too many connections from one address", "remote", conn.RemoteAddr().String())
+		source := limiter.Source(conn)
+		if !p.sources.Enter(source) {
+			p.cfg.Log.Debug("too many connections from one address", "remote", conn.RemoteAddr().String())
 			conn.Close()
 			continue
 		}
 		wg.Go(func() {
-			defer p.leave(conn)
+			defer p.sources.Leave(source)
+			defer conn.Close()
 			p.serve(connCtx, conn)
 		})
 	}
-	ended := make(chan struct{})
-	go func() { wg.Wait(); close(ended) }()
-	select {
-	case <-ended:
-	case <-time.After(planeDrain):
-		cut()
-		p.mu.Lock()
-		for c := range p.conns {
-			c.Close()
-		}
-		p.mu.Unlock()
-		<-ended
-	}
+	defer time.AfterFunc(planeDrain, cut).Stop()
+	wg.Wait()
 	return nil
 }
 
-func (p *PlaneRouter) enter(conn net.Conn) bool {
-	if !p.sources.Enter(limiter.Source(conn)) {
-		return false
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.conns[conn] = true
-	return true
-}
-
-func (p *PlaneRouter) leave(conn net.Conn) {
-	conn.Close()
-	p.mu.Lock()
-	delete(p.conns, conn)
-	p.mu.Unlock()
-	p.sources.Leave(limiter.Source(conn))
-}
-
 func (p *PlaneRouter) serve(ctx context.Context, conn net.Conn) {
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	conn.SetDeadline(time.Now().Add(helloTimeout))
 	hello, err := readHello(conn)
 	if err != nil {
-		p.log.Debug("not a TLS client", "remote", conn.RemoteAddr().String(), "err", err)
+		p.cfg.Log.Debug("not a TLS client", "remote", conn.RemoteAddr().String(), "err", err)
 		return
 	}
 	conn.SetDeadline(time.Time{})
@@ -178,22 +137,12 @@ func (p *PlaneRouter) serve(ctx context.Context, conn net.Conn) {
 		alert(conn, alertUnrecognizedName)
 		return
 	case err != nil:
-		p.log.Debug("plane can't be reached", "name", name, "err", err)
+		p.cfg.Log.Debug("plane can't be reached", "name", name, "err", err)
 		alert(conn, alertInternalError)
 		return
 	}
 	defer plane.Close()
-	p.mu.Lock()
-	p.conns[plane] = true
-	p.mu.Unlock()
-	defer func() {
-		p.mu.Lock()
-		delete(p.conns, plane)
-		p.mu.Unlock()
-	}()
-	if ctx.Err() != nil {
-		return // the cut came before plane was in the list
-	}
+	defer context.AfterFunc(ctx, func() { plane.Close() })()
 	if _, err := plane.Write(hello.recorded); err != nil {
 		return
 	}
@@ -209,8 +158,11 @@ func alert(conn net.Conn, code byte) {
 // splice passes bytes both ways until both sides have ended, or one is broken.
 // Between two TCP connections the kernel moves the bytes itself.
 func splice(a, b net.Conn) {
-	keepAlive(a)
-	keepAlive(b)
+	for _, c := range []net.Conn{a, b} {
+		if tcp, ok := c.(*net.TCPConn); ok { // finds peers that are gone without a word, within two minutes
+			tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4})
+		}
+	}
 	done := make(chan error, 2)
 	pass := func(to, from net.Conn) {
 		_, err := io.Copy(to, from)
@@ -230,9 +182,55 @@ func splice(a, b net.Conn) {
 	<-done
 }
 
-// keepAlive finds peers that are gone without a word, within two minutes.
-func keepAlive(c net.Conn) {
-	if tcp, ok := c.(*net.TCPConn); ok {
-		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4})
-	}
+// maxHello bounds what is read before the server name is known. A ClientHello
+// has a few hundred bytes, 2 KiB with post-quantum keys.
+const maxHello = 32 << 10
+
+// clientHello is the beginning of a TLS connection.
+type clientHello struct {
+	serverName string
+	recorded   []byte // everything that was read
 }
+
+// errHello ends the handshake once the ClientHello was read.
+var errHello = errors.New("the ClientHello is here")
+
+// readHello reads a ClientHello from conn, and no more than maxHello bytes, and
+// writes nothing. crypto/tls parses it: it begins a handshake on a connection
+// that only records.
+func readHello(conn net.Conn) (clientHello, error) {
+	rec := &recorder{Conn: conn}
+	var h clientHello
+	var found bool
+	err := tls.Server(rec, &tls.Config{GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
+		h.serverName, found = info.ServerName, true
+		return nil, errHello
+	}}).Handshake()
+	if !found {
+		return clientHello{}, fmt.Errorf("read ClientHello: %w", err)
+	}
+	h.recorded = rec.read.Bytes()
+	return h, nil
+}
+
+// recorder keeps what is read and swallows what is written.
+type recorder struct {
+	net.Conn
+	read bytes.Buffer
+}
+
+func (r *recorder) Read(p []byte) (int, error) {
+	left := maxHello - r.read.Len()
+	if left <= 0 {
+		return 0, io.ErrShortBuffer
+	}
+	n, err := r.Conn.Read(p[:min(len(p), left)])
+	r.read.Write(p[:n])
+	return n, err
+}
+
+// Write swallows the alert that crypto/tls sends when we end the handshake.
+func (r *recorder) Write(p []byte) (int, error) { return len(p), nil }
+
+// Close leaves the connection open.
+func (r *recorder) Close() error { return nil }

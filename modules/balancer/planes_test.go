@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/testing/parttest"
@@ -132,27 +133,28 @@ func TestPlaneRouter(t *testing.T) {
 	if took := time.Since(begin); took > planeDrain+3*time.Second {
 		t.Errorf("stopped after %v", took)
 	}
-	if len(p.conns) != 0 || p.sources.Len() != 0 {
-		t.Errorf("left: %d connections, %d sources", len(p.conns), p.sources.Len())
+	if p.sources.Len() != 0 {
+		t.Errorf("left: %d connections", p.sources.Len())
 	}
 }
 
 func TestPlaneRouterLimitsASource(t *testing.T) {
 	p := NewPlaneRouter(PlaneRouterConfig{})
 	a, b := &fakeConn{addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}}, &fakeConn{addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 1}}
+	enter := func(conn net.Conn) bool { return p.sources.Enter(limiter.Source(conn)) }
 	for range perSource {
-		if !p.enter(a) {
+		if !enter(a) {
 			t.Fatal("refused below the limit")
 		}
 	}
-	if p.enter(a) {
+	if enter(a) {
 		t.Error("let in above the limit")
 	}
-	if !p.enter(b) {
+	if !enter(b) {
 		t.Error("another source was refused")
 	}
-	p.leave(a)
-	if !p.enter(a) {
+	p.sources.Leave(limiter.Source(a))
+	if !enter(a) {
 		t.Error("refused after one has left")
 	}
 }

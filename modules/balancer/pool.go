@@ -1,12 +1,14 @@
 package balancer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,7 +58,11 @@ func (e *bodyError) Unwrap() error { return e.error }
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
 // service names a Kubernetes service of a workspace.
-type service struct{ workspace, namespace, name string }
+type service struct {
+	Workspace string `json:"workspace"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"service"`
+}
 
 // pool is the pods behind one port of a service. Routes to the same port share
 // it.
@@ -76,30 +82,13 @@ type backend struct {
 	address string
 	dial    DialFunc
 	links   links
-	http1   lazyTransport
-	grpc    lazyTransport
+	// Made when they are first used: with 50,000 routes, most are not.
+	http1, grpc atomic.Pointer[http.Transport]
 
 	active   atomic.Int64 // requests
 	failures atomic.Int32 // in a row
 	rests    atomic.Int64 // until, in Unix nanoseconds
 	retired  atomic.Bool
-}
-
-// lazyTransport is made when it is first used: with 50,000 routes, most are not.
-type lazyTransport struct {
-	once sync.Once
-	made atomic.Pointer[http.Transport]
-}
-
-func (l *lazyTransport) get(build func() *http.Transport) *http.Transport {
-	l.once.Do(func() { l.made.Store(build()) })
-	return l.made.Load()
-}
-
-func (l *lazyTransport) closeIdle() {
-	if t := l.made.Load(); t != nil {
-		t.CloseIdleConnections()
-	}
 }
 
 func newPool(workspace string, port uint16, dial DialFunc) *pool {
@@ -140,47 +129,41 @@ func (b *backend) connect(ctx context.Context, network, _ string) (net.Conn, err
 	if err != nil {
 		return nil, &dialError{err}
 	}
-	limitUnacked(conn)
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		if raw, err := tcp.SyscallConn(); err == nil {
+			raw.Control(func(fd uintptr) {
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unackedTimeout.Milliseconds()))
+			})
+		}
+	}
 	return conn, nil
 }
 
-func (b *backend) newTransport() *http.Transport {
-	return &http.Transport{
+// transport is the one for gRPC, by HTTP/2 without TLS, or that for HTTP/1.1.
+func (b *backend) transport(grpc bool) *http.Transport {
+	kept := &b.http1
+	if grpc {
+		kept = &b.grpc
+	}
+	if t := kept.Load(); t != nil {
+		return t
+	}
+	t := &http.Transport{
 		DialContext:            b.connect,
 		Protocols:              new(http.Protocols),
 		MaxIdleConnsPerHost:    idlePerPod,
-		IdleConnTimeout:        time.Minute,
+		IdleConnTimeout:        linkIdle,
 		ExpectContinueTimeout:  time.Second,
 		DisableCompression:     true, // what the app says is what the client gets
-		MaxResponseHeaderBytes: 256 << 10,
+		MaxResponseHeaderBytes: maxAnswerHeader,
 	}
-}
-
-func (b *backend) newHTTP1() *http.Transport {
-	t := b.newTransport()
-	t.Protocols.SetHTTP1(true)
-	t.ResponseHeaderTimeout = answerTimeout
-	return t
-}
-
-// newGRPC makes a transport for HTTP/2 without TLS. The header of a stream's
-// answer may come with its first message, hours later: no timeout.
-func (b *backend) newGRPC() *http.Transport {
-	t := b.newTransport()
-	t.Protocols.SetUnencryptedHTTP2(true)
-	return t
-}
-
-func limitUnacked(conn net.Conn) {
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
-		return
+	t.Protocols.SetHTTP1(!grpc)
+	t.Protocols.SetUnencryptedHTTP2(grpc)
+	if !grpc { // the header of a stream's answer may come with its first message, hours later
+		t.ResponseHeaderTimeout = answerTimeout
 	}
-	if raw, err := tcp.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) {
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unackedTimeout.Milliseconds()))
-		})
-	}
+	kept.CompareAndSwap(nil, t)
+	return kept.Load()
 }
 
 func (b *backend) retire() {
@@ -190,8 +173,11 @@ func (b *backend) retire() {
 }
 
 func (b *backend) closeIdle() {
-	b.http1.closeIdle()
-	b.grpc.closeIdle()
+	for _, kept := range []*atomic.Pointer[http.Transport]{&b.http1, &b.grpc} {
+		if t := kept.Load(); t != nil {
+			t.CloseIdleConnections()
+		}
+	}
 }
 
 // pick chooses the backend with the fewest requests under way, in turn if that
@@ -204,15 +190,10 @@ func (p *pool) pick(tried []*backend) *backend {
 	start := int(p.next.Add(1)) % len(list)
 	now := time.Now().UnixNano()
 	var best, resting *backend
-search:
 	for i := range list {
 		b := list[(start+i)%len(list)]
-		for _, t := range tried {
-			if t == b {
-				continue search
-			}
-		}
 		switch {
+		case slices.Contains(tried, b):
 		case b.rests.Load() > now:
 			if resting == nil || b.rests.Load() < resting.rests.Load() {
 				resting = b
@@ -221,15 +202,11 @@ search:
 			best = b
 		}
 	}
-	if best == nil {
-		return resting
-	}
-	return best
+	return cmp.Or(best, resting)
 }
 
 func (b *backend) failed() {
-	n := b.failures.Add(1)
-	rest := min(restFirst<<min(n-1, 10), restMost)
+	rest := min(restFirst<<min(b.failures.Add(1)-1, 10), restMost)
 	b.rests.Store(time.Now().Add(rest).UnixNano())
 }
 
@@ -238,16 +215,6 @@ func (b *backend) reached() {
 		b.failures.Store(0)
 		b.rests.Store(0)
 	}
-}
-
-// RoundTrip sends the request to a backend by the library's client.
-func (p *pool) RoundTrip(req *http.Request) (*http.Response, error) {
-	return p.try(nil, req, (*backend).send)
-}
-
-// ask sends a plain request over a link.
-func (p *pool) ask(w http.ResponseWriter, req *http.Request) (*http.Response, error) {
-	return p.try(w, req, (*backend).ask)
 }
 
 // try sends the request to a backend, and to the next one if that can't be
@@ -311,29 +278,22 @@ func (b *backend) send(_ http.ResponseWriter, in *http.Request) (*http.Response,
 			b.closeIdle()
 		}
 	})
-	t := b.http1.get(b.newHTTP1)
-	if isGRPC(in) {
-		t = b.grpc.get(b.newGRPC)
-	}
-	resp, err := t.RoundTrip(&req)
+	resp, err := b.transport(isGRPC(in)).RoundTrip(&req)
 	if err != nil {
 		done()
 		return nil, err
 	}
 	if rw, ok := resp.Body.(io.ReadWriteCloser); ok && resp.StatusCode == http.StatusSwitchingProtocols {
-		resp.Body = &upgradedBody{rw, done}
+		resp.Body = &upgradedBody{countedBody{rw, done}, rw}
 	} else {
 		resp.Body = &countedBody{resp.Body, done}
 	}
 	return resp, nil
 }
 
+// replayable says whether sending a request twice does no harm.
 func replayable(method string) bool {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
-		return true
-	}
-	return false
+	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions || method == http.MethodTrace
 }
 
 func isTimeout(err error) bool {
@@ -379,12 +339,6 @@ func (b *countedBody) Close() error {
 
 // upgradedBody is countedBody for a connection that became something else.
 type upgradedBody struct {
-	io.ReadWriteCloser
-	done func()
-}
-
-func (b *upgradedBody) Close() error {
-	err := b.ReadWriteCloser.Close()
-	b.done()
-	return err
+	countedBody
+	io.Writer
 }

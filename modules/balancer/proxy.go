@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -36,7 +37,12 @@ func isForwarded(key string) bool {
 
 const flushInterval = 50 * time.Millisecond // nobody sees it
 
+// poolKey is where a request's context has the pool, and sends the request by it.
 type poolKey struct{}
+
+func (poolKey) RoundTrip(r *http.Request) (*http.Response, error) {
+	return r.Context().Value(poolKey{}).(*pool).try(nil, r, (*backend).send)
+}
 
 // newProxy makes the one proxy for all routes: the pool to use is in the
 // request's context.
@@ -52,37 +58,26 @@ func newProxy(log *slog.Logger) *httputil.ReverseProxy {
 			r.Out.Host = r.In.Host
 			r.Out.URL.RawQuery = r.In.URL.RawQuery // as it came, also what Go would not parse
 		},
-		Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-			return r.Context().Value(poolKey{}).(*pool).RoundTrip(r)
-		}),
+		Transport: poolKey{},
 		// Answers without a length are streams and flushed with every write; that is
 		// the proxy's own rule. For others this bounds how long a slow app's bytes wait.
 		// Flushing all at once (-1) was tried: it costs a goroutine and two more
 		// writes for each answer.
 		FlushInterval: flushInterval,
-		BufferPool:    &buffers{},
+		BufferPool:    buffers{},
 		ErrorLog:      slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			serveError(w, r, err, log)
-		},
+		ErrorHandler:  func(w http.ResponseWriter, r *http.Request, err error) { serveError(w, r, err, log) },
 	}
 }
 
-type roundTripper func(*http.Request) (*http.Response, error)
+// bodyBuffers are those through which bodies pass.
+var bodyBuffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
 
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+// buffers lends them to the library's proxy.
+type buffers struct{}
 
-// buffers lends the buffers through which bodies pass.
-type buffers struct{ pool sync.Pool }
-
-func (b *buffers) Get() []byte {
-	if p, ok := b.pool.Get().(*[]byte); ok {
-		return *p
-	}
-	return make([]byte, 32<<10)
-}
-
-func (b *buffers) Put(p []byte) { b.pool.Put(&p) }
+func (buffers) Get() []byte  { return *bodyBuffers.Get().(*[]byte) }
+func (buffers) Put(p []byte) { bodyBuffers.Put(&p) }
 
 // serveRoute serves a request that came by HTTPS.
 func (b *Balancer) serveRoute(w http.ResponseWriter, r *http.Request) {
@@ -94,16 +89,13 @@ func (b *Balancer) serveRoute(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	var p *pool
-	if ok {
-		p = b.table.lookup(host)
-	}
+	p := b.table.lookup(host) // of "" there is none
 	if p == nil {
 		page(w, r, http.StatusNotFound, "Nothing answers at this host name here.")
 		return
 	}
 	if !b.requests.Enter(p.workspace) {
-		serveError(w, r, errCrowded, b.log)
+		serveError(w, r, errCrowded, b.cfg.Log)
 		return
 	}
 	defer b.requests.Leave(p.workspace)
@@ -117,9 +109,9 @@ func (b *Balancer) serveRoute(w http.ResponseWriter, r *http.Request) {
 // servePlain does for plain requests what the library's proxy does for all
 // others.
 func (b *Balancer) servePlain(w http.ResponseWriter, r *http.Request, p *pool) {
-	resp, err := p.ask(w, r)
+	resp, err := p.try(w, r, (*backend).ask)
 	if err != nil {
-		serveError(w, r, err, b.log)
+		serveError(w, r, err, b.cfg.Log)
 		return
 	}
 	defer resp.Body.Close()
@@ -133,7 +125,7 @@ func (b *Balancer) servePlain(w http.ResponseWriter, r *http.Request, p *pool) {
 	if err := copyBody(w, resp); err != nil {
 		// The header has gone out: all that can be done is to break off, and not
 		// to end as if that had been all.
-		b.log.Debug("answer broke off", "host", r.Host, "err", err)
+		b.cfg.Log.Debug("answer broke off", "host", r.Host, "err", err)
 		if r.Context().Value(http.ServerContextKey) != nil {
 			panic(http.ErrAbortHandler)
 		}
@@ -150,9 +142,6 @@ func (b *Balancer) servePlain(w http.ResponseWriter, r *http.Request, p *pool) {
 		h[key] = values
 	}
 }
-
-// bodyBuffers are those through which the bodies of answers pass.
-var bodyBuffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
 
 // copyBody passes the body of an answer to the client. Answers without a length
 // are streams, and flushed with every read; so are events. Of the others, what
@@ -207,8 +196,8 @@ func (b *Balancer) redirect(w http.ResponseWriter, r *http.Request) {
 		page(w, r, http.StatusNotFound, "Nothing answers at this host name here.")
 		return
 	}
-	if port := b.httpsPort(); port != "443" {
-		host = net.JoinHostPort(host, port)
+	if at, ok := b.HTTPSAddr().(*net.TCPAddr); ok && at.Port != 443 {
+		host = net.JoinHostPort(host, strconv.Itoa(at.Port))
 	}
 	// Nothing else of what was asked for: `GET p:x`, which has neither host nor
 	// path, would lead to https:x.
@@ -235,7 +224,7 @@ func serveError(w http.ResponseWriter, r *http.Request, err error, log *slog.Log
 	case errors.Is(err, errCrowded):
 		status, text = http.StatusServiceUnavailable, "Too many requests wait for the apps of this workspace. Try again in a moment."
 	case errors.As(err, &notSent):
-		status, text = http.StatusBadGateway, "No instance of the app can be reached. Try again in a moment."
+		text = "No instance of the app can be reached. Try again in a moment."
 	case errors.As(err, &tooLarge):
 		status, text = http.StatusRequestEntityTooLarge, "The request is too large."
 	case errors.As(err, &unread) && isTimeout(err):
@@ -268,7 +257,6 @@ func page(w http.ResponseWriter, r *http.Request, status int, text string) {
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
-		name := http.StatusText(status)
-		io.WriteString(w, fmt.Sprintf("%d %s\n\n%s\n", status, name, text))
+		fmt.Fprintf(w, "%d %s\n\n%s\n", status, http.StatusText(status), text)
 	}
 }

@@ -101,7 +101,7 @@ func TestNoPodAnswers(t *testing.T) {
 		"else":       {errors.New("unexpected EOF from 10.42.0.7"), 502},
 	} {
 		w := httptest.NewRecorder()
-		serveError(w, httptest.NewRequest("GET", "/", nil), c.err, b.log)
+		serveError(w, httptest.NewRequest("GET", "/", nil), c.err, b.cfg.Log)
 		if w.Code != c.want || strings.Contains(w.Body.String(), "10.42") {
 			t.Errorf("%s: got %d %s, want %d", name, w.Code, w.Body, c.want)
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/certmagic"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 
@@ -32,13 +34,7 @@ type storage struct {
 	prefix string // ends with "/"
 
 	mu    sync.Mutex
-	locks map[string]lock
-}
-
-// lock is one that this process holds.
-type lock struct {
-	session *concurrency.Session
-	mutex   *concurrency.Mutex
+	locks map[string]func(context.Context) error // those that this process holds: free it
 }
 
 var (
@@ -47,19 +43,28 @@ var (
 )
 
 func newStorage(client *clientv3.Client, prefix string) *storage {
-	return &storage{client: client, prefix: strings.TrimSuffix(prefix, "/") + "/", locks: map[string]lock{}}
+	return &storage{client: client, prefix: strings.TrimSuffix(prefix, "/") + "/", locks: map[string]func(context.Context) error{}}
 }
 
 func (s *storage) file(key string) string { return s.prefix + "files/" + clean(key) }
 
 func clean(key string) string { return strings.Trim(path.Clean("/"+key), "/") }
 
-// Store puts value at key.
-func (s *storage) Store(ctx context.Context, key string, value []byte) error {
+// do has etcd do all or nothing of ops.
+func (s *storage) do(ctx context.Context, ops ...clientv3.Op) ([]*etcdserverpb.ResponseOp, error) {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
+	resp, err := s.client.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return nil, err
+	}
+	return resp.Responses, nil
+}
+
+// Store puts value at key.
+func (s *storage) Store(ctx context.Context, key string, value []byte) error {
 	data := binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))
-	if _, err := s.client.Put(ctx, s.file(key), string(append(data, value...))); err != nil {
+	if _, err := s.do(ctx, clientv3.OpPut(s.file(key), string(append(data, value...)))); err != nil {
 		return fmt.Errorf("store %s: %w", key, err)
 	}
 	failpoint.Reach("certificate/stored")
@@ -68,28 +73,21 @@ func (s *storage) Store(ctx context.Context, key string, value []byte) error {
 
 // Load returns the value at key. fs.ErrNotExist: there is none.
 func (s *storage) Load(ctx context.Context, key string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
-	defer cancel()
-	resp, err := s.client.Get(ctx, s.file(key))
-	switch {
-	case err != nil:
+	resp, err := s.do(ctx, clientv3.OpGet(s.file(key)))
+	if err != nil {
 		return nil, fmt.Errorf("load %s: %w", key, err)
-	case len(resp.Kvs) == 0 || len(resp.Kvs[0].Value) < 8:
+	}
+	kvs := resp[0].GetResponseRange().Kvs
+	if len(kvs) == 0 || len(kvs[0].Value) < 8 {
 		return nil, fmt.Errorf("load %s: %w", key, fs.ErrNotExist)
 	}
-	return resp.Kvs[0].Value[8:], nil
+	return kvs[0].Value[8:], nil
 }
 
 // Delete removes key and everything below it. None there is no error.
 func (s *storage) Delete(ctx context.Context, key string) error {
-	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
-	defer cancel()
 	file := s.file(key)
-	_, err := s.client.Txn(ctx).Then(
-		clientv3.OpDelete(file),
-		clientv3.OpDelete(file+"/", clientv3.WithPrefix()),
-	).Commit()
-	if err != nil {
+	if _, err := s.do(ctx, clientv3.OpDelete(file), clientv3.OpDelete(file+"/", clientv3.WithPrefix())); err != nil {
 		return fmt.Errorf("delete %s: %w", key, err)
 	}
 	return nil
@@ -103,24 +101,20 @@ func (s *storage) Exists(ctx context.Context, key string) bool {
 
 // Stat describes key. fs.ErrNotExist: there is neither a file nor a folder.
 func (s *storage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
-	defer cancel()
 	file := s.file(key)
-	resp, err := s.client.Txn(ctx).Then(
-		clientv3.OpGet(file),
-		clientv3.OpGet(file+"/", clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()),
-	).Commit()
+	resp, err := s.do(ctx, clientv3.OpGet(file),
+		clientv3.OpGet(file+"/", clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()))
 	if err != nil {
 		return certmagic.KeyInfo{}, fmt.Errorf("stat %s: %w", key, err)
 	}
 	info := certmagic.KeyInfo{Key: key}
-	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 && len(kvs[0].Value) >= 8 {
+	if kvs := resp[0].GetResponseRange().Kvs; len(kvs) > 0 && len(kvs[0].Value) >= 8 {
 		info.IsTerminal = true
 		info.Size = int64(len(kvs[0].Value) - 8)
 		info.Modified = time.Unix(0, int64(binary.BigEndian.Uint64(kvs[0].Value)))
 		return info, nil
 	}
-	if len(resp.Responses[1].GetResponseRange().Kvs) > 0 {
+	if len(resp[1].GetResponseRange().Kvs) > 0 {
 		return info, nil
 	}
 	return certmagic.KeyInfo{}, fmt.Errorf("stat %s: %w", key, fs.ErrNotExist)
@@ -129,19 +123,16 @@ func (s *storage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, erro
 // List returns what is in the folder dir, sorted: its files and folders, or with
 // recursive all below it. fs.ErrNotExist: there is no such folder.
 func (s *storage) List(ctx context.Context, dir string, recursive bool) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
-	defer cancel()
-	root := s.prefix + "files/"
-	below := root
+	below := s.prefix + "files/"
 	if dir = clean(dir); dir != "" {
 		below += dir + "/"
 	}
-	resp, err := s.client.Get(ctx, below, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	resp, err := s.do(ctx, clientv3.OpGet(below, clientv3.WithPrefix(), clientv3.WithKeysOnly()))
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", dir, err)
 	}
 	found := map[string]bool{}
-	for _, kv := range resp.Kvs {
+	for _, kv := range resp[0].GetResponseRange().Kvs {
 		parts := strings.Split(strings.TrimPrefix(string(kv.Key), below), "/")
 		for i := range parts {
 			found[path.Join(dir, path.Join(parts[:i+1]...))] = true
@@ -150,18 +141,10 @@ func (s *storage) List(ctx context.Context, dir string, recursive bool) ([]strin
 			}
 		}
 	}
-	if len(found) == 0 {
-		if dir == "" {
-			return nil, nil
-		}
+	if len(found) == 0 && dir != "" {
 		return nil, fmt.Errorf("list %s: %w", dir, fs.ErrNotExist)
 	}
-	keys := make([]string, 0, len(found))
-	for k := range found {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys, nil
+	return slices.Sorted(maps.Keys(found)), nil
 }
 
 // Lock waits for the lock called name. It is freed by Unlock, or lockTTL after
@@ -178,7 +161,14 @@ func (s *storage) TryLock(ctx context.Context, name string) (bool, error) {
 }
 
 func (s *storage) lock(ctx context.Context, name string, take func(*concurrency.Mutex, context.Context) error) (bool, error) {
-	session, err := s.session(ctx)
+	// A lease that outlives ctx but is not waited for longer.
+	grantCtx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	lease, err := s.client.Grant(grantCtx, lockTTL)
+	if err != nil {
+		return false, fmt.Errorf("lock %s: %w", name, err)
+	}
+	session, err := concurrency.NewSession(s.client, concurrency.WithLease(lease.ID))
 	if err != nil {
 		return false, fmt.Errorf("lock %s: %w", name, err)
 	}
@@ -192,26 +182,22 @@ func (s *storage) lock(ctx context.Context, name string, take func(*concurrency.
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.locks[name] = lock{session, mutex}
+	s.locks[name] = func(ctx context.Context) error {
+		err := mutex.Unlock(ctx)
+		// Revokes the lease: even if Unlock failed, the lock is then free.
+		if cerr := session.Close(); cerr != nil && err != nil {
+			return fmt.Errorf("unlock %s: %w", name, errors.Join(err, cerr))
+		}
+		return nil
+	}
 	failpoint.Reach("certificate/locked")
 	return true, nil
-}
-
-// session makes a lease that outlives ctx but is not waited for longer.
-func (s *storage) session(ctx context.Context) (*concurrency.Session, error) {
-	grantCtx, cancel := context.WithTimeout(ctx, storageTimeout)
-	defer cancel()
-	lease, err := s.client.Grant(grantCtx, lockTTL)
-	if err != nil {
-		return nil, err
-	}
-	return concurrency.NewSession(s.client, concurrency.WithLease(lease.ID))
 }
 
 // Unlock frees a lock that Lock has returned for.
 func (s *storage) Unlock(ctx context.Context, name string) error {
 	s.mu.Lock()
-	l, ok := s.locks[name]
+	free, ok := s.locks[name]
 	delete(s.locks, name)
 	s.mu.Unlock()
 	if !ok {
@@ -219,10 +205,5 @@ func (s *storage) Unlock(ctx context.Context, name string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
-	err := l.mutex.Unlock(ctx)
-	// Revokes the lease: even if Unlock failed, the lock is then free.
-	if cerr := l.session.Close(); cerr != nil && err != nil {
-		return fmt.Errorf("unlock %s: %w", name, errors.Join(err, cerr))
-	}
-	return nil
+	return free(ctx)
 }
