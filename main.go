@@ -37,11 +37,10 @@ func run(args []string) int {
 	if err == nil {
 		err = table().RunContext(ctx, appliance.AddressLast(args))
 	}
-	var exit cli.ExitCoder
-	switch {
-	case err == nil:
+	if err == nil {
 		return 0
-	case errors.As(err, &exit):
+	}
+	if exit, ok := errors.AsType[cli.ExitCoder](err); ok {
 		if text := exit.Error(); text != "" {
 			fmt.Fprintln(os.Stderr, text)
 		}

@@ -28,68 +28,62 @@ func (p *program) owners() noun[resource.Membership] {
 
 func (p *program) accountCommands() *command {
 	accounts := p.accounts()
-	return &command{
-		name:    "accounts",
-		aliases: []string{"account"},
-		usage:   "list, choose and delete accounts",
-		sub: []*command{
-			accounts.list(help("list the accounts you belong to", "mp accounts list", "mp accounts list -o name")),
-			accounts.use(command{
-				usage:    "work in this account",
-				about:    "Changing to another account leaves its organization, workspace and namespace.",
-				examples: []string{"mp accounts use acme"},
-			}),
-			accounts.set(command{
-				usage: "set an account's limits (for sysadmins)",
-				about: "Limits that are not set are those of the platform's configuration; 0 goes back to that.",
-				examples: []string{
-					"mp accounts set acme --max-workspaces 5 --max-cpu 64 --max-memory 256Gi",
-					"mp accounts set acme --max-images 500Gi",
-				},
-				flags: limitFlags(),
-			}, (*call).newLimits),
-			accounts.delete("Delete account %s?", help("delete an account that has no organizations left",
-				"mp accounts delete acme --yes")),
-			{
-				name:  "owners",
-				usage: "list, add and remove an account's owners",
-				about: "An owner may do everything in the account. The last one can't be removed.",
-				sub: []*command{
-					p.owners().list(help("list the owners", "mp accounts owners list")),
-					{
-						name:     "add",
-						usage:    "make a user an owner",
-						args:     "EMAIL",
-						examples: []string{"mp accounts owners add second@acme.example"},
-						flags:    flags(placeFlags(inAccount), dryRunFlag(), resultFlag()),
-						run: func(c *call) error {
-							t, err := c.need(inAccount)
-							if err != nil {
-								return err
-							}
-							return c.giveRole(p.owners(), Target{Account: t.Account}, c.Args().Slice(), "an owner", nil)
-						},
+	return group("accounts, account", "list, choose and delete accounts",
+		accounts.list(help("list the accounts you belong to", "mp accounts list", "mp accounts list -o name")),
+		accounts.use(command{
+			usage:    "work in this account",
+			about:    "Changing to another account leaves its organization, workspace and namespace.",
+			examples: []string{"mp accounts use acme"},
+		}),
+		accounts.set(command{
+			usage: "set an account's limits (for sysadmins)",
+			about: "Limits that are not set are those of the platform's configuration; 0 goes back to that.",
+			examples: []string{
+				"mp accounts set acme --max-workspaces 5 --max-cpu 64 --max-memory 256Gi",
+				"mp accounts set acme --max-images 500Gi",
+			},
+			flags: limitFlags(),
+		}, (*call).newLimits),
+		accounts.delete("Delete account %s?", help("delete an account that has no organizations left",
+			"mp accounts delete acme --yes")),
+		&command{
+			name:  "owners",
+			usage: "list, add and remove an account's owners",
+			about: "An owner may do everything in the account. The last one can't be removed.",
+			sub: []*command{
+				p.owners().list(help("list the owners", "mp accounts owners list")),
+				{
+					name:     "add",
+					usage:    "make a user an owner",
+					args:     "EMAIL",
+					examples: []string{"mp accounts owners add second@acme.example"},
+					flags:    flags(placeFlags(inAccount), dryRunFlag(), resultFlag()),
+					run: func(c *call) error {
+						t, err := c.need(inAccount)
+						if err != nil {
+							return err
+						}
+						return c.giveRole(p.owners(), Target{Account: t.Account}, c.Args().Slice(), "an owner", nil)
 					},
-					{
-						name:     "remove",
-						aliases:  []string{"rm", "delete"},
-						usage:    "remove an owner",
-						args:     "EMAIL",
-						examples: []string{"mp accounts owners remove second@acme.example --yes"},
-						flags:    flags(placeFlags(inAccount), yesFlag(), dryRunFlag()),
-						run: func(c *call) error {
-							t, err := c.need(inAccount)
-							if err != nil {
-								return err
-							}
-							question := "Remove owner " + c.arg(0) + " of " + t.Account + "?"
-							return c.takeRole(p.owners(), Target{Account: t.Account}, c.Args().Slice(), "an owner", question)
-						},
+				},
+				{
+					name:     "remove, rm, delete",
+					usage:    "remove an owner",
+					args:     "EMAIL",
+					examples: []string{"mp accounts owners remove second@acme.example --yes"},
+					flags:    flags(placeFlags(inAccount), yesFlag(), dryRunFlag()),
+					run: func(c *call) error {
+						t, err := c.need(inAccount)
+						if err != nil {
+							return err
+						}
+						question := "Remove owner " + c.arg(0) + " of " + t.Account + "?"
+						return c.takeRole(p.owners(), Target{Account: t.Account}, c.Args().Slice(), "an owner", question)
 					},
 				},
 			},
 		},
-	}
+	)
 }
 
 // limitFlags has a flag for each thing that accounts have limits of.

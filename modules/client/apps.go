@@ -52,79 +52,71 @@ func appsOfNamespace(c *call, apps []resource.App) []resource.App {
 
 func (p *program) appCommands() *command {
 	apps := p.apps()
-	return &command{
-		name:    "apps",
-		aliases: []string{"app"},
-		usage:   "deploy, list, show, scale and delete apps",
-		sub: []*command{
-			{
-				name:  "deploy",
-				usage: "deploy an app, or change one",
-				args:  "[NAME] [COMMAND]...",
-				names: apps.names,
-				about: `In an app that exists, what no flag names stays as it is; --env KEY= removes a variable.
+	return group("apps, app", "deploy, list, show, scale and delete apps",
+		&command{
+			name:  "deploy",
+			usage: "deploy an app, or change one",
+			args:  "[NAME] [COMMAND]...",
+			names: apps.names,
+			about: `In an app that exists, what no flag names stays as it is; --env KEY= removes a variable.
 The app gets an address below the platform's domain, unless --no-route is given.`,
-				examples: []string{
-					"mp apps deploy hello --image hello:1 --instances 2 --port 8080",
-					"mp apps deploy hello --image hello:2",
-					"mp apps deploy hello --env MODE=prod --env DEBUG=",
-					"mp apps deploy worker --image jobs:3 --no-route -- ./work --queue mail",
-				},
-				flags: flags(placeFlags(inWorkspace), namespaceFlag(),
-					&cli.StringFlag{Name: "name", Usage: "`NAME` of the app, if not given as argument"},
-					&cli.StringFlag{Name: "image", Aliases: []string{"i"}, Usage: "`IMAGE`: hello:1 of this organization, or a full reference"},
-					&cli.IntFlag{Name: "instances", Usage: "`NUMBER` of instances; 1 for a new app"},
-					&cli.IntFlag{Name: "port", Aliases: []string{"p"}, Usage: "`PORT` the app listens on; also its variable PORT"},
-					&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "set the variable `KEY=VALUE`; may be given more than once"},
-					&cli.StringFlag{Name: "cpu", Usage: "`CPUS` of one instance: 1 or 250m"},
-					&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` of one instance: 256Mi"},
-					&cli.StringFlag{Name: "health-path", Usage: "ask `PATH` by HTTP whether an instance is healthy; without it, a connection is enough"},
-					&cli.BoolFlag{Name: "no-route", Usage: "do not give the app an address"},
-					&cli.BoolFlag{Name: "route", Usage: "give the app an address again"},
-					dryRunFlag(), waitFlags(), resultFlag()),
-				run: (*call).deploy,
+			examples: []string{
+				"mp apps deploy hello --image hello:1 --instances 2 --port 8080",
+				"mp apps deploy hello --image hello:2",
+				"mp apps deploy hello --env MODE=prod --env DEBUG=",
+				"mp apps deploy worker --image jobs:3 --no-route -- ./work --queue mail",
 			},
-			apps.list(command{
-				usage:    "list the workspace's apps",
-				examples: []string{"mp apps list", "mp apps list -o wide"},
-				flags:    []cli.Flag{namespaceFlag()},
-			}),
-			apps.show(help("show an app and its state", "mp apps show hello", "mp apps show hello -o yaml")),
-			apps.set(command{
-				name:     "scale",
-				usage:    "change the number of an app's instances",
-				args:     "[NAME] [INSTANCES]",
-				examples: []string{"mp apps scale hello 3", "mp apps scale hello --instances 0"},
-				flags: []cli.Flag{
-					&cli.StringFlag{Name: "name", Usage: "`NAME` of the app, if not given as argument"},
-					&cli.IntFlag{Name: "instances", Aliases: []string{"n"}, Usage: "the wanted `NUMBER` of instances"},
-				},
-				run: (*call).scaleApp,
-			}, nil),
-			apps.delete("Delete app %s?", help("delete an app", "mp apps delete hello --yes")),
+			flags: flags(placeFlags(inWorkspace), namespaceFlag(),
+				&cli.StringFlag{Name: "name", Usage: "`NAME` of the app, if not given as argument"},
+				&cli.StringFlag{Name: "image", Aliases: []string{"i"}, Usage: "`IMAGE`: hello:1 of this organization, or a full reference"},
+				&cli.IntFlag{Name: "instances", Usage: "`NUMBER` of instances; 1 for a new app"},
+				&cli.IntFlag{Name: "port", Aliases: []string{"p"}, Usage: "`PORT` the app listens on; also its variable PORT"},
+				&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "set the variable `KEY=VALUE`; may be given more than once"},
+				&cli.StringFlag{Name: "cpu", Usage: "`CPUS` of one instance: 1 or 250m"},
+				&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` of one instance: 256Mi"},
+				&cli.StringFlag{Name: "health-path", Usage: "ask `PATH` by HTTP whether an instance is healthy; without it, a connection is enough"},
+				&cli.BoolFlag{Name: "no-route", Usage: "do not give the app an address"},
+				&cli.BoolFlag{Name: "route", Usage: "give the app an address again"},
+				dryRunFlag(), waitFlags(), resultFlag()),
+			run: (*call).deploy,
 		},
-	}
+		apps.list(command{
+			usage:    "list the workspace's apps",
+			examples: []string{"mp apps list", "mp apps list -o wide"},
+			flags:    []cli.Flag{namespaceFlag()},
+		}),
+		apps.show(help("show an app and its state", "mp apps show hello", "mp apps show hello -o yaml")),
+		apps.set(command{
+			name:     "scale",
+			usage:    "change the number of an app's instances",
+			args:     "[NAME] [INSTANCES]",
+			examples: []string{"mp apps scale hello 3", "mp apps scale hello --instances 0"},
+			flags: []cli.Flag{
+				&cli.StringFlag{Name: "name", Usage: "`NAME` of the app, if not given as argument"},
+				&cli.IntFlag{Name: "instances", Aliases: []string{"n"}, Usage: "the wanted `NUMBER` of instances"},
+			},
+			run: (*call).scaleApp,
+		}, nil),
+		apps.delete("Delete app %s?", help("delete an app", "mp apps delete hello --yes")),
+	)
 }
 
-// appName is the app's name, from --name or the first argument, and the
-// arguments behind it.
-func (c *call) appName() (string, []string, error) {
+// appArg is the app that --name or the first argument names, and the arguments
+// behind that.
+func (c *call) appArg() (thing, []string, error) {
 	name, rest := c.String("name"), c.Args().Slice()
 	if name == "" && len(rest) > 0 {
 		name, rest = rest[0], rest[1:]
 	}
 	if name == "" {
-		return "", nil, usagef("give it as argument, or with --name", "%s: the app's name is missing", c.path)
+		return thing{}, nil, usagef("give it as argument, or with --name", "%s: the app's name is missing", c.path)
 	}
-	return name, rest, nil
+	it, err := c.apps().named(c, name)
+	return it, rest, err
 }
 
 func (c *call) deploy() error {
-	name, command, err := c.appName()
-	if err != nil {
-		return err
-	}
-	it, err := c.apps().named(c, name)
+	it, command, err := c.appArg()
 	if err != nil {
 		return err
 	}
@@ -154,7 +146,7 @@ func (c *call) deploy() error {
 			return err
 		}
 		if !changed && !isNew {
-			return usagef("see '"+c.path+" --help'", "app %s exists, and nothing to change is given", name)
+			return usagef("see '"+c.path+" --help'", "app %s exists, and nothing to change is given", it.name)
 		}
 		accepted, err := c.apps().write(c, http.MethodPut, it.path, map[string]any{"spec": app.Spec}, match...)
 		if prob, ok := errors.AsType[*Problem](err); ok && prob.Status == http.StatusPreconditionFailed && try < maxDeployTries {
@@ -234,11 +226,7 @@ func checkInstances(n int) error {
 }
 
 func (c *call) scaleApp() error {
-	name, rest, err := c.appName()
-	if err != nil {
-		return err
-	}
-	it, err := c.apps().named(c, name)
+	it, rest, err := c.appArg()
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ func resolve(root *command, args []string) (resolved, error) {
 		if list == nil {
 			return r, nil
 		}
-		r.cmd, r.path = list, append(r.path, list.name)
+		r.cmd, r.path = list, append(r.path, list.called()[0])
 	}
 	for _, word := range r.flags[:r.early] {
 		if name, ok := flagName(word); ok && findFlag(r.cmd.flags, name) == nil {
@@ -89,7 +89,7 @@ func walk(r resolved, words []string, typing bool) (resolved, error) {
 			for name := range strings.SplitSeq(word, ":") {
 				next := r.cmd.find(name)
 				if next != nil {
-					r.cmd, r.path = next, append(r.path, next.name)
+					r.cmd, r.path = next, append(r.path, next.called()[0])
 				} else if !typing {
 					return r, unknownCommand(r, name)
 				}
@@ -155,7 +155,7 @@ func anyFlag(c *command, name string) cli.Flag {
 func unknownCommand(r resolved, name string) error {
 	var names []string
 	for _, s := range r.cmd.sub {
-		names = append(names, s.name)
+		names = append(names, s.called()[0])
 	}
 	words := func(last string) string { return strings.Join(append(slices.Clip(r.path), last), " ") }
 	remedy := "there are: " + strings.Join(names, ", ")

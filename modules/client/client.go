@@ -86,8 +86,7 @@ func newProgram(name string, in io.Reader, out, errw io.Writer) *program {
 // command is one node of the tree: a noun with verbs below it, or a verb that
 // runs. The docs are rendered from the same fields as the help.
 type command struct {
-	name     string
-	aliases  []string
+	name     string // "delete, rm": aliases stand behind
 	usage    string // one line, no full stop
 	about    string // what else there is to know, in whole sentences
 	args     string // "NAME [COUNT]"; also says how many there may be
@@ -97,6 +96,14 @@ type command struct {
 	// names offers what may stand as the next argument, for completion.
 	names func(*call) ([]string, error)
 	sub   []*command
+}
+
+// called are its names, the first of which is the one that is said.
+func (c *command) called() []string { return strings.Split(c.name, ", ") }
+
+// group is a noun with verbs below it.
+func group(name, usage string, sub ...*command) *command {
+	return &command{name: name, usage: usage, sub: sub}
 }
 
 // help is what most commands say of themselves: what they do, and examples.
@@ -121,7 +128,7 @@ func (c *command) argCount() (least, most int) {
 
 // find returns the verb or noun of that name below c, or nil.
 func (c *command) find(name string) *command {
-	i := slices.IndexFunc(c.sub, func(s *command) bool { return s.name == name || slices.Contains(s.aliases, name) })
+	i := slices.IndexFunc(c.sub, func(s *command) bool { return slices.Contains(s.called(), name) })
 	if i < 0 {
 		return nil
 	}

@@ -45,58 +45,52 @@ func (p *program) machines() noun[resource.Machine] {
 
 func (p *program) clusterCommands() *command {
 	workspaces := p.workspaces()
-	return &command{
-		name:  "cluster",
-		usage: "scale a workspace's cluster, list its nodes, configure kubectl",
-		sub: []*command{
-			workspaces.set(command{
-				name:  "scale",
-				usage: "change the number of machines",
-				args:  "[WORKSPACE]",
-				about: `Machines are drained before they are removed. While no node has room for a new one, the
+	return group("cluster", "scale a workspace's cluster, list its nodes, configure kubectl",
+		workspaces.set(command{
+			name:  "scale",
+			usage: "change the number of machines",
+			args:  "[WORKSPACE]",
+			about: `Machines are drained before they are removed. While no node has room for a new one, the
 command says so, and after 30 seconds of that it ends with exit code 5, unless --timeout
 is given. The platform adds the machine as soon as there is room.`,
-				examples: []string{"mp cluster scale --machines 3", "mp cluster scale shop -n 1 --timeout 20m"},
-				flags: []cli.Flag{
-					&cli.IntFlag{Name: "machines", Aliases: []string{"n", "nodes"}, Usage: "the wanted `NUMBER` of machines"},
-				},
-			}, (*call).newScale),
-			p.clusterNodes().list(command{
-				name:     "list-nodes",
-				aliases:  []string{"nodes"},
-				usage:    "list the cluster's nodes as Kubernetes sees them",
-				args:     "[WORKSPACE]",
-				names:    workspaces.names,
-				examples: []string{"mp cluster list-nodes", "mp cluster list-nodes shop -o wide"},
-			}),
-			p.machines().list(command{
-				name:     "list-machines",
-				aliases:  []string{"machines"},
-				usage:    "list the cluster's machines as the platform sees them",
-				args:     "[WORKSPACE]",
-				names:    workspaces.names,
-				about:    "Also shows machines that are not nodes yet.",
-				examples: []string{"mp cluster list-machines"},
-			}),
-			{
-				name:  "config-kubectl",
-				usage: "write a kubeconfig for the workspace",
-				args:  "[WORKSPACE]",
-				names: workspaces.names,
-				about: `Writes a file of its own, ~/.kube/config-ACCOUNT-ORGANIZATION-WORKSPACE unless --file says
+			examples: []string{"mp cluster scale --machines 3", "mp cluster scale shop -n 1 --timeout 20m"},
+			flags: []cli.Flag{
+				&cli.IntFlag{Name: "machines", Aliases: []string{"n", "nodes"}, Usage: "the wanted `NUMBER` of machines"},
+			},
+		}, (*call).newScale),
+		p.clusterNodes().list(command{
+			name:     "list-nodes, nodes",
+			usage:    "list the cluster's nodes as Kubernetes sees them",
+			args:     "[WORKSPACE]",
+			names:    workspaces.names,
+			examples: []string{"mp cluster list-nodes", "mp cluster list-nodes shop -o wide"},
+		}),
+		p.machines().list(command{
+			name:     "list-machines, machines",
+			usage:    "list the cluster's machines as the platform sees them",
+			args:     "[WORKSPACE]",
+			names:    workspaces.names,
+			about:    "Also shows machines that are not nodes yet.",
+			examples: []string{"mp cluster list-machines"},
+		}),
+		&command{
+			name:  "config-kubectl",
+			usage: "write a kubeconfig for the workspace",
+			args:  "[WORKSPACE]",
+			names: workspaces.names,
+			about: `Writes a file of its own, ~/.kube/config-ACCOUNT-ORGANIZATION-WORKSPACE unless --file says
 otherwise, and prints the line that makes kubectl use it. It holds no secret: kubectl
 calls 'mp kube-credential' for a short-lived token, with your session.`,
-				examples: []string{
-					"mp cluster config-kubectl",
-					"eval \"$(mp cluster config-kubectl shop)\"",
-					"mp cluster config-kubectl --file - > shop.kubeconfig",
-				},
-				flags: flags(placeFlags(inWorkspace), namespaceFlag(),
-					&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "write to `FILE`, - for standard output"}),
-				run: (*call).configKubectl,
+			examples: []string{
+				"mp cluster config-kubectl",
+				"eval \"$(mp cluster config-kubectl shop)\"",
+				"mp cluster config-kubectl --file - > shop.kubeconfig",
 			},
+			flags: flags(placeFlags(inWorkspace), namespaceFlag(),
+				&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "write to `FILE`, - for standard output"}),
+			run: (*call).configKubectl,
 		},
-	}
+	)
 }
 
 func (c *call) newScale() (map[string]any, string, error) {

@@ -128,7 +128,7 @@ func (p *program) offers(ctx context.Context, root *command, before []string, la
 		}
 		var found []string
 		for _, s := range noun.sub {
-			found = append(found, prefix+s.name)
+			found = append(found, prefix+s.called()[0])
 		}
 		return found
 	case r.cmd.names == nil:

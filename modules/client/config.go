@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
@@ -66,14 +67,7 @@ func (t Target) with(over Target) Target {
 
 // String is "acme/web/shop", as far as it is set.
 func (t Target) String() string {
-	text := t.Account
-	for _, part := range []string{t.Organization, t.Workspace} {
-		if part == "" {
-			break
-		}
-		text += "/" + part
-	}
-	return text
+	return strings.TrimRight(t.Account+"/"+t.Organization+"/"+t.Workspace, "/")
 }
 
 // configDir is the user's folder: MP_CONFIG, or multipaas below

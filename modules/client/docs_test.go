@@ -89,7 +89,7 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 			}
 		}
 		for _, s := range c.sub {
-			check(path+" "+s.name, s)
+			check(path+" "+s.called()[0], s)
 		}
 	}
 	check("mp", p.commands())
@@ -127,6 +127,6 @@ func (p *program) writeDocs(w io.Writer, path string, c *command) {
 	p.writeHelp(w, path, c)
 	fmt.Fprintf(w, "```\n")
 	for _, s := range c.sub {
-		p.writeDocs(w, path+" "+s.name, s)
+		p.writeDocs(w, path+" "+s.called()[0], s)
 	}
 }

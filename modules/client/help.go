@@ -37,7 +37,7 @@ func (p *program) writeHelp(w io.Writer, path string, c *command) {
 	}
 	var commands, flags, examples [][]string
 	for _, s := range c.sub {
-		commands = append(commands, []string{"  " + strings.Join(append([]string{s.name}, s.aliases...), ", "), s.usage})
+		commands = append(commands, []string{"  " + s.name, s.usage})
 	}
 	for _, f := range c.flags {
 		flags = append(flags, flagRow(f))

@@ -42,9 +42,8 @@ func (c *call) imagesWithTags() ([]string, error) {
 func (p *program) imageCommands() *command {
 	images := p.images()
 	return &command{
-		name:    "images",
-		aliases: []string{"image"},
-		usage:   "list and delete the organization's images",
+		name:  "images, image",
+		usage: "list and delete the organization's images",
 		about: `Push images with any OCI client to ACCOUNT/ORGANIZATION/NAME in the platform's registry,
 with your e-mail address and password. 'mp version' shows the registry's address.`,
 		sub: []*command{

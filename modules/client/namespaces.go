@@ -24,25 +24,20 @@ func (p *program) namespaces() noun[resource.Namespace] {
 
 func (p *program) namespaceCommands() *command {
 	namespaces := p.namespaces()
-	return &command{
-		name:    "ns",
-		aliases: []string{"namespace", "namespaces"},
-		usage:   "create, list, choose and delete Kubernetes namespaces",
-		sub: []*command{
-			namespaces.create(help("create a namespace in the workspace", "mp ns create staging"), nil),
-			namespaces.list(help("list the workspace's namespaces", "mp ns list")),
-			namespaces.use(command{
-				usage:    "deploy into this namespace",
-				examples: []string{"mp ns use staging"},
-				run:      (*call).useNamespace,
-			}),
-			namespaces.delete("", command{
-				usage:    "delete a namespace with everything in it",
-				examples: []string{"mp ns delete staging --yes"},
-				run:      (*call).deleteNamespace,
-			}),
-		},
-	}
+	return group("ns, namespace, namespaces", "create, list, choose and delete Kubernetes namespaces",
+		namespaces.create(help("create a namespace in the workspace", "mp ns create staging"), nil),
+		namespaces.list(help("list the workspace's namespaces", "mp ns list")),
+		namespaces.use(command{
+			usage:    "deploy into this namespace",
+			examples: []string{"mp ns use staging"},
+			run:      (*call).useNamespace,
+		}),
+		namespaces.delete("", command{
+			usage:    "delete a namespace with everything in it",
+			examples: []string{"mp ns delete staging --yes"},
+			run:      (*call).deleteNamespace,
+		}),
+	)
 }
 
 // useNamespace looks for it in the list: the API shows no single one.

@@ -38,50 +38,44 @@ func (p *program) nodes() noun[resource.Node] {
 
 func (p *program) nodeCommands() *command {
 	nodes := p.nodes()
-	return &command{
-		name:    "nodes",
-		aliases: []string{"node"},
-		usage:   "list, show, cordon and remove the platform's hosts (for sysadmins)",
-		sub: []*command{
-			nodes.list(help("list the nodes, and how much of each is allocated", "mp nodes list", "mp nodes list -o wide")),
-			nodes.show(help("show a node", "mp nodes show host1")),
-			{
-				name:     "cordon",
-				usage:    "keep new machines away from a node",
-				args:     "NAME",
-				names:    nodes.names,
-				about:    "Machines that run on it stay.",
-				examples: []string{"mp nodes cordon host1"},
-				flags:    flags(dryRunFlag(), resultFlag()),
-				run:      func(c *call) error { return c.setSchedulable(false, "takes no new machines any more") },
-			},
-			{
-				name:     "uncordon",
-				usage:    "allow new machines on a node again",
-				args:     "NAME",
-				names:    nodes.names,
-				examples: []string{"mp nodes uncordon host1"},
-				flags:    flags(dryRunFlag(), resultFlag()),
-				run:      func(c *call) error { return c.setSchedulable(true, "takes new machines again") },
-			},
-			nodes.delete("", command{
-				name:    "remove",
-				aliases: []string{"rm", "delete"},
-				usage:   "move a node's machines elsewhere and remove it from the platform",
-				about: `With --lost, the platform does not wait for the node itself. Give it only if the host will
-never come back: its machines are created again elsewhere, and none may run twice.`,
-				examples: []string{"mp nodes remove host1 --yes --timeout 30m", "mp nodes remove host1 --lost"},
-				flags:    []cli.Flag{&cli.BoolFlag{Name: "lost", Usage: "the host will never come back: do not wait for it"}},
-				run: func(c *call) error {
-					query := ""
-					if c.Bool("lost") {
-						query = "?lost=true"
-					}
-					return nodes.remove(c, "Remove node %s? Its machines are drained and created again elsewhere.", query)
-				},
-			}),
+	return group("nodes, node", "list, show, cordon and remove the platform's hosts (for sysadmins)",
+		nodes.list(help("list the nodes, and how much of each is allocated", "mp nodes list", "mp nodes list -o wide")),
+		nodes.show(help("show a node", "mp nodes show host1")),
+		&command{
+			name:     "cordon",
+			usage:    "keep new machines away from a node",
+			args:     "NAME",
+			names:    nodes.names,
+			about:    "Machines that run on it stay.",
+			examples: []string{"mp nodes cordon host1"},
+			flags:    flags(dryRunFlag(), resultFlag()),
+			run:      func(c *call) error { return c.setSchedulable(false, "takes no new machines any more") },
 		},
-	}
+		&command{
+			name:     "uncordon",
+			usage:    "allow new machines on a node again",
+			args:     "NAME",
+			names:    nodes.names,
+			examples: []string{"mp nodes uncordon host1"},
+			flags:    flags(dryRunFlag(), resultFlag()),
+			run:      func(c *call) error { return c.setSchedulable(true, "takes new machines again") },
+		},
+		nodes.delete("", command{
+			name:  "remove, rm, delete",
+			usage: "move a node's machines elsewhere and remove it from the platform",
+			about: `With --lost, the platform does not wait for the node itself. Give it only if the host will
+never come back: its machines are created again elsewhere, and none may run twice.`,
+			examples: []string{"mp nodes remove host1 --yes --timeout 30m", "mp nodes remove host1 --lost"},
+			flags:    []cli.Flag{&cli.BoolFlag{Name: "lost", Usage: "the host will never come back: do not wait for it"}},
+			run: func(c *call) error {
+				query := ""
+				if c.Bool("lost") {
+					query = "?lost=true"
+				}
+				return nodes.remove(c, "Remove node %s? Its machines are drained and created again elsewhere.", query)
+			},
+		}),
+	)
 }
 
 // setSchedulable says how it is then.

@@ -144,9 +144,8 @@ func (n noun[V]) namesIn(c *call, t Target) ([]string, error) {
 // place.
 func (n noun[V]) list(words command) *command {
 	return words.or(command{
-		name:    "list",
-		aliases: []string{"ls"},
-		flags:   flags(placeFlags(n.in), words.flags, outputFlags()),
+		name:  "list, ls",
+		flags: flags(placeFlags(n.in), words.flags, outputFlags()),
 		run: func(c *call) error {
 			t, err := c.placeArg(n.in)
 			if err != nil {
@@ -167,11 +166,10 @@ func (n noun[V]) list(words command) *command {
 // show is the verb that shows one, with its conditions.
 func (n noun[V]) show(words command) *command {
 	return words.or(command{
-		name:    "show",
-		aliases: []string{"get"},
-		args:    "NAME",
-		names:   n.names,
-		flags:   flags(n.placeFlags(words), words.flags, resultFlag()),
+		name:  "show, get",
+		args:  "NAME",
+		names: n.names,
+		flags: flags(n.placeFlags(words), words.flags, resultFlag()),
 		run: func(c *call) error {
 			it, err := n.arg(c)
 			if err != nil {
@@ -181,13 +179,7 @@ func (n noun[V]) show(words command) *command {
 			if err := c.get(it.path, &got); err != nil {
 				return err
 			}
-			return n.printOne(c, &got, func(w io.Writer) {
-				if n.more != nil {
-					n.more(w, &got)
-				} else if o, ok := any(&got).(resource.Stateful); ok {
-					printConditions(w, "CONDITIONS", o.State().Conditions)
-				}
-			})
+			return n.printOne(c, &got)
 		},
 	})
 }
@@ -276,12 +268,11 @@ func (n noun[V]) delete(ask string, words command) *command {
 		result = append(result, resultFlag())
 	}
 	return words.or(command{
-		name:    "delete",
-		aliases: []string{"rm"},
-		args:    "NAME",
-		names:   n.names,
-		flags:   flags(placeFlags(n.in), words.flags, yesFlag(), dryRunFlag(), result),
-		run:     func(c *call) error { return n.remove(c, ask, "") },
+		name:  "delete, rm",
+		args:  "NAME",
+		names: n.names,
+		flags: flags(placeFlags(n.in), words.flags, yesFlag(), dryRunFlag(), result),
+		run:   func(c *call) error { return n.remove(c, ask, "") },
 	})
 }
 
@@ -401,9 +392,7 @@ func (n noun[V]) waitFlags() []cli.Flag {
 // or is c with what it leaves out taken from a plain verb, and that verb's
 // flags, which hold c's own.
 func (c command) or(plain command) *command {
-	if c.name == "" {
-		c.name, c.aliases = plain.name, plain.aliases
-	}
+	c.name = cmp.Or(c.name, plain.name)
 	c.args = cmp.Or(c.args, plain.args)
 	if c.names == nil {
 		c.names = plain.names

@@ -53,63 +53,56 @@ func (c *call) organizationsAndMembers() ([]string, error) {
 
 func (p *program) organizationCommands() *command {
 	organizations := p.organizations()
-	return &command{
-		name:    "org",
-		aliases: []string{"orgs", "organization", "organizations"},
-		usage:   "create, list, choose and delete organizations; manage their members",
-		sub: []*command{
-			organizations.create(help("create an organization and work in it", "mp org create web"), nil),
-			organizations.list(help("list your organizations in the account",
-				"mp org list", "mp org list --account acme -o json")),
-			organizations.use(command{
-				usage:    "work in this organization",
-				about:    "Changing to another organization leaves its workspace and namespace.",
-				examples: []string{"mp org use web"},
-			}),
-			organizations.delete("Delete organization %s?", help("delete an organization that has no workspaces or images left",
-				"mp org delete web --yes")),
-			{
-				name:    "users",
-				aliases: []string{"members"},
-				usage:   "list, add and remove an organization's members",
-				sub: []*command{
-					p.members().list(command{
-						usage:    "list the members",
-						args:     "[ORGANIZATION]",
-						names:    organizations.names,
-						examples: []string{"mp org users list"},
-					}),
-					{
-						name:  "add",
-						usage: "give users a role in an organization",
-						args:  "[ORGANIZATION] [EMAIL]...",
-						names: organizations.names,
-						about: `An admin manages workspaces and members, a developer deploys into workspaces. A
+	return group("org, orgs, organization, organizations", "create, list, choose and delete organizations; manage their members",
+		organizations.create(help("create an organization and work in it", "mp org create web"), nil),
+		organizations.list(help("list your organizations in the account",
+			"mp org list", "mp org list --account acme -o json")),
+		organizations.use(command{
+			usage:    "work in this organization",
+			about:    "Changing to another organization leaves its workspace and namespace.",
+			examples: []string{"mp org use web"},
+		}),
+		organizations.delete("Delete organization %s?", help("delete an organization that has no workspaces or images left",
+			"mp org delete web --yes")),
+		&command{
+			name:  "users, members",
+			usage: "list, add and remove an organization's members",
+			sub: []*command{
+				p.members().list(command{
+					usage:    "list the members",
+					args:     "[ORGANIZATION]",
+					names:    organizations.names,
+					examples: []string{"mp org users list"},
+				}),
+				{
+					name:  "add",
+					usage: "give users a role in an organization",
+					args:  "[ORGANIZATION] [EMAIL]...",
+					names: organizations.names,
+					about: `An admin manages workspaces and members, a developer deploys into workspaces. A
 member gets the new role. The users must exist: see 'mp users create'.`,
-						examples: []string{
-							"mp org users add web dev@acme.example",
-							"mp org users add --users a@acme.example,b@acme.example --role admin",
-						},
-						flags: flags(placeFlags(inOrganization), usersFlag(),
-							&cli.StringFlag{Name: "role", Value: string(resource.RoleDeveloper), Usage: "`ROLE`: admin or developer"},
-							dryRunFlag(), resultFlag()),
-						run: (*call).addMembers,
+					examples: []string{
+						"mp org users add web dev@acme.example",
+						"mp org users add --users a@acme.example,b@acme.example --role admin",
 					},
-					{
-						name:     "remove",
-						aliases:  []string{"rm", "delete"},
-						usage:    "take users out of an organization",
-						args:     "[ORGANIZATION] [EMAIL]...",
-						names:    (*call).organizationsAndMembers,
-						about:    "The users themselves stay.",
-						examples: []string{"mp org users remove web dev@acme.example --yes"},
-						flags:    flags(placeFlags(inOrganization), usersFlag(), yesFlag(), dryRunFlag()),
-						run:      (*call).removeMembers,
-					},
+					flags: flags(placeFlags(inOrganization), usersFlag(),
+						&cli.StringFlag{Name: "role", Value: string(resource.RoleDeveloper), Usage: "`ROLE`: admin or developer"},
+						dryRunFlag(), resultFlag()),
+					run: (*call).addMembers,
+				},
+				{
+					name:     "remove, rm, delete",
+					usage:    "take users out of an organization",
+					args:     "[ORGANIZATION] [EMAIL]...",
+					names:    (*call).organizationsAndMembers,
+					about:    "The users themselves stay.",
+					examples: []string{"mp org users remove web dev@acme.example --yes"},
+					flags:    flags(placeFlags(inOrganization), usersFlag(), yesFlag(), dryRunFlag()),
+					run:      (*call).removeMembers,
 				},
 			},
 		},
-	}
+	)
 }
 
 func usersFlag() cli.Flag {

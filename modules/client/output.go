@@ -92,8 +92,8 @@ func (n noun[V]) printList(c *call, items []V) error {
 }
 
 // printOne writes one item as -o says: as a table, one line per column, wide
-// ones included, and then what more has to say.
-func (n noun[V]) printOne(c *call, item *V, more func(io.Writer)) error {
+// ones included, and then what else there is to say of it.
+func (n noun[V]) printOne(c *call, item *V) error {
 	format, err := c.format()
 	if err != nil {
 		return err
@@ -111,8 +111,10 @@ func (n noun[V]) printOne(c *call, item *V, more func(io.Writer)) error {
 	if err := c.writeRows(rows); err != nil {
 		return err
 	}
-	if more != nil {
-		more(c.out)
+	if n.more != nil {
+		n.more(c.out, item)
+	} else if o, ok := any(item).(resource.Stateful); ok {
+		printConditions(c.out, "CONDITIONS", o.State().Conditions)
 	}
 	return nil
 }
@@ -124,7 +126,7 @@ func (n noun[V]) printResult(c *call, item *V, sentence string, args ...any) err
 		_, err := fmt.Fprintf(c.out, sentence+"\n", args...)
 		return err
 	}
-	return n.printOne(c, item, nil)
+	return n.printOne(c, item)
 }
 
 func (n noun[V]) printName(c *call, item *V) error {

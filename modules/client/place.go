@@ -100,31 +100,23 @@ func checkName(what, name string) error {
 	return nil
 }
 
-// use remembers t as the context.
+// use remembers t as the context, which was read before.
 func (c *call) use(t Target) error {
-	conf, err := c.conf()
-	if err != nil {
-		return err
-	}
-	conf.Context = t
-	return writeConfig(c.dir, conf)
+	c.config.Context = t
+	return writeConfig(c.dir, c.config)
 }
 
 // choose remembers t on top of the context and says so.
 func (c *call) choose(t Target) error {
-	conf, err := c.conf()
-	if err != nil {
+	now := c.config.Context.with(t)
+	if err := c.use(now); err != nil {
 		return err
 	}
-	if err := c.use(conf.Context.with(t)); err != nil {
-		return err
-	}
-	now := conf.Context
 	text := now.String()
 	if now.Namespace != "" {
 		text += ", namespace " + now.Namespace
 	}
-	_, err = fmt.Fprintf(c.out, "Working in %s.\n", printable(text))
+	_, err := fmt.Fprintf(c.out, "Working in %s.\n", printable(text))
 	return err
 }
 

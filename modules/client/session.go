@@ -241,7 +241,7 @@ func (c *call) session() error {
 	if view.Checked != nil {
 		t.columns = append(t.columns, column[sessionView]{head: "ROLES", cell: func(v *sessionView) string { return roles(*v.Checked) }})
 	}
-	return t.printOne(c, &view, nil)
+	return t.printOne(c, &view)
 }
 
 // roles is "sysadmin, owner of acme, admin of acme/web".

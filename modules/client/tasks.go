@@ -60,42 +60,36 @@ func newestTasks(c *call, tasks []resource.Task) []resource.Task {
 
 func (p *program) taskCommands() *command {
 	tasks := p.tasks()
-	return &command{
-		name:    "tasks",
-		aliases: []string{"task"},
-		usage:   "list, show and follow what the platform is doing",
-		sub: []*command{
-			tasks.list(command{
-				usage:    "list the account's tasks",
-				examples: []string{"mp tasks", "mp tasks list --target acme/web/shop -o wide"},
-				flags: flags(placeFlags(inAccount),
-					&cli.StringFlag{Name: "target", Usage: "only tasks about `TARGET`, like acme/web/shop"},
-					&cli.IntFlag{Name: "limit", Value: 50, Usage: "show the newest `NUMBER`, 0 for all"},
-					&cli.BoolFlag{Name: "all", Usage: "show tasks of all accounts and of the platform, as far as you may see them"}),
-			}),
-			tasks.show(command{
-				usage:    "show a task and its steps",
-				args:     "ID",
-				examples: []string{"mp tasks show 01JD...", "mp tasks show 01JD... -o json"},
-			}),
-			{
-				name:    "follow",
-				aliases: []string{"watch"},
-				usage:   "follow a task until it ends",
-				args:    "ID",
-				names:   tasks.names,
-				about: `Ctrl-C detaches: the platform goes on, and this command comes back to the task. The exit
+	return group("tasks, task", "list, show and follow what the platform is doing",
+		tasks.list(command{
+			usage:    "list the account's tasks",
+			examples: []string{"mp tasks", "mp tasks list --target acme/web/shop -o wide"},
+			flags: flags(placeFlags(inAccount),
+				&cli.StringFlag{Name: "target", Usage: "only tasks about `TARGET`, like acme/web/shop"},
+				&cli.IntFlag{Name: "limit", Value: 50, Usage: "show the newest `NUMBER`, 0 for all"},
+				&cli.BoolFlag{Name: "all", Usage: "show tasks of all accounts and of the platform, as far as you may see them"}),
+		}),
+		tasks.show(command{
+			usage:    "show a task and its steps",
+			args:     "ID",
+			examples: []string{"mp tasks show 01JD...", "mp tasks show 01JD... -o json"},
+		}),
+		&command{
+			name:  "follow, watch",
+			usage: "follow a task until it ends",
+			args:  "ID",
+			names: tasks.names,
+			about: `Ctrl-C detaches: the platform goes on, and this command comes back to the task. The exit
 code is 1 if the task fails.`,
-				examples: []string{"mp tasks follow 01JD...", "mp tasks follow 01JD... --timeout 1h"},
-				flags:    flags(timeoutFlag(), resultFlag()),
-				run: func(c *call) error {
-					task, err := c.follow(c.arg(0), c.Duration("timeout"), 0)
-					if err != nil {
-						return err
-					}
-					return tasks.printResult(c, task, "%s of %s is done.", printable(task.Spec.Operation), printable(task.Spec.Target))
-				},
+			examples: []string{"mp tasks follow 01JD...", "mp tasks follow 01JD... --timeout 1h"},
+			flags:    flags(timeoutFlag(), resultFlag()),
+			run: func(c *call) error {
+				task, err := c.follow(c.arg(0), c.Duration("timeout"), 0)
+				if err != nil {
+					return err
+				}
+				return tasks.printResult(c, task, "%s of %s is done.", printable(task.Spec.Operation), printable(task.Spec.Target))
 			},
 		},
-	}
+	)
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -70,9 +71,7 @@ func (c *call) operatorRemote() (*remote, error) {
 			return nil, err
 		}
 	}
-	if server == "" {
-		server = "https://127.0.0.1:7443"
-	}
+	server = cmp.Or(server, "https://127.0.0.1:7443")
 	if file := c.String("ca"); file != "" {
 		if ca, err = authorityIn(file); err != nil {
 			return nil, err
@@ -140,8 +139,7 @@ authority. It is shown only this once.`,
 				flags:    credentialFlags(),
 			}),
 			tokens.delete("Revoke token %s?", command{
-				name:     "rm",
-				aliases:  []string{"delete", "remove"},
+				name:     "rm, delete, remove",
 				usage:    "revoke a join token",
 				args:     "ID",
 				about:    "Nodes that joined with it stay.",

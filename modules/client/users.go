@@ -27,55 +27,49 @@ func (p *program) users() noun[resource.User] {
 
 func (p *program) userCommands() *command {
 	users := p.users()
-	return &command{
-		name:    "users",
-		aliases: []string{"user"},
-		usage:   "create, list, change and delete users",
-		sub: []*command{
-			{
-				name:    "create",
-				aliases: []string{"add"},
-				usage:   "create a user",
-				args:    "EMAIL",
-				about: `For account owners and sysadmins. The user counts towards the limit of users of the chosen
+	return group("users, user", "create, list, change and delete users",
+		&command{
+			name:  "create, add",
+			usage: "create a user",
+			args:  "EMAIL",
+			about: `For account owners and sysadmins. The user counts towards the limit of users of the chosen
 account, but has no role yet: 'mp org users add' gives one in an organization. With
 --account '', for sysadmins, the user counts nowhere. The first password is read from
 --password-file or MP_PASSWORD, or asked for; 'mp passwd' changes it.`,
-				examples: []string{"mp users create dev@acme.example --password-file -", "mp users create ops@example.com --sysadmin"},
-				flags: flags(placeFlags(inAccount),
-					&cli.StringFlag{Name: "display-name", Usage: "the user's full `NAME`"},
-					&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform, and counts towards no account (for sysadmins)"},
-					passwordFileFlag(" (or MP_PASSWORD)"), resultFlag()),
-				run: (*call).createUser,
-			},
-			users.set(command{
-				usage:    "change a user (for sysadmins)",
-				args:     "EMAIL",
-				about:    "A disabled user can't log in, and running sessions end.",
-				examples: []string{"mp users set dev@acme.example --disabled", "mp users set ops@example.com --sysadmin=false"},
-				flags: []cli.Flag{
-					&cli.StringFlag{Name: "display-name", Usage: "the user's full `NAME`"},
-					&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform, or --sysadmin=false"},
-					&cli.BoolFlag{Name: "disabled", Usage: "can't log in, or --disabled=false"},
-				},
-			}, (*call).newUserSpec),
-			{
-				name:     "set-password",
-				usage:    "set a user's password (for sysadmins)",
-				args:     "EMAIL",
-				names:    users.names,
-				examples: []string{"mp users set-password dev@acme.example --password-file -"},
-				flags:    flags(passwordFileFlag(" (or MP_PASSWORD)")),
-				run:      (*call).setUserPassword,
-			},
-			users.delete("Delete user %s and all roles of that user?", command{
-				usage:    "delete a user and all roles of that user (for sysadmins)",
-				args:     "EMAIL",
-				examples: []string{"mp users delete dev@acme.example --yes"},
-			}),
-			users.list(help("list the platform's users (for sysadmins)", "mp users list")),
+			examples: []string{"mp users create dev@acme.example --password-file -", "mp users create ops@example.com --sysadmin"},
+			flags: flags(placeFlags(inAccount),
+				&cli.StringFlag{Name: "display-name", Usage: "the user's full `NAME`"},
+				&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform, and counts towards no account (for sysadmins)"},
+				passwordFileFlag(" (or MP_PASSWORD)"), resultFlag()),
+			run: (*call).createUser,
 		},
-	}
+		users.set(command{
+			usage:    "change a user (for sysadmins)",
+			args:     "EMAIL",
+			about:    "A disabled user can't log in, and running sessions end.",
+			examples: []string{"mp users set dev@acme.example --disabled", "mp users set ops@example.com --sysadmin=false"},
+			flags: []cli.Flag{
+				&cli.StringFlag{Name: "display-name", Usage: "the user's full `NAME`"},
+				&cli.BoolFlag{Name: "sysadmin", Usage: "may do everything on the platform, or --sysadmin=false"},
+				&cli.BoolFlag{Name: "disabled", Usage: "can't log in, or --disabled=false"},
+			},
+		}, (*call).newUserSpec),
+		&command{
+			name:     "set-password",
+			usage:    "set a user's password (for sysadmins)",
+			args:     "EMAIL",
+			names:    users.names,
+			examples: []string{"mp users set-password dev@acme.example --password-file -"},
+			flags:    flags(passwordFileFlag(" (or MP_PASSWORD)")),
+			run:      (*call).setUserPassword,
+		},
+		users.delete("Delete user %s and all roles of that user?", command{
+			usage:    "delete a user and all roles of that user (for sysadmins)",
+			args:     "EMAIL",
+			examples: []string{"mp users delete dev@acme.example --yes"},
+		}),
+		users.list(help("list the platform's users (for sysadmins)", "mp users list")),
+	)
 }
 
 // newUser is the body of POST /v1/users.

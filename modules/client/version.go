@@ -59,5 +59,5 @@ func (c *call) version() error {
 			)
 		}
 	}
-	return t.printOne(c, &view, nil)
+	return t.printOne(c, &view)
 }

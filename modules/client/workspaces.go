@@ -41,51 +41,46 @@ func podSecurity(w *resource.Workspace) string {
 
 func (p *program) workspaceCommands() *command {
 	workspaces := p.workspaces()
-	return &command{
-		name:    "ws",
-		aliases: []string{"workspace", "workspaces"},
-		usage:   "create, list, choose, show, change and delete workspaces",
-		sub: []*command{
-			workspaces.create(command{
-				usage: "create a workspace, a Kubernetes cluster of its own, and work in it",
-				about: `Whatever is not given, the platform chooses: its newest Kubernetes, its default size.
+	return group("ws, workspace, workspaces", "create, list, choose, show, change and delete workspaces",
+		workspaces.create(command{
+			usage: "create a workspace, a Kubernetes cluster of its own, and work in it",
+			about: `Whatever is not given, the platform chooses: its newest Kubernetes, its default size.
 While no node has room for a machine, the command says so, and after 30 seconds of that
 it ends with exit code 5, unless --timeout is given. The platform adds the machine as
 soon as there is room.`,
-				examples: []string{
-					"mp ws create shop",
-					"mp ws create shop --machines 2 --cpu 2 --memory 4Gi --disk 20Gi",
-					"mp ws create shop --no-wait -o json",
-				},
-				flags: []cli.Flag{
-					&cli.IntFlag{Name: "machines", Aliases: []string{"n", "nodes"}, Value: 1, Usage: "`NUMBER` of machines"},
-					&cli.StringFlag{Name: "cpu", Usage: "`CPUS` of each machine: 2 or 500m"},
-					&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` of each machine: 4Gi"},
-					&cli.StringFlag{Name: "disk", Usage: "disk `SIZE` of each machine: 20Gi"},
-					&cli.StringFlag{Name: "kubernetes-version", Aliases: []string{"kubernetes"}, Usage: "minor `VERSION` of Kubernetes: 1.36"},
-					&cli.StringFlag{Name: "datastore", Usage: "`KIND` of the control plane's datastore: kine or etcd"},
-					&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline, or privileged (for sysadmins)"},
-				},
-			}, (*call).newWorkspace),
-			workspaces.list(help("list the organization's workspaces", "mp ws list", "mp ws list -o wide")),
-			workspaces.use(help("work in this workspace", "mp ws use shop")),
-			workspaces.show(command{
-				usage:    "show a workspace and its state",
-				args:     "[NAME]",
-				examples: []string{"mp ws show", "mp ws show shop -o yaml"},
-			}),
-			workspaces.set(command{
-				usage: "change a workspace's settings",
-				args:  "[NAME]",
-				about: `Only sysadmins can lift Pod Security: with privileged, the tenant's pods can take over the
+			examples: []string{
+				"mp ws create shop",
+				"mp ws create shop --machines 2 --cpu 2 --memory 4Gi --disk 20Gi",
+				"mp ws create shop --no-wait -o json",
+			},
+			flags: []cli.Flag{
+				&cli.IntFlag{Name: "machines", Aliases: []string{"n", "nodes"}, Value: 1, Usage: "`NUMBER` of machines"},
+				&cli.StringFlag{Name: "cpu", Usage: "`CPUS` of each machine: 2 or 500m"},
+				&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` of each machine: 4Gi"},
+				&cli.StringFlag{Name: "disk", Usage: "disk `SIZE` of each machine: 20Gi"},
+				&cli.StringFlag{Name: "kubernetes-version", Aliases: []string{"kubernetes"}, Usage: "minor `VERSION` of Kubernetes: 1.36"},
+				&cli.StringFlag{Name: "datastore", Usage: "`KIND` of the control plane's datastore: kine or etcd"},
+				&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline, or privileged (for sysadmins)"},
+			},
+		}, (*call).newWorkspace),
+		workspaces.list(help("list the organization's workspaces", "mp ws list", "mp ws list -o wide")),
+		workspaces.use(help("work in this workspace", "mp ws use shop")),
+		workspaces.show(command{
+			usage:    "show a workspace and its state",
+			args:     "[NAME]",
+			examples: []string{"mp ws show", "mp ws show shop -o yaml"},
+		}),
+		workspaces.set(command{
+			usage: "change a workspace's settings",
+			args:  "[NAME]",
+			about: `Only sysadmins can lift Pod Security: with privileged, the tenant's pods can take over the
 machines of this workspace. To change the number of machines, use 'mp cluster scale'.`,
-				examples: []string{"mp ws set shop --pod-security privileged", "mp ws set shop --pod-security baseline"},
-				flags:    []cli.Flag{&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline or privileged"}},
-			}, (*call).newSettings),
-			workspaces.delete("Delete workspace %s with its apps and data?", help("delete a workspace with everything in it",
-				"mp ws delete shop", "mp ws delete shop --yes --no-wait")),
-		},
-	}
+			examples: []string{"mp ws set shop --pod-security privileged", "mp ws set shop --pod-security baseline"},
+			flags:    []cli.Flag{&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline or privileged"}},
+		}, (*call).newSettings),
+		workspaces.delete("Delete workspace %s with its apps and data?", help("delete a workspace with everything in it",
+			"mp ws delete shop", "mp ws delete shop --yes --no-wait")),
+	)
 }
 
 // workspaceSpec is what the user said about a new workspace. What he did not say
@@ -103,14 +98,22 @@ func (c *call) newWorkspace() (any, error) {
 		KubernetesVersion: c.String("kubernetes-version"),
 		Datastore:         resource.Datastore(c.String("datastore")),
 		Machines:          c.Int("machines"),
+		MachineSize:       map[string]int64{},
 		PodSecurity:       c.String("pod-security"),
 	}
 	if err := checkMachines(spec.Machines); err != nil {
 		return nil, err
 	}
-	var err error
-	spec.MachineSize, err = c.machineSize()
-	return spec, err
+	for flag, field := range map[string]string{"cpu": "milliCPU", "memory": "memoryBytes", "disk": "diskBytes"} {
+		n, err := amount(c, flag)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			spec.MachineSize[field] = n
+		}
+	}
+	return spec, nil
 }
 
 func checkMachines(n int) error {
@@ -123,22 +126,6 @@ func checkCount(n, most int, format string) error {
 		return usagef(fmt.Sprintf("use 0 to %d", most), format, n)
 	}
 	return nil
-}
-
-// machineSize is what the flags say about the size; what they leave out the
-// platform decides.
-func (c *call) machineSize() (map[string]int64, error) {
-	size := map[string]int64{}
-	for flag, field := range map[string]string{"cpu": "milliCPU", "memory": "memoryBytes", "disk": "diskBytes"} {
-		n, err := amount(c, flag)
-		if err != nil {
-			return nil, err
-		}
-		if n > 0 {
-			size[field] = n
-		}
-	}
-	return size, nil
 }
 
 // amount reads a flag like "500m" or "2Gi": a whole number of thousandths or of
