@@ -89,8 +89,13 @@ func checkExecInfo(info string) error {
 	return nil
 }
 
+// credentialMargin is how long before its end a token is no longer used. client-go
+// asks for another when it has expired, and one that ends on its way to the plane, or by
+// a clock that is ahead, is answered 401: client-go does not ask again.
+const credentialMargin = time.Minute
+
 func (c *call) writeExecCredential(token resource.KubeToken) error {
-	expires := metav1.NewTime(token.ExpiresAt)
+	expires := metav1.NewTime(token.ExpiresAt.Add(-credentialMargin))
 	data, err := json.Marshal(clientauth.ExecCredential{
 		TypeMeta: metav1.TypeMeta{APIVersion: execVersion, Kind: "ExecCredential"},
 		Status:   &clientauth.ExecCredentialStatus{ExpirationTimestamp: &expires, Token: token.Token},
