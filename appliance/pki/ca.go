@@ -7,11 +7,14 @@
 package pki
 
 import (
+	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
@@ -41,17 +44,11 @@ const (
 	backdate = 5 * time.Minute
 )
 
-// ErrBadSignature is returned when a CSR was not signed by the key in it.
-var ErrBadSignature = errors.New("certificate request: signature does not match its key")
-
 // CA is a certificate authority. It is safe for concurrent use.
 type CA struct {
-	cert    *x509.Certificate
-	key     crypto.Signer
-	certPEM []byte
-
-	// Now is the clock, for tests. Nil is time.Now.
-	Now func() time.Time
+	cert            *x509.Certificate
+	key             crypto.PrivateKey
+	certPEM, keyPEM []byte
 }
 
 // Request says what a certificate shall be.
@@ -65,7 +62,7 @@ type Request struct {
 
 // NewCA makes an authority that is valid for 20 years.
 func NewCA(commonName string) (certPEM, keyPEM []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, keyPEM, err := newKey()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -86,30 +83,20 @@ func NewCA(commonName string) (certPEM, keyPEM []byte, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("create certificate authority %q: %w", commonName, err)
 	}
-	keyPEM, err = encodeKey(key)
-	if err != nil {
-		return nil, nil, err
-	}
 	return encodeCert(der), keyPEM, nil
 }
 
 // ParseCA reads an authority. The key must be the certificate's.
 func ParseCA(certPEM, keyPEM []byte) (*CA, error) {
-	cert, err := ParseCertificate(certPEM)
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}
+	cert := pair.Leaf
 	if !cert.IsCA {
 		return nil, fmt.Errorf("certificate authority: %q is no authority", cert.Subject.CommonName)
 	}
-	key, err := parseKey(keyPEM)
-	if err != nil {
-		return nil, fmt.Errorf("certificate authority %q: %w", cert.Subject.CommonName, err)
-	}
-	if pub, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(key.Public()) {
-		return nil, fmt.Errorf("certificate authority %q: the key is not the certificate's", cert.Subject.CommonName)
-	}
-	return &CA{cert: cert, key: key, certPEM: encodeCert(cert.Raw)}, nil
+	return &CA{cert, pair.PrivateKey, encodeCert(cert.Raw), bytes.Clone(keyPEM)}, nil
 }
 
 // LoadOrCreateCA reads ca.crt and ca.key from dir, or makes them. An authority
@@ -147,24 +134,16 @@ func LoadOrCreateCA(dir, commonName string) (*CA, error) {
 
 // Issue makes a key and a certificate for it.
 func (ca *CA) Issue(r Request) (certPEM, keyPEM []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, keyPEM, err := newKey()
 	if err != nil {
 		return nil, nil, err
 	}
 	certPEM, err = ca.sign(key.Public(), r)
-	if err != nil {
-		return nil, nil, err
-	}
-	keyPEM, err = encodeKey(key)
-	if err != nil {
-		return nil, nil, err
-	}
-	return certPEM, keyPEM, nil
+	return certPEM, keyPEM, err
 }
 
 // Sign makes a certificate for the public key of a CSR. Names and uses come
-// from r alone, whatever the CSR asks for. ErrBadSignature: who sent the CSR
-// does not hold its key.
+// from r alone, whatever the CSR asks for. Who sent it must hold its key.
 func (ca *CA) Sign(csrPEM []byte, r Request) (certPEM []byte, err error) {
 	pub, err := requestedKey(csrPEM)
 	if err != nil {
@@ -190,7 +169,7 @@ func requestedKey(csrPEM []byte) (crypto.PublicKey, error) {
 		return nil, fmt.Errorf("certificate request: %w", err)
 	}
 	if err := csr.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrBadSignature, err)
+		return nil, fmt.Errorf("certificate request: signature does not match its key: %w", err)
 	}
 	// One kind of key, so that nobody can bring a weak or a very large one.
 	if pub, ok := csr.PublicKey.(*ecdsa.PublicKey); !ok || pub.Curve != elliptic.P256() {
@@ -203,19 +182,12 @@ func (ca *CA) sign(pub crypto.PublicKey, r Request) ([]byte, error) {
 	if r.CommonName == "" {
 		return nil, errors.New("issue certificate: no common name")
 	}
-	now := time.Now
-	if ca.Now != nil {
-		now = ca.Now
-	}
-	life := r.Life
-	if life == 0 {
-		life = defaultLife
-	}
+	now := time.Now()
 	template := &x509.Certificate{
 		SerialNumber:          serial(),
 		Subject:               pkix.Name{CommonName: r.CommonName, Organization: r.Organizations},
-		NotBefore:             now().Add(-backdate),
-		NotAfter:              now().Add(life),
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(cmp.Or(r.Life, defaultLife)),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true,
 	}
@@ -243,10 +215,10 @@ func (ca *CA) sign(pub crypto.PublicKey, r Request) ([]byte, error) {
 }
 
 // CertPEM is the authority's certificate.
-func (ca *CA) CertPEM() []byte { return append([]byte(nil), ca.certPEM...) }
+func (ca *CA) CertPEM() []byte { return bytes.Clone(ca.certPEM) }
 
 // KeyPEM is the authority's key, for those that issue certificates themselves.
-func (ca *CA) KeyPEM() ([]byte, error) { return encodeKey(ca.key) }
+func (ca *CA) KeyPEM() []byte { return bytes.Clone(ca.keyPEM) }
 
 // Pool is a pool that holds only this authority.
 func (ca *CA) Pool() *x509.CertPool {
@@ -263,6 +235,13 @@ func (ca *CA) KeyHash() string { return KeyHash(ca.cert) }
 func KeyHash(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 	return hex.EncodeToString(sum[:])
+}
+
+// Failpoints are where a test kills the process in this package.
+func Failpoints() []failpoint.Point {
+	return []failpoint.Point{
+		{Name: "pki/key-written", In: failpoint.Both, Cuts: "a key stands, its certificate does not"},
+	}
 }
 
 // WriteFiles writes a certificate and its key, each whole or not at all; the

@@ -1,13 +1,10 @@
 package pki
 
 import (
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -17,15 +14,11 @@ import (
 // NewKeyCSR makes a key and a request to certify it. The request names nobody:
 // the authority decides what the certificate says.
 func NewKeyCSR() (keyPEM, csrPEM []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, keyPEM, err := newKey()
 	if err != nil {
 		return nil, nil, err
 	}
-	keyPEM, err = encodeKey(key)
-	if err != nil {
-		return nil, nil, err
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{}}, key)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
 		return nil, nil, fmt.Errorf("create certificate request: %w", err)
 	}
@@ -35,13 +28,8 @@ func NewKeyCSR() (keyPEM, csrPEM []byte, err error) {
 // NewServiceAccountKey makes the key with which a Kubernetes API server signs
 // service account tokens (ES256).
 func NewServiceAccountKey() (keyPEM []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	// client-go's key reader takes "EC PRIVATE KEY" in every version that we
-	// run; PKCS #8 came later.
-	return encodeKey(key)
+	_, keyPEM, err = newKey()
+	return keyPEM, err
 }
 
 // ParseCertificate reads the first certificate of a PEM text.
@@ -67,42 +55,18 @@ func renewalTime(cert *x509.Certificate) time.Time {
 	return cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 3 * 2)
 }
 
-func parseKey(keyPEM []byte) (crypto.Signer, error) {
-	block, _ := pem.Decode(keyPEM)
-	if block == nil {
-		return nil, errors.New("no key in PEM text")
+func newKey() (key *ecdsa.PrivateKey, keyPEM []byte, err error) {
+	key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
 	}
-	switch block.Type {
-	case "EC PRIVATE KEY":
-		return x509.ParseECPrivateKey(block.Bytes)
-	case "RSA PRIVATE KEY":
-		return x509.ParsePKCS1PrivateKey(block.Bytes)
-	case "PRIVATE KEY":
-		key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		signer, ok := key.(crypto.Signer)
-		if !ok {
-			return nil, fmt.Errorf("key of type %T can't sign", key)
-		}
-		return signer, nil
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode key: %w", err)
 	}
-	return nil, fmt.Errorf("PEM block %q is no private key", block.Type)
-}
-
-func encodeKey(key crypto.Signer) ([]byte, error) {
-	switch key := key.(type) {
-	case *ecdsa.PrivateKey:
-		der, err := x509.MarshalECPrivateKey(key)
-		if err != nil {
-			return nil, fmt.Errorf("encode key: %w", err)
-		}
-		return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), nil
-	case *rsa.PrivateKey: // an authority that an operator brought
-		return pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}), nil
-	}
-	return nil, fmt.Errorf("encode key: type %T", key)
+	// client-go's key reader takes this type in every version that we run; PKCS #8
+	// came later.
+	return key, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), nil
 }
 
 func encodeCert(der []byte) []byte {

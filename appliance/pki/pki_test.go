@@ -138,8 +138,8 @@ func TestSignTakesOnlyTheKey(t *testing.T) {
 	broken := append([]byte(nil), greedy...)
 	broken[len(broken)-1] ^= 1 // in the signature
 	_, err = ca.Sign(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: broken}), Request{CommonName: "x"})
-	if !errors.Is(err, ErrBadSignature) {
-		t.Errorf("got %v, want %v", err, ErrBadSignature)
+	if err == nil || !strings.Contains(err.Error(), "signature does not match its key") {
+		t.Errorf("got %v, want a word about the signature", err)
 	}
 	big, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
 	if err != nil {
@@ -201,11 +201,7 @@ func TestLoadOrCreateCA(t *testing.T) {
 		t.Errorf("after a crash on the first start: %v", err)
 	}
 	a, b := newCA(t, "a"), newCA(t, "b")
-	key, err := b.KeyPEM()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ParseCA(a.CertPEM(), key); err == nil {
+	if _, err := ParseCA(a.CertPEM(), b.KeyPEM()); err == nil {
 		t.Error("took the key of another authority")
 	}
 }
@@ -244,7 +240,6 @@ func TestServiceAccountKey(t *testing.T) {
 func TestRenewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ours")
-		ca.Now = time.Now // virtual here
 		req := Request{CommonName: "server", Hosts: []string{"127.0.0.1"}, Server: true, Life: 30 * 24 * time.Hour}
 		dir := t.TempDir()
 		var issued, failures atomic.Int32
@@ -279,7 +274,7 @@ func TestRenewer(t *testing.T) {
 		if got := issued.Load(); got != 2 {
 			t.Errorf("after 23 of 30 days, with three failures: issued %d times, want twice", got)
 		}
-		second, err := r.GetClientCertificate(nil)
+		second, err := r.GetCertificate(nil)
 		if err != nil || second.Leaf.SerialNumber.Cmp(first.Leaf.SerialNumber) == 0 {
 			t.Errorf("the same certificate after renewal, %v", err)
 		}
@@ -300,7 +295,7 @@ func TestRenewer(t *testing.T) {
 		if err := renamed.Ensure(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		got, err := renamed.Certificate()
+		got, err := renamed.GetCertificate(nil)
 		if err != nil || !got.Leaf.IPAddresses[0].Equal(net.ParseIP("127.0.0.2")) {
 			t.Errorf("got %v, %v, want the new address", got.Leaf.IPAddresses, err)
 		}

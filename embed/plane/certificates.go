@@ -81,11 +81,7 @@ func (p *Plane) signingCA() (*pki.CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := ca.KeyPEM()
-	if err != nil {
-		return nil, err
-	}
-	return ca, pki.WriteFiles(certFile, keyFile, ca.CertPEM(), key)
+	return ca, pki.WriteFiles(certFile, keyFile, ca.CertPEM(), ca.KeyPEM())
 }
 
 // serverNames are all names and addresses that clients know the API server by.

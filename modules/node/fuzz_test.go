@@ -39,11 +39,7 @@ func FuzzAgentAPI(f *testing.F) {
 	hub := NewHub(cfg)
 	made := &resource.Node{}
 	made.Name = "n1"
-	caKey, err := ca.KeyPEM()
-	if err != nil {
-		f.Fatal(err)
-	}
-	keys := &resource.WorkspaceKeys{Workspace: "acme/web/shop", CACert: ca.CertPEM(), CAKey: caKey}
+	keys := &resource.WorkspaceKeys{Workspace: "acme/web/shop", CACert: ca.CertPEM(), CAKey: ca.KeyPEM()}
 	mine := &resource.Machine{InWorkspace: resource.InWorkspace{Account: "acme", Organization: "web", Workspace: "shop"}}
 	mine.Name, mine.Spec.Node, mine.Spec.Index = "shop-1", "n1", 1
 	other := &resource.Machine{InWorkspace: resource.InWorkspace{Account: "acme", Organization: "web", Workspace: "shop"}}
