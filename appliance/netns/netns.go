@@ -247,6 +247,16 @@ func (n *NS) Netlink() (*netlink.Handle, error) {
 	return h, nil
 }
 
+// InNew runs fn in a new network namespace that nobody sees and that ends with fn.
+func InNew(fn func() error) error {
+	return onThread(func() (clean bool, err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return false, fmt.Errorf("make a network namespace: %w", err)
+		}
+		return false, fn()
+	})
+}
+
 // makeNamed makes a new namespace and mounts it at path.
 func makeNamed(path string) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o444)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,69 +18,54 @@ import (
 	"github.com/multipaas/multipaas/appliance/cgroup"
 )
 
-// Root checks that we are root.
-func Root() Check {
-	return Check{
-		Name:   "root",
-		Remedy: "start it as root, or by its systemd unit",
-		Run: func(context.Context) error {
-			if uid := os.Geteuid(); uid != 0 {
-				return fmt.Errorf("runs as user %d, needs 0", uid)
-			}
-			return nil
-		},
-	}
+// root checks that we are root.
+var root = Check{
+	Name:   "root",
+	Remedy: "start it as root, or by its systemd unit",
+	Run: func(context.Context) error {
+		if uid := os.Geteuid(); uid != 0 {
+			return fmt.Errorf("runs as user %d, needs 0", uid)
+		}
+		return nil
+	},
 }
 
-// Capabilities checks for what namespaces, mounts and networks take.
-func Capabilities() Check {
-	return Check{
-		Name:   "capabilities",
-		Remedy: "start it with them: a container or a unit has taken them away",
-		Run: func(context.Context) error {
-			return needCaps(map[int]string{
-				unix.CAP_SYS_ADMIN: "CAP_SYS_ADMIN", unix.CAP_NET_ADMIN: "CAP_NET_ADMIN",
-				unix.CAP_NET_RAW: "CAP_NET_RAW", unix.CAP_MKNOD: "CAP_MKNOD",
-				unix.CAP_KILL: "CAP_KILL", unix.CAP_CHOWN: "CAP_CHOWN",
-				unix.CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE", unix.CAP_SETUID: "CAP_SETUID",
-				unix.CAP_SETGID: "CAP_SETGID", unix.CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
-				unix.CAP_NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE",
-			})
-		},
-	}
+// capabilities checks for what namespaces, mounts and networks take.
+var capabilities = Check{
+	Name:   "capabilities",
+	Remedy: "start it with them: a container or a unit has taken them away",
+	Run: func(context.Context) error {
+		return needCaps(map[int]string{
+			unix.CAP_SYS_ADMIN: "CAP_SYS_ADMIN", unix.CAP_NET_ADMIN: "CAP_NET_ADMIN",
+			unix.CAP_NET_RAW: "CAP_NET_RAW", unix.CAP_MKNOD: "CAP_MKNOD",
+			unix.CAP_KILL: "CAP_KILL", unix.CAP_CHOWN: "CAP_CHOWN",
+			unix.CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE", unix.CAP_SETUID: "CAP_SETUID",
+			unix.CAP_SETGID: "CAP_SETGID", unix.CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
+			unix.CAP_NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE",
+		})
+	},
 }
 
-// OOMPriority checks whether important processes can be kept from being killed
+// oomPriority checks whether important processes can be kept from being killed
 // first when memory runs out.
-func OOMPriority() Check {
-	return Check{
-		Name:   "oom-priority",
-		Warn:   true,
-		Remedy: "give it CAP_SYS_RESOURCE, or accept that the kernel may choose a control process when memory runs out",
-		Run: func(context.Context) error {
-			return needCaps(map[int]string{unix.CAP_SYS_RESOURCE: "CAP_SYS_RESOURCE"})
-		},
-	}
-}
-
-// HasCapability says whether this process has a capability.
-func HasCapability(cap int) (bool, error) {
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&hdr, &data[0]); err != nil {
-		return false, fmt.Errorf("read capabilities: %w", err)
-	}
-	return data[cap/32].Effective&(1<<(cap%32)) != 0, nil
+var oomPriority = Check{
+	Name:   "oom-priority",
+	Warn:   true,
+	Remedy: "give it CAP_SYS_RESOURCE, or accept that the kernel may choose a control process when memory runs out",
+	Run: func(context.Context) error {
+		return needCaps(map[int]string{unix.CAP_SYS_RESOURCE: "CAP_SYS_RESOURCE"})
+	},
 }
 
 func needCaps(caps map[int]string) error {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
 	var missing []string
 	for c, name := range caps {
-		has, err := HasCapability(c)
-		if err != nil {
-			return err
-		}
-		if !has {
+		if data[c/32].Effective&(1<<(c%32)) == 0 {
 			missing = append(missing, name)
 		}
 	}
@@ -90,29 +76,26 @@ func needCaps(caps map[int]string) error {
 	return nil
 }
 
-// Cgroups checks that control groups with the needed controllers are mounted.
-func Cgroups() Check {
-	need := []string{"cpu", "cpuset", "memory", "pids"}
-	return Check{
-		Name:   "cgroups",
-		Remedy: "mount control groups version 2 at /sys/fs/cgroup, and pass no cgroup_disable= to the kernel",
-		Run: func(context.Context) error {
-			have, err := cgroup.Controllers()
-			if err != nil {
-				return err
-			}
-			var missing []string
-			for _, c := range need {
-				if !slices.Contains(have, c) {
-					missing = append(missing, c)
-				}
-			}
-			if len(missing) > 0 {
-				return fmt.Errorf("controllers %s are missing; have %s", strings.Join(missing, ", "), strings.Join(have, ", "))
-			}
-			return nil
-		},
-	}
+// lacking are those of names that are not there.
+func lacking(names []string, there func(string) bool) []string {
+	return slices.DeleteFunc(slices.Clone(names), there)
+}
+
+// cgroups checks that control groups with the needed controllers are mounted.
+var cgroups = Check{
+	Name:   "cgroups",
+	Remedy: "mount control groups version 2 at /sys/fs/cgroup, and pass no cgroup_disable= to the kernel",
+	Run: func(context.Context) error {
+		have, err := cgroup.Controllers()
+		if err != nil {
+			return err
+		}
+		missing := lacking([]string{"cpu", "cpuset", "memory", "pids"}, func(c string) bool { return slices.Contains(have, c) })
+		if len(missing) > 0 {
+			return fmt.Errorf("controllers %s are missing; have %s", strings.Join(missing, ", "), strings.Join(have, ", "))
+		}
+		return nil
+	},
 }
 
 // Ports checks that nobody listens on TCP addresses, "HOST:PORT" or ":PORT".
@@ -205,15 +188,22 @@ func Memory(totalBytes uint64) Check {
 	}
 }
 
-// Clock checks that the clock is not before built, when this program was made:
-// every certificate would seem to be from the future. A zero built checks
-// against a date on which no such program was there yet.
-func Clock(built time.Time) Check { return clock(built, time.Now) }
-
-func clock(built time.Time, now func() time.Time) Check {
-	if built.IsZero() {
-		built = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+// stamp is the time of the commit this program was built from; if the build did
+// not record it, a date on which no such program was there yet.
+func stamp() time.Time {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if t, err := time.Parse(time.RFC3339, s.Value); s.Key == "vcs.time" && err == nil {
+				return t
+			}
+		}
 	}
+	return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+}
+
+// clock checks that the clock is not before built, when this program was made:
+// every certificate would seem to be from the future.
+func clock(built time.Time, now func() time.Time) Check {
 	return Check{
 		Name:   "clock",
 		Remedy: "set it, with a time server if there is one (`timedatectl set-time`)",

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"runtime"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/netns"
 )
 
 // Filesystems checks that the kernel can mount kinds of file systems.
@@ -23,12 +25,7 @@ func Filesystems(names ...string) Check {
 			if err != nil {
 				return &Skipped{err.Error()}
 			}
-			var missing []string
-			for _, name := range names {
-				if !hasFilesystem(string(data), name) {
-					missing = append(missing, name)
-				}
-			}
+			missing := lacking(names, func(name string) bool { return hasFilesystem(string(data), name) })
 			if len(missing) > 0 {
 				return fmt.Errorf("the kernel has no %s", strings.Join(missing, ", "))
 			}
@@ -113,97 +110,66 @@ func hasFilesystem(list, name string) bool {
 	return true
 }
 
-// Links checks, by making one of each in a network namespace that nobody sees,
+// links checks, by making one of each in a network namespace that nobody sees,
 // that the kernel has the network devices that workspaces are made of.
-func Links() Check {
-	return Check{
-		Name:   "network-devices",
-		Remedy: "load the kernel modules of the same names, or boot a kernel that has them",
-		Run: func(context.Context) error {
-			return inNewNetns(func() error {
-				attrs := func(name string) netlink.LinkAttrs {
-					a := netlink.NewLinkAttrs()
-					a.Name = name
-					return a
+var links = Check{
+	Name:   "network-devices",
+	Remedy: "load the kernel modules of the same names, or boot a kernel that has them",
+	Run: func(context.Context) error {
+		return netns.InNew(func() error {
+			attrs := func(name string) netlink.LinkAttrs {
+				a := netlink.NewLinkAttrs()
+				a.Name = name
+				return a
+			}
+			all := []netlink.Link{
+				&netlink.Bridge{LinkAttrs: attrs("mpcheck-br")},
+				&netlink.Veth{LinkAttrs: attrs("mpcheck-v"), PeerName: "mpcheck-p"},
+				&netlink.Vxlan{LinkAttrs: attrs("mpcheck-vx"), VxlanId: 1, Port: 4789},
+			}
+			var missing []string
+			for _, l := range all {
+				if err := netlink.LinkAdd(l); err != nil {
+					missing = append(missing, fmt.Sprintf("%s (%v)", l.Type(), err))
 				}
-				links := []netlink.Link{
-					&netlink.Bridge{LinkAttrs: attrs("mpcheck-br")},
-					&netlink.Veth{LinkAttrs: attrs("mpcheck-v"), PeerName: "mpcheck-p"},
-					&netlink.Vxlan{LinkAttrs: attrs("mpcheck-vx"), VxlanId: 1, Port: 4789},
-				}
-				var missing []string
-				for _, l := range links {
-					if err := netlink.LinkAdd(l); err != nil {
-						missing = append(missing, fmt.Sprintf("%s (%v)", l.Type(), err))
-					}
-				}
-				if len(missing) > 0 {
-					return fmt.Errorf("the kernel makes no %s", strings.Join(missing, ", "))
-				}
-				return nil
-			})
-		},
-	}
+			}
+			if len(missing) > 0 {
+				return fmt.Errorf("the kernel makes no %s", strings.Join(missing, ", "))
+			}
+			return nil
+		})
+	},
 }
 
-// Nftables checks, in a network namespace that nobody sees, that packets can be
+// nftable checks, in a network namespace that nobody sees, that packets can be
 // filtered and addresses translated.
-func Nftables() Check {
-	return Check{
-		Name:   "nftables",
-		Remedy: "load the kernel modules nf_tables and nft_masq, or boot a kernel that has them",
-		Run: func(context.Context) error {
-			return inNewNetns(func() error {
-				c, err := nftables.New()
-				if err != nil {
-					return err
-				}
-				table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "mpcheck"})
-				c.AddChain(&nftables.Chain{
-					Name: "nat", Table: table, Type: nftables.ChainTypeNAT,
-					Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
-				})
-				if err := c.Flush(); err != nil {
-					return fmt.Errorf("make a nat chain: %w", err)
-				}
-				return nil
+var nftable = Check{
+	Name:   "nftables",
+	Remedy: "load the kernel modules nf_tables and nft_masq, or boot a kernel that has them",
+	Run: func(context.Context) error {
+		return netns.InNew(func() error {
+			c, err := nftables.New()
+			if err != nil {
+				return err
+			}
+			table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "mpcheck"})
+			c.AddChain(&nftables.Chain{
+				Name: "nat", Table: table, Type: nftables.ChainTypeNAT,
+				Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
 			})
-		},
-	}
-}
-
-// inNewNetns runs fn on a thread with a network namespace that ends with it.
-func inNewNetns(fn func() error) error {
-	done := make(chan error, 1)
-	var first func()
-	first = func() {
-		// Never unlocked: the thread ends with the goroutine, and the namespace
-		// with it.
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The process's first thread can't end, so it must not change. Held
-			// until the other has started, which so gets another thread.
-			other := make(chan struct{})
-			go func() { defer close(other); first() }()
-			<-other
-			runtime.UnlockOSThread()
-			return
-		}
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("make a network namespace: %w", err)
-			return
-		}
-		done <- fn()
-	}
-	go first()
-	return <-done
+			if err := c.Flush(); err != nil {
+				return fmt.Errorf("make a nat chain: %w", err)
+			}
+			return nil
+		})
+	},
 }
 
 // Server are the checks for a server.
 func Server(dataDir string, listen []string) []Check {
 	return []Check{
-		Root(), Capabilities(), OOMPriority(), Clock(stamp()), Cgroups(),
-		Filesystems("overlay", "tmpfs"), Links(), Nftables(),
+		root, capabilities, oomPriority, clock(stamp(), time.Now), cgroups,
+		Filesystems("overlay", "tmpfs"), links, nftable,
 		OpenFiles(serverFiles), Inotify(512),
 		Memory(2 << 30), Disk(dataDir, 5<<30), Ports(listen...),
 	}
@@ -212,8 +178,8 @@ func Server(dataDir string, listen []string) []Check {
 // Node are the checks for a node.
 func Node(dataDir string) []Check {
 	return []Check{
-		Root(), Capabilities(), OOMPriority(), Clock(stamp()), Cgroups(),
-		Filesystems("overlay", "tmpfs"), Links(), Nftables(), KernelModules(Modules()...),
+		root, capabilities, oomPriority, clock(stamp(), time.Now), cgroups,
+		Filesystems("overlay", "tmpfs"), links, nftable, KernelModules(Modules()...),
 		OpenFiles(4096), Inotify(512),
 		Memory(2 << 30), Disk(dataDir, 10<<30),
 	}
