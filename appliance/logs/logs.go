@@ -33,18 +33,15 @@ func New(w io.Writer, level slog.Leveler, format string) *slog.Logger {
 
 // ParseLevel reads "debug", "info", "warn" or "error".
 func ParseLevel(s string) (slog.Level, error) {
-	i := slices.Index(Levels(), s)
-	if i < 0 {
-		return 0, fmt.Errorf("%q: unknown log level; have %s", s, strings.Join(Levels(), ", "))
+	if !slices.Contains(levels, s) {
+		return 0, fmt.Errorf("%q: unknown log level; have %s", s, strings.Join(levels, ", "))
 	}
-	return []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError}[i], nil
+	var level slog.Level
+	err := level.UnmarshalText([]byte(s))
+	return level, err
 }
 
-// Levels are the names ParseLevel takes.
-func Levels() []string { return []string{"debug", "info", "warn", "error"} }
-
-// Formats are the formats New takes.
-func Formats() []string { return []string{Text, JSON} }
+var levels = []string{"debug", "info", "warn", "error"}
 
 // replace writes durations as people do, also in JSON, where slog would write
 // nanoseconds without a unit.
@@ -53,4 +50,23 @@ func replace(_ []string, a slog.Attr) slog.Attr {
 		a.Value = slog.StringValue(a.Value.Duration().Round(time.Microsecond).String())
 	}
 	return a
+}
+
+// Settings are what an operator writes about the log.
+type Settings struct {
+	Level  string `yaml:"level" doc:"the least that is logged: debug, info, warn or error"`
+	Format string `yaml:"format" doc:"text for people or json for programs"`
+}
+
+// DefaultSettings are the settings of an operator who says nothing.
+func DefaultSettings() Settings { return Settings{Level: "info", Format: Text} }
+
+// Check says what is wrong with s.
+func (s Settings) Check(fail func(field, value, wrong, remedy string)) {
+	if _, err := ParseLevel(s.Level); err != nil {
+		fail("level", s.Level, "unknown", "use "+strings.Join(levels, ", "))
+	}
+	if s.Format != Text && s.Format != JSON {
+		fail("format", s.Format, "unknown", "use "+Text+", "+JSON)
+	}
 }

@@ -88,9 +88,11 @@ func TestRedirect(t *testing.T) {
 func TestFatalEndsNoProcess(t *testing.T) {
 	var b bytes.Buffer
 	l := New(&b, slog.LevelInfo, Text)
+	Redirect(l)
+	t.Cleanup(klog.ClearLogger)
 	for what, fatal := range map[string]func(){
 		"zap":    func() { Zap(l).Fatal("dies of zap") },
-		"logrus": func() { NewLogrus(l).Fatal("dies of logrus") },
+		"logrus": func() { logrus.Fatal("dies of logrus") },
 	} {
 		func() {
 			defer func() {

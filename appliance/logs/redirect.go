@@ -5,10 +5,11 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"maps"
 	"slices"
-	"time"
 
 	"github.com/sirupsen/logrus"
+	logrusslog "github.com/sirupsen/logrus/hooks/slog"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"k8s.io/klog/v2"
@@ -23,7 +24,10 @@ func Redirect(l *slog.Logger) {
 	logrus.SetOutput(io.Discard)
 	logrus.SetLevel(logrusLevel(l))
 	logrus.StandardLogger().ReplaceHooks(logrus.LevelHooks{})
-	logrus.AddHook(Logrus(l.With("component", "logrus")))
+	logrus.AddHook(logrusslog.NewHook(l.With("component", "logrus"), nil))
+	// It would end the process on Fatal. Nobody but main does: a library's Fatal is
+	// logged, then panics, so defers run and the lifecycle graph names the part.
+	logrus.StandardLogger().ExitFunc = func(int) { panic("a library called Fatal; its reason was logged before this") }
 
 	zap.ReplaceGlobals(Zap(l.With("component", "zap")))
 
@@ -35,14 +39,9 @@ func Redirect(l *slog.Logger) {
 
 // Zap returns a zap logger that writes to l.
 func Zap(l *slog.Logger) *zap.Logger {
-	// zap ends the process on Fatal. Nobody but main does: a library's Fatal is
-	// logged, then panics, so defers run and the lifecycle graph names the part.
-	return zap.New(ZapCore(l), zap.WithFatalHook(zapcore.WriteThenPanic))
+	// As with logrus: no library ends the process.
+	return zap.New(&zapCore{h: l.Handler()}, zap.WithFatalHook(zapcore.WriteThenPanic))
 }
-
-// ZapCore returns the core of such a logger, for libraries that want to build
-// their own around it.
-func ZapCore(l *slog.Logger) zapcore.Core { return &zapCore{h: l.Handler()} }
 
 type zapCore struct {
 	h     slog.Handler
@@ -98,67 +97,11 @@ func zapAttrs(fields []zapcore.Field) []slog.Attr {
 		}
 		enc := zapcore.NewMapObjectEncoder()
 		f.AddTo(enc)
-		for _, key := range sortedKeys(enc.Fields) { // an error field may write two
+		for _, key := range slices.Sorted(maps.Keys(enc.Fields)) { // an error field may write two
 			attrs = append(attrs, slog.Any(key, enc.Fields[key]))
 		}
 	}
 	return attrs
-}
-
-func sortedKeys(m map[string]any) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
-// Logrus returns a hook that passes every entry on to l. Discard the output of
-// the logrus logger it is added to.
-func Logrus(l *slog.Logger) logrus.Hook { return logrusHook{l.Handler()} }
-
-// NewLogrus returns a logrus logger that writes to l, for libraries that take one.
-func NewLogrus(l *slog.Logger) *logrus.Logger {
-	lr := logrus.New()
-	lr.SetOutput(io.Discard)
-	lr.SetLevel(logrusLevel(l))
-	lr.AddHook(Logrus(l))
-	// As with zap: logrus would end the process. It has logged by then.
-	lr.ExitFunc = func(int) { panic("a library called Fatal; its reason was logged before this") }
-	return lr
-}
-
-type logrusHook struct{ h slog.Handler }
-
-func (logrusHook) Levels() []logrus.Level { return logrus.AllLevels }
-
-func (hook logrusHook) Fire(e *logrus.Entry) error {
-	level := slog.LevelError
-	switch e.Level {
-	case logrus.TraceLevel, logrus.DebugLevel:
-		level = slog.LevelDebug
-	case logrus.InfoLevel:
-		level = slog.LevelInfo
-	case logrus.WarnLevel:
-		level = slog.LevelWarn
-	}
-	ctx := e.Context
-	if ctx == nil {
-		ctx = context.Background()
-	}
-	if !hook.h.Enabled(ctx, level) {
-		return nil
-	}
-	at := e.Time
-	if at.IsZero() {
-		at = time.Now()
-	}
-	r := slog.NewRecord(at, level, e.Message, 0)
-	for _, key := range sortedKeys(e.Data) {
-		r.AddAttrs(slog.Any(key, e.Data[key]))
-	}
-	return hook.h.Handle(ctx, r)
 }
 
 // logrusLevel spares logrus the making of entries that l would drop.
