@@ -110,6 +110,13 @@ func removeAbandoned(name string) {
 	}
 }
 
+// Failpoints are where a test kills the process in this package.
+func Failpoints() []failpoint.Point {
+	return []failpoint.Point{
+		{Name: "file/written", In: failpoint.Both, Cuts: "the new content stands beside the file, which is still the old one"},
+	}
+}
+
 // SyncDir makes the names in dir survive a power cut.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)

@@ -10,8 +10,6 @@
 package cgroup
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,25 +23,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mode is which version of control groups limits processes on this host.
-type Mode int
-
-// The modes. A host with both, the controllers bound to version 1, is V1.
-const (
-	V1 Mode = iota + 1
-	V2
-)
-
-func (m Mode) String() string {
-	switch m {
-	case V1:
-		return "v1"
-	case V2:
-		return "v2"
-	}
-	return fmt.Sprintf("Mode(%d)", int(m))
-}
-
 const (
 	mountPoint = "/sys/fs/cgroup"
 	// parent is the group below which ours are. It stands beside the init
@@ -55,18 +34,6 @@ const (
 
 // ErrNone is returned when no control groups are mounted.
 var ErrNone = errors.New("no control groups are mounted at " + mountPoint)
-
-// Detect finds out which mode the host is in.
-func Detect() (Mode, error) {
-	hs, err := hierarchies()
-	if err != nil {
-		return 0, err
-	}
-	if len(hs) == 1 && hs[0].v2 {
-		return V2, nil
-	}
-	return V1, nil
-}
 
 // Path is the path of a group from the root of the hierarchy, as runc takes it.
 func Path(name string) (string, error) {
@@ -111,7 +78,7 @@ func hierarchies() ([]hierarchy, error) {
 	if err != nil {
 		return nil, err
 	}
-	hs := parseMounts(data)
+	hs := parseMounts(string(data))
 	if len(hs) == 0 {
 		return nil, ErrNone
 	}
@@ -119,14 +86,10 @@ func hierarchies() ([]hierarchy, error) {
 }
 
 // parseMounts takes the text of a mountinfo file. See proc(5).
-func parseMounts(mountinfo []byte) []hierarchy {
+func parseMounts(mountinfo string) []hierarchy {
 	var hs []hierarchy
-	sc := bufio.NewScanner(bytes.NewReader(mountinfo))
-	for sc.Scan() {
-		before, after, ok := strings.Cut(sc.Text(), " - ")
-		if !ok {
-			continue
-		}
+	for line := range strings.Lines(mountinfo) {
+		before, after, _ := strings.Cut(line, " - ")
 		fields, rest := strings.Fields(before), strings.Fields(after)
 		if len(fields) < 5 || len(rest) < 3 {
 			continue

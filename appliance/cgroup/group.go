@@ -42,7 +42,7 @@ func Create(name string) (*Group, error) {
 		}
 		g.dirs = append(g.dirs, dir)
 	}
-	if len(hs) == 1 && hs[0].v2 {
+	if len(hs) == 1 && hs[0].v2 { // and not a host with both, whose controllers are bound to version 1
 		if g.dir, err = os.Open(g.dirs[0]); err != nil {
 			return nil, fmt.Errorf("create cgroup %s: %w", name, err)
 		}
@@ -120,9 +120,6 @@ func (g *Group) FD() (fd int, ok bool) {
 	return int(g.dir.Fd()), true
 }
 
-// Dirs are the folders of the group, one for each hierarchy.
-func (g *Group) Dirs() []string { return slices.Clone(g.dirs) }
-
 // LimitMemory bounds what the processes of the group take together; beyond it
 // the kernel ends one of them.
 func (g *Group) LimitMemory(bytes int64) error {
@@ -139,16 +136,6 @@ func (g *Group) LimitMemory(bytes int64) error {
 		}
 	}
 	return none
-}
-
-// AddPID moves a process into the group.
-func (g *Group) AddPID(pid int) error {
-	for _, dir := range g.dirs {
-		if err := writeFile(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
-			return fmt.Errorf("add process %d to cgroup %s: %w", pid, g.name, err)
-		}
-	}
-	return nil
 }
 
 // EnterThread moves the calling OS thread, which must be locked, into the group
@@ -206,19 +193,6 @@ func groupOf(text string, h hierarchy) (string, bool) {
 	return "", false
 }
 
-// AddPID moves a process into the group name, which must be there.
-func AddPID(name string, pid int) error {
-	dirs, err := existing(name)
-	if err != nil {
-		return err
-	}
-	if len(dirs) == 0 {
-		return fmt.Errorf("cgroup %s: %w", name, fs.ErrNotExist)
-	}
-	g := Group{name: name, dirs: dirs}
-	return g.AddPID(pid)
-}
-
 // Procs are the processes in the group and below. None there: none.
 func Procs(name string) ([]int, error) {
 	dirs, err := existing(name)
@@ -255,7 +229,32 @@ func KillAll(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return killAll(ctx, name, dirs)
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		pids, err := procs(dirs)
+		if err != nil {
+			return fmt.Errorf("end cgroup %s: %w", name, err)
+		}
+		pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == os.Getpid() })
+		if len(pids) == 0 {
+			return nil
+		}
+		for _, dir := range dirs {
+			// A frozen process takes no signal until it is thawed.
+			_ = writeFile(filepath.Join(dir, "freezer.state"), "THAWED")
+			_ = writeFile(filepath.Join(dir, "cgroup.freeze"), "0")
+		}
+		for _, pid := range pids {
+			if pid == 0 {
+				continue // a process of another pid namespace: not ours to end
+			}
+			_ = unix.Kill(pid, unix.SIGKILL) // ESRCH: gone meanwhile
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return fmt.Errorf("end cgroup %s: processes %v live on: %w", name, pids, ctx.Err())
+		}
+	}
 }
 
 // Kill is KillAll and Remove.
@@ -281,37 +280,6 @@ func Remove(name string) error {
 		return fmt.Errorf("remove cgroup %s: %w", name, err)
 	}
 	return nil
-}
-
-func killAll(ctx context.Context, name string, dirs []string) error {
-	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		pids, err := procs(dirs)
-		if err != nil {
-			return fmt.Errorf("end cgroup %s: %w", name, err)
-		}
-		pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == os.Getpid() })
-		if len(pids) == 0 {
-			return nil
-		}
-		for _, dir := range dirs {
-			// A frozen process takes no signal until it is thawed.
-			_ = writeFile(filepath.Join(dir, "freezer.state"), "THAWED")
-			_ = writeFile(filepath.Join(dir, "cgroup.freeze"), "0")
-		}
-		for _, pid := range pids {
-			if pid == 0 {
-				continue // a process of another pid namespace: not ours to end
-			}
-			_ = unix.Kill(pid, unix.SIGKILL) // ESRCH: gone meanwhile
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("end cgroup %s: processes %v live on: %w", name, pids, ctx.Err())
-		}
-	}
 }
 
 // existing are the folders of the group that are there.

@@ -8,6 +8,7 @@
 package child
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,9 +86,7 @@ func New(cfg Config) *Process {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	cfg.Log = cfg.Log.With("child", cfg.Name)
-	if cfg.StopTimeout == 0 {
-		cfg.StopTimeout = defaultStopTimeout
-	}
+	cfg.StopTimeout = cmp.Or(cfg.StopTimeout, defaultStopTimeout)
 	return &Process{cfg: cfg}
 }
 
@@ -134,11 +133,9 @@ func (p *Process) Run(ctx context.Context, ready func(), died func(error)) error
 			backoff = minBackoff
 		}
 		p.cfg.Log.Warn("child process died", "err", err, "after", time.Since(began), "again", backoff)
-		timer := time.NewTimer(backoff)
 		select {
-		case <-timer.C:
+		case <-time.After(backoff):
 		case <-ctx.Done():
-			timer.Stop()
 			return nil
 		}
 		backoff = min(2*backoff, maxBackoff)
@@ -152,33 +149,32 @@ func (p *Process) live(ctx context.Context, out *output, ready func()) (started 
 	defer wg.Wait()
 	defer end()
 	wg.Go(func() {
-		if p.awaitReady(life) == nil {
+		if p.awaitReady(life) {
 			ready()
 		}
 	})
 	return p.once(ctx, out)
 }
 
-// awaitReady waits for the start, then until cfg.Ready is content.
-func (p *Process) awaitReady(ctx context.Context) error {
+// awaitReady waits for the start, then until cfg.Ready is content. It returns false
+// if ctx is done before.
+func (p *Process) awaitReady(ctx context.Context) bool {
 	wait := 20 * time.Millisecond
 	for began := time.Now(); ; {
 		if p.PID() != 0 {
 			if p.cfg.Ready == nil {
-				return nil
+				return true
 			}
 			err := p.cfg.Ready(ctx)
 			if err == nil {
-				return nil
+				return true
 			}
 			p.cfg.Log.Debug("child process not ready", "reason", err, "after", time.Since(began))
 		}
-		timer := time.NewTimer(wait)
 		select {
-		case <-timer.C:
+		case <-time.After(wait):
 		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
+			return false
 		}
 		wait = min(wait*5/4, time.Second)
 	}
@@ -248,11 +244,9 @@ func (p *Process) once(ctx context.Context, out *output) (started bool, err erro
 	}
 	began := time.Now()
 	killGroup(pid, syscall.SIGTERM)
-	timer := time.NewTimer(p.cfg.StopTimeout)
-	defer timer.Stop()
 	select {
 	case err = <-exited:
-	case <-timer.C:
+	case <-time.After(p.cfg.StopTimeout):
 		p.cfg.Log.Warn("child process did not stop when asked; killed", "after", p.cfg.StopTimeout)
 		killGroup(pid, syscall.SIGKILL)
 		err = <-exited
@@ -313,11 +307,8 @@ func (p *Process) start(cmd *exec.Cmd) error {
 // is not reaped yet, so that its id, and its group's, belong to nobody else; and
 // nobody holds its output open, so that the Wait that follows is short.
 func (p *Process) awaitEnd(ctx context.Context, pid int) {
-	for {
-		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
+	for errors.Is(unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
+		// A signal came: ask again.
 	}
 	killGroup(pid, syscall.SIGKILL)
 	if p.cfg.Cgroup == "" {

@@ -92,21 +92,18 @@ type stream struct {
 }
 
 func (s *stream) Write(p []byte) (int, error) {
-	n := len(p)
-	for {
-		i := bytes.IndexByte(p, '\n')
-		if i < 0 {
-			break
+	for line := range bytes.Lines(p) {
+		s.part = append(s.part, line...)
+		if whole, ok := bytes.CutSuffix(s.part, []byte{'\n'}); ok {
+			s.line(whole)
+			s.part = s.part[:0]
 		}
-		s.line(append(s.part, p[:i]...))
-		s.part, p = s.part[:0], p[i+1:]
 	}
-	s.part = append(s.part, p...)
 	for len(s.part) > maxLine {
 		s.line(s.part[:maxLine:maxLine])
 		s.part = append(s.part[:0], s.part[maxLine:]...)
 	}
-	return n, nil
+	return len(p), nil
 }
 
 func (s *stream) line(line []byte) {

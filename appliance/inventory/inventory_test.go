@@ -19,15 +19,15 @@ func TestHalfWritten(t *testing.T) {
 	p := paths.Paths{Data: t.TempDir(), Run: t.TempDir()}
 	half := []string{
 		p.Data + "/node/.state.json.tmp-1234",
-		p.Machine("1") + "/.record.json.tmp-99",
-		p.Machine("1") + "/disk.img.partial",
+		p.Machines() + "/1/.record.json.tmp-99",
+		p.Machines() + "/1/disk.img.partial",
 		p.Payload() + "/tmp/blob",
 		p.Payload() + "/tmp/tree",
 	}
 	whole := []string{
 		p.Data + "/node/state.json",
-		p.Machine("1") + "/record.json",
-		p.Machine("1") + "/root/etc/.pwd.tmp-1", // the machine's own business
+		p.Machines() + "/1/record.json",
+		p.Machines() + "/1/root/etc/.pwd.tmp-1", // the machine's own business
 		p.Payload() + "/blobs/0123",
 	}
 	for _, name := range append(slices.Clone(half), whole...) {

@@ -10,6 +10,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -195,16 +196,11 @@ func (g *Graph) run(ctx context.Context, n *Node) error {
 	n.awaitDependants()
 	g.Log.Debug("stopping", "component", n.name)
 	stopPart()
-	timeout := g.StopTimeout
-	if timeout == 0 {
-		timeout = defaultStopTimeout
-	}
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
+	timeout := cmp.Or(g.StopTimeout, defaultStopTimeout)
 	select {
 	case err := <-exited:
 		return err
-	case <-timer.C:
+	case <-time.After(timeout):
 		return fmt.Errorf("%w (%s)", ErrStopTimeout, timeout)
 	}
 }

@@ -47,16 +47,6 @@ func (g *Graph) Status() []PartStatus {
 	return parts
 }
 
-// Ready says whether every part is ready now.
-func (g *Graph) Ready() bool {
-	for _, p := range g.Status() {
-		if p.State != Ready {
-			return false
-		}
-	}
-	return true
-}
-
 // open names the nodes whose channel is not closed.
 func open(nodes []*Node, ch func(*Node) chan struct{}) (names []string) {
 	for _, n := range nodes {

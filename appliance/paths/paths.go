@@ -20,9 +20,6 @@ type Paths struct {
 	Run  string
 }
 
-// Default are the places of an appliance that was not told otherwise.
-func Default() Paths { return Paths{Data: DefaultData, Run: DefaultRun} }
-
 func (p Paths) data(elem ...string) string {
 	return filepath.Join(append([]string{p.Data}, elem...)...)
 }
@@ -55,12 +52,9 @@ func (p Paths) Planes() string { return p.data("planes") }
 // database.
 func (p Paths) Plane(id string) string { return p.data("planes", id) }
 
-// Machines holds a folder for each machine on this node.
+// Machines holds a folder for each machine on this node: its root file system's
+// upper layer, the disk of its containers, its certificates.
 func (p Paths) Machines() string { return p.data("machines") }
-
-// Machine is the folder of one machine: its root file system's upper layer, the
-// disk of its containers, its certificates.
-func (p Paths) Machine(uid string) string { return p.data("machines", uid) }
 
 // Runc is where runc keeps its state.
 func (p Paths) Runc() string { return p.run("runc") }
