@@ -79,19 +79,16 @@ func (r Report) Healthy() bool {
 // Look looks at the host, and with Config.Fix removes what it found. The error
 // says that it could not look; what could not be removed is in the report.
 func Look(ctx context.Context, cfg Config) (Report, error) {
-	first, w, err := look(ctx, cfg)
+	inv, w, err := look(ctx, cfg)
 	if err != nil {
 		return Report{}, err
 	}
-	orphans := judge(first, w)
-	inv := first
+	orphans := judge(inv, w)
 	if cfg.Stopped == nil && len(orphans) > 0 {
-		second, w2, err := look(ctx, cfg)
-		if err != nil {
+		if inv, w, err = look(ctx, cfg); err != nil {
 			return Report{}, err
 		}
-		inv, w = second, w2
-		orphans = both(orphans, judge(second, w2))
+		orphans = both(orphans, judge(inv, w))
 	}
 	r := Report{Source: w.Source, Looked: map[string]int64{}, Orphans: orphans, NotJudged: w.Notes, Inventory: inv}
 	for _, i := range inv.Items {
@@ -123,9 +120,9 @@ func look(ctx context.Context, cfg Config) (inventory.Inventory, Wanted, error) 
 		w.Notes = append(w.Notes, "workspaces and machines: "+a.Unknown)
 		return inv, w, nil
 	}
-	w.Workspaces = set(a.Workspaces)
+	w.Workspaces = Set(a.Workspaces)
 	if a.Role == "node" {
-		w.Machines = set(a.Machines)
+		w.Machines = Set(a.Machines)
 	} else {
 		w.Notes = append(w.Notes, "machines: this host is a server")
 	}
@@ -133,9 +130,7 @@ func look(ctx context.Context, cfg Config) (inventory.Inventory, Wanted, error) 
 }
 
 // Set makes a set of names; it is never nil.
-func Set(names []string) map[string]bool { return set(names) }
-
-func set(names []string) map[string]bool {
+func Set(names []string) map[string]bool {
 	m := map[string]bool{}
 	for _, n := range names {
 		m[n] = true
@@ -143,13 +138,12 @@ func set(names []string) map[string]bool {
 	return m
 }
 
-func same(a, b Orphan) bool {
-	return a.Kind == b.Kind && a.Name == b.Name && a.Namespace == b.Namespace && a.Identity == b.Identity
-}
-
+// both are those of the second look that the first has found too.
 func both(first, second []Orphan) []Orphan {
 	return slices.DeleteFunc(second, func(o Orphan) bool {
-		return !slices.ContainsFunc(first, func(f Orphan) bool { return same(f, o) })
+		return !slices.ContainsFunc(first, func(f Orphan) bool {
+			return f.Kind == o.Kind && f.Name == o.Name && f.Namespace == o.Namespace && f.Identity == o.Identity
+		})
 	})
 }
 

@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -62,19 +61,18 @@ func remove(ctx context.Context, cfg Config, o Orphan) error {
 	case inventory.Loop:
 		return detach(o)
 	case inventory.Link:
-		return removeLink(o)
+		return inventory.Inside(o.Namespace, func() error { return removeLink(o) })
 	case inventory.Rules:
 		return removeTable(o)
 	case inventory.Netns:
-		var st unix.Stat_t
-		if err := unix.Stat(netns.Root+"/"+o.Name, &st); err == nil && o.Identity != "" && strconv.FormatUint(st.Ino, 10) != o.Identity {
-			return errChanged
+		if err := unchanged(netns.Root+"/"+o.Name, o); err != nil {
+			return err
 		}
 		return netns.Remove(o.Name)
 	case inventory.Folder:
 		return removeFolder(o)
 	case inventory.File, inventory.Socket:
-		if err := unchanged(o); err != nil {
+		if err := unchanged(o.Name, o); err != nil {
 			return err
 		}
 		return os.Remove(o.Name)
@@ -97,7 +95,7 @@ func end(ctx context.Context, o Orphan) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if ticks, ok := inventory.Started(o.PID); !ok || strconv.Itoa(o.PID)+" "+ticks != o.Identity {
+	if inventory.ProcessIdentity(o.PID) != o.Identity {
 		return nil // it has ended; the handle may be another's
 	}
 	if err := unix.PidfdSendSignal(fd, syscall.SIGKILL, nil, 0); err != nil {
@@ -116,41 +114,16 @@ func end(ctx context.Context, o Orphan) error {
 	return fmt.Errorf("process %d does not end", o.PID)
 }
 
-// mountID returns the id of the topmost mount on a point and whether there are
-// mounts at or below it.
-func mountsAt(point string) (ids []string, below []string, err error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, nil, err
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 5 {
-			continue
-		}
-		at := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(fields[4])
-		if at == point {
-			ids = append(ids, fields[0])
-		}
-		if at == point || strings.HasPrefix(at, point+"/") {
-			below = append(below, at)
-		}
-	}
-	return ids, below, lines.Err()
-}
-
 func unmount(o Orphan) error {
-	ids, _, err := mountsAt(o.Name)
+	mounts, err := inventory.Mounts(o.Name)
 	if err != nil {
 		return err
 	}
-	if len(ids) == 0 {
+	mounts = slices.DeleteFunc(mounts, func(m inventory.MountPoint) bool { return m.Path != o.Name })
+	if len(mounts) == 0 {
 		return nil
 	}
-	if !slices.Contains(ids, o.Identity) {
+	if !slices.Contains(mounts, inventory.MountPoint{ID: o.Identity, Path: o.Name}) {
 		return errChanged
 	}
 	err = unix.Unmount(o.Name, unix.UMOUNT_NOFOLLOW)
@@ -187,21 +160,7 @@ func detach(o Orphan) error {
 }
 
 func removeLink(o Orphan) error {
-	handle := func() (*netlink.Handle, error) { return netlink.NewHandle() }
-	if o.Namespace != "" {
-		ns, err := netns.Open(o.Namespace)
-		if err != nil {
-			return err
-		}
-		defer ns.Close()
-		handle = ns.Netlink
-	}
-	h, err := handle()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	l, err := h.LinkByName(o.Name)
+	l, err := netlink.LinkByName(o.Name)
 	var none netlink.LinkNotFoundError
 	if errors.As(err, &none) {
 		return nil
@@ -211,7 +170,7 @@ func removeLink(o Orphan) error {
 	if strconv.Itoa(l.Attrs().Index) != o.Identity {
 		return errChanged
 	}
-	if err := h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove interface %s: %w", o.Name, err)
 	}
 	return nil
@@ -242,13 +201,14 @@ func removeTable(o Orphan) error {
 	return nil
 }
 
-func unchanged(o Orphan) error {
-	info, err := os.Lstat(o.Name)
+// unchanged says that a file or folder is still the one that was judged. One that
+// was mounted over has no identity of its own; its name is enough, for ids never
+// come back.
+func unchanged(name string, o Orphan) error {
+	info, err := os.Lstat(name)
 	if err != nil {
 		return err
 	}
-	// A folder that was mounted over has none of its own; its name is enough, for
-	// ids never come back.
 	if o.Identity != "" && inventory.FileIdentity(info) != o.Identity {
 		return errChanged
 	}
@@ -257,15 +217,15 @@ func unchanged(o Orphan) error {
 
 // removeFolder never reaches into something that is mounted below.
 func removeFolder(o Orphan) error {
-	if err := unchanged(o); err != nil {
+	if err := unchanged(o.Name, o); err != nil {
 		return err
 	}
-	_, below, err := mountsAt(filepath.Clean(o.Name))
+	mounts, err := inventory.Mounts(filepath.Clean(o.Name))
 	if err != nil {
 		return err
 	}
-	if len(below) > 0 {
-		return fmt.Errorf("remove %s: still mounted: %v", o.Name, below)
+	if len(mounts) > 0 {
+		return fmt.Errorf("remove %s: still mounted: %v", o.Name, mounts)
 	}
 	return os.RemoveAll(o.Name)
 }

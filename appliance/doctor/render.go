@@ -1,7 +1,7 @@
 package doctor
 
 import (
-	"encoding/json"
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -9,9 +9,8 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"sigs.k8s.io/yaml"
-
 	"github.com/multipaas/multipaas/appliance/inventory"
+	"github.com/multipaas/multipaas/appliance/status"
 )
 
 // Render writes a report: table, json or yaml.
@@ -20,7 +19,7 @@ func Render(w io.Writer, r Report, format string, now time.Time) error {
 		r.Orphans = []Orphan{}
 	}
 	if format != "table" {
-		return encode(w, r, format)
+		return status.Encode(w, r, format)
 	}
 	var kinds []string
 	for kind, n := range r.Looked {
@@ -38,10 +37,6 @@ func Render(w io.Writer, r Report, format string, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "KIND\tNAME\tOF\tSIZE\tAGE\tWHY")
 	for _, o := range r.Orphans {
-		name := o.Name
-		if o.Namespace != "" {
-			name = o.Namespace + " " + name
-		}
 		why := o.Why
 		switch {
 		case o.Error != "":
@@ -49,49 +44,37 @@ func Render(w io.Writer, r Report, format string, now time.Time) error {
 		case o.Removed:
 			why += "; removed"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", o.Kind, printable(name), dash(string(o.Owner)), size(o.Bytes), dash(o.Age(now)), printable(why))
+		row(t, o, now, why)
 	}
 	return t.Flush()
 }
 
+func row(w io.Writer, o Orphan, now time.Time, last string) {
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n",
+		o.Kind, printable(o.fullName()), cmp.Or(string(o.Owner), "-"), size(o.Bytes), cmp.Or(o.Age(now), "-"), printable(last))
+}
+
+func (o Orphan) fullName() string { return strings.TrimSpace(o.Namespace + " " + o.Name) }
+
 // Told is one line about a removal that happened, or could not.
 func (o Orphan) Told() string {
-	name := strings.TrimSpace(o.Namespace + " " + o.Name)
 	if o.Error != "" {
-		return printable(fmt.Sprintf("not removed: %s %s: %s", o.Kind, name, o.Error))
+		return printable(fmt.Sprintf("not removed: %s %s: %s", o.Kind, o.fullName(), o.Error))
 	}
-	return printable(fmt.Sprintf("removed: %s %s", o.Kind, name))
+	return printable(fmt.Sprintf("removed: %s %s", o.Kind, o.fullName()))
 }
 
 // RenderInventory writes all that was found.
 func RenderInventory(w io.Writer, inv inventory.Inventory, format string) error {
 	if format != "table" {
-		return encode(w, inv, format)
+		return status.Encode(w, inv, format)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "KIND\tNAME\tOF\tSIZE\tAGE\tDETAIL")
 	for _, i := range inv.Items {
-		name := i.Name
-		if i.Namespace != "" {
-			name = i.Namespace + " " + name
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", i.Kind, printable(name), dash(string(i.Owner)), size(i.Bytes), dash(Orphan{Item: i}.Age(inv.Taken)), printable(i.Detail))
+		row(t, Orphan{Item: i}, inv.Taken, i.Detail)
 	}
 	return t.Flush()
-}
-
-func encode(w io.Writer, v any, format string) error {
-	data, err := json.MarshalIndent(v, "", "  ")
-	if err == nil && format == "yaml" {
-		data, err = yaml.JSONToYAML(data)
-	} else if format != "json" && format != "yaml" {
-		return fmt.Errorf("output %q: unknown: use table, json or yaml", format)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(w, strings.TrimRight(string(data), "\n"))
-	return err
 }
 
 func plural(kind string, n int64) string {
@@ -102,13 +85,6 @@ func plural(kind string, n int64) string {
 		return kind + "es"
 	}
 	return kind + "s"
-}
-
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }
 
 func size(bytes int64) string {

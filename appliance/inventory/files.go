@@ -1,7 +1,6 @@
 package inventory
 
 import (
-	"bufio"
 	"errors"
 	"io/fs"
 	"os"
@@ -25,28 +24,43 @@ func FileIdentity(info fs.FileInfo) string {
 	return ""
 }
 
-// mounts looks at what is mounted below the two directories.
-func (s *scan) mounts() error {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
+// MountPoint is something mounted. The ID tells it from a later one on its path.
+type MountPoint struct{ ID, Path string }
+
+func (m MountPoint) String() string { return m.Path }
+
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`) // see proc(5)
+
+// Mounts are what is mounted at and below a folder.
+func Mounts(dir string) (all []MountPoint, err error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
 		if len(fields) < 5 {
 			continue
 		}
-		// See proc(5).
-		point := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(fields[4])
-		if !strings.HasPrefix(point, s.p.Data+"/") && !strings.HasPrefix(point, s.p.Run+"/") {
-			continue
+		m := MountPoint{fields[0], unescape.Replace(fields[4])}
+		if m.Path == dir || strings.HasPrefix(m.Path, dir+"/") {
+			all = append(all, m)
 		}
-		s.add(Item{Kind: Mount, Name: point, Owner: s.ownerOf(point), Identity: fields[0]})
 	}
-	return lines.Err()
+	return all, err
+}
+
+// mounts looks at what is mounted below the two directories.
+func (s *scan) mounts() error {
+	for _, root := range []string{s.p.Data, s.p.Run} {
+		mounts, err := Mounts(root)
+		if err != nil {
+			return err
+		}
+		for _, m := range mounts {
+			if m.Path != root {
+				s.add(Item{Kind: Mount, Name: m.Path, Owner: s.ownerOf(m.Path), Identity: m.ID})
+			}
+		}
+	}
+	return nil
 }
 
 // ownerOf tells by its place whose a file or mount is.
@@ -63,29 +77,39 @@ func (s *scan) ownerOf(point string) Owner {
 // temporary are the names that appliance/atomicfile writes under first.
 var temporary = regexp.MustCompile(`^\..+\.tmp-[0-9]+$`)
 
+// onDisk is a file or folder as an item; a folder's size is left open.
+func (s *scan) onDisk(kind Kind, name string, info fs.FileInfo) Item {
+	i := Item{Kind: kind, Name: name, Owner: s.ownerOf(name), Since: info.ModTime(), Identity: FileIdentity(info)}
+	if kind != Folder {
+		i.Bytes = info.Size()
+	}
+	return i
+}
+
+// entries are what is in a folder; none if it is not there, or gone meanwhile.
+func entries(dir string) ([]os.DirEntry, error) {
+	all, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return all, err
+}
+
 // files looks at what is kept below the two directories.
 func (s *scan) files() error {
 	for _, f := range s.traces.Folders {
-		entries, err := os.ReadDir(f.Dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		} else if err != nil {
+		all, err := entries(f.Dir)
+		if err != nil {
 			return err
 		}
-		for _, e := range entries {
+		for _, e := range all {
 			name := filepath.Join(f.Dir, e.Name())
 			info, err := e.Info()
 			if err != nil {
 				continue // gone meanwhile
 			}
-			item := Item{
-				Kind:     Folder,
-				Name:     name,
-				Owner:    s.ownerOf(name),
-				Bytes:    diskUse(name),
-				Since:    info.ModTime(),
-				Identity: FileIdentity(info),
-			}
+			item := s.onDisk(Folder, name, info)
+			item.Bytes = diskUse(name)
 			if slices.ContainsFunc(s.inv.Items, func(m Item) bool { return m.Kind == Mount && m.Name == name }) {
 				item.Identity = "" // it is the mounted one's
 			}
@@ -96,7 +120,7 @@ func (s *scan) files() error {
 			}
 			if f.HalfWritten && e.IsDir() {
 				// What is below, a whole Debian among it, is the machine's.
-				if err := s.halfWritten(name, item.Owner); err != nil {
+				if err := s.halfWritten(name); err != nil {
 					return err
 				}
 			}
@@ -104,30 +128,23 @@ func (s *scan) files() error {
 	}
 	// What was left there goes when a payload is unpacked next.
 	for _, dir := range s.traces.Temporary {
-		if err := s.halfWritten(dir, Appliance); err != nil {
+		if err := s.halfWritten(dir); err != nil {
 			return err
 		}
 	}
 	for _, dir := range s.traces.Trees {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		all, err := entries(dir)
+		if err != nil {
 			return err
 		}
-		for _, e := range entries {
+		for _, e := range all {
 			if info, err := e.Info(); err == nil && e.IsDir() {
-				s.add(Item{
-					Kind:     Folder,
-					Name:     filepath.Join(dir, e.Name()),
-					Owner:    Appliance,
-					Since:    info.ModTime(),
-					Identity: FileIdentity(info),
-				})
+				s.add(s.onDisk(Folder, filepath.Join(dir, e.Name()), info))
 			}
 		}
 	}
-	// Looked at above, or counted below, or their owner's business inside.
 	for _, root := range []string{s.p.Data, s.p.Run} {
-		if err := s.walk(root, s.traces.Closed); err != nil {
+		if err := s.walk(root); err != nil {
 			return err
 		}
 	}
@@ -136,41 +153,31 @@ func (s *scan) files() error {
 
 // halfWritten adds what in a folder is not whole yet: all of it in one for
 // that, temporary files in others.
-func (s *scan) halfWritten(dir string, owner Owner) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // gone meanwhile, or not there at all
-	} else if err != nil {
-		return err
-	}
-	for _, e := range entries {
+func (s *scan) halfWritten(dir string) error {
+	all, err := entries(dir)
+	for _, e := range all {
 		if !slices.Contains(s.traces.Temporary, dir) && !temporary.MatchString(e.Name()) && !strings.HasSuffix(e.Name(), ".partial") {
 			continue
 		}
 		if info, err := e.Info(); err == nil {
-			s.add(Item{
-				Kind:     File,
-				Name:     filepath.Join(dir, e.Name()),
-				Owner:    owner,
-				Bytes:    info.Size(),
-				Since:    info.ModTime(),
-				Identity: FileIdentity(info),
-				Detail:   "temporary file",
-			})
+			item := s.onDisk(File, filepath.Join(dir, e.Name()), info)
+			item.Detail = "temporary file"
+			s.add(item)
 		}
 	}
-	return nil
+	return err
 }
 
-func (s *scan) walk(root string, leaveOut []string) error {
-	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
+func (s *scan) walk(root string) error {
+	return filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // gone meanwhile, or not there at all
 		} else if err != nil {
 			return err
 		}
 		if d.IsDir() {
-			if slices.Contains(leaveOut, name) {
+			// Looked at before, or counted later, or their owner's business inside.
+			if slices.Contains(s.traces.Closed, name) {
 				return fs.SkipDir
 			}
 			return nil
@@ -179,14 +186,7 @@ func (s *scan) walk(root string, leaveOut []string) error {
 		if err != nil {
 			return nil
 		}
-		item := Item{
-			Kind:     File,
-			Name:     name,
-			Owner:    s.ownerOf(name),
-			Bytes:    info.Size(),
-			Since:    info.ModTime(),
-			Identity: FileIdentity(info),
-		}
+		item := s.onDisk(File, name, info)
 		switch {
 		case info.Mode()&fs.ModeSocket != 0:
 			item.Kind = Socket
@@ -202,10 +202,6 @@ func (s *scan) walk(root string, leaveOut []string) error {
 		s.add(item)
 		return nil
 	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // loops looks at loop devices of machines' disks. A device says which file it

@@ -14,11 +14,9 @@ package inventory
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -97,8 +95,6 @@ type Item struct {
 	Namespace string `json:"namespace,omitempty"` // of a link or route; "": the host's
 }
 
-func (i Item) like() string { return string(i.Kind) + " " + cmp.Or(i.Like, i.Name) }
-
 // Answer is what a running appliance says about itself.
 type Answer struct {
 	Role    string    `json:"role"` // server or node
@@ -127,20 +123,22 @@ type Inventory struct {
 	Answer *Answer          `json:"answer,omitempty"` // nil: no appliance runs
 	Number map[string]int64 `json:"numbers"`
 	// Gauges are what varies by itself: goroutines, live heap and open files of
-	// the appliance, bytes of etcd. Compare leaves them out.
+	// the appliance, bytes of etcd.
 	Gauges map[string]int64 `json:"gauges"`
 }
 
 // Take looks at the host for what has traces, and asks the appliance that runs on p,
-// if one does. It
-// takes a tenth of a second, seconds on a host with thousands of machines.
+// if one does. It takes a tenth of a second, seconds on a host with thousands of machines.
 func Take(ctx context.Context, p paths.Paths, traces []Traces) (Inventory, error) {
 	inv := Inventory{Paths: p, Number: map[string]int64{}, Gauges: map[string]int64{}}
 	before, err := Ask(ctx, p.Socket())
 	if err != nil && !errors.Is(err, status.ErrNotRunning) {
 		return inv, err
 	}
-	s := &scan{p: p, traces: merged(traces), answer: before, inv: &inv, inodes: map[inode]string{}, namespaces: map[uint64]Owner{}}
+	s := &scan{
+		p: p, traces: merged(traces), answer: before, inv: &inv,
+		namespaces: map[string]Owner{}, inodes: map[inode]string{}, owners: map[int]Owner{},
+	}
 	for _, look := range []func() error{
 		s.namespacesAndLinks, s.groups, s.processes, s.mounts, s.files, s.loops,
 	} {
@@ -162,12 +160,8 @@ func Take(ctx context.Context, p paths.Paths, traces []Traces) (Inventory, error
 			return inv, errors.New("the appliance was started again meanwhile: try again")
 		}
 		inv.Answer = a
-		for k, v := range a.Numbers {
-			inv.Number[k] = v
-		}
-		for k, v := range a.Gauges {
-			inv.Gauges[k] = v
-		}
+		maps.Copy(inv.Number, a.Numbers)
+		maps.Copy(inv.Gauges, a.Gauges)
 		if fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", a.PID)); err == nil {
 			inv.Gauges["open files of "+a.Role] = int64(len(fds))
 		}
@@ -190,15 +184,11 @@ func Take(ctx context.Context, p paths.Paths, traces []Traces) (Inventory, error
 	return inv, nil
 }
 
-// maxAnswer bounds what is read of an answer: a thousand orphans and ten
-// thousand ids are 2 MiB.
-const maxAnswer = 64 << 20
-
 // Ask asks the appliance at the socket. The error wraps status.ErrNotRunning if
 // none listens there.
 func Ask(ctx context.Context, socket string) (*Answer, error) {
 	var a Answer
-	if err := call(ctx, socket, http.MethodGet, "/inventory", nil, &a); err != nil {
+	if err := status.Ask(ctx, socket, http.MethodGet, "/inventory", nil, &a); err != nil {
 		return nil, err
 	}
 	return &a, nil
@@ -206,50 +196,9 @@ func Ask(ctx context.Context, socket string) (*Answer, error) {
 
 // RemoveOrphans has the appliance remove orphans of its datastore. It looks
 // itself whether they still are; it returns those that it has removed.
-func RemoveOrphans(ctx context.Context, socket string, orphans []Item) ([]Item, error) {
-	var removed []Item
-	err := call(ctx, socket, http.MethodPost, "/inventory/remove", orphans, &removed)
+func RemoveOrphans(ctx context.Context, socket string, orphans []Item) (removed []Item, err error) {
+	err = status.Ask(ctx, socket, http.MethodPost, "/inventory/remove", orphans, &removed)
 	return removed, err
-}
-
-func call(ctx context.Context, socket, method, path string, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		data, err := json.Marshal(in)
-		if err != nil {
-			return err
-		}
-		body = strings.NewReader(string(data))
-	}
-	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		}}}
-	req, err := http.NewRequestWithContext(ctx, method, "http://multipaas"+path, body)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) && op.Op == "dial" {
-			return fmt.Errorf("%w: nothing answers at %s", status.ErrNotRunning, socket)
-		}
-		return fmt.Errorf("ask %s: %w", socket, err)
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return fmt.Errorf("ask %s: %w", socket, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask %s: %s: %s", socket, resp.Status, strings.TrimSpace(string(data[:min(len(data), 500)])))
-	}
-	if err := json.Unmarshal(data, out); err != nil {
-		return fmt.Errorf("ask %s: %w", socket, err)
-	}
-	return nil
 }
 
 // scan is one look.
@@ -259,7 +208,7 @@ type scan struct {
 	answer *Answer
 	inv    *Inventory
 
-	namespaces map[uint64]Owner // of network namespaces, by inode
+	namespaces map[string]Owner // of network namespaces, by identity
 	inodes     map[inode]string // of machines' disks, to UIDs
 	owners     map[int]Owner    // of processes, by control group
 }

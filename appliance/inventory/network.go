@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,7 +12,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/netns"
 )
@@ -23,7 +23,7 @@ func (s *scan) namespacesAndLinks() error {
 	if names.Workspace == "" {
 		return nil // nobody makes networks
 	}
-	if err := s.network("", Appliance); err != nil {
+	if err := s.network("", "host", Appliance); err != nil {
 		return err
 	}
 	for _, kind := range []struct {
@@ -37,14 +37,14 @@ func (s *scan) namespacesAndLinks() error {
 		for _, name := range there {
 			owner := kind.owner(strings.TrimPrefix(name, kind.prefix))
 			item := Item{Kind: Netns, Name: name, Owner: owner}
-			var st unix.Stat_t
-			if err := unix.Stat(netns.Root+"/"+name, &st); err == nil {
-				item.Identity = strconv.FormatUint(st.Ino, 10)
-				s.namespaces[st.Ino] = owner
+			if info, err := os.Stat(netns.Root + "/" + name); err == nil {
+				item.Identity = FileIdentity(info)
+				s.namespaces[item.Identity] = owner
 			}
 			s.add(item)
 			// Gone meanwhile, or half made: then it holds nothing.
-			if err := s.network(name, owner); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			err := Inside(name, func() error { return s.network(name, name, owner) })
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				s.inv.Items[len(s.inv.Items)-1].Detail = err.Error()
 			}
 		}
@@ -52,34 +52,28 @@ func (s *scan) namespacesAndLinks() error {
 	return nil
 }
 
-// network looks at what is in one namespace; "" is the host's, where only what
-// bears our names is ours.
-func (s *scan) network(name string, owner Owner) error {
-	names := s.traces.Network
-	do := func(fn func() error) error { return fn() }
-	handle := func() (*netlink.Handle, error) { return netlink.NewHandle() }
-	if name != "" {
-		ns, err := netns.Open(name)
-		if err != nil {
-			return err
-		}
-		defer ns.Close()
-		do, handle = ns.Do, ns.Netlink
+// Inside runs fn on a thread in a network namespace; "" is the host's.
+func Inside(namespace string, fn func() error) error {
+	if namespace == "" {
+		return fn()
 	}
-	h, err := handle()
+	ns, err := netns.Open(namespace)
 	if err != nil {
 		return err
 	}
-	defer h.Close()
-	links, err := h.LinkList()
+	defer ns.Close()
+	return ns.Do(fn)
+}
+
+// network looks at what is in the namespace that the thread is in. The name of the
+// host's is "": there only what bears our names is ours.
+func (s *scan) network(name, where string, owner Owner) error {
+	names := s.traces.Network
+	links, err := netlink.LinkList()
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
 	ours := map[int]netlink.Link{}
-	where := name
-	if where == "" {
-		where = "host"
-	}
 	for _, l := range links {
 		a := l.Attrs()
 		if a.Name == "lo" || name == "" && !strings.HasPrefix(a.Name, names.Uplink) {
@@ -110,7 +104,7 @@ func (s *scan) network(name string, owner Owner) error {
 		}
 		s.add(item)
 	}
-	routes, err := h.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("list routes: %w", err)
 	}
@@ -123,17 +117,17 @@ func (s *scan) network(name string, owner Owner) error {
 		if r.Dst != nil {
 			to = r.Dst.String()
 		}
-		text := to + " dev " + l.Attrs().Name
 		if r.Gw != nil {
-			text = to + " via " + r.Gw.String() + " dev " + l.Attrs().Name
+			to += " via " + r.Gw.String()
 		}
+		text := to + " dev " + l.Attrs().Name
 		o := owner
 		if name == "" {
 			o = Workspace(strings.TrimPrefix(l.Attrs().Name, names.Uplink))
 		}
 		s.add(Item{Kind: Route, Name: text, Namespace: name, Owner: o, Like: where + " " + text})
 	}
-	return do(func() error { return s.tables(name, where, owner) })
+	return s.tables(name, where, owner)
 }
 
 // tables looks at the firewall of the namespace that the thread is in.
@@ -150,7 +144,7 @@ func (s *scan) tables(name, where string, owner Owner) error {
 		if name == "" && !slices.Contains(s.traces.Network.Tables, t.Name) {
 			continue
 		}
-		text := familyName(t.Family) + " " + t.Name
+		text := cmp.Or(families[t.Family], fmt.Sprint("family ", t.Family)) + " " + t.Name
 		s.add(Item{Kind: Rules, Name: text, Namespace: name, Owner: owner, Like: where + " " + text})
 		if strings.HasPrefix(name, s.traces.Network.Machine) {
 			continue // kube-proxy's, as many as there are Services
@@ -173,18 +167,10 @@ func (s *scan) tables(name, where string, owner Owner) error {
 	return nil
 }
 
-func familyName(f nftables.TableFamily) string {
-	switch f {
-	case nftables.TableFamilyIPv4:
-		return "ip"
-	case nftables.TableFamilyIPv6:
-		return "ip6"
-	case nftables.TableFamilyINet:
-		return "inet"
-	case nftables.TableFamilyBridge:
-		return "bridge"
-	case nftables.TableFamilyNetdev:
-		return "netdev"
-	}
-	return "family " + strconv.Itoa(int(f))
+var families = map[nftables.TableFamily]string{
+	nftables.TableFamilyIPv4:   "ip",
+	nftables.TableFamilyIPv6:   "ip6",
+	nftables.TableFamilyINet:   "inet",
+	nftables.TableFamilyBridge: "bridge",
+	nftables.TableFamilyNetdev: "netdev",
 }

@@ -1,8 +1,8 @@
 package inventory
 
 import (
-	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path"
@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/cgroup"
@@ -18,7 +19,6 @@ import (
 
 // groups looks at the control groups of planes and machines.
 func (s *scan) groups() error {
-	s.owners = map[int]Owner{}
 	for dir, owner := range s.traces.Groups {
 		names, err := cgroup.List(dir)
 		if errors.Is(err, cgroup.ErrNone) {
@@ -44,34 +44,34 @@ func (s *scan) groups() error {
 // processes looks at every process that is in a group or network namespace of
 // ours, or runs a file of the payload.
 func (s *scan) processes() error {
-	entries, err := os.ReadDir("/proc")
+	all, err := procfs.AllProcs()
 	if err != nil {
 		return err
 	}
 	parents := map[int]int{}
 	var found []Item
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		st, ok := readStat(pid)
-		if !ok || st.state == "Z" || st.state == "X" {
+	for _, p := range all {
+		st, err := p.Stat()
+		if err != nil || st.State == "Z" || st.State == "X" {
 			continue // gone, or waits for its parent to look
 		}
-		parents[pid] = st.parent
-		owner, of := s.owners[pid], true
+		parents[p.PID] = st.PPID
+		owner, of := s.owners[p.PID], true
 		if owner == Nobody {
-			owner, of = s.byNamespace(pid)
+			owner, of = s.byNamespace(p.PID)
 		}
 		if !of {
-			exe, err := os.Readlink("/proc/" + e.Name() + "/exe")
+			exe, err := p.Executable()
 			if err != nil || !strings.HasPrefix(exe, s.p.Payload()+"/") {
 				continue
 			}
 		}
-		found = append(found, Item{Kind: Process, Name: e.Name() + " " + st.name, Owner: owner, PID: pid, Since: st.since,
-			Identity: e.Name() + " " + st.start, Like: strings.TrimSpace(string(owner) + " " + st.name), Bytes: resident(pid)})
+		item := process(st)
+		item.Owner = owner
+		item.Name = strconv.Itoa(p.PID) + " " + st.Comm
+		item.Like = strings.TrimSpace(string(owner) + " " + st.Comm)
+		item.Identity = ticks(st)
+		found = append(found, item)
 	}
 	for _, i := range found {
 		if i.PID == os.Getpid() {
@@ -82,22 +82,39 @@ func (s *scan) processes() error {
 		}
 		s.add(i)
 	}
-	if s.answer != nil {
-		st, _ := readStat(s.answer.PID)
-		s.add(Item{Kind: Process, Name: strconv.Itoa(s.answer.PID) + " multipaas " + s.answer.Role, Owner: Appliance, PID: s.answer.PID,
-			Since: st.since, Like: "multipaas " + s.answer.Role, Bytes: resident(s.answer.PID)})
+	if s.answer == nil {
+		return nil
 	}
+	// One that ends meanwhile is noticed when it is asked again.
+	st, _ := readStat(s.answer.PID)
+	item := process(st)
+	item.PID, item.Owner, item.Like = s.answer.PID, Appliance, "multipaas "+s.answer.Role
+	item.Name = strconv.Itoa(item.PID) + " " + item.Like
+	s.add(item)
 	return nil
+}
+
+// process is what the kernel says about one.
+func process(st procfs.ProcStat) Item {
+	i := Item{Kind: Process, PID: st.PID, Bytes: int64(st.ResidentMemory())}
+	// The kernel counts a hundred ticks a second from its start, on every
+	// machine that we run on.
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) == nil {
+		up := time.Duration(now.Nano())
+		i.Since = time.Now().Add(time.Duration(st.Starttime)*10*time.Millisecond - up).Truncate(time.Second)
+	}
+	return i
 }
 
 // byNamespace tells whose network namespace a process is in. The host's own is
 // nobody's.
 func (s *scan) byNamespace(pid int) (Owner, bool) {
-	var st unix.Stat_t
-	if unix.Stat("/proc/"+strconv.Itoa(pid)+"/ns/net", &st) != nil {
+	info, err := os.Stat("/proc/" + strconv.Itoa(pid) + "/ns/net")
+	if err != nil {
 		return Nobody, false
 	}
-	owner, ok := s.namespaces[st.Ino]
+	owner, ok := s.namespaces[FileIdentity(info)]
 	return owner, ok
 }
 
@@ -115,57 +132,24 @@ func descends(parents map[int]int, pid, from int) bool {
 	return false
 }
 
-type stat struct {
-	name, state, start string
-	parent             int
-	since              time.Time
+// ProcessIdentity tells a process from a later one with its id: by the time in the
+// kernel's ticks at which it was started. "": there is none.
+func ProcessIdentity(pid int) string {
+	st, err := readStat(pid)
+	if err != nil || st.State == "Z" {
+		return ""
+	}
+	return ticks(st)
 }
 
-// Started is the time in the kernel's ticks at which a process was started,
-// which tells it from a later one with its id. ok is false if there is none.
-func Started(pid int) (ticks string, ok bool) {
-	st, ok := readStat(pid)
-	return st.start, ok && st.state != "Z"
-}
+func ticks(st procfs.ProcStat) string { return fmt.Sprintf("%d %d", st.PID, st.Starttime) }
 
-func readStat(pid int) (stat, bool) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+func readStat(pid int) (procfs.ProcStat, error) {
+	p, err := procfs.NewProc(pid)
 	if err != nil {
-		return stat{}, false
+		return procfs.ProcStat{}, err
 	}
-	open, end := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
-	if open < 0 || end < open {
-		return stat{}, false
-	}
-	f := strings.Fields(string(data[end+1:]))
-	if len(f) < 22 {
-		return stat{}, false
-	}
-	st := stat{name: string(data[open+1 : end]), state: f[0], start: f[19]}
-	st.parent, _ = strconv.Atoi(f[1])
-	// The kernel counts a hundred ticks a second from its start, on every
-	// machine that we run on.
-	if ticks, err := strconv.ParseInt(st.start, 10, 64); err == nil {
-		var now unix.Timespec
-		if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) == nil {
-			up := time.Duration(now.Nano())
-			st.since = time.Now().Add(time.Duration(ticks)*10*time.Millisecond - up).Truncate(time.Second)
-		}
-	}
-	return st, true
-}
-
-func resident(pid int) int64 {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/statm")
-	if err != nil {
-		return 0
-	}
-	f := strings.Fields(string(data))
-	if len(f) < 2 {
-		return 0
-	}
-	pages, _ := strconv.ParseInt(f[1], 10, 64)
-	return pages * int64(os.Getpagesize())
+	return p.Stat()
 }
 
 // diskUse is what the files at and below dir take of the disk; mounts are not

@@ -14,21 +14,27 @@ import (
 // Render writes the status as text, "json" or "yaml".
 func Render(w io.Writer, s *Status, format string, now time.Time) error {
 	switch format {
-	case "json":
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(s)
-	case "yaml":
-		data, err := yaml.Marshal(s)
-		if err != nil {
-			return err
-		}
-		_, err = w.Write(data)
-		return err
 	case "", "text", "table":
 		return renderText(w, s, now)
 	}
-	return fmt.Errorf("output format %q: unknown; have text, json, yaml", format)
+	return Encode(w, s, format)
+}
+
+// Encode writes v as "json" or "yaml".
+func Encode(w io.Writer, v any, format string) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	switch format {
+	case "json":
+		data = append(data, '\n')
+	case "yaml":
+		data, err = yaml.Marshal(v)
+	default:
+		return fmt.Errorf("output format %q: unknown; have text, json, yaml", format)
+	}
+	if err == nil {
+		_, err = w.Write(data)
+	}
+	return err
 }
 
 func renderText(w io.Writer, s *Status, now time.Time) error {

@@ -7,6 +7,7 @@
 package status
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -168,16 +169,38 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// ErrNotRunning is returned by Fetch when nothing listens on the socket.
+// ErrNotRunning is returned by Ask and Fetch when nothing listens on the socket.
 var ErrNotRunning = errors.New("multipaas does not run here")
 
-// maxStatus: a server with a thousand workspaces says some 200 bytes about each.
-const maxStatus = 8 << 20
+// maxAnswer bounds what is read of an answer: a thousand orphans and ten thousand
+// ids are 2 MiB.
+const maxAnswer = 64 << 20
 
 // Fetch asks the appliance at the socket how it is.
 func Fetch(ctx context.Context, socket string) (*Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var st Status
+	if err := Ask(ctx, socket, http.MethodGet, "/status", nil, &st); err != nil {
+		return nil, err
+	}
+	return &st, nil
+}
+
+// Ask asks the appliance at the socket for path, and reads into out what it
+// answers, JSON. It sends it in, unless that is nil. It takes at most a minute. The
+// error wraps ErrNotRunning if nobody listens there.
+func Ask(ctx context.Context, socket, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(data)
+	}
 	client := &http.Client{
-		Timeout: 10 * time.Second,
+		Timeout: time.Minute,
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -186,28 +209,29 @@ func Fetch(ctx context.Context, socket string) (*Status, error) {
 			},
 		},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://multipaas/status", nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://multipaas"+path, body)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
 		if errors.Is(err, fs.ErrPermission) {
-			return nil, fmt.Errorf("ask %s: only root may: %w", socket, err)
+			return fmt.Errorf("ask %s: only root may: %w", socket, err)
 		}
 		var op *net.OpError
 		if errors.As(err, &op) && op.Op == "dial" {
-			return nil, fmt.Errorf("%w: nothing answers at %s (start it with `multipaas server` or `multipaas node join`)", ErrNotRunning, socket)
+			return fmt.Errorf("%w: nothing answers at %s (start it with `multipaas server` or `multipaas node join`)", ErrNotRunning, socket)
 		}
-		return nil, fmt.Errorf("ask %s: %w", socket, err)
+		return fmt.Errorf("ask %s: %w", socket, err)
 	}
 	defer resp.Body.Close()
+	answer := io.LimitReader(resp.Body, maxAnswer)
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask %s: %s", socket, resp.Status)
+		why, _ := io.ReadAll(io.LimitReader(answer, 500))
+		return fmt.Errorf("ask %s: %s: %s", socket, resp.Status, bytes.TrimSpace(why))
 	}
-	var st Status
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxStatus)).Decode(&st); err != nil {
-		return nil, fmt.Errorf("ask %s: %w", socket, err)
+	if err := json.NewDecoder(answer).Decode(out); err != nil {
+		return fmt.Errorf("ask %s: %w", socket, err)
 	}
-	return &st, nil
+	return nil
 }

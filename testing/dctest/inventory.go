@@ -14,7 +14,7 @@ import (
 )
 
 // Inventory is what of MultiPaaS is on a host, by `multipaas doctor --inventory`
-// there. inventory.Compare of two says what has leaked between them. The
+// there. Compare of two says what has leaked between them. The
 // appliance may run or not; one that is just starting is an error.
 func (d *Datacenter) Inventory(ctx context.Context, h *lab.Host) (inventory.Inventory, error) {
 	var inv inventory.Inventory
@@ -62,7 +62,7 @@ func (d *Datacenter) Leaks(t testing.TB, patience time.Duration, before map[stri
 		case err == nil:
 			last = nil
 			for host, was := range before {
-				for _, l := range inventory.Compare(was, after[host]) {
+				for _, l := range Compare(was, after[host]) {
 					last = append(last, host+": "+l.String())
 				}
 			}

@@ -102,7 +102,7 @@ func testDoctor(t *testing.T, d *dctest.Datacenter) {
 	wait.For(t, wait.Patience, "all that was wanted is there", func(ctx context.Context) error {
 		after, err := d.Inventories(ctx)
 		for host := range before {
-			for _, l := range inventory.Compare(after[host], before[host]) {
+			for _, l := range dctest.Compare(after[host], before[host]) {
 				err = errors.Join(err, fmt.Errorf("doctor --fix has taken what was wanted: %s: %s", host, l))
 			}
 		}

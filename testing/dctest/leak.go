@@ -1,17 +1,19 @@
-package inventory
+package dctest
 
 import (
 	"cmp"
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/multipaas/multipaas/appliance/inventory"
 )
 
 // Leak is what there is more of in a later inventory.
 type Leak struct {
 	What          string // such as "mount /var/lib/multipaas/machines/…"
 	Before, After int64
-	Items         []Item // those that may be the ones too many; none for a number
+	Items         []inventory.Item // those that may be the ones too many; none for a number
 }
 
 func (l Leak) String() string {
@@ -29,24 +31,24 @@ func (l Leak) String() string {
 // Compare returns what after has more of than before: things that nothing in
 // before is like, and counts that have grown. Gauges are left out, and so are
 // etcd's records of tasks, which are kept for a while on purpose. No leaks: nil.
-func Compare(before, after Inventory) []Leak {
-	had, has := map[string]int64{}, map[string][]Item{}
+func Compare(before, after inventory.Inventory) []Leak {
+	had, has := map[string]int64{}, map[string][]inventory.Item{}
 	for _, i := range before.Items {
-		had[i.like()]++
+		had[like(i)]++
 	}
 	for _, i := range after.Items {
-		has[i.like()] = append(has[i.like()], i)
+		has[like(i)] = append(has[like(i)], i)
 	}
 	var leaks []Leak
-	for like, items := range has {
-		if int64(len(items)) > had[like] {
-			leaks = append(leaks, Leak{What: like, Before: had[like], After: int64(len(items)), Items: items})
+	for what, items := range has {
+		if int64(len(items)) > had[what] {
+			leaks = append(leaks, Leak{What: what, Before: had[what], After: int64(len(items)), Items: items})
 		}
 	}
 	for name, n := range after.Number {
 		// A kind's number is the sum of what was compared above, and may stay
 		// though one thing went and another came.
-		if n > before.Number[name] && name != TaskRecords && Kind(name).Order() < 0 {
+		if n > before.Number[name] && name != taskRecords && inventory.Kind(name).Order() < 0 {
 			leaks = append(leaks, Leak{What: name, Before: before.Number[name], After: n})
 		}
 	}
@@ -54,5 +56,8 @@ func Compare(before, after Inventory) []Leak {
 	return leaks
 }
 
-// TaskRecords is the number of etcd's records of tasks: bounded, not constant.
-const TaskRecords = "etcd keys below /multipaas/tasks"
+// taskRecords is the number of etcd's records of tasks: bounded, not constant.
+const taskRecords = "etcd keys below /multipaas/tasks"
+
+// like is the same for items that take each other's place.
+func like(i inventory.Item) string { return string(i.Kind) + " " + cmp.Or(i.Like, i.Name) }
