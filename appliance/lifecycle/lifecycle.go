@@ -89,7 +89,7 @@ func (g *Graph) Add(name string, part Component, after ...*Node) *Node {
 	n := &Node{
 		name: name, part: part, after: after,
 		ready: make(chan struct{}), stopped: make(chan struct{}),
-		status: status{state: Waiting, since: time.Now()},
+		status: status{part: PartStatus{Name: name, State: Waiting, Since: time.Now()}},
 	}
 	for _, dep := range after {
 		dep.before = append(dep.before, n)

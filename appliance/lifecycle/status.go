@@ -35,7 +35,6 @@ func (g *Graph) Status() []PartStatus {
 	parts := make([]PartStatus, len(nodes))
 	for i, n := range nodes {
 		p := n.status.get()
-		p.Name = n.name
 		switch p.State {
 		case Waiting:
 			p.WaitingFor = open(n.after, func(n *Node) chan struct{} { return n.ready })
@@ -60,10 +59,8 @@ func open(nodes []*Node, ch func(*Node) chan struct{}) (names []string) {
 }
 
 type status struct {
-	mu    sync.Mutex
-	state string
-	since time.Time
-	err   error
+	mu   sync.Mutex
+	part PartStatus // without what it waits for
 }
 
 // set moves to a later state. A part may call ready only when it is already
@@ -71,27 +68,23 @@ type status struct {
 func (s *status) set(state string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if state == Ready && s.state != Starting {
+	if state == Ready && s.part.State != Starting {
 		return
 	}
-	s.state, s.since = state, time.Now()
+	s.part.State, s.part.Since = state, time.Now()
 }
 
 func (s *status) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.state, s.since, s.err = Stopped, time.Now(), err
+	s.part.State, s.part.Since = Stopped, time.Now()
 	if err != nil {
-		s.state = Failed
+		s.part.State, s.part.Error = Failed, err.Error()
 	}
 }
 
 func (s *status) get() PartStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := PartStatus{State: s.state, Since: s.since}
-	if s.err != nil {
-		p.Error = s.err.Error()
-	}
-	return p
+	return s.part
 }

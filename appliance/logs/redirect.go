@@ -22,7 +22,11 @@ func Redirect(l *slog.Logger) {
 	klog.SetSlogLogger(l.With("component", "klog"))
 
 	logrus.SetOutput(io.Discard)
-	logrus.SetLevel(logrusLevel(l))
+	level := logrus.ErrorLevel // as low as l has it: that spares the making of entries that l would drop
+	for level < logrus.DebugLevel && l.Enabled(context.Background(), logrusslog.Level(level+1).Level()) {
+		level++
+	}
+	logrus.SetLevel(level)
 	logrus.StandardLogger().ReplaceHooks(logrus.LevelHooks{})
 	logrus.AddHook(logrusslog.NewHook(l.With("component", "logrus"), nil))
 	// It would end the process on Fatal. Nobody but main does: a library's Fatal is
@@ -48,16 +52,9 @@ type zapCore struct {
 	attrs []slog.Attr
 }
 
-func zapLevel(level zapcore.Level) slog.Level {
-	switch {
-	case level < zapcore.InfoLevel:
-		return slog.LevelDebug
-	case level == zapcore.InfoLevel:
-		return slog.LevelInfo
-	case level == zapcore.WarnLevel:
-		return slog.LevelWarn
-	}
-	return slog.LevelError
+// zapLevel is l as slog has it, whose levels are four apart.
+func zapLevel(l zapcore.Level) slog.Level {
+	return 4 * slog.Level(min(max(l, zapcore.DebugLevel), zapcore.ErrorLevel))
 }
 
 func (c *zapCore) Enabled(level zapcore.Level) bool {
@@ -102,18 +99,4 @@ func zapAttrs(fields []zapcore.Field) []slog.Attr {
 		}
 	}
 	return attrs
-}
-
-// logrusLevel spares logrus the making of entries that l would drop.
-func logrusLevel(l *slog.Logger) logrus.Level {
-	ctx := context.Background()
-	switch {
-	case l.Enabled(ctx, slog.LevelDebug):
-		return logrus.DebugLevel
-	case l.Enabled(ctx, slog.LevelInfo):
-		return logrus.InfoLevel
-	case l.Enabled(ctx, slog.LevelWarn):
-		return logrus.WarnLevel
-	}
-	return logrus.ErrorLevel
 }

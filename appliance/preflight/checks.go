@@ -1,6 +1,7 @@
 package preflight
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -251,15 +252,13 @@ func Inotify(instances int) Check {
 		Warn:   true,
 		Remedy: fmt.Sprintf("`sysctl -w fs.inotify.max_user_instances=%d`", instances),
 		Run: func(context.Context) error {
-			data, err := os.ReadFile("/proc/sys/fs/inotify/max_user_instances")
-			if err != nil {
-				return &Skipped{err.Error()}
-			}
+			const file = "/proc/sys/fs/inotify/max_user_instances"
+			data, rerr := os.ReadFile(file)
 			n, err := strconv.Atoi(strings.TrimSpace(string(data)))
-			if err != nil {
+			if err := cmp.Or(rerr, err); err != nil {
 				return &Skipped{err.Error()}
 			}
-			raised := instances <= InotifyInstances && unix.Access("/proc/sys/fs/inotify/max_user_instances", unix.W_OK) == nil
+			raised := instances <= InotifyInstances && unix.Access(file, unix.W_OK) == nil
 			if n < instances && !raised {
 				return fmt.Errorf("fs.inotify.max_user_instances is %d, needs %d", n, instances)
 			}

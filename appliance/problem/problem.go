@@ -1,7 +1,7 @@
 // Package problem keeps what is wrong with the appliance right now, in words
 // that whoever runs it understands, with what to do about it.
 //
-// Parties: parts declare their problems as data and set or clear them in a
+// Parties: parts declare their problems as data and update them in a
 // Registry; package status shows them. Any package may import it.
 package problem
 
@@ -42,68 +42,46 @@ type Raised struct {
 	Since  time.Time `json:"since"`
 }
 
-// Registry holds the problems there are. Its zero value is ready for use, a nil
-// one takes and shows nothing. It is safe for concurrent use.
+// Registry holds the problems there are. It is safe for concurrent use.
 type Registry struct {
-	Log *slog.Logger     // nil: nothing is logged
-	Now func() time.Time // nil: time.Now
+	log *slog.Logger
 
 	mu     sync.Mutex
 	raised map[key]Raised
 }
 
+// New makes a Registry that logs what comes and goes.
+func New(log *slog.Logger) *Registry { return &Registry{log: log, raised: map[key]Raised{}} }
+
 type key struct{ code, object string }
 
-// Set says that p is so for the object, "" for the appliance as a whole.
-// Setting it again keeps Since and changes the detail.
-func (r *Registry) Set(p Problem, object, detail string) {
-	if r == nil {
-		return
-	}
+// Update says that p is so for the object, "" for the appliance as a whole, with
+// err's text as the detail; if err is nil, that it is no longer so. Saying it again
+// keeps Since and changes the detail.
+func (r *Registry) Update(p Problem, object string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.raised == nil {
-		r.raised = map[key]Raised{}
-	}
 	k := key{p.Code, object}
 	old, was := r.raised[k]
-	if !was {
-		old.Since = r.now()
-		if r.Log != nil {
-			r.Log.Warn("problem", "code", p.Code, "title", p.Title, "object", object, "detail", detail)
+	if err == nil {
+		if was {
+			r.log.Info("problem solved", "code", p.Code, "object", object, "after", time.Since(old.Since))
 		}
-	}
-	r.raised[k] = Raised{Problem: p, Object: object, Detail: detail, Since: old.Since}
-}
-
-// Clear says that p is no longer so for the object.
-func (r *Registry) Clear(p Problem, object string) {
-	if r == nil {
+		delete(r.raised, k)
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	k := key{p.Code, object}
-	if old, was := r.raised[k]; was && r.Log != nil {
-		r.Log.Info("problem solved", "code", p.Code, "object", object, "after", r.now().Sub(old.Since))
+	if !was {
+		old.Since = time.Now()
+		r.log.Warn("problem", "code", p.Code, "title", p.Title, "object", object, "detail", err.Error())
 	}
-	delete(r.raised, k)
-}
-
-// Update is Set if err is not nil, with its text as the detail, else Clear.
-func (r *Registry) Update(p Problem, object string, err error) {
-	if err != nil {
-		r.Set(p, object, err.Error())
-	} else {
-		r.Clear(p, object)
-	}
+	r.raised[k] = Raised{Problem: p, Object: object, Detail: err.Error(), Since: old.Since}
 }
 
 // ClearOthers clears p of all objects but those that are there.
 func (r *Registry) ClearOthers(p Problem, there map[string]bool) {
 	for _, raised := range r.List() {
 		if raised.Code == p.Code && !there[raised.Object] {
-			r.Clear(p, raised.Object)
+			r.Update(p, raised.Object, nil)
 		}
 	}
 }
@@ -111,14 +89,11 @@ func (r *Registry) ClearOthers(p Problem, there map[string]bool) {
 // List are the problems that have lasted long enough to be shown, the worst
 // first, then the oldest.
 func (r *Registry) List() []Raised {
-	if r == nil {
-		return nil
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var list []Raised
 	for _, p := range r.raised {
-		if r.now().Sub(p.Since) >= p.After {
+		if time.Since(p.Since) >= p.After {
 			list = append(list, p)
 		}
 	}
@@ -132,11 +107,4 @@ func (r *Registry) List() []Raised {
 		)
 	})
 	return list
-}
-
-func (r *Registry) now() time.Time {
-	if r.Now != nil {
-		return r.Now()
-	}
-	return time.Now()
 }
