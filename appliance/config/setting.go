@@ -90,20 +90,19 @@ func (s setting) set(where, text string) error {
 }
 
 func setScalar(v reflect.Value, where, text string) error {
-	fail := func() error { return Mistake(where, text, "is not "+describe(v), "write "+example(v.Type())) }
 	switch v.Kind() {
 	case reflect.String:
 		v.SetString(text)
 	case reflect.Bool:
 		b, err := strconv.ParseBool(text)
 		if err != nil {
-			return fail()
+			return Mistake(where, text, "is not true or false", "write true or false")
 		}
 		v.SetBool(b)
 	case reflect.Int, reflect.Int64:
 		n, err := strconv.ParseInt(text, 10, v.Type().Bits())
 		if err != nil {
-			return fail()
+			return Mistake(where, text, "is not a number", "write digits only, 25 for one")
 		}
 		v.SetInt(n)
 	default:
@@ -125,11 +124,4 @@ func describe(v reflect.Value) string {
 		return "fields (" + strings.Join(names(fieldsOf(v)), ", ") + ")"
 	}
 	return "a text"
-}
-
-func example(t reflect.Type) string {
-	if t.Kind() == reflect.Bool {
-		return "true or false"
-	}
-	return "digits only, 25 for one"
 }
