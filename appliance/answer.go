@@ -23,7 +23,7 @@ type answerer interface {
 
 // inventoryHandlers answer on the status socket, whose part runs after the role
 // was made. started is before anything that this run has made.
-func inventoryHandlers(role func() answerer, started time.Time) map[string]http.Handler {
+func (b *base) inventoryHandlers(started time.Time) map[string]http.Handler {
 	reply := func(w http.ResponseWriter, v any, err error) {
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -35,7 +35,7 @@ func inventoryHandlers(role func() answerer, started time.Time) map[string]http.
 	return map[string]http.Handler{
 		"GET /inventory": http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 			a := inventory.Answer{PID: os.Getpid(), Started: started, Numbers: map[string]int64{}, Gauges: map[string]int64{}}
-			err := role().answer(req.Context(), &a)
+			err := b.answers.answer(req.Context(), &a)
 			gauges(a)
 			reply(w, a, err)
 		}),
@@ -45,10 +45,7 @@ func inventoryHandlers(role func() answerer, started time.Time) map[string]http.
 				http.Error(w, err.Error(), http.StatusBadRequest)
 				return
 			}
-			removed, err := role().removeOrphans(req.Context(), orphans)
-			if removed == nil {
-				removed = []inventory.Item{}
-			}
+			removed, err := b.answers.removeOrphans(req.Context(), orphans)
 			reply(w, removed, err)
 		}),
 	}

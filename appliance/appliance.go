@@ -2,11 +2,13 @@ package appliance
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,7 +51,7 @@ func newBase(role string, cfg Config, version string, log *slog.Logger) *base {
 		cfg:      cfg,
 		version:  version,
 		log:      log,
-		problems: &problem.Registry{Log: log.With("component", "problems")},
+		problems: problem.New(log.With("component", "problems")),
 		metrics:  prometheus.NewRegistry(),
 	}
 	b.graph = &lifecycle.Graph{Log: log, StopTimeout: stopTimeout, OnReady: b.tellInit}
@@ -59,7 +61,7 @@ func newBase(role string, cfg Config, version string, log *slog.Logger) *base {
 		Socket:  cfg.Paths.Socket(),
 		Metrics: promhttp.HandlerFor(b.metrics, promhttp.HandlerOpts{}),
 		Log:     b.part("status"),
-		More:    inventoryHandlers(func() answerer { return b.answers }, started),
+		More:    b.inventoryHandlers(started),
 		Collect: func() status.Status {
 			st := status.Status{
 				Role:     role,
@@ -103,15 +105,22 @@ func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release f
 			return nil, err
 		}
 	}
-	unlock, err := lockData(b.cfg.Paths.Lock())
-	if err != nil {
-		return nil, err
+	var locks []func()
+	unlock := func() {
+		for _, release := range slices.Backward(locks) {
+			release()
+		}
 	}
 	defer func() {
 		if err != nil {
 			unlock()
 		}
 	}()
+	unlockData, err := lock(b.cfg.Paths.Lock())
+	if err != nil {
+		return nil, fmt.Errorf("%w: stop that one first, or set another data_dir", err)
+	}
+	locks = append(locks, unlockData)
 	for _, err := range prepareKernel(ctx) {
 		b.log.Warn("prepare the kernel", "err", err)
 	}
@@ -131,17 +140,17 @@ func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release f
 	if err != nil {
 		return nil, fmt.Errorf("%w: a host is one server or one node: stop that one first", err)
 	}
-	defer func() {
-		if err != nil {
-			unlockHost()
-		}
-	}()
+	locks = append(locks, unlockHost)
+	b.payload, err = openPayload(b.cfg.PayloadKeys...)
+	return unlock, err
+}
+
+func openPayload(more ...ed25519.PublicKey) (*payload.Payload, error) {
 	keys, err := payload.TrustedKeys("")
 	if err != nil {
 		return nil, fmt.Errorf("payload keys: %w", err)
 	}
-	b.payload, err = payload.Self(append(keys, b.cfg.PayloadKeys...)...)
-	return func() { unlockHost(); unlock() }, err
+	return payload.Self(append(keys, more...)...)
 }
 
 // hostLock is beside the folder of network namespaces, which is the same for all
@@ -150,11 +159,7 @@ const hostLock = "/run/multipaas-host.lock"
 
 // unpack puts the payload's files on disk and forgets those of former versions
 // that nothing runs from.
-func (b *base) unpack(prefixes ...string) lifecycle.Task {
-	return func(ctx context.Context) error { return b.unpackNow(ctx, prefixes...) }
-}
-
-func (b *base) unpackNow(ctx context.Context, prefixes ...string) error {
+func (b *base) unpack(ctx context.Context, prefixes ...string) error {
 	dir := b.cfg.Paths.Payload()
 	root, err := b.payload.Unpack(ctx, dir, prefixes...)
 	if err != nil {
@@ -177,11 +182,7 @@ func serverChecks(cfg Config) []preflight.Check {
 // kubectl returns the path of the payload's newest kubectl, unpacked into the
 // user's cache.
 func kubectl(ctx context.Context) (string, error) {
-	keys, err := payload.TrustedKeys("")
-	if err != nil {
-		return "", err
-	}
-	p, err := payload.Self(keys...)
+	p, err := openPayload()
 	if err != nil {
 		return "", err
 	}
@@ -199,27 +200,16 @@ func kubectl(ctx context.Context) (string, error) {
 	return filepath.Join(root, "kube", version, "kube"), err
 }
 
-// versions lists the Kubernetes versions in the payload, newest last.
-func (b *base) versions() ([]string, error) {
-	if len(b.cfg.KubernetesVersions) > 0 {
-		return b.cfg.KubernetesVersions, nil
-	}
-	return kubeVersions(b.payload)
-}
-
+// kubeVersions lists the Kubernetes versions in the payload, newest last.
 func kubeVersions(p *payload.Payload) ([]string, error) {
+	var out []string
 	if dir := os.Getenv(payload.DirVariable); dir != "" {
 		entries, err := os.ReadDir(filepath.Join(dir, "kube"))
-		if err != nil {
-			return nil, err
-		}
-		var out []string
 		for _, e := range entries {
 			out = append(out, e.Name())
 		}
-		return out, nil
+		return out, err
 	}
-	var out []string
 	for _, f := range p.Manifest().Files {
 		if p := strings.Split(f.Path, "/"); len(p) == 3 && p[0] == "kube" && p[2] == "kube" {
 			out = append(out, p[1])
@@ -234,15 +224,6 @@ func kubeVersions(p *payload.Payload) ([]string, error) {
 // ErrInUse is returned when another process owns the data directory, or the
 // host.
 var ErrInUse = errors.New("another multipaas is running")
-
-// lockData takes the lock of a data directory for the life of the process.
-func lockData(file string) (release func(), err error) {
-	release, err = lock(file)
-	if err != nil {
-		return nil, fmt.Errorf("%w: stop that one first, or set another data_dir", err)
-	}
-	return release, nil
-}
 
 // lock takes a lock that the kernel drops when the process dies, however it
 // dies.

@@ -68,7 +68,7 @@ func loadConfig(c *cli.Context) (Config, error) {
 }
 
 // role loads the configuration, sets up logging and runs a role.
-func role(c *cli.Context, run func(context.Context, Config, *slog.Logger) error) error {
+func role(c *cli.Context, version string, run func(context.Context, Config, string, *slog.Logger) error) error {
 	cfg, err := loadConfig(c)
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func role(c *cli.Context, run func(context.Context, Config, *slog.Logger) error)
 	}
 	log := logs.New(os.Stderr, level, cfg.Log.Format)
 	logs.Redirect(log)
-	return run(c.Context, cfg, log)
+	return run(c.Context, cfg, version, log)
 }
 
 // ServerCommand is `multipaas server`.
@@ -89,12 +89,8 @@ func ServerCommand(version string) *cli.Command {
 		Usage: "run a server: datastore, API, registry, load balancer, tenants' control planes",
 		Description: "Runs in the foreground until SIGTERM. The first start writes the first sysadmin's credentials to\n" +
 			"<data_dir>/bootstrap-admin.json (0600).\n\n   multipaas server --address 192.0.2.10 --domain paas.example",
-		Flags: configFlags(),
-		Action: func(c *cli.Context) error {
-			return role(c, func(ctx context.Context, cfg Config, log *slog.Logger) error {
-				return RunServer(ctx, cfg, version, log)
-			})
-		},
+		Flags:  configFlags(),
+		Action: func(c *cli.Context) error { return role(c, version, RunServer) },
 	}
 }
 

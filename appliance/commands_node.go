@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/multipaas/multipaas/modules/agent"
 )
 
 // NodeCommand is `multipaas node`.
@@ -37,7 +39,7 @@ func joinCommand(version string) *cli.Command {
 			&cli.StringFlag{Name: "token-file", Usage: "`FILE` with the join token, - for standard input"},
 			&cli.BoolFlag{Name: "no-run", Usage: "only join; a service runs the node"}),
 		Action: func(c *cli.Context) error {
-			return role(c, func(ctx context.Context, cfg Config, log *slog.Logger) error {
+			return role(c, version, func(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 				if err := joinOnce(ctx, c, cfg); err != nil || c.Bool("no-run") {
 					return err
 				}
@@ -49,14 +51,10 @@ func joinCommand(version string) *cli.Command {
 
 func runCommand(version string) *cli.Command {
 	return &cli.Command{
-		Name:  "run",
-		Usage: "run a node that has joined",
-		Flags: configFlags(),
-		Action: func(c *cli.Context) error {
-			return role(c, func(ctx context.Context, cfg Config, log *slog.Logger) error {
-				return RunNode(ctx, cfg, version, log)
-			})
-		},
+		Name:   "run",
+		Usage:  "run a node that has joined",
+		Flags:  configFlags(),
+		Action: func(c *cli.Context) error { return role(c, version, RunNode) },
 	}
 }
 
@@ -72,7 +70,7 @@ func leaveCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			if err := LeaveNode(c.Context, cfg); err != nil {
+			if err := agent.Leave(c.Context, cfg.Paths.Node()); err != nil {
 				return err
 			}
 			fmt.Fprintln(c.App.Writer, "Leaving. The running node exits once its machines are gone.")
@@ -96,7 +94,7 @@ func AddressLast(args []string) []string {
 
 // joinOnce joins, unless this machine has: it may leave the server's name out then.
 func joinOnce(ctx context.Context, c *cli.Context, cfg Config) error {
-	at, name, err := Joined(cfg)
+	at, name, err := agent.Joined(cfg.Paths.Node())
 	switch {
 	case err != nil && !errors.Is(err, fs.ErrNotExist), err == nil && c.NArg() == 0:
 		return err
@@ -111,7 +109,10 @@ func joinOnce(ctx context.Context, c *cli.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	return JoinNode(ctx, cfg, server, token)
+	if err := os.MkdirAll(cfg.Paths.Data, 0o700); err != nil {
+		return err
+	}
+	return agent.Join(ctx, cfg.Paths.Node(), server, cfg.Name, token)
 }
 
 func joinToken(c *cli.Context) (string, error) {

@@ -114,29 +114,23 @@ func (s ListenSettings) Check(fail func(field, value, wrong, remedy string)) {
 	}
 }
 
-// Config is the configuration of a machine, complete. Only Complete makes one;
-// what it holds can be used as it stands once Validate has returned nil.
+// Config is the configuration of a machine, complete: the file, filled in, and
+// what it says, read. Only Complete makes one; what it holds can be used as it
+// stands once Validate has returned nil.
 type Config struct {
-	Paths              paths.Paths
-	Name               string
-	Address            netip.Addr
-	Domain             string
-	ServerNames        []string
-	Listen             ListenSettings
-	Registration       string
-	AdminEmail         string
-	Plan               wire.Plan
-	Datastore          resource.Datastore
-	DatastoreLimit     int64           // bytes; 0: embed/plane's default
-	Limits             resource.Limits // of one account
-	BlockedNetworks    []netip.Prefix
-	RegistryUpstreams  []registry.UpstreamSettings
-	UpstreamDNS        []netip.AddrPort
-	KubernetesVersions []string
-	PayloadKeys        []PublicKey
-	Log                logs.Settings
+	File
+	Paths          paths.Paths
+	Plan           wire.Plan
+	Datastore      resource.Datastore
+	DatastoreLimit int64 // bytes; 0: embed/plane's default
 
-	file File    // that it was made from, filled in
+	// In place of the texts of the same names in the file.
+	Address         netip.Addr
+	Limits          resource.Limits // of one account
+	BlockedNetworks []netip.Prefix
+	UpstreamDNS     []netip.AddrPort
+	PayloadKeys     []ed25519.PublicKey
+
 	errs []error // what Complete could not read
 }
 
@@ -152,52 +146,44 @@ func (f File) Complete(m Machine) Config {
 		f.AdminEmail = "admin@" + f.Domain
 	}
 	c := Config{
-		Paths:              f.paths(),
-		Name:               f.Name,
-		Domain:             f.Domain,
-		ServerNames:        slices.Clone(f.ServerNames),
-		Listen:             f.Listen,
-		Registration:       f.Registration,
-		AdminEmail:         f.AdminEmail,
-		Plan:               f.Workspaces.Plan(),
-		Datastore:          resource.Datastore(f.Workspaces.Datastore),
-		DatastoreLimit:     f.Workspaces.DatastoreLimit << 20,
-		Limits:             f.Limits.Limits(),
-		RegistryUpstreams:  slices.Clone(f.RegistryUpstreams),
-		KubernetesVersions: slices.Clone(f.KubernetesVersions),
-		Log:                f.Log,
-		file:               f,
+		File:           f,
+		Paths:          f.paths(),
+		Plan:           f.Workspaces.Plan(),
+		Datastore:      resource.Datastore(f.Workspaces.Datastore),
+		DatastoreLimit: f.Workspaces.DatastoreLimit << 20,
+		Limits:         f.Limits.Limits(),
 	}
 	c.Address = c.completeAddress(f.Address, m)
-	for i, s := range f.BlockedNetworks {
-		p, wrong, remedy := config.ParseNetwork(s)
-		if wrong != "" {
-			c.fail(fmt.Sprintf("blocked_networks[%d]", i), s, wrong, remedy)
-			continue
-		}
-		c.BlockedNetworks = append(c.BlockedNetworks, p)
-	}
-	for i, s := range f.UpstreamDNS {
-		ap, err := netip.ParseAddrPort(s)
-		if err != nil {
-			addr, aerr := netip.ParseAddr(s)
-			if aerr != nil {
-				c.fail(fmt.Sprintf("upstream_dns[%d]", i), s, "not an IP address", "write 10.0.0.53 or 10.0.0.53:53")
-				continue
-			}
-			ap = netip.AddrPortFrom(addr, 53)
-		}
-		c.UpstreamDNS = append(c.UpstreamDNS, ap)
-	}
-	for i, s := range f.PayloadKeys {
-		key, err := ParsePublicKey(s)
-		if err != nil {
-			c.fail(fmt.Sprintf("payload_keys[%d]", i), s, err.Error(), "`multipaas payload ls` shows the key of a payload")
-			continue
-		}
-		c.PayloadKeys = append(c.PayloadKeys, key)
-	}
+	c.BlockedNetworks = completeList(&c, "blocked_networks", f.BlockedNetworks, config.ParseNetwork)
+	c.UpstreamDNS = completeList(&c, "upstream_dns", f.UpstreamDNS, parseDNS)
+	c.PayloadKeys = completeList(&c, "payload_keys", f.PayloadKeys, parsePublicKey)
 	return c
+}
+
+// completeList reads each text of a list; parse says what is wrong with one, and
+// what to do.
+func completeList[T any](c *Config, field string, texts []string, parse func(string) (v T, wrong, remedy string)) (all []T) {
+	for i, text := range texts {
+		v, wrong, remedy := parse(text)
+		if wrong != "" {
+			c.fail(fmt.Sprintf("%s[%d]", field, i), text, wrong, remedy)
+			continue
+		}
+		all = append(all, v)
+	}
+	return all
+}
+
+// parseDNS reads the address of a DNS server, with or without a port.
+func parseDNS(text string) (ap netip.AddrPort, wrong, remedy string) {
+	if addr, err := netip.ParseAddr(text); err == nil {
+		return netip.AddrPortFrom(addr, 53), "", ""
+	}
+	ap, err := netip.ParseAddrPort(text)
+	if err != nil {
+		return ap, "not an IP address", "write 10.0.0.53 or 10.0.0.53:53"
+	}
+	return ap, "", ""
 }
 
 func (c *Config) completeAddress(s string, m Machine) netip.Addr {
@@ -236,7 +222,7 @@ func (c *Config) fail(field, value, wrong, remedy string) {
 // Validate says all that is wrong with c, each with its field, value and
 // remedy. It changes nothing.
 func (c Config) Validate() error {
-	errs := append(slices.Clone(c.errs), config.Check(c.file))
+	errs := append(slices.Clone(c.errs), config.Check(c.File))
 	if c.Address.IsValid() {
 		if !c.Address.Is4() || !c.Address.IsGlobalUnicast() {
 			errs = append(errs, config.Mistake("address", c.Address.String(), "not a global IPv4 address",
@@ -314,19 +300,16 @@ func isDomain(s string) bool {
 	return true
 }
 
-// PublicKey is an ed25519 key that may sign a payload.
-type PublicKey = ed25519.PublicKey
-
-// ParsePublicKey reads a key of 32 bytes in hex or base64, with or without the
+// parsePublicKey reads a key of 32 bytes in hex or base64, with or without the
 // "ed25519:" that `multipaas payload ls` shows before it.
-func ParsePublicKey(s string) (PublicKey, error) {
-	s = strings.TrimPrefix(s, "ed25519:")
+func parsePublicKey(text string) (key ed25519.PublicKey, wrong, remedy string) {
+	text = strings.TrimPrefix(text, "ed25519:")
 	for _, decode := range []func(string) ([]byte, error){
 		hex.DecodeString, base64.StdEncoding.DecodeString, base64.RawURLEncoding.DecodeString,
 	} {
-		if key, err := decode(s); err == nil && len(key) == ed25519.PublicKeySize {
-			return key, nil
+		if key, err := decode(text); err == nil && len(key) == ed25519.PublicKeySize {
+			return key, "", ""
 		}
 	}
-	return nil, errors.New("not an ed25519 public key (32 bytes in hex or base64)")
+	return nil, "not an ed25519 public key (32 bytes in hex or base64)", "`multipaas payload ls` shows the key of a payload"
 }

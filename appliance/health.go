@@ -51,26 +51,6 @@ func (b *base) watchHealth(checks ...func(ctx context.Context)) lifecycle.Func {
 	}
 }
 
-// watchAddress is the part that looks whether another host has taken this
-// one's address.
-func (b *base) watchAddress() *network.AddressWatch {
-	report := func(p problem.Problem) func(error) {
-		return func(err error) { b.problems.Update(p, "address "+b.cfg.Address.String(), err) }
-	}
-	return network.NewAddressWatch(network.AddressConfig{
-		Address:   b.cfg.Address,
-		Taken:     report(network.AddressTaken),
-		Unwatched: report(network.AddressUnwatched),
-	})
-}
-
-// watchPaths is the part that looks whether full packets reach the other hosts.
-func (b *base) watchPaths(n *network.Network) lifecycle.Func {
-	return n.WatchPaths(network.PathConfig{Narrow: func(peer netip.Addr, err error) {
-		b.problems.Update(network.PathNarrow, "path to "+peer.String(), err)
-	}})
-}
-
 // checkDisk looks at the data directory, and at those in it that may be on
 // disks of their own.
 func (b *base) checkDisk(context.Context) {
@@ -94,8 +74,18 @@ func (s *server) addHealth(d *database, planes part[*planes], nodes cacheOf[*res
 	add(s.graph, "health", n, s.watchHealth(s.checkDisk, s.checkDatabase(d), s.checkNodes(nodes.of(n)), planes.value.check))
 }
 
-// addWatches adds who looks whether the way to other hosts is as it should be.
+// addWatches adds who looks whether another host has taken this one's address, and
+// whether full packets reach the other hosts.
 func (b *base) addWatches(n *network.Network) {
-	add(b.graph, "address", &needs{}, b.watchAddress())
-	add(b.graph, "paths", &needs{}, b.watchPaths(n))
+	report := func(p problem.Problem) func(error) {
+		return func(err error) { b.problems.Update(p, "address "+b.cfg.Address.String(), err) }
+	}
+	add(b.graph, "address", &needs{}, network.NewAddressWatch(network.AddressConfig{
+		Address:   b.cfg.Address,
+		Taken:     report(network.AddressTaken),
+		Unwatched: report(network.AddressUnwatched),
+	}))
+	add(b.graph, "paths", &needs{}, lifecycle.Func(n.WatchPaths(network.PathConfig{Narrow: func(peer netip.Addr, err error) {
+		b.problems.Update(network.PathNarrow, "path to "+peer.String(), err)
+	}})))
 }

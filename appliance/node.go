@@ -33,28 +33,11 @@ type host struct {
 	agent    *agent.Agent
 }
 
-// JoinNode makes this machine a node of the platform at server, once.
-func JoinNode(ctx context.Context, cfg Config, server, token string) error {
-	if err := os.MkdirAll(cfg.Paths.Data, 0o700); err != nil {
-		return err
-	}
-	return agent.Join(ctx, cfg.Paths.Node(), server, cfg.Name, token)
-}
-
-// LeaveNode asks the server to take this node out; the running agent ends when
-// that is done.
-func LeaveNode(ctx context.Context, cfg Config) error { return agent.Leave(ctx, cfg.Paths.Node()) }
-
-// Joined says which platform this machine has joined, wrapping fs.ErrNotExist
-// if none.
-func Joined(cfg Config) (server, name string, err error) { return agent.Joined(cfg.Paths.Node()) }
-
 // RunNode runs the node until ctx is done. Machines go on running when it
 // returns. It returns nil too when the node was removed from the platform and
 // everything of it is gone.
 func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
-	h := &host{}
-	h.base = newBase("node", cfg, version, log)
+	h := &host{base: newBase("node", cfg, version, log)}
 	h.answers = h
 	release, err := h.prepare(ctx, preflight.Node(cfg.Paths.Data))
 	if err != nil {
@@ -64,7 +47,7 @@ func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) 
 	// The machines are there before the agent is, so everything they run from
 	// is unpacked first; the graph has only what may fail later.
 	log.Info("unpacking the payload")
-	if err := h.unpackNow(ctx, "kube", "runtime", "images"); err != nil {
+	if err := h.unpack(ctx, "kube", "runtime", "images"); err != nil {
 		return err
 	}
 	if err := h.boot(); err != nil {
@@ -120,16 +103,6 @@ func (h *host) boot() error {
 	return nil
 }
 
-// drivers are the machine drivers that this host can run.
-func (h *host) drivers() []string {
-	err := h.machines.Supports()
-	h.problems.Update(machine.CantRun, "", err)
-	if err != nil {
-		return nil
-	}
-	return []string{"sandbox"}
-}
-
 // facts is what the host says about itself.
 func (h *host) facts() wire.Report {
 	rep := wire.Report{
@@ -137,7 +110,11 @@ func (h *host) facts() wire.Report {
 		Version: h.version,
 		Kernel:  "unknown",
 		OS:      osName(),
-		Drivers: h.drivers(),
+	}
+	err := h.machines.Supports()
+	h.problems.Update(machine.CantRun, "", err)
+	if err == nil {
+		rep.Drivers = []string{"sandbox"}
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
@@ -173,10 +150,7 @@ func allocated(machines string) (sum int64) {
 
 // osName is what the host calls itself (os-release(5)).
 func osName() string {
-	data, err := os.ReadFile("/etc/os-release")
-	if err != nil {
-		return runtime.GOOS
-	}
+	data, _ := os.ReadFile("/etc/os-release")
 	for line := range strings.Lines(string(data)) {
 		if name, ok := strings.CutPrefix(line, "PRETTY_NAME="); ok {
 			return strings.Trim(strings.TrimSpace(name), `"`)

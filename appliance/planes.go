@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/client-go/rest"
-
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/failpoint"
@@ -60,24 +58,19 @@ func (s *server) planes(
 ) part[*planes] {
 	n := &needs{}
 	payload.of(n)
+	issuer, documents := id.of(n), http.NewServeMux() // all that a plane's own listener serves
+	documents.HandleFunc("GET "+identity.DiscoveryPath, issuer.ServeDiscovery)
+	documents.HandleFunc("GET "+identity.KeysPath, issuer.ServeKeys)
 	return made(n, &planes{
 		base:     s.base,
 		networks: networks,
 		database: d,
 		issuer:   s.url(),
-		oidc:     issuerDocuments(id.of(n)),
+		oidc:     documents,
 		tls:      certificate.of(n),
 		caPEM:    s.ca.CertPEM(),
 		running:  map[string]*runningPlane{},
 	})
-}
-
-// issuerDocuments is all that a plane's own listener serves.
-func issuerDocuments(id *identity.Identity) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+identity.DiscoveryPath, id.ServeDiscovery)
-	mux.HandleFunc("GET "+identity.KeysPath, id.ServeKeys)
-	return mux
 }
 
 // New makes the plane of a workspace.
@@ -225,9 +218,6 @@ func (r *runningPlane) Run(ctx context.Context, ready func(), died func(error)) 
 	}
 	return r.Plane.Run(ctx, ready, died)
 }
-
-// RESTConfig is for the platform's own client.
-func (r *runningPlane) RESTConfig() *rest.Config { return r.Plane.RESTConfig() }
 
 var _ workspace.Plane = (*runningPlane)(nil)
 

@@ -54,15 +54,18 @@ func (s *server) addRegistry(
 		upstreams = append(upstreams, up)
 	}
 	n := &needs{}
-	users, byName := id.of(n), accounts.of(n)
+	users, byName, organizations := id.of(n), accounts.of(n), orgs.of(n)
 	r, err := registry.New(registry.Config{
-		Addr:          s.cfg.Listen.Registry,
-		Dir:           s.cfg.Paths.Registry(),
-		TLS:           s.tls(certificate.of(n)),
-		Names:         s.registryNames(),
-		Upstreams:     upstreams,
-		Nodes:         hub.of(n),
-		Organizations: organizations{orgs.of(n)},
+		Addr:      s.cfg.Listen.Registry,
+		Dir:       s.cfg.Paths.Registry(),
+		TLS:       s.tls(certificate.of(n)),
+		Names:     s.registryNames(),
+		Upstreams: upstreams,
+		Nodes:     hub.of(n),
+		HasOrganization: func(account, organization string) bool {
+			o, ok := organizations.Get(account + "/" + organization)
+			return ok && !o.Deleting()
+		},
 		Limit: func(account string) int64 {
 			if a, ok := byName.Get(account); ok {
 				return a.Spec.Limits.Or(s.cfg.Limits).ImageBytes
@@ -84,16 +87,6 @@ func (s *server) addRegistry(
 		return part[*registry.Registry]{}, err
 	}
 	return add(s.graph, "registry", n, r), nil
-}
-
-// organizations answers for the registry.
-type organizations struct {
-	cache *store.Cache[*resource.Organization]
-}
-
-func (o organizations) Exists(account, organization string) bool {
-	org, ok := o.cache.Get(account + "/" + organization)
-	return ok && !org.Deleting()
 }
 
 // payloadImage returns the digest of an image of the payload.

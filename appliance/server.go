@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 )
@@ -42,11 +43,16 @@ func (s *server) boot() (err error) {
 		return err
 	}
 	failpoint.Reach("bootstrap/platform-authority-made")
-	if s.versions, err = s.base.versions(); err != nil {
-		return err
+	s.versions = s.cfg.KubernetesVersions
+	if len(s.versions) == 0 {
+		if s.versions, err = kubeVersions(s.payload); err != nil {
+			return err
+		}
 	}
 	add(s.graph, "status", &needs{}, s.status)
-	payload := add(s.graph, "payload", &needs{}, s.unpack("kube"))
+	payload := add(s.graph, "payload", &needs{}, lifecycle.Task(func(ctx context.Context) error {
+		return s.unpack(ctx, "kube")
+	}))
 	certificate := s.addCertificate()
 	networks := s.network()
 	s.addWatches(networks)

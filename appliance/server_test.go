@@ -61,7 +61,7 @@ func TestBoot(t *testing.T) {
 		"tasks":         store,
 		"node-monitor":  store + "nodes machines",
 		"planes":        store + "payload first-admin certificate workspaces machines nodes",
-		"registry":      "first-admin accounts certificate " + store + caches + "workspacekeys organizations",
+		"registry":      "first-admin accounts organizations certificate " + store + caches + "workspacekeys",
 		"deployer":      store + "apps workspaces planes registry",
 		"plane-router":  "planes",
 		"health":        "nodes",

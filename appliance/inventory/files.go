@@ -212,48 +212,45 @@ func (s *scan) loops() error {
 	if err != nil {
 		return err
 	}
-	for _, file := range devices {
-		data, err := os.ReadFile(file)
+	for _, device := range devices {
+		data, err := os.ReadFile(device)
 		if err != nil {
 			continue // freed meanwhile
 		}
-		name := "/dev/" + strings.Split(file, "/")[3]
+		name := "/dev/" + strings.Split(device, "/")[3]
 		backing := strings.TrimSpace(string(data))
 		item := Item{Kind: Loop, Name: name, Detail: backing, Like: backing}
 		removed, gone := strings.CutSuffix(backing, " (deleted)")
-		switch {
-		case gone && strings.HasPrefix(removed, s.p.Data+"/"):
+		if gone && strings.HasPrefix(removed, s.p.Data+"/") {
 			item.Owner = s.ownerOf(removed)
-		default:
-			f, err := os.Open(name)
-			if err != nil {
-				continue
-			}
-			info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
-			f.Close()
-			if err != nil {
-				continue
-			}
-			uid, ok := s.inodes[inode{info.Device, info.Inode}]
-			if ok {
-				item.Owner = Machine(uid)
-			} else if at, ok := s.below(backing, info.Device, info.Inode); ok {
-				item.Owner = s.ownerOf(at)
-			} else {
-				continue
-			}
-			item.Identity = strconv.FormatUint(info.Inode, 10)
+			s.add(item)
+			continue
 		}
+		f, err := os.Open(name)
+		if err != nil {
+			continue
+		}
+		info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+		f.Close()
+		if err != nil {
+			continue
+		}
+		file := inode{info.Device, info.Inode}
+		if uid, ok := s.inodes[file]; ok {
+			item.Owner = Machine(uid)
+		} else if s.isKept(backing, file) {
+			item.Owner = s.ownerOf(backing)
+		} else {
+			continue
+		}
+		item.Identity = strconv.FormatUint(info.Inode, 10)
 		s.add(item)
 	}
 	return nil
 }
 
-// below says whether the file of a loop device is below the data directory.
-func (s *scan) below(file string, device, number uint64) (string, bool) {
+// isKept says whether the file of a loop device is below the data directory.
+func (s *scan) isKept(name string, file inode) bool {
 	var st unix.Stat_t
-	if !strings.HasPrefix(file, s.p.Data+"/") || unix.Lstat(file, &st) != nil {
-		return "", false
-	}
-	return file, st.Dev == device && st.Ino == number
+	return strings.HasPrefix(name, s.p.Data+"/") && unix.Lstat(name, &st) == nil && file == inode{st.Dev, st.Ino}
 }

@@ -174,7 +174,7 @@ func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, t target,
 	if t.action != push {
 		return nil
 	}
-	if !r.cfg.Organizations.Exists(account, organization) {
+	if !r.cfg.HasOrganization(account, organization) {
 		return refuse(http.StatusNotFound, "NAME_UNKNOWN",
 			"there is no organization %s/%s: create it first with `mp org create`", account, organization)
 	}

@@ -53,11 +53,14 @@ type Config struct {
 	TLS *tls.Config
 	// Names are the host[:port] names under which images of the platform's own
 	// repositories are referred to.
-	Names         []string
-	Tokens        Tokens
-	Nodes         Nodes
-	Organizations Organizations
-	Upstreams     []Upstream
+	Names  []string
+	Tokens Tokens
+	Nodes  Nodes
+	// HasOrganization says whether the organization is there and not being deleted.
+	// It is asked with every request that writes, must not block, and is safe for
+	// concurrent use.
+	HasOrganization func(account, organization string) bool
+	Upstreams       []Upstream
 	// Limit says how many bytes of images an account may have; nil, or 0, is no
 	// limit. It is asked while uploads come in, and must not block.
 	Limit func(account string) int64
@@ -81,14 +84,6 @@ type Nodes interface {
 	// It is asked with every request of a node, must not block, and is safe for
 	// concurrent use.
 	Runs(cert *x509.Certificate, workspace string) bool
-}
-
-// Organizations tells which organizations there are.
-type Organizations interface {
-	// Exists says whether the organization is there and not being deleted. It
-	// is asked with every request that writes, must not block, and is safe for
-	// concurrent use.
-	Exists(account, organization string) bool
 }
 
 // Registry is the image registry.
