@@ -125,10 +125,10 @@ func FuzzResolver(f *testing.F) {
 			}
 		}
 	}()
-	r := newResolver()
-	r.timeout = 50 * time.Millisecond // most of what is said here is no answer
-	r.setUpstreams([]netip.AddrPort{netip.MustParseAddrPort(pc.LocalAddr().String())})
-	h := r.forMachine()
+	e := New(Config{})
+	e.timeout = 50 * time.Millisecond // most of what is said here is no answer
+	e.SetState(&wire.State{UpstreamDNS: []netip.AddrPort{netip.MustParseAddrPort(pc.LocalAddr().String())}})
+	h := e.resolver()
 	f.Fuzz(func(t *testing.T, packet, said []byte, stream bool) {
 		q := new(dns.Msg)
 		if q.Unpack(packet) != nil {

@@ -18,17 +18,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
-	"path/filepath"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/net/netutil"
 
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -39,8 +40,7 @@ type Config struct {
 	// Images is the payload's folder of OCI layouts, images/NAME.
 	Images string
 	// Transport reaches the platform's registry, which answers what a machine pulls
-	// except for the payload's images, with the certificate of this node. nil:
-	// nothing else can be pulled.
+	// except for the payload's images, with the certificate of this node.
 	Transport http.RoundTripper
 	Log       *slog.Logger
 }
@@ -50,10 +50,9 @@ type Config struct {
 // asks is known by where it listens, so there is no credential. It is safe for
 // concurrent use.
 type Endpoints struct {
-	cfg      Config
-	log      *slog.Logger
-	dns      *resolver
-	registry atomic.Pointer[string] // host:port
+	cfg     Config
+	state   atomic.Pointer[wire.State] // has the registry and the upstream resolvers
+	timeout time.Duration              // of one question to an upstream
 
 	mu   sync.Mutex
 	open map[string]*endpoint // by machine's UID
@@ -61,22 +60,18 @@ type Endpoints struct {
 
 // New opens nothing yet.
 func New(cfg Config) *Endpoints {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	return &Endpoints{cfg: cfg, log: cfg.Log, dns: newResolver(), open: map[string]*endpoint{}}
+	e := &Endpoints{cfg: cfg, timeout: upstreamTimeout, open: map[string]*endpoint{}}
+	e.SetState(&wire.State{})
+	return e
 }
 
 // SetState says where names are asked for from now on, and where images are. No
 // upstream resolvers: queries are refused at once.
-func (e *Endpoints) SetState(s *wire.State) {
-	e.dns.setUpstreams(s.UpstreamDNS)
-	e.registry.Store(&s.Registry)
-}
+func (e *Endpoints) SetState(s *wire.State) { e.state.Store(s) }
 
 // endpoint is what listens for one machine.
 type endpoint struct {
-	namespace uint64 // inode: a namespace made anew has another
+	namespace fs.FileInfo // a namespace made anew is another file
 	http      *http.Server
 	dns       []*dns.Server
 	done      sync.WaitGroup
@@ -87,12 +82,12 @@ type endpoint struct {
 func (e *Endpoints) Open(ctx context.Context, m wire.Machine, workspace, path string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	inode, err := namespaceInode(path)
+	namespace, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
 	if old := e.open[m.UID]; old != nil {
-		if old.namespace == inode {
+		if os.SameFile(old.namespace, namespace) {
 			return nil
 		}
 		old.close()
@@ -105,16 +100,13 @@ func (e *Endpoints) Open(ctx context.Context, m wire.Machine, workspace, path st
 	if err != nil {
 		return fmt.Errorf("open endpoints of machine %s: %w", m.Name, err)
 	}
-	p.namespace = inode
+	p.namespace = namespace
 	e.open[m.UID] = p
 	return nil
 }
 
 func (e *Endpoints) listen(m wire.Machine, workspace, path string) (*endpoint, error) {
-	if filepath.Dir(path) != netns.Root {
-		return nil, fmt.Errorf("network namespace %s is not in %s", path, netns.Root)
-	}
-	ns, err := netns.Open(filepath.Base(path))
+	ns, err := netns.OpenPath(path)
 	if err != nil {
 		return nil, err
 	}
@@ -132,27 +124,27 @@ func (e *Endpoints) listen(m wire.Machine, workspace, path string) (*endpoint, e
 	if err != nil {
 		return nil, errors.Join(err, registry.Close(), stream.Close())
 	}
-	var rest http.Handler
-	log := e.log.With("machine", m.Name, "workspace", workspace)
-	if e.cfg.Transport != nil {
-		rest = e.pull(workspace, log)
-	}
+	log := e.cfg.Log.With("machine", m.Name, "workspace", workspace)
 	p := &endpoint{http: &http.Server{
-		Handler:           route(payloadImages{e.cfg.Images}, rest),
+		Handler:           route(payloadImages{e.cfg.Images}, e.pull(workspace, log)),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}}
-	h := e.dns.forMachine()
+	h := e.resolver()
 	p.dns = []*dns.Server{
 		{PacketConn: packets, Handler: h},
-		{Listener: limitListener(stream, maxDNSStreams), Handler: h, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxTCPQueries: 100},
+		{
+			Listener:      netutil.LimitListener(stream, maxDNSStreams),
+			Handler:       h,
+			ReadTimeout:   5 * time.Second,
+			WriteTimeout:  5 * time.Second,
+			MaxTCPQueries: 100,
+		},
 	}
-	// As many as a machine's containerd and pods can sensibly use.
-	registry = limitListener(registry, maxRegistryConns)
 	p.done.Go(func() {
-		if err := p.http.Serve(registry); !errors.Is(err, http.ErrServerClosed) {
+		if err := p.http.Serve(netutil.LimitListener(registry, maxRegistryConns)); !errors.Is(err, http.ErrServerClosed) {
 			log.Warn("registry endpoint ended", "err", err)
 		}
 	})
@@ -177,7 +169,8 @@ func (e *Endpoints) listen(m wire.Machine, workspace, path string) (*endpoint, e
 	return p, nil
 }
 
-// Limits for what one machine's tenants can take of the agent.
+// Limits for what one machine's tenants can take of the agent: as many as its
+// containerd and pods can sensibly use.
 const (
 	maxRegistryConns = 256
 	maxDNSStreams    = 64
@@ -201,16 +194,6 @@ func (e *Endpoints) Close(uid string) {
 	}
 }
 
-// CloseAll stops listening for all machines.
-func (e *Endpoints) CloseAll() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for uid, p := range e.open {
-		p.close()
-		delete(e.open, uid)
-	}
-}
-
 // route sends what is asked of the payload's registry there, and all else on.
 func route(payload, rest http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -223,51 +206,8 @@ func route(payload, rest http.Handler) http.Handler {
 		switch ns := r.URL.Query().Get("ns"); {
 		case ns == wire.PayloadRegistry, ns == "" && (r.URL.Path == "/v2/" || r.URL.Path == "/v2"):
 			payload.ServeHTTP(w, r)
-		case rest != nil:
-			rest.ServeHTTP(w, r)
 		default:
-			registryError(w, http.StatusNotFound, "NAME_UNKNOWN", fmt.Sprintf("this platform has no registry %q", ns))
+			rest.ServeHTTP(w, r)
 		}
 	})
-}
-
-// limitListener lets at most n connections be open at a time.
-func limitListener(l net.Listener, n int) net.Listener {
-	return &limited{Listener: l, slots: make(chan struct{}, n), closed: make(chan struct{})}
-}
-
-type limited struct {
-	net.Listener
-	slots  chan struct{}
-	once   sync.Once
-	closed chan struct{}
-}
-
-func (l *limited) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-		return nil, err
-	}
-	return &limitedConn{Conn: c, free: sync.OnceFunc(func() { <-l.slots })}, nil
-}
-
-func (l *limited) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
-}
-
-type limitedConn struct {
-	net.Conn
-	free func()
-}
-
-func (c *limitedConn) Close() error {
-	defer c.free()
-	return c.Conn.Close()
 }

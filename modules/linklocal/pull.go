@@ -16,9 +16,8 @@ func (e *Endpoints) pull(workspace string, log *slog.Logger) http.Handler {
 		Transport: e.cfg.Transport,
 		ErrorLog:  slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		Rewrite: func(r *httputil.ProxyRequest) {
-			if name := e.registry.Load(); name != nil {
-				r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "https", *name, *name
-			}
+			registry := e.state.Load().Registry
+			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "https", registry, registry
 			// Nothing a machine says about itself counts.
 			r.Out.Header.Del("Authorization")
 			r.Out.Header.Set(wire.WorkspaceHeader, workspace)

@@ -3,21 +3,10 @@ package linklocal
 import (
 	"context"
 	"net/netip"
-	"os"
-	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/sys/unix"
 )
-
-// resolver forwards DNS queries of machines to the site's resolvers. It keeps
-// nothing: CoreDNS, which asks for the pods, has a cache.
-type resolver struct {
-	upstreams atomic.Pointer[[]netip.AddrPort]
-	timeout   time.Duration // of one question to an upstream
-}
 
 const (
 	upstreamTimeout = 2 * time.Second
@@ -25,43 +14,31 @@ const (
 	maxQueries = 256
 )
 
-func newResolver() *resolver {
-	r := &resolver{timeout: upstreamTimeout}
-	r.setUpstreams(nil)
-	return r
-}
-
-func (r *resolver) setUpstreams(servers []netip.AddrPort) {
-	s := slices.Clone(servers)
-	r.upstreams.Store(&s)
-}
-
-// forMachine is a handler with the limits of one machine.
-func (r *resolver) forMachine() dns.Handler {
+// resolver forwards one machine's DNS queries to the site's resolvers. It keeps
+// nothing: CoreDNS, which asks for the pods, has a cache.
+func (e *Endpoints) resolver() dns.Handler {
 	slots := make(chan struct{}, maxQueries)
 	return dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		select {
 		case slots <- struct{}{}:
 			defer func() { <-slots }()
+			e.resolve(w, q)
 		default:
 			refuse(w, q, dns.RcodeServerFailure, "too many queries wait for an answer")
-			return
 		}
-		r.serve(w, q)
 	})
 }
 
-func (r *resolver) serve(w dns.ResponseWriter, q *dns.Msg) {
+func (e *Endpoints) resolve(w dns.ResponseWriter, q *dns.Msg) {
 	if q.Opcode != dns.OpcodeQuery || len(q.Question) != 1 {
 		refuse(w, q, dns.RcodeNotImplemented, "only plain queries are forwarded")
 		return
 	}
-	switch q.Question[0].Qtype {
-	case dns.TypeAXFR, dns.TypeIXFR:
+	if kind := q.Question[0].Qtype; kind == dns.TypeAXFR || kind == dns.TypeIXFR {
 		refuse(w, q, dns.RcodeRefused, "no zone transfers")
 		return
 	}
-	servers := *r.upstreams.Load()
+	servers := e.state.Load().UpstreamDNS
 	if len(servers) == 0 {
 		// Not "no such name", which would be a lie that gets cached. Refused, a
 		// resolver gives up at once instead of asking again.
@@ -69,7 +46,7 @@ func (r *resolver) serve(w dns.ResponseWriter, q *dns.Msg) {
 		return
 	}
 	overTCP := w.RemoteAddr().Network() == "tcp"
-	answer, err := r.exchange(servers, q, overTCP)
+	answer, err := e.exchange(servers, q, overTCP)
 	if err != nil {
 		refuse(w, q, dns.RcodeServerFailure, "no resolver answered")
 		return
@@ -86,15 +63,15 @@ func (r *resolver) serve(w dns.ResponseWriter, q *dns.Msg) {
 }
 
 // exchange asks the servers in their order.
-func (r *resolver) exchange(servers []netip.AddrPort, q *dns.Msg, overTCP bool) (answer *dns.Msg, err error) {
+func (e *Endpoints) exchange(servers []netip.AddrPort, q *dns.Msg, overTCP bool) (answer *dns.Msg, err error) {
 	ask := q.Copy()
 	ask.Id = dns.Id()
 	for _, s := range servers {
-		c := &dns.Client{Net: "udp", Timeout: r.timeout, UDPSize: dns.MaxMsgSize}
+		c := &dns.Client{Net: "udp", Timeout: e.timeout, UDPSize: dns.MaxMsgSize}
 		if overTCP {
 			c.Net = "tcp"
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), r.timeout)
+		ctx, cancel := context.WithTimeout(context.Background(), e.timeout)
 		answer, _, err = c.ExchangeContext(ctx, ask, s.String())
 		cancel()
 		if err == nil && answer.Rcode != dns.RcodeServerFailure {
@@ -115,12 +92,4 @@ func refuse(w dns.ResponseWriter, q *dns.Msg, code int, reason string) {
 		o.Option = append(o.Option, &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeOther, ExtraText: reason})
 	}
 	_ = w.WriteMsg(m)
-}
-
-func namespaceInode(path string) (uint64, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
-	}
-	return st.Ino, nil
 }
