@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"maps"
 	"path/filepath"
 	"slices"
 
@@ -42,14 +43,9 @@ func capable(number int) bool {
 
 // grantable are the names of the capabilities that are ours to give.
 func grantable() []string {
-	var names []string
-	for name, number := range capabilities {
-		if capable(number) {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(capabilities)), func(name string) bool {
+		return !capable(capabilities[name])
+	})
 }
 
 // Where things stand inside a machine.
@@ -66,20 +62,16 @@ const (
 )
 
 // bundle is the OCI runtime specification of a machine.
-func (s *Sandbox) bundle(spec order, m places, cgroupsPath string) *specs.Spec {
+func (s *Sandbox) bundle(spec order, m home, cgroupsPath string) *specs.Spec {
 	size := spec.Machine.Spec.Size
 	nofile, caps := maxOpenFiles(), grantable()
-	tasks := pidsFor(size.MemoryBytes)
-	period := uint64(100_000)
-	quota := size.MilliCPU * int64(period) / 1000
-	shares := uint64(max(2, size.MilliCPU*1024/1000))
-	memory := size.MemoryBytes
+	const period = 100_000 // microseconds
 
 	bind := func(from, to string, options ...string) specs.Mount {
 		return specs.Mount{Type: "bind", Source: from, Destination: to, Options: append([]string{"rbind", "nosuid", "nodev"}, options...)}
 	}
-	program := func(from, to string) specs.Mount {
-		return specs.Mount{Type: "bind", Source: from, Destination: to, Options: []string{"rbind", "ro", "nosuid", "nodev"}}
+	config := func(name, to string) specs.Mount {
+		return bind(filepath.Join(m.at("config"), name), to, "ro", "noexec")
 	}
 	kernel := func(kind, to string, options ...string) specs.Mount {
 		return specs.Mount{Type: kind, Source: kind, Destination: to, Options: append([]string{"nosuid", "noexec"}, options...)}
@@ -87,7 +79,7 @@ func (s *Sandbox) bundle(spec order, m places, cgroupsPath string) *specs.Spec {
 	return &specs.Spec{
 		Version:  specs.Version,
 		Hostname: spec.Name,
-		Root:     &specs.Root{Path: m.root},
+		Root:     &specs.Root{Path: m.at("root")},
 		Process: &specs.Process{
 			Args: []string{insideInit, "--config", insideConfig + "/init.json"},
 			Env:  []string{"PATH=" + searchPath, "HOME=/root", "TERM=dumb"},
@@ -108,20 +100,20 @@ func (s *Sandbox) bundle(spec order, m places, cgroupsPath string) *specs.Spec {
 			// kubelet wants to read the kernel's messages, which tell of the host
 			// and of other tenants. It reads that there are none.
 			{Type: "bind", Source: "/dev/null", Destination: "/dev/kmsg", Options: []string{"bind", "nosuid", "noexec"}},
-			{Type: "bind", Source: m.containerd, Destination: "/var/lib/containerd", Options: []string{"rbind", "nodev"}},
-			{Type: "bind", Source: m.kubelet, Destination: "/var/lib/kubelet", Options: []string{"rbind", "nodev"}},
-			bind(m.logs, "/var/log", "noexec"),
-			bind(m.config, insideConfig, "ro", "noexec"),
-			bind(filepath.Join(m.config, "cni"), insideCNIConf, "ro", "noexec"),
-			bind(filepath.Join(m.config, "resolv.conf"), "/etc/resolv.conf", "ro", "noexec"),
-			bind(filepath.Join(m.config, "hosts"), "/etc/hosts", "ro", "noexec"),
-			bind(filepath.Join(m.config, "hostname"), "/etc/hostname", "ro", "noexec"),
-			bind(filepath.Join(m.config, "machine-id"), "/etc/machine-id", "ro", "noexec"),
-			bind(filepath.Join(m.config, "protocols"), "/etc/protocols", "ro", "noexec"),
-			program(s.cfg.payload("runtime", "init"), insideInit),
-			program(s.cfg.payload("runtime"), insideRuntime),
-			program(s.cfg.payload("runtime", "cni"), insideCNI),
-			program(s.cfg.payload("kube", spec.KubernetesVersion, "kube"), insideKube),
+			{Type: "bind", Source: m.at("disk/containerd"), Destination: "/var/lib/containerd", Options: []string{"rbind", "nodev"}},
+			{Type: "bind", Source: m.at("disk/kubelet"), Destination: "/var/lib/kubelet", Options: []string{"rbind", "nodev"}},
+			bind(m.at("disk/log"), "/var/log", "noexec"),
+			config("", insideConfig),
+			config("cni", insideCNIConf),
+			config("resolv.conf", "/etc/resolv.conf"),
+			config("hosts", "/etc/hosts"),
+			config("hostname", "/etc/hostname"),
+			config("machine-id", "/etc/machine-id"),
+			config("protocols", "/etc/protocols"),
+			bind(s.cfg.payload("runtime", "init"), insideInit, "ro"),
+			bind(s.cfg.payload("runtime"), insideRuntime, "ro"),
+			bind(s.cfg.payload("runtime", "cni"), insideCNI, "ro"),
+			bind(s.cfg.payload("kube", spec.KubernetesVersion, "kube"), insideKube, "ro"),
 		},
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{
@@ -139,18 +131,22 @@ func (s *Sandbox) bundle(spec order, m places, cgroupsPath string) *specs.Spec {
 				// runc adds null, zero, full, random, urandom, tty and ptmx.
 				Devices: []specs.LinuxDeviceCgroup{
 					{Allow: false, Access: "rwm"},
-					device(10, 229, "rwm"),
-					device(136, -1, "rwm"), // pseudo terminals
+					device(10, new(int64(229))),
+					device(136, nil), // pseudo terminals
 					// console and tun: runc gives them to every pod, so they must be ours to give.
-					device(5, 1, "rwm"),
-					device(10, 200, "rwm"),
+					device(5, new(int64(1))),
+					device(10, new(int64(200))),
 					// Making any node, opening none: runc gives that to every pod.
 					{Allow: true, Type: "c", Access: "m"},
 					{Allow: true, Type: "b", Access: "m"},
 				},
-				Memory: &specs.LinuxMemory{Limit: &memory},
-				CPU:    &specs.LinuxCPU{Shares: &shares, Quota: &quota, Period: &period},
-				Pids:   &specs.LinuxPids{Limit: tasks},
+				Memory: &specs.LinuxMemory{Limit: &size.MemoryBytes},
+				CPU: &specs.LinuxCPU{
+					Shares: new(uint64(max(2, size.MilliCPU*1024/1000))),
+					Quota:  new(size.MilliCPU * period / 1000),
+					Period: new(uint64(period)),
+				},
+				Pids: &specs.LinuxPids{Limit: new(pidsFor(size.MemoryBytes))},
 			},
 			MaskedPaths: []string{
 				"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
@@ -166,12 +162,9 @@ func (s *Sandbox) bundle(spec order, m places, cgroupsPath string) *specs.Spec {
 	}
 }
 
-func device(major, minor int64, access string) specs.LinuxDeviceCgroup {
-	d := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Access: access}
-	if minor >= 0 {
-		d.Minor = &minor
-	}
-	return d
+// device allows all of a character device; no minor is all of the major's.
+func device(major int64, minor *int64) specs.LinuxDeviceCgroup {
+	return specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Minor: minor, Access: "rwm"}
 }
 
 // pidsFor is how many tasks a machine may have: 1024 for each GiB, a MiB for each
@@ -180,10 +173,7 @@ func device(major, minor int64, access string) specs.LinuxDeviceCgroup {
 // many costs the host more than the machine's CPUs, since what the kernel does
 // later it does for nobody. A fork bomb had 3,400 tasks in a pod, and on two
 // cores other tenants waited for more than 10 s.
-func pidsFor(memoryBytes int64) *int64 {
-	n := min(max(memoryBytes>>20, 2048), 65536)
-	return &n
-}
+func pidsFor(memoryBytes int64) int64 { return min(max(memoryBytes>>20, 2048), 65536) }
 
 // maxOpenFiles is what a machine's processes may open: what containerd asks for
 // by default, or what we have, if we may not raise it.

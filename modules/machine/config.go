@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"sigs.k8s.io/yaml"
-
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -52,18 +50,10 @@ func (s *Sandbox) writeConfig(spec order, dir string, mtu int) error {
 		"pki/kube-proxy.key":          spec.keys.KubeProxyKey,
 	}
 	for name, o := range map[string]object{
-		"kubelet.yaml":          kubeletConfig(spec),
-		"kube-proxy.yaml":       kubeProxyConfig(spec),
-		"kubelet.kubeconfig":    kubeconfig(spec, "kubelet-client"),
-		"kube-proxy.kubeconfig": kubeconfig(spec, "kube-proxy"),
-	} {
-		b, err := yaml.Marshal(o)
-		if err != nil {
-			return err
-		}
-		files[name] = b
-	}
-	for name, o := range map[string]object{
+		"kubelet.yaml":              kubeletConfig(spec), // JSON is YAML
+		"kube-proxy.yaml":           kubeProxyConfig(spec),
+		"kubelet.kubeconfig":        kubeconfig(spec, "kubelet-client"),
+		"kube-proxy.kubeconfig":     kubeconfig(spec, "kube-proxy"),
 		"init.json":                 initConfig(spec),
 		"cni/10-multipaas.conflist": cniConfig(spec, mtu),
 	} {
@@ -194,7 +184,7 @@ func kubeletConfig(spec order) object {
 		"clusterDomain":               "cluster.local",
 		"resolvConf":                  insideConfig + "/resolv.conf",
 		"seccompDefault":              true,
-		"podPidsLimit":                *pidsFor(size.MemoryBytes) / 2,
+		"podPidsLimit":                pidsFor(size.MemoryBytes) / 2,
 		"oomScoreAdj":                 0, // it may not lower its own
 		"maxOpenFiles":                maxOpenFiles(),
 		"makeIPTablesUtilChains":      false,

@@ -1,7 +1,6 @@
 package machine
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -13,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
@@ -80,7 +80,7 @@ func (d disk) format(ctx context.Context, sizeBytes int64, root string) error {
 	}
 	partial := d.file + ".partial"
 	// Removed, not emptied: what a killed agent had begun may still be written to.
-	if err := os.Remove(partial); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(partial); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(partial, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -123,33 +123,12 @@ func runFrom(ctx context.Context, root, program string, args ...string) error {
 }
 
 // mounts lists the mount points at and below dir, deepest first.
-func mounts(dir string) ([]string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
+func mounts(dir string) (found []string, err error) {
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	for _, info := range slices.Backward(infos) { // later mounts lie on top of earlier ones
+		found = append(found, info.Mountpoint)
 	}
-	defer f.Close()
-	var found []string
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 5 {
-			continue
-		}
-		point := unescape(fields[4])
-		if point == dir || strings.HasPrefix(point, dir+"/") {
-			found = append(found, point)
-		}
-	}
-	// Later mounts lie on top of earlier ones.
-	slices.Reverse(found)
-	return found, lines.Err()
-}
-
-// unescape undoes how mountinfo writes space, tab, newline and backslash.
-func unescape(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+	return found, err
 }
 
 func isMounted(dir string) (bool, error) {

@@ -104,7 +104,7 @@ func (im *images) prune(layoutDir string) error {
 	if err != nil {
 		return err
 	}
-	mounted := unescape(string(mountinfo))
+	mounted := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(string(mountinfo)) // proc(5)
 	for _, e := range entries {
 		dir := filepath.Join(im.dir, e.Name())
 		if !e.IsDir() || e.Name() == digest.Hex || strings.Contains(mounted, "lowerdir="+dir+",") {
@@ -118,11 +118,7 @@ func (im *images) prune(layoutDir string) error {
 }
 
 func onlyImage(dir string) (v1.Hash, v1.Image, error) {
-	p, err := layout.FromPath(dir)
-	if err != nil {
-		return v1.Hash{}, nil, err
-	}
-	index, err := p.ImageIndex()
+	index, err := layout.ImageIndexFromPath(dir)
 	if err != nil {
 		return v1.Hash{}, nil, err
 	}
@@ -196,11 +192,7 @@ const (
 // it, be it by a name or by a link. Devices are left out: a machine gets its
 // own. Times are kept; extended attributes aren't needed.
 func untar(ctx context.Context, root *os.Root, t *tar.Reader) error {
-	type dirTime struct {
-		name string
-		at   time.Time
-	}
-	var dirs []dirTime // set last: what is put into a folder changes its time
+	dirs := map[string]time.Time{} // set last: what is put into a folder changes its time
 	made := map[string]bool{}
 	for {
 		h, err := t.Next()
@@ -235,11 +227,11 @@ func untar(ctx context.Context, root *os.Root, t *tar.Reader) error {
 		}
 		made[name] = true
 		if h.Typeflag == tar.TypeDir {
-			dirs = append(dirs, dirTime{name, h.ModTime})
+			dirs[name] = h.ModTime
 		}
 	}
-	for _, d := range dirs {
-		if err := root.Chtimes(d.name, d.at, d.at); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for name, at := range dirs {
+		if err := root.Chtimes(name, at, at); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -306,19 +298,12 @@ func unpackEntry(root *os.Root, name string, h *tar.Header, content io.Reader) e
 
 // removeOlder empties a folder of what earlier layers put there.
 func removeOlder(root *os.Root, dir string, made map[string]bool) error {
-	f, err := root.Open(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	entries, err := fs.ReadDir(root.FS(), dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	names, err := f.Readdirnames(-1)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	for _, n := range names {
-		if p := path.Join(dir, n); !made[p] {
+	for _, e := range entries {
+		if p := path.Join(dir, e.Name()); !made[p] {
 			if err := root.RemoveAll(p); err != nil {
 				return err
 			}

@@ -46,11 +46,10 @@ func openLoop(backing string) (device *os.File, err error) {
 
 func configureLoop(number int, file *os.File) (*os.File, error) {
 	name := fmt.Sprintf("/dev/loop%d", number)
-	if _, err := os.Stat(name); errors.Is(err, os.ErrNotExist) {
-		// A /dev that is not the kernel's own, as in a container.
-		if err := unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(number)))); err != nil && !errors.Is(err, unix.EEXIST) {
-			return nil, err
-		}
+	// It is not there in a /dev that is not the kernel's own, as in a container.
+	err := unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(number))))
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, err
 	}
 	device, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {

@@ -28,9 +28,6 @@ type order struct {
 	keys  wire.MachineKeyPairs
 }
 
-// ErrUnsupported is wrapped by the errors of Supports.
-var ErrUnsupported = errors.New("this host can't run machines by the sandbox driver")
-
 func (s order) check() error {
 	if err := checkUID(s.UID); err != nil {
 		return err

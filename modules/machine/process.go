@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -26,10 +26,12 @@ func (s *Sandbox) watch(uid string, pid int) error {
 	if s.watched[uid] != nil {
 		return nil
 	}
-	f, err := openPID(pid)
+	// Not one of ours, so wait(2) is of no use.
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
-		return err
+		return fmt.Errorf("open process %d: %w", pid, err)
 	}
+	f := os.NewFile(uintptr(fd), "pidfd")
 	s.watched[uid] = f
 	go func() {
 		awaitExit(f)
@@ -41,10 +43,8 @@ func (s *Sandbox) watch(uid string, pid int) error {
 		s.mu.Unlock()
 		f.Close()
 		if ours {
-			s.log.Warn("machine ended by itself", "uid", uid)
-			if s.cfg.Exited != nil {
-				s.cfg.Exited(uid)
-			}
+			s.cfg.Log.Warn("machine ended by itself", "uid", uid)
+			s.cfg.Exited(uid)
 		}
 	}()
 	return nil
@@ -57,27 +57,6 @@ func (s *Sandbox) unwatch(uid string) {
 		delete(s.watched, uid)
 		f.SetReadDeadline(time.Now()) // wakes the goroutine, which closes it
 	}
-}
-
-// Close ends the watching; machines go on.
-func (s *Sandbox) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for uid, f := range s.watched {
-		delete(s.watched, uid)
-		f.SetReadDeadline(time.Now())
-	}
-	return nil
-}
-
-// openPID opens a process so that it can be waited for: not one of ours, so
-// wait(2) is of no use.
-func openPID(pid int) (*os.File, error) {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("open process %d: %w", pid, err)
-	}
-	return os.NewFile(uintptr(fd), fmt.Sprintf("pidfd:%d", pid)), nil
 }
 
 // awaitExit returns when the process has ended or the file's deadline passed.
@@ -97,23 +76,20 @@ func awaitExit(f *os.File) {
 // inNamespace says whether the process is in the network namespace that stands
 // at path.
 func inNamespace(pid int, path string) (bool, error) {
-	var want, have unix.Stat_t
-	if err := unix.Stat(path, &want); err != nil {
-		return false, &os.PathError{Op: "stat", Path: path, Err: err}
+	want, err := os.Stat(path)
+	if err != nil {
+		return false, err
 	}
-	err := unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &have)
-	if errors.Is(err, unix.ENOENT) {
+	have, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil // ended meanwhile
 	}
-	return want.Ino == have.Ino && want.Dev == have.Dev, err
+	return err == nil && os.SameFile(want, have), err
 }
 
 // linkMTU is the MTU of a machine's link to its network.
 func linkMTU(path string) (mtu int, err error) {
-	if filepath.Dir(path) != netns.Root {
-		return 0, fmt.Errorf("network namespace %s is not in %s", path, netns.Root)
-	}
-	ns, err := netns.Open(filepath.Base(path))
+	ns, err := netns.OpenPath(path)
 	if err != nil {
 		return 0, err
 	}
@@ -133,7 +109,7 @@ func linkMTU(path string) (mtu int, err error) {
 // namespace: pods' ends of links, the bridge, and rules for ports of pods that
 // are no more.
 func emptyNamespace(path string) error {
-	ns, err := netns.Open(filepath.Base(path))
+	ns, err := netns.OpenPath(path)
 	if err != nil {
 		return err
 	}
@@ -204,27 +180,23 @@ func serviceTrouble(pid int) string {
 		if svc.State == "ready" {
 			continue
 		}
-		t := clean(svc.Name) + " " + clean(svc.State)
+		t := printable(svc.Name, 100) + " " + printable(svc.State, 100)
 		if svc.LastExit != "" {
-			t += fmt.Sprintf(" (%s, %d restarts)", clean(svc.LastExit), svc.Restarts)
+			t += fmt.Sprintf(" (%s, %d restarts)", printable(svc.LastExit, 100), svc.Restarts)
 		}
 		troubles = append(troubles, t)
 	}
 	return strings.Join(troubles, ", ")
 }
 
-// clean keeps what a machine says printable and short.
-func clean(s string) string {
-	s = printable(s)
-	return s[:min(len(s), 100)]
-}
-
-// printable takes out what a terminal would act on.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
+// printable takes out of what a machine says what a terminal would act on, and
+// keeps it short.
+func printable(s string, most int) string {
+	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' {
 			return -1
 		}
 		return r
 	}, s)
+	return s[:min(len(s), most)]
 }

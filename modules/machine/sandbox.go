@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,7 +18,8 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
-	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -30,7 +30,7 @@ type Config struct {
 	Runc    string // runc's state; does not survive a reboot
 	Payload string // the payload: kube/VERSION/kube, runtime/*, images/*
 	// Exited is called when a machine that ran has ended, not because of Remove.
-	// It must not block. May be nil.
+	// It must not block.
 	Exited func(uid string)
 	Log    *slog.Logger
 }
@@ -44,10 +44,8 @@ func (c Config) payload(elem ...string) string {
 // processes are not our children: they stay when we go.
 type Sandbox struct {
 	cfg    Config
-	log    *slog.Logger
 	runc   runc
 	images images
-	lock   locks // by UID
 
 	mu      sync.Mutex
 	watched map[string]*os.File // pidfd of each machine that is watched, by UID
@@ -55,35 +53,35 @@ type Sandbox struct {
 
 // NewSandbox changes nothing on the host.
 func NewSandbox(cfg Config) *Sandbox {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	return &Sandbox{cfg: cfg, log: cfg.Log,
+	return &Sandbox{cfg: cfg,
 		runc:    runc{binary: cfg.payload("runtime", "runc"), root: cfg.Runc},
 		images:  images{dir: cfg.Images},
 		watched: map[string]*os.File{}}
 }
 
-// places is where a machine's things stand on the host.
-type places struct {
-	dir    string
-	record string
-	config string // /etc/multipaas inside
-	bundle string // for runc
-	root   string // where the root file system is mounted
-	disk   disk
-	// On the disk, so that its size bounds them all:
-	upper, work, containerd, kubelet, logs, console string
+// Traces are what machines are on a host, kept as cfg says.
+func Traces(cfg Config) inventory.Traces {
+	return inventory.Traces{
+		Folders: []inventory.OwnedFolder{
+			// What is below, a whole Debian among it, is the machine's.
+			{Dir: cfg.Dir, Owner: inventory.Machine, HalfWritten: true},
+			{Dir: cfg.Runc, Owner: inventory.Machine},
+		},
+		Groups: map[string]func(string) inventory.Owner{groups: inventory.Machine},
+		Trees:  []string{cfg.Images},
+		Closed: []string{cfg.Dir, cfg.Runc, cfg.Images},
+	}
 }
 
-func (s *Sandbox) places(uid string) places {
-	dir := filepath.Join(s.cfg.Dir, uid)
-	on := func(name string) string { return filepath.Join(dir, "disk", name) }
-	return places{dir: dir, record: filepath.Join(dir, "machine.json"), config: filepath.Join(dir, "config"),
-		bundle: filepath.Join(dir, "bundle"), root: filepath.Join(dir, "root"),
-		disk:  disk{file: filepath.Join(dir, "disk.img"), mount: filepath.Join(dir, "disk")},
-		upper: on("upper"), work: on("work"), containerd: on("containerd"), kubelet: on("kubelet"), logs: on("log"), console: on("console.log")}
-}
+// home is the folder of a machine's things on the host. DESIGN.md has what stands
+// in it: what is in disk is bounded by the machine's size.
+type home string
+
+func (h home) at(name string) string { return filepath.Join(string(h), name) }
+
+func (h home) disk() disk { return disk{file: h.at("disk.img"), mount: h.at("disk")} }
+
+func (s *Sandbox) home(uid string) home { return home(filepath.Join(s.cfg.Dir, uid)) }
 
 // record is what is kept of a machine beside its disk.
 type record struct {
@@ -100,13 +98,19 @@ func readRecord(file string) (record, error) {
 	return r, json.Unmarshal(data, &r)
 }
 
-func (r record) write(file string) error {
-	data, err := json.Marshal(r)
+func writeJSON(file string, v any) error {
+	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
 	return atomicfile.Write(file, data, 0o600)
 }
+
+// Files of a machine's home.
+const (
+	recordName  = "machine.json"
+	consoleName = "disk/console.log"
+)
 
 // groups is the control group that those of all machines are in.
 const groups = "machines"
@@ -117,37 +121,37 @@ func cgroupName(uid string) string { return groups + "/" + uid }
 // Ensure makes the machine run as m says, in the network namespace with this
 // file, and returns once its first process runs. One that runs is adopted,
 // whoever started it; its files are brought up to date. One that stopped is
-// started on the disk it had. Calls for different machines may be concurrent.
+// started on the disk it had. Calls for different machines may be concurrent, those
+// for one, of Remove too, follow one another.
 func (s *Sandbox) Ensure(ctx context.Context, m wire.Machine, netns string, keys wire.MachineKeyPairs) error {
 	spec := order{Machine: m, netns: netns, keys: keys}
-	if err := spec.check(); err != nil {
-		return fmt.Errorf("machine %s: %w", spec.Name, err)
+	err := spec.check()
+	if err == nil {
+		err = s.ensure(ctx, spec)
 	}
-	unlock := s.lock.lock(spec.UID)
-	defer unlock()
-	if err := s.ensure(ctx, spec); err != nil {
+	if err != nil {
 		return fmt.Errorf("machine %s: %w", spec.Name, err)
 	}
 	return nil
 }
 
 func (s *Sandbox) ensure(ctx context.Context, spec order) error {
-	m := s.places(spec.UID)
-	if err := os.MkdirAll(m.dir, 0o700); err != nil {
+	m := s.home(spec.UID)
+	if err := os.MkdirAll(string(m), 0o700); err != nil {
 		return err
 	}
 	// A record that can't be read is made anew: it holds nothing that is lost.
-	rec, _ := readRecord(m.record)
+	rec, _ := readRecord(m.at(recordName))
 	rec.Machine = spec.Machine
-	if err := rec.write(m.record); err != nil {
+	if err := writeJSON(m.at(recordName), rec); err != nil {
 		return err
 	}
 	mtu, err := linkMTU(spec.netns)
 	if err != nil {
 		return err
 	}
-	failpoint.Reach("machine/start/recorded")
-	if err := s.writeConfig(spec, m.config, mtu); err != nil {
+	faultpoint.Reach("machine/start/recorded")
+	if err := s.writeConfig(spec, m.at("config"), mtu); err != nil {
 		return err
 	}
 	c, ok, err := s.runc.state(ctx, spec.UID)
@@ -162,7 +166,7 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 		if same {
 			return s.watch(spec.UID, c.PID)
 		}
-		s.log.Warn("machine is in a network namespace that is no more; starting it again", "machine", spec.Name)
+		s.cfg.Log.Warn("machine is in a network namespace that is no more; starting it again", "machine", spec.Name)
 	}
 	if err := s.end(ctx, spec.UID); err != nil {
 		return err
@@ -172,15 +176,15 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 	}
 	failpoint.Reach("machine/start/bundle-written")
 	began := time.Now()
-	if err := s.runc.start(ctx, spec.UID, m.bundle, m.console); err != nil {
+	if err := s.runc.start(ctx, spec.UID, m.at("bundle"), m.at(consoleName)); err != nil {
 		return errors.Join(err, s.end(context.WithoutCancel(ctx), spec.UID))
 	}
 	failpoint.Reach("machine/start/container-running")
 	rec.Starts++
-	if err := rec.write(m.record); err != nil {
+	if err := writeJSON(m.at(recordName), rec); err != nil {
 		return err
 	}
-	s.log.Info("machine started", "machine", spec.Name, "uid", spec.UID, "start", rec.Starts, "took", time.Since(began).Round(time.Millisecond))
+	s.cfg.Log.Info("machine started", "machine", spec.Name, "uid", spec.UID, "start", rec.Starts, "took", time.Since(began).Round(time.Millisecond))
 	c, _, err = s.runc.state(ctx, spec.UID)
 	if err != nil {
 		return err
@@ -189,7 +193,7 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 }
 
 // prepare makes everything that a start needs, or finds it there.
-func (s *Sandbox) prepare(ctx context.Context, spec order, m places) error {
+func (s *Sandbox) prepare(ctx context.Context, spec order, m home) error {
 	if err := tuneKernel(); err != nil {
 		return err
 	}
@@ -200,21 +204,21 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m places) error {
 	if err != nil {
 		return err
 	}
-	if err := m.disk.ensure(ctx, spec.Machine.Spec.Size.DiskBytes, image); err != nil {
+	if err := m.disk().ensure(ctx, spec.Machine.Spec.Size.DiskBytes, image); err != nil {
 		return err
 	}
-	failpoint.Reach("machine/start/disk-mounted")
-	for _, dir := range []string{m.containerd, m.kubelet, m.logs} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+	faultpoint.Reach("machine/start/disk-mounted")
+	for _, dir := range []string{"disk/containerd", "disk/kubelet", "disk/log"} {
+		if err := os.MkdirAll(m.at(dir), 0o755); err != nil {
 			return err
 		}
 	}
 	// The payload may have moved to a newer image since the last start, so the
 	// root is mounted anew each time.
-	if err := unmountAll(m.root); err != nil {
+	if err := unmountAll(m.at("root")); err != nil {
 		return err
 	}
-	if err := mountRoot(image, m.upper, m.work, m.root); err != nil {
+	if err := mountRoot(image, m.at("disk/upper"), m.at("disk/work"), m.at("root")); err != nil {
 		return err
 	}
 	failpoint.Reach("machine/start/root-mounted")
@@ -231,23 +235,19 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m places) error {
 	if err := g.Close(); err != nil {
 		return err
 	}
-	failpoint.Reach("machine/start/group-made")
-	if err := os.MkdirAll(m.bundle, 0o700); err != nil {
+	faultpoint.Reach("machine/start/group-made")
+	if err := os.MkdirAll(m.at("bundle"), 0o700); err != nil {
 		return err
 	}
-	if err := os.Remove(filepath.Join(m.bundle, "runc.log")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(m.at("bundle/runc.log")); err != nil {
 		return err
 	}
-	data, err := json.Marshal(s.bundle(spec, m, cgroupsPath))
-	if err != nil {
-		return err
-	}
-	return atomicfile.Write(filepath.Join(m.bundle, "config.json"), data, 0o600)
+	return writeJSON(m.at("bundle/config.json"), s.bundle(spec, m, cgroupsPath))
 }
 
 func (s *Sandbox) pruneImages() {
 	if err := s.images.prune(s.cfg.payload("images", "machine")); err != nil {
-		s.log.Warn("remove unused images", "err", err)
+		s.cfg.Log.Warn("remove unused images", "err", err)
 	}
 }
 
@@ -277,8 +277,6 @@ func (s *Sandbox) Remove(ctx context.Context, uid string) error {
 	if err := checkUID(uid); err != nil {
 		return err
 	}
-	unlock := s.lock.lock(uid)
-	defer unlock()
 	if err := s.remove(ctx, uid); err != nil {
 		return fmt.Errorf("remove machine %s: %w", uid, err)
 	}
@@ -290,29 +288,29 @@ func (s *Sandbox) remove(ctx context.Context, uid string) error {
 	if err := s.end(ctx, uid); err != nil {
 		return err
 	}
-	m := s.places(uid)
-	if err := unmountAll(m.dir); err != nil {
+	m := s.home(uid)
+	if err := unmountAll(string(m)); err != nil {
 		return err
 	}
-	if err := awaitLoops(ctx, m.disk.file); err != nil {
+	if err := awaitLoops(ctx, m.disk().file); err != nil {
 		return err
 	}
 	failpoint.Reach("machine/remove/unmounted")
 	// The folder last: as long as it is there, List shows the machine.
-	if left, err := mounts(m.dir); err != nil || len(left) > 0 {
+	if left, err := mounts(string(m)); err != nil || len(left) > 0 {
 		return fmt.Errorf("still mounted: %v: %w", left, err)
 	}
-	if err := os.RemoveAll(m.dir); err != nil {
+	if err := os.RemoveAll(string(m)); err != nil {
 		return err
 	}
 	s.pruneImages()
-	s.log.Info("machine removed", "uid", uid)
+	s.cfg.Log.Info("machine removed", "uid", uid)
 	return nil
 }
 
 // List returns every machine of which there is something, by UID.
 func (s *Sandbox) List(ctx context.Context) ([]wire.MachineReport, error) {
-	uids := map[string]bool{}
+	var uids []string
 	for _, dir := range []string{s.cfg.Dir, s.cfg.Runc} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -320,21 +318,22 @@ func (s *Sandbox) List(ctx context.Context) ([]wire.MachineReport, error) {
 		}
 		for _, e := range entries {
 			if e.IsDir() && checkUID(e.Name()) == nil {
-				uids[e.Name()] = true
+				uids = append(uids, e.Name())
 			}
 		}
 	}
 	var states []wire.MachineReport
-	for _, uid := range slices.Sorted(maps.Keys(uids)) {
+	slices.Sort(uids)
+	for _, uid := range slices.Compact(uids) {
 		states = append(states, s.state(ctx, uid))
 	}
 	return states, nil
 }
 
 func (s *Sandbox) state(ctx context.Context, uid string) wire.MachineReport {
-	m := s.places(uid)
+	m := s.home(uid)
 	st := wire.MachineReport{UID: uid}
-	if rec, err := readRecord(m.record); err == nil {
+	if rec, err := readRecord(m.at(recordName)); err == nil {
 		st.Key, st.Restarts = rec.Machine.Key, max(0, rec.Starts-1)
 	}
 	c, ok, err := s.runc.state(ctx, uid)
@@ -345,8 +344,8 @@ func (s *Sandbox) state(ctx context.Context, uid string) wire.MachineReport {
 		st.Message = "not started"
 	case !c.running():
 		st.Message = "stopped"
-		if text, err := readBounded(m.console, 1<<20); err == nil && len(text) > 0 {
-			st.Message = "stopped: " + printable(lastLine(string(text)))
+		if text, err := readBounded(m.at(consoleName), 1<<20); err == nil && len(text) > 0 {
+			st.Message = "stopped: " + printable(lastLine(string(text)), 500)
 		}
 	default:
 		st.Running, st.StartedAt = true, c.Created
@@ -356,7 +355,7 @@ func (s *Sandbox) state(ctx context.Context, uid string) wire.MachineReport {
 }
 
 // Supports says what this host lacks to run machines: all of it, each with its
-// remedy. The error wraps ErrUnsupported.
+// remedy.
 func (s *Sandbox) Supports() error {
 	var errs []error
 	need := func(file, remedy string) {
@@ -385,7 +384,7 @@ func (s *Sandbox) Supports() error {
 	if len(errs) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: %w", ErrUnsupported, errors.Join(errs...))
+	return fmt.Errorf("this host can't run machines by the sandbox driver: %w", errors.Join(errs...))
 }
 
 // kernelSettings are what kubelet insists on. A machine sees /proc/sys read-only

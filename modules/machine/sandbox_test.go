@@ -138,7 +138,7 @@ func newRig(t *testing.T, disk int64) *rig {
 		if err := r.s.Remove(context.Background(), uid); err != nil {
 			t.Error(err)
 		}
-		r.s.Close()
+		r.s.unwatch(uid)
 	})
 	return r
 }
@@ -173,9 +173,9 @@ func (r *rig) mustExec(command ...string) string {
 
 func (r *rig) logs() string {
 	var b strings.Builder
-	m := r.s.places(r.spec.UID)
-	files, _ := filepath.Glob(filepath.Join(m.logs, "*.log"))
-	for _, f := range append(files, m.console) {
+	m := r.s.home(r.spec.UID)
+	files, _ := filepath.Glob(m.at("disk/log/*.log"))
+	for _, f := range append(files, m.at(consoleName)) {
 		data, _ := os.ReadFile(f)
 		fmt.Fprintf(&b, "--- %s\n%s\n", filepath.Base(f), data[max(0, len(data)-4000):])
 	}
@@ -265,8 +265,9 @@ func TestSandbox(t *testing.T) {
 	if err := r.s.Supports(); err != nil {
 		t.Fatal(err)
 	}
-	e := linklocal.New(linklocal.Config{Images: r.s.cfg.payload("images")})
-	defer e.CloseAll()
+	e := linklocal.New(linklocal.Config{Images: r.s.cfg.payload("images"), Transport: http.NewFileTransport(http.Dir(t.TempDir())), Log: slog.New(slog.DiscardHandler)})
+	e.SetState(&wire.State{Registry: "registry.example"}) // which has nothing
+	defer e.Close(r.spec.UID)
 	if err := e.Open(t.Context(), r.spec.Machine, "acme/web/shop", r.ns.Path()); err != nil {
 		t.Fatal(err)
 	}
@@ -367,7 +368,7 @@ func TestSandbox(t *testing.T) {
 
 	t.Run("an agent that starts again adopts it", func(t *testing.T) {
 		pid := r.pid()
-		r.s.Close()
+		r.s.unwatch(r.spec.UID)
 		r.s = r.sandbox(filepath.Dir(r.s.cfg.Dir), r.s.cfg.Payload)
 		r.spec.keys.KubeProxy = append(bytes.Clone(r.spec.keys.KubeProxy), "# renewed\n"...)
 		r.ensure()
@@ -439,27 +440,27 @@ func TestSandbox(t *testing.T) {
 // TestHalf removes machines whose making was cut off at some point.
 func TestHalf(t *testing.T) {
 	r := newRig(t, 200<<20)
-	m := r.s.places(r.spec.UID)
+	m := r.s.home(r.spec.UID)
 	image, err := r.s.images.unpack(t.Context(), r.s.cfg.payload("images", "machine"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, cut := range map[string]func() error{
-		"folder":  func() error { return os.MkdirAll(m.dir, 0o700) },
-		"partial": func() error { return os.WriteFile(m.disk.file+".partial", []byte("x"), 0o600) },
-		"disk":    func() error { return m.disk.ensure(t.Context(), 200<<20, image) },
+		"folder":  func() error { return os.MkdirAll(string(m), 0o700) },
+		"partial": func() error { return os.WriteFile(m.disk().file+".partial", []byte("x"), 0o600) },
+		"disk":    func() error { return m.disk().ensure(t.Context(), 200<<20, image) },
 		"root":    func() error { return r.s.prepare(t.Context(), r.spec, m) },
 		"state":   func() error { return os.MkdirAll(filepath.Join(r.s.cfg.Runc, r.spec.UID), 0o700) },
 		"created": func() error {
-			if err := errors.Join(r.s.writeConfig(r.spec, m.config, 1450), r.s.prepare(t.Context(), r.spec, m)); err != nil {
+			if err := errors.Join(r.s.writeConfig(r.spec, m.at("config"), 1450), r.s.prepare(t.Context(), r.spec, m)); err != nil {
 				return err
 			}
-			cmd := r.s.runc.command(t.Context(), "create", "--bundle", m.bundle, r.spec.UID)
+			cmd := r.s.runc.command(t.Context(), "create", "--bundle", m.at("bundle"), r.spec.UID)
 			return cmd.Run()
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := os.MkdirAll(m.dir, 0o700); err != nil {
+			if err := os.MkdirAll(string(m), 0o700); err != nil {
 				t.Fatal(err)
 			}
 			if err := cut(); err != nil {
