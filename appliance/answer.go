@@ -64,11 +64,12 @@ func gauges(a inventory.Answer) {
 // answer: what the agent works for.
 func (h *host) answer(_ context.Context, a *inventory.Answer) error {
 	a.Role = "node"
-	networks, machines, ok := h.agent.Wanted()
-	if !ok {
+	s := h.agent.State()
+	if s == nil {
 		a.Unknown = "the node has not heard from its server yet"
+		return nil
 	}
-	a.Workspaces, a.Machines = networks, machines
+	a.Workspaces, a.Machines = s.Wanted()
 	return nil
 }
 

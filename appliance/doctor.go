@@ -79,9 +79,10 @@ func wantedOnDisk(p paths.Paths) (doctor.Wanted, error) {
 		w.Workspaces = doctor.Set(ids)
 		w.Notes = append(w.Notes, "the datastore and the planes' data: the server is stopped; start it, and ask again")
 	}
-	networks, machines, err := agent.WantedOnDisk(p.Node())
+	s, err := agent.StateOnDisk(p.Node())
 	switch {
 	case err == nil:
+		networks, machines := s.Wanted()
 		w.Machines = doctor.Set(machines)
 		for _, id := range networks {
 			w.Workspaces[id] = true

@@ -97,6 +97,7 @@ func (h *host) boot() error {
 			}),
 		},
 		Facts: h.facts,
+		Heard: endpoints.SetState,
 	})).value
 	h.addWatches(networks)
 	add(h.graph, "health", &needs{}, h.watchHealth(h.checkDisk))

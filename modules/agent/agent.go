@@ -37,8 +37,6 @@ import (
 )
 
 const (
-	// reportEvery is the pace of heartbeats; changes are reported at once.
-	reportEvery = 10 * time.Second
 	// sweepEvery is how often the agent looks for what nobody wants though nothing
 	// has changed.
 	sweepEvery = 30 * time.Second
@@ -63,6 +61,9 @@ type Config struct {
 	// Facts describes the host for a report: everything but what drivers report.
 	// Called for every report.
 	Facts func() wire.Report
+	// Heard is told each state, in their order, before anything of it is made. It
+	// does not block.
+	Heard func(s *wire.State)
 }
 
 // Agent keeps this host as the server wants it.
@@ -73,9 +74,9 @@ type Agent struct {
 	gone chan struct{} // something was taken away, or is wanted no more
 
 	mu   sync.Mutex
-	plan *plan // nil: nobody has said yet what shall be
-	live bool  // a state came from the server since this start, not from disk
-	done map[Ref]done
+	plan *plan
+	live bool // a state came from the server since this start, not from disk
+	done map[Ref]Progress
 	// tenants are whose items are, as first heard of: the loop can't have them
 	// change. Nobody is forgotten; it is 200 octets for each machine ever here.
 	tenants map[Ref]string
@@ -94,7 +95,8 @@ func New(cfg Config) *Agent {
 		cfg:     cfg,
 		tell:    make(chan struct{}, 1),
 		gone:    make(chan struct{}, 1),
-		done:    map[Ref]done{},
+		plan:    &plan{},
+		done:    map[Ref]Progress{},
 		tenants: map[Ref]string{},
 	}
 	a.loop = reconcile.New(reconcile.Config[Ref]{
@@ -126,9 +128,14 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	sweeping, stopSweeping := context.WithCancel(ctx)
 	defer stopSweeping()
 	wg.Go(func() { a.loop.Run(ctx) })
-	wg.Go(func() { a.sweepLoop(sweeping) })
-	wg.Go(func() { a.reportLoop(ctx) })
-	wg.Go(func() { a.renewLoop(ctx) })
+	wg.Go(func() {
+		a.every(sweeping, sweepEvery, a.gone, "look for what nobody wants", func(ctx context.Context) error {
+			_, err := a.sweep(ctx)
+			return err
+		})
+	})
+	wg.Go(func() { a.every(ctx, wire.ReportEvery, a.tell, "report to the server", a.report) })
+	wg.Go(func() { a.every(ctx, time.Hour, nil, "renew this node's certificate", a.cfg.Client.renew) })
 	wait := time.Second
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -157,23 +164,48 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
+// every does something at once, at a pace and when it is woken, until ctx is
+// done. An error that repeats is logged once in a while.
+func (a *Agent) every(ctx context.Context, pace time.Duration, woken chan struct{}, what string, do func(context.Context) error) {
+	tick := time.NewTicker(pace)
+	defer tick.Stop()
+	said, at := "", time.Time{}
+	for {
+		text := ""
+		if err := do(ctx); err != nil {
+			text = err.Error()
+		}
+		if text != "" && ctx.Err() == nil && (text != said || time.Since(at) > 50*time.Minute) {
+			a.cfg.Log.Warn(what, "err", text)
+			at = time.Now()
+		}
+		said = text
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-woken:
+		}
+	}
+}
+
 // follow reads states until the stream ends.
 func (a *Agent) follow(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	res, err := a.cfg.Client.do(ctx, http.MethodGet, "/v1/agent/state", nil)
+	res, err := a.cfg.Client.do(ctx, http.MethodGet, wire.StatePath, nil)
 	if err != nil {
 		return err
 	}
 	defer res.Body.Close()
 	// The server shows a sign of life every AliveEvery. A peer that vanished
 	// without a word is noticed here and not by TCP, which takes 15 minutes.
-	watchdog := time.AfterFunc(3*wire.AliveEvery, cancel)
+	watchdog := time.AfterFunc(wire.DeadAfter, cancel)
 	defer watchdog.Stop()
 	lines := bufio.NewScanner(res.Body)
 	lines.Buffer(make([]byte, 0, 64<<10), maxState)
 	for lines.Scan() {
-		watchdog.Reset(3 * wire.AliveEvery)
+		watchdog.Reset(wire.DeadAfter)
 		if len(lines.Bytes()) == 0 {
 			continue
 		}
@@ -194,7 +226,9 @@ func (a *Agent) follow(ctx context.Context, ready func()) error {
 
 const stateName = "state.json"
 
-func readState(dir string) (*wire.State, error) {
+// StateOnDisk is the last state that an agent has kept in dir. The error wraps
+// fs.ErrNotExist if there is none.
+func StateOnDisk(dir string) (*wire.State, error) {
 	data, err := os.ReadFile(filepath.Join(dir, stateName))
 	if err != nil {
 		return nil, err
@@ -207,7 +241,7 @@ func readState(dir string) (*wire.State, error) {
 }
 
 func (a *Agent) loadState() bool {
-	s, err := readState(a.cfg.Client.dir)
+	s, err := StateOnDisk(a.cfg.Client.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
@@ -232,25 +266,17 @@ func (a *Agent) take(s *wire.State, live bool) error {
 		failpoint.Reach("agent/state-kept")
 	}
 	a.mu.Lock()
-	serial := uint64(1)
-	if a.plan != nil {
-		serial = a.plan.serial + 1
-	}
-	a.plan, a.live = newPlan(a.cfg.Drivers, s, serial), a.live || live
+	p := newPlan(a.cfg.Drivers, s, a.plan.serial+1)
+	a.plan, a.live = p, a.live || live
 	for ref, d := range a.done {
-		if _, wanted := a.plan.items[ref]; !wanted && d.problem == "" {
+		if _, wanted := p.items[ref]; !wanted && d.Problem == "" {
 			delete(a.done, ref) // the server knows that it is gone, or will hear of it anew
 		}
 	}
-	queue := a.plan.order
 	a.mu.Unlock()
 	// States are taken one after the other, so no older one is told after this.
-	for _, d := range a.cfg.Drivers {
-		if t, ok := d.(Taker); ok {
-			t.Take(s)
-		}
-	}
-	for _, ref := range queue {
+	a.cfg.Heard(s)
+	for ref := range p.items {
 		a.loop.Add(ref)
 	}
 	wake(a.gone)
@@ -281,7 +307,7 @@ func (a *Agent) driver(kind string) Driver {
 // reconcile brings one item closer to the state.
 func (a *Agent) reconcile(ctx context.Context, ref Ref) (again time.Duration, err error) {
 	a.mu.Lock()
-	p, live, removed := a.plan, a.live, a.done[ref].removed
+	p, live, removed := a.plan, a.live, a.done[ref].Removed
 	item, wanted := p.items[ref]
 	waits := wanted && slices.ContainsFunc(item.Needs, func(need Ref) bool { return !a.isReady(need) })
 	a.mu.Unlock()
@@ -292,61 +318,62 @@ func (a *Agent) reconcile(ctx context.Context, ref Ref) (again time.Duration, er
 		if on, err := a.unwanted(ctx, p, ref.Kind); err != nil || len(on) > 0 {
 			return 0, err // sweep comes back to it once they are gone
 		}
-		if err := a.driver(ref.Kind).Remove(ctx, ref.Key); err != nil {
-			return 0, err
-		}
-		a.note(ref, func(d *done) { *d = done{} })
-		wake(a.gone)
+		return 0, a.remove(ctx, ref, Progress{})
+	case item.Remove && removed:
 		return 0, nil
 	case item.Remove:
-		if removed {
-			return 0, nil
-		}
-		if err := a.driver(ref.Kind).Remove(ctx, ref.Key); err != nil {
-			return 0, err
-		}
-		a.note(ref, func(d *done) { *d = done{removed: true} })
-		wake(a.gone)
-		return 0, nil
+		return 0, a.remove(ctx, ref, Progress{Removed: true})
 	case waits:
 		return 0, nil // it is queued when what it needs is there
 	}
 	if err := item.Ensure(ctx); err != nil {
 		return 0, err
 	}
-	if a.note(ref, func(d *done) { *d = done{serial: p.serial} }) {
-		for _, user := range p.users[ref] {
-			a.loop.Add(user)
+	if a.note(ref, func(d *Progress) { *d = Progress{serial: p.serial} }) {
+		for user, item := range p.items {
+			if slices.Contains(item.Needs, ref) {
+				a.loop.Add(user)
+			}
 		}
 	}
 	return item.Every, nil
+}
+
+// remove takes an item away. after is what is remembered of it then.
+func (a *Agent) remove(ctx context.Context, ref Ref, after Progress) error {
+	if err := a.driver(ref.Kind).Remove(ctx, ref.Key); err != nil {
+		return err
+	}
+	a.note(ref, func(d *Progress) { *d = after })
+	wake(a.gone)
+	return nil
 }
 
 // isReady says whether an item is as the newest state wants it. The caller holds
 // a.mu.
 func (a *Agent) isReady(ref Ref) bool {
 	d := a.done[ref]
-	return d.serial == a.plan.serial && d.problem == ""
+	return d.serial == a.plan.serial && d.Problem == ""
 }
 
 // ended takes down how a look at an item ended.
 func (a *Agent) ended(ref Ref, err error) {
-	a.note(ref, func(d *done) {
-		d.problem = ""
+	a.note(ref, func(d *Progress) {
+		d.Problem = ""
 		if err != nil {
-			d.problem = err.Error()
+			d.Problem = err.Error()
 		}
 	})
 }
 
 // note changes what is remembered of an item. What is news is reported, and only
 // that: a report has items looked at, so one for each look would have no end.
-func (a *Agent) note(ref Ref, change func(d *done)) (news bool) {
+func (a *Agent) note(ref Ref, change func(d *Progress)) (news bool) {
 	a.mu.Lock()
 	before := a.done[ref]
 	d := before
 	change(&d)
-	if d == (done{}) {
+	if d == (Progress{}) {
 		delete(a.done, ref)
 	} else {
 		a.done[ref] = d
@@ -364,11 +391,10 @@ func (a *Agent) note(ref Ref, change func(d *done)) (news bool) {
 func (a *Agent) progress(p *plan, ref Ref) Progress {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	d := a.done[ref]
-	out := Progress{Ready: d.serial > 0 && d.problem == "", Removed: d.removed, Problem: d.problem}
+	out := a.done[ref]
 	if item := p.items[ref]; out.Problem == "" && !item.Remove {
 		for _, need := range item.Needs {
-			if problem := a.done[need].problem; problem != "" {
+			if problem := a.done[need].Problem; problem != "" {
 				out.Problem = need.String() + ": " + problem
 			} else if _, ok := p.items[need]; !ok {
 				out.Problem = need.String() + " is not in the state"
@@ -378,38 +404,20 @@ func (a *Agent) progress(p *plan, ref Ref) Progress {
 	return out
 }
 
-// sweepLoop has things taken away that nobody wants, whenever something may have
-// become such a thing.
-func (a *Agent) sweepLoop(ctx context.Context) {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		case <-a.gone:
-		}
-		if _, err := a.sweep(ctx); err != nil && ctx.Err() == nil {
-			a.cfg.Log.Warn("look for what nobody wants", "err", err)
-		}
-	}
-}
-
 // sweep queues what is on this host and not in the state, once the server itself
-// has spoken. It returns whether nothing is.
-func (a *Agent) sweep(ctx context.Context) (clean bool, err error) {
+// has spoken. It returns how much that is.
+func (a *Agent) sweep(ctx context.Context) (n int, err error) {
 	a.mu.Lock()
 	p, live := a.plan, a.live
 	a.mu.Unlock()
 	if !live {
-		return false, nil
+		return 0, nil
 	}
 	refs, err := a.unwanted(ctx, p, "")
 	for _, ref := range refs {
 		a.loop.Add(ref)
 	}
-	return err == nil && len(refs) == 0, err
+	return len(refs), err
 }
 
 // unwanted lists what is here and not in the plan, of the last of the drivers
@@ -437,39 +445,12 @@ func (a *Agent) unwanted(ctx context.Context, p *plan, after string) (refs []Ref
 	return nil, nil
 }
 
-// Wanted says what shall be on this host: the ids of networks and the UIDs of
-// machines, those that are being removed included. ok is false before the agent
-// has a state. What is there and not wanted, nobody is making: a state is taken
-// before anything of it is made.
-func (a *Agent) Wanted() (networks, machines []string, ok bool) {
+// State is what shall be on this host, nil before anybody has said. What is there
+// and not in it, nobody is making: a state is taken before anything of it is made.
+func (a *Agent) State() *wire.State {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.plan == nil {
-		return nil, nil, false
-	}
-	networks, machines = wanted(a.plan.state)
-	return networks, machines, true
-}
-
-// WantedOnDisk says the same of an agent that does not run, from the last state
-// that it has kept in dir. The error wraps fs.ErrNotExist if there is none.
-func WantedOnDisk(dir string) (networks, machines []string, err error) {
-	s, err := readState(dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	networks, machines = wanted(s)
-	return networks, machines, nil
-}
-
-func wanted(s *wire.State) (networks, machines []string) {
-	for _, n := range s.Networks {
-		networks = append(networks, n.ID)
-	}
-	for _, m := range s.Machines {
-		machines = append(machines, m.UID)
-	}
-	return networks, machines
+	return a.plan.state
 }
 
 // Look has the agent look after its machines now: one has ended, say. It does
@@ -483,35 +464,13 @@ func wake(c chan struct{}) {
 	}
 }
 
-// reportLoop tells the server what is, every reportEvery and on change.
-func (a *Agent) reportLoop(ctx context.Context) {
-	tick := time.NewTicker(reportEvery)
-	defer tick.Stop()
-	failing := false
-	for {
-		err := a.report(ctx)
-		if err != nil && !failing && ctx.Err() == nil {
-			a.cfg.Log.Warn("report to the server", "err", err)
-		}
-		failing = err != nil
-		if errors.Is(err, ErrRemoved) {
-			return // follow is told too and cleans up
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		case <-a.tell:
-		}
-	}
-}
-
+// report tells the server what is.
 func (a *Agent) report(ctx context.Context) error {
 	rep := a.cfg.Facts()
 	a.mu.Lock()
 	p := a.plan
 	a.mu.Unlock()
-	if p != nil {
+	if p.state != nil {
 		for _, d := range a.cfg.Drivers {
 			kind := d.Kind()
 			fallen, err := d.Report(ctx, p.state, func(key string) Progress { return a.progress(p, Ref{kind, key}) }, &rep)
@@ -522,13 +481,13 @@ func (a *Agent) report(ctx context.Context) error {
 				// Until it is ensured it isn't as any state wants it: what needs it
 				// waits, and that it is back is news.
 				ref := Ref{kind, key}
-				a.note(ref, func(d *done) { d.serial = 0 })
+				a.note(ref, func(d *Progress) { d.serial = 0 })
 				a.loop.Add(ref)
 			}
 		}
 		rep.Problems = append(rep.Problems, a.leftovers(p)...)
 	}
-	return a.cfg.Client.call(ctx, http.MethodPost, "/v1/agent/report", rep, nil)
+	return a.cfg.Client.call(ctx, wire.ReportPath, rep, nil)
 }
 
 // leftovers says what nobody wants and can't be taken away.
@@ -537,8 +496,8 @@ func (a *Agent) leftovers(p *plan) []resource.Condition {
 	defer a.mu.Unlock()
 	var texts []string
 	for ref, d := range a.done {
-		if _, wanted := p.items[ref]; !wanted && d.problem != "" {
-			texts = append(texts, ref.String()+": "+d.problem)
+		if _, wanted := p.items[ref]; !wanted && d.Problem != "" {
+			texts = append(texts, ref.String()+": "+d.Problem)
 		}
 	}
 	if texts == nil {
@@ -553,34 +512,18 @@ func (a *Agent) leftovers(p *plan) []resource.Condition {
 	}}
 }
 
-// renewLoop looks once an hour whether the node's own certificate is due.
-func (a *Agent) renewLoop(ctx context.Context) {
-	tick := time.NewTicker(time.Hour)
-	defer tick.Stop()
-	for {
-		if err := a.cfg.Client.renew(ctx); err != nil && ctx.Err() == nil {
-			a.cfg.Log.Warn("renew this node's certificate", "err", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
 // cleanUp takes away everything that drivers have made, and the identity.
 func (a *Agent) cleanUp(ctx context.Context) error {
 	if err := a.take(&wire.State{Node: a.cfg.Client.name}, true); err != nil {
 		return err
 	}
 	for {
-		clean, err := a.sweep(ctx)
+		left, err := a.sweep(ctx)
 		if err != nil {
 			return err
 		}
-		if clean {
-			failpoint.Reach("node/leave/cleaned")
+		if left == 0 {
+			faultpoint.Reach("node/leave/cleaned")
 			return os.RemoveAll(a.cfg.Client.dir)
 		}
 		select {

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/pki"
@@ -55,9 +56,9 @@ func newServer(t *testing.T) *server {
 	}
 	s := &server{ca: ca, states: make(chan string), stop: make(chan struct{})}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/agent/state", s.state)
-	mux.HandleFunc("POST /v1/agent/report", s.report)
-	mux.HandleFunc("POST /v1/agent/machine-certificates", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET "+wire.StatePath, s.state)
+	mux.HandleFunc("POST "+wire.ReportPath, s.report)
+	mux.HandleFunc("POST "+wire.MachineCertificatesPath, func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(wire.MachineCertificates{KubeletClient: leaf, KubeletServing: leaf, KubeProxy: leaf})
 	})
 	s.Server = httptest.NewUnstartedServer(mux)
@@ -325,6 +326,7 @@ func run(t *testing.T, s *server, dir string, w *world) (a *Agent, stop func() e
 		Client:  c,
 		Drivers: []Driver{Networks(worldNetworks{w}), machines},
 		Facts:   func() wire.Report { return wire.Report{} },
+		Heard:   worldEndpoints{w}.SetState,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -416,7 +418,7 @@ func TestWhatFallsOverIsReportedAtOnce(t *testing.T) {
 		down := slices.IndexFunc(since, func(r wire.Report) bool { return !r.Machines[0].Running })
 		return down >= 0 && since[len(since)-1].Machines[0].Running
 	})
-	if took := time.Since(began); took > reportEvery/2 {
+	if took := time.Since(began); took > wire.ReportEvery/2 {
 		t.Errorf("it took %v", took)
 	}
 }
@@ -536,4 +538,69 @@ func TestRemovedNodeLeavesNothing(t *testing.T) {
 	if err := stop(); !errors.Is(err, ErrRemoved) || errors.Is(err, ErrLeftovers) {
 		t.Errorf("got %v, want %v alone", err, ErrRemoved)
 	}
+}
+
+// ready is what the agent says of a machine that it has started.
+func ready(string) Progress { return Progress{serial: 1} }
+
+// TestWhatDiesAtOnceIsStartedWithPauses has a machine end by itself whenever it
+// is started: the pauses grow, and are forgotten when it has been up for a while
+// and when it is to be another.
+func TestWhatDiesAtOnceIsStartedWithPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{}
+		d := Machines(MachinesConfig{Networks: worldDeadEnd{}, Runner: worldRunner{w}})
+		state := stateOf("a", "a/u1")
+		started := func() bool {
+			err := d.Wanted(state)[0].Ensure(t.Context())
+			if err == nil {
+				t.Fatal("no error of a network that gives no place")
+			}
+			return errors.Is(err, errDeadEnd)
+		}
+		// dies says that the machine has ended and returns after how long it is
+		// started again.
+		dies := func() time.Duration {
+			var r wire.Report
+			fallen, err := d.Report(t.Context(), state, ready, &r)
+			if err != nil || len(fallen) != 1 || !strings.Contains(r.Machines[0].Message, "started again after") {
+				t.Fatalf("a machine that ended: %v, %+v, %v", fallen, r.Machines, err)
+			}
+			for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+				if started() {
+					return time.Since(began)
+				}
+			}
+		}
+		if !started() {
+			t.Fatal("it is not started the first time")
+		}
+		for _, want := range []time.Duration{1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300} {
+			if got := dies(); got != want*time.Second {
+				t.Errorf("a pause of %v, want %v", got, want*time.Second)
+			}
+		}
+		time.Sleep(2 * maxPause)
+		if got := dies(); got != minPause {
+			t.Errorf("after it was up for a while: a pause of %v, want %v", got, minPause)
+		}
+		dies()
+		var r wire.Report
+		if _, err := d.Report(t.Context(), state, ready, &r); err != nil || started() {
+			t.Fatalf("it is started without a pause, %v", err)
+		}
+		state.Machines[0].Spec.Size.MemoryBytes = 1 << 30
+		if !started() {
+			t.Error("with another size it waits for a pause of the old one")
+		}
+	})
+}
+
+var errDeadEnd = errors.New("no place")
+
+// worldDeadEnd gives no machine a place, so it ends a start where that would begin.
+type worldDeadEnd struct{ worldPlaces }
+
+func (worldDeadEnd) AttachMachine(context.Context, wire.Machine) (string, error) {
+	return "", errDeadEnd
 }

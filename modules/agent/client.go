@@ -12,7 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
@@ -29,6 +29,12 @@ type identity struct {
 	Certificate []byte `json:"certificate"`
 	Key         []byte `json:"key"`
 	CA          []byte `json:"ca"`
+}
+
+// pair is the certificate with its key, as it is shown to the server.
+func (id *identity) pair() (*tls.Certificate, error) {
+	pair, err := tls.X509KeyPair(id.Certificate, id.Key)
+	return &pair, err
 }
 
 func identityFile(dir string) string { return filepath.Join(dir, "identity.json") }
@@ -69,14 +75,11 @@ func writeIdentity(dir string, id *identity) error {
 // Client talks to the server as the node that this machine is, with the node's
 // certificate. It is safe for concurrent use.
 type Client struct {
-	dir    string
-	server string // https://HOST:7443
-	name   string
-	http   *http.Client
-
-	mu       sync.Mutex
-	identity *identity // with the certificate that is shown
-	cert     *tls.Certificate
+	dir      string
+	server   string // https://HOST:7443
+	name     string
+	http     *http.Client
+	identity atomic.Pointer[identity] // with the certificate that is shown
 }
 
 // Open makes the client of the node whose identity is in dir. The error wraps
@@ -86,36 +89,37 @@ func Open(dir string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	cert, err := tls.X509KeyPair(id.Certificate, id.Key)
-	if err != nil {
+	if _, err := id.pair(); err != nil {
 		return nil, fmt.Errorf("node identity: %w", err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(id.CA) {
 		return nil, errors.New("node identity: no authority in it: remove it and join again")
 	}
-	c := &Client{dir: dir, server: id.Server, name: id.Name, identity: id, cert: &cert}
-	c.http = &http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12,
-			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.certificate(), nil }},
-		ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 30 * time.Second,
-		IdleConnTimeout: time.Minute,
-	}}
+	c := &Client{dir: dir, server: id.Server, name: id.Name}
+	c.identity.Store(id)
+	c.http = newHTTP(&tls.Config{
+		RootCAs:    roots,
+		MinVersion: tls.VersionTLS12,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return c.identity.Load().pair()
+		},
+	})
 	return c, nil
 }
 
-// certificate is the one to show.
-func (c *Client) certificate() *tls.Certificate {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.cert
+func newHTTP(cfg *tls.Config) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig:       cfg,
+		ForceAttemptHTTP2:     true,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ResponseHeaderTimeout: 30 * time.Second,
+		IdleConnTimeout:       time.Minute,
+	}}
 }
 
 // Transport reaches the platform's servers with the node's certificate.
 func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
-
-// Server is the URL of the server that the node has joined.
-func (c *Client) Server() string { return c.server }
 
 // do sends one request; an answer other than 200 is an error. The caller closes
 // the body.
@@ -144,10 +148,11 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	return res, nil
 }
 
-func (c *Client) call(ctx context.Context, method, path string, body, into any) error {
+// call posts body and reads the answer.
+func (c *Client) call(ctx context.Context, path string, body, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	res, err := c.do(ctx, method, path, body)
+	res, err := c.do(ctx, http.MethodPost, path, body)
 	if err != nil {
 		return err
 	}
@@ -181,9 +186,7 @@ func readAnswer(res *http.Response, into any) error {
 // renew gets a new certificate, for a new key, when two thirds of the old one's
 // life are over.
 func (c *Client) renew(ctx context.Context) error {
-	c.mu.Lock()
-	id := *c.identity
-	c.mu.Unlock()
+	id := *c.identity.Load()
 	due, err := pki.NeedsRenewal(id.Certificate, time.Now())
 	if err != nil || !due {
 		return err
@@ -193,21 +196,18 @@ func (c *Client) renew(ctx context.Context) error {
 		return err
 	}
 	var res wire.JoinResponse
-	if err := c.call(ctx, http.MethodPost, "/v1/agent/certificate", map[string]any{"csr": csr}, &res); err != nil {
-		return err
-	}
-	cert, err := tls.X509KeyPair(res.Certificate, key)
-	if err != nil {
+	if err := c.call(ctx, wire.CertificatePath, wire.JoinRequest{CSR: csr}, &res); err != nil {
 		return err
 	}
 	id.Certificate, id.Key = res.Certificate, key
-	failpoint.Reach("node/renew/signed")
+	if _, err := id.pair(); err != nil {
+		return err
+	}
+	faultpoint.Reach("node/renew/signed")
 	if err := writeIdentity(c.dir, &id); err != nil {
 		return err
 	}
-	failpoint.Reach("node/renew/kept")
-	c.mu.Lock()
-	c.identity, c.cert = &id, &cert
-	c.mu.Unlock()
+	faultpoint.Reach("node/renew/kept")
+	c.identity.Store(&id)
 	return nil
 }

@@ -29,13 +29,6 @@ type Driver interface {
 	Report(ctx context.Context, s *wire.State, progress func(key string) Progress, r *wire.Report) (fallen []string, err error)
 }
 
-// Taker is a Driver that has use for what a state says besides its items.
-type Taker interface {
-	// Take is called once for each state, in their order, before anything of it is
-	// made. It does not block.
-	Take(s *wire.State)
-}
-
 // Item is one thing of a driver that a state wants.
 type Item struct {
 	// Key tells it from all others of its driver. One that can be removed and
@@ -63,38 +56,27 @@ func (r Ref) String() string { return r.Kind + " " + r.Key }
 
 // Progress is how far the agent has come with an item.
 type Progress struct {
-	Ready   bool   // it was as wanted at the last look
+	serial  uint64 // of the state that it was last made to be like; 0: of none
 	Removed bool   // nothing of it is left
 	Problem string // why it isn't as wanted, for people
 }
 
+// Ready says whether it was as wanted at the last look.
+func (p Progress) Ready() bool { return p.serial > 0 && p.Problem == "" }
+
 // plan is a state and what it wants of the drivers. It is not changed once made.
 type plan struct {
-	state  *wire.State
-	serial uint64 // counts states; the first is 1
+	state  *wire.State // nil: nobody has said yet what shall be
+	serial uint64      // counts states; the first is 1
 	items  map[Ref]Item
-	order  []Ref
-	users  map[Ref][]Ref // those that need it
 }
 
 func newPlan(drivers []Driver, s *wire.State, serial uint64) *plan {
-	p := &plan{state: s, serial: serial, items: map[Ref]Item{}, users: map[Ref][]Ref{}}
+	p := &plan{state: s, serial: serial, items: map[Ref]Item{}}
 	for _, d := range drivers {
 		for _, item := range d.Wanted(s) {
-			ref := Ref{d.Kind(), item.Key}
-			p.items[ref] = item
-			p.order = append(p.order, ref)
-			for _, need := range item.Needs {
-				p.users[need] = append(p.users[need], ref)
-			}
+			p.items[Ref{d.Kind(), item.Key}] = item
 		}
 	}
 	return p
-}
-
-// done is what the agent remembers of an item.
-type done struct {
-	serial  uint64 // of the state that it was last made to be like; 0: of none
-	removed bool
-	problem string
 }

@@ -1,22 +1,16 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
@@ -55,49 +49,27 @@ func Join(ctx context.Context, dir, server, name, token string) error {
 		return err
 	}
 
-	var ca []byte
-	pinned := &tls.Config{
+	id := &identity{Server: server, Name: name, Key: key}
+	c := &Client{server: server, http: newHTTP(&tls.Config{
 		MinVersion: tls.VersionTLS12,
 		// Verified below against the pin; the chain holds the authority itself.
 		InsecureSkipVerify: true,
-		VerifyConnection: func(cs tls.ConnectionState) error {
-			root, err := verifyPinned(cs, parts[2])
-			ca = root
+		VerifyConnection: func(cs tls.ConnectionState) (err error) {
+			id.CA, err = verifyPinned(cs, parts[2])
 			return err
 		},
-	}
-	hc := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: pinned, ForceAttemptHTTP2: true}}
-	defer hc.CloseIdleConnections()
-	body, err := json.Marshal(wire.JoinRequest{Name: name, Token: token, CSR: csr})
-	if err != nil {
-		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, server+"/v1/agent/join", bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	res, err := hc.Do(req)
-	if err != nil {
-		return fmt.Errorf("join %s: %w", server, err)
-	}
-	defer res.Body.Close()
+	})}
+	defer c.http.CloseIdleConnections()
 	var joined wire.JoinResponse
-	if err := readAnswer(res, &joined); err != nil {
+	if err := c.call(ctx, wire.JoinPath, wire.JoinRequest{Name: name, Token: token, CSR: csr}, &joined); err != nil {
 		return fmt.Errorf("join %s: %w", server, err)
 	}
-	if _, err := tls.X509KeyPair(joined.Certificate, key); err != nil {
+	id.Certificate = joined.Certificate
+	if _, err := id.pair(); err != nil {
 		return fmt.Errorf("join %s: the server answered with a certificate that does not fit: %w", server, err)
 	}
-	failpoint.Reach("node/join/answered")
-	err = writeIdentity(dir, &identity{
-		Server:      server,
-		Name:        name,
-		Certificate: joined.Certificate,
-		Key:         key,
-		CA:          ca,
-	})
-	if err != nil {
+	faultpoint.Reach("node/join/answered")
+	if err := writeIdentity(dir, id); err != nil {
 		return err
 	}
 	failpoint.Reach("node/join/kept")
@@ -110,8 +82,7 @@ func verifyPinned(cs tls.ConnectionState, pin string) ([]byte, error) {
 	inter := x509.NewCertPool()
 	var root *x509.Certificate
 	for _, c := range cs.PeerCertificates {
-		sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
-		if c.IsCA && subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(strings.ToLower(pin))) == 1 {
+		if c.IsCA && strings.EqualFold(pki.KeyHash(c), pin) {
 			root = c
 			continue
 		}
@@ -123,11 +94,9 @@ func verifyPinned(cs tls.ConnectionState, pin string) ([]byte, error) {
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(root)
-	if _, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: inter, DNSName: cs.ServerName,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
-		return nil, err
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw}), nil
+	// For a server, unless said otherwise.
+	_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: inter, DNSName: cs.ServerName})
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw}), err
 }
 
 // Leave asks the server to take this node out of the platform: its machines
@@ -139,5 +108,5 @@ func Leave(ctx context.Context, dir string) error {
 	} else if err != nil {
 		return err
 	}
-	return c.call(ctx, http.MethodPost, "/v1/agent/leave", struct{}{}, nil)
+	return c.call(ctx, wire.LeavePath, struct{}{}, nil)
 }

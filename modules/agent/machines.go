@@ -7,16 +7,18 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
+	"k8s.io/client-go/util/flowcontrol"
+
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -44,8 +46,6 @@ type Runner interface {
 // Endpoints opens the platform's endpoints inside machines. Implemented by
 // modules/linklocal.
 type Endpoints interface {
-	// SetState tells names and resolvers, which may change. It does not block.
-	SetState(s *wire.State)
 	// Open listens in the namespace; open already is no error.
 	Open(ctx context.Context, m wire.Machine, workspace, netns string) error
 	Close(uid string)
@@ -62,21 +62,43 @@ type MachinesConfig struct {
 
 // Machines drives machines: each gets its place in its network, the endpoints in
 // there, its certificates, and is run.
-func Machines(cfg MachinesConfig) Driver { return machines{cfg} }
+func Machines(cfg MachinesConfig) Driver {
+	return machines{cfg, flowcontrol.NewBackOff(minPause, maxPause)}
+}
 
-type machines struct{ MachinesConfig }
+type machines struct {
+	MachinesConfig
+	// falls has the machines that ended by themselves. Each has a pause before it is
+	// started again, twice as long each time, which is forgotten once it has not
+	// fallen for twice the longest.
+	falls *flowcontrol.Backoff
+}
 
-var _ Taker = machines{}
-
-// machinesEvery is how often machines are looked at though nothing has changed:
-// their certificates may be due.
-const machinesEvery = time.Hour
+const (
+	// machinesEvery is how often machines are looked at though nothing has changed:
+	// their certificates may be due.
+	machinesEvery = time.Hour
+	// A start takes a core for some seconds. One that dies at once gets a tenth of
+	// its host's time at first and, after eight more, a hundredth.
+	minPause = time.Second
+	maxPause = 5 * time.Minute
+)
 
 func (machines) Kind() string { return "machine" }
 
-// Take tells endpoints of every state, also of one that has no machine ensured:
-// what an operator closed is closed at once.
-func (d machines) Take(s *wire.State) { d.Endpoints.SetState(s) }
+// life is what a machine's falls are counted for: with another spec it may stay.
+func life(m wire.Machine) string {
+	return fmt.Sprintf("%s %s %+v", m.UID, m.KubernetesVersion, m.Spec)
+}
+
+// pause is how long after its last fall the machine is started again, 0 if that
+// has passed.
+func (d machines) pause(m wire.Machine) time.Duration {
+	if d.falls.IsInBackOffSinceUpdate(life(m), time.Now()) {
+		return d.falls.Get(life(m))
+	}
+	return 0
+}
 
 func (d machines) Wanted(s *wire.State) []Item {
 	workspaces := map[string]string{}
@@ -98,6 +120,9 @@ func (d machines) Wanted(s *wire.State) []Item {
 }
 
 func (d machines) ensure(ctx context.Context, m wire.Machine, workspace string) error {
+	if pause := d.pause(m); pause > 0 {
+		return reconcile.Expected(fmt.Errorf("it ended by itself and is started again after %v", pause))
+	}
 	netns, err := d.Networks.AttachMachine(ctx, m)
 	if err != nil {
 		return err
@@ -142,17 +167,14 @@ func (d machines) List(ctx context.Context) ([]string, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	there := map[string]bool{}
 	for _, m := range running {
-		there[m.UID] = true
-	}
-	for _, uid := range placed {
-		there[uid] = true
+		placed = append(placed, m.UID)
 	}
 	for _, k := range keys {
-		there[k.Name()] = true
+		placed = append(placed, k.Name())
 	}
-	return slices.Sorted(maps.Keys(there)), nil
+	slices.Sort(placed)
+	return slices.Compact(placed), nil
 }
 
 func (d machines) Report(
@@ -165,6 +187,7 @@ func (d machines) Report(
 	if err != nil {
 		return nil, err
 	}
+	d.falls.GC()
 	seen := map[string]wire.MachineReport{}
 	for _, m := range there {
 		seen[m.UID] = m
@@ -179,11 +202,14 @@ func (d machines) Report(
 			rep.Message = "not started yet"
 		}
 		rep.Key, rep.UID = m.Key, m.UID
-		if p.Problem != "" {
-			rep.Message = p.Problem
-		}
-		if p.Ready && !rep.Running && !m.Remove {
+		if p.Ready() && !rep.Running && !m.Remove {
+			d.falls.Next(life(m), time.Now())
 			fallen = append(fallen, m.UID)
+		}
+		if pause := d.pause(m); pause > 0 && !rep.Running && !m.Remove {
+			rep.Message += fmt.Sprintf("; it is started again after %v", pause)
+		} else if p.Problem != "" {
+			rep.Message = p.Problem
 		}
 		r.Machines = append(r.Machines, rep)
 	}
@@ -192,6 +218,11 @@ func (d machines) Report(
 
 // keysFolder has a folder for the keys of each machine.
 const keysFolder = "machines"
+
+// Traces are what an agent keeps in dir: the keys of machines.
+func Traces(dir string) inventory.Traces {
+	return inventory.Traces{Folders: []inventory.OwnedFolder{{Dir: filepath.Join(dir, keysFolder), Owner: inventory.Machine}}}
+}
 
 // keys is the folder of a machine's keys; of no machine, the one of all.
 func (d machines) keys(uid string) string { return filepath.Join(d.Client.dir, keysFolder, uid) }
@@ -204,15 +235,11 @@ func (d machines) certificates(ctx context.Context, m wire.Machine) (wire.Machin
 	var c wire.MachineKeyPairs
 	data, err := os.ReadFile(file)
 	have := err == nil && json.Unmarshal(data, &c) == nil
-	if have {
-		renew := false
-		for _, cert := range [][]byte{c.KubeletClient, c.KubeletServing, c.KubeProxy} {
-			due, err := pki.NeedsRenewal(cert, time.Now())
-			renew = renew || due || err != nil
-		}
-		if !renew {
-			return c, nil
-		}
+	if have && !slices.ContainsFunc([][]byte{c.KubeletClient, c.KubeletServing, c.KubeProxy}, func(cert []byte) bool {
+		due, err := pki.NeedsRenewal(cert, time.Now())
+		return due || err != nil
+	}) {
+		return c, nil
 	}
 	fresh, err := d.askCertificates(ctx, m)
 	if err != nil {
@@ -247,5 +274,5 @@ func (d machines) askCertificates(ctx context.Context, m wire.Machine) (c wire.M
 			return c, err
 		}
 	}
-	return c, d.Client.call(ctx, http.MethodPost, "/v1/agent/machine-certificates", req, &c.MachineCertificates)
+	return c, d.Client.call(ctx, wire.MachineCertificatesPath, req, &c.MachineCertificates)
 }

@@ -49,7 +49,7 @@ func (d networks) List(context.Context) ([]string, error) { return d.host.Attach
 func (networks) Report(_ context.Context, s *wire.State, progress func(string) Progress, r *wire.Report) ([]string, error) {
 	for _, n := range s.Networks {
 		p := progress(n.ID)
-		r.Networks = append(r.Networks, wire.NetworkReport{ID: n.ID, Ready: p.Ready, Message: p.Problem})
+		r.Networks = append(r.Networks, wire.NetworkReport{ID: n.ID, Ready: p.Ready(), Message: p.Problem})
 	}
 	return nil, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // request is what is found out about a request on its way in, for what is
@@ -62,7 +63,7 @@ const (
 
 // streams says which paths keep their connection open for long.
 func streams(path string) bool {
-	return strings.HasPrefix(path, "/v1/agent/") || strings.HasPrefix(path, "/v1/tasks/") && strings.HasSuffix(path, "/events")
+	return strings.HasPrefix(path, wire.AgentPath) || strings.HasPrefix(path, "/v1/tasks/") && strings.HasSuffix(path, "/events")
 }
 
 // Handler returns the whole API: every operation and the mounted endpoints.

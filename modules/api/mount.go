@@ -4,6 +4,7 @@ import (
 	"net/http"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // mount adds the endpoints that are not in the OpenAPI document.
@@ -24,8 +25,8 @@ func (a *API) mount() {
 	handle("oidc.discovery", "GET /.well-known/openid-configuration", http.HandlerFunc(a.id.ServeDiscovery))
 	handle("oidc.keys", "GET /v1/oidc/keys", http.HandlerFunc(a.id.ServeKeys))
 	if a.cfg.Agent != nil {
-		handle(access.OpJoin, "POST /v1/agent/join", a.cfg.Agent)
-		handle(access.OpAgent, "/v1/agent/", a.nodesOnly(a.cfg.Agent))
+		handle(access.OpJoin, "POST "+wire.JoinPath, a.cfg.Agent)
+		handle(access.OpAgent, wire.AgentPath, a.nodesOnly(a.cfg.Agent))
 	}
 	if a.cfg.Metrics != nil {
 		handle(access.OpMetrics, "GET /metrics", a.sysadminsOnly(a.cfg.Metrics))

@@ -92,7 +92,7 @@ func FuzzAgentAPI(f *testing.F) {
 		request, _ := json.Marshal(testCSR(t))
 		blank, _ := json.Marshal([]byte("#"))
 		body = strings.ReplaceAll(strings.ReplaceAll(body, string(blank), string(request)), "@", mine.UID)
-		r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/v1/agent/"+path, strings.NewReader(body))
+		r := httptest.NewRequestWithContext(ctx, http.MethodPost, wire.AgentPath+path, strings.NewReader(body))
 		if path != "join" {
 			r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{cert}}}
 		}

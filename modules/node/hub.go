@@ -1,3 +1,15 @@
+// Package node is the server's side of the hosts that joined the platform; it
+// runs on servers only. The Hub redeems join tokens, signs certificates, streams
+// to every agent what shall be on its host and takes down what agents see; the
+// Monitor notices hosts that fell silent and takes removed nodes to their end.
+//
+// It promises that an agent is told of nothing but what is placed on its host,
+// gets certificates for nothing else, and is never taken at its word about what
+// belongs to others. A removed node's certificate is worthless at once.
+//
+// Parties: the agents of hosts (modules/agent) speak modules/wire with the Hub;
+// controllers place machines by writing resources; the registry asks the Hub
+// whose images a node may pull. Only package appliance imports it.
 package node
 
 import (
@@ -76,12 +88,14 @@ func NewHub(cfg HubConfig) *Hub {
 	cfg.Machines.OnChange(func(string) { h.wake() })
 	cfg.Keys.OnChange(func(string) { h.wake() })
 	h.mux = http.NewServeMux()
-	h.mux.HandleFunc("POST /v1/agent/join", h.join)
-	h.mux.HandleFunc("GET /v1/agent/state", h.asNode(h.state))
-	h.mux.HandleFunc("POST /v1/agent/report", h.asNode(h.report))
-	h.mux.HandleFunc("POST /v1/agent/certificate", h.asNode(h.renew))
-	h.mux.HandleFunc("POST /v1/agent/machine-certificates", h.asNode(h.machineCertificates))
-	h.mux.HandleFunc("POST /v1/agent/leave", h.asNode(h.leave))
+	h.mux.HandleFunc("POST "+wire.JoinPath, func(w http.ResponseWriter, r *http.Request) {
+		reply(h, w, r, func(req wire.JoinRequest) (*wire.JoinResponse, error) { return h.join(r.Context(), req, r.RemoteAddr) })
+	})
+	h.mux.HandleFunc("GET "+wire.StatePath, h.asNode(h.state))
+	h.mux.HandleFunc("POST "+wire.ReportPath, asked(h, h.report))
+	h.mux.HandleFunc("POST "+wire.CertificatePath, asked(h, h.renew))
+	h.mux.HandleFunc("POST "+wire.MachineCertificatesPath, asked(h, h.machineCertificates))
+	h.mux.HandleFunc("POST "+wire.LeavePath, asked(h, h.leave))
 	return h
 }
 
@@ -152,35 +166,34 @@ func (h *Hub) answer(w http.ResponseWriter, v any, err error) {
 	_ = json.NewEncoder(w).Encode(map[string]any{"status": no.status, "title": http.StatusText(no.status), "detail": no.text})
 }
 
-func decode[T any](r *http.Request) (T, error) {
-	var v T
-	d := json.NewDecoder(r.Body)
-	d.DisallowUnknownFields()
-	if err := d.Decode(&v); err != nil {
-		return v, refusal{http.StatusBadRequest, "the request is not understood: " + err.Error()}
+// reply does what a request asks for. Fields that this server does not know are a
+// newer agent's: while a platform is upgraded they may come first.
+func reply[Req, Res any](h *Hub, w http.ResponseWriter, r *http.Request, do func(Req) (Res, error)) {
+	var req Req
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		h.answer(w, nil, refusal{http.StatusBadRequest, "the request is not understood: " + err.Error()})
+		return
 	}
-	return v, nil
+	res, err := do(req)
+	h.answer(w, res, err)
+}
+
+// asked is a handler of what nodes ask: do is told which one does.
+func asked[Req, Res any](h *Hub, do func(context.Context, *resource.Node, Req) (Res, error)) http.HandlerFunc {
+	return h.asNode(func(w http.ResponseWriter, r *http.Request, node *resource.Node) {
+		reply(h, w, r, func(req Req) (Res, error) { return do(r.Context(), node, req) })
+	})
 }
 
 // join lets a machine with a good token become a node. Everything is checked
 // before the token is used up; a join that died half-way may be repeated by the
 // same name with the same token.
-func (h *Hub) join(w http.ResponseWriter, r *http.Request) {
-	req, err := decode[wire.JoinRequest](r)
-	if err != nil {
-		h.answer(w, nil, err)
-		return
-	}
-	res, err := h.doJoin(r.Context(), req, r.RemoteAddr)
-	h.answer(w, res, err)
-}
-
-func (h *Hub) doJoin(ctx context.Context, req wire.JoinRequest, source string) (*wire.JoinResponse, error) {
+func (h *Hub) join(ctx context.Context, req wire.JoinRequest, source string) (*wire.JoinResponse, error) {
 	if err := resource.CheckName("node", req.Name); err != nil {
 		return nil, refusal{http.StatusUnprocessableEntity, err.Error()}
 	}
 	if req.Name == h.cfg.Server {
-		return nil, refusal{http.StatusConflict, fmt.Sprintf("node %q: the server has this name: choose another with --name", req.Name)}
+		return nil, refuse(http.StatusConflict, "node %q: the server has this name: choose another with --name", req.Name)
 	}
 	existing, err := store.Of[resource.Node](h.cfg.Store).Get(ctx, req.Name)
 	switch {
@@ -242,41 +255,44 @@ func unusable(err error) refusal {
 	return refusal{http.StatusBadRequest, "the certificate request is not usable: " + err.Error()}
 }
 
-// Identify returns the node that a verified client certificate belongs to. The
-// node must be there still, with the same UID.
-func (h *Hub) Identify(chain []*x509.Certificate) (*resource.Node, error) {
-	if len(chain) == 0 || !slices.Contains(chain[0].Subject.Organization, wire.NodesOrganization) {
-		return nil, refusal{http.StatusUnauthorized, "a node's certificate is needed: join first with: multipaas node join"}
-	}
-	node, ok := h.cfg.Nodes.Get(chain[0].Subject.CommonName)
-	if !ok || !slices.Contains(chain[0].Subject.Organization, wire.NodeUIDPrefix+node.UID) {
-		return nil, refusal{http.StatusGone, fmt.Sprintf("node %q was removed from the platform", chain[0].Subject.CommonName)}
-	}
-	return node, nil
+// belongs says whether a verified client certificate is the node's. Another node
+// of its name has another UID.
+func belongs(cert *x509.Certificate, node *resource.Node) bool {
+	of := cert.Subject.Organization
+	return slices.Contains(of, wire.NodesOrganization) && slices.Contains(of, wire.NodeUIDPrefix+node.UID)
 }
 
 func (h *Hub) asNode(serve func(http.ResponseWriter, *http.Request, *resource.Node)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		var chain []*x509.Certificate
-		if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-			chain = r.TLS.VerifiedChains[0]
-		}
-		node, err := h.Identify(chain)
-		if err != nil && len(chain) > 0 {
-			// The cache may be behind a join of a moment ago: ask the store itself.
-			if fresh, getErr := store.Of[resource.Node](h.cfg.Store).Get(r.Context(), chain[0].Subject.CommonName); getErr == nil &&
-				slices.Contains(chain[0].Subject.Organization, wire.NodeUIDPrefix+fresh.UID) {
-				node, err = fresh, nil
-			} else if getErr != nil && !errors.Is(getErr, store.ErrNotFound) {
-				err = refusal{http.StatusServiceUnavailable, "the store can't be read now: try again"}
-			}
-		}
+		node, err := h.identify(r)
 		if err != nil {
 			h.answer(w, nil, err)
 			return
 		}
 		serve(w, r, node)
 	}
+}
+
+// identify returns the node that asks, which must be there still.
+func (h *Hub) identify(r *http.Request) (*resource.Node, error) {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 ||
+		!slices.Contains(r.TLS.VerifiedChains[0][0].Subject.Organization, wire.NodesOrganization) {
+		return nil, refusal{http.StatusUnauthorized, "a node's certificate is needed: join first with: multipaas node join"}
+	}
+	cert := r.TLS.VerifiedChains[0][0]
+	name := cert.Subject.CommonName
+	if node, ok := h.cfg.Nodes.Get(name); ok && belongs(cert, node) {
+		return node, nil
+	}
+	// The cache may be behind a join of a moment ago: ask the store itself.
+	node, err := store.Of[resource.Node](h.cfg.Store).Get(r.Context(), name)
+	switch {
+	case err == nil && belongs(cert, node):
+		return node, nil
+	case err == nil || errors.Is(err, store.ErrNotFound):
+		return nil, refuse(http.StatusGone, "node %q was removed from the platform", name)
+	}
+	return nil, refusal{http.StatusServiceUnavailable, "the store can't be read now: try again"}
 }
 
 // state streams what the node shall do: one JSON document per line, the whole
@@ -390,96 +406,95 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s, "")
 }
 
+// nothing is what an agent is told that only has to know that it was heard.
+type nothing struct{}
+
 // report takes down what an agent sees. A heartbeat costs one write of the
 // node; machines are written only when something about them changed.
-func (h *Hub) report(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-	rep, err := decode[wire.Report](r)
-	if err == nil {
-		err = h.takeReport(r.Context(), node, rep)
-	}
-	h.answer(w, struct{}{}, err)
-}
-
-func (h *Hub) takeReport(ctx context.Context, node *resource.Node, rep wire.Report) error {
-	if !rep.Address.Is4() {
-		return refuse(http.StatusUnprocessableEntity, "node address %s is no IPv4 address: "+
-			"set `address` in the node's configuration", rep.Address)
-	}
-	// The others send it their workspaces' traffic: it must be a host's.
-	plan := h.cfg.Plan
-	if !rep.Address.IsGlobalUnicast() || plan.Nodes.Contains(rep.Address) || plan.Pods.Contains(rep.Address) ||
-		plan.Services.Contains(rep.Address) {
-		return refuse(http.StatusUnprocessableEntity, "node address %s can't be a host's on the platform's network: "+
-			"set `address` in the node's configuration", rep.Address)
-	}
-	for _, other := range h.cfg.Nodes.List("") {
-		if other.Name != node.Name && other.Status.Address == rep.Address {
-			return refuse(http.StatusConflict, "address %s is used by node %s already: "+
-				"set `address` in the configuration of one of them", rep.Address, other.Name)
-		}
-	}
-	if rep.Address == h.cfg.Address {
-		return refuse(http.StatusConflict, "address %s is the server's: set `address` in the node's configuration", rep.Address)
+func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report) (nothing, error) {
+	if err := h.checkAddress(node, rep.Address); err != nil {
+		return nothing{}, err
 	}
 	_, err := store.Of[resource.Node](h.cfg.Store).Modify(ctx, node.Name, func(n *resource.Node) error {
 		if n.UID != node.UID {
-			return refusal{http.StatusGone, "the node was removed from the platform"}
+			return store.ErrNotFound
 		}
-		s := &n.Status
-		s.Address, s.Version, s.Kernel, s.OS = rep.Address, clip(rep.Version), clip(rep.Kernel), clip(rep.OS)
-		s.Drivers, s.Capacity = nil, resource.Size{MilliCPU: max(rep.Capacity.MilliCPU, 0),
-			MemoryBytes: max(rep.Capacity.MemoryBytes, 0), DiskBytes: max(rep.Capacity.DiskBytes, 0)}
-		for _, d := range rep.Drivers[:min(len(rep.Drivers), maxItems)] {
-			s.Drivers = append(s.Drivers, clip(d))
-		}
-		s.HeartbeatAt = time.Now().UTC()
-		s.Conditions = nil
-		if c, bad := networksReady(rep.Networks); bad {
-			s.Conditions.Set(c)
-		}
-		for _, p := range rep.Problems[:min(len(rep.Problems), maxItems)] {
-			p.Type, p.Reason, p.Message = clip(p.Type), clip(p.Reason), clip(p.Message)
-			if p.Status != resource.True && p.Status != resource.False {
-				p.Status = resource.Unknown
-			}
-			s.Conditions.Set(p)
-		}
-		if n.Deleting() {
-			s.Phase = resource.Deleting
-		} else {
-			s.Phase = resource.Ready
-		}
+		note(n, rep)
 		return nil
 	})
-	if errors.Is(err, store.ErrNotFound) { // a moment ago: the cache has not heard of it
-		return refusal{http.StatusGone, "the node was removed from the platform"}
+	if errors.Is(err, store.ErrNotFound) { // since a moment ago: the cache has not heard of it
+		return nothing{}, refusal{http.StatusGone, "the node was removed from the platform"}
 	}
 	if err != nil {
-		return err
+		return nothing{}, err
 	}
 	for _, m := range rep.Machines {
 		if err := h.takeMachine(ctx, node, m); err != nil {
-			return err
+			return nothing{}, err
 		}
+	}
+	return nothing{}, nil
+}
+
+func (h *Hub) checkAddress(node *resource.Node, address netip.Addr) error {
+	if !address.Is4() {
+		return refuse(http.StatusUnprocessableEntity, "node address %s is no IPv4 address: "+
+			"set `address` in the node's configuration", address)
+	}
+	// The others send it their workspaces' traffic: it must be a host's.
+	plan := h.cfg.Plan
+	if !address.IsGlobalUnicast() || plan.Nodes.Contains(address) || plan.Pods.Contains(address) || plan.Services.Contains(address) {
+		return refuse(http.StatusUnprocessableEntity, "node address %s can't be a host's on the platform's network: "+
+			"set `address` in the node's configuration", address)
+	}
+	for _, other := range h.cfg.Nodes.List("") {
+		if other.Name != node.Name && other.Status.Address == address {
+			return refuse(http.StatusConflict, "address %s is used by node %s already: "+
+				"set `address` in the configuration of one of them", address, other.Name)
+		}
+	}
+	if address == h.cfg.Address {
+		return refuse(http.StatusConflict, "address %s is the server's: set `address` in the node's configuration", address)
 	}
 	return nil
 }
 
-// networksReady is the condition of a node with networks that are not as they
-// shall be.
-func networksReady(reports []wire.NetworkReport) (c resource.Condition, bad bool) {
-	var texts []string
-	for _, n := range reports {
-		if n.Message != "" && len(texts) < maxItems {
-			texts = append(texts, "network "+n.ID+": "+n.Message)
+// note takes down what a report says of the node itself.
+func note(n *resource.Node, rep wire.Report) {
+	s := &n.Status
+	s.Address, s.Version, s.Kernel, s.OS = rep.Address, clip(rep.Version), clip(rep.Kernel), clip(rep.OS)
+	s.Drivers, s.Capacity = nil, resource.Size{MilliCPU: max(rep.Capacity.MilliCPU, 0),
+		MemoryBytes: max(rep.Capacity.MemoryBytes, 0), DiskBytes: max(rep.Capacity.DiskBytes, 0)}
+	for _, d := range rep.Drivers[:min(len(rep.Drivers), maxItems)] {
+		s.Drivers = append(s.Drivers, clip(d))
+	}
+	s.HeartbeatAt = time.Now().UTC()
+	s.Conditions = nil
+	var troubles []string
+	for _, net := range rep.Networks {
+		if net.Message != "" && len(troubles) < maxItems {
+			troubles = append(troubles, "network "+net.ID+": "+net.Message)
 		}
 	}
-	return resource.Condition{
-		Type:    "NetworksReady",
-		Status:  resource.False,
-		Reason:  "NotReady",
-		Message: clip(strings.Join(texts, "; ")),
-	}, texts != nil
+	if troubles != nil {
+		s.Conditions.Set(resource.Condition{
+			Type:    "NetworksReady",
+			Status:  resource.False,
+			Reason:  "NotReady",
+			Message: clip(strings.Join(troubles, "; ")),
+		})
+	}
+	for _, p := range rep.Problems[:min(len(rep.Problems), maxItems)] {
+		p.Type, p.Reason, p.Message = clip(p.Type), clip(p.Reason), clip(p.Message)
+		if p.Status != resource.True && p.Status != resource.False {
+			p.Status = resource.Unknown
+		}
+		s.Conditions.Set(p)
+	}
+	s.Phase = resource.Ready
+	if n.Deleting() {
+		s.Phase = resource.Deleting
+	}
 }
 
 func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.MachineReport) error {
@@ -495,19 +510,12 @@ func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.Mac
 		if rep.Running {
 			c = resource.Condition{Type: resource.MachineRunning, Status: resource.True, Reason: "Running"}
 		}
-		changed := m.Status.Conditions.Set(c)
+		m.Status.Conditions.Set(c)
 		// A machine that shall stay is not removed because a node says so.
 		if rep.Removed && m.Deleting() {
-			gone := resource.Condition{Type: resource.MachineRemoved, Status: resource.True, Reason: "Removed"}
-			changed = m.Status.Conditions.Set(gone) || changed
+			m.Status.Conditions.Set(resource.Condition{Type: resource.MachineRemoved, Status: resource.True, Reason: "Removed"})
 		}
-		if !m.Status.StartedAt.Equal(rep.StartedAt) || m.Status.Restarts != rep.Restarts {
-			m.Status.StartedAt, m.Status.Restarts = rep.StartedAt, rep.Restarts
-			changed = true
-		}
-		if !changed {
-			return store.ErrSkip
-		}
+		m.Status.StartedAt, m.Status.Restarts = rep.StartedAt, rep.Restarts
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) {
@@ -518,30 +526,17 @@ func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.Mac
 
 // leave marks the node as going. Its machines are drained and taken away; when
 // nothing is left the node is removed and the agent is told so.
-func (h *Hub) leave(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-	_, err := store.Of[resource.Node](h.cfg.Store).Modify(r.Context(), node.Name, func(n *resource.Node) error {
-		if n.Deleting() {
-			return store.ErrSkip
-		}
-		now := time.Now().UTC()
-		n.DeletedAt = &now
-		return nil
-	})
-	failpoint.Reach("node/leave/marked")
-	h.answer(w, struct{}{}, err)
+func (h *Hub) leave(ctx context.Context, node *resource.Node, _ nothing) (nothing, error) {
+	_, err := store.Of[resource.Node](h.cfg.Store).MarkDeleted(ctx, node.Name)
+	faultpoint.Reach("node/leave/marked")
+	return nothing{}, err
 }
 
 // Runs says whether a machine of the workspace is placed on the node that a
 // verified client certificate belongs to.
 func (h *Hub) Runs(cert *x509.Certificate, workspace string) bool {
-	node, err := h.Identify([]*x509.Certificate{cert})
-	if err != nil {
-		return false
-	}
-	for _, m := range h.cfg.Machines.List(workspace) {
-		if m.Spec.Node == node.Name && strings.HasPrefix(m.Key(), workspace+"/") {
-			return true
-		}
-	}
-	return false
+	node, ok := h.cfg.Nodes.Get(cert.Subject.CommonName)
+	return ok && belongs(cert, node) && slices.ContainsFunc(h.cfg.Machines.List(workspace), func(m *resource.Machine) bool {
+		return m.Spec.Node == node.Name && m.WorkspaceKey() == workspace
+	})
 }

@@ -98,7 +98,7 @@ func (p *platform) join(t *testing.T, name string) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.transport, h.url = c.Transport(), c.Server()
+	h.transport, h.url = c.Transport(), p.url
 	t.Cleanup(h.transport.(*http.Transport).CloseIdleConnections)
 	return h
 }
@@ -160,7 +160,7 @@ func (h *host) certificate(t *testing.T) *x509.Certificate {
 func TestJoinGivesAnIdentityThatWorks(t *testing.T) {
 	p := start(t)
 	c := p.join(t, "n1")
-	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: n1Address}, nil); err != nil {
+	if err := c.call(t.Context(), wire.ReportPath, wire.Report{Address: n1Address}, nil); err != nil {
 		t.Fatalf("report: %v", err)
 	}
 	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
@@ -174,7 +174,7 @@ func TestJoinGivesAnIdentityThatWorks(t *testing.T) {
 	// The address belongs to n1 now, and the server's own is taken too.
 	other := p.join(t, "n2")
 	for _, taken := range []string{"192.0.2.11", "192.0.2.1", "no address", "127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.20.10", "255.255.255.255", "172.30.0.1", "10.42.1.1", "10.43.0.10"} {
-		if err := other.call(t.Context(), "/v1/agent/report", map[string]string{"address": taken}, nil); err == nil {
+		if err := other.call(t.Context(), wire.ReportPath, map[string]string{"address": taken}, nil); err == nil {
 			t.Errorf("address %s was taken", taken)
 		}
 	}
@@ -218,12 +218,12 @@ func TestRemovedNodeIsToldSo(t *testing.T) {
 	if err := store.Of[resource.Node](p.store).Delete(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: n1Address}, nil); !errors.Is(err, errGone) {
+	if err := c.call(t.Context(), wire.ReportPath, wire.Report{Address: n1Address}, nil); !errors.Is(err, errGone) {
 		t.Errorf("got %v, want errGone", err)
 	}
 	// Another machine under the same name doesn't bring the old certificate back.
 	p.join(t, "n1")
-	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: n1Address}, nil); !errors.Is(err, errGone) {
+	if err := c.call(t.Context(), wire.ReportPath, wire.Report{Address: n1Address}, nil); !errors.Is(err, errGone) {
 		t.Errorf("with a namesake: got %v, want errGone", err)
 	}
 }
@@ -241,7 +241,7 @@ func TestOnlyNodesAreHeard(t *testing.T) {
 	}
 	for name, certs := range map[string][]tls.Certificate{"none": nil, "not a node's": {pair}} {
 		tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: p.ca.Pool(), Certificates: certs}}
-		res, err := (&http.Client{Transport: tr}).Get(p.url + "/v1/agent/state")
+		res, err := (&http.Client{Transport: tr}).Get(p.url + wire.StatePath)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -272,7 +272,7 @@ func TestMachineCertificatesOnlyForOwnMachines(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return &out, c.call(t.Context(), "/v1/agent/machine-certificates",
+		return &out, c.call(t.Context(), wire.MachineCertificatesPath,
 			wire.MachineCertificatesRequest{Machine: machine, KubeletClient: csr, KubeletServing: csr, KubeProxy: csr}, &out)
 	}
 	got, err := ask(mine, "acme/web/shop/shop-1")
@@ -296,7 +296,7 @@ func TestMachineCertificatesOnlyForOwnMachines(t *testing.T) {
 func TestMonitorNoticesSilence(t *testing.T) {
 	p := start(t)
 	c := p.join(t, "n1")
-	if err := c.call(t.Context(), "/v1/agent/report", wire.Report{Address: n1Address}, nil); err != nil {
+	if err := c.call(t.Context(), wire.ReportPath, wire.Report{Address: n1Address}, nil); err != nil {
 		t.Fatal(err)
 	}
 	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
@@ -308,7 +308,7 @@ func TestMonitorNoticesSilence(t *testing.T) {
 	for _, step := range []struct {
 		after time.Duration
 		want  resource.Phase
-	}{{silence - time.Second, resource.Ready}, {silence + time.Second, resource.Degraded}} {
+	}{{wire.SilentAfter - time.Second, resource.Ready}, {wire.SilentAfter + time.Second, resource.Degraded}} {
 		m.now = func() time.Time { return began.Add(step.after) }
 		if err := m.look(t.Context(), n, began); err != nil {
 			t.Fatal(err)
@@ -347,7 +347,7 @@ func TestReportIsNotTakenAtItsWord(t *testing.T) {
 		for i := range 1000 {
 			rep.Problems = append(rep.Problems, resource.Condition{Type: fmt.Sprint(i), Message: strings.Repeat("m", 900)})
 		}
-		if err := c.call(t.Context(), "/v1/agent/report", rep, nil); err != nil {
+		if err := c.call(t.Context(), wire.ReportPath, rep, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -370,7 +370,7 @@ func TestRepeatedJoinLeavesOneNode(t *testing.T) {
 	p := start(t)
 	first, second := p.join(t, "n1"), p.join(t, "n1") // the same name and token, before any report
 	report := func(c *host) error {
-		return c.call(t.Context(), "/v1/agent/report", wire.Report{Address: n1Address}, nil)
+		return c.call(t.Context(), wire.ReportPath, wire.Report{Address: n1Address}, nil)
 	}
 	if err := report(second); err != nil {
 		t.Fatal(err)
@@ -408,7 +408,7 @@ func TestRemovedNodeSpendsItsToken(t *testing.T) {
 	if err := store.Of[resource.JoinToken](p.store).Create(t.Context(), &resource.JoinToken{Meta: resource.Meta{Name: "used"}, UsedBy: "n1", UsedAt: &now, ExpiresAt: now}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.call(t.Context(), "/v1/agent/leave", struct{}{}, nil); err != nil {
+	if err := c.call(t.Context(), wire.LeavePath, struct{}{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
@@ -425,5 +425,23 @@ func TestRemovedNodeSpendsItsToken(t *testing.T) {
 	}
 	if _, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("the node: got %v, want it gone", err)
+	}
+}
+
+// TestNewerAgentsAreHeard: while a platform is upgraded, an agent may say what its
+// server does not know yet. How much it may say is bounded all the same.
+func TestNewerAgentsAreHeard(t *testing.T) {
+	p := start(t)
+	c := p.join(t, "n1")
+	newer := map[string]any{"address": n1Address, "new": "x", "machines": []map[string]any{{"key": "a/b/c/d", "new": 1}}}
+	if err := c.call(t.Context(), wire.ReportPath, newer, nil); err != nil {
+		t.Errorf("a report with fields that are new: %v", err)
+	}
+	if n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1"); err != nil || n.Status.Address != n1Address {
+		t.Errorf("after it the node is %+v, %v", n, err)
+	}
+	newer["new"] = strings.Repeat("x", maxBody)
+	if err := c.call(t.Context(), wire.ReportPath, newer, nil); err == nil || !strings.Contains(err.Error(), "too large") {
+		t.Errorf("a report of more than %d bytes: got %v", maxBody, err)
 	}
 }

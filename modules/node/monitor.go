@@ -10,11 +10,8 @@ import (
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
 )
-
-// silence is how long a node may say nothing before it counts as away. Agents
-// report every ten seconds; Kubernetes gives its nodes 40 s too.
-const silence = 40 * time.Second
 
 // Monitor notices nodes that fell silent, and takes removed nodes through their
 // end: machines away first, the node last.
@@ -61,11 +58,11 @@ func (m *Monitor) look(ctx context.Context, n *resource.Node, began time.Time) e
 	if last.Before(began) {
 		last = began
 	}
-	if n.Status.Phase != resource.Ready || m.now().Sub(last) < silence {
+	if n.Status.Phase != resource.Ready || m.now().Sub(last) < wire.SilentAfter {
 		return nil
 	}
 	_, err := store.Of[resource.Node](m.Store).Modify(ctx, n.Name, func(n *resource.Node) error {
-		if n.Status.Phase != resource.Ready || m.now().Sub(n.Status.HeartbeatAt) < silence {
+		if n.Status.Phase != resource.Ready || m.now().Sub(n.Status.HeartbeatAt) < wire.SilentAfter {
 			return store.ErrSkip
 		}
 		n.Status.Phase = resource.Degraded
@@ -93,18 +90,13 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 			if x.UID != machine.UID {
 				return store.ErrSkip
 			}
-			changed := !x.Deleting()
-			if changed {
-				now := time.Now().UTC()
-				x.DeletedAt = &now
+			if !x.Deleting() {
+				x.DeletedAt = new(time.Now().UTC())
 			}
 			if n.Spec.Lost {
 				for _, t := range []string{resource.MachineDrained, resource.MachineRemoved} {
-					changed = x.Status.Conditions.Set(resource.Condition{Type: t, Status: resource.True, Reason: "HostLost"}) || changed
+					x.Status.Conditions.Set(resource.Condition{Type: t, Status: resource.True, Reason: "HostLost"})
 				}
-			}
-			if !changed {
-				return store.ErrSkip
 			}
 			return nil
 		})

@@ -13,37 +13,22 @@ import (
 )
 
 // renew signs a new certificate for a node that still has a good one.
-func (h *Hub) renew(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-	req, err := decode[struct {
-		CSR []byte `json:"csr"`
-	}](r)
-	var res wire.JoinResponse
-	if err == nil {
-		res.CA = h.cfg.CA.CertPEM()
-		res.Certificate, err = h.sign(req.CSR, node)
-	}
-	h.answer(w, res, err)
+func (h *Hub) renew(_ context.Context, node *resource.Node, req wire.JoinRequest) (res wire.JoinResponse, err error) {
+	res.CA = h.cfg.CA.CertPEM()
+	res.Certificate, err = h.sign(req.CSR, node)
+	return res, err
 }
 
 // machineCertificates signs for a machine that is placed on the asking node.
 // Names and use come from the platform's own records, never from the request.
-func (h *Hub) machineCertificates(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-	req, err := decode[wire.MachineCertificatesRequest](r)
-	var res *wire.MachineCertificates
-	if err == nil {
-		res, err = h.signMachine(r.Context(), node, req)
-	}
-	h.answer(w, res, err)
-}
-
-func (h *Hub) signMachine(
+func (h *Hub) machineCertificates(
 	ctx context.Context,
 	node *resource.Node,
 	req wire.MachineCertificatesRequest,
 ) (*wire.MachineCertificates, error) {
 	m, err := store.Of[resource.Machine](h.cfg.Store).Get(ctx, req.Machine)
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) || (err == nil && m.Spec.Node != node.Name) {
-		return nil, refusal{http.StatusNotFound, fmt.Sprintf("machine %q is not on node %s", req.Machine, node.Name)}
+		return nil, refuse(http.StatusNotFound, "machine %q is not on node %s", req.Machine, node.Name)
 	} else if err != nil {
 		return nil, err
 	}

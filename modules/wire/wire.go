@@ -39,9 +39,28 @@ const (
 	NodeUIDPrefix     = "multipaas:node-uid:"
 )
 
-// AliveEvery is how often a silent stream of states shows that it lives. The
-// agent gives it up after three times that.
-const AliveEvery = 5 * time.Second
+// What an agent asks of its server, over HTTPS. All but JoinPath need a node's
+// certificate.
+const (
+	AgentPath               = "/v1/agent/"                       // all of them are below
+	JoinPath                = AgentPath + "join"                 // JoinRequest: JoinResponse
+	StatePath               = AgentPath + "state"                // a stream of State, one in a line, and of empty lines
+	ReportPath              = AgentPath + "report"               // Report
+	CertificatePath         = AgentPath + "certificate"          // JoinRequest with the CSR alone: JoinResponse
+	MachineCertificatesPath = AgentPath + "machine-certificates" // MachineCertificatesRequest: MachineCertificates
+	LeavePath               = AgentPath + "leave"
+)
+
+const (
+	// AliveEvery is how often a silent stream of states shows that it lives. An
+	// agent gives one up that has been silent for DeadAfter.
+	AliveEvery = 5 * time.Second
+	DeadAfter  = 3 * AliveEvery
+	// ReportEvery is the pace of reports without news. A node that has been silent
+	// for SilentAfter counts as away; Kubernetes gives its nodes 40 s too.
+	ReportEvery = 10 * time.Second
+	SilentAfter = 4 * ReportEvery
+)
 
 // State is everything a node shall do, whole: sent anew on every change,
 // so that a message lost or an agent restarted costs nothing.
@@ -55,6 +74,18 @@ type State struct {
 	// UpstreamDNS are resolvers that tenants' names are forwarded to. Empty:
 	// names outside the cluster don't resolve.
 	UpstreamDNS []netip.AddrPort `json:"upstreamDNS,omitempty"`
+}
+
+// Wanted are the IDs of networks and the UIDs of machines that shall be on the
+// host, those that are being removed included.
+func (s *State) Wanted() (networks, machines []string) {
+	for _, n := range s.Networks {
+		networks = append(networks, n.ID)
+	}
+	for _, m := range s.Machines {
+		machines = append(machines, m.UID)
+	}
+	return networks, machines
 }
 
 // Network is one workspace's network as one host sees it.
@@ -133,10 +164,10 @@ type NetworkReport struct {
 }
 
 // JoinRequest is what a machine sends to become a node, authenticated by its
-// join token.
+// join token. A node that is one asks for a new certificate with the CSR alone.
 type JoinRequest struct {
-	Name  string `json:"name"`
-	Token string `json:"token"`
+	Name  string `json:"name,omitempty"`
+	Token string `json:"token,omitempty"`
 	CSR   []byte `json:"csr"` // PEM; the key never leaves the node
 }
 
