@@ -523,7 +523,7 @@ func (a *Agent) cleanUp(ctx context.Context) error {
 			return err
 		}
 		if left == 0 {
-			faultpoint.Reach("node/leave/cleaned")
+			failpoint.Reach("node/leave/cleaned")
 			return os.RemoveAll(a.cfg.Client.dir)
 		}
 		select {

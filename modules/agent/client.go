@@ -203,11 +203,11 @@ func (c *Client) renew(ctx context.Context) error {
 	if _, err := id.pair(); err != nil {
 		return err
 	}
-	faultpoint.Reach("node/renew/signed")
+	failpoint.Reach("node/renew/signed")
 	if err := writeIdentity(c.dir, &id); err != nil {
 		return err
 	}
-	faultpoint.Reach("node/renew/kept")
+	failpoint.Reach("node/renew/kept")
 	c.identity.Store(&id)
 	return nil
 }

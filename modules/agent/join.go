@@ -68,7 +68,7 @@ func Join(ctx context.Context, dir, server, name, token string) error {
 	if _, err := id.pair(); err != nil {
 		return fmt.Errorf("join %s: the server answered with a certificate that does not fit: %w", server, err)
 	}
-	faultpoint.Reach("node/join/answered")
+	failpoint.Reach("node/join/answered")
 	if err := writeIdentity(dir, id); err != nil {
 		return err
 	}

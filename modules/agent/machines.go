@@ -15,7 +15,7 @@ import (
 	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
@@ -68,9 +68,8 @@ func Machines(cfg MachinesConfig) Driver {
 
 type machines struct {
 	MachinesConfig
-	// falls has the machines that ended by themselves. Each has a pause before it is
-	// started again, twice as long each time, which is forgotten once it has not
-	// fallen for twice the longest.
+	// falls are pauses before machines that ended by themselves are started again:
+	// twice as long each time, and forgotten in twice the longest without a fall.
 	falls *flowcontrol.Backoff
 }
 
@@ -78,8 +77,8 @@ const (
 	// machinesEvery is how often machines are looked at though nothing has changed:
 	// their certificates may be due.
 	machinesEvery = time.Hour
-	// A start takes a core for some seconds. One that dies at once gets a tenth of
-	// its host's time at first and, after eight more, a hundredth.
+	// From the tenth fall in a row on, the pause is the longest: a start takes a core
+	// for some seconds, which is then a hundredth of its time.
 	minPause = time.Second
 	maxPause = 5 * time.Minute
 )

@@ -45,10 +45,7 @@ type Config struct {
 	Log       *slog.Logger
 }
 
-// Endpoints are what the platform offers to a machine at the link-local address
-// inside its own network namespace: a registry over HTTP and a resolver. Who
-// asks is known by where it listens, so there is no credential. It is safe for
-// concurrent use.
+// Endpoints are those of all machines of a host. It is safe for concurrent use.
 type Endpoints struct {
 	cfg     Config
 	state   atomic.Pointer[wire.State] // has the registry and the upstream resolvers

@@ -4,13 +4,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httputil"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // payloadImages serves a folder of OCI layouts, one for each repository, by the
@@ -61,8 +65,8 @@ func (p payloadImages) manifest(w http.ResponseWriter, r *http.Request, layout, 
 		return
 	}
 	defer f.Close()
-	var index v1.IndexManifest
-	if err := json.NewDecoder(io.LimitReader(f, maxManifest)).Decode(&index); err != nil {
+	index, err := v1.ParseIndexManifest(io.LimitReader(f, maxManifest))
+	if err != nil {
 		registryError(w, http.StatusInternalServerError, "UNKNOWN", "the image's index is damaged")
 		return
 	}
@@ -103,6 +107,27 @@ func (p payloadImages) blob(w http.ResponseWriter, r *http.Request, layout, dige
 	w.Header().Set("Docker-Content-Digest", digest)
 	w.Header().Set("Etag", `"`+digest+`"`)
 	http.ServeContent(w, r, "", info.ModTime(), f)
+}
+
+// pull takes what a machine asks for to the platform's registry, with the node's
+// certificate and the name of the workspace that asks. The query parameter ns is
+// the host that the machine was asked for.
+func (e *Endpoints) pull(workspace string, log *slog.Logger) http.Handler {
+	return &httputil.ReverseProxy{
+		Transport: e.cfg.Transport,
+		ErrorLog:  slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		Rewrite: func(r *httputil.ProxyRequest) {
+			registry := e.state.Load().Registry
+			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "https", registry, registry
+			// Nothing a machine says about itself counts.
+			r.Out.Header.Del("Authorization")
+			r.Out.Header.Set(wire.WorkspaceHeader, workspace)
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			log.Warn("pull from the platform's registry", "path", r.URL.Path, "err", err)
+			registryError(w, http.StatusServiceUnavailable, "UNAVAILABLE", "the platform's registry can't be reached from this node now")
+		},
+	}
 }
 
 // registryError answers in the form that clients of registries show.

@@ -19,7 +19,7 @@ type object = map[string]any
 // writeConfig writes the files that a machine reads, each if it changed, each
 // at once. They are in one folder, so that a file that is replaced is seen
 // inside: kubelet and client-go read certificates again by themselves.
-func (s *Sandbox) writeConfig(spec order, dir string, mtu int) error {
+func writeConfig(spec order, dir string, mtu int) error {
 	for _, sub := range []string{"", "cni", "pki", "certs.d/_default"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return err
@@ -40,7 +40,7 @@ func (s *Sandbox) writeConfig(spec order, dir string, mtu int) error {
 		// Everything is asked of the one endpoint, which knows all names: with no
 		// other server named there is none to wait for.
 		"certs.d/_default/hosts.toml": fmt.Appendf(nil, "server = \"http://%s\"\ncapabilities = [\"pull\", \"resolve\"]\n", registry),
-		"containerd.toml":             s.containerdConfig(),
+		"containerd.toml":             containerdConfig(),
 		"pki/ca.crt":                  spec.ClusterCA,
 		"pki/kubelet-client.crt":      spec.keys.KubeletClient,
 		"pki/kubelet-client.key":      spec.keys.KubeletClientKey,
@@ -77,7 +77,7 @@ func (s *Sandbox) writeConfig(spec order, dir string, mtu int) error {
 	return nil
 }
 
-func (s *Sandbox) containerdConfig() []byte {
+func containerdConfig() []byte {
 	return fmt.Appendf(nil, `version = 4
 root = "/var/lib/containerd"
 state = "/run/containerd"

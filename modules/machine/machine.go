@@ -40,14 +40,15 @@ func (s order) check() error {
 	if strings.Trim(s.KubernetesVersion, "0123456789.") != "" || s.KubernetesVersion == "" {
 		fail("Kubernetes version %q", s.KubernetesVersion)
 	}
-	if s.Machine.Spec.Size.MilliCPU < minMilliCPU {
-		fail("%d thousandths of a CPU: a machine needs %d", s.Machine.Spec.Size.MilliCPU, minMilliCPU)
+	size := s.Machine.Spec.Size
+	if size.MilliCPU < minMilliCPU {
+		fail("%d thousandths of a CPU: a machine needs %d", size.MilliCPU, minMilliCPU)
 	}
-	if s.Machine.Spec.Size.MemoryBytes < minMemory {
-		fail("%d bytes of memory: a machine needs %d", s.Machine.Spec.Size.MemoryBytes, minMemory)
+	if size.MemoryBytes < minMemory {
+		fail("%d bytes of memory: a machine needs %d", size.MemoryBytes, minMemory)
 	}
-	if s.Machine.Spec.Size.DiskBytes < minDisk {
-		fail("%d bytes of disk: a machine needs %d", s.Machine.Spec.Size.DiskBytes, minDisk)
+	if size.DiskBytes < minDisk {
+		fail("%d bytes of disk: a machine needs %d", size.DiskBytes, minDisk)
 	}
 	if !s.Machine.Spec.Address.IsValid() || !s.Machine.Spec.PodCIDR.IsValid() {
 		fail("no address, or no range for pods")

@@ -18,7 +18,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
-	"github.com/multipaas/multipaas/appliance/faultpoint"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -150,8 +150,8 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 	if err != nil {
 		return err
 	}
-	faultpoint.Reach("machine/start/recorded")
-	if err := s.writeConfig(spec, m.at("config"), mtu); err != nil {
+	failpoint.Reach("machine/start/recorded")
+	if err := writeConfig(spec, m.at("config"), mtu); err != nil {
 		return err
 	}
 	c, ok, err := s.runc.state(ctx, spec.UID)
@@ -207,7 +207,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home) error {
 	if err := m.disk().ensure(ctx, spec.Machine.Spec.Size.DiskBytes, image); err != nil {
 		return err
 	}
-	faultpoint.Reach("machine/start/disk-mounted")
+	failpoint.Reach("machine/start/disk-mounted")
 	for _, dir := range []string{"disk/containerd", "disk/kubelet", "disk/log"} {
 		if err := os.MkdirAll(m.at(dir), 0o755); err != nil {
 			return err
@@ -235,7 +235,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home) error {
 	if err := g.Close(); err != nil {
 		return err
 	}
-	faultpoint.Reach("machine/start/group-made")
+	failpoint.Reach("machine/start/group-made")
 	if err := os.MkdirAll(m.at("bundle"), 0o700); err != nil {
 		return err
 	}

@@ -452,7 +452,7 @@ func TestHalf(t *testing.T) {
 		"root":    func() error { return r.s.prepare(t.Context(), r.spec, m) },
 		"state":   func() error { return os.MkdirAll(filepath.Join(r.s.cfg.Runc, r.spec.UID), 0o700) },
 		"created": func() error {
-			if err := errors.Join(r.s.writeConfig(r.spec, m.at("config"), 1450), r.s.prepare(t.Context(), r.spec, m)); err != nil {
+			if err := errors.Join(writeConfig(r.spec, m.at("config"), 1450), r.s.prepare(t.Context(), r.spec, m)); err != nil {
 				return err
 			}
 			cmd := r.s.runc.command(t.Context(), "create", "--bundle", m.at("bundle"), r.spec.UID)

@@ -524,11 +524,59 @@ func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.Mac
 	return err
 }
 
+// renew signs a new certificate for a node that still has a good one.
+func (h *Hub) renew(_ context.Context, node *resource.Node, req wire.JoinRequest) (res wire.JoinResponse, err error) {
+	res.CA = h.cfg.CA.CertPEM()
+	res.Certificate, err = h.sign(req.CSR, node)
+	return res, err
+}
+
+// machineCertificates signs for a machine that is placed on the asking node.
+// Names and use come from the platform's own records, never from the request.
+func (h *Hub) machineCertificates(
+	ctx context.Context,
+	node *resource.Node,
+	req wire.MachineCertificatesRequest,
+) (*wire.MachineCertificates, error) {
+	m, err := store.Of[resource.Machine](h.cfg.Store).Get(ctx, req.Machine)
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) || (err == nil && m.Spec.Node != node.Name) {
+		return nil, refuse(http.StatusNotFound, "machine %q is not on node %s", req.Machine, node.Name)
+	} else if err != nil {
+		return nil, err
+	}
+	keys, err := store.Of[resource.WorkspaceKeys](h.cfg.Store).Get(ctx, m.WorkspaceKey())
+	if err != nil {
+		return nil, err
+	}
+	ca, err := pki.ParseCA(keys.CACert, keys.CAKey)
+	if err != nil {
+		return nil, fmt.Errorf("authority of workspace %s: %w", m.WorkspaceKey(), err)
+	}
+	address, _ := h.cfg.Plan.Machine(m.Spec.Index)
+	user, nodes, hosts := "system:node:"+m.Name, []string{"system:nodes"}, []string{m.Name, address.String()}
+	var out wire.MachineCertificates
+	for _, c := range []struct {
+		csr []byte
+		req pki.Request
+		to  *[]byte
+	}{
+		// Names as kubeadm gives them (Kubernetes docs, PKI certificates and requirements).
+		{req.KubeletClient, pki.Request{CommonName: user, Organizations: nodes, Client: true}, &out.KubeletClient},
+		{req.KubeletServing, pki.Request{CommonName: user, Organizations: nodes, Server: true, Hosts: hosts}, &out.KubeletServing},
+		{req.KubeProxy, pki.Request{CommonName: "system:kube-proxy", Client: true}, &out.KubeProxy},
+	} {
+		if *c.to, err = ca.Sign(c.csr, c.req); err != nil {
+			return nil, unusable(err)
+		}
+	}
+	return &out, nil
+}
+
 // leave marks the node as going. Its machines are drained and taken away; when
 // nothing is left the node is removed and the agent is told so.
 func (h *Hub) leave(ctx context.Context, node *resource.Node, _ nothing) (nothing, error) {
 	_, err := store.Of[resource.Node](h.cfg.Store).MarkDeleted(ctx, node.Name)
-	faultpoint.Reach("node/leave/marked")
+	failpoint.Reach("node/leave/marked")
 	return nothing{}, err
 }
 

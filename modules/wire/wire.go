@@ -62,8 +62,7 @@ const (
 	SilentAfter = 4 * ReportEvery
 )
 
-// State is everything a node shall do, whole: sent anew on every change,
-// so that a message lost or an agent restarted costs nothing.
+// State is everything a node shall do, sent anew on every change.
 type State struct {
 	Node     string    `json:"node"`
 	Networks []Network `json:"networks"`
@@ -130,7 +129,7 @@ type Machine struct {
 	Remove bool `json:"remove,omitempty"`
 }
 
-// Report is what a node tells the server, every few seconds and on change.
+// Report is what a node tells the server, every ReportEvery and on change.
 type Report struct {
 	Address  netip.Addr           `json:"address"`
 	Version  string               `json:"version"`
