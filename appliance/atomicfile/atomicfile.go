@@ -7,6 +7,7 @@
 package atomicfile
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,15 @@ func Write(path string, data []byte, mode fs.FileMode) error {
 		_, err := w.Write(data)
 		return err
 	})
+}
+
+// WriteJSON puts v at path as JSON, for its owner alone.
+func WriteJSON(path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return Write(path, data, 0o600)
 }
 
 // WriteFunc is Write for content that is made while it is written. If write

@@ -256,11 +256,7 @@ func (a *Agent) loadState() bool {
 // take makes s the state to work for and queues everything it touches.
 func (a *Agent) take(s *wire.State, live bool) error {
 	if live {
-		data, err := json.Marshal(s)
-		if err != nil {
-			return err
-		}
-		if err := atomicfile.Write(filepath.Join(a.cfg.Client.dir, stateName), data, 0o600); err != nil {
+		if err := atomicfile.WriteJSON(filepath.Join(a.cfg.Client.dir, stateName), s); err != nil {
 			return fmt.Errorf("keep state: %w", err)
 		}
 		failpoint.Reach("agent/state-kept")

@@ -62,14 +62,10 @@ func readIdentity(dir string) (*identity, error) {
 }
 
 func writeIdentity(dir string, id *identity) error {
-	data, err := json.Marshal(id)
-	if err != nil {
-		return err
-	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return atomicfile.Write(identityFile(dir), data, 0o600)
+	return atomicfile.WriteJSON(identityFile(dir), id)
 }
 
 // Client talks to the server as the node that this machine is, with the node's

@@ -249,13 +249,10 @@ func (d machines) certificates(ctx context.Context, m wire.Machine) (wire.Machin
 		return c, err
 	}
 	failpoint.Reach("agent/certificates-signed")
-	if data, err = json.Marshal(fresh); err != nil {
-		return c, err
-	}
 	if err := os.MkdirAll(d.keys(m.UID), 0o700); err != nil {
 		return c, err
 	}
-	if err := atomicfile.Write(file, data, 0o600); err != nil {
+	if err := atomicfile.WriteJSON(file, fresh); err != nil {
 		return c, err
 	}
 	failpoint.Reach("agent/certificates-kept")

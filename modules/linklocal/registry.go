@@ -132,11 +132,7 @@ func (e *Endpoints) pull(workspace string, log *slog.Logger) http.Handler {
 
 // registryError answers in the form that clients of registries show.
 func registryError(w http.ResponseWriter, status int, code, message string) {
-	type problem struct {
-		Code    string `json:"code"`
-		Message string `json:"message"`
-	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(map[string][]problem{"errors": {{code, message}}})
+	json.NewEncoder(w).Encode(map[string][]map[string]string{"errors": {{"code": code, "message": message}}})
 }

@@ -98,14 +98,6 @@ func readRecord(file string) (record, error) {
 	return r, json.Unmarshal(data, &r)
 }
 
-func writeJSON(file string, v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return atomicfile.Write(file, data, 0o600)
-}
-
 // Files of a machine's home.
 const (
 	recordName  = "machine.json"
@@ -143,7 +135,7 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 	// A record that can't be read is made anew: it holds nothing that is lost.
 	rec, _ := readRecord(m.at(recordName))
 	rec.Machine = spec.Machine
-	if err := writeJSON(m.at(recordName), rec); err != nil {
+	if err := atomicfile.WriteJSON(m.at(recordName), rec); err != nil {
 		return err
 	}
 	mtu, err := linkMTU(spec.netns)
@@ -181,7 +173,7 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 	}
 	failpoint.Reach("machine/start/container-running")
 	rec.Starts++
-	if err := writeJSON(m.at(recordName), rec); err != nil {
+	if err := atomicfile.WriteJSON(m.at(recordName), rec); err != nil {
 		return err
 	}
 	s.cfg.Log.Info("machine started", "machine", spec.Name, "uid", spec.UID, "start", rec.Starts, "took", time.Since(began).Round(time.Millisecond))
@@ -242,7 +234,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home) error {
 	if err := os.RemoveAll(m.at("bundle/runc.log")); err != nil {
 		return err
 	}
-	return writeJSON(m.at("bundle/config.json"), s.bundle(spec, m, cgroupsPath))
+	return atomicfile.WriteJSON(m.at("bundle/config.json"), s.bundle(spec, m, cgroupsPath))
 }
 
 func (s *Sandbox) pruneImages() {
