@@ -18,7 +18,10 @@ func (p *program) apps() noun[resource.App] {
 		one:   "app",
 		in:    inWorkspace,
 		tasks: true,
-		pick:  appsOfNamespace,
+		pick: func(c *call, apps []resource.App) []resource.App {
+			ns := c.String("namespace")
+			return slices.DeleteFunc(apps, func(a resource.App) bool { return ns != "" && a.Spec.Namespace != ns })
+		},
 		also: func(a *resource.App) string {
 			if a.Status.URL == "" {
 				return ""
@@ -42,12 +45,6 @@ func (p *program) apps() noun[resource.App] {
 			{head: "DIGEST", wide: true, cell: func(a *resource.App) string { return a.Status.ImageDigest }},
 		}),
 	}
-}
-
-// appsOfNamespace picks those that the flag asks for.
-func appsOfNamespace(c *call, apps []resource.App) []resource.App {
-	ns := c.String("namespace")
-	return slices.DeleteFunc(apps, func(a resource.App) bool { return ns != "" && a.Spec.Namespace != ns })
 }
 
 func (p *program) appCommands() *command {
@@ -165,8 +162,7 @@ func (c *call) deploy() error {
 // status a few times while it starts.
 const maxDeployTries = 10
 
-// changeApp lays what the flags say over spec and tells whether they say
-// anything.
+// changeApp lays the flags over spec and tells whether they say anything.
 func (c *call) changeApp(spec *resource.AppSpec, command []string) (changed bool, err error) {
 	for flag, field := range map[string]*string{"image": &spec.Image, "namespace": &spec.Namespace, "health-path": &spec.HealthPath} {
 		if c.IsSet(flag) {

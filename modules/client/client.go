@@ -17,12 +17,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
 // Main runs one command, like {"ws", "create", "shop"}, and returns its exit
@@ -208,4 +211,91 @@ func buildVersion() string {
 // note writes one line for people; results go to standard output instead.
 func (p *program) note(format string, args ...any) {
 	fmt.Fprintf(p.err, format+"\n", args...)
+}
+
+// defaultTimeout is how long a waiting command waits. A workspace of two
+// machines takes under a minute on a calm host, several on a busy one.
+const defaultTimeout = 10 * time.Minute
+
+// completeWord is the hidden command that completion scripts call.
+const completeWord = "__complete"
+
+// commands is the tree of `mp`.
+func (p *program) commands() *command {
+	return &command{
+		name:  "mp",
+		usage: "the client of MultiPaaS: accounts, organizations, workspaces and apps",
+		about: `A workspace is a Kubernetes cluster of its own, in an organization, in an account.
+Commands work in the place that was chosen with 'mp accounts use', 'mp org use',
+'mp ws use' and 'mp ns use'. MP_ACCOUNT, MP_ORGANIZATION, MP_WORKSPACE and MP_NAMESPACE
+override that, and flags override those. 'mp ws:create' is 'mp ws create', and a noun
+without a verb lists. Flags may stand anywhere; everything after -- is an argument.
+
+The configuration is in MP_CONFIG, or ~/.config/multipaas. Exit codes: 0 ok, 1 failed,
+2 usage or invalid value, 3 not found, 4 conflict, 5 timeout, 6 denied, 130 interrupted.`,
+		examples: []string{
+			"mp init https://multipaas.example:7443 --ca ca.crt",
+			"mp login me@example.com",
+			"mp ws create shop --machines 2",
+			"mp apps deploy hello --image hello:1 --instances 2 --port 8080",
+		},
+		sub: []*command{
+			p.initCommand(), p.registerCommand(), p.loginCommand(), p.logoutCommand(), p.sessionCommand(), p.passwdCommand(),
+			p.accountCommands(), p.organizationCommands(), p.userCommands(),
+			p.workspaceCommands(), p.namespaceCommands(), p.clusterCommands(),
+			p.appCommands(), p.imageCommands(), p.taskCommands(), p.nodeCommands(),
+			p.kubeCredentialCommand(), p.completionCommand(), p.versionCommand(),
+		},
+	}
+}
+
+// versionView is what `mp version` shows.
+type versionView struct {
+	Client string         `json:"client"`
+	Server *resource.Info `json:"server,omitempty"`
+}
+
+// versionTimeout keeps `mp version` quick when the server is away.
+const versionTimeout = 5 * time.Second
+
+func (p *program) versionCommand() *command {
+	return &command{
+		name: "version", usage: "show the versions of client and platform, and the platform's addresses",
+		examples: []string{"mp version", "mp version --client"},
+		flags:    flags(&cli.BoolFlag{Name: "client", Usage: "do not ask the server"}, resultFlag()),
+		run:      (*call).version,
+	}
+}
+
+func (c *call) version() error {
+	view := versionView{Client: buildVersion()}
+	t := noun[versionView]{columns: []column[versionView]{
+		{head: "CLIENT", cell: func(v *versionView) string { return v.Client }},
+	}}
+	conf, err := c.conf()
+	if err != nil {
+		return err
+	}
+	if conf.Server != "" && !c.Bool("client") {
+		r, err := c.anonymous()
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(c.Context.Context, versionTimeout)
+		defer cancel()
+		var info resource.Info
+		if err := r.do(ctx, http.MethodGet, apiPath("info"), nil, &info); err != nil {
+			c.note("mp: the server's version is not known: %s", printable(err.Error()))
+		} else {
+			view.Server = &info
+			t.columns = append(t.columns,
+				column[versionView]{head: "PLATFORM", cell: func(v *versionView) string { return v.Server.Version }},
+				column[versionView]{head: "KUBERNETES", cell: func(v *versionView) string { return strings.Join(v.Server.KubernetesVersions, ", ") }},
+				column[versionView]{head: "APPS-BELOW", cell: func(v *versionView) string { return v.Server.Domain }},
+				column[versionView]{head: "REGISTRY", cell: func(v *versionView) string { return v.Server.Registry }},
+				column[versionView]{head: "KUBERNETES-API", cell: func(v *versionView) string { return v.Server.KubernetesAPI }},
+			)
+		}
+	}
+	return t.printOne(c, &view)
 }

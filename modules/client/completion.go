@@ -117,17 +117,13 @@ func (p *program) offers(ctx context.Context, root *command, before []string, la
 		return append(found, "--help")
 	case r.cmd.run == nil:
 		// "ws:cr" is "ws create", too.
-		noun, prefix := r.cmd, ""
-		if i := strings.LastIndexByte(last, ':'); i >= 0 {
-			prefix = last[:i+1]
-			for _, name := range strings.Split(last[:i], ":") {
-				if noun = noun.find(name); noun == nil {
-					return nil
-				}
-			}
+		prefix := last[:strings.LastIndexByte(last, ':')+1]
+		noun, err := walk(resolved{cmd: r.cmd}, strings.Fields(strings.TrimSuffix(prefix, ":")), false)
+		if err != nil {
+			return nil
 		}
 		var found []string
-		for _, s := range noun.sub {
+		for _, s := range noun.cmd.sub {
 			found = append(found, prefix+s.called()[0])
 		}
 		return found
@@ -165,8 +161,7 @@ func (p *program) flagValues(ctx context.Context, root *command, r resolved) []s
 	}[f.Names()[0]]
 }
 
-// rememberedNames are the offers of a moment ago, kept so that the key answers
-// at once.
+// rememberedNames are offers, kept so that the key answers at once.
 type rememberedNames struct {
 	At    time.Time `json:"at"`
 	Names []string  `json:"names"`

@@ -86,16 +86,6 @@ func (p *program) configDir() (string, error) {
 	return filepath.Join(home, ".config", "multipaas"), nil
 }
 
-// readConfig reads config.json of dir; there may be none yet.
-func readConfig(dir string) (*Config, error) {
-	c := &Config{}
-	err := readJSON(filepath.Join(dir, "config.json"), c, false)
-	if errors.Is(err, fs.ErrNotExist) {
-		return c, nil
-	}
-	return c, err
-}
-
 func writeConfig(dir string, c *Config) error {
 	return writeJSON(filepath.Join(dir, "config.json"), c)
 }

@@ -2,11 +2,16 @@ package client
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clientauth "k8s.io/client-go/pkg/apis/clientauthentication/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
 
@@ -103,4 +108,98 @@ func shellQuote(s string) string {
 		return s
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+func (p *program) kubeCredentialCommand() *command {
+	return &command{
+		name: "kube-credential", usage: "print a short-lived token for a workspace's Kubernetes API",
+		about: `kubectl calls this, as the file of 'mp cluster config-kubectl' says. It prints an
+ExecCredential of client.authentication.k8s.io/v1 and keeps the token, for you alone,
+until half of its lifetime is over.`,
+		examples: []string{"mp kube-credential --account acme --organization web --workspace shop"},
+		flags:    placeFlags(inWorkspace),
+		run:      (*call).kubeCredential,
+	}
+}
+
+// cachedToken is a token kept for the next call of kubectl: a call without it
+// takes a request, and kubectl may run many times a second.
+type cachedToken struct {
+	resource.KubeToken
+	// ReuseUntil is half way to the end of life. A workspace that was deleted
+	// and made anew elsewhere refuses the old token; the shorter we keep it, the
+	// sooner that heals.
+	ReuseUntil time.Time `json:"reuseUntil"`
+}
+
+func (c *call) kubeCredential() error {
+	if err := checkExecInfo(os.Getenv("KUBERNETES_EXEC_INFO")); err != nil {
+		return err
+	}
+	t, err := c.need(inWorkspace)
+	if err != nil {
+		return err
+	}
+	r, err := c.remote() // without a session there is no token, cached or not
+	if err != nil {
+		return err
+	}
+	file := c.tokenFile(t)
+	var cached cachedToken
+	if err := readJSON(file, &cached, true); err == nil && time.Now().Before(cached.ReuseUntil) {
+		return c.writeExecCredential(cached.KubeToken)
+	}
+	var token resource.KubeToken
+	if err := r.do(c.Context.Context, http.MethodPost, t.at(inWorkspace, "kube", "credential"), nil, &token); err != nil {
+		return err
+	}
+	cached = cachedToken{KubeToken: token, ReuseUntil: time.Now().Add(token.ExpiresAt.Sub(time.Now()) / 2)}
+	if err := writeJSON(file, cached); err != nil {
+		c.note("mp: the token is not kept for the next time: %v", err)
+	}
+	return c.writeExecCredential(token)
+}
+
+// tokenFile is where the token for the workspace t is kept.
+func (c *call) tokenFile(t Target) string { return c.cacheFile("kube", t.at(inWorkspace)) }
+
+// dropKubeToken forgets the token for t, if that is a workspace.
+func (c *call) dropKubeToken(t Target) error {
+	if t.Workspace == "" || t.Namespace != "" {
+		return nil
+	}
+	return os.RemoveAll(c.tokenFile(t))
+}
+
+// checkExecInfo refuses a caller that speaks another version of the protocol.
+func checkExecInfo(info string) error {
+	if info == "" {
+		return nil // typed by hand
+	}
+	var cred clientauth.ExecCredential
+	if err := json.Unmarshal([]byte(info), &cred); err != nil {
+		return usagef("it is set by kubectl", "KUBERNETES_EXEC_INFO is not understood: %v", err)
+	}
+	if cred.APIVersion != execVersion || cred.Kind != "ExecCredential" {
+		return usagef("write the kubeconfig again with 'mp cluster config-kubectl'", "the caller wants %s %s, not %s", cred.APIVersion, cred.Kind, execVersion)
+	}
+	return nil
+}
+
+// credentialMargin is how long before its end a token is no longer used. client-go
+// asks for another when it has expired, and one that ends on its way to the plane, or by
+// a clock that is ahead, is answered 401: client-go does not ask again.
+const credentialMargin = time.Minute
+
+func (c *call) writeExecCredential(token resource.KubeToken) error {
+	expires := metav1.NewTime(token.ExpiresAt.Add(-credentialMargin))
+	data, err := json.Marshal(clientauth.ExecCredential{
+		TypeMeta: metav1.TypeMeta{APIVersion: execVersion, Kind: "ExecCredential"},
+		Status:   &clientauth.ExecCredentialStatus{ExpirationTimestamp: &expires, Token: token.Token},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.out, "%s\n", data)
+	return err
 }

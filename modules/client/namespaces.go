@@ -30,7 +30,7 @@ func (p *program) namespaceCommands() *command {
 		namespaces.use(command{
 			usage:    "deploy into this namespace",
 			examples: []string{"mp ns use staging"},
-			run:      (*call).useNamespace,
+			run:      namespaces.on((*call).useNamespace),
 		}),
 		namespaces.delete("", command{
 			usage:    "delete a namespace with everything in it",
@@ -41,11 +41,7 @@ func (p *program) namespaceCommands() *command {
 }
 
 // useNamespace looks for it in the list: the API shows no single one.
-func (c *call) useNamespace() error {
-	it, err := c.namespaces().arg(c)
-	if err != nil {
-		return err
-	}
+func (c *call) useNamespace(it thing) error {
 	there, err := c.namespaces().names(c)
 	if err != nil {
 		return err

@@ -98,6 +98,17 @@ func (n noun[V]) arg(c *call) (thing, error) {
 	return thing{Target: t, name: c.arg(0), label: t.String(), path: t.at(n.in + 1)}, err
 }
 
+// on runs fn on what the first argument names.
+func (n noun[V]) on(fn func(*call, thing) error) func(*call) error {
+	return func(c *call) error {
+		it, err := n.arg(c)
+		if err != nil {
+			return err
+		}
+		return fn(c, it)
+	}
+}
+
 // named is the thing with a name, in the place at hand.
 func (n noun[V]) named(c *call, name string) (thing, error) {
 	if n.in == anywhere {
@@ -170,17 +181,13 @@ func (n noun[V]) show(words command) *command {
 		args:  "NAME",
 		names: n.names,
 		flags: flags(n.placeFlags(words), words.flags, resultFlag()),
-		run: func(c *call) error {
-			it, err := n.arg(c)
-			if err != nil {
-				return err
-			}
+		run: n.on(func(c *call, it thing) error {
 			var got V
 			if err := c.get(it.path, &got); err != nil {
 				return err
 			}
 			return n.printOne(c, &got)
-		},
+		}),
 	})
 }
 
@@ -199,16 +206,12 @@ func (n noun[V]) use(words command) *command {
 		args:  "NAME",
 		names: n.names,
 		flags: flags(placeFlags(n.in), words.flags),
-		run: func(c *call) error {
-			it, err := n.arg(c)
-			if err != nil {
-				return err
-			}
+		run: n.on(func(c *call, it thing) error {
 			if err := c.get(it.path, new(V)); err != nil {
 				return err
 			}
 			return c.choose(it.Target)
-		},
+		}),
 	})
 }
 
@@ -219,11 +222,7 @@ func (n noun[V]) create(words command, spec func(*call) (any, error)) *command {
 		name:  "create",
 		args:  "NAME",
 		flags: flags(placeFlags(n.in), words.flags, dryRunFlag(), n.waitFlags(), resultFlag()),
-		run: func(c *call) error {
-			it, err := n.arg(c)
-			if err != nil {
-				return err
-			}
+		run: n.on(func(c *call, it thing) error {
 			var in any
 			if spec != nil {
 				wanted, err := spec(c)
@@ -256,7 +255,7 @@ func (n noun[V]) create(words command, spec func(*call) (any, error)) *command {
 				done += " " + n.start(c)
 			}
 			return n.settle(c, it.path, accepted, subject+" is being created"+chosen, done)
-		},
+		}),
 	})
 }
 
@@ -320,17 +319,13 @@ func (n noun[V]) set(words command, spec func(*call) (map[string]any, string, er
 		args:  "NAME",
 		names: n.names,
 		flags: flags(n.placeFlags(words), words.flags, dryRunFlag(), n.waitFlags(), resultFlag()),
-		run: func(c *call) error {
-			it, err := n.arg(c)
-			if err != nil {
-				return err
-			}
+		run: n.on(func(c *call, it thing) error {
 			fields, done, err := spec(c)
 			if err != nil {
 				return err
 			}
 			return n.patch(c, it, fields, done)
-		},
+		}),
 	})
 }
 

@@ -3,10 +3,13 @@ package client
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -24,8 +27,8 @@ func (c *call) conf() (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	conf, err := readConfig(dir)
-	if err != nil {
+	conf := &Config{} // there may be none yet
+	if err := readJSON(filepath.Join(dir, "config.json"), conf, false); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	c.dir, c.config = dir, conf

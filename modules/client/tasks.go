@@ -15,7 +15,12 @@ func (p *program) tasks() noun[resource.Task] {
 		one:   "task",
 		in:    anywhere,
 		query: (*call).taskQuery,
-		pick:  newestTasks,
+		pick: func(c *call, tasks []resource.Task) []resource.Task {
+			if n := c.Int("limit"); n > 0 && len(tasks) > n {
+				return tasks[:n] // the newest come first
+			}
+			return tasks
+		},
 		more: func(w io.Writer, t *resource.Task) {
 			printConditions(w, "STEPS", t.Status.Steps)
 		},
@@ -49,13 +54,6 @@ func (c *call) taskQuery() (url.Values, error) {
 		q.Set("target", target)
 	}
 	return q, err
-}
-
-func newestTasks(c *call, tasks []resource.Task) []resource.Task {
-	if n := c.Int("limit"); n > 0 && len(tasks) > n {
-		return tasks[:n] // the newest come first
-	}
-	return tasks
 }
 
 func (p *program) taskCommands() *command {

@@ -35,7 +35,26 @@ func (c *call) asOperator(file string) (*remote, error) {
 		}
 		return nil, err
 	}
-	r, err := c.operatorRemote()
+	conf, err := c.conf()
+	if err != nil {
+		return nil, err
+	}
+	server, ca := conf.Server, []byte(conf.CA)
+	if s := c.String("server"); s != "" {
+		if server, err = serverURL(s); err != nil {
+			return nil, err
+		}
+	}
+	server = cmp.Or(server, "https://127.0.0.1:7443")
+	if file := c.String("ca"); file != "" {
+		if ca, err = authorityIn(file); err != nil {
+			return nil, err
+		}
+	}
+	if len(ca) == 0 {
+		return nil, usagef("give --ca FILE: the platform's CA file", "nothing says that %s is the right server", server)
+	}
+	r, err := newRemote(server, ca)
 	if err != nil {
 		return nil, err
 	}
@@ -58,29 +77,6 @@ func (c *call) endSession() {
 	if err := c.opened.do(ctx, http.MethodPost, apiPath("logout"), nil, nil); err != nil {
 		c.note("mp: the session of this command was not ended: %v", err)
 	}
-}
-
-func (c *call) operatorRemote() (*remote, error) {
-	conf, err := c.conf()
-	if err != nil {
-		return nil, err
-	}
-	server, ca := conf.Server, []byte(conf.CA)
-	if s := c.String("server"); s != "" {
-		if server, err = serverURL(s); err != nil {
-			return nil, err
-		}
-	}
-	server = cmp.Or(server, "https://127.0.0.1:7443")
-	if file := c.String("ca"); file != "" {
-		if ca, err = authorityIn(file); err != nil {
-			return nil, err
-		}
-	}
-	if len(ca) == 0 {
-		return nil, usagef("give --ca FILE: the platform's CA file", "nothing says that %s is the right server", server)
-	}
-	return newRemote(server, ca)
 }
 
 func (p *program) tokens() noun[resource.JoinToken] {
