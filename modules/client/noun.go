@@ -30,11 +30,11 @@ type noun[V any] struct {
 	gone  string // what one is when it was deleted, if that is not "deleted"
 	keeps bool   // create is content with one that is there already
 
-	query func(*call) (url.Values, error) // narrows a list down
-	pick  func(*call, []V) []V            // picks from what was listed
-	more  func(io.Writer, *V)             // what show adds; conditions, if it is nil
-	start func(*call) string              // said of a new one: how to go on
-	also  func(*V) string                 // said of one that was written and is ready
+	query func(*call, url.Values) error // narrows a list down
+	pick  func(*call, []V) []V          // picks from what was listed
+	more  func(io.Writer, *V)           // what show adds; conditions, if it is nil
+	start func(*call) string            // said of a new one: how to go on
+	also  func(*V) string               // said of one that was written and is ready
 }
 
 // standard puts what all kinds show around the columns of one: its name, and its
@@ -121,16 +121,36 @@ func (n noun[V]) named(c *call, name string) (thing, error) {
 	return thing{Target: t, name: name, label: name, path: t.at(n.in, n.many(), name)}, checkName(n.one, name)
 }
 
-// all lists what is in a place.
+// maxItems bounds a list; a platform that has more is asked for less at a time.
+const maxItems = 100_000
+
+// all lists what is in a place, page by page.
 func (n noun[V]) all(c *call, t Target) ([]V, error) {
-	var q url.Values
+	query := url.Values{}
 	if n.query != nil {
-		var err error
-		if q, err = n.query(c); err != nil {
+		if err := n.query(c, query); err != nil {
 			return nil, err
 		}
 	}
-	return list[V](c, t.at(n.in, n.many()), q)
+	all := []V{}
+	for {
+		target := t.at(n.in, n.many())
+		if len(query) > 0 {
+			target += "?" + query.Encode()
+		}
+		var page resource.List[V]
+		if err := c.get(target, &page); err != nil {
+			return nil, err
+		}
+		all = append(all, page.Items...)
+		if page.Next == "" {
+			return all, nil
+		}
+		if len(all) > maxItems || len(page.Items) == 0 {
+			return nil, failf("narrow the list down", "the list does not end after %d items", len(all))
+		}
+		query.Set("after", page.Next)
+	}
 }
 
 // names lists the names in the place at hand, for completion.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -131,12 +130,12 @@ func (c *call) forget(gone Target) error {
 	if now := c.config.Context; now.with(gone) != now {
 		return nil // another place is chosen
 	}
-	levels := gone.levels()
-	last := slices.IndexFunc(levels, func(name *string) bool { return *name == "" })
-	if last < 0 {
-		last = len(levels)
+	for _, last := range slices.Backward(gone.levels()) {
+		if *last != "" {
+			*last = ""
+			break
+		}
 	}
-	*levels[last-1] = ""
 	return c.use(gone)
 }
 
@@ -237,35 +236,6 @@ func (c *call) showRequest(method, path string, in any) error {
 	}
 	c.note("Nothing was sent, and the server has not checked it.")
 	return errDryRun
-}
-
-// maxItems bounds a list; a platform that has more is asked for less at a time.
-const maxItems = 100_000
-
-// list reads all pages of a list.
-func list[V any](c *call, path string, query url.Values) ([]V, error) {
-	if query == nil {
-		query = url.Values{}
-	}
-	all := []V{}
-	for {
-		target := path
-		if len(query) > 0 {
-			target += "?" + query.Encode()
-		}
-		var page resource.List[V]
-		if err := c.get(target, &page); err != nil {
-			return nil, err
-		}
-		all = append(all, page.Items...)
-		if page.Next == "" {
-			return all, nil
-		}
-		if len(all) > maxItems || len(page.Items) == 0 {
-			return nil, failf("narrow the list down", "the list does not end after %d items", len(all))
-		}
-		query.Set("after", page.Next)
-	}
 }
 
 // Flags that several commands have. Each call makes new ones: urfave keeps

@@ -44,8 +44,7 @@ func (p *program) tasks() noun[resource.Task] {
 }
 
 // taskQuery asks for the tasks of one account, or of all one may see.
-func (c *call) taskQuery() (url.Values, error) {
-	q := url.Values{}
+func (c *call) taskQuery(q url.Values) error {
 	t, err := c.place()
 	if t.Account != "" && !c.Bool("all") {
 		q.Set("account", t.Account)
@@ -53,7 +52,7 @@ func (c *call) taskQuery() (url.Values, error) {
 	if target := c.String("target"); target != "" {
 		q.Set("target", target)
 	}
-	return q, err
+	return err
 }
 
 func (p *program) taskCommands() *command {
