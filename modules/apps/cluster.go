@@ -15,6 +15,8 @@ import (
 	appslisters "k8s.io/client-go/listers/apps/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
 // syncTimeout bounds the first lists of a cluster: they hold a few hundred
@@ -36,7 +38,7 @@ type cluster struct {
 func (c *Controller) cluster(ctx context.Context, workspace string) (*cluster, error) {
 	client, err := c.cfg.Clusters.Client(ctx, workspace)
 	if err != nil {
-		return nil, &unreachableError{err.Error(), err}
+		return nil, err
 	}
 	k, err := c.watched(workspace, client)
 	if err != nil {
@@ -45,7 +47,7 @@ func (c *Controller) cluster(ctx context.Context, workspace string) (*cluster, e
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
 	if !cache.WaitForCacheSync(ctx.Done(), k.synced...) {
-		return nil, &unreachableError{fmt.Sprintf("the cluster of workspace %s doesn't answer", workspace), ctx.Err()}
+		return nil, fmt.Errorf("the cluster of workspace %s doesn't answer", workspace)
 	}
 	return k, nil
 }
@@ -60,12 +62,9 @@ func (c *Controller) watched(workspace string, client kubernetes.Interface) (*cl
 		}
 		k.stop()
 	}
-	if c.scope == nil || c.scope.Err() != nil {
-		return nil, errors.New("the controller of apps doesn't run")
-	}
 	ctx, stop := context.WithCancel(c.scope)
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0,
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = selector() }),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = labelManager + "=" + manager }),
 		informers.WithTransform(lean))
 	k := &cluster{
 		client:      client,
@@ -128,33 +127,32 @@ func (c *Controller) forget(key, workspace string) {
 	}
 }
 
-// found are the objects of one app in all namespaces.
+// found are the objects of one app.
 type found struct {
 	deployments []*appsv1.Deployment
 	services    []*corev1.Service
 	pods        []*corev1.Pod
+	elsewhere   []metav1.Object // Deployments and Services of a namespace that it was in before
 }
 
-func (k *cluster) find(name string) (f found, err error) {
-	match := k8slabels.SelectorFromSet(k8slabels.Set{labelName: name, labelManager: manager})
-	if f.deployments, err = k.deployments.List(match); err != nil {
-		return f, err
-	}
-	if f.services, err = k.services.List(match); err != nil {
-		return f, err
-	}
-	f.pods, err = k.pods.List(match)
-	return f, err
+func (k *cluster) find(app *resource.App) (f found, err error) {
+	match, namespace := k8slabels.SelectorFromSet(labels(app)), namespaceOf(app)
+	deployments, err1 := k.deployments.List(match)
+	services, err2 := k.services.List(match)
+	f.deployments = in(namespace, deployments, &f.elsewhere)
+	f.services = in(namespace, services, &f.elsewhere)
+	f.pods, err = k.pods.Pods(namespace).List(match)
+	return f, errors.Join(err1, err2, err)
 }
 
-// in returns the objects in namespace, and the others.
-func in[T metav1.Object](objects []T, namespace string) (here []T, elsewhere []T) {
+// in returns the objects in namespace, and adds the others to elsewhere.
+func in[T metav1.Object](namespace string, objects []T, elsewhere *[]metav1.Object) (here []T) {
 	for _, o := range objects {
 		if o.GetNamespace() == namespace {
 			here = append(here, o)
 		} else {
-			elsewhere = append(elsewhere, o)
+			*elsewhere = append(*elsewhere, o)
 		}
 	}
-	return here, elsewhere
+	return here
 }

@@ -71,18 +71,16 @@ type Controller struct {
 	loop           *reconcile.Loop[string] // keys of apps
 	clusterTimeout time.Duration
 
+	scope    context.Context // Run's: clusters are watched as long as it runs
+	watching sync.WaitGroup
+
 	mu       sync.Mutex
 	clusters map[string]*cluster // by key of the workspace
 	applied  map[string]applied  // by key of the app
-	scope    context.Context     // Run's: clusters are watched as long as it runs
-	watching sync.WaitGroup
 }
 
 // New makes a Controller.
 func New(cfg Config) *Controller {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
 	c := &Controller{
 		cfg:            cfg,
 		clusterTimeout: clusterTimeout,
@@ -122,15 +120,10 @@ func workspaceOf(key string) string { return key[:strings.LastIndexByte(key, '/'
 // Run works until ctx is done. The caches must be complete before.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
 	defer c.watching.Wait()
-	defer wg.Wait()
 	defer cancel()
-	c.mu.Lock()
 	c.scope = ctx
-	c.mu.Unlock()
-
-	wg.Go(func() { c.watchRoutes(ctx) })
+	c.watching.Go(func() { c.watchRoutes(ctx) })
 	ready()
 	c.loop.Run(ctx)
 	return nil
@@ -177,27 +170,13 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 	return c.deploy(ctx, app)
 }
 
-// unreachableError says that a cluster can't be reached now, as happens while it
-// starts, in words for users.
-type unreachableError struct {
-	message string
-	cause   error
-}
-
-func (e *unreachableError) Error() string { return e.message }
-
-func (e *unreachableError) Unwrap() error { return e.cause }
-
 // late is what to say of err if it came because the cluster has used up its time, else
 // nil.
 func (c *Controller) late(inCluster context.Context, err error) error {
 	if err == nil || !errors.Is(inCluster.Err(), context.DeadlineExceeded) {
 		return nil
 	}
-	return &unreachableError{
-		message: fmt.Sprintf("its cluster hasn't answered within %v. A slow webhook may hold it up.", c.clusterTimeout),
-		cause:   reconcile.Slow(context.DeadlineExceeded),
-	}
+	return reconcile.Slow(fmt.Errorf("its cluster hasn't answered within %v. A slow webhook may hold it up", c.clusterTimeout))
 }
 
 // observe stores what is seen of app.
@@ -218,10 +197,25 @@ func (c *Controller) blocked(ctx context.Context, app *resource.App, conditions 
 // waiting stores that app waits for its workspace: err says why, and condition is
 // what can't come true meanwhile. It returns err, which passes by itself.
 func (c *Controller) waiting(ctx context.Context, app *resource.App, condition string, err error) error {
-	return reconcile.Expected(errors.Join(err, c.blocked(ctx, app, resource.Condition{
-		Type:    condition,
-		Status:  resource.False,
-		Reason:  reasonUnreachable,
-		Message: "Waiting for the workspace: " + sentence(err.Error()),
-	})))
+	unreachable := not(condition, reasonUnreachable, "Waiting for the workspace: "+sentence(err.Error()))
+	return reconcile.Expected(errors.Join(err, c.blocked(ctx, app, unreachable)))
+}
+
+// not is a condition that isn't true yet, never one that waiting will not mend.
+func not(condition, reason, message string) resource.Condition {
+	return resource.Condition{Type: condition, Status: resource.False, Reason: reason, Message: message}
+}
+
+func never(condition, reason, message string) resource.Condition {
+	c := not(condition, reason, message)
+	c.Final = true
+	return c
+}
+
+// unlessGone is nil for the error of a Delete whose object is gone already.
+func unlessGone(err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
 }

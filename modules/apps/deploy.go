@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -44,14 +44,11 @@ func (c *Controller) deploy(ctx context.Context, app *resource.App) (again time.
 	if err != nil {
 		return 0, c.unreachable(ctx, app, err)
 	}
-	there, err := k.find(app.Name)
+	there, err := k.find(app)
 	if err != nil {
 		return 0, err
 	}
-	namespace := namespaceOf(app)
-	deployments, _ := in(there.deployments, namespace)
-
-	digest, err := c.digest(ctx, app, ref, deployments)
+	digest, err := c.digest(ctx, app, ref, there.deployments)
 	if none, ok := errors.AsType[*NoImageError](err); ok {
 		return retryImage, c.blocked(ctx, app, noImage(none))
 	}
@@ -75,31 +72,18 @@ func (c *Controller) deploy(ctx context.Context, app *resource.App) (again time.
 		return 0, err
 	}
 	host, route, err := c.route(ctx, app)
-	if problem, ok := errors.AsType[*hostError](err); ok {
-		return 0, c.blocked(ctx, app, imageFound, resource.Condition{
-			Type:    resource.AppRouteReady,
-			Status:  resource.False,
-			Reason:  reasonHostName,
-			Message: problem.Error(),
-			Final:   true,
-		})
+	if refusal := refusalOf(err); refusal != nil {
+		return 0, c.blocked(ctx, app, imageFound, *refusal)
 	}
 	if err != nil {
 		return 0, err
 	}
-	pods, _ := in(there.pods, namespace)
-	s := seen{digest: digest, host: host, deployment: deployment, pods: pods, route: route}
+	s := seen{digest: digest, host: host, deployment: deployment, pods: there.pods, route: route}
 	return resync, c.observe(ctx, app, status(app, s))
 }
 
 func noImage(err error) resource.Condition {
-	return resource.Condition{
-		Type:    resource.AppImageFound,
-		Status:  resource.False,
-		Reason:  reasonNoImage,
-		Message: sentence(err.Error()),
-		Final:   true,
-	}
+	return never(resource.AppImageFound, reasonNoImage, sentence(err.Error()))
 }
 
 // unreachable tells that the workspace isn't there yet. An app that was ready
@@ -119,7 +103,7 @@ func (c *Controller) digest(
 ) (string, error) {
 	for _, d := range deployments {
 		for _, running := range d.Spec.Template.Spec.Containers {
-			was, digest := unpinned(running.Image)
+			was, digest, _ := strings.Cut(running.Image, "@")
 			if running.Name == container && (running.Image == ref || was == ref && digest != "") {
 				return digest, nil
 			}
@@ -137,42 +121,36 @@ func (c *Controller) apply(
 	if err != nil {
 		return nil, err
 	}
-	deployments, oldDeployments := in(there.deployments, want.namespace)
-	services, oldServices := in(there.services, want.namespace)
+	namespace := namespaceOf(app)
 	c.mu.Lock()
 	last := c.applied[app.Key()]
 	c.mu.Unlock()
-	if len(deployments) == 1 && len(services) == 1 && len(oldDeployments) == 0 && len(oldServices) == 0 {
-		d, s := deployments[0], services[0]
+	if len(there.deployments) == 1 && len(there.services) == 1 && len(there.elsewhere) == 0 {
+		d, s := there.deployments[0], there.services[0]
 		if last == (applied{sum, d.UID, d.Generation, s.UID, s.ResourceVersion}) {
 			return d, nil
 		}
 	}
 
-	if err := ensureNamespace(ctx, k, want.namespace); err != nil {
+	if err := ensureNamespace(ctx, k, namespace); err != nil {
 		return nil, err
 	}
-	if err := checkOwners(ctx, k, app.Name, want.namespace, deployments, services); err != nil {
+	if err := checkOwners(ctx, k, app.Name, namespace, there); err != nil {
 		return nil, err
 	}
 	options := metav1.ApplyOptions{FieldManager: manager, Force: true}
-	service, err := k.client.CoreV1().Services(want.namespace).Apply(ctx, want.service, options)
+	service, err := k.client.CoreV1().Services(namespace).Apply(ctx, want.service, options)
 	if err != nil {
-		return nil, fmt.Errorf("apply service %s/%s: %w", want.namespace, app.Name, err)
+		return nil, fmt.Errorf("apply service %s/%s: %w", namespace, app.Name, err)
 	}
 	failpoint.Reach("app/deploy/service-applied")
-	deployment, err := k.client.AppsV1().Deployments(want.namespace).Apply(ctx, want.deployment, options)
+	deployment, err := k.client.AppsV1().Deployments(namespace).Apply(ctx, want.deployment, options)
 	if err != nil {
-		return nil, fmt.Errorf("apply deployment %s/%s: %w", want.namespace, app.Name, err)
+		return nil, fmt.Errorf("apply deployment %s/%s: %w", namespace, app.Name, err)
 	}
 	failpoint.Reach("app/deploy/deployment-applied")
-	for _, d := range oldDeployments {
-		if err := deleteDeployment(ctx, k, d); err != nil {
-			return nil, err
-		}
-	}
-	for _, s := range oldServices {
-		if err := deleteService(ctx, k, s); err != nil {
+	for _, o := range there.elsewhere {
+		if err := deleteObject(ctx, k, o); err != nil {
 			return nil, err
 		}
 	}
@@ -186,10 +164,8 @@ func ensureNamespace(ctx context.Context, k *cluster, name string) error {
 	ns, err := k.client.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case err == nil && ns.DeletionTimestamp != nil:
-		return &refusedError{
-			reason:  reasonRefused,
-			message: fmt.Sprintf("The namespace %s is being deleted. The app comes back when that is done.", name),
-		}
+		return &refusedError{not(resource.AppDeployed, reasonRefused,
+			fmt.Sprintf("The namespace %s is being deleted. The app comes back when that is done.", name))}
 	case err == nil:
 		return nil
 	case !apierrors.IsNotFound(err):
@@ -205,9 +181,7 @@ func ensureNamespace(ctx context.Context, k *cluster, name string) error {
 
 // checkOwners sees to it that nothing is taken over that the tenant made
 // himself: what has our name but not our labels is his.
-func checkOwners(
-	ctx context.Context, k *cluster, name, namespace string, deployments []*appsv1.Deployment, services []*corev1.Service,
-) error {
+func checkOwners(ctx context.Context, k *cluster, name, namespace string, there found) error {
 	taken := func(what string, m metav1.Object, err error) error {
 		switch {
 		case apierrors.IsNotFound(err):
@@ -215,22 +189,19 @@ func checkOwners(
 		case err != nil:
 			return fmt.Errorf("get %s %s/%s: %w", what, namespace, name, err)
 		case m.GetLabels()[labelManager] != manager:
-			return &refusedError{
-				reason: reasonConflict,
-				message: fmt.Sprintf("There is a %s %s in namespace %s already that is not this app's. "+
-					"Delete it, or give the app another name.", what, name, namespace),
-				final: true,
-			}
+			return &refusedError{never(resource.AppDeployed, reasonConflict,
+				fmt.Sprintf("There is a %s %s in namespace %s already that is not this app's. "+
+					"Delete it, or give the app another name.", what, name, namespace))}
 		}
 		return nil
 	}
-	if len(deployments) == 0 {
+	if len(there.deployments) == 0 {
 		d, err := k.client.AppsV1().Deployments(namespace).Get(ctx, name, metav1.GetOptions{})
 		if err := taken("Deployment", d, err); err != nil {
 			return err
 		}
 	}
-	if len(services) == 0 {
+	if len(there.services) == 0 {
 		s, err := k.client.CoreV1().Services(namespace).Get(ctx, name, metav1.GetOptions{})
 		if err := taken("Service", s, err); err != nil {
 			return err
@@ -239,54 +210,42 @@ func checkOwners(
 	return nil
 }
 
-// refusedError says that the objects can't be written, in words for users.
-type refusedError struct {
-	reason, message string
-	final           bool
-}
+// refusedError says that app can't go on, as a condition for its owner.
+type refusedError struct{ resource.Condition }
 
-func (e *refusedError) Error() string { return e.message }
+func (e *refusedError) Error() string { return e.Message }
 
 // refusalOf tells what users can do something about from other errors, or nil.
 func refusalOf(err error) *resource.Condition {
 	if r, ok := errors.AsType[*refusedError](err); ok {
-		return &resource.Condition{
-			Type:    resource.AppDeployed,
-			Status:  resource.False,
-			Reason:  r.reason,
-			Message: r.message,
-			Final:   r.final,
-		}
+		return &r.Condition
 	}
 	if apierrors.IsInvalid(err) || apierrors.IsForbidden(err) ||
 		apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err) {
-		return &resource.Condition{
-			Type:    resource.AppDeployed,
-			Status:  resource.False,
-			Reason:  reasonRefused,
-			Message: "Kubernetes refuses the app: " + sentence(err.Error()),
-			Final:   true,
-		}
+		return new(never(resource.AppDeployed, reasonRefused, "Kubernetes refuses the app: "+sentence(err.Error())))
 	}
 	return nil
 }
 
 // route makes the route of app what it should be: none, or one to its Service.
 func (c *Controller) route(ctx context.Context, app *resource.App) (host string, route *resource.Route, err error) {
-	host, err = hostOf(app, c.cfg.Domain)
 	if app.Spec.NoRoute {
-		if err == nil {
-			err = c.removeRoute(ctx, app, host)
-		} else {
-			err = nil // with that name there can't have been one
-		}
-		return "", nil, err
+		return "", nil, c.removeRoute(ctx, app)
 	}
+	host, err = hostOf(app, c.cfg.Domain)
 	if err != nil {
 		return "", nil, err
 	}
-	want := routeOf(app, host)
-	route, err = store.Of[resource.Route](c.cfg.Store).Modify(ctx, host, func(r *resource.Route) error {
+	want := &resource.Route{
+		Meta:      resource.Meta{Name: host},
+		Workspace: app.WorkspaceKey(),
+		App:       app.Name,
+		Namespace: namespaceOf(app),
+		Service:   app.Name,
+		Port:      portOf(app),
+	}
+	routes := store.Of[resource.Route](c.cfg.Store)
+	route, err = routes.Modify(ctx, host, func(r *resource.Route) error {
 		if !r.LeadsWhere(want) {
 			r.Status.Conditions = nil // they are about something else
 		}
@@ -294,25 +253,22 @@ func (c *Controller) route(ctx context.Context, app *resource.App) (host string,
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) {
-		route, err = want, store.Of[resource.Route](c.cfg.Store).Create(ctx, want)
+		route, err = want, routes.Create(ctx, want)
 		failpoint.Reach("app/deploy/route-made")
 	}
 	return host, route, err
 }
 
-func (c *Controller) removeRoute(ctx context.Context, app *resource.App, host string) error {
-	r, err := store.Of[resource.Route](c.cfg.Store).Get(ctx, host)
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return nil
-	case err != nil:
-		return err
-	case r.Workspace != app.WorkspaceKey() || r.App != app.Name:
-		return nil
+// removeRoute removes the route of app, if it has one.
+func (c *Controller) removeRoute(ctx context.Context, app *resource.App) error {
+	host, err := hostOf(app, c.cfg.Domain)
+	if err != nil {
+		return nil // with that name there can't have been one
 	}
-	err = store.Of[resource.Route](c.cfg.Store).Delete(ctx, r)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
+	routes := store.Of[resource.Route](c.cfg.Store)
+	r, err := routes.Get(ctx, host)
+	if err == nil && r.Workspace == app.WorkspaceKey() && r.App == app.Name {
+		err = routes.Delete(ctx, r)
 	}
-	return err
+	return unlessGone(err)
 }

@@ -39,9 +39,6 @@ func (e *NoImageError) Error() string {
 	}
 }
 
-// errImage is wrapped by what is wrong with a reference itself.
-var errImage = errors.New("not an image that this app can use")
-
 // fullReference says which image is meant: "hello:1" is the organization's own,
 // as is "ACCOUNT/ORGANIZATION/hello:1"; a reference that names a registry is
 // what it is. What names no registry can't name another tenant's image: it is
@@ -61,10 +58,10 @@ func fullReference(registry string, aliases []string, account, organization, ima
 	full := host + "/" + path
 	parsed, err := reference.Parse(full)
 	if err != nil {
-		return "", fmt.Errorf("%q is %w: %w", image, errImage, err)
+		return "", fmt.Errorf("%q is not an image that this app can use: %w", image, err)
 	}
 	if host == registry && !strings.HasPrefix(path, own) {
-		return "", fmt.Errorf("%q is %w: it belongs to another organization", image, errImage)
+		return "", fmt.Errorf("%q is not an image that this app can use: it belongs to another organization", image)
 	}
 	_, tagged := parsed.(reference.Tagged)
 	exact, digested := parsed.(reference.Digested)
@@ -95,12 +92,6 @@ func pinned(ref, digest string) string {
 		return ref
 	}
 	return ref + "@" + digest
-}
-
-// unpinned takes such an image apart.
-func unpinned(image string) (ref, digest string) {
-	ref, digest, _ = strings.Cut(image, "@")
-	return ref, digest
 }
 
 // Repositories are those of the platform's registry. Implemented by

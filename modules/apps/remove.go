@@ -2,14 +2,13 @@ package apps
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	k8slabels "k8s.io/apimachinery/pkg/labels"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
@@ -19,10 +18,8 @@ import (
 // remove removes what app has outside, then app itself: first the route, so
 // that nobody is sent there any more.
 func (c *Controller) remove(ctx context.Context, app *resource.App) (again time.Duration, err error) {
-	if host, err := hostOf(app, c.cfg.Domain); err == nil {
-		if err := c.removeRoute(ctx, app, host); err != nil {
-			return 0, err
-		}
+	if err := c.removeRoute(ctx, app); err != nil {
+		return 0, err
 	}
 	failpoint.Reach("app/delete/route-removed")
 	inCluster, cancel := context.WithTimeout(ctx, c.clusterTimeout)
@@ -40,12 +37,8 @@ func (c *Controller) remove(ctx context.Context, app *resource.App) (again time.
 	}
 	failpoint.Reach("app/delete/objects-deleted")
 	if left > 0 {
-		return retryRemoval, c.blocked(ctx, app, resource.Condition{
-			Type:    resource.AppInstancesReady,
-			Status:  resource.False,
-			Reason:  reasonRemoving,
-			Message: fmt.Sprintf("%d of the app's objects are still leaving.", left),
-		})
+		message := fmt.Sprintf("%d of the app's objects are still leaving.", left)
+		return retryRemoval, c.blocked(ctx, app, not(resource.AppInstancesReady, reasonRemoving, message))
 	}
 	return 0, c.removeResource(ctx, app)
 }
@@ -54,70 +47,53 @@ func (c *Controller) remove(ctx context.Context, app *resource.App) (again time.
 // there. It asks the API and not the mirrors: what was applied a moment ago may not
 // be in those yet, and would stay for ever.
 func deleteObjects(ctx context.Context, k *cluster, app *resource.App) (left int, err error) {
-	options := metav1.ListOptions{LabelSelector: selectorOf(app.Name)}
+	options := metav1.ListOptions{LabelSelector: k8slabels.FormatLabels(labels(app))}
 	services, err := k.client.CoreV1().Services(metav1.NamespaceAll).List(ctx, options)
 	if err != nil {
 		return 0, fmt.Errorf("list services: %w", err)
-	}
-	for i := range services.Items {
-		if err := deleteService(ctx, k, &services.Items[i]); err != nil {
-			return 0, err
-		}
 	}
 	deployments, err := k.client.AppsV1().Deployments(metav1.NamespaceAll).List(ctx, options)
 	if err != nil {
 		return 0, fmt.Errorf("list deployments: %w", err)
 	}
+	var all []metav1.Object
+	for i := range services.Items {
+		all = append(all, &services.Items[i])
+	}
 	for i := range deployments.Items {
-		if err := deleteDeployment(ctx, k, &deployments.Items[i]); err != nil {
+		all = append(all, &deployments.Items[i])
+	}
+	for _, o := range all {
+		if err := deleteObject(ctx, k, o); err != nil {
 			return 0, err
 		}
 	}
-	return len(services.Items) + len(deployments.Items), nil
+	return len(all), nil
 }
 
-// deleteDeployment deletes it with its pods; it is there until they are gone.
-func deleteDeployment(ctx context.Context, k *cluster, d *appsv1.Deployment) error {
-	if d.DeletionTimestamp != nil {
+// deleteObject deletes a Service, or a Deployment with its pods, which is there until
+// they are gone. Another object of its name stays: the next look finds that.
+func deleteObject(ctx context.Context, k *cluster, o metav1.Object) error {
+	if o.GetDeletionTimestamp() != nil {
 		return nil
 	}
-	foreground := metav1.DeletePropagationForeground
-	err := k.client.AppsV1().Deployments(d.Namespace).Delete(ctx, d.Name, metav1.DeleteOptions{
-		PropagationPolicy: &foreground,
-		Preconditions:     &metav1.Preconditions{UID: &d.UID},
-	})
-	return ignoreGone(fmt.Sprintf("delete deployment %s/%s", d.Namespace, d.Name), err)
-}
-
-func deleteService(ctx context.Context, k *cluster, s *corev1.Service) error {
-	if s.DeletionTimestamp != nil {
-		return nil
+	what, remove := "service", k.client.CoreV1().Services(o.GetNamespace()).Delete
+	options := metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: new(o.GetUID())}}
+	if _, ok := o.(*appsv1.Deployment); ok {
+		what, remove = "deployment", k.client.AppsV1().Deployments(o.GetNamespace()).Delete
+		options.PropagationPolicy = new(metav1.DeletePropagationForeground)
 	}
-	err := k.client.CoreV1().Services(s.Namespace).Delete(ctx, s.Name, metav1.DeleteOptions{
-		Preconditions: &metav1.Preconditions{UID: &s.UID},
-	})
-	return ignoreGone(fmt.Sprintf("delete service %s/%s", s.Namespace, s.Name), err)
-}
-
-// ignoreGone takes "not found" for done, and so "not that one": another of its
-// name is found by the next look.
-func ignoreGone(what string, err error) error {
+	err := remove(ctx, o.GetName(), options)
 	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil
 	}
-	return fmt.Errorf("%s: %w", what, err)
+	return fmt.Errorf("delete %s %s/%s: %w", what, o.GetNamespace(), o.GetName(), err)
 }
 
 // removeResource removes the route and the resource. Nothing of app is left then.
 func (c *Controller) removeResource(ctx context.Context, app *resource.App) error {
-	if host, err := hostOf(app, c.cfg.Domain); err == nil {
-		if err := c.removeRoute(ctx, app, host); err != nil {
-			return err
-		}
+	if err := c.removeRoute(ctx, app); err != nil {
+		return err
 	}
-	err := store.Of[resource.App](c.cfg.Store).Delete(ctx, app)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
+	return unlessGone(store.Of[resource.App](c.cfg.Store).Delete(ctx, app))
 }

@@ -1,8 +1,7 @@
 package apps
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -10,9 +9,9 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
 	corev1 "k8s.io/api/core/v1"
 	apiresource "k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	appsapply "k8s.io/client-go/applyconfigurations/apps/v1"
 	coreapply "k8s.io/client-go/applyconfigurations/core/v1"
@@ -47,7 +46,6 @@ const (
 
 // objects are what an app is in its cluster.
 type objects struct {
-	namespace  string
 	deployment *appsapply.DeploymentApplyConfiguration
 	service    *coreapply.ServiceApplyConfiguration
 }
@@ -56,19 +54,9 @@ func labels(app *resource.App) map[string]string {
 	return map[string]string{labelName: app.Name, labelManager: manager}
 }
 
-func namespaceOf(app *resource.App) string {
-	if app.Spec.Namespace == "" {
-		return defaultNamespace
-	}
-	return app.Spec.Namespace
-}
+func namespaceOf(app *resource.App) string { return cmp.Or(app.Spec.Namespace, defaultNamespace) }
 
-func portOf(app *resource.App) int {
-	if app.Spec.Port == 0 {
-		return defaultPort
-	}
-	return app.Spec.Port
-}
+func portOf(app *resource.App) int { return cmp.Or(app.Spec.Port, defaultPort) }
 
 // render returns the objects of app, which runs image.
 func render(app *resource.App, image string) objects {
@@ -137,7 +125,7 @@ func render(app *resource.App, image string) objects {
 			WithTargetPort(intstr.FromInt32(port)).
 			WithProtocol(corev1.ProtocolTCP)))
 
-	return objects{namespace, deployment, service}
+	return objects{deployment, service}
 }
 
 func amountsOf(spec resource.AppSpec) corev1.ResourceList {
@@ -157,49 +145,22 @@ func (o objects) sum() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256(data)
-	return hex.EncodeToString(sum[:]), nil
+	return digest.FromBytes(data).String(), nil
 }
-
-// selector finds everything of every app.
-func selector() string { return labelManager + "=" + manager }
-
-// selectorOf finds everything of one app, in whatever namespace.
-func selectorOf(name string) string {
-	return metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: map[string]string{labelName: name, labelManager: manager}})
-}
-
-// hostError is what is wrong with the host name, a sentence for users.
-type hostError struct{ message string }
-
-func (e *hostError) Error() string { return e.message }
 
 // hostOf is where app is reached. A host name has at most 253 characters, and
 // each label of it 63.
 func hostOf(app *resource.App, domain string) (string, error) {
 	host := strings.ToLower(strings.Join([]string{app.Name, app.Workspace, app.Organization, app.Account, domain}, "."))
 	if len(host) > 253 {
-		return "", &hostError{fmt.Sprintf(
-			"The host name %s would have %d characters, at most 253 are possible. Use shorter names.", host, len(host))}
+		return "", &refusedError{never(resource.AppRouteReady, reasonHostName, fmt.Sprintf(
+			"The host name %s would have %d characters, at most 253 are possible. Use shorter names.", host, len(host)))}
 	}
 	for label := range strings.SplitSeq(host, ".") {
 		if label == "" || len(label) > 63 {
-			return "", &hostError{fmt.Sprintf(
-				"%q in the host name %s has %d characters, 1 to 63 are possible. Use another name.", label, host, len(label))}
+			return "", &refusedError{never(resource.AppRouteReady, reasonHostName, fmt.Sprintf(
+				"%q in the host name %s has %d characters, 1 to 63 are possible. Use another name.", label, host, len(label)))}
 		}
 	}
 	return host, nil
-}
-
-// routeOf is the route of app at host.
-func routeOf(app *resource.App, host string) *resource.Route {
-	r := &resource.Route{
-		Workspace: app.WorkspaceKey(),
-		App:       app.Name,
-		Namespace: namespaceOf(app),
-		Service:   app.Name,
-		Port:      portOf(app),
-	}
-	r.Name = host
-	return r
 }

@@ -1,6 +1,7 @@
 package apps
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -51,7 +52,7 @@ func status(app *resource.App, s seen) resource.AppStatus {
 		st.URL = "https://" + s.host
 	}
 	st.InstancesReady = int(s.deployment.Status.ReadyReplicas)
-	st.Conditions.Set(resource.Condition{Type: resource.AppImageFound, Status: resource.True})
+	st.Conditions.Set(imageFound)
 	st.Conditions.Set(deployed(s.deployment))
 	st.Conditions.Set(instances(app, s.deployment, s.pods))
 	setRoute(&st.Conditions, s)
@@ -152,10 +153,7 @@ type trouble struct {
 func worst(app *resource.App, pods []*corev1.Pod) trouble {
 	pods = slices.Clone(pods)
 	slices.SortFunc(pods, func(a, b *corev1.Pod) int {
-		if c := b.CreationTimestamp.Compare(a.CreationTimestamp.Time); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Name, b.Name)
+		return cmp.Or(b.CreationTimestamp.Compare(a.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
 	})
 	var first trouble
 	for _, p := range pods {
@@ -254,12 +252,7 @@ func setRoute(cs *resource.Conditions, s seen) {
 		*cs = slices.DeleteFunc(*cs, func(c resource.Condition) bool { return c.Type == resource.AppRouteReady })
 		return
 	}
-	c := resource.Condition{
-		Type:    resource.AppRouteReady,
-		Status:  resource.False,
-		Reason:  reasonRoute,
-		Message: "The balancer hasn't taken the route up yet.",
-	}
+	c := not(resource.AppRouteReady, reasonRoute, "The balancer hasn't taken the route up yet.")
 	if s.route != nil {
 		if r := s.route.Status.Conditions.Get(resource.RouteReady); r != nil {
 			c.Status, c.Reason, c.Message, c.Final = r.Status, r.Reason, r.Message, r.Final
