@@ -24,8 +24,8 @@ import (
 	"k8s.io/client-go/restmapper"
 )
 
-// FieldManager owns the fields that the platform sets in tenants' clusters.
-const FieldManager = "multipaas"
+// fieldManager owns the fields that the platform sets in tenants' clusters.
+const fieldManager = "multipaas"
 
 // furnish gives a cluster that serves what every cluster has: its developers'
 // rights, the addons. It returns what is not up yet, in words.
@@ -58,13 +58,10 @@ func (c *Controller) furnish(ctx context.Context, p *pass) (string, error) {
 // applyAddons applies docs if they differ from what was applied last.
 func (r *run) applyAddons(ctx context.Context, docs []byte) error {
 	sum := sha256.Sum256(docs)
-	r.mu.Lock()
-	applied, plane := r.manifest == sum, r.plane
-	r.mu.Unlock()
-	if applied {
+	if r.manifest == sum {
 		return nil
 	}
-	cfg := plane.RESTConfig()
+	cfg := r.now().plane.RESTConfig()
 	d, err := discovery.NewDiscoveryClientForConfig(cfg)
 	if err != nil {
 		return err
@@ -77,29 +74,19 @@ func (r *run) applyAddons(ctx context.Context, docs []byte) error {
 		return err
 	}
 	failpoint.Reach("workspace/create/addons-applied")
-	r.mu.Lock()
 	r.manifest = sum
-	r.mu.Unlock()
 	return nil
 }
 
 // hasDNS says whether the cluster's DNS has answered once: a rolling restart of it
 // later is the cluster's own affair.
 func (r *run) hasDNS(ctx context.Context) (bool, error) {
-	r.mu.Lock()
-	seen, client := r.dnsReady, r.client
-	r.mu.Unlock()
-	if seen {
+	if r.dnsReady {
 		return true, nil
 	}
-	deploy, err := client.AppsV1().Deployments("kube-system").Get(ctx, "coredns", metav1.GetOptions{})
-	if err != nil || deploy.Status.AvailableReplicas == 0 {
-		return false, err
-	}
-	r.mu.Lock()
-	r.dnsReady = true
-	r.mu.Unlock()
-	return true, nil
+	deploy, err := r.now().client.AppsV1().Deployments("kube-system").Get(ctx, "coredns", metav1.GetOptions{})
+	r.dnsReady = err == nil && deploy.Status.AvailableReplicas > 0
+	return r.dnsReady, err
 }
 
 // apply writes YAML documents by server-side apply, in their order.
@@ -124,11 +111,12 @@ func apply(ctx context.Context, dyn dynamic.Interface, mapper meta.RESTMapper, d
 		if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
 			ri = dyn.Resource(mapping.Resource).Namespace(u.GetNamespace())
 		}
-		_, err = ri.Apply(ctx, u.GetName(), &u, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
+		options := metav1.ApplyOptions{FieldManager: fieldManager, Force: true}
+		_, err = ri.Apply(ctx, u.GetName(), &u, options)
 		if apierrors.IsInvalid(err) && gvk.Group == "rbac.authorization.k8s.io" {
 			// The role of a binding can't be changed: a tenant put another one in.
 			if err = ri.Delete(ctx, u.GetName(), metav1.DeleteOptions{}); err == nil {
-				_, err = ri.Apply(ctx, u.GetName(), &u, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
+				_, err = ri.Apply(ctx, u.GetName(), &u, options)
 			}
 		}
 		if err != nil {

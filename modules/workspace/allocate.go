@@ -5,7 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"math/big"
+	mathrand "math/rand/v2"
 	"strconv"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
@@ -30,11 +30,7 @@ func (c *Controller) allocate(ctx context.Context, w *resource.Workspace) error 
 	}
 	// Random, so that identifiers are not used again soon: a host that was away
 	// may still hold the network of a workspace deleted meanwhile.
-	n, err := rand.Int(rand.Reader, big.NewInt(lastVNI-firstVNI+1))
-	if err != nil {
-		return err
-	}
-	w.Status.VNI = uint32(firstVNI + n.Int64())
+	w.Status.VNI = firstVNI + mathrand.Uint32N(lastVNI-firstVNI+1)
 	w.Status.ID = fmt.Sprintf("%06x", w.Status.VNI)
 	w.Status.APIHost = w.Status.ID + ".k8s." + c.cfg.Domain
 	w.Status.Server = c.cfg.Server
@@ -56,10 +52,10 @@ func (c *Controller) allocate(ctx context.Context, w *resource.Workspace) error 
 func newKeys(workspace string) (*resource.WorkspaceKeys, error) {
 	k := &resource.WorkspaceKeys{Workspace: workspace, EncryptionKey: make([]byte, 32)}
 	k.Name = "keys"
-	if _, err := rand.Read(k.EncryptionKey); err != nil {
+	_, err := rand.Read(k.EncryptionKey)
+	if err != nil {
 		return nil, err
 	}
-	var err error
 	if k.CACert, k.CAKey, err = pki.NewCA("kubernetes"); err != nil {
 		return nil, err
 	}

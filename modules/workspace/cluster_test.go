@@ -85,7 +85,7 @@ func TestNamespaceErrors(t *testing.T) {
 		t.Fatal("the cache does not fill")
 	}
 	c := &Controller{cfg: Config{Store: st, Workspaces: workspaces}, runs: map[string]*run{
-		"00002a": {id: "00002a", key: w.Key(), serving: true, client: client},
+		"00002a": {id: "00002a", key: w.Key(), live: live{serving: true, client: client}},
 	}}
 	const key, away = "acme/web/shop", "acme/web/none"
 	for _, step := range []struct {

@@ -80,12 +80,14 @@ type Controller struct {
 
 	placing sync.Mutex // one placement at a time, so that no node is promised twice
 
-	mu       sync.Mutex
-	runs     map[string]*run   // by workspace id
-	starved  map[string]bool   // workspaces that wait for a node with room
-	hosts    map[string]string // what matters of each node, when last seen
+	starved sync.Map // keys of workspaces that wait for a node with room
+	hosts   sync.Map // what matters of each node, when last seen, by name
+
 	runScope context.Context
 	wg       sync.WaitGroup
+
+	mu   sync.Mutex
+	runs map[string]*run // by workspace id
 }
 
 // passTimeout bounds one pass over a workspace, clusterTimeout what of it is
@@ -102,10 +104,8 @@ func New(cfg Config) *Controller {
 		cfg: cfg,
 		// Two planes start at a time: each takes 3 CPU seconds, and a restart of
 		// the server with a hundred of them shall bring the first back soon.
-		slots:   make(chan struct{}, 2),
-		runs:    map[string]*run{},
-		starved: map[string]bool{},
-		hosts:   map[string]string{},
+		slots: make(chan struct{}, 2),
+		runs:  map[string]*run{},
 	}
 	c.loop = reconcile.New(reconcile.Config[string]{
 		Name:      "workspace",
@@ -142,13 +142,11 @@ func (c *Controller) nodeChanged(name string) {
 	if n, ok := c.cfg.Nodes.Get(name); ok {
 		now = fmt.Sprint(n.Status.Address, n.Status.Phase, n.Spec.Unschedulable, n.Deleting(), n.Status.Capacity)
 	}
-	c.mu.Lock()
-	changed := c.hosts[name] != now
-	if c.hosts[name] = now; now == "" {
-		delete(c.hosts, name)
+	was, _ := c.hosts.Swap(name, now)
+	if now == "" {
+		c.hosts.Delete(name)
 	}
-	c.mu.Unlock()
-	if changed {
+	if was != now {
 		for _, w := range c.cfg.Workspaces.List("") {
 			c.loop.Add(w.Key())
 		}

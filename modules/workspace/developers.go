@@ -22,13 +22,11 @@ const developers = "multipaas:org-developer"
 // tokens for the controllers' service accounts, some of which can do everything.
 // It returns false while the namespaces are not known yet.
 func (r *run) bindDevelopers(ctx context.Context) (bool, error) {
-	r.mu.Lock()
-	lister, client, bound, synced := r.namespaces, r.client, r.bound, r.synced
-	r.mu.Unlock()
-	if !synced {
+	known := r.now()
+	if !known.synced {
 		return false, nil // the first list queues the workspace again
 	}
-	list, err := lister.List(labels.Everything())
+	list, err := known.namespaces.List(labels.Everything())
 	if err != nil {
 		return false, err
 	}
@@ -37,16 +35,14 @@ func (r *run) bindDevelopers(ctx context.Context) (bool, error) {
 		if ns.DeletionTimestamp != nil || resource.IsSystemNamespace(ns.Name) {
 			continue
 		}
-		if !bound[ns.UID] {
-			if err := bindDevelopers(ctx, client, ns.Name); err != nil {
+		if !r.bound[ns.UID] {
+			if err := bindDevelopers(ctx, known.client, ns.Name); err != nil {
 				return false, fmt.Errorf("developers in namespace %s: %w", ns.Name, err)
 			}
 		}
 		now[ns.UID] = true
 	}
-	r.mu.Lock()
 	r.bound = now
-	r.mu.Unlock()
 	return true, nil
 }
 
@@ -54,6 +50,6 @@ func bindDevelopers(ctx context.Context, client kubernetes.Interface, namespace 
 	_, err := client.RbacV1().RoleBindings(namespace).Apply(ctx, rbac.RoleBinding(developers, namespace).
 		WithRoleRef(rbac.RoleRef().WithAPIGroup("rbac.authorization.k8s.io").WithKind("ClusterRole").WithName("edit")).
 		WithSubjects(rbac.Subject().WithAPIGroup("rbac.authorization.k8s.io").WithKind("Group").WithName(developers)),
-		metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
+		metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
 	return err
 }

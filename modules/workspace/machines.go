@@ -21,7 +21,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 )
 
 // drainTime is how long pods may take to leave a machine that goes. Disruption
@@ -36,14 +35,9 @@ const overdue = 2 * drainTime
 // place creates the machines that are missing and marks those that are too
 // many. It returns what could not be placed, in words; "" when all is placed.
 func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
-	w, staying := p.Workspace, 0
-	for _, m := range p.machines {
-		if !m.Deleting() {
-			staying++
-		}
-	}
-	if staying == w.Spec.Machines {
-		c.setStarved(w.Key(), false)
+	w, going := p.Workspace, (*resource.Machine).Deleting
+	if len(slices.DeleteFunc(slices.Clone(p.machines), going)) == w.Spec.Machines {
+		c.starved.Delete(w.Key())
 		return "", nil
 	}
 	c.placing.Lock()
@@ -53,20 +47,13 @@ func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var own, stay []*resource.Machine
-	for _, m := range all {
-		if m.WorkspaceKey() == w.Key() {
-			own = append(own, m)
-			if !m.Deleting() {
-				stay = append(stay, m)
-			}
-		}
-	}
+	own := slices.DeleteFunc(slices.Clone(all), func(m *resource.Machine) bool { return m.WorkspaceKey() != w.Key() })
+	stay := slices.DeleteFunc(slices.Clone(own), going)
 	if extra := len(stay) - w.Spec.Machines; extra > 0 {
 		// The youngest go first: the highest index.
 		slices.SortFunc(stay, func(a, b *resource.Machine) int { return cmp.Compare(b.Spec.Index, a.Spec.Index) })
 		for _, m := range stay[:extra] {
-			if err := c.markMachine(ctx, m, ""); err != nil {
+			if err := c.cfg.Store.Commit(ctx, c.markMachine(m, "")); err != nil && !errors.Is(err, store.ErrNotFound) {
 				return "", err
 			}
 			failpoint.Reach("workspace/scale/machine-marked")
@@ -77,7 +64,7 @@ func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
 	for missing := w.Spec.Machines - len(stay); missing > 0; missing-- {
 		node := choose(nodes, w.Spec.MachineSize, own)
 		if node == nil {
-			c.setStarved(w.Key(), true)
+			c.starved.Store(w.Key(), nil)
 			told, detail := shortage(nodes, missing, w.Spec.MachineSize)
 			c.cfg.Log.Warn("machines can't be placed", "workspace", w.Key(), "missing", missing, "nodes", detail)
 			return told, nil
@@ -89,27 +76,16 @@ func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
 		node.free = node.free.Sub(m.Spec.Size)
 		own = append(own, m)
 	}
-	c.setStarved(w.Key(), false)
+	c.starved.Delete(w.Key())
 	return "", nil
-}
-
-func (c *Controller) setStarved(key string, starved bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if starved {
-		c.starved[key] = true
-	} else {
-		delete(c.starved, key)
-	}
 }
 
 // freed queues the workspaces that wait for room.
 func (c *Controller) freed() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for key := range c.starved {
-		c.loop.Add(key)
-	}
+	c.starved.Range(func(key, _ any) bool {
+		c.loop.Add(key.(string))
+		return true
+	})
 }
 
 // candidate is a node with what is free on it.
@@ -148,17 +124,13 @@ func choose(nodes []*candidate, size resource.Size, own []*resource.Machine) *ca
 	for _, m := range own {
 		count[m.Spec.Node]++
 	}
-	var best *candidate
-	for _, n := range nodes {
-		if n.usable != "" || !size.Fits(n.free) {
-			continue
-		}
-		if best == nil || count[n.name] < count[best.name] ||
-			count[n.name] == count[best.name] && n.free.MemoryBytes > best.free.MemoryBytes {
-			best = n
-		}
+	fit := slices.DeleteFunc(slices.Clone(nodes), func(n *candidate) bool { return n.usable != "" || !size.Fits(n.free) })
+	if len(fit) == 0 {
+		return nil
 	}
-	return best
+	return slices.MinFunc(fit, func(a, b *candidate) int {
+		return cmp.Or(cmp.Compare(count[a.name], count[b.name]), cmp.Compare(b.free.MemoryBytes, a.free.MemoryBytes))
+	})
 }
 
 // shortage says why machines can't be placed: to the tenant, who is told nothing
@@ -194,10 +166,7 @@ func (c *Controller) create(
 		used[m.Spec.Index] = true
 		hosts[m.Spec.Node] = true
 	}
-	index := 1
-	for used[index] {
-		index++
-	}
+	index := lowest(used)
 	if index > resource.MaxMachines {
 		return nil, fmt.Errorf("workspace %s has %d machines: no more fit into its address plan", w.Key(), len(own))
 	}
@@ -208,42 +177,38 @@ func (c *Controller) create(
 	m.Status.Phase = resource.Creating
 
 	db := c.cfg.Store
-	for {
-		fresh, err := store.Of[resource.Workspace](db).Get(ctx, w.Key())
-		if err != nil {
-			return nil, err
-		}
-		if fresh.UID != w.UID || fresh.Deleting() {
-			return nil, store.ErrConflict
-		}
-		// Hosts without machines give their slot back.
-		slots, taken := map[string]int{}, map[int]bool{}
-		for host, slot := range fresh.Status.NodeSlots {
-			if hosts[host] {
-				slots[host], taken[slot] = slot, true
+	err := db.Commit(ctx,
+		store.Of[resource.Machine](db).CreateOp(m),
+		store.Of[resource.Workspace](db).ModifyOp(w.Key(), func(now *resource.Workspace) error {
+			if now.UID != w.UID || now.Deleting() {
+				return store.ErrConflict
 			}
-		}
-		if slots[node] == 0 {
-			slot := 1
-			for taken[slot] {
-				slot++
+			// Hosts without machines give their slot back.
+			slots, taken := map[string]int{}, map[int]bool{}
+			for host, slot := range now.Status.NodeSlots {
+				if hosts[host] {
+					slots[host], taken[slot] = slot, true
+				}
 			}
-			slots[node] = slot
-		}
-		fresh.Status.NodeSlots = slots
-		err = db.Commit(ctx,
-			store.Of[resource.Machine](db).CreateOp(m),
-			store.Of[resource.Workspace](db).UpdateOp(fresh),
-			c.stays(node))
-		if errors.Is(err, store.ErrConflict) {
-			continue
-		}
-		if err == nil {
-			failpoint.Reach("workspace/machine/placed")
-			c.cfg.Log.Info("machine placed", "machine", m.Key(), "node", node)
-		}
-		return m, err
+			slots[node] = cmp.Or(slots[node], lowest(taken))
+			now.Status.NodeSlots = slots
+			return nil
+		}),
+		c.stays(node))
+	if err == nil {
+		failpoint.Reach("workspace/machine/placed")
+		c.cfg.Log.Info("machine placed", "machine", m.Key(), "node", node)
 	}
+	return m, err
+}
+
+// lowest is the first number from 1 on that is not taken.
+func lowest(taken map[int]bool) int {
+	n := 1
+	for taken[n] {
+		n++
+	}
+	return n
 }
 
 // stays is a write that changes nothing and fails if the node is gone or going
@@ -296,13 +261,11 @@ func (c *Controller) followMachines(ctx context.Context, p *pass) error {
 // node says whether the machine's Kubernetes node is ready, and gives it its
 // pod range, which the platform decides and not the cluster.
 func (r *run) node(ctx context.Context, m *resource.Machine) (bool, string) {
-	r.mu.Lock()
-	lister, client, serving := r.nodes, r.client, r.serving
-	r.mu.Unlock()
-	if !serving || lister == nil {
+	now := r.now()
+	if !now.serving || now.nodes == nil {
 		return false, "waiting for the plane"
 	}
-	n, err := lister.Get(m.Name)
+	n, err := now.nodes.Get(m.Name)
 	if apierrors.IsNotFound(err) {
 		return false, "its kubelet has not registered yet"
 	} else if err != nil {
@@ -310,7 +273,7 @@ func (r *run) node(ctx context.Context, m *resource.Machine) (bool, string) {
 	}
 	if n.Spec.PodCIDR == "" {
 		patch := fmt.Sprintf(`{"spec":{"podCIDR":%q,"podCIDRs":[%[1]q]}}`, m.Spec.PodCIDR)
-		_, err := client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+		_, err := now.client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
 		if err != nil {
 			return false, err.Error()
 		}
@@ -408,35 +371,27 @@ func clusterTime(late bool) time.Duration {
 
 // deleteNode deletes a Kubernetes node. None there is no error.
 func (r *run) deleteNode(ctx context.Context, name string, late bool) error {
-	client := r.api()
-	if client == nil {
+	now := r.now()
+	if !now.serving {
 		return resource.ErrNotReady
 	}
 	ctx, cancel := context.WithTimeout(ctx, clusterTime(late))
 	defer cancel()
-	err := client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})
+	err := now.client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	return err
 }
 
-func (r *run) api() kubernetes.Interface {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.serving {
-		return nil
-	}
-	return r.client
-}
-
 // drain cordons the machine's node and evicts its pods, as kubectl drain does
 // without waiting. It returns what is left, in words, "" for nothing.
 func (c *Controller) drain(ctx context.Context, r *run, m *resource.Machine, late bool) (string, error) {
-	client := r.api()
-	if client == nil {
+	now := r.now()
+	if !now.serving {
 		return "waiting for the plane", nil
 	}
+	client := now.client
 	ctx, cancel := context.WithTimeout(ctx, clusterTime(late))
 	defer cancel()
 	_, err := client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType,
@@ -455,10 +410,8 @@ func (c *Controller) drain(ctx context.Context, r *run, m *resource.Machine, lat
 	left := 0
 	for i := range pods.Items {
 		p := &pods.Items[i]
-		if owner := metav1.GetControllerOf(p); owner != nil && owner.Kind == "DaemonSet" {
-			continue
-		}
-		if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		owner := metav1.GetControllerOf(p)
+		if owner != nil && owner.Kind == "DaemonSet" || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 			continue
 		}
 		left++

@@ -80,28 +80,34 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) error {
 		return fmt.Errorf("remove %s: %w", w.Key(), err)
 	}
 	failpoint.Reach("workspace/delete/committed")
-	c.setStarved(w.Key(), false)
+	c.starved.Delete(w.Key())
 	c.freed() // others may have waited for its room
 	c.cfg.Log.Info("workspace removed", "workspace", w.Key(), "id", w.Status.ID)
 	return nil
 }
 
-// removeMachines returns how many machines are left.
+// removeMachines returns how many machines are left. A call may come late, when the
+// workspace is gone and another one has its name: that one's machines stay.
 func (c *Controller) removeMachines(ctx context.Context, w *resource.Workspace) (left int, err error) {
-	kind := store.Of[resource.Machine](c.cfg.Store)
+	db := c.cfg.Store
+	kind := store.Of[resource.Machine](db)
+	going := store.Of[resource.Workspace](db).ModifyOp(w.Key(), func(now *resource.Workspace) error {
+		if now.UID != w.UID {
+			return store.ErrConflict
+		}
+		return store.ErrSkip
+	})
 	machines, _, _, err := kind.List(ctx, w.Key(), "", 0)
 	if err != nil {
 		return 0, err
 	}
 	for _, m := range machines {
-		if m.Status.Conditions.Is(resource.MachineRemoved) {
-			if err := kind.Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
-				return 0, err
-			}
-			continue
+		end := kind.DeleteOp(m)
+		if !m.Status.Conditions.Is(resource.MachineRemoved) {
+			end = c.markMachine(m, "WorkspaceDeleted")
+			left++
 		}
-		left++
-		if err := c.markMachine(ctx, m, "WorkspaceDeleted"); err != nil {
+		if err := db.Commit(ctx, going, end); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return 0, err
 		}
 		failpoint.Reach("workspace/delete/machines-marked")
@@ -111,8 +117,8 @@ func (c *Controller) removeMachines(ctx context.Context, w *resource.Workspace) 
 
 // markMachine asks for the end of a machine. It is drained first, unless undrained
 // says why it need not be.
-func (c *Controller) markMachine(ctx context.Context, m *resource.Machine, undrained string) error {
-	_, err := store.Of[resource.Machine](c.cfg.Store).Modify(ctx, m.Key(), func(x *resource.Machine) error {
+func (c *Controller) markMachine(m *resource.Machine, undrained string) store.Op {
+	return store.Of[resource.Machine](c.cfg.Store).ModifyOp(m.Key(), func(x *resource.Machine) error {
 		if x.UID != m.UID {
 			return store.ErrSkip
 		}
@@ -120,16 +126,11 @@ func (c *Controller) markMachine(ctx context.Context, m *resource.Machine, undra
 			x.Status.Conditions.Set(resource.Condition{Type: resource.MachineDrained, Status: resource.True, Reason: undrained})
 		}
 		if !x.Deleting() {
-			now := time.Now().UTC()
-			x.DeletedAt = &now
+			x.DeletedAt = new(time.Now().UTC())
 		}
 		x.Status.Phase = resource.Deleting
 		return nil
 	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
 }
 
 // observeRemoval writes what the removal still waits for.

@@ -3,6 +3,7 @@ package workspace
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"testing"
@@ -86,4 +87,50 @@ func TestRemovalWaitsForWhatIsInside(t *testing.T) {
 		_, err := workspaces.Get(ctx, w.Key())
 		return errors.Is(err, store.ErrNotFound)
 	})
+}
+
+// TestLatePassSparesTheNextWorkspace: a pass that comes when its workspace is gone and
+// another one has the name takes no machine of that one away.
+func TestLatePassSparesTheNextWorkspace(t *testing.T) {
+	st, ctx := storetest.New(t), t.Context()
+	workspaces, machines := store.Of[resource.Workspace](st), store.Of[resource.Machine](st)
+	shop := func() *resource.Workspace {
+		return &resource.Workspace{InOrganization: resource.NewInOrganization("acme/web", "shop")}
+	}
+	gone, next := shop(), shop()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(workspaces.Create(ctx, gone))
+	must(workspaces.Delete(ctx, gone))
+	c := &Controller{cfg: Config{Store: st, Log: slog.New(slog.DiscardHandler)}}
+	for _, there := range []bool{false, true} {
+		if there {
+			must(workspaces.Create(ctx, next))
+		}
+		runs := &resource.Machine{InWorkspace: resource.NewInWorkspace(next.Key(), fmt.Sprintf("shop-%v", there))}
+		ends := &resource.Machine{InWorkspace: resource.NewInWorkspace(next.Key(), fmt.Sprintf("ends-%v", there))}
+		ends.Status.Conditions.Set(resource.Condition{Type: resource.MachineRemoved, Status: resource.True})
+		must(st.Commit(ctx, machines.CreateOp(runs), machines.CreateOp(ends)))
+		if _, err := c.removeMachines(ctx, gone); there != errors.Is(err, store.ErrConflict) {
+			t.Errorf("with another workspace there %v: %v", there, err)
+		}
+		m, err := machines.Get(ctx, runs.Key())
+		must(err)
+		if _, err := machines.Get(ctx, ends.Key()); err != nil || m.Deleting() {
+			t.Errorf("with another workspace there %v: a machine is marked %v, another one: %v", there, m.Deleting(), err)
+		}
+	}
+	if _, err := workspaces.MarkDeleted(ctx, next.Key()); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := c.removeMachines(ctx, next); err != nil || left != 2 {
+		t.Errorf("its own pass leaves %d, %v, want 2", left, err)
+	}
+	if m, err := machines.Get(ctx, next.Key()+"/shop-true"); err != nil || !m.Deleting() {
+		t.Errorf("its own pass: %+v, %v", m, err)
+	}
 }

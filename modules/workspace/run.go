@@ -1,11 +1,13 @@
 package workspace
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,45 +32,59 @@ type run struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 
-	mu     sync.Mutex
-	plane  Plane
-	client kubernetes.Interface
-	nodes  corelisters.NodeLister
+	mu   sync.Mutex
+	live live
 
-	namespaces corelisters.NamespaceLister
-	synced     bool               // nodes and namespaces hold all there are
-	bound      map[types.UID]bool // namespaces in which developers may edit
-
-	serving  bool
-	problem  string
-	level    string // of Pod Security, as last set
-	manifest [32]byte
+	// These are the passes' own, of which there is one at a time.
+	bound    map[types.UID]bool // namespaces in which developers may edit
+	manifest [32]byte           // what of the addons was applied
 	dnsReady bool
+}
+
+// live is what is known of a plane and its cluster.
+type live struct {
+	plane   Plane
+	level   string // of Pod Security, as last set
+	serving bool
+	problem string
+
+	client     kubernetes.Interface
+	nodes      corelisters.NodeLister
+	namespaces corelisters.NamespaceLister
+	synced     bool // nodes and namespaces hold all there are
+}
+
+func (r *run) now() live {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.live
+}
+
+func (r *run) note(change func(*live)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change(&r.live)
 }
 
 // state says whether the plane serves, and if not, why.
 func (r *run) state() (bool, string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.problem != "" {
-		return false, r.problem
+	now := r.now()
+	if now.serving && now.problem == "" {
+		return true, ""
 	}
-	if !r.serving {
-		return false, "the plane is starting"
-	}
-	return true, ""
+	return false, cmp.Or(now.problem, "the plane is starting")
 }
 
 func (r *run) setPodSecurity(level string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.level == level {
+	if r.live.level == level {
 		return nil
 	}
-	if err := r.plane.SetPodSecurity(level); err != nil {
+	if err := r.live.plane.SetPodSecurity(level); err != nil {
 		return fmt.Errorf("pod security level %s: %w", level, err)
 	}
-	r.level = level
+	r.live.level = level
 	return nil
 }
 
@@ -90,11 +106,8 @@ func (c *Controller) plane(w *resource.Workspace, keys *resource.WorkspaceKeys) 
 			if ctx.Err() != nil {
 				return
 			}
-			r.mu.Lock()
-			r.serving, r.problem = false, fmt.Sprintf("the plane does not run: %v", err)
-			r.mu.Unlock()
 			c.cfg.Log.Error("plane ended; it is started again", "workspace", r.key, "err", err, "in", wait)
-			c.loop.Add(r.key)
+			c.serves(r, fmt.Errorf("the plane does not run: %w", err))
 			select {
 			case <-ctx.Done():
 				return
@@ -123,9 +136,7 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	r.plane, r.level, r.problem = p, w.Spec.PodSecurity, ""
-	r.mu.Unlock()
+	r.note(func(l *live) { l.plane, l.level, l.problem = p, w.Spec.PodSecurity, "" })
 	began := time.Now()
 	// The client's certificate is there once the plane has been started.
 	connect := sync.OnceValue(func() error {
@@ -136,9 +147,7 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 			return err
 		}
 		c.cfg.Log.Info("plane ready", "workspace", r.key, "id", r.id, "after", time.Since(began).Round(time.Millisecond))
-		r.mu.Lock()
-		r.client = client
-		r.mu.Unlock()
+		r.note(func(l *live) { l.client = client })
 		c.watchCluster(ctx, r, client)
 		return nil
 	})
@@ -146,18 +155,23 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 		failpoint.Reach("workspace/create/plane-ready")
 		release()
 		err := connect()
-		r.mu.Lock()
-		if r.serving, r.problem = err == nil, ""; err != nil {
-			r.problem = fmt.Sprintf("no client for the plane: %v", err)
+		if err != nil {
+			err = fmt.Errorf("no client for the plane: %w", err)
 		}
-		r.mu.Unlock()
-		c.loop.Add(r.key)
+		c.serves(r, err)
 	}, func(err error) {
-		r.mu.Lock()
-		r.serving, r.problem = false, fmt.Sprintf("the plane has died and is started again: %v", err)
-		r.mu.Unlock()
-		c.loop.Add(r.key)
+		c.serves(r, fmt.Errorf("the plane has died and is started again: %w", err))
 	})
+}
+
+// serves notes that the plane serves, or why it does not, and has that looked at.
+func (c *Controller) serves(r *run, problem error) {
+	r.note(func(l *live) {
+		if l.serving, l.problem = problem == nil, ""; problem != nil {
+			l.problem = problem.Error()
+		}
+	})
+	c.loop.Add(r.key)
 }
 
 // watchCluster follows the cluster's nodes and namespaces until ctx is done.
@@ -178,15 +192,11 @@ func (c *Controller) watchCluster(ctx context.Context, r *run, client kubernetes
 		c.cfg.Log.Error("watch cluster", "workspace", r.key, "err", err)
 		return
 	}
-	r.mu.Lock()
-	r.nodes, r.namespaces = inf.Lister(), namespaces.Lister()
-	r.mu.Unlock()
+	r.note(func(l *live) { l.nodes, l.namespaces = inf.Lister(), namespaces.Lister() })
 	f.Start(ctx.Done())
 	c.wg.Go(func() {
 		f.WaitForCacheSync(ctx.Done())
-		r.mu.Lock()
-		r.synced = true
-		r.mu.Unlock()
+		r.note(func(l *live) { l.synced = true })
 		c.loop.Add(r.key)
 		<-ctx.Done()
 		f.Shutdown()
@@ -216,12 +226,9 @@ func slim(o any) (any, error) {
 }
 
 func nodeReady(n *corev1.Node) bool {
-	for _, cond := range n.Status.Conditions {
-		if cond.Type == corev1.NodeReady {
-			return cond.Status == corev1.ConditionTrue
-		}
-	}
-	return false
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
 }
 
 // stop ends the plane with this id, if it runs, and waits until it has.
@@ -236,34 +243,22 @@ func (c *Controller) stop(id string) {
 	}
 }
 
-// serving returns the run of a workspace whose plane serves here.
-func (c *Controller) serving(key string) (*run, error) {
-	w, ok := c.cfg.Workspaces.Get(key)
-	if !ok {
-		return nil, fmt.Errorf("workspace %s: %w", key, resource.ErrNotReady)
+// Client returns a client with every right in the workspace's cluster. It wraps
+// resource.ErrNotReady while the plane does not serve.
+func (c *Controller) Client(_ context.Context, key string) (kubernetes.Interface, error) {
+	var r *run
+	if w, ok := c.cfg.Workspaces.Get(key); ok {
+		c.mu.Lock()
+		r = c.runs[w.Status.ID]
+		c.mu.Unlock()
 	}
-	c.mu.Lock()
-	r := c.runs[w.Status.ID]
-	c.mu.Unlock()
 	if r == nil {
 		return nil, fmt.Errorf("workspace %s: %w", key, resource.ErrNotReady)
 	}
 	if ok, why := r.state(); !ok {
 		return nil, fmt.Errorf("workspace %s: %w: %s", key, resource.ErrNotReady, why)
 	}
-	return r, nil
-}
-
-// Client returns a client with every right in the workspace's cluster. It wraps
-// resource.ErrNotReady while the plane does not serve.
-func (c *Controller) Client(_ context.Context, key string) (kubernetes.Interface, error) {
-	r, err := c.serving(key)
-	if err != nil {
-		return nil, err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.client, nil
+	return r.now().client, nil
 }
 
 // Dialer returns what connects to pods and machines from inside the network of
