@@ -61,7 +61,7 @@ func (s *server) addRegistry(
 		TLS:       s.tls(certificate.of(n)),
 		Names:     s.registryNames(),
 		Upstreams: upstreams,
-		Nodes:     hub.of(n),
+		NodeRuns:  hub.of(n).Runs,
 		HasOrganization: func(account, organization string) bool {
 			o, ok := organizations.Get(account + "/" + organization)
 			return ok && !o.Deleting()

@@ -103,14 +103,12 @@ func deployed(d *appsv1.Deployment) resource.Condition {
 // instances says whether as many instances as wanted run the newest release,
 // and if not, what is wrong with the first that has something to tell.
 func instances(app *resource.App, d *appsv1.Deployment, pods []*corev1.Pod) resource.Condition {
-	want := app.Spec.Instances
+	want, s := app.Spec.Instances, d.Status
 	c := resource.Condition{Type: resource.AppInstancesReady, Status: resource.True, Reason: reasonReady}
+	c.Message = fmt.Sprintf("%d instances are ready.", want)
 	if want == 1 {
 		c.Message = "1 instance is ready."
-	} else {
-		c.Message = fmt.Sprintf("%d instances are ready.", want)
 	}
-	s := d.Status
 	current := s.ObservedGeneration >= d.Generation
 	if current && int(s.UpdatedReplicas) == want && int(s.AvailableReplicas) == want && int(s.Replicas) == want {
 		return c

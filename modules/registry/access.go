@@ -27,12 +27,12 @@ type principal struct {
 	node  string // "ACCOUNT/ORGANIZATION", whose images this node may pull now
 }
 
-// allows says whether the principal may do a to a repository of this registry.
-func (p principal) allows(repository string, a action) bool {
+// allows says whether the principal may do that to a repository of this registry.
+func (p principal) allows(repository, action string) bool {
 	if p.token != nil {
-		return p.token.allow("repository", repository, string(a))
+		return p.token.allow("repository", repository, action)
 	}
-	return a == pull && strings.HasPrefix(repository, p.node+"/")
+	return action == pull && strings.HasPrefix(repository, p.node+"/")
 }
 
 // ServeHTTP decides who asks for what and whether he may have it. Nothing else
@@ -89,7 +89,9 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	if t.route == v2.RouteNameBlob && req.Method == http.MethodHead && who.allows(t.repository, push) {
 		// Before a push, clients ask which blobs are there and leave those out.
 		// So what was asked for counts as new to the collector.
-		r.touch(t)
+		if d, err := digest.Parse(t.reference); err == nil {
+			touchFile(filepath.Join(r.repositoryDir(t.repository), layers, d.Algorithm().String(), d.Encoded(), "link"))
+		}
 	}
 	r.app.ServeHTTP(w, req)
 	return nil
@@ -125,7 +127,7 @@ func (r *Registry) authenticate(w http.ResponseWriter, req *http.Request, t targ
 	if cert := nodeCertificate(req); cert != nil && req.Header.Get("Authorization") == "" {
 		node, workspace := cert.Subject.CommonName, req.Header.Get(wire.WorkspaceHeader)
 		parts := strings.Split(workspace, "/")
-		if len(parts) != 3 || !r.cfg.Nodes.Runs(cert, workspace) {
+		if len(parts) != 3 || !r.cfg.NodeRuns(cert, workspace) {
 			return principal{}, refuse(http.StatusForbidden, "DENIED", "node %s runs no machine of workspace %q", node, workspace)
 		}
 		return principal{node: parts[0] + "/" + parts[1]}, nil
@@ -266,7 +268,7 @@ func (r *Registry) challenge(w http.ResponseWriter, t target, req *http.Request,
 	c := fmt.Sprintf("Bearer realm=%q,service=%q", "https://"+req.Host+TokenPath, r.cfg.Tokens.Service)
 	switch {
 	case t.repository != "":
-		actions := string(t.action)
+		actions := t.action
 		if t.action == push {
 			actions = "pull,push"
 		}
@@ -301,13 +303,4 @@ func (r *Registry) serveUpstream(w http.ResponseWriter, req *http.Request, t tar
 		return refuse(http.StatusMethodNotAllowed, "UNSUPPORTED", "%s can only be pulled from", ns)
 	}
 	return u.serve(w, req, t)
-}
-
-// touch makes the blob's link in the repository look new.
-func (r *Registry) touch(t target) {
-	d, err := digest.Parse(t.reference)
-	if err != nil {
-		return
-	}
-	touchFile(filepath.Join(r.repositoryDir(t.repository), layers, d.Algorithm().String(), d.Encoded(), "link"))
 }

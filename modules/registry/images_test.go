@@ -244,7 +244,7 @@ func TestUploadSurvivesARestart(t *testing.T) {
 	addr := freeAddr(t)
 	dir := t.TempDir()
 	again := func() *Registry {
-		r, err := New(Config{Addr: addr, Dir: dir, TLS: p.tls(t), Nodes: p, HasOrganization: p.Exists, MinFreeBytes: 1,
+		r, err := New(Config{Addr: addr, Dir: dir, TLS: p.tls(t), NodeRuns: p.Runs, HasOrganization: p.Exists, MinFreeBytes: 1,
 			Tokens: Tokens{Service: "test-service", Issuer: "test-issuer", Keys: p.keys}})
 		if err != nil {
 			t.Fatal(err)

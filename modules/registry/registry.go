@@ -55,10 +55,12 @@ type Config struct {
 	// repositories are referred to.
 	Names  []string
 	Tokens Tokens
-	Nodes  Nodes
-	// HasOrganization says whether the organization is there and not being deleted.
-	// It is asked with every request that writes, must not block, and is safe for
-	// concurrent use.
+	// NodeRuns says whether the node that a verified certificate belongs to is still
+	// one and runs a machine of the workspace "ACCOUNT/ORGANIZATION/WORKSPACE", and
+	// HasOrganization whether the organization is there and not being deleted. They
+	// are asked with every request of a node, and every one that writes; they must
+	// not block, and are safe for concurrent use.
+	NodeRuns        func(cert *x509.Certificate, workspace string) bool
 	HasOrganization func(account, organization string) bool
 	Upstreams       []Upstream
 	// Limit says how many bytes of images an account may have; nil, or 0, is no
@@ -75,15 +77,6 @@ type Config struct {
 	// longest push. Zero is 24 hours.
 	Grace time.Duration
 	Log   *slog.Logger
-}
-
-// Nodes tells which node runs what.
-type Nodes interface {
-	// Runs says whether the node that a verified certificate belongs to is still
-	// one and runs a machine of the workspace "ACCOUNT/ORGANIZATION/WORKSPACE".
-	// It is asked with every request of a node, must not block, and is safe for
-	// concurrent use.
-	Runs(cert *x509.Certificate, workspace string) bool
 }
 
 // Registry is the image registry.

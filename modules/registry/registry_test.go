@@ -152,9 +152,9 @@ func start(t testing.TB, p *platform, change func(*Config)) (*Registry, string) 
 	t.Helper()
 	cfg := Config{
 		Addr: "127.0.0.1:0", Dir: t.TempDir(), TLS: p.tls(t),
-		Names:  []string{"registry.example:5000"},
-		Tokens: Tokens{Issue: http.HandlerFunc(p.token), Service: "test-service", Issuer: "test-issuer", Keys: p.keys},
-		Nodes:  p, HasOrganization: p.Exists, MinFreeBytes: 1 << 20,
+		Names:    []string{"registry.example:5000"},
+		Tokens:   Tokens{Issue: http.HandlerFunc(p.token), Service: "test-service", Issuer: "test-issuer", Keys: p.keys},
+		NodeRuns: p.Runs, HasOrganization: p.Exists, MinFreeBytes: 1 << 20,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 	if change != nil {

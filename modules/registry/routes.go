@@ -13,13 +13,11 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
-// action is what a request does to a repository.
-type action string
-
+// The actions: what a request does to a repository.
 const (
-	pull   action = "pull"
-	push   action = "push"
-	remove action = "delete"
+	pull   = "pull"
+	push   = "push"
+	remove = "delete"
 )
 
 // target is what a request is about.
@@ -27,7 +25,7 @@ type target struct {
 	route      string // one of v2.RouteName...
 	repository string // "" for the base and the catalog
 	reference  string // tag or digest of a manifest, digest of a blob
-	action     action
+	action     string
 }
 
 // parse says what req is about; false if the registry has nothing of the kind.

@@ -28,8 +28,6 @@ func count(dir string, number, gauge map[string]int64) {
 		if err != nil {
 			return nil // gone meanwhile
 		}
-		rel, _ := filepath.Rel(dir, name)
-		parts := strings.Split(rel, string(filepath.Separator))
 		if d.IsDir() {
 			if filepath.Base(filepath.Dir(name)) == "_uploads" {
 				number["registry uploads"]++
@@ -37,18 +35,17 @@ func count(dir string, number, gauge map[string]int64) {
 			}
 			return nil
 		}
-		for _, p := range parts {
-			if what := kinds[p]; what != "" {
-				number[what]++
-				if p == "blobs" {
-					if info, err := d.Info(); err == nil {
-						gauge["bytes of registry blobs"] += info.Size()
-					}
-				}
-				return nil
+		what := "registry files"
+		for p := range strings.SplitSeq(strings.TrimPrefix(name, dir), string(filepath.Separator)) {
+			if kinds[p] != "" {
+				what = kinds[p]
+				break
 			}
 		}
-		number["registry files"]++
+		number[what]++
+		if info, err := d.Info(); err == nil && what == kinds["blobs"] {
+			gauge["bytes of registry blobs"] += info.Size()
+		}
 		return nil
 	})
 }

@@ -23,7 +23,7 @@ import (
 func proxied(t *testing.T) (p, up *platform, r *Registry, host string, upstream string, stopUpstream func()) {
 	t.Helper()
 	up, p = newPlatform(t), newPlatform(t)
-	other, err := New(Config{Addr: "127.0.0.1:0", Dir: t.TempDir(), TLS: up.tls(t), Nodes: up, HasOrganization: up.Exists, MinFreeBytes: 1,
+	other, err := New(Config{Addr: "127.0.0.1:0", Dir: t.TempDir(), TLS: up.tls(t), NodeRuns: up.Runs, HasOrganization: up.Exists, MinFreeBytes: 1,
 		Tokens: Tokens{Issue: http.HandlerFunc(up.token), Service: "test-service", Issuer: "test-issuer", Keys: up.keys}})
 	if err != nil {
 		t.Fatal(err)
