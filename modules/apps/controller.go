@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -91,7 +90,7 @@ func New(cfg Config) *Controller {
 		Name:       "app",
 		Log:        cfg.Log,
 		Reconcile:  c.reconcile,
-		Tenant:     workspaceOf,
+		Tenant:     resource.OfWorkspace.Parent,
 		Share:      share,
 		Workers:    workers,
 		Timeout:    lookTimeout,
@@ -113,9 +112,6 @@ func New(cfg Config) *Controller {
 	})
 	return c
 }
-
-// workspaceOf is the key of the workspace of the app with this key.
-func workspaceOf(key string) string { return key[:strings.LastIndexByte(key, '/')] }
 
 // Run works until ctx is done. The caches must be complete before.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
@@ -146,7 +142,7 @@ func (c *Controller) watchRoutes(ctx context.Context) {
 // reconcile takes the next steps for one app. again is when to look at it anew
 // without being told to; 0 is never.
 func (c *Controller) reconcile(ctx context.Context, key string) (again time.Duration, err error) {
-	workspace := workspaceOf(key)
+	workspace := resource.OfWorkspace.Parent(key)
 	app, err := store.Of[resource.App](c.cfg.Store).Get(ctx, key)
 	if errors.Is(err, store.ErrNotFound) {
 		c.forget(key, workspace)

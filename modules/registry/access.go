@@ -149,14 +149,12 @@ func (r *Registry) authenticate(w http.ResponseWriter, req *http.Request, t targ
 
 // nodeCertificate is the verified client certificate of a node, or nil.
 func nodeCertificate(req *http.Request) *x509.Certificate {
-	if req.TLS == nil || len(req.TLS.VerifiedChains) == 0 {
+	state := req.TLS
+	if state == nil || len(state.VerifiedChains) == 0 ||
+		!slices.Contains(state.VerifiedChains[0][0].Subject.Organization, wire.NodesOrganization) {
 		return nil
 	}
-	cert := req.TLS.VerifiedChains[0][0]
-	if !slices.Contains(cert.Subject.Organization, wire.NodesOrganization) {
-		return nil
-	}
-	return cert
+	return state.VerifiedChains[0][0]
 }
 
 // authorize decides on a request to a repository of this registry, and takes out

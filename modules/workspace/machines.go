@@ -342,21 +342,18 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 	if err != nil {
 		left = "the cluster refuses: " + err.Error()
 	}
+	again := time.Duration(0)
+	drained := resource.Condition{Type: resource.MachineDrained, Status: resource.True, Reason: "Drained", Message: left}
 	if left != "" && !late {
-		return time.Second, c.observeDrain(ctx, m, resource.Condition{Status: resource.False, Reason: "Draining", Message: left})
+		drained.Status, drained.Reason, again = resource.False, "Draining", time.Second
 	}
-	if err := c.observeDrain(ctx, m, resource.Condition{Status: resource.True, Reason: "Drained", Message: left}); err != nil {
-		return 0, err
-	}
-	failpoint.Reach("workspace/scale/machine-drained")
-	return 0, nil
-}
-
-func (c *Controller) observeDrain(ctx context.Context, seen *resource.Machine, drained resource.Condition) error {
-	drained.Type = resource.MachineDrained
-	return store.Of[resource.Machine](c.cfg.Store).Observe(ctx, seen, func(m *resource.Machine) {
-		m.Status.Conditions.Set(drained)
+	err = store.Of[resource.Machine](c.cfg.Store).Observe(ctx, m, func(now *resource.Machine) {
+		now.Status.Conditions.Set(drained)
 	})
+	if err == nil && again == 0 {
+		failpoint.Reach("workspace/scale/machine-drained")
+	}
+	return again, err
 }
 
 // clusterTime is how long to ask a cluster about one machine. One that goes and
