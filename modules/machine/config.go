@@ -20,11 +20,6 @@ type object = map[string]any
 // at once. They are in one folder, so that a file that is replaced is seen
 // inside: kubelet and client-go read certificates again by themselves.
 func writeConfig(spec order, dir string, mtu int) error {
-	for _, sub := range []string{"", "cni", "pki", "certs.d/_default"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
-			return err
-		}
-	}
 	registry := netip.AddrPortFrom(wire.LinkLocal, wire.RegistryPort).String()
 	id := sha256.Sum256([]byte(spec.UID))
 	files := map[string][]byte{
@@ -69,6 +64,9 @@ func writeConfig(spec order, dir string, mtu int) error {
 		file := filepath.Join(dir, name)
 		if have, err := readBounded(file, 1<<20); err == nil && string(have) == string(data) {
 			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			return err
 		}
 		if err := atomicfile.Write(file, data, 0o600); err != nil {
 			return fmt.Errorf("write machine's configuration: %w", err)

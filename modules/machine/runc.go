@@ -27,7 +27,6 @@ type runc struct {
 
 // container is what runc knows of one.
 type container struct {
-	ID      string    `json:"id"`
 	PID     int       `json:"pid"`
 	Status  string    `json:"status"` // created, running, stopped, paused
 	Created time.Time `json:"created"`

@@ -68,9 +68,8 @@ type Tokens interface {
 	Redeem(ctx context.Context, token, name, source string) error
 }
 
-// Hub is the server's side of the nodes: it lets machines join, tells each
-// agent what to do and takes down what agents report. It is an http.Handler for
-// /v1/agent/ and is safe for concurrent use.
+// Hub is an http.Handler for what is below wire.AgentPath. It is safe for
+// concurrent use.
 type Hub struct {
 	cfg HubConfig
 	mux *http.ServeMux

@@ -20,8 +20,7 @@ type Plan struct {
 	DNS      netip.Addr   `json:"dns"`      // 10.43.0.10
 }
 
-// DefaultPlan is the address plan of DESIGN: node addresses 172.30.0.0/20, pods
-// 10.42.0.0/16, services 10.43.0.0/16.
+// DefaultPlan is the address plan of DESIGN.
 func DefaultPlan() Plan {
 	return NewPlan(
 		netip.MustParsePrefix("172.30.0.0/20"),
