@@ -34,7 +34,7 @@ func TestLimits(t *testing.T) {
 	refused(owner, "PUT", inAcme+"/organizations/fourth", "", "at most 3, in use 3, asked for 1 more")
 	s.want(http.StatusOK, owner, "PUT", inAcme+"/organizations/third", "") // what is there stays
 
-	refused(admin, "PUT", inWeb+"/workspaces/big", `{"spec":{"machines":4}}`, "Machines: at most 5, in use 2, asked for 4 more", "CPUs: at most 4.5, in use 2", "Memory: at most 10240 MiB, in use 4096 MiB, asked for 8192 MiB")
+	refused(admin, "PUT", inWeb+"/workspaces/big", `{"spec":{"machines":4}}`, "Machines: at most 5, in use 2, asked for 4 more", "CPUs: at most 4.5, in use 2", "Memory: at most 10Gi, in use 4Gi, asked for 8Gi")
 	s.want(http.StatusAccepted, admin, "PUT", inWeb+"/workspaces/two", `{"spec":{"machines":1}}`)
 	s.want(http.StatusAccepted, admin, "PUT", inWeb+"/workspaces/three", `{"spec":{"machines":0}}`)
 	refused(admin, "PUT", inWeb+"/workspaces/four", `{"spec":{"machines":0}}`, "Workspaces: at most 3")

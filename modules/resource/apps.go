@@ -117,6 +117,11 @@ type TaskStatus struct {
 	EndedAt *time.Time `json:"endedAt,omitempty"`
 }
 
+// Ended says that nothing of t changes any more.
+func (t *Task) Ended() bool {
+	return t.Status.State == TaskDone || t.Status.State == TaskFailed
+}
+
 // TaskState is running, done or failed.
 type TaskState string
 

@@ -34,7 +34,7 @@ func (u Unit) Text(n int64) string {
 	case Thousandths:
 		return strconv.FormatFloat(float64(n)/1000, 'f', -1, 64)
 	case Bytes:
-		return strconv.FormatInt(n>>20, 10) + " MiB"
+		return bytesText(n)
 	}
 	return strconv.FormatInt(n, 10)
 }

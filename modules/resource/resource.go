@@ -82,25 +82,19 @@ type Conditions []Condition
 // Set adds or changes the condition c.Type and reports whether anything
 // changed. Since is kept while Status stays the same.
 func (cs *Conditions) Set(c Condition) bool {
-	for i := range *cs {
-		old := &(*cs)[i]
-		if old.Type != c.Type {
-			continue
-		}
-		if old.Status == c.Status {
-			c.Since = old.Since
-		} else if c.Since.IsZero() {
-			c.Since = time.Now().UTC()
-		}
-		changed := *old != c
-		*old = c
-		return changed
-	}
-	if c.Since.IsZero() {
+	old := cs.Get(c.Type)
+	if old != nil && old.Status == c.Status {
+		c.Since = old.Since
+	} else if c.Since.IsZero() {
 		c.Since = time.Now().UTC()
 	}
-	*cs = append(*cs, c)
-	return true
+	if old == nil {
+		*cs = append(*cs, c)
+		return true
+	}
+	changed := *old != c
+	*old = c
+	return changed
 }
 
 // Get returns the condition of type t, or nil.

@@ -10,6 +10,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"k8s.io/client-go/util/workqueue"
 
 	"github.com/multipaas/multipaas/modules/store"
@@ -126,9 +128,9 @@ func New[K comparable](cfg Config[K]) *Loop[K] {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	cfg.Workers = max(cfg.Workers, 1)
-	cfg.Timeout = or(cfg.Timeout, time.Minute)
-	cfg.Backoff = or(cfg.Backoff, 100*time.Millisecond)
-	cfg.MaxBackoff = or(cfg.MaxBackoff, 30*time.Second)
+	cfg.Timeout = cmp.Or(cfg.Timeout, time.Minute)
+	cfg.Backoff = cmp.Or(cfg.Backoff, 100*time.Millisecond)
+	cfg.MaxBackoff = cmp.Or(cfg.MaxBackoff, 30*time.Second)
 	l := &Loop[K]{
 		cfg: cfg,
 		queue: workqueue.NewTypedRateLimitingQueue(
@@ -137,38 +139,25 @@ func New[K comparable](cfg Config[K]) *Loop[K] {
 		accounts: map[string]*account[K]{},
 		said:     map[K]string{},
 	}
-	if cfg.Registerer != nil {
-		l.register()
-	}
-	return l
-}
-
-func or(d, other time.Duration) time.Duration {
-	if d == 0 {
-		return other
-	}
-	return d
-}
-
-func (l *Loop[K]) register() {
-	labels := prometheus.Labels{"loop": l.cfg.Name}
-	l.passes = prometheus.NewCounterVec(prometheus.CounterOpts{
+	labels := prometheus.Labels{"loop": cfg.Name}
+	metrics := promauto.With(cfg.Registerer)
+	l.passes = metrics.NewCounterVec(prometheus.CounterOpts{
 		Name:        "multipaas_reconcile_total",
 		Help:        "Looks at what is wanted and what is, by how they ended.",
 		ConstLabels: labels,
 	}, []string{"result"})
-	l.seconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+	l.seconds = metrics.NewHistogram(prometheus.HistogramOpts{
 		Name:        "multipaas_reconcile_seconds",
 		Help:        "How long a look took.",
 		ConstLabels: labels,
 		Buckets:     []float64{.001, .01, .1, 1, 10, 60},
 	})
-	queued := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	metrics.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "multipaas_reconcile_queued",
 		Help:        "Keys that wait for a look.",
 		ConstLabels: labels,
 	}, func() float64 { return float64(l.Len()) })
-	l.cfg.Registerer.MustRegister(l.passes, l.seconds, queued)
+	return l
 }
 
 // Add has key looked at soon. A key that waits already waits once; one that is
@@ -234,7 +223,12 @@ func (l *Loop[K]) next(ctx context.Context) bool {
 	look, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
 	again, err := l.cfg.Reconcile(look, key)
 	cancel()
-	l.took(time.Since(began), err)
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	l.passes.WithLabelValues(result).Inc()
+	l.seconds.Observe(time.Since(began).Seconds())
 	if l.cfg.Ended != nil {
 		l.cfg.Ended(key, err)
 	}
@@ -379,18 +373,6 @@ func (l *Loop[K]) forget(key K) {
 	if failed {
 		l.cfg.Log.Debug("as wanted again", l.cfg.Name, fmt.Sprint(key))
 	}
-}
-
-func (l *Loop[K]) took(d time.Duration, err error) {
-	if l.passes == nil {
-		return
-	}
-	result := "ok"
-	if err != nil {
-		result = "error"
-	}
-	l.passes.WithLabelValues(result).Inc()
-	l.seconds.Observe(d.Seconds())
 }
 
 // Expected marks an error that will pass by itself, such as that of a cluster
