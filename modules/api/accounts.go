@@ -22,15 +22,18 @@ type OwnerPath struct {
 
 func (a *API) accountOperations() {
 	add(a, op("accounts.list", "GET /v1/accounts", "The accounts one has a role in; a sysadmin has one in all"), a.listAccounts)
-	accounts := collection[resource.Account, *resource.Account]{
+	accounts := &collection[resource.Account, *resource.Account]{
 		api:     a,
 		noun:    "account",
 		path:    "/v1/accounts",
 		example: "acme",
 	}
 	accounts.get("One account")
-	add(a, op("accounts.patch", "PATCH /v1/accounts/{account}", "Set what an account may have"), a.patchAccount)
-	add(a, op("accounts.delete", "DELETE /v1/accounts/{account}", "Delete an account that has no organizations"), a.deleteAccount)
+	patch(accounts, "Set what an account may have", func(now *resource.Account, body AccountPatch) {
+		_ = body.Spec.Limits.apply(&now.Spec.Limits) // it could be applied when it was read
+	})
+	accounts.drop = accounts.dropPlace
+	accounts.remove("Delete an account that has no organizations")
 
 	add(a, op("owners.list", "GET /v1/accounts/{account}/owners", "The owners of an account"),
 		func(ctx context.Context, in *struct {
@@ -42,7 +45,7 @@ func (a *API) accountOperations() {
 	add(a, op("owners.put", "PUT /v1/accounts/{account}/owners/{user}", "Make a user an owner of an account"),
 		func(ctx context.Context, in *OwnerPath) (*Output[*resource.Membership], error) {
 			m := &resource.Membership{Meta: resource.Meta{Name: in.User}, Account: in.Account, Role: resource.RoleOwner}
-			return a.putMembership(ctx, m, open(store.Of[resource.Account](a.store), in.Account, "account"), MatchNew{})
+			return a.putMembership(ctx, m, open(store.Of[resource.Account](a.store), in.Account), MatchNew{})
 		})
 	add(a, op("owners.delete", "DELETE /v1/accounts/{account}/owners/{user}", "Take an owner's role; somebody must be left"),
 		func(ctx context.Context, in *OwnerPath) (*Empty, error) {
@@ -101,44 +104,53 @@ func pick[T resource.Object](
 	return ok(listOf(items, "")), nil
 }
 
-// deleteAccount marks the account first, so that nothing can be created in it
-// any more, and then looks whether anything is. What came in between keeps the
-// account, marked, until it is gone and the request is repeated.
-func (a *API) deleteAccount(ctx context.Context, in *struct {
-	AccountPath
-	Match
-}) (*Empty, error) {
-	account, err := find(ctx, store.Of[resource.Account](a.store), in.Account, "account", in.Account)
-	if err != nil {
-		return nil, err
+// dropPlace deletes an account or an organization with the roles in it. It marks
+// it first, so that nothing can be created in it any more, and then looks whether
+// anything is. What came in between keeps it, marked, until that is gone and the
+// request is repeated.
+func (c *collection[V, P]) dropPlace(ctx context.Context, place P) error {
+	a, scope, key := c.api, resource.Scope(c.noun), place.Key()
+	if err := a.vacant(ctx, scope, key); err != nil {
+		return err
 	}
-	if err := in.check(account.Metadata()); err != nil {
-		return nil, err
+	if _, err := c.kind().MarkDeleted(ctx, key); err != nil {
+		return err
 	}
-	empty := func() error { return a.vacant(ctx, resource.OfAccount, in.Account) }
-	if err := empty(); err != nil {
-		return nil, err
+	failpoint.Reach(c.noun + "/delete/marked")
+	if err := a.vacant(ctx, scope, key); err != nil {
+		return err
 	}
-	if _, err := store.Of[resource.Account](a.store).MarkDeleted(ctx, in.Account); err != nil {
-		return nil, err
+	if err := a.dropMemberships(ctx, key); err != nil {
+		return err
 	}
-	failpoint.Reach("account/delete/marked")
-	if err := empty(); err != nil {
-		return nil, err
+	failpoint.Reach(c.noun + "/delete/roles-dropped")
+	if scope == resource.OfOrganization {
+		account, organization, _ := strings.Cut(key, "/")
+		if err := a.cfg.Images.RemoveAll(ctx, account, organization); err != nil {
+			return err
+		}
+		failpoint.Reach("organization/delete/images-removed")
 	}
-	if err := a.dropMemberships(ctx, in.Account); err != nil {
-		return nil, err
-	}
-	failpoint.Reach("account/delete/roles-dropped")
-	account.Revision = 0 // nothing is left that could have changed
-	return &Empty{}, store.Of[resource.Account](a.store).Delete(ctx, account)
+	place.Metadata().Revision = 0 // nothing is left that could have changed
+	return c.kind().Delete(ctx, place)
 }
 
 // vacant refuses to delete a place that has something in it, and says what:
-// resources that count, and more. What else there is, such as roles, the caller
+// resources that count, and images. What else there is, such as roles, the caller
 // removes with the place.
-func (a *API) vacant(ctx context.Context, scope resource.Scope, key string, more ...content) error {
-	var found []content
+func (a *API) vacant(ctx context.Context, scope resource.Scope, key string) error {
+	var parts []string
+	found := func(what string, names []string) {
+		if len(names) == 0 {
+			return
+		}
+		shown := names[:min(len(names), 5)]
+		part := what + " " + strings.Join(shown, ", ")
+		if more := len(names) - len(shown); more > 0 {
+			part += fmt.Sprintf(" and %d more", more)
+		}
+		parts = append(parts, part)
+	}
 	for _, kind := range resource.Counted() {
 		if kind.Scope != scope {
 			continue
@@ -147,35 +159,29 @@ func (a *API) vacant(ctx context.Context, scope resource.Scope, key string, more
 		if err != nil {
 			return err
 		}
-		c := content{what: kind.Name}
+		var names []string
 		for _, item := range items {
-			c.names = append(c.names, item.Metadata().Name)
+			names = append(names, item.Metadata().Name)
 		}
-		found = append(found, c)
+		found(kind.Name, names)
 	}
-	var parts []string
-	for _, c := range append(found, more...) {
-		if len(c.names) == 0 {
-			continue
+	if scope == resource.OfOrganization {
+		account, organization, _ := strings.Cut(key, "/")
+		images, err := a.cfg.Images.List(ctx, account, organization)
+		if err != nil {
+			return err
 		}
-		shown := c.names[:min(len(c.names), 5)]
-		part := c.what + " " + strings.Join(shown, ", ")
-		if more := len(c.names) - len(shown); more > 0 {
-			part += fmt.Sprintf(" and %d more", more)
+		var names []string
+		for _, image := range images {
+			names = append(names, image.Name)
 		}
-		parts = append(parts, part)
+		found("images", names)
 	}
-	if len(parts) == 0 {
+	if parts == nil {
 		return nil
 	}
 	text := fmt.Sprintf("The %s %q is not empty: %s.", scope, lastName(key), strings.Join(parts, "; "))
 	return conflict("in-use", text, "Delete what is in it first.")
-}
-
-// content is what is in a place: "images", and their names.
-type content struct {
-	what  string
-	names []string
 }
 
 // putMembership gives a role. within is the check that the place is still there.
@@ -202,10 +208,10 @@ func (a *API) putMembership(
 			fresh := *m
 			// The user must be there when the role is stored, or the role would wait
 			// for the next one of that name.
-			err := a.store.Commit(ctx, within, open(store.Of[resource.User](a.store), user.Name, "user"),
+			err := a.store.Commit(ctx, within, open(store.Of[resource.User](a.store), user.Name),
 				store.Of[resource.Membership](a.store).CreateOp(&fresh))
 			out = object(http.StatusCreated, &fresh)
-			return asConflict(err)
+			return err
 		case err != nil:
 			return err
 		}
@@ -226,14 +232,6 @@ func (a *API) putMembership(
 		return err
 	})
 	return out, err
-}
-
-// asConflict makes a creation that lost against another one be decided anew.
-func asConflict(err error) error {
-	if errors.Is(err, store.ErrExists) {
-		return fmt.Errorf("%w: %w", store.ErrConflict, err)
-	}
-	return err
 }
 
 func (a *API) deleteMembership(ctx context.Context, m *resource.Membership) (*Empty, error) {

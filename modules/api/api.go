@@ -13,7 +13,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -57,8 +56,6 @@ type Config struct {
 	// Registerer takes the API's own metrics; nil: they are not kept.
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
-	// Now is the clock; nil is the real one.
-	Now func() time.Time
 }
 
 // Identity authenticates, authorizes and keeps secrets; modules/identity. All
@@ -121,12 +118,10 @@ type Images interface {
 // Tasks makes tasks visible; modules/task. All methods may be called
 // concurrently.
 type Tasks interface {
-	// Begin returns a task that ends when obj is as wanted, and the write that
-	// makes it, to be committed to the right of obj's own. It writes nothing
-	// itself. operation is KIND.VERB, by the user who asked.
+	// Begin returns a task that ends when obj is as wanted, or gone if its deletion
+	// was asked for, and the write that makes it, to be committed to the right of
+	// obj's own. It writes nothing itself. operation is KIND.VERB, by the user who asked.
 	Begin(operation, by string, obj resource.Object) (*resource.Task, store.Op)
-	// BeginRemoval is Begin for a task that ends when obj is gone.
-	BeginRemoval(operation, by string, obj resource.Object) (*resource.Task, store.Op)
 	// Follow gives the task as it is and then after each change, up to the one
 	// that ends it, ctx's end, or an error: store.ErrNotFound.
 	Follow(ctx context.Context, id string) iter.Seq2[*resource.Task, error]
@@ -138,11 +133,9 @@ type API struct {
 	store   *store.Store
 	id      Identity
 	log     *slog.Logger
-	now     func() time.Time
 	mux     *http.ServeMux
 	huma    huma.API
 	metrics *metrics
-	openAPI []byte
 }
 
 // New returns the API. It starts nothing and panics if two operations are
@@ -157,16 +150,11 @@ func New(cfg Config) *API {
 	if cfg.JoinCommand == nil {
 		cfg.JoinCommand = func(token string) string { return "MULTIPAAS_JOIN_TOKEN=" + token + " multipaas node join" }
 	}
-	now := cfg.Now
-	if now == nil {
-		now = time.Now
-	}
 	a := &API{
 		cfg:     cfg,
 		store:   cfg.Store,
 		id:      cfg.Identity,
 		log:     cfg.Log,
-		now:     func() time.Time { return now().UTC() },
 		mux:     http.NewServeMux(),
 		metrics: newMetrics(cfg.Registerer),
 	}
@@ -184,11 +172,6 @@ func New(cfg Config) *API {
 	a.taskOperations()
 	delete(a.huma.OpenAPI().Components.Schemas.Map(), "ErrorModel") // what huma would answer with
 	delete(a.huma.OpenAPI().Components.Schemas.Map(), "ErrorDetail")
-	document, err := json.Marshal(a.huma.OpenAPI())
-	if err != nil {
-		panic(fmt.Sprintf("OpenAPI document: %v", err))
-	}
-	a.openAPI = document
 	a.mount()
 	return a
 }
@@ -212,9 +195,6 @@ func (a *API) describe() huma.Config {
 	}
 	return c
 }
-
-// OpenAPI returns the OpenAPI 3.1 document, JSON.
-func (a *API) OpenAPI() []byte { return a.openAPI }
 
 // Server limits: what one connection may take before a handler decides.
 const (

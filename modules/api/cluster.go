@@ -22,59 +22,53 @@ func (a *API) clusterOperations() {
 		api:  a,
 		noun: "machine",
 		path: one + "/machines",
-		hide: func(ctx context.Context, m *resource.Machine) {
+		show: func(ctx context.Context, machines ...*resource.Machine) error {
 			if !a.seesHosts(ctx) {
-				m.Spec.Node = ""
+				for _, m := range machines {
+					m.Spec.Node = ""
+				}
 			}
+			return nil
 		},
 	}
 	machines.list("The machines of a workspace")
-	add(a, op("clusternodes.list", "GET "+one+"/nodes", "The Kubernetes nodes of a workspace, as its own API shows them"),
-		func(ctx context.Context, in *WorkspacePath) (*Output[resource.List[resource.ClusterNode]], error) {
-			if _, err := a.workspace(ctx, *in); err != nil {
-				return nil, err
-			}
-			nodes, err := a.cfg.Workspaces.ClusterNodes(ctx, in.key())
-			if err != nil {
-				return nil, err
-			}
+	ofWorkspace(a, op("clusternodes.list", "GET "+one+"/nodes", "The Kubernetes nodes of a workspace, as its own API shows them"),
+		func(ctx context.Context, ws *resource.Workspace) (resource.List[resource.ClusterNode], error) {
+			nodes, err := a.cfg.Workspaces.ClusterNodes(ctx, ws.Key())
 			if !a.seesHosts(ctx) {
 				for i := range nodes {
 					nodes[i].Node = ""
 				}
 			}
-			return ok(listOf(nodes, "")), nil
+			return listOf(nodes, ""), err
 		})
-	add(a, op("namespaces.list", "GET "+one+"/namespaces", "The Kubernetes namespaces of a workspace"),
-		func(ctx context.Context, in *WorkspacePath) (*Output[resource.List[resource.Namespace]], error) {
-			if _, err := a.workspace(ctx, *in); err != nil {
-				return nil, err
-			}
-			namespaces, err := a.cfg.Workspaces.Namespaces(ctx, in.key())
-			return ok(listOf(namespaces, "")), err
+	ofWorkspace(a, op("namespaces.list", "GET "+one+"/namespaces", "The Kubernetes namespaces of a workspace"),
+		func(ctx context.Context, ws *resource.Workspace) (resource.List[resource.Namespace], error) {
+			namespaces, err := a.cfg.Workspaces.Namespaces(ctx, ws.Key())
+			return listOf(namespaces, ""), err
 		})
 	add(a, op("namespaces.put", "PUT "+one+"/namespaces/{namespace}", "Make a Kubernetes namespace").answers(http.StatusCreated),
 		a.putNamespace)
 	add(a, op("namespaces.delete", "DELETE "+one+"/namespaces/{namespace}", "Delete a Kubernetes namespace with all in it"),
 		a.deleteNamespace)
-	add(a, op("kube.access", "GET "+one+"/kube", "What a kubeconfig for a workspace needs; no secret"),
-		func(ctx context.Context, in *WorkspacePath) (*Output[resource.KubeAccess], error) {
-			ws, err := a.workspace(ctx, *in)
-			if err != nil {
-				return nil, err
-			}
-			kube, err := a.cfg.Workspaces.Access(ctx, ws)
-			return ok(kube), err
+	ofWorkspace(a, op("kube.access", "GET "+one+"/kube", "What a kubeconfig for a workspace needs; no secret"),
+		a.cfg.Workspaces.Access)
+	ofWorkspace(a, op("kube.credential", "POST "+one+"/kube/credential", "A token for a workspace's API, valid for ten minutes"),
+		func(ctx context.Context, ws *resource.Workspace) (resource.KubeToken, error) {
+			return a.id.IssueKubeToken(ctx, who(ctx), ws)
 		})
-	add(a, op("kube.credential", "POST "+one+"/kube/credential", "A token for a workspace's API, valid for ten minutes"),
-		func(ctx context.Context, in *WorkspacePath) (*Output[resource.KubeToken], error) {
-			ws, err := a.workspace(ctx, *in)
-			if err != nil {
-				return nil, err
-			}
-			token, err := a.id.IssueKubeToken(ctx, who(ctx), ws)
-			return ok(token), err
-		})
+}
+
+// ofWorkspace adds an operation that answers with what do says of a workspace.
+func ofWorkspace[T any](a *API, op operation, do func(context.Context, *resource.Workspace) (T, error)) {
+	add(a, op, func(ctx context.Context, in *WorkspacePath) (*Output[T], error) {
+		ws, err := a.workspace(ctx, *in)
+		if err != nil {
+			return nil, err
+		}
+		out, err := do(ctx, ws)
+		return ok(out), err
+	})
 }
 
 func (a *API) putNamespace(ctx context.Context, in *NamespacePath) (*Output[resource.Namespace], error) {

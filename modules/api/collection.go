@@ -44,10 +44,11 @@ type collection[V any, P pointer[V]] struct {
 	check func(ctx context.Context, now, was P) error
 	// verb is what a task calls a change; nil: "update".
 	verb func(now, was P) string
-	// view fills in what is computed for those who ask, and not stored.
-	view func(ctx context.Context, shown ...P) error
-	// hide takes out what the one who asks must not see.
-	hide func(ctx context.Context, shown P)
+	// show fills in what is computed for those who ask, and not stored, and takes out
+	// what the one who asks must not see.
+	show func(ctx context.Context, objs ...P) error
+	// drop takes one away that no controller works for; nil: it is only stored.
+	drop func(ctx context.Context, obj P) error
 
 	// made, changed and marked are called once that is stored.
 	made, changed func()
@@ -138,7 +139,7 @@ func (a *API) isThere(ctx context.Context, scope resource.Scope, key string) err
 	if !ok {
 		return nil
 	}
-	_, err := find(ctx, store.Any(a.store, kind), key, string(scope), lastName(key))
+	_, err := find(ctx, store.Any(a.store, kind), key)
 	return err
 }
 
@@ -157,15 +158,7 @@ func (c *collection[V, P]) list(summary string) {
 		if err != nil {
 			return nil, err
 		}
-		if c.view != nil {
-			if err := c.view(ctx, out.Body.Items...); err != nil {
-				return nil, err
-			}
-		}
-		for _, item := range out.Body.Items {
-			c.shown(ctx, item)
-		}
-		return out, nil
+		return out, c.shown(ctx, out.Body.Items...)
 	})
 }
 
@@ -173,13 +166,10 @@ func (c *collection[V, P]) list(summary string) {
 func (c *collection[V, P]) get(summary string) {
 	add(c.api, c.operation("get", http.MethodGet, summary), func(ctx context.Context, in *struct{ Place }) (*Output[P], error) {
 		obj, err := c.find(ctx, in.Place)
-		if err == nil && c.view != nil {
-			err = c.view(ctx, obj)
-		}
 		if err != nil {
 			return nil, err
 		}
-		return object(http.StatusOK, c.shown(ctx, obj)), nil
+		return object(http.StatusOK, obj), c.shown(ctx, obj)
 	})
 }
 
@@ -203,8 +193,9 @@ func (c *collection[V, P]) put(summary string) {
 		Body V
 	}) (*written[P], error) {
 		body := P(&in.Body)
-		if err := sameName(body.Metadata().Name, in.name()); err != nil {
-			return nil, err
+		if name := body.Metadata().Name; name != "" && name != in.name() {
+			return nil, invalid("body.name", "is not the name in the path",
+				"Leave the name out of the body, or make them the same: a resource can't be renamed.")
 		}
 		return c.write(ctx, in.Place, in.MatchNew, func(now P) { c.adopt(now, body) })
 	})
@@ -235,8 +226,12 @@ func (c *collection[V, P]) remove(summary string) {
 	}
 	op := c.operation("delete", http.MethodDelete, summary)
 	if !c.stateful() {
+		drop := c.drop
+		if drop == nil {
+			drop = c.kind().Delete
+		}
 		add(c.api, op, func(ctx context.Context, in *input) (*Empty, error) {
-			return &Empty{}, c.retry(ctx, in.Place, in.Match, func(was P) error { return c.kind().Delete(ctx, was) })
+			return &Empty{}, c.retry(ctx, in.Place, in.Match, func(was P) error { return drop(ctx, was) })
 		})
 		return
 	}
@@ -254,7 +249,7 @@ func (c *collection[V, P]) remove(summary string) {
 		if err != nil {
 			return nil, err
 		}
-		return accepted(c.shown(ctx, obj), task), nil
+		return accepted(obj, task), c.shown(ctx, obj)
 	})
 }
 
@@ -273,7 +268,7 @@ func addWrite[I, V any, P pointer[V]](c *collection[V, P], op operation, write f
 			if err != nil {
 				return nil, err
 			}
-			return accepted(c.shown(ctx, out.obj), out.task), nil
+			return accepted(out.obj, out.task), c.shown(ctx, out.obj)
 		})
 		return
 	}
@@ -286,7 +281,7 @@ func addWrite[I, V any, P pointer[V]](c *collection[V, P], op operation, write f
 		if out.made {
 			status = http.StatusCreated
 		}
-		return object(status, c.shown(ctx, out.obj)), nil
+		return object(status, out.obj), c.shown(ctx, out.obj)
 	})
 }
 
@@ -304,7 +299,7 @@ func (c *collection[V, P]) write(ctx context.Context, in Place, match MatchNew, 
 				return err
 			}
 			out, err = c.create(ctx, in, ask)
-			return asConflict(err)
+			return err
 		case err != nil:
 			return err
 		}
@@ -323,8 +318,10 @@ func (c *collection[V, P]) create(ctx context.Context, in Place, ask func(now P)
 	if c.complete != nil {
 		c.complete(now, nil)
 	}
-	if err := c.checked(ctx, now, nil); err != nil {
-		return nil, err
+	if c.check != nil {
+		if err := c.check(ctx, now, nil); err != nil {
+			return nil, err
+		}
 	}
 	ops, err := c.room(ctx, now, in.place())
 	if err != nil {
@@ -361,8 +358,10 @@ func (c *collection[V, P]) update(ctx context.Context, was P, ask func(now P)) (
 		task, err := c.api.running(ctx, c.kind().Name(), was)
 		return &written[P]{obj: was, task: task}, err
 	}
-	if err := c.checked(ctx, now, was); err != nil {
-		return nil, err
+	if c.check != nil {
+		if err := c.check(ctx, now, was); err != nil {
+			return nil, err
+		}
 	}
 	granted, err := c.api.grantMore(ctx, now, was)
 	if err != nil {
@@ -408,13 +407,6 @@ func (c *collection[V, P]) retry(ctx context.Context, in Place, match Match, do 
 	})
 }
 
-func (c *collection[V, P]) checked(ctx context.Context, now, was P) error {
-	if c.check == nil {
-		return nil
-	}
-	return c.check(ctx, now, was)
-}
-
 // room returns the writes that fail if the place is not open for now, or its
 // account has no room for it, when the commit happens.
 func (c *collection[V, P]) room(ctx context.Context, now P, place string) (ops []store.Op, err error) {
@@ -426,7 +418,7 @@ func (c *collection[V, P]) room(ctx context.Context, now P, place string) (ops [
 		ops = append(ops, granted) // it fails too if the account is not open
 	}
 	if kind, ok := c.scope().Place(); ok && (ops == nil || c.scope() != resource.OfAccount) {
-		ops = append(ops, open(store.Any(c.api.store, kind), place, string(c.scope())))
+		ops = append(ops, open(store.Any(c.api.store, kind), place))
 	}
 	return ops, nil
 }
@@ -440,11 +432,11 @@ func (c *collection[V, P]) begin(ctx context.Context, verb string, now P) (id st
 	return task.Name, op
 }
 
-func (c *collection[V, P]) shown(ctx context.Context, obj P) P {
-	if c.hide != nil {
-		c.hide(ctx, obj)
+func (c *collection[V, P]) shown(ctx context.Context, objs ...P) error {
+	if c.show == nil {
+		return nil
 	}
-	return obj
+	return c.show(ctx, objs...)
 }
 
 // same compares as the store would: an empty list is no list.

@@ -25,7 +25,7 @@ func (a *API) imageOperations() {
 	const list = "/v1/accounts/{account}/organizations/{organization}/images"
 	add(a, op("images.list", "GET "+list, "The images of an organization"),
 		func(ctx context.Context, in *OrganizationPath) (*Output[resource.List[resource.Image]], error) {
-			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization); err != nil {
+			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key()); err != nil {
 				return nil, err
 			}
 			images, err := a.cfg.Images.List(ctx, in.Account, in.Organization)
@@ -33,7 +33,7 @@ func (a *API) imageOperations() {
 		})
 	add(a, op("images.delete", "DELETE "+list+"/{image}", "Delete an image, or one tag of it"),
 		func(ctx context.Context, in *ImagePath) (*Empty, error) {
-			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key(), "organization", in.Organization); err != nil {
+			if _, err := find(ctx, store.Of[resource.Organization](a.store), in.key()); err != nil {
 				return nil, err
 			}
 			if !imageName.MatchString(in.Image) {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -98,10 +100,8 @@ func (a *API) Handler() http.Handler {
 				}
 				a.log.Error("panic in a request", "request", req.id, "path", r.URL.Path, "fault", fault, "stack", string(debug.Stack()))
 				if out.status == 0 {
-					p := newProblem(http.StatusInternalServerError, "internal", "Something went wrong inside the platform.",
-						"Give the operator the request id.")
-					p.RequestID = req.id
-					writeProblem(out, p)
+					a.refuse(r.Context(), out, newProblem(http.StatusInternalServerError, "internal",
+						"Something went wrong inside the platform.", "Give the operator the request id."))
 				}
 			}
 			a.done(req, out.status, time.Since(began))
@@ -126,18 +126,17 @@ func (a *API) route(w *response, r *http.Request) {
 			"This path does not know the method "+short(r.Method)+".", "/v1/openapi.json lists all.")
 		w.Header().Set("Allow", probe.Header().Get("Allow"))
 	}
-	p.RequestID = requestOf(r.Context()).id
-	writeProblem(w, p)
+	a.refuse(r.Context(), w, p)
 }
 
 // done writes down what became of a request. Query, headers and body have no
 // place here: tokens and passwords are in them.
 func (a *API) done(req *request, status int, took time.Duration) {
-	if status == 0 {
-		status = http.StatusOK
-	}
+	status = cmp.Or(status, http.StatusOK)
 	r := req.http
-	a.metrics.observe(req.operation, status, took)
+	name := cmp.Or(string(req.operation), "other")
+	a.metrics.requests.WithLabelValues(name, strconv.Itoa(status)).Inc()
+	a.metrics.seconds.WithLabelValues(name).Observe(took.Seconds())
 	level := slog.LevelDebug
 	if status >= 500 {
 		level = slog.LevelWarn
@@ -147,7 +146,7 @@ func (a *API) done(req *request, status int, took time.Duration) {
 		"status", status, "took", took, "who", req.principal.Name(), "source", req.source)
 	if req.operation != "" && r.Method != http.MethodGet {
 		a.cfg.Audit.Record(context.WithoutCancel(r.Context()), Entry{
-			At: a.now(), Request: req.id, Who: req.principal.Name(), Source: req.source,
+			At: time.Now().UTC(), Request: req.id, Who: req.principal.Name(), Source: req.source,
 			Operation: string(req.operation), Target: r.URL.Path, Status: status, Outcome: outcome(status),
 		})
 	}
@@ -219,9 +218,6 @@ func (r *response) Write(b []byte) (int, error) {
 // Unwrap is for http.ResponseController.
 func (r *response) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
-// Flush is for handlers that ask for an http.Flusher.
-func (r *response) Flush() { _ = http.NewResponseController(r.ResponseWriter).Flush() }
-
 type nullWriter struct{ header http.Header }
 
 func (n nullWriter) Header() http.Header         { return n.header }
@@ -234,31 +230,14 @@ type metrics struct {
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+	make := promauto.With(r)
+	return &metrics{
+		requests: make.NewCounterVec(prometheus.CounterOpts{
 			Name: "multipaas_api_requests_total", Help: "Requests to the API by operation and status.",
 		}, []string{"operation", "status"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		seconds: make.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "multipaas_api_request_seconds", Help: "How long requests to the API took, by operation.",
 			Buckets: []float64{.002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"operation"}),
 	}
-	if r != nil {
-		for _, c := range []prometheus.Collector{m.requests, m.seconds} {
-			var twice prometheus.AlreadyRegisteredError
-			if err := r.Register(c); err != nil && !errors.As(err, &twice) {
-				panic(err)
-			}
-		}
-	}
-	return m
-}
-
-func (m *metrics) observe(op access.Operation, status int, took time.Duration) {
-	name := string(op)
-	if name == "" {
-		name = "other"
-	}
-	m.requests.WithLabelValues(name, strconv.Itoa(status)).Inc()
-	m.seconds.WithLabelValues(name).Observe(took.Seconds())
 }

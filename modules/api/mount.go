@@ -1,6 +1,8 @@
 package api
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/http"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
@@ -10,26 +12,31 @@ import (
 // mount adds the endpoints that are not in the OpenAPI document.
 func (a *API) mount() {
 	handle := func(op access.Operation, pattern string, h http.Handler) {
-		if h == nil {
-			return
-		}
 		if rule, ok := access.Lookup(op); !ok || rule.Form != access.Mounted {
 			panic("endpoint " + string(op) + " is not in the authorization table")
 		}
 		a.mux.Handle(pattern, h)
 	}
+	document, err := json.Marshal(a.huma.OpenAPI())
+	if err != nil {
+		panic(fmt.Sprintf("OpenAPI document: %v", err))
+	}
 	handle("openapi", "GET /v1/openapi.json", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/openapi+json")
-		_, _ = w.Write(a.openAPI) // whoever asked has gone, else
+		_, _ = w.Write(document) // whoever asked has gone, else
 	}))
 	handle("oidc.discovery", "GET /.well-known/openid-configuration", http.HandlerFunc(a.id.ServeDiscovery))
 	handle("oidc.keys", "GET /v1/oidc/keys", http.HandlerFunc(a.id.ServeKeys))
 	if a.cfg.Agent != nil {
 		handle(access.OpJoin, "POST "+wire.JoinPath, a.cfg.Agent)
-		handle(access.OpAgent, wire.AgentPath, a.nodesOnly(a.cfg.Agent))
+		// Whether the node is one of ours still is for the handler to find out.
+		handle(access.OpAgent, wire.AgentPath, a.only(access.OpAgent, a.cfg.Agent, func(r *http.Request) (*access.Principal, error) {
+			return access.NodeOf(r.TLS)
+		}))
 	}
 	if a.cfg.Metrics != nil {
-		handle(access.OpMetrics, "GET /metrics", a.sysadminsOnly(a.cfg.Metrics))
+		// They name what the platform is busy with.
+		handle(access.OpMetrics, "GET /metrics", a.only(access.OpMetrics, a.cfg.Metrics, a.principal))
 	}
 	for pattern, h := range map[string]http.Handler{"GET /livez": a.cfg.Livez, "GET /readyz": a.cfg.Readyz} {
 		if h != nil {
@@ -38,34 +45,16 @@ func (a *API) mount() {
 	}
 }
 
-// sysadminsOnly lets pass whose bearer token is a sysadmin's: metrics name what
-// the platform is busy with.
-func (a *API) sysadminsOnly(h http.Handler) http.Handler {
+// only lets pass those who may do op, a right without a place.
+func (a *API) only(op access.Operation, h http.Handler, principal func(*http.Request) (*access.Principal, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p, err := a.principal(r.Context(), r)
+		p, err := principal(r)
 		if err == nil {
-			err = access.Authorize(p, access.OpMetrics, "", "")
+			requestOf(r.Context()).principal = p
+			err = access.Authorize(p, op, "", "")
 		}
 		if err != nil {
-			writeProblem(w, a.problem(r.Context(), err))
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
-}
-
-// nodesOnly lets pass who came with the certificate of a node. Whether the node
-// is one of ours still is for the handler to find out.
-func (a *API) nodesOnly(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		req := requestOf(r.Context())
-		p, err := access.NodeOf(r.TLS)
-		if err == nil {
-			req.principal = p
-			err = access.Authorize(p, access.OpAgent, "", "")
-		}
-		if err != nil {
-			writeProblem(w, a.problem(r.Context(), err))
+			a.refuse(r.Context(), w, err)
 			return
 		}
 		h.ServeHTTP(w, r)

@@ -8,11 +8,6 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 )
 
-// NodePath names a node.
-type NodePath struct {
-	Node string `path:"node" maxLength:"57" example:"host1"`
-}
-
 // NodePatch is the body of nodes.patch: what is left out stays.
 type NodePatch struct {
 	Spec struct {
@@ -22,42 +17,54 @@ type NodePatch struct {
 }
 
 func (a *API) nodeOperations() {
-	nodes := collection[resource.Node, *resource.Node]{
+	nodes := &collection[resource.Node, *resource.Node]{
 		api:     a,
 		noun:    "node",
 		path:    "/v1/nodes",
 		example: "host1",
-		view:    a.allocated,
+		show:    a.allocated,
 	}
 	nodes.list("The hosts that joined")
 	nodes.get("One host")
-	add(a, op("nodes.patch", "PATCH /v1/nodes/{node}", "Keep new machines away from a host, or give it up"),
+	add(a, nodes.operation("patch", http.MethodPatch, "Keep new machines away from a host, or give it up").answers(http.StatusOK),
 		func(ctx context.Context, in *struct {
-			NodePath
+			Place
 			Match
 			Body NodePatch
 		}) (*Output[*resource.Node], error) {
-			if _, err := find(ctx, store.Of[resource.Node](a.store), in.Node, "node", in.Node); err != nil {
-				return nil, err
-			}
-			node, err := store.Of[resource.Node](a.store).Modify(ctx, in.Node, func(n *resource.Node) error {
-				if err := in.check(n.Metadata()); err != nil {
-					return err
-				}
-				set(&n.Spec.Unschedulable, in.Body.Spec.Unschedulable)
-				set(&n.Spec.Lost, in.Body.Spec.Lost)
-				return nil
+			var node *resource.Node
+			err := nodes.retry(ctx, in.Place, in.Match, func(was *resource.Node) error {
+				node = was
+				set(&node.Spec.Unschedulable, in.Body.Spec.Unschedulable)
+				set(&node.Spec.Lost, in.Body.Spec.Lost)
+				return nodes.kind().Update(ctx, node)
 			})
-			if err == nil {
-				err = a.allocated(ctx, node)
-			}
 			if err != nil {
 				return nil, err
 			}
-			return object(http.StatusOK, node), nil
+			return object(http.StatusOK, node), a.allocated(ctx, node)
 		})
-	add(a, op("nodes.delete", "DELETE /v1/nodes/{node}", "Drain a host and take it off the platform").answers(http.StatusAccepted),
-		a.deleteNode)
+	add(a, nodes.operation("delete", http.MethodDelete, "Drain a host and take it off the platform"),
+		func(ctx context.Context, in *struct {
+			Place
+			Match
+			Lost bool `query:"lost" doc:"The host will not come back: give its machines up without waiting for it"`
+		}) (out *Output[resource.Accepted[*resource.Node]], err error) {
+			err = nodes.retry(ctx, in.Place, in.Match, func(node *resource.Node) error {
+				if in.Lost && !node.Spec.Lost {
+					node.Spec.Lost = true
+					if node.Deleting() {
+						if err := nodes.kind().Update(ctx, node); err != nil {
+							return err
+						}
+					}
+				}
+				task, err := markDeleted(ctx, a, nodes.kind(), "node.remove", node)
+				out = accepted(node, task)
+				return err
+			})
+			return out, err
+		})
 }
 
 // allocated says of nodes what machines have been promised of them. It is asked
@@ -73,33 +80,4 @@ func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
 		n.Status.Allocated = promised[n.Name]
 	}
 	return nil
-}
-
-func (a *API) deleteNode(ctx context.Context, in *struct {
-	NodePath
-	Match
-	Lost bool `query:"lost" doc:"The host will not come back: give its machines up without waiting for it"`
-}) (*Output[resource.Accepted[*resource.Node]], error) {
-	var out *Output[resource.Accepted[*resource.Node]]
-	err := retry(ctx, func() error {
-		node, err := find(ctx, store.Of[resource.Node](a.store), in.Node, "node", in.Node)
-		if err != nil {
-			return err
-		}
-		if err := in.check(node.Metadata()); err != nil {
-			return err
-		}
-		if in.Lost && !node.Spec.Lost {
-			node.Spec.Lost = true
-			if node.Deleting() {
-				if err := store.Of[resource.Node](a.store).Update(ctx, node); err != nil {
-					return err
-				}
-			}
-		}
-		id, err := markDeleted(ctx, a, store.Of[resource.Node](a.store), "node.remove", node)
-		out = accepted(node, id)
-		return err
-	})
-	return out, err
 }

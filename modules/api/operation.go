@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -31,7 +32,6 @@ type operation struct {
 	path    string
 	summary string
 	status  int           // of success; 0 is 200, or 204 without a body
-	stream  bool          // no time limit
 	names   []*huma.Param // those in the path, where the request's type does not say so
 }
 
@@ -44,12 +44,6 @@ func op(id access.Operation, route, summary string) operation {
 // answers is o with the status that success has.
 func (o operation) answers(status int) operation {
 	o.status = status
-	return o
-}
-
-// streams is o without a time limit.
-func (o operation) streams() operation {
-	o.stream = true
 	return o
 }
 
@@ -150,6 +144,7 @@ func add[I, O any](a *API, op operation, handle func(context.Context, *I) (*O, e
 		panic("operation " + string(op.id) + " is not in the authorization table")
 	}
 	kind, _, _ := strings.Cut(string(op.id), ".")
+	problem := huma.SchemaFromType(a.huma.OpenAPI().Components.Schemas, reflect.TypeFor[Problem]())
 	described := huma.Operation{
 		OperationID:     string(op.id),
 		Method:          op.method,
@@ -162,10 +157,10 @@ func add[I, O any](a *API, op operation, handle func(context.Context, *I) (*O, e
 		BodyReadTimeout: bodyTimeout,
 		Responses: map[string]*huma.Response{"default": {
 			Description: "What is wrong and what to do about it",
-			Content:     map[string]*huma.MediaType{"application/problem+json": {Schema: problemSchema(a)}},
+			Content:     map[string]*huma.MediaType{"application/problem+json": {Schema: problem}},
 		}},
 		Extensions:  map[string]any{"x-multipaas-roles": rule.Allow.Names()},
-		Middlewares: huma.Middlewares{a.admit(op)},
+		Middlewares: huma.Middlewares{a.admit(op.id)},
 	}
 	if rule.Allow&access.Anonymous == 0 {
 		described.Security = []map[string][]string{{"bearer": {}}}
@@ -179,25 +174,21 @@ func add[I, O any](a *API, op operation, handle func(context.Context, *I) (*O, e
 	})
 }
 
-func problemSchema(a *API) *huma.Schema {
-	return huma.SchemaFromType(a.huma.OpenAPI().Components.Schemas, typeOf[Problem]())
-}
-
 // admit authenticates and authorizes before anything else of the request is
 // looked at.
-func (a *API) admit(op operation) func(huma.Context, func(huma.Context)) {
+func (a *API) admit(op access.Operation) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, w := humago.Unwrap(ctx)
 		req := requestOf(r.Context())
-		req.operation = op.id
+		req.operation = op
 		inner := r.Context()
-		if !op.stream {
+		if op != opEvents {
 			var cancel context.CancelFunc
 			inner, cancel = context.WithTimeout(inner, operationTimeout)
 			defer cancel()
 		}
-		if err := a.authorize(inner, req, r, op.id); err != nil {
-			writeProblem(w, a.problem(inner, err))
+		if err := a.authorize(inner, req, r, op); err != nil {
+			a.refuse(inner, w, err)
 			return
 		}
 		next(huma.WithContext(ctx, inner))
@@ -205,7 +196,7 @@ func (a *API) admit(op operation) func(huma.Context, func(huma.Context)) {
 }
 
 func (a *API) authorize(ctx context.Context, req *request, r *http.Request, op access.Operation) error {
-	principal, err := a.principal(ctx, r)
+	principal, err := a.principal(r.WithContext(ctx))
 	if err != nil {
 		// A token that has ended must not keep anybody from logging in.
 		if rule, _ := access.Lookup(op); rule.Allow&access.Anonymous == 0 || !errors.Is(err, access.ErrUnauthenticated) {
@@ -217,7 +208,7 @@ func (a *API) authorize(ctx context.Context, req *request, r *http.Request, op a
 }
 
 // principal returns who is asking; nil if nobody says so.
-func (a *API) principal(ctx context.Context, r *http.Request) (*access.Principal, error) {
+func (a *API) principal(r *http.Request) (*access.Principal, error) {
 	header := r.Header.Get("Authorization")
 	if header == "" {
 		return nil, nil
@@ -230,7 +221,7 @@ func (a *API) principal(ctx context.Context, r *http.Request) (*access.Principal
 			Remedy: "Log in with `mp login`.",
 		}
 	}
-	return a.id.Authenticate(ctx, strings.TrimSpace(token))
+	return a.id.Authenticate(r.Context(), strings.TrimSpace(token))
 }
 
 // who is the principal of the request that ctx is of.
@@ -243,7 +234,7 @@ func page[T resource.Object](ctx context.Context, kind store.Kind[T], prefix str
 	if after != "" && prefix != "" {
 		after = prefix + "/" + after
 	}
-	items, next, _, err := kind.List(ctx, prefix, after, p.Limit)
+	items, next, err := kind.List(ctx, prefix, after, p.Limit)
 	if err != nil {
 		return nil, err
 	}
@@ -259,15 +250,15 @@ func listOf[T any](items []T, next string) resource.List[T] {
 
 // all reads everything below prefix.
 func all[T resource.Object](ctx context.Context, kind store.Kind[T], prefix string) ([]T, error) {
-	items, _, _, err := kind.List(ctx, prefix, "", 0)
+	items, _, err := kind.List(ctx, prefix, "", 0)
 	return items, err
 }
 
-// find reads one resource; what and name are for people.
-func find[T resource.Object](ctx context.Context, kind store.Kind[T], key, what, name string) (T, error) {
+// find reads one resource.
+func find[T resource.Object](ctx context.Context, kind store.Kind[T], key string) (T, error) {
 	obj, err := kind.Get(ctx, key)
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
-		return obj, missing(what, name)
+		return obj, missing(strings.TrimSuffix(kind.Name(), "s"), lastName(key))
 	}
 	return obj, err
 }
@@ -275,10 +266,10 @@ func find[T resource.Object](ctx context.Context, kind store.Kind[T], key, what,
 // open is a write that changes nothing and fails if the resource with key is
 // gone or being deleted when the commit happens: it keeps things from being
 // created below what goes.
-func open[T resource.Object](kind store.Kind[T], key, what string) store.Op {
+func open[T resource.Object](kind store.Kind[T], key string) store.Op {
 	return kind.ModifyOp(key, func(obj T) error {
 		if obj.Metadata().Deleting() {
-			return deleting(what, obj.Metadata().Name)
+			return deleting(strings.TrimSuffix(kind.Name(), "s"), obj.Metadata().Name)
 		}
 		return store.ErrSkip
 	})
@@ -288,11 +279,13 @@ func open[T resource.Object](kind store.Kind[T], key, what string) store.Op {
 // faster; controllers write a status a few times per second at most.
 const maxTries = 20
 
-// retry calls try again while it loses against other writers.
+// retry calls try again while it loses against other writers, who changed what it
+// read or made what it makes.
 func retry(ctx context.Context, try func() error) error {
 	for n := 0; ; n++ {
 		err := try()
-		if !errors.Is(err, store.ErrConflict) || n == maxTries || ctx.Err() != nil {
+		lost := errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists)
+		if !lost || n == maxTries || ctx.Err() != nil {
 			return err
 		}
 	}

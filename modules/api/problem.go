@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -167,49 +168,48 @@ func refused(no *access.Refusal) *Problem {
 }
 
 // transform replaces the errors that huma makes, for requests that are not as
-// the OpenAPI document says. Values from the request are not repeated: one of
-// them may be a password.
+// the OpenAPI document says.
 func (a *API) transform(ctx huma.Context, _ string, v any) (any, error) {
 	e, ok := v.(*huma.ErrorModel)
 	if !ok {
 		return v, nil
 	}
-	codes := map[int]string{
+	req := requestOf(ctx.Context())
+	p := a.described(e, req)
+	p.RequestID = req.id
+	return p, nil
+}
+
+// described is e as we say it. Values from the request are not repeated: one of
+// them may be a password.
+func (a *API) described(e *huma.ErrorModel, req *request) *Problem {
+	if e.Status == http.StatusInternalServerError && req.broken {
+		return newProblem(http.StatusBadRequest, "bad-request", "The body of the request could not be read.",
+			"Send all of it, in proper chunks or with its length.")
+	}
+	code, ok := map[int]string{
 		http.StatusBadRequest:            "bad-request",
 		http.StatusNotAcceptable:         "bad-request",
 		http.StatusRequestTimeout:        "timeout",
 		http.StatusRequestEntityTooLarge: "too-large",
 		http.StatusUnsupportedMediaType:  "unsupported-media-type",
 		http.StatusUnprocessableEntity:   "invalid",
-	}
-	if e.Status == http.StatusInternalServerError && requestOf(ctx.Context()).broken {
-		p := newProblem(http.StatusBadRequest, "bad-request", "The body of the request could not be read.",
-			"Send all of it, in proper chunks or with its length.")
-		p.RequestID = requestOf(ctx.Context()).id
-		return p, nil
-	}
-	code, ok := codes[e.Status]
+	}[e.Status]
 	if !ok {
-		a.log.Error("request", "request", requestOf(ctx.Context()).id, "err", e.Detail)
-		p := newProblem(e.Status, "internal", "Something went wrong inside the platform.", "Try again.")
-		p.RequestID = requestOf(ctx.Context()).id
-		return p, nil
+		a.log.Error("request", "request", req.id, "err", e.Detail)
+		return newProblem(e.Status, "internal", "Something went wrong inside the platform.", "Try again.")
 	}
 	detail := e.Detail
 	if e.Status == http.StatusUnprocessableEntity || detail == "" || detail == "validation failed" {
 		detail = "The request is not valid."
 	}
 	p := newProblem(e.Status, code, capital(detail), "Correct what is listed; /v1/openapi.json describes every request.")
-	p.RequestID = requestOf(ctx.Context()).id
-	for i, d := range e.Errors {
-		if i == 20 {
-			break // a body can be wrong in thousands of places
-		}
+	for _, d := range e.Errors[:min(len(e.Errors), 20)] { // a body can be wrong in thousands of places
 		if d != nil {
 			p.Errors = append(p.Errors, ProblemField{Location: short(d.Location), Message: short(d.Message)})
 		}
 	}
-	return p, nil
+	return p
 }
 
 func capital(s string) string {
@@ -227,12 +227,11 @@ func short(s string) string {
 	return s
 }
 
-// writeProblem answers where huma does not.
-func writeProblem(w http.ResponseWriter, p *Problem) {
+// refuse answers where huma does not.
+func (a *API) refuse(ctx context.Context, w http.ResponseWriter, err error) {
+	p := a.problem(ctx, err)
 	h := w.Header()
-	for k, v := range p.GetHeaders() {
-		h[k] = v
-	}
+	maps.Copy(h, p.GetHeaders())
 	h.Set("Content-Type", p.ContentType(""))
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p) // whoever asked has gone, else

@@ -45,32 +45,12 @@ func (LimitsPatch) Schema(huma.Registry) *huma.Schema {
 	return s
 }
 
-func (a *API) patchAccount(ctx context.Context, in *struct {
-	AccountPath
-	Match
-	Body AccountPatch
-}) (*Output[*resource.Account], error) {
-	if _, err := find(ctx, store.Of[resource.Account](a.store), in.Account, "account", in.Account); err != nil {
-		return nil, err
-	}
-	account, err := store.Of[resource.Account](a.store).Modify(ctx, in.Account, func(account *resource.Account) error {
-		if err := in.check(account.Metadata()); err != nil {
-			return err
-		}
-		return in.Body.Spec.Limits.apply(&account.Spec.Limits)
-	})
-	if err != nil {
-		return nil, err
-	}
-	return object(200, account), nil
-}
-
 // grant checks that the account stays within its limits with more, and returns
 // it and a write to commit together with what uses it: that fails with
 // store.ErrConflict if anything else was granted meanwhile, and the caller
 // decides anew. All that accounts can have passes here.
 func (a *API) grant(ctx context.Context, name string, more resource.Limits) (*resource.Account, store.Op, error) {
-	account, err := find(ctx, store.Of[resource.Account](a.store), name, "account", name)
+	account, err := find(ctx, store.Of[resource.Account](a.store), name)
 	if err != nil {
 		return nil, store.Op{}, err
 	}

@@ -4,18 +4,11 @@ import (
 	"cmp"
 	"context"
 	"net/http"
-	"reflect"
 	"slices"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 )
-
-func typeOf[T any]() reflect.Type { return reflect.TypeFor[T]() }
-
-// registrationOpen is the value of Info.Registration with which anybody may
-// register.
-const registrationOpen = "open"
 
 func (a *API) sessionOperations() {
 	add(a, op("info", "GET /v1/info", "What anybody may know about the platform"),
@@ -29,7 +22,7 @@ func (a *API) sessionOperations() {
 }
 
 func (a *API) register(ctx context.Context, in *struct{ Body resource.Register }) (*Output[*resource.Account], error) {
-	if a.cfg.Info.Registration != registrationOpen {
+	if a.cfg.Info.Registration != "open" {
 		if err := a.id.Admit(ctx, who(ctx), access.OpRegisterClosed, "", ""); err != nil {
 			if who(ctx) != nil {
 				return nil, err
@@ -62,10 +55,7 @@ func (a *API) session(ctx context.Context, _ *struct{}) (*Output[resource.Whoami
 	if err := a.id.LoadMemberships(ctx, p, "", ""); err != nil {
 		return nil, err
 	}
-	roles := p.Memberships
-	if roles == nil {
-		roles = []resource.Membership{}
-	}
+	roles := append([]resource.Membership{}, p.Memberships...) // an empty list is [] in JSON
 	slices.SortFunc(roles, func(x, y resource.Membership) int { return cmp.Compare(x.Key(), y.Key()) })
 	return ok(resource.Whoami{User: p.User, Sysadmin: p.Sysadmin, Memberships: roles, ExpiresAt: p.Session.ExpiresAt}), nil
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -17,6 +18,9 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
+
+// opEvents is the one operation without a time limit.
+const opEvents access.Operation = "tasks.events"
 
 const (
 	// heartbeat is how often a silent stream shows that it lives; clients and
@@ -49,20 +53,17 @@ func (a *API) taskOperations() {
 			}
 			return object(http.StatusOK, task), nil
 		})
-	add(a, op("tasks.events", "GET /v1/tasks/{task}/events", "Follow a task: server-sent events named task, "+
-		"each with the whole task as data and its revision as id, until it has ended").streams(), a.followTask)
+	add(a, op(opEvents, "GET /v1/tasks/{task}/events", "Follow a task: server-sent events named task, "+
+		"each with the whole task as data and its revision as id, until it has ended"), a.followTask)
 }
 
 // task reads a task and checks that the one who asks may see it.
 func (a *API) task(ctx context.Context, op access.Operation, id string) (*resource.Task, error) {
-	task, err := find(ctx, store.Of[resource.Task](a.store), id, "task", id)
+	task, err := find(ctx, store.Of[resource.Task](a.store), id)
 	if err != nil {
 		return nil, err
 	}
 	account, organization := placeOf(task)
-	if organization == "" && account != "" {
-		organization = "-" // an account's own: only who has a role in all of it
-	}
 	if err := a.id.LoadMemberships(ctx, who(ctx), account, organization); err != nil {
 		return nil, err
 	}
@@ -72,20 +73,18 @@ func (a *API) task(ctx context.Context, op access.Operation, id string) (*resour
 	return task, nil
 }
 
-// placeOf is where the resource of a task is.
+// placeOf is where the resource of a task is. What is an account's own is in "-":
+// only who has a role in all of the account may see it.
 func placeOf(t *resource.Task) (account, organization string) {
+	account = t.Spec.Account
 	parts := strings.Split(t.Spec.Target, "/")
-	if t.Spec.Account == "" || parts[0] != t.Spec.Account {
-		return t.Spec.Account, ""
+	switch {
+	case account == "":
+		return "", ""
+	case parts[0] != account || len(parts) == 1 || parts[1] == "":
+		return account, "-"
 	}
-	if len(parts) > 1 {
-		organization = parts[1]
-	}
-	return t.Spec.Account, organization
-}
-
-func ended(t *resource.Task) bool {
-	return t.Status.State == resource.TaskDone || t.Status.State == resource.TaskFailed
+	return account, parts[1]
 }
 
 // listTasks reads them all: there are at most a thousand per account.
@@ -104,9 +103,6 @@ func (a *API) listTasks(ctx context.Context, in *TaskFilter) (*Output[resource.L
 			continue
 		}
 		account, organization := placeOf(t)
-		if organization == "" && account != "" {
-			organization = "-"
-		}
 		switch {
 		case in.Account != "" && t.Spec.Account != in.Account,
 			in.Target != "" && t.Spec.Target != in.Target && !strings.HasPrefix(t.Spec.Target, in.Target+"/"),
@@ -128,7 +124,7 @@ func (a *API) followTask(ctx context.Context, in *struct {
 	TaskPath
 	LastEventID string `header:"Last-Event-ID" maxLength:"32"`
 }) (*huma.StreamResponse, error) {
-	if _, err := a.task(ctx, "tasks.events", in.Task); err != nil {
+	if _, err := a.task(ctx, opEvents, in.Task); err != nil {
 		return nil, err
 	}
 	known, _ := strconv.ParseInt(in.LastEventID, 10, 64)
@@ -143,12 +139,12 @@ func (a *API) streamTask(ctx context.Context, w http.ResponseWriter, id string, 
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // a proxy in between must not wait for more
 	w.WriteHeader(http.StatusOK)
+	var sending sync.Mutex
 	send := func(text string) bool {
+		sending.Lock()
+		defer sending.Unlock()
 		_ = out.SetWriteDeadline(time.Now().Add(sendTimeout)) // a test's recorder has none
-		if _, err := w.Write([]byte(text)); err != nil {
-			return false
-		}
-		if out.Flush() != nil {
+		if _, err := w.Write([]byte(text)); err != nil || out.Flush() != nil {
 			return false
 		}
 		// HTTP/2 resets an idle stream whose write deadline passes.
@@ -159,53 +155,41 @@ func (a *API) streamTask(ctx context.Context, w http.ResponseWriter, id string, 
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	changes := make(chan *resource.Task)
-	go func() {
-		defer close(changes)
-		for t, err := range a.cfg.Tasks.Follow(ctx, id) {
-			if err != nil {
-				if ctx.Err() == nil {
-					a.log.Debug("follow task", "task", id, "err", err)
-				}
-				return
-			}
+	var beating sync.WaitGroup
+	defer beating.Wait()
+	defer cancel()
+	beating.Go(func() {
+		defer cancel() // nobody reads any more
+		tick := time.NewTicker(heartbeat)
+		defer tick.Stop()
+		for {
 			select {
-			case changes <- t:
+			case <-tick.C:
+				if !send(": alive\n\n") {
+					return
+				}
 			case <-ctx.Done():
 				return
 			}
 		}
-	}()
-	defer func() {
-		cancel()
-		for range changes { // until the follower has ended
-		}
-	}()
-	alive := time.NewTicker(heartbeat)
-	defer alive.Stop()
-	for {
-		select {
-		case <-ctx.Done():
+	})
+	for t, err := range a.cfg.Tasks.Follow(ctx, id) {
+		if err != nil {
+			if ctx.Err() == nil {
+				a.log.Debug("follow task", "task", id, "err", err)
+			}
 			return
-		case <-alive.C:
-			if !send(": alive\n\n") {
-				return
-			}
-		case t, more := <-changes:
-			if !more {
-				return
-			}
-			if t.Revision <= known && !ended(t) {
-				continue
-			}
-			data, err := json.Marshal(t)
-			if err != nil {
-				a.log.Error("task event", "task", t.Name, "err", err)
-				return
-			}
-			if !send(fmt.Sprintf("id: %d\nevent: task\ndata: %s\n\n", t.Revision, data)) || ended(t) {
-				return
-			}
+		}
+		if t.Revision <= known && !t.Ended() {
+			continue
+		}
+		data, err := json.Marshal(t)
+		if err != nil {
+			a.log.Error("task event", "task", t.Name, "err", err)
+			return
+		}
+		if !send(fmt.Sprintf("id: %d\nevent: task\ndata: %s\n\n", t.Revision, data)) {
+			return
 		}
 	}
 }

@@ -25,7 +25,12 @@ func (a *API) tokenOperations() {
 		param:      "token",
 		operations: "tokens",
 		maxName:    64,
-		hide:       func(_ context.Context, t *resource.JoinToken) { t.SecretHash = "" },
+		show: func(_ context.Context, tokens ...*resource.JoinToken) error {
+			for _, t := range tokens {
+				t.SecretHash = ""
+			}
+			return nil
+		},
 	}
 	tokens.list("The join tokens, without their secrets")
 	tokens.remove("Withdraw a join token")

@@ -41,40 +41,46 @@ type NewPassword struct {
 
 func (a *API) userOperations() {
 	add(a, op("users.create", "POST /v1/users", "Make a user with a password").answers(http.StatusCreated), a.createUser)
-	users := collection[resource.User, *resource.User]{
+	users := &collection[resource.User, *resource.User]{
 		api:     a,
 		noun:    "user",
 		path:    "/v1/users",
 		example: "dev@acme.example",
 		maxName: 254, // of an e-mail address
+		drop:    a.id.DeleteUser,
 	}
 	users.list("All users")
 	users.get("One user")
-	add(a, op("users.patch", "PATCH /v1/users/{user}", "Change a user"), a.patchUser)
+	add(a, users.operation("patch", http.MethodPatch, "Change a user"),
+		func(ctx context.Context, in *struct {
+			Place
+			Match
+			Body UserPatch
+		}) (*Output[*resource.User], error) {
+			var user *resource.User
+			err := users.retry(ctx, in.Place, in.Match, func(was *resource.User) error {
+				user = was
+				return a.changeUser(ctx, user, in.Body)
+			})
+			if err == nil && user.Spec.Disabled {
+				err = a.id.DisableSessions(ctx, user.Name)
+			}
+			if err != nil {
+				return nil, err
+			}
+			return object(http.StatusOK, user), nil
+		})
 	add(a, op("users.password", "PUT /v1/users/{user}/password", "Set a user's password; ends his sessions"),
 		func(ctx context.Context, in *struct {
 			UserPath
 			Body NewPassword
 		}) (*Empty, error) {
-			if _, err := find(ctx, store.Of[resource.User](a.store), in.User, "user", in.User); err != nil {
+			if _, err := find(ctx, store.Of[resource.User](a.store), in.User); err != nil {
 				return nil, err
 			}
 			return &Empty{}, a.id.SetPassword(ctx, in.User, in.Body.Password)
 		})
-	add(a, op("users.delete", "DELETE /v1/users/{user}", "Delete a user with his roles and sessions"),
-		func(ctx context.Context, in *struct {
-			UserPath
-			Match
-		}) (*Empty, error) {
-			user, err := find(ctx, store.Of[resource.User](a.store), in.User, "user", in.User)
-			if err != nil {
-				return nil, err
-			}
-			if err := in.check(user.Metadata()); err != nil {
-				return nil, err
-			}
-			return &Empty{}, a.id.DeleteUser(ctx, user)
-		})
+	users.remove("Delete a user with his roles and sessions")
 }
 
 func (a *API) createUser(ctx context.Context, in *struct{ Body NewUser }) (*Output[*resource.User], error) {
@@ -129,40 +135,19 @@ func (a *API) accountFor(ctx context.Context, body NewUser) (string, error) {
 	return owned[0], nil
 }
 
-func (a *API) patchUser(ctx context.Context, in *struct {
-	UserPath
-	Match
-	Body UserPatch
-}) (*Output[*resource.User], error) {
-	if _, err := find(ctx, store.Of[resource.User](a.store), in.User, "user", in.User); err != nil {
-		return nil, err
-	}
-	to := in.Body.Spec
+func (a *API) changeUser(ctx context.Context, user *resource.User, body UserPatch) error {
+	to := body.Spec
 	if to.Sysadmin != nil && !*to.Sysadmin || to.Disabled != nil && *to.Disabled {
-		if last, err := a.id.LastSysadmin(ctx, in.User); err != nil {
-			return nil, err
-		} else if last {
-			return nil, conflict("in-use", "This is the last sysadmin.", "Make somebody else a sysadmin first.")
-		}
-	}
-	user, err := store.Of[resource.User](a.store).Modify(ctx, in.User, func(u *resource.User) error {
-		if err := in.check(u.Metadata()); err != nil {
+		if last, err := a.id.LastSysadmin(ctx, user.Name); err != nil {
 			return err
-		}
-		set(&u.Spec.DisplayName, to.DisplayName)
-		set(&u.Spec.Sysadmin, to.Sysadmin)
-		set(&u.Spec.Disabled, to.Disabled)
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	if user.Spec.Disabled {
-		if err := a.id.DisableSessions(ctx, user.Name); err != nil {
-			return nil, err
+		} else if last {
+			return conflict("in-use", "This is the last sysadmin.", "Make somebody else a sysadmin first.")
 		}
 	}
-	return object(http.StatusOK, user), nil
+	set(&user.Spec.DisplayName, to.DisplayName)
+	set(&user.Spec.Sysadmin, to.Sysadmin)
+	set(&user.Spec.Disabled, to.Disabled)
+	return store.Of[resource.User](a.store).Update(ctx, user)
 }
 
 // set changes what a patch has a value for.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
@@ -32,8 +33,7 @@ const (
 	maxMemoryBytes = 64 << 40
 	maxDiskBytes   = 1 << 50
 
-	securityBaseline   = "baseline"
-	securityPrivileged = "privileged"
+	securityBaseline = "baseline"
 )
 
 // WorkspacePatch is the body of workspaces.patch: what is left out stays.
@@ -67,11 +67,14 @@ func (a *API) workspaceOperations() {
 			}
 			return "update"
 		},
-		hide: func(ctx context.Context, ws *resource.Workspace) {
-			ws.Status.NodeSlots = nil
-			if !a.seesHosts(ctx) {
-				ws.Status.Server = ""
+		show: func(ctx context.Context, workspaces ...*resource.Workspace) error {
+			for _, ws := range workspaces {
+				ws.Status.NodeSlots = nil
+				if !a.seesHosts(ctx) {
+					ws.Status.Server = ""
+				}
 			}
+			return nil
 		},
 		made:    func() { failpoint.Reach("workspace/create/committed") },
 		changed: func() { failpoint.Reach("workspace/scale/committed") },
@@ -94,7 +97,7 @@ func (a *API) workspaceOperations() {
 }
 
 func (a *API) workspace(ctx context.Context, path WorkspacePath) (*resource.Workspace, error) {
-	return find(ctx, store.Of[resource.Workspace](a.store), path.key(), "workspace", path.Workspace)
+	return find(ctx, store.Of[resource.Workspace](a.store), path.key())
 }
 
 // seesHosts says whether the one who asks may know the platform's machines.
@@ -149,7 +152,7 @@ func (a *API) checkWorkspace(ctx context.Context, now, was *resource.Workspace) 
 		wrong("machines", "%d is out of bounds: a workspace has 0 to %d machines", spec.Machines, maxMachines)
 	}
 	if versions := a.cfg.Info.KubernetesVersions; !slices.Contains(versions, spec.KubernetesVersion) {
-		wrong("kubernetesVersion", "%q is not available: there is %s", spec.KubernetesVersion, orNone(versions))
+		wrong("kubernetesVersion", "%q is not available: there is %s", spec.KubernetesVersion, cmp.Or(strings.Join(versions, ", "), "none"))
 	}
 	between := func(field string, value, low, high, unit int64, name string) {
 		if value < low || value > high {
@@ -175,9 +178,9 @@ func markDeleted[T resource.Object](ctx context.Context, a *API, kind store.Kind
 	if obj.Metadata().Deleting() {
 		return a.running(ctx, kind.Name(), obj)
 	}
-	now := a.now()
+	now := time.Now().UTC()
 	obj.Metadata().DeletedAt = &now
-	task, op := a.cfg.Tasks.BeginRemoval(verb, who(ctx).Name(), obj)
+	task, op := a.cfg.Tasks.Begin(verb, who(ctx).Name(), obj)
 	return task.Name, a.store.Commit(ctx, kind.UpdateOp(obj), op)
 }
 
@@ -191,7 +194,7 @@ func (a *API) running(ctx context.Context, kind string, target resource.Object) 
 	}
 	var latest *resource.Task
 	for _, t := range tasks {
-		if t.Spec.Kind != kind || t.Spec.Target != target.Key() || t.Spec.TargetUID != target.Metadata().UID || ended(t) {
+		if t.Spec.Kind != kind || t.Spec.Target != target.Key() || t.Spec.TargetUID != target.Metadata().UID || t.Ended() {
 			continue
 		}
 		if latest == nil || latest.CreatedAt.Before(t.CreatedAt) {
@@ -202,15 +205,6 @@ func (a *API) running(ctx context.Context, kind string, target resource.Object) 
 		return "", nil
 	}
 	return latest.Name, nil
-}
-
-// sameName refuses a body that is of another resource than the path.
-func sameName(body, path string) error {
-	if body != "" && body != path {
-		return invalid("body.name", "is not the name in the path",
-			"Leave the name out of the body, or make them the same: a resource can't be renamed.")
-	}
-	return nil
 }
 
 func newestVersion(versions []string) string {
@@ -224,11 +218,4 @@ func newestVersion(versions []string) string {
 		}
 	}
 	return newest
-}
-
-func orNone(list []string) string {
-	if len(list) == 0 {
-		return "none"
-	}
-	return strings.Join(list, ", ")
 }

@@ -170,7 +170,7 @@ func TestDeletion(t *testing.T) {
 	s.want(http.StatusNotFound, dev, "GET", inAcme, "")
 	s.want(http.StatusNoContent, owner, "DELETE", inAcme, "")
 	s.want(http.StatusNotFound, owner, "GET", inAcme, "")
-	if left, _, _, _ := store.Of[resource.Membership](s.store).List(t.Context(), "acme", "", 0); len(left) != 0 {
+	if left, _, _ := store.Of[resource.Membership](s.store).List(t.Context(), "acme", "", 0); len(left) != 0 {
 		t.Errorf("%d roles are left", len(left))
 	}
 	// Last owner, last sysadmin.

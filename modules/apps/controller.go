@@ -128,7 +128,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 // watchRoutes looks at the app again when the balancer has said something about
 // its route, or when somebody took the route away.
 func (c *Controller) watchRoutes(ctx context.Context) {
-	for e := range store.Of[resource.Route](c.cfg.Store).Watch(ctx, "", 0) {
+	for e := range store.Of[resource.Route](c.cfg.Store).Watch(ctx, "") {
 		r := e.Object
 		if e.Type == store.Deleted {
 			r = e.Previous

@@ -147,7 +147,7 @@ func (f *fixture) appAt(key, what string, ok func(*resource.App) bool) *resource
 	ctx, cancel := context.WithTimeout(f.ctx, wait.Patience)
 	defer cancel()
 	var last *resource.App
-	for e := range store.Of[resource.App](f.st).WatchKey(ctx, key, 0) {
+	for e := range store.Of[resource.App](f.st).WatchKey(ctx, key) {
 		if e.Type == store.Put {
 			last = e.Object
 		}
@@ -164,7 +164,7 @@ func (f *fixture) gone(name string) {
 	ctx, cancel := context.WithTimeout(f.ctx, wait.Patience)
 	defer cancel()
 	there := false
-	for e := range store.Of[resource.App](f.st).WatchKey(ctx, "acme/web/shop/"+name, 0) {
+	for e := range store.Of[resource.App](f.st).WatchKey(ctx, "acme/web/shop/"+name) {
 		switch e.Type {
 		case store.Put:
 			there = true
@@ -188,7 +188,7 @@ func (f *fixture) change(name string, change func(*resource.App)) {
 // balance says what the balancer would about every route.
 func (f *fixture) balance() {
 	go func() {
-		for e := range store.Of[resource.Route](f.st).Watch(f.ctx, "", 0) {
+		for e := range store.Of[resource.Route](f.st).Watch(f.ctx, "") {
 			if e.Type == store.Put && !e.Object.Status.Conditions.Is(resource.RouteReady) {
 				_, _ = store.Of[resource.Route](f.st).Modify(f.ctx, e.Key, func(r *resource.Route) error {
 					r.Status.Conditions.Set(resource.Condition{Type: resource.RouteReady, Status: resource.True})
@@ -352,7 +352,7 @@ func TestApps(t *testing.T) {
 	_, err = store.Of[resource.Workspace](f.st).MarkDeleted(f.ctx, "acme/web/shop")
 	f.must(err)
 	f.gone("large")
-	routes, _, _, err := store.Of[resource.Route](f.st).List(f.ctx, "", "", 0)
+	routes, _, err := store.Of[resource.Route](f.st).List(f.ctx, "", "", 0)
 	f.must(err)
 	if len(routes) != 0 {
 		t.Errorf("%d routes are left, want none", len(routes))

@@ -148,7 +148,7 @@ func (s *site) condition(host string, status resource.ConditionStatus) *resource
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
 	defer cancel()
-	for e := range store.Of[resource.Route](s.store).WatchKey(ctx, host, 0) {
+	for e := range store.Of[resource.Route](s.store).WatchKey(ctx, host) {
 		if e.Type == store.Put {
 			if c := e.Object.Status.Conditions.Get(resource.RouteReady); c != nil && c.Status == status {
 				return c

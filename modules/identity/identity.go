@@ -131,7 +131,7 @@ func sweep[T resource.Object](ctx context.Context, kind store.Kind[T], over func
 func each[T resource.Object](ctx context.Context, kind store.Kind[T], prefix string, fn func(T) error) error {
 	after := ""
 	for more := true; more; more = after != "" {
-		items, next, _, err := kind.List(ctx, prefix, after, 500)
+		items, next, err := kind.List(ctx, prefix, after, 500)
 		if err != nil {
 			return err
 		}

@@ -179,7 +179,7 @@ func checkSigned(t *testing.T, path, body string, answer []byte, ca *pki.CA) {
 // forget puts the store back to the one node.
 func forget(t *testing.T, hub *Hub, made *resource.Node) {
 	t.Helper()
-	nodes, _, _, err := store.Of[resource.Node](hub.cfg.Store).List(t.Context(), "", "", 0)
+	nodes, _, err := store.Of[resource.Node](hub.cfg.Store).List(t.Context(), "", "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}

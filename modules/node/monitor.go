@@ -109,7 +109,7 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 		return nil
 	}
 	// The cache may be behind: a machine placed a moment ago counts.
-	machines, _, _, err := store.Of[resource.Machine](m.Store).List(ctx, "", "", 0)
+	machines, _, err := store.Of[resource.Machine](m.Store).List(ctx, "", "", 0)
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 // minutes the same name could repeat its join with one, and a removed node would
 // be back.
 func (m *Monitor) spend(ctx context.Context, node string) error {
-	tokens, _, _, err := store.Of[resource.JoinToken](m.Store).List(ctx, "", "", 0)
+	tokens, _, err := store.Of[resource.JoinToken](m.Store).List(ctx, "", "", 0)
 	if err != nil {
 		return err
 	}

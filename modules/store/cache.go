@@ -20,7 +20,6 @@ type Cache[T resource.Object] struct {
 
 	mu       sync.RWMutex
 	items    map[string]cached
-	revision int64
 	onChange []func(key string)
 }
 
@@ -54,7 +53,7 @@ func (c *Cache[T]) OnChange(fn func(key string)) {
 // Run keeps the cache until ctx is done. It is ready once the cache is
 // complete.
 func (c *Cache[T]) Run(ctx context.Context, ready func()) error {
-	for e := range c.kind.Watch(ctx, "", 0) {
+	for e := range c.kind.Watch(ctx, "") {
 		switch e.Type {
 		case Put:
 			value, err := encode(e.Object)
@@ -62,9 +61,9 @@ func (c *Cache[T]) Run(ctx context.Context, ready func()) error {
 				c.log.Error("cache resource", "kind", c.kind.name, "key", e.Key, "err", err)
 				continue
 			}
-			c.set(e.Key, &cached{value, e.Object.Metadata().Revision}, e.Revision)
+			c.set(e.Key, &cached{value, e.Object.Metadata().Revision})
 		case Deleted:
-			c.set(e.Key, nil, e.Revision)
+			c.set(e.Key, nil)
 		case Synced:
 			c.log.Debug("cache is complete", "kind", c.kind.name, "resources", c.Len())
 			ready()
@@ -73,14 +72,13 @@ func (c *Cache[T]) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-func (c *Cache[T]) set(key string, item *cached, revision int64) {
+func (c *Cache[T]) set(key string, item *cached) {
 	c.mu.Lock()
 	if item == nil {
 		delete(c.items, key)
 	} else {
 		c.items[key] = *item
 	}
-	c.revision = max(c.revision, revision)
 	tell := c.onChange
 	c.mu.Unlock()
 	for _, fn := range tell {
@@ -125,13 +123,6 @@ func (c *Cache[T]) Len() int {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	return len(c.items)
-}
-
-// Revision is the store's revision of the newest change that the cache shows.
-func (c *Cache[T]) Revision() int64 {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return c.revision
 }
 
 // decode makes a copy: handing out the one object was tried in thought only,

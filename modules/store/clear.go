@@ -27,7 +27,7 @@ func (s *Store) Clear(ctx context.Context, place resource.Object) (left map[stri
 			continue
 		}
 		kind, going := Any(s, k), goingOp(Any(s, in), place)
-		items, _, _, err := kind.List(ctx, place.Key(), "", 0)
+		items, _, err := kind.List(ctx, place.Key(), "", 0)
 		if err != nil {
 			return nil, err
 		}

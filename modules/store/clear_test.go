@@ -45,7 +45,7 @@ func TestClear(t *testing.T) {
 
 	must(t, orgs.Create(ctx, &resource.Organization{InAccount: resource.NewInAccount("acme", "web")}))
 	clear(acme, nil) // nobody works for one: it is gone
-	if left, _, _, err := orgs.List(ctx, "acme", "", 0); err != nil || len(left) != 0 {
+	if left, _, err := orgs.List(ctx, "acme", "", 0); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }

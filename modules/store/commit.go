@@ -33,10 +33,10 @@ type write struct {
 	skip   bool
 	remove bool
 	value  []byte
-	// saved is called with the new revision once it is written, undo once it
-	// is clear that it won't be.
-	saved func(revision int64)
-	undo  func()
+	// meta gets the new revision once value is written, and is old again once it is
+	// clear that it won't be.
+	meta *resource.Meta
+	old  resource.Meta
 }
 
 // Before returns an Op that calls fn just before its resource is encoded, when
@@ -65,16 +65,6 @@ func (k Kind[T]) UpdateOp(obj T) Op {
 			return write{}, ErrNotFound
 		case stored.ModRevision != obj.Metadata().Revision:
 			return write{}, ErrConflict
-		}
-		return k.change(obj, stored)
-	})
-}
-
-// PutOp stores obj whatever is there: it creates or updates.
-func (k Kind[T]) PutOp(obj T) Op {
-	return k.op("put", obj.Key(), true, func(stored *mvccpb.KeyValue) (write, error) {
-		if stored == nil {
-			return k.creation(obj)
 		}
 		return k.change(obj, stored)
 	})
@@ -118,7 +108,7 @@ func (k Kind[T]) DeleteOp(obj T) Op {
 		case revision != 0 && revision != stored.ModRevision:
 			return write{}, ErrConflict
 		}
-		return write{remove: true, saved: func(int64) {}, undo: func() {}}, nil
+		return write{remove: true, meta: &resource.Meta{}}, nil
 	})
 }
 
@@ -129,7 +119,7 @@ func (s *Store) Commit(ctx context.Context, ops ...Op) error {
 		if op.prepare == nil {
 			continue
 		}
-		if err := checkKey(op.path[len(root):]); err != nil {
+		if err := checkKey(op.path[len(Root):]); err != nil {
 			return op.wrap(err)
 		}
 	}
@@ -190,7 +180,7 @@ func (s *Store) try(ctx context.Context, ops []Op, stored []*mvccpb.KeyValue) (d
 	defer func() {
 		if !done {
 			for _, w := range writes {
-				w.undo()
+				*w.meta = w.old
 			}
 		}
 	}()
@@ -241,7 +231,7 @@ func (s *Store) try(ctx context.Context, ops []Op, stored []*mvccpb.KeyValue) (d
 	}
 	failpoint.Reach("store/committed")
 	for _, w := range writes {
-		w.saved(resp.Header.Revision)
+		w.meta.Revision = resp.Header.Revision
 	}
 	return true, nil
 }
@@ -271,10 +261,10 @@ func (k Kind[T]) creation(obj T) (write, error) {
 		*meta = old
 		return write{}, err
 	}
-	return k.put(obj, old, value), nil
+	return write{value: value, meta: meta, old: old}, nil
 }
 
-func (k Kind[T]) change(obj T, kv *mvccpb.KeyValue) (write, error) {
+func (k Kind[T]) change(obj T, kv *mvccpb.KeyValue) (w write, err error) {
 	stored, err := k.decode(kv.Value, kv.ModRevision)
 	if err != nil {
 		return write{}, err
@@ -287,6 +277,11 @@ func (k Kind[T]) change(obj T, kv *mvccpb.KeyValue) (write, error) {
 	}
 	meta, was := obj.Metadata(), stored.Metadata()
 	old := *meta
+	defer func() {
+		if err != nil {
+			*meta = old
+		}
+	}()
 	meta.UID, meta.CreatedAt, meta.Generation = was.UID, was.CreatedAt, was.Generation
 	if was.Deleting() {
 		meta.DeletedAt = was.DeletedAt
@@ -297,26 +292,14 @@ func (k Kind[T]) change(obj T, kv *mvccpb.KeyValue) (write, error) {
 		after, err = encode(obj)
 	}
 	if err != nil {
-		*meta = old
 		return write{}, err
 	}
 	if bytes.Equal(before, after) {
 		meta.Revision = kv.ModRevision
 		return write{skip: true}, nil
 	}
-	if after, err = keepUnknown(kv.Value, before, after); err != nil {
-		*meta = old
-		return write{}, err
-	}
-	return k.put(obj, old, after), nil
-}
-
-func (k Kind[T]) put(obj T, old resource.Meta, value []byte) write {
-	return write{
-		value: value,
-		saved: func(revision int64) { obj.Metadata().Revision = revision },
-		undo:  func() { *obj.Metadata() = old },
-	}
+	after, err = keepUnknown(kv.Value, before, after)
+	return write{value: after, meta: meta, old: old}, err
 }
 
 // encode returns obj as it is stored: etcd knows the revision.

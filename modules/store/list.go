@@ -6,31 +6,32 @@ import (
 	"strconv"
 	"strings"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// List returns the resources below prefix, sorted by key, and the revision at
-// which that was so: "acme/web" lists "acme/web/shop" and not "acme/web2/shop";
-// "" lists all.
+// List returns the resources below prefix, sorted by key: "acme/web" lists
+// "acme/web/shop" and not "acme/web2/shop"; "" lists all.
 //
 // limit is the size of a page, 0 is no limit. If there are more, next is what
 // to pass as after to get the next page; it is "" on the last one. The pages of
 // one walk show one state of the store, as long as etcd remembers it (minutes);
 // then the walk goes on with what is there. after may also be the key of a
 // resource: the list then starts behind it, with what is there now.
-func (k Kind[T]) List(ctx context.Context, prefix, after string, limit int) (items []T, next string, rev int64, err error) {
+func (k Kind[T]) List(ctx context.Context, prefix, after string, limit int) (items []T, next string, err error) {
+	var rev int64
 	from, to := k.span(prefix)
 	if after != "" {
 		key := after
 		if i := strings.LastIndexByte(after, ','); i >= 0 {
 			key = after[:i]
 			if rev, err = strconv.ParseInt(after[i+1:], 10, 64); err != nil || rev < 1 {
-				return nil, "", 0, k.wrap("list", prefix, ErrInvalidPage)
+				return nil, "", k.wrap("list", prefix, ErrInvalidPage)
 			}
 		}
 		if err := checkKey(key); err != nil {
-			return nil, "", 0, k.wrap("list", prefix, ErrInvalidPage)
+			return nil, "", k.wrap("list", prefix, ErrInvalidPage)
 		}
 		// What is before the range starts at the range's beginning.
 		from = max(from, k.path(key)+"\x00")
@@ -49,7 +50,7 @@ func (k Kind[T]) List(ctx context.Context, prefix, after string, limit int) (ite
 			continue
 		}
 		if err != nil {
-			return nil, "", 0, k.wrap("list", prefix, err)
+			return nil, "", k.wrap("list", prefix, err)
 		}
 		if rev == 0 {
 			rev = resp.Header.Revision
@@ -58,16 +59,16 @@ func (k Kind[T]) List(ctx context.Context, prefix, after string, limit int) (ite
 		for _, kv := range resp.Kvs {
 			obj, err := k.decode(kv.Value, kv.ModRevision)
 			if err != nil {
-				return nil, "", 0, k.wrap("list", prefix, err)
+				return nil, "", k.wrap("list", prefix, err)
 			}
 			items = append(items, obj)
 			last = string(kv.Key)
 		}
 		switch {
 		case !resp.More:
-			return items, "", rev, nil
+			return items, "", nil
 		case limit > 0 && len(items) >= limit:
-			return items, k.key(last) + "," + strconv.FormatInt(rev, 10), rev, nil
+			return items, k.key(last) + "," + strconv.FormatInt(rev, 10), nil
 		}
 		from = last + "\x00"
 	}
@@ -75,3 +76,24 @@ func (k Kind[T]) List(ctx context.Context, prefix, after string, limit int) (ite
 
 // ErrInvalidPage says that the text for the next page isn't one that List gave.
 var ErrInvalidPage = errors.New("not the beginning of a page: pass what the page before said, or leave it out")
+
+// walk reads all that is from from to to, at one revision.
+func (s *Store) walk(
+	ctx context.Context, from, to string, more ...clientv3.OpOption,
+) (all []*mvccpb.KeyValue, rev int64, err error) {
+	for {
+		options := append([]clientv3.OpOption{clientv3.WithRange(to), clientv3.WithLimit(pageLimit), clientv3.WithRev(rev)}, more...)
+		resp, err := s.client.Get(ctx, from, options...)
+		if err != nil {
+			return nil, 0, err
+		}
+		if rev == 0 {
+			rev = resp.Header.Revision
+		}
+		all = append(all, resp.Kvs...)
+		if !resp.More {
+			return all, rev, nil
+		}
+		from = string(all[len(all)-1].Key) + "\x00"
+	}
+}

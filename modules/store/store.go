@@ -51,7 +51,8 @@ var (
 const MaxBytes = 1 << 20
 
 const (
-	root      = "/multipaas/"
+	// Root is the prefix of everything that the store keeps in etcd.
+	Root      = "/multipaas/"
 	maxKey    = 1024 // 4 DNS labels and three slashes are 255; e-mail addresses are 254 at most
 	pageLimit = 500  // 500 resources of 2 KiB are 1 MiB per answer
 	maxTxnOps = 64   // etcd's limit is 128, and each of ours is a comparison and a write
@@ -188,7 +189,7 @@ func markDeleted[T resource.Object](obj T) error {
 	return nil
 }
 
-func (k Kind[T]) path(key string) string { return root + k.name + "/" + key }
+func (k Kind[T]) path(key string) string { return Root + k.name + "/" + key }
 
 // span is the range of keys below prefix: "acme/web" has "acme/web/shop" in it
 // and neither "acme/web" nor "acme/web2". The empty prefix has all.
@@ -200,7 +201,7 @@ func (k Kind[T]) span(prefix string) (from, to string) {
 	return from, clientv3.GetPrefixRangeEnd(from)
 }
 
-func (k Kind[T]) key(path string) string { return strings.TrimPrefix(path, root+k.name+"/") }
+func (k Kind[T]) key(path string) string { return strings.TrimPrefix(path, Root+k.name+"/") }
 
 func (k Kind[T]) decode(value []byte, revision int64) (T, error) {
 	obj := k.fresh()

@@ -12,9 +12,6 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
-// Root is the prefix of everything that the store keeps in etcd.
-const Root = root
-
 // Survey is all that the store holds at one revision.
 type Survey struct {
 	Revision   int64
@@ -35,28 +32,11 @@ type Stray struct {
 // Survey looks at all keys. Workspaces are read at the same revision: a key that
 // is older than the answer and has no workspace in it has none.
 func (s *Store) Survey(ctx context.Context) (*Survey, error) {
-	v := &Survey{Counts: map[string]int64{}}
-	var keys []Stray
-	for from, end := root, clientv3.GetPrefixRangeEnd(root); ; {
-		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithKeysOnly(), clientv3.WithLimit(5000)}
-		if v.Revision > 0 {
-			opts = append(opts, clientv3.WithRev(v.Revision))
-		}
-		resp, err := s.client.Get(ctx, from, opts...)
-		if err != nil {
-			return nil, fmt.Errorf("list the store's keys: %w", err)
-		}
-		if v.Revision == 0 {
-			v.Revision = resp.Header.Revision
-		}
-		for _, kv := range resp.Kvs {
-			keys = append(keys, Stray{Path: string(kv.Key), revision: kv.ModRevision})
-		}
-		if !resp.More {
-			break
-		}
-		from = keys[len(keys)-1].Path + "\x00"
+	keys, revision, err := s.walk(ctx, Root, clientv3.GetPrefixRangeEnd(Root), clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, fmt.Errorf("list the store's keys: %w", err)
 	}
+	v := &Survey{Revision: revision, Counts: map[string]int64{}}
 	workspaces := Of[resource.Workspace](s)
 	from, end := workspaces.span("")
 	resp, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(v.Revision))
@@ -73,8 +53,9 @@ func (s *Store) Survey(ctx context.Context) (*Survey, error) {
 		there[w.Key()] = true
 		vnis[strconv.FormatUint(uint64(w.Status.VNI), 10)] = true
 	}
-	for _, k := range keys {
-		name, key, _ := strings.Cut(strings.TrimPrefix(k.Path, root), "/")
+	for _, kv := range keys {
+		k := Stray{Path: string(kv.Key), revision: kv.ModRevision}
+		name, key, _ := strings.Cut(strings.TrimPrefix(k.Path, Root), "/")
 		v.Counts[name]++
 		if name == (*resource.VNI)(nil).Kind() && !vnis[key] { // written in one commit with the workspace's
 			k.Why, k.owner = "no workspace has this network identifier", k.Path+"/" // nobody's key

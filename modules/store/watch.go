@@ -3,11 +3,9 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -22,27 +20,10 @@ const (
 	Put EventType = iota + 1
 	// Deleted: it is gone for good.
 	Deleted
-	// Synced: everything that was there when the watch began has been told.
-	// Comes once if the watch began without a revision, and after each Reset.
+	// Synced: everything that was there when the watch began has been told. Comes
+	// once.
 	Synced
-	// Reset: too much was missed to say what is gone. Forget what you know;
-	// everything follows as Put, then Synced.
-	Reset
 )
-
-func (t EventType) String() string {
-	switch t {
-	case Put:
-		return "put"
-	case Deleted:
-		return "deleted"
-	case Synced:
-		return "synced"
-	case Reset:
-		return "reset"
-	}
-	return fmt.Sprintf("EventType(%d)", int(t))
-}
 
 // Event is one change that a watch tells.
 type Event[T resource.Object] struct {
@@ -53,32 +34,28 @@ type Event[T resource.Object] struct {
 	// Previous is what it was before (Put, Deleted), or nil if that is not
 	// known: it was created, or a change before it was missed.
 	Previous T
-	// Revision of the store after this change.
-	Revision int64
 }
 
-// Watch tells what changes below prefix (see List) until ctx is done; then it
-// closes the channel. It waits for a reader who is slow.
-//
-// rev 0: everything that is there comes first, then Synced. Else rev is what
-// List returned, and what changed since then comes.
+// Watch tells what is there below prefix (see List), then Synced, then what
+// changes, until ctx is done; then it closes the channel. It waits for a reader
+// who is slow.
 //
 // A watch outlives lost connections and restarts of etcd. If it was away for
 // longer than etcd remembers, it tells the difference between what it told last
 // and what is there now.
-func (k Kind[T]) Watch(ctx context.Context, prefix string, rev int64) <-chan Event[T] {
+func (k Kind[T]) Watch(ctx context.Context, prefix string) <-chan Event[T] {
 	from, to := k.span(prefix)
-	return k.watch(ctx, from, to, rev)
+	return k.watch(ctx, from, to)
 }
 
 // WatchKey is Watch for the one resource called key.
-func (k Kind[T]) WatchKey(ctx context.Context, key string, rev int64) <-chan Event[T] {
+func (k Kind[T]) WatchKey(ctx context.Context, key string) <-chan Event[T] {
 	from := k.path(key)
-	return k.watch(ctx, from, from+"\x00", rev)
+	return k.watch(ctx, from, from+"\x00")
 }
 
-func (k Kind[T]) watch(ctx context.Context, from, to string, rev int64) <-chan Event[T] {
-	w := &watcher[T]{kind: k, from: from, to: to, revision: rev, events: make(chan Event[T], 64)}
+func (k Kind[T]) watch(ctx context.Context, from, to string) <-chan Event[T] {
+	w := &watcher[T]{kind: k, from: from, to: to, events: make(chan Event[T], 64)}
 	go func() {
 		defer close(w.events)
 		w.run(ctx)
@@ -93,32 +70,25 @@ type watcher[T resource.Object] struct {
 	// revision is what has been told up to.
 	revision int64
 	// known maps the keys that were told, and are still there, to the revision
-	// at which they were. nil: not known.
+	// at which they were. nil: nothing was told yet.
 	known map[string]int64
 }
 
 // run goes through list and follow until ctx is done.
 func (w *watcher[T]) run(ctx context.Context) {
-	relist, synced := w.revision == 0, w.revision != 0
+	relist := true
 	for failures := 0; ctx.Err() == nil; {
 		var err error
-		switch {
-		case relist:
-			err = w.list(ctx, &synced)
+		if relist {
+			err = w.list(ctx)
 			relist = err != nil
-		case w.known == nil:
-			err = w.learn(ctx)
-		default:
+		} else {
 			err = w.follow(ctx)
 		}
 		switch {
 		case err == nil:
 			failures = 0
 		case errors.Is(err, rpctypes.ErrCompacted), errors.Is(err, rpctypes.ErrFutureRev):
-			if w.known == nil {
-				w.send(ctx, Event[T]{Type: Reset})
-				synced = false
-			}
 			relist = true
 		default:
 			// 0.1 s at first, 6.4 s in the end: half of it for sure, the other by chance.
@@ -132,46 +102,20 @@ func (w *watcher[T]) run(ctx context.Context) {
 	}
 }
 
-// learn finds out which keys the caller knows: those that were there at the
-// revision he comes with.
-func (w *watcher[T]) learn(ctx context.Context) error {
-	resp, err := w.kind.store.client.Get(ctx, w.from, clientv3.WithRange(w.to), clientv3.WithRev(w.revision), clientv3.WithKeysOnly())
-	if err != nil {
-		return err
-	}
-	w.known = make(map[string]int64, len(resp.Kvs))
-	for _, kv := range resp.Kvs {
-		w.known[string(kv.Key)] = kv.ModRevision
-	}
-	return nil
-}
-
 // list tells what is there and differs from what was told.
-func (w *watcher[T]) list(ctx context.Context, synced *bool) error {
+func (w *watcher[T]) list(ctx context.Context) error {
 	// The whole range is read before any of it is told, so that a failure on the
 	// way changes nothing.
-	var all []*mvccpb.KeyValue
-	var rev int64
-	for from := w.from; ; {
-		resp, err := w.kind.store.client.Get(ctx, from, clientv3.WithRange(w.to), clientv3.WithRev(rev), clientv3.WithLimit(pageLimit))
-		if err != nil {
-			return err
-		}
-		if rev == 0 {
-			rev = resp.Header.Revision
-		}
-		all = append(all, resp.Kvs...)
-		if !resp.More {
-			break
-		}
-		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
+	all, rev, err := w.kind.store.walk(ctx, w.from, w.to)
+	if err != nil {
+		return err
 	}
 	there := make(map[string]int64, len(all))
 	for _, kv := range all {
 		there[string(kv.Key)] = kv.ModRevision
 	}
 	for path := range w.known {
-		if _, ok := there[path]; !ok && !w.send(ctx, Event[T]{Type: Deleted, Key: w.kind.key(path), Revision: rev}) {
+		if _, ok := there[path]; !ok && !w.send(ctx, Event[T]{Type: Deleted, Key: w.kind.key(path)}) {
 			return ctx.Err()
 		}
 	}
@@ -183,14 +127,14 @@ func (w *watcher[T]) list(ctx context.Context, synced *bool) error {
 		if err != nil {
 			continue // see event
 		}
-		if !w.send(ctx, Event[T]{Type: Put, Key: w.kind.key(string(kv.Key)), Object: obj, Revision: rev}) {
+		if !w.send(ctx, Event[T]{Type: Put, Key: w.kind.key(string(kv.Key)), Object: obj}) {
 			return ctx.Err()
 		}
 	}
+	first := w.known == nil
 	w.known, w.revision = there, rev
-	if !*synced {
-		*synced = true
-		w.send(ctx, Event[T]{Type: Synced, Revision: rev})
+	if first {
+		w.send(ctx, Event[T]{Type: Synced})
 	}
 	return nil
 }
@@ -225,7 +169,7 @@ func (w *watcher[T]) follow(ctx context.Context) error {
 // not stop everybody who watches; Get and List say what is wrong with it.
 func (w *watcher[T]) event(e *clientv3.Event) (Event[T], bool) {
 	path := string(e.Kv.Key)
-	event := Event[T]{Type: Put, Key: w.kind.key(path), Revision: e.Kv.ModRevision}
+	event := Event[T]{Type: Put, Key: w.kind.key(path)}
 	if e.PrevKv != nil {
 		if previous, err := w.kind.decode(e.PrevKv.Value, e.PrevKv.ModRevision); err == nil {
 			event.Previous = previous

@@ -2,6 +2,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -18,12 +19,10 @@ const pruneEvery = 10 * time.Minute
 // target is a resource that tasks are about.
 type target struct{ kind, key string }
 
-// entry is what is known about a task without reading it.
-type entry struct {
+// ended is what is known, without reading it, about a task that has ended.
+type ended struct {
 	account string
-	target  target
-	state   resource.TaskState
-	ended   time.Time
+	at      time.Time
 }
 
 func (t target) String() string { return t.kind + "/" + t.key }
@@ -37,13 +36,13 @@ func (ts *Tasks) Run(ctx context.Context, ready func()) error {
 	defer cancel()
 	for name, k := range ts.kinds {
 		wg.Go(func() {
-			k.watch(ctx, func(key string) {
+			for e := range k.Watch(ctx, "") {
 				// If the task of the same commit is not here yet, it will look for
 				// itself when it comes: the resource is read anew then.
-				if t := (target{name, key}); ts.isWaitedFor(t) {
+				if t := (target{name, e.Key}); len(ts.waiting(t)) > 0 {
 					ts.loop.Add(t)
 				}
-			})
+			}
 		})
 	}
 	wg.Go(func() { ts.loop.Run(ctx) })
@@ -67,17 +66,21 @@ func (ts *Tasks) Run(ctx context.Context, ready func()) error {
 // changed is told each task that comes, changes or goes.
 func (ts *Tasks) changed(id string) {
 	t, ok := ts.cache.Get(id)
-	if !ok {
-		ts.forget(id)
-		return
-	}
-	e := entry{account: t.Spec.Account, target: target{t.Spec.Kind, t.Spec.Target}, state: t.Status.State}
-	if t.Status.EndedAt != nil {
-		e.ended = *t.Status.EndedAt
-	}
-	ts.note(id, e)
-	if e.state == resource.TaskRunning {
-		ts.loop.Add(e.target)
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	delete(ts.running, id)
+	delete(ts.ended, id)
+	switch {
+	case !ok:
+	case t.Status.State == resource.TaskRunning:
+		ts.running[id] = target{t.Spec.Kind, t.Spec.Target}
+		ts.loop.Add(ts.running[id])
+	default:
+		e := ended{account: t.Spec.Account}
+		if t.Status.EndedAt != nil {
+			e.at = *t.Status.EndedAt
+		}
+		ts.ended[id] = e
 	}
 }
 
@@ -91,13 +94,16 @@ func (ts *Tasks) mirror(ctx context.Context, t target) (again time.Duration, err
 	if !ok {
 		return 0, nil // of a newer version, which will see to it
 	}
-	now, err := k.load(ctx, t.key)
-	if err != nil {
+	var now resource.Stateful // nil: it is gone
+	switch obj, err := k.Get(ctx, t.key); {
+	case err == nil:
+		now = obj.(resource.Stateful)
+	case !errors.Is(err, store.ErrNotFound):
 		return 0, err
 	}
 	for _, id := range ids {
 		after, err := store.Of[resource.Task](ts.cfg.Store).Modify(ctx, id, func(t *resource.Task) error {
-			if Ended(t) {
+			if t.Ended() {
 				return store.ErrSkip
 			}
 			t.Status = progress(t, now, time.Now())
@@ -106,7 +112,7 @@ func (ts *Tasks) mirror(ctx context.Context, t target) (again time.Duration, err
 		if err != nil {
 			return 0, err
 		}
-		if Ended(after) {
+		if after.Ended() {
 			ts.cfg.Log.Info("task ended", "task", id, "operation", after.Spec.Operation, "target", after.Spec.Target,
 				"state", after.Status.State, "message", after.Status.Message, "after", time.Since(after.CreatedAt))
 		}
@@ -116,13 +122,13 @@ func (ts *Tasks) mirror(ctx context.Context, t target) (again time.Duration, err
 
 // prune drops ended tasks that are too old or too many.
 func (ts *Tasks) prune(ctx context.Context, now time.Time) error {
-	kept := map[string]int{}
-	ended := ts.ids(func(e entry) bool { return e.state != resource.TaskRunning })
-	for _, id := range slices.Backward(ended) { // the newest first
-		ts.mu.Lock()
-		e := ts.index[id]
-		ts.mu.Unlock()
-		if kept[e.account]++; kept[e.account] <= ts.cfg.KeepEnded && now.Sub(e.ended) <= ts.cfg.KeepFor {
+	ts.mu.Lock()
+	ended := maps.Clone(ts.ended)
+	ts.mu.Unlock()
+	kept := map[string]int{}                                              // by account
+	for _, id := range slices.Backward(slices.Sorted(maps.Keys(ended))) { // the newest first
+		e := ended[id]
+		if kept[e.account]++; kept[e.account] <= ts.cfg.KeepEnded && now.Sub(e.at) <= ts.cfg.KeepFor {
 			continue
 		}
 		t := &resource.Task{}
@@ -134,58 +140,16 @@ func (ts *Tasks) prune(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// ids returns the tasks that match, sorted by age, the oldest first.
-func (ts *Tasks) ids(matches func(entry) bool) []string {
+// waiting returns the running tasks about t, the oldest first.
+func (ts *Tasks) waiting(t target) []string {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	var ids []string
-	for id, e := range ts.index {
-		if matches(e) {
+	for id, about := range ts.running {
+		if about == t {
 			ids = append(ids, id)
 		}
 	}
 	slices.Sort(ids)
 	return ids
-}
-
-// waiting returns the running tasks about t, the oldest first.
-func (ts *Tasks) waiting(t target) []string {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	return slices.Sorted(maps.Keys(ts.open[t]))
-}
-
-func (ts *Tasks) isWaitedFor(t target) bool {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	return len(ts.open[t]) > 0
-}
-
-func (ts *Tasks) note(id string, e entry) {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	ts.index[id] = e
-	if e.state != resource.TaskRunning {
-		ts.close(id, e.target)
-		return
-	}
-	if ts.open[e.target] == nil {
-		ts.open[e.target] = map[string]struct{}{}
-	}
-	ts.open[e.target][id] = struct{}{}
-}
-
-func (ts *Tasks) forget(id string) {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	ts.close(id, ts.index[id].target)
-	delete(ts.index, id)
-}
-
-// close takes a task off the running ones. ts.mu is held.
-func (ts *Tasks) close(id string, t target) {
-	delete(ts.open[t], id)
-	if len(ts.open[t]) == 0 {
-		delete(ts.open, t)
-	}
 }

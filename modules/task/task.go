@@ -11,6 +11,7 @@
 package task
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base32"
@@ -18,7 +19,6 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -46,37 +46,37 @@ type Config struct {
 // read and a write of the store, some milliseconds.
 const mirrors = 4
 
-// Tasks begins, mirrors, lists and follows tasks. Its methods are safe for
-// concurrent use.
+// Tasks begins, mirrors and follows tasks. Its methods are safe for concurrent
+// use.
 type Tasks struct {
 	cfg   Config
-	kinds map[string]kind // by name
+	kinds map[string]store.Kind[resource.Object] // those that a controller works for, by name
 	cache *store.Cache[*resource.Task]
 	loop  *reconcile.Loop[target]
 
-	mu    sync.Mutex
-	index map[string]entry               // by id
-	open  map[target]map[string]struct{} // ids of running tasks
+	mu      sync.Mutex
+	running map[string]target // by id
+	ended   map[string]ended  // by id
 }
 
-// New returns the tasks of a store. List shows any only while Run runs; Begin,
-// Get and Follow need no Run.
+// New returns the tasks of a store. Begin and Follow need no Run.
 func New(cfg Config) *Tasks {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.KeepEnded == 0 {
-		cfg.KeepEnded = 1000
-	}
-	if cfg.KeepFor == 0 {
-		cfg.KeepFor = 30 * 24 * time.Hour
-	}
+	cfg.KeepEnded = cmp.Or(cfg.KeepEnded, 1000)
+	cfg.KeepFor = cmp.Or(cfg.KeepFor, 30*24*time.Hour)
 	ts := &Tasks{
-		cfg:   cfg,
-		kinds: kindsOf(cfg.Store),
-		cache: store.Of[resource.Task](cfg.Store).Cache(cfg.Log),
-		index: map[string]entry{},
-		open:  map[target]map[string]struct{}{},
+		cfg:     cfg,
+		kinds:   map[string]store.Kind[resource.Object]{},
+		cache:   store.Of[resource.Task](cfg.Store).Cache(cfg.Log),
+		running: map[string]target{},
+		ended:   map[string]ended{},
+	}
+	for _, k := range resource.Kinds() {
+		if _, ok := k.New().(resource.Stateful); ok {
+			ts.kinds[k.Name] = store.Any(cfg.Store, k)
+		}
 	}
 	ts.loop = reconcile.New(reconcile.Config[target]{
 		Name:       "task",
@@ -97,21 +97,10 @@ func New(cfg Config) *Tasks {
 //	t, begin := tasks.Begin("workspace.create", user, w)
 //	err := store.Commit(ctx, store.Of[resource.Workspace](store).CreateOp(w), begin)
 //
-// The task ends when obj's Generation, as that commit leaves it, is reached.
-// operation is KIND.VERB. Begin panics for a kind that has no tasks.
+// The task ends when obj's Generation, as that commit leaves it, is reached; if
+// obj's deletion was asked for, when it is gone. operation is KIND.VERB. Begin
+// panics for a kind that has no tasks.
 func (ts *Tasks) Begin(operation, by string, obj resource.Object) (*resource.Task, store.Op) {
-	return ts.begin(operation, by, obj, false)
-}
-
-// BeginRemoval is Begin for a task that ends when obj is gone:
-//
-//	t, begin := tasks.BeginRemoval("workspace.delete", user, w)
-//	err := store.Commit(ctx, store.Of[resource.Workspace](store).MarkDeletedOp(w.Key()), begin)
-func (ts *Tasks) BeginRemoval(operation, by string, obj resource.Object) (*resource.Task, store.Op) {
-	return ts.begin(operation, by, obj, true)
-}
-
-func (ts *Tasks) begin(operation, by string, obj resource.Object, gone bool) (*resource.Task, store.Op) {
 	if _, ok := ts.kinds[obj.Kind()]; !ok {
 		panic(fmt.Sprintf("task: %T has no tasks", obj))
 	}
@@ -121,22 +110,17 @@ func (ts *Tasks) begin(operation, by string, obj resource.Object, gone bool) (*r
 		Target:    obj.Key(),
 		Account:   accountOf(obj.Key()),
 		By:        by,
-		Gone:      gone,
+		Gone:      obj.Metadata().Deleting(),
 	}}
 	t.Name = newID(time.Now())
 	t.Status.State = resource.TaskRunning
 	return t, store.Of[resource.Task](ts.cfg.Store).CreateOp(t).Before(func() {
 		// Known only now: the store gives a new resource its UID, and counts.
 		t.Spec.TargetUID = obj.Metadata().UID
-		if !gone {
+		if !t.Spec.Gone {
 			t.Spec.Generation = obj.Metadata().Generation
 		}
 	})
-}
-
-// Get returns one task. store.ErrNotFound.
-func (ts *Tasks) Get(ctx context.Context, id string) (*resource.Task, error) {
-	return store.Of[resource.Task](ts.cfg.Store).Get(ctx, id)
 }
 
 // Follow gives the task as it is now, and again each time it changes, and ends
@@ -148,11 +132,11 @@ func (ts *Tasks) Follow(ctx context.Context, id string) iter.Seq2[*resource.Task
 		defer cancel()
 		tasks := store.Of[resource.Task](ts.cfg.Store)
 		found := false
-		for e := range tasks.WatchKey(ctx, id, 0) {
+		for e := range tasks.WatchKey(ctx, id) {
 			switch {
 			case e.Type == store.Put:
 				found = true
-				if !yield(e.Object, nil) || Ended(e.Object) {
+				if !yield(e.Object, nil) || e.Object.Ended() {
 					return
 				}
 			case e.Type == store.Deleted, e.Type == store.Synced && !found:
@@ -162,48 +146,6 @@ func (ts *Tasks) Follow(ctx context.Context, id string) iter.Seq2[*resource.Task
 		}
 		yield(nil, fmt.Errorf("follow task %s: %w", id, ctx.Err()))
 	}
-}
-
-// Ended says whether anything of t can still change.
-func Ended(t *resource.Task) bool {
-	return t.Status.State == resource.TaskDone || t.Status.State == resource.TaskFailed
-}
-
-// Filter says which tasks List returns. Zero fields don't filter.
-type Filter struct {
-	Account string
-	// Platform lists the tasks that belong to no account.
-	Platform bool
-	Kind     string // "workspaces"
-	Target   string // key of a resource; lists also what is below it
-	State    resource.TaskState
-	After    string // id: go on behind this one
-	Limit    int    // 0: no limit
-}
-
-// List returns tasks, the newest first, and what to pass as After to get more;
-// that is "" if there are no more.
-func (ts *Tasks) List(f Filter) (tasks []*resource.Task, next string) {
-	for _, id := range slices.Backward(ts.ids(f.matches)) {
-		if f.After != "" && id >= f.After {
-			continue
-		}
-		if f.Limit > 0 && len(tasks) == f.Limit {
-			return tasks, tasks[f.Limit-1].Name
-		}
-		if t, ok := ts.cache.Get(id); ok {
-			tasks = append(tasks, t)
-		}
-	}
-	return tasks, ""
-}
-
-func (f Filter) matches(e entry) bool {
-	return (f.Account == "" || f.Account == e.account) &&
-		(!f.Platform || e.account == "") &&
-		(f.Kind == "" || f.Kind == e.target.kind) &&
-		(f.Target == "" || f.Target == e.target.key || strings.HasPrefix(e.target.key, f.Target+"/")) &&
-		(f.State == "" || f.State == e.state)
 }
 
 // accountOf is the first name on the way to a tenant's resource. The

@@ -43,7 +43,7 @@ func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
 	c.placing.Lock()
 	defer c.placing.Unlock()
 	// The cache may be behind what this very loop wrote: ask the store.
-	all, _, _, err := store.Of[resource.Machine](c.cfg.Store).List(ctx, "", "", 0)
+	all, _, err := store.Of[resource.Machine](c.cfg.Store).List(ctx, "", "", 0)
 	if err != nil {
 		return "", err
 	}

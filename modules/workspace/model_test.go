@@ -157,7 +157,8 @@ func (m *model) do(s step) {
 		if !there {
 			return
 		}
-		_, begin := tasks.BeginRemoval("workspaces.delete", "me", w)
+		w.DeletedAt = new(time.Now())
+		_, begin := tasks.Begin("workspaces.delete", "me", w)
 		m.must(db.Commit(ctx, store.Of[resource.Workspace](db).MarkDeletedOp(key), begin))
 		delete(m.want, key)
 		maps.DeleteFunc(m.apps, func(app string, _ bool) bool { return strings.HasPrefix(app, key+"/") })
@@ -192,8 +193,8 @@ func (m *model) do(s step) {
 			return
 		}
 		lost := !h.isUp()
-		n.Spec.Lost = lost
-		_, begin := tasks.BeginRemoval("nodes.remove", "root", n)
+		n.Spec.Lost, n.DeletedAt = lost, new(time.Now())
+		_, begin := tasks.Begin("nodes.remove", "root", n)
 		m.must(db.Commit(ctx, store.Of[resource.Node](db).ModifyOp(name, func(x *resource.Node) error {
 			now := time.Now().UTC()
 			x.DeletedAt, x.Spec.Lost = &now, lost
@@ -221,7 +222,7 @@ func (m *model) do(s step) {
 		}
 	case "noise": // somebody else writes the same records, so that commits conflict
 		for range 1 + s.B {
-			all, _, _, err := store.Of[resource.Machine](db).List(ctx, "", "", 0)
+			all, _, err := store.Of[resource.Machine](db).List(ctx, "", "", 0)
 			m.must(err)
 			for _, x := range all {
 				_, _ = store.Of[resource.Machine](db).Modify(ctx, x.Key(), func(x *resource.Machine) error { x.Status.Restarts++; return nil })
@@ -389,7 +390,7 @@ func (m *model) wrongWorkspace(w *resource.Workspace, machines []*resource.Machi
 }
 
 func listed[T resource.Object](ctx context.Context, k store.Kind[T]) ([]T, error) {
-	all, _, _, err := k.List(ctx, "", "", 0)
+	all, _, err := k.List(ctx, "", "", 0)
 	return all, err
 }
 

@@ -23,7 +23,7 @@ func (c *Controller) followContents(ctx context.Context) {
 		if k.Scope != resource.OfWorkspace {
 			continue
 		}
-		events := store.Any(c.cfg.Store, k).Watch(ctx, "", 0)
+		events := store.Any(c.cfg.Store, k).Watch(ctx, "")
 		for e := range events {
 			if e.Type == store.Synced {
 				break
@@ -97,7 +97,7 @@ func (c *Controller) removeMachines(ctx context.Context, w *resource.Workspace) 
 		}
 		return store.ErrSkip
 	})
-	machines, _, _, err := kind.List(ctx, w.Key(), "", 0)
+	machines, _, err := kind.List(ctx, w.Key(), "", 0)
 	if err != nil {
 		return 0, err
 	}
