@@ -187,10 +187,7 @@ func troubleOf(app *resource.App, p *corev1.Pod) trouble {
 }
 
 func troubleIn(app *resource.App, s *corev1.ContainerStatus) trouble {
-	ended := s.LastTerminationState.Terminated
-	if s.State.Terminated != nil {
-		ended = s.State.Terminated
-	}
+	ended := cmp.Or(s.State.Terminated, s.LastTerminationState.Terminated)
 	if w := s.State.Waiting; w != nil {
 		switch w.Reason {
 		case "", "ContainerCreating", "PodInitializing":

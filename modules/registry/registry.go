@@ -18,7 +18,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -217,9 +216,7 @@ func (r *Registry) secret() (string, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("read upload secret: %w", err)
 	}
-	b := make([]byte, 32)
-	rand.Read(b)
-	s := hex.EncodeToString(b)
+	s := rand.Text() + rand.Text() + rand.Text() // 26 characters each
 	if err := atomicfile.Write(file, []byte(s), 0o600); err != nil {
 		return "", fmt.Errorf("write upload secret: %w", err)
 	}

@@ -36,23 +36,18 @@ func (c *Controller) furnish(ctx context.Context, p *pass) (string, error) {
 		return "waiting for the list of namespaces", nil
 	}
 	docs, err := c.cfg.Manifests(p.Workspace, c.cfg.Plan)
-	if err != nil {
-		return "", err
+	if err == nil {
+		err = p.run.applyAddons(ctx, docs)
 	}
-	if err := p.run.applyAddons(ctx, docs); err != nil {
+	if err != nil || p.Spec.Machines == 0 {
 		return "", err
-	}
-	if p.Spec.Machines == 0 {
-		return "", nil
 	}
 	ready, err := p.run.hasDNS(ctx)
-	if err != nil {
+	if err != nil || ready {
 		return "", err
-	} else if !ready {
-		p.again = reconcile.Soonest(p.again, time.Second)
-		return "cluster DNS is starting", nil
 	}
-	return "", nil
+	p.again = reconcile.Soonest(p.again, time.Second)
+	return "cluster DNS is starting", nil
 }
 
 // applyAddons applies docs if they differ from what was applied last.

@@ -278,15 +278,14 @@ func (r *run) node(ctx context.Context, m *resource.Machine) (bool, string) {
 			return false, err.Error()
 		}
 	}
-	if !nodeReady(n) {
-		for _, cond := range n.Status.Conditions {
-			if cond.Type == corev1.NodeReady && cond.Message != "" {
-				return false, cond.Message
-			}
-		}
-		return false, "its node is not ready"
+	if nodeReady(n) {
+		return true, ""
 	}
-	return true, ""
+	why := ""
+	for _, cond := range n.Status.Conditions { // slim keeps one
+		why = cond.Message
+	}
+	return false, cmp.Or(why, "its node is not ready")
 }
 
 // observeNode writes what was seen of a machine's Kubernetes node.
