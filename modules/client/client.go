@@ -290,7 +290,9 @@ func (c *call) version() error {
 			view.Server = &info
 			t.columns = append(t.columns,
 				column[versionView]{head: "PLATFORM", cell: func(v *versionView) string { return v.Server.Version }},
-				column[versionView]{head: "KUBERNETES", cell: func(v *versionView) string { return strings.Join(v.Server.KubernetesVersions, ", ") }},
+				column[versionView]{head: "KUBERNETES", cell: func(v *versionView) string {
+					return strings.Join(v.Server.KubernetesVersions, ", ")
+				}},
 				column[versionView]{head: "APPS-BELOW", cell: func(v *versionView) string { return v.Server.Domain }},
 				column[versionView]{head: "REGISTRY", cell: func(v *versionView) string { return v.Server.Registry }},
 				column[versionView]{head: "KUBERNETES-API", cell: func(v *versionView) string { return v.Server.KubernetesAPI }},

@@ -61,7 +61,8 @@ func (c *call) follow(id string, timeout, grace time.Duration) (*resource.Task, 
 		if errors.Is(err, errEnded) {
 			return last, taskError(last)
 		}
-		if prob, ok := errors.AsType[*Problem](err); ok && prob.Status < http.StatusInternalServerError && prob.Status != http.StatusTooManyRequests {
+		prob, ok := errors.AsType[*Problem](err)
+		if ok && prob.Status < http.StatusInternalServerError && prob.Status != http.StatusTooManyRequests {
 			return last, err
 		}
 		if ctx.Err() == nil {

@@ -181,7 +181,8 @@ func checkExecInfo(info string) error {
 		return usagef("it is set by kubectl", "KUBERNETES_EXEC_INFO is not understood: %v", err)
 	}
 	if cred.APIVersion != execVersion || cred.Kind != "ExecCredential" {
-		return usagef("write the kubeconfig again with 'mp cluster config-kubectl'", "the caller wants %s %s, not %s", cred.APIVersion, cred.Kind, execVersion)
+		return usagef("write the kubeconfig again with 'mp cluster config-kubectl'",
+			"the caller wants %s %s, not %s", cred.APIVersion, cred.Kind, execVersion)
 	}
 	return nil
 }
