@@ -4,7 +4,6 @@ import (
 	"archive/zip"
 	"debug/elf"
 	"errors"
-	"io"
 	"os"
 )
 
@@ -18,10 +17,14 @@ func elfSize(f *os.File) (int64, error) {
 	if program.Class != elf.ELFCLASS64 {
 		return 0, errors.New("not a 64-bit executable")
 	}
-	end, err := sectionTableEnd(f, program)
-	if err != nil {
+	// debug/elf keeps to itself where the table of sections begins: its offset
+	// stands at byte 40.
+	var raw [8]byte
+	if _, err := f.ReadAt(raw[:], 40); err != nil {
 		return 0, err
 	}
+	const sectionHeaderBytes = 64
+	end := int64(program.ByteOrder.Uint64(raw[:])) + int64(len(program.Sections))*sectionHeaderBytes
 	for _, segment := range program.Progs {
 		end = max(end, int64(segment.Off+segment.Filesz))
 	}
@@ -38,17 +41,6 @@ func elfSize(f *os.File) (int64, error) {
 		return 0, errors.New("cut off within its ELF part")
 	}
 	return end, nil
-}
-
-// sectionTableEnd reads from the file header (where debug/elf keeps it to
-// itself) where the table of sections ends: its offset stands at byte 40.
-func sectionTableEnd(f io.ReaderAt, program *elf.File) (int64, error) {
-	var raw [8]byte
-	if _, err := f.ReadAt(raw[:], 40); err != nil {
-		return 0, err
-	}
-	const sectionHeaderBytes = 64
-	return int64(program.ByteOrder.Uint64(raw[:])) + int64(len(program.Sections))*sectionHeaderBytes, nil
 }
 
 // payloadOffset is where the archive in a file begins: behind the ELF part

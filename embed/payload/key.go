@@ -1,8 +1,7 @@
 package payload
 
 import (
-	"bufio"
-	"bytes"
+	"cmp"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
@@ -37,58 +36,44 @@ const (
 	// signedPrefix stands before what is signed, so that a signature made
 	// for something else is never one of a payload.
 	signedPrefix = "multipaas payload manifest v1\n"
-	maxKeyBytes  = 64 << 10
 )
 
 // TrustedKeys are the keys that the build linked in and those of the file,
 // one per line. An empty name takes the file that MULTIPAAS_PAYLOAD_KEYS names or, if it is
 // there, DefaultKeysFile.
 func TrustedKeys(file string) ([]ed25519.PublicKey, error) {
-	var keys []ed25519.PublicKey
-	for _, text := range strings.Split(linkedKeys, ",") {
-		if text == "" {
-			continue
-		}
-		key, err := ParsePublicKey(text)
-		if err != nil {
-			return nil, fmt.Errorf("key linked into this program: %w", err)
-		}
-		keys = append(keys, key)
-	}
-	optional := false
-	if file == "" {
-		file = os.Getenv(KeysVariable)
-	}
-	if file == "" {
-		file, optional = DefaultKeysFile, true
-	}
-	more, err := readPublicKeys(file)
-	if optional && errors.Is(err, fs.ErrNotExist) {
-		return keys, nil
-	}
-	return append(keys, more...), err
-}
-
-// readPublicKeys reads a file of keys: one per line, # begins a comment.
-func readPublicKeys(file string) ([]ed25519.PublicKey, error) {
-	data, err := readBounded(file, maxKeyBytes)
+	keys, err := parsePublicKeys("keys linked into this program", strings.ReplaceAll(linkedKeys, ",", "\n"))
 	if err != nil {
 		return nil, err
 	}
+	named := cmp.Or(file, os.Getenv(KeysVariable))
+	file = cmp.Or(named, DefaultKeysFile)
+	data, err := os.ReadFile(file)
+	if named == "" && errors.Is(err, fs.ErrNotExist) {
+		return keys, nil
+	}
+	if err != nil {
+		return keys, err
+	}
+	more, err := parsePublicKeys(file, string(data))
+	return append(keys, more...), err
+}
+
+// parsePublicKeys reads keys, one per line; # begins a comment.
+func parsePublicKeys(from, text string) ([]ed25519.PublicKey, error) {
 	var keys []ed25519.PublicKey
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	for number := 1; lines.Scan(); number++ {
-		text, _, _ := strings.Cut(lines.Text(), "#")
-		if text = strings.TrimSpace(text); text == "" {
+	for i, line := range strings.Split(text, "\n") {
+		line, _, _ = strings.Cut(line, "#")
+		if line = strings.TrimSpace(line); line == "" {
 			continue
 		}
-		key, err := ParsePublicKey(text)
+		key, err := ParsePublicKey(line)
 		if err != nil {
-			return nil, fmt.Errorf("%s:%d: %w", file, number, err)
+			return nil, fmt.Errorf("%s:%d: %w", from, i+1, err)
 		}
 		keys = append(keys, key)
 	}
-	return keys, lines.Err()
+	return keys, nil
 }
 
 // ParsePublicKey reads the text form of a public key, "ed25519:" and base64.
@@ -132,7 +117,7 @@ func CreateKey(file string) (ed25519.PrivateKey, error) {
 // ReadKey reads a private key: PKCS #8 in PEM, as CreateKey and
 // `openssl genpkey -algorithm ed25519` write it.
 func ReadKey(file string) (ed25519.PrivateKey, error) {
-	data, err := readBounded(file, maxKeyBytes)
+	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
@@ -151,8 +136,8 @@ func ReadKey(file string) (ed25519.PrivateKey, error) {
 	return key, nil
 }
 
-// sign makes the signature file of a manifest: one line per signature, each
-// with the algorithm, the key's id and the signature.
+// sign makes the signature file of a manifest: the algorithm, the key's id and
+// the signature.
 func sign(manifest []byte, key ed25519.PrivateKey) []byte {
 	signature := ed25519.Sign(key, append([]byte(signedPrefix), manifest...))
 	return fmt.Appendf(nil, "ed25519 %s %s\n",
@@ -160,37 +145,25 @@ func sign(manifest []byte, key ed25519.PrivateKey) []byte {
 }
 
 // verifySignature looks for a good signature by one of keys.
-func verifySignature(manifest, signatures []byte, keys []ed25519.PublicKey) error {
+func verifySignature(manifest, signature []byte, keys []ed25519.PublicKey) error {
 	if len(keys) == 0 {
 		return fmt.Errorf("%w: this program trusts no key; name a file of keys in %s, or a folder in %s",
 			ErrUntrusted, KeysVariable, DirVariable)
 	}
-	message := append([]byte(signedPrefix), manifest...)
-	var signers []string
-	for line := range strings.Lines(string(signatures)) {
-		fields := strings.Fields(line)
-		if len(fields) != 3 || fields[0] != "ed25519" {
-			continue
-		}
-		signers = append(signers, fields[1])
-		signature, err := base64.StdEncoding.DecodeString(fields[2])
-		if err != nil {
-			continue
-		}
-		i := slices.IndexFunc(keys, func(k ed25519.PublicKey) bool { return keyID(k) == fields[1] })
-		if i < 0 {
-			continue
-		}
-		if ed25519.Verify(keys[i], message, signature) {
-			return nil
-		}
-		return fmt.Errorf("%w: %s does not fit its signature", ErrDamaged, manifestName)
-	}
-	if len(signers) == 0 {
+	fields := strings.Fields(string(signature))
+	if len(fields) != 3 || fields[0] != "ed25519" {
 		return fmt.Errorf("%w: %s holds no signature", ErrDamaged, signatureName)
 	}
-	return fmt.Errorf("%w: signed by %s; add that key to a file and name it in %s if you know whose it is",
-		ErrUntrusted, strings.Join(signers, ", "), KeysVariable)
+	i := slices.IndexFunc(keys, func(k ed25519.PublicKey) bool { return keyID(k) == fields[1] })
+	if i < 0 {
+		return fmt.Errorf("%w: signed by %s; add that key to a file and name it in %s if you know whose it is",
+			ErrUntrusted, fields[1], KeysVariable)
+	}
+	raw, err := base64.StdEncoding.DecodeString(fields[2])
+	if err != nil || !ed25519.Verify(keys[i], append([]byte(signedPrefix), manifest...), raw) {
+		return fmt.Errorf("%w: %s does not fit its signature", ErrDamaged, manifestName)
+	}
+	return nil
 }
 
 // keyID names a public key in few characters.

@@ -21,24 +21,27 @@ const (
 	maxFileBytes      = 32 << 30
 	maxTotalBytes     = 256 << 30
 	maxManifestBytes  = 16 << 20 // maxFiles x 800 bytes
-	maxSignatureBytes = 16 << 10 // about a hundred signatures
+	maxSignatureBytes = 1 << 10  // one takes 120
 	maxWindowBytes    = 64 << 20 // of memory that decompression takes; we write with 8 MiB
 )
 
-const manifestVersion = 1
+const manifestVersion = 2
 
 // Manifest says what a payload holds, sorted by path.
 type Manifest struct {
-	Files []File
+	Version int    `json:"version"`
+	Files   []File `json:"files"`
 }
 
 // File is one file of a payload.
 type File struct {
-	Path       string
-	SHA256     string // hex, lower case
-	SizeBytes  int64
-	Executable bool
+	Path       string `json:"path"`
+	SHA256     string `json:"sha256"` // hex, lower case
+	SizeBytes  int64  `json:"size"`
+	Executable bool   `json:"executable"`
 }
+
+func byPath(a, b File) int { return cmp.Compare(a.Path, b.Path) }
 
 // mode is the mode of the unpacked file. Nobody writes to it.
 func (f File) mode() fs.FileMode {
@@ -59,85 +62,65 @@ func (m Manifest) TotalBytes() int64 {
 
 // File looks a file up by its path.
 func (m Manifest) File(path string) (File, bool) {
-	i, ok := slices.BinarySearchFunc(m.Files, path, func(f File, path string) int { return cmp.Compare(f.Path, path) })
+	i, ok := slices.BinarySearchFunc(m.Files, File{Path: path}, byPath)
 	if !ok {
 		return File{}, false
 	}
 	return m.Files[i], true
 }
 
-// The manifest as it is written.
-type manifestText struct {
-	Version int                 `json:"version"`
-	Files   map[string]fileText `json:"files"`
-}
-
-type fileText struct {
-	SHA256 string `json:"sha256"`
-	Size   int64  `json:"size"`
-	Mode   string `json:"mode"` // "0555" or "0444"
-}
-
 // text is what gets signed: the same manifest gives the same bytes.
 func (m Manifest) text() ([]byte, error) {
-	out := manifestText{Version: manifestVersion, Files: make(map[string]fileText, len(m.Files))}
-	for _, file := range m.Files {
-		out.Files[file.Path] = fileText{SHA256: file.SHA256, Size: file.SizeBytes, Mode: fmt.Sprintf("%04o", file.mode())}
-	}
-	data, err := json.MarshalIndent(out, "", " ")
+	m.Version = manifestVersion
+	data, err := json.MarshalIndent(m, "", " ")
 	return append(data, '\n'), err
 }
 
 // parseManifest reads a manifest and refuses whatever could do harm later,
 // reporting every mistake.
 func parseManifest(text []byte) (Manifest, error) {
-	var in manifestText
+	var m Manifest
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&in); err != nil {
+	if err := dec.Decode(&m); err != nil {
 		return Manifest{}, err
 	}
 	if _, err := dec.Token(); err != io.EOF {
 		return Manifest{}, errors.New("more than one JSON value")
 	}
-	if in.Version != manifestVersion {
-		return Manifest{}, fmt.Errorf("version %d: this program knows %d", in.Version, manifestVersion)
+	if m.Version != manifestVersion {
+		return Manifest{}, fmt.Errorf("version %d: this program knows %d", m.Version, manifestVersion)
 	}
-	if len(in.Files) > maxFiles {
-		return Manifest{}, fmt.Errorf("%d files: more than %d", len(in.Files), maxFiles)
+	if len(m.Files) > maxFiles {
+		return Manifest{}, fmt.Errorf("%d files: more than %d", len(m.Files), maxFiles)
 	}
-	var m Manifest
 	var errs []error
-	for path, file := range in.Files {
-		f, err := file.file(path)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%q: %w", path, err))
-			continue
+	for i, file := range m.Files {
+		err := file.check()
+		if i > 0 && m.Files[i-1].Path >= file.Path {
+			err = errors.New("not behind the one before it")
 		}
-		m.Files = append(m.Files, f)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%q: %w", file.Path, err))
+		}
 	}
-	slices.SortFunc(m.Files, func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
 	if err := errors.Join(errs...); err != nil {
 		return Manifest{}, err
 	}
 	return m, m.check()
 }
 
-func (t fileText) file(path string) (File, error) {
-	f := File{Path: path, SHA256: t.SHA256, SizeBytes: t.Size, Executable: t.Mode == "0555"}
-	if err := checkPath(path); err != nil {
-		return f, err
+func (f File) check() error {
+	if err := checkPath(f.Path); err != nil {
+		return err
 	}
-	if raw, err := hex.DecodeString(t.SHA256); err != nil || len(raw) != 32 || strings.ToLower(t.SHA256) != t.SHA256 {
-		return f, errors.New("sha256: not a sum in lower-case hex")
+	if raw, err := hex.DecodeString(f.SHA256); err != nil || len(raw) != 32 || strings.ToLower(f.SHA256) != f.SHA256 {
+		return errors.New("sha256: not a sum in lower-case hex")
 	}
-	if t.Size < 0 || t.Size > maxFileBytes {
-		return f, fmt.Errorf("size: %d is not between 0 and %d", t.Size, int64(maxFileBytes))
+	if f.SizeBytes < 0 || f.SizeBytes > maxFileBytes {
+		return fmt.Errorf("size: %d is not between 0 and %d", f.SizeBytes, int64(maxFileBytes))
 	}
-	if t.Mode != "0555" && t.Mode != "0444" {
-		return f, fmt.Errorf("mode: %q: have 0555 and 0444", t.Mode)
-	}
-	return f, nil
+	return nil
 }
 
 // checkPath lets only relative, clean paths pass, made of what every file

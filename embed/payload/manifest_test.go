@@ -11,30 +11,38 @@ import (
 
 func TestParseManifestRefuses(t *testing.T) {
 	sum := strings.Repeat("ab", 32)
-	file := fmt.Sprintf(`{"sha256":%q,"size":1,"mode":"0444"}`, sum)
+	files := func(paths ...string) string {
+		text := `{"version":2,"files":[`
+		for i, path := range paths {
+			text += strings.Repeat(",", min(i, 1)) + fmt.Sprintf(`{"path":"%s","sha256":%q,"size":1}`, path, sum)
+		}
+		return text + "]}"
+	}
 	for _, test := range []struct{ name, text, want string }{
 		{"nothing", ``, "EOF"},
 		{"not JSON", `hello`, "invalid character"},
-		{"two values", `{"version":1,"files":{}} {}`, "more than one"},
-		{"version", `{"version":2,"files":{}}`, "version 2"},
-		{"unknown field", `{"version":1,"files":{},"links":{}}`, "links"},
-		{"parent", `{"version":1,"files":{"../a":` + file + `}}`, "not a relative"},
-		{"parent within", `{"version":1,"files":{"a/../../b":` + file + `}}`, "not a relative"},
-		{"absolute", `{"version":1,"files":{"/etc/passwd":` + file + `}}`, "not a relative"},
-		{"empty", `{"version":1,"files":{"":` + file + `}}`, "not a relative"},
-		{"dot", `{"version":1,"files":{".":` + file + `}}`, "not a relative"},
-		{"backslash", `{"version":1,"files":{"a\\b":` + file + `}}`, "character"},
-		{"newline", `{"version":1,"files":{"a\nb":` + file + `}}`, "character"},
-		{"NUL", `{"version":1,"files":{"a\u0000b":` + file + `}}`, "character"},
-		{"not UTF-8", "{\"version\":1,\"files\":{\"a\xff\":" + file + `}}`, "character"},
-		{"long", `{"version":1,"files":{"` + strings.Repeat("a", 600) + `":` + file + `}}`, "longer than 512"},
-		{"reserved", `{"version":1,"files":{"manifest.sig":` + file + `}}`, "taken"},
-		{"file and folder", `{"version":1,"files":{"a/b/c":` + file + `,"a":` + file + `}}`, "both a file and the folder"},
-		{"sum", `{"version":1,"files":{"a":{"sha256":"xyz","size":1,"mode":"0444"}}}`, "sha256"},
-		{"sum upper", `{"version":1,"files":{"a":{"sha256":"` + strings.ToUpper(sum) + `","size":1,"mode":"0444"}}}`, "sha256"},
-		{"size", `{"version":1,"files":{"a":{"sha256":"` + sum + `","size":-1,"mode":"0444"}}}`, "size"},
-		{"huge", `{"version":1,"files":{"a":{"sha256":"` + sum + `","size":99999999999999,"mode":"0444"}}}`, "size"},
-		{"setuid", `{"version":1,"files":{"a":{"sha256":"` + sum + `","size":1,"mode":"4755"}}}`, "mode"},
+		{"two values", `{"version":2,"files":[]} {}`, "more than one"},
+		{"version", `{"version":1,"files":[]}`, "version 1"},
+		{"unknown field", `{"version":2,"files":[],"links":{}}`, "links"},
+		{"parent", files(`../a`), "not a relative"},
+		{"parent within", files(`a/../../b`), "not a relative"},
+		{"absolute", files(`/etc/passwd`), "not a relative"},
+		{"empty", files(``), "not a relative"},
+		{"dot", files(`.`), "not a relative"},
+		{"backslash", files(`a\\b`), "character"},
+		{"newline", files(`a\nb`), "character"},
+		{"NUL", files(`a\u0000b`), "character"},
+		{"not UTF-8", files("a\xff"), "character"},
+		{"long", files(strings.Repeat("a", 600)), "longer than 512"},
+		{"reserved", files(`manifest.sig`), "taken"},
+		{"twice", files("a", "a"), "not behind"},
+		{"not sorted", files("b", "a"), "not behind"},
+		{"file and folder", files("a", "a/b/c"), "both a file and the folder"},
+		{"sum", `{"version":2,"files":[{"path":"a","sha256":"xyz","size":1}]}`, "sha256"},
+		{"sum upper", strings.Replace(files("a"), sum, strings.ToUpper(sum), 1), "sha256"},
+		{"size", strings.Replace(files("a"), `:1}`, `:-1}`, 1), "size"},
+		{"huge", strings.Replace(files("a"), `:1}`, `:99999999999999}`, 1), "size"},
+		{"setuid", strings.Replace(files("a"), `:1}`, `:1,"mode":"4755"}`, 1), "mode"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := parseManifest([]byte(test.text))
@@ -46,8 +54,8 @@ func TestParseManifestRefuses(t *testing.T) {
 }
 
 func FuzzParseManifest(f *testing.F) {
-	f.Add([]byte(`{"version":1,"files":{"a/b":{"sha256":"` + strings.Repeat("ab", 32) + `","size":1,"mode":"0555"}}}`))
-	f.Add([]byte(`{"version":1,"files":{"../a":{}}}`))
+	f.Add([]byte(`{"version":2,"files":[{"path":"a/b","sha256":"` + strings.Repeat("ab", 32) + `","size":1,"executable":true}]}`))
+	f.Add([]byte(`{"version":2,"files":[{"path":"../a"}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		m, err := parseManifest(text)
 		if err != nil {
@@ -76,7 +84,7 @@ func FuzzRead(f *testing.F) {
 	if err := os.WriteFile(file, []byte("content"), 0o644); err != nil {
 		f.Fatal(err)
 	}
-	if err := WriteZip(f.Context(), &b, key, []Source{{Path: "a/b", File: file}}); err != nil {
+	if err := WriteZip(f.Context(), &b, key, nil, []Source{{Path: "a/b", File: file}}); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(b.Bytes())

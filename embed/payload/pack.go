@@ -15,9 +15,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
 )
 
 const (
@@ -58,15 +59,10 @@ func Sources(file, path string) ([]Source, error) {
 	return sources, err
 }
 
-// WriteZip writes a signed payload of the sources as a zip archive. The same
-// files and key give the same bytes.
-func WriteZip(ctx context.Context, w io.Writer, key ed25519.PrivateKey, sources []Source) error {
-	return writeZip(ctx, w, key, nil, sources)
-}
-
-// writeZip writes what base holds, without packing it anew, with the
-// sources added or in the place of files of the same path.
-func writeZip(ctx context.Context, w io.Writer, key ed25519.PrivateKey, base *Payload, sources []Source) error {
+// WriteZip writes a signed payload as a zip archive: what base holds, if there
+// is one, without packing it anew, with the sources added or in the place of
+// files of the same path. The same files and key give the same bytes.
+func WriteZip(ctx context.Context, w io.Writer, key ed25519.PrivateKey, base *Payload, sources []Source) error {
 	added := make(map[string]bool, len(sources))
 	for _, source := range sources {
 		if err := checkPath(source.Path); err != nil {
@@ -96,16 +92,15 @@ func writeZip(ctx context.Context, w io.Writer, key ed25519.PrivateKey, base *Pa
 			manifest.Files = append(manifest.Files, file)
 		}
 	}
-	sources = slices.Clone(sources)
-	slices.SortFunc(sources, func(a, b Source) int { return cmp.Compare(a.Path, b.Path) })
-	for _, source := range sources {
+	inOrder := func(a, b Source) int { return cmp.Compare(a.Path, b.Path) }
+	for _, source := range slices.SortedFunc(slices.Values(sources), inOrder) {
 		file, err := writeSource(ctx, out, source)
 		if err != nil {
 			return fmt.Errorf("pack %s: %w", source.Path, err)
 		}
 		manifest.Files = append(manifest.Files, file)
 	}
-	slices.SortFunc(manifest.Files, func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
+	slices.SortFunc(manifest.Files, byPath)
 	return closeZip(out, key, manifest)
 }
 
@@ -172,11 +167,11 @@ func methodFor(f io.ReaderAt, sizeBytes int64) (uint16, error) {
 	if sizeBytes <= smallBytes {
 		return zip.Deflate, nil
 	}
-	head := make([]byte, 4)
-	if _, err := f.ReadAt(head, 0); err != nil {
+	var head [4]byte
+	if _, err := f.ReadAt(head[:], 0); err != nil {
 		return 0, err
 	}
-	if strings.HasPrefix(string(head), "\x28\xb5\x2f\xfd") || strings.HasPrefix(string(head), "\x1f\x8b") {
+	if string(head[:]) == "\x28\xb5\x2f\xfd" || string(head[:2]) == "\x1f\x8b" {
 		return zip.Store, nil
 	}
 	return zstd.ZipMethodWinZip, nil
@@ -204,12 +199,6 @@ func Pack(elf, archive, out string) error {
 	})
 }
 
-// PackSources writes the executable out: the ELF part of elf with a payload
-// of the sources behind it, signed with key.
-func PackSources(ctx context.Context, elf, out string, key ed25519.PrivateKey, sources []Source) error {
-	return writeExecutable(elf, out, func(w io.Writer) error { return WriteZip(ctx, w, key, sources) })
-}
-
 // Add writes the executable out: the ELF part and the files of p, with the
 // sources added or in the place of files of the same path, signed with key.
 func Add(ctx context.Context, p *Payload, out string, key ed25519.PrivateKey, sources []Source) error {
@@ -217,13 +206,13 @@ func Add(ctx context.Context, p *Payload, out string, key ed25519.PrivateKey, so
 		return fmt.Errorf("payload: %s is a folder: put the files there", p.name)
 	}
 	return writeExecutable(p.file.Name(), out, func(w io.Writer) error {
-		return writeZip(ctx, w, key, p, sources)
+		return WriteZip(ctx, w, key, p, sources)
 	})
 }
 
 // writeExecutable writes the ELF part of elf and what write adds, and puts
 // it in place of out in one step.
-func writeExecutable(elf, out string, write func(io.Writer) error) (err error) {
+func writeExecutable(elf, out string, write func(io.Writer) error) error {
 	program, err := os.Open(elf)
 	if err != nil {
 		return err
@@ -233,32 +222,10 @@ func writeExecutable(elf, out string, write func(io.Writer) error) (err error) {
 	if err != nil {
 		return fmt.Errorf("%s: %w", elf, err)
 	}
-	return replace(out, 0o755, func(w io.Writer) error {
+	return atomicfile.WriteFunc(out, 0o755, func(w io.Writer) error {
 		if _, err := io.Copy(w, io.NewSectionReader(program, 0, size)); err != nil {
 			return err
 		}
 		return write(w)
 	})
-}
-
-// replace writes a file beside out and renames it, so that a program that
-// runs from out goes on, and a failure leaves out as it was.
-func replace(out string, mode fs.FileMode, write func(io.Writer) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(out), "."+filepath.Base(out)+"-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		f.Close()
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	if err := write(f); err != nil {
-		return err
-	}
-	if err := errors.Join(f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), out)
 }

@@ -103,12 +103,11 @@ func open(file, name string, keys []ed25519.PublicKey) (*Payload, error) {
 	if err != nil {
 		return nil, fmt.Errorf("payload: %w", err)
 	}
+	var p *Payload
 	info, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("payload: %w", err)
+	if err == nil {
+		p, err = read(f, info.Size(), keys)
 	}
-	p, err := read(f, info.Size(), keys)
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("payload: %s %w%s", name, err, remedy(err))
@@ -142,11 +141,11 @@ func read(r io.ReaderAt, size int64, keys []ed25519.PublicKey) (*Payload, error)
 	if err != nil {
 		return nil, err
 	}
-	text, err := readEntry(entries, manifestName, maxManifestBytes)
+	text, err := takeEntry(entries, manifestName, maxManifestBytes)
 	if err != nil {
 		return nil, err
 	}
-	signature, err := readEntry(entries, signatureName, maxSignatureBytes)
+	signature, err := takeEntry(entries, signatureName, maxSignatureBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -157,8 +156,6 @@ func read(r io.ReaderAt, size int64, keys []ed25519.PublicKey) (*Payload, error)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, manifestName, err)
 	}
-	delete(entries, manifestName)
-	delete(entries, signatureName)
 	if err := matchEntries(manifest, entries); err != nil {
 		return nil, err
 	}
@@ -181,23 +178,24 @@ func index(archive *zip.Reader) (map[string]*zip.File, error) {
 	return entries, nil
 }
 
-// readEntry reads a small entry whole.
-func readEntry(entries map[string]*zip.File, name string, maxBytes int64) ([]byte, error) {
+// takeEntry reads a small entry whole and takes it out of entries.
+func takeEntry(entries map[string]*zip.File, name string, maxBytes int64) ([]byte, error) {
 	entry := entries[name]
 	if entry == nil {
 		return nil, fmt.Errorf("%w: %s is missing", ErrDamaged, name)
 	}
+	delete(entries, name)
 	r, err := entry.Open()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, name, err)
 	}
 	defer r.Close()
 	data, err := io.ReadAll(io.LimitReader(r, maxBytes+1))
+	if err == nil && int64(len(data)) > maxBytes {
+		err = fmt.Errorf("larger than %d bytes", maxBytes)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, name, err)
-	}
-	if int64(len(data)) > maxBytes {
-		return nil, fmt.Errorf("%w: %s: larger than %d bytes", ErrDamaged, name, maxBytes)
 	}
 	return data, nil
 }
@@ -226,7 +224,7 @@ func matchEntries(m Manifest, entries map[string]*zip.File) error {
 
 // Close closes it. What was unpacked stays.
 func (p *Payload) Close() error {
-	if p.file == nil {
+	if p.file == nil { // a folder
 		return nil
 	}
 	return p.file.Close()
@@ -300,22 +298,17 @@ func (p *Payload) Verify(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		errs = append(errs, p.verifyFile(file.Path))
+		r, err := p.OpenFile(file.Path)
+		if err == nil {
+			_, err = io.Copy(io.Discard, r)
+			r.Close()
+		}
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%w%s", err, remedy(err))
 	}
 	return nil
-}
-
-func (p *Payload) verifyFile(path string) error {
-	r, err := p.OpenFile(path)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	_, err = io.Copy(io.Discard, r)
-	return err
 }
 
 // wanted lists the files at or below the prefixes, all without any. A prefix that

@@ -82,7 +82,7 @@ func newKeyPair(t *testing.T) (ed25519.PublicKey, ed25519.PrivateKey) {
 func writeArchive(t *testing.T, key ed25519.PrivateKey, files map[string][]byte) string {
 	t.Helper()
 	var b bytes.Buffer
-	if err := WriteZip(t.Context(), &b, key, writeTree(t, files)); err != nil {
+	if err := WriteZip(t.Context(), &b, key, nil, writeTree(t, files)); err != nil {
 		t.Fatal(err)
 	}
 	name := filepath.Join(t.TempDir(), "payload.zip")
@@ -437,7 +437,7 @@ func TestForged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := bytes.Replace(text, []byte("0444"), []byte("0555"), 1)
+	other := bytes.Replace(text, []byte(`"executable": false`), []byte(`"executable": true`), 1)
 	type entry struct {
 		name string
 		data []byte

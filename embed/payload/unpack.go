@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
@@ -50,46 +51,53 @@ func (p *Payload) Unpack(ctx context.Context, dataDir string, prefixes ...string
 	if err != nil {
 		return "", err
 	}
+	root = filepath.Join(dataDir, treesName, p.treeName(files))
+	if err := p.unpack(ctx, dataDir, root, files); err != nil {
+		return "", fmt.Errorf("unpack payload: %w%s", err, remedy(err))
+	}
+	return root, nil
+}
+
+// unpack makes the tree root of the files, unless it is there.
+func (p *Payload) unpack(ctx context.Context, dataDir, root string, files []File) error {
 	for _, name := range []string{dataDir, filepath.Join(dataDir, blobsName), filepath.Join(dataDir, treesName)} {
 		if err := os.MkdirAll(name, 0o755); err != nil {
-			return "", fmt.Errorf("unpack payload: %w", err)
+			return err
 		}
 	}
 	unlock, err := lock(ctx, filepath.Join(dataDir, lockName))
 	if err != nil {
-		return "", fmt.Errorf("unpack payload: %w", err)
+		return err
 	}
 	defer unlock()
-
-	root = filepath.Join(dataDir, treesName, p.treeName(files))
 	if isComplete(root, files) {
-		return root, nil
+		return nil
 	}
 	tmp := filepath.Join(dataDir, tmpName)
 	if err := os.RemoveAll(tmp); err != nil {
-		return "", fmt.Errorf("unpack payload: %w", err)
+		return err
 	}
 	defer os.RemoveAll(tmp)
 	tree := filepath.Join(tmp, "tree")
 	if err := os.MkdirAll(tree, 0o755); err != nil {
-		return "", fmt.Errorf("unpack payload: %w", err)
+		return err
 	}
 	if err := p.unpackBlobs(ctx, dataDir, files); err != nil {
-		return "", fmt.Errorf("%w%s", err, remedy(err))
+		return err
 	}
 	failpoint.Reach("payload/files-unpacked")
 	if err := linkTree(dataDir, tree, files); err != nil {
-		return "", fmt.Errorf("unpack payload: %w", err)
+		return err
 	}
 	failpoint.Reach("payload/tree-linked")
 	// A tree that is there but not complete was damaged from outside.
 	if err := os.RemoveAll(root); err != nil {
-		return "", fmt.Errorf("unpack payload: %w", err)
+		return err
 	}
 	if err := os.Rename(tree, root); err != nil {
-		return "", fmt.Errorf("unpack payload: %w", err)
+		return err
 	}
-	return root, syncDir(filepath.Dir(root))
+	return atomicfile.SyncDir(filepath.Dir(root))
 }
 
 // treeName names a selection of files. The same selection of the same
@@ -131,31 +139,26 @@ func isComplete(root string, files []File) bool {
 
 // unpackBlobs makes the blobs that are not there in good order.
 func (p *Payload) unpackBlobs(ctx context.Context, dataDir string, files []File) error {
-	missing := map[string]File{}
+	var missing []File // in the archive's order, so that the disk is read from front to back
+	var need int64
+	looked := map[string]bool{}
 	for _, file := range files {
 		name := blobName(dataDir, file)
-		if err := checkBlob(name, file); err != nil {
-			missing[name] = file
+		if !looked[name] && !isBlob(name, file) {
+			missing = append(missing, file)
+			need += file.SizeBytes
+		}
+		looked[name] = true
+	}
+	if err := checkSpace(dataDir, need); err != nil {
+		return err
+	}
+	for _, file := range missing {
+		if err := p.unpackBlob(ctx, dataDir, file); err != nil {
+			return fmt.Errorf("%s: %w", file.Path, err)
 		}
 	}
-	if err := checkSpace(dataDir, missing); err != nil {
-		return fmt.Errorf("unpack payload: %w", err)
-	}
-	// In the archive's order, so that the disk is read from front to back.
-	for _, file := range files {
-		name := blobName(dataDir, file)
-		if _, ok := missing[name]; !ok {
-			continue
-		}
-		delete(missing, name)
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := p.unpackBlob(ctx, filepath.Join(dataDir, tmpName, "blob"), name, file); err != nil {
-			return err
-		}
-	}
-	return syncDir(filepath.Join(dataDir, blobsName))
+	return atomicfile.SyncDir(filepath.Join(dataDir, blobsName))
 }
 
 func blobName(dataDir string, file File) string {
@@ -166,37 +169,25 @@ func blobName(dataDir string, file File) string {
 	return filepath.Join(dataDir, blobsName, name)
 }
 
-// checkBlob reads a blob that is there and compares its sum: it may be from
+// isBlob reads a blob that is there and compares its sum: it may be from
 // a run that a power cut ended.
-func checkBlob(name string, file File) error {
+func isBlob(name string, file File) bool {
 	f, err := os.Open(name)
 	if err != nil {
-		return err
+		return false
 	}
 	defer f.Close()
 	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if info.Mode() != file.mode() || info.Size() != file.SizeBytes {
-		return ErrDamaged
+	if err != nil || info.Mode() != file.mode() || info.Size() != file.SizeBytes {
+		return false
 	}
 	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
-		return err
-	}
-	if hex.EncodeToString(sum.Sum(nil)) != file.SHA256 {
-		return ErrDamaged
-	}
-	return nil
+	_, err = io.Copy(sum, f)
+	return err == nil && hex.EncodeToString(sum.Sum(nil)) == file.SHA256
 }
 
 // checkSpace refuses to begin what can't end.
-func checkSpace(dir string, missing map[string]File) error {
-	var need int64
-	for _, file := range missing {
-		need += file.SizeBytes
-	}
+func checkSpace(dir string, need int64) error {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {
 		return err
@@ -208,25 +199,25 @@ func checkSpace(dir string, missing map[string]File) error {
 	return nil
 }
 
-func (p *Payload) unpackBlob(ctx context.Context, tmp, name string, file File) error {
+func (p *Payload) unpackBlob(ctx context.Context, dataDir string, file File) error {
 	r, err := p.OpenFile(file.Path)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.Create(filepath.Join(dataDir, tmpName, "blob"))
 	if err != nil {
-		return fmt.Errorf("unpack payload: %w", err)
+		return err
 	}
 	defer f.Close()
 	if _, err := io.Copy(f, &interruptible{ctx, r}); err != nil {
-		return fmt.Errorf("unpack %s: %w", file.Path, err)
+		return err
 	}
 	if err := errors.Join(f.Chmod(file.mode()), f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("unpack %s: %w", file.Path, err)
+		return err
 	}
 	failpoint.Reach("payload/file-unpacked")
-	return os.Rename(tmp, name)
+	return os.Rename(f.Name(), blobName(dataDir, file))
 }
 
 // interruptible is a reader that ends with its context.
@@ -315,30 +306,4 @@ func lock(ctx context.Context, name string) (unlock func(), err error) {
 		case <-time.After(lockPoll):
 		}
 	}
-}
-
-func syncDir(name string) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
-}
-
-// readBounded reads a file that must not be larger than maxBytes.
-func readBounded(file string, maxBytes int64) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > maxBytes {
-		return nil, fmt.Errorf("%s: larger than %d bytes", file, maxBytes)
-	}
-	return data, nil
 }
