@@ -5,13 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
@@ -30,7 +26,7 @@ func (s *Server) Client() (*clientv3.Client, error) {
 			// No ServerName here: the client takes the last element of the
 			// socket's path, which is what the member's certificate says.
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				cert, err := tls.LoadX509KeyPair(s.files.rootCert, s.files.rootKey)
+				cert, err := tls.LoadX509KeyPair(s.file("root.crt"), s.file("root.key"))
 				return &cert, err
 			},
 		},
@@ -62,7 +58,7 @@ func (s *Server) Health(ctx context.Context) error {
 			switch a.Alarm {
 			case pb.AlarmType_NOSPACE:
 				errs = append(errs, fmt.Errorf("etcd: %w: no writes are taken until less than %d bytes are in the database and %d are free on the disk of %s",
-					ErrFull, s.cfg.QuotaBytes, 2*minFreeDisk, s.cfg.Dir))
+					ErrFull, quotaBytes, 2*minFreeDisk, s.cfg.Dir))
 			case pb.AlarmType_CORRUPT:
 				errs = append(errs, fmt.Errorf("etcd: member %x differs from the others: restore it from a backup", a.MemberID))
 			}
@@ -103,10 +99,10 @@ func (s *Server) GuardDisk(ctx context.Context) error {
 		switch {
 		case !full && free < minFreeDisk:
 			s.cfg.Log.Error("etcd takes no more writes: its disk is nearly full", "dir", s.cfg.Dir, "free", free)
-			err = alarm(ctx, c, member, activate)
-		case full && free > 2*minFreeDisk && status.DbSizeInUse < s.cfg.QuotaBytes-s.cfg.QuotaBytes/8:
+			err = alarm(ctx, c, member, pb.AlarmRequest_ACTIVATE)
+		case full && free > 2*minFreeDisk && status.DbSizeInUse < quotaBytes-quotaBytes/8:
 			s.cfg.Log.Info("etcd takes writes again", "dir", s.cfg.Dir, "free", free)
-			err = alarm(ctx, c, member, deactivate)
+			err = alarm(ctx, c, member, pb.AlarmRequest_DEACTIVATE)
 		}
 		return err
 	})
@@ -122,12 +118,6 @@ func isFull(ctx context.Context, c *clientv3.Client, member uint64) (bool, error
 		return a.MemberID == member && a.Alarm == pb.AlarmType_NOSPACE
 	}), nil
 }
-
-// What alarm can do.
-const (
-	activate   = pb.AlarmRequest_ACTIVATE
-	deactivate = pb.AlarmRequest_DEACTIVATE
-)
 
 // alarm raises or ends the alarm for want of space. The client's own methods
 // can only end one.
@@ -154,21 +144,6 @@ func (s *Server) DBSize(ctx context.Context) (total, used int64, err error) {
 	return total, used, err
 }
 
-// Snapshot writes a consistent copy of the whole database to w.
-func (s *Server) Snapshot(ctx context.Context, w io.Writer) error {
-	return s.withClient(func(c *clientv3.Client) error {
-		r, err := c.Snapshot(ctx)
-		if err != nil {
-			return fmt.Errorf("etcd: snapshot: %w", err)
-		}
-		defer r.Close()
-		if _, err := io.Copy(w, r); err != nil {
-			return fmt.Errorf("etcd: snapshot: %w", err)
-		}
-		return nil
-	})
-}
-
 func (s *Server) withClient(fn func(*clientv3.Client) error) error {
 	c, err := s.Client()
 	if err != nil {
@@ -176,19 +151,4 @@ func (s *Server) withClient(fn func(*clientv3.Client) error) error {
 	}
 	defer c.Close()
 	return fn(c)
-}
-
-// Metrics gives out the metrics of etcd, and only those. etcd registers them
-// with Prometheus' default registry, which other upstreams fill as well.
-func (s *Server) Metrics() prometheus.Gatherer {
-	return prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
-		all, err := prometheus.DefaultGatherer.Gather()
-		var own []*dto.MetricFamily
-		for _, family := range all {
-			if name := family.GetName(); strings.HasPrefix(name, "etcd_") || strings.HasPrefix(name, "grpc_server_") {
-				own = append(own, family)
-			}
-		}
-		return own, err
-	})
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
 	"github.com/multipaas/multipaas/testing/damage"
 )
 
@@ -108,7 +110,7 @@ func TestGuardDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := alarm(t.Context(), client, status.Header.MemberId, activate); err != nil {
+	if err := alarm(t.Context(), client, status.Header.MemberId, pb.AlarmRequest_ACTIVATE); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := client.Put(context.Background(), "key", "value"); err == nil {

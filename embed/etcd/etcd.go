@@ -11,17 +11,15 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -45,17 +43,6 @@ type Config struct {
 	// for nothing else: who has a certificate of it with the common name "root"
 	// may do everything here.
 	CA *pki.CA
-	// Peer is where other members would reach this one, by TLS. Zero is a free
-	// port on 127.0.0.1: a single server has no peers to tell.
-	Peer netip.AddrPort
-	// InitialCluster maps the name of each first member to its peer URL. Empty
-	// is a cluster of this one.
-	InitialCluster map[string]string
-	// Join says that the cluster is there already and this member was added.
-	Join bool
-	// QuotaBytes is the size of the database at which etcd stops taking writes.
-	// 0 is defaultQuotaBytes.
-	QuotaBytes int64
 	// History is how long old revisions are kept, and so how far behind a watch
 	// may fall before it has to list anew. 0 is 5 minutes, as Kubernetes has it.
 	History time.Duration
@@ -65,9 +52,13 @@ type Config struct {
 }
 
 const (
+	// quotaBytes is the size of the database at which etcd stops taking writes.
 	// 2 KiB per object, 5,000 objects per workspace, 200 workspaces, and as much
 	// again for history and free pages: 4 GiB. etcd advises against more than 8.
-	defaultQuotaBytes = 4 << 30
+	quotaBytes = 4 << 30
+
+	// peerAddress, with any free port: a single server has no peers to tell.
+	peerAddress = "127.0.0.1"
 
 	defaultHistory = 5 * time.Minute
 
@@ -84,26 +75,15 @@ const (
 )
 
 // Server is one etcd member.
-type Server struct {
-	cfg   Config
-	files files
-}
+type Server struct{ cfg Config }
 
 // New returns a member that Run starts.
 func New(cfg Config) *Server {
-	if cfg.QuotaBytes == 0 {
-		cfg.QuotaBytes = defaultQuotaBytes
-	}
-	if cfg.History == 0 {
-		cfg.History = defaultHistory
-	}
-	if !cfg.Peer.IsValid() {
-		cfg.Peer = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
-	}
+	cfg.History = cmp.Or(cfg.History, defaultHistory)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, files: filesIn(cfg.Dir)}
+	return &Server{cfg}
 }
 
 // Run serves until ctx is done. It is ready once the member has joined its
@@ -124,10 +104,9 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := s.prepareSocket(); err != nil {
 		return err
 	}
-	if err := s.renew(time.Now()); err != nil {
+	if err := s.renew(ctx); err != nil {
 		return err
 	}
-
 	if err := s.undamaged(); err != nil {
 		return err
 	}
@@ -151,10 +130,10 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 				return err
 			}
 			ready()
-		case now := <-renewal.C:
+		case <-renewal.C:
 			// A member with an old certificate serves well for another 30 days,
 			// so a failure here is no reason to stop.
-			if err := s.renew(now); err != nil {
+			if err := s.renew(ctx); err != nil {
 				s.cfg.Log.Error("renew etcd certificates", "err", err)
 			}
 		case <-e.Server.StopNotify():
@@ -207,7 +186,7 @@ func (s *Server) prepareSocket() error {
 }
 
 func (s *Server) config() *embed.Config {
-	peer := url.URL{Scheme: "https", Host: s.cfg.Peer.String()}
+	peer := url.URL{Scheme: "https", Host: peerAddress + ":0"}
 	client := url.URL{Scheme: "unixs", Path: s.cfg.Socket}
 
 	c := embed.NewConfig()
@@ -225,34 +204,19 @@ func (s *Server) config() *embed.Config {
 	c.ListenPeerUrls = []url.URL{peer}
 	c.AdvertisePeerUrls = []url.URL{peer}
 
-	for _, tls := range []*struct{ cert, key, ca *string }{
-		{&c.ClientTLSInfo.CertFile, &c.ClientTLSInfo.KeyFile, &c.ClientTLSInfo.TrustedCAFile},
-		{&c.PeerTLSInfo.CertFile, &c.PeerTLSInfo.KeyFile, &c.PeerTLSInfo.TrustedCAFile},
-	} {
-		*tls.cert, *tls.key, *tls.ca = s.files.serverCert, s.files.serverKey, s.files.ca
-	}
-	c.ClientTLSInfo.ClientCertAuth = true
-	c.PeerTLSInfo.ClientCertAuth = true
+	tls := &c.ClientTLSInfo
+	tls.CertFile, tls.KeyFile, tls.TrustedCAFile = s.file("server.crt"), s.file("server.key"), s.file("ca.crt")
+	tls.ClientCertAuth = true
+	c.PeerTLSInfo = *tls
 	// A client's certificate of the same authority must not make it a peer.
 	c.PeerTLSInfo.AllowedCNs = []string{peerName}
 	c.TlsMinVersion = "TLS1.3"
 
 	c.InitialClusterToken = "multipaas"
 	c.InitialCluster = s.cfg.Name + "=" + peer.String()
-	if len(s.cfg.InitialCluster) > 0 {
-		members := make([]string, 0, len(s.cfg.InitialCluster))
-		for name, peerURL := range s.cfg.InitialCluster {
-			members = append(members, name+"="+peerURL)
-		}
-		slices.Sort(members)
-		c.InitialCluster = strings.Join(members, ",")
-	}
 	c.ClusterState = embed.ClusterStateFlagNew
-	if s.cfg.Join {
-		c.ClusterState = embed.ClusterStateFlagExisting
-	}
 
-	c.QuotaBackendBytes = s.cfg.QuotaBytes
+	c.QuotaBackendBytes = quotaBytes
 	c.AutoCompactionMode = embed.CompactorModePeriodic
 	c.AutoCompactionRetention = s.cfg.History.String()
 	// At start-up, when nobody waits for a write, give back what compaction left
