@@ -26,7 +26,7 @@ func (p *Plane) certificates() ([]*pki.Renewer, error) {
 	// The cluster signs what its admins approve, any name and address, by an
 	// authority of its own: a client of the platform, which trusts the
 	// workspace's only, can't be shown a server that a tenant has signed.
-	signingCA, err := p.signingCA()
+	signingCA, err := pki.ParseCA(p.cfg.Keys.SigningCACert, p.cfg.Keys.SigningCAKey)
 	if err != nil {
 		return nil, fmt.Errorf("signing authority: %w", err)
 	}
@@ -34,6 +34,8 @@ func (p *Plane) certificates() ([]*pki.Renewer, error) {
 		"ca.crt":              ca.CertPEM(),
 		"front-proxy-ca.crt":  frontProxyCA.CertPEM(),
 		"client-ca.crt":       slices.Concat(ca.CertPEM(), signingCA.CertPEM()),
+		"signing-ca.crt":      signingCA.CertPEM(),
+		"signing-ca.key":      p.cfg.Keys.SigningCAKey,
 		"service-account.key": p.cfg.Keys.ServiceAccountKey,
 	} {
 		if err := atomicfile.Write(p.path("pki", name), data, 0o600); err != nil {
@@ -67,21 +69,6 @@ func (p *Plane) certificates() ([]*pki.Renewer, error) {
 		}))
 	}
 	return renewers, nil
-}
-
-func (p *Plane) signingCA() (*pki.CA, error) {
-	certFile, keyFile := p.path("pki", "signing-ca.crt"), p.path("pki", "signing-ca.key")
-	if cert, key := p.cfg.Keys.SigningCACert, p.cfg.Keys.SigningCAKey; len(cert) > 0 {
-		if err := pki.WriteFiles(certFile, keyFile, cert, key); err != nil {
-			return nil, err
-		}
-		return pki.ParseCA(cert, key)
-	}
-	ca, err := pki.LoadOrCreateCA(p.path("pki", "signing"), "signer of workspace "+p.cfg.ID)
-	if err != nil {
-		return nil, err
-	}
-	return ca, pki.WriteFiles(certFile, keyFile, ca.CertPEM(), ca.KeyPEM())
 }
 
 // serverNames are all names and addresses that clients know the API server by.

@@ -69,22 +69,17 @@ func (p *Plane) kubeConfig() object {
 	config := object{
 		"apiserver":         p.apiServerFlags(),
 		"controllerManager": p.controllerManagerFlags(),
-		"scheduler":         p.schedulerFlags(),
+		"scheduler":         p.clientFlags("scheduler"),
 		"readyURL":          p.url("/readyz"),
 		"readyCA":           p.path("pki", "ca.crt"),
 		"guard":             object{"levelFile": p.path(levelFile), "platformUser": platformUser},
 		"budget":            object{"limitBytes": p.cfg.Datastore.limit(), "statusFile": p.path(roomFile)},
 	}
-	switch {
-	case p.cfg.Datastore.Kind == Etcd:
+	if p.cfg.Datastore.Kind == Etcd {
 		// The platform's etcd keeps 5 minutes of history and compacts every 5.
 		config["budget"].(object)["historySeconds"] = 600
-	default:
-		kine := object{"socket": p.path(socketFile), "endpoint": p.cfg.Datastore.Endpoint}
-		if p.cfg.Datastore.Endpoint == "" {
-			kine["file"], kine["endpoint"] = p.path(databaseFile), p.sqlite()
-		}
-		config["kine"] = kine
+	} else {
+		config["kine"] = object{"socket": p.path(socketFile), "endpoint": p.sqlite(), "file": p.path(databaseFile)}
 	}
 	return config
 }
@@ -187,8 +182,6 @@ func (p *Plane) controllerManagerFlags() []string {
 	)
 }
 
-func (p *Plane) schedulerFlags() []string { return p.clientFlags("scheduler") }
-
 func (p *Plane) kubeconfig(name string) object {
 	return object{
 		"apiVersion": "v1", "kind": "Config", "current-context": "plane",
@@ -204,13 +197,9 @@ func (p *Plane) kubeconfig(name string) object {
 // authentication is who may call the API server, besides holders of client
 // certificates and service account tokens.
 func (p *Plane) authentication() object {
-	var paths []object
-	for _, path := range []string{"/livez", "/readyz", "/healthz"} {
-		paths = append(paths, object{"path": path})
-	}
 	config := object{
 		"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration",
-		"anonymous": object{"enabled": true, "conditions": paths},
+		"anonymous": object{"enabled": true, "conditions": []object{{"path": "/livez"}, {"path": "/readyz"}, {"path": "/healthz"}}},
 	}
 	if oidc := p.cfg.OIDC; oidc.Issuer != "" {
 		config["jwt"] = []object{{

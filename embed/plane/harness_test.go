@@ -71,10 +71,11 @@ func newNamespace(t *testing.T) *netns.NS {
 func newKeys(t *testing.T) Keys {
 	t.Helper()
 	var keys Keys
-	var err [3]error
+	var err [4]error
 	keys.CACert, keys.CAKey, err[0] = pki.NewCA("workspace")
 	keys.FrontProxyCACert, keys.FrontProxyCAKey, err[1] = pki.NewCA("front proxy")
-	keys.ServiceAccountKey, err[2] = pki.NewServiceAccountKey()
+	keys.SigningCACert, keys.SigningCAKey, err[2] = pki.NewCA("signing")
+	keys.ServiceAccountKey, err[3] = pki.NewServiceAccountKey()
 	keys.EncryptionKey = make([]byte, 32)
 	_, _ = rand.Read(keys.EncryptionKey)
 	if err := errors.Join(err[:]...); err != nil {

@@ -16,6 +16,7 @@
 package plane
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -59,7 +60,7 @@ const maxMemory = 4 << 30
 
 // The datastores.
 const (
-	Kine = "kine" // in the plane's process; SQLite unless Endpoint names a server
+	Kine = "kine" // in the plane's process, with an SQLite file in Dir
 	Etcd = "etcd"
 )
 
@@ -101,22 +102,17 @@ type Plan struct {
 type Keys struct {
 	CACert, CAKey                     []byte
 	FrontProxyCACert, FrontProxyCAKey []byte
-	// The authority behind the cluster's CertificateSigningRequests. Empty: Dir
-	// keeps one.
-	SigningCACert, SigningCAKey []byte
-	ServiceAccountKey           []byte
-	EncryptionKey               []byte // 32 bytes, for secrets at rest
+	SigningCACert, SigningCAKey       []byte // of the cluster's CertificateSigningRequests
+	ServiceAccountKey                 []byte
+	EncryptionKey                     []byte // 32 bytes, for secrets at rest
 }
 
 // Datastore says where the plane keeps its objects.
 type Datastore struct {
 	Kind string // Kine or Etcd; "": Kine
-	// Endpoint is kine's: "" for SQLite in Dir, else "postgres://..." or "mysql://...".
-	Endpoint string
-	Etcd     EtcdDatastore
+	Etcd EtcdDatastore
 	// MaxBytes is what it may grow to before the API server takes nothing new;
-	// history counts. 0: MaxKineBytes or MaxEtcdBytes. A database server behind
-	// Endpoint is not bounded here: that is its admin's business.
+	// history counts. 0: MaxKineBytes or MaxEtcdBytes.
 	MaxBytes int64
 }
 
@@ -130,15 +126,10 @@ const (
 )
 
 func (d Datastore) limit() int64 {
-	switch {
-	case d.Kind != Etcd && d.Endpoint != "":
-		return 0
-	case d.MaxBytes != 0:
-		return d.MaxBytes
-	case d.Kind == Etcd:
-		return MaxEtcdBytes
+	if d.Kind == Etcd {
+		return cmp.Or(d.MaxBytes, MaxEtcdBytes)
 	}
-	return MaxKineBytes
+	return cmp.Or(d.MaxBytes, MaxKineBytes)
 }
 
 // EtcdDatastore is how to reach an etcd: URLs, of unix sockets too
@@ -174,12 +165,8 @@ func New(cfg Config) *Plane {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{}).DialContext
 	}
-	if cfg.Datastore.Kind == "" {
-		cfg.Datastore.Kind = Kine
-	}
-	if cfg.PodSecurity == "" {
-		cfg.PodSecurity = Baseline
-	}
+	cfg.Datastore.Kind = cmp.Or(cfg.Datastore.Kind, Kine)
+	cfg.PodSecurity = cmp.Or(cfg.PodSecurity, Baseline)
 	p := &Plane{cfg: cfg}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(cfg.Keys.CACert)
@@ -248,7 +235,7 @@ func (p *Plane) Run(ctx context.Context, ready func(), died func(error)) error {
 	for _, c := range certificates {
 		wg.Go(func() {
 			if err := c.Run(renewing, func() {}); err != nil && renewing.Err() == nil {
-				p.cfg.Log.Error("renewal of a certificate ended", "error", err)
+				p.cfg.Log.Error("renewal of a certificate ended", "err", err)
 			}
 		})
 	}
@@ -297,8 +284,7 @@ var ErrDamaged = errors.New("its database is damaged")
 // error: it never did.
 func (p *Plane) Died() (at time.Time, err error) {
 	at, err = p.process.LastExit()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == exitDamaged {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == exitDamaged {
 		err = ErrDamaged
 	}
 	if err != nil {
@@ -329,16 +315,19 @@ func (p *Plane) RESTConfig() *rest.Config {
 // SetPodSecurity changes the level that is enforced on every pod written from
 // now on. It needs no restart. Pods that run stay as they are.
 func (p *Plane) SetPodSecurity(level string) error {
-	if !validLevel(level) {
-		return fmt.Errorf("pod security level %q: have %s, %s, %s", level, Privileged, Baseline, Restricted)
+	if err := checkLevel(level); err != nil {
+		return err
 	}
 	p.level.Lock()
 	defer p.level.Unlock()
 	return atomicfile.Write(p.path(levelFile), []byte(level+"\n"), 0o600)
 }
 
-func validLevel(level string) bool {
-	return slices.Contains([]string{Privileged, Baseline, Restricted}, level)
+func checkLevel(level string) error {
+	if !slices.Contains([]string{Privileged, Baseline, Restricted}, level) {
+		return fmt.Errorf("pod security level %q: have %s, %s, %s", level, Privileged, Baseline, Restricted)
+	}
+	return nil
 }
 
 // Room is what the datastore takes and what it may grow to, in bytes, as the

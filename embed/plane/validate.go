@@ -9,11 +9,10 @@ import (
 func (c *Config) validate() error {
 	var errs []error
 	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if c.Binary == "" {
-		wrong("binary: not set")
-	}
-	if c.Dir == "" {
-		wrong("dir: not set")
+	for name, value := range map[string]string{"binary": c.Binary, "dir": c.Dir} {
+		if value == "" {
+			wrong("%s: not set", name)
+		}
 	}
 	if !c.Plan.Services.IsValid() || !c.Plan.Services.Addr().Is4() || c.Plan.Services.Bits() > 28 {
 		wrong("plan: services %s: want an IPv4 network of 16 addresses or more", c.Plan.Services)
@@ -24,6 +23,7 @@ func (c *Config) validate() error {
 	for name, key := range map[string][]byte{
 		"CA certificate": c.Keys.CACert, "CA key": c.Keys.CAKey,
 		"front proxy CA certificate": c.Keys.FrontProxyCACert, "front proxy CA key": c.Keys.FrontProxyCAKey,
+		"signing CA certificate": c.Keys.SigningCACert, "signing CA key": c.Keys.SigningCAKey,
 		"service account key": c.Keys.ServiceAccountKey,
 	} {
 		if len(key) == 0 {
@@ -48,8 +48,5 @@ func (c *Config) validate() error {
 	if c.OIDC.Issuer != "" && (c.OIDC.DiscoveryURL == "" || c.OIDC.Audience == "") {
 		wrong("oidc: issuer without discovery URL or audience")
 	}
-	if !validLevel(c.PodSecurity) {
-		wrong("pod security level %q: have %s, %s, %s", c.PodSecurity, Privileged, Baseline, Restricted)
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, checkLevel(c.PodSecurity))...)
 }

@@ -66,10 +66,11 @@ func newOurs(env *measure.Env, kube, name string) (*ours, error) {
 	}
 	o := &ours{place: p, stop: func() error { return nil }}
 	var keys plane.Keys
-	var errs [3]error
+	var errs [4]error
 	keys.CACert, keys.CAKey, errs[0] = pki.NewCA("workspace")
 	keys.FrontProxyCACert, keys.FrontProxyCAKey, errs[1] = pki.NewCA("front proxy")
-	keys.ServiceAccountKey, errs[2] = pki.NewServiceAccountKey()
+	keys.SigningCACert, keys.SigningCAKey, errs[2] = pki.NewCA("signing")
+	keys.ServiceAccountKey, errs[3] = pki.NewServiceAccountKey()
 	keys.EncryptionKey = make([]byte, 32)
 	_, _ = rand.Read(keys.EncryptionKey)
 	o.cfg = plane.Config{ID: filepath.Base(p.dir), Binary: kube, Dir: filepath.Join(p.dir, "plane"), Netns: p.ns.Path(), Dial: p.ns.DialContext,
