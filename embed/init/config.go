@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,10 +15,6 @@ import (
 	"strings"
 	"time"
 )
-
-// maxConfigBytes bounds what is read of the configuration: a service takes
-// less than 4 KiB, and a machine has a handful.
-const maxConfigBytes = 1 << 20
 
 // Config is what init is told by the host's agent, as JSON.
 type Config struct {
@@ -77,17 +74,9 @@ func (d *Duration) UnmarshalJSON(data []byte) error {
 
 // LoadConfig reads, completes and checks the configuration.
 func LoadConfig(file string) (Config, error) {
-	f, err := os.Open(file)
+	data, err := os.ReadFile(file)
 	if err != nil {
 		return Config{}, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
-	if err != nil {
-		return Config{}, err
-	}
-	if len(data) > maxConfigBytes {
-		return Config{}, fmt.Errorf("%s: larger than %d bytes", file, maxConfigBytes)
 	}
 	cfg, err := parseConfig(data)
 	if err != nil {
@@ -107,29 +96,17 @@ func parseConfig(data []byte) (Config, error) {
 		return Config{}, errors.New("more than one JSON value")
 	}
 	cfg.complete()
-	if err := cfg.validate(); err != nil {
-		return Config{}, err
-	}
-	return cfg, nil
+	return cfg, cfg.validate()
 }
 
 func (c *Config) complete() {
-	if c.StateFile == "" {
-		c.StateFile = "/run/multipaas-init.json"
-	}
-	if c.LogDir == "" {
-		c.LogDir = "/var/log"
-	}
-	if c.LogBytes == 0 {
-		c.LogBytes = 8 << 20
-	}
-	if c.StopTimeout == 0 {
-		c.StopTimeout = Duration(25 * time.Second)
-	}
+	c.StateFile = cmp.Or(c.StateFile, "/run/multipaas-init.json")
+	c.LogDir = cmp.Or(c.LogDir, "/var/log")
+	c.LogBytes = cmp.Or(c.LogBytes, 8<<20)
+	c.StopTimeout = cmp.Or(c.StopTimeout, Duration(25*time.Second))
 	for i := range c.Services {
-		if c.Services[i].StopTimeout == 0 {
-			c.Services[i].StopTimeout = Duration(10 * time.Second)
-		}
+		s := &c.Services[i]
+		s.StopTimeout = cmp.Or(s.StopTimeout, Duration(10*time.Second))
 	}
 }
 

@@ -46,11 +46,11 @@ func run(args []string, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := prepare(os.Getpid() == 1); err != nil {
-		fmt.Fprintln(stderr, "init:", err)
-		return 1
+	err = prepare(os.Getpid() == 1)
+	if err == nil {
+		err = newSupervisor(cfg, stderr).Run(ctx)
 	}
-	if err := newSupervisor(cfg, stderr).Run(ctx); err != nil {
+	if err != nil {
 		fmt.Fprintln(stderr, "init:", err)
 		return 1
 	}

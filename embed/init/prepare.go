@@ -1,12 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -50,27 +50,15 @@ func shareMounts() error {
 // a line: id, parent, device, root, mount point, options, optional fields
 // up to a dash.
 func isShared(mountinfo, mountPoint string) (bool, error) {
-	f, err := os.Open(mountinfo)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
+	data, err := os.ReadFile(mountinfo)
 	shared := false
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 7 || fields[4] != mountPoint {
-			continue
-		}
-		shared = false
-		for _, optional := range fields[6:] {
-			if optional == "-" {
-				break
-			}
-			shared = shared || strings.HasPrefix(optional, "shared:")
+	for line := range strings.Lines(string(data)) {
+		before, _, _ := strings.Cut(line, " - ")
+		if fields := strings.Fields(before); len(fields) >= 6 && fields[4] == mountPoint {
+			shared = slices.ContainsFunc(fields[6:], func(f string) bool { return strings.HasPrefix(f, "shared:") })
 		}
 	}
-	return shared, lines.Err()
+	return shared, err
 }
 
 // delegate moves this process out of the root of the machine's control

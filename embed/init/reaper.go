@@ -64,9 +64,7 @@ func (r *reaper) collect() (left bool) {
 			}
 		}
 		r.mu.Unlock()
-		switch {
-		case pid > 0 || errors.Is(err, syscall.EINTR):
-		default:
+		if pid <= 0 && !errors.Is(err, syscall.EINTR) {
 			return err == nil
 		}
 	}

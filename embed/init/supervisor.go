@@ -213,12 +213,11 @@ func (s *supervisor) start(svc *service) (int, <-chan syscall.WaitStatus, error)
 // environment is this process's own, with what containers often come without.
 func environment() []string {
 	env := os.Environ()
-	for _, fallback := range []struct{ name, value string }{
-		{"PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-		{"HOME", "/root"},
+	for name, fallback := range map[string]string{
+		"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
 	} {
-		if os.Getenv(fallback.name) == "" {
-			env = append(env, fallback.name+"="+fallback.value)
+		if os.Getenv(name) == "" {
+			env = append(env, name+"="+fallback)
 		}
 	}
 	return env
@@ -229,13 +228,12 @@ func terminate(hard context.Context, pid int, ended <-chan syscall.WaitStatus, t
 	defer syscall.Kill(-pid, syscall.SIGKILL)
 	// Only the first process: it decides how its children end.
 	syscall.Kill(pid, syscall.SIGTERM)
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
+	ctx, cancel := context.WithTimeout(hard, timeout)
+	defer cancel()
 	select {
 	case status := <-ended:
 		return status
-	case <-timer.C:
-	case <-hard.Done():
+	case <-ctx.Done():
 	}
 	syscall.Kill(-pid, syscall.SIGKILL)
 	return <-ended
@@ -248,18 +246,10 @@ func (s *supervisor) endLeftovers(hard context.Context) {
 		return // -1 would mean everybody
 	}
 	syscall.Kill(-1, syscall.SIGTERM)
-	deadline := time.NewTimer(leftoverTimeout)
-	defer deadline.Stop()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for s.reaper.collect() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			return
-		case <-hard.Done():
-			return
-		}
+	ctx, cancel := context.WithTimeout(hard, leftoverTimeout)
+	defer cancel()
+	for s.reaper.collect() && ctx.Err() == nil {
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 
