@@ -60,8 +60,6 @@ type Spec struct {
 	Files []File
 
 	Entrypoint []string
-	Command    []string
-	Env        []string
 	// User is "uid:gid"; empty is root.
 	User  string
 	Ports []string // "8080/tcp"
@@ -69,36 +67,38 @@ type Spec struct {
 
 // Write makes the image in the OCI layout folder dir, replacing what stood
 // there, and returns the digest of its manifest. dir appears in one step.
-func Write(spec Spec, dir string) (v1.Hash, error) {
-	if spec.RootTar == "" && len(spec.Files) == 0 {
-		return v1.Hash{}, fmt.Errorf("image %s: has neither a root archive nor files", spec.Name)
-	}
+func Write(spec Spec, dir string) (digest v1.Hash, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("image %s: %w", spec.Name, err)
+		}
+	}()
 	work, err := os.MkdirTemp(filepath.Dir(filepath.Clean(dir)), ".image-")
 	if err != nil {
-		return v1.Hash{}, err
+		return digest, err
 	}
 	defer os.RemoveAll(work)
 
 	var layers []mutate.Addendum
 	for _, source := range []struct {
 		name  string
-		write func(io.Writer) error
+		there bool
+		write func(*tar.Writer) error
 	}{
-		{"root file system", func(w io.Writer) error { return writeRoot(w, spec.RootTar) }},
-		{"files", func(w io.Writer) error { return writeFiles(w, spec.Files) }},
+		{"root file system", spec.RootTar != "", func(w *tar.Writer) error { return writeRoot(w, spec.RootTar) }},
+		{"files", len(spec.Files) > 0, func(w *tar.Writer) error { return writeFiles(w, spec.Files) }},
 	} {
-		archive := filepath.Join(work, fmt.Sprintf("layer-%d.tar", len(layers)))
-		empty, err := writeArchive(archive, source.write)
-		if err != nil {
-			return v1.Hash{}, fmt.Errorf("image %s: %s: %w", spec.Name, source.name, err)
-		}
-		if empty {
+		if !source.there {
 			continue
+		}
+		archive := filepath.Join(work, fmt.Sprintf("layer-%d.tar", len(layers)))
+		if err := writeArchive(archive, source.write); err != nil {
+			return digest, fmt.Errorf("%s: %w", source.name, err)
 		}
 		layer, err := tarball.LayerFromFile(archive,
 			tarball.WithCompression(compression.ZStd), tarball.WithMediaType(types.OCILayerZStd))
 		if err != nil {
-			return v1.Hash{}, fmt.Errorf("image %s: %s: %w", spec.Name, source.name, err)
+			return digest, fmt.Errorf("%s: %w", source.name, err)
 		}
 		layers = append(layers, mutate.Addendum{
 			Layer:     layer,
@@ -106,27 +106,28 @@ func Write(spec Spec, dir string) (v1.Hash, error) {
 			History:   v1.History{Created: v1.Time{Time: epoch}, CreatedBy: "multipaas: " + source.name},
 		})
 	}
-
+	if len(layers) == 0 {
+		return digest, errors.New("has neither a root archive nor files")
+	}
 	image, err := spec.image(layers)
 	if err != nil {
-		return v1.Hash{}, fmt.Errorf("image %s: %w", spec.Name, err)
+		return digest, err
 	}
-	digest, err := image.Digest()
-	if err != nil {
-		return v1.Hash{}, fmt.Errorf("image %s: %w", spec.Name, err)
+	if digest, err = image.Digest(); err != nil {
+		return digest, err
 	}
 	fresh := filepath.Join(work, "layout")
 	p, err := layout.Write(fresh, empty.Index)
 	if err != nil {
-		return v1.Hash{}, fmt.Errorf("image %s: %w", spec.Name, err)
+		return digest, err
 	}
 	platform := v1.Platform{OS: "linux", Architecture: "amd64"}
 	if err := p.AppendImage(image, layout.WithPlatform(platform),
 		layout.WithAnnotations(map[string]string{refNameAnnotation: spec.Name})); err != nil {
-		return v1.Hash{}, fmt.Errorf("image %s: %w", spec.Name, err)
+		return digest, err
 	}
 	if err := os.RemoveAll(dir); err != nil {
-		return v1.Hash{}, err
+		return digest, err
 	}
 	return digest, os.Rename(fresh, dir)
 }
@@ -148,55 +149,45 @@ func (s Spec) image(layers []mutate.Addendum) (v1.Image, error) {
 	config.Created = v1.Time{Time: epoch}
 	config.Config = v1.Config{
 		Entrypoint: s.Entrypoint,
-		Cmd:        s.Command,
-		Env:        append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, s.Env...),
+		Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		User:       s.User,
 		WorkingDir: "/",
 	}
+	config.Config.ExposedPorts = map[string]struct{}{}
 	for _, port := range s.Ports {
-		if config.Config.ExposedPorts == nil {
-			config.Config.ExposedPorts = map[string]struct{}{}
-		}
 		config.Config.ExposedPorts[port] = struct{}{}
 	}
 	return mutate.ConfigFile(image, config)
 }
 
-// writeArchive fills the file name with what write makes of it and says
-// whether that was nothing at all.
-func writeArchive(name string, write func(io.Writer) error) (empty bool, err error) {
+// writeArchive makes the archive name of what write puts into it.
+func writeArchive(name string, write func(*tar.Writer) error) error {
 	f, err := os.Create(name)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer f.Close()
-	if err := write(f); err != nil {
-		return false, err
+	out := tar.NewWriter(f)
+	if err := write(out); err != nil {
+		return err
 	}
-	info, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	return info.Size() == 0, f.Close()
+	return errors.Join(out.Close(), f.Close())
 }
 
 // writeRoot copies a root archive and takes out what differs between two
 // builds. The order of its entries is kept: hard links must follow what they
 // point at, and mmdebstrap sorts already.
-func writeRoot(w io.Writer, rootTar string) error {
-	if rootTar == "" {
-		return nil
-	}
+func writeRoot(out *tar.Writer, rootTar string) error {
 	f, err := os.Open(rootTar)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	in, out := tar.NewReader(f), tar.NewWriter(w)
+	in := tar.NewReader(f)
 	for {
 		header, err := in.Next()
 		if errors.Is(err, io.EOF) {
-			return out.Close()
+			return nil
 		}
 		if err != nil {
 			return err
@@ -232,15 +223,10 @@ func normalize(h *tar.Header) {
 }
 
 // writeFiles writes single files, sorted, and the folders above them.
-func writeFiles(w io.Writer, files []File) error {
-	if len(files) == 0 {
-		return nil
-	}
-	files = slices.Clone(files)
-	slices.SortFunc(files, func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
-	out := tar.NewWriter(w)
+func writeFiles(out *tar.Writer, files []File) error {
+	byPath := func(a, b File) int { return cmp.Compare(a.Path, b.Path) }
 	made := map[string]bool{".": true}
-	for _, file := range files {
+	for _, file := range slices.SortedStableFunc(slices.Values(files), byPath) {
 		if !path.IsAbs(file.Path) || path.Clean(file.Path) != file.Path {
 			return fmt.Errorf("%s: not an absolute, clean path", file.Path)
 		}
@@ -256,7 +242,7 @@ func writeFiles(w io.Writer, files []File) error {
 			return fmt.Errorf("%s: %w", file.Path, err)
 		}
 	}
-	return out.Close()
+	return nil
 }
 
 func writeFolders(out *tar.Writer, name string, made map[string]bool) error {

@@ -317,21 +317,13 @@ func (p *Payload) wanted(prefixes []string) ([]File, error) {
 	if len(prefixes) == 0 {
 		return p.manifest.Files, nil
 	}
-	used := make([]bool, len(prefixes))
-	files := slices.DeleteFunc(slices.Clone(p.manifest.Files), func(file File) bool {
-		drop := true
-		for i, prefix := range prefixes {
-			if isBelow(file.Path, prefix) {
-				used[i], drop = true, false
-			}
-		}
-		return drop
-	})
 	var errs []error
-	for i, prefix := range prefixes {
-		if !used[i] {
+	for _, prefix := range prefixes {
+		if !slices.ContainsFunc(p.manifest.Files, func(f File) bool { return isBelow(f.Path, prefix) }) {
 			errs = append(errs, fmt.Errorf("payload: %s has no %s: %w", p.name, prefix, fs.ErrNotExist))
 		}
 	}
-	return files, errors.Join(errs...)
+	return slices.DeleteFunc(slices.Clone(p.manifest.Files), func(f File) bool {
+		return !slices.ContainsFunc(prefixes, func(prefix string) bool { return isBelow(f.Path, prefix) })
+	}), errors.Join(errs...)
 }

@@ -15,6 +15,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -52,30 +53,24 @@ func run() int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	listener, err := net.Listen("tcp", net.JoinHostPort("", port()))
-	if err != nil {
-		log.Error("listen", "error", err)
-		return 1
-	}
 	instance, err := os.Hostname()
 	if err != nil {
-		log.Error("host name", "error", err)
+		log.Error("host name", "err", err)
 		return 1
 	}
-	log.Info("serving", "address", listener.Addr().String(), "instance", instance)
-	if err := serve(ctx, listener, instance); err != nil {
-		log.Error("serve", "error", err)
+	listener, err := net.Listen("tcp", net.JoinHostPort("", port()))
+	if err == nil {
+		log.Info("serving", "address", listener.Addr().String(), "instance", instance)
+		err = serve(ctx, listener, instance)
+	}
+	if err != nil {
+		log.Error("serve", "err", err)
 		return 1
 	}
 	return 0
 }
 
-func port() string {
-	if p := os.Getenv("PORT"); p != "" {
-		return p
-	}
-	return "8080"
-}
+func port() string { return cmp.Or(os.Getenv("PORT"), "8080") }
 
 // serve answers on listener until ctx is done and what was begun has ended.
 func serve(ctx context.Context, listener net.Listener, instance string) error {

@@ -29,10 +29,7 @@ func main() {
 func reap() {
 	for {
 		pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
-		if err == syscall.EINTR {
-			continue
-		}
-		if pid <= 0 || err != nil {
+		if pid <= 0 && err != syscall.EINTR {
 			return
 		}
 	}

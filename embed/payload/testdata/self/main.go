@@ -11,30 +11,28 @@ import (
 	"github.com/multipaas/multipaas/embed/payload"
 )
 
-func main() { os.Exit(run(os.Args[1], os.Args[2])) }
+func main() {
+	if err := run(os.Args[1], os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
 
-func run(path, dataDir string) int {
+func run(path, dataDir string) error {
 	keys, err := payload.TrustedKeys("")
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return err
 	}
 	p, err := payload.Self(keys...)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return err
 	}
 	defer p.Close()
 	root, err := p.Unpack(context.Background(), dataDir, path)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return err
 	}
 	data, err := os.ReadFile(filepath.Join(root, path))
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
 	os.Stdout.Write(data)
-	return 0
+	return err
 }
