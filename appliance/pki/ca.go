@@ -46,6 +46,9 @@ const (
 
 // CA is a certificate authority. It is safe for concurrent use.
 type CA struct {
+	// Now is the clock, for tests. Nil is time.Now.
+	Now func() time.Time
+
 	cert            *x509.Certificate
 	key             crypto.PrivateKey
 	certPEM, keyPEM []byte
@@ -96,7 +99,7 @@ func ParseCA(certPEM, keyPEM []byte) (*CA, error) {
 	if !cert.IsCA {
 		return nil, fmt.Errorf("certificate authority: %q is no authority", cert.Subject.CommonName)
 	}
-	return &CA{cert, pair.PrivateKey, encodeCert(cert.Raw), bytes.Clone(keyPEM)}, nil
+	return &CA{cert: cert, key: pair.PrivateKey, certPEM: encodeCert(cert.Raw), keyPEM: bytes.Clone(keyPEM)}, nil
 }
 
 // LoadOrCreateCA reads ca.crt and ca.key from dir, or makes them. An authority
@@ -183,6 +186,9 @@ func (ca *CA) sign(pub crypto.PublicKey, r Request) ([]byte, error) {
 		return nil, errors.New("issue certificate: no common name")
 	}
 	now := time.Now()
+	if ca.Now != nil {
+		now = ca.Now()
+	}
 	template := &x509.Certificate{
 		SerialNumber:          serial(),
 		Subject:               pkix.Name{CommonName: r.CommonName, Organization: r.Organizations},
