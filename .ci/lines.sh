@@ -3,7 +3,7 @@
 # that were there before this was are counted in .ci/lines, by file: the numbers may
 # only become smaller. A file that was renamed takes its number along.
 #
-#	.ci/lines.sh      fails if a file has more than it may, or fewer
+#	.ci/lines.sh      fails if a file has more than it may
 #	.ci/lines.sh -u   writes the numbers down, where they are smaller
 set -eu
 cd "$(dirname "$0")/.."
@@ -33,7 +33,6 @@ if [ $status = 1 ]; then
 fi
 fewer=$(awk 'FNR == NR { has[$2] = $1; next } has[$2] + 0 < $1 { print $2 }' "$now" "$list")
 if [ -n "$fewer" ]; then
-	echo "fewer long lines than .ci/lines says, good: run .ci/lines.sh -u to hold it, in" $fewer
-	status=1
+	echo "fewer long lines than .ci/lines says, good: .ci/lines.sh -u holds it, in" $fewer
 fi
 exit $status

@@ -152,7 +152,8 @@ func (a *API) checkWorkspace(ctx context.Context, now, was *resource.Workspace) 
 		wrong("machines", "%d is out of bounds: a workspace has 0 to %d machines", spec.Machines, maxMachines)
 	}
 	if versions := a.cfg.Info.KubernetesVersions; !slices.Contains(versions, spec.KubernetesVersion) {
-		wrong("kubernetesVersion", "%q is not available: there is %s", spec.KubernetesVersion, cmp.Or(strings.Join(versions, ", "), "none"))
+		there := cmp.Or(strings.Join(versions, ", "), "none")
+		wrong("kubernetesVersion", "%q is not available: there is %s", spec.KubernetesVersion, there)
 	}
 	between := func(field string, value, low, high, unit int64, name string) {
 		if value < low || value > high {

@@ -153,7 +153,7 @@ func (c *call) kubeCredential() error {
 	if err := r.do(c.Context.Context, http.MethodPost, t.at(inWorkspace, "kube", "credential"), nil, &token); err != nil {
 		return err
 	}
-	cached = cachedToken{KubeToken: token, ReuseUntil: time.Now().Add(token.ExpiresAt.Sub(time.Now()) / 2)}
+	cached = cachedToken{KubeToken: token, ReuseUntil: time.Now().Add(time.Until(token.ExpiresAt) / 2)}
 	if err := writeJSON(file, cached); err != nil {
 		c.note("mp: the token is not kept for the next time: %v", err)
 	}
