@@ -224,7 +224,7 @@ func FuzzUpstream(f *testing.F) {
 	up := r.upstreams["up.example"]
 	// Whichever host an answer sends us to, it is this one: names are not asked
 	// for, and nothing leaves the machine.
-	up.transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+	up.session.client.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", ln.Addr().String())
 	}
 	content := "the content"

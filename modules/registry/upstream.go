@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"path"
 	"slices"
@@ -21,8 +20,6 @@ import (
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
-	"oras.land/oras-go/v2/registry/remote/auth"
-	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
 // Upstream is a registry that machines may pull from through this one.
@@ -42,7 +39,6 @@ const (
 	upstreamRest   = 10 * time.Second // not asked again for so long after it failed
 	upstreamStall  = 30 * time.Second // a download that stands still is given up
 	maxManifest    = 4 << 20          // distribution's own bound
-	maxTokens      = 250              // after so many requests tokens are forgotten: each has one of 128 KiB at most
 )
 
 // Docker Hub is called docker.io in image references, but no registry answers
@@ -59,20 +55,18 @@ const (
 // and panics if there is no answer, has no timeouts and takes no CA.
 type upstream struct {
 	Upstream
-	host      string
-	scheme    string
-	prefix    string
-	transport *http.Transport
-	log       *slog.Logger
-	cache     *cache
+	host    string
+	scheme  string
+	prefix  string
+	session *session
+	log     *slog.Logger
+	cache   *cache
 
 	ctx context.Context // while the registry runs; downloads outlive who asked first
 
 	mu      sync.Mutex
 	failed  time.Time // when it last did not answer
 	failure string
-	client  *auth.Client
-	asked   int // times
 }
 
 func newUpstream(u Upstream, dir string, d disk, log *slog.Logger) (*upstream, error) {
@@ -96,47 +90,26 @@ func newUpstream(u Upstream, dir string, d disk, log *slog.Logger) (*upstream, e
 			return nil, fmt.Errorf("ca of %s: no certificate in PEM", u.Name)
 		}
 	}
+	base := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: upstreamDial}).DialContext,
+		TLSClientConfig:       tlsConfig,
+		TLSHandshakeTimeout:   upstreamDial,
+		ResponseHeaderTimeout: upstreamAnswer,
+		ForceAttemptHTTP2:     true,
+		MaxIdleConnsPerHost:   16,
+		IdleConnTimeout:       time.Minute,
+	}
 	log = log.With("upstream", u.Name)
 	return &upstream{
 		Upstream: u,
 		host:     where.Host,
 		scheme:   where.Scheme,
 		prefix:   strings.Trim(where.Path, "/"),
-		transport: &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           (&net.Dialer{Timeout: upstreamDial}).DialContext,
-			TLSClientConfig:       tlsConfig,
-			TLSHandshakeTimeout:   upstreamDial,
-			ResponseHeaderTimeout: upstreamAnswer,
-			ForceAttemptHTTP2:     true,
-			MaxIdleConnsPerHost:   16,
-			IdleConnTimeout:       time.Minute,
-		},
-		log:   log,
-		cache: &cache{dir: dir, disk: d, log: log, downloads: map[digest.Digest]*download{}},
+		session:  newSession(base, where.Scheme == "https", u.Username, u.Password),
+		log:      log,
+		cache:    &cache{dir: dir, disk: d, log: log, downloads: map[digest.Digest]*download{}},
 	}, nil
-}
-
-// login returns who asks the upstream as it wants: as nobody, with the password, or
-// with a token that its token service gives for that.
-//
-// go-containerregistry's transport was not taken: it refuses token services at
-// private addresses, which is where they are in a datacenter.
-func (u *upstream) login() *auth.Client {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.asked%maxTokens == 0 {
-		u.client = &auth.Client{
-			Client: &http.Client{Transport: u.transport},
-			Credential: func(context.Context, string) (auth.Credential, error) {
-				return auth.Credential{Username: u.Username, Password: u.Password}, nil
-			},
-			Cache:                auth.NewCache(),
-			BlockedRealmPrefixes: []netip.Prefix{}, // none, that is; nil is more
-		}
-	}
-	u.asked++
-	return u.client
 }
 
 // serve answers a pull.
@@ -244,7 +217,6 @@ func (u *upstream) get(ctx context.Context, method, repository, what string) (*h
 		return nil, refuse(http.StatusBadGateway, "UNAVAILABLE", "%s", why)
 	}
 	repository = path.Join(u.prefix, repository)
-	ctx = auth.WithScopes(ctx, auth.ScopeRepository(repository, auth.ActionPull))
 	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("%s://%s/v2/%s/%s", u.scheme, u.host, repository, what), nil)
 	if err != nil {
 		return nil, err
@@ -252,16 +224,14 @@ func (u *upstream) get(ctx context.Context, method, repository, what string) (*h
 	if strings.HasPrefix(what, "manifests/") {
 		req.Header["Accept"] = manifestTypes
 	}
-	resp, err := u.login().Do(req)
-	no, said := errors.AsType[*errcode.ErrorResponse](err) // by the token service
+	resp, err := u.session.do(req, repository)
 	switch {
 	case ctx.Err() != nil: // who asked has gone
 		if err == nil {
 			resp.Body.Close()
 		}
 		return nil, ctx.Err()
-	case said && (no.StatusCode == http.StatusUnauthorized || no.StatusCode == http.StatusForbidden),
-		errors.Is(err, auth.ErrBasicCredentialNotFound):
+	case errors.Is(err, errRefused):
 		return nil, u.said(http.StatusForbidden, repository)
 	case err != nil:
 		return nil, u.broken("pull from "+repository, err)
