@@ -116,15 +116,21 @@ func (c *collection[V, P]) dropPlace(ctx context.Context, place P) error {
 	if _, err := c.kind().MarkDeleted(ctx, key); err != nil {
 		return err
 	}
-	failpoint.Reach(c.noun + "/delete/marked")
+	if scope == resource.OfOrganization {
+		failpoint.Reach("organization/delete/marked")
+	} else {
+		failpoint.Reach("account/delete/marked")
+	}
 	if err := a.vacant(ctx, scope, key); err != nil {
 		return err
 	}
 	if err := a.dropMemberships(ctx, key); err != nil {
 		return err
 	}
-	failpoint.Reach(c.noun + "/delete/roles-dropped")
-	if scope == resource.OfOrganization {
+	if scope == resource.OfAccount {
+		failpoint.Reach("account/delete/roles-dropped")
+	} else {
+		failpoint.Reach("organization/delete/roles-dropped")
 		account, organization, _ := strings.Cut(key, "/")
 		if err := a.cfg.Images.RemoveAll(ctx, account, organization); err != nil {
 			return err

@@ -29,7 +29,7 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 )
 
-// Config is what the API needs. Handlers that are nil are answered with 404.
+// Config is what the API needs, all of it but for what says what nil is.
 type Config struct {
 	Store      *store.Store
 	Identity   Identity
