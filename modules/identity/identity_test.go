@@ -247,6 +247,14 @@ func TestThrottle(t *testing.T) {
 			t.Fatalf("after the right password: %v", err)
 		}
 	}
+	// Names that are refused anyway push out nothing.
+	for i := range 2 * maxBuckets {
+		_, _ = th.attempt(fmt.Sprint(i), source)
+	}
+	c.advance(sourceRefill)
+	if _, err := th.attempt("ann", source); err == nil {
+		t.Error("made-up names have made ann's attempts forgotten")
+	}
 	for i := range 2 * maxBuckets {
 		_, _ = th.attempt(fmt.Sprint(i), fmt.Sprintf("198.51.%d.%d:1", i/250%250, i%250))
 	}

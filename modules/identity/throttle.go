@@ -36,6 +36,7 @@ type throttle struct {
 }
 
 type bucket struct {
+	key    string
 	tokens float64
 	at     time.Time
 	burst  float64
@@ -54,7 +55,8 @@ func (t *throttle) attempt(user, source string) (giveBack func(), err error) {
 	defer t.mu.Unlock()
 	u := t.bucket("u "+user+" "+source, userBurst, userRefill)
 	s := t.bucket("s "+source, sourceBurst, sourceRefill)
-	for _, b := range []*bucket{u, s} {
+	both := []*bucket{u, s}
+	for _, b := range both {
 		if b.tokens < 1 {
 			wait := max(time.Duration((1-b.tokens)*float64(b.refill)).Round(time.Second), time.Second)
 			return nil, &access.Refusal{
@@ -65,8 +67,12 @@ func (t *throttle) attempt(user, source string) (giveBack func(), err error) {
 			}
 		}
 	}
-	u.tokens--
-	s.tokens--
+	// Only what was taken from is kept: else names that are refused anyway would push
+	// out those of before.
+	for _, b := range both {
+		b.tokens--
+		t.buckets.Add(b.key, b, time.Duration(b.burst)*b.refill) // full again by then, as a new one is
+	}
 	return func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -78,13 +84,12 @@ func (t *throttle) attempt(user, source string) (giveBack func(), err error) {
 // bucket returns the bucket of key, filled up to now. The caller has the lock.
 func (t *throttle) bucket(key string, burst float64, refill time.Duration) *bucket {
 	now := t.now()
-	b := &bucket{tokens: burst, burst: burst, refill: refill}
+	b := &bucket{key: key, tokens: burst, burst: burst, refill: refill}
 	if known, ok := t.buckets.Get(key); ok {
 		b = known.(*bucket)
 		b.tokens = min(burst, b.tokens+float64(max(now.Sub(b.at), 0))/float64(refill))
 	}
 	b.at = now
-	t.buckets.Add(key, b, time.Duration(burst)*refill) // full again by then, as a new one is
 	return b
 }
 
