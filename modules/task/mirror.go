@@ -68,13 +68,23 @@ func (ts *Tasks) changed(id string) {
 	t, ok := ts.cache.Get(id)
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	delete(ts.running, id)
+	if was, ok := ts.running[id]; ok {
+		delete(ts.running, id)
+		if delete(ts.about[was], id); len(ts.about[was]) == 0 {
+			delete(ts.about, was)
+		}
+	}
 	delete(ts.ended, id)
 	switch {
 	case !ok:
 	case t.Status.State == resource.TaskRunning:
-		ts.running[id] = target{t.Spec.Kind, t.Spec.Target}
-		ts.loop.Add(ts.running[id])
+		about := target{t.Spec.Kind, t.Spec.Target}
+		ts.running[id] = about
+		if ts.about[about] == nil {
+			ts.about[about] = map[string]bool{}
+		}
+		ts.about[about][id] = true
+		ts.loop.Add(about)
 	default:
 		e := ended{account: t.Spec.Account}
 		if t.Status.EndedAt != nil {
@@ -144,12 +154,5 @@ func (ts *Tasks) prune(ctx context.Context, now time.Time) error {
 func (ts *Tasks) waiting(t target) []string {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	var ids []string
-	for id, about := range ts.running {
-		if about == t {
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	return ids
+	return slices.Sorted(maps.Keys(ts.about[t]))
 }

@@ -55,8 +55,9 @@ type Tasks struct {
 	loop  *reconcile.Loop[target]
 
 	mu      sync.Mutex
-	running map[string]target // by id
-	ended   map[string]ended  // by id
+	running map[string]target          // by id
+	about   map[target]map[string]bool // ids of running tasks: asked for at each change of a resource
+	ended   map[string]ended           // by id
 }
 
 // New returns the tasks of a store. Begin and Follow need no Run.
@@ -71,6 +72,7 @@ func New(cfg Config) *Tasks {
 		kinds:   map[string]store.Kind[resource.Object]{},
 		cache:   store.Of[resource.Task](cfg.Store).Cache(cfg.Log),
 		running: map[string]target{},
+		about:   map[target]map[string]bool{},
 		ended:   map[string]ended{},
 	}
 	for _, k := range resource.Kinds() {
