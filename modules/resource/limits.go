@@ -34,6 +34,10 @@ func (u Unit) Text(n int64) string {
 	case Thousandths:
 		return strconv.FormatFloat(float64(n)/1000, 'f', -1, 64)
 	case Bytes:
+		// To the MiB: a limit of 10Gi and 10209Mi in use must not look the same.
+		if mib := n >> 20; mib%1024 != 0 {
+			return strconv.FormatInt(mib, 10) + "Mi"
+		}
 		return bytesText(n)
 	}
 	return strconv.FormatInt(n, 10)

@@ -39,7 +39,7 @@ func TestLimits(t *testing.T) {
 	if got, want := x.Add(y), (Limits{Users: 4, Apps: 4, DiskBytes: 2}); got != want {
 		t.Errorf("add: got %+v, want %+v", got, want)
 	}
-	for want, got := range map[string]string{"1500": Count.Text(1500), "1.5": Thousandths.Text(1500), "1.5Gi": Bytes.Text(1536 << 20)} {
+	for want, got := range map[string]string{"1500": Count.Text(1500), "1.5": Thousandths.Text(1500), "1536Mi": Bytes.Text(1536 << 20), "3Gi": Bytes.Text(3 << 30), "2Ki": Bytes.Text(2048)} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
