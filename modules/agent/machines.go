@@ -202,7 +202,9 @@ func (d machines) Report(
 		}
 		rep.Key, rep.UID = m.Key, m.UID
 		if p.Ready() && !rep.Running && !m.Remove {
-			d.falls.Next(life(m), time.Now())
+			if !rep.Unseen {
+				d.falls.Next(life(m), time.Now())
+			}
 			fallen = append(fallen, m.UID)
 		}
 		if pause := d.pause(m); pause > 0 && !rep.Running && !m.Remove {

@@ -331,7 +331,7 @@ func (s *Sandbox) state(ctx context.Context, uid string) wire.MachineReport {
 	c, ok, err := s.runc.state(ctx, uid)
 	switch {
 	case err != nil:
-		st.Message = err.Error()
+		st.Unseen, st.Message = true, err.Error()
 	case !ok:
 		st.Message = "not started"
 	case !c.running():

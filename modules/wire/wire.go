@@ -149,6 +149,7 @@ type MachineReport struct {
 	Key       string    `json:"key"`
 	UID       string    `json:"uid"`
 	Running   bool      `json:"running"`
+	Unseen    bool      `json:"-"` // whether it runs could not be found out
 	Removed   bool      `json:"removed,omitempty"`
 	Message   string    `json:"message,omitempty"`
 	StartedAt time.Time `json:"startedAt,omitzero"`
