@@ -164,9 +164,12 @@ func (r *Registry) mark(ctx context.Context, g *collection, repository string) e
 	if err != nil {
 		return err
 	}
-	uploads, _ := fs.Glob(os.DirFS(dir), "_uploads/*")
+	uploads, err := os.ReadDir(filepath.Join(dir, "_uploads"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	for _, u := range uploads {
-		path := filepath.Join(dir, u)
+		path := filepath.Join(dir, "_uploads", u.Name())
 		if newest(path).Before(g.old) {
 			g.Uploads++
 			g.remove = append(g.remove, path)

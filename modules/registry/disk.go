@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -144,9 +145,12 @@ func (r *Registry) usage(account string) (int64, error) {
 				return 0, err
 			}
 		}
-		uploads, _ := fs.Glob(os.DirFS(dir), "_uploads/*/data")
+		uploads, err := os.ReadDir(filepath.Join(dir, "_uploads"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, err
+		}
 		for _, u := range uploads {
-			if data, err := os.Stat(filepath.Join(dir, u)); err == nil {
+			if data, err := os.Stat(filepath.Join(dir, "_uploads", u.Name(), "data")); err == nil {
 				used += data.Size()
 			}
 		}

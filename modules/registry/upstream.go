@@ -139,9 +139,12 @@ func (u *upstream) serve(w http.ResponseWriter, r *http.Request, t target) error
 			return err
 		}
 	}
-	w.Header().Set("Docker-Content-Digest", d.String())
-	w.Header().Set("Etag", fmt.Sprintf("%q", d))
+	named := func() {
+		w.Header().Set("Docker-Content-Digest", d.String())
+		w.Header().Set("Etag", fmt.Sprintf("%q", d))
+	}
 	if blob {
+		named()
 		return u.serveBlob(w, r, t.repository, d)
 	}
 	m, ok := u.cache.manifest(d)
@@ -150,6 +153,7 @@ func (u *upstream) serve(w http.ResponseWriter, r *http.Request, t target) error
 			return err
 		}
 	}
+	named()
 	w.Header().Set("Content-Type", m.mediaType)
 	w.Header().Set("Content-Length", strconv.Itoa(len(m.body)))
 	if r.Method != http.MethodHead {
