@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/testing/parttest"
@@ -138,24 +137,39 @@ func TestPlaneRouter(t *testing.T) {
 	}
 }
 
+// One address has at most its share of the connections, and another one its own.
 func TestPlaneRouterLimitsASource(t *testing.T) {
-	p := NewPlaneRouter(PlaneRouterConfig{})
-	a, b := &fakeConn{addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}}, &fakeConn{addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 1}}
-	enter := func(conn net.Conn) bool { return p.sources.Enter(limiter.Source(conn)) }
-	for range perSource {
-		if !enter(a) {
-			t.Fatal("refused below the limit")
+	p := NewPlaneRouter(PlaneRouterConfig{Addr: "127.0.0.1:0", Planes: planesByName{}})
+	parttest.Run(t, p.Run)
+	dial := func(from string) net.Conn {
+		t.Helper()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		conn, err := d.Dial("tcp", p.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	// Who was let in and says nothing is waited for; who was not is closed at once.
+	let := func(conn net.Conn) bool {
+		conn.SetReadDeadline(time.Now().Add(helloTimeout / 4))
+		_, err := conn.Read(make([]byte, 1))
+		return isTimeout(err)
+	}
+	for p.sources.Len() < perSource {
+		for range perSource - p.sources.Len() {
+			dial("127.0.0.1")
+		}
+		for end := time.Now().Add(helloTimeout / 4); p.sources.Len() < perSource && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
 		}
 	}
-	if enter(a) {
+	if let(dial("127.0.0.1")) {
 		t.Error("let in above the limit")
 	}
-	if !enter(b) {
+	if !let(dial("127.0.0.2")) {
 		t.Error("another source was refused")
-	}
-	p.sources.Leave(limiter.Source(a))
-	if !enter(a) {
-		t.Error("refused after one has left")
 	}
 }
 

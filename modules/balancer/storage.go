@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 
@@ -50,6 +51,18 @@ func (s *storage) file(key string) string { return s.prefix + "files/" + clean(k
 
 func clean(key string) string { return strings.Trim(path.Clean("/"+key), "/") }
 
+// get reads one key, or what lies below a prefix. Unlike a transaction, etcd's client
+// repeats it when the server is away for a moment.
+func (s *storage) get(ctx context.Context, key string, opts ...clientv3.OpOption) ([]*mvccpb.KeyValue, error) {
+	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	resp, err := s.client.Get(ctx, key, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Kvs, nil
+}
+
 // do has etcd do all or nothing of ops.
 func (s *storage) do(ctx context.Context, ops ...clientv3.Op) ([]*etcdserverpb.ResponseOp, error) {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
@@ -73,11 +86,10 @@ func (s *storage) Store(ctx context.Context, key string, value []byte) error {
 
 // Load returns the value at key. fs.ErrNotExist: there is none.
 func (s *storage) Load(ctx context.Context, key string) ([]byte, error) {
-	resp, err := s.do(ctx, clientv3.OpGet(s.file(key)))
+	kvs, err := s.get(ctx, s.file(key))
 	if err != nil {
 		return nil, fmt.Errorf("load %s: %w", key, err)
 	}
-	kvs := resp[0].GetResponseRange().Kvs
 	if len(kvs) == 0 || len(kvs[0].Value) < 8 {
 		return nil, fmt.Errorf("load %s: %w", key, fs.ErrNotExist)
 	}
@@ -127,12 +139,12 @@ func (s *storage) List(ctx context.Context, dir string, recursive bool) ([]strin
 	if dir = clean(dir); dir != "" {
 		below += dir + "/"
 	}
-	resp, err := s.do(ctx, clientv3.OpGet(below, clientv3.WithPrefix(), clientv3.WithKeysOnly()))
+	kvs, err := s.get(ctx, below, clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", dir, err)
 	}
 	found := map[string]bool{}
-	for _, kv := range resp[0].GetResponseRange().Kvs {
+	for _, kv := range kvs {
 		parts := strings.Split(strings.TrimPrefix(string(kv.Key), below), "/")
 		for i := range parts {
 			found[path.Join(dir, path.Join(parts[:i+1]...))] = true
