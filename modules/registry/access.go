@@ -1,21 +1,15 @@
 package registry
 
 import (
-	"bytes"
-	"cmp"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -59,7 +53,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	t, ok := r.parse(req)
 	if !ok {
-		return refuse(http.StatusNotFound, "UNSUPPORTED", "this registry has no %s %s", req.Method, req.URL.Path)
+		return unknown(req)
 	}
 	who, err := r.authenticate(w, req, t)
 	if err != nil {
@@ -86,12 +80,15 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 		defer r.gate.RUnlock()
 		w = &pushAnswer{ResponseWriter: w, method: req.Method, route: t.route}
 	}
-	if t.route == v2.RouteNameBlob && req.Method == http.MethodHead && who.allows(t.repository, push) {
-		// Before a push, clients ask which blobs are there and leave those out.
-		// So what was asked for counts as new to the collector.
-		if d, err := digest.Parse(t.reference); err == nil {
-			touchFile(filepath.Join(r.repositoryDir(t.repository), layers, d.Algorithm().String(), d.Encoded(), "link"))
-		}
+	switch t.route {
+	case v2.RouteNameManifest:
+		return r.serveManifest(w, req, t)
+	case routeReferrers:
+		return r.serveReferrers(w, req, t)
+	case v2.RouteNameBlob:
+		return r.serveBlob(w, req, t, who)
+	case v2.RouteNameBlobUpload, v2.RouteNameBlobUploadChunk:
+		return r.serveUpload(w, req, t)
 	}
 	r.app.ServeHTTP(w, req)
 	return nil
@@ -183,56 +180,8 @@ func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, t target,
 			return err
 		}
 	}
-	switch {
-	case req.Method == http.MethodPost:
+	if req.Method == http.MethodPost {
 		return r.checkMount(req, who)
-	case req.Method == http.MethodPut && t.route == v2.RouteNameManifest:
-		return checkManifest(req)
-	}
-	return nil
-}
-
-// checkManifest refuses a manifest that has something of another kind where a part
-// is named, names one by what is no digest, or is of another version than the
-// only one there is: the handler behind fails on it, and clients try again and
-// again. All else that may be wrong with one it says itself.
-func checkManifest(req *http.Request) error {
-	body, err := readAll(req.Body, maxManifest)
-	if err != nil {
-		return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "the manifest can't be read: %v", err)
-	}
-	req.Body = io.NopCloser(bytes.NewReader(body))
-	type descriptor struct{ Digest *digest.Digest }
-	var m struct {
-		SchemaVersion     int
-		Config, Subject   *descriptor
-		Layers, Manifests []descriptor
-	}
-	err = json.Unmarshal(body, &m)
-	if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		what, _, _ := strings.Cut(kind.Value, " ") // a number is followed by all its digits
-		return refuse(http.StatusBadRequest, "MANIFEST_INVALID",
-			"%s of the manifest can't be of type %s", cmp.Or(kind.Field, "the whole"), what)
-	}
-	if err != nil {
-		return nil
-	}
-	if m.SchemaVersion != 2 {
-		return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "the manifest's schemaVersion is %d, want 2", m.SchemaVersion)
-	}
-	all := append(m.Layers, m.Manifests...)
-	for _, d := range []*descriptor{m.Config, m.Subject} {
-		if d != nil {
-			all = append(all, *d)
-		}
-	}
-	for _, d := range all {
-		if d.Digest == nil {
-			return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "the manifest names a part without a digest")
-		}
-		if d.Digest.Validate() != nil {
-			return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "the manifest names a part by %q, which is no digest", *d.Digest)
-		}
 	}
 	return nil
 }

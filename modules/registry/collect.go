@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"github.com/distribution/distribution/v3"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
@@ -33,8 +33,8 @@ const (
 
 // Collected is what a garbage collection removed.
 type Collected struct {
-	Blobs, Links, Uploads int
-	Bytes                 int64
+	Blobs, Links, Manifests, Uploads int
+	Bytes                            int64
 }
 
 // ErrBusy is returned when garbage can't be collected since somebody writes.
@@ -64,7 +64,8 @@ func (r *Registry) collect(ctx context.Context) {
 		case err != nil && ctx.Err() == nil:
 			r.cfg.Log.Error("collect garbage", "err", err)
 		case c != Collected{}:
-			r.cfg.Log.Info("garbage collected", "blobs", c.Blobs, "links", c.Links, "uploads", c.Uploads, "bytes", c.Bytes)
+			r.cfg.Log.Info("garbage collected",
+				"blobs", c.Blobs, "links", c.Links, "manifests", c.Manifests, "uploads", c.Uploads, "bytes", c.Bytes)
 		}
 		next.Reset(collectEvery)
 	}
@@ -72,7 +73,8 @@ func (r *Registry) collect(ctx context.Context) {
 
 // Collect removes blobs that no manifest names, links to them, and uploads that
 // nobody goes on with; each only when older than Config.Grace. Manifests
-// without a tag are kept: running apps are deployed by digest.
+// without a tag are kept: running apps are deployed by digest. Only what refers to a
+// manifest that was deleted goes with it.
 //
 // Who wants to write meanwhile waits; pulls go on. ErrBusy: somebody is writing
 // right now, nothing was done.
@@ -89,6 +91,11 @@ func (r *Registry) Collect(ctx context.Context) (Collected, error) {
 	names, err := r.repositories("")
 	if err != nil {
 		return Collected{}, err
+	}
+	for _, name := range names {
+		if err := r.collectReferrers(ctx, g, name); err != nil {
+			return Collected{}, err
+		}
 	}
 	// Mark everything before anything is removed: an error here must leave all
 	// as it is.
@@ -129,40 +136,44 @@ type collection struct {
 
 func (r *Registry) mark(ctx context.Context, g *collection, repository string) error {
 	dir := r.repositoryDir(repository)
-	_, manifests, err := r.open(ctx, repository)
-	if err != nil {
-		return err
-	}
 	here := map[digest.Digest]bool{} // used by this repository
-	err = eachDigest(filepath.Join(dir, revisions), "link", func(d digest.Digest, _ string, _ fs.FileInfo) error {
-		here[d] = true
-		m, err := manifests.Get(ctx, d)
-		if _, gone := errors.AsType[distribution.ErrManifestUnknownRevision](err); gone {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
+	err := r.eachManifest(ctx, repository, func(canonical digest.Digest, m distribution.Manifest) error {
+		g.used[canonical] = true
 		for _, ref := range m.References() {
 			here[ref.Digest] = true
-		}
-		return ctx.Err()
-	})
-	if err != nil {
-		return err
-	}
-	maps.Copy(g.used, here)
-	err = eachDigest(filepath.Join(dir, layers), "link", func(d digest.Digest, path string, link fs.FileInfo) error {
-		if here[d] || link.ModTime().After(g.old) {
-			g.used[d] = true
-		} else {
-			g.Links++
-			g.remove = append(g.remove, path)
+			// Named by another digest it is stored under this one.
+			if c, ok, err := r.canonical(repository, layers, ref.Digest); err != nil {
+				return err
+			} else if ok {
+				here[c] = true
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		return err
+	}
+	for _, kind := range []string{layers, revisions} {
+		err = eachDigest(filepath.Join(dir, kind), "link", func(d digest.Digest, path string, link fs.FileInfo) error {
+			canonical, there, err := r.canonical(repository, kind, d)
+			if err != nil {
+				return err
+			}
+			switch {
+			case kind == revisions && (there || d.Algorithm() == digest.Canonical):
+				g.used[d] = true
+			case kind == layers && (here[d] || link.ModTime().After(g.old)):
+				// What a manifest names and the repository does not have keeps nothing.
+				g.used[d], g.used[canonical] = true, true
+			default:
+				g.Links++
+				g.remove = append(g.remove, path)
+			}
+			return ctx.Err()
+		})
+		if err != nil {
+			return err
+		}
 	}
 	uploads, err := os.ReadDir(filepath.Join(dir, "_uploads"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -173,6 +184,120 @@ func (r *Registry) mark(ctx context.Context, g *collection, repository string) e
 		if newest(path).Before(g.old) {
 			g.Uploads++
 			g.remove = append(g.remove, path)
+		}
+	}
+	return nil
+}
+
+// eachManifest calls f for every manifest of a repository that can be read.
+func (r *Registry) eachManifest(ctx context.Context, repository string,
+	f func(canonical digest.Digest, m distribution.Manifest) error) error {
+	_, manifests, err := r.open(ctx, repository)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(r.repositoryDir(repository), revisions)
+	return eachDigest(dir, "link", func(d digest.Digest, _ string, _ fs.FileInfo) error {
+		if d.Algorithm() != digest.Canonical {
+			return nil
+		}
+		m, err := manifests.Get(ctx, d)
+		if _, gone := errors.AsType[distribution.ErrManifestUnknownRevision](err); gone {
+			return nil
+		}
+		if err == nil {
+			err = f(d, m)
+		}
+		return errors.Join(err, ctx.Err())
+	})
+}
+
+// collectReferrers removes the manifests of a repository whose subject was deleted, unless a
+// tag or an index names them, and puts in order what says which refers to which: a push or a
+// deletion may have been cut off, or an older program may have taken the push.
+func (r *Registry) collectReferrers(ctx context.Context, g *collection, repository string) error {
+	named := map[digest.Digest]bool{} // by an index
+	err := r.eachManifest(ctx, repository, func(canonical digest.Digest, m distribution.Manifest) error {
+		mediaType, body, err := m.Payload()
+		if err != nil {
+			return err
+		}
+		for _, ref := range m.References() {
+			named[ref.Digest] = true
+		}
+		subject, descriptor, err := describe(canonical, mediaType, body)
+		if err != nil || subject.Validate() != nil {
+			return nil //nolint:nilerr // it refers to nothing
+		}
+		dir := r.referrersDir(repository, subject)
+		for _, a := range append(otherDigests, digest.Canonical) {
+			if exists(filepath.Join(dir, referrer(a.FromBytes(body)))) {
+				return nil
+			}
+		}
+		err = os.MkdirAll(dir, 0o700)
+		if err == nil {
+			err = atomicfile.Write(filepath.Join(dir, referrer(canonical)), descriptor, 0o600)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("find what refers to what in %s: %w", repository, err)
+	}
+	// A subject whose order is carried out may have been what refers to another: until
+	// nothing more comes, for the next collection is hours away.
+	for again := true; again; {
+		again = false
+		err := r.eachSubject(repository, func(subject digest.Digest, dir string, entries []fs.DirEntry) error {
+			order := isRemoved(entries)
+			if order {
+				if _, there, err := r.canonical(repository, revisions, subject); err != nil {
+					return err
+				} else if there {
+					order = false // it was pushed again
+					if err := r.revive(repository, subject); err != nil {
+						return err
+					}
+				}
+			}
+			for _, e := range entries {
+				d, ok := referrerOf(e.Name())
+				if !ok {
+					continue
+				}
+				file := filepath.Join(dir, e.Name())
+				canonical, there, err := r.canonical(repository, revisions, d)
+				if err != nil {
+					return err
+				}
+				if !there {
+					if info, err := e.Info(); err == nil && !info.ModTime().After(g.old) {
+						_ = os.Remove(file)
+					}
+					continue
+				}
+				if !order || named[d] || named[canonical] {
+					continue
+				}
+				if tags, err := r.tagsOf(ctx, repository, canonical); err != nil || len(tags) > 0 {
+					return err
+				}
+				if err := r.dropManifest(ctx, repository, canonical); err != nil {
+					return err
+				}
+				g.Manifests++
+				again = true
+			}
+			if order {
+				if left, err := os.ReadDir(dir); err == nil && len(left) == 1 {
+					_ = os.Remove(filepath.Join(dir, removed))
+				}
+			}
+			_ = os.Remove(dir) // only if it is empty
+			return ctx.Err()
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

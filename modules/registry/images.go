@@ -10,15 +10,11 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/distribution/distribution/v3"
 	"github.com/distribution/reference"
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -114,96 +110,34 @@ func (r *Registry) image(ctx context.Context, repository string) (resource.Image
 // Resolve returns the digest, "sha256:...", of a tag or digest of a repository.
 // ErrNotFound: there is none.
 func (r *Registry) Resolve(ctx context.Context, repository, ref string) (string, error) {
-	d, err := r.resolve(ctx, repository, ref)
-	return d.String(), err
-}
-
-func (r *Registry) resolve(ctx context.Context, repository, ref string) (digest.Digest, error) {
 	if _, _, err := splitName(repository); err != nil {
 		return "", err
 	}
-	repo, manifests, err := r.open(ctx, repository)
-	if err != nil {
-		return "", err
-	}
-	if d, err := digest.Parse(ref); err == nil {
-		switch found, err := manifests.Exists(ctx, d); {
-		case err != nil:
-			return "", fmt.Errorf("look up %s@%s: %w", repository, d, err)
-		case !found:
-			return "", fmt.Errorf("%s@%s: %w", repository, d, ErrNotFound)
-		}
-		return d, nil
-	}
-	if !reference.TagRegexp.MatchString(ref) || strings.ContainsAny(ref, "/:@") {
-		return "", fmt.Errorf("%s: %q is neither a tag nor a digest: %w", repository, ref, ErrNotFound)
-	}
-	desc, err := repo.Tags(ctx).Get(ctx, ref)
-	_, noTag := errors.AsType[distribution.ErrTagUnknown](err)
-	_, noRepo := errors.AsType[distribution.ErrRepositoryUnknown](err)
-	if noTag || noRepo {
-		return "", fmt.Errorf("%s:%s: %w", repository, ref, ErrNotFound)
-	}
-	if err != nil {
-		return "", fmt.Errorf("look up %s:%s: %w", repository, ref, err)
-	}
-	return desc.Digest, nil
+	_, d, err := r.lookUp(ctx, repository, ref)
+	return d.String(), err
 }
 
 // Delete removes a tag, and its manifest if no other tag of the repository
-// points to it; or, given a digest, the manifest with all its tags. The blobs
-// go with the next garbage collection. An empty ref removes the repository.
-// ErrNotFound: there is none.
+// points to it; or, given a digest, the manifest with all its tags. The blobs, and
+// what refers to the manifest, go with the next garbage collection. An empty ref
+// removes the repository. ErrNotFound: there is none.
 func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
 	if ref == "" {
 		return r.removeRepository(repository)
 	}
-	d, err := r.resolve(ctx, repository, ref)
-	if err != nil {
+	if _, _, err := splitName(repository); err != nil {
 		return err
 	}
 	r.gate.RLock()
 	defer r.gate.RUnlock()
-	repo, manifests, err := r.open(ctx, repository)
+	named, canonical, err := r.lookUp(ctx, repository, ref)
+	if errors.Is(err, ErrNotFound) && isTag(ref) && named != "" {
+		err = nil // only the tag is there
+	}
 	if err != nil {
 		return err
 	}
-	tags, err := repo.Tags(ctx).Lookup(ctx, ocispec.Descriptor{Digest: d})
-	if err != nil {
-		return fmt.Errorf("look up tags of %s@%s: %w", repository, d, err)
-	}
-	byDigest := ref == d.String()
-	other := func(tag string) bool { return !byDigest && tag != ref }
-	shared := slices.ContainsFunc(tags, other)
-	untag := func() error {
-		for _, tag := range slices.DeleteFunc(tags, other) {
-			if err := repo.Tags(ctx).Untag(ctx, tag); err != nil {
-				return fmt.Errorf("delete tag %s:%s: %w", repository, tag, err)
-			}
-		}
-		return nil
-	}
-	drop := func() error {
-		there, err := manifests.Exists(ctx, d)
-		if err == nil && there && !shared {
-			err = manifests.Delete(ctx, d)
-		}
-		if err != nil {
-			return fmt.Errorf("delete %s@%s: %w", repository, d, err)
-		}
-		return nil
-	}
-	// What it is asked for by goes last. The other way round nobody found, after a
-	// kill in between, the manifest of a tag that is gone, and its blobs stayed.
-	steps := []func() error{drop, untag}
-	if byDigest {
-		slices.Reverse(steps)
-	}
-	if err := steps[0](); err != nil {
-		return err
-	}
-	failpoint.Reach("image/delete/one-removed")
-	return steps[1]()
+	return r.deleteImage(ctx, repository, ref, canonical)
 }
 
 // removeRepository removes an image with all its tags.

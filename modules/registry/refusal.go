@@ -25,6 +25,16 @@ func errName(repository string) *refusal {
 		"%q is not a repository of this platform: use ACCOUNT/ORGANIZATION/IMAGE in lower case", repository)
 }
 
+func errTag(tag string) *refusal {
+	return refuse(http.StatusBadRequest, "TAG_INVALID",
+		"%q is no tag: use up to 128 letters, digits, dots, dashes and underscores, but begin with no dot or dash", tag)
+}
+
+func errDigest(d string) *refusal {
+	return refuse(http.StatusBadRequest, "DIGEST_INVALID",
+		"%q is no digest that is known here: use sha256:HEX, sha384:HEX or sha512:HEX", d)
+}
+
 // serve writes the refusal as an answer.
 func (e *refusal) serve(w http.ResponseWriter, r *http.Request) {
 	body, _ := json.Marshal(map[string][]*refusal{"errors": {e}})

@@ -33,7 +33,6 @@ import (
 
 	"github.com/distribution/distribution/v3"
 	"github.com/distribution/distribution/v3/configuration"
-	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/distribution/distribution/v3/registry/handlers"
 	"github.com/distribution/distribution/v3/registry/storage"
 	"github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
@@ -106,7 +105,7 @@ func New(cfg Config) (*Registry, error) {
 	}
 	r := &Registry{
 		cfg:       cfg,
-		router:    v2.RouterWithPrefix(""),
+		router:    newRouter(),
 		upstreams: map[string]*upstream{},
 		disk:      disk{dir: cfg.Dir, floor: cfg.MinFreeBytes},
 	}

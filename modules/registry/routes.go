@@ -4,11 +4,13 @@ import (
 	"errors"
 	"net/http"
 	"path"
+	"regexp"
 	"strings"
 
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/distribution/reference"
 	"github.com/gorilla/mux"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/multipaas/multipaas/modules/resource"
 )
@@ -20,6 +22,38 @@ const (
 	remove = "delete"
 )
 
+// routeReferrers is the one route that distribution does not have.
+const routeReferrers = "referrers"
+
+// newRouter is the table of distribution's own handler, so that what we allow is
+// what is then done, and the route that only we have.
+func newRouter() *mux.Router {
+	router := v2.RouterWithPrefix("")
+	name, subject := reference.NameRegexp.String(), digest.DigestRegexp.String()
+	router.Path("/v2/{name:" + name + "}/referrers/{digest:" + subject + "}").Name(routeReferrers)
+	return router
+}
+
+// misnamed finds what is wrong in a path for which there is no route.
+var misnamed = regexp.MustCompile(`^/v2/(.+)/(manifests|blobs|referrers|tags)/([^/]+)/?$`)
+
+// unknown says why there is no such request.
+func unknown(req *http.Request) *refusal {
+	m := misnamed.FindStringSubmatch(req.URL.Path)
+	switch {
+	case m == nil || req.URL.Path != path.Clean(req.URL.Path):
+	case !wholeName.MatchString(m[1]):
+		return errName(m[1])
+	case m[2] != "tags" && (m[2] != "manifests" || strings.Contains(m[3], ":")) && digest.Digest(m[3]).Validate() != nil:
+		return errDigest(m[3])
+	case m[2] == "manifests" && !isTag(m[3]):
+		return errTag(m[3])
+	}
+	return refuse(http.StatusNotFound, "UNSUPPORTED", "this registry has no %s %s", req.Method, req.URL.Path)
+}
+
+var wholeName = regexp.MustCompile("^" + reference.NameRegexp.String() + "$")
+
 // target is what a request is about.
 type target struct {
 	route      string // one of v2.RouteName...
@@ -29,8 +63,6 @@ type target struct {
 }
 
 // parse says what req is about; false if the registry has nothing of the kind.
-// router is the table of distribution's own handler, so that what we allow is
-// what is then done.
 func (r *Registry) parse(req *http.Request) (target, bool) {
 	// The handler behind would redirect a path that is not clean; we don't let
 	// two readings of one path come up.
@@ -59,10 +91,13 @@ func (r *Registry) parse(req *http.Request) (target, bool) {
 		out.action = push // also to ask how far an upload is, and to cancel it
 	case v2.RouteNameManifest:
 		out.reference = m.Vars["reference"]
-	case v2.RouteNameBlob:
+	case v2.RouteNameBlob, routeReferrers:
 		out.reference = m.Vars["digest"]
 	case v2.RouteNameTags:
 	default:
+		return target{}, false
+	}
+	if (out.route == routeReferrers || out.route == v2.RouteNameTags) && out.action != pull {
 		return target{}, false
 	}
 	return out, out.repository != ""
