@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -76,8 +77,11 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	}
 
 	if t.action != pull {
-		r.gate.RLock()
-		defer r.gate.RUnlock()
+		done, err := r.admitPush(req, t)
+		if err != nil {
+			return err
+		}
+		defer done()
 		w = &pushAnswer{ResponseWriter: w, method: req.Method, route: t.route}
 	}
 	switch t.route {
@@ -88,10 +92,50 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	case v2.RouteNameBlob:
 		return r.serveBlob(w, req, t, who)
 	case v2.RouteNameBlobUpload, v2.RouteNameBlobUploadChunk:
-		return r.serveUpload(w, req, t)
+		return r.serveUpload(w.(*pushAnswer), req, t) //nolint:forcetypeassert // these routes write
 	}
 	r.app.ServeHTTP(w, req)
 	return nil
+}
+
+// admitPush lets a request in that writes, as one of its account's, and bounds what it brings.
+func (r *Registry) admitPush(req *http.Request, t target) (done func(), err error) {
+	account, organization, err := splitName(t.repository)
+	if err != nil {
+		return nil, err
+	}
+	p, err := r.push(req.Context(), account)
+	if err != nil {
+		return nil, err
+	}
+	end := p.end
+	var grow func(int)
+	if t.route == v2.RouteNameBlobUploadChunk {
+		u, err := r.usageOf(account)
+		if err != nil {
+			end()
+			return nil, err
+		}
+		var over func()
+		grow, over = u.carry(t.reference, organization, filepath.Join(r.repositoryDir(t.repository), "_uploads", t.reference))
+		end = func() { over(); p.end() }
+	}
+	if req.Method == http.MethodDelete {
+		p.gate()
+		return func() { end(); r.deleted(account) }, nil
+	}
+	body, err := admit(req, r.cfg.MaxBlobBytes, r.disk.check, r.roomOf(account))
+	if err != nil {
+		end()
+		return nil, err
+	}
+	if req.ContentLength == 0 || t.route == v2.RouteNameBlobUpload && req.URL.Query().Get("digest") == "" {
+		p.gate()
+	}
+	if req.Body != nil && req.Body != http.NoBody {
+		req.Body = &pushBody{guardedBody: body, p: p, grow: grow}
+	}
+	return end, nil
 }
 
 // pushAnswer is the answer to a step of a push, which has been done when the
@@ -99,11 +143,13 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 type pushAnswer struct {
 	http.ResponseWriter
 	method, route string
+	status        int
 }
 
 func (a *pushAnswer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 func (a *pushAnswer) WriteHeader(status int) {
+	a.status = status
 	if status < 300 {
 		switch {
 		case a.route == v2.RouteNameBlobUpload:
@@ -174,11 +220,6 @@ func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, t target,
 	if !r.cfg.HasOrganization(account, organization) {
 		return refuse(http.StatusNotFound, "NAME_UNKNOWN",
 			"there is no organization %s/%s: create it first with `mp org create`", account, organization)
-	}
-	if req.Method != http.MethodDelete {
-		if err := admit(req, r.cfg.MaxBlobBytes, r.disk.check, r.roomOf(account)); err != nil {
-			return err
-		}
 	}
 	if req.Method == http.MethodPost {
 		return r.checkMount(req, who)

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/distribution/distribution/v3"
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
@@ -77,18 +80,46 @@ func (a *namedAnswer) WriteHeader(status int) {
 }
 
 // serveUpload answers a step of an upload.
-func (r *Registry) serveUpload(w http.ResponseWriter, req *http.Request, t target) error {
+func (r *Registry) serveUpload(w *pushAnswer, req *http.Request, t target) error {
+	account, organization, err := splitName(t.repository)
+	if err != nil {
+		return err
+	}
+	u, err := r.usageOf(account)
+	if err != nil {
+		return err
+	}
 	q := req.URL.Query()
-	location := func(d digest.Digest) string { return "/v2/" + t.repository + "/blobs/" + d.String() }
-	if from, mount := q.Get("from"), q.Get("mount"); req.Method == http.MethodPost && from != "" && mount != "" {
+	d, err := digest.Parse(q.Get("digest"))
+	if q.Has("digest") && err != nil && req.Method != http.MethodGet {
+		return errDigest(q.Get("digest"))
+	}
+	created := func(d digest.Digest) {
+		w.Header().Set("Docker-Content-Digest", d.String())
+		w.Header().Set("Location", "/v2/"+t.repository+"/blobs/"+d.String())
+		w.WriteHeader(http.StatusCreated)
+	}
+	if t.route == v2.RouteNameBlobUploadChunk {
+		names := r.newNames(t.repository, d)
+		var answer http.ResponseWriter = w
+		if d != "" && d.Algorithm() != digest.Canonical {
+			answer = named(w, d, "", "/v2/"+t.repository+"/blobs/"+d.String())
+		}
+		r.app.ServeHTTP(answer, req)
+		if w.status == http.StatusCreated {
+			r.added(u, t.repository, d, names)
+		}
+		return nil
+	}
+	folders := r.newFolders(t.repository)
+	if from, mount := q.Get("from"), q.Get("mount"); from != "" && mount != "" {
 		// checkMount has let it pass.
 		if d, err := digest.Parse(mount); err == nil {
-			if done, err := r.mount(t.repository, from, d); err != nil {
+			if names, done, err := r.mount(t.repository, from, d); err != nil {
 				return err
 			} else if done {
-				w.Header().Set("Docker-Content-Digest", d.String())
-				w.Header().Set("Location", location(d))
-				w.WriteHeader(http.StatusCreated)
+				r.added(u, t.repository, d, folders+names)
+				created(d)
 				return nil
 			}
 		}
@@ -96,25 +127,50 @@ func (r *Registry) serveUpload(w http.ResponseWriter, req *http.Request, t targe
 		q.Del("mount")
 		req.URL.RawQuery = q.Encode()
 	}
-	asked := q.Get("digest")
-	d, err := digest.Parse(asked)
-	if asked != "" && err != nil && req.Method != http.MethodGet {
-		return errDigest(asked)
+	known, err := u.begin(account, organization)
+	if err != nil {
+		return err
 	}
-	if req.Method == http.MethodPost && t.route == v2.RouteNameBlobUpload && asked != "" && brings(req, d) {
-		if err := r.putBlob(req, t.repository, d); err != nil {
-			return err
+	if d != "" && brings(req, d) {
+		names := r.newNames(t.repository, d)
+		err := r.putBlob(req, t.repository, d)
+		known("", "")
+		if err == nil {
+			r.added(u, t.repository, d, folders+names)
+			created(d)
 		}
-		w.Header().Set("Docker-Content-Digest", d.String())
-		w.Header().Set("Location", location(d))
-		w.WriteHeader(http.StatusCreated)
-		return nil
+		return err
 	}
-	if asked != "" && d.Algorithm() != digest.Canonical {
-		w = named(w, d, "", location(d))
-	}
+	defer func() {
+		id := w.Header().Get("Docker-Upload-Uuid")
+		known(id, filepath.Join(r.repositoryDir(t.repository), "_uploads", id))
+		u.add("", 0, folders)
+	}()
 	r.app.ServeHTTP(w, req)
 	return nil
+}
+
+// newNames is how many names of a blob in a repository come with an upload: by another
+// digest there are two. That it had the content by one of them is seen by the next count.
+func (r *Registry) newNames(repository string, d digest.Digest) int {
+	switch {
+	case d == "" || missing(r.link(repository, layers, d)) == 0:
+		return 0
+	case d.Algorithm() == digest.Canonical:
+		return 1
+	}
+	return 2
+}
+
+// added notes that a repository has a blob now.
+func (r *Registry) added(u *usage, repository string, d digest.Digest, names int) {
+	canonical, there, err := r.canonical(repository, layers, d)
+	if err != nil || !there {
+		return // gone again; who counts next sees it
+	}
+	if data, err := os.Stat(r.blob(canonical)); err == nil {
+		u.add(canonical, data.Size(), names)
+	}
 }
 
 // brings says whether a request to begin an upload brings all of it.
@@ -123,18 +179,20 @@ func brings(req *http.Request, d digest.Digest) bool {
 		req.ContentLength == 0 && req.Header.Get("Content-Type") == "application/octet-stream" && d == d.Algorithm().FromBytes(nil)
 }
 
-// mount has a repository name a blob of another one, if that has it.
-func (r *Registry) mount(repository, from string, d digest.Digest) (bool, error) {
+// mount has a repository name a blob of another one, if that has it, and says by how many
+// names that it did not have.
+func (r *Registry) mount(repository, from string, d digest.Digest) (names int, done bool, err error) {
 	canonical, there, err := r.canonical(from, layers, d)
 	if err != nil || !there {
-		return false, err
+		return 0, false, err
 	}
-	for _, name := range []digest.Digest{canonical, d} {
+	for _, name := range slices.Compact([]digest.Digest{canonical, d}) {
+		names += missing(r.link(repository, layers, name))
 		if err := r.writeLink(repository, layers, name, canonical); err != nil {
-			return false, err
+			return 0, false, err
 		}
 	}
-	return true, nil
+	return names, true, nil
 }
 
 // putBlob takes in a blob that comes in one request.

@@ -24,6 +24,8 @@ const (
 	// collectRetry is how long the collector waits for a moment in which
 	// nobody writes.
 	collectRetry = 30 * time.Second
+	// collectPatience is how often it finds somebody writing before it has them wait.
+	collectPatience = 5
 	// collectFirst is how long after its start the registry collects: soon, for
 	// a collection may have been cut off.
 	collectFirst = 10 * time.Second
@@ -45,6 +47,7 @@ func (r *Registry) collect(ctx context.Context) {
 	next, trim := time.NewTimer(collectFirst), time.NewTicker(trimEvery)
 	defer next.Stop()
 	defer trim.Stop()
+	tries := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -56,11 +59,16 @@ func (r *Registry) collect(ctx context.Context) {
 			continue
 		case <-next.C:
 		}
-		c, err := r.Collect(ctx)
-		switch {
-		case errors.Is(err, ErrBusy):
+		if tries++; tries > collectPatience {
+			r.gate.Lock() // those who come now wait; nobody holds it for long
+		} else if !r.gate.TryLock() {
 			next.Reset(collectRetry)
 			continue
+		}
+		tries = 0
+		c, err := r.collectLocked(ctx)
+		r.gate.Unlock()
+		switch {
 		case err != nil && ctx.Err() == nil:
 			r.cfg.Log.Error("collect garbage", "err", err)
 		case c != Collected{}:
@@ -87,6 +95,12 @@ func (r *Registry) Collect(ctx context.Context) (Collected, error) {
 		return Collected{}, ErrBusy
 	}
 	defer r.gate.Unlock()
+	return r.collectLocked(ctx)
+}
+
+// collectLocked collects; the caller holds the gate.
+func (r *Registry) collectLocked(ctx context.Context) (Collected, error) {
+	defer r.countAnew()
 	g := &collection{old: time.Now().Add(-r.cfg.Grace), used: map[digest.Digest]bool{}}
 	names, err := r.repositories("")
 	if err != nil {
@@ -123,7 +137,24 @@ func (r *Registry) Collect(ctx context.Context) (Collected, error) {
 		}
 		failpoint.Reach("image/collect/one-removed")
 	}
+	prune(r.repositoryDir(""))
 	return g.Collected, nil
+}
+
+// prune removes folders below dir in which there is no file: a deletion leaves them, and an
+// upload that was given up. It says whether dir went, too.
+func prune(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false
+	}
+	empty := true
+	for _, e := range entries {
+		if !e.IsDir() || !prune(filepath.Join(dir, e.Name())) {
+			empty = false
+		}
+	}
+	return empty && os.Remove(dir) == nil
 }
 
 // collection is one run of the collector.

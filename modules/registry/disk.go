@@ -1,15 +1,10 @@
 package registry
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
-	"os"
-	"path/filepath"
 
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,22 +20,37 @@ type disk struct {
 
 // free is what a user without privileges could still write.
 func (d disk) free() (int64, error) {
-	var s unix.Statfs_t
-	if err := unix.Statfs(d.dir, &s); err != nil {
-		return 0, fmt.Errorf("free space of %s: %w", d.dir, err)
-	}
-	return int64(s.Bavail) * s.Bsize, nil
+	s, err := d.stat()
+	return int64(s.Bavail) * s.Bsize, err
 }
+
+func (d disk) stat() (s unix.Statfs_t, err error) {
+	if err := unix.Statfs(d.dir, &s); err != nil {
+		return s, fmt.Errorf("free space of %s: %w", d.dir, err)
+	}
+	return s, nil
+}
+
+// floorFiles is how many files a file system must still take, of all it can: a
+// twentieth, and 50,000 are enough for whoever else is on it. One that makes room for
+// files as they come says that it has none, and has no floor.
+func floorFiles(all uint64) uint64 { return min(all/20, 50_000) }
 
 // check refuses size more bytes if they would go below the floor.
 //
 // The status is 403 and the code DENIED, since that is what clients print and
 // don't retry: 507 and 429 make them try the whole upload again and again.
 func (d disk) check(size int64) error {
-	free, err := d.free()
+	s, err := d.stat()
 	if err != nil {
 		return err
 	}
+	if s.Ffree < floorFiles(s.Files) {
+		return refuse(http.StatusForbidden, "DENIED",
+			"the registry's disk takes hardly any more files (%d, %d are kept): "+
+				"delete images you no longer need, or ask the operator for a file system with more inodes", s.Ffree, floorFiles(s.Files))
+	}
+	free := int64(s.Bavail) * s.Bsize
 	if free-max(size, 0) < d.floor {
 		return refuse(http.StatusForbidden, "DENIED",
 			"the registry's disk is nearly full (%d MiB free, %d MiB are kept): "+
@@ -49,22 +59,19 @@ func (d disk) check(size int64) error {
 	return nil
 }
 
-// admit checks a request that brings content, and bounds its body by the limit
-// and by the room there is while it comes in.
-func admit(req *http.Request, limit int64, rooms ...room) error {
+// admit checks a request that brings content, and says how its body is bounded: by the
+// limit, and by the room there is while it comes in.
+func admit(req *http.Request, limit int64, rooms ...room) (guardedBody, error) {
 	for _, check := range rooms {
 		if err := check(req.ContentLength); err != nil {
-			return err
+			return guardedBody{}, err
 		}
 	}
 	if req.ContentLength > limit {
-		return refuse(http.StatusRequestEntityTooLarge, "SIZE_INVALID",
+		return guardedBody{}, refuse(http.StatusRequestEntityTooLarge, "SIZE_INVALID",
 			"an upload may have at most %d MiB: make the layer smaller", limit>>20)
 	}
-	if req.Body != nil && req.Body != http.NoBody {
-		req.Body = &guardedBody{ReadCloser: req.Body, rooms: rooms, left: limit}
-	}
-	return nil
+	return guardedBody{ReadCloser: req.Body, rooms: rooms, left: limit}, nil
 }
 
 // checkEvery is how much comes in between two looks at the disk. Three hundred
@@ -94,66 +101,4 @@ func (b *guardedBody) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
-}
-
-// roomOf is the room an account has left of what it may keep in the registry.
-func (r *Registry) roomOf(account string) room {
-	return func(size int64) error {
-		limit := r.cfg.Limit(account)
-		if limit <= 0 {
-			return nil
-		}
-		used, err := r.usage(account)
-		if err != nil {
-			return err
-		}
-		if used+max(size, 0) > limit {
-			return refuse(http.StatusForbidden, "DENIED",
-				"account %s may keep %d MiB of images, has %d MiB and would get %d MiB more: delete images you no longer need "+
-					"(their layers go within a day), or ask a sysadmin to raise the limit (`mp accounts set`)",
-				account, limit>>20, used>>20, max(size, 0)>>20)
-		}
-		return nil
-	}
-}
-
-// usage is how many bytes an account's repositories name, each layer once, and
-// what of uploads has come. It looks at the file system each time: thousands of
-// layers take some ten milliseconds.
-func (r *Registry) usage(account string) (int64, error) {
-	names, err := r.repositories(account)
-	if err != nil {
-		return 0, err
-	}
-	var used int64
-	seen := map[digest.Digest]bool{}
-	count := func(d digest.Digest, _ string, _ fs.FileInfo) error {
-		if seen[d] || d.Validate() != nil {
-			return nil
-		}
-		seen[d] = true
-		data, err := os.Stat(filepath.Join(r.root(), "blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded(), "data"))
-		if err == nil {
-			used += data.Size()
-		}
-		return nil // a link to a blob that went
-	}
-	for _, name := range names {
-		dir := r.repositoryDir(name)
-		for _, links := range []string{layers, revisions} {
-			if err := eachDigest(filepath.Join(dir, links), "link", count); err != nil {
-				return 0, err
-			}
-		}
-		uploads, err := os.ReadDir(filepath.Join(dir, "_uploads"))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return 0, err
-		}
-		for _, u := range uploads {
-			if data, err := os.Stat(filepath.Join(dir, "_uploads", u.Name(), "data")); err == nil {
-				used += data.Size()
-			}
-		}
-	}
-	return used, nil
 }

@@ -130,6 +130,7 @@ func (r *Registry) Delete(ctx context.Context, repository, ref string) error {
 	}
 	r.gate.RLock()
 	defer r.gate.RUnlock()
+	defer r.deleted(accountOf(repository))
 	named, canonical, err := r.lookUp(ctx, repository, ref)
 	if errors.Is(err, ErrNotFound) && isTag(ref) && named != "" {
 		err = nil // only the tag is there
@@ -147,6 +148,7 @@ func (r *Registry) removeRepository(repository string) error {
 	}
 	r.gate.RLock()
 	defer r.gate.RUnlock()
+	defer r.deleted(accountOf(repository))
 	// Other repositories may stand below this one. What is its own begins with
 	// "_", which no name does.
 	own, err := filepath.Glob(filepath.Join(r.repositoryDir(repository), "_*"))
@@ -179,6 +181,7 @@ func (r *Registry) RemoveAll(ctx context.Context, account, organization string) 
 	}
 	r.gate.RLock()
 	defer r.gate.RUnlock()
+	defer r.deleted(account)
 	if err := os.RemoveAll(r.repositoryDir(account + "/" + organization)); err != nil {
 		return fmt.Errorf("remove images of %s/%s: %w", account, organization, err)
 	}

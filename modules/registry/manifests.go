@@ -238,6 +238,26 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, t targe
 	if err != nil {
 		return err
 	}
+	account, _, err := splitName(t.repository)
+	if err != nil {
+		return err
+	}
+	u, err := r.usageOf(account)
+	if err != nil {
+		return err
+	}
+	files := []string{r.link(t.repository, revisions, desc.Digest)}
+	if named != desc.Digest {
+		files = append(files, r.link(t.repository, revisions, named))
+	}
+	for _, tag := range tags {
+		dir := filepath.Join(r.repositoryDir(t.repository), "_manifests", "tags", tag)
+		files = append(files, filepath.Join(dir, "current"), filepath.Join(dir, "index", named.Algorithm().String(), named.Encoded()))
+	}
+	if subject != nil {
+		files = append(files, filepath.Join(r.referrersDir(t.repository, subject.Digest), referrer(named)))
+	}
+	names := missing(files...) + r.newFolders(t.repository)
 	if subject != nil {
 		if err := r.addReferrer(t.repository, subject.Digest, named, mediaType, body); err != nil {
 			return err
@@ -259,6 +279,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, t targe
 	if err := r.revive(t.repository, named, desc.Digest); err != nil {
 		return err
 	}
+	u.add(desc.Digest, int64(len(body)), names)
 	if len(params) > 0 {
 		w.Header().Set("Oci-Tag", strings.Join(tags, ", "))
 	}

@@ -46,6 +46,9 @@ func (e *refusal) serve(w http.ResponseWriter, r *http.Request) {
 		// wrong. After "not there" they go on to a request whose answer can.
 		status = http.StatusNotFound
 	}
+	if status == http.StatusTooManyRequests {
+		w.Header().Set("Retry-After", "5")
+	}
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
 		w.Write(append(body, '\n'))

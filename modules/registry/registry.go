@@ -26,6 +26,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -86,8 +87,17 @@ type Registry struct {
 	disk      disk
 
 	// gate keeps garbage collection and writing apart: those who write hold it
-	// for reading, the collector holds it for writing.
+	// for reading once all has come, the collector holds it for writing.
 	gate sync.RWMutex
+
+	// pushes are the requests that write, by account; of them as many as the machine has
+	// CPUs work at a time, which are its share.
+	pushes *limiter.Limiter[string]
+	share  int
+
+	usagesMu sync.Mutex
+	usages   map[string]*usage        // by account
+	shares   map[string]chan struct{} // by account
 
 	// Both are there once Run is ready.
 	app  http.Handler
@@ -107,6 +117,10 @@ func New(cfg Config) (*Registry, error) {
 		cfg:       cfg,
 		router:    newRouter(),
 		upstreams: map[string]*upstream{},
+		pushes:    limiter.New[string](maxPushes, 8*maxPushes),
+		share:     runtime.GOMAXPROCS(0),
+		usages:    map[string]*usage{},
+		shares:    map[string]chan struct{}{},
 		disk:      disk{dir: cfg.Dir, floor: cfg.MinFreeBytes},
 	}
 	// 100 concurrent file operations: distribution's own default.

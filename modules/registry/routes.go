@@ -58,7 +58,7 @@ var wholeName = regexp.MustCompile("^" + reference.NameRegexp.String() + "$")
 type target struct {
 	route      string // one of v2.RouteName...
 	repository string // "" for the base and the catalog
-	reference  string // tag or digest of a manifest, digest of a blob
+	reference  string // tag or digest of a manifest, digest of a blob, id of an upload
 	action     string
 }
 
@@ -89,6 +89,7 @@ func (r *Registry) parse(req *http.Request) (target, bool) {
 		return out, out.action == pull && out.repository == ""
 	case v2.RouteNameBlobUpload, v2.RouteNameBlobUploadChunk:
 		out.action = push // also to ask how far an upload is, and to cancel it
+		out.reference = m.Vars["uuid"]
 	case v2.RouteNameManifest:
 		out.reference = m.Vars["reference"]
 	case v2.RouteNameBlob, routeReferrers:
@@ -112,6 +113,12 @@ func splitName(repository string) (account, organization string, err error) {
 		return "", "", errName(repository)
 	}
 	return parts[0], parts[1], nil
+}
+
+// accountOf is the first part of a repository's name.
+func accountOf(repository string) string {
+	account, _, _ := strings.Cut(repository, "/")
+	return account
 }
 
 func checkOrganization(account, organization string) error {
