@@ -44,10 +44,7 @@ func (c *Controller) deploy(ctx context.Context, app *resource.App) (again time.
 	if err != nil {
 		return 0, c.unreachable(ctx, app, err)
 	}
-	there, err := k.find(app)
-	if err != nil {
-		return 0, err
-	}
+	there := k.find(app)
 	digest, err := c.digest(ctx, app, ref, there.deployments)
 	if none, ok := errors.AsType[*NoImageError](err); ok {
 		return retryImage, c.blocked(ctx, app, noImage(none))
@@ -132,6 +129,9 @@ func (c *Controller) apply(
 		}
 	}
 
+	if err := k.tooMany(there); err != nil {
+		return nil, err
+	}
 	if err := ensureNamespace(ctx, k, namespace); err != nil {
 		return nil, err
 	}

@@ -28,6 +28,7 @@ type standIn struct {
 	hangs   bool
 	waiting atomic.Int32 // requests that hang now
 	most    atomic.Int32 // at once
+	items   []any        // what each list says
 }
 
 func newStandIn(t *testing.T, hangs bool) *standIn {
@@ -76,7 +77,7 @@ func (s *standIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 	case last == "deployments" || last == "services" || last == "pods":
-		answer(http.StatusOK, object{"metadata": object{"resourceVersion": "1"}, "items": []any{}})
+		answer(http.StatusOK, object{"metadata": object{"resourceVersion": "1"}, "items": s.items})
 	case last == "default": // the namespace
 		answer(http.StatusOK, object{"kind": "Namespace", "apiVersion": "v1", "metadata": object{"name": last}})
 	default:

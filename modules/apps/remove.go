@@ -9,8 +9,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	k8slabels "k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/modules/internal/mirror"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -43,25 +45,31 @@ func (c *Controller) remove(ctx context.Context, app *resource.App) (again time.
 	return 0, c.removeResource(ctx, app)
 }
 
+// maxDeleted is how many objects with an app's labels are deleted in one look. An app
+// has two; the tenant may have put them on any number.
+const maxDeleted = 100
+
 // deleteObjects deletes what app has in its cluster, and counts what is still
 // there. It asks the API and not the mirrors: what was applied a moment ago may not
 // be in those yet, and would stay for ever.
 func deleteObjects(ctx context.Context, k *cluster, app *resource.App) (left int, err error) {
 	options := metav1.ListOptions{LabelSelector: k8slabels.FormatLabels(labels(app))}
-	services, err := k.client.CoreV1().Services(metav1.NamespaceAll).List(ctx, options)
-	if err != nil {
-		return 0, fmt.Errorf("list services: %w", err)
-	}
-	deployments, err := k.client.AppsV1().Deployments(metav1.NamespaceAll).List(ctx, options)
-	if err != nil {
-		return 0, fmt.Errorf("list deployments: %w", err)
-	}
 	var all []metav1.Object
-	for i := range services.Items {
-		all = append(all, &services.Items[i])
-	}
-	for i := range deployments.Items {
-		all = append(all, &deployments.Items[i])
+	for kind, of := range map[string]mirror.Source{
+		"services":    mirror.Of(k.client.CoreV1().Services(metav1.NamespaceAll)),
+		"deployments": mirror.Of(k.client.AppsV1().Deployments(metav1.NamespaceAll)),
+	} {
+		_, err := mirror.Each(ctx, of, options, func(o runtime.Object) bool {
+			if s := slimService(o); s != nil {
+				all = append(all, s)
+			} else if d := slimDeployment(o); d != nil {
+				all = append(all, d)
+			}
+			return len(all) < maxDeleted
+		})
+		if err != nil {
+			return 0, fmt.Errorf("list %s: %w", kind, err)
+		}
 	}
 	for _, o := range all {
 		if err := deleteObject(ctx, k, o); err != nil {

@@ -19,6 +19,7 @@ const (
 	reasonUnreachable  = "WorkspaceNotReady"
 	reasonRefused      = "Refused"
 	reasonConflict     = "NameTaken"
+	reasonTooMany      = "TooManyObjects"
 	reasonApplied      = "Applied"
 	reasonReady        = "Ready"
 	reasonRollingOut   = "RollingOut"

@@ -141,6 +141,7 @@ func New(cfg Config) *Balancer {
 		Registerer: cfg.Registerer,
 	})
 	b.table = newTable(b.dialer, func(workspace string) { b.workspaces.AddAfter(workspace, gather) })
+	b.table.retell = b.hosts.Add
 	b.routes.OnChange(b.changed)
 	return b
 }
@@ -166,11 +167,11 @@ func (b *Balancer) HTTPSAddr() net.Addr { return b.https.get() }
 // Run serves until ctx is done. It is ready once it listens: with the routes it
 // had when it last ran, if the store is not there yet.
 func (b *Balancer) Run(ctx context.Context, ready func()) error {
-	if err := os.MkdirAll(b.cfg.Dir, 0o700); err != nil {
+	saved := filepath.Join(b.cfg.Dir, "routes")
+	if err := os.MkdirAll(saved, 0o700); err != nil {
 		return fmt.Errorf("make the balancer's folder: %w", err)
 	}
-	file := filepath.Join(b.cfg.Dir, "routes.json")
-	if err := b.table.load(file); err != nil {
+	if err := b.table.load(saved); err != nil {
 		b.cfg.Log.Warn("starting without the routes of last time", "err", err)
 	}
 	shared, local := newStorage(b.cfg.Etcd, CertificatesPrefix), filepath.Join(b.cfg.Dir, "certificates")
@@ -181,7 +182,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	defer wg.Wait()
 	work, stop := context.WithCancel(ctx)
 	defer stop()
-	wg.Go(func() { b.keepSaved(work, file) })
+	wg.Go(func() { b.keepSaved(work, saved) })
 	wg.Go(func() {
 		b.workspaces.Run(work)
 		b.endFollowers()
@@ -297,6 +298,9 @@ func (b *Balancer) lookAfter(ctx context.Context, host string) (again time.Durat
 			}))
 		}
 	}
+	if crowded := b.table.crowdedAt(host); crowded != "" {
+		return 0, b.setReady(ctx, r, resource.Condition{Status: resource.False, Reason: "TooManyEndpoints", Message: crowded})
+	}
 	return 0, b.setReady(ctx, r, resource.Condition{
 		Status:  resource.True,
 		Reason:  "Served",
@@ -330,10 +334,11 @@ func (b *Balancer) follow(ctx context.Context, workspace string) (again time.Dur
 		end()
 		delete(b.followers, workspace)
 	}
-	f := &follower{Balancer: b, workspace: workspace, routed: b.table.routed(workspace)}
-	if len(f.routed) == 0 {
+	routed := b.table.routed(workspace)
+	if len(routed) == 0 {
 		return 0, nil
 	}
+	f := b.newFollower(workspace, routed)
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx)) // it outlives this look
 	var wg sync.WaitGroup
 	wg.Go(func() { f.run(ctx) })

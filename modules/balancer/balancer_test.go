@@ -331,7 +331,7 @@ func TestForeignHostIsRefused(t *testing.T) {
 
 // TestOnlyPodsAreDialed: a tenant writes his own EndpointSlices.
 func TestOnlyPodsAreDialed(t *testing.T) {
-	got := addresses(slicesOf("10.42.0.1", "169.254.20.10", "127.0.0.1", "172.30.0.1", "10.43.0.10", "8.8.8.8", "::1", "10.42.255.255", "nonsense", "10.42.0.1"),
+	got := addresses(sliceOf("10.42.0.1", "169.254.20.10", "127.0.0.1", "172.30.0.1", "10.43.0.10", "8.8.8.8", "::1", "10.42.255.255", "nonsense", "10.42.0.1"),
 		netip.MustParsePrefix("10.42.0.0/16"))
 	if fmt.Sprint(got) != "[10.42.0.1 10.42.255.255]" {
 		t.Errorf("got %v", got)
@@ -481,31 +481,37 @@ func TestManyRoutes(t *testing.T) {
 		n = 5_000
 	}
 	for i := range n {
-		ws := fmt.Sprintf("acme/web/w%d", i/50)
-		tab.put(&resource.Route{Meta: resource.Meta{Name: fmt.Sprintf("app%d.w%d.web.acme.%s", i, i/50, domain)}, Workspace: ws,
+		ws := fmt.Sprintf("acme/web/w%d", i/500)
+		tab.put(&resource.Route{Meta: resource.Meta{Name: fmt.Sprintf("app%d.w%d.web.acme.%s", i, i/500, domain)}, Workspace: ws,
 			Namespace: "default", Service: fmt.Sprintf("app%d", i), Port: 8080})
-		tab.setEndpoints(service{ws, "default", fmt.Sprintf("app%d", i)}, []netip.Addr{netip.MustParseAddr("10.42.0.1"), netip.MustParseAddr("10.42.0.2")})
+		tab.setEndpoints(service{ws, "default", fmt.Sprintf("app%d", i)}, []netip.Addr{netip.MustParseAddr("10.42.0.1"), netip.MustParseAddr("10.42.0.2")}, "")
 	}
-	file := t.TempDir() + "/routes.json"
-	if err := tab.save(file); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	workspaces := tab.unsaved()
+	if len(workspaces) != n/500 {
+		t.Errorf("%d workspaces are to be saved, want %d", len(workspaces), n/500)
+	}
+	for _, w := range workspaces {
+		if err := tab.save(dir, w); err != nil {
+			t.Fatal(err)
+		}
 	}
 	again := newTable(func(string) DialFunc { return nil }, func(string) {})
-	if err := again.load(file); err != nil {
+	if err := again.load(dir); err != nil {
 		t.Fatal(err)
 	}
 	if len(again.routes) != n || len(*again.lookup(fmt.Sprintf("app7.w0.web.acme.%s", domain)).backends.Load()) != 2 {
 		t.Errorf("loaded %d routes, want %d", len(again.routes), n)
 	}
 	t.Logf("%d routes built, saved and loaded in %v", n, time.Since(begin))
-	allocs := testing.AllocsPerRun(1000, func() { tab.lookup("app4000.w80.web.acme.apps.example") })
+	allocs := testing.AllocsPerRun(1000, func() { tab.lookup("app4000.w8.web.acme.apps.example") })
 	if allocs != 0 {
 		t.Errorf("a lookup allocates %v times", allocs)
 	}
 	for _, h := range tab.hosts() {
 		tab.remove(h)
 	}
-	if len(tab.routes)+len(tab.pools)+len(tab.endpoints)+len(tab.services) != 0 {
+	if len(tab.routes)+len(tab.pools)+len(tab.endpoints)+len(tab.services)+len(tab.crowded) != 0 {
 		t.Error("something is left in the table")
 	}
 }

@@ -2,37 +2,37 @@ package balancer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	kubewatch "k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/multipaas/multipaas/modules/internal/mirror"
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
 const (
-	// listTimeout bounds a list of a workspace's EndpointSlices: 1,000 of them
-	// are 2 MB.
-	listTimeout = 15 * time.Second
-	// watchFor is when a watch is begun anew, with a new list: what a watch may
-	// have missed is mended then.
-	watchFor = 5 * time.Minute
-	// The planes are on this host or the next, and a pod that leaves must be
-	// seen: so ask again soon, unlike client-go's informers, which wait for up
-	// to a minute.
-	retryFirst = 100 * time.Millisecond
-	retryMost  = 2 * time.Second
+	// maxEndpoints is how many pods of one service get requests: as many instances as
+	// an app can have. maxWorkspaceEndpoints is how many endpoints of a workspace are
+	// kept; its machines run 27,500 pods at most, of which few are routed. Each is some
+	// 300 bytes here and with each port that is routed.
+	maxEndpoints          = resource.MaxInstances
+	maxWorkspaceEndpoints = 10_000
 	// maxSelected is how many services are named in a selector; above, all
 	// slices of services are watched. 100 names of 63 characters fit well into
 	// a URL.
 	maxSelected = 100
+	// tellShare bounds the telling of endpoints to a twentieth of the time.
+	tellShare = 20
 )
 
 // Workspaces reaches into workspaces.
@@ -51,8 +51,49 @@ type Workspaces interface {
 type follower struct {
 	*Balancer
 	workspace string
-	routed    map[service]int
-	slices    map[service]map[string]*discovery.EndpointSlice // by name
+	routed    map[service]bool
+	mirror    *mirror.Mirror[slice]
+
+	mu    sync.Mutex
+	stale map[service]bool // what was told of them
+	wake  chan struct{}    // has one when there are some
+}
+
+// slice is what is kept of an EndpointSlice: the pods that are ready and stay, sorted,
+// each once.
+type slice struct {
+	service
+	pods []netip.Addr
+}
+
+func (b *Balancer) newFollower(workspace string, routed map[service]bool) *follower {
+	f := &follower{Balancer: b, workspace: workspace, routed: routed, stale: map[service]bool{}, wake: make(chan struct{}, 1)}
+	f.mirror = mirror.New(mirror.Config[slice]{
+		What: "endpoints of " + workspace,
+		Log:  b.cfg.Log,
+		Open: func(ctx context.Context) (mirror.Source, error) {
+			client, err := b.cfg.Client(ctx, workspace)
+			if err != nil {
+				return nil, err
+			}
+			return mirror.Of(client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)), nil
+		},
+		Options: metav1.ListOptions{LabelSelector: f.selector()},
+		Slim:    f.slim,
+		Size:    func(s *slice) int { return len(s.pods) },
+		Max:     maxWorkspaceEndpoints,
+		Changed: func(old, now *slice) {
+			for _, s := range []*slice{old, now} {
+				if s != nil {
+					f.markStale(s.service)
+				}
+			}
+		},
+		Listed: func() { // of services too that have no endpoints
+			f.markStale(slices.Collect(maps.Keys(routed))...)
+		},
+	})
+	return f
 }
 
 // selector chooses EndpointSlices by the label with the name of their service.
@@ -70,94 +111,82 @@ func (f *follower) selector() string {
 // run tells the endpoints of the services until ctx is done. While the API can't be
 // reached, what was told stays.
 func (f *follower) run(ctx context.Context) {
-	wait := retryFirst
-	for ctx.Err() == nil {
-		listed, err := f.listAndWatch(ctx)
-		if listed {
-			wait = retryFirst
-		}
-		if err == nil || ctx.Err() != nil {
-			continue
-		}
-		f.cfg.Log.Debug("endpoints are not told now", "workspace", f.workspace, "err", err)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { f.mirror.Run(ctx) })
+	for {
 		select {
-		case <-time.After(wait):
+		case <-f.wake:
 		case <-ctx.Done():
+			return
 		}
-		wait = min(2*wait, retryMost)
+		f.mu.Lock()
+		stale := f.stale
+		f.stale = map[service]bool{}
+		f.mu.Unlock()
+		began := time.Now()
+		f.tell(stale)
+		// It takes some microseconds, and of the most that there can be milliseconds:
+		// those who change them all the time shall have a part of the processor.
+		select {
+		case <-time.After(tellShare * time.Since(began)):
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
-// listAndWatch lists once and watches until the watch ends. listed: it got so far.
-func (f *follower) listAndWatch(ctx context.Context) (listed bool, err error) {
-	client, err := f.cfg.Client(ctx, f.workspace)
-	if err != nil {
-		return false, err
+func (f *follower) markStale(services ...service) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range services {
+		f.stale[s] = true
 	}
-	api := client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
-	listCtx, cancel := context.WithTimeout(ctx, listTimeout)
-	defer cancel()
-	selector := f.selector()
-	list, err := api.List(listCtx, metav1.ListOptions{LabelSelector: selector})
-	if err != nil {
-		return false, fmt.Errorf("list endpoint slices: %w", err)
+	select {
+	case f.wake <- struct{}{}:
+	default:
 	}
-	f.slices = map[service]map[string]*discovery.EndpointSlice{}
-	for i := range list.Items {
-		f.keep(&list.Items[i])
-	}
-	for s := range f.routed {
-		f.tell(s)
-	}
-	w, err := api.Watch(ctx, metav1.ListOptions{
-		LabelSelector: selector, ResourceVersion: list.ResourceVersion, AllowWatchBookmarks: true,
-		TimeoutSeconds: new(int64(watchFor.Seconds())),
-	})
-	if err != nil {
-		return true, fmt.Errorf("watch endpoint slices: %w", err)
-	}
-	defer w.Stop()
-	begin := time.Now()
-	for e := range w.ResultChan() { // closed when ctx is done
-		if err := f.event(e); err != nil {
-			return true, err
-		}
-	}
-	if time.Since(begin) < time.Second { // don't hurry if that is how it goes on
-		return true, errors.New("watch endpoint slices: it ended at once")
-	}
-	return true, nil
 }
 
-func (f *follower) event(e kubewatch.Event) error {
-	if e.Type == kubewatch.Error {
-		return fmt.Errorf("watch endpoint slices: %v", e.Object)
-	}
-	slice, ok := e.Object.(*discovery.EndpointSlice)
-	if !ok || e.Type == kubewatch.Bookmark {
+// slim keeps nothing of slices without a pod, and of services that no route leads to.
+func (f *follower) slim(o runtime.Object) *slice {
+	from, ok := o.(*discovery.EndpointSlice)
+	if !ok {
 		return nil
 	}
-	s := f.keep(slice)
-	if e.Type == kubewatch.Deleted {
-		delete(f.slices[s], slice.Name)
+	s := service{f.workspace, from.Namespace, from.Labels[discovery.LabelServiceName]}
+	if !f.routed[s] {
+		return nil
 	}
-	f.tell(s)
-	return nil
+	pods := addresses(from, f.cfg.Pods)
+	if len(pods) == 0 {
+		return nil
+	}
+	return &slice{s, pods}
 }
 
-// keep keeps a slice and returns of which service it is.
-func (f *follower) keep(slice *discovery.EndpointSlice) service {
-	s := service{f.workspace, slice.Namespace, slice.Labels[discovery.LabelServiceName]}
-	if f.slices[s] == nil {
-		f.slices[s] = map[string]*discovery.EndpointSlice{}
+// tell tells the endpoints of some services.
+func (f *follower) tell(stale map[service]bool) {
+	pods := map[service][]netip.Addr{}
+	whole := f.mirror.Whole()
+	for _, of := range f.mirror.All() {
+		if stale[of.service] {
+			pods[of.service] = append(pods[of.service], of.pods...)
+		}
 	}
-	f.slices[s][slice.Name] = slice
-	return s
-}
-
-func (f *follower) tell(s service) {
-	if f.routed[s] > 0 {
-		f.table.setEndpoints(s, addresses(f.slices[s], f.cfg.Pods))
+	for s := range stale {
+		all := pods[s]
+		slices.SortFunc(all, netip.Addr.Compare)
+		all = slices.Compact(all)
+		crowded := ""
+		switch {
+		case !whole:
+			crowded = fmt.Sprintf("The workspace's routed services have more than %d endpoints, or very large EndpointSlices, and some "+
+				"are left out. Delete EndpointSlices that nobody needs.", maxWorkspaceEndpoints)
+		case len(all) > maxEndpoints:
+			crowded = fmt.Sprintf("The service has more than %d endpoints; requests reach %[1]d of them.", maxEndpoints)
+		}
+		f.table.setEndpoints(s, slices.Clone(all[:min(len(all), maxEndpoints)]), crowded)
 	}
 }
 
@@ -165,23 +194,22 @@ func (f *follower) tell(s service) {
 // Tenants can write EndpointSlices: what is not in the network of the pods is
 // left out, or they could have us open connections to whatever can be reached
 // from where we stand.
-func addresses(of map[string]*discovery.EndpointSlice, pods netip.Prefix) []netip.Addr {
+func addresses(slice *discovery.EndpointSlice, pods netip.Prefix) []netip.Addr {
+	if slice.AddressType != discovery.AddressTypeIPv4 {
+		return nil
+	}
 	var out []netip.Addr
-	for _, slice := range of {
-		if slice.AddressType != discovery.AddressTypeIPv4 {
+	for i := range slice.Endpoints {
+		e := &slice.Endpoints[i]
+		ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+		leaving := e.Conditions.Terminating != nil && *e.Conditions.Terminating
+		if !ready || leaving || len(e.Addresses) == 0 {
 			continue
 		}
-		for _, e := range slice.Endpoints {
-			ready := e.Conditions.Ready == nil || *e.Conditions.Ready
-			leaving := e.Conditions.Terminating != nil && *e.Conditions.Terminating
-			if !ready || leaving || len(e.Addresses) == 0 {
-				continue
-			}
-			// The addresses of one endpoint mean the same pod; only the first
-			// may be used.
-			if a, err := netip.ParseAddr(e.Addresses[0]); err == nil && pods.Contains(a) {
-				out = append(out, a)
-			}
+		// The addresses of one endpoint mean the same pod; only the first
+		// may be used.
+		if a, err := netip.ParseAddr(e.Addresses[0]); err == nil && pods.Contains(a) {
+			out = append(out, a)
 		}
 	}
 	slices.SortFunc(out, netip.Addr.Compare)

@@ -15,7 +15,6 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -42,7 +41,7 @@ func balancerTo(serve func(pod net.Conn)) *Balancer {
 		}
 	}, func(string) {})
 	b.table.put(&resource.Route{Meta: resource.Meta{Name: routed}, Workspace: "acme/web/shop", Namespace: "default", Service: "hello", Port: 80})
-	b.table.setEndpoints(service{"acme/web/shop", "default", "hello"}, []netip.Addr{netip.MustParseAddr("10.42.0.2")})
+	b.table.setEndpoints(service{"acme/web/shop", "default", "hello"}, []netip.Addr{netip.MustParseAddr("10.42.0.2")}, "")
 	return b
 }
 
@@ -136,31 +135,32 @@ func FuzzRouting(f *testing.F) {
 // same way again.
 func FuzzSavedTable(f *testing.F) {
 	f.Add([]byte(`{"routes":[{"host":"a.apps.example","workspace":"acme/web/shop","namespace":"default","service":"x","port":80}],"endpoints":[{"workspace":"acme/web/shop","namespace":"default","service":"x","addresses":["10.42.0.7","::1"]}]}`))
-	f.Add([]byte(`{"routes":[null,{"host":"A"},{"host":"a","port":1},{"host":"a","port":2}],"endpoints":[{"addresses":[""]}]}`))
-	f.Add([]byte(`{"routes":[{"host":"a","port":1}],"endpoints":[{"addresses":["0.0.0.0","127.0.0.1","fe80::1%25eth0"]}]}`))
+	f.Add([]byte(`{"routes":[null,{"host":"A"},{"host":"a","port":1},{"host":"a","workspace":"acme/web/shop","port":1},{"host":"a","workspace":"acme/web/shop","port":2}],"endpoints":[{"addresses":[""]}]}`))
+	f.Add([]byte(`{"routes":[{"host":"a","workspace":"acme/web/shop","port":1}],"endpoints":[{"workspace":"acme/web/shop","addresses":["0.0.0.0","127.0.0.1","fe80::1%25eth0"]}]}`))
 	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		dir := t.TempDir()
-		load := func(name string) (*table, error) {
+		const workspace = "acme/web/shop"
+		load := func(dir string) (*table, error) {
 			x := newTable(func(string) DialFunc { return nil }, func(string) {})
-			return x, x.load(filepath.Join(dir, name))
+			return x, x.load(dir)
 		}
-		if err := os.WriteFile(filepath.Join(dir, "a"), data, 0o600); err != nil {
+		a, b := t.TempDir(), t.TempDir()
+		if err := os.WriteFile(savedFile(a, workspace), data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		x, err := load("a")
+		x, err := load(a)
 		if err != nil {
 			return
 		}
 		for host, e := range x.routes {
-			if got, ok := canonicalHost(host); !ok || got != host || e.Port == 0 || x.lookup(host) == nil {
+			if got, ok := canonicalHost(host); !ok || got != host || e.Port == 0 || x.lookup(host) == nil || e.Workspace != workspace {
 				t.Errorf("%q is routed: %+v", host, e)
 			}
 		}
-		if err := x.save(filepath.Join(dir, "b")); err != nil {
+		if err := x.save(b, workspace); err != nil {
 			t.Fatal(err)
 		}
-		y, err := load("b")
+		y, err := load(b)
 		if err != nil {
 			t.Fatalf("what was kept is refused: %v", err)
 		}

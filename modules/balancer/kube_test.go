@@ -103,20 +103,25 @@ func (k *kubeAPI) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 func (k *kubeAPI) set(namespace, service string, endpoints ...discovery.Endpoint) {
+	k.setSlice(namespace, service, service, endpoints...)
+}
+
+// setSlice sets one of several slices of a service.
+func (k *kubeAPI) setSlice(namespace, service, slice string, endpoints ...discovery.Endpoint) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.revision++
 	s := &discovery.EndpointSlice{
 		TypeMeta: metav1.TypeMeta{Kind: "EndpointSlice", APIVersion: "discovery.k8s.io/v1"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: service + "-1", ResourceVersion: strconv.Itoa(k.revision),
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: slice + "-1", ResourceVersion: strconv.Itoa(k.revision),
 			Labels: map[string]string{discovery.LabelServiceName: service}},
 		AddressType: discovery.AddressTypeIPv4, Endpoints: endpoints,
 	}
 	kind := "ADDED"
-	if k.slices[namespace+"/"+service] != nil {
+	if k.slices[namespace+"/"+slice] != nil {
 		kind = "MODIFIED"
 	}
-	k.slices[namespace+"/"+service] = s
+	k.slices[namespace+"/"+slice] = s
 	k.tell(kind, s)
 }
 
@@ -155,7 +160,7 @@ func pods(addresses ...string) (out []discovery.Endpoint) {
 	return out
 }
 
-// slicesOf is one slice of pods, as the follower keeps it.
-func slicesOf(addresses ...string) map[string]*discovery.EndpointSlice {
-	return map[string]*discovery.EndpointSlice{"x": {AddressType: discovery.AddressTypeIPv4, Endpoints: pods(addresses...)}}
+// sliceOf is one slice of pods.
+func sliceOf(addresses ...string) *discovery.EndpointSlice {
+	return &discovery.EndpointSlice{AddressType: discovery.AddressTypeIPv4, Endpoints: pods(addresses...)}
 }

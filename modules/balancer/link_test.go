@@ -57,8 +57,8 @@ func TestLinks(t *testing.T) {
 		if old := last.Swap(&conn); old == nil || *old != conn {
 			conns.Add(1)
 		}
-		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(r.URL.Path), r.URL.Path)
 		answers.Add(1)
+		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(r.URL.Path), r.URL.Path)
 		switch r.URL.Path {
 		case "/then-close":
 			conn.Close()
@@ -93,7 +93,7 @@ func TestLinks(t *testing.T) {
 		t.Errorf("%d requests are under way, want none", n)
 	}
 	// The pod leaves: its idle links end.
-	b.table.setEndpoints(service{shop, "default", "hello"}, nil)
+	b.table.setEndpoints(service{shop, "default", "hello"}, nil, "")
 	backend.links.mu.Lock()
 	defer backend.links.mu.Unlock()
 	if len(backend.links.idle) != 0 || !backend.links.gone || backend.links.sweep != nil {

@@ -36,6 +36,8 @@ const (
 	maxTries   = 8
 	maxReplays = 2
 	idlePerPod = 64 // idle connections kept to a pod
+	// maxCompared bounds the backends that are looked at for one request.
+	maxCompared = 32
 )
 
 // errNoBackend is returned when a service has no pod that is ready.
@@ -74,7 +76,7 @@ type pool struct {
 	next     atomic.Uint32
 	backends atomic.Pointer[[]*backend]
 
-	refs int // routes; guarded by the table's lock
+	routes []*entry // that lead here; guarded by the table's lock
 }
 
 // backend is one pod.
@@ -181,16 +183,21 @@ func (b *backend) closeIdle() {
 }
 
 // pick chooses the backend with the fewest requests under way, in turn if that
-// is the same, and leaves out those that were tried. Those that rest come last.
+// is the same, and leaves out those that were tried. Those that rest come last. Of
+// many it looks at the next maxCompared, unless all of these rest: two that are drawn
+// are almost as good as all, and a tenant may have a thousand.
 func (p *pool) pick(tried []*backend) *backend {
 	list := *p.backends.Load()
 	if len(list) == 0 {
 		return nil
 	}
-	start := int(p.next.Add(1)) % len(list)
+	start := int(p.next.Add(1) % uint32(len(list)))
 	now := time.Now().UnixNano()
 	var best, resting *backend
 	for i := range list {
+		if i >= maxCompared && best != nil {
+			break
+		}
 		b := list[(start+i)%len(list)]
 		switch {
 		case slices.Contains(tried, b):

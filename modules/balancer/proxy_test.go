@@ -329,7 +329,7 @@ func TestGRPC(t *testing.T) {
 	}
 	// And what the balancer itself has to say, gRPC clients understand.
 	s.workspace(shop)
-	b.table.setEndpoints(service{shop, "default", "hello"}, nil)
+	b.table.setEndpoints(service{shop, "default", "hello"}, nil, "")
 	req, _ = http.NewRequest("POST", "https://"+hello+"/pkg.Service/Method", strings.NewReader("x"))
 	req.Header.Set("Content-Type", "application/grpc")
 	resp, err = s.browser(b, true).Do(req)
@@ -419,10 +419,10 @@ func TestDamagedTable(t *testing.T) {
 	dir := t.TempDir()
 	for _, content := range []string{"", "{", `{"routes":[null,{"host":"A.example","port":1},{"host":"a.example"}]}`, `{"endpoints":[{"addresses":["x"]}]}`} {
 		tab := newTable(func(string) DialFunc { return nil }, func(string) {})
-		if err := os.WriteFile(dir+"/routes.json", []byte(content), 0o600); err != nil {
+		if err := os.WriteFile(savedFile(dir, shop), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		tab.load(dir + "/routes.json") // an error or not: it must not fall over
+		tab.load(dir) // an error or not: it must not fall over
 		if len(tab.routes) != 0 {
 			t.Errorf("%s: got %d routes, want none", content, len(tab.routes))
 		}

@@ -9,7 +9,9 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -28,10 +30,14 @@ type table struct {
 	routes    map[string]*entry
 	pools     map[service]map[uint16]*pool // by port
 	endpoints map[service][]netip.Addr     // of all services that are routed, and only those
+	crowded   map[service]string           // of those of which endpoints are left out: why
 	services  map[string]map[service]int   // by workspace: routes to each service
-	dirty     chan struct{}                // has one when there is something to save
-	// rewatch is told a workspace whose set of services has changed. Not blocking.
+	dirty     map[string]bool              // workspaces of which there is something to save
+	wake      chan struct{}                // has one when there are some
+	// rewatch is told a workspace whose set of services has changed, retell a host of
+	// which there is something new to say (nil: nobody asks). Neither blocks.
 	rewatch func(workspace string)
+	retell  func(host string)
 }
 
 // entry is one route.
@@ -45,7 +51,7 @@ type entry struct {
 
 func newTable(dial func(workspace string) DialFunc, rewatch func(workspace string)) *table {
 	return &table{
-		dial: dial, rewatch: rewatch, dirty: make(chan struct{}, 1),
+		dial: dial, rewatch: rewatch, dirty: map[string]bool{}, wake: make(chan struct{}, 1), crowded: map[service]string{},
 		routes: map[string]*entry{}, pools: map[service]map[uint16]*pool{},
 		endpoints: map[service][]netip.Addr{}, services: map[string]map[service]int{},
 	}
@@ -86,7 +92,7 @@ func (t *table) add(e *entry) {
 		}
 		t.pools[s][e.Port] = p
 	}
-	p.refs++
+	p.routes = append(p.routes, e)
 	e.pool = p
 	t.routes[e.Host] = e
 	of := t.services[s.Workspace]
@@ -101,7 +107,7 @@ func (t *table) add(e *entry) {
 	if old != nil {
 		t.drop(old)
 	}
-	t.touch()
+	t.touch(s.Workspace)
 }
 
 // remove stops routing a host.
@@ -111,14 +117,15 @@ func (t *table) remove(host string) {
 	if old := t.routes[host]; old != nil {
 		delete(t.routes, host)
 		t.drop(old)
-		t.touch()
 	}
 }
 
 // drop gives up what a route held.
 func (t *table) drop(e *entry) {
 	s := e.service
-	if e.pool.refs--; e.pool.refs == 0 {
+	t.touch(s.Workspace)
+	e.pool.routes = slices.DeleteFunc(e.pool.routes, func(other *entry) bool { return other == e })
+	if len(e.pool.routes) == 0 {
 		if delete(t.pools[s], e.Port); len(t.pools[s]) == 0 {
 			delete(t.pools, s)
 		}
@@ -128,6 +135,7 @@ func (t *table) drop(e *entry) {
 	if of[s]--; of[s] == 0 {
 		delete(of, s)
 		delete(t.endpoints, s)
+		delete(t.crowded, s)
 		if len(of) == 0 {
 			delete(t.services, s.Workspace)
 		}
@@ -135,25 +143,55 @@ func (t *table) drop(e *entry) {
 	}
 }
 
-// setEndpoints says which pods of a service may get requests, if it is routed.
-func (t *table) setEndpoints(s service, addrs []netip.Addr) {
+// setEndpoints says which pods of a service may get requests, if it is routed, and
+// why not all of them; "" is all.
+func (t *table) setEndpoints(s service, addrs []netip.Addr, crowded string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.services[s.Workspace][s] == 0 || slices.Equal(t.endpoints[s], addrs) {
+	if t.services[s.Workspace][s] == 0 {
+		return
+	}
+	if t.crowded[s] != crowded {
+		if t.crowded[s] = crowded; crowded == "" {
+			delete(t.crowded, s)
+		}
+		for _, p := range t.pools[s] {
+			for _, e := range p.routes {
+				if t.retell != nil {
+					t.retell(e.Host)
+				}
+			}
+		}
+	}
+	if slices.Equal(t.endpoints[s], addrs) {
 		return
 	}
 	t.endpoints[s] = addrs
 	for _, p := range t.pools[s] {
 		p.set(addrs)
 	}
-	t.touch()
+	t.touch(s.Workspace)
 }
 
-// routed are the services of a workspace that routes lead to, and how many do.
-func (t *table) routed(workspace string) map[service]int {
+// crowdedAt is why not all pods behind a host get requests; "" if they do.
+func (t *table) crowdedAt(host string) string {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return maps.Clone(t.services[workspace])
+	if e := t.routes[host]; e != nil {
+		return t.crowded[e.service]
+	}
+	return ""
+}
+
+// routed are the services of a workspace that routes lead to.
+func (t *table) routed(workspace string) map[service]bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	routed := map[service]bool{}
+	for s := range t.services[workspace] {
+		routed[s] = true
+	}
+	return routed
 }
 
 // hosts are all hosts that are routed.
@@ -163,25 +201,30 @@ func (t *table) hosts() []string {
 	return slices.Collect(maps.Keys(t.routes))
 }
 
-func (t *table) touch() {
+// touch has what is routed in a workspace saved. t.mu is held.
+func (t *table) touch(workspace string) {
+	t.dirty[workspace] = true
 	select {
-	case t.dirty <- struct{}{}:
+	case t.wake <- struct{}{}:
 	default:
 	}
 }
 
 const (
-	// saveEvery is how often the table is saved at most while it changes.
+	// saveEvery is how often the table is saved at most while it changes: of each
+	// workspace what it has, since one of them may change all the time.
 	saveEvery = time.Second
-	// saveShare bounds the work to a twentieth of the time: 50,000 routes take
-	// about a quarter of a second.
+	// saveShare bounds the work to a twentieth of the time, but nothing waits for more
+	// than saveMost.
 	saveShare = 20
-	// maxSaved is far above 50,000 routes with 1,000 pods each.
-	maxSaved = 1 << 30
+	saveMost  = 30 * time.Second
+	// maxSaved is far above 1,000 routes and maxWorkspaceEndpoints of one workspace.
+	maxSaved = 8 << 20
+	savedEnd = ".json"
 )
 
-// savedTable is the file from which the balancer serves after a restart, until
-// the store and the planes are there.
+// savedTable is a file from which the balancer serves one workspace after a
+// restart, until the store and the planes are there.
 type savedTable struct {
 	Routes    []*entry         `json:"routes"`
 	Endpoints []savedEndpoints `json:"endpoints"`
@@ -192,12 +235,36 @@ type savedEndpoints struct {
 	Addresses []netip.Addr `json:"addresses"`
 }
 
-// load fills the table from a file. None there is no error.
-func (t *table) load(file string) error {
-	info, err := os.Stat(file)
+func savedFile(dir, workspace string) string {
+	return filepath.Join(dir, url.PathEscape(workspace)+savedEnd)
+}
+
+// load fills the table from the files in dir. None there is no error. What can't be
+// read is left out, and told.
+func (t *table) load(dir string) error {
+	files, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	errs := []error{err}
+	for _, f := range files {
+		escaped, ok := strings.CutSuffix(f.Name(), savedEnd)
+		workspace, err := url.PathUnescape(escaped)
+		if !ok || err != nil || strings.HasPrefix(escaped, ".") {
+			continue // a file that was being written
+		}
+		if err := t.loadWorkspace(filepath.Join(dir, f.Name()), workspace); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.dirty)
+	return errors.Join(errs...)
+}
+
+func (t *table) loadWorkspace(file, workspace string) error {
+	info, err := os.Stat(file)
 	if err == nil && info.Size() > maxSaved {
 		err = fmt.Errorf("it has %d bytes", info.Size())
 	}
@@ -213,7 +280,7 @@ func (t *table) load(file string) error {
 		return fmt.Errorf("load routes from %s: %w", file, err)
 	}
 	for _, e := range saved.Routes {
-		if e == nil || e.Port == 0 {
+		if e == nil || e.Port == 0 || e.Workspace != workspace {
 			continue
 		}
 		if host, ok := canonicalHost(e.Host); ok && host == e.Host {
@@ -221,21 +288,34 @@ func (t *table) load(file string) error {
 		}
 	}
 	for _, s := range saved.Endpoints {
-		t.setEndpoints(s.service, s.Addresses)
+		if s.Workspace == workspace {
+			t.setEndpoints(s.service, s.Addresses[:min(len(s.Addresses), maxEndpoints)], "")
+		}
 	}
 	return nil
 }
 
-func (t *table) save(file string) error {
+// save writes what is routed in a workspace to its file in dir; none if that is
+// nothing.
+func (t *table) save(dir, workspace string) error {
 	var saved savedTable
 	t.mu.RLock()
-	for _, e := range t.routes {
-		saved.Routes = append(saved.Routes, e)
-	}
-	for s, addrs := range t.endpoints {
-		saved.Endpoints = append(saved.Endpoints, savedEndpoints{s, addrs})
+	for s := range t.services[workspace] {
+		for _, p := range t.pools[s] {
+			saved.Routes = append(saved.Routes, p.routes...)
+		}
+		if addrs := t.endpoints[s]; len(addrs) > 0 {
+			saved.Endpoints = append(saved.Endpoints, savedEndpoints{s, addrs})
+		}
 	}
 	t.mu.RUnlock() // entries and address lists never change
+	file := savedFile(dir, workspace)
+	if len(saved.Routes) == 0 {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("forget saved routes: %w", err)
+		}
+		return nil
+	}
 	data, err := json.Marshal(saved)
 	if err == nil {
 		err = atomicfile.Write(file, data, 0o600)
@@ -246,23 +326,36 @@ func (t *table) save(file string) error {
 	return nil
 }
 
-// keepSaved saves the table after changes until ctx is done, and then once more.
-func (b *Balancer) keepSaved(ctx context.Context, file string) {
-	for ctx.Err() == nil || len(b.table.dirty) > 0 {
+// unsaved returns the workspaces that have changed since they were asked for last.
+func (t *table) unsaved() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := slices.Collect(maps.Keys(t.dirty))
+	clear(t.dirty)
+	return all
+}
+
+// keepSaved saves the table in dir after changes until ctx is done, and then once more.
+func (b *Balancer) keepSaved(ctx context.Context, dir string) {
+	for ended := false; !ended; {
 		select {
-		case <-b.table.dirty:
+		case <-b.table.wake:
 		case <-ctx.Done():
-			continue
+			ended = true
 		}
 		begin := time.Now()
-		if err := b.table.save(file); err != nil {
-			b.cfg.Log.Error("keep the routing table", "err", err)
-			if ctx.Err() == nil { // else it was the last time
-				b.table.touch()
+		for _, workspace := range b.table.unsaved() {
+			err := b.table.save(dir, workspace)
+			if err == nil {
+				continue
 			}
+			b.cfg.Log.Error("keep the routing table", "workspace", workspace, "err", err)
+			b.table.mu.Lock()
+			b.table.touch(workspace)
+			b.table.mu.Unlock()
 		}
 		select {
-		case <-time.After(max(saveEvery, saveShare*time.Since(begin))):
+		case <-time.After(min(max(saveEvery, saveShare*time.Since(begin)), saveMost)):
 		case <-ctx.Done():
 		}
 	}

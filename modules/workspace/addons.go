@@ -40,11 +40,11 @@ func (c *Controller) furnish(ctx context.Context, p *pass) (string, error) {
 		err = p.run.applyAddons(ctx, docs)
 	}
 	if err != nil || p.Spec.Machines == 0 {
-		return "", err
+		return p.run.now().tooMany(), err
 	}
 	ready, err := p.run.hasDNS(ctx)
 	if err != nil || ready {
-		return "", err
+		return p.run.now().tooMany(), err
 	}
 	p.again = reconcile.Soonest(p.again, time.Second)
 	return "cluster DNS is starting", nil
@@ -56,7 +56,7 @@ func (r *run) applyAddons(ctx context.Context, docs []byte) error {
 	if r.manifest == sum {
 		return nil
 	}
-	cfg := r.now().plane.RESTConfig()
+	cfg := r.now().config
 	d, err := discovery.NewDiscoveryClientForConfig(cfg)
 	if err != nil {
 		return err

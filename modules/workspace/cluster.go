@@ -3,6 +3,8 @@ package workspace
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -12,20 +14,18 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Namespaces lists the namespaces of the workspace's cluster.
-func (c *Controller) Namespaces(ctx context.Context, key string) ([]resource.Namespace, error) {
-	client, err := c.Client(ctx, key)
+// Namespaces lists the namespaces of the workspace's cluster, maxNamespaces at most. It
+// asks nobody, and wraps resource.ErrNotReady while the plane does not serve.
+func (c *Controller) Namespaces(_ context.Context, key string) ([]resource.Namespace, error) {
+	now, err := c.followed(key)
 	if err != nil {
 		return nil, err
 	}
-	list, err := client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, err
+	out := []resource.Namespace{}
+	for _, ns := range now.namespaces.All() {
+		out = append(out, resource.Namespace{Name: ns.name, Phase: ns.phase})
 	}
-	out := make([]resource.Namespace, 0, len(list.Items))
-	for i := range list.Items {
-		out = append(out, resource.Namespace{Name: list.Items[i].Name, Phase: string(list.Items[i].Status.Phase)})
-	}
+	slices.SortFunc(out, func(a, b resource.Namespace) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }
 
@@ -72,29 +72,20 @@ func (c *Controller) DeleteNamespace(ctx context.Context, key, name string) erro
 }
 
 // ClusterNodes lists the nodes of the workspace's cluster with the machines
-// behind them.
-func (c *Controller) ClusterNodes(ctx context.Context, key string) ([]resource.ClusterNode, error) {
-	client, err := c.Client(ctx, key)
+// behind them; of others maxNodes at most. See Namespaces.
+func (c *Controller) ClusterNodes(_ context.Context, key string) ([]resource.ClusterNode, error) {
+	now, err := c.followed(key)
 	if err != nil {
 		return nil, err
 	}
-	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, err
-	}
-	out := make([]resource.ClusterNode, 0, len(list.Items))
-	for i := range list.Items {
-		n := &list.Items[i]
-		item := resource.ClusterNode{Name: n.Name, Ready: nodeReady(n), Version: n.Status.NodeInfo.KubeletVersion}
-		for _, a := range n.Status.Addresses {
-			if a.Type == corev1.NodeInternalIP {
-				item.Address = a.Address
-			}
-		}
-		if m, ok := c.cfg.Machines.Get(key + "/" + n.Name); ok {
+	out := []resource.ClusterNode{}
+	for _, n := range now.nodes.All() {
+		item := resource.ClusterNode{Name: n.name, Ready: n.ready, Version: n.version, Address: n.address}
+		if m, ok := c.cfg.Machines.Get(key + "/" + n.name); ok {
 			item.Node, item.Size = m.Spec.Node, m.Spec.Size
 		}
 		out = append(out, item)
 	}
+	slices.SortFunc(out, func(a, b resource.ClusterNode) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }

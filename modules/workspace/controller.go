@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/multipaas/multipaas/modules/internal/mirror"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -77,6 +78,8 @@ type Controller struct {
 	cfg   Config
 	loop  *reconcile.Loop[string] // keys of workspaces
 	slots chan struct{}           // planes that may start at the same time
+
+	bounds mirror.Bounds // of what is read of clusters
 
 	placing sync.Mutex // one placement at a time, so that no node is promised twice
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	rbac "k8s.io/client-go/applyconfigurations/rbac/v1"
 	"k8s.io/client-go/kubernetes"
@@ -23,24 +22,20 @@ const developers = "multipaas:org-developer"
 // It returns false while the namespaces are not known yet.
 func (r *run) bindDevelopers(ctx context.Context) (bool, error) {
 	known := r.now()
-	if !known.synced {
+	if !known.followed() {
 		return false, nil // the first list queues the workspace again
 	}
-	list, err := known.namespaces.List(labels.Everything())
-	if err != nil {
-		return false, err
-	}
 	now := map[types.UID]bool{}
-	for _, ns := range list {
-		if ns.DeletionTimestamp != nil || resource.IsSystemNamespace(ns.Name) {
+	for _, ns := range known.namespaces.All() {
+		if ns.going || resource.IsSystemNamespace(ns.name) {
 			continue
 		}
-		if !r.bound[ns.UID] {
-			if err := bindDevelopers(ctx, known.client, ns.Name); err != nil {
-				return false, fmt.Errorf("developers in namespace %s: %w", ns.Name, err)
+		if !r.bound[ns.uid] {
+			if err := bindDevelopers(ctx, known.client, ns.name); err != nil {
+				return false, fmt.Errorf("developers in namespace %s: %w", ns.name, err)
 			}
 		}
-		now[ns.UID] = true
+		now[ns.uid] = true
 	}
 	r.bound = now
 	return true, nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/modules/internal/mirror"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -20,6 +21,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -31,6 +33,10 @@ const drainTime = 2 * time.Minute
 // webhooks can refuse or delay whatever we ask of it, and a plane may be broken
 // for good. The host must become free nevertheless.
 const overdue = 2 * drainTime
+
+// maxDrained is how many pods of a machine are looked at, and evicted, at a time. A
+// kubelet runs 110; a tenant may write that any number is there.
+const maxDrained = 250
 
 // place creates the machines that are missing and marks those that are too
 // many. It returns what could not be placed, in words; "" when all is placed.
@@ -265,27 +271,21 @@ func (r *run) node(ctx context.Context, m *resource.Machine) (bool, string) {
 	if !now.serving || now.nodes == nil {
 		return false, "waiting for the plane"
 	}
-	n, err := now.nodes.Get(m.Name)
-	if apierrors.IsNotFound(err) {
-		return false, "its kubelet has not registered yet"
-	} else if err != nil {
-		return false, err.Error()
+	n := now.nodes.Get("", m.Name)
+	if n == nil {
+		return false, cmp.Or(now.tooMany(), "its kubelet has not registered yet")
 	}
-	if n.Spec.PodCIDR == "" {
+	if n.podCIDR == "" {
 		patch := fmt.Sprintf(`{"spec":{"podCIDR":%q,"podCIDRs":[%[1]q]}}`, m.Spec.PodCIDR)
 		_, err := now.client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
 		if err != nil {
 			return false, err.Error()
 		}
 	}
-	if nodeReady(n) {
+	if n.ready {
 		return true, ""
 	}
-	why := ""
-	for _, cond := range n.Status.Conditions { // slim keeps one
-		why = cond.Message
-	}
-	return false, cmp.Or(why, "its node is not ready")
+	return false, cmp.Or(n.why, "its node is not ready")
 }
 
 // observeNode writes what was seen of a machine's Kubernetes node.
@@ -397,23 +397,31 @@ func (c *Controller) drain(ctx context.Context, r *run, m *resource.Machine, lat
 	} else if err != nil {
 		return "", err
 	}
-	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", m.Name).String(),
-	})
+	// Those that have ended are none of these: a tenant may keep any number.
+	selector := fields.AndSelectors(fields.OneTermEqualSelector("spec.nodeName", m.Name),
+		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodSucceeded)),
+		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodFailed)))
+	var leaving []types.NamespacedName
+	left := 0
+	look := func(o runtime.Object) bool {
+		p, ok := o.(*corev1.Pod)
+		if !ok {
+			return true
+		}
+		if owner := metav1.GetControllerOf(p); owner != nil && owner.Kind == "DaemonSet" {
+			return true
+		}
+		left++
+		if p.DeletionTimestamp == nil {
+			leaving = append(leaving, types.NamespacedName{Namespace: p.Namespace, Name: p.Name})
+		}
+		return left < maxDrained
+	}
+	all, err := mirror.Each(ctx, mirror.Of(client.CoreV1().Pods("")), metav1.ListOptions{FieldSelector: selector.String()}, look)
 	if err != nil {
 		return "", err
 	}
-	left := 0
-	for i := range pods.Items {
-		p := &pods.Items[i]
-		owner := metav1.GetControllerOf(p)
-		if owner != nil && owner.Kind == "DaemonSet" || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
-			continue
-		}
-		left++
-		if p.DeletionTimestamp != nil {
-			continue
-		}
+	for _, p := range leaving {
 		err := client.PolicyV1().Evictions(p.Namespace).Evict(ctx, &policyv1.Eviction{
 			ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace},
 		})
@@ -422,8 +430,11 @@ func (c *Controller) drain(ctx context.Context, r *run, m *resource.Machine, lat
 			return "", err
 		}
 	}
-	if left == 0 {
-		return "", nil
+	switch {
+	case !all:
+		return fmt.Sprintf("%d pods and more are leaving", left), nil
+	case left > 0:
+		return fmt.Sprintf("%d pods are leaving", left), nil
 	}
-	return fmt.Sprintf("%d pods are leaving", left), nil
+	return "", nil
 }

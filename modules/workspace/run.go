@@ -7,22 +7,18 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/modules/internal/mirror"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	corelisters "k8s.io/client-go/listers/core/v1"
-	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/rest"
 )
 
 // run is one plane while it runs on this server, with what watches it.
@@ -48,10 +44,15 @@ type live struct {
 	serving bool
 	problem string
 
+	config     *rest.Config // of the platform's clients, with the bounds
 	client     kubernetes.Interface
-	nodes      corelisters.NodeLister
-	namespaces corelisters.NamespaceLister
-	synced     bool // nodes and namespaces hold all there are
+	nodes      *mirror.Mirror[node]
+	namespaces *mirror.Mirror[namespace]
+}
+
+// followed says whether nodes and namespaces hold what there is.
+func (l live) followed() bool {
+	return l.nodes != nil && l.nodes.IsSynced() && l.namespaces.IsSynced()
 }
 
 func (r *run) now() live {
@@ -140,15 +141,16 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 	began := time.Now()
 	// The client's certificate is there once the plane has been started.
 	connect := sync.OnceValue(func() error {
-		cfg := p.RESTConfig()
+		account, _, _ := strings.Cut(r.key, "/")
+		cfg := c.bounds.Config(p.RESTConfig(), account)
 		cfg.QPS, cfg.Burst = 50, 100
 		client, err := kubernetes.NewForConfig(cfg)
 		if err != nil {
 			return err
 		}
 		c.cfg.Log.Info("plane ready", "workspace", r.key, "id", r.id, "after", time.Since(began).Round(time.Millisecond))
-		r.note(func(l *live) { l.client = client })
-		c.watchCluster(ctx, r, client)
+		r.note(func(l *live) { l.config, l.client = cfg, client })
+		c.followCluster(ctx, r, client)
 		return nil
 	})
 	return p.Run(ctx, func() {
@@ -174,63 +176,6 @@ func (c *Controller) serves(r *run, problem error) {
 	c.loop.Add(r.key)
 }
 
-// watchCluster follows the cluster's nodes and namespaces until ctx is done.
-func (c *Controller) watchCluster(ctx context.Context, r *run, client kubernetes.Interface) {
-	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(slim))
-	inf := f.Core().V1().Nodes()
-	changed := func(any) { c.loop.Add(r.key) }
-	_, err := inf.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: changed, DeleteFunc: changed,
-		UpdateFunc: func(a, b any) {
-			if old, cur := a.(*corev1.Node), b.(*corev1.Node); nodeReady(old) != nodeReady(cur) || old.Spec.PodCIDR != cur.Spec.PodCIDR {
-				changed(b)
-			}
-		}})
-	namespaces := f.Core().V1().Namespaces()
-	_, err2 := namespaces.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: changed})
-	if err := errors.Join(err, err2); err != nil {
-		c.cfg.Log.Error("watch cluster", "workspace", r.key, "err", err)
-		return
-	}
-	r.note(func(l *live) { l.nodes, l.namespaces = inf.Lister(), namespaces.Lister() })
-	f.Start(ctx.Done())
-	c.wg.Go(func() {
-		f.WaitForCacheSync(ctx.Done())
-		r.note(func(l *live) { l.synced = true })
-		c.loop.Add(r.key)
-		<-ctx.Done()
-		f.Shutdown()
-	})
-}
-
-// slim keeps of nodes and namespaces what this package looks at: they lie in the
-// server's memory, and a tenant can make any number as large as he likes.
-func slim(o any) (any, error) {
-	if ns, ok := o.(*corev1.Namespace); ok {
-		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns.Name, UID: ns.UID, ResourceVersion: ns.ResourceVersion,
-			DeletionTimestamp: ns.DeletionTimestamp}}, nil
-	}
-	n, ok := o.(*corev1.Node)
-	if !ok {
-		return o, nil
-	}
-	kept := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion}}
-	kept.Spec.PodCIDR = n.Spec.PodCIDR
-	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			c.Message = strings.Clone(c.Message[:min(len(c.Message), 1024)])
-			kept.Status.Conditions = []corev1.NodeCondition{c}
-		}
-	}
-	return kept, nil
-}
-
-func nodeReady(n *corev1.Node) bool {
-	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	})
-}
-
 // stop ends the plane with this id, if it runs, and waits until it has.
 func (c *Controller) stop(id string) {
 	c.mu.Lock()
@@ -246,6 +191,16 @@ func (c *Controller) stop(id string) {
 // Client returns a client with every right in the workspace's cluster. It wraps
 // resource.ErrNotReady while the plane does not serve.
 func (c *Controller) Client(_ context.Context, key string) (kubernetes.Interface, error) {
+	r, err := c.serving(key)
+	if err != nil {
+		return nil, err
+	}
+	return r.now().client, nil
+}
+
+// serving returns the run of a workspace's plane that serves. It wraps
+// resource.ErrNotReady if there is none.
+func (c *Controller) serving(key string) (*run, error) {
 	var r *run
 	if w, ok := c.cfg.Workspaces.Get(key); ok {
 		c.mu.Lock()
@@ -258,7 +213,7 @@ func (c *Controller) Client(_ context.Context, key string) (kubernetes.Interface
 	if ok, why := r.state(); !ok {
 		return nil, fmt.Errorf("workspace %s: %w: %s", key, resource.ErrNotReady, why)
 	}
-	return r.now().client, nil
+	return r, nil
 }
 
 // Dialer returns what connects to pods and machines from inside the network of

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -162,7 +163,7 @@ func (s *site) seed(ctx context.Context, n int) error {
 		Routes    []map[string]any `json:"routes"`
 		Endpoints []map[string]any `json:"endpoints"`
 	}
-	var table saved
+	tables := map[string]*saved{} // by workspace
 	work, ctx := errgroup.WithContext(ctx)
 	work.SetLimit(16)
 	var ops []store.Op
@@ -176,6 +177,11 @@ func (s *site) seed(ctx context.Context, n int) error {
 			work.Go(func() error { return s.store.Commit(ctx, batch...) })
 			ops = nil
 		}
+		table := tables[r.Workspace]
+		if table == nil {
+			table = &saved{}
+			tables[r.Workspace] = table
+		}
 		table.Routes = append(table.Routes, map[string]any{"host": r.Name, "workspace": r.Workspace, "namespace": r.Namespace, "service": r.Service, "port": r.Port})
 		if i%100 == 0 {
 			table.Endpoints = append(table.Endpoints, map[string]any{"workspace": r.Workspace, "namespace": r.Namespace, "service": r.Service,
@@ -186,11 +192,20 @@ func (s *site) seed(ctx context.Context, n int) error {
 	if err := work.Wait(); err != nil {
 		return fmt.Errorf("write %d routes: %w", n, err)
 	}
-	data, err := json.Marshal(table)
-	if err != nil {
+	folder := filepath.Join(dir, "routes")
+	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "routes.json"), data, 0o600)
+	for workspace, table := range tables {
+		data, err := json.Marshal(table)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(folder, url.PathEscape(workspace)+".json"), data, 0o600)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // certificate puts the certificate of a host where the balancer keeps its own.
