@@ -290,5 +290,5 @@ func (r *Registry) serveUpstream(w http.ResponseWriter, req *http.Request, t tar
 	if t.action != pull {
 		return refuse(http.StatusMethodNotAllowed, "UNSUPPORTED", "%s can only be pulled from", ns)
 	}
-	return u.serve(w, req, t)
+	return u.serve(w, req, t, accountOf(who.node))
 }

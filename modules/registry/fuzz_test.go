@@ -263,10 +263,11 @@ func FuzzUpstream(f *testing.F) {
 			return
 		}
 		_, ref, _ := strings.Cut(what, "/")
-		if want, err := digest.Parse(ref); err == nil && digest.FromBytes(w.Body.Bytes()) != want {
+		if want, err := digest.Parse(ref); err == nil && want.Algorithm().FromBytes(w.Body.Bytes()) != want {
 			t.Errorf("%q: got %q for %s", answer, w.Body, want)
 		}
-		if said := w.Header().Get("Docker-Content-Digest"); said != digest.FromBytes(w.Body.Bytes()).String() {
+		said := digest.Digest(w.Header().Get("Docker-Content-Digest"))
+		if said.Validate() != nil || said != said.Algorithm().FromBytes(w.Body.Bytes()) {
 			t.Errorf("%q: %q is said to be %s", answer, w.Body, said)
 		}
 	})

@@ -132,7 +132,7 @@ func New(cfg Config) (*Registry, error) {
 	}
 	var errs []error
 	for i, u := range cfg.Upstreams {
-		up, err := newUpstream(u, r.upstreamDir(u.Name), r.disk, cfg.Log)
+		up, err := newUpstream(u, r.upstreamDir(u.Name), r.disk, len(cfg.Upstreams), cfg.Log)
 		if err == nil && r.isOwn(u.Name) {
 			err = fmt.Errorf("name %q is the platform's own registry: give the upstream its own name", u.Name)
 		}

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/multipaas/multipaas/testing/parttest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // proxied starts a registry whose upstream is another one, with TLS by an
@@ -188,6 +190,7 @@ func (u *upstream) forgive() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.failed = time.Time{}
+	clear(u.no)
 }
 
 // empty forgets all that came from the upstream.
@@ -208,7 +211,7 @@ func TestDockerHub(t *testing.T) {
 		"https://registry-1.docker.io":   "https registry-1.docker.io ",
 		"http://mirror.example:5000/hub": "http mirror.example:5000 hub",
 	} {
-		u, err := newUpstream(Upstream{Name: "docker.io", URL: written}, t.TempDir(), disk{}, slog.New(slog.DiscardHandler))
+		u, err := newUpstream(Upstream{Name: "docker.io", URL: written}, t.TempDir(), disk{}, 1, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -227,14 +230,15 @@ func TestDockerHub(t *testing.T) {
 		c.Upstreams = []Upstream{{Name: "docker.io", URL: hub.URL}, {Name: "other.example", URL: hub.URL}}
 	})
 	node := asNode(t, p, host, "node1", "acme/web/shop")
-	for _, c := range [][3]string{
+	for i, c := range [][3]string{
 		{"nginx", "docker.io", "library/nginx"},
 		{"library/nginx", "docker.io", "library/nginx"},
 		{"grafana/grafana", "docker.io", "grafana/grafana"},
 		{"nginx", "other.example", "nginx"},
 	} {
-		node.want(404, "no such image", "GET", "/v2/"+c[0]+"/manifests/1?ns="+c[1])
-		if got, want := <-asked, "/v2/"+c[2]+"/manifests/1"; got != want {
+		tag := fmt.Sprint(i) // that it has none is remembered
+		node.want(404, "no such image", "GET", "/v2/"+c[0]+"/manifests/"+tag+"?ns="+c[1])
+		if got, want := <-asked, "/v2/"+c[2]+"/manifests/"+tag; got != want {
 			t.Errorf("%s of %s: asked for %s, want %s", c[0], c[1], got, want)
 		}
 	}
@@ -264,4 +268,168 @@ func TestSettings(t *testing.T) {
 			t.Errorf("name %q: taken", name)
 		}
 	}
+}
+
+// fakeUpstream answers /v2/STATUS/... with that status, /v2/large/... with a manifest that is too
+// large, and /v2/good/... with a manifest or a blob of which the digest is known.
+type fakeUpstream struct {
+	*httptest.Server
+	mu      sync.Mutex
+	asked   map[string]int
+	content map[string]string // by digest
+	hold    chan struct{}     // blobs of /v2/slow/... come when it is closed
+}
+
+func newFakeUpstream(t *testing.T) *fakeUpstream {
+	f := &fakeUpstream{asked: map[string]int{}, content: map[string]string{}, hold: make(chan struct{})}
+	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		parts := strings.Split(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")
+		f.mu.Lock()
+		f.asked[parts[0]]++
+		content, ok := f.content[parts[len(parts)-1]]
+		f.mu.Unlock()
+		var status int
+		if n, _ := fmt.Sscan(parts[0], &status); n == 1 {
+			w.WriteHeader(status)
+			return
+		}
+		switch {
+		case parts[0] == "large":
+			_, _ = io.WriteString(w, strings.Repeat("x", maxManifest+1))
+		case parts[len(parts)-2] == "manifests":
+			w.Header().Set("Content-Type", manifestTypes[1])
+			_, _ = io.WriteString(w, `{"schemaVersion":2,"of":"`+r.URL.Path+`"}`)
+		case ok:
+			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+			if parts[0] == "slow" {
+				w.(http.Flusher).Flush()
+				<-f.hold
+			}
+			_, _ = io.WriteString(w, content)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	t.Cleanup(f.Close)
+	return f
+}
+
+func (f *fakeUpstream) blob(content string) string {
+	d := digest.FromString(content).String()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.content[d] = content
+	return d
+}
+
+func (f *fakeUpstream) times(name string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.asked[name]
+}
+
+// TestOneTenantCannotSwitchAnUpstreamOff: whatever names a machine asks for, others get
+// their images.
+func TestOneTenantCannotSwitchAnUpstreamOff(t *testing.T) {
+	p := newPlatform(t)
+	f := newFakeUpstream(t)
+	r, host := start(t, p, func(c *Config) { c.Upstreams = []Upstream{{Name: "up.example", URL: f.URL}} })
+	acme, umbrella := asNode(t, p, host, "node1", "acme/web/shop"), asNode(t, p, host, "node2", "umbrella/lab/virus")
+	const ns = "?ns=up.example"
+	for _, name := range []string{"400", "402", "404", "405", "406", "409", "410", "414", "418", "421", "423", "425", "429", "431", "451", "401", "403", "500", "501", "502", "503", "504", "508", "511", "599", "302", "204", "206", "large"} {
+		for i := range 4 {
+			status, _, body := umbrella.do("GET", fmt.Sprintf("/v2/%s/x%d/manifests/1%s", name, i, ns), nil)
+			if status < 400 || status == 500 {
+				t.Errorf("%s: %d %s", name, status, body)
+			}
+			if name < "5" && name != "302" && name != "204" && name != "206" && status >= 500 {
+				t.Errorf("%s, which is the client's fault: %d %s", name, status, body)
+			}
+		}
+		acme.want(200, `"of":"/v2/good/x`, "GET", "/v2/good/x"+name+"/manifests/1"+ns)
+	}
+	// What it refused is not asked for again at once.
+	before := f.times("404")
+	for range 5 {
+		umbrella.want(404, "no such image", "GET", "/v2/404/x1/manifests/1"+ns)
+	}
+	if got := f.times("404"); got != before {
+		t.Errorf("asked for %d times again", got-before)
+	}
+	// When it fails for several tenants it is away, and is not asked.
+	r.upstreams["up.example"].forgive()
+	for i := range 2 {
+		umbrella.want(502, "does not answer", "GET", fmt.Sprintf("/v2/500/y%d/manifests/1%s", i, ns))
+	}
+	acme.want(502, "does not answer", "GET", "/v2/500/z/manifests/1"+ns)
+	before = f.times("good")
+	acme.want(502, "does not answer", "GET", "/v2/good/never/manifests/1"+ns)
+	if f.times("good") != before {
+		t.Error("asked though it is away")
+	}
+}
+
+// TestUpstreamShares: neither an account's downloads nor what it has cached is in the way
+// of another.
+func TestUpstreamShares(t *testing.T) {
+	p := newPlatform(t)
+	f := newFakeUpstream(t)
+	r, host := start(t, p, func(c *Config) { c.Upstreams = []Upstream{{Name: "up.example", URL: f.URL}} })
+	acme, umbrella := asNode(t, p, host, "node1", "acme/web/shop"), asNode(t, p, host, "node2", "umbrella/lab/virus")
+	const ns = "?ns=up.example"
+	c := r.upstreams["up.example"].cache
+	c.mu.Lock()
+	c.limit, c.share = 8*cacheFloor, 4*cacheFloor
+	c.mu.Unlock()
+	get := func(a *asker, repository, content string) {
+		t.Helper()
+		a.want(200, content, "GET", "/v2/"+repository+"/x/blobs/"+f.blob(content)+ns)
+	}
+	there := func(content string) bool { return exists(c.blob(digest.FromString(content))) }
+	get(acme, "good", "of acme")
+	for i := range 20 {
+		get(umbrella, "good", fmt.Sprint("of umbrella, ", i))
+	}
+	for content, want := range map[string]bool{"of acme": true, "of umbrella, 3": false, "of umbrella, 16": true, "of umbrella, 19": true} {
+		if there(content) != want {
+			t.Errorf("%q is there: %v, want %v", content, !want, want)
+		}
+	}
+	large := strings.Repeat("x", 5*cacheFloor)
+	umbrella.want(403, "MiB cached", "GET", "/v2/good/x/blobs/"+f.blob(large)+ns)
+	// It is known for whom a file is here also after a restart.
+	again := newCache(c.dir, disk{dir: c.dir}, 1, c.log)
+	if err := again.open(); err != nil {
+		t.Fatal(err)
+	}
+	if got := again.owner("umbrella").bytes; got != 4*cacheFloor || again.owner("acme").bytes != cacheFloor || again.total != 5*cacheFloor {
+		t.Errorf("after a restart: %d of umbrella, %d of acme, %d in all", got, again.owner("acme").bytes, again.total)
+	}
+	// A disk that is nearly full is made room on, from who has most.
+	c.mu.Lock()
+	c.disk.floor = 1 << 62
+	c.mu.Unlock()
+	if n := c.trim(); n != 5 {
+		t.Errorf("trimmed %d files, want all 5", n)
+	}
+	umbrella.want(403, "nearly full", "GET", "/v2/good/x/blobs/"+f.blob("one more")+ns)
+	c.mu.Lock()
+	c.disk.floor, c.share, c.limit = 1, 64*cacheFloor, 128*cacheFloor
+	c.mu.Unlock()
+
+	// Downloads that stand still.
+	var wg sync.WaitGroup
+	for i := range upstreamShare {
+		content := fmt.Sprint("slow ", i)
+		d := f.blob(content)
+		wg.Go(func() {
+			if status, _, body := umbrella.do("GET", "/v2/slow/x/blobs/"+d+ns, nil); status != 200 || body != content {
+				t.Errorf("a slow blob: %d %s", status, body)
+			}
+		})
+	}
+	wait.True(t, wait.Patience, "the account has its share", func() bool { return f.times("slow") == upstreamShare })
+	get(acme, "good", "while another downloads")
+	close(f.hold)
+	wg.Wait()
 }

@@ -390,7 +390,8 @@ const maxPushes = 256
 // push begins a request that writes. end must be called.
 func (r *Registry) push(ctx context.Context, account string) (*pushing, error) {
 	if !r.pushes.Enter(account) {
-		return nil, refuse(http.StatusTooManyRequests, "TOOMANYREQUESTS", "account %s pushes too much at once: try again in a moment", account)
+		return nil, refuse(http.StatusTooManyRequests, "TOOMANYREQUESTS",
+			"account %s pushes too much at once: try again in a moment", account)
 	}
 	r.usagesMu.Lock()
 	share := r.shares[account]
