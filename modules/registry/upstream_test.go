@@ -349,6 +349,7 @@ func TestOneTenantCannotSwitchAnUpstreamOff(t *testing.T) {
 		acme.want(200, `"of":"/v2/good/x`, "GET", "/v2/good/x"+name+"/manifests/1"+ns)
 	}
 	// What it refused is not asked for again at once.
+	umbrella.want(404, "no such image", "GET", "/v2/404/x1/manifests/1"+ns) // the first was long ago
 	before := f.times("404")
 	for range 5 {
 		umbrella.want(404, "no such image", "GET", "/v2/404/x1/manifests/1"+ns)
