@@ -1,5 +1,5 @@
 // Package limiter bounds how many of something are under way at once, in all and for
-// each one who asks: connections by address, requests by workspace.
+// each one who asks: connections by source, requests by workspace.
 //
 // It promises that who asks for too much is refused at once, while others still
 // get theirs. Whoever has been let in must leave.
@@ -10,6 +10,7 @@
 package limiter
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -71,15 +72,15 @@ func Files() int {
 
 // Listener accepts for a server what there is room for and closes the rest: its
 // connections take one of share parts of this process's files, those from one
-// address a quarter of that. modules/balancer has the sum of all shares.
+// source a quarter of that. modules/balancer has the sum of all shares.
 func Listener(ln net.Listener, share int) net.Listener {
 	all := Files() / share
-	return &listener{ln, New[netip.Addr](all/4, all)}
+	return &listener{ln, New[netip.Prefix](all/4, all)}
 }
 
 type listener struct {
 	net.Listener
-	sources *Limiter[netip.Addr]
+	sources *Limiter[netip.Prefix]
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -100,17 +101,40 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Source is the address that a connection comes from.
-func Source(conn net.Conn) netip.Addr {
+// Source is where a connection comes from, see SourceOf.
+func Source(conn net.Conn) netip.Prefix {
 	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
-		return tcp.AddrPort().Addr().Unmap()
+		return SourceOf(tcp.AddrPort().Addr())
 	}
-	return netip.Addr{}
+	return netip.Prefix{}
+}
+
+// SourceOf is what counts as one source: an IPv4 address, or the /64 that one IPv6
+// host has all to itself. Of what is no address it is the zero value.
+func SourceOf(a netip.Addr) netip.Prefix {
+	a = a.Unmap().WithZone("")
+	bits := a.BitLen()
+	if a.Is6() {
+		bits = 64
+	}
+	p, _ := a.Prefix(bits)
+	return p
 }
 
 type inside struct {
 	net.Conn
 	leave func()
+}
+
+// NetConn is the connection itself.
+func (c *inside) NetConn() net.Conn { return c.Conn }
+
+// CloseWrite ends the connection's own half.
+func (c *inside) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 func (c *inside) Close() error {

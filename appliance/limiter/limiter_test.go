@@ -40,7 +40,7 @@ func TestListener(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln := &listener{plain, New[netip.Addr](2, 10)}
+	ln := &listener{plain, New[netip.Prefix](2, 10)}
 	defer ln.Close()
 	accepted := make(chan net.Conn, 10)
 	go func() {
@@ -86,5 +86,29 @@ func TestListener(t *testing.T) {
 	case <-accepted:
 		t.Error("one more was accepted than there is room for")
 	default:
+	}
+}
+
+func TestSourceOf(t *testing.T) {
+	for address, want := range map[string]string{
+		"192.0.2.7": "192.0.2.7/32", "::ffff:192.0.2.7": "192.0.2.7/32", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "2001:db8:1:2::": "2001:db8:1:2::/64",
+		"2001:db8:1:3::1": "2001:db8:1:3::/64", "fe80::1%eth0": "fe80::/64", "::1": "::/64",
+	} {
+		if got := SourceOf(netip.MustParseAddr(address)); got.String() != want {
+			t.Errorf("%s is of %s, want %s", address, got, want)
+		}
+	}
+	if got := SourceOf(netip.Addr{}); got.IsValid() {
+		t.Errorf("no address is of %s", got)
+	}
+}
+
+// TestNeighbours: all addresses of one IPv6 host have the room of one.
+func TestNeighbours(t *testing.T) {
+	c := New[netip.Prefix](2, 100)
+	for i, address := range []string{"2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:0:ffff::", "2001:db8:0:1::1"} {
+		if got, want := c.Enter(SourceOf(netip.MustParseAddr(address))), i < 2 || i == 4; got != want {
+			t.Errorf("%s: %v, want %v", address, got, want)
+		}
 	}
 }

@@ -54,6 +54,9 @@ const (
 	// way. An app that never answers, and a client that keeps asking it, would else
 	// be all that is served: over HTTP/2 a connection carries hundreds.
 	workspaceShare = 4
+	// askerShare is the part of these that one address may have: who reads slowly, for
+	// as long as he likes, shall not be all that a workspace serves.
+	askerShare = 2
 
 	// gather is how long changes of a workspace's services are gathered before
 	// its endpoints are listed anew.
@@ -78,12 +81,20 @@ type Config struct {
 	Registerer prometheus.Registerer // takes the metrics of the work queues; may be nil
 }
 
+// asker is who asks for something of a workspace.
+type asker struct {
+	workspace string
+	source    netip.Prefix
+}
+
 // Balancer serves the routes.
 type Balancer struct {
 	cfg          Config
 	table        *table
 	proxy        *httputil.ReverseProxy
 	requests     *limiter.Limiter[string] // under way, by workspace
+	asked        *limiter.Limiter[asker]  // the same, of each who asks
+	vigil        vigil
 	routes       *store.Cache[*resource.Route]
 	certificates *certificates
 
@@ -122,6 +133,7 @@ func New(cfg Config) *Balancer {
 		cfg:       cfg,
 		proxy:     newProxy(cfg.Log),
 		requests:  limiter.New[string](limiter.Files()/requestShare/workspaceShare, limiter.Files()/requestShare),
+		asked:     limiter.New[asker](limiter.Files()/requestShare/workspaceShare/askerShare, limiter.Files()/requestShare),
 		routes:    store.Of[resource.Route](cfg.Store).Cache(cfg.Log),
 		followers: map[string]func(){},
 	}
@@ -140,7 +152,7 @@ func New(cfg Config) *Balancer {
 		Reconcile:  b.follow,
 		Registerer: cfg.Registerer,
 	})
-	b.table = newTable(b.dialer, func(workspace string) { b.workspaces.AddAfter(workspace, gather) })
+	b.table = newTable(cfg.Domain, b.dialer, func(workspace string) { b.workspaces.AddAfter(workspace, gather) })
 	b.table.retell = b.hosts.Add
 	b.routes.OnChange(b.changed)
 	return b
@@ -154,7 +166,11 @@ func (b *Balancer) dialer(workspace string) DialFunc {
 		if err != nil {
 			return nil, err
 		}
-		return dial(ctx, network, address)
+		conn, err := dial(ctx, network, address)
+		if tcp, ok := conn.(*net.TCPConn); ok && err == nil {
+			return &watchedConn{tcp, b.vigil.watch(tcp, podSilence)}, nil
+		}
+		return conn, err
 	}
 }
 
@@ -183,6 +199,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	work, stop := context.WithCancel(ctx)
 	defer stop()
 	wg.Go(func() { b.keepSaved(work, saved) })
+	wg.Go(func() { b.vigil.run(work) })
 	wg.Go(func() {
 		b.workspaces.Run(work)
 		b.endFollowers()
@@ -207,11 +224,14 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	app := b.server(http.HandlerFunc(b.serveRoute))
 	defer app.Close()
 	app.ConnState = gatherHTTP2
+	app.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+		return context.WithValue(ctx, clientKey{}, conn)
+	}
 	app.TLSConfig = &tls.Config{GetCertificate: b.certificates.get, MinVersion: tls.VersionTLS12,
 		// Records of 1.4 KB at first would show the beginning of an answer one
 		// round trip earlier on a slow line, and are as many writes.
 		DynamicRecordSizingDisabled: true}
-	go func() { failed <- app.ServeTLS(gathering{limiter.Listener(secure, httpsShare)}, "", "") }()
+	go func() { failed <- app.ServeTLS(gathering{limiter.Listener(secure, httpsShare), &b.vigil}, "", "") }()
 	redirect := b.server(http.HandlerFunc(b.redirect))
 	defer redirect.Close()
 	if b.cfg.HTTPAddr != "" {

@@ -123,7 +123,7 @@ func TestSlicesAreSlim(t *testing.T) {
 // TestPickOfMany looks at some of a thousand backends, and finds the few that can be
 // reached wherever they are.
 func TestPickOfMany(t *testing.T) {
-	p := newPool(shop, 80, nil)
+	p := newPool(shop, siteOf(shop, domain), 80, nil)
 	var addrs []netip.Addr
 	for i := range maxEndpoints {
 		addrs = append(addrs, netip.AddrFrom4([4]byte{10, 42, byte(i / 250), byte(i % 250)}))
@@ -170,7 +170,7 @@ func TestSavedTables(t *testing.T) {
 	write("acme/web/liar", entry("liar.example", "acme/web/good"))
 	write("acme/web/torn", entry("torn.example", "acme/web/torn")[:40])
 	write("acme/web/huge", strings.Repeat(" ", maxSaved)+entry("huge.example", "acme/web/huge"))
-	tab := newTable(func(string) DialFunc { return nil }, func(string) {})
+	tab := newTable(domain, func(string) DialFunc { return nil }, func(string) {})
 	err := tab.load(dir)
 	if err == nil || !strings.Contains(err.Error(), "torn") || !strings.Contains(err.Error(), "huge") {
 		t.Errorf("got %v, want an error for the two that can't be read", err)

@@ -18,6 +18,10 @@ const (
 	// lastWords is how long a connection that is closed may take to pass on what
 	// waits.
 	lastWords = time.Second
+	// lingerSilence and lingerMost are how long what still comes is read and dropped
+	// after the last answer of a connection: from who sends nothing, and in all.
+	lingerSilence = 5 * time.Second
+	lingerMost    = 30 * time.Second
 )
 
 // gatherer is the TCP connection below the TLS of an HTTP/2 client. net/http writes
@@ -29,8 +33,10 @@ const (
 // http.Server says that a connection speaks HTTP/2.
 type gatherer struct {
 	net.Conn
-	on    atomic.Bool
-	asked atomic.Bool // whether it is to be on
+	leave   func() // the watch over it ends
+	on      atomic.Bool
+	asked   atomic.Bool // whether it is to be on
+	lingers atomic.Bool // see lingerAtEnd
 
 	mu      sync.Mutex
 	waiting *[]byte       // nil: nothing
@@ -44,15 +50,36 @@ type gatherer struct {
 // there is almost as much as may wait.
 var gathered = sync.Pool{New: func() any { b := make([]byte, 0, maxGathered+17<<10); return &b }}
 
-// gathering makes each connection of a listener a gatherer.
-type gathering struct{ net.Listener }
+// gathering makes each connection of a listener a gatherer, and watches it.
+type gathering struct {
+	net.Listener
+	vigil *vigil
+}
 
 func (l gathering) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return &gatherer{Conn: conn}, nil
+	raw := conn
+	if inside, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		raw = inside.NetConn()
+	}
+	return &gatherer{Conn: conn, leave: l.vigil.watch(raw, clientSilence)}, nil
+}
+
+// clientKey is where a request's context has its connection.
+type clientKey struct{}
+
+// lingerAtEnd has the connection of a request end as RFC 9112, 9.6 wants it: what the
+// client still sends is read until it has seen that there is an answer. Else the
+// kernel would reset the connection, and the client might lose that.
+func lingerAtEnd(r *http.Request) {
+	if t, ok := r.Context().Value(clientKey{}).(*tls.Conn); ok {
+		if g, ok := t.NetConn().(*gatherer); ok {
+			g.lingers.Store(true)
+		}
+	}
 }
 
 // gatherHTTP2 is an http.Server's ConnState.
@@ -142,7 +169,37 @@ func (g *gatherer) Close() error {
 		g.Conn.SetWriteDeadline(time.Now().Add(lastWords))
 		<-g.done
 	}
+	if g.lingers.Swap(false) {
+		go g.linger()
+		return nil
+	}
+	g.leave()
 	return g.Conn.Close()
+}
+
+// linger ends our half of the connection and reads what comes until the other half
+// has ended too. TLS is over by then: nothing of it is understood.
+func (g *gatherer) linger() {
+	defer g.Conn.Close()
+	defer g.leave()
+	half, ok := g.Conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	buf := bodyBuffers.Get().(*[]byte)
+	defer bodyBuffers.Put(buf)
+	for end := time.Now().Add(lingerMost); ; {
+		until := time.Now().Add(lingerSilence)
+		if until.After(end) {
+			until = end
+		}
+		if g.Conn.SetReadDeadline(until) != nil {
+			return
+		}
+		if _, err := g.Conn.Read(*buf); err != nil {
+			return
+		}
+	}
 }
 
 // SetWriteDeadline does nothing once connections gather: crypto/tls sets one that

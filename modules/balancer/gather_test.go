@@ -16,7 +16,7 @@ import (
 // holds up nobody for long and costs little memory.
 func TestGatherer(t *testing.T) {
 	ours, client := net.Pipe()
-	g := &gatherer{Conn: ours}
+	g := &gatherer{Conn: ours, leave: func() {}}
 	g.start()
 	var want bytes.Buffer
 	got := make(chan []byte)
@@ -48,7 +48,7 @@ func TestGatherer(t *testing.T) {
 
 	ours, client = net.Pipe()
 	defer client.Close()
-	g = &gatherer{Conn: ours}
+	g = &gatherer{Conn: ours, leave: func() {}}
 	g.start()
 	taken := make(chan int)
 	go func() {

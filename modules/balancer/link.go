@@ -273,9 +273,11 @@ func (l *link) ask(w http.ResponseWriter, req *http.Request) (resp *http.Respons
 		case resp.StatusCode == http.StatusSwitchingProtocols || resp.StatusCode < 100:
 			return nil, false, fmt.Errorf("the app answers with status %d", resp.StatusCode)
 		case resp.StatusCode < 200:
+			keepToSite(resp.Header, l.backend.site)
 			announce(w, resp)
 			continue
 		}
+		keepToSite(resp.Header, l.backend.site)
 		l.headers = -1
 		resp.Body = &linkBody{ReadCloser: resp.Body, link: l, stop: stop, last: resp.Close}
 		return resp, false, nil
@@ -327,7 +329,7 @@ func appendRequest(buf []byte, req *http.Request) ([]byte, error) {
 	buf = append(buf, " HTTP/1.1\r\n"...)
 	buf = appendField(buf, "Host", req.Host)
 	for key, values := range req.Header {
-		if isHop(key) || isForwarded(key) || key == "Host" || key == "Content-Length" {
+		if isHop(key) || isOurs(key) || key == "Host" || key == "Content-Length" {
 			continue
 		}
 		for _, v := range values {

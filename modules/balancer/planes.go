@@ -57,14 +57,15 @@ type PlaneRouterConfig struct {
 // the plane.
 type PlaneRouter struct {
 	cfg     PlaneRouterConfig
-	sources *limiter.Limiter[netip.Addr]
+	sources *limiter.Limiter[netip.Prefix]
+	vigil   vigil
 	at      place
 }
 
 // NewPlaneRouter makes a router. It listens in Run.
 func NewPlaneRouter(cfg PlaneRouterConfig) *PlaneRouter {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	return &PlaneRouter{cfg: cfg, sources: limiter.New[netip.Addr](perSource, max(perSource, limiter.Files()/planeShare))}
+	return &PlaneRouter{cfg: cfg, sources: limiter.New[netip.Prefix](perSource, max(perSource, limiter.Files()/planeShare))}
 }
 
 // Addr is where it listens; nil before it is ready.
@@ -84,6 +85,7 @@ func (p *PlaneRouter) Run(ctx context.Context, ready func()) error {
 	connCtx, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
 	var wg sync.WaitGroup
+	wg.Go(func() { p.vigil.run(ctx) })
 	for {
 		conn, err := ln.Accept()
 		if ctx.Err() != nil {
@@ -142,6 +144,8 @@ func (p *PlaneRouter) serve(ctx context.Context, conn net.Conn) {
 		return
 	}
 	defer plane.Close()
+	defer p.vigil.watch(conn, clientSilence)()
+	defer p.vigil.watch(plane, clientSilence)()
 	defer context.AfterFunc(ctx, func() { plane.Close() })()
 	if _, err := plane.Write(hello.recorded); err != nil {
 		return
@@ -158,11 +162,6 @@ func alert(conn net.Conn, code byte) {
 // splice passes bytes both ways until both sides have ended, or one is broken.
 // Between two TCP connections the kernel moves the bytes itself.
 func splice(a, b net.Conn) {
-	for _, c := range []net.Conn{a, b} {
-		if tcp, ok := c.(*net.TCPConn); ok { // finds peers that are gone without a word, within two minutes
-			tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4})
-		}
-	}
 	done := make(chan error, 2)
 	pass := func(to, from net.Conn) {
 		_, err := io.Copy(to, from)

@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
+	"net/textproto"
 	"slices"
 	"strings"
 	"sync"
@@ -21,12 +23,9 @@ const (
 	// A pod is a switch or two away: a connection takes a millisecond, and a
 	// lost SYN is sent again after one second.
 	dialTimeout = 1500 * time.Millisecond
-	// unackedTimeout is how long sent data may stay without an answer by TCP
-	// before the connection counts as dead: a host that lost its power does not
-	// say so.
-	unackedTimeout = 10 * time.Second
-	// answerTimeout is how long an app may think before it answers.
-	answerTimeout = 5 * time.Minute
+	// answerTimeout is how long an app may think before it answers: a report may
+	// take long, and one that hangs takes a place of its own workspace's only.
+	answerTimeout = time.Hour
 	// restFirst and restMost are how long a backend that can't be reached is
 	// left out; doubled each time in a row. It stays the last resort.
 	restFirst = 500 * time.Millisecond
@@ -36,6 +35,9 @@ const (
 	maxTries   = 8
 	maxReplays = 2
 	idlePerPod = 64 // idle connections kept to a pod
+	// smallBody is what apps read before they answer, whatever it is. After more than
+	// that a connection takes no further request.
+	smallBody = 64 << 10
 	// maxCompared bounds the backends that are looked at for one request.
 	maxCompared = 32
 )
@@ -70,6 +72,7 @@ type service struct {
 // it.
 type pool struct {
 	workspace string
+	site      string // see keepToSite
 	port      uint16
 	dial      DialFunc
 
@@ -82,6 +85,7 @@ type pool struct {
 // backend is one pod.
 type backend struct {
 	address string
+	site    string
 	dial    DialFunc
 	links   links
 	// Made when they are first used: with 50,000 routes, most are not.
@@ -93,8 +97,8 @@ type backend struct {
 	retired  atomic.Bool
 }
 
-func newPool(workspace string, port uint16, dial DialFunc) *pool {
-	p := &pool{workspace: workspace, port: port, dial: dial}
+func newPool(workspace, site string, port uint16, dial DialFunc) *pool {
+	p := &pool{workspace: workspace, site: site, port: port, dial: dial}
 	p.backends.Store(&[]*backend{})
 	return p
 }
@@ -112,7 +116,7 @@ func (p *pool) set(addrs []netip.Addr) {
 		address := netip.AddrPortFrom(a, p.port).String()
 		b := old[address]
 		if b == nil {
-			b = &backend{address: address, dial: p.dial}
+			b = &backend{address: address, site: p.site, dial: p.dial}
 		}
 		delete(old, address)
 		list = append(list, b)
@@ -131,14 +135,28 @@ func (b *backend) connect(ctx context.Context, network, _ string) (net.Conn, err
 	if err != nil {
 		return nil, &dialError{err}
 	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		if raw, err := tcp.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) {
-				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unackedTimeout.Milliseconds()))
-			})
-		}
-	}
 	return conn, nil
+}
+
+// uploadConn is a connection to a pod that may answer before it has read all of a
+// request, and close. What is sent to it then fails, while its answer waits to be
+// read: so once a part of the request was written, failures are left to the reader,
+// who gets the answer or an error too (RFC 9112, 9.5). HTTP/2 has a way of its own.
+type uploadConn struct {
+	net.Conn
+	written bool // a part of the request
+}
+
+// begin is called before each request on the connection.
+func (c *uploadConn) begin() { c.written = false }
+
+func (c *uploadConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if c.written && (errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)) {
+		return len(p), nil
+	}
+	c.written = c.written || n > 0
+	return n, err
 }
 
 // transport is the one for gRPC, by HTTP/2 without TLS, or that for HTTP/1.1.
@@ -163,6 +181,13 @@ func (b *backend) transport(grpc bool) *http.Transport {
 	t.Protocols.SetUnencryptedHTTP2(grpc)
 	if !grpc { // the header of a stream's answer may come with its first message, hours later
 		t.ResponseHeaderTimeout = answerTimeout
+		t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := b.connect(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return &uploadConn{Conn: conn}, nil
+		}
 	}
 	kept.CompareAndSwap(nil, t)
 	return kept.Load()
@@ -274,22 +299,41 @@ func (p *pool) try(
 
 // send sends a request by the library's client.
 func (b *backend) send(_ http.ResponseWriter, in *http.Request) (*http.Response, error) {
-	req := *in
+	req := in.WithContext(httptrace.WithClientTrace(in.Context(), &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			if c, ok := info.Conn.(*uploadConn); ok {
+				c.begin()
+			}
+		},
+		// This comes before the trace of the proxy, which passes it on.
+		Got1xxResponse: func(_ int, header textproto.MIMEHeader) error {
+			keepToSite(http.Header(header), b.site)
+			return nil
+		},
+	}))
 	u := *in.URL
 	u.Host = b.address
 	req.URL = &u
+	// An app that has not read all of it may close behind its answer, and say so or not.
+	req.Close = !isGRPC(in) && in.Body != nil && (in.ContentLength < 0 || in.ContentLength > smallBody)
 	b.active.Add(1)
+	var resp *http.Response
 	done := sync.OnceFunc(func() {
+		if resp != nil {
+			keepTrailers(resp.Trailer) // they are there when the body has ended
+		}
 		b.active.Add(-1)
 		if b.retired.Load() {
 			b.closeIdle()
 		}
 	})
-	resp, err := b.transport(isGRPC(in)).RoundTrip(&req)
+	resp, err := b.transport(isGRPC(in)).RoundTrip(req)
 	if err != nil {
 		done()
 		return nil, err
 	}
+	keepToSite(resp.Header, b.site)
+	keepTrailers(resp.Trailer)
 	if rw, ok := resp.Body.(io.ReadWriteCloser); ok && resp.StatusCode == http.StatusSwitchingProtocols {
 		resp.Body = &upgradedBody{countedBody{rw, done}, rw}
 	} else {
@@ -310,7 +354,13 @@ func isTimeout(err error) bool {
 
 // isGRPC says whether the request needs HTTP/2 on its whole way.
 func isGRPC(req *http.Request) bool {
-	return req.ProtoMajor == 2 && strings.HasPrefix(req.Header.Get("Content-Type"), "application/grpc")
+	if req.ProtoMajor != 2 {
+		return false
+	}
+	// grpc-web is not, which goes over every version of HTTP.
+	kind, _, _ := strings.Cut(req.Header.Get("Content-Type"), ";")
+	kind = strings.ToLower(strings.TrimSpace(kind))
+	return kind == "application/grpc" || strings.HasPrefix(kind, "application/grpc+")
 }
 
 // unreadBody is a request's body that the transport can't close, so that it can

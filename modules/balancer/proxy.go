@@ -9,39 +9,89 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/multipaas/multipaas/appliance/limiter"
 )
 
-// forwarded are headers by which a client could tell an app where a request
-// comes from. Only we say that.
-var forwarded = []string{
-	"Forwarded",
-	"X-Forwarded-For",
-	"X-Forwarded-Host",
-	"X-Forwarded-Proto",
-	"X-Forwarded-Port",
-	"X-Forwarded-Server",
-	"X-Forwarded-Ssl",
-	"X-Real-Ip",
-}
-
-// isForwarded says whether a header field is one of them.
-func isForwarded(key string) bool {
-	return strings.HasPrefix(key, "X-") && slices.Contains(forwarded, key) || key == "Forwarded"
+// isOurs says whether a header field tells an app where a request comes from or what
+// it was on its way: only we say that. CGI, and what came of it, takes every byte of
+// a name that is no letter or digit for an underscore: so names are compared without
+// those, and none with an underscore reaches an app. Proxy would become a variable
+// that tells HTTP clients where to send their requests.
+func isOurs(key string) bool {
+	if strings.IndexByte(key, '_') >= 0 {
+		return true
+	}
+	var room [32]byte
+	name := room[:0]
+	for i := 0; i < len(key) && len(name) < len(room); i++ {
+		switch c := key[i]; {
+		case 'A' <= c && c <= 'Z':
+			name = append(name, c|0x20)
+		case 'a' <= c && c <= 'z' || '0' <= c && c <= '9':
+			name = append(name, c)
+		}
+	}
+	switch string(name) {
+	case "forwarded", "forwardedfor", "forwardedforip", "forwardedhost", "forwardedproto",
+		"xforward", "xforwardfor", "xforwarderfor", "xrealip", "xrealport", "realip",
+		"clientip", "clientport", "xclientip", "xclientport", "trueclientip", "xtrueclientip",
+		"xclusterclientip", "xremoteip", "xremoteaddr", "remoteaddr", "xoriginatingip", "xproxyuserip", "xenvoyexternaladdress",
+		"cfconnectingip", "cfconnectingipv6", "cfpseudoipv4", "cfvisitor", "cfipcountry", "fastlyclientip", "flyclientip",
+		"xazureclientip", "xazuresocketip", "xappengineuserip", "xnfclientconnectionip", "cloudfrontvieweraddress",
+		"xoriginalurl", "xoriginaluri", "xoriginalhost", "xoriginalfor", "xoriginalforwardedfor", "xoriginalproto", "xoriginalscheme",
+		"xoriginalport", "xoriginalprefix", "xoriginalmethod", "xoriginalip", "xoriginalremoteaddr", "xrewriteurl",
+		"xhost", "xhttphostoverride", "xscheme", "xurlscheme", "xproto", "frontendhttps", "xhttps", "xssl",
+		"clientcert", "clientcertchain", "xclientcert", "xsslcert", "xsslclientcert", "sslclientcert",
+		"xsslclientverify", "sslclientverify",
+		"proxy":
+		return true
+	}
+	return strings.HasPrefix(string(name), "xforwarded")
 }
 
 const flushInterval = 50 * time.Millisecond // nobody sees it
 
-// poolKey is where a request's context has the pool, and sends the request by it.
-type poolKey struct{}
+// passage is a request under way to a pool, which its context has below passageKey.
+type passage struct {
+	*pool
+	// Of HTTP/1, whether all of the request's body has been read: an answer that comes
+	// before is the connection's last.
+	read *atomic.Bool
+}
 
-func (poolKey) RoundTrip(r *http.Request) (*http.Response, error) {
-	return r.Context().Value(poolKey{}).(*pool).try(nil, r, (*backend).send)
+type passageKey struct{}
+
+// isLast says whether the answer to a request must be the connection's last.
+func isLast(r *http.Request) bool {
+	p, ok := r.Context().Value(passageKey{}).(*passage)
+	return ok && p.read != nil && !p.read.Load()
+}
+
+// RoundTrip sends a request by its passage.
+func (passageKey) RoundTrip(r *http.Request) (*http.Response, error) {
+	return r.Context().Value(passageKey{}).(*passage).try(nil, r, (*backend).send)
+}
+
+// readBody is a request's body that knows when all of it was read.
+type readBody struct {
+	io.ReadCloser
+	all atomic.Bool
+}
+
+func (b *readBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		b.all.Store(true)
+	}
+	return n, err
 }
 
 // newProxy makes the one proxy for all routes: the pool to use is in the
@@ -49,8 +99,12 @@ func (poolKey) RoundTrip(r *http.Request) (*http.Response, error) {
 func newProxy(log *slog.Logger) *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
-			for _, h := range forwarded {
-				r.Out.Header.Del(h)
+			for _, fields := range []http.Header{r.Out.Header, r.Out.Trailer} {
+				for key := range fields {
+					if isOurs(key) {
+						delete(fields, key)
+					}
+				}
 			}
 			r.SetXForwarded()
 			r.Out.URL.Scheme = "http"
@@ -58,7 +112,13 @@ func newProxy(log *slog.Logger) *httputil.ReverseProxy {
 			r.Out.Host = r.In.Host
 			r.Out.URL.RawQuery = r.In.URL.RawQuery // as it came, also what Go would not parse
 		},
-		Transport: poolKey{},
+		Transport: passageKey{},
+		ModifyResponse: func(resp *http.Response) error {
+			if isLast(resp.Request) && resp.StatusCode != http.StatusSwitchingProtocols {
+				resp.Header.Set("Connection", "close")
+			}
+			return nil
+		},
 		// Answers without a length are streams and flushed with every write; that is
 		// the proxy's own rule. For others this bounds how long a slow app's bytes wait.
 		// Flushing all at once (-1) was tried: it costs a goroutine and two more
@@ -81,6 +141,9 @@ func (buffers) Put(p []byte) { bodyBuffers.Put(&p) }
 
 // serveRoute serves a request that came by HTTPS.
 func (b *Balancer) serveRoute(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		lingerAtEnd(r)
+	}
 	host, ok := canonicalHost(r.Host)
 	if ok && r.TLS != nil {
 		// A connection is for the host whose certificate it was begun with.
@@ -94,6 +157,13 @@ func (b *Balancer) serveRoute(w http.ResponseWriter, r *http.Request) {
 		page(w, r, http.StatusNotFound, "Nothing answers at this host name here.")
 		return
 	}
+	from, _ := netip.ParseAddrPort(r.RemoteAddr)
+	who := asker{p.workspace, limiter.SourceOf(from.Addr())}
+	if !b.asked.Enter(who) {
+		serveError(w, r, errCrowded, b.cfg.Log)
+		return
+	}
+	defer b.asked.Leave(who)
 	if !b.requests.Enter(p.workspace) {
 		serveError(w, r, errCrowded, b.cfg.Log)
 		return
@@ -103,7 +173,15 @@ func (b *Balancer) serveRoute(w http.ResponseWriter, r *http.Request) {
 		b.servePlain(w, r, p)
 		return
 	}
-	b.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), poolKey{}, p)))
+	through := &passage{pool: p}
+	r = r.WithContext(context.WithValue(r.Context(), passageKey{}, through))
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		// The answer need not wait for a body that the app doesn't want.
+		_ = http.NewResponseController(w).EnableFullDuplex() // not by what tests have for a connection
+		body := &readBody{ReadCloser: r.Body}
+		r.Body, through.read = body, &body.all
+	}
+	b.proxy.ServeHTTP(w, r)
 }
 
 // servePlain does for plain requests what the library's proxy does for all
@@ -117,6 +195,7 @@ func (b *Balancer) servePlain(w http.ResponseWriter, r *http.Request, p *pool) {
 	defer resp.Body.Close()
 	h := w.Header()
 	copyHeader(h, resp.Header)
+	keepTrailers(resp.Trailer)
 	announced := len(resp.Trailer)
 	for key := range resp.Trailer {
 		h.Add("Trailer", key)
@@ -135,6 +214,7 @@ func (b *Balancer) servePlain(w http.ResponseWriter, r *http.Request, p *pool) {
 		// Trailers need an answer in chunks, which this makes it.
 		http.NewResponseController(w).Flush()
 	}
+	keepTrailers(resp.Trailer)
 	for key, values := range resp.Trailer {
 		if len(resp.Trailer) != announced {
 			key = http.TrailerPrefix + key
@@ -234,6 +314,9 @@ func serveError(w http.ResponseWriter, r *http.Request, err error, log *slog.Log
 		text = "The body of the request could not be read: send all of it, in proper chunks or with its length."
 	case isTimeout(err):
 		status, text = http.StatusGatewayTimeout, "The app took too long to answer."
+	}
+	if isLast(r) {
+		w.Header().Set("Connection", "close")
 	}
 	log.Debug("no answer", "host", r.Host, "status", status, "err", err)
 	if isGRPC(r) {

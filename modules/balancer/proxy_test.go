@@ -108,6 +108,19 @@ func TestNoPodAnswers(t *testing.T) {
 	}
 }
 
+func (s *site) dialTLS(t *testing.T, b *Balancer) *tls.Conn {
+	t.Helper()
+	conn, err := tls.Dial("tcp", b.HTTPSAddr().String(), &tls.Config{RootCAs: s.ca.Pool(), ServerName: hello})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+func readResponse(conn net.Conn, req *http.Request) (*http.Response, error) {
+	return http.ReadResponse(bufio.NewReader(conn), req)
+}
+
 // TestBrokenBody sends bodies in no proper chunks: that is not the app's fault, and
 // the next request finds it well.
 func TestBrokenBody(t *testing.T) {
@@ -115,14 +128,11 @@ func TestBrokenBody(t *testing.T) {
 	s.pod("127.0.0.2", says("ok"))
 	c := s.browser(b, false)
 	for what, chunk := range map[string]string{"no chunk": "0x1\r\nx\r\n0\r\n\r\n", "too large": "ffffffffffffffffff\r\n\r\n", "another begins": "3\r\nabcdef\r\n0\r\n\r\n"} {
-		conn, err := tls.Dial("tcp", b.HTTPSAddr().String(), &tls.Config{RootCAs: s.ca.Pool(), ServerName: hello})
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := s.dialTLS(t, b)
 		if _, err := fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n%s", hello, chunk); err != nil {
 			t.Fatal(err)
 		}
-		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		resp, err := readResponse(conn, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -183,6 +193,33 @@ func TestCrowdedWorkspace(t *testing.T) {
 	leave()
 	wg.Wait()
 	wait.True(t, wait.Patience, "nobody is counted any more", func() bool { return b.requests.Len() == 0 })
+}
+
+// TestCrowdingAddress has one address wait for all that it may of an app; others are
+// still served by it.
+func TestCrowdingAddress(t *testing.T) {
+	s, b := served(t, "127.0.0.2")
+	s.pod("127.0.0.2", says("ok"))
+	b.asked = limiter.New[asker](2, 100)
+	mine := asker{shop, netip.MustParsePrefix("127.0.0.1/32")}
+	for range 2 {
+		if !b.asked.Enter(mine) {
+			t.Fatal("there is no room")
+		}
+		defer b.asked.Leave(mine)
+	}
+	c := s.browser(b, true)
+	if status, body := get(t, c, "https://"+hello+"/"); status != 503 || !strings.Contains(body, "Too many requests wait") {
+		t.Errorf("one more: got %d %s, want 503 and why", status, body)
+	}
+	c.Transport.(*http.Transport).CloseIdleConnections()
+	c.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
+		return d.DialContext(ctx, network, b.HTTPSAddr().String())
+	}
+	if status, body := get(t, c, "https://"+hello+"/"); status != 200 || body != "ok" {
+		t.Errorf("another address: got %d %s", status, body)
+	}
 }
 
 // TestLargeBodies passes 200 MB each way, and looks at the memory meanwhile.
@@ -376,7 +413,7 @@ func TestStream(t *testing.T) {
 }
 
 func TestPick(t *testing.T) {
-	p := newPool("a/b/c", 80, (&net.Dialer{}).DialContext)
+	p := newPool("a/b/c", "b.a."+domain, 80, (&net.Dialer{}).DialContext)
 	p.set([]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")})
 	list := *p.backends.Load()
 	seen := map[*backend]int{}
@@ -418,7 +455,7 @@ func TestPick(t *testing.T) {
 func TestDamagedTable(t *testing.T) {
 	dir := t.TempDir()
 	for _, content := range []string{"", "{", `{"routes":[null,{"host":"A.example","port":1},{"host":"a.example"}]}`, `{"endpoints":[{"addresses":["x"]}]}`} {
-		tab := newTable(func(string) DialFunc { return nil }, func(string) {})
+		tab := newTable(domain, func(string) DialFunc { return nil }, func(string) {})
 		if err := os.WriteFile(savedFile(dir, shop), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}

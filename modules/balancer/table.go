@@ -24,7 +24,8 @@ import (
 // table is what is routed where. A lookup is one read of a map; nothing in it
 // runs.
 type table struct {
-	dial func(workspace string) DialFunc
+	domain string // all hosts are below it
+	dial   func(workspace string) DialFunc
 
 	mu        sync.RWMutex
 	routes    map[string]*entry
@@ -49,9 +50,10 @@ type entry struct {
 	pool *pool
 }
 
-func newTable(dial func(workspace string) DialFunc, rewatch func(workspace string)) *table {
+func newTable(domain string, dial func(workspace string) DialFunc, rewatch func(workspace string)) *table {
 	return &table{
-		dial: dial, rewatch: rewatch, dirty: map[string]bool{}, wake: make(chan struct{}, 1), crowded: map[service]string{},
+		domain: domain, dial: dial, rewatch: rewatch,
+		dirty: map[string]bool{}, wake: make(chan struct{}, 1), crowded: map[service]string{},
 		routes: map[string]*entry{}, pools: map[service]map[uint16]*pool{},
 		endpoints: map[service][]netip.Addr{}, services: map[string]map[service]int{},
 	}
@@ -85,7 +87,7 @@ func (t *table) add(e *entry) {
 	s := e.service
 	p := t.pools[s][e.Port]
 	if p == nil {
-		p = newPool(e.Workspace, e.Port, t.dial(e.Workspace))
+		p = newPool(e.Workspace, siteOf(e.Workspace, t.domain), e.Port, t.dial(e.Workspace))
 		p.set(t.endpoints[s])
 		if t.pools[s] == nil {
 			t.pools[s] = map[uint16]*pool{}

@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/cache"
 
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/modules/internal/access"
 )
 
@@ -93,8 +94,7 @@ func (t *throttle) bucket(key string, burst float64, refill time.Duration) *buck
 	return b
 }
 
-// network is what counts as one source: an IPv4 address, or the /64 that one
-// IPv6 host has all to itself.
+// network is what counts as one source, see limiter.SourceOf.
 func network(source string) string {
 	ap, err := netip.ParseAddrPort(source)
 	addr := ap.Addr()
@@ -103,10 +103,5 @@ func network(source string) string {
 			return "?"
 		}
 	}
-	addr = addr.Unmap().WithZone("")
-	if addr.Is4() {
-		return addr.String()
-	}
-	p, _ := addr.Prefix(64)
-	return p.String()
+	return limiter.SourceOf(addr).String()
 }
