@@ -281,6 +281,16 @@ func TestAsClientsAsk(t *testing.T) {
 	if status, _, body := ann.do("PUT", "/v2/"+repo+"/manifests/index", strings.NewReader(index)); status != 201 {
 		t.Errorf("an index without a Content-Type: %d %s", status, body)
 	}
+	// An image or an index of which a part is missing is refused.
+	absent := digest.FromString("nobody has this")
+	for mediaType, m := range map[string]string{
+		ocispec.MediaTypeImageIndex:    strings.Replace(index, d.String(), absent.String(), 1),
+		ocispec.MediaTypeImageManifest: manifestOf("a", absent, "", ""),
+	} {
+		if status, _, body := ann.do("PUT", "/v2/"+repo+"/manifests/sparse", strings.NewReader(m), "Content-Type", mediaType); status != 400 || !strings.Contains(body, "MANIFEST_BLOB_UNKNOWN") {
+			t.Errorf("%s of what is not there: %d %s", mediaType, status, body)
+		}
+	}
 	for _, accept := range []string{"", "*/*", "text/html", "application/vnd.docker.distribution.manifest.v2+json", "application/*, */*;q=0.1"} {
 		for _, ref := range []string{long, "index"} {
 			ann.header.Del("Accept")

@@ -126,7 +126,8 @@ func New(cfg Config) (*Registry, error) {
 	// 100 concurrent file operations: distribution's own default.
 	driver := filesystem.New(filesystem.DriverParameters{RootDirectory: r.imagesDir(), MaxThreads: 100})
 	var err error
-	r.images, err = storage.NewRegistry(context.Background(), driver, storage.EnableDelete)
+	r.images, err = storage.NewRegistry(context.Background(), driver,
+		storage.EnableDelete, storage.EnableValidateImageIndexImagesExist)
 	if err != nil {
 		return nil, fmt.Errorf("open image storage %s: %w", r.imagesDir(), err)
 	}
