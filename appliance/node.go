@@ -44,6 +44,7 @@ func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) 
 		return err
 	}
 	defer release()
+	h.limitMemory(nodeMemory)
 	// The machines are there before the agent is, so everything they run from
 	// is unpacked first; the graph has only what may fail later.
 	log.Info("unpacking the payload")

@@ -30,6 +30,7 @@ func RunServer(ctx context.Context, cfg Config, version string, log *slog.Logger
 		return err
 	}
 	defer release()
+	s.limitMemory(serverMemory)
 	if err := s.boot(); err != nil {
 		return err
 	}
