@@ -56,6 +56,10 @@ const (
 	// 2 KiB per object, 5,000 objects per workspace, 200 workspaces, and as much
 	// again for history and free pages: 4 GiB. etcd advises against more than 8.
 	quotaBytes = 4 << 30
+	// keptEntries of the log are kept in memory for members that are behind, and up to
+	// 100 more until etcd's next look: 225 MiB if all are as large as can be. etcd itself
+	// keeps 5,000.
+	keptEntries = 50
 
 	// peerAddress, with any free port: a single server has no peers to tell.
 	peerAddress = "127.0.0.1"
@@ -217,6 +221,11 @@ func (s *Server) config() *embed.Config {
 	c.ClusterState = embed.ClusterStateFlagNew
 
 	c.QuotaBackendBytes = quotaBytes
+	// The last entries of the log lie in memory, whatever they have in them: up to
+	// 1.5 MiB each, and planes write here what their tenants do. A member that was away
+	// for longer gets the datastore whole. What is behind the last snapshot on disk is
+	// read into memory at a start.
+	c.SnapshotCatchUpEntries, c.SnapshotCount = keptEntries, 10*keptEntries
 	c.AutoCompactionMode = embed.CompactorModePeriodic
 	c.AutoCompactionRetention = s.cfg.History.String()
 	// At start-up, when nobody waits for a write, give back what compaction left

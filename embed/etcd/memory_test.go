@@ -1,0 +1,34 @@
+package etcd
+
+import (
+	"runtime"
+	"strings"
+	"testing"
+)
+
+// TestLogInMemory: what was written a while ago is not kept in memory, however large
+// it was and although it lies in the log still.
+func TestLogInMemory(t *testing.T) {
+	s, _ := run(t, testConfig(t))
+	client, err := s.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	inUse := func() int {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	before, large := inUse(), strings.Repeat("x", 1<<20)
+	const writes = 400
+	for range writes {
+		if _, err := client.Put(t.Context(), "/large", large); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if more := inUse() - before; more > (keptEntries+150)<<20 {
+		t.Errorf("after %d writes of 1 MiB, %d MiB more are in use", writes, more>>20)
+	}
+}
