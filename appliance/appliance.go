@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -100,8 +101,10 @@ func (b *base) part(name string) *slog.Logger { return b.log.With("component", n
 // prepare makes this process the only one on its directories and checks what
 // the parts would otherwise die of. The caller calls release at the end.
 func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release func(), err error) {
-	for _, dir := range []string{b.cfg.Paths.Data, b.cfg.Paths.Run} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+	// What is in the data directory is closed by itself. Who is root in a machine, and
+	// nobody here, passes through on the way to what is his.
+	for dir, mode := range map[string]os.FileMode{b.cfg.Paths.Data: 0o711, b.cfg.Paths.Run: 0o700} {
+		if err := cmp.Or(os.MkdirAll(dir, mode), os.Chmod(dir, mode)); err != nil {
 			return nil, err
 		}
 	}

@@ -30,6 +30,14 @@ func Write(path string, data []byte, mode fs.FileMode) error {
 	})
 }
 
+// WriteGroup is Write of a file that a group may read too.
+func WriteGroup(path string, gid int, data []byte) error {
+	return write(path, 0o640, gid, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
 // WriteJSON puts v at path as JSON, for its owner alone.
 func WriteJSON(path string, v any) error {
 	data, err := json.Marshal(v)
@@ -39,9 +47,13 @@ func WriteJSON(path string, v any) error {
 	return Write(path, data, 0o600)
 }
 
-// WriteFunc is Write for content that is made while it is written. If write
+// WriteFunc is Write for content that is made while it is written. If content
 // returns an error, what stood at path before still does.
-func WriteFunc(path string, mode fs.FileMode, write func(io.Writer) error) (err error) {
+func WriteFunc(path string, mode fs.FileMode, content func(io.Writer) error) error {
+	return write(path, mode, os.Getegid(), content)
+}
+
+func write(path string, mode fs.FileMode, gid int, content func(io.Writer) error) (err error) {
 	dir := filepath.Dir(path)
 	f, err := temporary(dir, "."+filepath.Base(path)+".tmp-")
 	if err != nil {
@@ -54,7 +66,10 @@ func WriteFunc(path string, mode fs.FileMode, write func(io.Writer) error) (err 
 			err = errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
 		}
 	}()
-	if err := write(f); err != nil {
+	if err := content(f); err != nil {
+		return err
+	}
+	if err := f.Chown(-1, gid); err != nil {
 		return err
 	}
 	if err := f.Chmod(mode.Perm()); err != nil {

@@ -138,6 +138,21 @@ func (g *Group) LimitMemory(bytes int64) error {
 	return none
 }
 
+// Delegate lets a user of the host, root of a user namespace, make groups below
+// this one and move processes there. The group's own limits stay ours.
+func (g *Group) Delegate(uid int) error {
+	for _, dir := range g.dirs {
+		// What cgroups(7) names for both versions.
+		for _, file := range []string{".", "cgroup.procs", "tasks", "cgroup.threads", "cgroup.subtree_control"} {
+			err := os.Chown(filepath.Join(dir, file), uid, uid)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("give cgroup %s to user %d: %w", g.name, uid, err)
+			}
+		}
+	}
+	return nil
+}
+
 // EnterThread moves the calling OS thread, which must be locked, into the group
 // on version 1, so that a process it forks is born there. restore takes it back
 // and must be called at once after: KillAll counts what is in the group.

@@ -22,6 +22,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -43,7 +44,17 @@ type NS struct {
 
 // Create makes the namespace, or opens the one that is there. Its loopback
 // interface is up.
-func Create(name string) (*NS, error) {
+func Create(name string) (*NS, error) { return create(name, makeNamed) }
+
+// CreateOwned is Create of a namespace that belongs to a user namespace of its own:
+// user and group 0 and up in it are first and up here, count of them. Who is root
+// there may set up this network, and nothing else here. One that is there is
+// opened as it is.
+func CreateOwned(name string, first, count uint32) (*NS, error) {
+	return create(name, func(path string) error { return makeOwned(path, first, count) })
+}
+
+func create(name string, make func(path string) error) (*NS, error) {
 	path, err := pathOf(name)
 	if err != nil {
 		return nil, err
@@ -55,7 +66,7 @@ func Create(name string) (*NS, error) {
 	defer unlock()
 	n, err := Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = makeNamed(path); err == nil {
+		if err = make(path); err == nil {
 			n, err = Open(name)
 		}
 	}
@@ -259,25 +270,106 @@ func InNew(fn func() error) error {
 
 // makeNamed makes a new namespace and mounts it at path.
 func makeNamed(path string) error {
+	return onThread(func() (clean bool, err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return false, fmt.Errorf("unshare: %w", err)
+		}
+		// The thread is in the new namespace.
+		return false, name(path, fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+	})
+}
+
+// makeOwned makes a new namespace that belongs to a new user namespace, and mounts it at path.
+func makeOwned(path string, first, count uint32) error {
+	return inUsers(first, count, unix.CLONE_NEWNET, func(proc string) error { return name(path, proc+"/ns/net") })
+}
+
+// NewUsers makes a user namespace in which users and groups 0 and up are first and up
+// here, count of them. It is there until the file is closed.
+func NewUsers(first, count uint32) (users *os.File, err error) {
+	err = inUsers(first, count, 0, func(proc string) (err error) {
+		users, err = os.Open(proc + "/ns/user")
+		return err
+	})
+	return users, err
+}
+
+// inUsers calls fn with the folder in /proc of a process in new namespaces, a user
+// namespace among them. Both end with the process, after fn, unless fn keeps them.
+func inUsers(first, count uint32, flags uintptr, fn func(proc string) error) error {
+	return onThread(func() (clean bool, err error) {
+		// What is counted per user in the new namespace (inotify, pending signals,
+		// namespaces) is counted for who made it too: user_namespaces(7) says so of the
+		// limits in /proc/sys/user. That must not be root, who would be one pot for all.
+		if err := becomeUser(first); err != nil {
+			return false, err
+		}
+		// A process of several threads, as ours is, can't make a user namespace for
+		// itself. A child can, and as it is traced it stops before it runs anything.
+		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(first), Size: int(count)}}
+		child, err := os.StartProcess("/proc/self/exe", []string{"netns"}, &os.ProcAttr{Sys: &syscall.SysProcAttr{
+			Cloneflags:  unix.CLONE_NEWUSER | flags,
+			UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
+			Ptrace: true, Pdeathsig: unix.SIGKILL,
+		}})
+		if err != nil {
+			return false, fmt.Errorf("make a user namespace: %w", err)
+		}
+		err = fn(fmt.Sprintf("/proc/%d", child.Pid))
+		_ = child.Kill() // it can't have ended: it is stopped
+		_, waited := child.Wait()
+		return false, errors.Join(err, waited) // the thread is another user
+	})
+}
+
+// becomeUser makes the calling thread another user, with the capabilities of root.
+func becomeUser(uid uint32) error {
+	const noFixup = 1 << 2 // SECBIT_NO_SETUID_FIXUP, capabilities(7)
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, noFixup, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep capabilities: %w", err)
+	}
+	const same = ^uintptr(0)
+	// Not Go's setresuid, which is for all threads.
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, same, uintptr(uid), same); errno != 0 {
+		return fmt.Errorf("become user %d: %w", uid, errno)
+	}
+	// The kernel has taken the whole process for one that changed its user.
+	return unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
+}
+
+// name mounts the namespace that stands at from at path.
+func name(path, from string) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o444)
 	if err != nil {
 		return err
 	}
 	f.Close()
-	err = onThread(func() (clean bool, err error) {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return false, fmt.Errorf("unshare: %w", err)
-		}
-		self := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
-		if err := unix.Mount(self, path, "none", unix.MS_BIND, ""); err != nil {
-			return false, fmt.Errorf("mount at %s: %w", path, err)
-		}
-		return false, nil // the thread is in the new namespace
-	})
-	if err != nil {
-		return errors.Join(err, os.Remove(path))
+	if err := unix.Mount(from, path, "none", unix.MS_BIND, ""); err != nil {
+		return errors.Join(fmt.Errorf("mount at %s: %w", path, err), os.Remove(path))
 	}
 	return nil
+}
+
+// Owner opens the user namespace that the network namespace belongs to. ours says
+// that it is the one of this process. The caller closes it.
+func (n *NS) Owner() (user *os.File, ours bool, err error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.file == nil {
+		return nil, false, fmt.Errorf("network namespace %s: %w", n.name, ErrClosed)
+	}
+	fd, err := unix.IoctlRetInt(int(n.file.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return nil, false, fmt.Errorf("find whose network namespace %s is: %w", n.name, err)
+	}
+	unix.CloseOnExec(fd)
+	user = os.NewFile(uintptr(fd), "user namespace of "+n.name)
+	is, err1 := user.Stat()
+	own, err2 := os.Stat("/proc/self/ns/user")
+	if err := cmp.Or(err1, err2); err != nil {
+		return nil, false, errors.Join(err, user.Close())
+	}
+	return user, os.SameFile(is, own), nil
 }
 
 func pathOf(name string) (string, error) {

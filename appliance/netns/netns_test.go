@@ -327,3 +327,57 @@ func TestDialsHoldNoThread(t *testing.T) {
 		t.Errorf("%d dials took %d threads", dials, more)
 	}
 }
+
+func TestOwned(t *testing.T) {
+	const first, count = 0x0ffe_0000, 1000
+	name := fmt.Sprintf("mptest-%d-owned", os.Getpid())
+	ns, err := CreateOwned(name, first, count)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	t.Cleanup(func() { Remove(name) })
+	owner, ours, err := ns.Owner()
+	if err != nil || ours {
+		t.Fatalf("ours: %v, %v", ours, err)
+	}
+	defer owner.Close()
+	uid, err := unix.IoctlGetUint32(int(owner.Fd()), unix.NS_GET_OWNER_UID)
+	if err != nil || uid != first {
+		t.Errorf("made by user %d, %v, want %d: what is counted there would be counted for it", uid, err, first)
+	}
+	// What it needs is there as in any other.
+	if err := ns.Do(func() error {
+		lo, err := net.InterfaceByName("lo")
+		if err == nil && lo.Flags&net.FlagUp == 0 {
+			err = errors.New("lo is down")
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+	again, err := CreateOwned(name, first, count)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	same, _, err := again.Owner()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer same.Close()
+	a, _ := owner.Stat()
+	b, _ := same.Stat()
+	if !os.SameFile(a, b) {
+		t.Error("the second call made another")
+	}
+	if os.Geteuid() != 0 {
+		t.Error("a thread of ours is another user now")
+	}
+	plain := testNS(t, "plain")
+	host, ours, err := plain.Owner()
+	if err != nil || !ours {
+		t.Errorf("a plain one is not ours: %v", err)
+	}
+	host.Close()
+}

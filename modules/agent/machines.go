@@ -37,6 +37,9 @@ type MachineNetworks interface {
 // and may block for as long as a machine takes to start or stop; calls for
 // different machines may be concurrent.
 type Runner interface {
+	// FirstUID is the host's user that is root in the machine. It may be another than
+	// the server gave it: 0, where the host can't do better.
+	FirstUID(m wire.Machine) uint32
 	Ensure(ctx context.Context, m wire.Machine, netns string, keys wire.MachineKeyPairs) error
 	Remove(ctx context.Context, uid string) error
 	// List returns what is there, running or not.
@@ -122,6 +125,7 @@ func (d machines) ensure(ctx context.Context, m wire.Machine, workspace string) 
 	if pause := d.pause(m); pause > 0 {
 		return reconcile.Expected(fmt.Errorf("it ended by itself and is started again after %v", pause))
 	}
+	m.Spec.FirstUID = d.Runner.FirstUID(m)
 	netns, err := d.Networks.AttachMachine(ctx, m)
 	if err != nil {
 		return err

@@ -1,7 +1,9 @@
 package machine
 
 import (
+	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -61,8 +63,9 @@ const (
 	searchPath     = insideRuntime + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
-// bundle is the OCI runtime specification of a machine.
-func (s *Sandbox) bundle(spec order, m home, cgroupsPath string) *specs.Spec {
+// bundle is the OCI runtime specification of a machine. owner is the user namespace
+// that it lives in, open until runc has started it; nil is the host's.
+func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File) *specs.Spec {
 	size := spec.Machine.Spec.Size
 	nofile, caps := maxOpenFiles(), grantable()
 	const period = 100_000 // microseconds
@@ -76,7 +79,7 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string) *specs.Spec {
 	kernel := func(kind, to string, options ...string) specs.Mount {
 		return specs.Mount{Type: kind, Source: kind, Destination: to, Options: append([]string{"nosuid", "noexec"}, options...)}
 	}
-	return &specs.Spec{
+	b := &specs.Spec{
 		Version:  specs.Version,
 		Hostname: spec.Name,
 		Root:     &specs.Root{Path: m.at("root")},
@@ -160,6 +163,14 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string) *specs.Spec {
 			},
 		},
 	}
+	if owner != nil {
+		if !capable(unix.CAP_SYS_RESOURCE) {
+			b.Process.Rlimits = nil // ours, which are the same: runc may not set them for another user
+		}
+		b.Linux.Namespaces = append(b.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace,
+			Path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), owner.Fd())})
+	}
+	return b
 }
 
 // device allows all of a character device; no minor is all of the major's.

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -58,6 +59,9 @@ func writeConfig(spec order, dir string, mtu int) error {
 		}
 		files[name] = append(b, '\n')
 	}
+	// Root in the machine reads them as a group of the host: he could make the mount
+	// writable, and then write what is his.
+	gid := int(spec.Machine.Spec.FirstUID)
 	// Keys before certificates would pair a new key with an old certificate for
 	// a moment, and the other way round too: readers that meet it try again.
 	for name, data := range files {
@@ -65,14 +69,27 @@ func writeConfig(spec order, dir string, mtu int) error {
 		if have, err := readBounded(file, 1<<20); err == nil && string(have) == string(data) {
 			continue
 		}
-		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		if err := makeFolders(dir, filepath.Dir(name), gid); err != nil {
 			return err
 		}
-		if err := atomicfile.Write(file, data, 0o600); err != nil {
+		if err := atomicfile.WriteGroup(file, gid, data); err != nil {
 			return fmt.Errorf("write machine's configuration: %w", err)
 		}
 	}
 	return nil
+}
+
+// makeFolders makes dir and what is below it on the way to name, for a group to read.
+func makeFolders(dir, name string, gid int) error {
+	for {
+		if err := cmp.Or(os.MkdirAll(filepath.Join(dir, name), 0o750), os.Chown(filepath.Join(dir, name), 0, gid)); err != nil {
+			return err
+		}
+		if name == "." {
+			return nil
+		}
+		name = filepath.Dir(name)
+	}
 }
 
 func containerdConfig() []byte {
@@ -205,6 +222,7 @@ func kubeletConfig(spec order) object {
 		"nodeStatusReportFrequency":   "1m",
 		"nodeStatusUpdateFrequency":   "10s",
 		"serializeImagePulls":         false,
+		"featureGates":                object{"KubeletInUserNamespace": spec.Machine.Spec.FirstUID != 0},
 		"maxParallelImagePulls":       4,
 	}
 }

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,6 +47,7 @@ type Sandbox struct {
 	cfg    Config
 	runc   runc
 	images images
+	users  func() error // OwnUsers
 
 	mu      sync.Mutex
 	watched map[string]*os.File // pidfd of each machine that is watched, by UID
@@ -56,7 +58,8 @@ func NewSandbox(cfg Config) *Sandbox {
 	return &Sandbox{cfg: cfg,
 		runc:    runc{binary: cfg.payload("runtime", "runc"), root: cfg.Runc},
 		images:  images{dir: cfg.Images},
-		watched: map[string]*os.File{}}
+		watched: map[string]*os.File{},
+		users:   sync.OnceValue(func() error { return tryOwnUsers(cfg.Images, cfg.Runc) })}
 }
 
 // Traces are what machines are on a host, kept as cfg says.
@@ -129,7 +132,9 @@ func (s *Sandbox) Ensure(ctx context.Context, m wire.Machine, netns string, keys
 
 func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 	m := s.home(spec.UID)
-	if err := os.MkdirAll(string(m), 0o700); err != nil {
+	first := int(spec.Machine.Spec.FirstUID)
+	// Root in the machine passes through on the way to its root file system.
+	if err := cmp.Or(os.MkdirAll(string(m), 0o710), os.Chmod(s.cfg.Dir, 0o711), os.Chown(string(m), 0, first)); err != nil {
 		return err
 	}
 	// A record that can't be read is made anew: it holds nothing that is lost.
@@ -163,7 +168,12 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 	if err := s.end(ctx, spec.UID); err != nil {
 		return err
 	}
-	if err := s.prepare(ctx, spec, m); err != nil {
+	owner, err := openOwner(spec.netns, first)
+	if err != nil {
+		return err
+	}
+	defer owner.Close() // nil has none
+	if err := s.prepare(ctx, spec, m, owner); err != nil {
 		return err
 	}
 	failpoint.Reach("machine/start/bundle-written")
@@ -185,9 +195,12 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 }
 
 // prepare makes everything that a start needs, or finds it there.
-func (s *Sandbox) prepare(ctx context.Context, spec order, m home) error {
-	if err := tuneKernel(); err != nil {
-		return err
+func (s *Sandbox) prepare(ctx context.Context, spec order, m home, owner *os.File) error {
+	first := int(spec.Machine.Spec.FirstUID)
+	if first == 0 { // in a user namespace kubelet does without
+		if err := tuneKernel(); err != nil {
+			return err
+		}
 	}
 	if err := emptyNamespace(spec.netns); err != nil {
 		return err
@@ -200,15 +213,21 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home) error {
 		return err
 	}
 	failpoint.Reach("machine/start/disk-mounted")
-	for _, dir := range []string{"disk/containerd", "disk/kubelet", "disk/log"} {
-		if err := os.MkdirAll(m.at(dir), 0o755); err != nil {
+	for _, dir := range []string{"disk/containerd", "disk/kubelet", "disk/log", "disk/upper"} {
+		if err := errors.Join(os.MkdirAll(m.at(dir), 0o755), os.Chown(m.at(dir), first, first)); err != nil {
 			return err
 		}
 	}
 	// The payload may have moved to a newer image since the last start, so the
 	// root is mounted anew each time.
-	if err := unmountAll(m.at("root")); err != nil {
+	if err := cmp.Or(unmountAll(m.at("root")), unmountAll(m.at("image"))); err != nil {
 		return err
+	}
+	if owner != nil {
+		if err := mountMapped(image, m.at("image"), owner); err != nil {
+			return err
+		}
+		image = m.at("image")
 	}
 	if err := mountRoot(image, m.at("disk/upper"), m.at("disk/work"), m.at("root")); err != nil {
 		return err
@@ -224,7 +243,10 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home) error {
 	if err != nil {
 		return err
 	}
-	if err := g.Close(); err != nil {
+	if first != 0 {
+		err = g.Delegate(first)
+	}
+	if err := errors.Join(err, g.Close()); err != nil {
 		return err
 	}
 	failpoint.Reach("machine/start/group-made")
@@ -234,7 +256,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home) error {
 	if err := os.RemoveAll(m.at("bundle/runc.log")); err != nil {
 		return err
 	}
-	return atomicfile.WriteJSON(m.at("bundle/config.json"), s.bundle(spec, m, cgroupsPath))
+	return atomicfile.WriteJSON(m.at("bundle/config.json"), s.bundle(spec, m, cgroupsPath, owner))
 }
 
 func (s *Sandbox) pruneImages() {

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -49,12 +50,14 @@ func payloadDir(t *testing.T) string {
 	return dir
 }
 
+const testFirst = 0x20000000
+
 // testNamespace is a network namespace such as modules/network makes for a
 // machine, with a link that leads nowhere.
 func testNamespace(t *testing.T, suffix string) *netns.NS {
 	t.Helper()
 	name := fmt.Sprintf("mptest-machine-%d-%s", os.Getpid(), suffix)
-	ns, err := netns.Create(name)
+	ns, err := netns.CreateOwned(name, testFirst, 1<<16)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +116,7 @@ func testSpec(t *testing.T, uid string, ns *netns.NS, disk int64) order {
 	return order{
 		Machine: wire.Machine{Key: "acme/web/shop/shop-1", UID: uid, Name: "shop-1", NetworkID: "00002a",
 			KubernetesVersion: "1.36", Plan: wire.DefaultPlan(), ClusterCA: ca,
-			Spec: resource.MachineSpec{Driver: "sandbox", Index: 1, Address: address, PodCIDR: pods,
+			Spec: resource.MachineSpec{Driver: "sandbox", Index: 1, FirstUID: testFirst, Address: address, PodCIDR: pods,
 				Size: resource.Size{MilliCPU: 1500, MemoryBytes: 512 << 20, DiskBytes: disk}}},
 		netns: ns.Path(), keys: certificates,
 	}
@@ -130,6 +133,11 @@ type rig struct {
 
 func newRig(t *testing.T, disk int64) *rig {
 	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
 	uid := fmt.Sprintf("mptest-%d-%s", os.Getpid(), strings.ToLower(t.Name()))
 	ns := testNamespace(t, "a")
 	r := &rig{t: t, spec: testSpec(t, uid, ns, disk), ns: ns, exited: make(chan string, 10)}
@@ -153,6 +161,15 @@ func (r *rig) ensure() {
 	if err := r.s.Ensure(r.t.Context(), r.spec.Machine, r.spec.netns, r.spec.keys); err != nil {
 		r.t.Fatal(err)
 	}
+}
+
+func (r *rig) prepare(m home) error {
+	owner, err := openOwner(r.spec.netns, testFirst)
+	if err != nil {
+		return err
+	}
+	defer owner.Close()
+	return r.s.prepare(r.t.Context(), r.spec, m, owner)
 }
 
 // exec runs a command inside the machine.
@@ -449,10 +466,15 @@ func TestHalf(t *testing.T) {
 		"folder":  func() error { return os.MkdirAll(string(m), 0o700) },
 		"partial": func() error { return os.WriteFile(m.disk().file+".partial", []byte("x"), 0o600) },
 		"disk":    func() error { return m.disk().ensure(t.Context(), 200<<20, image) },
-		"root":    func() error { return r.s.prepare(t.Context(), r.spec, m) },
+		"root":    func() error { return r.prepare(m) },
 		"state":   func() error { return os.MkdirAll(filepath.Join(r.s.cfg.Runc, r.spec.UID), 0o700) },
 		"created": func() error {
-			if err := errors.Join(writeConfig(r.spec, m.at("config"), 1450), r.s.prepare(t.Context(), r.spec, m)); err != nil {
+			owner, err := openOwner(r.spec.netns, testFirst)
+			if err != nil {
+				return err
+			}
+			defer owner.Close()
+			if err := errors.Join(writeConfig(r.spec, m.at("config"), 1450), r.s.prepare(t.Context(), r.spec, m, owner)); err != nil {
 				return err
 			}
 			cmd := r.s.runc.command(t.Context(), "create", "--bundle", m.at("bundle"), r.spec.UID)
@@ -460,7 +482,7 @@ func TestHalf(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := os.MkdirAll(string(m), 0o700); err != nil {
+			if err := cmp.Or(os.MkdirAll(string(m), 0o711), os.Chmod(r.s.cfg.Dir, 0o711)); err != nil {
 				t.Fatal(err)
 			}
 			if err := cut(); err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -27,7 +28,9 @@ type machinePort struct {
 	Address netip.Addr
 	MAC     string
 	PodCIDR netip.Prefix
-	index   int // of the link on the bridge; 0: not there yet
+	// FirstUID is the host's user that is root in it and may set up its network; 0 is the host's root.
+	FirstUID uint32
+	index    int // of the link on the bridge; 0: not there yet
 }
 
 // hash stands for the machine in names of links, which have 15 letters. Not the
@@ -39,6 +42,13 @@ func hash(uid string) string {
 
 func (p machinePort) link() string      { return portPrefix + hash(p.UID) }
 func (p machinePort) namespace() string { return machinePrefix + p.UID }
+
+func (p machinePort) makeNamespace() (*netns.NS, error) {
+	if p.FirstUID == 0 {
+		return netns.Create(p.namespace())
+	}
+	return netns.CreateOwned(p.namespace(), p.FirstUID, resource.MachineUIDs)
+}
 
 func (p machinePort) alias() string {
 	return strings.Join([]string{p.UID, p.Address.String(), p.MAC, p.PodCIDR.String()}, " ")
@@ -84,7 +94,8 @@ func (w *workspace) readPorts() error {
 func (n *Network) AttachMachine(ctx context.Context, machine wire.Machine) (string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	m := machinePort{UID: machine.UID, Address: machine.Spec.Address, MAC: machine.Spec.MAC, PodCIDR: machine.Spec.PodCIDR}
+	m := machinePort{UID: machine.UID, Address: machine.Spec.Address, MAC: machine.Spec.MAC, PodCIDR: machine.Spec.PodCIDR,
+		FirstUID: machine.Spec.FirstUID}
 	want, ok := n.attached[machine.NetworkID]
 	if !ok {
 		return "", fmt.Errorf("attach machine %s: network %s is not attached", m.UID, machine.NetworkID)
@@ -132,7 +143,7 @@ func (n *Network) attachMachine(want wire.Network, m machinePort) error {
 	defer w.close()
 	mtu := n.inner(host)
 
-	ns, err := netns.Create(m.namespace())
+	ns, err := m.makeNamespace()
 	if err != nil {
 		return err
 	}

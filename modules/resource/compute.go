@@ -241,7 +241,15 @@ type MachineSpec struct {
 	Address netip.Addr   `json:"address" example:"172.30.0.11"`
 	MAC     string       `json:"mac"`
 	PodCIDR netip.Prefix `json:"podCIDR" example:"10.42.1.0/24"`
+	// FirstUID is the host's user and group that is 0 in the machine, of MachineUIDs
+	// that are its own. 0: the machine was placed before workspaces had ranges, and
+	// root in it is root on the host.
+	FirstUID uint32 `json:"firstUID,omitempty"`
 }
+
+// MachineUIDs is how many users and groups of the host belong to a workspace. All
+// its machines have the same.
+const MachineUIDs = 1 << 16
 
 // MachineStatus is what the node's agent and the plane report.
 type MachineStatus struct {

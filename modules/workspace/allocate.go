@@ -14,12 +14,25 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 )
 
-// The range of network identifiers: RFC 7348 gives 24 bits; the low ones are
-// left to the site's own networks.
+// The network identifiers, of which each has its range of the host's users and
+// groups: so many workspaces there can be. RFC 7348 gives an identifier 24 bits; the low ones are left to the
+// site's own networks. The users are the upper part of what systemd leaves to
+// containers (systemd.io/UIDS-GIDS), beyond what subuid(5) commonly gives away.
 const (
 	firstVNI = 1 << 12
-	lastVNI  = 1<<24 - 1
+	lastVNI  = firstVNI + (lastUID-firstUID)/resource.MachineUIDs
+	firstUID = 0x1000_0000
+	lastUID  = 0x6ffe_ffff
 )
+
+// usersOf is the first of the host's users that are the workspace's; 0 of one that was
+// made when there were no such ranges.
+func usersOf(w *resource.Workspace) uint32 {
+	if w.Status.VNI < firstVNI || w.Status.VNI > lastVNI {
+		return 0
+	}
+	return firstUID + (w.Status.VNI-firstVNI)*resource.MachineUIDs
+}
 
 // allocate gives a new workspace its network identifier and its keys, in one
 // write with the claim that makes the identifier unique.

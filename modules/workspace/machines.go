@@ -179,7 +179,7 @@ func (c *Controller) create(
 	address, pods := c.cfg.Plan.Machine(index)
 	m := &resource.Machine{InWorkspace: resource.NewInWorkspace(w.Key(), fmt.Sprintf("%s-%d", w.Name, index))}
 	m.Spec = resource.MachineSpec{Node: node, Driver: "sandbox", Size: w.Spec.MachineSize, Index: index,
-		Address: address, MAC: wire.MAC(address), PodCIDR: pods}
+		Address: address, MAC: wire.MAC(address), PodCIDR: pods, FirstUID: usersOf(w)}
 	m.Status.Phase = resource.Creating
 
 	db := c.cfg.Store

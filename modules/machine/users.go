@@ -1,0 +1,116 @@
+package machine
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// FirstUID is the host's user that root in the machine is: the one that the server
+// gave it, or 0, the host's own root, on a host that can't do better. A machine
+// keeps what its disk was made with.
+func (s *Sandbox) FirstUID(m wire.Machine) uint32 {
+	home := s.home(m.UID)
+	if _, err := os.Stat(home.disk().file); err == nil {
+		if rec, err := readRecord(home.at(recordName)); err == nil {
+			return rec.Machine.Spec.FirstUID
+		}
+	}
+	if m.Spec.FirstUID != 0 && s.users() != nil {
+		return 0
+	}
+	return m.Spec.FirstUID
+}
+
+// OwnUsers says why machines that are made on this host get no users of their own.
+// nil: they do. It tries once.
+func (s *Sandbox) OwnUsers() error { return s.users() }
+
+// tryOwnUsers says what this host lacks to run machines in user namespaces. It
+// mounts as a machine's root file system is mounted, out of everybody's sight.
+func tryOwnUsers(images, scratch string) error {
+	users, err := netns.NewUsers(firstTried, resource.MachineUIDs)
+	if err != nil {
+		return err
+	}
+	defer users.Close()
+	if err := cmp.Or(os.MkdirAll(images, 0o755), os.MkdirAll(scratch, 0o700)); err != nil {
+		return err
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends, and its mounts with it
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+				return fmt.Errorf("unshare mounts: %w", err)
+			}
+			if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+				return fmt.Errorf("unshare mounts: %w", err)
+			}
+			if err := unix.Mount("tmpfs", scratch, "tmpfs", 0, ""); err != nil {
+				return fmt.Errorf("mount tmpfs: %w", err)
+			}
+			at := func(name string) string { return filepath.Join(scratch, name) }
+			return cmp.Or(mountMapped(images, at("image"), users),
+				mountRoot(at("image"), at("upper"), at("work"), at("root")))
+		}()
+	}()
+	return <-done
+}
+
+// firstTried is in no workspace's range.
+const firstTried = 0x0fff_0000
+
+// openOwner opens the user namespace that a machine's network namespace belongs
+// to: the machine's processes live in it, so that they may set up that network. nil
+// is the host's own, of a machine whose users are the host's.
+func openOwner(path string, first int) (*os.File, error) {
+	ns, err := netns.OpenPath(path)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	owner, ours, err := ns.Owner()
+	if err != nil {
+		return nil, err
+	}
+	if ours == (first == 0) {
+		if ours {
+			return nil, owner.Close()
+		}
+		return owner, nil
+	}
+	return nil, errors.Join(fmt.Errorf("network namespace %s belongs to another user namespace than users from %d on", path, first), owner.Close())
+}
+
+// mountMapped shows a folder at target, read-only, with the owners of its files
+// as they are called in a user namespace: what root owns, the machine's root owns.
+// Overlayfs takes such a layer from Linux 5.19 on.
+func mountMapped(dir, target string, owner *os.File) error {
+	if err := os.MkdirAll(target, 0o700); err != nil {
+		return err
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("mount image %s: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
+		Attr_set: unix.MOUNT_ATTR_IDMAP | unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE, Userns_fd: uint64(owner.Fd())})
+	if err != nil {
+		return fmt.Errorf("mount image %s for other users: %w", dir, err)
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount image at %s: %w", target, err)
+	}
+	return nil
+}
