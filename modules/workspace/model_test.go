@@ -311,6 +311,11 @@ func (m *model) wrong() string {
 		if why := m.wrongWorkspace(w, per[w.Key()]); why != "" {
 			return w.Key() + ": " + why
 		}
+		for _, x := range per[w.Key()] {
+			if x.Spec.FirstUID == 0 || x.Spec.FirstUID != usersOf(w) {
+				return fmt.Sprintf("%s has users from %d on, want %d", x.Key(), x.Spec.FirstUID, usersOf(w))
+			}
+		}
 		delete(per, w.Key())
 		ids = append(ids, w.Status.ID)
 		if claim := fmt.Sprint(w.Status.VNI, " ", w.Key()); !slices.Contains(claims, claim) {
