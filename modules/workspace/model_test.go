@@ -307,14 +307,16 @@ func (m *model) wrong() string {
 	for _, v := range vnis {
 		claims = append(claims, v.Name+" "+v.Workspace)
 	}
+	users := map[uint32]string{} // of the host: the first -> workspace
 	for _, w := range workspaces {
 		if why := m.wrongWorkspace(w, per[w.Key()]); why != "" {
 			return w.Key() + ": " + why
 		}
 		for _, x := range per[w.Key()] {
-			if x.Spec.FirstUID == 0 || x.Spec.FirstUID != usersOf(w) {
-				return fmt.Sprintf("%s has users from %d on, want %d", x.Key(), x.Spec.FirstUID, usersOf(w))
+			if other, ok := users[x.Spec.FirstUID]; x.Spec.FirstUID == 0 || ok && other != w.Key() {
+				return fmt.Sprintf("%s has users from %d on, those of %q", x.Key(), x.Spec.FirstUID, other)
 			}
+			users[x.Spec.FirstUID] = w.Key()
 		}
 		delete(per, w.Key())
 		ids = append(ids, w.Status.ID)
