@@ -65,7 +65,7 @@ const (
 
 // bundle is the OCI runtime specification of a machine. owner is the user namespace
 // that it lives in, open until runc has started it; nil is the host's.
-func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File) *specs.Spec {
+func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File) (*specs.Spec, error) {
 	size := spec.Machine.Spec.Size
 	nofile, caps := maxOpenFiles(), grantable()
 	const period = 100_000 // microseconds
@@ -136,9 +136,7 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File)
 					{Allow: false, Access: "rwm"},
 					device(10, new(int64(229))),
 					device(136, nil), // pseudo terminals
-					// console and tun: runc gives them to every pod, so they must be ours to give.
-					device(5, new(int64(1))),
-					device(10, new(int64(200))),
+					device(10, new(int64(200))), // tun: runc gives it to every pod, so it must be ours to give
 					// Making any node, opening none: runc gives that to every pod.
 					{Allow: true, Type: "c", Access: "m"},
 					{Allow: true, Type: "b", Access: "m"},
@@ -170,7 +168,9 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File)
 		b.Linux.Namespaces = append(b.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace,
 			Path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), owner.Fd())})
 	}
-	return b
+	var err error
+	b.Linux.Seccomp, err = syscalls(b, owner != nil)
+	return b, err
 }
 
 // device allows all of a character device; no minor is all of the major's.

@@ -256,7 +256,11 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home, owner *os.Fil
 	if err := os.RemoveAll(m.at("bundle/runc.log")); err != nil {
 		return err
 	}
-	return atomicfile.WriteJSON(m.at("bundle/config.json"), s.bundle(spec, m, cgroupsPath, owner))
+	b, err := s.bundle(spec, m, cgroupsPath, owner)
+	if err != nil {
+		return err
+	}
+	return atomicfile.WriteJSON(m.at("bundle/config.json"), b)
 }
 
 func (s *Sandbox) pruneImages() {

@@ -69,6 +69,7 @@ func TestAttack(t *testing.T) {
 		{"images", testImages},
 		{"setuid", testSetuid},
 		{"unmasked", testUnmasked},
+		{"rooted", testRooted},
 		{"paths", testPaths},
 		{"external", testExternal},
 		{"http2", testHTTP2},

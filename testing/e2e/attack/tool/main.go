@@ -15,6 +15,8 @@
 //	tool who              prints whom the kernel takes it for, as JSON
 //	tool gain             one line per thing that only a machine's root may do:
 //	                      "NAME open|closed REASON"
+//	tool break WALL...    one line per wall between a machine and its host, as
+//	                      breakers name them: "WALL open|closed REASON"
 //	tool link NAME=TO...  makes symbolic links; a NAME alone is a folder
 //	tool swap NAME=TO...  changes folders for links and back until it is stopped
 //	tool get URL...       one line per URL: "URL STATUS BODY", or "URL none REASON"
@@ -83,6 +85,8 @@ func run(args []string) int {
 		err = who()
 	case "gain":
 		err = gainAll(ctx, args[1:])
+	case "break":
+		err = breakAll(ctx, args[1:])
 	case "link":
 		err = link(args[1:])
 	case "swap":
