@@ -69,6 +69,10 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File)
 	size := spec.Machine.Spec.Size
 	nofile, caps := maxOpenFiles(), grantable()
 	const period = 100_000 // microseconds
+	sysfs := []string{"nodev"}
+	if owner == nil { // in a user namespace root may write what is of its network, and a privileged pod must
+		sysfs = append(sysfs, "ro")
+	}
 
 	bind := func(from, to string, options ...string) specs.Mount {
 		return specs.Mount{Type: "bind", Source: from, Destination: to, Options: append([]string{"rbind", "nosuid", "nodev"}, options...)}
@@ -97,7 +101,7 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File)
 			kernel("devpts", "/dev/pts", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
 			kernel("tmpfs", "/dev/shm", "nodev", "mode=1777", "size=64m"),
 			kernel("mqueue", "/dev/mqueue", "nodev"),
-			kernel("sysfs", "/sys", "nodev", "ro"),
+			kernel("sysfs", "/sys", sysfs...),
 			kernel("cgroup", "/sys/fs/cgroup", "nodev", "relatime", "rw"),
 			kernel("tmpfs", "/run", "nodev", "mode=755", "size=64m"),
 			// kubelet wants to read the kernel's messages, which tell of the host

@@ -122,6 +122,9 @@ func passes(words string) bool {
 	return containsAny(words, []string{"context deadline exceeded", "is reserved for", "pull QPS exceeded", "connection refused", "connection reset", "429 Too Many Requests", "503 Service Unavailable"})
 }
 
+// noUsers is how a machine says that it has no users to give to a pod's own user namespace.
+const noUsers = "failed to create network namespace for sandbox"
+
 // noSandbox is why the runtime refused a pod's sandbox; "" if it did not.
 func (k *kube) noSandbox(ctx context.Context, namespace, pod string) string {
 	var events struct{ Items []struct{ Message string } }
@@ -130,8 +133,10 @@ func (k *kube) noSandbox(ctx context.Context, namespace, pod string) string {
 		return ""
 	}
 	for _, e := range events.Items { // others are of what passes: a network that is being made, say
-		if _, end, found := strings.Cut(e.Message, "OCI runtime"); found {
-			return "OCI runtime" + end
+		for _, words := range []string{"OCI runtime", noUsers} {
+			if _, end, found := strings.Cut(e.Message, words); found {
+				return words + end
+			}
 		}
 	}
 	return ""
