@@ -139,7 +139,7 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File)
 				Devices: []specs.LinuxDeviceCgroup{
 					{Allow: false, Access: "rwm"},
 					device(10, new(int64(229))),
-					device(136, nil), // pseudo terminals
+					device(136, nil),            // pseudo terminals
 					device(10, new(int64(200))), // tun: runc gives it to every pod, so it must be ours to give
 					// Making any node, opening none: runc gives that to every pod.
 					{Allow: true, Type: "c", Access: "m"},

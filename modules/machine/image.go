@@ -107,7 +107,8 @@ func (im *images) prune(layoutDir string) error {
 	mounted := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(string(mountinfo)) // proc(5)
 	for _, e := range entries {
 		dir := filepath.Join(im.dir, e.Name())
-		used := strings.Contains(mounted, "lowerdir="+dir+",") || strings.Contains(mounted, "/"+e.Name()+" ") // that folder itself is mounted
+		used := strings.Contains(mounted, "lowerdir="+dir+",") ||
+			strings.Contains(mounted, "/"+e.Name()+" ") // that folder itself is mounted
 		if !e.IsDir() || e.Name() == digest.Hex || used {
 			continue
 		}

@@ -19,9 +19,11 @@ func syscalls(b *specs.Spec, mapped bool) (*specs.LinuxSeccomp, error) {
 		return nil, err
 	}
 	refused := []string{
-		"socket", "keyctl", // below, by what they are asked for
-		"socketcall",                                                                              // the same behind a pointer, for old programs of 32 bits
-		"perf_event_open", "io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd", // where kernels have been broken into
+		// Below, by what they are asked for; socketcall is the same behind a pointer, for
+		// old programs of 32 bits.
+		"socket", "socketcall", "keyctl",
+		// Where kernels have been broken into.
+		"perf_event_open", "io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd",
 		"fanotify_init", "fanotify_mark", "lookup_dcookie", "quotactl", "quotactl_fd", "syslog", "open_by_handle_at",
 	}
 	if mapped {
@@ -42,6 +44,7 @@ func syscalls(b *specs.Spec, mapped bool) (*specs.LinuxSeccomp, error) {
 	allow("socket", unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK, unix.AF_PACKET)
 	// runc gives each container a keyring of its own.
 	allow("keyctl", unix.KEYCTL_GET_KEYRING_ID, unix.KEYCTL_JOIN_SESSION_KEYRING, unix.KEYCTL_SETPERM, unix.KEYCTL_DESCRIBE)
-	filter.Syscalls = append(filter.Syscalls, specs.LinuxSyscall{Names: []string{"pivot_root"}, Action: specs.ActAllow}) // runc, for pods
+	// runc, for pods.
+	filter.Syscalls = append(filter.Syscalls, specs.LinuxSyscall{Names: []string{"pivot_root"}, Action: specs.ActAllow})
 	return filter, nil
 }

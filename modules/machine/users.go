@@ -89,7 +89,8 @@ func openOwner(path string, first int) (*os.File, error) {
 		}
 		return owner, nil
 	}
-	return nil, errors.Join(fmt.Errorf("network namespace %s belongs to another user namespace than users from %d on", path, first), owner.Close())
+	err = fmt.Errorf("network namespace %s belongs to another user namespace than users from %d on", path, first)
+	return nil, errors.Join(err, owner.Close())
 }
 
 // mountMapped shows a folder at target, read-only, with the owners of its files
