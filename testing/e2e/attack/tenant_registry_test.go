@@ -2,6 +2,7 @@ package attack
 
 import (
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -38,6 +39,8 @@ func testRegistry(t *testing.T, s *suite) {
 	data := []byte("what only B has: " + s.RegistryAddress())
 	sum := sha256.Sum256(data)
 	digest := "sha256:" + hex.EncodeToString(sum[:])
+	sum512 := sha512.Sum512(data)
+	digest512 := "sha512:" + hex.EncodeToString(sum512[:])
 	q := url.Values{"scope": {"repository:acme/web/tool:pull,push"}}
 	theirs := a.bearer(t, "", http.MethodGet, "https://"+s.RegistryAddress()+"/token?"+q.Encode(), "", "Authorization", "Basic "+basic(ownerB, a.word(t, "owner-password")))
 	var tokenB struct{ Token string }
@@ -52,8 +55,10 @@ func testRegistry(t *testing.T, s *suite) {
 		return a.bearer(t, token, http.MethodPut, join(base, began.header.Get("Location"))+"&digest="+url.QueryEscape(digest), content, "Content-Type", "application/octet-stream")
 	}
 	err = nil
-	if got := upload(tokenB.Token, "acme/web/tool", digest, string(data)); got.status != http.StatusCreated {
-		err = errors.New(got.String())
+	for _, d := range []string{digest, digest512} {
+		if got := upload(tokenB.Token, "acme/web/tool", d, string(data)); got.status != http.StatusCreated {
+			err = errors.New(got.String())
+		}
 	}
 	if !s.control(t, "B uploads a blob", err) {
 		return
@@ -73,7 +78,7 @@ func testRegistry(t *testing.T, s *suite) {
 	}
 	// Tokens for more than one may have.
 	wide := map[string]string{"no token": "", "A's token": own, "a session": a.tokens[ownerA]}
-	names := append(s.registryNames(), "digest", digest[len("sha256:"):], "digestB", digestB, "mine", mine.body)
+	names := append(s.registryNames(), "digest", digest[len("sha256:"):], "digest512", digest512[len("sha512:"):], "digestB", digestB, "mine", mine.body)
 	rows := rows[registryRows](t, "registry.yaml", names...)
 	for _, scope := range rows.Scopes {
 		wide["a token for "+scope] = grant(strings.Split(scope, " ")...)
@@ -105,6 +110,8 @@ func testRegistry(t *testing.T, s *suite) {
 	}
 	s.mounts(t, a, rows, base, own, digest, string(data), upload)
 	s.manifests(t, a, rows, base, own, digest, digestB)
+	s.referrers(t, a, base, grant("repository:beta/ops/tool:*"), tokenB.Token, digestB)
+	s.floods(t, a, base, grant, tokenB.Token)
 }
 
 func basic(user, word string) string {
@@ -131,7 +138,9 @@ func (s *suite) mounts(t *testing.T, a *asker, rows registryRows, base, own, dig
 		s.record(t, attempt{What: what, From: ownerA, Want: "B's blob is not in A's repository", Got: got.String(), Blocked: blocked})
 	}
 	has := func() bool {
-		return a.bearer(t, own, http.MethodHead, base+"beta/ops/tool/blobs/"+digest, "").status == http.StatusOK
+		sum := sha512.Sum512([]byte(data))
+		return a.bearer(t, own, http.MethodHead, base+"beta/ops/tool/blobs/"+digest, "").status == http.StatusOK ||
+			a.bearer(t, own, http.MethodHead, base+"beta/ops/tool/blobs/sha512:"+hex.EncodeToString(sum[:]), "").status == http.StatusOK
 	}
 	for _, q := range rows.Mounts {
 		got := a.bearer(t, own, http.MethodPost, base+"beta/ops/tool/blobs/uploads/?"+q, "")
