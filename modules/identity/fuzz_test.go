@@ -1,10 +1,8 @@
 package identity
 
 import (
-	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"reflect"
 	"slices"
 	"strings"
@@ -188,7 +186,7 @@ func FuzzTokenRequest(f *testing.F) {
 		switch {
 		case w.Code >= 500:
 			t.Errorf("%s %q %q %q: %d %s", method, query, body, authorization, w.Code, w.Body)
-		case w.Code == http.StatusOK && !strings.Contains(fill(body)+fill(query)+fill(authorization), session) && !basicSession(r, session) && !formSession(body, query, session):
+		case w.Code == http.StatusOK && (r.Method != http.MethodGet || !strings.Contains(fill(authorization), session) && !basicSession(r, session)):
 			t.Errorf("%s %q %q %q: a token for nothing", method, query, body, authorization)
 		}
 	})
@@ -197,15 +195,6 @@ func FuzzTokenRequest(f *testing.F) {
 func basicSession(r *http.Request, session string) bool {
 	_, p, ok := r.BasicAuth()
 	return ok && p == session
-}
-
-func formSession(body, query, session string) bool {
-	for _, s := range []string{body, query} {
-		if v, _ := url.ParseQuery(strings.ReplaceAll(s, "@", session)); strings.Contains(fmt.Sprint(v), session) {
-			return true
-		}
-	}
-	return false
 }
 
 // FuzzStoredSecrets reads password hashes and signing keys as the store may hold

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -108,37 +109,32 @@ func (id *Identity) registryActions(ctx context.Context, p *access.Principal, w 
 }
 
 // ServeRegistryToken is the endpoint that OCI clients are sent to by the
-// registry: GET with HTTP Basic, or POST with a form. The password is the user's,
-// or a bearer token of the platform.
+// registry: GET with HTTP Basic. The password is the user's, or a bearer token of
+// the platform. Clients that try a form first, as containerd's do, ask by GET
+// when they are told that there is no POST: a form is what simple requests of
+// others can send, and a second way to log in.
 func (id *Identity) ServeRegistryToken(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodGet && r.Method != http.MethodPost {
-		w.Header().Set("Allow", "GET, POST")
-		registryError(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "Tokens are asked for by GET or POST.")
+	if r.Method != http.MethodGet {
+		w.Header().Set("Allow", "GET")
+		registryError(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "Tokens are asked for by GET.")
 		return
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
-	if err := r.ParseForm(); err != nil {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
 		registryError(w, http.StatusBadRequest, "UNSUPPORTED", "The request is not understood.")
 		return
 	}
 	user, password, given := r.BasicAuth()
-	switch {
-	case r.Method == http.MethodPost:
-		if grant := r.PostForm.Get("grant_type"); grant != "password" {
-			registryError(w, http.StatusBadRequest, "UNSUPPORTED", "Only the grant type password is supported.")
-			return
-		}
-		user, password, given = r.PostForm.Get("username"), r.PostForm.Get("password"), true
-	case !given:
+	if !given {
 		if bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
 			password, given = bearer, true
 		}
 	}
-	if service := r.Form.Get("service"); service != "" && service != id.cfg.RegistryService {
+	if service := query.Get("service"); service != "" && service != id.cfg.RegistryService {
 		registryError(w, http.StatusBadRequest, "UNSUPPORTED", "There is no such service here.")
 		return
 	}
-	wanted, err := parseScopes(r.Form["scope"])
+	wanted, err := parseScopes(query["scope"])
 	if err != nil {
 		registryError(w, http.StatusBadRequest, "UNSUPPORTED", sentence(err))
 		return

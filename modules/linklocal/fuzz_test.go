@@ -35,6 +35,9 @@ func FuzzEndpointRequest(f *testing.F) {
 		f.Add("GET", p, "bytes=0-4")
 		f.Add("HEAD", p, "")
 	}
+	f.Add("POST", "/token?grant_type=password&username=a@b.example&password=x", "")
+	f.Add("GET", "/v2/../token", "")
+	f.Add("GET", "//v2/%2e%2e/token", "")
 	f.Add("PUT", "/v2/tool/manifests/1?ns=multipaas.internal", "bytes=-1,0-,99999999999999999999-")
 	f.Fuzz(func(t *testing.T, method, path, ranges string) {
 		path = strings.ReplaceAll(path, "@", digest) // each run has another
@@ -57,6 +60,9 @@ func FuzzEndpointRequest(f *testing.F) {
 		}
 		if r.Method != "GET" && r.Method != "HEAD" && !passed && w.Code < 400 {
 			t.Errorf("%s %q: %d", method, path, w.Code)
+		}
+		if passed && (r.Method != "GET" && r.Method != "HEAD" || !strings.HasPrefix(r.URL.Path, "/v2/") && r.URL.Path != "/v2") {
+			t.Errorf("%s %q went on to the platform's registry", method, path)
 		}
 		if ns := r.URL.Query().Get("ns"); passed && ns == wire.PayloadRegistry {
 			t.Errorf("%s %q went on to the platform's registry", method, path)

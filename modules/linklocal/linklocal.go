@@ -23,6 +23,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -191,9 +192,20 @@ func (e *Endpoints) Close(uid string) {
 	}
 }
 
-// route sends what is asked of the payload's registry there, and all else on.
+// route sends what is asked of the payload's registry there, and all else that
+// pulls on. Nothing but a pull passes: behind the door is also where passwords
+// are checked, and who asks there counts as the node.
 func route(payload, rest http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case !pulls(r.URL.Path):
+			registryError(w, http.StatusNotFound, "UNSUPPORTED", "a machine's registry has /v2/ and nothing else")
+			return
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+			w.Header().Set("Allow", "GET, HEAD")
+			registryError(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "a machine may only pull; push from outside, after `mp login`")
+			return
+		}
 		if inner, ok := strings.CutPrefix(r.URL.Path, "/v2/"+wire.PayloadRegistry+"/"); ok {
 			r2 := r.Clone(r.Context())
 			r2.URL.Path = "/v2/" + inner
@@ -207,4 +219,10 @@ func route(payload, rest http.Handler) http.Handler {
 			rest.ServeHTTP(w, r)
 		}
 	})
+}
+
+// pulls says whether a path is one of the distribution API's, written as clients
+// write it: what the registry could read as another path is none.
+func pulls(p string) bool {
+	return p == "/v2" || strings.HasPrefix(p, "/v2/") && path.Clean(p) == strings.TrimSuffix(p, "/")
 }

@@ -119,6 +119,8 @@ func (e *Endpoints) pull(workspace string, log *slog.Logger) http.Handler {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			registry := e.state.Load().Registry
 			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "https", registry, registry
+			r.Out.Body = nil // a pull has none
+			r.Out.ContentLength = 0
 			// Nothing a machine says about itself counts.
 			r.Out.Header.Del("Authorization")
 			r.Out.Header.Set(wire.WorkspaceHeader, workspace)

@@ -35,6 +35,11 @@ func (p principal) allows(repository, action string) bool {
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if req.URL.Path == TokenPath {
+		if nodeCertificate(req) != nil {
+			// What comes by a node comes from its pods, which would guess passwords as it.
+			refuse(http.StatusForbidden, "DENIED", "machines have no tokens: they pull without one").serve(w, req)
+			return
+		}
 		// The upload of a layer may take hours, the form of a login may not.
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(10 * time.Second))
 		r.cfg.Tokens.Issue.ServeHTTP(w, req)

@@ -85,6 +85,49 @@ func testDoor(t *testing.T, s *suite) {
 			Blocked: strings.HasPrefix(got, "HTTP/1.1 4") && !strings.Contains(got, `"layers"`) && !strings.Contains(got, `"tags"`) && !strings.Contains(got, `"token"`)})
 	}
 
+	// What is behind the door and is no pull, such as the place where passwords are
+	// checked: asked for as nobody, so that a token that comes back is one by a
+	// guess that was right.
+	form := url.Values{"grant_type": {"password"}, "username": {ownerB}, "password": {a.word(t, "owner-password")},
+		"service": {s.RegistryAddress()}, "scope": {"repository:acme/web/tool:pull"}}.Encode()
+	post := func(method, target, kind string, headers ...string) string {
+		return request(method, target, append(headers, "Content-Type: "+kind, fmt.Sprintf("Content-Length: %d", len(form)))...) + form
+	}
+	const encoded = "application/x-www-form-urlencoded"
+	var requests []string
+	behind := map[string]string{}
+	for _, target := range []string{"/token", "/token/", "//token", "/./token", "/v2/../token", "/v2/%2e%2e/token", "/v2/..%2ftoken", "/v2/beta/../../token", "/v2//../token",
+		"/%74oken", "/v2/token", "/token;x", "/token?", "http://registry.example/token", "https://" + s.RegistryAddress() + "/token"} {
+		behind["POST "+target] = post(http.MethodPost, target, encoded)
+		behind["GET with a form "+target] = post(http.MethodGet, target, encoded)
+		behind["GET by query "+target] = request(http.MethodGet, strings.TrimSuffix(target, "?")+"?"+form)
+	}
+	for _, method := range []string{http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions, http.MethodTrace, "post", "PROPFIND"} {
+		behind[method+" /token"] = post(method, "/token", encoded)
+		behind[method+" of a manifest"] = post(method, own, "application/vnd.oci.image.manifest.v1+json")
+	}
+	for what, r := range map[string]string{
+		"POST said to be GET":           post(http.MethodPost, "/token", encoded, "X-HTTP-Method-Override: GET", "X-Original-URL: /v2/"),
+		"GET said to be POST":           post(http.MethodGet, "/v2/", encoded, "X-HTTP-Method-Override: POST", "X-Original-URL: /token", "X-Rewrite-URL: /token"),
+		"POST as multipart":             post(http.MethodPost, "/token", "multipart/form-data; boundary=x"),
+		"POST behind a pull":            "GET /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" + post(http.MethodPost, "/token", encoded),
+		"POST in the body of a pull":    "GET " + own + " HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + post(http.MethodPost, "/token", encoded),
+		"an upgrade to another version": request(http.MethodGet, "/token", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"),
+		"the platform's API":            post(http.MethodPost, "/v1/login", "application/json"),
+		"the metrics":                   request(http.MethodGet, "/metrics"),
+	} {
+		behind[what] = r
+	}
+	for _, r := range behind {
+		requests = append(requests, r)
+	}
+	said := say(requests...)
+	for what, r := range behind {
+		got := said[url.QueryEscape(r)]
+		s.record(t, attempt{What: "a password at the registry's door: " + what, From: "pod of A, root", Want: "no token, and nobody looks at the password", Got: got,
+			Blocked: got != "" && !strings.Contains(got, `token"`) && !strings.Contains(got, "password is wrong")})
+	}
+
 	// And by the runtime, which is sent there for every image.
 	k := newKube(t, s.box)
 	k.must(t, "/api/v1/namespaces", `{"metadata":{"name":"door"}}`)
