@@ -12,6 +12,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/problem"
+	"github.com/multipaas/multipaas/modules/identity"
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/resource"
 )
@@ -69,9 +70,10 @@ func (b *base) checkDisk(context.Context) {
 }
 
 // addHealth adds who looks whether the server is well.
-func (s *server) addHealth(d *database, planes part[*planes], nodes cacheOf[*resource.Node]) {
+func (s *server) addHealth(d *database, users part[*identity.Identity], planes part[*planes], nodes cacheOf[*resource.Node]) {
 	n := &needs{}
-	add(s.graph, "health", n, s.watchHealth(s.checkDisk, s.checkDatabase(d), s.checkNodes(nodes.of(n)), planes.value.check))
+	add(s.graph, "health", n, s.watchHealth(s.checkDisk, s.checkDatabase(d), s.checkNodes(nodes.of(n)), planes.value.check,
+		s.checkFirstAdmin(users.of(n))))
 }
 
 // addWatches adds who looks whether another host has taken this one's address, and

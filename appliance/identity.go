@@ -27,3 +27,12 @@ func (s *server) addIdentity(from part[*store.Store]) part[*identity.Identity] {
 	}))
 	return part[*identity.Identity]{id, admin.nodes}
 }
+
+// checkFirstAdmin looks whether the first sysadmin's password is still that of the
+// file.
+func (s *server) checkFirstAdmin(id *identity.Identity) func(context.Context) {
+	return func(ctx context.Context) {
+		file := s.cfg.Paths.BootstrapAdmin()
+		s.problems.Update(identity.PasswordInFile, file, id.CheckBootstrap(ctx, file, s.cfg.AdminEmail))
+	}
+}

@@ -64,7 +64,7 @@ func TestBoot(t *testing.T) {
 		"registry":      "first-admin accounts organizations certificate " + store + caches + "workspacekeys",
 		"deployer":      store + "apps workspaces planes registry",
 		"plane-router":  "planes",
-		"health":        "nodes",
+		"health":        "nodes first-admin",
 		"api":           store + "first-admin planes registry tasks " + caches + "workspacekeys certificate",
 	}
 	for _, p := range s.graph.Status() {

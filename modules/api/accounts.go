@@ -31,7 +31,16 @@ func (a *API) accountOperations() {
 	accounts.get("One account")
 	patch(accounts, "Set what an account may have", func(now *resource.Account, body AccountPatch) {
 		_ = body.Spec.Limits.apply(&now.Spec.Limits) // it could be applied when it was read
+		if body.Spec.Domains != nil {
+			now.Spec.Domains = nil
+			for _, d := range *body.Spec.Domains {
+				now.Spec.Domains = append(now.Spec.Domains, strings.ToLower(d))
+			}
+			slices.Sort(now.Spec.Domains)
+			now.Spec.Domains = slices.Compact(now.Spec.Domains)
+		}
 	})
+	accounts.check = a.checkDomains
 	accounts.drop = accounts.dropPlace
 	accounts.remove("Delete an account that has no organizations")
 
@@ -40,9 +49,13 @@ func (a *API) accountOperations() {
 			AccountPath
 			Page
 		}) (*Output[resource.List[*resource.Membership]], error) {
-			return page(ctx, store.Of[resource.Membership](a.store), in.Account+"/-", in.Page)
+			out, err := page(ctx, store.Of[resource.Membership](a.store), in.Account+"/-", in.Page)
+			if err != nil {
+				return nil, err
+			}
+			return out, a.sayWho(ctx, out.Body.Items...)
 		})
-	add(a, op("owners.put", "PUT /v1/accounts/{account}/owners/{user}", "Make a user an owner of an account"),
+	add(a, op("owners.put", "PUT /v1/accounts/{account}/owners/{user}", "Make a user an owner of an account, or offer it to one of another"),
 		func(ctx context.Context, in *OwnerPath) (*Output[*resource.Membership], error) {
 			m := &resource.Membership{Meta: resource.Meta{Name: in.User}, Account: in.Account, Role: resource.RoleOwner}
 			return a.putMembership(ctx, m, open(store.Of[resource.Account](a.store), in.Account), MatchNew{})
@@ -58,6 +71,34 @@ func (a *API) accountOperations() {
 			}
 			return a.deleteMembership(ctx, &resource.Membership{Meta: resource.Meta{Name: user}, Account: in.Account})
 		})
+}
+
+// checkDomains says which domains can't be the account's.
+func (a *API) checkDomains(ctx context.Context, now, _ *resource.Account) error {
+	var wrong []ProblemField
+	for _, d := range now.Spec.Domains {
+		if err := resource.CheckDomain(d); err != nil {
+			wrong = append(wrong, ProblemField{Location: "body.spec.domains", Message: err.Error()})
+		}
+	}
+	if wrong != nil {
+		return invalidFields("", wrong)
+	}
+	accounts, err := all(ctx, store.Of[resource.Account](a.store), "")
+	if err != nil {
+		return err
+	}
+	for _, other := range accounts {
+		for _, theirs := range other.Spec.Domains {
+			for _, d := range now.Spec.Domains {
+				if other.Name != now.Name && (resource.InDomain(d, theirs) || resource.InDomain(theirs, d)) {
+					return conflict("conflict", fmt.Sprintf("The domain %s is the account %q's, by %s.", d, other.Name, theirs),
+						"Take it from that account first (`mp accounts set`).")
+				}
+			}
+		}
+	}
+	return nil
 }
 
 func (a *API) listAccounts(ctx context.Context, in *Page) (*Output[resource.List[*resource.Account]], error) {
@@ -190,34 +231,37 @@ func (a *API) vacant(ctx context.Context, scope resource.Scope, key string) erro
 	return conflict("in-use", text, "Delete what is in it first.")
 }
 
-// putMembership gives a role. within is the check that the place is still there.
+// putMembership gives a role, or offers it if the user has to be asked. within is
+// the check that the place is still there.
 func (a *API) putMembership(
 	ctx context.Context, m *resource.Membership, within store.Op, match MatchNew,
 ) (*Output[*resource.Membership], error) {
 	m.Name = strings.ToLower(m.Name)
-	user, err := store.Of[resource.User](a.store).Get(ctx, m.Name)
-	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
-		return nil, newProblem(http.StatusNotFound, "not-found", fmt.Sprintf("There is no user %q.", m.Name),
-			"Let him register, or make him with `mp users create`, first.")
-	}
-	if err != nil {
-		return nil, err
-	}
 	var out *Output[*resource.Membership]
-	err = retry(ctx, func() error {
+	err := retry(ctx, func() error {
 		old, err := store.Of[resource.Membership](a.store).Get(ctx, m.Key())
 		switch {
 		case errors.Is(err, store.ErrNotFound):
 			if err := match.check(nil); err != nil {
 				return err
 			}
+			user, err := a.asked(ctx, m)
+			if err != nil {
+				return err
+			}
+			if user == nil {
+				out, err = a.invite(ctx, m)
+				return err
+			}
 			fresh := *m
 			// The user must be there when the role is stored, or the role would wait
 			// for the next one of that name.
-			err := a.store.Commit(ctx, within, open(store.Of[resource.User](a.store), user.Name),
+			err = a.store.Commit(ctx, within, open(store.Of[resource.User](a.store), user.Name),
 				store.Of[resource.Membership](a.store).CreateOp(&fresh))
 			out = object(http.StatusCreated, &fresh)
 			return err
+		case errors.Is(err, store.ErrInvalidKey):
+			return noUser(m.Name)
 		case err != nil:
 			return err
 		}
@@ -237,10 +281,49 @@ func (a *API) putMembership(
 		}
 		return err
 	})
+	if err == nil && out.Body.Offer == nil {
+		// What was offered before is given, or another role is: or it could be taken up
+		// after this one was lost again.
+		_, err = a.id.Withdraw(ctx, m.Key())
+	}
 	return out, err
 }
 
+// asked returns the user whom a role is given to; nil if it may only be offered to
+// him, whether he is there or not.
+func (a *API) asked(ctx context.Context, m *resource.Membership) (*resource.User, error) {
+	user, err := store.Of[resource.User](a.store).Get(ctx, m.Name)
+	if err == nil {
+		if consents, err := a.consents(ctx, user, m.Account); err != nil || !consents {
+			return nil, err
+		}
+		return user, nil
+	}
+	if !errors.Is(err, store.ErrNotFound) {
+		return nil, err
+	}
+	if by := who(ctx); !by.Sysadmin {
+		// Of his account's own addresses he may know that nobody has one.
+		if reserved, err := a.id.Reserved(ctx, m.Name); err != nil || reserved != m.Account {
+			return nil, err
+		}
+	}
+	return nil, noUser(m.Name)
+}
+
+func noUser(name string) error {
+	return newProblem(http.StatusNotFound, "not-found", fmt.Sprintf("There is no user %q.", name),
+		"Let him register, or make him with `mp users create`, first.")
+}
+
+// deleteMembership takes a role, or the offer of it.
 func (a *API) deleteMembership(ctx context.Context, m *resource.Membership) (*Empty, error) {
+	// The offer first: it may become the role, but not the other way round.
+	m.Name = strings.ToLower(m.Name)
+	offered, err := a.id.Withdraw(ctx, m.Key())
+	if err != nil {
+		return nil, err
+	}
 	return &Empty{}, retry(ctx, func() error {
 		stored, err := store.Of[resource.Membership](a.store).Get(ctx, m.Key())
 		if err == nil {
@@ -248,14 +331,20 @@ func (a *API) deleteMembership(ctx context.Context, m *resource.Membership) (*Em
 			err = store.Of[resource.Membership](a.store).Delete(ctx, stored)
 		}
 		if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
+			if offered {
+				return nil
+			}
 			return &access.Refusal{Reason: access.ErrNotFound, Text: fmt.Sprintf("%s has no role here.", m.Name)}
 		}
 		return err
 	})
 }
 
-// dropMemberships removes all roles below prefix.
+// dropMemberships removes all roles below prefix, and offers of some.
 func (a *API) dropMemberships(ctx context.Context, prefix string) error {
+	if err := a.id.WithdrawAll(ctx, prefix); err != nil {
+		return err
+	}
 	roles, err := all(ctx, store.Of[resource.Membership](a.store), prefix)
 	if err != nil {
 		return err

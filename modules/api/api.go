@@ -72,15 +72,30 @@ type Identity interface {
 
 	Login(ctx context.Context, address, password, source string) (resource.LoginResult, error)
 	Logout(ctx context.Context, p *access.Principal) error
-	Register(ctx context.Context, r resource.Register, source string) (account *resource.Account, created bool, err error)
+	Register(ctx context.Context, by *access.Principal, r resource.Register, source string) (
+		account *resource.Account, created bool, err error)
 	ChangePassword(ctx context.Context, p *access.Principal, old, new, source string) error
-	SetPassword(ctx context.Context, user, password string) error
+	SetPassword(ctx context.Context, user, password string, first bool) error
 	CreateUser(ctx context.Context, address, password string, user resource.User,
 		grant func(context.Context, *resource.User) (store.Op, error)) (*resource.User, error)
 	DeleteUser(ctx context.Context, user *resource.User) error
 	DisableSessions(ctx context.Context, user string) error
 	LastOwner(ctx context.Context, account, user string) (bool, error)
 	LastSysadmin(ctx context.Context, user string) (bool, error)
+	// Reserved returns the account that alone may make users of an address.
+	Reserved(ctx context.Context, address string) (account string, err error)
+
+	// Invite offers a role, in one commit with what within returns; it may be called
+	// several times.
+	Invite(ctx context.Context, offer resource.Invitation, within func(context.Context) ([]store.Op, error)) (
+		made *resource.Invitation, code string, err error)
+	Invitations(ctx context.Context, p *access.Principal) ([]*resource.Invitation, error)
+	Accept(ctx context.Context, p *access.Principal, account, organization, code string) (*resource.Membership, error)
+	Decline(ctx context.Context, p *access.Principal, account, organization string) error
+	// Withdraw says whether there was one with the key of that membership.
+	Withdraw(ctx context.Context, key string) (found bool, err error)
+	WithdrawAll(ctx context.Context, place string) error
+
 	CreateJoinToken(ctx context.Context, ttl time.Duration, by string) (text string, token *resource.JoinToken, err error)
 	IssueKubeToken(ctx context.Context, p *access.Principal, ws *resource.Workspace) (resource.KubeToken, error)
 
@@ -163,6 +178,7 @@ func New(cfg Config) *API {
 	a.userOperations()
 	a.accountOperations()
 	a.organizationOperations()
+	a.invitationOperations()
 	a.workspaceOperations()
 	a.clusterOperations()
 	a.appOperations()

@@ -226,6 +226,13 @@ func (s *site) login(user string) string {
 	return got.Token
 }
 
+// settle logs in a user who was made by another, and sets a password of his own.
+func (s *site) settle(user string) {
+	s.t.Helper()
+	s.login(user)
+	s.want(http.StatusNoContent, user, "PUT", "/v1/session/password", `{"oldPassword":"`+password+`","newPassword":"a battery of my own"}`)
+}
+
 // things puts everything that the sample requests name in its place, afresh.
 func (s *site) things() {
 	s.t.Helper()
@@ -233,7 +240,10 @@ func (s *site) things() {
 	var drop, make []store.Op
 	for _, account := range []string{"acme", "rival"} {
 		people := map[string]resource.Role{"": resource.RoleOwner, "admin": resource.RoleAdmin, "dev": resource.RoleDeveloper}
-		one(&drop, &make, store.Of[resource.Account](s.store), &resource.Account{Meta: meta(account)})
+		one(&drop, &make, store.Of[resource.Account](s.store), &resource.Account{Meta: resource.Meta{Name: account, UID: "uid-" + account}})
+		one(&drop, &make, store.Of[resource.User](s.store), &resource.User{Meta: meta("spare@" + account + ".example"), Account: account, AccountUID: "uid-" + account})
+		one(&drop, &make, store.Of[resource.Invitation](s.store), &resource.Invitation{Meta: meta("guest@" + account + ".example"), Account: account, Organization: "web",
+			Role: resource.RoleDeveloper, By: "owner@" + account + ".example", CodeHash: "secret-hash", ExpiresAt: time.Now().Add(time.Hour)})
 		for _, org := range []string{"web", "spare"} {
 			one(&drop, &make, store.Of[resource.Organization](s.store), &resource.Organization{InAccount: resource.InAccount{Meta: meta(org), Account: account}})
 			for who, role := range people {
@@ -263,7 +273,7 @@ func (s *site) things() {
 	one(&drop, &make, store.Of[resource.Node](s.store), &resource.Node{Meta: meta("host1")})
 	one(&drop, &make, store.Of[resource.JoinToken](s.store), &resource.JoinToken{Meta: meta("token1"), SecretHash: "secret-hash", ExpiresAt: time.Now().Add(time.Hour)})
 	for _, org := range []string{"", "web"} {
-		drop = append(drop, store.Of[resource.Membership](s.store).DeleteOp(&resource.Membership{Meta: meta("spare@mp.example"), Account: "acme", Organization: org}))
+		drop = append(drop, store.Of[resource.Membership](s.store).DeleteOp(&resource.Membership{Meta: meta("spare@acme.example"), Account: "acme", Organization: org}))
 	}
 	drop = append(drop, store.Of[resource.User](s.store).DeleteOp(&resource.User{Meta: meta("new@acme.example")}), store.Of[resource.Credential](s.store).DeleteOp(&resource.Credential{Meta: meta("new@acme.example")}),
 		store.Of[resource.Organization](s.store).DeleteOp(&resource.Organization{InAccount: resource.InAccount{Meta: meta("fresh"), Account: "acme"}}))

@@ -16,7 +16,8 @@ import (
 // AccountPatch is the body of accounts.patch: what is left out stays.
 type AccountPatch struct {
 	Spec struct {
-		Limits LimitsPatch `json:"limits" doc:"0: as the platform says"`
+		Limits  LimitsPatch `json:"limits" doc:"0: as the platform says"`
+		Domains *[]string   `json:"domains,omitempty" maxItems:"20" doc:"All that are reserved for it from now on"`
 	} `json:"spec"`
 }
 

@@ -131,7 +131,7 @@ func TestUsersOfAccounts(t *testing.T) {
 	for _, account := range []string{"rival", "nowhere", "No Name"} {
 		s.want(http.StatusNotFound, owner, "POST", path, user("six@acme.example", account))
 	}
-	s.want(http.StatusCreated, owner, "PUT", inAcme+"/owners/"+rival, "")
+	s.want(http.StatusCreated, root, "PUT", inAcme+"/owners/"+rival, "")
 	if p := s.want(http.StatusUnprocessableEntity, rival, "POST", path, user("five@rival.example", "")).problem(t); !strings.Contains(fmt.Sprint(p.Errors), "acme, rival") {
 		t.Errorf("%+v", p)
 	}

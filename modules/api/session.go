@@ -31,7 +31,7 @@ func (a *API) register(ctx context.Context, in *struct{ Body resource.Register }
 				"Ask the operator for one.")
 		}
 	}
-	account, created, err := a.id.Register(ctx, in.Body, requestOf(ctx).source)
+	account, created, err := a.id.Register(ctx, who(ctx), in.Body, requestOf(ctx).source)
 	if err != nil {
 		return nil, err
 	}

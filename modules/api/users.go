@@ -1,7 +1,9 @@
 package api
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -78,14 +80,15 @@ func (a *API) userOperations() {
 			if _, err := find(ctx, store.Of[resource.User](a.store), in.User); err != nil {
 				return nil, err
 			}
-			return &Empty{}, a.id.SetPassword(ctx, in.User, in.Body.Password)
+			return &Empty{}, a.id.SetPassword(ctx, in.User, in.Body.Password, in.User != who(ctx).User)
 		})
 	users.remove("Delete a user with his roles and sessions")
 }
 
 func (a *API) createUser(ctx context.Context, in *struct{ Body NewUser }) (*Output[*resource.User], error) {
-	made := resource.User{Spec: resource.UserSpec{DisplayName: in.Body.DisplayName, Sysadmin: in.Body.Sysadmin}}
 	by := who(ctx)
+	made := resource.User{CreatedBy: by.User, FirstPassword: true,
+		Spec: resource.UserSpec{DisplayName: in.Body.DisplayName, Sysadmin: in.Body.Sysadmin}}
 	if made.Spec.Sysadmin && !by.Sysadmin {
 		return nil, &access.Refusal{Reason: access.ErrDenied, Text: "Only a sysadmin makes sysadmins."}
 	}
@@ -104,15 +107,45 @@ func (a *API) createUser(ctx context.Context, in *struct{ Body NewUser }) (*Outp
 			if err != nil {
 				return store.Op{}, err
 			}
+			if reserved, err := a.id.Reserved(ctx, user.Name); err != nil {
+				return store.Op{}, err
+			} else if reserved != "" && reserved != account {
+				return store.Op{}, notForUsers(user.Name, account)
+			}
 			user.Account, user.AccountUID = counts.Name, counts.UID
 			return op, nil
 		}
 	}
 	user, err := a.id.CreateUser(ctx, in.Body.Email, in.Body.Password, made, grant)
+	if errors.Is(err, access.ErrExists) && !by.Sysadmin {
+		err = a.whoExists(ctx, err, in.Body.Email, account)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return object(http.StatusCreated, user), nil
+}
+
+// whoExists is err, that there is such a user already, for an owner of account: of
+// users elsewhere he is not told that they are there.
+func (a *API) whoExists(ctx context.Context, err error, email, account string) error {
+	user, notRead := store.Of[resource.User](a.store).Get(ctx, strings.ToLower(strings.TrimSpace(email)))
+	if notRead != nil {
+		return notRead
+	}
+	if own, notRead := a.consents(ctx, user, account); own || notRead != nil {
+		return cmp.Or(notRead, err)
+	}
+	return notForUsers(user.Name, account)
+}
+
+// notForUsers refuses an address that somebody else has, or alone may have.
+func notForUsers(email, account string) error {
+	return &access.Refusal{
+		Reason: access.ErrDenied,
+		Text:   fmt.Sprintf("The address %s can't be had for a user of the account %q.", email, account),
+		Remedy: "If somebody has it already, offer him a role with `mp org users add`, which he has to accept; or ask a sysadmin.",
+	}
 }
 
 // accountFor is the account that a new user counts in; "" for none. One that is

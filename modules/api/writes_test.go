@@ -290,7 +290,7 @@ func TestApp(t *testing.T) {
 func TestMembers(t *testing.T) {
 	s := newSite(t)
 	s.people()
-	if p := s.want(http.StatusNotFound, admin, "PUT", inWeb+"/members/new@acme.example", `{"role":"developer"}`).problem(t); !strings.Contains(p.Remedy, "users create") {
+	if p := s.want(http.StatusNotFound, root, "PUT", inWeb+"/members/new@acme.example", `{"role":"developer"}`).problem(t); !strings.Contains(p.Remedy, "users create") {
 		t.Errorf("got %+v", p)
 	}
 	s.want(http.StatusForbidden, admin, "POST", "/v1/users", `{"email":"new@acme.example","password":"`+password+`"}`)
@@ -299,7 +299,7 @@ func TestMembers(t *testing.T) {
 	s.want(http.StatusConflict, owner, "POST", "/v1/users", `{"email":"new@acme.example","password":"`+password+`"}`)
 	s.want(http.StatusCreated, admin, "PUT", inWeb+"/members/NEW@acme.example", `{"role":"developer"}`)
 	s.want(http.StatusOK, admin, "PUT", inWeb+"/members/new@acme.example", `{"role":"developer"}`)
-	s.login("new@acme.example")
+	s.settle("new@acme.example")
 	s.want(http.StatusForbidden, "new@acme.example", "PATCH", inShop, `{"spec":{"machines":1}}`)
 	s.want(http.StatusOK, admin, "PUT", inWeb+"/members/new@acme.example", `{"role":"admin"}`)
 	s.want(http.StatusAccepted, "new@acme.example", "PATCH", inShop, `{"spec":{"machines":1}}`)

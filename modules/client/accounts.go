@@ -1,6 +1,8 @@
 package client
 
 import (
+	"strings"
+
 	"github.com/urfave/cli/v2"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -14,6 +16,7 @@ func (p *program) accounts() noun[resource.Account] {
 		empty: "You belong to no account yet.",
 		columns: standard([]column[resource.Account]{
 			{head: "STATE", cell: func(a *resource.Account) string { return phaseOf(&a.Meta, resource.Ready) }},
+			{head: "DOMAINS", wide: true, cell: func(a *resource.Account) string { return strings.Join(a.Spec.Domains, ",") }},
 			{head: "UID", wide: true, cell: func(a *resource.Account) string { return a.UID }},
 		}),
 	}
@@ -36,25 +39,30 @@ func (p *program) accountCommands() *command {
 			examples: []string{"mp accounts use acme"},
 		}),
 		accounts.set(command{
-			usage: "set an account's limits (for sysadmins)",
-			about: "Limits that are not set are those of the platform's configuration; 0 goes back to that.",
+			usage: "set an account's limits and domains (for sysadmins)",
+			about: `Limits that are not set are those of the platform's configuration; 0 goes back to that.
+Of the domains that are given, and below them, nobody but the account makes users from then
+on; those who are there stay: 'mp users list' shows whose they are.`,
 			examples: []string{
 				"mp accounts set acme --max-workspaces 5 --max-cpu 64 --max-memory 256Gi",
 				"mp accounts set acme --max-images 500Gi",
+				"mp accounts set acme --domain acme.example --domain acme.org",
 			},
-			flags: limitFlags(),
+			flags: append(limitFlags(), &cli.StringSliceFlag{Name: "domain",
+				Usage: "e-mail `DOMAINS` that are the account's alone, all of them; '' for none"}),
 		}, (*call).newLimits),
 		accounts.delete("Delete account %s?", help("delete an account that has no organizations left",
 			"mp accounts delete acme --yes")),
 		&command{
 			name:  "owners",
 			usage: "list, add and remove an account's owners",
-			about: "An owner may do everything in the account. The last one can't be removed.",
+			about: `An owner may do everything in the account. The last one can't be removed. A user of another
+account has to accept: see 'mp org users add'.`,
 			sub: []*command{
 				p.owners().list(help("list the owners", "mp accounts owners list")),
 				{
 					name:     "add",
-					usage:    "make a user an owner",
+					usage:    "make a user an owner, or offer it",
 					args:     "EMAIL",
 					examples: []string{"mp accounts owners add second@acme.example"},
 					flags:    flags(placeFlags(inAccount), dryRunFlag(), resultFlag()),
@@ -68,7 +76,7 @@ func (p *program) accountCommands() *command {
 				},
 				{
 					name:     "remove, rm, delete",
-					usage:    "remove an owner",
+					usage:    "remove an owner, or withdraw the offer",
 					args:     "EMAIL",
 					examples: []string{"mp accounts owners remove second@acme.example --yes"},
 					flags:    flags(placeFlags(inAccount), yesFlag(), dryRunFlag()),
@@ -121,8 +129,18 @@ func (c *call) newLimits() (map[string]any, string, error) {
 			limits[d.Name] = n
 		}
 	}
-	if len(limits) == 0 {
-		return nil, "", nil
+	spec := map[string]any{}
+	if len(limits) > 0 {
+		spec["limits"] = limits
 	}
-	return map[string]any{"limits": limits}, "is changed", nil
+	if c.IsSet("domain") {
+		domains := []string{}
+		for d := range strings.SplitSeq(strings.Join(c.StringSlice("domain"), ","), ",") {
+			if d = strings.TrimSpace(d); d != "" {
+				domains = append(domains, d)
+			}
+		}
+		spec["domains"] = domains
+	}
+	return spec, "is changed", nil
 }

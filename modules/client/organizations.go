@@ -32,6 +32,8 @@ func (p *program) members() noun[resource.Membership] {
 		columns: []column[resource.Membership]{
 			{head: "USER", cell: func(m *resource.Membership) string { return m.Name }},
 			{head: "ROLE", cell: func(m *resource.Membership) string { return string(m.Role) }},
+			{head: "OF ACCOUNT", cell: func(m *resource.Membership) string { return m.UserAccount }},
+			{head: "MADE BY", cell: func(m *resource.Membership) string { return m.UserBy }},
 			{head: "ORGANIZATION", wide: true, cell: func(m *resource.Membership) string {
 				return Target{Account: m.Account, Organization: m.Organization}.String()
 			}},
@@ -80,7 +82,9 @@ func (p *program) organizationCommands() *command {
 					args:  "[ORGANIZATION] [EMAIL]...",
 					names: organizations.names,
 					about: `An admin manages workspaces and members, a developer deploys into workspaces. A
-member gets the new role. The users must exist: see 'mp users create'.`,
+member gets the new role. Users of the account must exist: see 'mp users create'. Others are
+invited: what is printed has to reach them by a way on which you know that it is them, for
+anybody may have made a user of that name. They have eight days to accept.`,
 					examples: []string{
 						"mp org users add web dev@acme.example",
 						"mp org users add --users a@acme.example,b@acme.example --role admin",
@@ -92,7 +96,7 @@ member gets the new role. The users must exist: see 'mp users create'.`,
 				},
 				{
 					name:     "remove, rm, delete",
-					usage:    "take users out of an organization",
+					usage:    "take users out of an organization, or withdraw their invitations",
 					args:     "[ORGANIZATION] [EMAIL]...",
 					names:    (*call).organizationsAndMembers,
 					about:    "The users themselves stay.",
@@ -169,7 +173,13 @@ func (c *call) giveRole(n noun[resource.Membership], t Target, users []string, r
 		if err := c.write(http.MethodPut, t.at(n.in, n.many(), u), body, &made); err != nil {
 			return err
 		}
-		if err := n.printResult(c, &made, "%s is %s of %s.", printable(u), role, t); err != nil {
+		said := fmt.Sprintf("%s is %s of %s.", printable(u), role, t)
+		if made.Offer != nil {
+			said = fmt.Sprintf("%s is not of the account %s, and has to accept being %s of %s until %s:\n  mp invitations accept %s %s\n"+
+				"Send this to a person of whom you know who it is: anybody may have made that user.",
+				printable(u), t.Account, role, t, made.Offer.ExpiresAt.Format("2006-01-02 15:04 MST"), t, made.Offer.Code)
+		}
+		if err := n.printResult(c, &made, "%s", said); err != nil {
 			return err
 		}
 	}

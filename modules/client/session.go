@@ -2,9 +2,11 @@ package client
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -18,12 +20,18 @@ func passwordFileFlag(usage string) cli.Flag {
 	return &cli.StringFlag{Name: "password-file", Usage: "read the password from the first line of `FILE`, - for standard input" + usage}
 }
 
+func newPasswordFileFlag(usage string) cli.Flag {
+	return &cli.StringFlag{Name: "new-password-file",
+		Usage: "read the new password from the first line of `FILE`, - for standard input (or MP_NEW_PASSWORD)" + usage}
+}
+
 func (p *program) registerCommand() *command {
 	return &command{
 		name: "register", usage: "create an account and its first owner", args: "[ACCOUNT]",
 		about: `Whether anybody may register, or only a sysadmin, is up to the platform's operator.
 The password has at least 10 characters. It is read from --password-file or
-MP_PASSWORD, or asked for.`,
+MP_PASSWORD, or asked for. If a sysadmin registers somebody else, that one has to change it
+at the first login.`,
 		examples: []string{
 			"mp register acme --email owner@acme.example",
 			"mp register acme --email owner@acme.example --password-file -",
@@ -71,12 +79,16 @@ func (c *call) register() error {
 func (p *program) loginCommand() *command {
 	return &command{
 		name: "login", usage: "log in", args: "[EMAIL]",
-		about: `The password is read from --password-file or MP_PASSWORD, or asked for. If you belong to
-only one account or organization, it is chosen at once.`,
-		examples: []string{"mp login me@example.com", "mp login me@example.com --password-file ~/.mp-password", "echo \"$SECRET\" | mp login me@example.com --password-file -"},
+		about: `The password is read from --password-file or MP_PASSWORD, or asked for. If somebody else has
+chosen it, you have to set one of your own: it is read from --new-password-file or
+MP_NEW_PASSWORD, or asked for. If you belong to only one account or organization, it is
+chosen at once.`,
+		examples: []string{"mp login me@example.com", "mp login me@example.com --password-file ~/.mp-password",
+			"mp login me@example.com --password-file first.txt --new-password-file ~/.mp-password", "echo \"$SECRET\" | mp login me@example.com --password-file -"},
 		flags: flags(
 			&cli.StringFlag{Name: "user", Aliases: []string{"u", "email"}, Usage: "e-mail `ADDRESS`, if not given as argument"},
-			passwordFileFlag(" (or MP_PASSWORD)")),
+			passwordFileFlag(" (or MP_PASSWORD)"),
+			newPasswordFileFlag(", if the other is a first one")),
 		run: (*call).login,
 	}
 }
@@ -101,13 +113,18 @@ func (c *call) login() error {
 		}
 		return err
 	}
+	r.token = got.Token
+	if got.FirstPassword {
+		if err := c.replaceFirst(r, password); err != nil {
+			return err
+		}
+	}
 	if err := dropSession(c.dir); err != nil { // the tokens of who was logged in before
 		return err
 	}
 	if err := writeSession(c.dir, &Session{Server: r.server, Token: got.Token, User: got.User, ExpiresAt: got.ExpiresAt}); err != nil {
 		return err
 	}
-	r.token = got.Token
 	var who resource.Whoami
 	if err := r.do(c.Context.Context, http.MethodGet, apiPath("session"), nil, &who); err != nil {
 		return err
@@ -121,6 +138,25 @@ func (c *call) login() error {
 		fmt.Fprintf(c.out, "Working in %s.\n", printable(place.String()))
 	}
 	return nil
+}
+
+// replaceFirst sets a password of the user's own in place of the one that somebody
+// else chose. If that fails, the session, which is good for nothing else, ends.
+func (c *call) replaceFirst(r *remote, first string) (err error) {
+	defer func() {
+		if err != nil {
+			_ = r.do(context.WithoutCancel(c.Context.Context), http.MethodPost, apiPath("logout"), nil, nil)
+		}
+	}()
+	if c.String("new-password-file") == "" && os.Getenv("MP_NEW_PASSWORD") == "" {
+		c.note("mp: your password was chosen by somebody else: set one of your own")
+	}
+	own, err := c.password("new-password-file", "MP_NEW_PASSWORD", "New password", true)
+	if err != nil {
+		return err
+	}
+	body := map[string]string{"oldPassword": first, "newPassword": own}
+	return r.do(c.Context.Context, http.MethodPut, apiPath("session", "password"), body, nil)
 }
 
 // placeAfterLogin keeps the place as far as the user belongs there, and goes
@@ -262,7 +298,7 @@ func (p *program) passwdCommand() *command {
 		about:    "Both passwords are asked for on a terminal. Your other sessions end.",
 		examples: []string{"mp passwd", "mp passwd --password-file old.txt --new-password-file new.txt"},
 		flags: flags(passwordFileFlag(" (the old one, or MP_PASSWORD)"),
-			&cli.StringFlag{Name: "new-password-file", Usage: "read the new password from the first line of `FILE`, - for standard input (or MP_NEW_PASSWORD)"}),
+			newPasswordFileFlag("")),
 		run: (*call).passwd,
 	}
 }

@@ -18,6 +18,8 @@ func (p *program) users() noun[resource.User] {
 			{head: "EMAIL", cell: func(u *resource.User) string { return u.Name }},
 			{head: "NAME", cell: func(u *resource.User) string { return u.Spec.DisplayName }},
 			{head: "ACCOUNT", cell: func(u *resource.User) string { return u.Account }},
+			{head: "MADE BY", wide: true, cell: func(u *resource.User) string { return u.CreatedBy }},
+			{head: "FIRST PASSWORD", wide: true, cell: func(u *resource.User) string { return yesNo(u.FirstPassword) }},
 			{head: "SYSADMIN", cell: func(u *resource.User) string { return yesNo(u.Spec.Sysadmin) }},
 			{head: "DISABLED", cell: func(u *resource.User) string { return yesNo(u.Spec.Disabled) }},
 			{head: "AGE", cell: func(u *resource.User) string { return since(u.CreatedAt) }},
@@ -35,7 +37,8 @@ func (p *program) userCommands() *command {
 			about: `For account owners and sysadmins. The user counts towards the limit of users of the chosen
 account, but has no role yet: 'mp org users add' gives one in an organization. With
 --account '', for sysadmins, the user counts nowhere. The first password is read from
---password-file or MP_PASSWORD, or asked for; 'mp passwd' changes it.`,
+--password-file or MP_PASSWORD, or asked for. It is good for one thing, to set another at
+the first login, so that nobody else knows it.`,
 			examples: []string{"mp users create dev@acme.example --password-file -", "mp users create ops@example.com --sysadmin"},
 			flags: flags(placeFlags(inAccount),
 				&cli.StringFlag{Name: "display-name", Usage: "the user's full `NAME`"},
@@ -58,6 +61,7 @@ account, but has no role yet: 'mp org users add' gives one in an organization. W
 			name:     "set-password",
 			usage:    "set a user's password (for sysadmins)",
 			args:     "EMAIL",
+			about:    "The user has to change it at the next login.",
 			names:    users.names,
 			examples: []string{"mp users set-password dev@acme.example --password-file -"},
 			flags:    flags(passwordFileFlag(" (or MP_PASSWORD)")),

@@ -14,6 +14,9 @@ import (
 // logged in; they are authorized again, by name, once the object is known.
 func (id *Identity) Admit(ctx context.Context, p *access.Principal, op access.Operation, account, organization string) error {
 	rule, ok := access.Lookup(op)
+	if err := rule.Newcomer(p); err != nil {
+		return err
+	}
 	if ok && rule.Scope == access.OfObject && account == "" {
 		if p == nil {
 			return access.Unauthenticated()

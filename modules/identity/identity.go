@@ -114,6 +114,7 @@ func (id *Identity) Sweep(ctx context.Context) error {
 		sweep(ctx, store.Of[resource.JoinToken](id.store), func(t *resource.JoinToken) bool {
 			return !now.Before(t.ExpiresAt.Add(keepJoinTokens))
 		}),
+		id.sweepInvitations(ctx),
 		id.sweepKeys(ctx))
 }
 

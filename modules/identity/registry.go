@@ -163,14 +163,24 @@ func (id *Identity) ServeRegistryToken(w http.ResponseWriter, r *http.Request) {
 }
 
 func (id *Identity) registryPrincipal(ctx context.Context, user, password, source string) (*access.Principal, error) {
+	var p *access.Principal
 	if strings.HasPrefix(password, TokenPrefix) {
-		return id.Authenticate(ctx, password)
+		session, err := id.Authenticate(ctx, password)
+		if err != nil {
+			return nil, err
+		}
+		p = session
+	} else {
+		u, err := id.CheckPassword(ctx, user, password, source)
+		if err != nil {
+			return nil, err
+		}
+		p = principal(u)
 	}
-	u, err := id.CheckPassword(ctx, user, password, source)
-	if err != nil {
-		return nil, err
+	if p.FirstPassword {
+		return nil, access.FirstPassword()
 	}
-	return &access.Principal{User: u.Name, Sysadmin: u.Spec.Sysadmin}, nil
+	return p, nil
 }
 
 func (id *Identity) registryRefusal(w http.ResponseWriter, err error) {
@@ -184,7 +194,7 @@ func (id *Identity) registryRefusal(w http.ResponseWriter, err error) {
 		registryError(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", no.Text+" "+no.Remedy)
 	default:
 		w.Header().Set("WWW-Authenticate", `Basic realm="multipaas"`)
-		registryError(w, http.StatusUnauthorized, "UNAUTHORIZED", no.Text)
+		registryError(w, http.StatusUnauthorized, "UNAUTHORIZED", no.Error())
 	}
 }
 

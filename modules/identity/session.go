@@ -41,7 +41,7 @@ func (id *Identity) Login(ctx context.Context, address, password, source string)
 	if err := store.Of[resource.Session](id.store).Create(ctx, session); err != nil {
 		return resource.LoginResult{}, fmt.Errorf("keep session: %w", err)
 	}
-	return resource.LoginResult{Token: token, User: user.Name, ExpiresAt: session.ExpiresAt}, nil
+	return resource.LoginResult{Token: token, User: user.Name, ExpiresAt: session.ExpiresAt, FirstPassword: user.FirstPassword}, nil
 }
 
 // CheckPassword returns the user if password is his, and counts the attempt.
@@ -130,7 +130,14 @@ func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Pri
 	if err != nil {
 		return nil, err
 	}
-	return &access.Principal{User: user.Name, Sysadmin: user.Spec.Sysadmin, Session: session}, nil
+	p := principal(user)
+	p.Session = session
+	return p, nil
+}
+
+// principal is a user who has proven to be one.
+func principal(user *resource.User) *access.Principal {
+	return &access.Principal{User: user.Name, Sysadmin: user.Spec.Sysadmin && !user.FirstPassword, FirstPassword: user.FirstPassword}
 }
 
 // Logout ends the session of p. It is no error if it has ended.

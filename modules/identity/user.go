@@ -21,12 +21,17 @@ func (id *Identity) CreateUser(
 	ctx context.Context, address, password string, user resource.User,
 	grant func(context.Context, *resource.User) (store.Op, error),
 ) (*resource.User, error) {
+	name, err := Email(address)
+	if err != nil {
+		return nil, err
+	}
+	user.Name = name
 	if grant != nil { // who may not need not cost a hash
 		if _, err := grant(ctx, &user); err != nil {
 			return nil, err
 		}
 	}
-	ops, err := id.newUser(ctx, address, password, &user)
+	ops, err := id.newUser(ctx, address, resource.Credential{}, password, &user)
 	if err != nil {
 		return nil, err
 	}
@@ -51,8 +56,10 @@ func (id *Identity) CreateUser(
 	}
 }
 
-// newUser completes user and returns the writes that make it.
-func (id *Identity) newUser(ctx context.Context, address, password string, user *resource.User) ([]store.Op, error) {
+// newUser completes user and returns the writes that make it, with a credential.
+func (id *Identity) newUser(
+	ctx context.Context, address string, credential resource.Credential, password string, user *resource.User,
+) ([]store.Op, error) {
 	name, err := Email(address)
 	if err != nil {
 		return nil, err
@@ -61,10 +68,10 @@ func (id *Identity) newUser(ctx context.Context, address, password string, user 
 	if err != nil {
 		return nil, err
 	}
-	user.Name = name
+	user.Name, credential.Name, credential.Hash = name, name, hash
 	return []store.Op{
 		store.Of[resource.User](id.store).CreateOp(user),
-		store.Of[resource.Credential](id.store).CreateOp(&resource.Credential{Meta: resource.Meta{Name: name}, Hash: hash}),
+		store.Of[resource.Credential](id.store).CreateOp(&credential),
 	}, nil
 }
 
@@ -77,9 +84,10 @@ func userExists(err error, name string) error {
 
 // Register makes an account with its first owner, in one write. If there is
 // such a user already, password must be his; if the account is his already too,
-// there is nothing left to do, and created is false.
+// there is nothing left to do, and created is false. Who asks for another, as a
+// sysadmin does, is by: the new owner has to change that password.
 func (id *Identity) Register(
-	ctx context.Context, r resource.Register, source string,
+	ctx context.Context, by *access.Principal, r resource.Register, source string,
 ) (account *resource.Account, created bool, err error) {
 	if err := resource.CheckName("account", r.Account); err != nil {
 		return nil, false, refuse(access.ErrInvalid, "", "%s", sentence(err))
@@ -98,19 +106,33 @@ func (id *Identity) Register(
 	}
 	var ops []store.Op
 	if known {
-		if _, err := id.CheckPassword(ctx, name, r.Password, source); err != nil {
-			if errors.Is(err, access.ErrUnauthenticated) {
-				err = refuse(access.ErrExists, "Register with his password, or with another e-mail address.",
-					"There is a user %s already, with another password.", name)
-			}
+		user, err := id.CheckPassword(ctx, name, r.Password, source)
+		switch {
+		case errors.Is(err, access.ErrUnauthenticated) && by != nil && by.Sysadmin:
+			return nil, false, refuse(access.ErrExists, "Register with his password, or with another e-mail address.",
+				"There is a user %s already, with another password.", name)
+		case errors.Is(err, access.ErrUnauthenticated):
+			return nil, false, notThisAddress(name)
+		case err != nil:
 			return nil, false, err
+		case user.FirstPassword && (by == nil || !by.Sysadmin): // somebody else knows it
+			return nil, false, access.FirstPassword()
 		}
 	} else {
+		if reserved, err := id.Reserved(ctx, name); err != nil {
+			return nil, false, err
+		} else if reserved != "" && (by == nil || !by.Sysadmin) {
+			return nil, false, notThisAddress(name)
+		}
 		// A new user costs an argon2 hash: the source pays for it as for a login.
 		if _, err := id.throttle.attempt("register "+name, source); err != nil {
 			return nil, false, err
 		}
-		if ops, err = id.newUser(ctx, name, r.Password, &resource.User{}); err != nil {
+		user := &resource.User{}
+		if by != nil {
+			user.CreatedBy, user.FirstPassword = by.User, true
+		}
+		if ops, err = id.newUser(ctx, name, resource.Credential{}, r.Password, user); err != nil {
 			return nil, false, err
 		}
 	}
@@ -149,6 +171,14 @@ func (id *Identity) Register(
 		"The account %q is taken.", r.Account)
 }
 
+// notThisAddress refuses an address that somebody has, or may have, without telling
+// which.
+func notThisAddress(name string) error {
+	return refuse(access.ErrDenied,
+		"If it is yours, register with the password that you have here. If not, take another, or ask a sysadmin.",
+		"The address %s can't be registered with this password.", name)
+}
+
 // ChangePassword sets a new password for p after checking the old one, and ends
 // all other sessions of the user.
 func (id *Identity) ChangePassword(ctx context.Context, p *access.Principal, old, new, source string) error {
@@ -161,29 +191,40 @@ func (id *Identity) ChangePassword(ctx context.Context, p *access.Principal, old
 		}
 		return err
 	}
-	return id.setPassword(ctx, p.User, new, p.Session)
+	if p.FirstPassword && old == new {
+		return refuse(access.ErrInvalid, "Take one that nobody else knows.",
+			"The new password is the old one, which somebody else chose.")
+	}
+	return id.setPassword(ctx, p.User, new, false, p.Session)
 }
 
 // SetPassword sets the password of a user who need not know the old one, and
-// ends all his sessions.
-func (id *Identity) SetPassword(ctx context.Context, user, password string) error {
-	return id.setPassword(ctx, user, password, nil)
+// ends all his sessions. If first, he has to change it.
+func (id *Identity) SetPassword(ctx context.Context, user, password string, first bool) error {
+	return id.setPassword(ctx, user, password, first, nil)
 }
 
-func (id *Identity) setPassword(ctx context.Context, user, password string, keep *resource.Session) error {
+func (id *Identity) setPassword(ctx context.Context, user, password string, first bool, keep *resource.Session) error {
 	hash, err := id.passwords.hash(ctx, password)
 	if err != nil {
 		return err
 	}
-	_, err = store.Of[resource.Credential](id.store).Modify(ctx, user, func(c *resource.Credential) error {
-		c.Hash = hash
+	// In one write with what it is good for: killed in between, somebody else's would
+	// pass for his own.
+	credentials, users := store.Of[resource.Credential](id.store), store.Of[resource.User](id.store)
+	whose := users.ModifyOp(user, func(u *resource.User) error {
+		if u.FirstPassword == first {
+			return store.ErrSkip
+		}
+		u.FirstPassword = first
 		return nil
 	})
-	if errors.Is(err, store.ErrNotFound) {
-		if _, err := store.Of[resource.User](id.store).Get(ctx, user); err != nil {
-			return err
-		}
-		err = store.Of[resource.Credential](id.store).Create(ctx, &resource.Credential{Meta: resource.Meta{Name: user}, Hash: hash})
+	err = id.store.Commit(ctx, whose, credentials.ModifyOp(user, func(c *resource.Credential) error {
+		c.Hash, c.InFile = hash, false
+		return nil
+	}))
+	if errors.Is(err, store.ErrNotFound) { // the one or the other
+		err = id.store.Commit(ctx, whose, credentials.CreateOp(&resource.Credential{Meta: resource.Meta{Name: user}, Hash: hash}))
 	}
 	if err != nil {
 		return fmt.Errorf("set password: %w", err)
@@ -230,6 +271,15 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 	for _, m := range p.Memberships {
 		m.Revision = 0
 		if err := store.Of[resource.Membership](id.store).Delete(ctx, &m); err != nil {
+			return err
+		}
+	}
+	offers, err := id.Invitations(ctx, p)
+	if err != nil {
+		return err
+	}
+	for _, i := range offers {
+		if _, err := id.Withdraw(ctx, i.Key()); err != nil {
 			return err
 		}
 	}

@@ -79,7 +79,7 @@ func TestVerified(t *testing.T) {
 	if err := check(password, source); err != nil {
 		t.Fatal(err)
 	}
-	if err := id.SetPassword(ctx, ann, password+" 2"); err != nil {
+	if err := id.SetPassword(ctx, ann, password+" 2", false); err != nil {
 		t.Fatal(err)
 	}
 	if err := check(password, source); !errors.Is(err, access.ErrUnauthenticated) {

@@ -12,6 +12,8 @@ func Kinds() []Kind {
 		kindOf[User](),
 		kindOf[Credential](),
 		kindOf[Membership](),
+		kindOf[Invitation](),
+		kindOf[Invitee](),
 		kindOf[Session](),
 		kindOf[JoinToken](),
 		kindOf[Node](),

@@ -22,6 +22,15 @@ type LoginResult struct {
 	Token     string    `json:"token"`
 	User      string    `json:"user"`
 	ExpiresAt time.Time `json:"expiresAt"`
+	// FirstPassword: everything else is refused until the password is changed.
+	FirstPassword bool `json:"firstPassword,omitempty" doc:"Somebody else chose the password: it can only be changed"`
+}
+
+// Answer is to an invitation.
+type Answer struct {
+	Account      string `json:"account" required:"true" maxLength:"57" example:"acme"`
+	Organization string `json:"organization,omitempty" maxLength:"57" example:"web" doc:"Empty: an owner of the account is sought"`
+	Code         string `json:"code,omitempty" maxLength:"100" doc:"To accept: what its maker was shown"`
 }
 
 // Whoami is who a token belongs to and what he may see.

@@ -58,6 +58,7 @@ var removers = map[string]string{
 	"machines":      "modules/workspace: removeMachines",
 	"workspacekeys": "modules/workspace: remove",
 	"memberships":   "modules/api: dropMemberships",
+	"invitations":   "modules/api: dropMemberships",
 }
 
 func TestNoKindIsLeftBehind(t *testing.T) {

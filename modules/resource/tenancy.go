@@ -18,6 +18,9 @@ type Account struct {
 // AccountSpec is what a sysadmin sets about an account.
 type AccountSpec struct {
 	Limits Limits `json:"limits,omitzero" doc:"The most the account may have; what is left out is as the platform says"`
+	// Domains are those of e-mail addresses, in lower case; what is below one belongs
+	// to it. No two accounts have the same.
+	Domains []string `json:"domains,omitempty" doc:"Only this account may make users with addresses in these domains, or below"`
 }
 
 // Kind is "accounts".
@@ -42,8 +45,11 @@ type User struct {
 	// registered himself, or he is from before accounts had a limit of users.
 	Account string `json:"account,omitempty" readOnly:"true" doc:"The account that the user was made for: he counts there"`
 	// AccountUID tells it from a later account of the same name.
-	AccountUID string   `json:"accountUID,omitempty" readOnly:"true"`
-	Spec       UserSpec `json:"spec"`
+	AccountUID string `json:"accountUID,omitempty" readOnly:"true"`
+	CreatedBy  string `json:"createdBy,omitempty" readOnly:"true" doc:"Who made the user; empty: he registered himself"`
+	// FirstPassword is written in the commit that sets the password.
+	FirstPassword bool     `json:"firstPassword,omitempty" readOnly:"true" doc:"Somebody else chose the password: it can only be changed"`
+	Spec          UserSpec `json:"spec"`
 }
 
 // UserSpec is what an administrator sets about a user.
@@ -61,6 +67,9 @@ type Credential struct {
 	Meta
 	// Hash is in PHC format: $argon2id$v=19$m=...
 	Hash string `json:"hash"`
+	// InFile says that the password stands in a file of the server: that of the first
+	// sysadmin, until he changes it.
+	InFile bool `json:"inFile,omitempty"`
 }
 
 // Kind is "credentials".
@@ -84,6 +93,19 @@ type Membership struct {
 	Account      string `json:"account" readOnly:"true"`
 	Organization string `json:"organization,omitempty" readOnly:"true"`
 	Role         Role   `json:"role" enum:"owner,admin,developer"`
+
+	// What follows is said by the API, and not stored.
+
+	UserAccount string `json:"userAccount,omitempty" readOnly:"true" doc:"The account that the user counts in; empty: in none"`
+	UserBy      string `json:"userBy,omitempty" readOnly:"true" doc:"Who made the user; empty: he registered himself"`
+	// Offer is there if the role waits to be accepted.
+	Offer *Offer `json:"offer,omitempty" readOnly:"true" doc:"The role is not given yet: the user has to accept it, with this code"`
+}
+
+// Offer is what the maker of an invitation hands on.
+type Offer struct {
+	Code      string    `json:"code" doc:"Shown this once; who has it, and is that user, may accept"`
+	ExpiresAt time.Time `json:"expiresAt"`
 }
 
 // Key is "ACCOUNT/-/USER" for an account, "ACCOUNT/ORGANIZATION/USER" else.
@@ -101,6 +123,45 @@ func (*Membership) Kind() string { return "memberships" }
 
 // Scope is an organization's, of which "-" stands for the account itself.
 func (*Membership) Scope() Scope { return OfOrganization }
+
+// Invitation offers a role to a user of another account: he may accept it
+// himself, with a code that its maker hands him. The address alone would not do:
+// anybody may have made a user of that address. So there may be an invitation
+// also while there is no such user. Its name is the user's.
+type Invitation struct {
+	Meta
+	Account      string    `json:"account" readOnly:"true"`
+	Organization string    `json:"organization,omitempty" readOnly:"true"`
+	Role         Role      `json:"role" enum:"owner,admin,developer"`
+	By           string    `json:"by" doc:"Who made it; it is worth nothing once he may not give that role any more"`
+	ExpiresAt    time.Time `json:"expiresAt"`
+	// CodeHash is the SHA-256 of the code, in hex.
+	CodeHash string `json:"codeHash,omitempty" hidden:"true"`
+}
+
+// Key is that of the membership which it becomes.
+func (i *Invitation) Key() string { return i.Membership().Key() }
+
+// Membership is what it becomes when it is accepted.
+func (i *Invitation) Membership() *Membership {
+	return &Membership{Meta: Meta{Name: i.Name}, Account: i.Account, Organization: i.Organization, Role: i.Role}
+}
+
+// Kind is "invitations".
+func (*Invitation) Kind() string { return "invitations" }
+
+// Scope is as that of memberships.
+func (*Invitation) Scope() Scope { return OfOrganization }
+
+// Invitee is where a user finds his invitations. Its name is his address.
+type Invitee struct {
+	Meta
+	// Invitations are keys, the latest last. One may be gone.
+	Invitations []string `json:"invitations"`
+}
+
+// Kind is "invitees".
+func (*Invitee) Kind() string { return "invitees" }
 
 // Session is a login. Its name is the SHA-256 of the bearer token, in hex: the
 // token itself is stored nowhere.

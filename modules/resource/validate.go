@@ -3,6 +3,7 @@ package resource
 import (
 	"fmt"
 	"regexp"
+	"strings"
 )
 
 var label = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
@@ -26,3 +27,16 @@ func CheckName(what, name string) error {
 	}
 	return nil
 }
+
+var domain = regexp.MustCompile(`^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\.)+[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// CheckDomain says what is wrong with the domain of e-mail addresses, or nil.
+func CheckDomain(name string) error {
+	if len(name) > 180 || !domain.MatchString(name) {
+		return fmt.Errorf("%q is not a domain of e-mail addresses: give one like acme.example", name)
+	}
+	return nil
+}
+
+// InDomain says whether a domain is another, or below it.
+func InDomain(name, other string) bool { return name == other || strings.HasSuffix(name, "."+other) }

@@ -45,6 +45,7 @@ const (
 	CAFile         = "ca.crt" // the platform's authority
 	KubeconfigFile = "kubeconfig"
 	OwnerPassword  = "owner-password"
+	FirstPassword  = "first-password" // of users who are made by others, until they change it
 	adminPassword  = "admin-password"
 )
 
@@ -249,8 +250,9 @@ func (d *Datacenter) has(ctx context.Context, who, name string, args ...string) 
 	return slices.ContainsFunc(strings.Fields(out), func(n string) bool { return n == name || strings.HasSuffix(n, "/"+name) }), nil
 }
 
-// logIn logs somebody in unless he is.
-func (d *Datacenter) logIn(ctx context.Context, who, email, passwordFile string) error {
+// logIn logs somebody in unless he is. If he has never been, he sets the password
+// in passwordFile in place of the first one, that of who made him.
+func (d *Datacenter) logIn(ctx context.Context, who, email, passwordFile, first string) error {
 	if _, err := d.Desk.MP(ctx, who, "init", d.URL(), "--ca", d.Desk.Path(CAFile)); err != nil {
 		return err
 	}
@@ -258,6 +260,10 @@ func (d *Datacenter) logIn(ctx context.Context, who, email, passwordFile string)
 		return nil
 	}
 	_, err := d.Desk.MP(ctx, who, "login", email, "--password-file", d.Desk.Path(passwordFile))
+	if err != nil && first != "" {
+		_, err = d.Desk.MP(ctx, who, "login", email,
+			"--password-file", d.Desk.Path(first), "--new-password-file", d.Desk.Path(passwordFile))
+	}
 	return err
 }
 
@@ -274,7 +280,7 @@ func (d *Datacenter) LogInAdmin(ctx context.Context) error {
 	if err := d.Desk.Write(ctx, adminPassword, []byte(admin.Password+"\n"), 0o600); err != nil {
 		return err
 	}
-	return d.logIn(ctx, Admin, admin.Email, adminPassword)
+	return d.logIn(ctx, Admin, admin.Email, adminPassword, "")
 }
 
 // MakeAccount makes the tenant's account, and logs its owner in.
@@ -287,14 +293,17 @@ func (d *Datacenter) MakeAccount(ctx context.Context) error {
 		return err
 	}
 	if !there {
-		if err := d.Desk.Write(ctx, OwnerPassword, []byte(rand.Text()+"\n"), 0o600); err != nil {
-			return err
+		for _, file := range []string{FirstPassword, OwnerPassword} {
+			if err := d.Desk.Write(ctx, file, []byte(rand.Text()+"\n"), 0o600); err != nil {
+				return err
+			}
 		}
-		if _, err := d.Desk.MP(ctx, Admin, "register", Account, "--email", OwnerEmail, "--password-file", d.Desk.Path(OwnerPassword)); err != nil {
+		first := d.Desk.Path(FirstPassword)
+		if _, err := d.Desk.MP(ctx, Admin, "register", Account, "--email", OwnerEmail, "--password-file", first); err != nil {
 			return err
 		}
 	}
-	if err := d.logIn(ctx, Owner, OwnerEmail, OwnerPassword); err != nil {
+	if err := d.logIn(ctx, Owner, OwnerEmail, OwnerPassword, FirstPassword); err != nil {
 		return err
 	}
 	_, err = d.Desk.MP(ctx, Owner, "accounts", "use", Account)

@@ -155,11 +155,7 @@ func (d *Datacenter) people(t testing.TB) {
 		t.Fatal(err)
 	}
 	if r := d.MP(t, Rival, "session", "--check"); r.Code != 0 {
-		d.Must(t, Rival, "init", d.URL(), "--ca", d.CA)
-		if r := d.MP(t, datacenter.Admin, "register", "beta", "--email", "owner@beta.example", "--password-file", word); r.Code != 0 && r.Code != 4 {
-			t.Fatal(r)
-		}
-		d.Must(t, Rival, "login", "owner@beta.example", "--password-file", word)
+		d.Make(t, datacenter.Admin, Rival, "owner@beta.example", "register", "beta", "--email", "owner@beta.example")
 		d.Must(t, Rival, "accounts", "use", "beta")
 		if r := d.MP(t, Rival, "org", "create", "ops"); r.Code != 0 && r.Code != 4 {
 			t.Fatal(r)
@@ -167,14 +163,26 @@ func (d *Datacenter) people(t testing.TB) {
 		d.Must(t, Rival, "org", "use", "ops")
 	}
 	if r := d.MP(t, Developer, "session", "--check"); r.Code != 0 {
-		d.Must(t, Developer, "init", d.URL(), "--ca", d.CA)
-		if r := d.MP(t, datacenter.Owner, "users", "create", "dev@acme.example", "--password-file", word); r.Code != 0 && r.Code != 4 {
-			t.Fatal(r)
-		}
+		d.Make(t, datacenter.Owner, Developer, "dev@acme.example", "users", "create", "dev@acme.example")
 		d.Must(t, datacenter.Owner, "org", "users", "add", "web", "dev@acme.example")
-		d.Must(t, Developer, "login", "dev@acme.example", "--password-file", word)
 		d.Must(t, Developer, "ws", "use", "shop", "--account", "acme", "--organization", "web")
 	}
+}
+
+// Make has by make a user with the command args, unless he is there, and logs him in
+// as who: he sets the password of the file "password", of his own.
+func (d *Datacenter) Make(t testing.TB, by, who, email string, args ...string) {
+	t.Helper()
+	first, own := filepath.Join(d.Dir, datacenter.FirstPassword), filepath.Join(d.Dir, "password")
+	made := d.MP(t, by, append(args, "--password-file", first)...)
+	if made.Code != 0 && made.Code != 4 {
+		t.Fatal(made)
+	}
+	d.Must(t, who, "init", d.URL(), "--ca", d.CA)
+	if made.Code == 4 && d.MP(t, who, "login", email, "--password-file", own).Code == 0 {
+		return // he was settled before
+	}
+	d.Must(t, who, "login", email, "--password-file", first, "--new-password-file", own)
 }
 
 func (d *Datacenter) URL() string { return fmt.Sprintf("https://%s:7443", d.Server.Address()) }

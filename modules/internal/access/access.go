@@ -16,6 +16,9 @@ import (
 type Principal struct {
 	User     string // e-mail address; empty for a node
 	Sysadmin bool
+	// FirstPassword: he has logged in with a password that somebody else chose. He
+	// is nobody's sysadmin then.
+	FirstPassword bool
 	// Memberships are those that were looked up for the decision at hand.
 	Memberships []resource.Membership
 	Node        string // name of the node; empty for a user
@@ -41,6 +44,8 @@ func (p *Principal) RoleIn(account, organization string) Roles {
 		return Anonymous
 	case p.Node != "":
 		return Node
+	case p.FirstPassword:
+		return Newcomer
 	case p.Sysadmin:
 		return Sysadmin
 	}
@@ -71,6 +76,9 @@ func Authorize(p *Principal, op Operation, account, organization string) error {
 	rule, ok := Lookup(op)
 	if !ok {
 		return fmt.Errorf("authorize %s: not in the table", op)
+	}
+	if err := rule.Newcomer(p); err != nil {
+		return err
 	}
 	named := true
 	switch rule.Scope {
@@ -110,6 +118,23 @@ func Authorize(p *Principal, op Operation, account, organization string) error {
 	return &Refusal{Reason: ErrDenied, Text: "You are not allowed to do this.", Remedy: "Ask " + whoMay(rule.Allow) + "."}
 }
 
+// Newcomer refuses who has to change his password first, unless the rule lets him.
+func (r Rule) Newcomer(p *Principal) error {
+	if p == nil || !p.FirstPassword || r.Allow&Newcomer != 0 {
+		return nil
+	}
+	return FirstPassword()
+}
+
+// FirstPassword is the refusal of who has to change his password first.
+func FirstPassword() error {
+	return &Refusal{
+		Reason: ErrDenied,
+		Text:   "Your password was chosen by somebody else, and is good for nothing but setting one of your own.",
+		Remedy: "Log in with `mp login`, which asks for it, or `mp login --new-password-file FILE`.",
+	}
+}
+
 // Unauthenticated is the refusal of who is not logged in.
 func Unauthenticated() error {
 	return &Refusal{Reason: ErrUnauthenticated, Text: "You are not logged in.", Remedy: "Log in with `mp login`."}
@@ -138,7 +163,7 @@ func whoMay(roles Roles) string {
 
 // Names are the roles of the set, from least to most.
 func (r Roles) Names() []string {
-	all := []string{"anonymous", "user", "developer", "admin", "owner", "sysadmin", "node"}
+	all := []string{"anonymous", "newcomer", "user", "developer", "admin", "owner", "sysadmin", "node"}
 	names := []string{}
 	for i, name := range all {
 		if r&(1<<i) != 0 {

@@ -18,7 +18,7 @@ func principals() []*Principal {
 		return &Principal{User: me, Memberships: []resource.Membership{
 			{Meta: resource.Meta{Name: me}, Account: account, Organization: organization, Role: role}}}
 	}
-	return []*Principal{nil, {User: me}, with("acme", "web", resource.RoleDeveloper), with("acme", "web", resource.RoleAdmin),
+	return []*Principal{nil, {User: me, FirstPassword: true, Sysadmin: true}, {User: me}, with("acme", "web", resource.RoleDeveloper), with("acme", "web", resource.RoleAdmin),
 		with("acme", "", resource.RoleOwner), {User: me, Sysadmin: true}, {Node: "host1"}}
 }
 
@@ -27,7 +27,7 @@ func principals() []*Principal {
 // no golden file to be written anew: whoever changes who may do what says so twice.
 func TestTable(t *testing.T) {
 	var got strings.Builder
-	fmt.Fprintf(&got, "%-21s%-13s%-8s anon user  dev admin owner sysad node\n", "operation", "scope", "form")
+	fmt.Fprintf(&got, "%-21s%-13s%-8s anon  new user  dev admin owner sysad node\n", "operation", "scope", "form")
 	for _, rule := range Table() {
 		fmt.Fprintf(&got, "%-21s%-13s%-8s", rule.Operation, rule.Scope, rule.Form)
 		for _, p := range principals() {
@@ -94,7 +94,7 @@ func TestElsewhere(t *testing.T) {
 		if rule.Scope == Platform {
 			continue
 		}
-		for _, p := range principals()[1:5] {
+		for _, p := range principals()[2:6] {
 			for _, place := range [][2]string{{"rival", "web"}, {"rival", ""}, {"", ""}, {"", "web"}, {"acme2", "web"}, {"acm", "web"}, {"acme/web", "web"}} {
 				if err := Authorize(p, rule.Operation, place[0], place[1]); !errors.Is(err, ErrNotFound) {
 					t.Errorf("%s in %v as %v: got %v, want ErrNotFound", rule.Operation, place, p.Memberships, err)

@@ -13,6 +13,7 @@ type Roles uint8
 // who owns one account is only a User in another.
 const (
 	Anonymous Roles = 1 << iota // nobody has logged in
+	Newcomer                    // logged in with a password that somebody else chose
 	User                        // logged in, no role there
 	Developer                   // developer of the organization
 	Admin                       // admin of the organization
@@ -64,6 +65,8 @@ const (
 	OpRegister       Operation = "register"
 	OpRegisterClosed Operation = "register.closed"
 	OpUserOfAccount  Operation = "users.account"
+	OpGiveOwner      Operation = "owners.put"
+	OpGiveRole       Operation = "members.put"
 	OpLiftSecurity   Operation = "workspaces.lift"
 	OpSeeHosts       Operation = "hosts.see"
 	OpPull           Operation = "images.pull"
@@ -78,7 +81,7 @@ const (
 
 // Groups of columns that many rows share.
 const (
-	everybody = Anonymous | users | Node
+	everybody = Anonymous | Newcomer | users | Node
 	users     = User | members
 	members   = Developer | admins
 	admins    = Admin | owners
@@ -104,14 +107,17 @@ func Table() []Rule {
 		[]Rule{
 			// Anybody.
 			{"info", Platform, everybody, HTTP},
-			{"login", Platform, Anonymous | users, HTTP},
+			{"login", Platform, Anonymous | Newcomer | users, HTTP},
 			{OpRegister, Platform, Anonymous | users, HTTP}, // when registration is open
 			{OpRegisterClosed, Platform, Sysadmin, Part},    // when it is not
 
 			// One's own session.
-			{"logout", Platform, users, HTTP},
+			{"logout", Platform, Newcomer | users, HTTP},
 			{"session.get", Platform, users, HTTP},
-			{"password.change", Platform, users, HTTP},
+			{"password.change", Platform, Newcomer | users, HTTP},
+			{"invitations.own", Platform, users, HTTP},
+			{"invitations.accept", Platform, users, HTTP}, // the code decides
+			{"invitations.decline", Platform, users, HTTP},
 
 			// Users belong to the platform. An account's owner may make one, so that
 			// he has somebody to give a role to.
@@ -129,8 +135,9 @@ func Table() []Rule {
 			{"accounts.patch", InAccount, Sysadmin, HTTP},
 			{"accounts.delete", InAccount, owners, HTTP},
 			{"owners.list", InAccount, members, HTTP},
-			{"owners.put", InAccount, owners, HTTP},
+			{OpGiveOwner, InAccount, owners, HTTP},
 			{"owners.delete", InAccount, owners, HTTP},
+			{"invitations.list", InAccount, admins, HTTP}, // an admin's are those to his organizations
 
 			// Organizations.
 			{"organizations.list", InAccount, members, HTTP},
@@ -138,7 +145,7 @@ func Table() []Rule {
 			{"organizations.put", InAccount, owners, HTTP},
 			{"organizations.delete", InOrganization, owners, HTTP},
 			{"members.list", InOrganization, members, HTTP},
-			{"members.put", InOrganization, admins, HTTP},
+			{OpGiveRole, InOrganization, admins, HTTP},
 			{"members.delete", InOrganization, admins, HTTP},
 		},
 

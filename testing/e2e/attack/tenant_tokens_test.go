@@ -19,7 +19,6 @@ import (
 	"math/big"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -217,9 +216,7 @@ func (s *suite) serviceAccounts(t *testing.T, a *asker, planeB plane, ask func(p
 func (s *suite) endedSessions(t *testing.T, a *asker) {
 	const user = "leaver@beta.example"
 	first := a.word(t, "password")
-	if r := s.MP(t, dctest.Rival, "users", "create", user, "--password-file", filepath.Join(s.Dir, "password")); r.Code != 0 && r.Code != 4 {
-		t.Fatal(r)
-	}
+	s.Make(t, dctest.Rival, "leaver", user, "users", "create", user)
 	alive := func(token string) answer { return a.bearer(t, token, http.MethodGet, s.URL()+"/v1/session", "") }
 	end := func(what string, how func(token string) answer) {
 		token := a.login(t, user, first)
@@ -241,6 +238,8 @@ func (s *suite) endedSessions(t *testing.T, a *asker) {
 		first = "another good battery"
 		return got
 	})
+	a.settle(t, user, first, "one more good battery")
+	first = "one more good battery"
 	end("the user was disabled", func(string) answer {
 		return a.bearer(t, admin, http.MethodPatch, s.URL()+"/v1/users/"+user, `{"spec":{"disabled":true}}`)
 	})

@@ -55,10 +55,7 @@ const (
 // people logs the cast in. A's developer is made here.
 func (s *suite) people(t *testing.T) *asker {
 	t.Helper()
-	word := filepath.Join(s.Dir, "password")
-	if r := s.MP(t, dctest.Rival, "users", "create", devA, "--password-file", word); r.Code != 0 && r.Code != 4 {
-		t.Fatal(r)
-	}
+	s.Make(t, dctest.Rival, "rival-dev", devA, "users", "create", devA)
 	s.Must(t, dctest.Rival, "org", "users", "add", "ops", devA)
 	a := &asker{s: s, client: s.Client(), tokens: map[string]string{"": ""}}
 	a.client.Timeout = 2 * time.Minute
@@ -89,6 +86,18 @@ func (a *asker) login(t *testing.T, who, word string) string {
 		t.Fatalf("log %s in: %s", who, got)
 	}
 	return result.Token
+}
+
+// settle logs in with a password that somebody else chose, and sets another.
+func (a *asker) settle(t *testing.T, who, first, own string) {
+	t.Helper()
+	body, err := json.Marshal(map[string]string{"oldPassword": first, "newPassword": own})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := a.bearer(t, a.login(t, who, first), http.MethodPut, a.s.URL()+"/v1/session/password", string(body)); got.status != http.StatusNoContent {
+		t.Fatalf("%s sets a password: %s", who, got)
+	}
 }
 
 // ask sends one request to the API; headers are pairs.
