@@ -163,7 +163,8 @@ func (id *Identity) Accept(ctx context.Context, p *access.Principal, account, or
 		if err != nil {
 			return err
 		}
-		if subtle.ConstantTimeCompare([]byte(hashText(strings.ToUpper(strings.TrimSpace(code)))), []byte(i.CodeHash)) != 1 {
+		given := hashText(strings.ToUpper(strings.TrimSpace(code)))
+		if subtle.ConstantTimeCompare([]byte(given), []byte(i.CodeHash)) != 1 {
 			return noInvitation()
 		}
 		if err := id.stands(ctx, i); err != nil {

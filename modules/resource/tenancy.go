@@ -48,7 +48,7 @@ type User struct {
 	AccountUID string `json:"accountUID,omitempty" readOnly:"true"`
 	CreatedBy  string `json:"createdBy,omitempty" readOnly:"true" doc:"Who made the user; empty: he registered himself"`
 	// FirstPassword is written in the commit that sets the password.
-	FirstPassword bool     `json:"firstPassword,omitempty" readOnly:"true" doc:"Somebody else chose the password: it can only be changed"`
+	FirstPassword bool     `json:"firstPassword,omitempty" readOnly:"true" doc:"Chosen by somebody else: it can only be changed"`
 	Spec          UserSpec `json:"spec"`
 }
 
