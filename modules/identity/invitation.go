@@ -149,7 +149,9 @@ func (id *Identity) invitation(ctx context.Context, key string) (*resource.Invit
 // Accept gives p the role that he was offered in organization of account, or as
 // an owner if that is empty. Whoever asks for what is not offered to him, or with
 // a wrong code, hears the same.
-func (id *Identity) Accept(ctx context.Context, p *access.Principal, account, organization, code string) (*resource.Membership, error) {
+func (id *Identity) Accept(
+	ctx context.Context, p *access.Principal, account, organization, code string,
+) (*resource.Membership, error) {
 	key, err := invitationKey(p.User, account, organization)
 	if err != nil {
 		return nil, err
