@@ -42,7 +42,8 @@ func (a *API) organizationOperations() {
 		show:       a.sayWho,
 	}
 	members.list("Who has a role in an organization")
-	add(a, op("members.put", "PUT "+one+"/members/{user}", "Give a user a role in an organization, or offer it to one of another account"),
+	add(a, op("members.put", "PUT "+one+"/members/{user}",
+		"Give a user a role in an organization, or offer it to one of another account"),
 		a.putMember)
 	add(a, op("members.delete", "DELETE "+one+"/members/{user}", "Take a user's role in an organization, or the offer of one"),
 		func(ctx context.Context, in *MemberPath) (*Empty, error) {
