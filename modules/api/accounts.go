@@ -55,7 +55,8 @@ func (a *API) accountOperations() {
 			}
 			return out, a.sayWho(ctx, out.Body.Items...)
 		})
-	add(a, op("owners.put", "PUT /v1/accounts/{account}/owners/{user}", "Make a user an owner of an account, or offer it to one of another"),
+	add(a, op("owners.put", "PUT /v1/accounts/{account}/owners/{user}",
+		"Make a user an owner of an account, or offer it to one of another"),
 		func(ctx context.Context, in *OwnerPath) (*Output[*resource.Membership], error) {
 			m := &resource.Membership{Meta: resource.Meta{Name: in.User}, Account: in.Account, Role: resource.RoleOwner}
 			return a.putMembership(ctx, m, open(store.Of[resource.Account](a.store), in.Account), MatchNew{})
