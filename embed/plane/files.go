@@ -49,6 +49,7 @@ func (p *Plane) render(ctx context.Context) ([]*pki.Renewer, error) {
 	for name, content := range map[string]object{
 		"authentication.json":           p.authentication(),
 		"encryption.json":               p.encryption(),
+		"admission.json":                p.admission(),
 		"controller-manager.kubeconfig": p.kubeconfig("controller-manager"),
 		"scheduler.kubeconfig":          p.kubeconfig("scheduler"),
 		configFile:                      p.kubeConfig(),
@@ -111,7 +112,10 @@ func (p *Plane) apiServerFlags() []string {
 		"--client-ca-file=" + in("client-ca.crt"),
 		"--authentication-config=" + p.path("authentication.json"),
 		"--authorization-mode=Node,RBAC",
-		"--enable-admission-plugins=NodeRestriction",
+		// With externalIPs a Service takes any address, the plane's own too: the machines
+		// would not reach it any more, nor hear that the Service was deleted.
+		"--enable-admission-plugins=NodeRestriction,DenyServiceExternalIPs",
+		"--admission-control-config-file=" + p.path("admission.json"),
 		"--encryption-provider-config=" + p.path("encryption.json"),
 
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
@@ -219,6 +223,25 @@ func (p *Plane) authentication() object {
 		}}
 	}
 	return config
+}
+
+// admission has whoever applies a workload warned of pods that the guard will
+// refuse: a Deployment is taken, and nobody looks at its ReplicaSet's events. It
+// only warns, by the level at the plane's start; what is enforced is the guard's,
+// whatever the namespaces' labels say.
+func (p *Plane) admission() object {
+	return object{
+		"apiVersion": "apiserver.config.k8s.io/v1",
+		"kind":       "AdmissionConfiguration",
+		"plugins": []object{{
+			"name": "PodSecurity",
+			"configuration": object{
+				"apiVersion": "pod-security.admission.config.k8s.io/v1",
+				"kind":       "PodSecurityConfiguration",
+				"defaults":   object{"enforce": "privileged", "audit": "privileged", "warn": p.cfg.PodSecurity},
+			},
+		}},
+	}
 }
 
 // encryption is how secrets stand in the datastore. What was written before

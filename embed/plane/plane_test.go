@@ -19,7 +19,9 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -30,6 +32,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/yaml"
 
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/testing/wait"
@@ -56,6 +59,32 @@ func TestPlane(t *testing.T) {
 	bind(t, platform, "org-developers", "edit", "multipaas:org-developer")
 	admin := clientFor(t, withToken(p, iss.token(t, "ann@acme.example", audience, "multipaas:org-admin")))
 
+	t.Run("externalIPs", func(t *testing.T) {
+		service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "brick"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: Port}}}}
+		for _, address := range []string{cfg.Plan.Plane.String(), "172.30.0.11", "10.43.0.10", "10.42.1.2", "192.0.2.1"} {
+			service.Spec.ExternalIPs = []string{address}
+			if _, err := admin.CoreV1().Services("default").Create(t.Context(), service, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+				t.Errorf("a service with %s: %v", address, err)
+			}
+		}
+	})
+	t.Run("warnings", func(t *testing.T) {
+		heard := &warnings{}
+		rc := withToken(p, iss.token(t, "ann@acme.example", audience, "multipaas:org-admin"))
+		rc.WarningHandler = heard
+		labels := map[string]string{"app": "x"}
+		deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "warned"}, Spec: appsv1.DeploymentSpec{Replicas: new(int32), Selector: &metav1.LabelSelector{MatchLabels: labels},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "multipaas.internal/pause:1"}}}}}}
+		apps := clientFor(t, rc).AppsV1().Deployments("default")
+		if _, err := apps.Create(t.Context(), deployment, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil || len(*heard) > 0 {
+			t.Errorf("harmless: %v, warned of %q", err, *heard)
+		}
+		privileged(&deployment.Spec.Template.Spec)
+		if _, err := apps.Create(t.Context(), deployment, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil || len(*heard) == 0 || !strings.Contains((*heard)[0], "baseline") {
+			t.Errorf("privileged: %v, warned of %q", err, *heard)
+		}
+	})
+	t.Run("developers' role", func(t *testing.T) { developersRole(t, platform) })
 	t.Run("version", func(t *testing.T) {
 		v, err := platform.Discovery().ServerVersion()
 		if err != nil || !strings.HasPrefix(v.GitVersion, "v1.36.") || v.Minor != "36" {
@@ -508,6 +537,74 @@ func TestRunRefusesBadConfig(t *testing.T) {
 	for _, want := range []string{"binary", "dir", "services", "CA certificate", "encryption key", `"paper"`, `"none"`} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error does not mention %s: %v", want, err)
+		}
+	}
+}
+
+// warnings keeps what the API server warns of.
+type warnings []string
+
+func (w *warnings) HandleWarningHeader(_ int, _, text string) { *w = append(*w, text) }
+
+// developersRole asks what a workspace's developers may do by the role that
+// embed/manifests has for them.
+func developersRole(t *testing.T, platform kubernetes.Interface) {
+	data, err := os.ReadFile(filepath.Join("..", "manifests", "cluster.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for doc := range strings.SplitSeq(string(data), "\n---\n") {
+		var role rbacv1.ClusterRole
+		if !strings.Contains(doc, "kind: ClusterRole\n") || !strings.Contains(doc, "developer\n") || !strings.Contains(doc, "  name: multipaas:") {
+			continue
+		}
+		if err := yaml.Unmarshal([]byte(doc), &role); err != nil {
+			t.Fatal(err)
+		}
+		if role.Kind != "ClusterRole" {
+			continue
+		}
+		if _, err := platform.RbacV1().ClusterRoles().Create(t.Context(), &role, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// As a custom resource's chart does.
+	widgets := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "widgets-edit", Labels: map[string]string{"rbac.authorization.k8s.io/aggregate-to-edit": "true"}},
+		Rules: []rbacv1.PolicyRule{{APIGroups: []string{"widgets.example"}, Resources: []string{"widgets"}, Verbs: []string{"*"}}}}
+	if _, err := platform.RbacV1().ClusterRoles().Create(t.Context(), widgets, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	const group = "the-developers"
+	binding := &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: group}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "multipaas:developer"},
+		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "Group", Name: group}}}
+	if _, err := platform.RbacV1().RoleBindings("default").Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	may := func(what string) (bool, error) { // VERB GROUP/RESOURCE[/SUBRESOURCE]
+		verb, kind, _ := strings.Cut(what, " ")
+		parts := append(strings.Split(kind, "/"), "")
+		review, err := platform.AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: "dev", Groups: []string{group}, ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: "default", Verb: verb, Group: parts[0], Resource: parts[1], Subresource: parts[2]}}},
+			metav1.CreateOptions{})
+		if err != nil {
+			return false, err
+		}
+		return review.Status.Allowed, nil
+	}
+	for _, what := range []string{"create apps/deployments", "patch apps/deployments/scale", "create /pods/exec", "get /pods/log", "get /secrets", "create /secrets", "create /services", "list /events",
+		"create batch/cronjobs", "create networking.k8s.io/networkpolicies", "create autoscaling/horizontalpodautoscalers", "create widgets.example/widgets", "create /serviceaccounts", "list discovery.k8s.io/endpointslices"} {
+		wait.For(t, wait.Patience, "the role has come together: "+what, func(context.Context) error {
+			if ok, err := may(what); err != nil || !ok {
+				return fmt.Errorf("%v, %w", ok, err)
+			}
+			return nil
+		})
+	}
+	for _, what := range []string{"create /serviceaccounts/token", "impersonate /serviceaccounts", "impersonate /users", "impersonate /groups", "update /services/status", "patch /pods/ephemeralcontainers",
+		"create rbac.authorization.k8s.io/rolebindings", "create rbac.authorization.k8s.io/roles", "escalate rbac.authorization.k8s.io/roles", "bind rbac.authorization.k8s.io/clusterroles",
+		"patch /namespaces", "create /endpoints", "update discovery.k8s.io/endpointslices", "create /persistentvolumes", "get /nodes/proxy", "update /resourcequotas", "create certificates.k8s.io/certificatesigningrequests"} {
+		if ok, err := may(what); ok || err != nil {
+			t.Errorf("developers may %s: %v, %v", what, ok, err)
 		}
 	}
 }

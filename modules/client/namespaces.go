@@ -25,7 +25,15 @@ func (p *program) namespaces() noun[resource.Namespace] {
 func (p *program) namespaceCommands() *command {
 	namespaces := p.namespaces()
 	return group("ns, namespace, namespaces", "create, list, choose and delete Kubernetes namespaces",
-		namespaces.create(help("create a namespace in the workspace", "mp ns create staging"), nil),
+		namespaces.create(command{
+			usage: "create a namespace in the workspace, or open one to its developers",
+			about: `Developers work in the namespaces that are made so, and in "default": those with the label
+multipaas.internal/developers=true. There they may do what Kubernetes' role "edit" allows,
+but for making tokens of service accounts and acting as one. Who makes pods in a namespace
+can use its service accounts all the same, and read its secrets: keep operators and other
+things that may do much in namespaces that you make with kubectl.`,
+			examples: []string{"mp ns create staging"},
+		}, nil),
 		namespaces.list(help("list the workspace's namespaces", "mp ns list")),
 		namespaces.use(command{
 			usage:    "deploy into this namespace",

@@ -29,7 +29,8 @@ func (c *Controller) Namespaces(_ context.Context, key string) ([]resource.Names
 	return out, nil
 }
 
-// CreateNamespace makes a namespace. store.ErrExists: it is there already;
+// CreateNamespace makes a namespace that is open to developers, or opens one.
+// store.ErrExists: it is there already;
 // resource.ErrSystemNamespace: its name belongs to Kubernetes.
 func (c *Controller) CreateNamespace(ctx context.Context, key, name string) error {
 	if resource.IsSystemNamespace(name) {
@@ -39,9 +40,13 @@ func (c *Controller) CreateNamespace(ctx context.Context, key, name string) erro
 	if err != nil {
 		return err
 	}
-	_, err = client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	fresh := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{developersLabel: "true"}}}
+	_, err = client.CoreV1().Namespaces().Create(ctx, fresh, metav1.CreateOptions{})
 	exists := apierrors.IsAlreadyExists(err)
-	if err != nil && !exists {
+	if exists {
+		err = open(ctx, client, name)
+	}
+	if err != nil {
 		return err
 	}
 	if err := bindDevelopers(ctx, client, name); err != nil { // at once: who made it will use it

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -51,8 +53,21 @@ func namespaceAPI(names map[string]bool) http.Handler {
 		delete(names, r.PathValue("name"))
 		answer(w, http.StatusOK, "", metav1.Status{Status: "Success"})
 	})
+	mux.HandleFunc("PATCH /api/v1/namespaces/{name}", func(w http.ResponseWriter, r *http.Request) {
+		names[r.PathValue("name")+" opened"] = true
+		answer(w, http.StatusOK, "", map[string]any{"kind": "Namespace", "apiVersion": "v1"})
+	})
+	mux.HandleFunc("DELETE /apis/rbac.authorization.k8s.io/v1/namespaces/{name}/rolebindings/{binding}", func(w http.ResponseWriter, r *http.Request) {
+		key := r.PathValue("name") + " " + r.PathValue("binding")
+		if !names[key] {
+			answer(w, http.StatusNotFound, metav1.StatusReasonNotFound, nil)
+			return
+		}
+		delete(names, key)
+		answer(w, http.StatusOK, "", metav1.Status{Status: "Success"})
+	})
 	mux.HandleFunc("PATCH /apis/rbac.authorization.k8s.io/v1/namespaces/{name}/rolebindings/{binding}", func(w http.ResponseWriter, r *http.Request) {
-		names[r.PathValue("name")+" bound"] = true
+		names[r.PathValue("name")+" "+r.PathValue("binding")] = true
 		answer(w, http.StatusOK, "", map[string]any{"kind": "RoleBinding", "apiVersion": "rbac.authorization.k8s.io/v1"})
 	})
 	return mux
@@ -108,7 +123,7 @@ func TestNamespaceErrors(t *testing.T) {
 			t.Errorf("namespace %s of %s: got %v, want %v", step.name, step.key, err, step.want)
 		}
 	}
-	if !names["mine bound"] || !names["default"] || !names["kube-system"] {
+	if !names["mine multipaas:developer"] || !names["mine opened"] || !names["default"] || !names["kube-system"] {
 		t.Errorf("left: %v", names)
 	}
 	if _, err := c.Access(t.Context(), w); !errors.Is(err, resource.ErrNotReady) {
@@ -116,5 +131,42 @@ func TestNamespaceErrors(t *testing.T) {
 	}
 	if _, err := c.DialPlane(t.Context(), "00002b.mp.example"); !errors.Is(err, resource.ErrUnknownPlane) || !strings.Contains(err.Error(), "00002b") {
 		t.Errorf("got %v, want %v", err, resource.ErrUnknownPlane)
+	}
+}
+
+// TestBindDevelopers: developers are let into namespaces that say so, and into
+// default; what an older platform gave them elsewhere is taken away.
+func TestBindDevelopers(t *testing.T) {
+	names := map[string]bool{"default multipaas:org-developer": true, "argocd multipaas:org-developer": true, "shut multipaas:developer": true, "kube-system multipaas:org-developer": true}
+	kube := httptest.NewServer(namespaceAPI(names))
+	defer kube.Close()
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: kube.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, label string
+		open        bool
+	}{{"default", "", true}, {"argocd", "", false}, {"shut", "false", false}, {"mine", "true", true}, {"kube-system", "true", false}, {"odd", "yes", false}} {
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: c.name}}
+		if c.label != "" {
+			ns.Labels = map[string]string{developersLabel: c.label}
+		}
+		if got := slimNamespace(ns).open; got != c.open {
+			t.Errorf("%s with %q: open is %v, want %v", c.name, c.label, got, c.open)
+		}
+		bind := unbindDevelopers
+		if c.open {
+			bind = bindDevelopers
+		}
+		if err := bind(t.Context(), client, c.name); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	if want := map[string]bool{"default multipaas:developer": true, "mine multipaas:developer": true}; !maps.Equal(names, want) {
+		t.Errorf("got %v, want %v", names, want)
+	}
+	if openToDevelopers(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default", Labels: map[string]string{developersLabel: "false"}}}) {
+		t.Error("default can't be shut")
 	}
 }

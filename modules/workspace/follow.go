@@ -37,6 +37,7 @@ type namespace struct {
 	name, phase string
 	uid         types.UID
 	going       bool
+	open        bool // to developers
 }
 
 // followCluster follows the cluster's nodes and namespaces until ctx is done.
@@ -67,8 +68,8 @@ func (c *Controller) followCluster(ctx context.Context, r *run, client kubernete
 		Open: func(context.Context) (mirror.Source, error) { return mirror.Of(client.CoreV1().Namespaces()), nil },
 		Slim: slimNamespace,
 		Max:  maxNamespaces,
-		Changed: func(old, _ *namespace) {
-			if old == nil {
+		Changed: func(old, now *namespace) {
+			if old == nil || now != nil && old.open != now.open {
 				changed()
 			}
 		},
@@ -111,6 +112,7 @@ func slimNamespace(o runtime.Object) *namespace {
 		name:  ns.Name,
 		uid:   ns.UID,
 		going: ns.DeletionTimestamp != nil,
+		open:  openToDevelopers(ns),
 		phase: mirror.Cut(string(ns.Status.Phase), maxText),
 	}
 }

@@ -49,6 +49,9 @@ func (k *cluster) serve() *httptest.Server {
 		})
 	})
 	mux.HandleFunc("DELETE /api/v1/nodes/{name}", func(w http.ResponseWriter, r *http.Request) { k.change(w, r.PathValue("name"), "DELETED", nil) })
+	mux.HandleFunc("DELETE /apis/rbac.authorization.k8s.io/v1/namespaces/{ns}/rolebindings/{name}", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Success"}`)
+	})
 	mux.HandleFunc("PATCH /apis/rbac.authorization.k8s.io/v1/namespaces/{ns}/rolebindings/{name}", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, `{"kind":"RoleBinding","apiVersion":"rbac.authorization.k8s.io/v1","metadata":{"name":%q}}`, r.PathValue("name"))
 	})

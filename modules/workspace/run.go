@@ -32,7 +32,7 @@ type run struct {
 	live live
 
 	// These are the passes' own, of which there is one at a time.
-	bound    map[types.UID]bool // namespaces in which developers may edit
+	bound    map[types.UID]bool // namespaces; true: developers may work there
 	manifest [32]byte           // what of the addons was applied
 	dnsReady bool
 }

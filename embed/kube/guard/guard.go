@@ -171,8 +171,13 @@ func (g *Guard) validatePod(a admission.Attributes) error {
 	if len(wrong) == 0 {
 		return nil
 	}
+	what := remedy
+	if a.GetSubresource() == "ephemeralcontainers" {
+		// kubectl's own profile asks for SYS_PTRACE.
+		what = fmt.Sprintf("give `kubectl debug` the option --profile=%s, or %s", level.Level, remedy)
+	}
 	return fmt.Errorf("this workspace enforces the pod security level %q in all namespaces: %s; %s",
-		level.Level, strings.Join(wrong, "; "), remedy)
+		level.Level, strings.Join(wrong, "; "), what)
 }
 
 // as is obj as the type that its resource has in the API server.
