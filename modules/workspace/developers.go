@@ -95,7 +95,7 @@ func unbind(ctx context.Context, client kubernetes.Interface, namespace string, 
 
 // open lets developers into a namespace that is there.
 func open(ctx context.Context, client kubernetes.Interface, namespace string) error {
-	_, err := client.CoreV1().Namespaces().Apply(ctx, core.Namespace(namespace).WithLabels(map[string]string{developersLabel: "true"}),
-		metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	label := core.Namespace(namespace).WithLabels(map[string]string{developersLabel: "true"})
+	_, err := client.CoreV1().Namespaces().Apply(ctx, label, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
 	return err
 }

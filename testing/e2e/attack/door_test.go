@@ -125,7 +125,7 @@ func testDoor(t *testing.T, s *suite) {
 	for what, r := range behind {
 		got := said[url.QueryEscape(r)]
 		s.record(t, attempt{What: "a password at the registry's door: " + what, From: "pod of A, root", Want: "no token, and nobody looks at the password", Got: got,
-			Blocked: got != "" && !strings.Contains(got, `token"`) && !strings.Contains(got, "password is wrong")})
+			Blocked: got != "" && !strings.Contains(got, `token":`) && !strings.Contains(got, "password is wrong")})
 	}
 
 	// And by the runtime, which is sent there for every image.
