@@ -18,6 +18,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/config"
 	"github.com/multipaas/multipaas/appliance/logs"
 	"github.com/multipaas/multipaas/appliance/paths"
+	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/registry"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -40,7 +41,7 @@ type File struct {
 	Workspaces workspace.Settings `yaml:"workspaces" doc:"what all workspaces get"`
 	Limits     LimitSettings      `yaml:"limits" doc:"the most an account may have, unless set for it: mp accounts set"`
 
-	BlockedNetworks []string `yaml:"blocked_networks" doc:"networks beside the platform's own that tenants never reach"`
+	Egress EgressSettings `yaml:"egress" doc:"where tenants may go beyond the platform; the same on all machines"`
 
 	RegistryUpstreams []registry.UpstreamSettings `yaml:"registry_upstreams" doc:"registries from which machines pull through ours"`
 
@@ -49,6 +50,27 @@ type File struct {
 	PayloadKeys        []string `yaml:"payload_keys" env:"-" doc:"more public keys that may sign a payload"`
 
 	Log logs.Settings `yaml:"log" doc:"what is logged, and how"`
+}
+
+// What egress.mode may be.
+const (
+	egressPublic = "public"
+	egressOpen   = "open"
+)
+
+// EgressSettings say where tenants may go. Their packets leave by the host's own
+// address: who trusts hosts by address trusts every tenant.
+type EgressSettings struct {
+	Mode  string   `yaml:"mode" doc:"public: not to private networks; open: to those too, but for those that a host is in"`
+	Allow []string `yaml:"allow" doc:"networks that tenants reach all the same; a host's own address never"`
+	Deny  []string `yaml:"deny" doc:"networks that tenants never reach"`
+}
+
+// Check says what is wrong with them.
+func (s EgressSettings) Check(fail func(field, value, wrong, remedy string)) {
+	if s.Mode != egressPublic && s.Mode != egressOpen {
+		fail("mode", s.Mode, "unknown", "choose public or open")
+	}
 }
 
 // Defaults is the configuration of an empty file.
@@ -67,6 +89,7 @@ func Defaults() File {
 			HTTPS:      ":443",
 		},
 		Registration: "sysadmin",
+		Egress:       EgressSettings{Mode: egressPublic},
 		Workspaces:   workspace.DefaultSettings(),
 		Limits:       defaultLimits(),
 		Log:          logs.DefaultSettings(),
@@ -125,11 +148,11 @@ type Config struct {
 	DatastoreLimit int64 // bytes; 0: embed/plane's default
 
 	// In place of the texts of the same names in the file.
-	Address         netip.Addr
-	Limits          resource.Limits // of one account
-	BlockedNetworks []netip.Prefix
-	UpstreamDNS     []netip.AddrPort
-	PayloadKeys     []ed25519.PublicKey
+	Address     netip.Addr
+	Limits      resource.Limits // of one account
+	Egress      network.Egress
+	UpstreamDNS []netip.AddrPort
+	PayloadKeys []ed25519.PublicKey
 
 	errs []error // what Complete could not read
 }
@@ -154,7 +177,11 @@ func (f File) Complete(m Machine) Config {
 		Limits:         f.Limits.Limits(),
 	}
 	c.Address = c.completeAddress(f.Address, m)
-	c.BlockedNetworks = completeList(&c, "blocked_networks", f.BlockedNetworks, config.ParseNetwork)
+	c.Egress = network.Egress{
+		Private: f.Egress.Mode == egressOpen,
+		Allow:   completeList(&c, "egress.allow", f.Egress.Allow, config.ParseNetwork),
+		Deny:    completeList(&c, "egress.deny", f.Egress.Deny, config.ParseNetwork),
+	}
 	c.UpstreamDNS = completeList(&c, "upstream_dns", f.UpstreamDNS, parseDNS)
 	c.PayloadKeys = completeList(&c, "payload_keys", f.PayloadKeys, parsePublicKey)
 	return c

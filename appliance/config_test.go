@@ -157,7 +157,7 @@ func TestEveryMistakeAtOnce(t *testing.T) {
 	f.Registration = "maybe"
 	f.AdminEmail = "me"
 	f.Workspaces = workspace.Settings{Nodes: "10.42.0.0/24", Pods: "10.42.0.0/16", Services: "10.43.0.0/16", Datastore: "mysql"}
-	f.BlockedNetworks = []string{"10.0.0.1/8", "x"}
+	f.Egress = EgressSettings{Mode: "closed", Allow: []string{"10.0.0.1/8", "x"}, Deny: []string{"::/0"}}
 	f.UpstreamDNS = []string{"dns.example"}
 	f.KubernetesVersions = []string{"v1.36.3"}
 	f.PayloadKeys = []string{"short"}
@@ -172,7 +172,7 @@ func TestEveryMistakeAtOnce(t *testing.T) {
 	}
 	for _, field := range []string{
 		"data_dir", "run_dir", "name", "address", "domain", "server_names[1]", "listen.api", "listen.https", "registration",
-		"admin_email", "workspaces.nodes", "workspaces.datastore", "limits.users", "limits.workspaces", "limits.memory", "blocked_networks[0]", "blocked_networks[1]", "upstream_dns[0]",
+		"admin_email", "workspaces.nodes", "workspaces.datastore", "limits.users", "limits.workspaces", "limits.memory", "egress.mode", "egress.allow[0]", "egress.allow[1]", "egress.deny[0]", "upstream_dns[0]",
 		"kubernetes_versions[0]", "payload_keys[0]", "registry_upstreams[0].name", "registry_upstreams[0].url",
 		"registry_upstreams[0].ca_file", "registry_upstreams[0].username", "log.level", "log.format",
 	} {
@@ -244,7 +244,7 @@ func FuzzParse(f *testing.F) {
 	}
 	for _, seed := range []string{
 		"", full, "name: a\nname: b\n", "log: {level: debug}\n", "registry_upstreams:\n- name: docker.io\n  url: https://x\n",
-		"blocked_networks: [10.0.0.0/8, 10.0.0.1/8]\n", "workspaces: {nodes: 0.0.0.0/0}\n", "a: &a [*a]\n", "---\n---\n", "address: ::1\n", "\xff",
+		"egress: {mode: open, allow: [10.0.0.0/8, 10.0.0.1/8]}\n", "workspaces: {nodes: 0.0.0.0/0}\n", "a: &a [*a]\n", "---\n---\n", "address: ::1\n", "\xff",
 	} {
 		f.Add([]byte(seed))
 	}

@@ -43,7 +43,9 @@ func node(v, def reflect.Value) *yaml.Node {
 		}
 		var value *yaml.Node
 		if a.Kind() == reflect.Struct {
-			value = node(a, b)
+			if value = node(a, b); value == nil {
+				continue // a list of it is empty here and missing there
+			}
 		} else {
 			value = &yaml.Node{}
 			if err := value.Encode(a.Interface()); err != nil {

@@ -30,6 +30,15 @@ var nobody = []netip.Prefix{
 	netip.MustParsePrefix("240.0.0.0/4"), // with the broadcast address
 }
 
+// private are the networks of sites and of carriers (RFC 1918, RFC 6598): what a
+// router of the operator's knows behind them is his.
+var private = []netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"),
+	netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("192.168.0.0/16"),
+}
+
 // closedChain is an empty chain that says: forwarding was off on this host
 // before we came, so nothing but our uplinks is to be forwarded.
 const closedChain = "closed"
@@ -110,15 +119,17 @@ func (n *Network) protectHost(h *host) error {
 		}
 		closed = strings.TrimSpace(string(forwarding)) == "0"
 	}
-	if err := apply(n.hostRules(h.connected, closed)); err != nil {
+	if err := apply(n.hostRules(h, closed)); err != nil {
 		return fmt.Errorf("host: %w", err)
 	}
 	return setSysctl("ipv4/ip_forward", "1")
 }
 
-// hostRules: workspaces reach neither the host nor what it is connected to, and
-// nobody reaches into a workspace.
-func (n *Network) hostRules(connected []netip.Prefix, closed bool) ruleset {
+// hostRules: workspaces reach no host, and beyond the platform what they may; nobody
+// reaches into a workspace. They hold for each packet, not only for the first of a
+// connection. Of hosts a tenant hears nothing; where else he may not go he is told, so
+// that his programs fail at once and by name.
+func (n *Network) hostRules(h *host, closed bool) ruleset {
 	ours := uplinkPrefix + "*"
 	input := filter("input", nftables.ChainHookInput, beforeAll, nftables.ChainPolicyAccept, match(from(ours), drop()))
 	forward := filter("forward", nftables.ChainHookForward, -10, nftables.ChainPolicyAccept,
@@ -128,8 +139,22 @@ func (n *Network) hostRules(connected []netip.Prefix, closed bool) ruleset {
 		forward.policy = nftables.ChainPolicyDrop
 	}
 	outward := chain{name: "outward", rules: []rule{match(to(ours), drop())}}
-	for _, p := range n.blocked(connected) {
+	for _, p := range merged(nobody, h.own, []netip.Prefix{uplinks}) {
 		outward.rules = append(outward.rules, match(destination(p), drop()))
+	}
+	prohibit := func(all ...[]netip.Prefix) {
+		for _, p := range merged(all...) {
+			outward.rules = append(outward.rules, match(destination(p), prohibited()))
+		}
+	}
+	prohibit(n.cfg.Egress.Deny)
+	for _, p := range merged(n.cfg.Egress.Allow) {
+		outward.rules = append(outward.rules, match(destination(p), source(uplinks), accept()))
+	}
+	if n.cfg.Egress.Private {
+		prohibit(h.connected)
+	} else {
+		prohibit(h.connected, private)
 	}
 	outward.rules = append(outward.rules, match(source(uplinks), accept()), match(drop()))
 	inward := chain{name: "inward", rules: []rule{match(established(), accept()), match(drop())}}
@@ -141,20 +166,13 @@ func (n *Network) hostRules(connected []netip.Prefix, closed bool) ruleset {
 	return ruleset{family: nftables.TableFamilyIPv4, chains: chains}
 }
 
-// blocked are the destinations that no workspace reaches, sorted. They hold for
-// each packet, not only for the first of a connection.
-func (n *Network) blocked(connected []netip.Prefix) []netip.Prefix {
-	all := slices.Concat(nobody, connected, []netip.Prefix{uplinks.Masked()})
-	for _, p := range n.cfg.Blocked {
-		if p.IsValid() && p.Addr().Is4() {
-			all = append(all, p.Masked())
-		}
-	}
+// merged are IPv4 networks, sorted, without those that are part of others.
+func merged(lists ...[]netip.Prefix) (kept []netip.Prefix) {
+	all := slices.Concat(lists...)
 	slices.SortFunc(all, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), a.Addr().Compare(b.Addr())) })
-	var kept []netip.Prefix
 	for _, p := range all {
-		if !slices.ContainsFunc(kept, func(k netip.Prefix) bool { return k.Overlaps(p) }) {
-			kept = append(kept, p)
+		if p.IsValid() && p.Addr().Is4() && !slices.ContainsFunc(kept, func(k netip.Prefix) bool { return k.Overlaps(p) }) {
+			kept = append(kept, p.Masked())
 		}
 	}
 	return kept

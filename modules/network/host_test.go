@@ -47,6 +47,7 @@ type order struct {
 	ID        string // network
 	NS        string // namespace, "" = the host's
 	Network   wire.Network
+	Egress    Egress
 	Machine   machinePort
 	From, To  string
 	Frame     []byte
@@ -171,6 +172,7 @@ func obey(n *Network, o order) (string, error) {
 	case "restart":
 		return "", nil
 	case "attach":
+		n.cfg.Egress = o.Egress
 		return "", n.Attach(ctx, o.Network)
 	case "detach":
 		return "", n.Detach(ctx, o.ID)

@@ -3,9 +3,9 @@
 // keeps a network namespace mp-ID with a bridge, a VXLAN device to the other
 // hosts, the machines' ports and one uplink to the outside.
 //
-// It promises that a workspace reaches its own members and, by NAT, what lies
-// beyond the platform, and nothing else: no other workspace, no address of any
-// host, no network a host is connected to. A machine can only send from the
+// It promises that a workspace reaches its own members and, by NAT, what the operator
+// lets it beyond the platform, and nothing else: no other workspace, no address of any
+// host, no network a host is connected to unless the operator names it. A machine can only send from the
 // addresses it was given. DESIGN.md in this folder says how and why.
 //
 // Parties: the node's agent and the server call Attach with the whole wanted
@@ -68,11 +68,20 @@ type Config struct {
 	// Underlay is this host's address on the platform's network, by which the
 	// other hosts reach its VXLAN devices.
 	Underlay netip.Addr
-	// Blocked are networks that no tenant may reach, beside those that this
-	// host is connected to and those that are nobody's (loopback, link-local,
-	// multicast...).
-	Blocked []netip.Prefix
-	Log     *slog.Logger // nil: nothing is logged
+	Egress   Egress
+	Log      *slog.Logger // nil: nothing is logged
+}
+
+// Egress says which addresses beyond the platform tenants reach: those of the
+// internet. Never the platform's hosts, and not what is nobody's (loopback,
+// link-local, multicast...).
+type Egress struct {
+	// Private lets them reach private networks too, but for those that this host is
+	// connected to. Hosts are trusted by their addresses there, and tenants come from these.
+	Private bool
+	// Allow are networks that they reach all the same, Deny those that they don't, which
+	// has the last word.
+	Allow, Deny []netip.Prefix
 }
 
 // Network keeps the networks of workspaces on this host. It is safe for
@@ -146,7 +155,7 @@ func (n *Network) attach(want wire.Network) error {
 		return err
 	}
 	for _, a := range want.Hosts {
-		host.connected = append(host.connected, single(a))
+		host.own = append(host.own, single(a))
 	}
 	if err := n.protectHost(host); err != nil {
 		return err
@@ -330,8 +339,8 @@ func checkNetwork(want wire.Network) error {
 type host struct {
 	link *netlink.Handle // opens a socket for each request: nothing is to be closed
 	mtu  int             // of the underlay
-	// connected are the networks this host is connected to, and the platform's
-	// other hosts.
+	own  []netip.Prefix  // its addresses, and those of the platform's other hosts
+	// connected are the networks it is connected to.
 	connected []netip.Prefix
 }
 
@@ -368,7 +377,7 @@ func (n *Network) readHost() (*host, error) {
 			h.mtu = min(l.MTU, 65485) // loopback has more, in a lab of one host
 		}
 		if !p.Addr().IsLoopback() {
-			h.connected = append(h.connected, p.Masked())
+			h.own, h.connected = append(h.own, single(p.Addr())), append(h.connected, p.Masked())
 		}
 	}
 	routes, err := dump(func() ([]netlink.Route, error) { return h.link.RouteList(nil, netlink.FAMILY_V4) })

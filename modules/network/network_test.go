@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -185,6 +186,55 @@ func TestWorkspace(t *testing.T) {
 			}
 		}
 		node1.must(order{Do: "reach", NS: ns1, From: "10.42.1.5", To: "198.51.100.1"})
+		// Private networks only if the operator says so; who is told why fails at once.
+		for _, a := range []string{"10.77.0.1", "172.20.0.1", "192.168.77.1", "100.99.0.1", "203.0.113.9"} {
+			server.must(order{Do: "address", Link: "lo", To: a + "/32"})
+			server.must(order{Do: "listenTCP", To: a + ":80"})
+			node1.must(order{Do: "reachTCP", To: a + ":80"})
+		}
+		node1.must(order{Do: "listenTCP", To: node1.address.String() + ":81"})
+		ten, neighbour := netip.MustParsePrefix("10.77.0.0/16"), single(server.address)
+		for what, c := range map[string]struct {
+			egress  Egress
+			reached string // the others are not
+		}{
+			"public":            {Egress{}, "203.0.113.9"},
+			"one network":       {Egress{Allow: []netip.Prefix{ten}}, "203.0.113.9 10.77.0.1"},
+			"open":              {Egress{Private: true}, "203.0.113.9 10.77.0.1 172.20.0.1 192.168.77.1 100.99.0.1"},
+			"open but for one":  {Egress{Private: true, Deny: []netip.Prefix{ten}}, "203.0.113.9 172.20.0.1 192.168.77.1 100.99.0.1"},
+			"deny has the word": {Egress{Allow: []netip.Prefix{ten}, Deny: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}, "203.0.113.9"},
+			"no public one":     {Egress{Deny: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}, ""},
+			"hosts never":       {Egress{Private: true, Allow: []netip.Prefix{neighbour, netip.MustParsePrefix("10.99.0.0/16")}}, "203.0.113.9 10.77.0.1 172.20.0.1 192.168.77.1 100.99.0.1"},
+		} {
+			node1.must(order{Do: "attach", Network: one.network(1), Egress: c.egress})
+			for _, ns := range []string{ns1, "mp-" + one.id} {
+				for _, a := range []string{"10.77.0.1", "172.20.0.1", "192.168.77.1", "100.99.0.1", "203.0.113.9"} {
+					out, err := node1.do(order{Do: "dialTCP", NS: ns, To: a + ":80"})
+					switch {
+					case slices.Contains(strings.Fields(c.reached), a):
+						if err != nil {
+							out, err = node1.do(order{Do: "reachTCP", NS: ns, To: a + ":80"})
+						}
+						if !strings.HasPrefix(out, "hello") {
+							t.Errorf("%s: %s from %s: got %q %v", what, a, ns, out, err)
+						}
+					case err == nil:
+						t.Errorf("%s: %s from %s: got %q, want no way", what, a, ns, out)
+					}
+				}
+				if what == "public" {
+					if out, err := node1.do(order{Do: "reachTCP", NS: ns, To: "10.77.0.1:80"}); err == nil || !strings.Contains(err.Error(), "no route to host") {
+						t.Errorf("a private network from %s: got %q %v, want it refused by name", ns, out, err)
+					}
+				}
+				for _, a := range []string{server.address.String() + ":7443", node1.address.String() + ":81"} {
+					if out, err := node1.do(order{Do: "dialTCP", NS: ns, To: a}); err == nil || strings.Contains(err.Error(), "no route to host") {
+						t.Errorf("%s: host %s from %s: got %q %v, want silence", what, a, ns, out, err)
+					}
+				}
+			}
+		}
+		node1.must(order{Do: "attach", Network: one.network(1)})
 		// But not the platform's own hosts there.
 		server.must(order{Do: "address", Link: "lo", To: remoteHost.String() + "/32"})
 		node1.must(order{Do: "reachTCP", To: remoteHost.String() + ":7443"})

@@ -224,6 +224,14 @@ func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict
 func accept() []expr.Any                       { return verdict(expr.VerdictAccept) }
 func drop() []expr.Any                         { return verdict(expr.VerdictDrop) }
 func masquerade() []expr.Any                   { return []expr.Any{&expr.Masq{}} }
+
+// prohibited answers that an administrator has said no (ICMP, "communication
+// administratively prohibited"): a client's connect fails with "no route to host", at once
+// or at its next try, for the kernel says so once a second to each who asks.
+func prohibited() []expr.Any {
+	return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 13}}
+}
+
 func jump(chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
 }
