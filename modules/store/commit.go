@@ -208,6 +208,9 @@ func (s *Store) try(ctx context.Context, ops []Op, stored []*mvccpb.KeyValue) (d
 			continue
 		case w.remove:
 			thens = append(thens, clientv3.OpDelete(op.path))
+		case stored[i] == nil && s.full(ctx):
+			*w.meta = w.old
+			return false, op.wrap(ErrFull)
 		default:
 			thens = append(thens, clientv3.OpPut(op.path, string(w.value)))
 		}

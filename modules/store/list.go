@@ -74,6 +74,20 @@ func (k Kind[T]) List(ctx context.Context, prefix, after string, limit int) (ite
 	}
 }
 
+// Keys returns the keys below prefix, sorted. No value is read.
+func (k Kind[T]) Keys(ctx context.Context, prefix string) ([]string, error) {
+	from, to := k.span(prefix)
+	all, _, err := k.store.walk(ctx, from, to, clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, k.wrap("list", prefix, err)
+	}
+	keys := make([]string, len(all))
+	for i, kv := range all {
+		keys[i] = k.key(string(kv.Key))
+	}
+	return keys, nil
+}
+
 // ErrInvalidPage says that the text for the next page isn't one that List gave.
 var ErrInvalidPage = errors.New("not the beginning of a page: pass what the page before said, or leave it out")
 

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -62,6 +63,7 @@ const (
 // safe for concurrent use.
 type Store struct {
 	client *clientv3.Client
+	tight  atomic.Bool // see Tighten
 }
 
 // New returns the store that client reaches. The caller closes the client, when
