@@ -1,13 +1,16 @@
 package limiter
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -111,4 +114,85 @@ func TestNeighbours(t *testing.T) {
 			t.Errorf("%s: %v, want %v", address, got, want)
 		}
 	}
+}
+
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := NewRate[string](10, 20)
+		for range 10 {
+			if wait := r.Take("a", 2); wait != 0 {
+				t.Fatalf("a waits %v for what he may have at once", wait)
+			}
+		}
+		if wait := r.Take("a", 2); wait != 200*time.Millisecond {
+			t.Errorf("a is told to wait %v, want 200ms", wait)
+		}
+		if wait := r.Take("b", 20); wait != 0 {
+			t.Errorf("b waits %v because of a", wait)
+		}
+		if wait := r.Take("c", 1000); wait != 0 {
+			t.Errorf("who asks for more than there can be waits %v for ever", wait)
+		}
+		time.Sleep(200 * time.Millisecond)
+		if wait := r.Take("a", 2); wait != 0 {
+			t.Errorf("a waits %v after he has waited", wait)
+		}
+		if wait := r.Take("a", 1); wait == 0 {
+			t.Error("a has more than his share")
+		}
+		time.Sleep(time.Hour)
+		for range 20 {
+			if wait := r.Take("a", 1); wait != 0 {
+				t.Fatalf("a waits %v after an hour", wait)
+			}
+		}
+		if wait := r.Take("a", 1); wait == 0 {
+			t.Error("an hour has given a more than his burst")
+		}
+	})
+}
+
+func TestNetwork(t *testing.T) {
+	for _, same := range [][2]string{
+		{"192.0.2.1:1", "192.0.2.1"}, {"[::ffff:192.0.2.1]:5", "192.0.2.1:1"},
+		{"[2001:db8::1]:1", "[2001:db8::ffff:2]:2"}, {"fe80::1%eth0", "fe80::2"},
+	} {
+		if a, b := Network(same[0]), Network(same[1]); a != b || a == "?" {
+			t.Errorf("%s is %s, and %s is %s", same[0], a, same[1], b)
+		}
+	}
+	if a, b := Network("192.0.2.1:1"), Network("192.0.2.2:1"); a == b {
+		t.Errorf("two hosts are both %s", a)
+	}
+}
+
+func TestWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, row := range []struct {
+			status int
+			after  string
+			again  bool
+			took   time.Duration
+		}{
+			{429, "2", true, 2 * time.Second},
+			{429, "0", true, 0},
+			{429, "-5", true, 0},
+			{429, "31", false, 0},
+			{429, "", false, 0},
+			{429, "soon", false, 0},
+			{503, "2", false, 0},
+			{200, "2", false, 0},
+		} {
+			began := time.Now()
+			again := Wait(t.Context(), &http.Response{StatusCode: row.status, Header: http.Header{"Retry-After": {row.after}}})
+			if again != row.again || time.Since(began) != row.took {
+				t.Errorf("%d, Retry-After %q: again %v after %v", row.status, row.after, again, time.Since(began))
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if Wait(ctx, &http.Response{StatusCode: 429, Header: http.Header{"Retry-After": {"20"}}}) {
+			t.Error("again although its time is over")
+		}
+	})
 }

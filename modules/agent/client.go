@@ -17,6 +17,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -117,7 +118,7 @@ func newHTTP(cfg *tls.Config) *http.Client {
 // Transport reaches the platform's servers with the node's certificate.
 func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
 
-// do sends one request; an answer other than 200 is an error. The caller closes
+// do sends one request, again when the server says that it had too many; an answer other than 200 is an error. The caller closes
 // the body.
 func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var r io.Reader
@@ -136,6 +137,10 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	res, err := c.http.Do(req)
 	if err != nil {
 		return nil, err
+	}
+	if limiter.Wait(ctx, res) {
+		_ = res.Body.Close()
+		return c.do(ctx, method, path, body)
 	}
 	if res.StatusCode != http.StatusOK {
 		defer res.Body.Close()

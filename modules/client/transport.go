@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/multipaas/multipaas/appliance/limiter"
 )
 
 // Limits of one exchange with the server.
@@ -100,7 +102,8 @@ func (r *remote) read(resp *http.Response) ([]byte, error) {
 	return data, nil
 }
 
-// send sends one request. Where nobody listened and the operation is
+// send sends one request, again after some time if the server says that it had too
+// many. Where nobody listened and the operation is
 // idempotent it tries again: nothing has arrived.
 func (r *remote) send(ctx context.Context, method, path string, body []byte, header []string) (*http.Response, error) {
 	for attempt, backoff := 0, firstBackoff; ; attempt, backoff = attempt+1, backoff*2 {
@@ -123,6 +126,10 @@ func (r *remote) send(ctx context.Context, method, path string, body []byte, hea
 		}
 		resp, err := r.http.Do(req)
 		if err == nil {
+			if attempt < retries && limiter.Wait(ctx, resp) {
+				_ = resp.Body.Close()
+				continue
+			}
 			return resp, nil
 		}
 		if method == http.MethodPost || attempt == retries || !errors.Is(err, syscall.ECONNREFUSED) {
