@@ -77,8 +77,16 @@ func (s *server) checkDatabase(d *database) func(context.Context) {
 	return func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, healthEvery/2)
 		defer cancel()
-		if err := d.etcd.GuardDisk(ctx); err != nil && ctx.Err() == nil {
+		tight, err := d.etcd.GuardDisk(ctx)
+		if err != nil && ctx.Err() == nil {
 			s.part("health").Error("guard etcd's disk", "err", err)
+		}
+		if err == nil {
+			d.store.Tighten(tight)
+			if tight {
+				err = etcd.ErrTight
+			}
+			s.problems.Update(etcd.Tight, "", err)
 		}
 		if err := d.etcd.Health(ctx); context.Cause(ctx) != context.Canceled {
 			s.problems.Update(etcd.Unwell, "", err)

@@ -23,6 +23,8 @@ import (
 const (
 	healthEvery = 15 * time.Second
 	minFreeDisk = 2 << 30 // twice the registry's floor: time to act before it is reached
+	// minFreeFiles: an image unpacked has some thousand, and there are several at once.
+	minFreeFiles = 20_000
 )
 
 var diskLow = problem.Problem{
@@ -64,6 +66,8 @@ func (b *base) checkDisk(context.Context) {
 		}
 		if free := int64(f.Bavail) * f.Bsize; err == nil && free < minFreeDisk {
 			err = fmt.Errorf("%.1f GiB are free on %s", float64(free)/(1<<30), dir)
+		} else if err == nil && f.Files > 0 && f.Ffree < minFreeFiles {
+			err = fmt.Errorf("the disk of %s can hold %d more files only", dir, f.Ffree)
 		}
 		b.problems.Update(diskLow, dir, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -58,7 +59,7 @@ func (s *Server) Health(ctx context.Context) error {
 			switch a.Alarm {
 			case pb.AlarmType_NOSPACE:
 				errs = append(errs, fmt.Errorf("etcd: %w: no writes are taken until less than %d bytes are in the database and %d are free on the disk of %s",
-					ErrFull, quotaBytes, 2*minFreeDisk, s.cfg.Dir))
+					ErrFull, int64(quotaBytes), 2*minFreeDisk, s.cfg.Dir))
 			case pb.AlarmType_CORRUPT:
 				errs = append(errs, fmt.Errorf("etcd: member %x differs from the others: restore it from a backup", a.MemberID))
 			}
@@ -73,39 +74,86 @@ var ErrFull = errors.New("the datastore is full")
 
 // minFreeDisk: the log grows by files of 64 MB, of which two are there ahead,
 // and the database by 16 MB at a time. Four times what one file takes leaves
-// time to look, and room for what is being written.
-const minFreeDisk = 256 << 20
+// time to look, and room for what is being written. minFreeFiles is the same for
+// the number of files that the disk can hold.
+const (
+	minFreeDisk  = 256 << 20
+	minFreeFiles = 256
+)
+
+// room is what a disk has left.
+type room struct{ bytes, files int64 }
+
+func roomOf(f unix.Statfs_t) room {
+	r := room{int64(f.Bavail) * f.Bsize, int64(f.Ffree)}
+	if f.Files == 0 {
+		r.files = math.MaxInt64 // it makes them as it needs them
+	}
+	return r
+}
+
+// atLeast says whether there is times what etcd needs.
+func (r room) atLeast(times int64) bool {
+	return r.bytes >= times*minFreeDisk && r.files >= times*minFreeFiles
+}
 
 // GuardDisk keeps a disk that fills up from ending the server: etcd panics when
 // it can't write to its log. Below minFreeDisk it makes etcd take no more
 // writes (reads go on), above twice that it takes them again, unless the database has
 // reached its quota. Call it every few seconds.
-func (s *Server) GuardDisk(ctx context.Context) error {
+//
+// tight says that only the reserve is left, on the disk or in the database: who asks
+// should make nothing new, so that what is there can still be changed and deleted.
+func (s *Server) GuardDisk(ctx context.Context) (tight bool, err error) {
 	var f unix.Statfs_t
 	if err := unix.Statfs(s.cfg.Dir, &f); err != nil {
-		return fmt.Errorf("etcd: free space of %s: %w", s.cfg.Dir, err)
+		return false, fmt.Errorf("etcd: free space of %s: %w", s.cfg.Dir, err)
 	}
-	free := int64(f.Bavail) * f.Bsize
-	return s.withClient(func(c *clientv3.Client) error {
+	free := roomOf(f)
+	err = s.withClient(func(c *clientv3.Client) error {
 		status, err := c.Status(ctx, s.Endpoint())
 		if err != nil {
 			return fmt.Errorf("etcd: status: %w", err)
 		}
+		tight = !free.atLeast(2) || status.DbSizeInUse > quotaBytes
 		member := status.Header.MemberId
 		full, err := isFull(ctx, c, member)
 		if err != nil {
 			return err
 		}
 		switch {
-		case !full && free < minFreeDisk:
-			s.cfg.Log.Error("etcd takes no more writes: its disk is nearly full", "dir", s.cfg.Dir, "free", free)
+		case !full && !free.atLeast(1):
+			s.cfg.Log.Error("etcd takes no more writes: its disk is nearly full",
+				"dir", s.cfg.Dir, "free", free.bytes, "files", free.files)
 			err = alarm(ctx, c, member, pb.AlarmRequest_ACTIVATE)
-		case full && free > 2*minFreeDisk && status.DbSizeInUse < quotaBytes-quotaBytes/8:
-			s.cfg.Log.Info("etcd takes writes again", "dir", s.cfg.Dir, "free", free)
+		case full && free.atLeast(2) && status.DbSizeInUse < quotaBytes-quotaBytes/8:
+			if err := s.shrink(ctx, c, status.DbSize); err != nil {
+				return err
+			}
+			s.cfg.Log.Info("etcd takes writes again", "dir", s.cfg.Dir, "free", free.bytes)
 			err = alarm(ctx, c, member, pb.AlarmRequest_DEACTIVATE)
 		}
 		return err
 	})
+	return tight, err
+}
+
+// shrinkTimeout: a database of 4.5 GiB is written anew, at 100 MB a second or more.
+const shrinkTimeout = 2 * time.Minute
+
+// shrink gives back what is free in a database whose file has reached the quota: etcd
+// counts that, and raises the alarm again at the next write. Nobody can write
+// meanwhile, which nobody could before either.
+func (s *Server) shrink(ctx context.Context, c *clientv3.Client, file int64) error {
+	if file < quotaBytes {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shrinkTimeout)
+	defer cancel()
+	if _, err := c.Defragment(ctx, s.Endpoint()); err != nil {
+		return fmt.Errorf("etcd: give free pages back: %w", err)
+	}
+	return nil
 }
 
 // isFull says whether a member has raised the alarm for want of space.

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/testing/damage"
 )
@@ -97,8 +99,8 @@ func TestGuardDisk(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
 	s, _ := run(t, cfg)
-	if err := s.GuardDisk(t.Context()); err != nil {
-		t.Fatal(err)
+	if tight, err := s.GuardDisk(t.Context()); err != nil || tight {
+		t.Fatal(tight, err)
 	}
 	put(t, s, "before", "1") // there is room where this test runs
 	client, err := s.Client()
@@ -119,11 +121,72 @@ func TestGuardDisk(t *testing.T) {
 	if err := s.Health(t.Context()); !errors.Is(err, ErrFull) {
 		t.Errorf("health is %v, want %v", err, ErrFull)
 	}
-	if err := s.GuardDisk(t.Context()); err != nil {
+	if _, err := s.GuardDisk(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	put(t, s, "after", "1")
 	if err := s.Health(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestRoom(t *testing.T) {
+	t.Parallel()
+	const block = 4096
+	for _, row := range []struct {
+		bytes        int64
+		files, ffree uint64
+		times        int64 // of what etcd needs
+	}{
+		{1 << 40, 1 << 20, 1 << 19, 3},
+		{2 * minFreeDisk, 1 << 20, 1 << 19, 2},
+		{2*minFreeDisk - block, 1 << 20, 1 << 19, 1},
+		{minFreeDisk - block, 1 << 20, 1 << 19, 0},
+		{1 << 40, 1 << 20, 2*minFreeFiles - 1, 1},
+		{1 << 40, 1 << 20, minFreeFiles - 1, 0},
+		{1 << 40, 1 << 20, 0, 0},
+		{1 << 40, 0, 0, 3}, // btrfs counts none
+	} {
+		got := int64(0)
+		for r := roomOf(unix.Statfs_t{Bsize: block, Bavail: uint64(row.bytes / block), Files: row.files, Ffree: row.ffree}); got < 3 && r.atLeast(got+1); got++ {
+		}
+		if got != row.times {
+			t.Errorf("%+v: there is %d times what is needed", row, got)
+		}
+	}
+}
+
+// TestShrink: a database that has become large and empty again gives its pages back.
+func TestShrink(t *testing.T) {
+	t.Parallel()
+	s, _ := run(t, testConfig(t))
+	client, err := s.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ctx := t.Context()
+	var last int64
+	for range 40 {
+		resp, err := client.Put(ctx, "key", strings.Repeat("x", 1<<20))
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = resp.Header.Revision
+	}
+	if _, err := client.Compact(ctx, last, clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	before, err := client.Status(ctx, s.Endpoint())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.shrink(ctx, client, quotaBytes); err != nil {
+		t.Fatal(err)
+	}
+	after, err := client.Status(ctx, s.Endpoint())
+	if err != nil || after.DbSize > before.DbSize/2 {
+		t.Errorf("%d bytes, were %d, %v", after.DbSize, before.DbSize, err)
+	}
+	put(t, s, "after", "1")
 }

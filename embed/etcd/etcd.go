@@ -52,10 +52,12 @@ type Config struct {
 }
 
 const (
-	// quotaBytes is the size of the database at which etcd stops taking writes.
-	// 2 KiB per object, 5,000 objects per workspace, 200 workspaces, and as much
-	// again for history and free pages: 4 GiB. etcd advises against more than 8.
-	quotaBytes = 4 << 30
+	// quotaBytes is what may be in the database before it is Tight: 2 KiB per object,
+	// 5,000 objects per workspace, 200 workspaces, and as much again for history: 4 GiB.
+	// reserveBytes are left then for who makes room. At the size of both, etcd takes
+	// no writes; it advises against more than 8 GiB.
+	quotaBytes   = 4 << 30
+	reserveBytes = 512 << 20
 	// keptEntries of the log are kept in memory for members that are behind, and up to
 	// 100 more until etcd's next look: 225 MiB if all are as large as can be. etcd itself
 	// keeps 5,000.
@@ -220,7 +222,7 @@ func (s *Server) config() *embed.Config {
 	c.InitialCluster = s.cfg.Name + "=" + peer.String()
 	c.ClusterState = embed.ClusterStateFlagNew
 
-	c.QuotaBackendBytes = quotaBytes
+	c.QuotaBackendBytes = quotaBytes + reserveBytes
 	// The last entries of the log lie in memory, whatever they have in them: up to
 	// 1.5 MiB each, and planes write here what their tenants do. A member that was away
 	// for longer gets the datastore whole. What is behind the last snapshot on disk is
