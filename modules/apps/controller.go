@@ -163,7 +163,9 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 	case app.Deleting():
 		return c.remove(ctx, app)
 	}
-	return c.deploy(ctx, app)
+	began := time.Now()
+	again, err = c.deploy(ctx, app)
+	return again, reconcile.SlowSince(began, err)
 }
 
 // late is what to say of err if it came because the cluster has used up its time, else

@@ -243,9 +243,8 @@ func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, 
 	} else {
 		p.set(resource.WorkspaceNetworkReady, "Attached", "", "")
 		p.run = c.plane(w, keys)
-		if err = c.cluster(ctx, p); ctx.Err() != nil {
-			err = reconcile.Slow(err) // most of what it asks is its cluster
-		}
+		began := time.Now()
+		err = reconcile.SlowSince(began, c.cluster(ctx, p)) // most of what it asks is its cluster
 	}
 	// Also when the time of this pass is over: the status says what held it up.
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)

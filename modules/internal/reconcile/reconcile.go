@@ -398,6 +398,19 @@ func Slow(err error) error {
 	return &slowError{err}
 }
 
+// patience is what a cluster may take to refuse something; those that do it by a webhook
+// that doesn't answer take ten seconds, unless it says otherwise.
+const patience = 5 * time.Second
+
+// SlowSince is Slow for the error of what began long ago and mostly asked the tenant's
+// cluster, and err for what didn't take long.
+func SlowSince(began time.Time, err error) error {
+	if time.Since(began) < patience {
+		return err
+	}
+	return Slow(err)
+}
+
 type slowError struct{ error }
 
 func (e *slowError) Unwrap() error { return e.error }

@@ -282,6 +282,34 @@ func TestTimeOfThePlatformIsNobodysFault(t *testing.T) {
 	})
 }
 
+// A webhook that fails after ten seconds, and not never, doesn't keep a worker busy either.
+func TestFailingLateIsSlow(t *testing.T) {
+	var seen looks
+	var held time.Duration
+	run(t, Config[string]{Name: "app", Tenant: tenantOf, MaxBackoff: 15 * time.Second, Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
+		defer seen.begin(key)()
+		began := time.Now()
+		if key == "b" { // fails at once
+			return 0, SlowSince(began, errors.New("not found"))
+		}
+		time.Sleep(10 * time.Second)
+		held += time.Since(began)
+		return 0, SlowSince(began, errors.New("failed calling webhook"))
+	}}, func(l *Loop[string]) {
+		for i := range 20 {
+			l.Add(fmt.Sprintf("a%d", i))
+		}
+		l.Add("b")
+		settle(time.Hour)
+		if held > 5*time.Minute {
+			t.Errorf("it held the worker for %v of an hour", held)
+		}
+		if n := seen.of("b"); n < 100 {
+			t.Errorf("who fails at once was looked at %d times in an hour: he is not slow", n)
+		}
+	})
+}
+
 func TestUrgeDoesNotWait(t *testing.T) {
 	var seen looks
 	var deleted atomic.Bool
