@@ -3,6 +3,8 @@ package identity
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
@@ -61,24 +63,29 @@ func (id *Identity) LoadMemberships(ctx context.Context, p *access.Principal, ac
 		return nil
 	}
 	p.Memberships = nil
+	memberships := store.Of[resource.Membership](id.store)
+	var keys []string
 	if account != "" && organization != "" {
 		for _, org := range []string{"", organization} {
-			key := (&resource.Membership{Meta: resource.Meta{Name: p.User}, Account: account, Organization: org}).Key()
-			m, err := store.Of[resource.Membership](id.store).Get(ctx, key)
-			if errors.Is(err, store.ErrNotFound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			p.Memberships = append(p.Memberships, *m)
+			keys = append(keys, (&resource.Membership{Meta: resource.Meta{Name: p.User}, Account: account, Organization: org}).Key())
 		}
-		return nil
+	} else {
+		// The keys tell whose they are: of the others' nothing is read but those.
+		all, err := memberships.Keys(ctx, account)
+		if err != nil {
+			return err
+		}
+		keys = slices.DeleteFunc(all, func(key string) bool { return !strings.HasSuffix(key, "/"+p.User) })
 	}
-	return each(ctx, store.Of[resource.Membership](id.store), account, func(m *resource.Membership) error {
-		if m.Name == p.User {
-			p.Memberships = append(p.Memberships, *m)
+	for _, key := range keys {
+		m, err := memberships.Get(ctx, key)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
 		}
-		return nil
-	})
+		if err != nil {
+			return err
+		}
+		p.Memberships = append(p.Memberships, *m)
+	}
+	return nil
 }

@@ -79,6 +79,8 @@ type timer func() time.Time
 
 func (t timer) Now() time.Time { return t() }
 
+func oldSession(key string) bool { return !strings.Contains(key, "/") }
+
 // sweepEvery is how often what has expired is removed: nothing waits for it,
 // it only keeps the store small.
 const sweepEvery = time.Hour
@@ -87,6 +89,12 @@ const sweepEvery = time.Hour
 // once there is a key to sign with.
 func (id *Identity) Run(ctx context.Context, ready func()) error {
 	if _, err := id.signingKeys(ctx); err != nil {
+		return err
+	}
+	// Whose they are was not in the tokens of an earlier version: those end, and who had
+	// one logs in again.
+	ended := func(*resource.Session) bool { return false }
+	if err := store.Of[resource.Session](id.store).Rehome(ctx, oldSession, ended); err != nil {
 		return err
 	}
 	ready()

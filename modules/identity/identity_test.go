@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -261,7 +262,7 @@ func TestThrottle(t *testing.T) {
 	if n := len(th.buckets.Keys()); n > maxBuckets+1 {
 		t.Errorf("%d buckets", n)
 	}
-	if a, b := network("[2001:db8::1]:1"), network("[2001:db8::2]:2"); a != b {
+	if a, b := limiter.Network("[2001:db8::1]:1"), limiter.Network("[2001:db8::2]:2"); a != b {
 		t.Errorf("one IPv6 host has two networks, %s and %s", a, b)
 	}
 }
@@ -485,5 +486,81 @@ func TestJoinToken(t *testing.T) {
 	}
 	if left, _, _ := store.Of[resource.JoinToken](id.store).List(ctx, "", "", 0); len(left) != 0 {
 		t.Errorf("%d tokens are left", len(left))
+	}
+}
+
+// TestSessionsAreBounded: of the logins of one user the oldest ends when there are too
+// many, whatever others do; and who logs in all the time is told to wait.
+func TestSessionsAreBounded(t *testing.T) {
+	id, clock := newIdentity(t)
+	ctx := t.Context()
+	mustUser(t, id, "ann@acme.example", resource.UserSpec{})
+	mustUser(t, id, "bob@acme.example", resource.UserSpec{})
+	bob, err := id.Login(ctx, "bob@acme.example", password, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tokens []string
+	for range maxSessions + 3 {
+		clock.advance(loginRefill)
+		login, err := id.Login(ctx, "ann@acme.example", password, source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens = append(tokens, login.Token)
+	}
+	for i, token := range tokens {
+		_, err := id.Authenticate(ctx, token)
+		if ended := errors.Is(err, access.ErrUnauthenticated); ended != (i < 3) {
+			t.Errorf("login %d of %d: %v", i, len(tokens), err)
+		}
+	}
+	if _, err := id.Authenticate(ctx, bob.Token); err != nil {
+		t.Errorf("another user's session: %v", err)
+	}
+	keys, err := store.Of[resource.Session](id.store).Keys(ctx, resource.SessionPrefix("ann@acme.example"))
+	if err != nil || len(keys) != maxSessions {
+		t.Errorf("%d sessions, %v, want %d", len(keys), err, maxSessions)
+	}
+
+	refused := 0
+	for range 2 * loginBurst {
+		_, err := id.Login(ctx, "ann@acme.example", password, source)
+		if no, ok := errors.AsType[*access.Refusal](err); ok && errors.Is(err, access.ErrThrottled) && no.RetryAfter > 0 {
+			refused++
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if refused < loginBurst-1 {
+		t.Errorf("%d of %d logins at once were refused", refused, 2*loginBurst)
+	}
+	if _, err := id.Login(ctx, "bob@acme.example", password, source); err != nil {
+		t.Errorf("another user's login: %v", err)
+	}
+	if err := id.SetPassword(ctx, "ann@acme.example", password+"!"); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := store.Of[resource.Session](id.store).Keys(ctx, resource.SessionPrefix("ann@acme.example")); err != nil || len(left) != 0 {
+		t.Errorf("after a new password: %d sessions, %v", len(left), err)
+	}
+}
+
+// TestLoginsWithTheReserve: when the datastore has only its reserve left, a sysadmin logs
+// in as often as he has to, others once.
+func TestLoginsWithTheReserve(t *testing.T) {
+	id, _ := newIdentity(t)
+	ctx := t.Context()
+	mustUser(t, id, "root@mp.example", resource.UserSpec{Sysadmin: true})
+	mustUser(t, id, "ann@acme.example", resource.UserSpec{})
+	id.store.Tighten(true)
+	for i := range 3 {
+		if _, err := id.Login(ctx, "root@mp.example", password, source); err != nil {
+			t.Errorf("the sysadmin: %v", err)
+		}
+		_, err := id.Login(ctx, "ann@acme.example", password, source)
+		if full := errors.Is(err, store.ErrFull); full != (i > 0) || err != nil && !full {
+			t.Errorf("login %d of another: %v", i, err)
+		}
 	}
 }

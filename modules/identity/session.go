@@ -8,9 +8,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -22,6 +24,14 @@ const (
 	// SessionLife is absolute: a working day with breaks. A token that lives as
 	// long as it is used was rejected, because a stolen one would live for ever.
 	SessionLife = 12 * time.Hour
+	// maxSessions is how many logins of one user there are at most: the oldest ends when
+	// there is one more. 50 are for a robot whose jobs all log in and none out; what
+	// they take of the datastore is 25 KiB.
+	maxSessions = 50
+	// tokenBytes are what can't be guessed of a token.
+	tokenBytes = 32
+	// sessionPrefix is the length of what tells whose a token is.
+	sessionPrefix = 12
 )
 
 // Login exchanges a password for a bearer token. source is the address the
@@ -32,13 +42,31 @@ func (id *Identity) Login(ctx context.Context, address, password, source string)
 	if err != nil {
 		return resource.LoginResult{}, err
 	}
-	token := TokenPrefix + randomText(32)
+	if err := id.throttle.login(user.Name); err != nil {
+		return resource.LoginResult{}, err
+	}
+	token := TokenPrefix + resource.SessionPrefix(user.Name) + randomText(tokenBytes)
 	session := &resource.Session{
 		Meta:      resource.Meta{Name: hashText(token)},
 		User:      user.Name,
 		ExpiresAt: id.now().Add(SessionLife),
 	}
-	if err := store.Of[resource.Session](id.store).Create(ctx, session); err != nil {
+	sessions := store.Of[resource.Session](id.store)
+	ops := []store.Op{sessions.CreateOp(session)}
+	others, _, err := sessions.List(ctx, resource.SessionPrefix(user.Name), "", 0)
+	if err != nil {
+		return resource.LoginResult{}, err
+	}
+	slices.SortFunc(others, func(a, b *resource.Session) int { return a.ExpiresAt.Compare(b.ExpiresAt) })
+	// Two logins at once leave one too many, which the next one ends.
+	for _, old := range others[:min(max(len(others)-maxSessions+1, 0), maxSessions)] {
+		old.Revision = 0 // whatever is there, and nothing is no error
+		ops = append(ops, sessions.DeleteOp(old))
+	}
+	if user.Spec.Sysadmin || len(others) == 0 {
+		ctx = store.WithReserve(ctx) // he may be who makes room
+	}
+	if err := id.store.Commit(ctx, ops...); err != nil {
 		return resource.LoginResult{}, fmt.Errorf("keep session: %w", err)
 	}
 	return resource.LoginResult{Token: token, User: user.Name, ExpiresAt: session.ExpiresAt, FirstPassword: user.FirstPassword}, nil
@@ -49,7 +77,7 @@ func (id *Identity) Login(ctx context.Context, address, password, source string)
 // counts once and is checked once.
 func (id *Identity) CheckPassword(ctx context.Context, address, password, source string) (*resource.User, error) {
 	address = strings.ToLower(strings.TrimSpace(address))
-	same := id.verified.digest(address, network(source), password)
+	same := id.verified.digest(address, limiter.Network(source), password)
 	done := id.checks.DoChan(string(same[:]), func() (any, error) {
 		// Whose request was first may go away: the others still wait.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
@@ -116,7 +144,11 @@ func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Pri
 	if !strings.HasPrefix(token, TokenPrefix) || len(token) > 100 {
 		return nil, refuse(access.ErrUnauthenticated, "Log in with `mp login`.", "This is not a token of the platform.")
 	}
-	session, err := store.Of[resource.Session](id.store).Get(ctx, hashText(token))
+	prefix := strings.TrimPrefix(token, TokenPrefix)
+	if len(prefix) <= sessionPrefix || strings.ContainsAny(prefix[:sessionPrefix], "/,") {
+		return nil, ended
+	}
+	session, err := store.Of[resource.Session](id.store).Get(ctx, prefix[:sessionPrefix]+"/"+hashText(token))
 	if errors.Is(err, store.ErrNotFound) || err == nil && !id.now().Before(session.ExpiresAt) {
 		return nil, ended
 	}
@@ -137,7 +169,12 @@ func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Pri
 
 // principal is a user who has proven to be one.
 func principal(user *resource.User) *access.Principal {
-	return &access.Principal{User: user.Name, Sysadmin: user.Spec.Sysadmin && !user.FirstPassword, FirstPassword: user.FirstPassword}
+	return &access.Principal{
+		User:          user.Name,
+		Account:       user.Account,
+		Sysadmin:      user.Spec.Sysadmin && !user.FirstPassword,
+		FirstPassword: user.FirstPassword,
+	}
 }
 
 // Logout ends the session of p. It is no error if it has ended.
@@ -152,7 +189,7 @@ func (id *Identity) Logout(ctx context.Context, p *access.Principal) error {
 
 // endSessions ends all sessions of user but keep, which may be nil.
 func (id *Identity) endSessions(ctx context.Context, user string, keep *resource.Session) error {
-	return each(ctx, store.Of[resource.Session](id.store), "", func(s *resource.Session) error {
+	return each(ctx, store.Of[resource.Session](id.store), resource.SessionPrefix(user), func(s *resource.Session) error {
 		if s.User != user || keep != nil && s.Name == keep.Name {
 			return nil
 		}

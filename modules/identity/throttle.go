@@ -2,7 +2,6 @@ package identity
 
 import (
 	"fmt"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -21,6 +20,10 @@ const (
 	// at once, then one per second.
 	sourceBurst  = 100
 	sourceRefill = time.Second
+	// Logins of one user that are right, from wherever: 60 at once, then one a second.
+	// Each is a session in the datastore.
+	loginBurst  = 60
+	loginRefill = time.Second
 	// maxBuckets bounds the memory: 20,000 x about 300 octets are 6 MB. An attack
 	// from everywhere pushes out the oldest: that costs the attacker's history.
 	maxBuckets = 20_000
@@ -51,7 +54,7 @@ func newThrottle(now func() time.Time) *throttle {
 // attempt counts one attempt, or refuses it with how long to wait. Its answer
 // gives the attempt back.
 func (t *throttle) attempt(user, source string) (giveBack func(), err error) {
-	source = network(source)
+	source = limiter.Network(source)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	u := t.bucket("u "+user+" "+source, userBurst, userRefill)
@@ -82,6 +85,24 @@ func (t *throttle) attempt(user, source string) (giveBack func(), err error) {
 	}, nil
 }
 
+// login counts a login of user with the right password, or refuses it.
+func (t *throttle) login(user string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	b := t.bucket("l "+user, loginBurst, loginRefill)
+	if b.tokens < 1 {
+		return &access.Refusal{
+			Reason:     access.ErrThrottled,
+			Text:       user + " logs in too often.",
+			Remedy:     "Use the token of one login for more, or try again in a second.",
+			RetryAfter: time.Second,
+		}
+	}
+	b.tokens--
+	t.buckets.Add(b.key, b, time.Duration(b.burst)*b.refill)
+	return nil
+}
+
 // bucket returns the bucket of key, filled up to now. The caller has the lock.
 func (t *throttle) bucket(key string, burst float64, refill time.Duration) *bucket {
 	now := t.now()
@@ -92,16 +113,4 @@ func (t *throttle) bucket(key string, burst float64, refill time.Duration) *buck
 	}
 	b.at = now
 	return b
-}
-
-// network is what counts as one source, see limiter.SourceOf.
-func network(source string) string {
-	ap, err := netip.ParseAddrPort(source)
-	addr := ap.Addr()
-	if err != nil {
-		if addr, err = netip.ParseAddr(source); err != nil {
-			return "?"
-		}
-	}
-	return limiter.SourceOf(addr).String()
 }

@@ -1,6 +1,10 @@
 package resource
 
-import "time"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"time"
+)
 
 // Account is a company or a person: the top of the tenancy tree and the border
 // between tenants.
@@ -164,7 +168,7 @@ type Invitee struct {
 func (*Invitee) Kind() string { return "invitees" }
 
 // Session is a login. Its name is the SHA-256 of the bearer token, in hex: the
-// token itself is stored nowhere.
+// token itself is stored nowhere. It begins with its user's SessionPrefix.
 type Session struct {
 	Meta
 	User      string    `json:"user"`
@@ -173,6 +177,16 @@ type Session struct {
 
 // Kind is "sessions".
 func (*Session) Kind() string { return "sessions" }
+
+// Key is "PREFIX/NAME", so that those of one user are found without the others'.
+func (s *Session) Key() string { return SessionPrefix(s.User) + "/" + s.Name }
+
+// SessionPrefix stands for a user in the keys of his sessions and in his tokens,
+// which shall not name him: 12 characters.
+func SessionPrefix(user string) string {
+	sum := sha256.Sum256([]byte(user))
+	return hex.EncodeToString(sum[:6])
+}
 
 // JoinToken lets one machine join as a node, once.
 type JoinToken struct {

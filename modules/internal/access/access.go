@@ -15,6 +15,7 @@ import (
 // Principal is who is asking. A nil Principal is anonymous.
 type Principal struct {
 	User     string // e-mail address; empty for a node
+	Account  string // where the user counts; empty: nowhere
 	Sysadmin bool
 	// FirstPassword: he has logged in with a password that somebody else chose. He
 	// is nobody's sysadmin then.
