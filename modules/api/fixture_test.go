@@ -265,7 +265,7 @@ func (s *site) things() {
 		one(&drop, &make, store.Of[resource.App](s.store), &resource.App{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "hello"),
 			Spec: resource.AppSpec{Namespace: "default", Image: "hello:1", Instances: 1, Port: 8080}})
 		one(&drop, &make, store.Of[resource.Machine](s.store), &resource.Machine{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "shop-1"), Spec: resource.MachineSpec{Node: "secret-host"}})
-		one(&drop, &make, store.Of[resource.Task](s.store), &resource.Task{Meta: meta("task-" + account), Status: resource.TaskStatus{State: resource.TaskDone},
+		one(&drop, &make, store.Of[resource.Task](s.store), &resource.Task{Meta: meta(account + "-task"), Status: resource.TaskStatus{State: resource.TaskDone},
 			Spec: resource.TaskSpec{Operation: "workspace.create", Kind: "workspaces", Target: account + "/web/shop", Account: account, By: "owner@" + account + ".example"}})
 	}
 	one(&drop, &make, store.Of[resource.Membership](s.store), &resource.Membership{Meta: meta("second@acme.example"), Account: "acme", Role: resource.RoleOwner})

@@ -88,8 +88,8 @@ func samples() []sample {
 		{"tokens.list", "GET", "/v1/tokens", "", 200},
 		{"tokens.delete", "DELETE", "/v1/tokens/token1", "", 204},
 		{"tasks.list", "GET", "/v1/tasks", "", 200},
-		{"tasks.get", "GET", "/v1/tasks/task-acme", "", 200},
-		{"tasks.events", "GET", "/v1/tasks/task-acme/events", "", 200},
+		{"tasks.get", "GET", "/v1/tasks/acme-task", "", 200},
+		{"tasks.events", "GET", "/v1/tasks/acme-task/events", "", 200},
 		{"logout", "POST", "/v1/logout", "", 204},
 	}
 }
@@ -263,8 +263,8 @@ func TestIsolation(t *testing.T) {
 		}
 		got := s.want(http.StatusNotFound, rival, c.method, c.path, c.body)
 		if strings.HasPrefix(c.path, "/v1/tasks") {
-			absent := s.want(http.StatusNotFound, rival, c.method, strings.Replace(c.path, "task-acme", "task-none", 1), c.body)
-			if normal(got) != strings.ReplaceAll(normal(absent), "task-none", "task-acme") {
+			absent := s.want(http.StatusNotFound, rival, c.method, strings.Replace(c.path, "acme-task", "acme-none", 1), c.body)
+			if normal(got) != strings.ReplaceAll(normal(absent), "acme-none", "acme-task") {
 				t.Errorf("%s: a task of others is told from none: %s, %s", c.op, got.body, absent.body)
 			}
 			continue

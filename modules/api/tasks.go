@@ -1,8 +1,10 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -32,7 +34,7 @@ const (
 
 // TaskPath names a task.
 type TaskPath struct {
-	Task string `path:"task" maxLength:"64"`
+	Task string `path:"task" maxLength:"100"`
 }
 
 // TaskFilter chooses tasks.
@@ -40,7 +42,7 @@ type TaskFilter struct {
 	Page
 	Account string `query:"account" maxLength:"57" doc:"Only those of this account"`
 	Target  string `query:"target" maxLength:"255" doc:"Only those for this resource and what is in it" example:"acme/web/shop"`
-	State   string `query:"state" enum:"running,done,failed"`
+	State   string `query:"state" enum:"running,done,failed,replaced"`
 }
 
 func (a *API) taskOperations() {
@@ -59,7 +61,10 @@ func (a *API) taskOperations() {
 
 // task reads a task and checks that the one who asks may see it.
 func (a *API) task(ctx context.Context, op access.Operation, id string) (*resource.Task, error) {
-	task, err := find(ctx, store.Of[resource.Task](a.store), id)
+	task, err := store.Of[resource.Task](a.store).Get(ctx, resource.TaskKey(id))
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
+		return nil, missing("task", id)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -87,36 +92,71 @@ func placeOf(t *resource.Task) (account, organization string) {
 	return account, parts[1]
 }
 
-// listTasks reads them all: there are at most a thousand per account.
+// listTasks reads those of the accounts that are asked for and where one has a role, some
+// hundred each. Who may see all reads all, page by page.
 func (a *API) listTasks(ctx context.Context, in *TaskFilter) (*Output[resource.List[*resource.Task]], error) {
 	p := who(ctx)
-	if err := a.id.LoadMemberships(ctx, p, "", ""); err != nil {
+	account, _, nested := strings.Cut(in.Target, "/")
+	if !nested {
+		account = ""
+	}
+	if account = cmp.Or(in.Account, account); resource.CheckName("", account) != nil {
+		account = "" // nobody's
+	}
+	if err := a.id.LoadMemberships(ctx, p, account, ""); err != nil {
 		return nil, err
 	}
-	tasks, err := all(ctx, store.Of[resource.Task](a.store), "")
-	if err != nil {
-		return nil, err
+	places := map[string]bool{}
+	switch {
+	case account != "":
+		places[account] = true
+	case p.Sysadmin:
+		places[""] = true // all
+	}
+	for _, m := range p.Memberships {
+		if !p.Sysadmin {
+			places[m.Account] = true
+		}
+	}
+	visible := func(t *resource.Task) bool {
+		account, organization := placeOf(t)
+		return (in.After == "" || newer(in.After, t.Name)) &&
+			(in.Account == "" || t.Spec.Account == in.Account) &&
+			(in.Target == "" || t.Spec.Target == in.Target || strings.HasPrefix(t.Spec.Target, in.Target+"/")) &&
+			(in.State == "" || string(t.Status.State) == in.State) &&
+			access.Authorize(p, access.OpTaskGet, account, organization) == nil
 	}
 	var items []*resource.Task
-	for _, t := range slices.Backward(tasks) { // ids sort by time
-		if in.After != "" && t.Name >= in.After {
-			continue
+	cut := false
+	for place := range places {
+		after := ""
+		for more := true; more; more = after != "" {
+			tasks, next, err := store.Of[resource.Task](a.store).List(ctx, place, after, 500)
+			if err != nil {
+				return nil, err
+			}
+			items = append(items, slices.DeleteFunc(tasks, func(t *resource.Task) bool { return !visible(t) })...)
+			slices.SortFunc(items, func(x, y *resource.Task) int { return -compareIDs(x.Name, y.Name) })
+			if cut = cut || len(items) > in.Limit; cut {
+				items = slices.Clone(items[:min(len(items), in.Limit)])
+			}
+			after = next
 		}
-		account, organization := placeOf(t)
-		switch {
-		case in.Account != "" && t.Spec.Account != in.Account,
-			in.Target != "" && t.Spec.Target != in.Target && !strings.HasPrefix(t.Spec.Target, in.Target+"/"),
-			in.State != "" && string(t.Status.State) != in.State,
-			access.Authorize(p, access.OpTaskGet, account, organization) != nil:
-			continue
-		}
-		if len(items) == in.Limit {
-			return ok(listOf(items, items[len(items)-1].Name)), nil
-		}
-		items = append(items, t)
 	}
-	return ok(listOf(items, "")), nil
+	next := ""
+	if cut {
+		next = items[len(items)-1].Name
+	}
+	return ok(listOf(items, next)), nil
 }
+
+// compareIDs compares tasks by the IDs in their names, which sort by time.
+func compareIDs(x, y string) int {
+	return cmp.Or(cmp.Compare(x[strings.LastIndexByte(x, '-')+1:], y[strings.LastIndexByte(y, '-')+1:]), cmp.Compare(x, y))
+}
+
+// newer says that a task called x is newer than one called y.
+func newer(x, y string) bool { return compareIDs(x, y) > 0 }
 
 // followTask streams. A client that comes back with Last-Event-ID is not told
 // again what it knows.

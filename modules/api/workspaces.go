@@ -182,30 +182,26 @@ func markDeleted[T resource.Object](ctx context.Context, a *API, kind store.Kind
 	now := time.Now().UTC()
 	obj.Metadata().DeletedAt = &now
 	task, op := a.cfg.Tasks.Begin(verb, who(ctx).Name(), obj)
-	return task.Name, a.store.Commit(ctx, kind.UpdateOp(obj), op)
+	return task.Name, a.store.Commit(store.WithReserve(ctx), kind.UpdateOp(obj), op) // it makes room
 }
 
-// running returns the id of the latest task that still works on target, "" if
-// there is none. It looks through all tasks: there are at most a thousand per
-// account, and only a repeated request asks.
+// running returns the name of the latest task that still works on target, "" if
+// there is none. It looks through the account's, some hundred.
 func (a *API) running(ctx context.Context, kind string, target resource.Object) (string, error) {
-	tasks, err := all(ctx, store.Of[resource.Task](a.store), "")
+	account, _, nested := strings.Cut(target.Key(), "/")
+	if !nested {
+		account = resource.PlatformTasks
+	}
+	tasks, err := all(ctx, store.Of[resource.Task](a.store), account)
 	if err != nil {
 		return "", err
 	}
-	var latest *resource.Task
-	for _, t := range tasks {
-		if t.Spec.Kind != kind || t.Spec.Target != target.Key() || t.Spec.TargetUID != target.Metadata().UID || t.Ended() {
-			continue
-		}
-		if latest == nil || latest.CreatedAt.Before(t.CreatedAt) {
-			latest = t
+	for _, t := range slices.Backward(tasks) { // their IDs sort by time
+		if t.Spec.Kind == kind && t.Spec.Target == target.Key() && t.Spec.TargetUID == target.Metadata().UID && !t.Ended() {
+			return t.Name, nil
 		}
 	}
-	if latest == nil {
-		return "", nil
-	}
-	return latest.Name, nil
+	return "", nil
 }
 
 func newestVersion(versions []string) string {

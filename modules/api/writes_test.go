@@ -45,7 +45,7 @@ func TestWorkspace(t *testing.T) {
 	if made.Resource.Spec != want || made.Task == "" || made.Resource.UID == "" || got.header.Get("ETag") != fmt.Sprintf("%q", fmt.Sprint(made.Resource.Revision)) {
 		t.Errorf("got %s, ETag %s", got.body, got.header.Get("ETag"))
 	}
-	task := mustGet(t, store.Of[resource.Task](s.store), made.Task)
+	task := mustGet(t, store.Of[resource.Task](s.store), resource.TaskKey(made.Task))
 	if task.Spec.Operation != "workspace.create" || task.Spec.Target != "acme/web/fresh" || task.Spec.TargetUID != made.Resource.UID || task.Spec.Generation != 1 || task.Spec.By != admin || task.Spec.Account != "acme" {
 		t.Errorf("got task %+v", task.Spec)
 	}
@@ -61,7 +61,7 @@ func TestWorkspace(t *testing.T) {
 		t.Errorf("revision %d, was %d", n, made.Resource.Revision)
 	}
 	// Without a running task there is nothing left to do.
-	if _, err := store.Of[resource.Task](s.store).Modify(t.Context(), made.Task, func(t *resource.Task) error { t.Status.State = resource.TaskDone; return nil }); err != nil {
+	if _, err := store.Of[resource.Task](s.store).Modify(t.Context(), resource.TaskKey(made.Task), func(t *resource.Task) error { t.Status.State = resource.TaskDone; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if got := into[acceptedWorkspace](t, s.want(http.StatusOK, admin, "PUT", fresh, `{"spec":{"machines":2}}`)); got.Task != "" {
@@ -74,7 +74,7 @@ func TestWorkspace(t *testing.T) {
 	if scaled.Resource.Spec.Machines != 3 || scaled.Resource.Generation != 2 {
 		t.Errorf("got %+v", scaled.Resource)
 	}
-	if task := mustGet(t, store.Of[resource.Task](s.store), scaled.Task); task.Spec.Operation != "workspace.scale" || task.Spec.Generation != 2 {
+	if task := mustGet(t, store.Of[resource.Task](s.store), resource.TaskKey(scaled.Task)); task.Spec.Operation != "workspace.scale" || task.Spec.Generation != 2 {
 		t.Errorf("got task %+v", task.Spec)
 	}
 	s.want(http.StatusPreconditionFailed, admin, "PATCH", fresh, `{"spec":{"machines":4}}`, "If-Match", got.header.Get("ETag"))
@@ -139,7 +139,7 @@ func TestDeletion(t *testing.T) {
 		t.Errorf("got %+v", p)
 	}
 	first := into[acceptedWorkspace](t, s.want(http.StatusAccepted, admin, "DELETE", inShop, ""))
-	if first.Resource.DeletedAt == nil || !mustGet(t, store.Of[resource.Task](s.store), first.Task).Spec.Gone {
+	if first.Resource.DeletedAt == nil || !mustGet(t, store.Of[resource.Task](s.store), resource.TaskKey(first.Task)).Spec.Gone {
 		t.Errorf("got %+v", first)
 	}
 	if !mustGet(t, store.Of[resource.App](s.store), "acme/web/shop/hello").Deleting() {
@@ -256,7 +256,7 @@ func TestApp(t *testing.T) {
 		t.Errorf("generation %d", got.Generation)
 	}
 	scaled := into[acceptedApp](t, s.want(http.StatusAccepted, dev, "PATCH", app, `{"spec":{"instances":3}}`))
-	if got := mustGet(t, store.Of[resource.Task](s.store), scaled.Task); got.Spec.Operation != "app.scale" {
+	if got := mustGet(t, store.Of[resource.Task](s.store), resource.TaskKey(scaled.Task)); got.Spec.Operation != "app.scale" {
 		t.Errorf("got %+v", got.Spec)
 	}
 	for body, word := range map[string]string{
@@ -533,7 +533,7 @@ func TestEvents(t *testing.T) {
 	}
 	change := func(fn func(*resource.Task)) {
 		t.Helper()
-		if _, err := store.Of[resource.Task](s.store).Modify(t.Context(), made.Task, func(t *resource.Task) error { fn(t); return nil }); err != nil {
+		if _, err := store.Of[resource.Task](s.store).Modify(t.Context(), resource.TaskKey(made.Task), func(t *resource.Task) error { fn(t); return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}

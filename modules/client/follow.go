@@ -25,9 +25,10 @@ const roomGrace = 30 * time.Second
 var errNoRoom = errors.New("no room")
 
 // follow shows the task's progress until it ends. It opens the stream again
-// when it breaks. A task that failed, the end of the time, room that has been
-// missing for grace (0 is no limit) and Ctrl-C are errors; all but the first
-// leave the platform working and say how to come back.
+// when it breaks, and goes on with the task that has replaced this one. A task that
+// failed, the end of the time, room that has been missing for grace (0 is no limit)
+// and Ctrl-C are errors; all but the first leave the platform working and say how
+// to come back.
 func (c *call) follow(id string, timeout, grace time.Duration) (*resource.Task, error) {
 	r, err := c.remote()
 	if err != nil {
@@ -58,6 +59,10 @@ func (c *call) follow(id string, timeout, grace time.Duration) (*resource.Task, 
 				patience = time.AfterFunc(grace, func() { stop(errNoRoom) })
 			}
 		})
+		if errors.Is(err, errEnded) && last.Status.State == resource.TaskReplaced && last.Status.ReplacedBy != "" {
+			id = last.Status.ReplacedBy // it does what is still wanted of this one
+			continue
+		}
 		if errors.Is(err, errEnded) {
 			return last, taskError(last)
 		}
@@ -237,15 +242,11 @@ func (r *remote) watchTask(ctx context.Context, id string, show func(*resource.T
 			return fmt.Errorf("read events: %w", err)
 		}
 		show(task)
-		if ended(task) {
+		if task.Ended() {
 			return errEnded
 		}
 		return nil
 	})
-}
-
-func ended(t *resource.Task) bool {
-	return t.Status.State == resource.TaskDone || t.Status.State == resource.TaskFailed
 }
 
 type readerFunc func([]byte) (int, error)

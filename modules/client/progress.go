@@ -130,7 +130,7 @@ func taskLines(t *resource.Task, frame, width int, s style) []string {
 		line := clip(stepLine(step, wait), width-1)
 		lines = append(lines, s.colorFirst(line, step.Status, step.Final))
 	}
-	if len(lines) == 0 && !ended(t) {
+	if len(lines) == 0 && !t.Ended() {
 		lines = append(lines, clip(fmt.Sprintf("%-6s%s", wait, stepName(t.Spec.Operation)), width-1))
 	}
 	return lines

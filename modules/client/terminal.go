@@ -52,7 +52,7 @@ func (s style) phase(cell string) string {
 	}
 	color := ""
 	switch word := strings.TrimRight(cell, " "); word {
-	case string(resource.Ready), string(resource.TaskDone):
+	case string(resource.Ready), string(resource.TaskDone), string(resource.TaskReplaced):
 		color = green
 	case string(resource.Failed), string(resource.TaskFailed):
 		color = red

@@ -1,6 +1,9 @@
 package resource
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // App is what a tenant deploys into a workspace.
 type App struct {
@@ -90,7 +93,7 @@ func (r *Route) LeadsWhere(other *Route) bool {
 // and by whom, its steps with times, its outcome. The work itself is driven by
 // the resource's own spec; a lost task loses nothing else.
 type Task struct {
-	Meta              // name: a sortable random id
+	Meta              // name: ACCOUNT-ID, where ID is random and sorts by time
 	Spec   TaskSpec   `json:"spec"`
 	Status TaskStatus `json:"status"`
 }
@@ -111,26 +114,46 @@ type TaskSpec struct {
 
 // TaskStatus is how far it is.
 type TaskStatus struct {
-	State   TaskState  `json:"state" enum:"running,done,failed"`
+	State   TaskState  `json:"state" enum:"running,done,failed,replaced"`
 	Steps   Conditions `json:"steps,omitempty"`
 	Message string     `json:"message,omitempty" doc:"Why it failed, and what to do"`
 	EndedAt *time.Time `json:"endedAt,omitempty"`
+	// ReplacedBy is the name of a later task for the same resource, which does what this
+	// one was for as far as it is still wanted.
+	ReplacedBy string `json:"replacedBy,omitempty" doc:"The later task of the same resource that goes on in its place"`
 }
 
 // Ended says that nothing of t changes any more.
 func (t *Task) Ended() bool {
-	return t.Status.State == TaskDone || t.Status.State == TaskFailed
+	return t.Status.State == TaskDone || t.Status.State == TaskFailed || t.Status.State == TaskReplaced
 }
 
-// TaskState is running, done or failed.
+// TaskState is running, done, failed or replaced.
 type TaskState string
 
 // The states of a task.
 const (
-	TaskRunning TaskState = "running"
-	TaskDone    TaskState = "done"
-	TaskFailed  TaskState = "failed"
+	TaskRunning  TaskState = "running"
+	TaskDone     TaskState = "done"
+	TaskFailed   TaskState = "failed"
+	TaskReplaced TaskState = "replaced"
 )
+
+// PlatformTasks stands for the account in the names of tasks about the platform's own
+// resources: no account can be called so.
+const PlatformTasks = "_"
+
+// TaskKey is the key of the task with that name: "ACCOUNT/ID" for "ACCOUNT-ID", so that the
+// tasks of one account are found without the others'. No ID has a "-" in it.
+func TaskKey(name string) string {
+	if i := strings.LastIndexByte(name, '-'); i >= 0 {
+		return name[:i] + "/" + name[i+1:]
+	}
+	return name
+}
+
+// Key is that of TaskKey.
+func (t *Task) Key() string { return TaskKey(t.Name) }
 
 // Kind is "tasks".
 func (*Task) Kind() string { return "tasks" }

@@ -1,10 +1,12 @@
 package task
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,24 +14,21 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 )
 
-// pruneEvery: a task is a few KiB, and 10 minutes of one busy account are some
-// hundred of them.
+// pruneEvery is for tasks that have become too old. Those that are too many go at once.
 const pruneEvery = 10 * time.Minute
 
 // target is a resource that tasks are about.
 type target struct{ kind, key string }
-
-// ended is what is known, without reading it, about a task that has ended.
-type ended struct {
-	account string
-	at      time.Time
-}
 
 func (t target) String() string { return t.kind + "/" + t.key }
 
 // Run mirrors conditions into tasks and drops old ones until ctx is done. It is
 // ready once it knows all tasks. Call it once.
 func (ts *Tasks) Run(ctx context.Context, ready func()) error {
+	tasks := store.Of[resource.Task](ts.cfg.Store)
+	if err := tasks.Rehome(ctx, earlier, rename); err != nil {
+		return err
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -51,53 +50,87 @@ func (ts *Tasks) Run(ctx context.Context, ready func()) error {
 		defer tick.Stop()
 		for {
 			select {
-			case now := <-tick.C:
-				if err := ts.prune(ctx, now); err != nil && ctx.Err() == nil {
-					ts.cfg.Log.Error("drop old tasks", "err", err)
-				}
+			case <-tick.C:
+			case <-ts.pruned:
 			case <-ctx.Done():
 				return
 			}
+			if err := ts.prune(ctx, time.Now()); err != nil && ctx.Err() == nil {
+				ts.cfg.Log.Error("drop old tasks", "err", err)
+			}
 		}
 	})
-	return ts.cache.Run(ctx, ready)
+	for e := range tasks.Watch(ctx, "") {
+		switch e.Type {
+		case store.Put:
+			ts.changed(e.Key, e.Object)
+		case store.Deleted:
+			ts.changed(e.Key, nil)
+		case store.Synced:
+			ready()
+		}
+	}
+	return nil
 }
 
-// changed is told each task that comes, changes or goes.
-func (ts *Tasks) changed(id string) {
-	t, ok := ts.cache.Get(id)
+// earlier says that a task was kept by an earlier version, under no account.
+func earlier(key string) bool { return !strings.Contains(key, "/") }
+
+func rename(t *resource.Task) bool {
+	t.Name = cmp.Or(t.Spec.Account, resource.PlatformTasks) + "-" + t.Name
+	return true
+}
+
+// changed is told each task that comes, changes or goes; then it is nil.
+func (ts *Tasks) changed(key string, t *resource.Task) {
+	account, _, _ := strings.Cut(key, "/")
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	if was, ok := ts.running[id]; ok {
-		delete(ts.running, id)
-		if delete(ts.about[was], id); len(ts.about[was]) == 0 {
+	if was, ok := ts.running[key]; ok {
+		delete(ts.running, key)
+		if delete(ts.about[was], key); len(ts.about[was]) == 0 {
 			delete(ts.about, was)
 		}
 	}
-	delete(ts.ended, id)
+	if delete(ts.ended[account], key); len(ts.ended[account]) == 0 {
+		delete(ts.ended, account)
+	}
 	switch {
-	case !ok:
-	case t.Status.State == resource.TaskRunning:
+	case t == nil:
+	case !t.Ended():
 		about := target{t.Spec.Kind, t.Spec.Target}
-		ts.running[id] = about
+		ts.running[key] = about
 		if ts.about[about] == nil {
 			ts.about[about] = map[string]bool{}
 		}
-		ts.about[about][id] = true
+		ts.about[about][key] = true
 		ts.loop.Add(about)
 	default:
-		e := ended{account: t.Spec.Account}
-		if t.Status.EndedAt != nil {
-			e.at = *t.Status.EndedAt
+		if ts.ended[account] == nil {
+			ts.ended[account] = map[string]time.Time{}
 		}
-		ts.ended[id] = e
+		var at time.Time
+		if t.Status.EndedAt != nil {
+			at = *t.Status.EndedAt
+		}
+		ts.ended[account][key] = at
+		if len(ts.ended[account]) > ts.cfg.KeepEnded+ts.cfg.KeepEnded/4 {
+			select {
+			case ts.pruned <- struct{}{}:
+			default:
+			}
+		}
 	}
 }
 
-// mirror brings the open tasks of one resource up to date.
+// together is how many tasks are written in one commit, of 64 that it can have.
+const together = 32
+
+// mirror brings the open tasks of one resource up to date. All but the latest end:
+// that one goes on in their place.
 func (ts *Tasks) mirror(ctx context.Context, t target) (again time.Duration, err error) {
-	ids := ts.waiting(t)
-	if len(ids) == 0 {
+	keys := ts.waiting(t)
+	if len(keys) == 0 {
 		return 0, nil
 	}
 	k, ok := ts.kinds[t.kind]
@@ -111,20 +144,34 @@ func (ts *Tasks) mirror(ctx context.Context, t target) (again time.Duration, err
 	case !errors.Is(err, store.ErrNotFound):
 		return 0, err
 	}
-	for _, id := range ids {
-		after, err := store.Of[resource.Task](ts.cfg.Store).Modify(ctx, id, func(t *resource.Task) error {
-			if t.Ended() {
-				return store.ErrSkip
-			}
-			t.Status = progress(t, now, time.Now())
-			return nil
-		})
-		if err != nil {
+	tasks := store.Of[resource.Task](ts.cfg.Store)
+	latest := keys[len(keys)-1]
+	for some := range slices.Chunk(keys, together) {
+		ops := make([]store.Op, len(some))
+		after := make([]*resource.Task, len(some))
+		for i, key := range some {
+			ops[i] = tasks.ModifyOp(key, func(t *resource.Task) error {
+				after[i] = nil
+				if t.Ended() {
+					return store.ErrSkip
+				}
+				at := time.Now()
+				t.Status = progress(t, now, at)
+				if key != latest && !t.Ended() {
+					t.Status = replaced(t, latest, at)
+				}
+				after[i] = t
+				return nil
+			})
+		}
+		if err := ts.cfg.Store.Commit(ctx, ops...); err != nil {
 			return 0, err
 		}
-		if after.Ended() {
-			ts.cfg.Log.Info("task ended", "task", id, "operation", after.Spec.Operation, "target", after.Spec.Target,
-				"state", after.Status.State, "message", after.Status.Message, "after", time.Since(after.CreatedAt))
+		for _, t := range after {
+			if t != nil && t.Ended() {
+				ts.cfg.Log.Info("task ended", "task", t.Name, "operation", t.Spec.Operation, "target", t.Spec.Target,
+					"state", t.Status.State, "message", t.Status.Message, "after", time.Since(t.CreatedAt))
+			}
 		}
 	}
 	return 0, nil
@@ -132,25 +179,30 @@ func (ts *Tasks) mirror(ctx context.Context, t target) (again time.Duration, err
 
 // prune drops ended tasks that are too old or too many.
 func (ts *Tasks) prune(ctx context.Context, now time.Time) error {
+	tasks := store.Of[resource.Task](ts.cfg.Store)
+	var drop []store.Op
 	ts.mu.Lock()
-	ended := maps.Clone(ts.ended)
-	ts.mu.Unlock()
-	kept := map[string]int{}                                              // by account
-	for _, id := range slices.Backward(slices.Sorted(maps.Keys(ended))) { // the newest first
-		e := ended[id]
-		if kept[e.account]++; kept[e.account] <= ts.cfg.KeepEnded && now.Sub(e.at) <= ts.cfg.KeepFor {
-			continue
+	for _, ended := range ts.ended {
+		for i, key := range slices.Backward(slices.Sorted(maps.Keys(ended))) {
+			if newer := len(ended) - 1 - i; newer >= ts.cfg.KeepEnded || now.Sub(ended[key]) > ts.cfg.KeepFor {
+				drop = append(drop, tasks.DeleteOp(&resource.Task{Meta: resource.Meta{Name: nameOf(key)}}))
+			}
 		}
-		t := &resource.Task{}
-		t.Name = id
-		if err := store.Of[resource.Task](ts.cfg.Store).Delete(ctx, t); err != nil {
+	}
+	ts.mu.Unlock()
+	for some := range slices.Chunk(drop, together) {
+		if err := ts.cfg.Store.Commit(ctx, some...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// waiting returns the running tasks about t, the oldest first.
+// nameOf is the name of the task with that key; see resource.TaskKey.
+func nameOf(key string) string { return strings.Replace(key, "/", "-", 1) }
+
+// waiting returns the keys of the running tasks about t, the oldest first: all are of
+// one account.
 func (ts *Tasks) waiting(t target) []string {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()

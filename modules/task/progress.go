@@ -12,9 +12,9 @@ import (
 // progress returns the status that task t has when its resource looks like
 // target; nil is gone.
 //
-// An older task of the same resource needs no rule of its own: whoever reaches
-// a newer generation has reached or replaced the older one, and deletion ends
-// all that wanted something else.
+// It is the same for an older task of the same resource: whoever reaches a newer
+// generation has reached the older one, and deletion ends all that wanted something
+// else. One that is open after all that is replaced.
 func progress(t *resource.Task, target resource.Stateful, now time.Time) resource.TaskStatus {
 	status := t.Status
 	status.Steps = slices.Clone(status.Steps)
@@ -67,6 +67,15 @@ func progress(t *resource.Task, target resource.Stateful, now time.Time) resourc
 		}
 		return end(resource.TaskFailed, fmt.Sprintf("The %s %s has failed.", what, t.Spec.Target))
 	}
+	return status
+}
+
+// replaced returns the status of t once the task with the key latest goes on in its
+// place.
+func replaced(t *resource.Task, latest string, now time.Time) resource.TaskStatus {
+	status, ended := t.Status, now.UTC()
+	status.State, status.EndedAt, status.ReplacedBy = resource.TaskReplaced, &ended, nameOf(latest)
+	status.Message = fmt.Sprintf("Another change of the %s %s came before this one was done.", noun(t.Spec.Kind), t.Spec.Target)
 	return status
 }
 

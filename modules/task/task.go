@@ -34,8 +34,8 @@ import (
 type Config struct {
 	Store *store.Store
 	Log   *slog.Logger
-	// KeepEnded is how many ended tasks are kept for each account, KeepFor how
-	// long. 0 is 1000 and 30 days.
+	// KeepEnded is how many ended tasks are kept for each account, at most a quarter
+	// more, and KeepFor how long. 0 is 200 and 30 days.
 	KeepEnded int
 	KeepFor   time.Duration
 	// Registerer takes the metrics of the work queue. May be nil.
@@ -49,15 +49,18 @@ const mirrors = 4
 // Tasks begins, mirrors and follows tasks. Its methods are safe for concurrent
 // use.
 type Tasks struct {
-	cfg   Config
-	kinds map[string]store.Kind[resource.Object] // those that a controller works for, by name
-	cache *store.Cache[*resource.Task]
-	loop  *reconcile.Loop[target]
+	cfg    Config
+	kinds  map[string]store.Kind[resource.Object] // those that a controller works for, by name
+	loop   *reconcile.Loop[target]
+	pruned chan struct{} // somebody has too many ended tasks
 
+	// Of the tasks themselves nothing is kept: those of a thousand accounts are
+	// hundreds of megabytes.
 	mu      sync.Mutex
-	running map[string]target          // by id
-	about   map[target]map[string]bool // ids of running tasks: asked for at each change of a resource
-	ended   map[string]ended           // by id
+	last    int64                           // milliseconds in the last ID
+	running map[string]target               // by key
+	about   map[target]map[string]bool      // keys of running tasks: asked for at each change of a resource
+	ended   map[string]map[string]time.Time // when, by account and key
 }
 
 // New returns the tasks of a store. Begin and Follow need no Run.
@@ -65,15 +68,15 @@ func New(cfg Config) *Tasks {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	cfg.KeepEnded = cmp.Or(cfg.KeepEnded, 1000)
+	cfg.KeepEnded = cmp.Or(cfg.KeepEnded, 200)
 	cfg.KeepFor = cmp.Or(cfg.KeepFor, 30*24*time.Hour)
 	ts := &Tasks{
 		cfg:     cfg,
 		kinds:   map[string]store.Kind[resource.Object]{},
-		cache:   store.Of[resource.Task](cfg.Store).Cache(cfg.Log),
+		pruned:  make(chan struct{}, 1),
 		running: map[string]target{},
 		about:   map[target]map[string]bool{},
-		ended:   map[string]ended{},
+		ended:   map[string]map[string]time.Time{},
 	}
 	for _, k := range resource.Kinds() {
 		if _, ok := k.New().(resource.Stateful); ok {
@@ -89,7 +92,6 @@ func New(cfg Config) *Tasks {
 		Backoff:    50 * time.Millisecond,
 		Registerer: cfg.Registerer,
 	})
-	ts.cache.OnChange(ts.changed)
 	return ts
 }
 
@@ -100,7 +102,8 @@ func New(cfg Config) *Tasks {
 //	err := store.Commit(ctx, store.Of[resource.Workspace](store).CreateOp(w), begin)
 //
 // The task ends when obj's Generation, as that commit leaves it, is reached; if
-// obj's deletion was asked for, when it is gone. operation is KIND.VERB. Begin
+// obj's deletion was asked for, when it is gone; or when a later one for obj has
+// replaced it. operation is KIND.VERB. Begin
 // panics for a kind that has no tasks.
 func (ts *Tasks) Begin(operation, by string, obj resource.Object) (*resource.Task, store.Op) {
 	if _, ok := ts.kinds[obj.Kind()]; !ok {
@@ -114,7 +117,7 @@ func (ts *Tasks) Begin(operation, by string, obj resource.Object) (*resource.Tas
 		By:        by,
 		Gone:      obj.Metadata().Deleting(),
 	}}
-	t.Name = newID(time.Now())
+	t.Name = cmp.Or(t.Spec.Account, resource.PlatformTasks) + "-" + newID(ts.clock())
 	t.Status.State = resource.TaskRunning
 	return t, store.Of[resource.Task](ts.cfg.Store).CreateOp(t).Before(func() {
 		// Known only now: the store gives a new resource its UID, and counts.
@@ -134,7 +137,7 @@ func (ts *Tasks) Follow(ctx context.Context, id string) iter.Seq2[*resource.Task
 		defer cancel()
 		tasks := store.Of[resource.Task](ts.cfg.Store)
 		found := false
-		for e := range tasks.WatchKey(ctx, id) {
+		for e := range tasks.WatchKey(ctx, resource.TaskKey(id)) {
 			switch {
 			case e.Type == store.Put:
 				found = true
@@ -158,6 +161,15 @@ func accountOf(key string) string {
 		return ""
 	}
 	return account
+}
+
+// clock is the time to the millisecond, and never the same twice: of two tasks for one
+// resource, the later one has the greater ID.
+func (ts *Tasks) clock() time.Time {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	ts.last = max(ts.last+1, time.Now().UnixMilli())
+	return time.UnixMilli(ts.last)
 }
 
 // newID returns an id that sorts by time and can't be guessed: 48 bits of

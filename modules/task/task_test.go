@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/testing/parttest"
 	"github.com/multipaas/multipaas/testing/storetest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // view is what a task wants to know of its resource.
@@ -246,7 +248,7 @@ func TestPrune(t *testing.T) {
 	ts := start(t, Config{KeepEnded: 3, KeepFor: time.Hour})
 	add := func(i int, account string, state resource.TaskState, ended time.Time) string {
 		task := &resource.Task{}
-		task.Name = newID(time.UnixMilli(int64(1000 + i)))
+		task.Name = account + "-" + newID(time.UnixMilli(int64(1000+i)))
 		task.Spec = resource.TaskSpec{Account: account, Kind: "apps", Target: fmt.Sprintf("%s/web/shop/a%d", account, i%2)}
 		task.Status.State = state
 		if state != resource.TaskRunning {
@@ -274,12 +276,18 @@ func TestPrune(t *testing.T) {
 		}
 	}
 	names := func(account string) (names []string) {
-		for _, t := range ts.cache.List("") {
-			if account == "" || t.Spec.Account == account {
-				names = append(names, t.Name)
+		ts.mu.Lock()
+		defer ts.mu.Unlock()
+		for key := range ts.running {
+			names = append(names, nameOf(key))
+		}
+		for _, ended := range ts.ended {
+			for key := range ended {
+				names = append(names, nameOf(key))
 			}
 		}
-		return names
+		slices.Sort(names)
+		return slices.DeleteFunc(names, func(name string) bool { return account != "" && !strings.HasPrefix(name, account+"-") })
 	}
 	running := add(8, "umbrella", resource.TaskRunning, now)
 	wait("all are known", func() bool { return len(names("")) == 9 })
@@ -292,5 +300,97 @@ func TestPrune(t *testing.T) {
 	}
 	if got := names("umbrella"); !slices.Equal(got, []string{young, running}) {
 		t.Errorf("kept %v, want %v and %v, not %v", got, young, running, old)
+	}
+}
+
+// TestReplaced: one who asks again and again for something that doesn't come true
+// has one task that runs.
+func TestReplaced(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	ts := start(t, Config{KeepEnded: 8})
+	w := workspace("shop")
+	_, begin := ts.Begin("workspace.create", "ann", w)
+	if err := ts.st.Commit(ctx, store.Of[resource.Workspace](ts.st).CreateOp(w), begin); err != nil {
+		t.Fatal(err)
+	}
+	const many = 50
+	var names []string
+	for i := range many {
+		w.Spec.Machines = i + 2
+		change, begin := ts.Begin("workspace.scale", "ann", w)
+		if err := ts.st.Commit(ctx, store.Of[resource.Workspace](ts.st).UpdateOp(w), begin); err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, change.Name)
+	}
+	tasks := func() []*resource.Task {
+		all, _, err := store.Of[resource.Task](ts.st).List(ctx, "acme", "", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	wait.For(t, wait.Patience, "one runs and the others have ended, of which the latest are kept", func(context.Context) error {
+		all := tasks()
+		for _, t := range all[:len(all)-1] {
+			if t.Status.State != resource.TaskReplaced || t.Status.ReplacedBy <= t.Name || t.Status.EndedAt == nil || t.Status.Message == "" {
+				return fmt.Errorf("%s: %+v", t.Name, t.Status)
+			}
+		}
+		if last := all[len(all)-1]; last.Name != names[many-1] || last.Status.State != resource.TaskRunning {
+			return fmt.Errorf("the last one, %s: %+v", last.Name, last.Status)
+		}
+		if len(all) > 8+8/4+1 {
+			return fmt.Errorf("there are %d tasks", len(all))
+		}
+		return nil
+	})
+	// What was asked for last comes true.
+	if _, err := store.Of[resource.Workspace](ts.st).Modify(ctx, w.Key(), func(w *resource.Workspace) error {
+		w.Status.ObservedGeneration, w.Status.Phase = w.Generation, resource.Ready
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if last, _ := follow(t, ts.Tasks, names[many-1]); last.Status.State != resource.TaskDone {
+		t.Errorf("the last one: %+v, want it done", last.Status)
+	}
+}
+
+// TestEarlierKeys: tasks that an earlier version has left, under no account, are found
+// and go on, also after a move that was done in part.
+func TestEarlierKeys(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	st := storetest.New(t)
+	w := workspace("shop")
+	if err := store.Of[resource.Workspace](st).Create(ctx, w); err != nil {
+		t.Fatal(err)
+	}
+	old := newID(time.Now())
+	of := newID(time.Now())
+	for name, spec := range map[string]resource.TaskSpec{
+		old: {Operation: "workspace.create", Kind: "workspaces", Target: w.Key(), TargetUID: w.UID, Account: "acme", Generation: 1},
+		of:  {Operation: "node.remove", Kind: "nodes", Target: "host1", Gone: true},
+	} {
+		task := &resource.Task{Meta: resource.Meta{Name: name}, Spec: spec, Status: resource.TaskStatus{State: resource.TaskRunning}}
+		if err := store.Of[resource.Task](st).Create(ctx, task); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ts := start(t, Config{Store: st})
+	if last, _ := follow(t, ts.Tasks, "_-"+of); last.Status.State != resource.TaskDone {
+		t.Errorf("the platform's own: %+v, want it done", last.Status)
+	}
+	w.Status.ObservedGeneration, w.Status.Phase = 1, resource.Ready
+	if err := store.Of[resource.Workspace](st).Update(ctx, w); err != nil {
+		t.Fatal(err)
+	}
+	if last, _ := follow(t, ts.Tasks, "acme-"+old); last.Status.State != resource.TaskDone {
+		t.Errorf("acme's: %+v, want it done", last.Status)
+	}
+	if left, err := store.Of[resource.Task](st).Keys(ctx, ""); err != nil || !slices.Equal(left, []string{"_/" + of, "acme/" + old}) {
+		t.Errorf("keys %v, %v", left, err)
 	}
 }

@@ -350,7 +350,7 @@ func (m *model) wrong() string {
 		}
 	}
 	for _, t := range tasks {
-		if t.Status.State != resource.TaskDone && t.Status.State != resource.TaskFailed && !m.apps[t.Spec.Target] {
+		if !t.Ended() && !m.apps[t.Spec.Target] {
 			return fmt.Sprintf("task %s of %s is %s", t.Spec.Operation, t.Spec.Target, t.Status.State)
 		}
 	}

@@ -36,7 +36,8 @@ func Section() measure.Section {
 const (
 	asks       = 300 // of each kind
 	events     = 50
-	perOrg     = 100 // workspaces in an organization
+	pause      = 10 * time.Millisecond // one who asks more often for long is refused
+	perOrg     = 100                   // workspaces in an organization
 	idleFor    = 10 * time.Second
 	elsewhere  = "elsewhere" // the server that runs these workspaces
 	recordNote = "records of workspaces that another server runs: nothing is started for them"
@@ -150,6 +151,7 @@ func (b *bench) measure(ctx context.Context, n int) (results []measure.Result, e
 			n = asks / 10
 		}
 		for i := range n + 20 {
+			time.Sleep(pause)
 			began := time.Now()
 			if err := ask(i); err != nil {
 				return fmt.Errorf("%s: %w", what, err)
@@ -227,12 +229,12 @@ func (b *bench) watch(ctx context.Context) ([]float64, error) {
 	defer cancel()
 	t := &resource.Task{Spec: resource.TaskSpec{Operation: "workspace.update", Kind: "workspaces", Target: "acme/" + organization(0) + "/" + name(0),
 		Account: "acme", By: "owner@acme.example", Generation: 1 << 40}, Status: resource.TaskStatus{State: resource.TaskRunning}}
-	t.Name = store.NewUID()
+	t.Name = "acme-" + strings.ReplaceAll(store.NewUID(), "-", "")
 	if err := store.Of[resource.Task](b.store).Create(ctx, t); err != nil {
 		return nil, err
 	}
 	defer func() {
-		if last, err := store.Of[resource.Task](b.store).Get(context.WithoutCancel(ctx), t.Name); err == nil {
+		if last, err := store.Of[resource.Task](b.store).Get(context.WithoutCancel(ctx), t.Key()); err == nil {
 			_ = store.Of[resource.Task](b.store).Delete(context.WithoutCancel(ctx), last) // else it is one record more in a lab that goes
 		}
 	}()
@@ -266,7 +268,7 @@ func (b *bench) watch(ctx context.Context) ([]float64, error) {
 	for i := range events {
 		word := fmt.Sprintf("event-%d-of-the-bench", i)
 		began := time.Now()
-		if _, err := store.Of[resource.Task](b.store).Modify(ctx, t.Name, func(t *resource.Task) error { t.Status.Message = word; return nil }); err != nil {
+		if _, err := store.Of[resource.Task](b.store).Modify(ctx, t.Key(), func(t *resource.Task) error { t.Status.Message = word; return nil }); err != nil {
 			return nil, err
 		}
 		if err := until(word); err != nil {
