@@ -151,6 +151,7 @@ type API struct {
 	mux     *http.ServeMux
 	huma    huma.API
 	metrics *metrics
+	shares  *shares
 }
 
 // New returns the API. It starts nothing and panics if two operations are
@@ -172,6 +173,7 @@ func New(cfg Config) *API {
 		log:     cfg.Log,
 		mux:     http.NewServeMux(),
 		metrics: newMetrics(cfg.Registerer),
+		shares:  newShares(tokensPerSecond, tokensAtOnce),
 	}
 	a.huma = humago.New(a.mux, a.describe())
 	a.sessionOperations()

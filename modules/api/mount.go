@@ -12,8 +12,12 @@ import (
 // mount adds the endpoints that are not in the OpenAPI document.
 func (a *API) mount() {
 	handle := func(op access.Operation, pattern string, h http.Handler) {
-		if rule, ok := access.Lookup(op); !ok || rule.Form != access.Mounted {
+		rule, ok := access.Lookup(op)
+		if !ok || rule.Form != access.Mounted {
 			panic("endpoint " + string(op) + " is not in the authorization table")
+		}
+		if rule.Allow&access.Anonymous != 0 {
+			h = a.only(op, h, func(*http.Request) (*access.Principal, error) { return nil, nil })
 		}
 		a.mux.Handle(pattern, h)
 	}
@@ -49,14 +53,18 @@ func (a *API) mount() {
 func (a *API) only(op access.Operation, h http.Handler, principal func(*http.Request) (*access.Principal, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, err := principal(r)
-		if err == nil {
-			requestOf(r.Context()).principal = p
-			err = access.Authorize(p, op, "", "")
-		}
+		requestOf(r.Context()).principal = p
+		leave, err := a.admitted(r, p, func() error {
+			if err != nil {
+				return err
+			}
+			return access.Authorize(p, op, "", "")
+		})
 		if err != nil {
 			a.refuse(r.Context(), w, err)
 			return
 		}
+		defer leave()
 		h.ServeHTTP(w, r)
 	})
 }

@@ -187,24 +187,34 @@ func (a *API) admit(op access.Operation) func(huma.Context, func(huma.Context)) 
 			inner, cancel = context.WithTimeout(inner, operationTimeout)
 			defer cancel()
 		}
-		if err := a.authorize(inner, req, r, op); err != nil {
+		leave, err := a.enter(inner, req, r, op)
+		if err != nil {
 			a.refuse(inner, w, err)
 			return
+		}
+		defer leave()
+		if req.principal != nil && req.principal.Sysadmin {
+			inner = store.WithReserve(inner)
 		}
 		next(huma.WithContext(ctx, inner))
 	}
 }
 
-func (a *API) authorize(ctx context.Context, req *request, r *http.Request, op access.Operation) error {
+// enter finds out who is asking, whether he may and whether he has room. Unless it
+// is refused, leave is to be called when the request is over.
+func (a *API) enter(ctx context.Context, req *request, r *http.Request, op access.Operation) (leave func(), err error) {
 	principal, err := a.principal(r.WithContext(ctx))
-	if err != nil {
-		// A token that has ended must not keep anybody from logging in.
-		if rule, _ := access.Lookup(op); rule.Allow&access.Anonymous == 0 || !errors.Is(err, access.ErrUnauthenticated) {
-			return err
-		}
+	// A token that has ended must not keep anybody from logging in.
+	if rule, _ := access.Lookup(op); rule.Allow&access.Anonymous != 0 && errors.Is(err, access.ErrUnauthenticated) {
+		err = nil
 	}
 	req.principal = principal
-	return a.id.Admit(ctx, principal, op, r.PathValue("account"), r.PathValue("organization"))
+	return a.admitted(r, principal, func() error {
+		if err != nil {
+			return err
+		}
+		return a.id.Admit(ctx, principal, op, r.PathValue("account"), r.PathValue("organization"))
+	})
 }
 
 // principal returns who is asking; nil if nobody says so.
