@@ -2,7 +2,8 @@
 // with their times, its outcome. A task drives nothing. It is written together
 // with the resource that was asked for, then mirrors the conditions which that
 // resource's controller sets, and ends when the resource is as wanted, can't
-// become so, or is gone. A lost task therefore loses nothing else, and a
+// become so, or is gone, or when a later task for it goes on in its place: of each
+// resource one task runs. A lost task therefore loses nothing else, and a
 // restart goes on where it was.
 //
 // Parties: the API begins tasks and streams them; Run, one part of a server,
