@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -193,6 +195,52 @@ func TestWait(t *testing.T) {
 		defer cancel()
 		if Wait(ctx, &http.Response{StatusCode: 429, Header: http.Header{"Retry-After": {"20"}}}) {
 			t.Error("again although its time is over")
+		}
+	})
+}
+
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := NewTurns[string](2, 3)
+		var mu sync.Mutex
+		var got []string
+		take := func(who string, long time.Duration) {
+			go func() {
+				leave, err := turns.Take(t.Context(), who)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				got = append(got, who)
+				mu.Unlock()
+				time.Sleep(long)
+				leave()
+				leave()
+			}()
+			synctest.Wait()
+		}
+		for range 20 {
+			take("a", time.Minute)
+		}
+		take("b", time.Second) // a has all that he may have, and there is one more
+		take("c", time.Second)
+		take("d", time.Second)
+		time.Sleep(3 * time.Second)
+		mu.Lock()
+		if want := []string{"a", "a", "b", "c", "d"}; !slices.Equal(got, want) {
+			t.Errorf("%v had a place, want %v", got, want)
+		}
+		mu.Unlock()
+		// Who doesn't wait any more takes nobody's place.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := turns.Take(ctx, "a"); err == nil {
+			t.Error("a has more places than he may have")
+		}
+		time.Sleep(time.Hour)
+		if len(got) != 23 || turns.in.Len() != 0 || len(turns.order) != 0 || len(turns.waiting) != 0 {
+			t.Errorf("%d had a place, want 23; %d have one, %v wait", len(got), turns.in.Len(), turns.order)
 		}
 	})
 }

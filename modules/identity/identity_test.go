@@ -205,13 +205,14 @@ func TestLoginFloodIsBounded(t *testing.T) {
 	defer cancel()
 	for range 200 {
 		wg.Go(func() {
-			if _, err := p.matches(ctx, "", "x"); errors.Is(err, access.ErrThrottled) {
+			if _, err := p.matches(ctx, "", "x", source); errors.Is(err, access.ErrThrottled) {
 				refused.Add(1)
 			}
-			if n := len(p.slots); n > argonParallel {
-				t.Errorf("%d hashes at once", n)
-			}
 		})
+	}
+	// Who comes from elsewhere has his turn, behind what is under way.
+	if _, err := p.matches(t.Context(), "", "x", "198.51.100.1:1"); err != nil {
+		t.Errorf("somebody else: %v", err)
 	}
 	wg.Wait()
 	t.Logf("%d of 200 refused", refused.Load())

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/crypto/argon2"
 
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/modules/internal/access"
 )
 
@@ -37,23 +38,21 @@ const (
 
 // passwords hashes and compares, a few at a time.
 type passwords struct {
-	slots chan struct{}
+	slots *limiter.Turns[string] // by where they come from
 	// dummy is compared with when there is no such user, so that the time it
 	// takes does not tell.
 	dummy string
 }
 
 func newPasswords() *passwords {
-	return &passwords{slots: make(chan struct{}, argonParallel), dummy: hashPassword(rand.Text())}
+	return &passwords{slots: limiter.NewTurns[string](argonParallel/2, argonParallel), dummy: hashPassword(rand.Text())}
 }
 
-func (p *passwords) turn(ctx context.Context) (done func(), err error) {
+func (p *passwords) turn(ctx context.Context, from string) (done func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, argonWait)
 	defer cancel()
-	select {
-	case p.slots <- struct{}{}:
-		return func() { <-p.slots }, nil
-	case <-ctx.Done():
+	done, err = p.slots.Take(ctx, from)
+	if err != nil {
 		return nil, &access.Refusal{
 			Reason:     access.ErrThrottled,
 			Text:       "Too many people are logging in at this moment.",
@@ -61,6 +60,7 @@ func (p *passwords) turn(ctx context.Context) (done func(), err error) {
 			RetryAfter: argonWait,
 		}
 	}
+	return done, nil
 }
 
 // hash returns the PHC string of password.
@@ -68,7 +68,7 @@ func (p *passwords) hash(ctx context.Context, password string) (string, error) {
 	if err := checkPassword(password); err != nil {
 		return "", err
 	}
-	done, err := p.turn(ctx)
+	done, err := p.turn(ctx, "new passwords")
 	if err != nil {
 		return "", err
 	}
@@ -77,9 +77,9 @@ func (p *passwords) hash(ctx context.Context, password string) (string, error) {
 }
 
 // matches compares password with a PHC string; an empty one takes as long as
-// any other and never matches.
-func (p *passwords) matches(ctx context.Context, phc, password string) (bool, error) {
-	done, err := p.turn(ctx)
+// any other and never matches. source is where it comes from.
+func (p *passwords) matches(ctx context.Context, phc, password, source string) (bool, error) {
+	done, err := p.turn(ctx, limiter.Network(source))
 	if err != nil {
 		return false, err
 	}

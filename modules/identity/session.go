@@ -121,7 +121,7 @@ func (id *Identity) checkPassword(ctx context.Context, address, password, source
 	}
 	right := id.verified.digest(address, hash, password)
 	if hash == "" || !id.verified.has(right) {
-		same, err := id.passwords.matches(ctx, hash, password)
+		same, err := id.passwords.matches(ctx, hash, password, source)
 		if err != nil {
 			return nil, err
 		}

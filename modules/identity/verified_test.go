@@ -32,8 +32,13 @@ func TestVerified(t *testing.T) {
 	}
 	// hashed says whether a check needs argon2id: with all turns taken it waits.
 	hashed := func(password, source string) bool {
-		for range argonParallel {
-			id.passwords.slots <- struct{}{}
+		var leave []func()
+		for i := range argonParallel {
+			done, err := id.passwords.slots.Take(ctx, fmt.Sprint(i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			leave = append(leave, done)
 		}
 		done := make(chan error, 1)
 		go func() { done <- check(password, source) }()
@@ -46,8 +51,8 @@ func TestVerified(t *testing.T) {
 		case <-time.After(time.Second):
 			waits = true
 		}
-		for range argonParallel {
-			<-id.passwords.slots
+		for _, leave := range leave {
+			leave()
 		}
 		if waits {
 			<-done

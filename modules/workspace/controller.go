@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/modules/internal/mirror"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
@@ -77,7 +78,7 @@ type Config struct {
 type Controller struct {
 	cfg   Config
 	loop  *reconcile.Loop[string] // keys of workspaces
-	slots chan struct{}           // planes that may start at the same time
+	slots *limiter.Turns[string]  // planes that may start at the same time, by account
 
 	bounds mirror.Bounds // of what is read of clusters
 
@@ -105,9 +106,10 @@ const (
 func New(cfg Config) *Controller {
 	c := &Controller{
 		cfg: cfg,
-		// Two planes start at a time: each takes 3 CPU seconds, and a restart of
-		// the server with a hundred of them shall bring the first back soon.
-		slots: make(chan struct{}, 2),
+		// Two planes of an account start at a time: each takes 3 CPU seconds, and a
+		// restart of the server with a hundred of them shall bring the first back soon.
+		// One that can't start holds its place for a minute; the third is for others.
+		slots: limiter.NewTurns[string](2, 3),
 		runs:  map[string]*run{},
 	}
 	c.loop = reconcile.New(reconcile.Config[string]{

@@ -119,15 +119,13 @@ func (c *Controller) plane(w *resource.Workspace, keys *resource.WorkspaceKeys) 
 	return r
 }
 
-// runPlane runs the plane once. At most cap(c.slots) are between their start
-// and their first readiness.
+// runPlane runs the plane once, when it has its turn between its start and its first
+// readiness.
 func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace, keys *resource.WorkspaceKeys) error {
-	select {
-	case c.slots <- struct{}{}:
-	case <-ctx.Done():
+	release, err := c.slots.Take(ctx, w.Account)
+	if err != nil {
 		return nil
 	}
-	release := sync.OnceFunc(func() { <-c.slots })
 	defer release()
 	// A plane that can't become ready must not hold up the others.
 	patience := time.AfterFunc(time.Minute, release)
