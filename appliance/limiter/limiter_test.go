@@ -239,6 +239,7 @@ func TestTurns(t *testing.T) {
 			t.Error("a has more places than he may have")
 		}
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		if len(got) != 23 || turns.in.Len() != 0 || len(turns.order) != 0 || len(turns.waiting) != 0 {
 			t.Errorf("%d had a place, want 23; %d have one, %v wait", len(got), turns.in.Len(), turns.order)
 		}

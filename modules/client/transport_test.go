@@ -152,6 +152,29 @@ func TestFollowComesBackWhenTheStreamBreaks(t *testing.T) {
 	}
 }
 
+// TestFollowGoesOnWithWhatHasReplacedIt, and asks again when it is told to wait.
+func TestFollowGoesOnWithWhatHasReplacedIt(t *testing.T) {
+	var first, second atomic.Int32
+	serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/t1/") {
+			first.Add(1)
+			fmt.Fprint(w, strings.Replace(event(resource.TaskReplaced), `"status":{`, `"status":{"replacedBy":"t2",`, 1))
+			return
+		}
+		if second.Add(1) == 1 {
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(http.StatusTooManyRequests)
+			return
+		}
+		fmt.Fprint(w, strings.ReplaceAll(event(resource.TaskFailed), "t1", "t2"))
+	})
+	var out, errw strings.Builder
+	code := Main(t.Context(), []string{"tasks", "follow", "t1"}, nil, &out, &errw)
+	if code != ExitFailed || !strings.Contains(errw.String(), "mp tasks show t2") || first.Load() != 1 || second.Load() != 2 {
+		t.Errorf("got code %d, %q, %q after %d and %d requests", code, out.String(), errw.String(), first.Load(), second.Load())
+	}
+}
+
 func TestFollowDetachesWhenInterrupted(t *testing.T) {
 	ctx, interrupt := context.WithCancel(t.Context())
 	serve(t, func(w http.ResponseWriter, r *http.Request) {
