@@ -1,6 +1,7 @@
 package attack
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,6 +46,8 @@ const (
 	// pause is between two requests of a kind: some a second, so that the bystander
 	// itself is no load.
 	pause = 250 * time.Millisecond
+	// spare is what may be added to twice of what something takes alone.
+	spare = 2 * time.Second
 	// fewest is how many requests of each kind are made at least.
 	fewest = 8
 )
@@ -62,6 +65,8 @@ type ask struct {
 	what   string // "B's app"
 	within time.Duration
 	do     func(ctx context.Context) error
+	fewest int  // of it are made at least; 0: as many as of the others
+	twice  bool // within is twice what it takes alone, and spare
 }
 
 // standing is what must not change.
@@ -83,18 +88,18 @@ func (s *suite) newBystander(t *testing.T) *bystander {
 	s.shop = s.workspaceID(t, datacenter.Owner, "shop")
 	n := 0
 	b := &bystander{s: s, control: ownServer(t), asks: []ask{
-		{"B's app through the balancer", answerWithin, func(ctx context.Context) error {
+		{what: "B's app through the balancer", within: answerWithin, do: func(ctx context.Context) error {
 			_, err := s.Hello(ctx, app)
 			return err
 		}},
-		{"reads of B's plane", planeWithin, func(ctx context.Context) error {
+		{what: "reads of B's plane", within: planeWithin, do: func(ctx context.Context) error {
 			return own.do(ctx, http.MethodGet, "/api/v1/namespaces/default/pods", "", "").good()
 		}},
-		{"writes of B's plane", planeWithin, func(ctx context.Context) error {
+		{what: "writes of B's plane", within: planeWithin, do: func(ctx context.Context) error {
 			n++
 			return own.patch(ctx, "merge", "/api/v1/namespaces/default/configmaps/bystander", fmt.Sprintf(`{"data":{"n":"%d"}}`, n)).good()
 		}},
-		{"the platform's API", platformWithin, func(ctx context.Context) error {
+		{what: "the platform's API", within: platformWithin, do: func(ctx context.Context) error {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL()+"/readyz", nil)
 			if err != nil {
 				return err
@@ -120,7 +125,7 @@ func (s *suite) newBystander(t *testing.T) *bystander {
 		b.before, err = s.stand(ctx, own)
 		return err
 	})
-	b.asks = append(b.asks, ask{"B's pods and machines, its plane and the server as they were", planeWithin, func(ctx context.Context) error {
+	b.asks = append(b.asks, ask{what: "B's pods and machines, its plane and the server as they were", within: planeWithin, do: func(ctx context.Context) error {
 		now, err := s.stand(ctx, own)
 		if err != nil {
 			return err
@@ -280,7 +285,11 @@ func bounded(within, control time.Duration) time.Duration { return within + min(
 func (b *bystander) goOn(t *testing.T) (stop func() []measured) {
 	t.Helper()
 	ended := make(chan struct{})
-	asks := append(slices.Clone(b.asks), ask{"a server of the test's own", time.Minute, b.control})
+	asks := append(slices.Clone(b.asks), ask{what: "a server of the test's own", within: time.Minute, do: b.control})
+	for i, a := range asks {
+		asks[i].fewest = cmp.Or(a.fewest, fewest)
+		asks[i].within = cmp.Or(a.within, answerWithin)
+	}
 	all := make([]measured, len(asks))
 	var wg sync.WaitGroup
 	for i, a := range asks {
@@ -289,7 +298,7 @@ func (b *bystander) goOn(t *testing.T) (stop func() []measured) {
 			for {
 				select {
 				case <-ended:
-					if len(m.took) >= fewest {
+					if len(m.took) >= a.fewest {
 						return
 					}
 				default:
@@ -312,9 +321,9 @@ func (b *bystander) goOn(t *testing.T) (stop func() []measured) {
 		close(ended)
 		wg.Wait()
 		control := slices.Max(all[len(b.asks)].took)
-		for i, a := range b.asks {
+		for i := range b.asks {
 			m := &all[i]
-			m.bound = bounded(a.within, control)
+			m.bound = bounded(asks[i].within, control)
 			for _, took := range m.took {
 				if took > m.bound {
 					m.errs = append(m.errs, fmt.Errorf("took %s, bound is %s", took.Round(time.Millisecond), m.bound.Round(time.Millisecond)))
@@ -325,13 +334,16 @@ func (b *bystander) goOn(t *testing.T) (stop func() []measured) {
 	}
 }
 
-// alone measures B while nobody attacks.
-func (b *bystander) alone(t *testing.T) (err error) {
+// alone measures B for so long, while nobody attacks.
+func (b *bystander) alone(t *testing.T, long time.Duration) (err error) {
 	t.Helper()
 	stop := b.goOn(t)
-	time.Sleep(10 * time.Second)
+	time.Sleep(long)
 	for i, m := range stop() {
 		t.Logf("nobody attacks: %s: %s", b.asks[i].what, m)
+		if b.asks[i].twice {
+			b.asks[i].within = 2*slices.Max(m.took) + spare
+		}
 		if len(m.errs) > 0 {
 			err = errors.Join(err, fmt.Errorf("%s: %s", b.asks[i].what, m))
 		}

@@ -65,7 +65,7 @@ func testResources(t *testing.T, s *suite) {
 	if w.planeWas = w.planeProcess(w.id); w.planeWas == "" {
 		t.Fatal("A's plane has no process")
 	}
-	if !s.control(t, "B's things are within their bounds when nobody attacks", w.by.alone(t)) {
+	if !s.control(t, "B's things are within their bounds when nobody attacks", w.by.alone(t, 10*time.Second)) {
 		return
 	}
 	for _, part := range []struct {
@@ -76,6 +76,7 @@ func testResources(t *testing.T, s *suite) {
 		{"log", w.log},
 		{"connections", w.connections},
 		{"outside", w.outside},
+		{"fair", w.fair},
 		{"objects", w.objects},
 		{"watches", w.watches},
 		{"memory", w.memory},

@@ -3,6 +3,7 @@ package attack
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -120,10 +121,13 @@ func (a *asker) bearer(t *testing.T, token, method, address, body string, header
 }
 
 func (a *asker) once(t *testing.T, token, method, address, body string, headers ...string) answer {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, address, strings.NewReader(body))
+	return a.onceWith(t.Context(), token, method, address, body, headers...)
+}
+
+func (a *asker) onceWith(ctx context.Context, token, method, address, body string, headers ...string) answer {
+	req, err := http.NewRequestWithContext(ctx, method, address, strings.NewReader(body))
 	if err != nil {
-		t.Fatal(err)
+		return answer{body: err.Error()}
 	}
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
