@@ -539,7 +539,7 @@ func TestSessionsAreBounded(t *testing.T) {
 	if _, err := id.Login(ctx, "bob@acme.example", password, source); err != nil {
 		t.Errorf("another user's login: %v", err)
 	}
-	if err := id.SetPassword(ctx, "ann@acme.example", password+"!"); err != nil {
+	if err := id.SetPassword(ctx, "ann@acme.example", password+"!", false); err != nil {
 		t.Fatal(err)
 	}
 	if left, err := store.Of[resource.Session](id.store).Keys(ctx, resource.SessionPrefix("ann@acme.example")); err != nil || len(left) != 0 {
