@@ -104,10 +104,10 @@ func (b *base) part(name string) *slog.Logger { return b.log.With("component", n
 // prepare makes this process the only one on its directories and checks what
 // the parts would otherwise die of. The caller calls release at the end.
 func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release func(), err error) {
-	// What is in the data directory is closed by itself. Who is root in a machine, and
-	// nobody here, passes through on the way to what is his.
-	for dir, mode := range map[string]os.FileMode{b.cfg.Paths.Data: 0o711, b.cfg.Paths.Run: 0o700} {
-		if err := cmp.Or(os.MkdirAll(dir, mode), os.Chmod(dir, mode)); err != nil {
+	// What is in them is closed by itself. Others pass through on the way to what is
+	// theirs: machines' root, who is nobody here, and planes, each as a user of its own.
+	for _, dir := range []string{b.cfg.Paths.Data, b.cfg.Paths.Run} {
+		if err := cmp.Or(os.MkdirAll(dir, 0o711), os.Chmod(dir, 0o711)); err != nil {
 			return nil, err
 		}
 	}

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -79,6 +80,10 @@ func (p *planes) New(
 ) (workspace.Plane, error) {
 	id := w.Status.ID
 	dir := p.cfg.Paths.Plane(id)
+	all := p.cfg.Paths.Planes() // planes pass through
+	if err := cmp.Or(os.MkdirAll(all, 0o711), os.Chmod(all, 0o711)); err != nil {
+		return nil, err
+	}
 	binary := filepath.Join(p.tree, "kube", w.Spec.KubernetesVersion, "kube")
 	if _, err := os.Stat(binary); err != nil {
 		return nil, fmt.Errorf("kubernetes %s is not in the payload of this server: %w", w.Spec.KubernetesVersion, err)
@@ -87,12 +92,12 @@ func (p *planes) New(
 	var certificate *pki.Renewer
 	if w.Spec.Datastore == resource.Etcd {
 		var err error
-		if store.Etcd, certificate, err = p.etcdDatastore(ctx, id, dir); err != nil {
+		if store.Etcd, certificate, err = p.etcdDatastore(ctx, id, dir, planeUser(w)); err != nil {
 			return nil, fmt.Errorf("datastore: %w", err)
 		}
 	}
 	return &runningPlane{planes: p, id: id, workspace: w.Key(), certificate: certificate, Plane: plane.New(plane.Config{
-		ID: id, Binary: binary, Dir: dir, Netns: network.NamespacePath(id), Cgroup: planeGroup(id),
+		ID: id, Binary: binary, Dir: dir, UID: planeUser(w), Netns: network.NamespacePath(id), Cgroup: planeGroup(id),
 		Plan:        plane.Plan{Services: plan.Services, Plane: plan.Plane},
 		ServerNames: []string{w.Status.APIHost},
 		Keys: plane.Keys{CACert: keys.CACert, CAKey: keys.CAKey, FrontProxyCACert: keys.FrontProxyCACert,
@@ -108,6 +113,10 @@ func (p *planes) New(
 		},
 	})}, nil
 }
+
+// planeUser is the host's user that a workspace's plane runs as, and nothing else
+// does: below those of the workspaces' machines, above those of people and packages.
+func planeUser(w *resource.Workspace) int { return 0x0800_0000 + int(w.Status.VNI) }
 
 // planeGroups is the control group that those of all planes are in.
 const planeGroups = "planes"
@@ -127,7 +136,7 @@ func etcdUser(id string) string { return "plane-" + id }
 
 func etcdPrefix(id string) string { return "/planes/" + id }
 
-func (p *planes) etcdDatastore(ctx context.Context, id, dir string) (plane.EtcdDatastore, *pki.Renewer, error) {
+func (p *planes) etcdDatastore(ctx context.Context, id, dir string, user int) (plane.EtcdDatastore, *pki.Renewer, error) {
 	d := plane.EtcdDatastore{Endpoints: []string{p.database.etcd.Endpoint()}, Prefix: etcdPrefix(id),
 		CAFile: filepath.Join(dir, "etcd-ca.crt"), CertFile: filepath.Join(dir, "etcd.crt"), KeyFile: filepath.Join(dir, "etcd.key")}
 	if err := p.database.etcd.EnsureUser(ctx, etcdUser(id), etcdPrefix(id)+"/"); err != nil {
@@ -137,12 +146,12 @@ func (p *planes) etcdDatastore(ctx context.Context, id, dir string) (plane.EtcdD
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return d, nil, err
 	}
-	if err := atomicfile.Write(d.CAFile, p.database.ca.CertPEM(), 0o600); err != nil {
+	if err := atomicfile.WriteGroup(d.CAFile, user, p.database.ca.CertPEM()); err != nil {
 		return d, nil, err
 	}
 	r := pki.Request{CommonName: etcdUser(id), Client: true}
 	certificate := pki.NewRenewer(pki.RenewerConfig{Name: "etcd client of " + id, Issue: pki.IssueFrom(p.database.ca, r),
-		Accept: pki.SameRequest(p.database.ca, r), CertFile: d.CertFile, KeyFile: d.KeyFile, Log: p.part("plane")})
+		Accept: pki.SameRequest(p.database.ca, r), CertFile: d.CertFile, KeyFile: d.KeyFile, GID: user, Log: p.part("plane")})
 	return d, certificate, certificate.Ensure(ctx)
 }
 

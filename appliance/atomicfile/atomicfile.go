@@ -30,9 +30,14 @@ func Write(path string, data []byte, mode fs.FileMode) error {
 	})
 }
 
-// WriteGroup is Write of a file that a group may read too.
+// WriteGroup is Write of a file for its owner, root, and a group to read; group 0 is
+// root's own.
 func WriteGroup(path string, gid int, data []byte) error {
-	return write(path, 0o640, gid, func(w io.Writer) error {
+	mode := fs.FileMode(0o640)
+	if gid == 0 {
+		mode = 0o600
+	}
+	return write(path, mode, gid, func(w io.Writer) error {
 		_, err := w.Write(data)
 		return err
 	})

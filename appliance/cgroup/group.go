@@ -123,15 +123,24 @@ func (g *Group) FD() (fd int, ok bool) {
 // LimitMemory bounds what the processes of the group take together; beyond it
 // the kernel ends one of them.
 func (g *Group) LimitMemory(bytes int64) error {
-	none := fmt.Errorf("limit memory of cgroup %s: no memory controller", g.name)
+	return g.limit("memory", bytes, "memory.max", "memory.limit_in_bytes")
+}
+
+// LimitTasks bounds how many processes and threads the group has; beyond it none
+// is made.
+func (g *Group) LimitTasks(n int) error { return g.limit("pids", int64(n), "pids.max") }
+
+// limit writes the controller's limit, whose file has another name in each version.
+func (g *Group) limit(controller string, value int64, files ...string) error {
+	none := fmt.Errorf("limit %s of cgroup %s: no such controller", controller, g.name)
 	for _, dir := range g.dirs {
-		for _, file := range []string{"memory.max", "memory.limit_in_bytes"} {
-			err := writeFile(filepath.Join(dir, file), strconv.FormatInt(bytes, 10))
+		for _, file := range files {
+			err := writeFile(filepath.Join(dir, file), strconv.FormatInt(value, 10))
 			switch {
 			case err == nil:
 				none = nil
 			case !errors.Is(err, fs.ErrNotExist):
-				return fmt.Errorf("limit memory of cgroup %s: %w", g.name, err)
+				return fmt.Errorf("limit %s of cgroup %s: %w", controller, g.name, err)
 			}
 		}
 	}

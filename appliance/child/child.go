@@ -54,6 +54,12 @@ type Config struct {
 	// A host that can't is told in the log, once per start.
 	MemoryMax int64
 
+	// TasksMax bounds the tasks in Cgroup; 0: no bound.
+	TasksMax int
+	// UID is the user and group that the child runs as, of no other group and without
+	// capabilities, which nothing that it runs can give it; 0: as we do.
+	UID int
+
 	LogFile string // also gets the output, if set
 	Log     *slog.Logger
 
@@ -199,6 +205,9 @@ func (p *Process) once(ctx context.Context, out *output) (started bool, err erro
 		Setpgid:   true,
 		Pdeathsig: syscall.SIGKILL,
 	}
+	if p.cfg.UID != 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(p.cfg.UID), Gid: uint32(p.cfg.UID)}
+	}
 
 	exited := make(chan error, 1)
 	startErr := make(chan error)
@@ -207,7 +216,10 @@ func (p *Process) once(ctx context.Context, out *output) (started bool, err erro
 		// (golang/go#27505), so this thread must live as long as the child: it is
 		// locked, and waits.
 		err := p.onThread(func() error {
-			err := p.start(cmd)
+			err := p.giveUpPrivileges()
+			if err == nil {
+				err = p.start(cmd)
+			}
 			startErr <- err
 			if err == nil {
 				p.awaitEnd(ctx, cmd.Process.Pid)
@@ -260,6 +272,12 @@ func (p *Process) onThread(fn func() error) error {
 	if p.cfg.Netns == "" {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
+		if p.cfg.UID != 0 && unix.Gettid() == unix.Getpid() {
+			// The process's first thread never ends: another gives up its privileges.
+			done := make(chan error)
+			go func() { done <- p.onThread(fn) }()
+			return <-done
+		}
 		return fn()
 	}
 	ns, err := netns.OpenPath(p.cfg.Netns)
@@ -268,6 +286,16 @@ func (p *Process) onThread(fn func() error) error {
 	}
 	defer ns.Close()
 	return ns.Do(fn)
+}
+
+// giveUpPrivileges keeps what a child of another user runs from gaining any. The
+// calling thread, which must be locked, passes that on, and ends with its goroutine.
+func (p *Process) giveUpPrivileges() error {
+	if p.cfg.UID == 0 {
+		return nil
+	}
+	runtime.LockOSThread() // once more than it is unlocked
+	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 }
 
 // start starts cmd in its cgroup.
@@ -283,6 +311,11 @@ func (p *Process) start(cmd *exec.Cmd) error {
 	if p.cfg.MemoryMax > 0 {
 		if err := group.LimitMemory(p.cfg.MemoryMax); err != nil {
 			p.cfg.Log.Warn("the child's memory has no bound", "err", err)
+		}
+	}
+	if p.cfg.TasksMax > 0 {
+		if err := group.LimitTasks(p.cfg.TasksMax); err != nil {
+			p.cfg.Log.Warn("the child's tasks have no bound", "err", err)
 		}
 	}
 	if fd, ok := group.FD(); ok {

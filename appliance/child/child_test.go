@@ -364,3 +364,59 @@ func (s *syncBuffer) String() string {
 	defer s.mu.Unlock()
 	return s.b.String()
 }
+
+func TestRunsAsAnother(t *testing.T) {
+	const uid = 0x0fff_1001
+	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := filepath.Join(dir, "status")
+	if err := os.WriteFile(out, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(out, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	cfg := sh(`cat /proc/self/status > ` + out + `; exec sleep 1000`)
+	cfg.UID = uid
+	cfg.Cgroup, cfg.TasksMax = fmt.Sprintf("mptest-%d/another", os.Getpid()), 50
+	t.Cleanup(func() {
+		if err := cgroup.Kill(context.Background(), filepath.Dir(cfg.Cgroup)); err != nil {
+			t.Error(err)
+		}
+	})
+	start(t, New(cfg))
+	var have map[string]string
+	wait.True(t, wait.Patience, "it has told who it is", func() bool {
+		data, _ := os.ReadFile(out)
+		have = map[string]string{}
+		for line := range strings.Lines(string(data)) {
+			name, value, _ := strings.Cut(line, ":")
+			have[name] = strings.Join(strings.Fields(value), " ")
+		}
+		return have["NoNewPrivs"] != "" && have["nonvoluntary_ctxt_switches"] != ""
+	})
+	for name, want := range map[string]string{
+		"Uid": fmt.Sprint(uid, " ", uid, " ", uid, " ", uid), "Gid": fmt.Sprint(uid, " ", uid, " ", uid, " ", uid), "Groups": "",
+		"CapEff": "0000000000000000", "CapPrm": "0000000000000000", "CapAmb": "0000000000000000", "NoNewPrivs": "1",
+	} {
+		if have[name] != want {
+			t.Errorf("%s is %q, want %q", name, have[name], want)
+		}
+	}
+	var own string
+	data, err := os.ReadFile("/proc/self/status")
+	if err == nil {
+		for line := range strings.Lines(string(data)) {
+			if v, ok := strings.CutPrefix(line, "NoNewPrivs:"); ok {
+				own = strings.TrimSpace(v)
+			}
+		}
+	}
+	if err != nil || own != "0" {
+		t.Errorf("we gave up privileges ourselves: %q, %v", own, err)
+	}
+}

@@ -255,7 +255,12 @@ func Failpoints() []failpoint.Point {
 // A reader can still meet a new key with an old certificate: load both into
 // memory by a Renewer where that matters.
 func WriteFiles(certFile, keyFile string, certPEM, keyPEM []byte) error {
-	if err := atomicfile.Write(keyFile, keyPEM, 0o600); err != nil {
+	return writeFiles(certFile, keyFile, 0, certPEM, keyPEM)
+}
+
+// writeFiles is WriteFiles of a key that a group may read too; group 0 is root's own.
+func writeFiles(certFile, keyFile string, gid int, certPEM, keyPEM []byte) error {
+	if err := atomicfile.WriteGroup(keyFile, gid, keyPEM); err != nil {
 		return err
 	}
 	failpoint.Reach("pki/key-written")

@@ -22,6 +22,8 @@ type RenewerConfig struct {
 	Issue IssueFunc
 	// CertFile and KeyFile keep the certificate over a restart.
 	CertFile, KeyFile string
+	// GID is the group that may read the key too, for another process; 0: root's.
+	GID int
 	// Accept says whether a certificate found in the files will do: for its names,
 	// or its authority, may have changed. Any validity in time is checked already.
 	Accept func(*x509.Certificate) bool
@@ -148,7 +150,7 @@ func (r *Renewer) renew(ctx context.Context) error {
 		pair, err = tls.X509KeyPair(certPEM, keyPEM)
 	}
 	if err == nil {
-		err = WriteFiles(r.cfg.CertFile, r.cfg.KeyFile, certPEM, keyPEM)
+		err = writeFiles(r.cfg.CertFile, r.cfg.KeyFile, r.cfg.GID, certPEM, keyPEM)
 	}
 	if err != nil {
 		return fmt.Errorf("renew certificate %s: %w", r.cfg.Name, err)

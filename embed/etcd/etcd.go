@@ -121,6 +121,10 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return fmt.Errorf("start etcd in %s: %w", s.cfg.Dir, err)
 	}
 	defer e.Close()
+	// Planes, each a user of its own, come with certificates.
+	if err := os.Chmod(s.cfg.Socket, 0o666); err != nil {
+		return fmt.Errorf("etcd: %w", err)
+	}
 
 	renewal := time.NewTicker(renewalCheck)
 	defer renewal.Stop()
@@ -180,7 +184,7 @@ func (s *Server) check() error {
 // prepareSocket makes the folder of the sockets and refuses sockets that
 // somebody serves: etcd removes whatever is in its way.
 func (s *Server) prepareSocket() error {
-	if err := os.MkdirAll(filepath.Dir(s.cfg.Socket), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(s.cfg.Socket), 0o711); err != nil {
 		return fmt.Errorf("etcd: %w", err)
 	}
 	conn, err := net.DialTimeout("unix", s.cfg.Socket, time.Second)

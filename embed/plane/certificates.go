@@ -2,9 +2,9 @@ package plane
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 
-	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/pki"
 )
 
@@ -38,7 +38,7 @@ func (p *Plane) certificates() ([]*pki.Renewer, error) {
 		"signing-ca.key":      p.cfg.Keys.SigningCAKey,
 		"service-account.key": p.cfg.Keys.ServiceAccountKey,
 	} {
-		if err := atomicfile.Write(p.path("pki", name), data, 0o600); err != nil {
+		if err := p.write(filepath.Join("pki", name), data); err != nil {
 			return nil, err
 		}
 	}
@@ -64,6 +64,7 @@ func (p *Plane) certificates() ([]*pki.Renewer, error) {
 			Issue:    pki.IssueFrom(c.ca, c.request),
 			CertFile: p.path("pki", c.name+".crt"),
 			KeyFile:  p.path("pki", c.name+".key"),
+			GID:      p.cfg.UID,
 			Accept:   pki.SameRequest(c.ca, c.request),
 			Log:      p.cfg.Log,
 		}))

@@ -1,8 +1,10 @@
 package plane
 
 import (
+	"cmp"
 	"context"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -60,6 +62,11 @@ func startEtcd(t *testing.T) (*embed.Etcd, EtcdDatastore) {
 		t.Fatal("etcd not ready")
 	}
 	cert, key = files("plane", pki.Request{CommonName: "plane", Client: true})
+	// The plane, another user, comes by here.
+	if err := cmp.Or(os.Chmod(filepath.Dir(dir), 0o711), os.Chmod(dir, 0o711), os.Chmod(filepath.Join(dir, "ca"), 0o711),
+		os.Chmod(key, 0o644), os.Chmod(socket, 0o666)); err != nil {
+		t.Fatal(err)
+	}
 	return e, EtcdDatastore{
 		Endpoints: []string{"unixs://" + socket},
 		CAFile:    filepath.Join(dir, "ca", "ca.crt"), CertFile: cert, KeyFile: key,

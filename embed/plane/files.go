@@ -1,11 +1,15 @@
 package plane
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
@@ -28,10 +32,7 @@ type object = map[string]any
 // want to be kept valid. What is there from an earlier run is written over, but
 // for certificates that are still good and the database.
 func (p *Plane) render(ctx context.Context) ([]*pki.Renewer, error) {
-	if err := os.MkdirAll(p.path("pki"), 0o700); err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(p.cfg.Dir, 0o700); err != nil {
+	if err := p.makeFolders(); err != nil {
 		return nil, err
 	}
 	certificates, err := p.certificates()
@@ -58,11 +59,36 @@ func (p *Plane) render(ctx context.Context) ([]*pki.Renewer, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		if err := atomicfile.Write(p.path(name), data, 0o600); err != nil {
+		if err := p.write(name, data); err != nil {
 			return nil, err
 		}
 	}
 	return certificates, nil
+}
+
+// makeFolders makes the folders. The plane's user reads what we write, and makes files
+// of its own beside it, the database among them; the sticky bit keeps it from putting
+// others in the place of ours, which we would write through.
+func (p *Plane) makeFolders() error {
+	for name, mode := range map[string]fs.FileMode{".": 0o770 | fs.ModeSticky, "pki": 0o750} {
+		dir := p.path(name)
+		if err := cmp.Or(os.MkdirAll(dir, 0o700), os.Chown(dir, 0, p.cfg.UID), os.Chmod(dir, mode)); err != nil {
+			return err
+		}
+	}
+	// What a plane has left that ran as another user.
+	own, err := filepath.Glob(p.path(databaseFile) + "*")
+	for _, file := range append(own, p.path(roomFile)) {
+		if e := os.Lchown(file, p.cfg.UID, p.cfg.UID); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+// write writes a file for the plane to read.
+func (p *Plane) write(name string, data []byte) error {
+	return atomicfile.WriteGroup(p.path(name), p.cfg.UID, data)
 }
 
 // kubeConfig is what `kube plane` reads: package plane of embed/kube has the type.

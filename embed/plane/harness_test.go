@@ -86,10 +86,17 @@ func newKeys(t *testing.T) Keys {
 
 func newConfig(t *testing.T, ns *netns.NS) Config {
 	t.Helper()
+	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
 	cfg := Config{
+		UID:    0x0fff_1000,
 		ID:     strings.TrimPrefix(ns.Name(), "mpt-plane-"),
 		Binary: kubeBinary(t),
-		Dir:    filepath.Join(t.TempDir(), "plane"),
+		Dir:    filepath.Join(dir, "plane"),
 		Netns:  ns.Path(),
 		Plan: Plan{
 			Services: netip.MustParsePrefix("10.43.0.0/16"),

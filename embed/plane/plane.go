@@ -36,9 +36,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
 
-	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/child"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 )
@@ -58,6 +58,9 @@ const stopTimeout = 22 * time.Second
 // Beyond, it is ended and started again, not the server with the planes of all.
 const maxMemory = 4 << 30
 
+// maxTasks is what one plane may have; some forty threads are usual.
+const maxTasks = 2048
+
 // The datastores.
 const (
 	Kine = "kine" // in the plane's process, with an SQLite file in Dir
@@ -75,7 +78,10 @@ const (
 type Config struct {
 	ID     string // of the workspace; for the log
 	Binary string // the executable kube
-	Dir    string // all files of the plane, 0700; made if need be
+	Dir    string // all files of the plane; made if need be
+	// UID is the user and group that the plane runs as, which has no capabilities and
+	// belongs to it alone. 0: as we do.
+	UID    int
 	Netns  string // path of the workspace's network namespace; "": ours
 	Cgroup string // as appliance/child takes it; "": ours
 
@@ -187,7 +193,9 @@ func New(cfg Config) *Plane {
 		Netns:  cfg.Netns,
 		Cgroup: cfg.Cgroup,
 
+		UID:         cfg.UID,
 		MemoryMax:   maxMemory,
+		TasksMax:    maxTasks,
 		LogFile:     p.path("plane.log"),
 		Log:         cfg.Log,
 		Ready:       p.Ready,
@@ -320,7 +328,7 @@ func (p *Plane) SetPodSecurity(level string) error {
 	}
 	p.level.Lock()
 	defer p.level.Unlock()
-	return atomicfile.Write(p.path(levelFile), []byte(level+"\n"), 0o600)
+	return p.write(levelFile, []byte(level+"\n"))
 }
 
 func checkLevel(level string) error {
@@ -334,7 +342,7 @@ func checkLevel(level string) error {
 // plane has last seen it: that is less than a minute old while it matters. Both
 // are 0 if the plane has not looked yet, or if nothing bounds the datastore.
 func (p *Plane) Room() (used, limit int64, err error) {
-	data, err := os.ReadFile(p.path(roomFile))
+	data, err := readOwn(p.path(roomFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, 0, nil
 	}
@@ -346,4 +354,15 @@ func (p *Plane) Room() (used, limit int64, err error) {
 		return 0, 0, fmt.Errorf("plane %s: room in its datastore: %w", p.cfg.ID, err)
 	}
 	return room.UsedBytes, room.LimitBytes, nil
+}
+
+// readOwn reads a small file that the plane has written. It is its word: a link may
+// lead anywhere, and a file may be of any size.
+func readOwn(file string) ([]byte, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 4<<10))
 }

@@ -2,6 +2,7 @@ package plane
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -481,8 +482,11 @@ func testSecretsAtRest(t *testing.T, p *Plane, platform kubernetes.Interface) {
 		info, err := os.Stat(p.path(file))
 		if err != nil {
 			t.Error(err)
-		} else if mode := info.Mode().Perm(); mode&0o077 != 0 && file != databaseFile && file != "plane.log" {
-			t.Errorf("%q has mode %o, want it for root only", file, mode)
+			continue
+		}
+		mode, gid := info.Mode().Perm(), info.Sys().(*syscall.Stat_t).Gid
+		if (mode&0o007 != 0 || int(gid) != p.cfg.UID) && file != databaseFile && file != "plane.log" {
+			t.Errorf("%q has mode %o and group %d, want it for root and the plane alone", file, mode, gid)
 		}
 	}
 }
@@ -513,7 +517,8 @@ func testRenewal(t *testing.T, p *Plane) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := pki.WriteFiles(p.path("pki", "apiserver.crt"), p.path("pki", "apiserver.key"), cert, key); err != nil {
+	if err := cmp.Or(pki.WriteFiles(p.path("pki", "apiserver.crt"), p.path("pki", "apiserver.key"), cert, key),
+		os.Chmod(p.path("pki", "apiserver.key"), 0o640), os.Chown(p.path("pki", "apiserver.key"), 0, p.cfg.UID)); err != nil {
 		t.Fatal(err)
 	}
 	pid := p.PID()
