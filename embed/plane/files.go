@@ -78,7 +78,7 @@ func (p *Plane) makeFolders() error {
 	}
 	// What a plane has left that ran as another user.
 	own, err := filepath.Glob(p.path(databaseFile) + "*")
-	for _, file := range append(own, p.path(roomFile)) {
+	for _, file := range append(own, p.path(roomFile), p.path(socketFile)) {
 		if e := os.Lchown(file, p.cfg.UID, p.cfg.UID); e != nil && !errors.Is(e, fs.ErrNotExist) {
 			err = errors.Join(err, e)
 		}
