@@ -22,6 +22,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	_ "time/tzdata" // CronJobs name time zones, and a host may have no files of them
 
 	_ "k8s.io/client-go/plugin/pkg/client/auth"           // how kubectl logs in
 	_ "k8s.io/component-base/logs/json/register"          // --logging-format=json

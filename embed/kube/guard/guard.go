@@ -41,6 +41,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/endpoints/responsewriter"
@@ -77,12 +78,15 @@ type Guard struct {
 	evaluator policy.Evaluator
 	budget    *budget.Budget
 	started   atomic.Bool
+	wrote     func(schema.GroupResource)
 }
 
 var _ admission.ValidationInterface = (*Guard)(nil)
 
-// New returns a Guard. Nil for room is a datastore without a limit.
-func New(cfg Config, room *budget.Budget) (*Guard, error) {
+// New returns a Guard. Nil for room is a datastore without a limit. wrote is told
+// which kind of object is about to be made or changed, after each check that it
+// passed; it must not block, and may be nil.
+func New(cfg Config, room *budget.Budget, wrote func(schema.GroupResource)) (*Guard, error) {
 	if cfg.LevelFile == "" || cfg.PlatformUser == "" {
 		return nil, errors.New("guard: levelFile and platformUser must be set")
 	}
@@ -91,7 +95,7 @@ func New(cfg Config, room *budget.Budget) (*Guard, error) {
 		return nil, err
 	}
 	handles := admission.NewHandler(admission.Create, admission.Update)
-	return &Guard{Handler: handles, cfg: cfg, evaluator: evaluator, budget: room}, nil
+	return &Guard{Handler: handles, cfg: cfg, evaluator: evaluator, budget: room, wrote: wrote}, nil
 }
 
 // Factory makes the Guard known to the API server. The server's own plugin
@@ -107,6 +111,10 @@ func (g *Guard) Validate(ctx context.Context, a admission.Attributes, _ admissio
 	}
 	if err != nil {
 		return admission.NewForbidden(a, err)
+	}
+	g.advise(ctx, a)
+	if g.wrote != nil && a.GetSubresource() == "" && !a.IsDryRun() {
+		g.wrote(a.GetResource().GroupResource())
 	}
 	return nil
 }

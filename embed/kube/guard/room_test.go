@@ -68,7 +68,7 @@ func TestRoom(t *testing.T) {
 	} {
 		for _, full := range []float64{0.5, 1.1, 1.3, 2, 100} {
 			g, err := New(Config{LevelFile: filepath.Join(t.TempDir(), "level"), PlatformUser: platform},
-				budget.New(budget.Config{LimitBytes: limit}, store(full*limit)))
+				budget.New(budget.Config{LimitBytes: limit}, store(full*limit)), nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -56,7 +56,8 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 	room := budget.New(cfg.Budget, store)
-	g, err := guard.New(cfg.Guard, room)
+	n := newUnserved()
+	g, err := guard.New(cfg.Guard, room, n.wrote)
 	if err != nil {
 		return err
 	}
@@ -72,6 +73,7 @@ func Run(ctx context.Context, cfg Config) error {
 			}},
 		part{name: "kube-controller-manager", run: func(ctx context.Context) error { return runControllerManager(ctx, cfg.ControllerManager) }},
 		part{name: "kube-scheduler", run: func(ctx context.Context) error { return runScheduler(ctx, cfg.Scheduler) }},
+		part{name: "unserved", run: func(ctx context.Context) error { return n.run(ctx, cfg.ControllerManager) }},
 		part{name: "memory", run: giveBack},
 		part{name: "budget", run: func(ctx context.Context) error { room.Run(ctx); <-ctx.Done(); return nil }},
 	)
