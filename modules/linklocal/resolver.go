@@ -3,6 +3,8 @@ package linklocal
 import (
 	"context"
 	"net/netip"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/miekg/dns"
@@ -12,24 +14,68 @@ const (
 	upstreamTimeout = 2 * time.Second
 	// maxQueries is how many queries of one machine may wait for an upstream.
 	maxQueries = 256
+	// serverRest is how long a server that did not answer is asked only when all
+	// others have failed too: else each name would wait for it.
+	serverRest = 30 * time.Second
 )
+
+// silent remembers which servers did not answer. It is one machine's: what a tenant
+// makes a server do counts for nobody else.
+type silent struct {
+	mu    sync.Mutex
+	until map[netip.AddrPort]time.Time
+}
+
+// order puts the servers that rest behind those that don't.
+func (s *silent) order(servers []netip.AddrPort, now time.Time) []netip.AddrPort {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rests := func(a netip.AddrPort) int {
+		if now.Before(s.until[a]) {
+			return 1
+		}
+		return 0
+	}
+	var out []netip.AddrPort
+	out = append(out, servers...)
+	slices.SortStableFunc(out, func(a, b netip.AddrPort) int { return rests(a) - rests(b) })
+	// One question at a time finds out whether a server is back.
+	if len(out) > 1 && !s.until[out[0]].IsZero() && rests(out[0]) == 0 {
+		s.until[out[0]] = now.Add(upstreamTimeout)
+	}
+	return out
+}
+
+func (s *silent) note(server netip.AddrPort, answered bool, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case answered:
+		delete(s.until, server)
+	case len(s.until) < 16 || !s.until[server].IsZero(): // sites have three
+		if s.until == nil {
+			s.until = map[netip.AddrPort]time.Time{}
+		}
+		s.until[server] = now.Add(serverRest)
+	}
+}
 
 // resolver forwards one machine's DNS queries to the site's resolvers. It keeps
 // nothing: CoreDNS, which asks for the pods, has a cache.
 func (e *Endpoints) resolver() dns.Handler {
-	slots := make(chan struct{}, maxQueries)
+	slots, quiet := make(chan struct{}, maxQueries), &silent{}
 	return dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		select {
 		case slots <- struct{}{}:
 			defer func() { <-slots }()
-			e.resolve(w, q)
+			e.resolve(w, q, quiet)
 		default:
 			refuse(w, q, dns.RcodeServerFailure, "too many queries wait for an answer")
 		}
 	})
 }
 
-func (e *Endpoints) resolve(w dns.ResponseWriter, q *dns.Msg) {
+func (e *Endpoints) resolve(w dns.ResponseWriter, q *dns.Msg, quiet *silent) {
 	if q.Opcode != dns.OpcodeQuery || len(q.Question) != 1 {
 		refuse(w, q, dns.RcodeNotImplemented, "only plain queries are forwarded")
 		return
@@ -46,7 +92,7 @@ func (e *Endpoints) resolve(w dns.ResponseWriter, q *dns.Msg) {
 		return
 	}
 	overTCP := w.RemoteAddr().Network() == "tcp"
-	answer, err := e.exchange(servers, q, overTCP)
+	answer, err := e.exchange(servers, q, overTCP, quiet)
 	if err != nil {
 		refuse(w, q, dns.RcodeServerFailure, "no resolver answered")
 		return
@@ -62,11 +108,11 @@ func (e *Endpoints) resolve(w dns.ResponseWriter, q *dns.Msg) {
 	_ = w.WriteMsg(answer) // who asked may be gone
 }
 
-// exchange asks the servers in their order.
-func (e *Endpoints) exchange(servers []netip.AddrPort, q *dns.Msg, overTCP bool) (answer *dns.Msg, err error) {
+// exchange asks the servers in their order, those that were quiet lately last.
+func (e *Endpoints) exchange(servers []netip.AddrPort, q *dns.Msg, overTCP bool, quiet *silent) (answer *dns.Msg, err error) {
 	ask := q.Copy()
 	ask.Id = dns.Id()
-	for _, s := range servers {
+	for _, s := range quiet.order(servers, time.Now()) {
 		c := &dns.Client{Net: "udp", Timeout: e.timeout, UDPSize: dns.MaxMsgSize}
 		if overTCP {
 			c.Net = "tcp"
@@ -74,6 +120,7 @@ func (e *Endpoints) exchange(servers []netip.AddrPort, q *dns.Msg, overTCP bool)
 		ctx, cancel := context.WithTimeout(context.Background(), e.timeout)
 		answer, _, err = c.ExchangeContext(ctx, ask, s.String())
 		cancel()
+		quiet.note(s, err == nil, time.Now())
 		if err == nil && answer.Rcode != dns.RcodeServerFailure {
 			return answer, nil
 		}
