@@ -93,7 +93,7 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File)
 			Cwd:  "/",
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps,
 				Effective: caps, Permitted: caps},
-			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: nofile, Soft: nofile}},
+			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: nofile, Soft: min(softOpenFiles, nofile)}},
 		},
 		Mounts: []specs.Mount{
 			kernel("proc", "/proc", "nodev"),
@@ -190,16 +190,22 @@ func device(major int64, minor *int64) specs.LinuxDeviceCgroup {
 // cores other tenants waited for more than 10 s.
 func pidsFor(memoryBytes int64) int64 { return min(max(memoryBytes>>20, 2048), 65536) }
 
-// maxOpenFiles is what a machine's processes may open: what containerd asks for
-// by default, or what we have, if we may not raise it.
+// softOpenFiles is what a machine's processes may open unless they ask for more, as on
+// any Linux. Pods inherit it: there are databases that make room for each file they
+// could open, and programs that close each. What runs the machine itself is written in
+// Go, which takes as many as it can get for itself and passes on what it had.
+const softOpenFiles = 1024
+
+// maxOpenFiles is what a machine's processes may ask for, as with Docker; or what we
+// have, if we may not raise it.
 func maxOpenFiles() uint64 {
-	const want = 1 << 20
+	const want = 524288
 	var have unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &have); err != nil {
 		return 1 << 16
 	}
 	if capable(unix.CAP_SYS_RESOURCE) {
-		return max(want, have.Max)
+		return want
 	}
 	return min(want, have.Max)
 }
