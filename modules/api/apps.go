@@ -73,13 +73,23 @@ func (a *API) appOperations() {
 	apps.get("One app")
 	apps.put("Deploy an app, or change it")
 	patch(apps, "Scale an app or change its image", func(now *resource.App, body AppPatch) {
-		set(&now.Spec.Image, body.Spec.Image)
+		if body.Spec.Image != nil {
+			now.Spec.Image, now.Spec.Release = *body.Spec.Image, 0
+		}
 		set(&now.Spec.Instances, body.Spec.Instances)
 	})
 	apps.remove("Delete an app")
 }
 
 func completeApp(now, was *resource.App) {
+	switch {
+	case was == nil:
+		now.Spec.Release = 1
+	case now.Spec.Release == 0 || now.Spec.Image != was.Spec.Image:
+		now.Spec.Release = was.Spec.Release + 1
+	default:
+		now.Spec.Release = was.Spec.Release
+	}
 	if was != nil {
 		now.Spec.Namespace = cmp.Or(now.Spec.Namespace, was.Spec.Namespace)
 	}

@@ -11,8 +11,9 @@ import (
 // NodePatch is the body of nodes.patch: what is left out stays.
 type NodePatch struct {
 	Spec struct {
-		Unschedulable *bool `json:"unschedulable,omitempty" doc:"Keeps new machines away"`
-		Lost          *bool `json:"lost,omitempty" doc:"The host will not come back"`
+		Unschedulable *bool   `json:"unschedulable,omitempty" doc:"Keeps new machines away"`
+		Lost          *bool   `json:"lost,omitempty" doc:"The host will not come back"`
+		Zone          *string `json:"zone,omitempty" maxLength:"63" doc:"What fails together: a rack, a room; empty: the host itself"`
 	} `json:"spec"`
 }
 
@@ -26,17 +27,23 @@ func (a *API) nodeOperations() {
 	}
 	nodes.list("The hosts that joined")
 	nodes.get("One host")
-	add(a, nodes.operation("patch", http.MethodPatch, "Keep new machines away from a host, or give it up").answers(http.StatusOK),
+	add(a, nodes.operation("patch", http.MethodPatch, "Cordon a host, set its zone, or give it up").answers(http.StatusOK),
 		func(ctx context.Context, in *struct {
 			Place
 			Match
 			Body NodePatch
 		}) (*Output[*resource.Node], error) {
+			if zone := in.Body.Spec.Zone; zone != nil && *zone != "" {
+				if err := resource.CheckName("zone", *zone); err != nil {
+					return nil, invalid("body.spec.zone", err.Error(), "")
+				}
+			}
 			var node *resource.Node
 			err := nodes.retry(ctx, in.Place, in.Match, func(was *resource.Node) error {
 				node = was
 				set(&node.Spec.Unschedulable, in.Body.Spec.Unschedulable)
 				set(&node.Spec.Lost, in.Body.Spec.Lost)
+				set(&node.Spec.Zone, in.Body.Spec.Zone)
 				return nodes.kind().Update(ctx, node)
 			})
 			if err != nil {

@@ -251,9 +251,27 @@ func TestApp(t *testing.T) {
 	if made.Resource.Spec.Port != 8080 || made.Resource.Spec.Namespace != "default" || made.Task == "" {
 		t.Errorf("got %+v", made)
 	}
-	s.want(http.StatusAccepted, dev, "PUT", app, `{"spec":{"image":"acme/web/hello:1","instances":2,"env":{"A":"b"},"command":[],"namespace":""}}`)
+	s.want(http.StatusAccepted, dev, "PUT", app, `{"spec":{"image":"acme/web/hello:1","instances":2,"env":{"A":"b"},"command":[],"namespace":"","release":1}}`)
 	if got := mustGet(t, store.Of[resource.App](s.store), "acme/web/shop/web"); got.Generation != 1 {
 		t.Errorf("generation %d", got.Generation)
+	}
+	// Who names the release that runs keeps it; who names none, or an image, deploys.
+	for body, want := range map[string]struct {
+		method string
+		more   int64
+	}{
+		`{"spec":{"image":"acme/web/hello:1","instances":2,"env":{"A":"b"}}}`:              {"PUT", 1},
+		`{"spec":{"image":"acme/web/hello:1","instances":2,"env":{"A":"c"},"release":%d}}`: {"PUT", 0},
+		`{"spec":{"image":"acme/web/hello:1","instances":2,"env":{"A":"b"},"release":99}}`: {"PUT", 0},
+		`{"spec":{"image":"acme/web/hello:2","instances":2,"env":{"A":"b"},"release":%d}}`: {"PUT", 1},
+		`{"spec":{"image":"acme/web/hello:1"}}`:                                            {"PATCH", 1},
+		`{"spec":{"instances":4}}`:                                                         {"PATCH", 0},
+	} {
+		was := mustGet(t, store.Of[resource.App](s.store), "acme/web/shop/web").Spec.Release
+		s.want(http.StatusAccepted, dev, want.method, app, strings.ReplaceAll(body, "%d", fmt.Sprint(was)))
+		if got := mustGet(t, store.Of[resource.App](s.store), "acme/web/shop/web").Spec.Release; got != was+want.more {
+			t.Errorf("%s %s: release %d after %d, want %d more", want.method, body, got, was, want.more)
+		}
 	}
 	scaled := into[acceptedApp](t, s.want(http.StatusAccepted, dev, "PATCH", app, `{"spec":{"instances":3}}`))
 	if got := mustGet(t, store.Of[resource.Task](s.store), resource.TaskKey(scaled.Task)); got.Spec.Operation != "app.scale" {

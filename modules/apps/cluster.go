@@ -26,9 +26,8 @@ const (
 	// one cluster, and maxPods how many pods in trouble. A tenant may put our labels on
 	// whatever he likes; slim these are 10 MiB.
 	maxObjects, maxPods = 2000, 1000
-	// maxMessage is what is kept of a message; sentence shows less. maxImage is above
-	// the longest reference.
-	maxMessage, maxImage = 500, 1000
+	// maxMessage is what is kept of a message; sentence shows less.
+	maxMessage = 500
 )
 
 // cluster is one workspace's cluster as long as it has apps: mirrors of their
@@ -125,7 +124,14 @@ func (c *Controller) changed(workspace, name string) {
 
 // slimMeta is what is kept of what all objects have.
 func slimMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
+	var finalizers []string // of what goes, for holders
+	if m.DeletionTimestamp != nil {
+		for _, f := range m.Finalizers[:min(len(m.Finalizers), 5)] {
+			finalizers = append(finalizers, mirror.Cut(f, maxMessage))
+		}
+	}
 	return metav1.ObjectMeta{
+		Finalizers:        finalizers,
 		Name:              m.Name,
 		Namespace:         m.Namespace,
 		UID:               m.UID,
@@ -144,11 +150,6 @@ func slimDeployment(o runtime.Object) *appsv1.Deployment {
 	}
 	kept := &appsv1.Deployment{ObjectMeta: slimMeta(&d.ObjectMeta)}
 	kept.Spec.Replicas = d.Spec.Replicas
-	for i := range d.Spec.Template.Spec.Containers {
-		if c := &d.Spec.Template.Spec.Containers[i]; c.Name == container {
-			kept.Spec.Template.Spec.Containers = []corev1.Container{{Name: container, Image: mirror.Cut(c.Image, maxImage)}}
-		}
-	}
 	s := &d.Status
 	kept.Status = appsv1.DeploymentStatus{
 		ObservedGeneration: s.ObservedGeneration,

@@ -80,6 +80,9 @@ type Controller struct {
 
 // New makes a Controller.
 func New(cfg Config) *Controller {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	c := &Controller{
 		cfg:            cfg,
 		clusterTimeout: clusterTimeout,

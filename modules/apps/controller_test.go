@@ -7,10 +7,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apiresource "k8s.io/apimachinery/pkg/api/resource"
@@ -69,16 +72,25 @@ func (c *clusters) set(client kubernetes.Interface, err error) {
 	c.client, c.err = client, err
 }
 
-// images has "hello:1", "hello:2" and "crash:1".
-type images struct{}
+// images has "hello:1", "hello:2" and "crash:1", and "arm:1" that doesn't fit.
+type images struct {
+	pushes *atomic.Int32 // how often all tags were pushed anew; nil: never
+}
 
-func (images) Resolve(_ context.Context, workspace, ref string) (string, error) {
+func (im images) Resolve(_ context.Context, workspace, ref string) (v resource.ImageVersion, err error) {
 	have := []string{"hello:1", "hello:2", "crash:1"}
 	i := slices.IndexFunc(have, func(h string) bool { return ref == "registry.example/acme/web/"+h })
-	if i < 0 || workspace != "acme/web/shop" {
-		return "", &NoImageError{Ref: ref, Have: have}
+	switch {
+	case ref == "registry.example/acme/web/arm:1":
+		return v, &resource.UnfitImageError{Why: "it is built for linux/arm64"}
+	case i < 0 || workspace != "acme/web/shop":
+		return v, &NoImageError{Ref: ref, Have: have}
 	}
-	return "sha256:" + strings.Repeat(fmt.Sprint(i+1), 64), nil
+	if im.pushes != nil {
+		i += len(have) * int(im.pushes.Load())
+	}
+	v.Digest, v.PushedAt = "sha256:"+strings.Repeat(fmt.Sprint(i+1), 64), time.Unix(1700000000, 0)
+	return v, nil
 }
 
 type fixture struct {
@@ -199,6 +211,11 @@ func (f *fixture) balance() {
 	}()
 }
 
+func (f *fixture) until(what string, ok func() error) {
+	f.Helper()
+	wait.For(f.T, wait.Patience, what, func(context.Context) error { return ok() })
+}
+
 func ready(a *resource.App) bool {
 	return a.Status.Phase == resource.Ready && a.Status.ObservedGeneration == a.Generation
 }
@@ -213,19 +230,21 @@ func says(condition, text string) func(*resource.App) bool {
 // TestApps leads apps through their lives in a real control plane.
 func TestApps(t *testing.T) {
 	clusters := &clusters{err: errors.New("the plane is starting")}
-	f := start(t, clusters, images{}, clusterTimeout)
+	var pushes atomic.Int32
+	f := start(t, clusters, images{&pushes}, clusterTimeout)
 	f.must(store.Of[resource.App](f.st).Create(f.ctx, newApp("hello", "helo:1")))
+	a := f.app("hello", "without an image", says(resource.AppImageFound, "There are hello:1, hello:2, crash:1."))
+	if a.Status.Phase != resource.Failed || !a.Status.Conditions.Get(resource.AppImageFound).Final {
+		t.Errorf("without an image: %+v, want it failed", a.Status)
+	}
+	f.change("hello", func(a *resource.App) { a.Spec.Image = "arm:1" })
+	f.app("hello", "unfit", says(resource.AppImageFound, "The image arm:1 can't run here: it is built for linux/arm64."))
+	f.change("hello", func(a *resource.App) { a.Spec.Image = "hello:1" })
 	f.app("hello", "waiting", says(resource.AppDeployed, "Waiting for the workspace: the plane is starting."))
 	client := startPlane(t)
 	actAsKubelet(t, client)
 	f.balance()
 	clusters.set(client, nil)
-
-	a := f.app("hello", "without an image", says(resource.AppImageFound, "There are hello:1, hello:2, crash:1."))
-	if a.Status.Phase != resource.Failed || !a.Status.Conditions.Get(resource.AppImageFound).Final {
-		t.Errorf("without an image: %+v, want it failed", a.Status)
-	}
-	f.change("hello", func(a *resource.App) { a.Spec.Image = "hello:1" })
 	a = f.app("hello", "ready", ready)
 	if a.Status.InstancesReady != 2 || a.Status.URL != "https://hello.shop.web.acme.lab.example" || !strings.HasPrefix(a.Status.ImageDigest, "sha256:111") {
 		t.Errorf("ready: %+v", a.Status)
@@ -247,13 +266,13 @@ func TestApps(t *testing.T) {
 	}
 
 	// What somebody changes behind our back comes back.
-	_, err = client.AppsV1().Deployments("default").Patch(f.ctx, "hello", types.MergePatchType, []byte(`{"spec":{"replicas":0}}`), metav1.PatchOptions{})
+	_, err = client.AppsV1().Deployments("default").Patch(f.ctx, "hello", types.MergePatchType, []byte(`{"spec":{"minReadySeconds":0,"progressDeadlineSeconds":9}}`), metav1.PatchOptions{})
 	f.must(err)
 	f.must(client.CoreV1().Services("default").Delete(f.ctx, "hello", metav1.DeleteOptions{}))
 	f.must(store.Of[resource.Route](f.st).Delete(f.ctx, route))
 	wait.For(t, wait.Patience, "the deployment, the service and the route are back", func(context.Context) error {
 		d, err := client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
-		if err != nil || *d.Spec.Replicas != 2 {
+		if err != nil || *d.Spec.ProgressDeadlineSeconds == 9 {
 			return fmt.Errorf("the deployment isn't: %v", err)
 		}
 		_, err = client.CoreV1().Services("default").Get(f.ctx, "hello", metav1.GetOptions{})
@@ -261,10 +280,40 @@ func TestApps(t *testing.T) {
 		return errors.Join(err, errRoute)
 	})
 
+	// A tag that moves on is taken by the next deployment, and by nothing else.
+	runs := func() string {
+		t.Helper()
+		d, err := client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
+		f.must(err)
+		return d.Spec.Template.Spec.Containers[0].Image[len("registry.example/acme/web/hello:1@sha256:"):]
+	}
+	pushes.Add(1)
 	f.change("hello", func(a *resource.App) { a.Spec.Instances = 3; a.Spec.Port = 9090; a.Spec.NoRoute = true })
 	a = f.app("hello", "scaled", ready)
 	if a.Status.InstancesReady != 3 || a.Status.URL != "" {
 		t.Errorf("scaled: %+v, want 3 instances and no URL", a.Status)
+	}
+	if got := runs(); got != strings.Repeat("1", 64) {
+		t.Errorf("scaled: %s runs, want what was deployed", got)
+	}
+	f.change("hello", func(a *resource.App) { a.Spec.Release++ })
+	f.app("hello", "deployed again", ready)
+	if got := runs(); got != strings.Repeat("4", 64) {
+		t.Errorf("deployed again: %s runs, want what the tag names now", got)
+	}
+
+	// Scaled in the cluster: that is what its owner wants, until he wants something else here.
+	_, err = client.AppsV1().Deployments("default").UpdateScale(f.ctx, "hello", &autoscalingv1.Scale{
+		ObjectMeta: metav1.ObjectMeta{Name: "hello", Namespace: "default"}, Spec: autoscalingv1.ScaleSpec{Replicas: 4}}, metav1.UpdateOptions{FieldManager: "kubectl"})
+	f.must(err)
+	a = f.app("hello", "scaled in the cluster", func(a *resource.App) bool { return ready(a) && a.Spec.Instances == 4 })
+	if a.Status.InstancesReady != 4 || a.Status.ScaledBy != "kubectl" || !strings.Contains(a.Status.Conditions.Get(resource.AppInstancesReady).Message, "by kubectl") {
+		t.Errorf("scaled in the cluster: %+v, want 4 instances, by kubectl", a.Status)
+	}
+	f.change("hello", func(a *resource.App) { a.Spec.Instances = 3 })
+	a = f.app("hello", "scaled here", ready)
+	if a.Status.InstancesReady != 3 || a.Status.ScaledBy != "" {
+		t.Errorf("scaled here: %+v, want 3 instances, by nobody else", a.Status)
 	}
 	if _, err := store.Of[resource.Route](f.st).Get(f.ctx, route.Name); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("the route of an app without one: %v, want none", err)
@@ -325,6 +374,64 @@ func TestApps(t *testing.T) {
 	f.app("large", "without room", says(resource.AppInstancesReady, "No machine has room"))
 	f.app("taken", "refused", says(resource.AppDeployed, "There is a Deployment taken in namespace default already"))
 	f.app("invalid", "refused", says(resource.AppDeployed, "Kubernetes refuses the app"))
+
+	// A webhook whose server has gone is named, and forgotten when it goes.
+	fail, none := admissionv1.Fail, admissionv1.SideEffectClassNone
+	hook := func(name string, op admissionv1.OperationType, resource ...string) {
+		t.Helper()
+		w := &admissionv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: name}, Webhooks: []admissionv1.ValidatingWebhook{{
+			Name: name + ".example.com", FailurePolicy: &fail, SideEffects: &none, AdmissionReviewVersions: []string{"v1"},
+			ClientConfig:   admissionv1.WebhookClientConfig{URL: new("https://127.0.0.1:1/")},
+			ObjectSelector: &metav1.LabelSelector{MatchLabels: map[string]string{labelName: "hooked"}},
+			Rules: []admissionv1.RuleWithOperations{{Operations: []admissionv1.OperationType{op},
+				Rule: admissionv1.Rule{APIGroups: []string{"*"}, APIVersions: []string{"*"}, Resources: resource}}}}}}
+		_, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(f.ctx, w, metav1.CreateOptions{})
+		f.must(err)
+	}
+	unhook := func(name string) {
+		t.Helper()
+		f.must(client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(f.ctx, name, metav1.DeleteOptions{}))
+	}
+	hook("gone", admissionv1.Create, "deployments")
+	f.until("the webhook is in force", func() error {
+		dry := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "dry", Labels: map[string]string{labelName: "hooked"}}, Spec: *mine.Spec.DeepCopy()}
+		_, err := client.AppsV1().Deployments("default").Create(f.ctx, dry, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		if err == nil {
+			return errors.New("a deployment passes")
+		}
+		return nil
+	})
+	f.must(store.Of[resource.App](f.st).Create(f.ctx, newApp("hooked", "hello:1")))
+	a = f.app("hooked", "refused", says(resource.AppDeployed, `failed calling webhook "gone.example.com"`))
+	if a.Status.Conditions.Get(resource.AppDeployed).Final || a.Status.Phase == resource.Failed {
+		t.Errorf("refused by a webhook: %+v, want it waiting", a.Status)
+	}
+	unhook("gone")
+	f.app("hooked", "ready without the webhook", ready)
+
+	// So is who is in the way of deleting.
+	hold := func(patch string) {
+		t.Helper()
+		_, err := client.CoreV1().Services("default").Patch(f.ctx, "hooked", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		f.must(err)
+	}
+	hold(`{"metadata":{"finalizers":["example.com/hold"]}}`)
+	hook("no", admissionv1.Delete, "pods")
+	f.until("the webhook is in force", func() error {
+		err := client.CoreV1().Pods("default").DeleteCollection(f.ctx, metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}},
+			metav1.ListOptions{LabelSelector: labelName + "=hooked"})
+		if err == nil {
+			return errors.New("a deletion passes")
+		}
+		return nil
+	})
+	_, err = store.Of[resource.App](f.st).MarkDeleted(f.ctx, "acme/web/shop/hooked")
+	f.must(err)
+	f.app("hooked", "held by a webhook", says(resource.AppInstancesReady, `failed calling webhook "no.example.com"`))
+	unhook("no")
+	f.app("hooked", "held by a finalizer", says(resource.AppInstancesReady, `Service default/hooked is kept by the finalizer "example.com/hold"`))
+	hold(`{"metadata":{"finalizers":null}}`)
+	f.gone("hooked")
 
 	// Deletion leaves nothing, and what is the tenant's own alone.
 	for _, name := range []string{"hello", "quota", "taken", "invalid"} {

@@ -38,6 +38,9 @@ func (c *Controller) deploy(ctx context.Context, app *resource.App) (again time.
 	if err != nil {
 		return 0, c.blocked(ctx, app, noImage(err))
 	}
+	if condition, err := c.resolve(ctx, app, ref); condition != nil {
+		return retryImage, errors.Join(err, c.blocked(ctx, app, *condition))
+	}
 	inCluster, cancel := context.WithTimeout(ctx, c.clusterTimeout)
 	defer cancel()
 	k, err := c.cluster(inCluster, app.WorkspaceKey())
@@ -45,38 +48,75 @@ func (c *Controller) deploy(ctx context.Context, app *resource.App) (again time.
 		return 0, c.unreachable(ctx, app, err)
 	}
 	there := k.find(app)
-	digest, err := c.digest(ctx, app, ref, there.deployments)
-	if none, ok := errors.AsType[*NoImageError](err); ok {
-		return retryImage, c.blocked(ctx, app, noImage(none))
+	if adopted, err := c.adoptScale(inCluster, k, app, there); adopted || err != nil {
+		return 0, c.notWritten(ctx, inCluster, app, err)
+	}
+	deployment, err := c.apply(inCluster, k, app, render(app, pinned(ref, app.Status.ImageDigest)), there)
+	if err != nil {
+		return retryImage, c.notWritten(ctx, inCluster, app, err)
+	}
+	host, route, err := c.route(ctx, app)
+	if refusal, ok := errors.AsType[*refusedError](err); ok {
+		return 0, c.blocked(ctx, app, imageFound, refusal.Condition)
 	}
 	if err != nil {
-		return 0, errors.Join(err, c.blocked(ctx, app, resource.Condition{
+		return 0, err
+	}
+	s := seen{host: host, deployment: deployment, pods: there.pods, route: route}
+	return resync, c.observe(ctx, app, status(app, s))
+}
+
+// resolve sees to it that the digest in app's status is that of its release, looking
+// the image up once for each: a tag that moved on takes effect when somebody
+// deploys, and not by chance when the app is scaled. What it found is stored before
+// it is used, so a look that is cut short changes nothing about that. A condition
+// says why there is no digest; an error with it, that looking failed.
+func (c *Controller) resolve(ctx context.Context, app *resource.App, ref string) (*resource.Condition, error) {
+	st := &app.Status
+	if st.Release == app.Spec.Release && st.ImageDigest != "" && (st.Image == app.Spec.Image || st.Image == "") {
+		return nil, nil
+	}
+	found, err := c.cfg.Images.Resolve(ctx, app.WorkspaceKey(), ref)
+	if none, ok := errors.AsType[*NoImageError](err); ok {
+		return new(noImage(none)), nil
+	}
+	if unfit, ok := errors.AsType[*resource.UnfitImageError](err); ok {
+		return new(never(resource.AppImageFound, reasonUnfit,
+			fmt.Sprintf("The image %s can't run here: %s", app.Spec.Image, sentence(unfit.Why)))), nil
+	}
+	if err != nil {
+		return &resource.Condition{
 			Type:    resource.AppImageFound,
 			Status:  resource.Unknown,
 			Reason:  reasonImageUnknown,
 			Message: sentence(err.Error()),
-		}))
+		}, err
 	}
+	st.Image, st.Release, st.ImageDigest = app.Spec.Image, app.Spec.Release, found.Digest
+	st.ImageMadeAt, st.ImagePushedAt = found.MadeAt, found.PushedAt
+	return nil, store.Of[resource.App](c.cfg.Store).Observe(ctx, app, func(now *resource.App) {
+		now.Status.Image, now.Status.Release, now.Status.ImageDigest = st.Image, st.Release, st.ImageDigest
+		now.Status.ImageMadeAt, now.Status.ImagePushedAt = st.ImageMadeAt, st.ImagePushedAt
+	})
+}
 
-	deployment, err := c.apply(inCluster, k, app, render(app, pinned(ref, digest)), there)
-	if refusal := refusalOf(err); refusal != nil {
-		return retryImage, c.blocked(ctx, app, imageFound, *refusal)
+// notWritten says as a condition why the cluster did not take what was written; it
+// is tried again. Nil for err is nothing to say.
+func (c *Controller) notWritten(ctx, inCluster context.Context, app *resource.App, err error) error {
+	if err == nil {
+		return nil
 	}
 	if late := c.late(inCluster, err); late != nil {
-		return 0, c.unreachable(ctx, app, late)
+		return c.unreachable(ctx, app, late)
 	}
-	if err != nil {
-		return 0, err
+	refusal := refusalOf(err)
+	switch {
+	case refusal == nil:
+		return c.unreachable(ctx, app, err)
+	case refusal.Final:
+		return c.blocked(ctx, app, imageFound, *refusal)
 	}
-	host, route, err := c.route(ctx, app)
-	if refusal := refusalOf(err); refusal != nil {
-		return 0, c.blocked(ctx, app, imageFound, *refusal)
-	}
-	if err != nil {
-		return 0, err
-	}
-	s := seen{digest: digest, host: host, deployment: deployment, pods: there.pods, route: route}
-	return resync, c.observe(ctx, app, status(app, s))
+	return reconcile.Expected(errors.Join(err, c.blocked(ctx, app, imageFound, *refusal)))
 }
 
 func noImage(err error) resource.Condition {
@@ -90,23 +130,6 @@ func (c *Controller) unreachable(ctx context.Context, app *resource.App, err err
 		return reconcile.Expected(err)
 	}
 	return c.waiting(ctx, app, resource.AppDeployed, err)
-}
-
-// digest is that of the running release as long as the app asks for the same
-// image: a tag that moved on takes effect when the app is deployed with another
-// reference, and not by chance when it is scaled.
-func (c *Controller) digest(
-	ctx context.Context, app *resource.App, ref string, deployments []*appsv1.Deployment,
-) (string, error) {
-	for _, d := range deployments {
-		for _, running := range d.Spec.Template.Spec.Containers {
-			was, digest, _ := strings.Cut(running.Image, "@")
-			if running.Name == container && (running.Image == ref || was == ref && digest != "") {
-				return digest, nil
-			}
-		}
-	}
-	return c.cfg.Images.Resolve(ctx, app.WorkspaceKey(), ref)
 }
 
 // apply writes the objects unless they are there as they were written last, and
@@ -220,12 +243,25 @@ func refusalOf(err error) *resource.Condition {
 	if r, ok := errors.AsType[*refusedError](err); ok {
 		return &r.Condition
 	}
-	if apierrors.IsInvalid(err) || apierrors.IsForbidden(err) ||
-		apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err) {
+	var status apierrors.APIStatus
+	switch {
+	case !errors.As(err, &status), apierrors.IsUnauthorized(err), apierrors.IsServiceUnavailable(err),
+		apierrors.IsTooManyRequests(err), apierrors.IsServerTimeout(err):
+		return nil // the cluster's own state, which passes
+	case apierrors.IsInvalid(err) || apierrors.IsForbidden(err) ||
+		apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err):
 		return new(never(resource.AppDeployed, reasonRefused, "Kubernetes refuses the app: "+sentence(err.Error())))
 	}
-	return nil
+	message := "The cluster doesn't take the app: " + sentence(err.Error())
+	if strings.Contains(status.Status().Message, "webhook") {
+		message += " " + aboutWebhooks
+	}
+	return new(not(resource.AppDeployed, reasonRefused, message))
 }
+
+// aboutWebhooks is what to do about one whose name was said.
+const aboutWebhooks = "Mend what answers for that webhook, or delete the configuration that names it: " +
+	"see `kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations`. The platform tries again by itself."
 
 // route makes the route of app what it should be: none, or one to its Service.
 func (c *Controller) route(ctx context.Context, app *resource.App) (host string, route *resource.Route, err error) {

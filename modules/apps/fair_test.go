@@ -98,8 +98,8 @@ func (b byWorkspace) Client(_ context.Context, workspace string) (kubernetes.Int
 
 type anyImage struct{}
 
-func (anyImage) Resolve(context.Context, string, string) (string, error) {
-	return "sha256:" + strings.Repeat("1", 64), nil
+func (anyImage) Resolve(context.Context, string, string) (resource.ImageVersion, error) {
+	return resource.ImageVersion{Digest: "sha256:" + strings.Repeat("0", 64)}, nil
 }
 
 // TestSlowWebhookIsItsOwnersOnly: one tenant has more apps than there are workers,

@@ -15,11 +15,11 @@ import (
 
 // Images knows the images that apps can be made of. Sources is the server.s.
 type Images interface {
-	// Resolve returns the digest, "sha256:...", of the image ref, which names its
-	// registry and a tag or digest, for an app of the workspace with that key. It
-	// is "" for an image whose digest can't be known before a machine pulls it.
-	// It is called concurrently, and not often. NoImageError: there is none.
-	Resolve(ctx context.Context, workspace, ref string) (digest string, err error)
+	// Resolve returns what the image ref, which names its registry and a tag or
+	// digest, is now, for an app of the workspace with that key. It is called
+	// concurrently, and not often. NoImageError: there is none.
+	// resource.UnfitImageError: no machine can run it.
+	Resolve(ctx context.Context, workspace, ref string) (resource.ImageVersion, error)
 }
 
 // NoImageError says that there is no such image, and what there is instead.
@@ -97,9 +97,14 @@ func pinned(ref, digest string) string {
 // Repositories are those of the platform's registry. Implemented by
 // modules/registry.
 type Repositories interface {
-	// Resolve returns the digest of a tag or digest of a repository.
-	// store.ErrNotFound: there is none.
-	Resolve(ctx context.Context, repository, ref string) (string, error)
+	// Inspect returns what a tag or digest of a repository is now.
+	// store.ErrNotFound: there is none. resource.UnfitImageError: no machine can
+	// run it.
+	Inspect(ctx context.Context, repository, ref string) (resource.ImageVersion, error)
+	// InspectUpstream is the same of a repository of an upstream with this name, for an
+	// account.
+	// Other errors say that it doesn't answer, in words for users.
+	InspectUpstream(ctx context.Context, account, upstream, repository, ref string) (resource.ImageVersion, error)
 	// List returns the repositories of an organization.
 	List(ctx context.Context, account, organization string) ([]resource.Image, error)
 }
@@ -116,8 +121,8 @@ type Sources struct {
 	BuiltinDigest func(name, tag string) (string, error)
 }
 
-// Resolve returns the digest of an image that an app is made of.
-func (s *Sources) Resolve(ctx context.Context, workspace, ref string) (digest string, err error) {
+// Resolve returns what an image that an app is made of is now.
+func (s *Sources) Resolve(ctx context.Context, workspace, ref string) (found resource.ImageVersion, err error) {
 	host, rest, _ := strings.Cut(ref, "/")
 	repository, tag := rest, ""
 	if r, d, ok := strings.Cut(rest, "@"); ok {
@@ -128,23 +133,24 @@ func (s *Sources) Resolve(ctx context.Context, workspace, ref string) (digest st
 	none := &NoImageError{Ref: ref}
 	switch {
 	case host == s.Builtin:
-		digest, err = s.BuiltinDigest(repository, tag)
+		found.Digest, err = s.BuiltinDigest(repository, tag)
 	case slices.Contains(s.Registry, host):
-		if digest, err = s.Own.Resolve(ctx, repository, tag); errors.Is(err, store.ErrNotFound) {
+		if found, err = s.Own.Inspect(ctx, repository, tag); errors.Is(err, store.ErrNotFound) {
 			var listErr error
 			if none.Have, listErr = s.tags(ctx, workspace); listErr != nil {
-				return "", listErr
+				return found, listErr
 			}
 		}
 	case slices.Contains(s.Upstreams, host):
-		return "", nil // known when a machine pulls it
+		account, _, _ := strings.Cut(workspace, "/")
+		found, err = s.Own.InspectUpstream(ctx, account, host, repository, tag)
 	default:
-		return "", none
+		return found, none
 	}
 	if errors.Is(err, store.ErrNotFound) {
-		return "", none
+		return found, none
 	}
-	return digest, err
+	return found, err
 }
 
 // tags lists what the organization of a workspace has pushed.

@@ -65,7 +65,7 @@ func render(app *resource.App, image string) objects {
 	env := []*coreapply.EnvVarApplyConfiguration{coreapply.EnvVar().WithName("PORT").WithValue(strconv.Itoa(int(port)))}
 	for _, name := range slices.Sorted(maps.Keys(app.Spec.Env)) {
 		if name != "PORT" {
-			env = append(env, coreapply.EnvVar().WithName(name).WithValue(app.Spec.Env[name]))
+			env = append(env, coreapply.EnvVar().WithName(name).WithValue(literal(app.Spec.Env[name])))
 		}
 	}
 	probe := coreapply.Probe().WithPeriodSeconds(2).WithTimeoutSeconds(2).WithFailureThreshold(3)
@@ -78,8 +78,8 @@ func render(app *resource.App, image string) objects {
 		WithName(container).
 		WithImage(image).
 		WithImagePullPolicy(corev1.PullIfNotPresent).
-		WithCommand(app.Spec.Command...).
-		WithArgs(app.Spec.Args...).
+		WithCommand(literals(app.Spec.Command)...).
+		WithArgs(literals(app.Spec.Args)...).
 		WithEnv(env...).
 		WithPorts(coreapply.ContainerPort().WithName(portName).WithContainerPort(port).WithProtocol(corev1.ProtocolTCP)).
 		WithReadinessProbe(probe).
@@ -99,13 +99,8 @@ func render(app *resource.App, image string) objects {
 		// in a manifest of his own.
 		WithAutomountServiceAccountToken(false).
 		WithEnableServiceLinks(false).
-		WithTopologySpreadConstraints(coreapply.TopologySpreadConstraint().
-			WithMaxSkew(1).
-			WithTopologyKey(corev1.LabelHostname).
-			// Two instances on one machine are better than one.
-			WithWhenUnsatisfiable(corev1.ScheduleAnyway).
-			WithLabelSelector(metaapply.LabelSelector().WithMatchLabels(labels(app))).
-			WithMatchLabelKeys("pod-template-hash")))
+		// Over zones, which are hosts where the operator names none, and machines.
+		WithTopologySpreadConstraints(spread(app, corev1.LabelTopologyZone), spread(app, corev1.LabelHostname)))
 
 	deployment := appsapply.Deployment(app.Name, namespace).WithLabels(labels(app)).WithSpec(appsapply.DeploymentSpec().
 		WithReplicas(int32(app.Spec.Instances)).
@@ -126,6 +121,28 @@ func render(app *resource.App, image string) objects {
 			WithProtocol(corev1.ProtocolTCP)))
 
 	return objects{deployment, service}
+}
+
+func spread(app *resource.App, key string) *coreapply.TopologySpreadConstraintApplyConfiguration {
+	return coreapply.TopologySpreadConstraint().
+		WithMaxSkew(1).
+		WithTopologyKey(key).
+		// Two instances on one machine are better than one.
+		WithWhenUnsatisfiable(corev1.ScheduleAnyway).
+		WithLabelSelector(metaapply.LabelSelector().WithMatchLabels(labels(app))).
+		WithMatchLabelKeys("pod-template-hash")
+}
+
+// literal is s as kubelet has to read it to make s of it: it replaces $(NAME) in
+// values and arguments, and takes $$ for $.
+func literal(s string) string { return strings.ReplaceAll(s, "$", "$$") }
+
+func literals(list []string) []string {
+	var out []string
+	for _, s := range list {
+		out = append(out, literal(s))
+	}
+	return out
 }
 
 func amountsOf(spec resource.AppSpec) corev1.ResourceList {

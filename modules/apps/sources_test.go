@@ -13,11 +13,15 @@ import (
 // pushed stands for the registry: repository:tag and digest.
 type pushed map[string]string
 
-func (p pushed) Resolve(_ context.Context, repository, ref string) (string, error) {
+func (p pushed) Inspect(_ context.Context, repository, ref string) (resource.ImageVersion, error) {
 	if d := p[repository+":"+ref]; d != "" {
-		return d, nil
+		return resource.ImageVersion{Digest: d}, nil
 	}
-	return "", fmt.Errorf("%s: no such image: %w", repository, store.ErrNotFound)
+	return resource.ImageVersion{}, fmt.Errorf("%s: no such image: %w", repository, store.ErrNotFound)
+}
+
+func (p pushed) InspectUpstream(ctx context.Context, _, upstream, repository, ref string) (resource.ImageVersion, error) {
+	return p.Inspect(ctx, upstream+"/"+repository, ref)
 }
 
 func (p pushed) List(context.Context, string, string) ([]resource.Image, error) {
@@ -27,7 +31,7 @@ func (p pushed) List(context.Context, string, string) ([]resource.Image, error) 
 func TestSources(t *testing.T) {
 	s := &Sources{
 		Registry:  []string{"192.0.2.10:5000", "registry.mp.example:5000"},
-		Own:       pushed{"acme/web/api:1": "sha256:a", "acme/web/api:sha256:b": "sha256:b"},
+		Own:       pushed{"acme/web/api:1": "sha256:a", "acme/web/api:sha256:b": "sha256:b", "docker.io/library/nginx:1": "sha256:n"},
 		Builtin:   "multipaas.internal",
 		Upstreams: []string{"docker.io"},
 		BuiltinDigest: func(name, tag string) (string, error) {
@@ -44,10 +48,12 @@ func TestSources(t *testing.T) {
 		"192.0.2.10:5000/acme/web/api:9":          "There is no image 192.0.2.10:5000/acme/web/api:9. There are api:1, api:2.",
 		"multipaas.internal/hello:1":              "sha256:h",
 		"multipaas.internal/hello:2":              "There is no image multipaas.internal/hello:2. Push it first.",
-		"docker.io/library/nginx:1":               "",
+		"docker.io/library/nginx:1":               "sha256:n",
+		"docker.io/library/nginx:2":               "There is no image docker.io/library/nginx:2. Push it first.",
 		"quay.io/x/y:1":                           "There is no image quay.io/x/y:1. Push it first.",
 	} {
-		got, err := s.Resolve(t.Context(), "acme/web/shop", ref)
+		found, err := s.Resolve(t.Context(), "acme/web/shop", ref)
+		got := found.Digest
 		if none, ok := errors.AsType[*NoImageError](err); ok {
 			got = none.Error()
 		} else if err != nil {

@@ -16,6 +16,7 @@ import (
 const (
 	reasonNoImage      = "NoSuchImage"
 	reasonImageUnknown = "ImageUnknown"
+	reasonUnfit        = "UnfitImage"
 	reasonUnreachable  = "WorkspaceNotReady"
 	reasonRefused      = "Refused"
 	reasonConflict     = "NameTaken"
@@ -35,7 +36,6 @@ const failedTimes = 3
 
 // seen is what the status of an app is made of.
 type seen struct {
-	digest     string
 	host       string // "": not routed
 	deployment *appsv1.Deployment
 	pods       []*corev1.Pod
@@ -47,7 +47,10 @@ type seen struct {
 func status(app *resource.App, s seen) resource.AppStatus {
 	st := app.Status
 	st.Conditions = slices.Clone(st.Conditions)
-	st.ImageDigest = s.digest
+	if st.InstancesApplied != app.Spec.Instances {
+		st.ScaledBy = "" // what the platform was told since
+	}
+	st.InstancesApplied = app.Spec.Instances
 	st.Host, st.URL = s.host, ""
 	if s.host != "" {
 		st.URL = "https://" + s.host
@@ -109,6 +112,9 @@ func instances(app *resource.App, d *appsv1.Deployment, pods []*corev1.Pod) reso
 	c.Message = fmt.Sprintf("%d instances are ready.", want)
 	if want == 1 {
 		c.Message = "1 instance is ready."
+	}
+	if by := app.Status.ScaledBy; by != "" && app.Status.InstancesApplied == want {
+		c.Message += fmt.Sprintf(" So many were asked for in the cluster, by %s; `mp apps scale` sets another number.", by)
 	}
 	current := s.ObservedGeneration >= d.Generation
 	if current && int(s.UpdatedReplicas) == want && int(s.AvailableReplicas) == want && int(s.Replicas) == want {

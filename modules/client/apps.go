@@ -3,10 +3,13 @@ package client
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -43,6 +46,9 @@ func (p *program) apps() noun[resource.App] {
 				return strconv.Itoa(a.Spec.Port)
 			}},
 			{head: "DIGEST", wide: true, cell: func(a *resource.App) string { return a.Status.ImageDigest }},
+			{head: "MADE", wide: true, cell: func(a *resource.App) string { return ago(a.Status.ImageMadeAt) }},
+			{head: "PUSHED", wide: true, cell: func(a *resource.App) string { return ago(a.Status.ImagePushedAt) }},
+			{head: "SCALED BY", wide: true, cell: func(a *resource.App) string { return a.Status.ScaledBy }},
 		}),
 	}
 }
@@ -56,6 +62,8 @@ func (p *program) appCommands() *command {
 			args:  "[NAME] [COMMAND]...",
 			names: apps.names,
 			about: `In an app that exists, what no flag names stays as it is; --env KEY= removes a variable.
+With --image, what the tag names now is taken, also if the app had that tag before; scaling
+and other changes keep the image that runs. Values and arguments reach the app byte for byte.
 The app gets an address below the platform's domain, unless --no-route is given.`,
 			examples: []string{
 				"mp apps deploy hello --image hello:1 --instances 2 --port 8080",
@@ -138,6 +146,8 @@ func (c *call) deploy() error {
 		} else {
 			match = []string{"If-Match", fmt.Sprintf("%q", fmt.Sprint(app.Revision))}
 		}
+		before := app
+		before.Spec.Env = maps.Clone(app.Spec.Env)
 		changed, err := c.changeApp(&app.Spec, command)
 		if err != nil {
 			return err
@@ -152,9 +162,47 @@ func (c *call) deploy() error {
 		if err != nil {
 			return err
 		}
-		subject := c.apps().subject(it)
-		return c.apps().settle(c, it.path, accepted, subject+" is being changed.", subject+" is deployed.")
+		apps := c.apps()
+		subject, address := apps.subject(it), apps.also
+		apps.also = func(now *resource.App) string { return deployed(subject, &before, now) + address(now) }
+		return apps.settle(c, it.path, accepted, subject+" is being changed.", "")
 	}
+}
+
+// deployed says what a deployment has made of an app: which image runs, and how old it
+// is. before is the app as it was; a new one has no name.
+func deployed(subject string, before, now *resource.App) string {
+	image := printable(now.Spec.Image)
+	digest := printable(now.Status.ImageDigest)
+	if digest == "" || now.Status.Release != now.Spec.Release {
+		return subject + " is deployed."
+	}
+	if strings.HasSuffix(image, digest) {
+		image = "its image"
+	}
+	age := ""
+	if t := now.Status.ImageMadeAt; !t.IsZero() {
+		age += ", made " + ago(t)
+	}
+	if t := now.Status.ImagePushedAt; !t.IsZero() {
+		age += ", pushed " + ago(t)
+	}
+	was, is := before.Spec, now.Spec
+	was.Release, is.Release = 0, 0
+	same := before.Status.ImageDigest == digest && reflect.DeepEqual(was, is)
+	if before.Name != "" && same {
+		app := strings.ToLower(subject[:1]) + subject[1:]
+		return fmt.Sprintf("Nothing has changed: %s is still %s%s, and %s runs it.", image, digest, age, app)
+	}
+	return fmt.Sprintf("%s is deployed: %s is %s%s.", subject, image, digest, age)
+}
+
+// ago is how long ago t was, in words, or "" for no time.
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return since(t) + " ago"
 }
 
 // maxDeployTries bounds how often a deployment starts over because somebody
@@ -164,6 +212,9 @@ const maxDeployTries = 10
 
 // changeApp lays the flags over spec and tells whether they say anything.
 func (c *call) changeApp(spec *resource.AppSpec, command []string) (changed bool, err error) {
+	if c.IsSet("image") {
+		spec.Release = 0 // what the tag names now
+	}
 	for flag, field := range map[string]*string{"image": &spec.Image, "namespace": &spec.Namespace, "health-path": &spec.HealthPath} {
 		if c.IsSet(flag) {
 			*field, changed = c.String(flag), true

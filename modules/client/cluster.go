@@ -80,7 +80,8 @@ is given. The platform adds the machine as soon as there is room.`,
 			names: workspaces.names,
 			about: `Writes a file of its own, ~/.kube/config-ACCOUNT-ORGANIZATION-WORKSPACE unless --file says
 otherwise, and prints the line that makes kubectl use it. It holds no secret: kubectl
-calls 'mp kube-credential' for a short-lived token, with your session.`,
+calls 'mp kube-credential' for a short-lived token, with your session. Where the platform's
+names resolve, the server in it is the workspace's own name.`,
 			examples: []string{
 				"mp cluster config-kubectl",
 				"eval \"$(mp cluster config-kubectl shop)\"",

@@ -2,9 +2,14 @@ package client
 
 import (
 	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,12 +44,40 @@ func kubeconfig(t Target, access resource.KubeAccess, executable, configDir stri
 	}
 	conf := api.NewConfig()
 	conf.CurrentContext = access.Context
+	if u, err := url.Parse(access.Server); err == nil && u.Hostname() == access.ServerName {
+		access.ServerName = "" // it is the one that is asked for anyway
+	}
 	conf.Clusters[access.Context] = &api.Cluster{
 		Server: access.Server, TLSServerName: access.ServerName, CertificateAuthorityData: []byte(access.CA),
 	}
 	conf.AuthInfos[user] = &api.AuthInfo{Exec: exec}
 	conf.Contexts[access.Context] = &api.Context{Cluster: access.Context, AuthInfo: user, Namespace: t.Namespace}
 	return clientcmd.Write(*conf)
+}
+
+// nameTimeout bounds how long the plane's name is tried: a network without it waits so
+// long at most.
+const nameTimeout = 3 * time.Second
+
+// byName is the URL that reaches the plane by its own name, or "" if that leads
+// nowhere from here, or elsewhere. With it, clients that know no tls-server-name get
+// along, as do those that are given a server beside the file and then forget it.
+func byName(ctx context.Context, access resource.KubeAccess) string {
+	u, err := url.Parse(access.Server)
+	roots := x509.NewCertPool()
+	if err != nil || access.ServerName == "" || !roots.AppendCertsFromPEM([]byte(access.CA)) {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, nameTimeout)
+	defer cancel()
+	at := net.JoinHostPort(access.ServerName, cmp.Or(u.Port(), "443"))
+	conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}).DialContext(ctx, "tcp", at)
+	if err != nil {
+		return ""
+	}
+	conn.Close()
+	u.Host = at
+	return u.String()
 }
 
 func (c *call) configKubectl() error {
@@ -55,6 +88,9 @@ func (c *call) configKubectl() error {
 	var access resource.KubeAccess
 	if err := c.get(t.at(inWorkspace, "kube"), &access); err != nil {
 		return err
+	}
+	if server := byName(c.Context.Context, access); server != "" {
+		access.Server = server
 	}
 	name := strings.ReplaceAll(t.String(), "/", "-")
 	access.Context = cmp.Or(access.Context, name)

@@ -23,6 +23,7 @@ func (p *program) nodes() noun[resource.Node] {
 			{head: "CPU", cell: used(resource.Size.CPU)},
 			{head: "MEMORY", cell: used(resource.Size.Memory)},
 			{head: "DISK", cell: used(resource.Size.Disk)},
+			{head: "ZONE", wide: true, cell: func(n *resource.Node) string { return n.Spec.Zone }},
 			{head: "ADDRESS", wide: true, cell: func(n *resource.Node) string {
 				text, _ := n.Status.Address.MarshalText() // none is no text
 				return string(text)
@@ -60,6 +61,28 @@ func (p *program) nodeCommands() *command {
 			flags:    flags(dryRunFlag(), resultFlag()),
 			run:      func(c *call) error { return c.setSchedulable(true, "takes new machines again") },
 		},
+		&command{
+			name:  "set",
+			usage: "say what fails together with a node",
+			args:  "NAME",
+			names: nodes.names,
+			about: `Clusters' nodes have the zone of their host as the label topology.kubernetes.io/zone, and
+spread their pods over zones. A host without one is a zone of its own.`,
+			examples: []string{"mp nodes set host1 --zone room-2", "mp nodes set host1 --zone ''"},
+			flags: flags(dryRunFlag(), resultFlag(),
+				&cli.StringFlag{Name: "zone", Usage: "`ZONE` of the host: a rack, a room; empty for the host itself"}),
+			run: func(c *call) error {
+				if !c.IsSet("zone") {
+					return usagef("see '"+c.path+" --help'", "%s: there is nothing to set", c.path)
+				}
+				zone := c.String("zone")
+				now := "is in zone " + printable(zone)
+				if zone == "" {
+					now = "is a zone of its own"
+				}
+				return c.setNode(map[string]any{"zone": zone}, now)
+			},
+		},
 		nodes.delete("", command{
 			name:  "remove, rm, delete",
 			usage: "move a node's machines elsewhere and remove it from the platform",
@@ -80,9 +103,12 @@ never come back: its machines are created again elsewhere, and none may run twic
 
 // setSchedulable says how it is then.
 func (c *call) setSchedulable(on bool, now string) error {
+	return c.setNode(map[string]any{"unschedulable": !on}, now)
+}
+
+func (c *call) setNode(spec map[string]any, now string) error {
 	var got resource.Node
-	body := map[string]any{"spec": map[string]any{"unschedulable": !on}}
-	if err := c.write(http.MethodPatch, apiPath("nodes", c.arg(0)), body, &got); err != nil {
+	if err := c.write(http.MethodPatch, apiPath("nodes", c.arg(0)), map[string]any{"spec": spec}, &got); err != nil {
 		return err
 	}
 	return c.nodes().printResult(c, &got, "Node %s %s.", c.arg(0), now)

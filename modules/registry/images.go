@@ -107,16 +107,6 @@ func (r *Registry) image(ctx context.Context, repository string) (resource.Image
 	return image, nil
 }
 
-// Resolve returns the digest, "sha256:...", of a tag or digest of a repository.
-// ErrNotFound: there is none.
-func (r *Registry) Resolve(ctx context.Context, repository, ref string) (string, error) {
-	if _, _, err := splitName(repository); err != nil {
-		return "", err
-	}
-	_, d, err := r.lookUp(ctx, repository, ref)
-	return d.String(), err
-}
-
 // Delete removes a tag, and its manifest if no other tag of the repository
 // points to it; or, given a digest, the manifest with all its tags. The blobs, and
 // what refers to the manifest, go with the next garbage collection. An empty ref

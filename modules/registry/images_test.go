@@ -37,32 +37,32 @@ func TestListResolveDelete(t *testing.T) {
 	}
 	want := digestOf(t, img)
 	for _, ref := range []string{"1", "2", want} {
-		if d, err := r.Resolve(ctx, "acme/web/hello", ref); err != nil || d != want {
-			t.Errorf("Resolve %s: got %s %v, want %s", ref, d, err, want)
+		if d, err := r.Inspect(ctx, "acme/web/hello", ref); err != nil || d.Digest != want || time.Since(d.PushedAt) > time.Minute {
+			t.Errorf("Inspect %s: got %v %v, want %s", ref, d, err, want)
 		}
 	}
 	for _, ref := range []string{"3", "", "../1", "sha256:" + strings.Repeat("0", 64), strings.Repeat("x", 200)} {
-		if d, err := r.Resolve(ctx, "acme/web/hello", ref); !errors.Is(err, ErrNotFound) {
-			t.Errorf("Resolve %q: got %s %v, want ErrNotFound", ref, d, err)
+		if d, err := r.Inspect(ctx, "acme/web/hello", ref); !errors.Is(err, ErrNotFound) {
+			t.Errorf("Inspect %q: got %v %v, want ErrNotFound", ref, d, err)
 		}
 	}
 	for _, name := range []string{"acme/web/none", "acme/web/../web/hello"} {
-		if d, err := r.Resolve(ctx, name, "1"); err == nil {
-			t.Errorf("Resolve in %s: got %s, want an error", name, d)
+		if d, err := r.Inspect(ctx, name, "1"); err == nil {
+			t.Errorf("Inspect in %s: got %v, want an error", name, d)
 		}
 	}
 	// A tag goes alone while another holds the manifest.
 	if err := r.Delete(ctx, "acme/web/hello", "1"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Resolve(ctx, "acme/web/hello", want); err != nil {
-		t.Errorf("Resolve after one of two tags went: %v", err)
+	if _, err := r.Inspect(ctx, "acme/web/hello", want); err != nil {
+		t.Errorf("Inspect after one of two tags went: %v", err)
 	}
 	if err := r.Delete(ctx, "acme/web/hello", "2"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Resolve(ctx, "acme/web/hello", want); !errors.Is(err, ErrNotFound) {
-		t.Errorf("Resolve after the last tag went: got %v, want ErrNotFound", err)
+	if _, err := r.Inspect(ctx, "acme/web/hello", want); !errors.Is(err, ErrNotFound) {
+		t.Errorf("Inspect after the last tag went: got %v, want ErrNotFound", err)
 	}
 	if err := r.Delete(ctx, "acme/web/hello", "2"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("Delete again: got %v, want ErrNotFound", err)
@@ -77,8 +77,8 @@ func TestListResolveDelete(t *testing.T) {
 	if err := r.Delete(ctx, "acme/web/cut", "1"); err != nil {
 		t.Errorf("Delete of what a kill has cut: %v", err)
 	}
-	if _, err := r.Resolve(ctx, "acme/web/cut", "1"); !errors.Is(err, ErrNotFound) {
-		t.Errorf("Resolve of what a kill has cut, after another Delete: %v, want ErrNotFound", err)
+	if _, err := r.Inspect(ctx, "acme/web/cut", "1"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("Inspect of what a kill has cut, after another Delete: %v, want ErrNotFound", err)
 	}
 	if err := r.Delete(ctx, "acme/web/cut", ""); err != nil {
 		t.Error(err)
@@ -188,8 +188,8 @@ func TestCollect(t *testing.T) {
 	if _, err := r.Collect(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Resolve(ctx, "acme/web/keep", digestOf(t, img)); err != nil {
-		t.Errorf("Resolve of an untagged manifest: %v", err)
+	if _, err := r.Inspect(ctx, "acme/web/keep", digestOf(t, img)); err != nil {
+		t.Errorf("Inspect of an untagged manifest: %v", err)
 	}
 	// A push that finds its blobs there and comes after the collector.
 	if err := r.Delete(ctx, "acme/web/keep", digestOf(t, img)); err != nil {

@@ -8,7 +8,7 @@
 //
 // Parties: OCI clients push and pull with tokens that the API issues; node
 // agents pull for the machines they run, by client certificate; the API and the
-// apps controller list, resolve and delete by the methods of Registry; the
+// apps controller list, inspect and delete by the methods of Registry; the
 // composition root runs it. Only that root imports this package.
 package registry
 

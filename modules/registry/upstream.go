@@ -149,9 +149,7 @@ func (u *upstream) serve(w http.ResponseWriter, r *http.Request, t target, accou
 	if _, err := reference.WithName(t.repository); err != nil {
 		return refuse(http.StatusBadRequest, "NAME_INVALID", "%q is no name of a repository", t.repository)
 	}
-	if strings.EqualFold(u.Name, dockerHub) && !strings.Contains(t.repository, "/") {
-		t.repository = "library/" + t.repository
-	}
+	t.repository = u.repository(t.repository)
 	d, err := digest.Parse(t.reference)
 	blob := t.route == v2.RouteNameBlob
 	if err != nil && (blob || strings.Contains(t.reference, ":")) {
@@ -188,6 +186,14 @@ func (u *upstream) serve(w http.ResponseWriter, r *http.Request, t target, accou
 
 // asked is for whom a repository of the upstream is asked for.
 type asked struct{ account, repository string }
+
+// repository is what the upstream calls a repository that references name.
+func (u *upstream) repository(name string) string {
+	if strings.EqualFold(u.Name, dockerHub) && !strings.Contains(name, "/") {
+		return "library/" + name
+	}
+	return name
+}
 
 // resolve asks the upstream what a tag points to now. If it does not answer,
 // the last known answer serves.

@@ -107,6 +107,13 @@ type NewJoinTokenResult struct {
 	ExpiresAt time.Time `json:"expiresAt"`
 }
 
+// ImageVersion is what a reference to an image names at some moment.
+type ImageVersion struct {
+	Digest   string    // "sha256:..."
+	MadeAt   time.Time // as the image says itself; zero: it doesn't
+	PushedAt time.Time // zero: not known
+}
+
 // Image is one repository of the registry.
 type Image struct {
 	Name      string    `json:"name" example:"acme/web/hello"`

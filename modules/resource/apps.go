@@ -21,7 +21,11 @@ type AppSpec struct {
 	// Image is a reference: "hello:1" or "ACCOUNT/ORGANIZATION/hello:1" in the
 	// platform's registry, or a full reference to an upstream registry that the
 	// operator has opened.
-	Image     string            `json:"image" example:"hello:1"`
+	Image string `json:"image" example:"hello:1"`
+	// Release counts the deployments of an image: with each, the platform looks up
+	// anew what the reference names, and holds on to that until the next. Scaling,
+	// or a change of variables, is none.
+	Release   int64             `json:"release,omitempty" minimum:"0" doc:"Counts deployments; none in a PUT is one more"`
 	Instances int               `json:"instances" minimum:"0" maximum:"1000"`
 	Port      int               `json:"port,omitempty" minimum:"1" maximum:"65535" doc:"Port the app listens on; also its PORT variable"`
 	Env       map[string]string `json:"env,omitempty"`
@@ -42,7 +46,17 @@ type AppStatus struct {
 	InstancesReady int    `json:"instancesReady"`
 	Host           string `json:"host,omitempty" example:"hello.shop.web.acme.example"`
 	URL            string `json:"url,omitempty"`
-	ImageDigest    string `json:"imageDigest,omitempty"`
+	// What the app's image was when it was deployed: ImageDigest and its times are
+	// of Image, looked up for Release.
+	Image         string    `json:"image,omitempty" doc:"The reference that the digest is of"`
+	Release       int64     `json:"release,omitempty" doc:"The release that the digest is of"`
+	ImageDigest   string    `json:"imageDigest,omitempty"`
+	ImageMadeAt   time.Time `json:"imageMadeAt,omitzero" doc:"When the image was built, as it says itself"`
+	ImagePushedAt time.Time `json:"imagePushedAt,omitzero" doc:"When it was pushed under that name"`
+	// InstancesApplied is how many the cluster was told to have. ScaledBy is who,
+	// past the platform, asked for as many as there are.
+	InstancesApplied int    `json:"instancesApplied,omitempty" doc:"How many instances the cluster was told to have"`
+	ScaledBy         string `json:"scaledBy,omitempty" doc:"Who set the number of instances in the cluster itself" example:"kubectl"`
 }
 
 // The conditions of an app, in the order they come true.

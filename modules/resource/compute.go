@@ -18,6 +18,9 @@ type Node struct {
 type NodeSpec struct {
 	// Unschedulable keeps new machines away; running ones stay.
 	Unschedulable bool `json:"unschedulable,omitempty"`
+	// Zone is what fails together with this host: a rack, a room. Machines on it have
+	// that as their nodes' topology.kubernetes.io/zone. Empty: the host is a zone.
+	Zone string `json:"zone,omitempty" doc:"What fails together: a rack, a room" example:"room-2"`
 	// Lost says that the host will not come back: when the node is removed its
 	// machines are given up without waiting for its agent.
 	Lost bool `json:"lost,omitempty" doc:"The host will not come back; give its machines up"`

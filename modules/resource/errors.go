@@ -16,6 +16,12 @@ var (
 	ErrSystemNamespace = errors.New("this namespace belongs to Kubernetes")
 )
 
+// UnfitImageError says why an image that there is can't run on a machine, as the
+// end of a sentence about it, and what to do.
+type UnfitImageError struct{ Why string }
+
+func (e *UnfitImageError) Error() string { return "the image can't run here: " + e.Why }
+
 // IsSystemNamespace says whether a namespace's name belongs to Kubernetes, which
 // reserves the prefix.
 func IsSystemNamespace(name string) bool { return strings.HasPrefix(name, "kube-") }

@@ -84,7 +84,7 @@ type Controller struct {
 
 	placing sync.Mutex // one placement at a time, so that no node is promised twice
 
-	starved sync.Map // keys of workspaces that wait for a node with room
+	starved sync.Map // keys of workspaces that wait for a node with room, and what was said of it
 	hosts   sync.Map // what matters of each node, when last seen, by name
 
 	runScope context.Context
@@ -145,7 +145,7 @@ func New(cfg Config) *Controller {
 func (c *Controller) nodeChanged(name string) {
 	now := ""
 	if n, ok := c.cfg.Nodes.Get(name); ok {
-		now = fmt.Sprint(n.Status.Address, n.Status.Phase, n.Spec.Unschedulable, n.Deleting(), n.Status.Capacity)
+		now = fmt.Sprint(n.Status.Address, n.Status.Phase, n.Spec.Unschedulable, n.Spec.Zone, n.Deleting(), n.Status.Capacity)
 	}
 	was, _ := c.hosts.Swap(name, now)
 	if now == "" {

@@ -27,9 +27,9 @@ const (
 
 // node is what is kept of a Node.
 type node struct {
-	name, podCIDR, version, address string
-	ready                           bool
-	why                             string // it is not ready; may be ""
+	name, podCIDR, zone, version, address string
+	ready                                 bool
+	why                                   string // it is not ready; may be ""
 }
 
 // namespace is what is kept of a Namespace.
@@ -56,7 +56,7 @@ func (c *Controller) followCluster(ctx context.Context, r *run, client kubernete
 		},
 		Max: maxNodes,
 		Changed: func(old, now *node) {
-			if old == nil || now == nil || old.ready != now.ready || old.podCIDR != now.podCIDR {
+			if old == nil || now == nil || old.ready != now.ready || old.podCIDR != now.podCIDR || old.zone != now.zone {
 				changed()
 			}
 		},
@@ -88,6 +88,7 @@ func slimNode(o runtime.Object) *node {
 	kept := &node{
 		name:    n.Name,
 		podCIDR: mirror.Cut(n.Spec.PodCIDR, maxText),
+		zone:    mirror.Cut(n.Labels[corev1.LabelTopologyZone], maxText),
 		version: mirror.Cut(n.Status.NodeInfo.KubeletVersion, maxText),
 	}
 	for _, a := range n.Status.Addresses {

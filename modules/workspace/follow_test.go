@@ -141,7 +141,7 @@ func TestCrowdedCluster(t *testing.T) {
 	if n := k.lists.Load(); n != asked {
 		t.Errorf("the cluster was asked %d times", n-asked)
 	}
-	if ok, why := r.node(ctx, m); !ok {
+	if ok, why := r.node(ctx, m, ""); !ok {
 		t.Errorf("the machine's node is not ready: %s", why)
 	}
 	if got := r.now().tooMany(); !strings.Contains(got, fmt.Sprintf("more than %d namespaces", maxNamespaces)) {

@@ -3,6 +3,7 @@ package workspace
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -70,9 +71,11 @@ func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
 	for missing := w.Spec.Machines - len(stay); missing > 0; missing-- {
 		node := choose(nodes, w.Spec.MachineSize, own)
 		if node == nil {
-			c.starved.Store(w.Key(), nil)
 			told, detail := shortage(nodes, missing, w.Spec.MachineSize)
-			c.cfg.Log.Warn("machines can't be placed", "workspace", w.Key(), "missing", missing, "nodes", detail)
+			// It is looked at each second while it is new: what is known needs no saying.
+			if last, known := c.starved.Swap(w.Key(), detail); !known || last != detail {
+				c.cfg.Log.Warn("machines can't be placed", "workspace", w.Key(), "missing", missing, "nodes", detail)
+			}
 			return told, nil
 		}
 		m, err := c.create(ctx, w, own, node.name)
@@ -243,7 +246,7 @@ func (c *Controller) followMachines(ctx context.Context, p *pass) error {
 			waiting = append(waiting, m.Name+" is being taken away")
 			continue
 		}
-		ok, why := p.run.node(ctx, m)
+		ok, why := p.run.node(ctx, m, c.zoneOf(p.Workspace, m))
 		if err := c.observeNode(ctx, m, ok, why); err != nil {
 			return err
 		}
@@ -264,9 +267,22 @@ func (c *Controller) followMachines(ctx context.Context, p *pass) error {
 	return nil
 }
 
+// zoneOf is the zone of the host that a machine runs on, "" if that is not known.
+// Where the operator names none, each host is one: machines that go together with it
+// don't look apart. Tenants see no hosts' names, nor whether they share one with
+// another workspace, so the host is called otherwise in each.
+func (c *Controller) zoneOf(w *resource.Workspace, m *resource.Machine) string {
+	n, ok := c.cfg.Nodes.Get(m.Spec.Node)
+	if !ok {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(w.UID + "/" + n.UID))
+	return cmp.Or(n.Spec.Zone, fmt.Sprintf("host-%x", sum[:4]))
+}
+
 // node says whether the machine's Kubernetes node is ready, and gives it its
-// pod range, which the platform decides and not the cluster.
-func (r *run) node(ctx context.Context, m *resource.Machine) (bool, string) {
+// pod range and its zone, which the platform decides and not the cluster.
+func (r *run) node(ctx context.Context, m *resource.Machine, where string) (bool, string) {
 	now := r.now()
 	if !now.serving || now.nodes == nil {
 		return false, "waiting for the plane"
@@ -275,8 +291,13 @@ func (r *run) node(ctx context.Context, m *resource.Machine) (bool, string) {
 	if n == nil {
 		return false, cmp.Or(now.tooMany(), "its kubelet has not registered yet")
 	}
-	if n.podCIDR == "" {
-		patch := fmt.Sprintf(`{"spec":{"podCIDR":%q,"podCIDRs":[%[1]q]}}`, m.Spec.PodCIDR)
+	if where == "" {
+		where = n.zone
+	}
+	if n.podCIDR == "" || n.zone != where {
+		// The range is the same ever after: Kubernetes lets it be written once.
+		patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%q}},"spec":{"podCIDR":%q,"podCIDRs":[%[3]q]}}`,
+			corev1.LabelTopologyZone, where, cmp.Or(n.podCIDR, m.Spec.PodCIDR.String()))
 		_, err := now.client.CoreV1().Nodes().Patch(ctx, m.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
 		if err != nil {
 			return false, err.Error()

@@ -45,6 +45,10 @@ func (k *cluster) serve() *httptest.Server {
 			if patch.Spec.PodCIDR != "" {
 				n.Spec.PodCIDR = patch.Spec.PodCIDR
 			}
+			if n.Labels == nil {
+				n.Labels = map[string]string{}
+			}
+			maps.Copy(n.Labels, patch.Labels)
 			n.Spec.Unschedulable = n.Spec.Unschedulable || patch.Spec.Unschedulable
 		})
 	})
@@ -162,6 +166,16 @@ func (k *cluster) register(name string) {
 	n.Name = name
 	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
 	k.put("ADDED", n)
+}
+
+// zone is what the node of this name says that it stands in.
+func (k *cluster) zone(name string) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if n := k.nodes[name]; n != nil {
+		return n.Labels[corev1.LabelTopologyZone]
+	}
+	return ""
 }
 
 func (k *cluster) names() string {

@@ -58,8 +58,8 @@ func (noCluster) Client(context.Context, string) (kubernetes.Interface, error) {
 
 type noImages struct{}
 
-func (noImages) Resolve(context.Context, string, string) (string, error) {
-	return "", errors.New("not now")
+func (noImages) Resolve(context.Context, string, string) (resource.ImageVersion, error) {
+	return resource.ImageVersion{}, errors.New("not now")
 }
 
 func startServer(m *model) *server {

@@ -390,6 +390,20 @@ func (m *model) wrongWorkspace(w *resource.Workspace, machines []*resource.Machi
 	k := m.world.clusters[w.Status.ID]
 	m.world.mu.Unlock()
 	slices.Sort(names)
+	zones, hosts := map[string]string{}, map[string]string{}
+	for _, x := range machines {
+		if k == nil {
+			break
+		}
+		zone := k.zone(x.Name)
+		if was, known := zones[x.Spec.Node]; known && was != zone || zone == "" || strings.Contains(zone, x.Spec.Node) {
+			return fmt.Sprintf("the node %s on host %s is in zone %q, another one there in %q", x.Name, x.Spec.Node, zone, was)
+		}
+		if other, known := hosts[zone]; known && other != x.Spec.Node {
+			return fmt.Sprintf("hosts %s and %s are one zone, %s", other, x.Spec.Node, zone)
+		}
+		zones[x.Spec.Node], hosts[zone] = zone, x.Spec.Node
+	}
 	if k == nil || k.names() != strings.Join(names, " ") {
 		return fmt.Sprintf("Kubernetes nodes are not the machines %v", names)
 	}
