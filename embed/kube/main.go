@@ -3,7 +3,8 @@
 //
 //	kube plane --config FILE   kine (optional), API server, controller manager, scheduler
 //	kube kubelet FLAGS         upstream's kubelet, with the machine's size as the node's
-//	kube kube-proxy FLAGS      upstream's kube-proxy
+//	kube kube-proxy FLAGS      upstream's kube-proxy; with MULTIPAAS_POLICY_DIR and
+//	                           MULTIPAAS_POLICY_KUBECONFIG, NetworkPolicies beside it
 //	kube kubectl ARGS          upstream's kubectl
 //	kube version
 //
@@ -22,6 +23,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	"time"
 	_ "time/tzdata" // CronJobs name time zones, and a host may have no files of them
 
 	_ "k8s.io/client-go/plugin/pkg/client/auth"           // how kubectl logs in
@@ -32,12 +34,14 @@ import (
 	"k8s.io/component-base/cli"
 	"k8s.io/component-base/logs"
 	"k8s.io/component-base/version"
+	"k8s.io/klog/v2"
 	"k8s.io/kubectl/pkg/cmd"
 	kubectlutil "k8s.io/kubectl/pkg/cmd/util"
 	proxyapp "k8s.io/kubernetes/cmd/kube-proxy/app"
 
 	"github.com/multipaas/multipaas/embed/kube/kubelet"
 	"github.com/multipaas/multipaas/embed/kube/plane"
+	"github.com/multipaas/multipaas/embed/kube/policy"
 )
 
 const usage = `Usage:
@@ -74,7 +78,7 @@ func run(args []string) int {
 	case "kubelet":
 		return runKubelet(rest)
 	case "kube-proxy":
-		return cli.Run(proxyapp.NewProxyCommand())
+		return runKubeProxy()
 	case "kubectl":
 		return runKubectl()
 	case "version":
@@ -123,6 +127,21 @@ func runKubelet(args []string) int {
 		return 1
 	}
 	return 0
+}
+
+func runKubeProxy() int {
+	cfg := policy.Config{Dir: os.Getenv("MULTIPAAS_POLICY_DIR"), Kubeconfig: os.Getenv("MULTIPAAS_POLICY_KUBECONFIG")}
+	if cfg.Dir != "" {
+		go func() {
+			// Until it runs no pod gets a network; Services of those that have one go on.
+			for {
+				err := policy.Run(context.Background(), cfg)
+				klog.ErrorS(err, "NetworkPolicies can't be enforced; trying again")
+				time.Sleep(time.Second)
+			}
+		}()
+	}
+	return cli.Run(proxyapp.NewProxyCommand())
 }
 
 func runKubectl() int {

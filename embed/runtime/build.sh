@@ -45,9 +45,10 @@ containers() {
 cni() {
 	plugins=github.com/containernetworking/plugins
 	flags="-X $plugins/pkg/utils/buildversion.BuildVersion=$(version $plugins)"
-	for plugin in main/bridge main/loopback meta/portmap ipam/host-local; do
+	for plugin in main/ptp main/loopback meta/portmap ipam/host-local; do
 		CGO_ENABLED=0 build "cni/${plugin#*/}" $plugins/plugins/$plugin "$flags"
 	done
+	CGO_ENABLED=0 build cni/policy ./policy ""
 }
 
 dns() {

@@ -58,10 +58,15 @@ const (
 	insideConfig   = "/etc/multipaas"
 	insideCNI      = "/opt/cni/bin"
 	insideCNIConf  = "/etc/cni/net.d"
+	policyDir      = "/run/multipaas" // where the CNI plugin and kube-proxy meet
 	containerdSock = "/run/containerd/containerd.sock"
 	initState      = "/run/multipaas-init.json"
 	searchPath     = insideRuntime + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
+
+// insideCNIName is the folder of the CNI plugins' configuration. A machine that runs
+// reads what was mounted at its start: one that has other plugins has another name.
+const insideCNIName = "cni-ptp"
 
 // bundle is the OCI runtime specification of a machine. owner is the user namespace
 // that it lives in, open until runc has started it; nil is the host's.
@@ -111,7 +116,7 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File)
 			{Type: "bind", Source: m.at("disk/kubelet"), Destination: "/var/lib/kubelet", Options: []string{"rbind", "nodev"}},
 			bind(m.at("disk/log"), "/var/log", "noexec"),
 			config("", insideConfig),
-			config("cni", insideCNIConf),
+			config(insideCNIName, insideCNIConf),
 			config("resolv.conf", "/etc/resolv.conf"),
 			config("hosts", "/etc/hosts"),
 			config("hostname", "/etc/hostname"),

@@ -46,12 +46,12 @@ func writeConfig(spec order, dir string, mtu int) error {
 		"pki/kube-proxy.key":          spec.keys.KubeProxyKey,
 	}
 	for name, o := range map[string]object{
-		"kubelet.yaml":              kubeletConfig(spec), // JSON is YAML
-		"kube-proxy.yaml":           kubeProxyConfig(spec),
-		"kubelet.kubeconfig":        kubeconfig(spec, "kubelet-client"),
-		"kube-proxy.kubeconfig":     kubeconfig(spec, "kube-proxy"),
-		"init.json":                 initConfig(spec),
-		"cni/10-multipaas.conflist": cniConfig(spec, mtu),
+		"kubelet.yaml":                           kubeletConfig(spec), // JSON is YAML
+		"kube-proxy.yaml":                        kubeProxyConfig(spec),
+		"kubelet.kubeconfig":                     kubeconfig(spec, "kubelet-client"),
+		"kube-proxy.kubeconfig":                  kubeconfig(spec, "kube-proxy"),
+		"init.json":                              initConfig(spec),
+		insideCNIName + "/10-multipaas.conflist": cniConfig(spec, mtu),
 	} {
 		b, err := json.MarshalIndent(o, "", "  ")
 		if err != nil {
@@ -170,6 +170,11 @@ func initConfig(spec order) object {
 			{
 				"name": "kube-proxy",
 				"argv": []string{insideKube, "kube-proxy", "--config=" + insideConfig + "/kube-proxy.yaml"},
+				"env": []string{
+					// It sees to NetworkPolicies too.
+					"MULTIPAAS_POLICY_DIR=" + policyDir,
+					"MULTIPAAS_POLICY_KUBECONFIG=" + insideConfig + "/kube-proxy.kubeconfig",
+				},
 				// It is ready when it has seen Services, which needs the plane: don't wait.
 				"after": []string{"containerd"},
 			},
@@ -261,22 +266,22 @@ func kubeconfig(spec order, certificate string) object {
 	}
 }
 
+// cniConfig gives each pod a link of its own, on which nobody else is: what a
+// pod sends is routed, or dropped if it is from another's address. A bridge was tried: pods
+// on it answer ARP for each other, and speak past the rules by whatever isn't IPv4.
 func cniConfig(spec order, mtu int) object {
 	return object{
 		"cniVersion": "1.0.0",
 		"name":       "multipaas",
 		"plugins": []object{
 			{
-				"type":             "bridge",
-				"bridge":           "cni0",
-				"isGateway":        true,
-				"isDefaultGateway": true,
-				"hairpinMode":      true,  // a pod reaches itself by its Service
-				"ipMasq":           false, // pods' addresses are good in the whole workspace; the host masks them at the uplink
-				"mtu":              mtu,
+				"type":   "ptp",
+				"ipMasq": false, // pods' addresses are good in the whole workspace; the host masks them at the uplink
+				"mtu":    mtu,
 				"ipam": object{
 					"type":   "host-local",
 					"ranges": [][]object{{{"subnet": spec.Machine.Spec.PodCIDR}}},
+					"routes": []object{{"dst": "0.0.0.0/0"}},
 					// Gone when the machine stops, like the pods that had the addresses.
 					"dataDir": "/run/cni/networks",
 				},
@@ -287,6 +292,8 @@ func cniConfig(spec order, mtu int) object {
 				"snat":         true,
 				"capabilities": object{"portMappings": true},
 			},
+			// The last: a pod starts once the rules for it hold.
+			{"type": "policy", "dir": policyDir},
 		},
 	}
 }

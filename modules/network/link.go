@@ -283,14 +283,14 @@ func (w *workspace) enslave(l netlink.Link) error {
 	return nil
 }
 
-// route makes a namespace a router for IPv4 and nothing for IPv6; rpFilter says
-// whether it looks where a packet should have come from. Entries of IPv6 and of
-// br_netfilter may be missing.
-func route(ns *netns.NS, rpFilter string, more map[string]string) error {
+// route makes a namespace a router for IPv4 that takes no packet from where its
+// answer would not go, and nothing for IPv6. Entries of IPv6 and of br_netfilter may
+// be missing.
+func route(ns *netns.NS, more map[string]string) error {
 	values := map[string]string{
 		"ipv4/ip_forward":                  "1",
-		"ipv4/conf/all/rp_filter":          rpFilter,
-		"ipv4/conf/default/rp_filter":      rpFilter,
+		"ipv4/conf/all/rp_filter":          "1",
+		"ipv4/conf/default/rp_filter":      "1",
 		"ipv4/conf/all/arp_ignore":         "1",
 		"ipv4/conf/all/arp_announce":       "2",
 		"ipv4/conf/all/send_redirects":     "0",

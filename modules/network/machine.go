@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/netns"
@@ -196,6 +197,9 @@ func (w *workspace) ensurePort(ns *netns.NS, m machinePort, mtu int) (netlink.Li
 	return l, nil
 }
 
+// goneMetric is higher, so worse, than that of any other route.
+const goneMetric = 1 << 20
+
 // ensureMachineLinks keeps what is inside a machine's namespace.
 func ensureMachineLinks(want wire.Network, m machinePort, mtu int) error {
 	ns, err := netns.Open(m.namespace())
@@ -208,9 +212,9 @@ func ensureMachineLinks(want wire.Network, m machinePort, mtu int) error {
 		return err
 	}
 	defer h.Close()
-	// A pod's answer to a pod on the same bridge that asked a Service must pass
-	// connection tracking to be translated back.
-	if err := route(ns, "0", map[string]string{"bridge/bridge-nf-call-iptables": "1"}); err != nil {
+	// Each pod has a link of its own, so the way back tells whose an address is: what
+	// comes from another's is dropped.
+	if err := route(ns, nil); err != nil {
 		return err
 	}
 	lo, err := get(h, "lo")
@@ -229,6 +233,12 @@ func ensureMachineLinks(want wire.Network, m machinePort, mtu int) error {
 	}
 	if err := setAddress(h, l, netip.PrefixFrom(m.Address, want.Plan.Nodes.Bits())); err != nil {
 		return err
+	}
+	// Each pod has a route of its own. For the address of one that is gone the answer
+	// is "unreachable", at once, instead of none: it would go out by the default.
+	gone := &netlink.Route{Dst: netOf(m.PodCIDR), Type: unix.RTN_UNREACHABLE, Priority: goneMetric}
+	if err := h.RouteReplace(gone); err != nil {
+		return fmt.Errorf("route for pods that are gone: %w", err)
 	}
 	others := slices.DeleteFunc(slices.Clone(want.Members), func(o wire.Member) bool { return o.Address == m.Address })
 	return setMembers(h, l, others, map[netip.Addr]string{want.Gateway.Addr(): mustMAC(want.MAC).String()},

@@ -140,7 +140,7 @@ func (n *Network) attach(want wire.Network) error {
 
 	// The rules come first, so that there is no moment without them: they speak
 	// of interfaces by name, which need not exist yet.
-	err = route(w.ns, "1", map[string]string{
+	err = route(w.ns, map[string]string{
 		"ipv4/conf/all/route_localnet": "0",
 		// Members' frames to each other are no business of the IPv4 rules, which
 		// would drop them as not addressed to the outside.

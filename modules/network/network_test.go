@@ -387,6 +387,7 @@ func TestWorkspace(t *testing.T) {
 			{"mp-" + one.id, "ip link del vxlan0"},
 			{"mp-" + one.id, "nft delete table bridge multipaas"},
 			{ns1, "ip route del 10.42.2.0/24"},
+			{ns1, "ip route del unreachable 10.42.1.0/24"},
 			{ns1, "ip route add 10.42.9.0/24 via 172.30.0.12 proto 109"},
 			{ns3, "ip link del eth0"},
 		} {
