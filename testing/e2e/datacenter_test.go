@@ -42,6 +42,7 @@ func TestDatacenter(t *testing.T) {
 		{"registry", testRegistry},
 		{"cluster", testCluster},
 		{"isolation", testIsolation},
+		{"policy", testPolicy},
 		{"input", testInput},
 		{"join", testJoin},
 		{"recovery", testRecovery},

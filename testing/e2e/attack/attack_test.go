@@ -59,6 +59,7 @@ func TestAttack(t *testing.T) {
 	}{
 		{"reach", testReach},
 		{"raw", testRaw},
+		{"neighbours", testNeighbours},
 		{"admission", testAdmission},
 		{"plane", testPlane},
 		{"dns", testDNS},

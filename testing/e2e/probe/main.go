@@ -6,7 +6,8 @@
 //	probe apiserver        HTTPS on :8443, serves probe.multipaas.test/v1
 //	probe try ADDRESS...   one line per address: "ADDRESS open|closed REASON";
 //	                       tcp:HOST:PORT, udp:HOST:PORT, http:URL
-//	probe wait             serves /healthz on :8080 until it is stopped
+//	probe wait             serves /healthz on :8080 and :8081, and says back what comes
+//	                       to UDP port 8053, until it is stopped
 //
 // The TLS key pair is read from /tls/tls.crt and /tls/tls.key.
 package main
@@ -16,6 +17,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -43,6 +45,8 @@ func run(args []string) int {
 		err = attempt.Serve(ctx, ":8443", http.HandlerFunc(aggregated), certificate, key)
 	case "wait":
 		ok := func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "ok") }
+		go func() { _ = attempt.Serve(ctx, ":8081", http.HandlerFunc(ok), "", "") }()
+		go echo(ctx)
 		err = attempt.Serve(ctx, ":8080", http.HandlerFunc(ok), "", "")
 	case "try":
 		attempt.Each(args[1:], func(target string) string { return attempt.Reach(ctx, target) })
@@ -54,6 +58,24 @@ func run(args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// echo says back what comes by UDP.
+func echo(ctx context.Context) {
+	conn, err := net.ListenPacket("udp4", ":8053")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "probe:", err)
+		return
+	}
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	buf := make([]byte, 1500)
+	for {
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		_, _ = conn.WriteTo(buf[:n], from)
+	}
 }
 
 // admit answers an AdmissionReview (admission.k8s.io/v1) with a patch that adds
