@@ -18,12 +18,6 @@ type disk struct {
 	floor int64
 }
 
-// free is what a user without privileges could still write.
-func (d disk) free() (int64, error) {
-	s, err := d.stat()
-	return int64(s.Bavail) * s.Bsize, err
-}
-
 func (d disk) stat() (s unix.Statfs_t, err error) {
 	if err := unix.Statfs(d.dir, &s); err != nil {
 		return s, fmt.Errorf("free space of %s: %w", d.dir, err)
