@@ -3,8 +3,10 @@ package client
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -38,6 +40,8 @@ func kubeconfig(t Target, access resource.KubeAccess, executable, configDir stri
 			"--account", t.Account, "--organization", t.Organization, "--workspace", t.Workspace},
 		InstallHint:     "multipaas is not where it was when this file was written: run 'mp cluster config-kubectl' again",
 		InteractiveMode: api.NeverExecInteractiveMode,
+		// The workspace's own authority tells it from a later one of its name.
+		ProvideClusterInfo: true,
 	}
 	if configDir != "" {
 		exec.Env = []api.ExecEnvVar{{Name: "MP_CONFIG", Value: configDir}}
@@ -162,14 +166,16 @@ until half of its lifetime is over.`,
 // takes a request, and kubectl may run many times a second.
 type cachedToken struct {
 	resource.KubeToken
-	// ReuseUntil is half way to the end of life. A workspace that was deleted
-	// and made anew elsewhere refuses the old token; the shorter we keep it, the
-	// sooner that heals.
+	// ReuseUntil is half way to the end of life.
 	ReuseUntil time.Time `json:"reuseUntil"`
+	// Authority is the hash of the workspace's own; "" if the caller did not say. One
+	// that was deleted and made anew under its name refuses the old token.
+	Authority string `json:"authority,omitempty"`
 }
 
 func (c *call) kubeCredential() error {
-	if err := checkExecInfo(os.Getenv("KUBERNETES_EXEC_INFO")); err != nil {
+	authority, err := readExecInfo(os.Getenv("KUBERNETES_EXEC_INFO"))
+	if err != nil {
 		return err
 	}
 	t, err := c.need(inWorkspace)
@@ -182,14 +188,14 @@ func (c *call) kubeCredential() error {
 	}
 	file := c.tokenFile(t)
 	var cached cachedToken
-	if err := readJSON(file, &cached, true); err == nil && time.Now().Before(cached.ReuseUntil) {
+	if err := readJSON(file, &cached, true); err == nil && cached.Authority == authority && time.Now().Before(cached.ReuseUntil) {
 		return c.writeExecCredential(cached.KubeToken)
 	}
 	var token resource.KubeToken
 	if err := r.do(c.Context.Context, http.MethodPost, t.at(inWorkspace, "kube", "credential"), nil, &token); err != nil {
 		return err
 	}
-	cached = cachedToken{KubeToken: token, ReuseUntil: time.Now().Add(time.Until(token.ExpiresAt) / 2)}
+	cached = cachedToken{KubeToken: token, Authority: authority, ReuseUntil: time.Now().Add(time.Until(token.ExpiresAt) / 2)}
 	if err := writeJSON(file, cached); err != nil {
 		c.note("mp: the token is not kept for the next time: %v", err)
 	}
@@ -207,20 +213,26 @@ func (c *call) dropKubeToken(t Target) error {
 	return os.RemoveAll(c.tokenFile(t))
 }
 
-// checkExecInfo refuses a caller that speaks another version of the protocol.
-func checkExecInfo(info string) error {
+// readExecInfo refuses a caller that speaks another version of the protocol. It
+// returns the hash of the authority of the workspace that the token is for, if the
+// caller says which it is.
+func readExecInfo(info string) (authority string, err error) {
 	if info == "" {
-		return nil // typed by hand
+		return "", nil // typed by hand
 	}
 	var cred clientauth.ExecCredential
 	if err := json.Unmarshal([]byte(info), &cred); err != nil {
-		return usagef("it is set by kubectl", "KUBERNETES_EXEC_INFO is not understood: %v", err)
+		return "", usagef("it is set by kubectl", "KUBERNETES_EXEC_INFO is not understood: %v", err)
 	}
 	if cred.APIVersion != execVersion || cred.Kind != "ExecCredential" {
-		return usagef("write the kubeconfig again with 'mp cluster config-kubectl'",
+		return "", usagef("write the kubeconfig again with 'mp cluster config-kubectl'",
 			"the caller wants %s %s, not %s", cred.APIVersion, cred.Kind, execVersion)
 	}
-	return nil
+	if c := cred.Spec.Cluster; c != nil && len(c.CertificateAuthorityData) > 0 {
+		sum := sha256.Sum256(c.CertificateAuthorityData)
+		authority = hex.EncodeToString(sum[:16])
+	}
+	return authority, nil
 }
 
 // credentialMargin is how long before its end a token is no longer used. client-go
