@@ -2,7 +2,9 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/multipaas/multipaas/modules/identity"
@@ -56,7 +58,24 @@ func (s *server) checkNodes(nodes *store.Cache[*resource.Node]) func(context.Con
 				err = fmt.Errorf("no report since %s", n.Status.HeartbeatAt.Format(time.RFC3339))
 			}
 			s.problems.Update(node.Silent, "node "+n.Name, err)
+			s.problems.Update(node.Differs, "node "+n.Name, differs(n))
 		}
 		s.problems.ClearOthers(node.Silent, known)
+		s.problems.ClearOthers(node.Differs, known)
 	}
+}
+
+// differs says what a node claims that was not confirmed. That its disk has grown
+// is no problem: somebody has made room.
+func differs(n *resource.Node) error {
+	var all []string
+	for _, t := range []string{resource.NodeAddressConfirmed, resource.NodeCapacityConfirmed} {
+		if c := n.Status.Conditions.Get(t); c != nil && c.Status == resource.False && c.Reason != resource.DiskGrown {
+			all = append(all, c.Message)
+		}
+	}
+	if all == nil {
+		return nil
+	}
+	return errors.New(strings.Join(all, "; "))
 }

@@ -31,6 +31,7 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/clientgo" // client metrics on /metrics
 	_ "k8s.io/component-base/metrics/prometheus/version"  // kubernetes_build_info on /metrics
 
+	"k8s.io/client-go/transport"
 	"k8s.io/component-base/cli"
 	"k8s.io/component-base/logs"
 	"k8s.io/component-base/version"
@@ -51,6 +52,11 @@ const usage = `Usage:
   kube kubectl ARGS          talk to a cluster
   kube version               say which Kubernetes this is
 `
+
+// lookAtCertificates is how often a machine's parts look whether the host's agent
+// has renewed their certificates. Those live for a day: a machine whose server was
+// away for longer has one that is no good until then, and the default is 5 min.
+const lookAtCertificates = 15 * time.Second
 
 func main() { os.Exit(run(os.Args)) }
 
@@ -76,8 +82,10 @@ func run(args []string) int {
 		}
 		return code
 	case "kubelet":
+		transport.CertCallbackRefreshDuration = lookAtCertificates
 		return runKubelet(rest)
 	case "kube-proxy":
+		transport.CertCallbackRefreshDuration = lookAtCertificates
 		return runKubeProxy()
 	case "kubectl":
 		return runKubectl()

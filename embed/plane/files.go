@@ -20,6 +20,7 @@ import (
 const (
 	configFile   = "plane.json"
 	levelFile    = "pod-security"
+	machinesFile = "machines.json"
 	databaseFile = "state.db"
 	socketFile   = "kine.sock"
 	roomFile     = "datastore.json"
@@ -99,8 +100,12 @@ func (p *Plane) kubeConfig() object {
 		"scheduler":         p.clientFlags("scheduler"),
 		"readyURL":          p.url("/readyz"),
 		"readyCA":           p.path("pki", "ca.crt"),
-		"guard":             object{"levelFile": p.path(levelFile), "platformUser": platformUser},
-		"budget":            object{"limitBytes": p.cfg.Datastore.limit(), "statusFile": p.path(roomFile)},
+		"guard": object{
+			"levelFile":    p.path(levelFile),
+			"machinesFile": p.path(machinesFile),
+			"platformUser": platformUser,
+		},
+		"budget": object{"limitBytes": p.cfg.Datastore.limit(), "statusFile": p.path(roomFile)},
 	}
 	if p.cfg.Datastore.Kind == Etcd {
 		// The platform's etcd keeps 5 minutes of history and compacts every 5.

@@ -161,6 +161,8 @@ type Plane struct {
 	process *child.Process
 	check   *http.Client
 	level   sync.Mutex // held while the level file is written
+
+	machines sync.Mutex // held while the machines' file is written
 }
 
 // New makes a Plane; Run starts it. What is wrong with cfg is said by Run.
@@ -329,6 +331,23 @@ func (p *Plane) SetPodSecurity(level string) error {
 	p.level.Lock()
 	defer p.level.Unlock()
 	return p.write(levelFile, []byte(level+"\n"))
+}
+
+// SetMachines says which machines the plane listens to, by their UIDs, from the
+// next request on; what others have under way ends within seconds. Until it was
+// called, and if the file that holds them is lost, that is none: it is called
+// before Run, for what is there is of an earlier run.
+func (p *Plane) SetMachines(uids []string) error {
+	p.machines.Lock()
+	defer p.machines.Unlock()
+	data, err := json.Marshal(uids)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(p.cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	return p.write(machinesFile, data)
 }
 
 func checkLevel(level string) error {

@@ -29,6 +29,8 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/client-go/util/flowcontrol"
+
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
@@ -70,8 +72,9 @@ type Config struct {
 type Agent struct {
 	cfg  Config
 	loop *reconcile.Loop[Ref]
-	tell chan struct{} // something to report
-	gone chan struct{} // something was taken away, or is wanted no more
+	tell chan struct{}           // something to report
+	pace flowcontrol.RateLimiter // of reports
+	gone chan struct{}           // something was taken away, or is wanted no more
 
 	mu   sync.Mutex
 	plan *plan
@@ -94,6 +97,7 @@ func New(cfg Config) *Agent {
 	a := &Agent{
 		cfg:     cfg,
 		tell:    make(chan struct{}, 1),
+		pace:    flowcontrol.NewTokenBucketRateLimiter(float32(time.Second)/float32(wire.ReportPace), wire.ReportBurst/2),
 		gone:    make(chan struct{}, 1),
 		plan:    &plan{},
 		done:    map[Ref]Progress{},
@@ -460,8 +464,11 @@ func wake(c chan struct{}) {
 	}
 }
 
-// report tells the server what is.
+// report tells the server what is, all that is news since the last time at once.
 func (a *Agent) report(ctx context.Context) error {
+	if err := a.pace.Wait(ctx); err != nil {
+		return nil // ctx is done
+	}
 	rep := a.cfg.Facts()
 	a.mu.Lock()
 	p := a.plan
@@ -483,7 +490,15 @@ func (a *Agent) report(ctx context.Context) error {
 		}
 		rep.Problems = append(rep.Problems, a.leftovers(p)...)
 	}
-	return a.cfg.Client.call(ctx, wire.ReportPath, rep, nil)
+	err := a.cfg.Client.call(ctx, wire.ReportPath, rep, nil)
+	if busy, ok := errors.AsType[busy](err); ok {
+		select {
+		case <-ctx.Done():
+		case <-time.After(busy.after): // as long as the server has asked for
+		}
+		wake(a.tell)
+	}
+	return err
 }
 
 // leftovers says what nobody wants and can't be taken away.

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -161,6 +162,14 @@ func (c *Client) call(ctx context.Context, path string, body, into any) error {
 	return readAnswer(res, into)
 }
 
+// busy is the answer of a server that wants to be asked later.
+type busy struct {
+	after time.Duration
+	text  string
+}
+
+func (b busy) Error() string { return b.text }
+
 // readAnswer reads a bounded JSON answer, or turns a problem into an error.
 func readAnswer(res *http.Response, into any) error {
 	data, err := io.ReadAll(io.LimitReader(res.Body, maxState))
@@ -177,6 +186,10 @@ func readAnswer(res *http.Response, into any) error {
 	_ = json.Unmarshal(data, &p)
 	if p.Detail == "" {
 		p.Detail = fmt.Sprintf("the server answered %s", res.Status)
+	}
+	if res.StatusCode == http.StatusTooManyRequests {
+		after, _ := strconv.Atoi(res.Header.Get("Retry-After"))
+		return busy{after: min(max(time.Duration(after)*time.Second, wire.ReportPace), time.Minute), text: p.Detail}
 	}
 	if res.StatusCode == http.StatusGone {
 		return fmt.Errorf("%w: %s", ErrRemoved, p.Detail)

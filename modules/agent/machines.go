@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -232,18 +233,15 @@ func Traces(dir string) inventory.Traces {
 // keys is the folder of a machine's keys; of no machine, the one of all.
 func (d machines) keys(uid string) string { return filepath.Join(d.Client.dir, keysFolder, uid) }
 
-// certificates returns the machine's certificates, asking the server for new
-// ones when there are none or two thirds of their life are over. When the server
-// can't be reached, old ones are used as long as they are there.
+// certificates returns the machine's certificates, asking the server for new ones
+// when there are none, or they are not this machine's, or it is time. When the
+// server can't be reached, old ones are used as long as they are there.
 func (d machines) certificates(ctx context.Context, m wire.Machine) (wire.MachineKeyPairs, error) {
 	file := filepath.Join(d.keys(m.UID), "certificates.json")
 	var c wire.MachineKeyPairs
 	data, err := os.ReadFile(file)
 	have := err == nil && json.Unmarshal(data, &c) == nil
-	if have && !slices.ContainsFunc([][]byte{c.KubeletClient, c.KubeletServing, c.KubeProxy}, func(cert []byte) bool {
-		due, err := pki.NeedsRenewal(cert, time.Now())
-		return due || err != nil
-	}) {
+	if have && named(c.KubeletClient, m.UID) && named(c.KubeProxy, m.UID) && keptSince(file) < wire.MachineCertificateRenew {
 		return c, nil
 	}
 	fresh, err := d.askCertificates(ctx, m)
@@ -265,8 +263,25 @@ func (d machines) certificates(ctx context.Context, m wire.Machine) (wire.Machin
 	return fresh, nil
 }
 
+// named says whether a certificate names the machine of this UID.
+func named(certPEM []byte, uid string) bool {
+	cert, err := pki.ParseCertificate(certPEM)
+	return err == nil && slices.Contains(cert.Subject.Organization, wire.MachineUIDPrefix+uid)
+}
+
+// keptSince is how long ago a file was written, by the clock of this host, which
+// may differ from the one that a certificate's times are of. A time to come is long
+// ago: the clock was set.
+func keptSince(file string) time.Duration {
+	info, err := os.Stat(file)
+	if err != nil || info.ModTime().After(time.Now()) {
+		return math.MaxInt64
+	}
+	return time.Since(info.ModTime())
+}
+
 func (d machines) askCertificates(ctx context.Context, m wire.Machine) (c wire.MachineKeyPairs, err error) {
-	req := wire.MachineCertificatesRequest{Machine: m.Key}
+	req := wire.MachineCertificatesRequest{Machine: m.Key, UID: m.UID}
 	for _, k := range []struct{ key, csr *[]byte }{
 		{&c.KubeletClientKey, &req.KubeletClient},
 		{&c.KubeletServingKey, &req.KubeletServing},

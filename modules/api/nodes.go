@@ -2,7 +2,9 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"net/netip"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -14,6 +16,13 @@ type NodePatch struct {
 		Unschedulable *bool   `json:"unschedulable,omitempty" doc:"Keeps new machines away"`
 		Lost          *bool   `json:"lost,omitempty" doc:"The host will not come back"`
 		Zone          *string `json:"zone,omitempty" maxLength:"63" doc:"What fails together: a rack, a room; empty: the host itself"`
+		// A host is not believed about these: what it says is taken if a sysadmin says so.
+		Address  *netip.Addr `json:"address,omitempty" doc:"Where the host is; empty: where its first report came from"`
+		Capacity struct {
+			MilliCPU    *int64 `json:"milliCPU,omitempty" minimum:"0" doc:"Thousandths of a CPU; 0: what the host had when it joined"`
+			MemoryBytes *int64 `json:"memoryBytes,omitempty" minimum:"0"`
+			DiskBytes   *int64 `json:"diskBytes,omitempty" minimum:"0"`
+		} `json:"capacity,omitempty" doc:"What of the host machines may have"`
 	} `json:"spec"`
 }
 
@@ -27,23 +36,33 @@ func (a *API) nodeOperations() {
 	}
 	nodes.list("The hosts that joined")
 	nodes.get("One host")
-	add(a, nodes.operation("patch", http.MethodPatch, "Cordon a host, set its zone, or give it up").answers(http.StatusOK),
+	change := nodes.operation("patch", http.MethodPatch, "Cordon a host, set its zone, confirm what it says, or give it up")
+	add(a, change.answers(http.StatusOK),
 		func(ctx context.Context, in *struct {
 			Place
 			Match
 			Body NodePatch
 		}) (*Output[*resource.Node], error) {
-			if zone := in.Body.Spec.Zone; zone != nil && *zone != "" {
+			spec := &in.Body.Spec
+			if zone := spec.Zone; zone != nil && *zone != "" {
 				if err := resource.CheckName("zone", *zone); err != nil {
 					return nil, invalid("body.spec.zone", err.Error(), "")
 				}
 			}
+			if ip := spec.Address; ip != nil && ip.IsValid() && (!ip.Is4() || !ip.IsGlobalUnicast()) {
+				return nil, invalid("body.spec.address", fmt.Sprintf("%v is no IPv4 address that a host can have", ip),
+					"Give the address by which the other hosts reach it.")
+			}
 			var node *resource.Node
 			err := nodes.retry(ctx, in.Place, in.Match, func(was *resource.Node) error {
 				node = was
-				set(&node.Spec.Unschedulable, in.Body.Spec.Unschedulable)
-				set(&node.Spec.Lost, in.Body.Spec.Lost)
-				set(&node.Spec.Zone, in.Body.Spec.Zone)
+				set(&node.Spec.Unschedulable, spec.Unschedulable)
+				set(&node.Spec.Lost, spec.Lost)
+				set(&node.Spec.Zone, spec.Zone)
+				set(&node.Spec.Address, spec.Address)
+				set(&node.Spec.Capacity.MilliCPU, spec.Capacity.MilliCPU)
+				set(&node.Spec.Capacity.MemoryBytes, spec.Capacity.MemoryBytes)
+				set(&node.Spec.Capacity.DiskBytes, spec.Capacity.DiskBytes)
 				return nodes.kind().Update(ctx, node)
 			})
 			if err != nil {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"net/http"
+	"net/netip"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -39,7 +40,7 @@ func (p *program) nodes() noun[resource.Node] {
 
 func (p *program) nodeCommands() *command {
 	nodes := p.nodes()
-	return group("nodes, node", "list, show, cordon and remove the platform's hosts (for sysadmins)",
+	return group("nodes, node", "list, show, cordon, set and remove the platform's hosts (for sysadmins)",
 		nodes.list(help("list the nodes, and how much of each is allocated", "mp nodes list", "mp nodes list -o wide")),
 		nodes.show(help("show a node", "mp nodes show host1")),
 		&command{
@@ -63,25 +64,28 @@ func (p *program) nodeCommands() *command {
 		},
 		&command{
 			name:  "set",
-			usage: "say what fails together with a node",
+			usage: "set a node's zone, and confirm what it says of itself",
 			args:  "NAME",
 			names: nodes.names,
 			about: `Clusters' nodes have the zone of their host as the label topology.kubernetes.io/zone, and
-spread their pods over zones. A host without one is a zone of its own.`,
-			examples: []string{"mp nodes set host1 --zone room-2", "mp nodes set host1 --zone ''"},
-			flags: flags(dryRunFlag(), resultFlag(),
-				&cli.StringFlag{Name: "zone", Usage: "`ZONE` of the host: a rack, a room; empty for the host itself"}),
-			run: func(c *call) error {
-				if !c.IsSet("zone") {
-					return usagef("see '"+c.path+" --help'", "%s: there is nothing to set", c.path)
-				}
-				zone := c.String("zone")
-				now := "is in zone " + printable(zone)
-				if zone == "" {
-					now = "is a zone of its own"
-				}
-				return c.setNode(map[string]any{"zone": zone}, now)
+spread their pods over zones. A host without one is a zone of its own.
+
+A node is at the address from which its first report came, and machines get no more of it
+than it had then. What it says since is not taken at its word, but shown: in
+'mp nodes show', and among the problems of 'multipaas status' on the server. If the host has
+moved or grown, say so here.`,
+			examples: []string{
+				"mp nodes set host1 --zone room-2", "mp nodes set host1 --zone ''",
+				"mp nodes set host1 --address 192.0.2.17", "mp nodes set host1 --memory 256Gi --disk 4Ti",
 			},
+			flags: flags(dryRunFlag(), resultFlag(), []cli.Flag{
+				&cli.StringFlag{Name: "zone", Usage: "`ZONE` of the host: a rack, a room; empty for the host itself"},
+				&cli.StringFlag{Name: "address", Usage: "`ADDRESS` by which the other hosts reach it"},
+				&cli.StringFlag{Name: "cpu", Usage: "`CPUS` that its machines may have: 64"},
+				&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` that its machines may have: 256Gi"},
+				&cli.StringFlag{Name: "disk", Usage: "disk `SIZE` that its machines may have: 4Ti"},
+			}),
+			run: (*call).setNode,
 		},
 		nodes.delete("", command{
 			name:  "remove, rm, delete",
@@ -101,12 +105,44 @@ never come back: its machines are created again elsewhere, and none may run twic
 	)
 }
 
-// setSchedulable says how it is then.
-func (c *call) setSchedulable(on bool, now string) error {
-	return c.setNode(map[string]any{"unschedulable": !on}, now)
+// setNode sets the zone, and confirms an address and a capacity.
+func (c *call) setNode() error {
+	spec, now := map[string]any{}, []string{}
+	if zone := c.String("zone"); c.IsSet("zone") {
+		spec["zone"] = zone
+		if now = append(now, "is in zone "+printable(zone)); zone == "" {
+			now[0] = "is a zone of its own"
+		}
+	}
+	if text := c.String("address"); text != "" {
+		address, err := netip.ParseAddr(text)
+		if err != nil {
+			return usagef("write it like 192.0.2.17", "--address %q is not an address", text)
+		}
+		spec["address"] = address
+	}
+	capacity, err := amounts(c)
+	if err != nil {
+		return err
+	}
+	if len(capacity) > 0 {
+		spec["capacity"] = capacity
+	}
+	if len(spec) == 0 {
+		return usagef("see '"+c.path+" --help'", "%s: there is nothing to set", c.path)
+	}
+	if spec["address"] != nil || spec["capacity"] != nil {
+		now = append(now, "is taken for that from its next report on, within seconds")
+	}
+	return c.patchNode(spec, strings.Join(now, ", and "))
 }
 
-func (c *call) setNode(spec map[string]any, now string) error {
+// setSchedulable says how it is then.
+func (c *call) setSchedulable(on bool, now string) error {
+	return c.patchNode(map[string]any{"unschedulable": !on}, now)
+}
+
+func (c *call) patchNode(spec map[string]any, now string) error {
 	var got resource.Node
 	if err := c.write(http.MethodPatch, apiPath("nodes", c.arg(0)), map[string]any{"spec": spec}, &got); err != nil {
 		return err

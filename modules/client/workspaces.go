@@ -98,22 +98,29 @@ func (c *call) newWorkspace() (any, error) {
 		KubernetesVersion: c.String("kubernetes-version"),
 		Datastore:         resource.Datastore(c.String("datastore")),
 		Machines:          c.Int("machines"),
-		MachineSize:       map[string]int64{},
 		PodSecurity:       c.String("pod-security"),
 	}
 	if err := checkMachines(spec.Machines); err != nil {
 		return nil, err
 	}
+	var err error
+	spec.MachineSize, err = amounts(c)
+	return spec, err
+}
+
+// amounts are what is given of a size, as the API names it.
+func amounts(c *call) (map[string]int64, error) {
+	size := map[string]int64{}
 	for flag, field := range map[string]string{"cpu": "milliCPU", "memory": "memoryBytes", "disk": "diskBytes"} {
 		n, err := amount(c, flag)
 		if err != nil {
 			return nil, err
 		}
 		if n > 0 {
-			spec.MachineSize[field] = n
+			size[field] = n
 		}
 	}
-	return spec, nil
+	return size, nil
 }
 
 func checkMachines(n int) error {

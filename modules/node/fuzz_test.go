@@ -79,7 +79,7 @@ func FuzzAgentAPI(f *testing.F) {
 	seed(1, wire.Report{Address: netip.MustParseAddr("::1")})
 	seed(1, wire.Report{Address: netip.MustParseAddr("192.0.2.11"), Capacity: resource.Size{MilliCPU: -1 << 63}})
 	seed(2, map[string]any{"csr": csr})
-	seed(3, wire.MachineCertificatesRequest{Machine: mine.Key(), KubeletClient: csr, KubeletServing: csr, KubeProxy: csr})
+	seed(3, wire.MachineCertificatesRequest{Machine: mine.Key(), UID: mine.UID, KubeletClient: csr, KubeletServing: csr, KubeProxy: csr})
 	seed(3, wire.MachineCertificatesRequest{Machine: "acme/web/shop/../../x", KubeletClient: csr})
 	f.Add(byte(1), `{"address":"192.0.2.11","problems":[{"type":"x","status":"`+strings.Repeat("S", 100<<10)+`"}]}`)
 	f.Add(byte(3), "{}")
@@ -96,6 +96,7 @@ func FuzzAgentAPI(f *testing.F) {
 		if path != "join" {
 			r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{cert}}}
 		}
+		r.RemoteAddr = "192.0.2.11:9"
 		w := httptest.NewRecorder()
 		began := time.Now()
 		hub.ServeHTTP(w, r)
@@ -108,6 +109,9 @@ func FuzzAgentAPI(f *testing.F) {
 		n, err := store.Of[resource.Node](db).Get(ctx, "n1")
 		if err != nil {
 			t.Fatal(err)
+		}
+		if a := n.Status.Address; a.IsValid() && a.String() != "192.0.2.11" {
+			t.Errorf("a node is taken to be at %v", a)
 		}
 		kept, err := json.Marshal(n)
 		if err != nil || len(kept) > maxNode {
@@ -123,7 +127,7 @@ func FuzzAgentAPI(f *testing.F) {
 			t.Errorf("a machine that shall stay is removed: %+v, %v", got, err)
 		}
 		if w.Code == http.StatusOK {
-			checkSigned(t, path, body, w.Body.Bytes(), ca)
+			checkSigned(t, path, body, w.Body.Bytes(), ca, mine.UID)
 		} else if path == "join" && w.Code == http.StatusBadRequest && toks.used {
 			t.Errorf("a join that could not succeed has used its token: %q", body)
 		}
@@ -134,7 +138,7 @@ func FuzzAgentAPI(f *testing.F) {
 
 // checkSigned looks at the certificates in an answer: they name whom the
 // platform's records name.
-func checkSigned(t *testing.T, path, body string, answer []byte, ca *pki.CA) {
+func checkSigned(t *testing.T, path, body string, answer []byte, ca *pki.CA, uid string) {
 	t.Helper()
 	check := func(text []byte, name, organization string) {
 		t.Helper()
@@ -172,7 +176,7 @@ func checkSigned(t *testing.T, path, body string, answer []byte, ca *pki.CA) {
 		}
 		check(res.KubeletClient, "system:node:shop-1", "system:nodes")
 		check(res.KubeletServing, "system:node:shop-1", "system:nodes")
-		check(res.KubeProxy, "system:kube-proxy", "")
+		check(res.KubeProxy, "system:kube-proxy", wire.MachineUIDPrefix+uid)
 	}
 }
 

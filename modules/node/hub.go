@@ -13,6 +13,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -23,9 +24,10 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
+
+	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
@@ -57,6 +59,7 @@ type HubConfig struct {
 	Keys        *store.Cache[*resource.WorkspaceKeys]
 	Registry    string // host:port
 	UpstreamDNS []netip.AddrPort
+	Pace        time.Duration // how often a node may report; 0: wire.ReportPace
 }
 
 // Tokens redeems join tokens.
@@ -75,13 +78,14 @@ type Hub struct {
 	mux *http.ServeMux
 
 	mu      sync.Mutex
-	changed chan struct{}     // closed and replaced when anything an agent is told may have changed
-	places  map[string]string // UID and address of each node, by name
+	changed chan struct{}                      // closed and replaced when anything an agent is told may have changed
+	places  map[string]string                  // UID and address of each node, by name
+	paces   map[string]flowcontrol.RateLimiter // of each node's reports, by name
 }
 
 // NewHub makes a Hub.
 func NewHub(cfg HubConfig) *Hub {
-	h := &Hub{cfg: cfg, changed: make(chan struct{}), places: map[string]string{}}
+	h := &Hub{cfg: cfg, changed: make(chan struct{}), places: map[string]string{}, paces: map[string]flowcontrol.RateLimiter{}}
 	cfg.Nodes.OnChange(h.nodeChanged)
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })
@@ -91,7 +95,7 @@ func NewHub(cfg HubConfig) *Hub {
 		reply(h, w, r, func(req wire.JoinRequest) (*wire.JoinResponse, error) { return h.join(r.Context(), req, r.RemoteAddr) })
 	})
 	h.mux.HandleFunc("GET "+wire.StatePath, h.asNode(h.state))
-	h.mux.HandleFunc("POST "+wire.ReportPath, asked(h, h.report))
+	h.mux.HandleFunc("POST "+wire.ReportPath, h.asNode(h.takeReport))
 	h.mux.HandleFunc("POST "+wire.CertificatePath, asked(h, h.renew))
 	h.mux.HandleFunc("POST "+wire.MachineCertificatesPath, asked(h, h.machineCertificates))
 	h.mux.HandleFunc("POST "+wire.LeavePath, asked(h, h.leave))
@@ -109,12 +113,13 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *Hub) nodeChanged(name string) {
 	place := ""
 	if n, ok := h.cfg.Nodes.Get(name); ok {
-		place = n.UID + " " + n.Status.Address.String()
+		place = fmt.Sprint(n.UID, " ", n.Status.Address, " ", n.Gone())
 	}
 	h.mu.Lock()
 	same := h.places[name] == place
 	if place == "" {
 		delete(h.places, name)
+		delete(h.paces, name)
 	} else {
 		h.places[name] = place
 	}
@@ -141,6 +146,19 @@ func (h *Hub) waitChange() <-chan struct{} {
 type refusal struct {
 	status int
 	text   string
+}
+
+// pace says whether a node may report now.
+func (h *Hub) pace(node string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	limit := h.paces[node]
+	if limit == nil {
+		perSecond := float32(time.Second) / float32(cmp.Or(h.cfg.Pace, wire.ReportPace))
+		limit = flowcontrol.NewTokenBucketRateLimiter(perSecond, wire.ReportBurst)
+		h.paces[node] = limit
+	}
+	return limit.TryAccept()
 }
 
 func (r refusal) Error() string { return r.text }
@@ -254,11 +272,11 @@ func unusable(err error) refusal {
 	return refusal{http.StatusBadRequest, "the certificate request is not usable: " + err.Error()}
 }
 
-// belongs says whether a verified client certificate is the node's. Another node
-// of its name has another UID.
+// belongs says whether a verified client certificate is the node's, and counts.
+// Another node of its name has another UID.
 func belongs(cert *x509.Certificate, node *resource.Node) bool {
 	of := cert.Subject.Organization
-	return slices.Contains(of, wire.NodesOrganization) && slices.Contains(of, wire.NodeUIDPrefix+node.UID)
+	return !node.Gone() && slices.Contains(of, wire.NodesOrganization) && slices.Contains(of, wire.NodeUIDPrefix+node.UID)
 }
 
 func (h *Hub) asNode(serve func(http.ResponseWriter, *http.Request, *resource.Node)) http.HandlerFunc {
@@ -328,8 +346,8 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 				}
 			}
 		}
-		if now, ok := h.cfg.Nodes.Get(node.Name); ok && now.UID != node.UID {
-			return // removed, and another one joined under its name
+		if now, ok := h.cfg.Nodes.Get(node.Name); ok && (now.UID != node.UID || now.Gone()) {
+			return // removed, and maybe another one has joined under its name
 		} else if !ok && last != "" {
 			if _, err := store.Of[resource.Node](h.cfg.Store).Get(r.Context(), node.Name); errors.Is(err, store.ErrNotFound) {
 				return // removed: the agent's next request is told so
@@ -391,138 +409,6 @@ func (h *Hub) stateOf(node *resource.Node) *wire.State {
 	return state
 }
 
-// What a node may have the store keep: a heartbeat is written every ten seconds.
-const (
-	maxText  = 1024
-	maxItems = 16
-)
-
-// clip shortens what an agent says.
-func clip(s string) string {
-	if len(s) > maxText {
-		s = s[:maxText]
-	}
-	return strings.ToValidUTF8(s, "")
-}
-
-// nothing is what an agent is told that only has to know that it was heard.
-type nothing struct{}
-
-// report takes down what an agent sees. A heartbeat costs one write of the
-// node; machines are written only when something about them changed.
-func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report) (nothing, error) {
-	if err := h.checkAddress(node, rep.Address); err != nil {
-		return nothing{}, err
-	}
-	_, err := store.Of[resource.Node](h.cfg.Store).Modify(ctx, node.Name, func(n *resource.Node) error {
-		if n.UID != node.UID {
-			return store.ErrNotFound
-		}
-		note(n, rep)
-		return nil
-	})
-	if errors.Is(err, store.ErrNotFound) { // since a moment ago: the cache has not heard of it
-		return nothing{}, refusal{http.StatusGone, "the node was removed from the platform"}
-	}
-	if err != nil {
-		return nothing{}, err
-	}
-	for _, m := range rep.Machines {
-		if err := h.takeMachine(ctx, node, m); err != nil {
-			return nothing{}, err
-		}
-	}
-	return nothing{}, nil
-}
-
-func (h *Hub) checkAddress(node *resource.Node, address netip.Addr) error {
-	if !address.Is4() {
-		return refuse(http.StatusUnprocessableEntity, "node address %s is no IPv4 address: "+
-			"set `address` in the node's configuration", address)
-	}
-	// The others send it their workspaces' traffic: it must be a host's.
-	plan := h.cfg.Plan
-	if !address.IsGlobalUnicast() || plan.Nodes.Contains(address) || plan.Pods.Contains(address) || plan.Services.Contains(address) {
-		return refuse(http.StatusUnprocessableEntity, "node address %s can't be a host's on the platform's network: "+
-			"set `address` in the node's configuration", address)
-	}
-	for _, other := range h.cfg.Nodes.List("") {
-		if other.Name != node.Name && other.Status.Address == address {
-			return refuse(http.StatusConflict, "address %s is used by node %s already: "+
-				"set `address` in the configuration of one of them", address, other.Name)
-		}
-	}
-	if address == h.cfg.Address {
-		return refuse(http.StatusConflict, "address %s is the server's: set `address` in the node's configuration", address)
-	}
-	return nil
-}
-
-// note takes down what a report says of the node itself.
-func note(n *resource.Node, rep wire.Report) {
-	s := &n.Status
-	s.Address, s.Version, s.Kernel, s.OS = rep.Address, clip(rep.Version), clip(rep.Kernel), clip(rep.OS)
-	s.Drivers, s.Capacity = nil, resource.Size{MilliCPU: max(rep.Capacity.MilliCPU, 0),
-		MemoryBytes: max(rep.Capacity.MemoryBytes, 0), DiskBytes: max(rep.Capacity.DiskBytes, 0)}
-	for _, d := range rep.Drivers[:min(len(rep.Drivers), maxItems)] {
-		s.Drivers = append(s.Drivers, clip(d))
-	}
-	s.HeartbeatAt = time.Now().UTC()
-	s.Conditions = nil
-	var troubles []string
-	for _, net := range rep.Networks {
-		if net.Message != "" && len(troubles) < maxItems {
-			troubles = append(troubles, "network "+net.ID+": "+net.Message)
-		}
-	}
-	if troubles != nil {
-		s.Conditions.Set(resource.Condition{
-			Type:    "NetworksReady",
-			Status:  resource.False,
-			Reason:  "NotReady",
-			Message: clip(strings.Join(troubles, "; ")),
-		})
-	}
-	for _, p := range rep.Problems[:min(len(rep.Problems), maxItems)] {
-		p.Type, p.Reason, p.Message = clip(p.Type), clip(p.Reason), clip(p.Message)
-		if p.Status != resource.True && p.Status != resource.False {
-			p.Status = resource.Unknown
-		}
-		s.Conditions.Set(p)
-	}
-	s.Phase = resource.Ready
-	if n.Deleting() {
-		s.Phase = resource.Deleting
-	}
-}
-
-func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.MachineReport) error {
-	seen, ok := h.cfg.Machines.Get(rep.Key)
-	if !ok || seen.UID != rep.UID || seen.Spec.Node != node.Name {
-		return nil // gone, or not this node's: nothing to take down
-	}
-	_, err := store.Of[resource.Machine](h.cfg.Store).Modify(ctx, rep.Key, func(m *resource.Machine) error {
-		if m.UID != rep.UID || m.Spec.Node != node.Name {
-			return store.ErrSkip
-		}
-		c := resource.Condition{Type: resource.MachineRunning, Status: resource.False, Reason: "NotRunning", Message: clip(rep.Message)}
-		if rep.Running {
-			c = resource.Condition{Type: resource.MachineRunning, Status: resource.True, Reason: "Running"}
-		}
-		m.Status.Conditions.Set(c)
-		// A machine that shall stay is not removed because a node says so.
-		if rep.Removed && m.Deleting() {
-			m.Status.Conditions.Set(resource.Condition{Type: resource.MachineRemoved, Status: resource.True, Reason: "Removed"})
-		}
-		m.Status.StartedAt, m.Status.Restarts = rep.StartedAt, rep.Restarts
-		return nil
-	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
-}
-
 // renew signs a new certificate for a node that still has a good one.
 func (h *Hub) renew(_ context.Context, node *resource.Node, req wire.JoinRequest) (res wire.JoinResponse, err error) {
 	res.CA = h.cfg.CA.CertPEM()
@@ -538,7 +424,8 @@ func (h *Hub) machineCertificates(
 	req wire.MachineCertificatesRequest,
 ) (*wire.MachineCertificates, error) {
 	m, err := store.Of[resource.Machine](h.cfg.Store).Get(ctx, req.Machine)
-	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) || (err == nil && m.Spec.Node != node.Name) {
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) ||
+		(err == nil && (m.Spec.Node != node.Name || m.UID != req.UID || !m.Lives())) {
 		return nil, refuse(http.StatusNotFound, "machine %q is not on node %s", req.Machine, node.Name)
 	} else if err != nil {
 		return nil, err
@@ -552,7 +439,8 @@ func (h *Hub) machineCertificates(
 		return nil, fmt.Errorf("authority of workspace %s: %w", m.WorkspaceKey(), err)
 	}
 	address, _ := h.cfg.Plan.Machine(m.Spec.Index)
-	user, nodes, hosts := "system:node:"+m.Name, []string{"system:nodes"}, []string{m.Name, address.String()}
+	user, self, hosts := "system:node:"+m.Name, wire.MachineUIDPrefix+m.UID, []string{m.Name, address.String()}
+	nodes := []string{"system:nodes", self}
 	var out wire.MachineCertificates
 	for _, c := range []struct {
 		csr []byte
@@ -562,8 +450,9 @@ func (h *Hub) machineCertificates(
 		// Names as kubeadm gives them (Kubernetes docs, PKI certificates and requirements).
 		{req.KubeletClient, pki.Request{CommonName: user, Organizations: nodes, Client: true}, &out.KubeletClient},
 		{req.KubeletServing, pki.Request{CommonName: user, Organizations: nodes, Server: true, Hosts: hosts}, &out.KubeletServing},
-		{req.KubeProxy, pki.Request{CommonName: "system:kube-proxy", Client: true}, &out.KubeProxy},
+		{req.KubeProxy, pki.Request{CommonName: "system:kube-proxy", Organizations: []string{self}, Client: true}, &out.KubeProxy},
 	} {
+		c.req.Life = wire.MachineCertificateLife
 		if *c.to, err = ca.Sign(c.csr, c.req); err != nil {
 			return nil, unusable(err)
 		}

@@ -66,7 +66,7 @@ func (m *Monitor) look(ctx context.Context, n *resource.Node, began time.Time) e
 			return store.ErrSkip
 		}
 		n.Status.Phase = resource.Degraded
-		n.Status.Conditions.Set(resource.Condition{Type: "Reporting", Status: resource.False, Reason: "Silent",
+		n.Status.Conditions.Set(resource.Condition{Type: resource.NodeReporting, Status: resource.False, Reason: "Silent",
 			Message: fmt.Sprintf("no report since %s: check the host, its network and its multipaas service",
 				n.Status.HeartbeatAt.Format(time.RFC3339))})
 		return nil

@@ -15,6 +15,9 @@ type Node struct {
 }
 
 // NodeSpec is what an operator sets about a node.
+//
+// What a host says of itself is not taken at its word: its address is where its
+// first report came from, and what it had then is all that it may promise to machines.
 type NodeSpec struct {
 	// Unschedulable keeps new machines away; running ones stay.
 	Unschedulable bool `json:"unschedulable,omitempty"`
@@ -24,7 +27,17 @@ type NodeSpec struct {
 	// Lost says that the host will not come back: when the node is removed its
 	// machines are given up without waiting for its agent.
 	Lost bool `json:"lost,omitempty" doc:"The host will not come back; give its machines up"`
+	// Address is the host's on the platform's network; none: where its first report
+	// came from.
+	Address netip.Addr `json:"address,omitzero" doc:"Where the host is, if not where its first report came from"`
+	// Capacity is what the host may promise to machines if it has that; of what is 0,
+	// what it had at first.
+	Capacity Size `json:"capacity,omitzero" doc:"What of the host machines may have; of what is 0, what the host had when it joined"`
 }
+
+// Gone says that the host was given up: nothing that it has or says counts any more,
+// though its machines are still being taken out of the books.
+func (n *Node) Gone() bool { return n.Deleting() && n.Spec.Lost }
 
 // NodeStatus is what the node reports.
 type NodeStatus struct {
@@ -35,11 +48,26 @@ type NodeStatus struct {
 	OS       string     `json:"os,omitempty"`
 	Drivers  []string   `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
 	Capacity Size       `json:"capacity,omitzero"`
+	// Confirmed is what the host had when it was first heard of.
+	Confirmed Size `json:"confirmed,omitzero" doc:"What the host had when it joined"`
 	// Allocated is what machines have been promised. The API computes it for those
 	// who ask; it is not stored.
 	Allocated   Size      `json:"allocated,omitzero" doc:"Promised to machines"`
 	HeartbeatAt time.Time `json:"heartbeatAt,omitzero"`
 }
+
+// The conditions of a node that are False or not there. If what it claims differs from
+// what was confirmed, nothing is done: a sysadmin sets the address or the capacity if
+// the host is right.
+const (
+	NodeReporting         = "Reporting"
+	NodeAddressConfirmed  = "AddressConfirmed"
+	NodeCapacityConfirmed = "CapacityConfirmed"
+)
+
+// DiskGrown is the reason of a capacity that is not confirmed for its disk alone:
+// somebody has made room, which is no reason to worry.
+const DiskGrown = "DiskGrown"
 
 // Kind is "nodes".
 func (*Node) Kind() string { return "nodes" }
@@ -163,6 +191,10 @@ type WorkspaceStatus struct {
 	// small number, from which its gateway address is computed. Never reused
 	// while the host is in the map.
 	NodeSlots map[string]int `json:"nodeSlots,omitempty" hidden:"true"`
+	// StaleNodes are machines that are gone and whose Kubernetes nodes the tenant's
+	// cluster would not let go. No machine gets such a name: it would become the old
+	// node, with its pods and their tokens.
+	StaleNodes []string `json:"staleNodes,omitempty" hidden:"true"`
 }
 
 // The conditions of a workspace, in the order they come true.
@@ -269,6 +301,12 @@ const (
 	MachineDrained   = "Drained"
 	MachineRemoved   = "Removed" // the agent has taken everything away
 )
+
+// Lives says whether the machine still speaks to its plane. Once it is drained
+// there is nothing left for it to say, and who has its keys must not.
+func (m *Machine) Lives() bool {
+	return !m.Status.Conditions.Is(MachineDrained) && !m.Status.Conditions.Is(MachineRemoved)
+}
 
 // Kind is "machines".
 func (*Machine) Kind() string { return "machines" }

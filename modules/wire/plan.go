@@ -78,7 +78,8 @@ func Hosts(nodes []*resource.Node, server string, address netip.Addr) map[string
 
 // NetworkFor computes the network of a workspace as one host sees it: the
 // server that runs the plane (host == server) or the node called host. A machine
-// on a host whose address is not in hosts yet is left out until it is.
+// on a host whose address is not in hosts yet is left out until it is, and one that
+// is gone is left out.
 func NetworkFor(
 	w *resource.Workspace,
 	plan Plan,
@@ -105,6 +106,9 @@ func NetworkFor(
 	}
 	seen := map[string]bool{host: true, server: true}
 	for _, m := range machines {
+		if m.Status.Conditions.Is(resource.MachineRemoved) {
+			continue // its host, too, has nothing to say in this network any more
+		}
 		address, pods := plan.Machine(m.Spec.Index)
 		add(Member{Name: m.Name, Address: address, PodCIDR: pods}, m.Spec.Node)
 		if slot := w.Status.NodeSlots[m.Spec.Node]; slot > 0 && !seen[m.Spec.Node] {

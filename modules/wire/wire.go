@@ -39,6 +39,18 @@ const (
 	NodeUIDPrefix     = "multipaas:node-uid:"
 )
 
+// A machine's certificates name its UID as an organization behind MachineUIDPrefix,
+// and its plane hears only machines that live (resource.Machine.Lives): names may
+// come again, UIDs never. They end by themselves after MachineCertificateLife, so
+// that an old disk holds nothing. An agent renews them every MachineCertificateRenew
+// by its own clock: a server may be away for the difference at least, and a machine
+// that has been without it for longer gets new ones as soon as it answers.
+const (
+	MachineUIDPrefix        = "multipaas:machine:"
+	MachineCertificateLife  = 24 * time.Hour
+	MachineCertificateRenew = 6 * time.Hour
+)
+
 // What an agent asks of its server, over HTTPS. All but JoinPath need a node's
 // certificate.
 const (
@@ -60,6 +72,10 @@ const (
 	// for SilentAfter counts as away; Kubernetes gives its nodes 40 s too.
 	ReportEvery = 10 * time.Second
 	SilentAfter = 4 * ReportEvery
+	// ReportPace is how often a node may report in the long run, news included. A
+	// server answers more than ReportBurst at once with 429; an agent sends half of it.
+	ReportPace  = time.Second
+	ReportBurst = 10
 )
 
 // State is everything a node shall do, sent anew on every change.
@@ -182,6 +198,7 @@ type JoinResponse struct {
 // server decides on names and use.
 type MachineCertificatesRequest struct {
 	Machine        string `json:"machine"` // key
+	UID            string `json:"uid"`     // of the machine that is meant, for another may have its key by now
 	KubeletClient  []byte `json:"kubeletClient"`
 	KubeletServing []byte `json:"kubeletServing"`
 	KubeProxy      []byte `json:"kubeProxy"`

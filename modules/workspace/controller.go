@@ -41,6 +41,10 @@ type Plane interface {
 	RESTConfig() *rest.Config
 	// SetPodSecurity changes the enforced level without a restart.
 	SetPodSecurity(level string) error
+	// SetMachines says which machines the plane listens to, by their UIDs: others are
+	// refused within seconds. Until the first call it listens to none, or to those of
+	// an earlier run.
+	SetMachines(uids []string) error
 }
 
 // Planes makes planes and removes what they leave. Implemented by appliance
@@ -84,6 +88,8 @@ type Controller struct {
 
 	placing sync.Mutex // one placement at a time, so that no node is promised twice
 
+	living chan struct{} // told when a machine came or went
+
 	starved sync.Map // keys of workspaces that wait for a node with room, and what was said of it
 	hosts   sync.Map // what matters of each node, when last seen, by name
 
@@ -109,8 +115,9 @@ func New(cfg Config) *Controller {
 		// Two planes of an account start at a time: each takes 3 CPU seconds, and a
 		// restart of the server with a hundred of them shall bring the first back soon.
 		// One that can't start holds its place for a minute; the third is for others.
-		slots: limiter.NewTurns[string](2, 3),
-		runs:  map[string]*run{},
+		slots:  limiter.NewTurns[string](2, 3),
+		living: make(chan struct{}, 1),
+		runs:   map[string]*run{},
 	}
 	c.loop = reconcile.New(reconcile.Config[string]{
 		Name:      "workspace",
@@ -134,27 +141,35 @@ func New(cfg Config) *Controller {
 			c.loop.Add(key)
 		}
 	})
-	cfg.Machines.OnChange(func(key string) { c.loop.Add(resource.OfWorkspace.Parent(key)) })
+	cfg.Machines.OnChange(func(key string) {
+		c.loop.Add(resource.OfWorkspace.Parent(key))
+		c.machinesChanged()
+	})
 	cfg.Nodes.OnChange(c.nodeChanged)
 	return c
 }
 
 // nodeChanged queues all workspaces when a node came, went or moved: they attach
-// its address, or wait for room. Heartbeats change nodes every ten seconds and
-// shall cost nothing.
+// its address. Those that wait for room are queued when there may be more.
+// Heartbeats change nodes every ten seconds and shall cost nothing, and what a host
+// says it has changes as often as it likes.
 func (c *Controller) nodeChanged(name string) {
-	now := ""
+	var place, room string
 	if n, ok := c.cfg.Nodes.Get(name); ok {
-		now = fmt.Sprint(n.Status.Address, n.Status.Phase, n.Spec.Unschedulable, n.Spec.Zone, n.Deleting(), n.Status.Capacity)
+		place = fmt.Sprint(n.Status.Address, n.Status.Phase, n.Spec.Zone, n.Deleting())
+		room = fmt.Sprint(n.Spec.Unschedulable, n.Status.Drivers, n.Status.Capacity)
 	}
-	was, _ := c.hosts.Swap(name, now)
-	if now == "" {
+	was, _ := c.hosts.Swap(name, [2]string{place, room})
+	if place == "" {
 		c.hosts.Delete(name)
 	}
-	if was != now {
+	before, _ := was.([2]string)
+	if before[0] != place {
 		for _, w := range c.cfg.Workspaces.List("") {
 			c.loop.Add(w.Key())
 		}
+	} else if before[1] != room {
+		c.freed()
 	}
 }
 
@@ -167,6 +182,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	c.followContents(ctx)
+	c.wg.Go(func() { c.tellPlanes(ctx) })
 	ready()
 	c.loop.Run(ctx)
 	return nil

@@ -67,6 +67,7 @@ func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
 		}
 		return "", nil
 	}
+	c.starved.LoadOrStore(w.Key(), "") // before it is looked who has room: what comes meanwhile is told
 	nodes := c.free(all)
 	for missing := w.Spec.Machines - len(stay); missing > 0; missing-- {
 		node := choose(nodes, w.Spec.MachineSize, own)
@@ -115,6 +116,8 @@ func (c *Controller) free(machines []*resource.Machine) []*candidate {
 			k.usable = "is being removed"
 		case n.Spec.Unschedulable:
 			k.usable = "is cordoned"
+		case n.Status.Phase == resource.Pending:
+			k.usable = "is nowhere that was confirmed"
 		case n.Status.Phase != resource.Ready:
 			k.usable = "does not report"
 		case !slices.Contains(n.Status.Drivers, "sandbox"):
@@ -175,12 +178,17 @@ func (c *Controller) create(
 		used[m.Spec.Index] = true
 		hosts[m.Spec.Node] = true
 	}
+	name := func(index int) string { return fmt.Sprintf("%s-%d", w.Name, index) }
+	for index := 1; index <= resource.MaxMachines; index++ {
+		used[index] = used[index] || slices.Contains(w.Status.StaleNodes, name(index))
+	}
 	index := lowest(used)
 	if index > resource.MaxMachines {
-		return nil, fmt.Errorf("workspace %s has %d machines: no more fit into its address plan", w.Key(), len(own))
+		return nil, fmt.Errorf("workspace %s has %d machines and %d nodes of former ones that its cluster keeps: "+
+			"no more fit into its address plan", w.Key(), len(own), len(w.Status.StaleNodes))
 	}
 	address, pods := c.cfg.Plan.Machine(index)
-	m := &resource.Machine{InWorkspace: resource.NewInWorkspace(w.Key(), fmt.Sprintf("%s-%d", w.Name, index))}
+	m := &resource.Machine{InWorkspace: resource.NewInWorkspace(w.Key(), name(index))}
 	m.Spec = resource.MachineSpec{Node: node, Driver: "sandbox", Size: w.Spec.MachineSize, Index: index,
 		Address: address, MAC: wire.MAC(address), PodCIDR: pods, FirstUID: usersOf(w)}
 	m.Status.Phase = resource.Creating
@@ -189,7 +197,7 @@ func (c *Controller) create(
 	err := db.Commit(ctx,
 		store.Of[resource.Machine](db).CreateOp(m),
 		store.Of[resource.Workspace](db).ModifyOp(w.Key(), func(now *resource.Workspace) error {
-			if now.UID != w.UID || now.Deleting() {
+			if now.UID != w.UID || now.Deleting() || slices.Contains(now.Status.StaleNodes, m.Name) {
 				return store.ErrConflict
 			}
 			// Hosts without machines give their slot back.
@@ -235,6 +243,9 @@ func (c *Controller) stays(node string) store.Op {
 // followMachines compares machines with the cluster's nodes: readiness, pod
 // ranges, draining, removal.
 func (c *Controller) followMachines(ctx context.Context, p *pass) error {
+	if err := c.forgetStale(ctx, p); err != nil {
+		return err
+	}
 	var waiting []string
 	for _, m := range p.machines {
 		if m.Deleting() {
@@ -340,14 +351,19 @@ func (c *Controller) retire(ctx context.Context, r *run, m *resource.Machine) (t
 	switch {
 	case m.Status.Conditions.Is(resource.MachineRemoved):
 		late := time.Since(*m.DeletedAt) >= overdue
+		ops := []store.Op{store.Of[resource.Machine](c.cfg.Store).DeleteOp(m)}
 		if err := r.deleteNode(ctx, m.Name, late); err != nil {
 			if !late {
 				return time.Second, nil // the plane comes back; the node should not outlive its machine
 			}
 			c.cfg.Log.Warn("a machine goes, but its Kubernetes node stays", "machine", m.Key(), "err", err)
+			ops = append(ops, store.Of[resource.Workspace](c.cfg.Store).ModifyOp(m.WorkspaceKey(), func(now *resource.Workspace) error {
+				now.Status.StaleNodes = append(now.Status.StaleNodes, m.Name)
+				return nil
+			}))
 		}
 		failpoint.Reach("workspace/scale/node-deleted")
-		if err := store.Of[resource.Machine](c.cfg.Store).Delete(ctx, m); err != nil && !errors.Is(err, store.ErrNotFound) {
+		if err := c.cfg.Store.Commit(ctx, ops...); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return 0, err
 		}
 		failpoint.Reach("workspace/scale/machine-deleted")
@@ -386,7 +402,9 @@ func clusterTime(late bool) time.Duration {
 	return clusterTimeout
 }
 
-// deleteNode deletes a Kubernetes node. None there is no error.
+// deleteNode deletes a Kubernetes node and the pods that are on it, at once: for a
+// minute yet the next node of its name would take them for its own, and the tokens that the
+// old one had for them would go on being good. None there is no error.
 func (r *run) deleteNode(ctx context.Context, name string, late bool) error {
 	now := r.now()
 	if !now.serving {
@@ -394,11 +412,63 @@ func (r *run) deleteNode(ctx context.Context, name string, late bool) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, clusterTime(late))
 	defer cancel()
-	err := now.client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
+	nodes, core := now.client.CoreV1().Nodes(), now.client.CoreV1()
+	if err := nodes.Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		return err
 	}
-	return err
+	if _, err := nodes.Get(ctx, name, metav1.GetOptions{}); err == nil {
+		return errors.New("the cluster keeps it: it has finalizers")
+	} else if !apierrors.IsNotFound(err) {
+		return err
+	}
+	on := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", name).String()}
+	for {
+		var left []types.NamespacedName
+		var uids []types.UID
+		all, err := mirror.Each(ctx, mirror.Of(core.Pods("")), on, func(o runtime.Object) bool {
+			// One that a finalizer keeps has gone for everybody but its tenant.
+			if p, ok := o.(*corev1.Pod); ok && (p.DeletionTimestamp == nil || len(p.Finalizers) == 0) {
+				left, uids = append(left, types.NamespacedName{Namespace: p.Namespace, Name: p.Name}), append(uids, p.UID)
+			}
+			return len(left) < maxDrained
+		})
+		if err != nil {
+			return err
+		}
+		for i, p := range left {
+			err := core.Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64),
+				Preconditions: &metav1.Preconditions{UID: &uids[i]}})
+			if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+				return err
+			}
+		}
+		if all {
+			return nil
+		}
+	}
+}
+
+// forgetStale takes away what a cluster would not let go when a machine went. One
+// that still refuses is asked again in a while.
+func (c *Controller) forgetStale(ctx context.Context, p *pass) error {
+	for _, name := range p.Status.StaleNodes {
+		if !p.run.now().serving {
+			return nil // its readiness has it looked at again
+		}
+		if err := p.run.deleteNode(ctx, name, true); err != nil {
+			p.again = reconcile.Soonest(p.again, time.Minute)
+			return nil
+		}
+		_, err := store.Of[resource.Workspace](c.cfg.Store).Modify(ctx, p.Key(), func(now *resource.Workspace) error {
+			now.Status.StaleNodes = slices.DeleteFunc(now.Status.StaleNodes, func(n string) bool { return n == name })
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		c.cfg.Log.Info("the Kubernetes node of a former machine is gone", "workspace", p.Key(), "node", name)
+	}
+	return nil
 }
 
 // drain cordons the machine's node and evicts its pods, as kubectl drain does

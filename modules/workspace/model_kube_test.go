@@ -14,6 +14,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
 // cluster speaks the part of the Kubernetes API that the controller uses, over
@@ -21,12 +23,27 @@ import (
 type cluster struct {
 	mu       sync.Mutex
 	nodes    map[string]*corev1.Node
+	living   []string // UIDs of the machines that it hears
 	revision int
 	watches  map[chan metav1.WatchEvent]bool
 }
 
 func newCluster() *cluster {
 	return &cluster{nodes: map[string]*corev1.Node{}, watches: map[chan metav1.WatchEvent]bool{}, revision: 1}
+}
+
+// hears says whether the plane listens to these machines and to no others.
+func (k *cluster) hears(machines []*resource.Machine) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	living := slices.Clone(k.living)
+	slices.Sort(living)
+	var want []string
+	for _, m := range machines {
+		want = append(want, m.UID)
+	}
+	slices.Sort(want)
+	return slices.Equal(living, want)
 }
 
 // serve is the API server while a plane runs.
@@ -36,6 +53,16 @@ func (k *cluster) serve() *httptest.Server {
 	mux.HandleFunc("GET /api/v1/namespaces", func(w http.ResponseWriter, r *http.Request) { k.list(w, r, "Namespace") })
 	mux.HandleFunc("GET /api/v1/pods", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}})
+	})
+	mux.HandleFunc("GET /api/v1/nodes/{name}", func(w http.ResponseWriter, r *http.Request) {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if n := k.nodes[r.PathValue("name")]; n != nil {
+			reply(w, n)
+			return
+		}
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404}`)
 	})
 	mux.HandleFunc("PATCH /api/v1/nodes/{name}", func(w http.ResponseWriter, r *http.Request) {
 		k.change(w, r.PathValue("name"), "MODIFIED", func(n *corev1.Node) {

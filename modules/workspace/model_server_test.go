@@ -78,7 +78,7 @@ func startServer(m *model) *server {
 		Manifests: func(*resource.Workspace, wire.Plan) ([]byte, error) { return nil, nil },
 		Server:    "s1", Address: here, Domain: "mp.example", Plan: plan, KubeAPI: "mp.example:6443",
 		Workspaces: workspaces, Machines: machines, Nodes: nodes})
-	hub := node.NewHub(node.HubConfig{Log: quiet, Store: db, CA: ca, Tokens: anyToken{}, Server: "s1", Address: here, Plan: plan,
+	hub := node.NewHub(node.HubConfig{Log: quiet, Store: db, CA: ca, Tokens: anyToken{}, Server: "s1", Address: here, Plan: plan, Pace: time.Microsecond,
 		Nodes: nodes, Workspaces: workspaces, Machines: machines, Keys: keys})
 	deployer := apps.New(apps.Config{Log: quiet, Store: db, Clusters: noCluster{}, Images: noImages{}, Apps: all, Workspaces: workspaces, Domain: "mp.example", Registry: "mp.example:5000"})
 	tasks := task.New(task.Config{Store: db, Log: quiet})
@@ -245,6 +245,7 @@ func (h *host) post(ctx context.Context, cert *x509.Certificate, path string, bo
 		panic(err)
 	}
 	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/v1/agent/"+path, bytes.NewReader(text))
+	r.RemoteAddr = netip.AddrPortFrom(h.address, 9).String()
 	if cert != nil {
 		r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{cert}}}
 	}

@@ -404,6 +404,9 @@ func (m *model) wrongWorkspace(w *resource.Workspace, machines []*resource.Machi
 		}
 		zones[x.Spec.Node], hosts[zone] = zone, x.Spec.Node
 	}
+	if k != nil && !k.hears(machines) {
+		return "its plane does not hear its machines, or others than them"
+	}
 	if k == nil || k.names() != strings.Join(names, " ") {
 		return fmt.Sprintf("Kubernetes nodes are not the machines %v", names)
 	}

@@ -133,6 +133,13 @@ func (p *plane) RESTConfig() *rest.Config { return &rest.Config{Host: p.url} }
 
 func (p *plane) SetPodSecurity(string) error { return nil }
 
+func (p *plane) SetMachines(uids []string) error {
+	p.cluster.mu.Lock()
+	defer p.cluster.mu.Unlock()
+	p.cluster.living = uids
+	return nil
+}
+
 // mortal is the server's way to etcd. Once killed, nothing of it reaches etcd
 // any more: the commit it dies at is applied or not, and nobody hears of it.
 type mortal struct {

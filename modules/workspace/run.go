@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -39,10 +41,12 @@ type run struct {
 
 // live is what is known of a plane and its cluster.
 type live struct {
-	plane   Plane
-	level   string // of Pod Security, as last set
-	serving bool
-	problem string
+	plane    Plane
+	level    string // of Pod Security, as last set
+	told     bool   // who lives, and that is machines
+	machines []string
+	serving  bool
+	problem  string
 
 	config     *rest.Config // of the platform's clients, with the bounds
 	client     kubernetes.Interface
@@ -87,6 +91,60 @@ func (r *run) setPodSecurity(level string) error {
 	}
 	r.live.level = level
 	return nil
+}
+
+// setMachines tells the plane which of its machines live. It hears of it at once,
+// whatever holds up the workspace's pass: a machine that was given up may be in the
+// hands of others.
+func (r *run) setMachines(uids []string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.live.plane == nil || r.live.told && slices.Equal(r.live.machines, uids) {
+		return nil
+	}
+	if err := r.live.plane.SetMachines(uids); err != nil {
+		return fmt.Errorf("machines of the plane: %w", err)
+	}
+	r.live.told, r.live.machines = true, uids
+	return nil
+}
+
+// lives are the UIDs of a workspace's machines that speak to its plane.
+func (c *Controller) lives(key string) []string {
+	uids := []string{}
+	for _, m := range c.cfg.Machines.List(key) {
+		if m.Lives() {
+			uids = append(uids, m.UID)
+		}
+	}
+	return uids
+}
+
+func (c *Controller) machinesChanged() {
+	select {
+	case c.living <- struct{}{}:
+	default:
+	}
+}
+
+// tellPlanes keeps planes told of which machines live, until ctx is done.
+func (c *Controller) tellPlanes(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.living:
+		}
+		c.mu.Lock()
+		all := slices.Collect(maps.Values(c.runs))
+		c.mu.Unlock()
+		for _, r := range all {
+			if err := r.setMachines(c.lives(r.key)); err != nil {
+				c.cfg.Log.Error("a plane may listen to a machine that is gone", "workspace", r.key, "err", err)
+				time.AfterFunc(time.Second, c.machinesChanged) // a full disk, say: pacing
+			}
+		}
+	}
 }
 
 // plane returns the run of a workspace's plane, starting it if there is none.
@@ -135,7 +193,10 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 	if err != nil {
 		return err
 	}
-	r.note(func(l *live) { l.plane, l.level, l.problem = p, w.Spec.PodSecurity, "" })
+	r.note(func(l *live) { l.plane, l.level, l.told, l.problem = p, w.Spec.PodSecurity, false, "" })
+	if err := r.setMachines(c.lives(r.key)); err != nil {
+		return err
+	}
 	began := time.Now()
 	// The client's certificate is there once the plane has been started.
 	connect := sync.OnceValue(func() error {

@@ -14,7 +14,8 @@
 //     groups of Kubernetes itself are never handed on to a tenant's server.
 //
 // And whatever the level: nothing is written that the datastore has no room
-// for, but deleting goes on.
+// for, but deleting goes on; and a machine that was taken away is not heard any
+// more, whatever certificates of its are still good (see machines.go).
 //
 // The level stands in a file that is read at every check, so that lifting it
 // needs no restart. A file that is missing or damaged means "baseline".
@@ -66,6 +67,8 @@ const remedy = "ask a sysadmin of the platform to lift the pod security of this 
 type Config struct {
 	// LevelFile holds one word: privileged, baseline or restricted.
 	LevelFile string `json:"levelFile"`
+	// MachinesFile holds the UIDs of the machines that may speak, as a JSON array.
+	MachinesFile string `json:"machinesFile"`
 	// PlatformUser is the name in the platform's own client certificate. The
 	// platform may make any PersistentVolume.
 	PlatformUser string `json:"platformUser"`
@@ -79,6 +82,7 @@ type Guard struct {
 	budget    *budget.Budget
 	started   atomic.Bool
 	wrote     func(schema.GroupResource)
+	machines  machines
 }
 
 var _ admission.ValidationInterface = (*Guard)(nil)
@@ -87,15 +91,16 @@ var _ admission.ValidationInterface = (*Guard)(nil)
 // which kind of object is about to be made or changed, after each check that it
 // passed; it must not block, and may be nil.
 func New(cfg Config, room *budget.Budget, wrote func(schema.GroupResource)) (*Guard, error) {
-	if cfg.LevelFile == "" || cfg.PlatformUser == "" {
-		return nil, errors.New("guard: levelFile and platformUser must be set")
+	if cfg.LevelFile == "" || cfg.MachinesFile == "" || cfg.PlatformUser == "" {
+		return nil, errors.New("guard: levelFile, machinesFile and platformUser must be set")
 	}
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
 		return nil, err
 	}
 	handles := admission.NewHandler(admission.Create, admission.Update)
-	return &Guard{Handler: handles, cfg: cfg, evaluator: evaluator, budget: room, wrote: wrote}, nil
+	return &Guard{Handler: handles, cfg: cfg, evaluator: evaluator, budget: room, wrote: wrote,
+		machines: machines{file: cfg.MachinesFile}}, nil
 }
 
 // Factory makes the Guard known to the API server. The server's own plugin
@@ -260,6 +265,10 @@ func (g *Guard) validateCSR(a admission.Attributes) error {
 		return fmt.Errorf("the name %q and the group %q belong to the platform: ask for a certificate with another name",
 			g.cfg.PlatformUser, user.SystemPrivilegedGroup)
 	}
+	if slices.ContainsFunc(parsed.Subject.Organization, func(o string) bool { return strings.HasPrefix(o, machineGroup) }) {
+		return fmt.Errorf("groups that begin with %q are those of the platform's machines: ask for a certificate without one",
+			machineGroup)
+	}
 	return nil
 }
 
@@ -280,14 +289,25 @@ func ownGroup(group string) bool {
 	return group == "" || group == apiregistration.GroupName || group == apiextensions.GroupName || legacyscheme.Scheme.IsGroupRegistered(group)
 }
 
-// Filter refuses requests that impersonate the platform. The platform itself
-// has no need to.
+// Filter refuses requests that impersonate the platform, which itself has no need
+// to, and those of machines that were taken away.
 func (g *Guard) Filter(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if slices.Contains(r.Header.Values("Impersonate-User"), g.cfg.PlatformUser) {
 			answer(w, apierrors.NewForbidden(corev1.Resource("users"), g.cfg.PlatformUser,
 				errors.New("this name belongs to the platform and can't be impersonated")))
 			return
+		}
+		if uid, ok := machineOf(r.TLS); ok {
+			ctx, leave, lives := g.machines.enter(r.Context(), uid)
+			defer leave()
+			if !lives {
+				// What the client has may have been renewed since: have it connect anew.
+				w.Header().Set("Connection", "close")
+				answer(w, apierrors.NewUnauthorized("this certificate is not of a machine that the workspace has"))
+				return
+			}
+			r = r.WithContext(ctx)
 		}
 		if !g.started.Load() {
 			w = responsewriter.WrapForHTTP1Or2(&starting{ResponseWriter: w})

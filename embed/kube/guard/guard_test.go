@@ -40,7 +40,7 @@ func newGuard(t *testing.T, level string) *Guard {
 			t.Fatal(err)
 		}
 	}
-	g, err := New(Config{LevelFile: file, PlatformUser: platform}, nil, nil)
+	g, err := New(Config{LevelFile: file, MachinesFile: file + ".machines", PlatformUser: platform}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -67,7 +67,7 @@ func TestRoom(t *testing.T) {
 		"fewer finalizers, but larger": {maps, "", configMap(900<<10, finalizers("a")), configMap(100, finalizers("a", "b")), false, growing},
 	} {
 		for _, full := range []float64{0.5, 1.1, 1.3, 2, 100} {
-			g, err := New(Config{LevelFile: filepath.Join(t.TempDir(), "level"), PlatformUser: platform},
+			g, err := New(Config{LevelFile: filepath.Join(t.TempDir(), "level"), MachinesFile: filepath.Join(t.TempDir(), "machines"), PlatformUser: platform},
 				budget.New(budget.Config{LimitBytes: limit}, store(full*limit)), nil)
 			if err != nil {
 				t.Fatal(err)

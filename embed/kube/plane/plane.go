@@ -75,6 +75,7 @@ func Run(ctx context.Context, cfg Config) error {
 		part{name: "kube-scheduler", run: func(ctx context.Context) error { return runScheduler(ctx, cfg.Scheduler) }},
 		part{name: "unserved", run: func(ctx context.Context) error { return n.run(ctx, cfg.ControllerManager) }},
 		part{name: "memory", run: giveBack},
+		part{name: "machines", run: func(ctx context.Context) error { g.Watch(ctx); return nil }},
 		part{name: "budget", run: func(ctx context.Context) error { room.Run(ctx); <-ctx.Done(); return nil }},
 	)
 	return runParts(ctx, parts)

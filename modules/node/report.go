@@ -1,0 +1,289 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// What a node may have the store keep, and people read.
+const (
+	maxName  = 128
+	maxText  = 1024
+	maxItems = 16
+	// maxAmount keeps sums of what nodes have far from the end of the numbers.
+	maxAmount = 1 << 50
+)
+
+// heartbeatEvery is how old a sign of life must be to be written anew: a little
+// less than agents wait between two reports without news.
+const heartbeatEvery = wire.ReportEvery * 3 / 4
+
+// clip makes what an agent says fit for people: a line of limited length.
+func clip(s string, limit int) string {
+	s = strings.ToValidUTF8(s[:min(len(s), limit)], "")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// nothing is what an agent is told that only has to know that it was heard.
+type nothing struct{}
+
+// takeReport takes down what an agent sees, at the pace that it may.
+func (h *Hub) takeReport(w http.ResponseWriter, r *http.Request, node *resource.Node) {
+	if !h.pace(node.Name) {
+		w.Header().Set("Retry-After", strconv.Itoa(int(wire.ReportPace/time.Second)))
+		h.answer(w, nil, refuse(http.StatusTooManyRequests, "node %s reports more often than every %v", node.Name, wire.ReportPace))
+		return
+	}
+	source, _ := netip.ParseAddrPort(r.RemoteAddr)
+	reply(h, w, r, func(rep wire.Report) (nothing, error) {
+		return nothing{}, h.report(r.Context(), node, rep, source.Addr().Unmap())
+	})
+}
+
+// report takes down a report that came from this address. One without news costs
+// a write of the node every ReportEvery, and wakes nobody.
+func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, source netip.Addr) error {
+	look := func(n *resource.Node) { h.note(n, rep, source) }
+	if seen := *node; time.Since(node.Status.HeartbeatAt) >= heartbeatEvery || !same(&seen, look) {
+		_, err := store.Of[resource.Node](h.cfg.Store).Modify(ctx, node.Name, func(n *resource.Node) error {
+			if n.UID != node.UID || n.Gone() {
+				return store.ErrNotFound
+			}
+			look(n)
+			n.Status.HeartbeatAt = time.Now().UTC()
+			return nil
+		})
+		if errors.Is(err, store.ErrNotFound) { // since a moment ago: the cache has not heard of it
+			return refuse(http.StatusGone, "node %q was removed from the platform", node.Name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, m := range rep.Machines {
+		if err := h.takeMachine(ctx, node, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// same says whether look changes nothing of n.
+func same(n *resource.Node, look func(*resource.Node)) bool {
+	before, err := json.Marshal(n)
+	if err != nil {
+		return false
+	}
+	look(n)
+	after, err := json.Marshal(n)
+	return err == nil && string(before) == string(after)
+}
+
+// note takes down what a report says of the node itself, as far as a host is
+// believed.
+func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) {
+	s := &n.Status
+	s.Version, s.Kernel, s.OS = clip(rep.Version, maxName), clip(rep.Kernel, maxName), clip(rep.OS, maxName)
+	s.Drivers = nil
+	for _, d := range rep.Drivers[:min(len(rep.Drivers), maxItems)] {
+		s.Drivers = append(s.Drivers, clip(d, maxName))
+	}
+	was := s.Conditions
+	s.Conditions = nil
+	say := func(c resource.Condition) {
+		if old := was.Get(c.Type); old != nil && old.Status == c.Status {
+			c.Since = old.Since
+		}
+		s.Conditions.Set(c)
+	}
+	for _, p := range rep.Problems[:min(len(rep.Problems), maxItems-3)] { // and three of ours
+		p.Type, p.Reason, p.Message, p.Since = clip(p.Type, maxName), clip(p.Reason, maxName), clip(p.Message, maxText), time.Time{}
+		if p.Status != resource.True && p.Status != resource.False {
+			p.Status = resource.Unknown
+		}
+		switch p.Type {
+		case resource.NodeAddressConfirmed, resource.NodeCapacityConfirmed, resource.NodeReporting, "NetworksReady":
+			// The platform's to say.
+		default:
+			say(p)
+		}
+	}
+	var troubles []string
+	for _, net := range rep.Networks {
+		if net.Message != "" && len(troubles) < maxItems {
+			troubles = append(troubles, "network "+net.ID+": "+net.Message)
+		}
+	}
+	no := func(kind, reason, message string) {
+		say(resource.Condition{Type: kind, Status: resource.False, Reason: reason, Message: clip(message, maxText)})
+	}
+	if troubles != nil {
+		no("NetworksReady", "NotReady", strings.Join(troubles, "; "))
+	}
+	if trouble := h.noteAddress(n, rep.Address, source); trouble != "" {
+		no(resource.NodeAddressConfirmed, "Differs", trouble)
+	}
+	if reason, trouble := noteCapacity(n, rep.Capacity); trouble != "" {
+		no(resource.NodeCapacityConfirmed, reason, trouble)
+	}
+	switch {
+	case n.Deleting():
+		s.Phase = resource.Deleting
+	case s.Address.IsValid():
+		s.Phase = resource.Ready
+	default:
+		s.Phase = resource.Pending // nobody can reach what would run on it
+	}
+}
+
+// noteAddress decides on which address the node is. A host that could choose would
+// cut off any address from all tenants, since none may reach a host; and be let
+// into workspaces' networks in the name of another.
+func (h *Hub) noteAddress(n *resource.Node, claim, source netip.Addr) (trouble string) {
+	s, set := &n.Status, n.Spec.Address.IsValid()
+	fix := fmt.Sprintf("mp nodes set %s --address", n.Name)
+	if set {
+		s.Address = n.Spec.Address
+	} else if !s.Address.IsValid() && claim == source {
+		s.Address = claim
+	}
+	if s.Address.IsValid() {
+		if err := h.checkAddress(n.Name, s.Address); err != nil {
+			s.Address = netip.Addr{}
+			return err.Error()
+		}
+	}
+	switch {
+	case !s.Address.IsValid():
+		return fmt.Sprintf("it says that its address is %v, but reports from %v, so nobody knows where it is: "+
+			"set `address` in the configuration of the host, or confirm that it has both with: %s %v", claim, source, fix, claim)
+	case claim != s.Address:
+		return fmt.Sprintf("it says that its address is %v, and %v is what counts: "+
+			"if it has moved, confirm that with: %s %v", claim, s.Address, fix, claim)
+	case source != s.Address && !set:
+		return fmt.Sprintf("its reports come from %v: if that is an address of its own, "+
+			"confirm the other with: %s %v", source, fix, s.Address)
+	}
+	return ""
+}
+
+// checkAddress says why a node can't be at an address.
+func (h *Hub) checkAddress(node string, address netip.Addr) error {
+	// The others send it their workspaces' traffic: it must be a host's.
+	plan := h.cfg.Plan
+	if !address.Is4() || !address.IsGlobalUnicast() ||
+		plan.Nodes.Contains(address) || plan.Pods.Contains(address) || plan.Services.Contains(address) {
+		return fmt.Errorf("%v can't be a host's IPv4 address on the platform's network: "+
+			"set `address` in the node's configuration", address)
+	}
+	for _, other := range h.cfg.Nodes.List("") {
+		if other.Name != node && other.Status.Address == address {
+			return fmt.Errorf("%v is the address of node %s: "+
+				"set `address` in the configuration of one of them, or remove the one that is gone", address, other.Name)
+		}
+	}
+	if address == h.cfg.Address {
+		return fmt.Errorf("%v is the server's address: set `address` in the node's configuration", address)
+	}
+	return nil
+}
+
+// noteCapacity takes down what the node has: no more than it had at first, or a
+// sysadmin has set, for machines go to the host that has most.
+func noteCapacity(n *resource.Node, claim resource.Size) (reason, trouble string) {
+	s := &n.Status
+	if s.Confirmed == (resource.Size{}) {
+		s.Confirmed = resource.Size{MilliCPU: amount(claim.MilliCPU), MemoryBytes: amount(claim.MemoryBytes),
+			DiskBytes: amount(claim.DiskBytes)}
+	}
+	var more []string
+	reason = resource.DiskGrown
+	for _, x := range []struct {
+		what              string
+		claim, first, set int64
+		to                *int64
+		text              func(resource.Size) string
+	}{
+		{"CPU", claim.MilliCPU, s.Confirmed.MilliCPU, n.Spec.Capacity.MilliCPU, &s.Capacity.MilliCPU, resource.Size.CPU},
+		{"memory", claim.MemoryBytes, s.Confirmed.MemoryBytes, n.Spec.Capacity.MemoryBytes, &s.Capacity.MemoryBytes, resource.Size.Memory},
+		{"disk", claim.DiskBytes, s.Confirmed.DiskBytes, n.Spec.Capacity.DiskBytes, &s.Capacity.DiskBytes, resource.Size.Disk},
+	} {
+		most := cmp.Or(x.set, x.first)
+		*x.to = amount(x.claim)
+		if *x.to <= most {
+			continue
+		}
+		says := x.text(s.Capacity)
+		*x.to = most
+		if amount(x.claim)-most <= most/8 { // a new kernel, a few files less: that is no growth
+			continue
+		}
+		more = append(more, fmt.Sprintf("%s of %s instead of %s", says, x.what, x.text(s.Capacity)))
+		if x.what != "disk" {
+			reason = "Grown"
+		}
+	}
+	if more == nil {
+		return "", ""
+	}
+	return reason, fmt.Sprintf("it says that it has %s; "+
+		"if it has grown, confirm that with: mp nodes set %s --cpu, --memory or --disk", strings.Join(more, ", "), n.Name)
+}
+
+func amount(x int64) int64 { return min(max(x, 0), maxAmount) }
+
+// takeMachine takes down what is news of a machine.
+func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.MachineReport) error {
+	seen, ok := h.cfg.Machines.Get(rep.Key)
+	if !ok || seen.UID != rep.UID || seen.Spec.Node != node.Name {
+		return nil // gone, or not this node's: nothing to take down
+	}
+	look := func(m *resource.Machine) {
+		c := resource.Condition{Type: resource.MachineRunning, Status: resource.False, Reason: "NotRunning",
+			Message: clip(rep.Message, maxText)}
+		if rep.Running {
+			c = resource.Condition{Type: resource.MachineRunning, Status: resource.True, Reason: "Running"}
+		}
+		m.Status.Conditions.Set(c)
+		// A machine that shall stay is not removed because a node says so.
+		if rep.Removed && m.Deleting() {
+			m.Status.Conditions.Set(resource.Condition{Type: resource.MachineRemoved, Status: resource.True, Reason: "Removed"})
+		}
+		m.Status.StartedAt, m.Status.Restarts = rep.StartedAt, rep.Restarts
+	}
+	was := seen.Status
+	was.Conditions = append(resource.Conditions(nil), was.Conditions...)
+	if look(seen); reflect.DeepEqual(was, seen.Status) {
+		return nil
+	}
+	_, err := store.Of[resource.Machine](h.cfg.Store).Modify(ctx, rep.Key, func(m *resource.Machine) error {
+		if m.UID != rep.UID || m.Spec.Node != node.Name {
+			return store.ErrSkip
+		}
+		look(m)
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
