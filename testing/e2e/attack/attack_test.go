@@ -65,6 +65,7 @@ func TestAttack(t *testing.T) {
 		{"dns", testDNS},
 		{"api", testAPI},
 		{"tokens", testTokens},
+		{"hosts", testHosts},
 		{"registry", testRegistry},
 		{"door", testDoor},
 		{"images", testImages},
