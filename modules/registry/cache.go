@@ -187,6 +187,27 @@ func (c *cache) evict(account string) bool {
 	return true
 }
 
+// disown has an account's files count for nobody: the account is no more.
+func (c *cache) disown(account string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.owners[account]; o != nil && account != "" {
+		nobody := c.owner("")
+		for e := o.used.Back(); e != nil; e = o.used.Back() {
+			f := o.used.Remove(e).(*cached) //nolint:forcetypeassert // there is nothing else in it
+			c.count(account, -f.size)
+			c.count("", f.size)
+			o.kept, nobody.kept = o.kept-f.size, nobody.kept+f.size
+			f.account = ""
+			c.files[f.hex] = nobody.used.PushFront(f)
+		}
+		if o.bytes == 0 { // nothing is on its way
+			delete(c.owners, account)
+		}
+	}
+	_ = os.RemoveAll(filepath.Join(c.dir, "owners", account))
+}
+
 // largest is the account of whose files some can go and that has most. The caller holds c.mu.
 func (c *cache) largest() (account string, ok bool) {
 	most := int64(-1)

@@ -176,6 +176,11 @@ func (r *Registry) RemoveAll(ctx context.Context, account, organization string) 
 		return fmt.Errorf("remove images of %s/%s: %w", account, organization, err)
 	}
 	_ = os.Remove(r.repositoryDir(account)) // only if it was the last
+	if !exists(r.repositoryDir(account)) {
+		for _, u := range r.upstreams {
+			u.cache.disown(account)
+		}
+	}
 	return nil
 }
 

@@ -406,6 +406,18 @@ func TestUpstreamShares(t *testing.T) {
 	if got := again.owner("umbrella").bytes; got != 4*cacheFloor || again.owner("acme").bytes != cacheFloor || again.total != 5*cacheFloor {
 		t.Errorf("after a restart: %d of umbrella, %d of acme, %d in all", got, again.owner("acme").bytes, again.total)
 	}
+	// An account that is no more leaves no name behind; what it had cached counts for nobody.
+	if err := r.RemoveAll(t.Context(), "umbrella", "lab"); err != nil {
+		t.Fatal(err)
+	}
+	if exists(filepath.Join(c.dir, "owners", "umbrella")) || !there("of umbrella, 19") {
+		t.Error("umbrella's folder is still there, or what it has cached is gone")
+	}
+	c.mu.Lock()
+	if c.owners["umbrella"] != nil || c.owner("").bytes != 4*cacheFloor || c.owner("").kept != 4*cacheFloor || c.total != 5*cacheFloor {
+		t.Errorf("nobody has %d of %d", c.owner("").bytes, c.total)
+	}
+	c.mu.Unlock()
 	// A disk that is nearly full is made room on, from who has most.
 	c.mu.Lock()
 	c.disk.floor = 1 << 62
