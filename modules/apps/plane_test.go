@@ -119,7 +119,7 @@ func startPlane(t *testing.T) kubernetes.Interface {
 			"--service-account-private-key-file="+in("sa.key"), "--root-ca-file="+in("ca.crt"), "--controller-shutdown-timeout=4s"),
 		"scheduler": flags("scheduler"),
 		"readyURL":  url + "/readyz", "readyCA": in("ca.crt"),
-		"guard": object{"levelFile": in("level"), "platformUser": "multipaas:platform"},
+		"guard": object{"levelFile": in("level"), "machinesFile": in("machines"), "platformUser": "multipaas:platform"},
 	}))
 
 	pool := x509.NewCertPool()

@@ -82,7 +82,7 @@ func TestPartThatIsNeverReady(t *testing.T) {
 
 func TestReadConfig(t *testing.T) {
 	good := `{"apiserver": ["--a"], "controllerManager": ["--b"], "scheduler": ["--c"], "readyURL": "https://x", "readyCA": "/ca",
-		"guard": {"levelFile": "/l", "platformUser": "p"}, "kine": {"socket": "/s", "endpoint": "sqlite://x"}}`
+		"guard": {"levelFile": "/l", "machinesFile": "/m", "platformUser": "p"}, "kine": {"socket": "/s", "endpoint": "sqlite://x"}}`
 	if _, err := ReadConfig(strings.NewReader(good)); err != nil {
 		t.Fatal(err)
 	}
