@@ -463,10 +463,16 @@ func (u *upstream) serveBlob(w http.ResponseWriter, r *http.Request, a asked, d 
 	if err == nil && !u.serveCached(w, r, d) {
 		err = errors.New("it is not in the cache")
 	}
-	if err != nil {
-		return u.broken("download "+d.String(), a, err)
+	var no *refusal
+	switch {
+	case err == nil:
+		return nil
+	case r.Context().Err() != nil: // who asked has gone
+		return r.Context().Err()
+	case errors.As(err, &no): // ours: there is no room
+		return no
 	}
-	return nil
+	return u.broken("download "+d.String(), a, err)
 }
 
 func (u *upstream) serveCached(w http.ResponseWriter, r *http.Request, d digest.Digest) bool {

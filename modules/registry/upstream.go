@@ -238,6 +238,9 @@ func (u *upstream) fetchManifest(ctx context.Context, a asked, ref string) (mani
 		return manifest{}, u.remember(a, what, false, refuse(http.StatusNotFound, "MANIFEST_UNKNOWN",
 			"the manifest %s of %s in %s has more than %d MiB", ref, a.repository, u.Name, maxManifest>>20))
 	}
+	if ctx.Err() != nil { // who asked has gone
+		return manifest{}, ctx.Err()
+	}
 	if err != nil {
 		return manifest{}, u.broken("read manifest "+a.repository+":"+ref, a, err)
 	}

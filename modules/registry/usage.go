@@ -256,6 +256,8 @@ func (u *usage) carry(id, organization, dir string) (grow func(n int), done func
 		}
 		up = &upload{organization: organization, dir: dir}
 		u.uploads[id] = up
+	} else if up.dir != dir {
+		return nil, func() {} // of another repository: the library finds none
 	}
 	up.busy++
 	grow = func(n int) {
