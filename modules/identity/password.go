@@ -63,12 +63,12 @@ func (p *passwords) turn(ctx context.Context, from string) (done func(), err err
 	return done, nil
 }
 
-// hash returns the PHC string of password.
-func (p *passwords) hash(ctx context.Context, password string) (string, error) {
+// hash returns the PHC string of password. who is for whom it works: each has a turn.
+func (p *passwords) hash(ctx context.Context, who, password string) (string, error) {
 	if err := checkPassword(password); err != nil {
 		return "", err
 	}
-	done, err := p.turn(ctx, "new passwords")
+	done, err := p.turn(ctx, who)
 	if err != nil {
 		return "", err
 	}

@@ -26,8 +26,14 @@ func (id *Identity) CreateUser(
 		return nil, err
 	}
 	user.Name = name
-	if grant != nil { // who may not need not cost a hash
+	if grant != nil { // who may not need not cost a hash, and neither need one who is there
 		if _, err := grant(ctx, &user); err != nil {
+			return nil, err
+		}
+		switch _, err := store.Of[resource.User](id.store).Get(ctx, name); {
+		case err == nil:
+			return nil, userExists(store.ErrExists, name)
+		case !errors.Is(err, store.ErrNotFound):
 			return nil, err
 		}
 	}
@@ -64,7 +70,7 @@ func (id *Identity) newUser(
 	if err != nil {
 		return nil, err
 	}
-	hash, err := id.passwords.hash(ctx, password)
+	hash, err := id.passwords.hash(ctx, "account "+user.Account, password)
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +211,7 @@ func (id *Identity) SetPassword(ctx context.Context, user, password string, firs
 }
 
 func (id *Identity) setPassword(ctx context.Context, user, password string, first bool, keep *resource.Session) error {
-	hash, err := id.passwords.hash(ctx, password)
+	hash, err := id.passwords.hash(ctx, "user "+user, password)
 	if err != nil {
 		return err
 	}
