@@ -21,6 +21,7 @@ const (
 	configFile   = "plane.json"
 	levelFile    = "pod-security"
 	machinesFile = "machines.json"
+	logFile      = "log/plane.log"
 	databaseFile = "state.db"
 	socketFile   = "kine.sock"
 	roomFile     = "datastore.json"
@@ -69,9 +70,10 @@ func (p *Plane) render(ctx context.Context) ([]*pki.Renewer, error) {
 
 // makeFolders makes the folders. The plane's user reads what we write, and makes files
 // of its own beside it, the database among them; the sticky bit keeps it from putting
-// others in the place of ours, which we would write through.
+// others in the place of ours, which we would write through. The log is renamed when it is
+// full, so its folder is ours alone.
 func (p *Plane) makeFolders() error {
-	for name, mode := range map[string]fs.FileMode{".": 0o770 | fs.ModeSticky, "pki": 0o750} {
+	for name, mode := range map[string]fs.FileMode{".": 0o770 | fs.ModeSticky, "pki": 0o750, filepath.Dir(logFile): 0o700} {
 		dir := p.path(name)
 		if err := cmp.Or(os.MkdirAll(dir, 0o700), os.Chown(dir, 0, p.cfg.UID), os.Chmod(dir, mode)); err != nil {
 			return err

@@ -109,7 +109,7 @@ func newConfig(t *testing.T, ns *netns.NS) Config {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(tail(filepath.Join(cfg.Dir, "plane.log")))
+			t.Log(tail(filepath.Join(cfg.Dir, logFile)))
 		}
 	})
 	return cfg

@@ -198,7 +198,7 @@ func New(cfg Config) *Plane {
 		UID:         cfg.UID,
 		MemoryMax:   maxMemory,
 		TasksMax:    maxTasks,
-		LogFile:     p.path("plane.log"),
+		LogFile:     p.path(logFile),
 		Log:         cfg.Log,
 		Ready:       p.Ready,
 		OnStart:     func(int) { failpoint.Reach("workspace/create/process-started") },
@@ -298,7 +298,7 @@ func (p *Plane) Died() (at time.Time, err error) {
 		err = ErrDamaged
 	}
 	if err != nil {
-		err = fmt.Errorf("%w: the end of %s says more", err, p.path("plane.log"))
+		err = fmt.Errorf("%w: the end of %s says more", err, p.path(logFile))
 	}
 	return at, err
 }

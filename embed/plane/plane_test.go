@@ -478,14 +478,14 @@ func testSecretsAtRest(t *testing.T, p *Plane, platform kubernetes.Interface) {
 	if bytes.Count(stored, []byte(word)) != bytes.Count(stored, []byte(word+"-in-the-clear")) {
 		t.Error("a secret lies in the database in the clear")
 	}
-	for _, file := range []string{"", databaseFile, socketFile, configFile, "plane.log", filepath.Join("pki", "platform.key")} {
+	for _, file := range []string{"", databaseFile, socketFile, configFile, logFile, filepath.Join("pki", "platform.key")} {
 		info, err := os.Stat(p.path(file))
 		if err != nil {
 			t.Error(err)
 			continue
 		}
 		mode, gid := info.Mode().Perm(), info.Sys().(*syscall.Stat_t).Gid
-		if (mode&0o007 != 0 || int(gid) != p.cfg.UID) && file != databaseFile && file != "plane.log" {
+		if (mode&0o007 != 0 || int(gid) != p.cfg.UID) && file != databaseFile && file != logFile {
 			t.Errorf("%q has mode %o and group %d, want it for root and the plane alone", file, mode, gid)
 		}
 	}

@@ -276,7 +276,7 @@ func (worldPlaces) Machines() ([]string, error)                 { return nil, ni
 
 type worldRunner struct{ *world }
 
-func (worldRunner) FirstUID(m wire.Machine) uint32 { return m.Spec.FirstUID }
+func (worldRunner) FirstUID(m wire.Machine) (uint32, error) { return m.Spec.FirstUID, nil }
 func (w worldRunner) Ensure(_ context.Context, m wire.Machine, _ string, _ wire.MachineKeyPairs) error {
 	return w.change("machine "+m.UID, true)
 }

@@ -40,7 +40,7 @@ type MachineNetworks interface {
 type Runner interface {
 	// FirstUID is the host's user that is root in the machine. It may be another than
 	// the server gave it: 0, where the host can't do better.
-	FirstUID(m wire.Machine) uint32
+	FirstUID(m wire.Machine) (uint32, error)
 	Ensure(ctx context.Context, m wire.Machine, netns string, keys wire.MachineKeyPairs) error
 	Remove(ctx context.Context, uid string) error
 	// List returns what is there, running or not.
@@ -126,7 +126,11 @@ func (d machines) ensure(ctx context.Context, m wire.Machine, workspace string) 
 	if pause := d.pause(m); pause > 0 {
 		return reconcile.Expected(fmt.Errorf("it ended by itself and is started again after %v", pause))
 	}
-	m.Spec.FirstUID = d.Runner.FirstUID(m)
+	first, err := d.Runner.FirstUID(m)
+	if err != nil {
+		return fmt.Errorf("users of machine %s: %w", m.Name, err)
+	}
+	m.Spec.FirstUID = first
 	netns, err := d.Networks.AttachMachine(ctx, m)
 	if err != nil {
 		return err

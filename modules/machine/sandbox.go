@@ -47,7 +47,9 @@ type Sandbox struct {
 	cfg    Config
 	runc   runc
 	images images
-	users  func() error // OwnUsers
+
+	trying   sync.Mutex
+	ownUsers bool // they were tried, and work
 
 	mu      sync.Mutex
 	watched map[string]*os.File // pidfd of each machine that is watched, by UID
@@ -58,8 +60,7 @@ func NewSandbox(cfg Config) *Sandbox {
 	return &Sandbox{cfg: cfg,
 		runc:    runc{binary: cfg.payload("runtime", "runc"), root: cfg.Runc},
 		images:  images{dir: cfg.Images},
-		watched: map[string]*os.File{},
-		users:   sync.OnceValue(func() error { return tryOwnUsers(cfg.Images, cfg.Runc) })}
+		watched: map[string]*os.File{}}
 }
 
 // Traces are what machines are on a host, kept as cfg says.

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -17,23 +17,41 @@ import (
 
 // FirstUID is the host's user that root in the machine is: the one that the server
 // gave it, or 0, the host's own root, on a host that can't do better. A machine
-// keeps what its disk was made with.
-func (s *Sandbox) FirstUID(m wire.Machine) uint32 {
+// keeps what its disk was made with. An error passes: the machine is not made as another
+// because of it.
+func (s *Sandbox) FirstUID(m wire.Machine) (uint32, error) {
 	home := s.home(m.UID)
 	if _, err := os.Stat(home.disk().file); err == nil {
 		if rec, err := readRecord(home.at(recordName)); err == nil {
-			return rec.Machine.Spec.FirstUID
+			return rec.Machine.Spec.FirstUID, nil
 		}
 	}
-	if m.Spec.FirstUID != 0 && s.users() != nil {
-		return 0
+	err := s.OwnUsers()
+	if m.Spec.FirstUID == 0 || lacks(err) {
+		return 0, nil
 	}
-	return m.Spec.FirstUID
+	return m.Spec.FirstUID, err
+}
+
+// lacks says whether an error tells of what a kernel, or its settings, can't give;
+// others pass.
+func lacks(err error) bool {
+	return slices.ContainsFunc([]error{unix.EINVAL, unix.ENOSYS, unix.EPERM, unix.EOPNOTSUPP, unix.EUSERS, unix.ENOSPC},
+		func(e error) bool { return errors.Is(err, e) })
 }
 
 // OwnUsers says why machines that are made on this host get no users of their own.
-// nil: they do. It tries once.
-func (s *Sandbox) OwnUsers() error { return s.users() }
+// nil: they do, and it is not tried again.
+func (s *Sandbox) OwnUsers() error {
+	s.trying.Lock()
+	defer s.trying.Unlock()
+	if s.ownUsers {
+		return nil
+	}
+	err := tryOwnUsers(s.cfg.Images, s.cfg.Runc)
+	s.ownUsers = err == nil
+	return err
+}
 
 // tryOwnUsers says what this host lacks to run machines in user namespaces. It
 // mounts as a machine's root file system is mounted, out of everybody's sight.
@@ -46,25 +64,21 @@ func tryOwnUsers(images, scratch string) error {
 	if err := cmp.Or(os.MkdirAll(images, 0o755), os.MkdirAll(scratch, 0o700)); err != nil {
 		return err
 	}
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends, and its mounts with it
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-				return fmt.Errorf("unshare mounts: %w", err)
-			}
-			if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
-				return fmt.Errorf("unshare mounts: %w", err)
-			}
-			if err := unix.Mount("tmpfs", scratch, "tmpfs", 0, ""); err != nil {
-				return fmt.Errorf("mount tmpfs: %w", err)
-			}
-			at := func(name string) string { return filepath.Join(scratch, name) }
-			return cmp.Or(mountMapped(images, at("image"), users),
-				mountRoot(at("image"), at("upper"), at("work"), at("root")))
-		}()
-	}()
-	return <-done
+	// The thread ends, and its mounts with it.
+	return netns.InNew(func() error {
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("unshare mounts: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("unshare mounts: %w", err)
+		}
+		if err := unix.Mount("tmpfs", scratch, "tmpfs", 0, ""); err != nil {
+			return fmt.Errorf("mount tmpfs: %w", err)
+		}
+		at := func(name string) string { return filepath.Join(scratch, name) }
+		return cmp.Or(mountMapped(images, at("image"), users),
+			mountRoot(at("image"), at("upper"), at("work"), at("root")))
+	})
 }
 
 // firstTried is in no workspace's range.
@@ -83,10 +97,10 @@ func openOwner(path string, first int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ours == (first == 0) {
-		if ours {
-			return nil, owner.Close()
-		}
+	if ours && first == 0 {
+		return nil, owner.Close()
+	}
+	if maker, err := unix.IoctlGetUint32(int(owner.Fd()), unix.NS_GET_OWNER_UID); err == nil && !ours && int(maker) == first {
 		return owner, nil
 	}
 	err = fmt.Errorf("network namespace %s belongs to another user namespace than users from %d on", path, first)

@@ -44,13 +44,6 @@ func hash(uid string) string {
 func (p machinePort) link() string      { return portPrefix + hash(p.UID) }
 func (p machinePort) namespace() string { return machinePrefix + p.UID }
 
-func (p machinePort) makeNamespace() (*netns.NS, error) {
-	if p.FirstUID == 0 {
-		return netns.Create(p.namespace())
-	}
-	return netns.CreateOwned(p.namespace(), p.FirstUID, resource.MachineUIDs)
-}
-
 func (p machinePort) alias() string {
 	return strings.Join([]string{p.UID, p.Address.String(), p.MAC, p.PodCIDR.String()}, " ")
 }
@@ -144,7 +137,7 @@ func (n *Network) attachMachine(want wire.Network, m machinePort) error {
 	defer w.close()
 	mtu := n.inner(host)
 
-	ns, err := m.makeNamespace()
+	ns, err := n.makeNamespace(m)
 	if err != nil {
 		return err
 	}
@@ -172,6 +165,33 @@ func (n *Network) attachMachine(want wire.Network, m machinePort) error {
 		return err
 	}
 	return ensureMachineLinks(want, m, mtu)
+}
+
+// makeNamespace makes the machine's namespace, or opens the one there is. One that
+// belongs to other users than the machine's is none that it can run in: an agent made it
+// that knew less of the machine. It is made anew.
+func (n *Network) makeNamespace(m machinePort) (*netns.NS, error) {
+	create := func() (*netns.NS, error) {
+		if m.FirstUID == 0 {
+			return netns.Create(m.namespace())
+		}
+		return netns.CreateOwned(m.namespace(), m.FirstUID, resource.MachineUIDs)
+	}
+	ns, err := create()
+	if err != nil {
+		return nil, err
+	}
+	users, ours, err := ns.Owner()
+	if err == nil {
+		err = users.Close()
+	}
+	if err == nil && ours == (m.FirstUID == 0) {
+		return ns, nil
+	}
+	if err := cmp.Or(err, ns.Close(), n.detachMachine(m)); err != nil {
+		return nil, err
+	}
+	return create()
 }
 
 // ensurePort makes the veth pair from the bridge into the machine's namespace.

@@ -378,7 +378,7 @@ func (p *platform) tell(t *testing.T) {
 			{"sh", "-c", "for n in $(ip netns list | cut -d' ' -f1); do echo \"== $n\"; for c in 'ip -br address' 'ip route' 'ip neighbour' 'bridge -statistics fdb'; do ip netns exec $n $c; done; done"},
 			{"sh", "-c", "for log in " + data + "/machines/*/disk/log/*; do [ -e $log ] && tail -n 20 $log; done; true"},
 			// Of what started and died again and again, the first and the last words.
-			{"sh", "-c", "for log in " + data + "/planes/*/plane.log; do [ -e $log ] && grep -hE '^F|panic|died' $log | head -n 20; tail -n 40 $log; done; true"},
+			{"sh", "-c", "for log in " + data + "/planes/*/log/plane.log; do [ -e $log ] && grep -hE '^F|panic|died' $log | head -n 20; tail -n 40 $log; done; true"},
 		} {
 			r, err := v.Run(ctx, "", args...)
 			if err != nil {
