@@ -33,7 +33,6 @@ import (
 	"github.com/multipaas/multipaas/modules/linklocal"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
-	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // payloadDir is the payload as `make` builds it.
@@ -144,7 +143,7 @@ func newRig(t *testing.T, disk int64) *rig {
 	r := &rig{t: t, spec: testSpec(t, uid, ns, disk), ns: ns, exited: make(chan string, 10)}
 	r.s = r.sandbox(dir, payloadDir(t))
 	t.Cleanup(func() {
-		if err := r.remove(); err != nil {
+		if err := r.s.Remove(context.Background(), uid); err != nil {
 			t.Error(err)
 		}
 		r.s.unwatch(uid)
@@ -159,24 +158,9 @@ func (r *rig) sandbox(dir, payload string) *Sandbox {
 
 func (r *rig) ensure() {
 	r.t.Helper()
-	if err := again(func() error { return r.s.Ensure(r.t.Context(), r.spec.Machine, r.spec.netns, r.spec.keys) }); err != nil {
+	if err := r.s.Ensure(r.t.Context(), r.spec.Machine, r.spec.netns, r.spec.keys); err != nil {
 		r.t.Fatal(err)
 	}
-}
-
-func (r *rig) remove() error {
-	return again(func() error { return r.s.Remove(context.Background(), r.spec.UID) })
-}
-
-// again tries as the agent does while other tests' mount namespaces, which were made
-// meanwhile, still hold a copy of the machine's mounts.
-func again(do func() error) (err error) {
-	for end := time.Now().Add(wait.Patience); time.Now().Before(end); {
-		if err = do(); err == nil || !strings.Contains(err.Error(), "in another mount namespace") {
-			return err
-		}
-	}
-	return err
 }
 
 func (r *rig) prepare(m home) error {
@@ -462,7 +446,7 @@ func TestSandbox(t *testing.T) {
 
 	t.Run("remove", func(t *testing.T) {
 		for range 2 {
-			if err := r.remove(); err != nil {
+			if err := r.s.Remove(t.Context(), r.spec.UID); err != nil {
 				t.Fatal(err)
 			}
 			r.wantNoTraces()
@@ -511,7 +495,7 @@ func TestHalf(t *testing.T) {
 				r.ensure()
 				r.await("containerd", 0)
 			}
-			if err := r.remove(); err != nil {
+			if err := r.s.Remove(t.Context(), r.spec.UID); err != nil {
 				t.Fatal(err)
 			}
 			r.wantNoTraces()
