@@ -144,18 +144,22 @@ func (b *backend) connect(ctx context.Context, network, _ string) (net.Conn, err
 // who gets the answer or an error too (RFC 9112, 9.5). HTTP/2 has a way of its own.
 type uploadConn struct {
 	net.Conn
-	written bool // a part of the request
+	// written says that a part of the request was. After an upgrade net/http may still
+	// flush while what upgraded writes.
+	written atomic.Bool
 }
 
 // begin is called before each request on the connection.
-func (c *uploadConn) begin() { c.written = false }
+func (c *uploadConn) begin() { c.written.Store(false) }
 
 func (c *uploadConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
-	if c.written && (errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)) {
+	if c.written.Load() && (errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)) {
 		return len(p), nil
 	}
-	c.written = c.written || n > 0
+	if n > 0 {
+		c.written.Store(true)
+	}
 	return n, err
 }
 
