@@ -117,7 +117,7 @@ func (h *host) facts() wire.Report {
 	h.problems.Update(machine.CantRun, "", err)
 	if err == nil {
 		rep.Drivers = []string{"sandbox"}
-		h.problems.Update(machine.UsersShared, "", h.machines.OwnUsers())
+		h.problems.Update(machine.UsersShared, "", h.machines.SharedUsers())
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {

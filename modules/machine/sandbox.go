@@ -48,8 +48,9 @@ type Sandbox struct {
 	runc   runc
 	images images
 
-	trying   sync.Mutex
-	ownUsers bool // they were tried, and work
+	trying  sync.Mutex
+	tried   bool // whether machines can have users of their own
+	noUsers error
 
 	mu      sync.Mutex
 	watched map[string]*os.File // pidfd of each machine that is watched, by UID

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -36,27 +37,51 @@ func (s *Sandbox) FirstUID(m wire.Machine) (uint32, error) {
 // lacks says whether an error tells of what a kernel, or its settings, can't give;
 // others pass.
 func lacks(err error) bool {
-	return slices.ContainsFunc([]error{unix.EINVAL, unix.ENOSYS, unix.EPERM, unix.EOPNOTSUPP, unix.EUSERS, unix.ENOSPC},
+	return slices.ContainsFunc([]error{unix.EINVAL, unix.ENOSYS, unix.EPERM, unix.EOPNOTSUPP, unix.EUSERS},
 		func(e error) bool { return errors.Is(err, e) })
 }
 
 // OwnUsers says why machines that are made on this host get no users of their own.
-// nil: they do, and it is not tried again.
+// nil: they do. What the kernel can or can't is found out once.
 func (s *Sandbox) OwnUsers() error {
 	s.trying.Lock()
 	defer s.trying.Unlock()
-	if s.ownUsers {
-		return nil
+	if s.tried {
+		return s.noUsers
 	}
 	err := tryOwnUsers(s.cfg.Images, s.cfg.Runc)
-	s.ownUsers = err == nil
+	s.tried, s.noUsers = err == nil || lacks(err), err
 	return err
+}
+
+// SharedUsers says which machines here have no users of their own, or why those
+// that are made here get none.
+func (s *Sandbox) SharedUsers() error {
+	records, err := filepath.Glob(filepath.Join(s.cfg.Dir, "*", recordName))
+	if err != nil {
+		return err
+	}
+	var shared []string
+	for _, file := range records {
+		// One that can't be read is made anew by the next Ensure.
+		if rec, err := readRecord(file); err == nil && rec.Machine.Spec.FirstUID == 0 {
+			shared = append(shared, rec.Machine.Key)
+		}
+	}
+	if len(shared) > 0 {
+		return fmt.Errorf("machines without users of their own: %s", strings.Join(shared, ", "))
+	}
+	return s.OwnUsers()
 }
 
 // tryOwnUsers says what this host lacks to run machines in user namespaces. It
 // mounts as a machine's root file system is mounted, out of everybody's sight.
 func tryOwnUsers(images, scratch string) error {
 	users, err := netns.NewUsers(firstTried, resource.MachineUIDs)
+	if errors.Is(err, unix.ENOSPC) {
+		// Not the disk's: user_namespaces(7) has it for a setting that allows no more.
+		return fmt.Errorf("%w: %w", unix.EUSERS, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -182,13 +183,15 @@ func (n *Network) makeNamespace(m machinePort) (*netns.NS, error) {
 		return nil, err
 	}
 	users, ours, err := ns.Owner()
-	if err == nil {
-		err = users.Close()
+	if err != nil {
+		return nil, errors.Join(err, ns.Close())
 	}
-	if err == nil && ours == (m.FirstUID == 0) {
+	users.Close()
+	if ours == (m.FirstUID == 0) {
 		return ns, nil
 	}
-	if err := cmp.Or(err, ns.Close(), n.detachMachine(m)); err != nil {
+	ns.Close()
+	if err := n.detachMachine(m); err != nil {
 		return nil, err
 	}
 	return create()
