@@ -96,9 +96,12 @@ func (r *run) setPodSecurity(level string) error {
 // setMachines tells the plane which of its machines live. It hears of it at once,
 // whatever holds up the workspace's pass: a machine that was given up may be in the
 // hands of others.
-func (r *run) setMachines(uids []string) error {
+//
+// lives is asked inside, so that of two calls the later one tells what it knows.
+func (r *run) setMachines(lives func(key string) []string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	uids := lives(r.key)
 	if r.live.plane == nil || r.live.told && slices.Equal(r.live.machines, uids) {
 		return nil
 	}
@@ -139,7 +142,7 @@ func (c *Controller) tellPlanes(ctx context.Context) {
 		all := slices.Collect(maps.Values(c.runs))
 		c.mu.Unlock()
 		for _, r := range all {
-			if err := r.setMachines(c.lives(r.key)); err != nil {
+			if err := r.setMachines(c.lives); err != nil {
 				c.cfg.Log.Error("a plane may listen to a machine that is gone", "workspace", r.key, "err", err)
 				time.AfterFunc(time.Second, c.machinesChanged) // a full disk, say: pacing
 			}
@@ -194,7 +197,7 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 		return err
 	}
 	r.note(func(l *live) { l.plane, l.level, l.told, l.problem = p, w.Spec.PodSecurity, false, "" })
-	if err := r.setMachines(c.lives(r.key)); err != nil {
+	if err := r.setMachines(c.lives); err != nil {
 		return err
 	}
 	began := time.Now()
