@@ -258,12 +258,16 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, t targe
 		files = append(files, filepath.Join(r.referrersDir(t.repository, subject.Digest), referrer(named)))
 	}
 	names := missing(files...) + r.newFolders(t.repository)
+	known := subject != nil && exists(filepath.Join(r.referrersDir(t.repository, subject.Digest), referrer(named)))
 	if subject != nil {
 		if err := r.addReferrer(t.repository, subject.Digest, named, mediaType, body); err != nil {
 			return err
 		}
 	}
 	if _, err := manifests.Put(ctx, m); err != nil {
+		if subject != nil && !known {
+			err = errors.Join(err, r.dropReferrer(t.repository, []digest.Digest{named}, body))
+		}
 		return putRefused(t.repository, err)
 	}
 	if named != desc.Digest {

@@ -37,7 +37,7 @@ const (
 // The bounds on what may refer to one subject, and on an answer that lists it.
 const (
 	maxReferrers   = 1000
-	maxDescriptor  = 64 << 10
+	maxDescriptor  = nameCost // as it counts
 	referrersPage  = 200
 	referrersBytes = 2 << 20 // clients read 4 MiB
 )
