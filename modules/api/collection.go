@@ -372,7 +372,9 @@ func (c *collection[V, P]) update(ctx context.Context, was P, ask func(now P)) (
 		verb = c.verb(now, was)
 	}
 	task, begin := c.begin(ctx, verb, now)
-	if err := c.api.store.Commit(ctx, granted, c.kind().UpdateOp(now), begin); err != nil {
+	// What is there can be changed also when little room is left: the task of it is one of
+	// few that its target has.
+	if err := c.api.store.Commit(store.WithReserve(ctx), granted, c.kind().UpdateOp(now), begin); err != nil {
 		return nil, err
 	}
 	if c.changed != nil {

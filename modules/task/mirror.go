@@ -145,7 +145,10 @@ func (ts *Tasks) mirror(ctx context.Context, t target) (again time.Duration, err
 		return 0, err
 	}
 	tasks := store.Of[resource.Task](ts.cfg.Store)
-	latest := keys[len(keys)-1]
+	latest, err := ts.latest(ctx, keys, now)
+	if err != nil {
+		return 0, err
+	}
 	for some := range slices.Chunk(keys, together) {
 		ops := make([]store.Op, len(some))
 		after := make([]*resource.Task, len(some))
@@ -175,6 +178,46 @@ func (ts *Tasks) mirror(ctx context.Context, t target) (again time.Duration, err
 		}
 	}
 	return 0, nil
+}
+
+// latest is which of a target's tasks goes on: not the one that was begun last, for its
+// commit may have come first, but the one whose change is the target's last. now is the
+// target, nil if it is gone.
+func (ts *Tasks) latest(ctx context.Context, keys []string, now resource.Stateful) (string, error) {
+	if len(keys) == 1 {
+		return keys[0], nil
+	}
+	var last *resource.Task
+	for _, key := range keys {
+		t, err := store.Of[resource.Task](ts.cfg.Store).Get(ctx, key)
+		if errors.Is(err, store.ErrNotFound) {
+			continue // dropped meanwhile
+		}
+		if err != nil {
+			return "", err
+		}
+		rank := func(t *resource.Task) (n [3]int64) {
+			if now != nil && t.Spec.TargetUID == now.Metadata().UID {
+				n[0] = 1 // of this one, and not of one that had its name before
+			}
+			if t.Spec.Gone {
+				n[1] = 1
+			}
+			n[2] = t.Spec.Generation
+			return n
+		}
+		if last == nil {
+			last = t
+			continue
+		}
+		if a, b := rank(last), rank(t); slices.Compare(a[:], b[:]) <= 0 {
+			last = t
+		}
+	}
+	if last == nil {
+		return keys[len(keys)-1], nil
+	}
+	return last.Key(), nil
 }
 
 // prune drops ended tasks that are too old or too many.
