@@ -39,6 +39,12 @@ func (id *Identity) Invite(
 	}
 	code := rand.Text() // 130 bits
 	offer.Name, offer.CodeHash, offer.ExpiresAt = name, hashText(code), id.now().Add(InvitationLife).Truncate(time.Second)
+	switch user, err := store.Of[resource.User](id.store).Get(ctx, name); {
+	case err == nil:
+		offer.UserUID = user.UID
+	case !errors.Is(err, store.ErrNotFound):
+		return nil, "", err
+	}
 	invitations := store.Of[resource.Invitation](id.store)
 	err = again(func() error {
 		ops, err := within(ctx)
@@ -171,6 +177,13 @@ func (id *Identity) Accept(
 		}
 		if err := id.stands(ctx, i); err != nil {
 			return err
+		}
+		user, err := store.Of[resource.User](id.store).Get(ctx, p.User)
+		if err != nil {
+			return err
+		}
+		if i.UserUID != "" && i.UserUID != user.UID {
+			return noInvitation()
 		}
 		ops := []store.Op{
 			openOp(store.Of[resource.Account](id.store), account), openOp(store.Of[resource.User](id.store), p.User),

@@ -139,6 +139,9 @@ type Invitation struct {
 	Role         Role      `json:"role" enum:"owner,admin,developer"`
 	By           string    `json:"by" doc:"Who made it; it is worth nothing once he may not give that role any more"`
 	ExpiresAt    time.Time `json:"expiresAt"`
+	// UserUID is whom it was made for, if there was such a user: a later one of that
+	// address is somebody else.
+	UserUID string `json:"userUID,omitempty" hidden:"true"`
 	// CodeHash is the SHA-256 of the code, in hex.
 	CodeHash string `json:"codeHash,omitempty" hidden:"true"`
 }
