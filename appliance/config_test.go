@@ -113,6 +113,7 @@ func TestOrderOfSources(t *testing.T) {
 
 func TestFileMistakes(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
+		{"blocked_networks: [192.0.2.0/24]\n", `line 1: "blocked_networks" is called egress.deny now`},
 		{"data_dirr: /x\n", `config.yaml: line 1: "data_dirr": unknown field; have data_dir,`},
 		{"\nlog: {levle: x}\n", `line 2: "levle": unknown field; have level, format`},
 		{"limits: {user: 5}\n", `line 1: "user": unknown field; have users, organizations, workspaces,`},

@@ -55,6 +55,9 @@ func typesIn(v reflect.Value, types map[string]reflect.Value) {
 	}
 }
 
+// renamed has what fields of earlier versions are called now.
+var renamed = map[string]string{"blocked_networks": "egress.deny"}
+
 var (
 	unknownField = regexp.MustCompile(`^(line \d+: )field (.*) not found in type (\S+)$`)
 	wrongType    = regexp.MustCompile("^(line \\d+: )cannot unmarshal !!(\\w+) (`.*` )?into (\\S+)$")
@@ -64,6 +67,9 @@ var (
 // it names Go types, which operators don't know.
 func explain(msg string, types map[string]reflect.Value) string {
 	if m := unknownField.FindStringSubmatch(msg); m != nil && types[m[3]].IsValid() {
+		if now := renamed[m[2]]; now != "" {
+			return fmt.Sprintf("%s%q is called %s now: move what it has there", m[1], m[2], now)
+		}
 		return fmt.Sprintf("%s%q: unknown field; have %s", m[1], m[2], strings.Join(names(fieldsOf(types[m[3]])), ", "))
 	}
 	if m := wrongType.FindStringSubmatch(msg); m != nil && types[m[4]].IsValid() {
