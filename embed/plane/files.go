@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/pki"
 )
@@ -22,9 +24,10 @@ const (
 	levelFile    = "pod-security"
 	machinesFile = "machines.json"
 	logFile      = "log/plane.log"
-	databaseFile = "state.db"
-	socketFile   = "kine.sock"
-	roomFile     = "datastore.json"
+	ownFolder    = "own" // the plane's, what it writes
+	databaseFile = ownFolder + "/state.db"
+	socketFile   = ownFolder + "/kine.sock"
+	roomFile     = ownFolder + "/datastore.json"
 )
 
 // object is a piece of a configuration file; JSON is YAML enough for upstream.
@@ -68,25 +71,54 @@ func (p *Plane) render(ctx context.Context) ([]*pki.Renewer, error) {
 	return certificates, nil
 }
 
-// makeFolders makes the folders. The plane's user reads what we write, and makes files
-// of its own beside it, the database among them; the sticky bit keeps it from putting
-// others in the place of ours, which we would write through. The log is renamed when it is
-// full, so its folder is ours alone.
+// makeFolders makes the folders. The plane's user reads what we write, and writes in
+// a folder of its own, where we write nothing: it could put links in our way.
 func (p *Plane) makeFolders() error {
-	for name, mode := range map[string]fs.FileMode{".": 0o770 | fs.ModeSticky, "pki": 0o750, filepath.Dir(logFile): 0o700} {
-		dir := p.path(name)
-		if err := cmp.Or(os.MkdirAll(dir, 0o700), os.Chown(dir, 0, p.cfg.UID), os.Chmod(dir, mode)); err != nil {
+	for _, f := range []struct {
+		name string
+		uid  int
+		mode fs.FileMode
+	}{{".", 0, 0o750}, {"pki", 0, 0o750}, {filepath.Dir(logFile), 0, 0o700}, {ownFolder, p.cfg.UID, 0o700}} {
+		dir := p.path(f.name)
+		if err := cmp.Or(os.MkdirAll(dir, 0o700), os.Chown(dir, f.uid, p.cfg.UID), os.Chmod(dir, f.mode)); err != nil {
 			return err
 		}
 	}
-	// What a plane has left that ran as another user.
-	own, err := filepath.Glob(p.path(databaseFile) + "*")
-	for _, file := range append(own, p.path(roomFile), p.path(socketFile)) {
-		if e := os.Lchown(file, p.cfg.UID, p.cfg.UID); e != nil && !errors.Is(e, fs.ErrNotExist) {
-			err = errors.Join(err, e)
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		file := p.path(databaseFile) + suffix
+		// Where an earlier version had it.
+		if err := os.Rename(p.path(filepath.Base(file)), file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := p.give(file); err != nil {
+			return err
 		}
 	}
-	return err
+	return nil
+}
+
+// give makes a database that root put there, from a backup say, the plane's: a
+// plain file of that one name, for in that folder the plane may have put anything.
+func (p *Plane) give(file string) error {
+	fd, err := unix.Open(file, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open %s: %w", file, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat %s: %w", file, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Uid != 0 {
+		return nil
+	}
+	if err := unix.Fchownat(fd, "", p.cfg.UID, p.cfg.UID, unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("give %s to the plane: %w", file, err)
+	}
+	return nil
 }
 
 // write writes a file for the plane to read.

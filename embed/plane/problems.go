@@ -24,7 +24,7 @@ var (
 		Title:    "The database of a workspace's plane is damaged",
 		Severity: problem.High,
 		Text:     "Its pods run on, but nothing can be asked of it.",
-		Remedy: "Put a backup of state.db in its place, without state.db-wal and state.db-shm, and look at the disk; " +
+		Remedy: "Put a backup of own/state.db in its place, without state.db-wal and state.db-shm, and look at the disk; " +
 			"without a backup the workspace has to be made anew.",
 	}
 )

@@ -97,7 +97,7 @@ func (s *suite) planeDir(t *testing.T) string {
 
 // damagedPlane overwrites pages of the plane's database while it lies still.
 func (s *suite) damagedPlane(t *testing.T) {
-	dir := s.planeDir(t)
+	dir := filepath.Join(s.planeDir(t), "own")
 	s.kill(t, s.Server)
 	s.planeEnds(t)
 	save := t.TempDir()
