@@ -613,3 +613,41 @@ func developersRole(t *testing.T, platform kubernetes.Interface) {
 		}
 	}
 }
+
+// TestGive: what root has put in the place of the database becomes the plane's, and
+// nothing else does that the plane may have put there.
+func TestGive(t *testing.T) {
+	const uid = 0x0fff_1002
+	dir := t.TempDir()
+	p := New(Config{ID: "x", Dir: dir, UID: uid})
+	if err := os.WriteFile(filepath.Join(dir, "state.db"), []byte("x"), 0o600); err != nil { // of an earlier version
+		t.Fatal(err)
+	}
+	if err := p.makeFolders(); err != nil {
+		t.Fatal(err)
+	}
+	owner := func(file string) uint32 {
+		t.Helper()
+		info, err := os.Lstat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Sys().(*syscall.Stat_t).Uid
+	}
+	if got := owner(p.path(databaseFile)); got != uid {
+		t.Errorf("the database of an earlier version is %d's, want the plane's", got)
+	}
+	secret := filepath.Join(dir, "pki", "secret")
+	if err := cmp.Or(os.WriteFile(secret, []byte("x"), 0o600), os.Link(secret, p.path(databaseFile)+"-wal"), os.Symlink(secret, p.path(databaseFile)+"-shm")); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.makeFolders(); err != nil {
+		t.Fatal(err)
+	}
+	if got := owner(secret); got != 0 {
+		t.Errorf("a file that a name of the plane's leads to is %d's", got)
+	}
+	if got := owner(dir); got != 0 {
+		t.Errorf("the plane's folder is %d's, want root's", got)
+	}
+}

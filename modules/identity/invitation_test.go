@@ -55,6 +55,26 @@ func TestInvitationExpires(t *testing.T) {
 	}
 }
 
+// TestInvitedWasAnother: whoever has the address later is not the one who was invited.
+func TestInvitedWasAnother(t *testing.T) {
+	id, _ := newIdentity(t)
+	p, code := invited(t, id)
+	users := store.Of[resource.User](id.store)
+	bob, err := users.Get(t.Context(), p.User)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := users.Delete(t.Context(), bob); err != nil {
+		t.Fatal(err)
+	}
+	if err := users.Create(t.Context(), &resource.User{Meta: resource.Meta{Name: p.User}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.Accept(t.Context(), p, "acme", "", code); !errors.Is(err, access.ErrNotFound) {
+		t.Errorf("got %v, want ErrNotFound", err)
+	}
+}
+
 // TestAcceptOnce accepts and withdraws at once: whoever took the offer away last,
 // nothing of it is left, and the role is there if and only if it was accepted.
 func TestAcceptOnce(t *testing.T) {

@@ -127,6 +127,12 @@ func TestReferrers(t *testing.T) {
 	if status != 400 || !strings.Contains(body, "annotations") {
 		t.Errorf("a referrer with large annotations: %d %s", status, body)
 	}
+	// One that is refused leaves nothing behind.
+	invented, missing := digest.FromString("invented"), digest.FromString("missing")
+	status, _, body = ann.do("PUT", "/v2/"+repo+"/manifests/refused", strings.NewReader(manifestOf("a", missing, invented, "")), "Content-Type", ocispec.MediaTypeImageManifest)
+	if status != 400 && status != 404 || exists(r.referrersDir(repo, invented)) {
+		t.Errorf("a referrer without its blobs: %d %s; the descriptor is there: %v", status, body, exists(r.referrersDir(repo, invented)))
+	}
 	crowded := digest.FromString("crowded")
 	for i := range maxReferrers {
 		file := filepath.Join(r.referrersDir(repo, crowded), referrer(digest.FromString(fmt.Sprint(i))))

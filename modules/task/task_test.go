@@ -359,6 +359,37 @@ func TestReplaced(t *testing.T) {
 	}
 }
 
+// TestLastChange: of two that were begun at once the one goes on whose commit came last.
+func TestLastChange(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	ts := start(t, Config{})
+	w := workspace("shop")
+	workspaces := store.Of[resource.Workspace](ts.st)
+	if err := workspaces.Create(ctx, w); err != nil {
+		t.Fatal(err)
+	}
+	w.Spec.Machines = 3
+	late, beginLate := ts.Begin("workspace.scale", "ann", w)
+	early, beginEarly := ts.Begin("workspace.scale", "bob", w)
+	for i, begin := range []store.Op{beginEarly, beginLate} {
+		w.Spec.Machines = 4 + i
+		if err := ts.st.Commit(ctx, workspaces.UpdateOp(w), begin); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait.For(t, wait.Patience, "the earlier change's task is replaced by the later one's", func(context.Context) error {
+		got, err := store.Of[resource.Task](ts.st).Get(ctx, early.Key())
+		if err == nil && got.Status.ReplacedBy != late.Name {
+			err = fmt.Errorf("%+v", got.Status)
+		}
+		return err
+	})
+	if got, err := store.Of[resource.Task](ts.st).Get(ctx, late.Key()); err != nil || got.Status.State != resource.TaskRunning {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // TestEarlierKeys: tasks that an earlier version has left, under no account, are found
 // and go on, also after a move that was done in part.
 func TestEarlierKeys(t *testing.T) {
