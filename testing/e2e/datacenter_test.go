@@ -41,6 +41,7 @@ func TestDatacenter(t *testing.T) {
 		{"kubectl", testKubectl},
 		{"registry", testRegistry},
 		{"cluster", testCluster},
+		{"workloads", testWorkloads},
 		{"isolation", testIsolation},
 		{"policy", testPolicy},
 		{"input", testInput},

@@ -7,14 +7,20 @@
 //	probe try ADDRESS...   one line per address: "ADDRESS open|closed REASON";
 //	                       tcp:HOST:PORT, udp:HOST:PORT, http:URL
 //	probe wait             serves /healthz on :8080 and :8081, and says back what comes
-//	                       to UDP port 8053, until it is stopped
+//	                       to UDP port 8053, until it is stopped; of /upload it reads a
+//	                       part, waits 12 s and reads the rest; to /refuse it answers
+//	                       401 with the upload unread, and closes
+//	probe finds SYSCTL...  prints what a process finds: limits and kernel settings
+//	probe memory           takes memory until it is stopped
 //
 // The TLS key pair is read from /tls/tls.crt and /tls/tls.key.
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,6 +29,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/multipaas/multipaas/testing/e2e/attempt"
 )
@@ -47,7 +54,17 @@ func run(args []string) int {
 		ok := func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "ok") }
 		go func() { _ = attempt.Serve(ctx, ":8081", http.HandlerFunc(ok), "", "") }()
 		go echo(ctx)
-		err = attempt.Serve(ctx, ":8080", http.HandlerFunc(ok), "", "")
+		mux := http.NewServeMux()
+		mux.HandleFunc("/", ok)
+		mux.HandleFunc("/upload", upload)
+		mux.HandleFunc("/refuse", refuse)
+		err = attempt.Serve(ctx, ":8080", mux, "", "")
+	case "finds":
+		err = finds(args[1:])
+	case "memory":
+		for taken := [][]byte{}; ctx.Err() == nil; {
+			taken = append(taken, bytes.Repeat([]byte{1}, 1<<20))
+		}
 	case "try":
 		attempt.Each(args[1:], func(target string) string { return attempt.Reach(ctx, target) })
 	default:
@@ -58,6 +75,54 @@ func run(args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// pause is longer than what ends connections that seem dead.
+const pause = 12 * time.Second
+
+// upload reads slowly, as who scans, imports or waits for a lock does.
+func upload(w http.ResponseWriter, r *http.Request) {
+	first, err := io.CopyN(io.Discard, r.Body, 64<<10)
+	time.Sleep(pause)
+	rest, restErr := io.Copy(io.Discard, r.Body)
+	if err := errors.Join(err, restErr); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	fmt.Fprint(w, first+rest)
+}
+
+// refuse answers at once and closes, whatever is still being sent.
+func refuse(w http.ResponseWriter, _ *http.Request) {
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer conn.Close()
+	_, _ = buf.WriteString("HTTP/1.1 401 Unauthorized\r\nConnection: close\r\nContent-Length: 7\r\n\r\nnot you")
+	_ = buf.Flush()
+}
+
+// finds prints the hard limit of open files and kernel settings, a line each.
+func finds(sysctls []string) error {
+	out, err := os.ReadFile("/proc/self/limits")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(out)) {
+		if f := strings.Fields(line); strings.HasPrefix(line, "Max open files") && len(f) > 4 {
+			fmt.Println("nofile", f[4])
+		}
+	}
+	for _, name := range sysctls {
+		value, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
+		if err != nil {
+			return err
+		}
+		fmt.Println(name, strings.Join(strings.Fields(string(value)), " "))
+	}
+	return nil
 }
 
 // echo says back what comes by UDP.

@@ -1,7 +1,8 @@
 // Command tool runs as root in pods of the attack suite and does what an
 // attacker would with a shell there.
 //
-//	tool wait             serves /healthz on :8080 until it is stopped
+//	tool wait             serves /healthz on :8080 until it is stopped, /who, /headers
+//	                      and /?cookie=WHAT-TO-SET
 //	tool try ADDRESS...   one line per address: "ADDRESS open|closed REASON";
 //	                      tcp:HOST:PORT, udp:HOST:PORT
 //	tool ask QUESTION...  one line per question of DNS, SERVER/NETWORK/TYPE/NAME
@@ -37,6 +38,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -140,6 +142,18 @@ func wait(ctx context.Context) error {
 			name, _ := os.Hostname()
 			_, _ = io.WriteString(w, name)
 			return
+		}
+		if r.URL.Path == "/headers" {
+			all := r.Header.Clone()
+			_, _ = io.Copy(io.Discard, r.Body)
+			for key, values := range r.Trailer {
+				all["Trailer "+key] = values
+			}
+			_ = json.NewEncoder(w).Encode(all)
+			return
+		}
+		for _, cookie := range r.URL.Query()["cookie"] {
+			w.Header().Add("Set-Cookie", cookie)
 		}
 		_, _ = io.WriteString(w, "ok")
 	}), "", "")
