@@ -37,6 +37,40 @@ func (p *platform) workspace(ctx context.Context, t *testing.T) {
 	p.limits(ctx, t)
 }
 
+// pods: what control groups version 1 will not have runs on version 2: a privileged
+// pod, once pod security is lifted, and one that may use more processors than its
+// machine has.
+func (p *platform) pods(ctx context.Context, t *testing.T) {
+	level := func(level string) {
+		if _, err := p.built.Desk.MP(ctx, datacenter.Admin, "ws", "set", datacenter.Workspace, "--account", datacenter.Account,
+			"--organization", datacenter.Organization, "--pod-security", level, "--timeout", "10m"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kubectl := func(args ...string) (string, error) {
+		return p.server.Must(ctx, append([]string{"env", "MP_CONFIG=" + p.built.Desk.Path("mp-"+datacenter.Owner),
+			"KUBECONFIG=" + p.built.Desk.Path(datacenter.KubeconfigFile), "multipaas", "kubectl"}, args...)...)
+	}
+	level("privileged")
+	for name, container := range map[string]string{
+		"privileged": `"securityContext":{"privileged":true}`, "generous": `"resources":{"requests":{"cpu":"10m"},"limits":{"cpu":"2500m"}}`,
+	} {
+		image := "multipaas.internal/hello:1"
+		wait.For(t, patience, "a "+name+" pod is taken", func(context.Context) error { // once the plane has read its level
+			_, err := kubectl("run", name, "--image", image, "--restart", "Never", "--overrides",
+				fmt.Sprintf(`{"spec":{"containers":[{"name":%q,"image":%q,%s}]}}`, name, image, container))
+			return err
+		})
+		if out, err := kubectl("wait", "--for=condition=Ready", "pod/"+name, "--timeout=20m"); err != nil {
+			t.Errorf("a %s pod doesn't run: %v %s", name, err, out)
+		}
+		if _, err := kubectl("delete", "pod", name, "--grace-period=1"); err != nil {
+			t.Error(err)
+		}
+	}
+	level("baseline")
+}
+
 // limits: what bounds a machine is in force on control groups version 2, and
 // what udev sets on new network devices has not weakened ours.
 func (p *platform) limits(ctx context.Context, t *testing.T) {

@@ -66,6 +66,7 @@ func TestDebian(t *testing.T) {
 		steps = append(steps,
 			step{"restart", p.restart},
 			step{"workspace", p.workspace},
+			step{"pods", p.pods},
 			step{"agent away", p.agentAway},
 			step{"clock", p.clock},
 			step{"power", p.power},
