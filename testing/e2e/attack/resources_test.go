@@ -76,6 +76,7 @@ func testResources(t *testing.T, s *suite) {
 		{"log", w.log},
 		{"connections", w.connections},
 		{"outside", w.outside},
+		{"inside", w.inside},
 		{"fair", w.fair},
 		{"objects", w.objects},
 		{"watches", w.watches},
