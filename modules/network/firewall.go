@@ -84,10 +84,10 @@ func workspaceRules(want wire.Network, door Door) ruleset {
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods, want.Plan.Services} {
 		forward.rules = append(forward.rules, match(destination(p), drop()))
 	}
-	output := filter("output", nftables.ChainHookOutput, *nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
+	said := filter("said", nftables.ChainHookOutput, *nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
 	for _, a := range door.Addresses {
 		forward.rules = append(forward.rules, match(destination(single(a)), jump(doorChain)))
-		output.rules = append(output.rules, match(to(uplinkName), destination(single(a)), drop()))
+		said.rules = append(said.rules, match(to(uplinkName), destination(single(a)), drop()))
 	}
 	forward.rules = append(forward.rules, match(moreConnections(maxConnections), drop()))
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods} {
@@ -95,7 +95,7 @@ func workspaceRules(want wire.Network, door Door) ruleset {
 	}
 	nat := postrouting(match(to(uplinkName), masquerade()))
 	return ruleset{family: nftables.TableFamilyIPv4,
-		chains: []chain{door.chain(expr.VerdictReturn, match(drop())), input, forward, output, nat}}
+		chains: []chain{door.chain(expr.VerdictReturn, match(drop())), input, forward, said, nat}}
 }
 
 // portRules: a machine sends from its own hardware address, answers ARP for its
