@@ -47,7 +47,7 @@ func memberConfig(dir string) (Config, error) {
 }
 
 // startMember starts the process and waits until it serves.
-func startMember(t *testing.T, dir string) (kill func()) {
+func startMember(t *testing.T, dir string) (kill func(), pid int) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), memberEnv+"="+dir)
@@ -66,7 +66,7 @@ func startMember(t *testing.T, dir string) (kill func()) {
 		t.Fatalf("the member said %q, %v", line, err)
 	}
 	go io.Copy(io.Discard, out)
-	return kill
+	return kill, cmd.Process.Pid
 }
 
 // TestKilledAroundCompactions kills the member by kill -9 while it compacts and
@@ -102,7 +102,7 @@ func TestKilledAroundCompactions(t *testing.T) {
 	compacted := 0
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for round := range rounds {
-		kill := startMember(t, dir)
+		kill, _ := startMember(t, dir)
 		c, err := New(cfg).Client()
 		if err != nil {
 			t.Fatal(err)

@@ -59,8 +59,7 @@ const (
 	quotaBytes   = 4 << 30
 	reserveBytes = 512 << 20
 	// keptEntries of the log are kept in memory for members that are behind, and up to
-	// 100 more until etcd's next look: 225 MiB if all are as large as can be. etcd itself
-	// keeps 5,000.
+	// 100 more until etcd's next look, of logBytes at most. etcd itself keeps 5,000.
 	keptEntries = 50
 
 	// peerAddress, with any free port: a single server has no peers to tell.
@@ -116,11 +115,13 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := s.undamaged(); err != nil {
 		return err
 	}
-	e, err := embed.StartEtcd(s.config())
+	f := newFront()
+	e, err := embed.StartEtcd(s.config(f))
 	if err != nil {
 		return fmt.Errorf("start etcd in %s: %w", s.cfg.Dir, err)
 	}
 	defer e.Close()
+	f.log.member.Store(e.Server)
 	// Planes, each a user of its own, come with certificates.
 	if err := os.Chmod(s.cfg.Socket, 0o666); err != nil {
 		return fmt.Errorf("etcd: %w", err)
@@ -195,7 +196,7 @@ func (s *Server) prepareSocket() error {
 	return fmt.Errorf("etcd: socket %s: %w: another process answers on it", s.cfg.Socket, ErrInUse)
 }
 
-func (s *Server) config() *embed.Config {
+func (s *Server) config(f *front) *embed.Config {
 	peer := url.URL{Scheme: "https", Host: peerAddress + ":0"}
 	client := url.URL{Scheme: "unixs", Path: s.cfg.Socket}
 
@@ -241,5 +242,9 @@ func (s *Server) config() *embed.Config {
 	// resumes behind the last compaction and not before it.
 	c.WatchProgressNotifyInterval = s.cfg.History / 5
 	c.UnsafeNoFsync = s.cfg.NoSync
+	c.GRPCAdditionalServerOptions = f.options()
+	// A plane that stands still would hold what it is sent: its connections end then. One
+	// that is alive asks as often itself.
+	c.GRPCKeepAliveInterval, c.GRPCKeepAliveTimeout = 30*time.Second, 20*time.Second
 	return c
 }

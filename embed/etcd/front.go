@@ -1,0 +1,214 @@
+package etcd
+
+import (
+	"context"
+	"strings"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // which the codec is made of
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// front stands in etcd's gRPC server before what serves requests, and gives each plane
+// its share of the memory: a request waits before it is read, for the largest that it
+// could be; then it holds what it takes; and its answer holds that until it is sent.
+type front struct {
+	shares *shares
+	log    *recent
+}
+
+func newFront() *front { return &front{newShares(), &recent{}} }
+
+// options are those of the gRPC server.
+func (f *front) options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.StatsHandler(f),
+		grpc.ChainUnaryInterceptor(f.unary),
+		grpc.ChainStreamInterceptor(f.stream),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
+		// What came and wasn't read is in no share: 64 KiB a request, where gRPC would
+		// let it grow to 16 MiB.
+		grpc.StaticStreamWindowSize(64 << 10),
+	}
+}
+
+type (
+	connectionKey struct{}
+	holdKey       struct{}
+)
+
+// TagConn implements stats.Handler.
+func (f *front) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ctx
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 || len(info.State.VerifiedChains[0]) == 0 {
+		return ctx
+	}
+	user := info.State.VerifiedChains[0][0].Subject.CommonName
+	if user == Root {
+		return ctx
+	}
+	return context.WithValue(ctx, connectionKey{}, f.shares.connect(user))
+}
+
+// HandleConn implements stats.Handler.
+func (f *front) HandleConn(ctx context.Context, s stats.ConnStats) {
+	if c := planeOf(ctx); c != nil {
+		if _, ok := s.(*stats.ConnEnd); ok {
+			c.close()
+		}
+	}
+}
+
+func planeOf(ctx context.Context) *connection {
+	c, _ := ctx.Value(connectionKey{}).(*connection)
+	return c
+}
+
+// TagRPC implements stats.Handler. gRPC calls it in the request's own goroutine, before
+// the request is read.
+func (f *front) TagRPC(ctx context.Context, info *stats.RPCTagInfo) context.Context {
+	c := planeOf(ctx)
+	if c == nil || !strings.HasPrefix(info.FullMethodName, "/"+pb.KV_ServiceDesc.ServiceName+"/") {
+		return ctx
+	}
+	h, err := c.hold(ctx, writeCopies*maxMessage)
+	if err != nil {
+		return ctx // the client is gone
+	}
+	return context.WithValue(ctx, holdKey{}, h)
+}
+
+// HandleRPC implements stats.Handler.
+func (f *front) HandleRPC(ctx context.Context, s stats.RPCStats) {
+	h, ok := ctx.Value(holdKey{}).(*hold)
+	if !ok {
+		return
+	}
+	switch s := s.(type) {
+	case *stats.InPayload:
+		switch r := s.Payload.(type) {
+		case *pb.RangeRequest:
+			if len(r.RangeEnd) == 0 {
+				h.shrink(getBytes)
+			} else {
+				h.shrink(pageBytes)
+			}
+		default:
+			h.shrink(max(writeCopies*int64(s.Length), leastBytes))
+		}
+	case *stats.End:
+		h.mu.Lock()
+		sent := h.sent
+		h.mu.Unlock()
+		if !sent {
+			h.shrink(0)
+		}
+	}
+}
+
+// unary serves a request that is read.
+func (f *front) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	c := planeOf(ctx)
+	h, held := ctx.Value(holdKey{}).(*hold)
+	switch r := req.(type) {
+	case *pb.RangeRequest:
+		if c == nil {
+			break
+		}
+		if !held {
+			return nil, status.FromContextError(context.Canceled).Err()
+		}
+		return answer(ctx, h, r, func(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+			resp, err := next(ctx, r)
+			if err != nil {
+				return nil, err
+			}
+			return resp.(*pb.RangeResponse), nil
+		})
+	case *pb.TxnRequest, *pb.PutRequest, *pb.DeleteRangeRequest:
+		if c != nil {
+			if !held {
+				return nil, status.FromContextError(context.Canceled).Err()
+			}
+			if err := plain(req); err != nil {
+				return nil, err
+			}
+		}
+		if err := f.log.add(ctx, proto.Size(req.(proto.Message))); err != nil {
+			return nil, err
+		}
+	}
+	return next(ctx, req)
+}
+
+// stream keeps planes from what they have no use for.
+func (f *front) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if info.FullMethod == pb.KV_RangeStream_FullMethodName && planeOf(s.Context()) != nil {
+		return status.Error(codes.Unimplemented, "planes have no use for streams of a range")
+	}
+	return next(srv, s)
+}
+
+// maxOps of a plane's transaction: an API server's have three.
+const maxOps = 8
+
+// plain refuses a plane's write whose answer could be of any size. API servers write
+// one object at a time.
+func plain(req any) error {
+	refused := status.Error(codes.InvalidArgument, "planes write single keys, and a few at a time")
+	switch r := req.(type) {
+	case *pb.PutRequest:
+	case *pb.DeleteRangeRequest:
+		if len(r.RangeEnd) > 0 && r.PrevKv {
+			return refused
+		}
+	case *pb.TxnRequest:
+		if len(r.Success)+len(r.Failure) > maxOps {
+			return refused
+		}
+		for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+			for _, op := range ops {
+				if op.GetRequestTxn() != nil || len(op.GetRequestRange().GetRangeEnd()) > 0 {
+					return refused
+				}
+				if d := op.GetRequestDeleteRange(); d != nil && plain(d) != nil {
+					return refused
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// ready is an answer as it is sent.
+type ready struct {
+	data mem.BufferSlice
+	hold *hold
+}
+
+// codec sends answers that are ready, and knows protobuf.
+type codec struct{ encoding.CodecV2 }
+
+// Marshal implements encoding.CodecV2.
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	r, ok := v.(*ready)
+	if !ok {
+		return c.CodecV2.Marshal(v)
+	}
+	r.hold.mu.Lock()
+	r.hold.sent = true
+	r.hold.mu.Unlock()
+	return r.data, nil
+}
