@@ -66,9 +66,8 @@ type Config struct {
 	// Manifests renders what every cluster gets at birth, YAML documents.
 	Manifests func(w *resource.Workspace, plan wire.Plan) ([]byte, error)
 
-	Server  string       // this server's name
-	Address netip.Addr   // this server's underlay address
-	Door    []netip.Addr // its service addresses
+	Server  string     // this server's name
+	Address netip.Addr // this server's underlay address
 	Domain  string
 	Plan    wire.Plan
 	KubeAPI string // host:port that reaches the planes by SNI
@@ -88,8 +87,6 @@ type Controller struct {
 	bounds mirror.Bounds // of what is read of clusters
 
 	placing sync.Mutex // one placement at a time, so that no node is promised twice
-
-	living chan struct{} // told when a machine came or went
 
 	starved sync.Map // keys of workspaces that wait for a node with room, and what was said of it
 	hosts   sync.Map // what matters of each node, when last seen, by name
@@ -116,9 +113,8 @@ func New(cfg Config) *Controller {
 		// Two planes of an account start at a time: each takes 3 CPU seconds, and a
 		// restart of the server with a hundred of them shall bring the first back soon.
 		// One that can't start holds its place for a minute; the third is for others.
-		slots:  limiter.NewTurns[string](2, 3),
-		living: make(chan struct{}, 1),
-		runs:   map[string]*run{},
+		slots: limiter.NewTurns[string](2, 3),
+		runs:  map[string]*run{},
 	}
 	c.loop = reconcile.New(reconcile.Config[string]{
 		Name:      "workspace",
@@ -143,8 +139,9 @@ func New(cfg Config) *Controller {
 		}
 	})
 	cfg.Machines.OnChange(func(key string) {
-		c.loop.Add(resource.OfWorkspace.Parent(key))
-		c.machinesChanged()
+		workspace := resource.OfWorkspace.Parent(key)
+		c.loop.Add(workspace)
+		c.machinesChanged(workspace)
 	})
 	cfg.Nodes.OnChange(c.nodeChanged)
 	return c
@@ -183,7 +180,6 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	c.followContents(ctx)
-	c.wg.Go(func() { c.tellPlanes(ctx) })
 	ready()
 	c.loop.Run(ctx)
 	return nil
@@ -279,8 +275,7 @@ func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, 
 // network attaches the workspace's network on this server, members included.
 func (c *Controller) network(ctx context.Context, p *pass) error {
 	hosts := wire.Hosts(c.cfg.Nodes.List(""), c.cfg.Server, c.cfg.Address)
-	return c.cfg.Networks.Attach(ctx,
-		wire.NetworkFor(p.Workspace, c.cfg.Plan, p.machines, c.cfg.Server, c.cfg.Server, hosts, c.cfg.Door))
+	return c.cfg.Networks.Attach(ctx, wire.NetworkFor(p.Workspace, c.cfg.Plan, p.machines, c.cfg.Server, c.cfg.Server, hosts))
 }
 
 // cluster takes everything above the network further.

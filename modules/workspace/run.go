@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -29,6 +28,7 @@ type run struct {
 	apiHost string
 	cancel  context.CancelFunc
 	done    chan struct{}
+	changed chan struct{} // told when a machine came or went
 
 	mu   sync.Mutex
 	live live
@@ -123,29 +123,36 @@ func (c *Controller) lives(key string) []string {
 	return uids
 }
 
-func (c *Controller) machinesChanged() {
+// machinesChanged has the plane of a workspace told. It doesn't block.
+func (c *Controller) machinesChanged(workspace string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.runs {
+		if r.key == workspace {
+			r.machinesChanged()
+		}
+	}
+}
+
+func (r *run) machinesChanged() {
 	select {
-	case c.living <- struct{}{}:
+	case r.changed <- struct{}{}:
 	default:
 	}
 }
 
-// tellPlanes keeps planes told of which machines live, until ctx is done.
-func (c *Controller) tellPlanes(ctx context.Context) {
+// tellPlane keeps a plane told of which machines live, until ctx is done. Each is told
+// by itself: its file may be on a disk that is slow, or full.
+func (c *Controller) tellPlane(ctx context.Context, r *run) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-c.living:
+		case <-r.changed:
 		}
-		c.mu.Lock()
-		all := slices.Collect(maps.Values(c.runs))
-		c.mu.Unlock()
-		for _, r := range all {
-			if err := r.setMachines(c.lives); err != nil {
-				c.cfg.Log.Error("a plane may listen to a machine that is gone", "workspace", r.key, "err", err)
-				time.AfterFunc(time.Second, c.machinesChanged) // a full disk, say: pacing
-			}
+		if err := r.setMachines(c.lives); err != nil {
+			c.cfg.Log.Error("a plane may listen to a machine that is gone", "workspace", r.key, "err", err)
+			time.AfterFunc(time.Second, r.machinesChanged) // pacing
 		}
 	}
 }
@@ -158,8 +165,10 @@ func (c *Controller) plane(w *resource.Workspace, keys *resource.WorkspaceKeys) 
 		return r
 	}
 	ctx, cancel := context.WithCancel(c.runScope)
-	r := &run{id: w.Status.ID, key: w.Key(), apiHost: w.Status.APIHost, cancel: cancel, done: make(chan struct{})}
+	r := &run{id: w.Status.ID, key: w.Key(), apiHost: w.Status.APIHost,
+		cancel: cancel, done: make(chan struct{}), changed: make(chan struct{}, 1)}
 	c.runs[r.id] = r
+	c.wg.Go(func() { c.tellPlane(ctx, r) })
 	c.wg.Go(func() {
 		defer close(r.done)
 		defer cancel()
