@@ -117,7 +117,7 @@ type Workspaces interface {
 	ClusterNodes(ctx context.Context, workspace string) ([]resource.ClusterNode, error)
 }
 
-// Images reaches the registry. Both methods may be called concurrently.
+// Images reaches the registry. All methods may be called concurrently.
 type Images interface {
 	// List returns all repositories of an organization with their tags.
 	List(ctx context.Context, account, organization string) ([]resource.Image, error)
@@ -128,6 +128,8 @@ type Images interface {
 	// RemoveAll removes what an organization that goes has left: folders and
 	// layers without a tag. It is no error if there is nothing.
 	RemoveAll(ctx context.Context, account, organization string) error
+	// Forget has what an account that goes has pulled count for nobody.
+	Forget(account string) error
 }
 
 // Tasks makes tasks visible; modules/task. All methods may be called

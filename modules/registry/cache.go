@@ -66,6 +66,7 @@ type cache struct {
 	total        int64
 	owners       map[string]*owner
 	files        map[string]*list.Element // by HEX, each a *cached in its owner's list
+	claims       map[*claim]bool          // of what is on its way
 	tags         int
 }
 
@@ -76,6 +77,12 @@ type owner struct {
 	used  *list.List // the last used in front
 }
 
+// claim is room for a file that is on its way. c.mu guards it.
+type claim struct {
+	account string // for whom
+	size    int64
+}
+
 type cached struct {
 	hex, account string
 	size         int64
@@ -83,7 +90,7 @@ type cached struct {
 
 func newCache(dir string, d disk, of int, log *slog.Logger) *cache {
 	d.floor *= 2
-	return &cache{dir: dir, disk: d, of: max(of, 1), log: log, downloads: map[digest.Digest]*download{}}
+	return &cache{dir: dir, disk: d, of: max(of, 1), log: log, downloads: map[digest.Digest]*download{}, claims: map[*claim]bool{}}
 }
 
 func (c *cache) open() error {
@@ -187,7 +194,8 @@ func (c *cache) evict(account string) bool {
 	return true
 }
 
-// disown has an account's files count for nobody: the account is no more.
+// disown has an account's files count for nobody, those on their way too: the account is
+// no more.
 func (c *cache) disown(account string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -201,9 +209,14 @@ func (c *cache) disown(account string) {
 			f.account = ""
 			c.files[f.hex] = nobody.used.PushFront(f)
 		}
-		if o.bytes == 0 { // nothing is on its way
-			delete(c.owners, account)
+		for claimed := range c.claims {
+			if claimed.account == account {
+				c.count(account, -claimed.size)
+				c.count("", claimed.size)
+				claimed.account = ""
+			}
 		}
+		delete(c.owners, account)
 	}
 	_ = os.RemoveAll(filepath.Join(c.dir, "owners", account))
 }
@@ -221,13 +234,13 @@ func (c *cache) largest() (account string, ok bool) {
 
 // reserve makes room for a file of an account, which counts from now on: what that
 // account has not used for longest goes first, and then what the one has that has most.
-func (c *cache) reserve(account string, size int64) (int64, error) {
+func (c *cache) reserve(account string, size int64) (*claim, error) {
 	size = max(size, cacheFloor)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o := c.owner(account)
 	if o.bytes-o.kept+size > c.share {
-		return 0, refuse(http.StatusForbidden, "DENIED",
+		return nil, refuse(http.StatusForbidden, "DENIED",
 			"account %s may have %d MiB cached of this upstream, and that would be more: try again when other pulls are through, "+
 				"or push the image to this platform's registry", account, c.share>>20)
 	}
@@ -241,30 +254,34 @@ func (c *cache) reserve(account string, size int64) (int64, error) {
 		c.evict(largest)
 	}
 	if err := c.disk.check(size); err != nil {
-		return 0, err
+		return nil, err
 	}
 	c.count(account, size)
-	return size, nil
+	claimed := &claim{account, size}
+	c.claims[claimed] = true
+	return claimed, nil
 }
 
-// release takes back what was reserved.
-func (c *cache) release(account string, size int64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.count(account, -size)
+// release takes back what was reserved. The caller holds c.mu.
+func (c *cache) release(claimed *claim) {
+	c.count(claimed.account, -claimed.size)
+	delete(c.claims, claimed)
 }
 
-// settle notes a file that is in its place now, of which so much was reserved. The
+// settle notes a file that is in its place now, for which room was reserved. The
 // caller holds c.mu.
-func (c *cache) settle(hex, account string, reserved, size int64) {
-	c.count(account, -reserved)
+func (c *cache) settle(hex string, claimed *claim, size int64) {
+	c.release(claimed)
+	account := claimed.account
 	if c.files[hex] != nil {
 		return // by somebody else meanwhile
 	}
 	size = max(size, cacheFloor)
-	dir := filepath.Join(c.dir, "owners", account)
-	_ = os.MkdirAll(dir, 0o700)
-	_ = os.Link(filepath.Join(c.dir, "blobs", hex), filepath.Join(dir, hex)) // or it is nobody's after a restart
+	if account != "" {
+		dir := filepath.Join(c.dir, "owners", account)
+		_ = os.MkdirAll(dir, 0o700)
+		_ = os.Link(filepath.Join(c.dir, "blobs", hex), filepath.Join(dir, hex)) // or it is nobody's after a restart
+	}
 	c.count(account, size)
 	c.keep(hex, account, size)
 }
@@ -354,7 +371,7 @@ func (c *cache) manifest(d digest.Digest) (manifest, bool) {
 }
 
 func (c *cache) putManifest(account string, d digest.Digest, m manifest) error {
-	reserved, err := c.reserve(account, int64(len(m.body)))
+	claimed, err := c.reserve(account, int64(len(m.body)))
 	if err != nil {
 		return err
 	}
@@ -362,13 +379,13 @@ func (c *cache) putManifest(account string, d digest.Digest, m manifest) error {
 	if err == nil {
 		err = atomicfile.Write(c.blob(d)+".type", []byte(m.mediaType), 0o600)
 	}
-	if err != nil {
-		c.release(account, reserved)
-		return err
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.settle(d.Encoded(), account, reserved, int64(len(m.body)))
+	if err != nil {
+		c.release(claimed)
+		return err
+	}
+	c.settle(d.Encoded(), claimed, int64(len(m.body)))
 	return nil
 }
 
@@ -380,8 +397,7 @@ type download struct {
 	size  int64  // -1 if the upstream did not say
 	stall *time.Timer
 
-	account  string // for whom it is downloaded
-	reserved int64  // of its share
+	claim *claim
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when something below changes
@@ -507,12 +523,12 @@ func (u *upstream) download(ctx context.Context, a asked, d digest.Digest) (*dow
 	}
 	abandon := func() { resp.Body.Close(); cancel() }
 
-	reserved, err := c.reserve(a.account, resp.ContentLength)
+	claimed, err := c.reserve(a.account, resp.ContentLength)
 	if err != nil {
 		abandon()
 		return nil, err
 	}
-	give := func() { resp.Body.Close(); cancel(); c.count(a.account, -reserved) }
+	give := func() { resp.Body.Close(); cancel(); c.release(claimed) }
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if dl := c.downloads[d]; dl != nil {
@@ -529,7 +545,7 @@ func (u *upstream) download(ctx context.Context, a asked, d digest.Digest) (*dow
 		return nil, fmt.Errorf("cache %s: %w", d, err)
 	}
 	dl = &download{
-		file: f, final: c.blob(d), size: resp.ContentLength, account: a.account, reserved: reserved,
+		file: f, final: c.blob(d), size: resp.ContentLength, claim: claimed,
 		changed: make(chan struct{}),
 	}
 	c.downloads[d] = dl
@@ -564,9 +580,9 @@ func (c *cache) receive(dl *download, d digest.Digest, body io.ReadCloser, cance
 		err = os.Rename(dl.file.Name(), c.blob(d))
 	}
 	if err == nil {
-		c.settle(d.Encoded(), dl.account, dl.reserved, dl.written)
+		c.settle(d.Encoded(), dl.claim, dl.written)
 	} else {
-		c.count(dl.account, -dl.reserved)
+		c.release(dl.claim)
 		_ = os.Remove(dl.file.Name())
 	}
 	delete(c.downloads, d)

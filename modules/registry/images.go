@@ -176,10 +176,17 @@ func (r *Registry) RemoveAll(ctx context.Context, account, organization string) 
 		return fmt.Errorf("remove images of %s/%s: %w", account, organization, err)
 	}
 	_ = os.Remove(r.repositoryDir(account)) // only if it was the last
-	if !exists(r.repositoryDir(account)) {
-		for _, u := range r.upstreams {
-			u.cache.disown(account)
-		}
+	return nil
+}
+
+// Forget has what an account that goes has pulled from upstreams count for nobody: who
+// has its name next begins anew.
+func (r *Registry) Forget(account string) error {
+	if err := resource.CheckName("account", account); err != nil {
+		return err
+	}
+	for _, u := range r.upstreams {
+		u.cache.disown(account)
 	}
 	return nil
 }

@@ -406,10 +406,31 @@ func TestUpstreamShares(t *testing.T) {
 	if got := again.owner("umbrella").bytes; got != 4*cacheFloor || again.owner("acme").bytes != cacheFloor || again.total != 5*cacheFloor {
 		t.Errorf("after a restart: %d of umbrella, %d of acme, %d in all", got, again.owner("acme").bytes, again.total)
 	}
-	// An account that is no more leaves no name behind; what it had cached counts for nobody.
+	// An account without an image goes on to have what it has cached.
 	if err := r.RemoveAll(t.Context(), "umbrella", "lab"); err != nil {
 		t.Fatal(err)
 	}
+	if !exists(filepath.Join(c.dir, "owners", "umbrella")) || c.owners["umbrella"] == nil {
+		t.Error("umbrella is there still, and what it has cached counts for nobody")
+	}
+	// An account that is no more leaves no name behind; what it had cached counts for
+	// nobody, and what is on its way for it.
+	claimed, err := c.reserve("umbrella", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Forget("umbrella"); err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	if o := c.owner(""); o.bytes != 4*cacheFloor || o.kept != 3*cacheFloor {
+		t.Errorf("nobody has %d, %d of it here", o.bytes, o.kept)
+	}
+	if err := os.WriteFile(c.blob(digest.FromString("late")), []byte("late"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.settle(digest.FromString("late").Encoded(), claimed, 4)
+	c.mu.Unlock()
 	if exists(filepath.Join(c.dir, "owners", "umbrella")) || !there("of umbrella, 19") {
 		t.Error("umbrella's folder is still there, or what it has cached is gone")
 	}
