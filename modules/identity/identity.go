@@ -95,7 +95,10 @@ func (id *Identity) Run(ctx context.Context, ready func()) error {
 	// one logs in again.
 	ended := func(*resource.Session) bool { return false }
 	if err := store.Of[resource.Session](id.store).Rehome(ctx, oldSession, ended); err != nil {
-		return err
+		if ctx.Err() != nil {
+			return nil
+		}
+		id.log.Error("sessions of an earlier version stay", "err", err) // and are good for nothing
 	}
 	ready()
 	tick := time.NewTicker(sweepEvery)

@@ -395,6 +395,13 @@ func TestDeleteUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// More invitations than his list shows.
+	for i := range maxInvited + 3 {
+		offer := resource.Invitation{Meta: resource.Meta{Name: "bob@acme.example"}, Account: fmt.Sprint("other", i), Role: resource.RoleOwner, By: "ann@acme.example"}
+		if _, _, err := id.Invite(ctx, offer, func(context.Context) ([]store.Op, error) { return nil, nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if user, err = store.Of[resource.User](id.store).Get(ctx, "bob@acme.example"); err != nil {
 		t.Fatal(err)
 	}
@@ -403,6 +410,11 @@ func TestDeleteUser(t *testing.T) {
 	}
 	if _, err := id.Authenticate(ctx, login.Token); err == nil {
 		t.Error("a deleted user's session goes on")
+	}
+	offers, err := store.Of[resource.Invitation](id.store).Keys(ctx, "")
+	lists, err2 := store.Of[resource.Invitee](id.store).Keys(ctx, "")
+	if err := errors.Join(err, err2); err != nil || len(offers)+len(lists) != 0 {
+		t.Errorf("invitations of a user who is gone: %q, %q, %v", offers, lists, err)
 	}
 	// A new user of that name starts from nothing.
 	mustUser(t, id, "bob@acme.example", resource.UserSpec{})

@@ -125,14 +125,15 @@ func (id *Identity) Register(
 			return nil, false, access.FirstPassword()
 		}
 	} else {
+		// A new user costs a look at all accounts and an argon2 hash: the source pays for
+		// it as for a login.
+		if _, err := id.throttle.attempt("register "+name, source); err != nil {
+			return nil, false, err
+		}
 		if reserved, err := id.Reserved(ctx, name); err != nil {
 			return nil, false, err
 		} else if reserved != "" && (by == nil || !by.Sysadmin) {
 			return nil, false, notThisAddress(name)
-		}
-		// A new user costs an argon2 hash: the source pays for it as for a login.
-		if _, err := id.throttle.attempt("register "+name, source); err != nil {
-			return nil, false, err
 		}
 		user := &resource.User{}
 		if by != nil {
@@ -280,14 +281,16 @@ func (id *Identity) DeleteUser(ctx context.Context, user *resource.User) error {
 			return err
 		}
 	}
-	offers, err := id.Invitations(ctx, p)
+	// All of them: his list has only the latest.
+	err := each(ctx, store.Of[resource.Invitation](id.store), "", func(i *resource.Invitation) error {
+		if i.Name != user.Name {
+			return nil
+		}
+		_, err := id.Withdraw(ctx, i.Key())
+		return err
+	})
 	if err != nil {
 		return err
-	}
-	for _, i := range offers {
-		if _, err := id.Withdraw(ctx, i.Key()); err != nil {
-			return err
-		}
 	}
 	failpoint.Reach("user/delete/roles-removed")
 	ops := []store.Op{store.Of[resource.User](id.store).DeleteOp(user)}

@@ -44,30 +44,17 @@ var private = []netip.Prefix{
 const closedChain = "closed"
 
 // protect sets the rules in a workspace's namespace.
-func (w *workspace) protect(want wire.Network, door Door) error {
-	sets := []ruleset{workspaceRules(want, door), portRules(w.ports)}
+func (w *workspace) protect(want wire.Network) error {
+	sets := []ruleset{workspaceRules(want), portRules(w.ports)}
 	if err := w.ns.Do(func() error { return apply(sets...) }); err != nil {
 		return fmt.Errorf("namespace %s%s: %w", workspacePrefix, w.id, err)
 	}
 	return nil
 }
 
-// doorChain decides for each port of a door.
-const doorChain = "door"
-
-func (d Door) chain(port expr.VerdictKind, others ...rule) chain {
-	c := chain{name: doorChain}
-	for _, p := range d.Ports {
-		c.rules = append(c.rules, match(tcpPort(p), verdict(port)))
-	}
-	c.rules = append(c.rules, others...)
-	return c
-}
-
 // workspaceRules: what members may send to this host's place in their network,
-// and through it to the outside. A server's front door is for members: what the plane
-// itself says there, a process of the platform, a tenant may have put in its mouth.
-func workspaceRules(want wire.Network, door Door) ruleset {
+// and through it to the outside.
+func workspaceRules(want wire.Network) ruleset {
 	input := filter("input", nftables.ChainHookInput, *nftables.ChainPriorityFilter, nftables.ChainPolicyDrop,
 		match(from("lo"), accept()),
 		match(established(), accept()),
@@ -77,25 +64,18 @@ func workspaceRules(want wire.Network, door Door) ruleset {
 	}
 	forward := filter("forward", nftables.ChainHookForward, *nftables.ChainPriorityFilter, nftables.ChainPolicyDrop,
 		match(established(), accept()),
-		match(invalid(), drop()), // it would leave with an address from in here
 		match(notFrom(bridgeName), drop()),
 		match(notTo(uplinkName), drop()))
 	// An address of the workspace that has no route would go out by the default.
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods, want.Plan.Services} {
 		forward.rules = append(forward.rules, match(destination(p), drop()))
 	}
-	said := filter("said", nftables.ChainHookOutput, *nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
-	for _, a := range door.Addresses {
-		forward.rules = append(forward.rules, match(destination(single(a)), jump(doorChain)))
-		said.rules = append(said.rules, match(to(uplinkName), destination(single(a)), drop()))
-	}
 	forward.rules = append(forward.rules, match(moreConnections(maxConnections), drop()))
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods} {
 		forward.rules = append(forward.rules, match(source(p), accept()))
 	}
 	nat := postrouting(match(to(uplinkName), masquerade()))
-	return ruleset{family: nftables.TableFamilyIPv4,
-		chains: []chain{door.chain(expr.VerdictReturn, match(drop())), input, forward, said, nat}}
+	return ruleset{family: nftables.TableFamilyIPv4, chains: []chain{input, forward, nat}}
 }
 
 // portRules: a machine sends from its own hardware address, answers ARP for its
@@ -145,17 +125,13 @@ func (n *Network) protectHost(h *host) error {
 	return setSysctl("ipv4/ip_forward", "1")
 }
 
-// hostRules: workspaces reach nothing of a host but a server's front door, and beyond the
-// platform what they may; nobody reaches into a workspace. They hold for each packet, not only for the first of a
+// hostRules: workspaces reach no host, and beyond the platform what they may; nobody
+// reaches into a workspace. They hold for each packet, not only for the first of a
 // connection. Of hosts a tenant hears nothing; where else he may not go he is told, so
 // that his programs fail at once and by name.
 func (n *Network) hostRules(h *host, closed bool) ruleset {
 	ours := uplinkPrefix + "*"
-	input := filter("input", nftables.ChainHookInput, beforeAll, nftables.ChainPolicyAccept)
-	for _, a := range n.cfg.Door.Addresses {
-		input.rules = append(input.rules, match(from(ours), source(uplinks), destination(single(a)), jump(doorChain)))
-	}
-	input.rules = append(input.rules, match(from(ours), drop()))
+	input := filter("input", nftables.ChainHookInput, beforeAll, nftables.ChainPolicyAccept, match(from(ours), drop()))
 	forward := filter("forward", nftables.ChainHookForward, -10, nftables.ChainPolicyAccept,
 		match(from(ours), jump("outward")),
 		match(to(ours), jump("inward")))
@@ -183,7 +159,7 @@ func (n *Network) hostRules(h *host, closed bool) ruleset {
 	outward.rules = append(outward.rules, match(source(uplinks), accept()), match(drop()))
 	inward := chain{name: "inward", rules: []rule{match(established(), accept()), match(drop())}}
 	nat := postrouting(match(source(uplinks), notTo(ours), masquerade()))
-	chains := []chain{outward, inward, n.cfg.Door.chain(expr.VerdictAccept), input, forward, nat}
+	chains := []chain{outward, inward, input, forward, nat}
 	if closed {
 		chains = append(chains, chain{name: closedChain})
 	}

@@ -24,7 +24,6 @@ type site struct {
 	plan    wire.Plan
 	hosts   []*testHost
 	members []wire.Member
-	door    Door // of the first host
 }
 
 func newSite(vni uint32, hosts []*testHost) *site {
@@ -61,9 +60,6 @@ func (s *site) network(host int) wire.Network {
 		Gateway: netip.PrefixFrom(own.Address, s.plan.Nodes.Bits()), MAC: own.MAC}
 	for i, m := range s.members {
 		if i != host {
-			if i == 0 {
-				m.Door = s.door.Addresses
-			}
 			n.Members = append(n.Members, m)
 		}
 	}
@@ -77,11 +73,7 @@ func (s *site) network(host int) wire.Network {
 func (s *site) attach(t *testing.T) {
 	t.Helper()
 	for i, h := range s.hosts {
-		o := order{Do: "attach", Network: s.network(i)}
-		if i == 0 {
-			o.Door = s.door
-		}
-		h.must(o)
+		h.must(order{Do: "attach", Network: s.network(i)})
 	}
 }
 

@@ -27,7 +27,11 @@ func (t target) String() string { return t.kind + "/" + t.key }
 func (ts *Tasks) Run(ctx context.Context, ready func()) error {
 	tasks := store.Of[resource.Task](ts.cfg.Store)
 	if err := tasks.Rehome(ctx, earlier, rename); err != nil {
-		return err
+		if ctx.Err() != nil {
+			return nil
+		}
+		// An old task that nobody can read is no reason to be without all new ones.
+		ts.cfg.Log.Error("tasks of an earlier version stay where they are", "err", err)
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()

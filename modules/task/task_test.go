@@ -395,7 +395,8 @@ func TestLastChange(t *testing.T) {
 func TestEarlierKeys(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	st := storetest.New(t)
+	etcd := storetest.Start(t)
+	st := store.New(etcd.Client)
 	w := workspace("shop")
 	if err := store.Of[resource.Workspace](st).Create(ctx, w); err != nil {
 		t.Fatal(err)
@@ -411,6 +412,10 @@ func TestEarlierKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// One that nobody can read keeps none of the others.
+	if _, err := etcd.Client.Put(ctx, store.Root+"tasks/00-broken", "{"); err != nil {
+		t.Fatal(err)
+	}
 	ts := start(t, Config{Store: st})
 	if last, _ := follow(t, ts.Tasks, "_-"+of); last.Status.State != resource.TaskDone {
 		t.Errorf("the platform's own: %+v, want it done", last.Status)
@@ -422,7 +427,7 @@ func TestEarlierKeys(t *testing.T) {
 	if last, _ := follow(t, ts.Tasks, "acme-"+old); last.Status.State != resource.TaskDone {
 		t.Errorf("acme's: %+v, want it done", last.Status)
 	}
-	if left, err := store.Of[resource.Task](st).Keys(ctx, ""); err != nil || !slices.Equal(left, []string{"_/" + of, "acme/" + old}) {
+	if left, err := store.Of[resource.Task](st).Keys(ctx, ""); err != nil || !slices.Equal(left, []string{"00-broken", "_/" + of, "acme/" + old}) {
 		t.Errorf("keys %v, %v", left, err)
 	}
 }
