@@ -45,7 +45,6 @@ func (s *server) addNodes(
 		Keys:        keys.of(n),
 		Registry:    s.registryName(),
 		UpstreamDNS: s.cfg.UpstreamDNS,
-		Door:        s.door(),
 	}))
 }
 

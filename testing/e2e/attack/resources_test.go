@@ -68,6 +68,10 @@ func testResources(t *testing.T, s *suite) {
 	if !s.control(t, "B's things are within their bounds when nobody attacks", w.by.alone(t, 10*time.Second)) {
 		return
 	}
+	before, err := w.footprints(t.Context(), true)
+	if !w.control(t, "the server and the agents say what they take", err) {
+		return
+	}
 	for _, part := range []struct {
 		name string
 		test func(*testing.T)
@@ -76,8 +80,8 @@ func testResources(t *testing.T, s *suite) {
 		{"log", w.log},
 		{"connections", w.connections},
 		{"outside", w.outside},
-		{"inside", w.inside},
 		{"fair", w.fair},
+		{"server", w.server},
 		{"objects", w.objects},
 		{"watches", w.watches},
 		{"memory", w.memory},
@@ -86,6 +90,7 @@ func testResources(t *testing.T, s *suite) {
 	} {
 		began := time.Now()
 		t.Run(part.name, part.test)
+		w.settled(t, before, part.name)
 		t.Logf("%s took %s", part.name, time.Since(began).Round(time.Second))
 	}
 }
