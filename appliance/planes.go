@@ -98,7 +98,7 @@ func (p *planes) New(
 	}
 	return &runningPlane{planes: p, id: id, workspace: w.Key(), certificate: certificate, Plane: plane.New(plane.Config{
 		ID: id, Binary: binary, Dir: dir, UID: planeUser(w), Netns: network.NamespacePath(id), Cgroup: planeGroup(id),
-		Plan:        plane.Plan{Services: plan.Services, Plane: plan.Plane},
+		Plan:        plane.Plan{Services: plan.Services, Machines: plan.Nodes, Plane: plan.Plane},
 		ServerNames: []string{w.Status.APIHost},
 		Keys: plane.Keys{CACert: keys.CACert, CAKey: keys.CAKey, FrontProxyCACert: keys.FrontProxyCACert,
 			FrontProxyCAKey: keys.FrontProxyCAKey, SigningCACert: keys.SigningCACert, SigningCAKey: keys.SigningCAKey,

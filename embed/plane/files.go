@@ -139,6 +139,12 @@ func (p *Plane) kubeConfig() object {
 			"machinesFile": p.path(machinesFile),
 			"platformUser": platformUser,
 		},
+		"usage": object{
+			"caFile":   p.path("pki", "ca.crt"),
+			"certFile": p.path("pki", "usage.crt"),
+			"keyFile":  p.path("pki", "usage.key"),
+			"machines": p.cfg.Plan.Machines.Masked().String(),
+		},
 		"budget": object{"limitBytes": p.cfg.Datastore.limit(), "statusFile": p.path(roomFile)},
 	}
 	if p.cfg.Datastore.Kind == Etcd {

@@ -100,6 +100,7 @@ func newConfig(t *testing.T, ns *netns.NS) Config {
 		Netns:  ns.Path(),
 		Plan: Plan{
 			Services: netip.MustParsePrefix("10.43.0.0/16"),
+			Machines: netip.MustParsePrefix("172.30.0.0/20"),
 			Plane:    netip.MustParseAddr("172.30.0.1"),
 		},
 		ServerNames: []string{"00002a.k8s.lab.example"},

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -68,7 +69,11 @@ func (s *shell) want(ok bool, words, stdin string, args ...string) {
 // TestOpenAPI is what users do that needs the documents, which the plane builds
 // when they are asked for.
 func TestOpenAPI(t *testing.T) {
-	p, _ := start(t, newConfig(t, newNamespace(t)))
+	ns := newNamespace(t)
+	cfg := newConfig(t, ns)
+	cfg.Plan.Machines = netip.MustParsePrefix("127.99.0.0/20")
+	kubelet := newKubelet(t, ns, cfg)
+	p, _ := start(t, cfg)
 	client := clientFor(t, p.RESTConfig())
 	s := newShell(t, p)
 	wait.For(t, wait.Patience, "default service account", func(ctx context.Context) error {
@@ -78,6 +83,8 @@ func TestOpenAPI(t *testing.T) {
 		}
 		return nil
 	})
+	kubelet.join(t, client)
+	furnish(s, "metrics.k8s.io", "multipaas:usage")
 
 	s.want(true, "ConfigMap holds configuration data", "", "explain", "configmap")
 	s.want(true, "List of containers belonging to the pod", "", "explain", "deployment.spec.template.spec.containers")
@@ -110,6 +117,7 @@ func TestOpenAPI(t *testing.T) {
 	s.want(true, `["a","b"]`, "", "get", "crontab/nightly", "-o", "jsonpath={.spec.hosts}")
 
 	testDocuments(t, p, client)
+	testUsage(t, s, client, kubelet)
 }
 
 // testDocuments reads all documents, as clients that keep them do.
@@ -123,7 +131,7 @@ func testDocuments(t *testing.T, p *Plane, client kubernetes.Interface) {
 		paths[path.GetName()] = true
 	}
 	for _, want := range []string{"/api/v1/namespaces/{namespace}/pods", "/apis/acme.example/v1/namespaces/{namespace}/crontabs",
-		"/apis/apiregistration.k8s.io/v1/apiservices", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", "/version/"} {
+		"/apis/apiregistration.k8s.io/v1/apiservices", "/apis/metrics.k8s.io/v1beta1/nodes", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", "/version/"} {
 		if !paths[want] {
 			t.Errorf("OpenAPI v2: no path %s among %d", want, len(paths))
 		}

@@ -51,6 +51,10 @@ const Port = 6443
 // gets the two together.
 const platformUser = "multipaas:platform"
 
+// usageUser is as whom the plane asks kubelets what their pods use; embed/manifests
+// gives it the right to, and no other.
+const usageUser = "multipaas:usage"
+
 // stopTimeout: the process gives each of its four parts 5 s.
 const stopTimeout = 22 * time.Second
 
@@ -101,6 +105,7 @@ type Config struct {
 // Plan is the part of a workspace's address plan that its plane knows.
 type Plan struct {
 	Services netip.Prefix // of ClusterIPs; the first is the API's own
+	Machines netip.Prefix // the addresses that machines may have
 	Plane    netip.Addr   // where machines and pods reach the plane
 }
 

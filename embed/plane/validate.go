@@ -17,6 +17,9 @@ func (c *Config) validate() error {
 	if !c.Plan.Services.IsValid() || !c.Plan.Services.Addr().Is4() || c.Plan.Services.Bits() > 28 {
 		wrong("plan: services %s: want an IPv4 network of 16 addresses or more", c.Plan.Services)
 	}
+	if !c.Plan.Machines.IsValid() || !c.Plan.Machines.Addr().Is4() {
+		wrong("plan: machines %s: want an IPv4 network", c.Plan.Machines)
+	}
 	if !c.Plan.Plane.Is4() {
 		wrong("plan: plane %s: want an IPv4 address", c.Plan.Plane)
 	}

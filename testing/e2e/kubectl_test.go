@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // testKubectl uses a workspace's API as its people do, and as others must not.
@@ -53,6 +55,7 @@ func testKubectl(t *testing.T, d *suite) {
 			t.Errorf("explain says %q", got)
 		}
 	})
+	t.Run("usage", func(t *testing.T) { d.usage(t) })
 	t.Run("roles", func(t *testing.T) {
 		dev := d.KubeconfigFor(t, developer, "shop")
 		for _, row := range []struct {
@@ -165,4 +168,40 @@ func (d *suite) portForward(t *testing.T) {
 	if body, err := io.ReadAll(resp.Body); err != nil || !strings.HasPrefix(string(body), "hello from ") {
 		t.Errorf("%q, %v", body, err)
 	}
+}
+
+// autoscaler scales cluster DNS from two instances to two.
+const autoscaler = `{"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "coredns", "namespace": "kube-system"},
+"spec": {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "coredns"}, "minReplicas": 2, "maxReplicas": 2, "metrics": [
+{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}},
+{"type": "Resource", "resource": {"name": "memory", "target": {"type": "AverageValue", "averageValue": "100Mi"}}}]}}`
+
+// usage is what the cluster says that its nodes and pods use, to people and to an
+// autoscaler.
+func (d *suite) usage(t *testing.T) {
+	if r := d.Kube(t, d.Kubeconfig(), autoscaler, "apply", "-f", "-"); r.Code != 0 {
+		t.Fatal(r)
+	}
+	defer d.Kubectl(t, "delete", "hpa", "-n", "kube-system", "coredns")
+	for who, kubeconfig := range map[string]string{owner: d.Kubeconfig(), developer: d.KubeconfigFor(t, developer, "shop")} {
+		for command, want := range map[string]*regexp.Regexp{
+			"top nodes --no-headers":           regexp.MustCompile(`(?m)^(\S+ +[1-9]\d*m +\d+% +[1-9]\d*Mi +\d+% *\n){2}`),
+			"top pods --no-headers -n default": regexp.MustCompile(`(?m)^hello-\S+ +\d+m +[1-9]\d*Mi`),
+		} {
+			wait.For(t, wait.Patience, command, func(context.Context) error {
+				if r := d.Kube(t, kubeconfig, "", strings.Fields(command)...); r.Code != 0 || !want.MatchString(r.Out) {
+					return fmt.Errorf("%s as %s: %s", command, who, r)
+				}
+				return nil
+			})
+		}
+	}
+	wait.For(t, wait.Patience, "the autoscaler scales by what is used", func(context.Context) error {
+		out := d.Kubectl(t, "get", "hpa", "-n", "kube-system", "coredns", "-o",
+			`jsonpath={.status.conditions[?(@.type=="ScalingActive")].status} {.status.currentMetrics[*].resource.current.averageValue}`)
+		if f := strings.Fields(out); len(f) != 3 || f[0] != "True" || f[2] == "0" {
+			return fmt.Errorf("its state is %q", out)
+		}
+		return nil
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
@@ -21,12 +22,13 @@ import (
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
 	"github.com/multipaas/multipaas/embed/kube/guard"
+	"github.com/multipaas/multipaas/embed/kube/usage"
 )
 
 // runAPIServer does what upstream's command does, with the guard added in two
 // places: among the admission plugins, and before everything that looks at who
-// is asking.
-func runAPIServer(ctx context.Context, flags []string, g *guard.Guard) error {
+// is asking; and with metrics.k8s.io among its API groups.
+func runAPIServer(ctx context.Context, flags []string, g *guard.Guard, metrics usage.Config) error {
 	s := options.NewServerRunOptions()
 	plugins := s.Admission.GenericAdmission
 	plugins.Plugins.Register(guard.PluginName, g.Factory)
@@ -73,6 +75,8 @@ func runAPIServer(ctx context.Context, flags []string, g *guard.Guard) error {
 	}
 	kube := config.KubeAPIs.ControlPlane.Generic
 	kube.SkipOpenAPIInstallation = true // lazyOpenAPI does it
+	kube.OpenAPIConfig.GetDefinitionName = usage.Named(kube.OpenAPIConfig.GetDefinitionName)
+	kube.OpenAPIV3Config.GetDefinitionName = usage.Named(kube.OpenAPIV3Config.GetDefinitionName)
 	complete, err := config.Complete()
 	if err != nil {
 		return err
@@ -85,6 +89,13 @@ func runAPIServer(ctx context.Context, flags []string, g *guard.Guard) error {
 	if !ok {
 		return fmt.Errorf("behind the aggregator stands a %T", server.GenericAPIServer.NextDelegate())
 	}
+	used, err := usage.New(metrics, config.KubeAPIs.ControlPlane.VersionedInformers)
+	if err != nil {
+		return err
+	}
+	if err := used.Install(own); err != nil {
+		return err
+	}
 	openAPI := &lazyOpenAPI{server: own, salt: strings.Join(flags, " "), built: map[string]http.Handler{},
 		config: routes.OpenAPI{Config: kube.OpenAPIConfig, V3Config: kube.OpenAPIV3Config}}
 	openAPI.install()
@@ -95,6 +106,12 @@ func runAPIServer(ctx context.Context, flags []string, g *guard.Guard) error {
 	// All groups are installed, with their types for server-side apply, and the
 	// small documents of the other two servers are built.
 	kube.OpenAPIV3Config.Definitions = nil
+
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	asking.Go(func() { used.Run(serving) })
 	return prepared.Run(ctx)
 }
 

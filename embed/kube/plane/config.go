@@ -18,6 +18,7 @@ import (
 
 	"github.com/multipaas/multipaas/embed/kube/budget"
 	"github.com/multipaas/multipaas/embed/kube/guard"
+	"github.com/multipaas/multipaas/embed/kube/usage"
 )
 
 // Config is what `kube plane` reads.
@@ -36,6 +37,8 @@ type Config struct {
 	Guard    guard.Config `json:"guard"`
 	// Budget is what the datastore may grow to.
 	Budget budget.Config `json:"budget"`
+	// Usage is how kubelets are asked for what metrics.k8s.io says.
+	Usage usage.Config `json:"usage"`
 }
 
 // KineConfig says where kine listens and where it keeps its data.

@@ -63,7 +63,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	parts = append(parts,
 		part{name: "kube-apiserver",
-			run: func(ctx context.Context) error { return runAPIServer(ctx, cfg.APIServer, g) },
+			run: func(ctx context.Context) error { return runAPIServer(ctx, cfg.APIServer, g, cfg.Usage) },
 			ready: func(ctx context.Context) error {
 				err := awaitReady(ctx, cfg.ReadyURL, cfg.ReadyCA)
 				if err == nil {

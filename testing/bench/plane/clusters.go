@@ -74,7 +74,8 @@ func newOurs(env *measure.Env, kube, name string) (*ours, error) {
 	keys.EncryptionKey = make([]byte, 32)
 	_, _ = rand.Read(keys.EncryptionKey)
 	o.cfg = plane.Config{ID: filepath.Base(p.dir), Binary: kube, Dir: filepath.Join(p.dir, "plane"), Netns: p.ns.Path(), Dial: p.ns.DialContext,
-		Plan: plane.Plan{Services: netip.MustParsePrefix(services), Plane: address}, Keys: keys}
+		Plan: plane.Plan{Services: netip.MustParsePrefix(services), Machines: netip.PrefixFrom(address, 20), Plane: address},
+		Keys: keys}
 	o.plane = plane.New(o.cfg)
 	return o, errors.Join(errs[:]...)
 }
