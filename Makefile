@@ -158,8 +158,9 @@ test-unit: $(call needs,payload) ## the tests of each package (PKG=./modules/sto
 
 .PHONY: test-kube
 # kubelet and plane not with the race detector: that builds Kubernetes once more, whole.
-test-kube: ## the tests of embed/kube
+test-kube: ## the tests of embed/kube and embed/runtime
 	@cd embed/kube && go test -timeout $(patience) ./... && CGO_ENABLED=1 go test -race ./budget ./guard
+	@cd embed/runtime && CGO_ENABLED=1 go test -race ./dns/custom
 
 .PHONY: test-e2e
 test-e2e: $(call needs,build lab) ## whole datacenters on this machine, driven from outside (RUN=TestName for one)

@@ -52,8 +52,7 @@ cni() {
 }
 
 dns() {
-	coredns=github.com/coredns/coredns
-	CGO_ENABLED=0 build coredns $coredns "-X $coredns/coremain.GitCommit=multipaas"
+	CGO_ENABLED=0 build coredns ./dns "-X github.com/coredns/coredns/coremain.GitCommit=multipaas"
 }
 
 for group in "$@"; do

@@ -12,6 +12,5 @@ import (
 	_ "github.com/containernetworking/plugins/plugins/main/loopback"
 	_ "github.com/containernetworking/plugins/plugins/main/ptp"
 	_ "github.com/containernetworking/plugins/plugins/meta/portmap"
-	_ "github.com/coredns/coredns"
 	_ "github.com/opencontainers/runc"
 )

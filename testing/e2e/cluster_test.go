@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/testing/dctest"
 	"github.com/multipaas/multipaas/testing/testpki"
 	"github.com/multipaas/multipaas/testing/wait"
 )
@@ -38,6 +39,7 @@ func testCluster(t *testing.T, d *suite) {
 			}
 		}
 	})
+	t.Run("names of the tenant's own", func(t *testing.T) { d.customNames(t, probe) })
 	ca := newServerCertificate(t)
 	t.Run("admission webhook", func(t *testing.T) {
 		d.serveInPod(t, ca, "webhook")
@@ -186,4 +188,43 @@ func (d *suite) podSecurity(t *testing.T) {
 	d.Kubectl(t, "delete", "pod/bad", "--namespace", "loose", "--grace-period=1")
 	set("baseline")
 	wait.For(t, wait.Patience, "they are refused again", func(context.Context) error { return try(false) })
+}
+
+// customNames are added by the tenant to cluster DNS, together with what CoreDNS
+// can't read: that is left out and told, and all other names stay.
+func (d *suite) customNames(t *testing.T, probe []dctest.Pod) {
+	d.Apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: coredns-custom, namespace: kube-system}
+data:
+  zone.server: |
+    company.example:53 {
+        hosts {
+            %s intranet.company.example
+        }
+    }
+  more.override: |
+    hosts {
+        %s more.example
+        fallthrough
+    }
+  broken.server: |
+    company2.example:53 {
+        no-such-plugin
+`, probe[1].IP, probe[1].IP))
+	defer d.Kubectl(t, "delete", "configmap", "-n", "kube-system", "coredns-custom")
+	// kubelet and CoreDNS take what is new within two minutes; new pods have it at once.
+	d.Kubectl(t, "rollout", "restart", "-n", "kube-system", "deploy/coredns")
+	d.Kubectl(t, "rollout", "status", "-n", "kube-system", "deploy/coredns", "--timeout", "60s")
+	targets := []string{"http:http://intranet.company.example:8080/healthz", "http:http://more.example:8080/healthz", "http:http://probe/healthz"}
+	got := d.Reached(t, d.Kubeconfig(), probe[0].Name, targets...)
+	for _, target := range targets {
+		if !strings.HasPrefix(got[target], "open") {
+			t.Errorf("%s is %s", target, got[target])
+		}
+	}
+	if said := d.Kubectl(t, "get", "events", "-n", "kube-system", "--field-selector", "involvedObject.name=coredns-custom"); !strings.Contains(said, "broken.server is left out") {
+		t.Errorf("events of coredns-custom: %q", said)
+	}
 }

@@ -23,6 +23,9 @@ import (
 // testKubectl uses a workspace's API as its people do, and as others must not.
 func testKubectl(t *testing.T, d *suite) {
 	probe := d.Probe(t)
+	// It looks each 15 s only: the others go on meanwhile.
+	d.Apply(t, autoscaler)
+	defer d.Kubectl(t, "delete", "hpa", "-n", "kube-system", "coredns")
 	t.Run("two nodes are Ready", func(t *testing.T) { d.NodesReady(t, 2) })
 	t.Run("no secret in the kubeconfig", func(t *testing.T) {
 		data, err := os.ReadFile(d.Kubeconfig())
@@ -108,6 +111,16 @@ func testKubectl(t *testing.T, d *suite) {
 			}
 		}
 	})
+	t.Run("autoscaler", func(t *testing.T) {
+		wait.For(t, wait.Patience, "the autoscaler scales by what is used", func(context.Context) error {
+			out := d.Kubectl(t, "get", "hpa", "-n", "kube-system", "coredns", "-o",
+				`jsonpath={.status.conditions[?(@.type=="ScalingActive")].status} {.status.currentMetrics[*].resource.current.averageValue}`)
+			if f := strings.Fields(out); len(f) != 3 || f[0] != "True" || f[2] == "0" {
+				return fmt.Errorf("its state is %q", out)
+			}
+			return nil
+		})
+	})
 }
 
 // askPlane asks the API of a workspace who we are, with a token.
@@ -176,13 +189,8 @@ const autoscaler = `{"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutos
 {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}},
 {"type": "Resource", "resource": {"name": "memory", "target": {"type": "AverageValue", "averageValue": "100Mi"}}}]}}`
 
-// usage is what the cluster says that its nodes and pods use, to people and to an
-// autoscaler.
+// usage is what the cluster says that its nodes and pods use.
 func (d *suite) usage(t *testing.T) {
-	if r := d.Kube(t, d.Kubeconfig(), autoscaler, "apply", "-f", "-"); r.Code != 0 {
-		t.Fatal(r)
-	}
-	defer d.Kubectl(t, "delete", "hpa", "-n", "kube-system", "coredns")
 	for who, kubeconfig := range map[string]string{owner: d.Kubeconfig(), developer: d.KubeconfigFor(t, developer, "shop")} {
 		for command, want := range map[string]*regexp.Regexp{
 			"top nodes --no-headers":           regexp.MustCompile(`(?m)^(\S+ +[1-9]\d*m +\d+% +[1-9]\d*Mi +\d+% *\n){2}`),
@@ -196,12 +204,4 @@ func (d *suite) usage(t *testing.T) {
 			})
 		}
 	}
-	wait.For(t, wait.Patience, "the autoscaler scales by what is used", func(context.Context) error {
-		out := d.Kubectl(t, "get", "hpa", "-n", "kube-system", "coredns", "-o",
-			`jsonpath={.status.conditions[?(@.type=="ScalingActive")].status} {.status.currentMetrics[*].resource.current.averageValue}`)
-		if f := strings.Fields(out); len(f) != 3 || f[0] != "True" || f[2] == "0" {
-			return fmt.Errorf("its state is %q", out)
-		}
-		return nil
-	})
 }

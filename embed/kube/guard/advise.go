@@ -48,8 +48,8 @@ func adviceOn(a admission.Attributes) string {
 		}
 	case *api.ConfigMap:
 		if a.GetNamespace() == metav1.NamespaceSystem && m.GetName() == "coredns" {
-			return "the platform writes this ConfigMap again, at the latest when the workspace is scaled: " +
-				"what is changed here is lost then"
+			return "the platform writes this ConfigMap again, at the latest when the workspace is scaled: what is changed here " +
+				"is lost then. Put it into the ConfigMap coredns-custom beside it, with keys that end in .server or .override"
 		}
 	}
 	return ""
