@@ -6,6 +6,7 @@ go 1.26.0
 exclude github.com/go-openapi/jsonreference v0.21.0
 
 require (
+	github.com/elastic/go-seccomp-bpf v1.6.0
 	github.com/emicklei/go-restful/v3 v3.13.0
 	github.com/google/cadvisor v0.56.2
 	github.com/k3s-io/kine v0.16.5

@@ -43,6 +43,7 @@ import (
 	"github.com/multipaas/multipaas/embed/kube/kubelet"
 	"github.com/multipaas/multipaas/embed/kube/plane"
 	"github.com/multipaas/multipaas/embed/kube/policy"
+	"github.com/multipaas/multipaas/embed/kube/seal"
 )
 
 const usage = `Usage:
@@ -103,6 +104,9 @@ func run(args []string) int {
 func runPlane(args []string) (exit int, err error) {
 	if len(args) != 2 || args[0] != "--config" {
 		return 2, errors.New("want --config FILE")
+	}
+	if err := seal.Process(); err != nil {
+		return 1, err
 	}
 	f, err := os.Open(args[1])
 	if err != nil {
