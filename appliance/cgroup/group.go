@@ -164,7 +164,8 @@ func (g *Group) Delegate(uid int) error {
 
 // EnterThread moves the calling OS thread, which must be locked, into the group
 // on version 1, so that a process it forks is born there. restore takes it back
-// and must be called at once after: KillAll counts what is in the group.
+// and must be called at once after: KillAll counts what is in the group. It needs no
+// path to do so.
 func (g *Group) EnterThread() (restore func() error, err error) {
 	hs, err := hierarchies()
 	if err != nil {
@@ -175,11 +176,12 @@ func (g *Group) EnterThread() (restore func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var back []string // the tasks files of where the thread was
+	var back []*os.File // the tasks files of where the thread was
 	restore = func() error {
 		var errs []error
 		for _, file := range back {
-			errs = append(errs, writeFile(file, tid))
+			_, err := file.WriteString(tid)
+			errs = append(errs, err, file.Close())
 		}
 		return errors.Join(errs...)
 	}
@@ -191,10 +193,14 @@ func (g *Group) EnterThread() (restore func() error, err error) {
 		if !ok {
 			continue
 		}
-		if err := writeFile(filepath.Join(g.dirs[i], "tasks"), tid); err != nil {
+		home, err := os.OpenFile(filepath.Join(h.dir, was, "tasks"), os.O_WRONLY, 0)
+		if err == nil {
+			back = append(back, home)
+			err = writeFile(filepath.Join(g.dirs[i], "tasks"), tid)
+		}
+		if err != nil {
 			return nil, errors.Join(fmt.Errorf("enter cgroup %s: %w", g.name, err), restore())
 		}
-		back = append(back, filepath.Join(h.dir, was, "tasks"))
 	}
 	return restore, nil
 }

@@ -43,7 +43,7 @@ type Config struct {
 	Path string // the executable
 	Args []string
 	Env  []string // the whole environment, not added to ours; nil: ours
-	Dir  string
+	Dir  string   // where it starts; there must be one if it has a Root
 
 	Netns string // path of a network namespace; "": ours
 	// Cgroup is the name of a cgroup as appliance/cgroup takes it; "": ours. It
@@ -59,6 +59,8 @@ type Config struct {
 	// UID is the user and group that the child runs as, of no other group and without
 	// capabilities, which nothing that it runs can give it; 0: as we do.
 	UID int
+	// Root is all that the child sees of the file system; nil: what we see.
+	Root *Root
 
 	LogFile string // also gets the output, if set
 	Log     *slog.Logger
@@ -222,11 +224,17 @@ func (p *Process) once(ctx context.Context, out *output) (started bool, err erro
 			}
 			startErr <- err
 			if err == nil {
-				p.awaitEnd(ctx, cmd.Process.Pid)
-				err := cmd.Wait()
-				stdout.flush()
-				stderr.flush()
-				exited <- err
+				// Elsewhere: this thread may see as little as the child.
+				ended := make(chan struct{})
+				go func() {
+					defer close(ended)
+					p.awaitEnd(ctx, cmd.Process.Pid)
+					err := cmd.Wait()
+					stdout.flush()
+					stderr.flush()
+					exited <- err
+				}()
+				<-ended
 			}
 			return nil
 		})
@@ -269,15 +277,15 @@ func (p *Process) once(ctx context.Context, out *output) (started bool, err erro
 
 // onThread runs fn on a locked OS thread in the child's network namespace.
 func (p *Process) onThread(fn func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if p.confined() && unix.Gettid() == unix.Getpid() {
+		// The process's first thread never ends: another gives up its privileges.
+		done := make(chan error)
+		go func() { done <- p.onThread(fn) }()
+		return <-done
+	}
 	if p.cfg.Netns == "" {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		if p.cfg.UID != 0 && unix.Gettid() == unix.Getpid() {
-			// The process's first thread never ends: another gives up its privileges.
-			done := make(chan error)
-			go func() { done <- p.onThread(fn) }()
-			return <-done
-		}
 		return fn()
 	}
 	ns, err := netns.OpenPath(p.cfg.Netns)
@@ -288,20 +296,33 @@ func (p *Process) onThread(fn func() error) error {
 	return ns.Do(fn)
 }
 
-// giveUpPrivileges keeps what a child of another user runs from gaining any. The
-// calling thread, which must be locked, passes that on, and ends with its goroutine.
+// confined says whether the thread that starts the child has less than ours after.
+func (p *Process) confined() bool { return p.cfg.UID != 0 || p.cfg.Root != nil }
+
+// giveUpPrivileges keeps what a confined child runs from gaining any. The calling
+// thread, which must be locked, passes that on, and ends with its goroutine.
 func (p *Process) giveUpPrivileges() error {
-	if p.cfg.UID == 0 {
+	if !p.confined() {
 		return nil
 	}
 	runtime.LockOSThread() // once more than it is unlocked
 	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 }
 
+// startHere starts cmd from the calling thread, with what the child sees.
+func (p *Process) startHere(cmd *exec.Cmd) error {
+	if p.cfg.Root != nil {
+		if err := p.cfg.Root.enter(p.cfg.Path, p.cfg.Dir); err != nil {
+			return err
+		}
+	}
+	return cmd.Start()
+}
+
 // start starts cmd in its cgroup.
 func (p *Process) start(cmd *exec.Cmd) error {
 	if p.cfg.Cgroup == "" {
-		return cmd.Start()
+		return p.startHere(cmd)
 	}
 	group, err := cgroup.Create(p.cfg.Cgroup)
 	if err != nil {
@@ -320,7 +341,7 @@ func (p *Process) start(cmd *exec.Cmd) error {
 	}
 	if fd, ok := group.FD(); ok {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, fd
-		return cmd.Start()
+		return p.startHere(cmd)
 	}
 	// Version 1 has no way to start a process in a cgroup. Moving the forking
 	// thread there first makes the child be born there: a child inherits its
@@ -329,7 +350,7 @@ func (p *Process) start(cmd *exec.Cmd) error {
 	if err != nil {
 		return err
 	}
-	err = cmd.Start()
+	err = p.startHere(cmd)
 	if rerr := restore(); rerr != nil {
 		p.cfg.Log.Warn("thread stays in the child's cgroup", "err", rerr)
 	}

@@ -23,6 +23,7 @@ const (
 	configFile   = "plane.json"
 	levelFile    = "pod-security"
 	machinesFile = "machines.json"
+	shareFile    = "share.json"
 	logFile      = "log/plane.log"
 	ownFolder    = "own" // the plane's, what it writes
 	databaseFile = ownFolder + "/state.db"
@@ -145,7 +146,7 @@ func (p *Plane) kubeConfig() object {
 			"keyFile":  p.path("pki", "usage.key"),
 			"machines": p.cfg.Plan.Machines.Masked().String(),
 		},
-		"budget": object{"limitBytes": p.cfg.Datastore.limit(), "statusFile": p.path(roomFile)},
+		"budget": object{"limitBytes": p.cfg.Datastore.limit(), "shareFile": p.path(shareFile), "statusFile": p.path(roomFile)},
 	}
 	if p.cfg.Datastore.Kind == Etcd {
 		// The platform's etcd keeps 5 minutes of history and compacts every 5.

@@ -29,6 +29,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -168,6 +169,7 @@ type Plane struct {
 	level   sync.Mutex // held while the level file is written
 
 	machines sync.Mutex // held while the machines' file is written
+	share    sync.Mutex // held while the share's file is written
 }
 
 // New makes a Plane; Run starts it. What is wrong with cfg is said by Run.
@@ -195,12 +197,13 @@ func New(cfg Config) *Plane {
 		Name:   "plane-" + cfg.ID,
 		Path:   cfg.Binary,
 		Args:   []string{"plane", "--config", p.path(configFile)},
-		Env:    environment(),
+		Env:    append(environment(), "TMPDIR="+p.path(ownFolder)), // of SQLite
 		Dir:    cfg.Dir,
 		Netns:  cfg.Netns,
 		Cgroup: cfg.Cgroup,
 
 		UID:         cfg.UID,
+		Root:        cfg.root(),
 		MemoryMax:   maxMemory,
 		TasksMax:    maxTasks,
 		LogFile:     p.path(logFile),
@@ -210,6 +213,30 @@ func New(cfg Config) *Plane {
 		StopTimeout: stopTimeout,
 	})
 	return p
+}
+
+// root is what the process sees: what we have written for it, what it writes, the way
+// to its datastore, and of the host how names are resolved, whose certificates are
+// trusted, by webhooks outside, and the size of huge pages, for Go's allocator.
+func (c Config) root() *child.Root {
+	r := &child.Root{
+		Read: []string{c.Dir, "/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/ssl/certs", "/etc/pki",
+			"/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"},
+		Write: []string{filepath.Join(c.Dir, ownFolder)},
+	}
+	etcd := c.Datastore.Etcd
+	for _, file := range []string{etcd.CAFile, etcd.CertFile, etcd.KeyFile} {
+		// Folders: a file that is renewed is another.
+		if folder := filepath.Dir(file); file != "" && !slices.Contains(r.Read, folder) {
+			r.Read = append(r.Read, folder)
+		}
+	}
+	for _, endpoint := range etcd.Endpoints {
+		if u, err := url.Parse(endpoint); err == nil && u.Scheme == "unixs" {
+			r.Read = append(r.Read, u.Path)
+		}
+	}
+	return r
 }
 
 // environment of the process: nothing of ours that could change how it works.
@@ -361,6 +388,25 @@ func checkLevel(level string) error {
 	}
 	return nil
 }
+
+// SetShare says how much of its own limit the datastore may take, in bytes, because
+// of what others take of the same room; the plane hears of it within seconds. why, a clause for users,
+// says what for. Of an earlier run the last share stands. A limit of 0: all of its own.
+func (p *Plane) SetShare(limit int64, why string) error {
+	p.share.Lock()
+	defer p.share.Unlock()
+	data, err := json.Marshal(struct {
+		LimitBytes int64  `json:"limitBytes"`
+		Why        string `json:"why,omitempty"`
+	}{limit, why})
+	if err != nil {
+		return err
+	}
+	return p.write(shareFile, data)
+}
+
+// Limit is what the datastore may take if nobody else needs the room, in bytes.
+func (p *Plane) Limit() int64 { return p.cfg.Datastore.limit() }
 
 // Room is what the datastore takes and what it may grow to, in bytes, as the
 // plane has last seen it: that is less than a minute old while it matters. Both

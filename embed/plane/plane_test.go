@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -112,6 +113,8 @@ func TestPlane(t *testing.T) {
 	t.Run("loopback", func(t *testing.T) { testLoopback(t, admin) })
 	t.Run("secrets at rest", func(t *testing.T) { testSecretsAtRest(t, p, platform) })
 	t.Run("renewal", func(t *testing.T) { testRenewal(t, p) })
+	t.Run("walls", func(t *testing.T) { testWalls(t, p) })
+	t.Run("share", func(t *testing.T) { testShare(t, p, platform) })
 
 	kept := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "kept"}, Data: map[string]string{"a": "b"}}
 	if _, err := platform.CoreV1().ConfigMaps("default").Create(t.Context(), kept, metav1.CreateOptions{}); err != nil {
@@ -650,4 +653,74 @@ func TestGive(t *testing.T) {
 	if got := owner(dir); got != 0 {
 		t.Errorf("the plane's folder is %d's, want root's", got)
 	}
+}
+
+// testWalls looks at what the process may do; package seal and appliance/child try it.
+func testWalls(t *testing.T, p *Plane) {
+	proc := fmt.Sprintf("/proc/%d", p.PID())
+	tasks, err := os.ReadDir(proc + "/task")
+	if err != nil || len(tasks) < 3 {
+		t.Fatalf("%d threads, %v", len(tasks), err)
+	}
+	for _, task := range tasks {
+		data, err := os.ReadFile(filepath.Join(proc, "task", task.Name(), "status"))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{fmt.Sprintf("Uid:\t%d\t", p.cfg.UID), "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+			if !strings.Contains(string(data), want) {
+				t.Errorf("thread %s: no %q in\n%s", task.Name(), want, data)
+			}
+		}
+	}
+	names := func(dir string) string {
+		entries, err := os.ReadDir(proc + "/root" + dir)
+		if err != nil {
+			t.Error(err)
+		}
+		var all []string
+		for _, e := range entries {
+			all = append(all, e.Name())
+		}
+		return strings.Join(all, " ")
+	}
+	top := strings.Split(p.cfg.Dir, "/")[1]
+	for dir, want := range map[string][]string{"/": {"dev", "etc", "proc", "sys", top}, "/dev": {"null", "urandom"},
+		"/etc": {"hosts", "nsswitch.conf", "pki", "resolv.conf", "ssl"}, filepath.Dir(p.cfg.Dir): {filepath.Base(p.cfg.Dir)}} {
+		for name := range strings.FieldsSeq(names(dir)) {
+			// Above its folder stands the way to its executable too.
+			if !slices.Contains(want, name) && !strings.HasPrefix(p.cfg.Binary, filepath.Join(dir, name)+"/") {
+				t.Errorf("%s is shown to it in %s", name, dir)
+			}
+		}
+	}
+}
+
+// testShare: what others need of the room is taken at once, and given back.
+func testShare(t *testing.T, p *Plane, c kubernetes.Interface) {
+	if err := p.SetShare(64<<10, "others have the rest"); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	wait.For(t, wait.Patience, "the share is heard of", func(ctx context.Context) error {
+		n++
+		err := createNamed(ctx, c, fmt.Sprint("share-", n))
+		if err == nil {
+			return errors.New("it takes new objects")
+		}
+		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "as others have the rest") {
+			return fmt.Errorf("refused with %w, want why", err)
+		}
+		return nil
+	})
+	if err := c.CoreV1().ConfigMaps("default").Delete(t.Context(), "share-1", metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		t.Errorf("deleting: %v", err)
+	}
+	if err := p.SetShare(0, ""); err != nil {
+		t.Fatal(err)
+	}
+	wait.For(t, wait.Patience, "room again", func(ctx context.Context) error { return createNamed(ctx, c, "share-again") })
 }

@@ -15,7 +15,9 @@ package budget
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 	"time"
@@ -36,11 +38,22 @@ type Store interface {
 type Config struct {
 	// LimitBytes is where it is full. 0: no limit, and Admit lets all pass.
 	LimitBytes int64 `json:"limitBytes"`
+	// ShareFile holds a Share, which may be less than LimitBytes and change at any time.
+	// Without one, or with one that can't be read, LimitBytes stands.
+	ShareFile string `json:"shareFile,omitempty"`
 	// StatusFile gets a Status each time that it has changed.
 	StatusFile string `json:"statusFile"`
 	// HistorySeconds is how long old revisions are kept if Store.Used does not
 	// count them: what was written in that time is then added to it.
 	HistorySeconds int64 `json:"historySeconds,omitempty"`
+}
+
+// Share is the content of the share file: what the datastore may take of what it has in
+// common with others.
+type Share struct {
+	LimitBytes int64 `json:"limitBytes"`
+	// Why is a sentence for users, on what it is less for.
+	Why string `json:"why,omitempty"`
 }
 
 // Status is the content of the status file.
@@ -70,8 +83,10 @@ type Budget struct {
 	at        time.Time
 	since     int64 // written after at, an upper bound
 	history   [ages]int64
-	age       int64  // the number of the youngest slot of history
-	told      Status // of look alone
+	age       int64 // the number of the youngest slot of history
+	share     Share
+	shared    time.Time // when the share file was written that share is from
+	told      Status    // of look alone
 }
 
 // ages is the number of slots that the time of history is divided into.
@@ -82,7 +97,45 @@ func New(cfg Config, store Store) *Budget {
 	if store == nil {
 		cfg.LimitBytes = 0
 	}
-	return &Budget{cfg: cfg, store: store, now: time.Now}
+	b := &Budget{cfg: cfg, store: store, now: time.Now, share: Share{LimitBytes: cfg.LimitBytes}}
+	b.readShare()
+	return b
+}
+
+// limit wants b.mu.
+func (b *Budget) limit() int64 { return b.share.LimitBytes }
+
+// readShare looks whether the share has changed.
+func (b *Budget) readShare() {
+	if b.cfg.ShareFile == "" || b.cfg.LimitBytes == 0 {
+		return
+	}
+	share := Share{LimitBytes: b.cfg.LimitBytes}
+	info, err := os.Stat(b.cfg.ShareFile)
+	if err == nil {
+		b.mu.Lock()
+		same := b.shared.Equal(info.ModTime())
+		b.mu.Unlock()
+		if same {
+			return
+		}
+		var data []byte
+		if data, err = os.ReadFile(b.cfg.ShareFile); err == nil {
+			var read Share
+			if err = json.Unmarshal(data, &read); err == nil && read.LimitBytes > 0 && read.LimitBytes < share.LimitBytes {
+				share = read
+			}
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		klog.ErrorS(err, "Read the share of the room for datastores")
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.share, b.shared = share, time.Time{}
+	if err == nil {
+		b.shared = info.ModTime()
+	}
 }
 
 // A Write says how far over its limit the datastore may be for it, as a
@@ -99,9 +152,9 @@ func (b *Budget) Admit(ctx context.Context, w Write) error {
 		return nil
 	}
 	size := w.Bytes + rowBytes
-	ceiling := int64(float64(b.cfg.LimitBytes) * w.Ceiling)
 	b.mu.Lock()
 	used, at := b.estimate(), b.at
+	ceiling := int64(float64(b.limit()) * w.Ceiling)
 	b.mu.Unlock()
 	if used+size > ceiling && b.now().Sub(at) >= fresh {
 		if err := b.measure(ctx, at); err != nil {
@@ -111,8 +164,12 @@ func (b *Budget) Admit(ctx context.Context, w Write) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if used = b.estimate(); used+size > ceiling {
-		return fmt.Errorf("the workspace's datastore is full (%s of %s): delete objects that are not needed; the room they took can be used soon after",
-			Size(used), Size(b.cfg.LimitBytes))
+		why := ""
+		if b.share.Why != "" {
+			why = ", as " + b.share.Why
+		}
+		return fmt.Errorf("the workspace's datastore is full (%s of %s%s): "+
+			"delete objects that are not needed; the room they took can be used soon after", Size(used), Size(b.limit()), why)
 	}
 	b.since += size
 	b.history[b.slot()] += size
@@ -178,12 +235,14 @@ func (b *Budget) Run(ctx context.Context) {
 	tick := time.NewTicker(reclaimEvery)
 	defer tick.Stop()
 	for {
+		b.readShare()
 		b.mu.Lock()
-		used, at, since := b.estimate(), b.at, b.since
+		used, at, since, limit := b.estimate(), b.at, b.since, b.limit()
 		b.mu.Unlock()
-		near := used > b.cfg.LimitBytes/10*9
+		near := used > limit/10*9
 		// An idle plane is not asked: it writes some hundred bytes a second.
-		if near || at.IsZero() || b.now().Sub(last) >= lookEvery && since > b.cfg.LimitBytes/256 {
+		untold := b.cfg.StatusFile != "" && limit != b.told.LimitBytes
+		if near || at.IsZero() || untold || b.now().Sub(last) >= lookEvery && since > limit/256 {
 			last = b.now()
 			if err := b.look(ctx, near, at); err != nil && ctx.Err() == nil {
 				klog.ErrorS(err, "Look after the datastore")
@@ -211,10 +270,10 @@ func (b *Budget) look(ctx context.Context, near bool, at time.Time) error {
 		return fmt.Errorf("measure: %w", err)
 	}
 	b.mu.Lock()
-	status := Status{UsedBytes: b.estimate(), LimitBytes: b.cfg.LimitBytes}
+	status := Status{UsedBytes: b.estimate(), LimitBytes: b.limit()}
 	changed := status.UsedBytes - b.told.UsedBytes
 	b.mu.Unlock()
-	if b.cfg.StatusFile == "" || b.told.LimitBytes != 0 && changed > -status.LimitBytes/100 && changed < status.LimitBytes/100 {
+	if b.cfg.StatusFile == "" || b.told.LimitBytes == status.LimitBytes && changed > -status.LimitBytes/100 && changed < status.LimitBytes/100 {
 		return nil
 	}
 	data, err := json.Marshal(status)

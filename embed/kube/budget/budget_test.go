@@ -156,3 +156,58 @@ func TestRunReclaimsAndTells(t *testing.T) {
 	stop()
 	<-ended
 }
+
+// TestShare: what others have of the same room makes the limit lower, and higher
+// again, without a restart.
+func TestShare(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "share.json")
+	written := time.Unix(1e9, 0)
+	put := func(text string) {
+		t.Helper()
+		written = written.Add(time.Second)
+		if err := errors.Join(os.WriteFile(file, []byte(text), 0o600), os.Chtimes(file, written, written)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := &disk{}
+	d.used.Store(4 * mib)
+	b, clock := at(Config{LimitBytes: 10 * mib, ShareFile: file}, d)
+	b.used, b.at = 4*mib, *clock
+	for _, step := range []struct {
+		text string // of the file; "": there is none
+		want int64
+		says string
+	}{
+		{"", 10 * mib, ""},
+		{`{"limitBytes":4194304,"why":"others have the rest"}`, 4 * mib, "full (4.0 MiB of 4.0 MiB, as others have the rest): delete"},
+		{`{"limitBytes":8388608}`, 8 * mib, ""},
+		{`{"limitBytes":83886080}`, 10 * mib, ""}, // never more
+		{`{"limitBytes":0}`, 10 * mib, ""},
+		{`{"limitBytes":-1}`, 10 * mib, ""},
+		{`{"limitBytes":1}`, 1, "full"},
+		{`{`, 10 * mib, ""},
+	} {
+		if step.text != "" {
+			put(step.text)
+		}
+		*clock = clock.Add(2 * time.Second)
+		b.readShare()
+		if got := b.limit(); got != step.want {
+			t.Errorf("%q: the limit is %d, want %d", step.text, got, step.want)
+		}
+		err := b.Admit(t.Context(), growth(mib))
+		if (err == nil) != (step.says == "") || err != nil && !strings.Contains(err.Error(), step.says) {
+			t.Errorf("%q: a write: %v, want %q", step.text, err, step.says)
+		}
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	put(`{"limitBytes":4194304}`)
+	b.readShare()
+	_ = os.Remove(file)
+	b.readShare()
+	if got := b.limit(); got != 10*mib {
+		t.Errorf("without the file: the limit is %d, want its own", got)
+	}
+}
