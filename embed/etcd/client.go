@@ -98,24 +98,24 @@ func (r room) atLeast(times int64) bool {
 }
 
 // GuardDisk keeps a disk that fills up from ending the server: etcd panics when
-// it can't write to its log. Below minFreeDisk it makes etcd take no more
-// writes (reads go on), above twice that it takes them again, unless the database has
+// it can't write to its log. Below minFreeDisk it gives up the room that it holds (see
+// reserve.go), and if that is not enough makes etcd take no more
+// writes (reads go on); above twice that it takes them again, unless the database has
 // reached its quota. Call it every few seconds.
 //
 // tight says that only the reserve is left, on the disk or in the database: who asks
 // should make nothing new, so that what is there can still be changed and deleted.
 func (s *Server) GuardDisk(ctx context.Context) (tight bool, err error) {
-	var f unix.Statfs_t
-	if err := unix.Statfs(s.cfg.Dir, &f); err != nil {
-		return false, fmt.Errorf("etcd: free space of %s: %w", s.cfg.Dir, err)
+	free, spent, err := s.holdRoom()
+	if err != nil {
+		return false, err
 	}
-	free := roomOf(f)
 	err = s.withClient(func(c *clientv3.Client) error {
 		status, err := c.Status(ctx, s.Endpoint())
 		if err != nil {
 			return fmt.Errorf("etcd: status: %w", err)
 		}
-		tight = !free.atLeast(2) || status.DbSizeInUse > quotaBytes
+		tight = spent || !free.atLeast(2) || status.DbSizeInUse > quotaBytes
 		member := status.Header.MemberId
 		full, err := isFull(ctx, c, member)
 		if err != nil {
@@ -136,6 +136,13 @@ func (s *Server) GuardDisk(ctx context.Context) (tight bool, err error) {
 		return err
 	})
 	return tight, err
+}
+
+// Left is how much more may be put into the database before it is Tight, in bytes, less an eighth for
+// what has no bound of its own.
+func (s *Server) Left(ctx context.Context) (bytes int64, err error) {
+	_, used, err := s.DBSize(ctx)
+	return quotaBytes - quotaBytes/8 - used, err
 }
 
 // shrinkTimeout: a database of 4.5 GiB is written anew, at 100 MB a second or more.

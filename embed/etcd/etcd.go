@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
+	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/logs"
 	"github.com/multipaas/multipaas/appliance/pki"
@@ -80,7 +81,10 @@ const (
 )
 
 // Server is one etcd member.
-type Server struct{ cfg Config }
+type Server struct {
+	cfg    Config
+	statfs func(dir string, f *unix.Statfs_t) error // unix.Statfs, or a test's disk
+}
 
 // New returns a member that Run starts.
 func New(cfg Config) *Server {
@@ -88,7 +92,7 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg}
+	return &Server{cfg: cfg, statfs: unix.Statfs}
 }
 
 // Run serves until ctx is done. It is ready once the member has joined its
