@@ -66,12 +66,7 @@ func (s *server) addRegistry(
 			o, ok := organizations.Get(account + "/" + organization)
 			return ok && !o.Deleting()
 		},
-		Limit: func(account string) int64 {
-			if a, ok := byName.Get(account); ok {
-				return a.Spec.Limits.Or(s.cfg.Limits).ImageBytes
-			}
-			return s.cfg.Limits.ImageBytes
-		},
+		Limit: func(account string) int64 { return s.limitsOf(byName, account).ImageBytes },
 		Tokens: registry.Tokens{
 			Issue:   http.HandlerFunc(users.ServeRegistryToken),
 			Service: s.registryName(),

@@ -80,7 +80,7 @@ func (s *server) boot() (err error) {
 	tasks := s.addTasks(store)
 	hub := s.addNodes(store, identity, nodes, workspaces, machines, keys)
 	planes := s.planes(database, payload, certificate, identity, networks)
-	controller := s.addWorkspaces(store, planes, networks, nodes, workspaces, machines)
+	controller := s.addWorkspaces(store, database, planes, networks, accounts, nodes, workspaces, machines)
 	clusters.Workspaces = controller.value
 	registry, err := s.addRegistry(certificate, identity, hub, accounts, organizations)
 	if err != nil {

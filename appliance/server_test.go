@@ -60,7 +60,7 @@ func TestBoot(t *testing.T) {
 		"first-admin":   "identity",
 		"tasks":         store,
 		"node-monitor":  store + "nodes machines",
-		"planes":        store + "payload first-admin certificate workspaces machines nodes",
+		"planes":        "accounts " + store + "payload first-admin certificate workspaces machines nodes",
 		"registry":      "first-admin accounts organizations certificate " + store + caches + "workspacekeys",
 		"deployer":      store + "apps workspaces planes registry",
 		"plane-router":  "planes",

@@ -1,6 +1,12 @@
 package appliance
 
 import (
+	"context"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
 	"github.com/multipaas/multipaas/appliance/status"
 	"github.com/multipaas/multipaas/embed/manifests"
 	"github.com/multipaas/multipaas/modules/apps"
@@ -16,14 +22,17 @@ import (
 // addWorkspaces adds who runs the workspaces, and shows them in the status.
 func (s *server) addWorkspaces(
 	from part[*store.Store],
+	d *database,
 	planes part[*planes],
 	networks *network.Network,
+	accounts cacheOf[*resource.Account],
 	nodes cacheOf[*resource.Node],
 	workspaces cacheOf[*resource.Workspace],
 	machines cacheOf[*resource.Machine],
 ) part[*workspace.Controller] {
 	s.items = func() []status.Item { return workspaceItems(workspaces.value) }
 	n := &needs{}
+	byName := accounts.of(n)
 	return add(s.graph, "planes", n, workspace.New(workspace.Config{
 		Log:        s.part("planes"),
 		Store:      from.of(n),
@@ -35,11 +44,53 @@ func (s *server) addWorkspaces(
 		Domain:     s.cfg.Domain,
 		Plan:       s.cfg.Plan,
 		KubeAPI:    s.reach(s.cfg.Listen.Kubernetes),
+		RoomOf:     func(account string) int64 { return s.limitsOf(byName, account).DatabaseBytes },
+		FreeRoom:   s.freeRoom(d),
 		Workspaces: workspaces.of(n),
 		Machines:   machines.of(n),
 		Nodes:      nodes.of(n),
 		Registerer: s.metrics,
 	}))
+}
+
+// limitsOf are an account's limits, as far as it has any of its own.
+func (s *server) limitsOf(accounts *store.Cache[*resource.Account], name string) resource.Limits {
+	if a, ok := accounts.Get(name); ok {
+		return a.Spec.Limits.Or(s.cfg.Limits)
+	}
+	return s.cfg.Limits
+}
+
+// What planes leave free on the disk: as much as the registry does, which is four times what etcd
+// needs, or a twentieth of a small disk.
+const (
+	planesFloor      = 1 << 30
+	planesFloorShare = 20
+)
+
+// freeRoom says what all datastores of a kind may still take. Those in etcd take its
+// disk too.
+func (s *server) freeRoom(d *database) func(context.Context, resource.Datastore) (int64, error) {
+	return func(ctx context.Context, kind resource.Datastore) (int64, error) {
+		dir := s.cfg.Paths.Data
+		if kind == resource.Etcd {
+			dir = s.cfg.Paths.Etcd()
+		} else if _, err := os.Stat(s.cfg.Paths.Planes()); err == nil {
+			dir = s.cfg.Paths.Planes()
+		}
+		var f unix.Statfs_t
+		if err := unix.Statfs(dir, &f); err != nil {
+			return 0, fmt.Errorf("free space of %s: %w", dir, err)
+		}
+		left := int64(f.Bavail)*f.Bsize - min(planesFloor, int64(f.Blocks)*f.Bsize/planesFloorShare)
+		if kind != resource.Etcd {
+			return left, nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, healthEvery/2)
+		defer cancel()
+		database, err := d.etcd.Left(ctx)
+		return min(left, database), err
+	}
 }
 
 // workspaceItems are the workspaces for the status, each with the first thing

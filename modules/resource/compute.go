@@ -187,6 +187,8 @@ type WorkspaceStatus struct {
 	// APIHost is the TLS server name that reaches this plane on port 6443.
 	APIHost string `json:"apiHost,omitempty"`
 	Server  string `json:"server,omitempty" doc:"The server that runs the plane"`
+	// DatastoreBytes is what the objects of the cluster take on the server, as last seen.
+	DatastoreBytes int64 `json:"datastoreBytes,omitempty" doc:"What the objects of its cluster take on the server"`
 	// NodeSlots gives each host that takes part in this workspace's network a
 	// small number, from which its gateway address is computed. Never reused
 	// while the host is in the map.
@@ -199,10 +201,13 @@ type WorkspaceStatus struct {
 
 // The conditions of a workspace, in the order they come true.
 const (
-	WorkspaceNetworkReady  = "NetworkReady"
-	WorkspacePlaneReady    = "PlaneReady"
-	WorkspaceAddonsReady   = "AddonsReady"
-	WorkspaceScheduled     = "Scheduled"
+	WorkspaceNetworkReady = "NetworkReady"
+	WorkspacePlaneReady   = "PlaneReady"
+	WorkspaceAddonsReady  = "AddonsReady"
+	WorkspaceScheduled    = "Scheduled"
+	// WorkspaceHasRoom is False while its cluster takes hardly anything new. What runs
+	// goes on, so the workspace may be ready all the same.
+	WorkspaceHasRoom       = "DatastoreHasRoom"
 	WorkspaceMachinesReady = "MachinesReady"
 )
 

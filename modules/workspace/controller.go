@@ -45,6 +45,13 @@ type Plane interface {
 	// refused within seconds. Until the first call it listens to none, or to those of
 	// an earlier run.
 	SetMachines(uids []string) error
+	// Room is what the datastore takes and what it may take now, in bytes; 0 if that is
+	// not known yet.
+	Room() (used, limit int64, err error)
+	// Limit is what the datastore may take at most, in bytes.
+	Limit() int64
+	// SetShare says what it may take now, and a clause for users on why it is no more.
+	SetShare(limit int64, why string) error
 }
 
 // Planes makes planes and removes what they leave. Implemented by appliance
@@ -71,6 +78,13 @@ type Config struct {
 	Domain  string
 	Plan    wire.Plan
 	KubeAPI string // host:port that reaches the planes by SNI
+
+	// RoomOf is what the datastores of an account's clusters may take together, in
+	// bytes; 0, or nil: there is no bound.
+	RoomOf func(account string) int64
+	// FreeRoom is what all datastores of that kind on this server may take beyond what
+	// they do, in bytes. Nil: as much as they like.
+	FreeRoom func(context.Context, resource.Datastore) (int64, error)
 
 	Workspaces *store.Cache[*resource.Workspace]
 	Machines   *store.Cache[*resource.Machine]
@@ -180,6 +194,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	c.followContents(ctx)
+	c.wg.Go(func() { c.shareRoom(ctx) })
 	ready()
 	c.loop.Run(ctx)
 	return nil

@@ -140,6 +140,12 @@ func (p *plane) SetMachines(uids []string) error {
 	return nil
 }
 
+func (p *plane) Room() (used, limit int64, err error) { return 8 << 20, p.Limit(), nil }
+
+func (p *plane) Limit() int64 { return 64 << 20 }
+
+func (p *plane) SetShare(int64, string) error { return nil }
+
 // mortal is the server's way to etcd. Once killed, nothing of it reaches etcd
 // any more: the commit it dies at is applied or not, and nobody hears of it.
 type mortal struct {

@@ -45,6 +45,7 @@ type live struct {
 	level    string // of Pod Security, as last set
 	told     bool   // who lives, and that is machines
 	machines []string
+	share    share // of the room, as last told
 	serving  bool
 	problem  string
 
@@ -205,7 +206,9 @@ func (c *Controller) runPlane(ctx context.Context, r *run, w *resource.Workspace
 	if err != nil {
 		return err
 	}
-	r.note(func(l *live) { l.plane, l.level, l.told, l.problem = p, w.Spec.PodSecurity, false, "" })
+	r.note(func(l *live) {
+		l.plane, l.level, l.told, l.share, l.problem = p, w.Spec.PodSecurity, false, share{}, ""
+	})
 	if err := r.setMachines(c.lives); err != nil {
 		return err
 	}
