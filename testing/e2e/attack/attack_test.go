@@ -73,6 +73,7 @@ func TestAttack(t *testing.T) {
 		{"setuid", testSetuid},
 		{"unmasked", testUnmasked},
 		{"rooted", testRooted},
+		{"walled", testWalled},
 		{"paths", testPaths},
 		{"external", testExternal},
 		{"front", testFront},

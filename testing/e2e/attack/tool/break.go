@@ -78,6 +78,33 @@ var breakers = map[string]func(dir, what string) error{
 		}
 		return err
 	},
+	// A file or a folder of the host's, and a socket.
+	"read":  func(_, name string) error { _, err := os.Open(name); return err },
+	"write": func(_, name string) error { _, err := os.OpenFile(name, os.O_WRONLY|unix.O_NONBLOCK, 0); return err },
+	"talk": func(_, name string) error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		return unix.Connect(fd, &unix.SockaddrUnix{Name: name})
+	},
+	// A process of the host's, by its id.
+	"signal": func(_, pid string) error { n, err := strconv.Atoi(pid); return errors.Join(err, unix.Kill(n, 0)) },
+	"trace":  func(_, pid string) error { n, err := strconv.Atoi(pid); return errors.Join(err, unix.PtraceAttach(n)) },
+	"memory": func(_, pid string) error { _, err := os.Open("/proc/" + pid + "/mem"); return err },
+	"seen":   func(_, pid string) error { _, err := os.ReadFile("/proc/" + pid + "/cmdline"); return err },
+	"root":   func(_, pid string) error { _, err := os.ReadDir("/proc/" + pid + "/root"); return err },
+	// A program.
+	"run": func(_, name string) error { return unix.Exec(name, []string{name}, nil) },
+	// A protocol of netlink but the list of routes.
+	"netlink": func(_, protocol string) error {
+		n, err := strconv.Atoi(protocol)
+		if err != nil {
+			return err
+		}
+		_, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, n)
+		return err
+	},
 	// A system call, by its name in calls.
 	"call": func(dir, name string) error {
 		c, ok := calls[name]

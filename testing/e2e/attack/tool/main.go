@@ -89,6 +89,8 @@ func run(args []string) int {
 		err = gainAll(ctx, args[1:])
 	case "break":
 		err = breakAll(ctx, args[1:])
+	case "walled":
+		err = walled(ctx, args[1:])
 	case "link":
 		err = link(args[1:])
 	case "swap":
