@@ -46,6 +46,7 @@ func Modules() []Module {
 	return []Module{
 		{"br_netfilter", "/proc/sys/net/bridge/bridge-nf-call-iptables"},
 		{"loop", "/dev/loop-control"},
+		{"nf_conntrack", "/proc/sys/net/netfilter/nf_conntrack_max"},
 	}
 }
 
