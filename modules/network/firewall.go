@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -46,7 +47,13 @@ const closedChain = "closed"
 // protect sets the rules in a workspace's namespace.
 func (w *workspace) protect(want wire.Network) error {
 	sets := []ruleset{workspaceRules(want), portRules(w.ports)}
-	if err := w.ns.Do(func() error { return apply(sets...) }); err != nil {
+	err := w.ns.Do(func() error {
+		if err := apply(sets...); err != nil {
+			return err
+		}
+		return shorten()
+	})
+	if err != nil {
 		return fmt.Errorf("namespace %s%s: %w", workspacePrefix, w.id, err)
 	}
 	return nil
@@ -59,8 +66,15 @@ func workspaceRules(want wire.Network) ruleset {
 		match(from("lo"), accept()),
 		match(established(), accept()),
 		match(from(bridgeName), echoRequest(), perSecond(100), accept()))
+	var chains []chain
 	if plane := want.Plan.Plane; want.Gateway.Addr() == plane {
-		input.rules = append(input.rules, match(from(bridgeName), destination(single(plane)), tcpPort(planePort), accept()))
+		asked := match(from(bridgeName), destination(single(plane)), tcpPort(planePort))
+		answered := match(to(bridgeName), source(single(plane)), protocol(unix.IPPROTO_TCP), fromPort(planePort))
+		input.rules = append(input.rules, match(asked, accept()))
+		// They are told by address and port, and need no place in the table of connections.
+		chains = append(chains,
+			filter("prerouting", nftables.ChainHookPrerouting, beforeAll, nftables.ChainPolicyAccept, match(asked, notrack())),
+			filter("output", nftables.ChainHookOutput, beforeAll, nftables.ChainPolicyAccept, match(answered, notrack())))
 	}
 	forward := filter("forward", nftables.ChainHookForward, *nftables.ChainPriorityFilter, nftables.ChainPolicyDrop,
 		match(established(), accept()),
@@ -70,12 +84,14 @@ func workspaceRules(want wire.Network) ruleset {
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods, want.Plan.Services} {
 		forward.rules = append(forward.rules, match(destination(p), drop()))
 	}
-	forward.rules = append(forward.rules, match(moreConnections(maxConnections), drop()))
+	forward.rules = append(forward.rules,
+		match(protocol(unix.IPPROTO_TCP), tooMany(newConnections, newBurst), drop()),
+		match(moreConnections(maxConnections), drop()))
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods} {
 		forward.rules = append(forward.rules, match(source(p), accept()))
 	}
 	nat := postrouting(match(to(uplinkName), masquerade()))
-	return ruleset{family: nftables.TableFamilyIPv4, chains: []chain{input, forward, nat}}
+	return ruleset{family: nftables.TableFamilyIPv4, chains: append(chains, input, forward, nat)}
 }
 
 // portRules: a machine sends from its own hardware address, answers ARP for its
@@ -122,15 +138,65 @@ func (n *Network) protectHost(h *host) error {
 	if err := apply(n.hostRules(h, closed)); err != nil {
 		return fmt.Errorf("host: %w", err)
 	}
+	if err := shorten(); err != nil { // the rules have had the kernel load what tracks connections
+		return err
+	}
 	return setSysctl("ipv4/ip_forward", "1")
+}
+
+// closedFor is for how long a connection of TCP that is closed is tracked, seconds. A
+// server that ended it first keeps its port in mind for a minute: with 10 s, another
+// tenant got that port meanwhile, and no answer.
+const closedFor = 60
+
+// times are how long connections are tracked at most, seconds, below
+// /proc/sys/net/netfilter.
+var times = map[string]int{
+	"nf_conntrack_tcp_timeout_time_wait":   closedFor,
+	"nf_conntrack_tcp_timeout_close":       10,
+	"nf_conntrack_tcp_timeout_established": 86400, // of one that says nothing; the kernel's are five days
+}
+
+// shorten shortens the times in the namespace that the calling thread is in.
+func shorten() error {
+	for name, most := range times {
+		name = "netfilter/" + name
+		have, err := os.ReadFile("/proc/sys/net/" + name)
+		if err != nil {
+			return fmt.Errorf("read sysctl: %w", err)
+		}
+		if n, err := strconv.Atoi(strings.TrimSpace(string(have))); err == nil && n <= most {
+			continue
+		}
+		if err := setSysctl(name, strconv.Itoa(most)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // hostRules: workspaces reach no host, and beyond the platform what they may; nobody
 // reaches into a workspace. They hold for each packet, not only for the first of a
 // connection. Of hosts a tenant hears nothing; where else he may not go he is told, so
 // that his programs fail at once and by name.
+//
+// The host keeps track of what goes through it and of what it begins itself, whose ports
+// are from h.dynamic on. What it serves is not tracked: anybody could fill the table
+// of all with connections that are over.
 func (n *Network) hostRules(h *host, closed bool) ruleset {
 	ours := uplinkPrefix + "*"
+	arriving := filter("prerouting", nftables.ChainHookPrerouting, beforeAll, nftables.ChainPolicyAccept,
+		match(local(), echoRequest(), notrack()))
+	leaving := filter("output", nftables.ChainHookOutput, beforeAll, nftables.ChainPolicyAccept,
+		match(echoReply(), notrack()),
+		match(protocol(unix.IPPROTO_UDP), toPort(VXLANPort), notrack()))
+	var translate []rule
+	for _, transport := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		arriving.rules = append(arriving.rules, match(protocol(transport), toPortBelow(h.dynamic), local(), notrack()))
+		leaving.rules = append(leaving.rules, match(protocol(transport), fromPortBelow(h.dynamic), notrack()))
+		translate = append(translate, match(source(uplinks), notTo(ours), protocol(transport), masqueradeFrom(h.dynamic)))
+	}
+	translate = append(translate, match(source(uplinks), notTo(ours), masquerade()))
 	input := filter("input", nftables.ChainHookInput, beforeAll, nftables.ChainPolicyAccept, match(from(ours), drop()))
 	forward := filter("forward", nftables.ChainHookForward, -10, nftables.ChainPolicyAccept,
 		match(from(ours), jump("outward")),
@@ -158,8 +224,7 @@ func (n *Network) hostRules(h *host, closed bool) ruleset {
 	}
 	outward.rules = append(outward.rules, match(source(uplinks), accept()), match(drop()))
 	inward := chain{name: "inward", rules: []rule{match(established(), accept()), match(drop())}}
-	nat := postrouting(match(source(uplinks), notTo(ours), masquerade()))
-	chains := []chain{outward, inward, input, forward, nat}
+	chains := []chain{arriving, leaving, outward, inward, input, forward, postrouting(translate...)}
 	if closed {
 		chains = append(chains, chain{name: closedChain})
 	}

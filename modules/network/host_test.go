@@ -13,7 +13,10 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -277,6 +280,10 @@ func obey(n *Network, o order) (string, error) {
 		}
 		b, err := io.ReadAll(c)
 		return string(b), err
+	case "floodTCP": // connections that are over at once, for as long as nobody must wait
+		return flood(ns, o.To)
+	case "scan": // a packet to each address of a network
+		return "", scan(ns, netip.MustParsePrefix(o.To))
 	case "dialTCP", "reachTCP":
 		limit := patience
 		if o.Do == "reachTCP" {
@@ -307,6 +314,40 @@ func obey(n *Network, o order) (string, error) {
 		return "", sendFrame(ns, o.Link, o.Frame)
 	}
 	return "", fmt.Errorf("unknown order %q", o.Do)
+}
+
+func flood(ns *netns.NS, to string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 1500*time.Millisecond)
+	defer cancel()
+	var made atomic.Int64
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				c, err := ns.DialContext(ctx, "tcp", to)
+				if err != nil {
+					continue
+				}
+				_, _ = io.Copy(io.Discard, c)
+				c.Close()
+				made.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	return fmt.Sprint(made.Load()), nil
+}
+
+func scan(ns *netns.NS, network netip.Prefix) error {
+	pc, err := ns.ListenPacket("udp4", "0.0.0.0:0")
+	if err != nil {
+		return err
+	}
+	defer pc.Close()
+	for a := network.Addr().Next(); network.Contains(a); a = a.Next() {
+		_, _ = pc.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 9)))
+	}
+	return nil
 }
 
 func ping(ns *netns.NS, from, to string) error {
@@ -460,6 +501,16 @@ func (x *testHost) must(o order) string {
 		x.t.Fatalf("host %v: %s %s%s: %v\n%s", x.address, o.Do, o.To, o.Machine.UID, err, out)
 	}
 	return out
+}
+
+// tracked is how many connections a namespace keeps track of.
+func (x *testHost) tracked(ns string) int {
+	x.t.Helper()
+	n, err := strconv.Atoi(strings.TrimSpace(x.must(order{Do: "run", NS: ns, Arguments: []string{"cat", "/proc/sys/net/netfilter/nf_conntrack_count"}})))
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return n
 }
 
 // attribute is what follows a word in what ip says of a link. Not from /sys, which

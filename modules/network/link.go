@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -173,6 +174,13 @@ func (t kernelTable[K, V, T]) settle(want map[K]V) error {
 
 // setAddress makes the link have just this IPv4 address, loopback at least this one.
 func setAddress(h *netlink.Handle, l netlink.Link, want netip.Prefix) error {
+	add := func(p netip.Prefix, _ bool) error {
+		// No broadcast address: with a /31 there is none, and none is needed.
+		if err := h.AddrAdd(l, &netlink.Addr{IPNet: netOf(p)}); !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		return nil
+	}
 	return kernelTable[netip.Prefix, bool, netlink.Addr]{
 		name: "addresses of " + l.Attrs().Name,
 		list: func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_V4) },
@@ -180,9 +188,14 @@ func setAddress(h *netlink.Handle, l netlink.Link, want netip.Prefix) error {
 			p := prefixOf(a.IPNet)
 			return p, true, p == want || l.Attrs().Flags&net.FlagLoopback == 0
 		},
-		remove: func(a *netlink.Addr) error { return h.AddrDel(l, a) },
-		// No broadcast address: with a /31 there is none, and none is needed.
-		set: func(p netip.Prefix, _ bool) error { return h.AddrAdd(l, &netlink.Addr{IPNet: netOf(p)}) },
+		remove: func(a *netlink.Addr) error {
+			// An interface that loses its last address loses its routes.
+			if err := add(want, true); err != nil {
+				return err
+			}
+			return h.AddrDel(l, a)
+		},
+		set: add,
 	}.settle(map[netip.Prefix]bool{want: true})
 }
 
@@ -223,7 +236,11 @@ func (w *workspace) ensureBridge(want wire.Network, mtu int) error {
 	if err := adjust(w.link, l, mtu, mustMAC(want.MAC)); err != nil {
 		return err
 	}
-	return setAddress(w.link, l, want.Gateway)
+	// Members are known one by one: nobody else is to be looked for.
+	if err := setAddress(w.link, l, single(want.Gateway.Addr())); err != nil {
+		return err
+	}
+	return setUnreachable(w.link, want.Plan.Nodes, want.Plan.Pods)
 }
 
 // ensureVXLAN makes the device that reaches the other hosts. It is created by
@@ -359,14 +376,19 @@ func (w *workspace) ensureUplink(host *host) error {
 		return err
 	}
 	for _, side := range []struct {
-		in      *netlink.Handle
-		link    netlink.Link
-		address netip.Addr
-	}{{host.link, outer, hostSide}, {w.link, inner, hostSide.Next()}} {
+		in          *netlink.Handle
+		link, other netlink.Link
+		address, to netip.Addr
+	}{{host.link, outer, inner, hostSide, hostSide.Next()}, {w.link, inner, outer, hostSide.Next(), hostSide}} {
 		if err := adjust(side.in, side.link, host.mtu, nil); err != nil {
 			return err
 		}
 		if err := setAddress(side.in, side.link, netip.PrefixFrom(side.address, 31)); err != nil {
+			return err
+		}
+		// Known for good, so that both find each other when the kernel's table of neighbours is full.
+		other := map[netip.Addr]string{side.to: side.other.Attrs().HardwareAddr.String()}
+		if err := setNeighbours(side.in, side.link, other); err != nil {
 			return err
 		}
 	}

@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/netns"
@@ -220,9 +219,6 @@ func (w *workspace) ensurePort(ns *netns.NS, m machinePort, mtu int) (netlink.Li
 	return l, nil
 }
 
-// goneMetric is higher, so worse, than that of any other route.
-const goneMetric = 1 << 20
-
 // ensureMachineLinks keeps what is inside a machine's namespace.
 func ensureMachineLinks(want wire.Network, m machinePort, mtu int) error {
 	ns, err := netns.Open(m.namespace())
@@ -240,6 +236,9 @@ func ensureMachineLinks(want wire.Network, m machinePort, mtu int) error {
 	if err := route(ns, nil); err != nil {
 		return err
 	}
+	if err := ns.Do(shorten); err != nil {
+		return err
+	}
 	lo, err := get(h, "lo")
 	if err != nil {
 		return err
@@ -254,14 +253,14 @@ func ensureMachineLinks(want wire.Network, m machinePort, mtu int) error {
 	if err := adjust(h, l, mtu, mustMAC(m.MAC)); err != nil {
 		return err
 	}
-	if err := setAddress(h, l, netip.PrefixFrom(m.Address, want.Plan.Nodes.Bits())); err != nil {
+	if err := setAddress(h, l, single(m.Address)); err != nil {
 		return err
 	}
-	// Each pod has a route of its own. For the address of one that is gone the answer
-	// is "unreachable", at once, instead of none: it would go out by the default.
-	gone := &netlink.Route{Dst: netOf(m.PodCIDR), Type: unix.RTN_UNREACHABLE, Priority: goneMetric}
-	if err := h.RouteReplace(gone); err != nil {
-		return fmt.Errorf("route for pods that are gone: %w", err)
+	// Each pod has a route of its own. Not for other members' addresses: the kernel gives
+	// that answer before it asks whose address the question came from, and it would go
+	// out to whom a pod names. The workspace's namespace knows where packets are from.
+	if err := setUnreachable(h, m.PodCIDR); err != nil {
+		return err
 	}
 	others := slices.DeleteFunc(slices.Clone(want.Members), func(o wire.Member) bool { return o.Address == m.Address })
 	return setMembers(h, l, others, map[netip.Addr]string{want.Gateway.Addr(): mustMAC(want.MAC).String()},

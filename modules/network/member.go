@@ -36,12 +36,18 @@ func (n *Network) ensureMembers(w *workspace, want wire.Network) error {
 	return setMembers(w.link, br, want.Members, map[netip.Addr]string{}, map[netip.Prefix]netip.Addr{})
 }
 
-// setMembers makes members be known on a link, beside other neighbours and routes.
+// setMembers makes members be known on a link, beside other neighbours and routes. Each
+// neighbour has a route of its own: the link's address is alone there, for whoever
+// else is looked for takes a place in the kernel's table of neighbours, which is one for all tenants.
 func setMembers(
 	h *netlink.Handle, l netlink.Link, members []wire.Member, neighbours map[netip.Addr]string, routes map[netip.Prefix]netip.Addr,
 ) error {
+	for a := range neighbours {
+		routes[single(a)] = netip.Addr{}
+	}
 	for _, m := range members {
 		neighbours[m.Address] = mustMAC(m.MAC).String()
+		routes[single(m.Address)] = netip.Addr{}
 		if m.PodCIDR.IsValid() {
 			routes[m.PodCIDR.Masked()] = m.Address
 		}
@@ -172,7 +178,23 @@ func setNeighbours(h *netlink.Handle, l netlink.Link, want map[netip.Addr]string
 	}.settle(want)
 }
 
-// setRoutes makes just these routes of ours go through the link.
+// goneMetric is higher, so worse, than that of any other route.
+const goneMetric = 1 << 20
+
+// setUnreachable has the answer for what has no other route be "unreachable", at
+// once, instead of none: it would go out by the default.
+func setUnreachable(h *netlink.Handle, networks ...netip.Prefix) error {
+	for _, p := range networks {
+		gone := &netlink.Route{Dst: netOf(p), Type: unix.RTN_UNREACHABLE, Priority: goneMetric}
+		if err := h.RouteReplace(gone); err != nil {
+			return fmt.Errorf("route for what is not in %v: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// setRoutes makes just these routes of ours go through the link, each by a neighbour, or
+// by none: to one.
 func setRoutes(h *netlink.Handle, l netlink.Link, want map[netip.Prefix]netip.Addr) error {
 	index := l.Attrs().Index
 	filter := &netlink.Route{LinkIndex: index, Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN}
@@ -189,8 +211,11 @@ func setRoutes(h *netlink.Handle, l netlink.Link, want map[netip.Prefix]netip.Ad
 		},
 		remove: h.RouteDel,
 		set: func(to netip.Prefix, via netip.Addr) error {
-			err := h.RouteReplace(&netlink.Route{LinkIndex: index, Protocol: routeProtocol, Dst: netOf(to), Gw: via.AsSlice()})
-			if err != nil {
+			r := &netlink.Route{LinkIndex: index, Protocol: routeProtocol, Dst: netOf(to), Scope: netlink.SCOPE_LINK}
+			if via.IsValid() { // "on link": in whatever order, the neighbour's own route may come later
+				r.Gw, r.Flags, r.Scope = via.AsSlice(), int(netlink.FLAG_ONLINK), netlink.SCOPE_UNIVERSE
+			}
+			if err := h.RouteReplace(r); err != nil {
 				return fmt.Errorf("via %v: %w", via, err)
 			}
 			return nil

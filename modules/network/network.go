@@ -23,6 +23,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,9 +60,18 @@ const overhead = 50
 // carrier NAT, which is neither a site's own nor on the internet.
 var uplinks = netip.MustParsePrefix("100.64.0.0/16")
 
-// maxConnections bounds what the connection tracking of a host holds for the
-// outgoing connections of one workspace.
-const maxConnections = 16384
+// What a host tracks of the outgoing connections of one workspace: those that are
+// open, and those of TCP that are closed, for closedFor seconds more, which the kernel
+// doesn't count: 8192 + 2000 + 60 * 100 are 16,192 at most, of 32,768 ports that all
+// workspaces have towards one destination. At each new one the kernel may look at all that are open.
+const (
+	maxConnections = 8192
+	newConnections = 100 // a second, of TCP
+	newBurst       = 2000
+)
+
+// dynamicPorts is from where on Linux takes ports for connections that a host begins.
+const dynamicPorts = 32768
 
 // Config is what a host knows about itself.
 type Config struct {
@@ -342,6 +352,21 @@ type host struct {
 	own  []netip.Prefix  // its addresses, and those of the platform's other hosts
 	// connected are the networks it is connected to.
 	connected []netip.Prefix
+	// dynamic is the first of its ports that are no service's.
+	dynamic uint16
+}
+
+// firstDynamic is from where on this host takes ports, at most dynamicPorts.
+func firstDynamic() (uint16, error) {
+	data, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return 0, fmt.Errorf("read sysctl: %w", err)
+	}
+	var first, last int
+	if _, err := fmt.Sscan(string(data), &first, &last); err != nil {
+		return 0, fmt.Errorf("read sysctl ip_local_port_range: %q: %w", data, err)
+	}
+	return uint16(min(first, dynamicPorts)), nil
 }
 
 // links are the host's interfaces, by index, and its addresses.
@@ -388,6 +413,9 @@ func (n *Network) readHost() (*host, error) {
 		if r.Dst != nil && r.Scope == netlink.SCOPE_LINK && byIndex[r.LinkIndex] != nil {
 			h.connected = append(h.connected, prefixOf(r.Dst).Masked())
 		}
+	}
+	if h.dynamic, err = firstDynamic(); err != nil {
+		return nil, err
 	}
 	switch {
 	case h.mtu == 0:

@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -256,6 +258,82 @@ func TestWorkspace(t *testing.T) {
 		node1.must(order{Do: "run", Arguments: strings.Fields("ip route del 172.30.0.0/20 dev mpu-" + one.id)})
 	})
 
+	t.Run("who looks for nobody finds out at once, and takes no place", func(t *testing.T) {
+		for _, from := range []struct {
+			h  *testHost
+			ns string
+		}{{node1, ns1}, {node1, "mp-" + one.id}, {server, "mp-" + one.id}} {
+			for _, a := range []string{"172.30.5.5:80", "10.42.77.7:80"} {
+				if _, err := from.h.do(order{Do: "reachTCP", NS: from.ns, To: a}); !strings.Contains(fmt.Sprint(err), "no route to host") {
+					t.Errorf("%s from %s of %v: %v, want no route to host", a, from.ns, from.h.address, err)
+				}
+			}
+			from.h.must(order{Do: "scan", NS: from.ns, To: "172.30.0.0/20"})
+			table := from.h.must(order{Do: "run", NS: from.ns, Arguments: strings.Fields("ip -4 neigh show nud all")})
+			passing := 0
+			for line := range strings.Lines(table) {
+				if !strings.Contains(line, "PERMANENT") && !strings.Contains(line, "NOARP") {
+					passing++
+				}
+			}
+			if passing > 0 {
+				t.Errorf("%s of %v: %d neighbours that were only looked for:\n%s", from.ns, from.h.address, passing, table)
+			}
+		}
+	})
+
+	t.Run("one workspace doesn't fill the table of connections", func(t *testing.T) {
+		before := node1.tracked("")
+		made, err := strconv.Atoi(node1.must(order{Do: "floodTCP", NS: ns1, To: "198.51.100.1:80"}))
+		if err != nil || made < newBurst/2 {
+			t.Fatalf("%d connections were made: %v", made, err)
+		}
+		// Those that are over are tracked for some seconds more. The kernel counts them for nobody.
+		if got, most := node1.tracked("")-before, newBurst+5*newConnections; got > most {
+			t.Errorf("%d connections are tracked after %d were made and closed, want at most %d", got, made, most)
+		}
+		if got := node1.must(order{Do: "reachTCP", NS: other, To: "198.51.100.1:80"}); !strings.HasPrefix(got, "hello") {
+			t.Errorf("the other workspace meanwhile: %q", got)
+		}
+		for _, ns := range []string{"", "mp-" + one.id, ns1} {
+			for name, most := range times {
+				got := strings.TrimSpace(node1.must(order{Do: "run", NS: ns, Arguments: []string{"cat", "/proc/sys/net/netfilter/" + name}}))
+				if got != fmt.Sprint(most) {
+					t.Errorf("%s in %q is %s, want %d", name, ns, got, most)
+				}
+			}
+		}
+		// A host's ports below are its own.
+		lines := node1.must(order{Do: "run", Arguments: strings.Fields("cat /proc/net/nf_conntrack")})
+		answers := regexp.MustCompile(`src=198\.51\.100\.1 dst=10\.99\.0\.2 sport=80 dport=(\d+)`).FindAllStringSubmatch(lines, -1)
+		if len(answers) == 0 {
+			t.Errorf("no connection through the host:\n%.2000s", lines)
+		}
+		for _, a := range answers {
+			if port, _ := strconv.Atoi(a[1]); port < dynamicPorts {
+				t.Errorf("a connection through the host has its port %d", port)
+			}
+		}
+	})
+
+	t.Run("what a host serves is not tracked", func(t *testing.T) {
+		server.must(order{Do: "listenTCP", To: "0.0.0.0:7444"})
+		node1.must(order{Do: "reachTCP", To: server.address.String() + ":7444"})
+		before := server.tracked("")
+		made := node1.must(order{Do: "floodTCP", To: server.address.String() + ":7444"})
+		if got := server.tracked("") - before; got > 50 { // of what else goes on here
+			t.Errorf("%d connections are tracked after others made %s to it", got, made)
+		}
+		plane := "mp-" + one.id
+		node1.must(order{Do: "reachTCP", NS: ns1, To: "172.30.0.1:6443"})
+		before = server.tracked(plane)
+		made = node1.must(order{Do: "floodTCP", NS: ns1, To: "172.30.0.1:6443"})
+		if got := server.tracked(plane) - before; got > 50 {
+			t.Errorf("%d connections are tracked after a machine made %s to its plane", got, made)
+		}
+		node1.must(order{Do: "ping", To: server.address.String()})
+	})
+
 	t.Run("spoofed frames go nowhere", func(t *testing.T) {
 		a, b := m1, m2
 		good := udpFrame(a.MAC, b.MAC, a.Address, b.Address, "good")
@@ -404,6 +482,22 @@ func TestWorkspace(t *testing.T) {
 		node1.must(order{Do: "reach", NS: ns1, From: "10.42.1.5", To: "10.42.2.5"})
 		node1.must(order{Do: "reach", NS: ns3, To: "172.30.0.12"})
 		node1.must(order{Do: "reachTCP", NS: ns1, To: "198.51.100.1:80"})
+	})
+
+	t.Run("a machine that knew the network as one of neighbours", func(t *testing.T) {
+		for _, c := range []struct{ ns, link, address string }{{ns1, machineLink, m1.Address.String()}, {"mp-" + one.id, bridgeName, "172.30.8.1"}} {
+			for _, command := range []string{"ip address add " + c.address + "/20 dev " + c.link, "ip address del " + c.address + "/32 dev " + c.link} {
+				node1.must(order{Do: "run", NS: c.ns, Arguments: strings.Fields(command)})
+			}
+		}
+		node1.must(order{Do: "attach", Network: one.network(1)})
+		one.attachMachine(1, m1)
+		for _, ns := range []string{ns1, "mp-" + one.id} {
+			if got := node1.must(order{Do: "run", NS: ns, Arguments: strings.Fields("ip route show scope link")}); strings.Contains(got, "/20") {
+				t.Errorf("%s looks for everybody:\n%s", ns, got)
+			}
+			node1.must(order{Do: "reach", NS: ns, To: "172.30.0.12"})
+		}
 	})
 
 	t.Run("a machine moves", func(t *testing.T) {
@@ -563,6 +657,14 @@ func TestCheck(t *testing.T) {
 		if err := n.Attach(t.Context(), bad); err == nil {
 			t.Errorf("%s: taken", name)
 		}
+	}
+}
+
+// TestShareOfConnections: appliance/kernel.go makes room for 16,384 connections for
+// each GiB of memory.
+func TestShareOfConnections(t *testing.T) {
+	if most := maxConnections + newBurst + closedFor*newConnections; most > 16384 {
+		t.Errorf("a workspace takes %d places", most)
 	}
 }
 

@@ -197,8 +197,31 @@ func toPort(port uint16) []expr.Any {
 	return frame(expr.PayloadBaseTransportHeader, expr.CmpOpEq, 2, binaryutil.BigEndian.PutUint16(port))
 }
 
-func echoRequest() []expr.Any {
-	return append(protocol(unix.IPPROTO_ICMP), frame(expr.PayloadBaseTransportHeader, expr.CmpOpEq, 0, []byte{8})...)
+func fromPort(port uint16) []expr.Any {
+	return frame(expr.PayloadBaseTransportHeader, expr.CmpOpEq, 0, binaryutil.BigEndian.PutUint16(port))
+}
+
+// toPortBelow and fromPortBelow match TCP's and UDP's ports, which stand at the same place.
+func toPortBelow(port uint16) []expr.Any {
+	return frame(expr.PayloadBaseTransportHeader, expr.CmpOpLt, 2, binaryutil.BigEndian.PutUint16(port))
+}
+
+func fromPortBelow(port uint16) []expr.Any {
+	return frame(expr.PayloadBaseTransportHeader, expr.CmpOpLt, 0, binaryutil.BigEndian.PutUint16(port))
+}
+
+func echoRequest() []expr.Any { return control(8) }
+func echoReply() []expr.Any   { return control(0) }
+
+// control matches a kind of ICMP.
+func control(kind byte) []expr.Any {
+	return append(protocol(unix.IPPROTO_ICMP), frame(expr.PayloadBaseTransportHeader, expr.CmpOpEq, 0, []byte{kind})...)
+}
+
+// local matches what goes to an address of the namespace.
+func local() []expr.Any {
+	return []expr.Any{&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+		compare(expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL))}
 }
 
 // frame matches bytes of a frame: of the Ethernet header, or of what is behind it.
@@ -214,8 +237,14 @@ func perSecond(packets uint64) []expr.Any {
 	return []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: packets, Unit: expr.LimitTimeSecond, Burst: uint32(packets)}}
 }
 
+// tooMany matches what comes faster than so many a second, once burst more have.
+func tooMany(perSecond uint64, burst uint32) []expr.Any {
+	return []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: perSecond, Unit: expr.LimitTimeSecond, Burst: burst, Over: true}}
+}
+
 // moreConnections matches once more than max connections have passed this rule
-// and are still tracked.
+// and are still tracked. Those of TCP that are closed are not counted, though they are
+// tracked for some seconds more.
 func moreConnections(max uint32) []expr.Any {
 	return []expr.Any{&expr.Connlimit{Count: max, Flags: 1}} // 1: over, not up to
 }
@@ -224,6 +253,18 @@ func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict
 func accept() []expr.Any                       { return verdict(expr.VerdictAccept) }
 func drop() []expr.Any                         { return verdict(expr.VerdictDrop) }
 func masquerade() []expr.Any                   { return []expr.Any{&expr.Masq{}} }
+
+// notrack has the packet belong to no connection: it takes no place in the table of them.
+func notrack() []expr.Any { return []expr.Any{&expr.Notrack{}} }
+
+// masqueradeFrom takes ports from first on for the connections.
+func masqueradeFrom(first uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(first)},
+		&expr.Immediate{Register: 2, Data: binaryutil.BigEndian.PutUint16(65535)},
+		&expr.Masq{ToPorts: true, RegProtoMin: 1, RegProtoMax: 2},
+	}
+}
 
 // prohibited answers that an administrator has said no (ICMP, "communication
 // administratively prohibited"): a client's connect fails with "no route to host", at once
