@@ -74,6 +74,7 @@ func TestAttack(t *testing.T) {
 		{"unmasked", testUnmasked},
 		{"rooted", testRooted},
 		{"walled", testWalled},
+		{"pots", testPots},
 		{"paths", testPaths},
 		{"external", testExternal},
 		{"front", testFront},

@@ -34,6 +34,17 @@
 //	tool log SECONDS                its own output
 //	tool connect ADDRESS N SECONDS  TCP connections that say nothing
 //	tool udp ADDRESS SECONDS        UDP flows to ADDRESS and its neighbours
+//	tool churn ADDRESS SECONDS      TCP connections that are over at once
+//	tool half ADDRESS SECONDS       TCP connections that nobody answers
+//	tool scan NETWORK...            a packet to each address
+//	tool take                       what the kernel counts for all or for a user, until
+//	                                its input ends; one line each, "NAME NUMBER REASON"
+//
+// And who goes on meanwhile:
+//
+//	tool use                     once from each of those: "NAME open|closed REASON"
+//	tool serve ADDRESS           takes TCP connections and ends them
+//	tool meet ADDRESS SECONDS    connects again and again
 package main
 
 import (
@@ -114,6 +125,20 @@ func run(args []string) int {
 		err = connect(ctx, args[1], n, seconds(args, 3))
 	case "udp":
 		err = floodUDP(args[1], seconds(args, 2))
+	case "churn":
+		err = churn(ctx, args[1], seconds(args, 2))
+	case "half":
+		err = half(args[1], seconds(args, 2))
+	case "scan":
+		err = scan(args[1:])
+	case "take":
+		err = take()
+	case "use":
+		err = use()
+	case "serve":
+		err = serve(ctx, args[1])
+	case "meet":
+		err = meet(ctx, args[1], seconds(args, 2))
 	default:
 		err = fmt.Errorf("unknown mode %q", args[0])
 	}
