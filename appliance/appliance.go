@@ -83,12 +83,12 @@ func newBase(role string, cfg Config, version string, log *slog.Logger) *base {
 	return b
 }
 
-// network is the workspaces' networks on this host.
-func (b *base) network() *network.Network {
+// network is the workspaces' networks on this host, with what they reach of it.
+func (b *base) network(door network.Door) *network.Network {
 	log := b.part("network")
 	log.Info("the setting egress says where tenants may go from this machine",
 		"mode", b.cfg.File.Egress.Mode, "allow", b.cfg.File.Egress.Allow, "deny", b.cfg.File.Egress.Deny)
-	return network.New(network.Config{Underlay: b.cfg.Address, Egress: b.cfg.Egress, Log: log})
+	return network.New(network.Config{Underlay: b.cfg.Address, Egress: b.cfg.Egress, Door: door, Log: log})
 }
 
 // tellInit tells the init system that started us, if one wants to know, that we

@@ -114,6 +114,17 @@ type ListenSettings struct {
 	HTTPS      string `yaml:"https" doc:"apps, by HTTPS"`
 }
 
+// ports are those that it names; what is no port was refused before.
+func (s ListenSettings) ports() (all []uint16) {
+	for _, l := range []string{s.API, s.Kubernetes, s.Registry, s.HTTP, s.HTTPS} {
+		_, port, _ := net.SplitHostPort(l)
+		if n, err := strconv.ParseUint(port, 10, 16); err == nil {
+			all = append(all, uint16(n))
+		}
+	}
+	return all
+}
+
 // Check says what is wrong with s.
 func (s ListenSettings) Check(fail func(field, value, wrong, remedy string)) {
 	seen := map[string]string{}
@@ -149,6 +160,7 @@ type Config struct {
 
 	// In place of the texts of the same names in the file.
 	Address     netip.Addr
+	Door        []netip.Addr    // addresses of this machine by which clients reach it
 	Limits      resource.Limits // of one account
 	Egress      network.Egress
 	UpstreamDNS []netip.AddrPort
@@ -177,6 +189,14 @@ func (f File) Complete(m Machine) Config {
 		Limits:         f.Limits.Limits(),
 	}
 	c.Address = c.completeAddress(f.Address, m)
+	c.Door = []netip.Addr{c.Address}
+	for _, n := range f.ServerNames {
+		// Others are a router's: what goes there leaves the platform.
+		a, err := netip.ParseAddr(n)
+		if err == nil && a != c.Address && slices.ContainsFunc(m.candidates(), func(l LinkAddr) bool { return l.Address == a }) {
+			c.Door = append(c.Door, a)
+		}
+	}
 	c.Egress = network.Egress{
 		Private: f.Egress.Mode == egressOpen,
 		Allow:   completeList(&c, "egress.allow", f.Egress.Allow, config.ParseNetwork),
@@ -259,9 +279,11 @@ func (c Config) Validate() error {
 			field string
 			p     netip.Prefix
 		}{{"nodes", c.Plan.Nodes}, {"pods", c.Plan.Pods}, {"services", c.Plan.Services}} {
-			if n.p.Contains(c.Address) {
-				errs = append(errs, config.Mistake("workspaces."+n.field, n.p.String(),
-					"holds this machine's own address "+c.Address.String(), "use a network that your site does not"))
+			for _, own := range c.Door {
+				if n.p.Contains(own) {
+					errs = append(errs, config.Mistake("workspaces."+n.field, n.p.String(),
+						"holds this machine's own address "+own.String(), "use a network that your site does not"))
+				}
 			}
 		}
 	}

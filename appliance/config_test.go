@@ -50,6 +50,36 @@ func TestEmptyConfigIsValid(t *testing.T) {
 	}
 }
 
+// TestDoor: of the names that a server is given, those that it has itself lead pods to its
+// front door.
+func TestDoor(t *testing.T) {
+	f, err := load(t, "domain: Paas.Example.\naddress: 192.0.2.10\nserver_names: [cloud.example, 198.51.100.7, 203.0.113.9, 192.0.2.10]\nlisten: {https: \"192.0.2.10:8443\"}\n", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := testMachine
+	m.Addresses = append(slices.Clone(m.Addresses), LinkAddr{"eth1", netip.MustParseAddr("198.51.100.7")})
+	c := f.Complete(m)
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	want := []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("198.51.100.7")} // the other one is a router's
+	if !slices.Equal(c.Door, want) {
+		t.Errorf("addresses %v, want %v", c.Door, want)
+	}
+	if got, want := c.Listen.ports(), []uint16{7443, 6443, 5000, 80, 8443}; !slices.Equal(got, want) {
+		t.Errorf("ports %v, want %v", got, want)
+	}
+	s := &server{base: &base{cfg: c}}
+	if got, want := s.door().Names, []string{"*.paas.example", "cloud.example"}; !slices.Equal(got, want) {
+		t.Errorf("names %q, want %q", got, want)
+	}
+	c.Plan.Nodes = netip.MustParsePrefix("198.51.100.0/24")
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "198.51.100.7") {
+		t.Errorf("an address within the workspaces' networks: %v", err)
+	}
+}
+
 func TestOrderOfSources(t *testing.T) {
 	text := "domain: file.example\nname: file\nlog:\n  level: warn\nlisten: {api: \":1\"}\n"
 	f, err := load(t, text,

@@ -16,6 +16,7 @@ import (
 	"github.com/multipaas/multipaas/modules/agent"
 	"github.com/multipaas/multipaas/modules/linklocal"
 	"github.com/multipaas/multipaas/modules/machine"
+	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -68,7 +69,7 @@ func (h *host) boot() error {
 	if err != nil {
 		return err
 	}
-	networks := h.network()
+	networks := h.network(network.Door{})
 	h.machines = machine.NewSandbox(machine.Config{
 		Dir:     h.cfg.Paths.Machines(),
 		Images:  h.cfg.Paths.Images(),

@@ -45,6 +45,7 @@ func (s *server) addNodes(
 		Keys:        keys.of(n),
 		Registry:    s.registryName(),
 		UpstreamDNS: s.cfg.UpstreamDNS,
+		Door:        s.door(),
 	}))
 }
 

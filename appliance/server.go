@@ -5,13 +5,17 @@ import (
 	"crypto/tls"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // server is a control machine.
@@ -55,7 +59,7 @@ func (s *server) boot() (err error) {
 		return s.unpack(ctx, "kube")
 	}))
 	certificate := s.addCertificate()
-	networks := s.network()
+	networks := s.network(network.Door{Addresses: s.cfg.Door, Ports: s.cfg.Listen.ports()})
 	s.addWatches(networks)
 
 	database, err := s.database()
@@ -130,6 +134,18 @@ func (s *server) hosts() []string {
 	}, s.cfg.ServerNames...)
 	slices.Sort(hosts)
 	return slices.Compact(hosts)
+}
+
+// door is the front door as tenants find it by name: apps, the API and the registry are
+// below the domain, and whoever was told another name of this server keeps it.
+func (s *server) door() wire.Door {
+	d := wire.Door{Names: []string{"*." + s.cfg.Domain}, Addresses: s.cfg.Door}
+	for _, n := range s.cfg.ServerNames {
+		if _, err := netip.ParseAddr(n); err != nil {
+			d.Names = append(d.Names, strings.ToLower(n))
+		}
+	}
+	return d
 }
 
 // reach is host:port by which others reach a listener of this server.

@@ -41,6 +41,7 @@ func (s *server) addWorkspaces(
 		Manifests:  clusterManifests,
 		Server:     s.cfg.Name,
 		Address:    s.cfg.Address,
+		Door:       s.cfg.Door,
 		Domain:     s.cfg.Domain,
 		Plan:       s.cfg.Plan,
 		KubeAPI:    s.reach(s.cfg.Listen.Kubernetes),

@@ -5,8 +5,8 @@
 //
 // It promises that who asks is known by the socket that was asked, so no
 // credential is handed out, and that one machine can take no more than its share
-// of connections and queries. Without upstream resolvers queries are refused at
-// once: "no such name" would be a lie that gets cached, and SERVFAIL makes some
+// of connections and queries. Names of the platform's front door are known here. Without
+// upstream resolvers other queries are refused at once: "no such name" would be a lie that gets cached, and SERVFAIL makes some
 // resolvers ask again.
 //
 // Parties: the agent of a host opens and closes endpoints; containerd and the
@@ -63,8 +63,8 @@ func New(cfg Config) *Endpoints {
 	return e
 }
 
-// SetState says where names are asked for from now on, and where images are. No
-// upstream resolvers: queries are refused at once.
+// SetState says where names are asked for from now on, which are the front door's, and
+// where images are. No upstream resolvers: other queries are refused at once.
 func (e *Endpoints) SetState(s *wire.State) { e.state.Store(s) }
 
 // endpoint is what listens for one machine.

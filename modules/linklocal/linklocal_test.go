@@ -257,6 +257,35 @@ func TestEndpoints(t *testing.T) {
 	if a := ask("tcp", "big.example.", false); len(a.Answer) != 200 {
 		t.Errorf("large answer over TCP: %d records", len(a.Answer))
 	}
+	// The front door's names are answered here, whatever the site's resolvers say.
+	door := wire.Door{Names: []string{"*.paas.example", "a.example"}, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("192.0.2.20")}}
+	for _, servers := range [][]netip.AddrPort{nil, {dead}, {good}} {
+		e.SetState(&wire.State{UpstreamDNS: servers, Door: door})
+		for _, c := range []struct{ network, name, want string }{
+			{"udp", "hello.shop.web.acme.paas.example.", "192.0.2.10 192.0.2.20"}, {"tcp", "API.paas.Example.", "192.0.2.10 192.0.2.20"}, {"udp", "a.example.", "192.0.2.10 192.0.2.20"},
+		} {
+			var got []string
+			a := ask(c.network, c.name, c.network == "tcp")
+			for _, rr := range a.Answer {
+				if r, ok := rr.(*dns.A); ok && rr.Header().Name == c.name && rr.Header().Ttl == doorTTL {
+					got = append(got, r.A.String())
+				}
+			}
+			if strings.Join(got, " ") != c.want || a.Rcode != dns.RcodeSuccess {
+				t.Errorf("%s with upstreams %v: %v", c.name, servers, a)
+			}
+		}
+	}
+	if a := ask("udp", "paas.example.", false); a.Rcode != dns.RcodeNameError { // the site's own
+		t.Errorf("the domain itself: %v", a)
+	}
+	for _, kind := range []uint16{dns.TypeAAAA, dns.TypeHTTPS, dns.TypeMX} {
+		q := new(dns.Msg)
+		q.SetQuestion("api.paas.example.", kind)
+		if a := theDoor(q, door.Addresses); a.Rcode != dns.RcodeSuccess || len(a.Answer) != 0 || a.Id != q.Id {
+			t.Errorf("%s of the front door: %v", dns.TypeToString[kind], a)
+		}
+	}
 	upstreams(dead)
 	if a := ask("udp", "a.example.", false); a.Rcode != dns.RcodeServerFailure {
 		t.Errorf("dead upstream: %v", a)

@@ -60,8 +60,13 @@ func (s *silent) note(server netip.AddrPort, answered bool, now time.Time) {
 	}
 }
 
-// resolver forwards one machine's DNS queries to the site's resolvers. It keeps
-// nothing: CoreDNS, which asks for the pods, has a cache.
+// doorTTL is how long the front door's addresses may be kept: as long as CoreDNS
+// keeps anything.
+const doorTTL = 30
+
+// resolver answers one machine's DNS queries for the names of the platform's front
+// door, and forwards the others to the site's resolvers. It keeps nothing: CoreDNS, which
+// asks for the pods, has a cache.
 func (e *Endpoints) resolver() dns.Handler {
 	slots, quiet := make(chan struct{}, maxQueries), &silent{}
 	return dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
@@ -84,7 +89,12 @@ func (e *Endpoints) resolve(w dns.ResponseWriter, q *dns.Msg, quiet *silent) {
 		refuse(w, q, dns.RcodeRefused, "no zone transfers")
 		return
 	}
-	servers := e.state.Load().UpstreamDNS
+	state := e.state.Load()
+	if state.Door.Has(q.Question[0].Name) {
+		_ = w.WriteMsg(theDoor(q, state.Door.Addresses)) // who asked may be gone
+		return
+	}
+	servers := state.UpstreamDNS
 	if len(servers) == 0 {
 		// Not "no such name", which would be a lie that gets cached. Refused, a
 		// resolver gives up at once instead of asking again.
@@ -106,6 +116,27 @@ func (e *Endpoints) resolve(w dns.ResponseWriter, q *dns.Msg, quiet *silent) {
 		answer.Truncate(size)
 	}
 	_ = w.WriteMsg(answer) // who asked may be gone
+}
+
+// theDoor is the answer for a name of the front door. The site's resolvers are not asked:
+// there may be none, or they say an address before a router, from where there is no way
+// back in. Of anything but IPv4 there is nothing, which is no error: some resolvers take
+// one for the answer to both of their questions.
+func theDoor(q *dns.Msg, addresses []netip.Addr) *dns.Msg {
+	m := new(dns.Msg)
+	m.SetReply(q)
+	m.Authoritative, m.RecursionAvailable = true, true
+	asked := q.Question[0]
+	if asked.Qclass == dns.ClassINET && (asked.Qtype == dns.TypeA || asked.Qtype == dns.TypeANY) {
+		for _, a := range addresses {
+			m.Answer = append(m.Answer, &dns.A{A: a.AsSlice(),
+				Hdr: dns.RR_Header{Name: asked.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: doorTTL}})
+		}
+	}
+	if o := q.IsEdns0(); o != nil {
+		m.SetEdns0(o.UDPSize(), o.Do())
+	}
+	return m
 }
 
 // exchange asks the servers in their order, those that were quiet lately last.

@@ -45,8 +45,8 @@ var private = []netip.Prefix{
 const closedChain = "closed"
 
 // protect sets the rules in a workspace's namespace.
-func (w *workspace) protect(want wire.Network) error {
-	sets := []ruleset{workspaceRules(want), portRules(w.ports)}
+func (w *workspace) protect(want wire.Network, door Door) error {
+	sets := []ruleset{workspaceRules(want, door), portRules(w.ports)}
 	err := w.ns.Do(func() error {
 		if err := apply(sets...); err != nil {
 			return err
@@ -59,9 +59,22 @@ func (w *workspace) protect(want wire.Network) error {
 	return nil
 }
 
+// doorChain decides for each port of a door.
+const doorChain = "door"
+
+func (d Door) chain(port expr.VerdictKind, others ...rule) chain {
+	c := chain{name: doorChain}
+	for _, p := range d.Ports {
+		c.rules = append(c.rules, match(tcpPort(p), verdict(port)))
+	}
+	c.rules = append(c.rules, others...)
+	return c
+}
+
 // workspaceRules: what members may send to this host's place in their network,
-// and through it to the outside.
-func workspaceRules(want wire.Network) ruleset {
+// and through it to the outside. A server's front door is for members: what the plane
+// itself says there, a process of the platform, a tenant may have put in its mouth.
+func workspaceRules(want wire.Network, door Door) ruleset {
 	input := filter("input", nftables.ChainHookInput, *nftables.ChainPriorityFilter, nftables.ChainPolicyDrop,
 		match(from("lo"), accept()),
 		match(established(), accept()),
@@ -78,20 +91,29 @@ func workspaceRules(want wire.Network) ruleset {
 	}
 	forward := filter("forward", nftables.ChainHookForward, *nftables.ChainPriorityFilter, nftables.ChainPolicyDrop,
 		match(established(), accept()),
+		match(invalid(), drop()), // it would leave with an address from in here
 		match(notFrom(bridgeName), drop()),
 		match(notTo(uplinkName), drop()))
 	// An address of the workspace that has no route would go out by the default.
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods, want.Plan.Services} {
 		forward.rules = append(forward.rules, match(destination(p), drop()))
 	}
-	forward.rules = append(forward.rules,
-		match(protocol(unix.IPPROTO_TCP), tooMany(newConnections, newBurst), drop()),
-		match(moreConnections(maxConnections), drop()))
+	said := filter("said", nftables.ChainHookOutput, *nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
+	// Connections to the front door are untracked on its host: their rate is the server's business.
+	begun := chain{name: "begun"}
+	for _, a := range door.Addresses {
+		forward.rules = append(forward.rules, match(destination(single(a)), jump(doorChain)))
+		begun.rules = append(begun.rules, match(destination(single(a)), verdict(expr.VerdictReturn)))
+		said.rules = append(said.rules, match(to(uplinkName), destination(single(a)), drop()))
+	}
+	begun.rules = append(begun.rules, match(protocol(unix.IPPROTO_TCP), tooMany(newConnections, newBurst), drop()))
+	forward.rules = append(forward.rules, match(jump(begun.name)), match(moreConnections(maxConnections), drop()))
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods} {
 		forward.rules = append(forward.rules, match(source(p), accept()))
 	}
 	nat := postrouting(match(to(uplinkName), masquerade()))
-	return ruleset{family: nftables.TableFamilyIPv4, chains: append(chains, input, forward, nat)}
+	return ruleset{family: nftables.TableFamilyIPv4,
+		chains: append(chains, door.chain(expr.VerdictReturn, match(drop())), begun, input, forward, said, nat)}
 }
 
 // portRules: a machine sends from its own hardware address, answers ARP for its
@@ -175,8 +197,8 @@ func shorten() error {
 	return nil
 }
 
-// hostRules: workspaces reach no host, and beyond the platform what they may; nobody
-// reaches into a workspace. They hold for each packet, not only for the first of a
+// hostRules: workspaces reach nothing of a host but a server's front door, and beyond the
+// platform what they may; nobody reaches into a workspace. They hold for each packet, not only for the first of a
 // connection. Of hosts a tenant hears nothing; where else he may not go he is told, so
 // that his programs fail at once and by name.
 //
@@ -197,7 +219,11 @@ func (n *Network) hostRules(h *host, closed bool) ruleset {
 		translate = append(translate, match(source(uplinks), notTo(ours), protocol(transport), masqueradeFrom(h.dynamic)))
 	}
 	translate = append(translate, match(source(uplinks), notTo(ours), masquerade()))
-	input := filter("input", nftables.ChainHookInput, beforeAll, nftables.ChainPolicyAccept, match(from(ours), drop()))
+	input := filter("input", nftables.ChainHookInput, beforeAll, nftables.ChainPolicyAccept)
+	for _, a := range n.cfg.Door.Addresses {
+		input.rules = append(input.rules, match(from(ours), source(uplinks), destination(single(a)), jump(doorChain)))
+	}
+	input.rules = append(input.rules, match(from(ours), drop()))
 	forward := filter("forward", nftables.ChainHookForward, -10, nftables.ChainPolicyAccept,
 		match(from(ours), jump("outward")),
 		match(to(ours), jump("inward")))
@@ -224,7 +250,7 @@ func (n *Network) hostRules(h *host, closed bool) ruleset {
 	}
 	outward.rules = append(outward.rules, match(source(uplinks), accept()), match(drop()))
 	inward := chain{name: "inward", rules: []rule{match(established(), accept()), match(drop())}}
-	chains := []chain{arriving, leaving, outward, inward, input, forward, postrouting(translate...)}
+	chains := []chain{arriving, leaving, outward, inward, n.cfg.Door.chain(expr.VerdictAccept), input, forward, postrouting(translate...)}
 	if closed {
 		chains = append(chains, chain{name: closedChain})
 	}

@@ -51,6 +51,7 @@ type order struct {
 	NS        string // namespace, "" = the host's
 	Network   wire.Network
 	Egress    Egress
+	Door      Door
 	Machine   machinePort
 	From, To  string
 	Frame     []byte
@@ -175,7 +176,7 @@ func obey(n *Network, o order) (string, error) {
 	case "restart":
 		return "", nil
 	case "attach":
-		n.cfg.Egress = o.Egress
+		n.cfg.Egress, n.cfg.Door = o.Egress, o.Door
 		return "", n.Attach(ctx, o.Network)
 	case "detach":
 		return "", n.Detach(ctx, o.ID)
@@ -241,7 +242,10 @@ func obey(n *Network, o order) (string, error) {
 				if err != nil {
 					return
 				}
-				io.WriteString(c, "hello from "+o.To)
+				from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+				if io.WriteString(c, "hello from "+o.To); o.Link != "" { // who asks
+					io.WriteString(c, " to "+from.Addr().String())
+				}
 				c.Close()
 			}
 		}()
@@ -291,13 +295,32 @@ func obey(n *Network, o order) (string, error) {
 		}
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
-		c, err := ns.DialContext(ctx, "tcp", o.To)
+		c, err := dial(ctx, ns, o)
 		if err != nil {
 			return "", err
 		}
 		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(limit))
 		b, err := io.ReadAll(c)
 		return string(b), err
+	case "dialAll": // says which of the arguments somebody answers at, be it by a refusal
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		answered := make([]string, len(o.Arguments))
+		var all sync.WaitGroup
+		for i, to := range o.Arguments {
+			all.Go(func() {
+				c, err := dial(ctx, ns, order{From: o.From, To: to})
+				if err == nil {
+					c.Close()
+				}
+				if err == nil || strings.Contains(err.Error(), "refused") {
+					answered[i] = fmt.Sprintf("%s (%v)", to, err)
+				}
+			})
+		}
+		all.Wait()
+		return strings.Join(slices.DeleteFunc(answered, func(s string) bool { return s == "" }), ", "), nil
 	case "receiveUDP":
 		return receive(ns, o)
 	case "sendUDP":
@@ -314,6 +337,24 @@ func obey(n *Network, o order) (string, error) {
 		return "", sendFrame(ns, o.Link, o.Frame)
 	}
 	return "", fmt.Errorf("unknown order %q", o.Do)
+}
+
+// dial connects, from an address or a port of its own if the order says one.
+func dial(ctx context.Context, ns *netns.NS, o order) (c net.Conn, err error) {
+	if o.From == "" {
+		return ns.DialContext(ctx, "tcp", o.To)
+	}
+	from, err := net.ResolveTCPAddr("tcp4", o.From)
+	if err != nil {
+		return nil, err
+	}
+	free := func(_, _ string, c syscall.RawConn) (err error) { // the next from the same port comes at once
+		_ = c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+		return err
+	}
+	d := net.Dialer{LocalAddr: from, Control: free}
+	err = ns.Do(func() (err error) { c, err = d.DialContext(ctx, "tcp", o.To); return err })
+	return c, err
 }
 
 func flood(ns *netns.NS, to string) (string, error) {

@@ -349,11 +349,12 @@ func setSysctl(name, value string) error {
 }
 
 // ensureUplink makes the way to the outside: a veth pair between the host and
-// the workspace, with two addresses of its own.
-func (w *workspace) ensureUplink(host *host) error {
+// the workspace, with two addresses of its own. It carries what the workspace's network
+// does, so that the host itself, which hears no ICMP from there, sends nothing larger.
+func (w *workspace) ensureUplink(host *host, mtu int) error {
 	name := uplinkPrefix + w.id
 	v := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: uplinkName, PeerNamespace: w.ns.Fd()}
-	v.Name, v.MTU = name, host.mtu
+	v.Name, v.MTU = name, mtu
 	// udev gives a link a lasting address of its own choice, a moment after the
 	// other side has learned the first one, unless it was given one.
 	v.HardwareAddr, v.PeerHardwareAddr = uplinkMAC(w.id, 0), uplinkMAC(w.id, 1)
@@ -380,7 +381,7 @@ func (w *workspace) ensureUplink(host *host) error {
 		link, other netlink.Link
 		address, to netip.Addr
 	}{{host.link, outer, inner, hostSide, hostSide.Next()}, {w.link, inner, outer, hostSide.Next(), hostSide}} {
-		if err := adjust(side.in, side.link, host.mtu, nil); err != nil {
+		if err := adjust(side.in, side.link, mtu, nil); err != nil {
 			return err
 		}
 		if err := setAddress(side.in, side.link, netip.PrefixFrom(side.address, 31)); err != nil {

@@ -151,7 +151,7 @@ func (n *Network) attachMachine(want wire.Network, m machinePort) error {
 		return err
 	}
 	// The port joins the bridge once the rules know what it may send.
-	if err := w.protect(want); err != nil {
+	if err := w.protect(want, n.cfg.Door); err != nil {
 		return err
 	}
 	if err := w.enslave(l); err != nil {
@@ -263,8 +263,13 @@ func ensureMachineLinks(want wire.Network, m machinePort, mtu int) error {
 		return err
 	}
 	others := slices.DeleteFunc(slices.Clone(want.Members), func(o wire.Member) bool { return o.Address == m.Address })
-	return setMembers(h, l, others, map[netip.Addr]string{want.Gateway.Addr(): mustMAC(want.MAC).String()},
-		map[netip.Prefix]netip.Addr{anywhere: want.Gateway.Addr()})
+	routes := map[netip.Prefix]netip.Addr{anywhere: want.Gateway.Addr()}
+	for _, o := range others {
+		for _, a := range o.Door {
+			routes[single(a)] = o.Address
+		}
+	}
+	return setMembers(h, l, others, map[netip.Addr]string{want.Gateway.Addr(): mustMAC(want.MAC).String()}, routes)
 }
 
 // DetachMachine takes a machine's namespace and link away. It is no error if
@@ -318,5 +323,5 @@ func (n *Network) removePort(id string, m machinePort) error {
 	if err := w.readPorts(); err != nil {
 		return err
 	}
-	return w.protect(want)
+	return w.protect(want, n.cfg.Door)
 }

@@ -3,10 +3,11 @@
 // keeps a network namespace mp-ID with a bridge, a VXLAN device to the other
 // hosts, the machines' ports and one uplink to the outside.
 //
-// It promises that a workspace reaches its own members and, by NAT, what the operator
-// lets it beyond the platform, and nothing else: no other workspace, no address of any
-// host, no network a host is connected to unless the operator names it. A machine can only send from the
-// addresses it was given. DESIGN.md in this folder says how and why.
+// It promises that a workspace reaches its own members and, by NAT, the platform's front
+// door and what the operator lets it beyond the platform, and nothing else: no other
+// workspace, no other port or address of any host, no network a host is connected to unless
+// the operator names it. A machine can only send from the addresses it was given. DESIGN.md
+// in this folder says how and why.
 //
 // Parties: the node's agent and the server call Attach with the whole wanted
 // state on every change; the machine driver gets the namespaces; the plane and
@@ -79,6 +80,7 @@ type Config struct {
 	// other hosts reach its VXLAN devices.
 	Underlay netip.Addr
 	Egress   Egress
+	Door     Door         // this host's, if it is a server
 	Log      *slog.Logger // nil: nothing is logged
 }
 
@@ -92,6 +94,14 @@ type Egress struct {
 	// Allow are networks that they reach all the same, Deny those that they don't, which
 	// has the last word.
 	Allow, Deny []netip.Prefix
+}
+
+// Door is the platform's front door on a server, the only thing of any host that
+// machines and pods reach. They come by the uplink of their workspace on this server, whose
+// address therefore is the workspace: whoever counts by source counts workspaces.
+type Door struct {
+	Addresses []netip.Addr // of this server
+	Ports     []uint16     // TCP
 }
 
 // Network keeps the networks of workspaces on this host. It is safe for
@@ -161,7 +171,7 @@ func (n *Network) attach(want wire.Network) error {
 	if err != nil {
 		return err
 	}
-	if err := w.protect(want); err != nil {
+	if err := w.protect(want, n.cfg.Door); err != nil {
 		return err
 	}
 	for _, a := range want.Hosts {
@@ -184,7 +194,7 @@ func (n *Network) attach(want wire.Network) error {
 		return err
 	}
 	failpoint.Reach("network/attach/vxlan-made")
-	if err := w.ensureUplink(host); err != nil {
+	if err := w.ensureUplink(host, mtu); err != nil {
 		return err
 	}
 	failpoint.Reach("network/attach/uplink-made")
@@ -337,6 +347,8 @@ func checkNetwork(want wire.Network) error {
 			return fmt.Errorf("member %s: address %v on host %v", m.Name, m.Address, m.Host)
 		case m.PodCIDR.IsValid() && !want.Plan.Pods.Contains(m.PodCIDR.Addr()):
 			return fmt.Errorf("member %s: pod range %v is not in %v", m.Name, m.PodCIDR, want.Plan.Pods)
+		case slices.ContainsFunc(m.Door, func(a netip.Addr) bool { return !a.Is4() || want.Plan.Nodes.Contains(a) }):
+			return fmt.Errorf("member %s: %v are no addresses of a front door", m.Name, m.Door)
 		}
 	}
 	if i := slices.IndexFunc(want.Hosts, func(a netip.Addr) bool { return !a.Is4() }); i >= 0 {

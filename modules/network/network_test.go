@@ -26,6 +26,7 @@ type site struct {
 	plan    wire.Plan
 	hosts   []*testHost
 	members []wire.Member
+	door    Door // of the first host
 }
 
 func newSite(vni uint32, hosts []*testHost) *site {
@@ -62,6 +63,9 @@ func (s *site) network(host int) wire.Network {
 		Gateway: netip.PrefixFrom(own.Address, s.plan.Nodes.Bits()), MAC: own.MAC}
 	for i, m := range s.members {
 		if i != host {
+			if i == 0 {
+				m.Door = s.door.Addresses
+			}
 			n.Members = append(n.Members, m)
 		}
 	}
@@ -75,7 +79,11 @@ func (s *site) network(host int) wire.Network {
 func (s *site) attach(t *testing.T) {
 	t.Helper()
 	for i, h := range s.hosts {
-		h.must(order{Do: "attach", Network: s.network(i)})
+		o := order{Do: "attach", Network: s.network(i)}
+		if i == 0 {
+			o.Door = s.door
+		}
+		h.must(o)
 	}
 }
 

@@ -162,11 +162,16 @@ func notFrom(name string) []expr.Any { return interfaceIs(expr.MetaKeyIIFNAME, e
 func to(name string) []expr.Any      { return interfaceIs(expr.MetaKeyOIFNAME, expr.CmpOpEq, name) }
 func notTo(name string) []expr.Any   { return interfaceIs(expr.MetaKeyOIFNAME, expr.CmpOpNeq, name) }
 
-func established() []expr.Any {
+func established() []expr.Any { return tracked(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
+
+// invalid matches what belongs to no connection and can begin none.
+func invalid() []expr.Any { return tracked(expr.CtStateBitINVALID) }
+
+func tracked(states uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Xor: make([]byte, 4),
-			Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)},
+			Mask: binaryutil.NativeEndian.PutUint32(states)},
 		compare(expr.CmpOpNeq, make([]byte, 4)),
 	}
 }

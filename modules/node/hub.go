@@ -59,6 +59,7 @@ type HubConfig struct {
 	Keys        *store.Cache[*resource.WorkspaceKeys]
 	Registry    string // host:port
 	UpstreamDNS []netip.AddrPort
+	Door        wire.Door     // this server's front door
 	Pace        time.Duration // how often a node may report; 0: wire.ReportPace
 }
 
@@ -372,7 +373,7 @@ func send(w io.Writer, out *http.ResponseController, data []byte) error {
 }
 
 func (h *Hub) stateOf(node *resource.Node) *wire.State {
-	state := &wire.State{Node: node.Name, Registry: h.cfg.Registry, UpstreamDNS: h.cfg.UpstreamDNS,
+	state := &wire.State{Node: node.Name, Registry: h.cfg.Registry, UpstreamDNS: h.cfg.UpstreamDNS, Door: h.cfg.Door,
 		Networks: []wire.Network{}, Machines: []wire.Machine{}}
 	hosts := wire.Hosts(h.cfg.Nodes.List(""), h.cfg.Server, h.cfg.Address)
 	perWorkspace := map[string][]*resource.Machine{}
@@ -395,7 +396,8 @@ func (h *Hub) stateOf(node *resource.Node) *wire.State {
 			continue // the machine came first in the cache; the workspace follows
 		}
 		machines := perWorkspace[ws.Key()]
-		state.Networks = append(state.Networks, wire.NetworkFor(ws, h.cfg.Plan, machines, node.Name, h.cfg.Server, hosts))
+		state.Networks = append(state.Networks,
+			wire.NetworkFor(ws, h.cfg.Plan, machines, node.Name, h.cfg.Server, hosts, h.cfg.Door.Addresses))
 		for _, m := range machines {
 			if m.Spec.Node != node.Name {
 				continue

@@ -79,13 +79,14 @@ func Hosts(nodes []*resource.Node, server string, address netip.Addr) map[string
 // NetworkFor computes the network of a workspace as one host sees it: the
 // server that runs the plane (host == server) or the node called host. A machine
 // on a host whose address is not in hosts yet is left out until it is, and one that
-// is gone is left out.
+// is gone is left out. door are the service addresses of that server.
 func NetworkFor(
 	w *resource.Workspace,
 	plan Plan,
 	machines []*resource.Machine,
 	host, server string,
 	hosts map[string]netip.Addr,
+	door []netip.Addr,
 ) Network {
 	own := plan.Plane
 	if host != server {
@@ -93,7 +94,9 @@ func NetworkFor(
 	}
 	n := Network{ID: w.Status.ID, Workspace: w.Key(), VNI: w.Status.VNI, Plan: plan,
 		Gateway: netip.PrefixFrom(own, plan.Nodes.Bits()), MAC: MAC(own),
-		Hosts: slices.SortedFunc(maps.Values(hosts), netip.Addr.Compare)}
+		Hosts: slices.AppendSeq(slices.Clone(door), maps.Values(hosts))}
+	slices.SortFunc(n.Hosts, netip.Addr.Compare)
+	n.Hosts = slices.Compact(n.Hosts)
 	add := func(m Member, on string) {
 		var ok bool
 		if m.Host, ok = hosts[on]; ok {
@@ -102,7 +105,7 @@ func NetworkFor(
 		}
 	}
 	if host != server {
-		add(Member{Name: PlaneMember, Address: plan.Plane}, server)
+		add(Member{Name: PlaneMember, Address: plan.Plane, Door: door}, server)
 	}
 	seen := map[string]bool{host: true, server: true}
 	for _, m := range machines {

@@ -53,21 +53,42 @@ func TestNetworkForEachHost(t *testing.T) {
 		}
 		return strings.Join(out, " ")
 	}
-	onServer := NetworkFor(w, plan, machines, "s1", "s1", hosts)
+	door := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1")}
+	onServer := NetworkFor(w, plan, machines, "s1", "s1", hosts, door)
 	if onServer.Gateway.Addr() != plan.Plane {
 		t.Errorf("the server's own address is %v, want the plane's", onServer.Gateway)
 	}
 	if got, want := names(onServer), "shop-1@192.0.2.11 host-n1@192.0.2.11 shop-2@192.0.2.12 host-n2@192.0.2.12"; got != want {
 		t.Errorf("on the server: members %s, want %s", got, want)
 	}
-	onNode := NetworkFor(w, plan, machines, "n1", "s1", hosts)
+	onNode := NetworkFor(w, plan, machines, "n1", "s1", hosts, door)
 	if onNode.Gateway.Addr() != plan.Gateway(1) {
 		t.Errorf("on n1: own address %v, want %v", onNode.Gateway, plan.Gateway(1))
 	}
 	if got, want := names(onNode), "plane@192.0.2.1 shop-1@192.0.2.11 shop-2@192.0.2.12 host-n2@192.0.2.12"; got != want {
 		t.Errorf("on n1: members %s, want %s", got, want)
 	}
-	if got, want := fmt.Sprint(onNode.Hosts), "[192.0.2.1 192.0.2.11 192.0.2.12]"; got != want {
+	if got, want := fmt.Sprint(onNode.Hosts), "[192.0.2.1 192.0.2.11 192.0.2.12 198.51.100.1]"; got != want {
 		t.Errorf("on n1: hosts %s, want %s", got, want)
+	}
+	for _, m := range onNode.Members {
+		if leads := len(m.Door) > 0; leads != (m.Name == PlaneMember) {
+			t.Errorf("on n1: member %s leads to the front door at %v", m.Name, m.Door)
+		}
+	}
+	if fmt.Sprint(door) != "[192.0.2.1 198.51.100.1]" {
+		t.Errorf("the addresses of the door are %v now", door)
+	}
+}
+
+func TestNamesOfTheDoor(t *testing.T) {
+	d := Door{Names: []string{"*.paas.example", "cloud.example"}}
+	for name, want := range map[string]bool{
+		"hello.shop.web.acme.paas.example.": true, "API.Paas.Example": true, "cloud.example.": true,
+		"paas.example.": false, ".paas.example": false, "xpaas.example.": false, "paas.example.evil.": false, "a.cloud.example": false, "": false, ".": false,
+	} {
+		if got := d.Has(name); got != want {
+			t.Errorf("%q: %v, want %v", name, got, want)
+		}
 	}
 }

@@ -10,6 +10,8 @@ package wire
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -87,8 +89,25 @@ type State struct {
 	// their machines.
 	Registry string `json:"registry"`
 	// UpstreamDNS are resolvers that tenants' names are forwarded to. Empty:
-	// names outside the cluster don't resolve.
+	// names outside the cluster don't resolve, but for those of the front door.
 	UpstreamDNS []netip.AddrPort `json:"upstreamDNS,omitempty"`
+	Door        Door             `json:"door,omitzero"`
+}
+
+// Door is the platform's front door as tenants find it by name.
+type Door struct {
+	// Names are in lower case, without a dot at the end. "*.NAME" is all that is below NAME.
+	Names     []string     `json:"names,omitempty"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+}
+
+// Has says whether a name, however it is written, is one of the door's.
+func (d Door) Has(name string) bool {
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	return slices.ContainsFunc(d.Names, func(n string) bool {
+		above, below := strings.CutPrefix(n, "*")
+		return n == name || below && strings.HasSuffix(name, above) && len(name) > len(above)
+	})
 }
 
 // Wanted are the IDs of networks and the UIDs of machines that shall be on the
@@ -129,6 +148,9 @@ type Member struct {
 	MAC     string       `json:"mac"`
 	PodCIDR netip.Prefix `json:"podCIDR,omitzero"` // machines only
 	Host    netip.Addr   `json:"host"`             // underlay address of the host it is on
+	// Door are service addresses of the platform that machines reach through this
+	// member, a server: it knows then which workspace asks.
+	Door []netip.Addr `json:"door,omitempty"`
 }
 
 // Machine is one machine that a node shall run, or take away.

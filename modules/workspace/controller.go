@@ -73,8 +73,9 @@ type Config struct {
 	// Manifests renders what every cluster gets at birth, YAML documents.
 	Manifests func(w *resource.Workspace, plan wire.Plan) ([]byte, error)
 
-	Server  string     // this server's name
-	Address netip.Addr // this server's underlay address
+	Server  string       // this server's name
+	Address netip.Addr   // this server's underlay address
+	Door    []netip.Addr // its service addresses
 	Domain  string
 	Plan    wire.Plan
 	KubeAPI string // host:port that reaches the planes by SNI
@@ -290,7 +291,8 @@ func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, 
 // network attaches the workspace's network on this server, members included.
 func (c *Controller) network(ctx context.Context, p *pass) error {
 	hosts := wire.Hosts(c.cfg.Nodes.List(""), c.cfg.Server, c.cfg.Address)
-	return c.cfg.Networks.Attach(ctx, wire.NetworkFor(p.Workspace, c.cfg.Plan, p.machines, c.cfg.Server, c.cfg.Server, hosts))
+	return c.cfg.Networks.Attach(ctx,
+		wire.NetworkFor(p.Workspace, c.cfg.Plan, p.machines, c.cfg.Server, c.cfg.Server, hosts, c.cfg.Door))
 }
 
 // cluster takes everything above the network further.

@@ -1,11 +1,24 @@
 package dctest
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"testing"
 )
+
+// DoorPorts are those of the platform's front door: what anybody reaches of a server,
+// pods as well.
+var DoorPorts = []int{80, 443, 5000, 6443, 7443}
+
+// Door are the front door's targets, as Attempts takes them.
+func (d *Datacenter) Door() (targets []string) {
+	for _, p := range DoorPorts {
+		targets = append(targets, fmt.Sprintf("tcp:%s:%d", d.Server.Address(), p))
+	}
+	return targets
+}
 
 // Attempts asks a pod to try addresses and returns what came of each: "open ..."
 // or "closed ...".

@@ -18,14 +18,27 @@ type crafted struct {
 	what   string
 	frames [][]byte
 	mark   string
-	inside bool // it is addressed to A's own plane, which may get it, but may not send it on
+	may    extent
 }
+
+// extent is how far a packet may come.
+type extent string
+
+const (
+	stays  extent = "stays in A's machine"
+	inside extent = "stays in A's network: the server's place in it gets it, and sends it on to nobody"
+	// The server has an uplink of A's, which ends where the server lets in what is for its
+	// front door.
+	through extent = "comes to the end of A's own uplink at most"
+)
 
 // maker makes frames of one sender; it collects them.
 type maker struct {
 	t    testing.TB
 	from place
 	all  []crafted
+	door netip.Addr // the server's address, to which A's machine knows a way of its own
+	by   netip.Addr // the member to which goes what is for beyond; none: the gateway
 }
 
 func mac(s string) net.HardwareAddr {
@@ -45,8 +58,19 @@ func (m *maker) frame(parts ...gopacket.SerializableLayer) []byte {
 }
 
 func (m *maker) add(what string, make func(mark string) [][]byte) {
-	mark := newMark()
-	m.all = append(m.all, crafted{what: what, frames: make(mark), mark: mark})
+	c := crafted{what: what, mark: newMark(), may: stays}
+	c.frames = make(c.mark)
+	switch f := c.frames[0]; {
+	case m.by.IsValid():
+		c.may = through
+	case len(f) < 38 || f[12] != 8 || f[13] != 0 || m.from.Address == "" || plan.Nodes.Contains(netip.MustParseAddr(m.from.Address)) ||
+		netip.AddrFrom4([4]byte(f[30:34])) != m.door:
+	case f[14] == 0x45 && f[23] == 6 && f[36] == 443>>8 && f[37] == 443&255:
+		c.may = through // from a pod, which its machine sends on
+	default:
+		c.may = inside
+	}
+	m.all = append(m.all, c)
 }
 
 // ethernet carries IPv4 to an address, from the sender's own hardware address:
@@ -55,6 +79,8 @@ func (m *maker) ethernet(to netip.Addr) *layers.Ethernet {
 	e := &layers.Ethernet{SrcMAC: mac(m.from.MAC), DstMAC: mac(m.from.GatewayMAC), EthernetType: layers.EthernetTypeIPv4}
 	if plan.Nodes.Contains(to) && plan.Nodes.Contains(netip.MustParseAddr(m.from.Address)) {
 		e.DstMAC = mac(wire.MAC(to))
+	} else if m.by.IsValid() {
+		e.DstMAC = mac(wire.MAC(m.by))
 	}
 	return e
 }
@@ -70,17 +96,20 @@ func (m *maker) udp(e *layers.Ethernet, from, to netip.Addr, port uint16, inside
 	return m.frame(append([]gopacket.SerializableLayer{e, ip, u}, inside...)...)
 }
 
+// syn asks for a connection to port 443, with data.
+func (m *maker) syn(from, to netip.Addr, mark string) []byte {
+	ip := header(from, to, layers.IPProtocolTCP)
+	tcp := &layers.TCP{SrcPort: 40405, DstPort: 443, SYN: true, Seq: 1, Window: 1024}
+	_ = tcp.SetNetworkLayerForChecksum(ip)
+	return m.frame(m.ethernet(to), ip, tcp, payload(mark))
+}
+
 // protocols sends one packet of every protocol to an address.
 func (m *maker) protocols(from, to netip.Addr, what string) {
 	m.add("UDP to "+what, func(mark string) [][]byte {
 		return [][]byte{m.udp(m.ethernet(to), from, to, watchPort, payload(mark))}
 	})
-	m.add("TCP SYN with data to "+what, func(mark string) [][]byte {
-		ip := header(from, to, layers.IPProtocolTCP)
-		tcp := &layers.TCP{SrcPort: 40405, DstPort: 443, SYN: true, Seq: 1, Window: 1024}
-		_ = tcp.SetNetworkLayerForChecksum(ip)
-		return [][]byte{m.frame(m.ethernet(to), ip, tcp, payload(mark))}
-	})
+	m.add("TCP SYN with data to "+what, func(mark string) [][]byte { return [][]byte{m.syn(from, to, mark)} })
 	m.add("TCP RST out of nothing to "+what, func(mark string) [][]byte {
 		ip := header(from, to, layers.IPProtocolTCP)
 		tcp := &layers.TCP{SrcPort: 40405, DstPort: 7443, RST: true, ACK: true, Seq: 1, Window: 1024}
@@ -129,7 +158,9 @@ func (m *maker) oddities(from, to, via netip.Addr, what string) {
 				_ = u.SetNetworkLayerForChecksum(ip)
 				return [][]byte{m.frame(m.ethernet(first), ip, u, payload(mark))}
 			})
-			m.all[len(m.all)-1].inside = first == via
+			if first == via {
+				m.all[len(m.all)-1].may = inside
+			}
 		}
 	}
 	fragment := func(id, offset uint16, more bool, data []byte) []byte {

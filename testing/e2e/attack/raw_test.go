@@ -50,9 +50,14 @@ func testRaw(t *testing.T, s *suite) {
 	// leaked are the places where a packet must not have come.
 	leaked := func(c crafted) []string {
 		return slices.DeleteFunc(v.where(c.mark), func(where string) bool {
-			if c.inside {
+			if c.may != stays {
 				plane := space{s.Server, "mp-" + a}.String()
-				return !strings.HasPrefix(where, plane+" uplink") && !strings.Contains(where, " mpu-") && !strings.Contains(where, " mp-"+b) && !strings.Contains(where, " socket ")
+				uplink := strings.HasPrefix(where, plane+" uplink") || strings.HasPrefix(where, s.Server.Name()+" mpu-"+a)
+				apart := strings.Contains(where, " mpu-") || strings.Contains(where, " mp-"+b) || strings.Contains(where, " socket ") ||
+					!strings.HasPrefix(where, s.Server.Name()+" ") && !strings.HasPrefix(where, home.host.Name()+" ")
+				if uplink && c.may == through || !uplink && !apart {
+					return true
+				}
 			}
 			own := space{home.host, "mp-" + a}.String() + " "
 			return strings.HasPrefix(where, home.String()+" ") ||
@@ -61,7 +66,7 @@ func testRaw(t *testing.T, s *suite) {
 		})
 	}
 	for _, from := range []*sender{pod, machine} {
-		m := &maker{t: t, from: from.place}
+		m := &maker{t: t, from: from.place, door: s.Server.Address()}
 		s.craft(t, m, from.address(), a, b)
 		var frames [][]byte
 		for _, c := range m.all {
@@ -76,7 +81,7 @@ func testRaw(t *testing.T, s *suite) {
 		}
 		for _, c := range m.all {
 			got := leaked(c)
-			s.record(t, attempt{What: c.what, From: from.who, Want: "stays in A's machine", Blocked: len(got) == 0,
+			s.record(t, attempt{What: c.what, From: from.who, Want: string(c.may), Blocked: len(got) == 0,
 				Got: strings.Join(append([]string{"seen at:"}, append(got, "own places: "+fmt.Sprint(len(v.where(c.mark))-len(got)))...), " ")})
 		}
 	}
@@ -169,6 +174,13 @@ func (s *suite) craft(t testing.TB, m *maker, own netip.Addr, a, b string) {
 	for _, h := range s.Lab.Hosts() {
 		hosts[h.Name()] = h.Address()
 	}
+	if plan.Nodes.Contains(own) {
+		m.by = plan.Plane // a machine may choose its way, and the server has an uplink too
+		for address, what := range targets {
+			m.protocols(own, address, what+" "+address.String()+", by way of the server")
+		}
+		m.by = netip.Addr{}
+	}
 	vni := func(id string) (n uint32) { _, _ = fmt.Sscanf(id, "%x", &n); return n }
 	for name, host := range hosts {
 		m.oddities(own, host, plan.Plane, name)
@@ -195,6 +207,19 @@ func (s *suite) craft(t testing.TB, m *maker, own netip.Addr, a, b string) {
 				return [][]byte{m.udp(m.ethernet(to), from, to, watchPort, payload(mark))}
 			})
 		}
+	}
+	if plan.Nodes.Contains(own) {
+		m.by = plan.Plane
+		for address, what := range s.hostAddresses(t) {
+			liars[what+" "+address.String()] = address
+		}
+		for whose, from := range liars {
+			m.add("TCP SYN to the front door from the address of "+whose, func(mark string) [][]byte {
+				return [][]byte{m.syn(from, m.door, mark)}
+			})
+			m.all[len(m.all)-1].may = stays
+		}
+		m.by = netip.Addr{}
 	}
 	m.links(liars)
 	for whose, address := range liars {

@@ -21,10 +21,11 @@ func sendUDP(to string, data []byte) error {
 }
 
 // testReach tries to connect to what isn't A's: by every port that anybody
-// listens on anywhere, at every address that any host has. A refused connection
-// was an answer: it counts as reached.
+// listens on anywhere, at every address that any host has. Of all that A reaches, as
+// anybody outside does, the ports of the server's front door and nothing else. A refused
+// connection was an answer: it counts as reached.
 func testReach(t *testing.T, s *suite) {
-	own := []string{"tcp:" + s.attacker.ip + ":8080", "tcp:172.30.0.1:6443", "tcp:169.254.20.10:5000", "udp:169.254.20.10:53", "udp:10.43.0.10:53"}
+	own := append(s.Door(), "tcp@1023:"+s.Server.Address().String()+":443", "tcp:"+s.attacker.ip+":8080", "tcp:172.30.0.1:6443", "tcp:169.254.20.10:5000", "udp:169.254.20.10:53", "udp:10.43.0.10:53")
 	got := map[string]string{}
 	var err error
 	for _, target := range own {
@@ -33,7 +34,7 @@ func testReach(t *testing.T, s *suite) {
 			err = errors.Join(err, fmt.Errorf("%s is %s", target, got[target]))
 		}
 	}
-	if !s.control(t, "A's pod reaches its own pod, plane, registry and resolvers", err) {
+	if !s.control(t, "A's pod reaches its own pod, plane, registry and resolvers, and the platform's front door", err) {
 		return
 	}
 	all := s.foreign(t)
@@ -102,6 +103,16 @@ func (s *suite) foreign(t testing.TB) map[string]string {
 	add("172.30.8.1", "a host's place in the network")
 	add("172.30.0.1", "what isn't the API of A's plane")
 	delete(all, "tcp:172.30.0.1:6443")
+	for _, target := range s.Door() {
+		delete(all, target)
+	}
+	for _, h := range s.Lab.Hosts() {
+		for _, port := range []int{22, 2379, 6444, 10250} {
+			for _, from := range []int{1, 20, 53, 80, 123, 443, 1023, 2379, 4789, 5000, 6443, 7443, 65535} {
+				all[fmt.Sprintf("tcp@%d:%s:%d", from, h.Address(), port)] = h.Name() + ", from a port of A's choice"
+			}
+		}
+	}
 	for _, v := range s.victims {
 		if !strings.HasPrefix(v.ip, "10.42.1.") {
 			add(v.ip, "B's pod")

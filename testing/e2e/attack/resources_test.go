@@ -80,6 +80,7 @@ func testResources(t *testing.T, s *suite) {
 		{"log", w.log},
 		{"connections", w.connections},
 		{"outside", w.outside},
+		{"inside", w.inside},
 		{"fair", w.fair},
 		{"server", w.server},
 		{"objects", w.objects},

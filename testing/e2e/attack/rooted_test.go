@@ -64,6 +64,7 @@ func testRooted(t *testing.T, s *suite) {
 		}
 		return r.Out, nil
 	}
+	s.rootBesideTheDoor(t, inMachine)
 	for _, from := range []struct {
 		name string
 		run  func(args ...string) (string, error)

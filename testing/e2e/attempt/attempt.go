@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -55,8 +57,8 @@ func Each(targets []string, try func(target string) string) {
 	wg.Wait()
 }
 
-// Reach tries tcp:HOST:PORT, udp:HOST:PORT or http:URL, and says "open ..." or
-// "closed ...".
+// Reach tries tcp:HOST:PORT, tcp@PORT:HOST:PORT from that port of its own,
+// udp:HOST:PORT or http:URL, and says "open ..." or "closed ...".
 func Reach(ctx context.Context, target string) string {
 	network, address, found := strings.Cut(target, ":")
 	if !found {
@@ -66,6 +68,14 @@ func Reach(ctx context.Context, target string) string {
 		return get(ctx, address)
 	}
 	d := net.Dialer{Timeout: patience}
+	if only, own, ok := strings.Cut(network, "@"); ok {
+		number, _ := strconv.Atoi(own)
+		network, d.LocalAddr = only, &net.TCPAddr{Port: number}
+		d.Control = func(_, _ string, c syscall.RawConn) (err error) { // others may use the port too
+			_ = c.Control(func(fd uintptr) { err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1) })
+			return err
+		}
+	}
 	conn, err := d.DialContext(ctx, network, address)
 	if err != nil {
 		return "closed " + err.Error()

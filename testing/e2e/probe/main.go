@@ -6,6 +6,8 @@
 //	probe apiserver        HTTPS on :8443, serves probe.multipaas.test/v1
 //	probe try ADDRESS...   one line per address: "ADDRESS open|closed REASON";
 //	                       tcp:HOST:PORT, udp:HOST:PORT, http:URL
+//	probe ask REQUEST...   one line per request, {"method", "url", "user", "password", "body"}:
+//	                       "STATUS BODY", or "none REASON"; whom it trusts, PEM, comes in
 //	probe wait             serves /healthz on :8080 and :8081, and says back what comes
 //	                       to UDP port 8053, until it is stopped; of /upload it reads a
 //	                       part, waits 12 s and reads the rest; to /refuse it answers
@@ -19,6 +21,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,6 +69,8 @@ func run(args []string) int {
 		for taken := [][]byte{}; ctx.Err() == nil; {
 			taken = append(taken, bytes.Repeat([]byte{1}, 1<<20))
 		}
+	case "ask":
+		err = ask(ctx, os.Stdin, args[1:])
 	case "try":
 		attempt.Each(args[1:], func(target string) string { return attempt.Reach(ctx, target) })
 	default:
@@ -121,6 +127,43 @@ func finds(sysctls []string) error {
 			return err
 		}
 		fmt.Println(name, strings.Join(strings.Fields(string(value)), " "))
+	}
+	return nil
+}
+
+// ask makes requests, as programs do that trust the platform's authority.
+func ask(ctx context.Context, authorities io.Reader, requests []string) error {
+	pem, err := io.ReadAll(io.LimitReader(authorities, 1<<20))
+	if err != nil {
+		return err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	for _, text := range requests {
+		var r struct{ Method, URL, User, Password, Body string }
+		if err := json.Unmarshal([]byte(text), &r); err != nil {
+			return err
+		}
+		req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, strings.NewReader(r.Body))
+		if err != nil {
+			return err
+		}
+		if r.User != "" {
+			req.SetBasicAuth(r.User, r.Password)
+		}
+		if r.Body != "" {
+			req.Header.Set("Content-Type", "application/json")
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			fmt.Println("none", err)
+			continue
+		}
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		resp.Body.Close()
+		fmt.Println(resp.StatusCode, strings.Join(strings.Fields(string(body)), " "))
 	}
 	return nil
 }

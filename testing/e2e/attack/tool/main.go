@@ -4,7 +4,7 @@
 //	tool wait             serves /healthz on :8080 until it is stopped, /who, /headers
 //	                      and /?cookie=WHAT-TO-SET
 //	tool try ADDRESS...   one line per address: "ADDRESS open|closed REASON";
-//	                      tcp:HOST:PORT, udp:HOST:PORT
+//	                      tcp:HOST:PORT, udp:HOST:PORT, tcp@PORT:HOST:PORT from a port
 //	tool ask QUESTION...  one line per question of DNS, SERVER/NETWORK/TYPE/NAME
 //	tool where            prints how the default route is reached, as JSON
 //	tool send LINK        sends frames, base64 lines, as they are
@@ -32,7 +32,7 @@
 //	tool disk DIR SECONDS           space
 //	tool inodes DIR SECONDS         files
 //	tool log SECONDS                its own output
-//	tool connect ADDRESS N SECONDS  TCP connections that say nothing
+//	tool connect ADDRESS,... N SECONDS  TCP connections that say nothing
 //	tool udp ADDRESS SECONDS        UDP flows to ADDRESS and its neighbours
 //	tool churn ADDRESS SECONDS      TCP connections that are over at once
 //	tool half ADDRESS SECONDS       TCP connections that nobody answers

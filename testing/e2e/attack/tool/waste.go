@@ -189,7 +189,9 @@ func connect(ctx context.Context, address string, n int, d time.Duration) error 
 	var open, most, opened, ended, failed atomic.Int64
 	var first atomic.Pointer[error]
 	var wg sync.WaitGroup
-	for range n {
+	all := strings.Split(address, ",")
+	for i := range n {
+		address := all[i%len(all)]
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", address)
