@@ -21,7 +21,7 @@ import (
 // testWorkloads runs what people bring along, side by side: most of it waits.
 func testWorkloads(t *testing.T, d *suite) {
 	d.PushProbe(t)
-	d.Must(t, owner, "apps", "deploy", "probe", "--image", "probe:1", "--port", "8080", "--health-path", "/healthz", "--timeout", "5m")
+	d.Must(t, owner, "apps", "deploy", "bring", "--image", "probe:1", "--port", "8080", "--health-path", "/healthz", "--timeout", "5m")
 	t.Run("all", func(t *testing.T) {
 		for what, test := range map[string]func(*testing.T){
 			"limits and kernel settings": d.podFinds, "too much memory": d.tooMuchMemory, "another architecture": d.anotherArchitecture,
@@ -33,10 +33,10 @@ func testWorkloads(t *testing.T, d *suite) {
 			})
 		}
 	})
-	d.Must(t, owner, "apps", "delete", "probe", "--yes", "--no-wait")
+	d.Must(t, owner, "apps", "delete", "bring", "--yes", "--no-wait")
 }
 
-const probeApp = "https://probe.shop.web.acme." + domain
+const probeApp = "https://bring.shop.web.acme." + domain
 
 // podFinds looks at what databases trip over: open files without an end, for which
 // they keep tables, and kernel settings that are asked for and not there.
