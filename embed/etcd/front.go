@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -106,7 +107,16 @@ func (f *front) HandleRPC(ctx context.Context, s stats.RPCStats) {
 				h.shrink(pageBytes)
 			}
 		default:
-			h.shrink(max(writeCopies*int64(s.Length), leastBytes))
+			least := int64(leastBytes)
+			if gets(s.Payload) {
+				least = getBytes
+			}
+			h.shrink(max(writeCopies*int64(s.Length), least))
+		}
+	case *stats.OutPayload:
+		// Of an answer to who has gone meanwhile gRPC forgets to say that it won't be sent.
+		if ctx.Err() != nil {
+			h.shrink(0)
 		}
 	case *stats.End:
 		h.mu.Lock()
@@ -149,6 +159,17 @@ func (f *front) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, nex
 		if err := f.log.add(ctx, proto.Size(req.(proto.Message))); err != nil {
 			return nil, err
 		}
+		if c != nil && gets(req) {
+			resp, err := next(ctx, req)
+			if err != nil {
+				return nil, err
+			}
+			p := page{hold: h}
+			if err := p.add(resp.(*pb.TxnResponse)); err != nil {
+				return nil, err
+			}
+			return p.ready(), nil
+		}
 	}
 	return next(ctx, req)
 }
@@ -164,14 +185,17 @@ func (f *front) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo
 // maxOps of a plane's transaction: an API server's have three.
 const maxOps = 8
 
-// plain refuses a plane's write whose answer could be of any size. API servers write
-// one object at a time.
+// plain refuses a plane's write whose answer could be larger than one object. API
+// servers write one object at a time, and read the one that is in the way.
 func plain(req any) error {
 	refused := status.Error(codes.InvalidArgument, "planes write single keys, and a few at a time")
 	switch r := req.(type) {
 	case *pb.PutRequest:
+		if r.PrevKv {
+			return refused
+		}
 	case *pb.DeleteRangeRequest:
-		if len(r.RangeEnd) > 0 && r.PrevKv {
+		if r.PrevKv {
 			return refused
 		}
 	case *pb.TxnRequest:
@@ -179,17 +203,27 @@ func plain(req any) error {
 			return refused
 		}
 		for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+			read := 0
 			for _, op := range ops {
-				if op.GetRequestTxn() != nil || len(op.GetRequestRange().GetRangeEnd()) > 0 {
-					return refused
+				if op.GetRequestRange() != nil {
+					read++
 				}
-				if d := op.GetRequestDeleteRange(); d != nil && plain(d) != nil {
+				if read > 1 || op.GetRequestTxn() != nil || len(op.GetRequestRange().GetRangeEnd()) > 0 ||
+					op.GetRequestPut().GetPrevKv() || op.GetRequestDeleteRange().GetPrevKv() {
 					return refused
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// gets says whether a plain write may be answered with an object.
+func gets(req any) bool {
+	r, ok := req.(*pb.TxnRequest)
+	return ok && slices.ContainsFunc(slices.Concat(r.Success, r.Failure), func(op *pb.RequestOp) bool {
+		return op.GetRequestRange() != nil
+	})
 }
 
 // ready is an answer as it is sent.

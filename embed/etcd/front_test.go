@@ -255,6 +255,14 @@ func TestListsOfPlanes(t *testing.T) {
 		"a deletion that shows what it deleted": func() error {
 			return errOf(b.Delete(ctx, "/planes/b/", clientv3.WithPrefix(), clientv3.WithPrevKV()))
 		},
+		"a write that shows what was there": func() error { return errOf(b.Put(ctx, "/planes/b/00", "x", clientv3.WithPrevKV())) },
+		"the same in a transaction, of one key": func() error {
+			return errOf(b.Txn(ctx).Then(clientv3.OpPut("/planes/b/00", "x", clientv3.WithPrevKV())).Commit())
+		},
+		"a deletion of one key that shows it": func() error { return errOf(b.Delete(ctx, "/planes/b/00", clientv3.WithPrevKV())) },
+		"two objects in a transaction": func() error {
+			return errOf(b.Txn(ctx).Else(clientv3.OpGet("/planes/b/00"), clientv3.OpGet("/planes/b/01")).Commit())
+		},
 		"the same in a transaction": func() error {
 			return errOf(b.Txn(ctx).Then(clientv3.OpDelete("/planes/b/", clientv3.WithPrefix(), clientv3.WithPrevKV())).Commit())
 		},
@@ -278,6 +286,16 @@ func TestListsOfPlanes(t *testing.T) {
 	}
 	if _, pages, err := paged(ctx, b, "/planes/b/", 500); err != nil || pages < 3 {
 		t.Errorf("after all of that: %d pages, %v", pages, err)
+	}
+
+	// What API servers do about a conflict: the object that is in the way is in the answer.
+	write("/planes/b/fat", 1<<20)
+	for range 40 {
+		resp, err := b.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision("/planes/b/fat"), "=", 1)).
+			Then(clientv3.OpPut("/planes/b/fat", "x")).Else(clientv3.OpGet("/planes/b/fat")).Commit()
+		if err != nil || resp.Succeeded || len(resp.Responses) != 1 || len(resp.Responses[0].GetResponseRange().Kvs[0].Value) != 1<<20 {
+			t.Fatalf("a conflict: %v, %v", resp, err)
+		}
 	}
 
 	// Who goes away in the middle of an answer, or never reads it, leaves nothing held.

@@ -129,7 +129,7 @@ type page struct {
 
 // add adds to the answer: protobuf takes messages behind one another for one with all
 // that is in them.
-func (p *page) add(part *pb.RangeResponse) error {
+func (p *page) add(part proto.Message) error {
 	data, err := proto.Marshal(part)
 	if err != nil {
 		return status.Error(codes.Internal, err.Error())

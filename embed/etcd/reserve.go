@@ -25,6 +25,9 @@ const (
 // what should be held isn't.
 func (s *Server) holdRoom() (free room, spent bool, err error) {
 	file := filepath.Join(s.cfg.Dir, heldFile)
+	if err := os.Remove(file + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) { // killed while it was made
+		return free, false, err
+	}
 	free, size, err := s.disk()
 	if err != nil {
 		return free, false, err

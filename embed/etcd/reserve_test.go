@@ -22,6 +22,14 @@ func TestHeldRoom(t *testing.T) {
 		}
 		return st.Blocks * 512
 	}
+	if err := os.WriteFile(file+".new", []byte("killed"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if _, err := os.Stat(file + ".new"); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("what was half made is still there: %v", err)
+		}
+	}()
 	others := int64(0) // what is free but for what is held
 	s.statfs = func(dir string, f *unix.Statfs_t) error {
 		*f = unix.Statfs_t{Bsize: block, Blocks: want * heldShare / block, Bavail: uint64(others-held()) / block}

@@ -81,6 +81,7 @@ func startPlane(t *testing.T) kubernetes.Interface {
 	}
 	issue("apiserver", pki.Request{CommonName: "kube-apiserver", Server: true, Hosts: []string{"127.0.0.1", "kubernetes.default.svc"}})
 	certPEM, keyPEM := issue("admin", pki.Request{CommonName: "multipaas:platform", Organizations: []string{"system:masters"}, Client: true})
+	issue("usage", pki.Request{CommonName: "multipaas:usage", Client: true})
 	saKey, err := pki.NewServiceAccountKey()
 	if err != nil {
 		t.Fatal(err)
@@ -119,6 +120,7 @@ func startPlane(t *testing.T) kubernetes.Interface {
 			"--service-account-private-key-file="+in("sa.key"), "--root-ca-file="+in("ca.crt"), "--controller-shutdown-timeout=4s"),
 		"scheduler": flags("scheduler"),
 		"readyURL":  url + "/readyz", "readyCA": in("ca.crt"),
+		"usage": object{"caFile": in("ca.crt"), "certFile": in("usage.crt"), "keyFile": in("usage.key"), "machines": "172.30.0.0/20"},
 		"guard": object{"levelFile": in("level"), "machinesFile": in("machines"), "platformUser": "multipaas:platform"},
 	}))
 
