@@ -99,10 +99,17 @@ func workspaceRules(want wire.Network, door Door) ruleset {
 		forward.rules = append(forward.rules, match(destination(p), drop()))
 	}
 	said := filter("said", nftables.ChainHookOutput, *nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
-	// Connections to the front door are untracked on its host: their rate is the server's business.
+	// The front door has a rate and a bound of its own: they are tracked here only, and
+	// the server holds each. All that an account may have must leave the door places.
 	begun := chain{name: "begun"}
+	doorway := chain{name: "doorway", rules: []rule{
+		match(tooMany(doorNew, doorBurst), drop()),
+		match(moreConnections(doorOpen), drop()),
+	}}
 	for _, a := range door.Addresses {
-		forward.rules = append(forward.rules, match(destination(single(a)), jump(doorChain)))
+		forward.rules = append(forward.rules,
+			match(destination(single(a)), jump(doorChain)),
+			match(destination(single(a)), jump(doorway.name)))
 		begun.rules = append(begun.rules, match(destination(single(a)), verdict(expr.VerdictReturn)))
 		said.rules = append(said.rules, match(to(uplinkName), destination(single(a)), drop()))
 	}
@@ -113,7 +120,7 @@ func workspaceRules(want wire.Network, door Door) ruleset {
 	}
 	nat := postrouting(match(to(uplinkName), masquerade()))
 	return ruleset{family: nftables.TableFamilyIPv4,
-		chains: append(chains, door.chain(expr.VerdictReturn, match(drop())), begun, input, forward, said, nat)}
+		chains: append(chains, door.chain(expr.VerdictReturn, match(drop())), doorway, begun, input, forward, said, nat)}
 }
 
 // portRules: a machine sends from its own hardware address, answers ARP for its
@@ -202,21 +209,26 @@ func shorten() error {
 // connection. Of hosts a tenant hears nothing; where else he may not go he is told, so
 // that his programs fail at once and by name.
 //
-// The host keeps track of what goes through it and of what it begins itself, whose ports
-// are from h.dynamic on. What it serves is not tracked: anybody could fill the table
-// of all with connections that are over.
+// The host keeps track of what goes through it, with ports that the platform listens on
+// for nobody, and of its own. What the platform serves is not tracked: anybody could fill
+// the table of all with connections that are over. Other services of the host are
+// tracked as without us: an operator's own rules may translate them.
 func (n *Network) hostRules(h *host, closed bool) ruleset {
 	ours := uplinkPrefix + "*"
 	arriving := filter("prerouting", nftables.ChainHookPrerouting, beforeAll, nftables.ChainPolicyAccept,
-		match(local(), echoRequest(), notrack()))
+		match(local(), echoRequest(), notrack()),
+		match(local(), protocol(unix.IPPROTO_UDP), toPort(VXLANPort), notrack()))
 	leaving := filter("output", nftables.ChainHookOutput, beforeAll, nftables.ChainPolicyAccept,
 		match(echoReply(), notrack()),
 		match(protocol(unix.IPPROTO_UDP), toPort(VXLANPort), notrack()))
+	for _, p := range n.cfg.Door.Ports {
+		arriving.rules = append(arriving.rules, match(local(), tcpPort(p), notrack()))
+		leaving.rules = append(leaving.rules, match(protocol(unix.IPPROTO_TCP), fromPort(p), notrack()),
+			match(to("lo"), tcpPort(p), notrack())) // or its answer would belong to no connection
+	}
 	var translate []rule
 	for _, transport := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-		arriving.rules = append(arriving.rules, match(protocol(transport), toPortBelow(h.dynamic), local(), notrack()))
-		leaving.rules = append(leaving.rules, match(protocol(transport), fromPortBelow(h.dynamic), notrack()))
-		translate = append(translate, match(source(uplinks), notTo(ours), protocol(transport), masqueradeFrom(h.dynamic)))
+		translate = append(translate, match(source(uplinks), notTo(ours), protocol(transport), masqueradeFrom(dynamicPorts)))
 	}
 	translate = append(translate, match(source(uplinks), notTo(ours), masquerade()))
 	input := filter("input", nftables.ChainHookInput, beforeAll, nftables.ChainPolicyAccept)
@@ -250,7 +262,8 @@ func (n *Network) hostRules(h *host, closed bool) ruleset {
 	}
 	outward.rules = append(outward.rules, match(source(uplinks), accept()), match(drop()))
 	inward := chain{name: "inward", rules: []rule{match(established(), accept()), match(drop())}}
-	chains := []chain{arriving, leaving, outward, inward, n.cfg.Door.chain(expr.VerdictAccept), input, forward, postrouting(translate...)}
+	nat := postrouting(translate...)
+	chains := []chain{arriving, leaving, outward, inward, n.cfg.Door.chain(expr.VerdictAccept), input, forward, nat}
 	if closed {
 		chains = append(chains, chain{name: closedChain})
 	}

@@ -358,13 +358,14 @@ func dial(ctx context.Context, ns *netns.NS, o order) (c net.Conn, err error) {
 }
 
 func flood(ns *netns.NS, to string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 1500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // emulated processors take their time
 	defer cancel()
+	began := time.Now()
 	var made atomic.Int64
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
-			for ctx.Err() == nil {
+			for ctx.Err() == nil && (made.Load() < newBurst/2 || time.Since(began) < 1500*time.Millisecond) {
 				c, err := ns.DialContext(ctx, "tcp", to)
 				if err != nil {
 					continue

@@ -24,7 +24,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,7 +70,18 @@ const (
 	newBurst       = 2000
 )
 
-// dynamicPorts is from where on Linux takes ports for connections that a host begins.
+// What a server lets in of one workspace at its front door. The 25 workspaces that an
+// account has, unless a sysadmin says otherwise, are 25,600 connections: fewer than the
+// 32,768 that the smallest port has places for. Closed ones are tracked for closedFor
+// seconds here too, 1024 + 2000 + 60 * 200 at most.
+const (
+	doorOpen  = 1024
+	doorNew   = 200 // a second
+	doorBurst = 2000
+)
+
+// dynamicPorts is from where on connections of workspaces get ports, as those that a
+// host begins: none of the platform's own, whose answers would be taken for them.
 const dynamicPorts = 32768
 
 // Config is what a host knows about itself.
@@ -364,21 +374,6 @@ type host struct {
 	own  []netip.Prefix  // its addresses, and those of the platform's other hosts
 	// connected are the networks it is connected to.
 	connected []netip.Prefix
-	// dynamic is the first of its ports that are no service's.
-	dynamic uint16
-}
-
-// firstDynamic is from where on this host takes ports, at most dynamicPorts.
-func firstDynamic() (uint16, error) {
-	data, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
-	if err != nil {
-		return 0, fmt.Errorf("read sysctl: %w", err)
-	}
-	var first, last int
-	if _, err := fmt.Sscan(string(data), &first, &last); err != nil {
-		return 0, fmt.Errorf("read sysctl ip_local_port_range: %q: %w", data, err)
-	}
-	return uint16(min(first, dynamicPorts)), nil
 }
 
 // links are the host's interfaces, by index, and its addresses.
@@ -425,9 +420,6 @@ func (n *Network) readHost() (*host, error) {
 		if r.Dst != nil && r.Scope == netlink.SCOPE_LINK && byIndex[r.LinkIndex] != nil {
 			h.connected = append(h.connected, prefixOf(r.Dst).Masked())
 		}
-	}
-	if h.dynamic, err = firstDynamic(); err != nil {
-		return nil, err
 	}
 	switch {
 	case h.mtu == 0:

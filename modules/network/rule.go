@@ -206,15 +206,6 @@ func fromPort(port uint16) []expr.Any {
 	return frame(expr.PayloadBaseTransportHeader, expr.CmpOpEq, 0, binaryutil.BigEndian.PutUint16(port))
 }
 
-// toPortBelow and fromPortBelow match TCP's and UDP's ports, which stand at the same place.
-func toPortBelow(port uint16) []expr.Any {
-	return frame(expr.PayloadBaseTransportHeader, expr.CmpOpLt, 2, binaryutil.BigEndian.PutUint16(port))
-}
-
-func fromPortBelow(port uint16) []expr.Any {
-	return frame(expr.PayloadBaseTransportHeader, expr.CmpOpLt, 0, binaryutil.BigEndian.PutUint16(port))
-}
-
 func echoRequest() []expr.Any { return control(8) }
 func echoReply() []expr.Any   { return control(0) }
 

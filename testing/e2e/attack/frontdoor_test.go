@@ -89,8 +89,17 @@ func (s *suite) rootBesideTheDoor(t *testing.T, inMachine func(args ...string) (
 		}()
 	}
 	s.shut(t, who, ", by way of the server", all, try(all))
-	lead(server, plan.Gateway(1).String())
-	s.shut(t, who, ", by way of its host", door, try(door))
+	// The host's agent gives it its own way again, each half a minute.
+	astray := plan.Gateway(1).String()
+	var got map[string]string
+	for range 5 {
+		lead(server, astray)
+		got = try(door)
+		if out, err := home.command(t.Context(), "ip", "route", "show", server).Output(); err == nil && strings.Contains(string(out), astray) {
+			break
+		}
+	}
+	s.shut(t, who, ", by way of its host", door, got)
 	lead(server, plane)
 	open("with its own way, root in A's machine reaches the front door again")
 }

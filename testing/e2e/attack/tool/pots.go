@@ -53,7 +53,8 @@ func pots() []pot {
 			queues++
 			attributes := [8]int64{0, 10, 8192, 0}
 			name := append(fmt.Appendf(nil, "attack-%d-%d", os.Getpid(), queues), 0)
-			fd, _, errno := unix.Syscall6(unix.SYS_MQ_OPEN, uintptr(unsafe.Pointer(&name[0])), unix.O_CREAT|unix.O_RDWR, 0o600, uintptr(unsafe.Pointer(&attributes)), 0, 0)
+			fd, _, errno := unix.Syscall6(unix.SYS_MQ_OPEN, uintptr(unsafe.Pointer(&name[0])), unix.O_CREAT|unix.O_RDWR, 0o600,
+				uintptr(unsafe.Pointer(&attributes)), 0, 0)
 			if errno != 0 {
 				return errno
 			}
