@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"path/filepath"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/embed/etcd"
+	"github.com/multipaas/multipaas/embed/plane"
 	"github.com/multipaas/multipaas/modules/balancer"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -34,7 +36,9 @@ func (s *server) database() (*database, error) {
 		Name:   s.cfg.Name,
 		Socket: s.cfg.Paths.EtcdSocket(),
 		CA:     ca,
-		Log:    s.part("etcd"),
+		// What a plane keeps to by itself is kept here too.
+		PlaneBytes: cmp.Or(s.cfg.DatastoreLimit, plane.MaxEtcdBytes),
+		Log:        s.part("etcd"),
 	})}
 	if d.client, err = d.etcd.Client(); err != nil {
 		return nil, err

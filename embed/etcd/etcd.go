@@ -13,6 +13,7 @@ package etcd
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,10 +21,12 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/multipaas/multipaas/appliance/logs"
 	"github.com/multipaas/multipaas/appliance/pki"
@@ -44,6 +47,9 @@ type Config struct {
 	// for nothing else: who has a certificate of it with the common name "root"
 	// may do everything here.
 	CA *pki.CA
+	// PlaneBytes is what the objects of one user but root may take; half as much again is for
+	// history. 0: 256 MiB.
+	PlaneBytes int64
 	// History is how long old revisions are kept, and so how far behind a watch
 	// may fall before it has to list anew. 0 is 5 minutes, as Kubernetes has it.
 	History time.Duration
@@ -84,15 +90,19 @@ const (
 type Server struct {
 	cfg    Config
 	statfs func(dir string, f *unix.Statfs_t) error // unix.Statfs, or a test's disk
+	front  func() *front                            // newFront, or a test's
+
+	prefixes sync.Map // of users that EnsureUser was called for: name -> prefix
 }
 
 // New returns a member that Run starts.
 func New(cfg Config) *Server {
 	cfg.History = cmp.Or(cfg.History, defaultHistory)
+	cfg.PlaneBytes = cmp.Or(cfg.PlaneBytes, defaultPlaneBytes)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, statfs: unix.Statfs}
+	return &Server{cfg: cfg, statfs: unix.Statfs, front: newFront}
 }
 
 // Run serves until ctx is done. It is ready once the member has joined its
@@ -119,8 +129,13 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := s.undamaged(); err != nil {
 		return err
 	}
-	f := newFront()
-	e, err := embed.StartEtcd(s.config(f))
+	f := s.front()
+	f.planeBytes, f.prefixes = s.cfg.PlaneBytes, &s.prefixes
+	cfg, err := s.config(f)
+	if err != nil {
+		return err
+	}
+	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return fmt.Errorf("start etcd in %s: %w", s.cfg.Dir, err)
 	}
@@ -200,7 +215,7 @@ func (s *Server) prepareSocket() error {
 	return fmt.Errorf("etcd: socket %s: %w: another process answers on it", s.cfg.Socket, ErrInUse)
 }
 
-func (s *Server) config(f *front) *embed.Config {
+func (s *Server) config(f *front) (*embed.Config, error) {
 	peer := url.URL{Scheme: "https", Host: peerAddress + ":0"}
 	client := url.URL{Scheme: "unixs", Path: s.cfg.Socket}
 
@@ -219,10 +234,10 @@ func (s *Server) config(f *front) *embed.Config {
 	c.ListenPeerUrls = []url.URL{peer}
 	c.AdvertisePeerUrls = []url.URL{peer}
 
-	tls := &c.ClientTLSInfo
-	tls.CertFile, tls.KeyFile, tls.TrustedCAFile = s.file("server.crt"), s.file("server.key"), s.file("ca.crt")
-	tls.ClientCertAuth = true
-	c.PeerTLSInfo = *tls
+	member := &c.ClientTLSInfo
+	member.CertFile, member.KeyFile, member.TrustedCAFile = s.file("server.crt"), s.file("server.key"), s.file("ca.crt")
+	member.ClientCertAuth = true
+	c.PeerTLSInfo = *member
 	// A client's certificate of the same authority must not make it a peer.
 	c.PeerTLSInfo.AllowedCNs = []string{peerName}
 	c.TlsMinVersion = "TLS1.3"
@@ -246,9 +261,14 @@ func (s *Server) config(f *front) *embed.Config {
 	// resumes behind the last compaction and not before it.
 	c.WatchProgressNotifyInterval = s.cfg.History / 5
 	c.UnsafeNoFsync = s.cfg.NoSync
-	c.GRPCAdditionalServerOptions = f.options()
+	front, err := c.ClientTLSInfo.ServerConfig()
+	if err != nil {
+		return nil, fmt.Errorf("etcd: certificates of the member: %w", err)
+	}
+	front.MinVersion = tls.VersionTLS13
+	c.GRPCAdditionalServerOptions = f.options(credentials.NewTLS(front))
 	// A plane that stands still would hold what it is sent: its connections end then. One
 	// that is alive asks as often itself.
 	c.GRPCKeepAliveInterval, c.GRPCKeepAliveTimeout = 30*time.Second, 20*time.Second
-	return c
+	return c, nil
 }

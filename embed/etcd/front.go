@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
@@ -24,13 +26,21 @@ import (
 type front struct {
 	shares *shares
 	log    *recent
+
+	planeBytes   int64
+	prefixes     *sync.Map
+	measureEvery time.Duration // measureEvery, or a test's
 }
 
-func newFront() *front { return &front{newShares(), &recent{}} }
+func newFront() *front {
+	return &front{shares: newShares(), log: &recent{}, measureEvery: measureEvery}
+}
 
-// options are those of the gRPC server.
-func (f *front) options() []grpc.ServerOption {
+// options are those of the gRPC server, which knows its clients by c.
+func (f *front) options(c credentials.TransportCredentials) []grpc.ServerOption {
 	return []grpc.ServerOption{
+		grpc.Creds(door{c}),
+		grpc.InTapHandle(f.tap),
 		grpc.StatsHandler(f),
 		grpc.ChainUnaryInterceptor(f.unary),
 		grpc.ChainStreamInterceptor(f.stream),
@@ -47,20 +57,23 @@ type (
 )
 
 // TagConn implements stats.Handler.
-func (f *front) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
+func (f *front) TagConn(ctx context.Context, info *stats.ConnTagInfo) context.Context {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return ctx
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.VerifiedChains) == 0 || len(info.State.VerifiedChains[0]) == 0 {
+	auth, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(auth.State.VerifiedChains) == 0 || len(auth.State.VerifiedChains[0]) == 0 {
 		return ctx
 	}
-	user := info.State.VerifiedChains[0][0].Subject.CommonName
+	user := auth.State.VerifiedChains[0][0].Subject.CommonName
 	if user == Root {
 		return ctx
 	}
-	return context.WithValue(ctx, connectionKey{}, f.shares.connect(user))
+	from := info.RemoteAddr.(from)
+	c := f.shares.connect(user, from.wire)
+	from.wire.of.Store(c)
+	return context.WithValue(ctx, connectionKey{}, c)
 }
 
 // HandleConn implements stats.Handler.
@@ -88,17 +101,24 @@ func (f *front) TagRPC(ctx context.Context, info *stats.RPCTagInfo) context.Cont
 	if err != nil {
 		return ctx // the client is gone
 	}
+	h.wait(true)
 	return context.WithValue(ctx, holdKey{}, h)
 }
 
 // HandleRPC implements stats.Handler.
 func (f *front) HandleRPC(ctx context.Context, s stats.RPCStats) {
+	if in, ok := s.(*stats.InPayload); ok {
+		if c := planeOf(ctx); c != nil {
+			c.read(int64(in.WireLength))
+		}
+	}
 	h, ok := ctx.Value(holdKey{}).(*hold)
 	if !ok {
 		return
 	}
 	switch s := s.(type) {
 	case *stats.InPayload:
+		h.wait(false)
 		switch r := s.Payload.(type) {
 		case *pb.RangeRequest:
 			if len(r.RangeEnd) == 0 {
@@ -155,6 +175,12 @@ func (f *front) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, nex
 			if err := plain(req); err != nil {
 				return nil, err
 			}
+			if size := puts(req); size > 0 { // deleting goes on
+				if err := f.ledgerOf(c.share).admit(ctx, f.log.member.Load(), size); err != nil {
+					return nil, err
+				}
+				c.share.wrote(size)
+			}
 		}
 		if err := f.log.add(ctx, proto.Size(req.(proto.Message))); err != nil {
 			return nil, err
@@ -170,16 +196,61 @@ func (f *front) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, nex
 			}
 			return p.ready(), nil
 		}
+	case *pb.LeaseGrantRequest:
+		// etcd knows no owners of leases, which it keeps in memory and in its database.
+		if c == nil {
+			break
+		}
+		if r.TTL > maxTTL {
+			return nil, status.Errorf(codes.InvalidArgument, "leases of planes end after %d s", int64(maxTTL))
+		}
+		if err := c.share.leases.Wait(ctx); err != nil {
+			return nil, status.Error(codes.ResourceExhausted, "this workspace makes too many leases: "+err.Error())
+		}
 	}
 	return next(ctx, req)
 }
 
-// stream keeps planes from what they have no use for.
-func (f *front) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	if info.FullMethod == pb.KV_RangeStream_FullMethodName && planeOf(s.Context()) != nil {
-		return status.Error(codes.Unimplemented, "planes have no use for streams of a range")
+// ledgerOf is what the plane with this share has in the database.
+func (f *front) ledgerOf(s *share) *ledger {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ledger == nil {
+		s.ledger = newLedger(f.planeBytes, f.measureEvery)
 	}
-	return next(srv, s)
+	if prefix, ok := f.prefixes.Load(s.user); ok {
+		s.ledger.prefix.Store(prefix)
+	}
+	return s.ledger
+}
+
+// puts is how many bytes a plain write may add.
+func puts(req any) (bytes int64) {
+	put := func(r *pb.PutRequest) {
+		if r != nil {
+			bytes += int64(len(r.Key) + len(r.Value) + 1)
+		}
+	}
+	switch r := req.(type) {
+	case *pb.PutRequest:
+		put(r)
+	case *pb.TxnRequest:
+		for _, op := range slices.Concat(r.Success, r.Failure) {
+			put(op.GetRequestPut())
+		}
+	}
+	return bytes
+}
+
+// stream serves a stream.
+func (f *front) stream(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	c := planeOf(s.Context())
+	if c == nil || info.FullMethod != pb.Watch_Watch_FullMethodName {
+		return next(srv, s)
+	}
+	w := f.watches(c, s)
+	defer w.end()
+	return next(srv, w)
 }
 
 // maxOps of a plane's transaction: an API server's have three.

@@ -148,6 +148,7 @@ func (p *page) ready() *ready {
 		}
 	}
 	p.hold.shrink(held)
+	p.hold.wait(true)
 	return &ready{p.data, p.hold}
 }
 

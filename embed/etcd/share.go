@@ -3,8 +3,11 @@ package etcd
 import (
 	"context"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
 )
 
 // What requests of planes may have in this process's memory at one time. A tenant
@@ -27,47 +30,85 @@ const (
 	pageBytes, wholeBytes = 4 << 20, 12 << 20
 	// leastBytes is what any request takes.
 	leastBytes = 16 << 10
+
+	// ownPatience is how long a plane may leave the rest of a request unsent, or an answer
+	// unread, while only its own requests wait for that; patience, while others' do. It
+	// is the same machine, and no network: one that is well takes milliseconds.
+	ownPatience, patience = time.Minute, 10 * time.Second
+	// slowFor is how long a plane that stood still has its memory with others that did.
+	slowFor = 10 * time.Minute
+	// remembered is how long a plane without connections is.
+	remembered = time.Hour
 )
 
 // shares are what all planes have in memory together.
 type shares struct {
 	all *semaphore.Weighted
+	// slow is, of that, for planes that stood still a short while ago: as much as for
+	// one of them, so that others have the rest whatever those do.
+	slow *semaphore.Weighted
+
+	ownPatience, patience time.Duration // as above, or a test's
 
 	mu     sync.Mutex
-	planes map[string]*share // with connections
+	planes map[string]*share
 }
 
 // share is what one plane has.
 type share struct {
-	bytes       *semaphore.Weighted
-	connections int
+	user     string
+	bytes    *semaphore.Weighted
+	leases   *rate.Limiter
+	requests atomic.Int64 // under way, but for streams
+	streams  atomic.Int64
+	watchers atomic.Int64
+	unread   atomic.Int64 // bytes of bodies that came
+
+	mu      sync.Mutex
+	ledger  *ledger            // nil: it hasn't written yet
+	written int64              // bytes, since ever
+	sending map[*watches]int64 // with what was written when each began to send
+
+	// These are under the shares' mu.
+	connections map[*connection]struct{}
+	ended       time.Time // the last of them
+	stood       time.Time // still
 }
 
 func newShares() *shares {
-	return &shares{all: semaphore.NewWeighted(allBytes), planes: map[string]*share{}}
+	return &shares{all: semaphore.NewWeighted(allBytes), slow: semaphore.NewWeighted(planeBytes),
+		ownPatience: ownPatience, patience: patience, planes: map[string]*share{}}
 }
 
 // connection is one of a plane's. What it holds ends with it: gRPC forgets what it had
 // still to send.
 type connection struct {
 	shares *shares
-	user   string
 	share  *share
+	wire   *wire // nil in tests
+	unread atomic.Int64
 
 	mu    sync.Mutex
 	holds map[*hold]struct{}
 }
 
-func (s *shares) connect(user string) *connection {
+func (s *shares) connect(user string, w *wire) *connection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for user, sh := range s.planes {
+		if len(sh.connections) == 0 && time.Since(sh.ended) > remembered {
+			delete(s.planes, user)
+		}
+	}
 	sh := s.planes[user]
 	if sh == nil {
-		sh = &share{bytes: semaphore.NewWeighted(planeBytes)}
+		sh = &share{user: user, bytes: semaphore.NewWeighted(planeBytes), leases: rate.NewLimiter(leasesPerSecond, leasesAtOnce),
+			sending: map[*watches]int64{}, connections: map[*connection]struct{}{}}
 		s.planes[user] = sh
 	}
-	sh.connections++
-	return &connection{shares: s, user: user, share: sh, holds: map[*hold]struct{}{}}
+	c := &connection{shares: s, share: sh, wire: w, holds: map[*hold]struct{}{}}
+	sh.connections[c] = struct{}{}
+	return c
 }
 
 func (c *connection) close() {
@@ -78,11 +119,108 @@ func (c *connection) close() {
 	for h := range holds {
 		h.shrink(0)
 	}
+	c.share.unread.Add(-c.unread.Swap(0))
 	c.shares.mu.Lock()
 	defer c.shares.mu.Unlock()
-	if c.share.connections--; c.share.connections == 0 {
-		delete(c.shares.planes, c.user)
+	delete(c.share.connections, c)
+	c.share.ended = time.Now()
+}
+
+// end has the connection end. It doesn't wait for that.
+func (c *connection) end() {
+	if c.wire != nil {
+		_ = c.wire.raw.Close()
 	}
+}
+
+// stood ends the connection of a plane that stands still.
+func (c *connection) stood() {
+	c.shares.mu.Lock()
+	c.share.stood = time.Now()
+	c.shares.mu.Unlock()
+	c.end()
+}
+
+// came counts what has come of bodies. What is too much ends the connection.
+func (c *connection) came(bytes int64) {
+	c.unread.Add(bytes)
+	if c.share.unread.Add(bytes) > maxUnread {
+		c.end()
+	}
+}
+
+// read counts what gRPC has read.
+func (c *connection) read(bytes int64) {
+	c.unread.Add(-bytes)
+	c.share.unread.Add(-bytes)
+}
+
+// isSlow says whether the plane stood still a short while ago.
+func (s *shares) isSlow(sh *share) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !sh.stood.IsZero() && time.Since(sh.stood) < slowFor
+}
+
+// acquire waits for room. Meanwhile it ends the connections that are in the way, if they
+// stand still.
+func (s *shares) acquire(
+	ctx context.Context, room *semaphore.Weighted, bytes int64, patience time.Duration, inWay func(*share) bool,
+) error {
+	if room.TryAcquire(bytes) {
+		return nil
+	}
+	got := make(chan error, 1)
+	go func() { got <- room.Acquire(ctx, bytes) }()
+	look := time.NewTimer(s.endStill(patience, inWay))
+	defer look.Stop()
+	for {
+		select {
+		case err := <-got:
+			return err
+		case <-look.C:
+			look.Reset(s.endStill(patience, inWay))
+		}
+	}
+}
+
+// endStill ends connections with something that has waited for their plane for longer
+// than patience, and returns after how long there may be more of them.
+func (s *shares) endStill(patience time.Duration, inWay func(*share) bool) (next time.Duration) {
+	var still []*connection
+	next = patience
+	s.mu.Lock()
+	for _, sh := range s.planes {
+		if !inWay(sh) {
+			continue
+		}
+		for c := range sh.connections {
+			if age := c.waits(); age >= patience {
+				still = append(still, c)
+			} else {
+				next = min(next, patience-age)
+			}
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range still {
+		c.stood()
+	}
+	return max(next, time.Millisecond)
+}
+
+// waits is for how long something of the connection has waited for its plane.
+func (c *connection) waits() (longest time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for h := range c.holds {
+		h.mu.Lock()
+		if !h.since.IsZero() && h.bytes > 0 {
+			longest = max(longest, time.Since(h.since))
+		}
+		h.mu.Unlock()
+	}
+	return longest
 }
 
 // hold is what one request holds. Its methods may be called by several at once, and
@@ -92,6 +230,9 @@ type hold struct {
 
 	mu    sync.Mutex
 	bytes int64
+	slow  bool // it is of what slow planes have
+	// since is when it came to wait for the plane; zero: it doesn't.
+	since time.Time
 	// sent says that the rest is with what gRPC sends, and ends with that.
 	sent bool
 }
@@ -106,15 +247,26 @@ func (c *connection) hold(ctx context.Context, bytes int64) (*hold, error) {
 // take has the hold, which must be empty, hold so many bytes.
 func (h *hold) take(ctx context.Context, bytes int64) error {
 	c := h.of
-	if err := c.share.bytes.Acquire(ctx, bytes); err != nil {
+	s := c.shares
+	if err := s.acquire(ctx, c.share.bytes, bytes, s.ownPatience, func(sh *share) bool { return sh == c.share }); err != nil {
 		return err
 	}
-	if err := c.shares.all.Acquire(ctx, bytes); err != nil {
+	slow := s.isSlow(c.share)
+	if slow {
+		if err := s.acquire(ctx, s.slow, bytes, s.patience, func(sh *share) bool { return !sh.stood.IsZero() }); err != nil {
+			c.share.bytes.Release(bytes)
+			return err
+		}
+	}
+	if err := s.acquire(ctx, s.all, bytes, s.patience, func(*share) bool { return true }); err != nil {
 		c.share.bytes.Release(bytes)
+		if slow {
+			s.slow.Release(bytes)
+		}
 		return err
 	}
 	h.mu.Lock()
-	h.bytes = bytes
+	h.bytes, h.slow, h.since = bytes, slow, time.Time{}
 	h.mu.Unlock()
 	c.mu.Lock()
 	closed := c.holds == nil
@@ -129,15 +281,25 @@ func (h *hold) take(ctx context.Context, bytes int64) error {
 	return nil
 }
 
+// wait says whether it is the plane's turn now: to send the rest, or to read.
+func (h *hold) wait(forPlane bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.since = time.Time{}
+	if forPlane {
+		h.since = time.Now()
+	}
+}
+
 // shrink gives back what is more than bytes.
 func (h *hold) shrink(bytes int64) {
 	h.mu.Lock()
-	more := h.bytes - bytes
+	more, slow := h.bytes-bytes, h.slow
 	if more > 0 {
 		h.bytes = bytes
 	}
 	h.mu.Unlock()
-	h.free(more, bytes)
+	h.free(more, bytes, slow)
 }
 
 // give gives so many bytes back.
@@ -145,16 +307,19 @@ func (h *hold) give(bytes int64) {
 	h.mu.Lock()
 	bytes = min(bytes, h.bytes)
 	h.bytes -= bytes
-	left := h.bytes
+	left, slow := h.bytes, h.slow
 	h.mu.Unlock()
-	h.free(bytes, left)
+	h.free(bytes, left, slow)
 }
 
-func (h *hold) free(bytes, left int64) {
+func (h *hold) free(bytes, left int64, slow bool) {
 	if bytes <= 0 {
 		return
 	}
 	h.of.share.bytes.Release(bytes)
+	if slow {
+		h.of.shares.slow.Release(bytes)
+	}
 	h.of.shares.all.Release(bytes)
 	if left == 0 {
 		h.of.mu.Lock()

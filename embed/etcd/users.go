@@ -51,6 +51,7 @@ func (s *Server) EnsureUser(ctx context.Context, name, prefix string) error {
 	if err := checkUser(name, prefix); err != nil {
 		return err
 	}
+	s.prefixes.Store(name, prefix)
 	want := []permission{
 		{prefix, clientv3.GetPrefixRangeEnd(prefix), authpb.READWRITE},
 		{kubeCompactionKey, "", authpb.READ},

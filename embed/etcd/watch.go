@@ -1,0 +1,265 @@
+package etcd
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+	"go.etcd.io/etcd/server/v3/storage/mvcc"
+	"go.etcd.io/etcd/server/v3/storage/schema"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// maxWatchers of a plane, of 2 KiB each, and maxKey of what one is for: API servers have
+	// one for each kind of object, and one for each of a tenant's own on events.
+	maxWatchers, maxKey = 10_000, 2 << 10
+	// A watch that begins in the past is sent what came since all at once: as it was read, what
+	// was there before each change, and both as they are sent.
+	behindCopies = 4
+	behindBytes  = planeBytes / behindCopies
+	// maxBehind revisions, of all planes, are looked through for that, and behindStep at a time.
+	maxBehind, behindStep = 100_000, 500
+	// freeBytes of what a watch sends are in no share: streams have a bound.
+	freeBytes = 64 << 10
+
+	// A lease for events ends with the youngest of them, an hour and a little after it was made;
+	// one is made a minute, or for a thousand events.
+	maxTTL          = 2 * 60 * 60 // s
+	leasesPerSecond = 1
+	leasesAtOnce    = 100
+)
+
+// watches is the stream of a plane's watches. What waits there to be read is in no share
+// as it is read, since etcd keeps it for each stream: who doesn't read for long, or
+// writes much meanwhile, has his connection ended, and his watches begin where they were.
+type watches struct {
+	grpc.ServerStream
+	of     *connection
+	member *etcdserver.EtcdServer
+
+	mu     sync.Mutex
+	ended  bool
+	open   int64
+	made   []*behind         // those that are being made, in order
+	behind map[int64]*behind // by id
+}
+
+// behind is a watch that begins in the past, until it has been sent what came since.
+type behind struct {
+	hold *hold
+	last int64 // revision of the last change
+}
+
+func (f *front) watches(c *connection, s grpc.ServerStream) *watches {
+	return &watches{ServerStream: s, of: c, member: f.log.member.Load(), behind: map[int64]*behind{}}
+}
+
+// end gives back what the stream has.
+func (w *watches) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
+	w.of.share.watchers.Add(-w.open)
+	for _, b := range w.made {
+		b.free()
+	}
+	for _, b := range w.behind {
+		b.free()
+	}
+}
+
+func (b *behind) free() {
+	if b != nil && b.hold != nil {
+		b.hold.shrink(0)
+	}
+}
+
+// RecvMsg implements grpc.ServerStream. A watch that can't be is told that it begins
+// too far in the past, as after a compaction: whoever wants it lists anew, and sees
+// how it is.
+func (w *watches) RecvMsg(m any) error {
+	if err := w.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	r := m.(*pb.WatchRequest).GetCreateRequest()
+	if r == nil {
+		return nil
+	}
+	b := &behind{}
+	size, last, ok := changes(w.member, r)
+	switch {
+	case !ok, len(r.Key)+len(r.RangeEnd) > maxKey, w.of.share.watchers.Load() >= maxWatchers:
+		r.Key, r.RangeEnd, r.StartRevision = nil, nil, -1
+	case size > 0:
+		h, err := w.of.hold(w.Context(), behindCopies*size)
+		if err != nil {
+			return err
+		}
+		h.wait(true)
+		b.hold, b.last = h, last
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended { // etcd doesn't wait for who reads
+		b.free()
+		return io.EOF
+	}
+	w.made = append(w.made, b)
+	return nil
+}
+
+// SendMsg implements grpc.ServerStream.
+func (w *watches) SendMsg(m any) error {
+	r := m.(*pb.WatchResponse)
+	b, inShare := w.note(r)
+	if b == nil && inShare {
+		if size := int64(proto.Size(r)); size > freeBytes {
+			h, err := w.of.hold(w.Context(), min(size, planeBytes))
+			if err != nil {
+				return err
+			}
+			b = &behind{hold: h}
+		}
+	}
+	if b == nil {
+		return w.send(r)
+	}
+	p := page{hold: b.hold}
+	if err := p.add(r); err != nil {
+		return err
+	}
+	if n := len(r.Events); n > 0 && r.Events[n-1].Kv.ModRevision < b.last {
+		return w.send(&ready{p.data, b.hold}) // there is more
+	}
+	w.mu.Lock()
+	delete(w.behind, r.WatchId)
+	w.mu.Unlock()
+	return w.send(p.ready())
+}
+
+// note notes what r says of its watch, and returns what that is behind by, if r has some
+// of it. The rest is in the share unless the stream has more there: it would wait for itself.
+func (w *watches) note(r *pb.WatchResponse) (b *behind, inShare bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case r.Created && len(w.made) > 0:
+		b := w.made[0]
+		w.made = w.made[1:]
+		if r.Canceled {
+			b.free()
+			break
+		}
+		w.open++
+		w.of.share.watchers.Add(1)
+		if b.hold != nil {
+			w.behind[r.WatchId] = b
+		}
+	case r.Canceled:
+		w.open--
+		w.of.share.watchers.Add(-1)
+		w.behind[r.WatchId].free()
+		delete(w.behind, r.WatchId)
+	case len(r.Events) > 0:
+		b = w.behind[r.WatchId]
+	}
+	return b, len(w.behind) == 0
+}
+
+// send sends, and doesn't wait for ever.
+func (w *watches) send(m any) error {
+	w.of.share.begin(w)
+	defer w.of.share.done(w)
+	late := time.AfterFunc(w.of.shares.ownPatience, w.of.stood)
+	defer late.Stop()
+	return w.ServerStream.SendMsg(m)
+}
+
+func (s *share) begin(w *watches) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sending[w] = s.written
+}
+
+func (s *share) done(w *watches) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sending, w)
+}
+
+// wrote counts what the plane writes, which waits for each of its watches that sends.
+func (s *share) wrote(bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.written += bytes
+	for w, then := range s.sending {
+		if s.written-then > planeBytes {
+			w.of.end()
+		}
+	}
+}
+
+// changes are the bytes that a watch which begins in the past is behind by, and the
+// revision of the last of them. Not ok: they are too many, or too far back to say.
+func changes(m *etcdserver.EtcdServer, r *pb.WatchCreateRequest) (size, last int64, ok bool) {
+	kv := m.KV()
+	now := kv.Rev()
+	if r.StartRevision <= 0 || r.StartRevision > now || r.StartRevision < kv.FirstRev() {
+		return 0, 0, true
+	}
+	if now-r.StartRevision > maxBehind {
+		return 0, 0, false
+	}
+	from, to := mvcc.NewRevBytes(), mvcc.NewRevBytes()
+	for at := r.StartRevision; at <= now; at += behindStep {
+		from = mvcc.RevToBytes(mvcc.Revision{Main: at}, from)
+		to = mvcc.RevToBytes(mvcc.Revision{Main: min(at+behindStep, now+1)}, to)
+		tx := m.Backend().ReadTx()
+		tx.RLock()
+		// Not by number: what is on its way to the disk would come first. These are not
+		// copies, and no longer there once the lock is gone.
+		revisions, values := tx.UnsafeRange(schema.Key, from, to, 0)
+		for i, v := range values {
+			if watched(r, keyOf(v)) {
+				size += int64(len(v))
+				last = int64(binary.BigEndian.Uint64(revisions[i]))
+			}
+		}
+		tx.RUnlock()
+		if size > behindBytes {
+			return 0, 0, false
+		}
+	}
+	return size, last, true
+}
+
+// keyOf is the key in a mvccpb.KeyValue, of which it is the first field.
+func keyOf(kv []byte) []byte {
+	number, kind, n := protowire.ConsumeTag(kv)
+	if n < 0 || number != 1 || kind != protowire.BytesType {
+		return nil
+	}
+	key, n := protowire.ConsumeBytes(kv[n:])
+	if n < 0 {
+		return nil
+	}
+	return key
+}
+
+// watched says whether a watch is for the key, as etcd has it.
+func watched(r *pb.WatchCreateRequest, key []byte) bool {
+	switch {
+	case len(r.RangeEnd) == 0:
+		return bytes.Equal(key, r.Key)
+	case len(r.RangeEnd) == 1 && r.RangeEnd[0] == 0:
+		return bytes.Compare(key, r.Key) >= 0
+	}
+	return bytes.Compare(key, r.Key) >= 0 && bytes.Compare(key, r.RangeEnd) < 0
+}
