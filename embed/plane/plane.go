@@ -35,6 +35,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -170,6 +171,10 @@ type Plane struct {
 
 	machines sync.Mutex // held while the machines' file is written
 	share    sync.Mutex // held while the share's file is written
+
+	taken     atomic.Int64 // of the disk by its own folder, as last seen
+	spare     int64        // spareBytes, or a test's
+	lookEvery time.Duration
 }
 
 // New makes a Plane; Run starts it. What is wrong with cfg is said by Run.
@@ -182,7 +187,7 @@ func New(cfg Config) *Plane {
 	}
 	cfg.Datastore.Kind = cmp.Or(cfg.Datastore.Kind, Kine)
 	cfg.PodSecurity = cmp.Or(cfg.PodSecurity, Baseline)
-	p := &Plane{cfg: cfg}
+	p := &Plane{cfg: cfg, spare: spareBytes, lookEvery: lookEvery}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(cfg.Keys.CACert)
 	p.check = &http.Client{
@@ -268,6 +273,9 @@ func (p *Plane) Run(ctx context.Context, ready func(), died func(error)) error {
 	if err != nil {
 		return fmt.Errorf("plane %s: %w", p.cfg.ID, err)
 	}
+	if err := p.sweep(); err != nil {
+		return fmt.Errorf("plane %s: %w", p.cfg.ID, err)
+	}
 	failpoint.Reach("workspace/create/files-written")
 
 	var wg sync.WaitGroup
@@ -281,7 +289,15 @@ func (p *Plane) Run(ctx context.Context, ready func(), died func(error)) error {
 			}
 		})
 	}
-	return p.process.Run(ctx, ready, died)
+	running, overgrown := context.WithCancelCause(ctx)
+	wg.Go(func() { p.watchDisk(renewing, overgrown) })
+	if err := p.process.Run(running, ready, died); err != nil {
+		return err
+	}
+	if cause := context.Cause(running); errors.Is(cause, ErrOvergrown) {
+		return fmt.Errorf("plane %s: %w", p.cfg.ID, cause)
+	}
+	return nil
 }
 
 // Ready asks the API server whether it is ready, and says what it answers if
@@ -410,7 +426,8 @@ func (p *Plane) Limit() int64 { return p.cfg.Datastore.limit() }
 
 // Room is what the datastore takes and what it may grow to, in bytes, as the
 // plane has last seen it: that is less than a minute old while it matters. Both
-// are 0 if the plane has not looked yet, or if nothing bounds the datastore.
+// are 0 if the plane has not looked yet, or if nothing bounds the datastore. If the plane's
+// files take much more than it says, that counts.
 func (p *Plane) Room() (used, limit int64, err error) {
 	data, err := readOwn(p.path(roomFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -423,7 +440,7 @@ func (p *Plane) Room() (used, limit int64, err error) {
 	if err != nil {
 		return 0, 0, fmt.Errorf("plane %s: room in its datastore: %w", p.cfg.ID, err)
 	}
-	return room.UsedBytes, room.LimitBytes, nil
+	return max(room.UsedBytes, p.taken.Load()-p.spare), room.LimitBytes, nil
 }
 
 // readOwn reads a small file that the plane has written. It is its word: a link may
