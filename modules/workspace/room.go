@@ -162,23 +162,37 @@ func (r *run) setShare(s share) error {
 	return nil
 }
 
+// roomCondition says how full a datastore is. Until it is full all is taken; what it takes is
+// known to a hundredth of what it may.
+func roomCondition(used int64, s share) resource.Condition {
+	cond := resource.Condition{Type: resource.WorkspaceHasRoom, Status: resource.True, Reason: "Enough"}
+	state := ""
+	switch {
+	case used > s.limit/100*98:
+		cond.Status, cond.Reason = resource.False, "Full"
+		state = "new ones are refused, others go on"
+	case used > s.limit/100*90:
+		cond.Reason = "NearlyFull"
+		state = "new ones are refused when it is full"
+	default:
+		return cond
+	}
+	why := ""
+	if s.why != "" {
+		why = ", as " + s.why
+	}
+	cond.Message = fmt.Sprintf("the objects of its cluster take %d %% of what they may (%s)%s: %s. "+
+		"Delete what is not needed; `kubectl get --raw /metrics` counts objects as apiserver_resource_objects",
+		min(100, used/max(1, s.limit/100)), resource.Bytes.Text(s.limit), why, state)
+	return cond
+}
+
 // tellRoom writes what the datastore takes into the workspace's status, if that has
 // changed by more than a hundredth, or if it comes to be full or is no more.
 func (c *Controller) tellRoom(ctx context.Context, w *resource.Workspace, h holder, s share) error {
-	cond := resource.Condition{Type: resource.WorkspaceHasRoom, Status: resource.True, Reason: "Enough"}
-	if h.used > s.limit/10*9 {
-		why := ""
-		if s.why != "" {
-			why = ", as " + s.why
-		}
-		cond.Status, cond.Reason = resource.False, "Full"
-		cond.Message = fmt.Sprintf("the objects of its cluster take nearly all that they may (%s)%s: "+
-			"new ones are refused, others go on. "+
-			"Delete what is not needed; `kubectl get --raw /metrics` counts objects as apiserver_resource_objects",
-			resource.Bytes.Text(s.limit), why)
-	}
+	cond := roomCondition(h.used, s)
 	was := w.Status.Conditions.Get(cond.Type)
-	same := was != nil && was.Status == cond.Status && (cond.Status == resource.True || was.Message == cond.Message)
+	same := was != nil && was.Status == cond.Status && was.Message == cond.Message
 	change := h.used - w.Status.DatastoreBytes
 	if same && max(change, -change) <= h.max/100 {
 		return nil

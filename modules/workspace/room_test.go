@@ -53,6 +53,32 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// TestRoomCondition: a datastore is full when it takes nothing new, and not before.
+func TestRoomCondition(t *testing.T) {
+	for _, row := range []struct {
+		used   int64
+		reason string
+		says   []string
+	}{
+		{0, "Enough", nil},
+		{90 * mib, "Enough", nil},
+		{91 * mib, "NearlyFull", []string{"take 91 % of what they may (100Mi), as others need it: new ones are refused when it is full", "Delete"}},
+		{98 * mib, "NearlyFull", []string{"98 %"}},
+		{99 * mib, "Full", []string{"take 99 % of", "new ones are refused, others go on", "Delete"}},
+		{300 * mib, "Full", []string{"take 100 % of"}},
+	} {
+		got := roomCondition(row.used, share{100 * mib, "others need it"})
+		if got.Reason != row.reason || (got.Status == resource.False) != (row.reason == "Full") || (got.Message == "") != (row.says == nil) {
+			t.Errorf("%d MiB: %+v", row.used/mib, got)
+		}
+		for _, want := range row.says {
+			if !strings.Contains(got.Message, want) {
+				t.Errorf("%d MiB: %q, want %q", row.used/mib, got.Message, want)
+			}
+		}
+	}
+}
+
 // TestSharesAddUp: whatever is written between two looks, an account stays within
 // its bound and nobody takes what is to be left, but for what each may always take.
 func TestSharesAddUp(t *testing.T) {

@@ -29,9 +29,9 @@ import (
 type Store interface {
 	// Used is what it holds, in bytes.
 	Used(ctx context.Context) (int64, error)
-	// Reclaim gives free what is only history. It is called again and again
-	// while the datastore is nearly full.
-	Reclaim(ctx context.Context) error
+	// Reclaim gives free what is only history, but for the last keep of it. It is called
+	// again and again while the datastore is nearly full.
+	Reclaim(ctx context.Context, keep time.Duration) error
 }
 
 // Config describes a Budget.
@@ -66,6 +66,9 @@ const (
 	lookEvery    = 15 * time.Second
 	reclaimEvery = 3 * time.Second // while it is nearly full
 	fresh        = time.Second     // a measurement this young is not made again
+	// A list of many pages is of one revision, and begins anew if that becomes history
+	// that is gone: so some is kept, less of it when that is in the way of writes.
+	keptHistory, keptWhenFull = time.Minute, 10 * time.Second
 	// rowBytes is what a revision takes beside its value: its key, in the row and
 	// in five indexes of kine's.
 	rowBytes = 1 << 10
@@ -259,8 +262,14 @@ func (b *Budget) Run(ctx context.Context) {
 // look measures, makes room if it is time to, and says so in the status file.
 func (b *Budget) look(ctx context.Context, near bool, at time.Time) error {
 	if near {
+		keep := keptHistory
+		b.mu.Lock()
+		if b.estimate() > b.limit()/100*98 {
+			keep = keptWhenFull
+		}
+		b.mu.Unlock()
 		b.measuring.Lock()
-		err := b.store.Reclaim(ctx)
+		err := b.store.Reclaim(ctx, keep)
 		b.measuring.Unlock()
 		if err != nil {
 			return fmt.Errorf("reclaim: %w", err)

@@ -16,6 +16,7 @@ import (
 type disk struct {
 	used, history atomic.Int64
 	asked         atomic.Int64
+	kept          atomic.Int64
 	fail          error
 }
 
@@ -24,7 +25,11 @@ func (d *disk) Used(context.Context) (int64, error) {
 	return d.used.Load() + d.history.Load(), d.fail
 }
 
-func (d *disk) Reclaim(context.Context) error { d.history.Store(0); return nil }
+func (d *disk) Reclaim(_ context.Context, keep time.Duration) error {
+	d.kept.Store(int64(keep))
+	d.history.Store(0)
+	return nil
+}
 
 // at is a Budget whose clock stands where its test puts it.
 func at(cfg Config, d *disk) (b *Budget, clock *time.Time) {
@@ -153,8 +158,25 @@ func TestRunReclaimsAndTells(t *testing.T) {
 	if status.LimitBytes != 10*mib {
 		t.Errorf("limit %d, want 10 MiB", status.LimitBytes)
 	}
+	if kept := time.Duration(d.kept.Load()); kept != keptWhenFull {
+		t.Errorf("full, it keeps %s of history", kept)
+	}
 	stop()
 	<-ended
+}
+
+// TestNearlyFull: while there is room, lists of many pages are not cut short.
+func TestNearlyFull(t *testing.T) {
+	d := &disk{}
+	d.used.Store(95 * mib / 10)
+	b := New(Config{LimitBytes: 10 * mib}, d)
+	b.used = 95 * mib / 10
+	if err := b.look(t.Context(), true, time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	if kept := time.Duration(d.kept.Load()); kept != keptHistory {
+		t.Errorf("at 95 %% it keeps %s of history", kept)
+	}
 }
 
 // TestShare: what others have of the same room makes the limit lower, and higher

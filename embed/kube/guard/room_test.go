@@ -20,8 +20,8 @@ import (
 // store holds as much as it says.
 type store int64
 
-func (s store) Used(context.Context) (int64, error) { return int64(s), nil }
-func (s store) Reclaim(context.Context) error       { return nil }
+func (s store) Used(context.Context) (int64, error)          { return int64(s), nil }
+func (s store) Reclaim(context.Context, time.Duration) error { return nil }
 
 func configMap(size int, change func(*api.ConfigMap)) *api.ConfigMap {
 	c := &api.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Data: map[string]string{"a": strings.Repeat("x", size)}}

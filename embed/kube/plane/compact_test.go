@@ -54,7 +54,7 @@ func runKine(cfg KineConfig) error {
 	}
 	fmt.Println("ready")
 	for {
-		if err := s.Reclaim(ctx); err != nil {
+		if err := s.Reclaim(ctx, 0); err != nil {
 			return err
 		}
 		// All free pages, not only many of them.

@@ -2,6 +2,7 @@ package plane
 
 import (
 	"context"
+	"time"
 
 	"k8s.io/component-base/metrics/legacyregistry"
 )
@@ -29,4 +30,4 @@ func (estimate) Used(context.Context) (int64, error) {
 }
 
 // Reclaim does nothing: the platform's etcd compacts itself.
-func (estimate) Reclaim(context.Context) error { return nil }
+func (estimate) Reclaim(context.Context, time.Duration) error { return nil }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	driver "modernc.org/sqlite" // what kine has without cgo
@@ -17,8 +18,15 @@ import (
 // sqlite is kine's database seen beside kine, which knows no size on disk and
 // gives nothing back to it.
 type sqlite struct {
-	db   *sql.DB
-	kine *clientv3.Client
+	db    *sql.DB
+	kine  *clientv3.Client
+	marks []mark // of Reclaim, the oldest first
+}
+
+// mark says which revision there was at a time.
+type mark struct {
+	at       time.Time
+	revision int64
 }
 
 // prepareSQLite makes the file if there is none, in a way that pages can be
@@ -117,16 +125,24 @@ func (s *sqlite) Used(ctx context.Context) (bytes int64, err error) {
 // holds up writers: 16 MiB.
 const freePages = 4096
 
-// Reclaim drops all history but kine's minimum, and gives free pages back to
-// the disk. Watches that are behind start over, as after any compaction.
-func (s *sqlite) Reclaim(ctx context.Context) error {
+// Reclaim drops history, but for the last keep of it, or kine's minimum, and gives
+// free pages back to the disk. Watches that are behind start over, as after any
+// compaction.
+func (s *sqlite) Reclaim(ctx context.Context, keep time.Duration) error {
 	now, err := s.kine.Get(ctx, "compact_rev_key")
 	if err != nil {
 		return err
 	}
-	// Compacted already: nothing has been written since.
-	if _, err := s.kine.Compact(ctx, now.Header.Revision); err != nil && ctx.Err() != nil {
-		return err
+	s.marks = append(s.marks, mark{time.Now(), now.Header.Revision})
+	until := int64(0)
+	for len(s.marks) > 0 && time.Since(s.marks[0].at) >= keep {
+		until, s.marks = s.marks[0].revision, s.marks[1:]
+	}
+	if until > 0 {
+		// Compacted already: nothing has been written since.
+		if _, err := s.kine.Compact(ctx, until); err != nil && ctx.Err() != nil {
+			return err
+		}
 	}
 	for before := int64(math.MaxInt64); ; {
 		var free int64
