@@ -250,7 +250,8 @@ func (c *Controller) serves(r *run, problem error) {
 	c.loop.Add(r.key)
 }
 
-// stop ends the plane with this id, if it runs, and waits until it has.
+// stop ends the plane with this id, if it runs, and waits until it has. Nothing is told
+// to it, by files in its folder, after that.
 func (c *Controller) stop(id string) {
 	c.mu.Lock()
 	r := c.runs[id]
@@ -259,6 +260,7 @@ func (c *Controller) stop(id string) {
 	if r != nil {
 		r.cancel()
 		<-r.done
+		r.note(func(l *live) { l.plane = nil }) // waits for who tells it something now
 	}
 }
 

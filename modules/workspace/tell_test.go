@@ -53,3 +53,36 @@ func TestTellPlanes(t *testing.T) {
 	close(planes["acme/web/hangs"].disk)
 	close(planes["acme/web/untouched"].disk)
 }
+
+// TestPlanesThatEndedAreToldNothing: what is told lies in the plane's folder, which its
+// removal takes away, for good.
+func TestPlanesThatEndedAreToldNothing(t *testing.T) {
+	t.Parallel()
+	log := slog.New(slog.DiscardHandler)
+	c := &Controller{cfg: Config{Log: log, Machines: store.Of[resource.Machine](storetest.New(t)).Cache(log)}, runs: map[string]*run{}}
+	p := &slowPlane{told: make(chan struct{}, 9), disk: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	r := &run{key: "acme/web/shop", changed: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{}), live: live{plane: p}}
+	close(r.done)
+	c.runs["00002a"] = r
+	c.wg.Go(func() { c.tellPlane(ctx, r) })
+	c.machinesChanged(r.key)
+	<-p.told // and the disk hangs
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); c.stop("00002a") }()
+	<-ctx.Done()
+	select {
+	case <-stopped:
+		t.Error("stopped while the plane is told something")
+	default:
+	}
+	close(p.disk)
+	<-stopped
+	c.wg.Wait()
+	if err := r.setMachines(func(string) []string { return []string{"later"} }); err != nil || len(p.told) > 0 {
+		t.Errorf("after its end it is told %d times more, %v", len(p.told), err)
+	}
+	if err := r.setShare(share{limit: 1}); err != nil { // its zero value would panic
+		t.Error(err)
+	}
+}
