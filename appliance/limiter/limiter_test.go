@@ -129,6 +129,11 @@ func TestRate(t *testing.T) {
 		if wait := r.Take("a", 2); wait != 200*time.Millisecond {
 			t.Errorf("a is told to wait %v, want 200ms", wait)
 		}
+		for range 30 {
+			if mine, others := r.Due("a", 1), r.Due("b", 20); mine != 100*time.Millisecond || others != 0 {
+				t.Fatalf("a would wait %v and b %v, want 100ms and 0: nothing is taken by asking", mine, others)
+			}
+		}
 		if wait := r.Take("b", 20); wait != 0 {
 			t.Errorf("b waits %v because of a", wait)
 		}

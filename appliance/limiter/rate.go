@@ -33,7 +33,12 @@ func NewRate[K comparable](perSecond float64, burst int) *Rate[K] {
 
 // Take takes n tokens, of which there can be at most burst, from who's bucket. If it
 // has not as many, nothing is taken, and wait is after how long it will have.
-func (r *Rate[K]) Take(who K, n int) (wait time.Duration) {
+func (r *Rate[K]) Take(who K, n int) (wait time.Duration) { return r.take(who, n, true) }
+
+// Due is after how long who's bucket will have n tokens; 0: it has.
+func (r *Rate[K]) Due(who K, n int) (wait time.Duration) { return r.take(who, n, false) }
+
+func (r *Rate[K]) take(who K, n int, really bool) (wait time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	bucket := rate.NewLimiter(rate.Limit(r.perSecond), r.burst)
@@ -42,7 +47,7 @@ func (r *Rate[K]) Take(who K, n int) (wait time.Duration) {
 	}
 	now := time.Now()
 	taken := bucket.ReserveN(now, min(n, r.burst))
-	if wait = taken.DelayFrom(now); wait > 0 {
+	if wait = taken.DelayFrom(now); wait > 0 || !really {
 		taken.CancelAt(now)
 		return wait
 	}

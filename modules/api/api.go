@@ -62,8 +62,9 @@ type Config struct {
 // methods may be called concurrently. Errors that are no access.Refusal are the
 // platform's own trouble.
 type Identity interface {
-	// Authenticate returns who carries the bearer token. Once per request.
-	Authenticate(ctx context.Context, token string) (*access.Principal, error)
+	// Authenticate returns who carries the bearer token that came from an address.
+	// Once per request.
+	Authenticate(ctx context.Context, token, source string) (*access.Principal, error)
 	// Admit says whether p may do op in organization of account, and leaves in p
 	// the memberships that decided.
 	Admit(ctx context.Context, p *access.Principal, op access.Operation, account, organization string) error

@@ -231,7 +231,15 @@ func (a *API) principal(r *http.Request) (*access.Principal, error) {
 			Remedy: "Log in with `mp login`.",
 		}
 	}
-	return a.id.Authenticate(r.Context(), strings.TrimSpace(token))
+	token = strings.TrimSpace(token)
+	if err := a.shares.due(token); err != nil {
+		return nil, err
+	}
+	p, err := a.id.Authenticate(r.Context(), token, r.RemoteAddr)
+	if err == nil {
+		a.shares.met(token, p)
+	}
+	return p, err
 }
 
 // who is the principal of the request that ctx is of.

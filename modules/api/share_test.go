@@ -47,6 +47,13 @@ func TestEachHasHisShare(t *testing.T) {
 	if n < atOnce {
 		t.Errorf("refused after %d requests, want %d at once", n, atOnce)
 	}
+	asked := s.api.Authentications()
+	for range 100 {
+		s.do(dev, "GET", "/v1/session", "")
+	}
+	if n := asked.Load(); n > 50 { // two a second are his
+		t.Errorf("100 requests too many have cost %d reads of who asks", n)
+	}
 	s.want(http.StatusOK, owner, "GET", "/v1/accounts/acme/organizations", "")
 	s.want(http.StatusOK, rival, "GET", "/v1/accounts/rival/organizations", "")
 	// Nobody known, with and without a token that is none.

@@ -84,7 +84,7 @@ func FuzzTokens(f *testing.F) {
 	f.Fuzz(func(t *testing.T, kind byte, at, drop uint16, text string) {
 		ctx := t.Context()
 		raw := splice(tokens[int(kind)%len(tokens)], at, drop, text)
-		if p, err := id.Authenticate(ctx, raw); err == nil && (raw != session || p.User != fuzzUser || p.Sysadmin) {
+		if p, err := id.Authenticate(ctx, raw, "192.0.2.1:1"); err == nil && (raw != session || p.User != fuzzUser || p.Sysadmin) {
 			t.Errorf("%q is taken for a session of %+v", raw, p)
 		} else if err != nil && raw == session {
 			t.Errorf("the session is refused: %v", err)

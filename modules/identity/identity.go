@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"github.com/multipaas/multipaas/appliance/limiter"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -49,7 +50,8 @@ type Identity struct {
 	passwords *passwords
 	throttle  *throttle
 	verified  *verified
-	checks    singleflight.Group // of passwords, by digest
+	strangers *limiter.Rate[string] // tokens that may be none, by source
+	checks    singleflight.Group    // of passwords, by digest
 	keys      store.Kind[*SigningKey]
 }
 
@@ -68,6 +70,7 @@ func New(cfg Config) *Identity {
 		passwords: newPasswords(),
 		throttle:  newThrottle(cfg.Now),
 		verified:  newVerified(cfg.Now),
+		strangers: limiter.NewRate[string](tokensPerSecond, tokensAtOnce),
 		keys:      store.Of[SigningKey](cfg.Store),
 	}
 }
@@ -91,14 +94,9 @@ func (id *Identity) Run(ctx context.Context, ready func()) error {
 	if _, err := id.signingKeys(ctx); err != nil {
 		return err
 	}
-	// Whose they are was not in the tokens of an earlier version: those end, and who had
-	// one logs in again.
-	ended := func(*resource.Session) bool { return false }
-	if err := store.Of[resource.Session](id.store).Rehome(ctx, oldSession, ended); err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		id.log.Error("sessions of an earlier version stay", "err", err) // and are good for nothing
+	left := !id.endEarlier(ctx)
+	if ctx.Err() != nil {
+		return nil
 	}
 	ready()
 	tick := time.NewTicker(sweepEvery)
@@ -112,7 +110,19 @@ func (id *Identity) Run(ctx context.Context, ready func()) error {
 			return nil
 		case <-tick.C:
 		}
+		left = left && !id.endEarlier(ctx)
 	}
+}
+
+// endEarlier ends the sessions of an earlier version, whose tokens don't say whose they
+// are: who had one logs in again. It says whether all have.
+func (id *Identity) endEarlier(ctx context.Context) bool {
+	ended := func(*resource.Session) bool { return false }
+	err := store.Of[resource.Session](id.store).Rehome(ctx, oldSession, ended)
+	if err != nil && ctx.Err() == nil {
+		id.log.Error("sessions of an earlier version stay for now", "err", err) // and are good for nothing
+	}
+	return err == nil
 }
 
 // Sweep removes what has expired: sessions at once, join tokens a week later,

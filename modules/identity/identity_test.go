@@ -60,7 +60,7 @@ func TestLogin(t *testing.T) {
 	if !strings.HasPrefix(got.Token, TokenPrefix) || got.User != "ann@acme.example" {
 		t.Errorf("got %+v", got)
 	}
-	p, err := id.Authenticate(ctx, got.Token)
+	p, err := id.Authenticate(ctx, got.Token, source)
 	if err != nil || p.User != "ann@acme.example" || p.Sysadmin {
 		t.Fatalf("got %+v, %v", p, err)
 	}
@@ -89,7 +89,7 @@ func TestLogin(t *testing.T) {
 	}
 
 	for _, bad := range []string{"", "mps_", "mps_x", "Bearer x", strings.Repeat("mps_", 1000), "mps_../../users/x", "mps_a,b"} {
-		if _, err := id.Authenticate(ctx, bad); !errors.Is(err, access.ErrUnauthenticated) {
+		if _, err := id.Authenticate(ctx, bad, source); !errors.Is(err, access.ErrUnauthenticated) {
 			t.Errorf("token %.20q: got %v, want ErrUnauthenticated", bad, err)
 		}
 	}
@@ -97,7 +97,7 @@ func TestLogin(t *testing.T) {
 	if err := id.Logout(ctx, p); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := id.Authenticate(ctx, got.Token); !errors.Is(err, access.ErrUnauthenticated) {
+	if _, err := id.Authenticate(ctx, got.Token, source); !errors.Is(err, access.ErrUnauthenticated) {
 		t.Errorf("after logout: got %v", err)
 	}
 
@@ -107,11 +107,11 @@ func TestLogin(t *testing.T) {
 		t.Fatal(err)
 	}
 	clock.advance(SessionLife - time.Minute)
-	if _, err := id.Authenticate(ctx, got.Token); err != nil {
+	if _, err := id.Authenticate(ctx, got.Token, source); err != nil {
 		t.Errorf("before its end: %v", err)
 	}
 	clock.advance(2 * time.Minute)
-	if _, err := id.Authenticate(ctx, got.Token); !errors.Is(err, access.ErrUnauthenticated) {
+	if _, err := id.Authenticate(ctx, got.Token, source); !errors.Is(err, access.ErrUnauthenticated) {
 		t.Errorf("after its end: got %v", err)
 	}
 	if err := id.Sweep(ctx); err != nil {
@@ -134,7 +134,7 @@ func TestPasswords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := id.Authenticate(ctx, a.Token)
+	p, err := id.Authenticate(ctx, a.Token, source)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,10 +147,10 @@ func TestPasswords(t *testing.T) {
 	if err := id.ChangePassword(ctx, p, password, "another password", source); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := id.Authenticate(ctx, a.Token); err != nil {
+	if _, err := id.Authenticate(ctx, a.Token, source); err != nil {
 		t.Errorf("own session: %v", err)
 	}
-	if _, err := id.Authenticate(ctx, b.Token); err == nil {
+	if _, err := id.Authenticate(ctx, b.Token, source); err == nil {
 		t.Error("the other session goes on")
 	}
 	if _, err := id.Login(ctx, "ann@acme.example", password, source); err == nil {
@@ -163,7 +163,7 @@ func TestPasswords(t *testing.T) {
 	if _, err := store.Of[resource.User](id.store).Modify(ctx, "ann@acme.example", func(u *resource.User) error { u.Spec.Disabled = true; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := id.Authenticate(ctx, a.Token); err == nil {
+	if _, err := id.Authenticate(ctx, a.Token, source); err == nil {
 		t.Error("a disabled user's session goes on")
 	}
 	if _, err := id.Login(ctx, "ann@acme.example", "another password", source); err == nil {
@@ -303,7 +303,7 @@ func TestBootstrap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := id.Authenticate(ctx, login.Token)
+	p, err := id.Authenticate(ctx, login.Token, source)
 	if err != nil || !p.Sysadmin || p.User != "admin@mp.example" {
 		t.Errorf("got %+v, %v", p, err)
 	}
@@ -408,7 +408,7 @@ func TestDeleteUser(t *testing.T) {
 	if err := id.DeleteUser(ctx, user); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := id.Authenticate(ctx, login.Token); err == nil {
+	if _, err := id.Authenticate(ctx, login.Token, source); err == nil {
 		t.Error("a deleted user's session goes on")
 	}
 	offers, err := store.Of[resource.Invitation](id.store).Keys(ctx, "")
@@ -418,7 +418,7 @@ func TestDeleteUser(t *testing.T) {
 	}
 	// A new user of that name starts from nothing.
 	mustUser(t, id, "bob@acme.example", resource.UserSpec{})
-	if _, err := id.Authenticate(ctx, login.Token); err == nil {
+	if _, err := id.Authenticate(ctx, login.Token, source); err == nil {
 		t.Error("the old session is the new user's")
 	}
 }
@@ -523,12 +523,12 @@ func TestSessionsAreBounded(t *testing.T) {
 		tokens = append(tokens, login.Token)
 	}
 	for i, token := range tokens {
-		_, err := id.Authenticate(ctx, token)
+		_, err := id.Authenticate(ctx, token, source)
 		if ended := errors.Is(err, access.ErrUnauthenticated); ended != (i < 3) {
 			t.Errorf("login %d of %d: %v", i, len(tokens), err)
 		}
 	}
-	if _, err := id.Authenticate(ctx, bob.Token); err != nil {
+	if _, err := id.Authenticate(ctx, bob.Token, source); err != nil {
 		t.Errorf("another user's session: %v", err)
 	}
 	keys, err := store.Of[resource.Session](id.store).Keys(ctx, resource.SessionPrefix("ann@acme.example"))
@@ -575,5 +575,43 @@ func TestLoginsWithTheReserve(t *testing.T) {
 		if full := errors.Is(err, store.ErrFull); full != (i > 0) || err != nil && !full {
 			t.Errorf("login %d of another: %v", i, err)
 		}
+	}
+}
+
+// TestTokensThatAreNone: who shows many of them is told to wait before anything is read
+// for him, and others behind his address go on with theirs.
+func TestTokensThatAreNone(t *testing.T) {
+	id, _ := newIdentity(t)
+	ctx := t.Context()
+	mustUser(t, id, "ann@acme.example", resource.UserSpec{})
+	login, err := id.Login(ctx, "ann@acme.example", password, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id.strangers = limiter.NewRate[string](0.001, 20)
+	if _, err := id.Authenticate(ctx, login.Token, source); err != nil {
+		t.Fatal(err)
+	}
+	none := func(from string) error {
+		_, err := id.Authenticate(ctx, TokenPrefix+resource.SessionPrefix("ann@acme.example")+randomText(tokenBytes), from)
+		return err
+	}
+	for range 19 {
+		if err := none(source); !errors.Is(err, access.ErrUnauthenticated) {
+			t.Fatalf("a token that is none: %v", err)
+		}
+	}
+	no, ok := errors.AsType[*access.Refusal](none(source))
+	if !ok || !errors.Is(no, access.ErrThrottled) || no.RetryAfter < time.Second || !strings.Contains(no.Text, "from your address") {
+		t.Errorf("the twentieth: %+v", no)
+	}
+	if _, err := id.Authenticate(ctx, login.Token, source); err != nil {
+		t.Errorf("whose token is known, behind the same address: %v", err)
+	}
+	if err := none("198.51.100.9:1"); !errors.Is(err, access.ErrUnauthenticated) {
+		t.Errorf("from another address: %v", err)
+	}
+	if _, err := id.registryPrincipal(ctx, "token", TokenPrefix+randomText(40), source); !errors.Is(err, access.ErrThrottled) {
+		t.Errorf("by the registry's door: %v", err)
 	}
 }

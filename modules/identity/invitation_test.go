@@ -145,7 +145,7 @@ func TestFirstPasswordElsewhere(t *testing.T) {
 			t.Errorf("%d %s", w.Code, w.Body)
 		}
 	}
-	p, err := id.Authenticate(ctx, login.Token)
+	p, err := id.Authenticate(ctx, login.Token, "192.0.2.1:1")
 	if err != nil || p.Sysadmin || !p.FirstPassword {
 		t.Fatalf("%+v, %v", p, err)
 	}

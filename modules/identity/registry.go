@@ -165,7 +165,7 @@ func (id *Identity) ServeRegistryToken(w http.ResponseWriter, r *http.Request) {
 func (id *Identity) registryPrincipal(ctx context.Context, user, password, source string) (*access.Principal, error) {
 	var p *access.Principal
 	if strings.HasPrefix(password, TokenPrefix) {
-		session, err := id.Authenticate(ctx, password)
+		session, err := id.Authenticate(ctx, password, source)
 		if err != nil {
 			return nil, err
 		}

@@ -138,8 +138,9 @@ func (id *Identity) checkPassword(ctx context.Context, address, password, source
 }
 
 // Authenticate returns who carries token. The error is a Refusal with
-// ErrUnauthenticated if nobody does any more.
-func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Principal, error) {
+// ErrUnauthenticated if nobody does any more, with ErrThrottled if too many came from
+// that address that nobody may carry: those cost no read.
+func (id *Identity) Authenticate(ctx context.Context, token, source string) (*access.Principal, error) {
 	ended := refuse(access.ErrUnauthenticated, "Log in again with `mp login`.", "Your session has ended.")
 	if !strings.HasPrefix(token, TokenPrefix) || len(token) > 100 {
 		return nil, refuse(access.ErrUnauthenticated, "Log in with `mp login`.", "This is not a token of the platform.")
@@ -147,6 +148,19 @@ func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Pri
 	prefix := strings.TrimPrefix(token, TokenPrefix)
 	if len(prefix) <= sessionPrefix || strings.ContainsAny(prefix[:sessionPrefix], "/,") {
 		return nil, ended
+	}
+	// Who is at work behind the same address as one who guesses is not held up.
+	seen := id.verified.digest("session", token)
+	if !id.verified.has(seen) {
+		if wait := id.strangers.Take(limiter.Network(source), 1); wait > 0 {
+			wait = max(wait.Round(time.Second), time.Second)
+			return nil, &access.Refusal{
+				Reason:     access.ErrThrottled,
+				Text:       "There are too many tokens from your address that are not known.",
+				Remedy:     fmt.Sprintf("Try again in %s.", wait),
+				RetryAfter: wait,
+			}
+		}
 	}
 	session, err := store.Of[resource.Session](id.store).Get(ctx, prefix[:sessionPrefix]+"/"+hashText(token))
 	if errors.Is(err, store.ErrNotFound) || err == nil && !id.now().Before(session.ExpiresAt) {
@@ -162,6 +176,7 @@ func (id *Identity) Authenticate(ctx context.Context, token string) (*access.Pri
 	if err != nil {
 		return nil, err
 	}
+	id.verified.add(seen)
 	p := principal(user)
 	p.Session = session
 	return p, nil

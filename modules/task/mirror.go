@@ -26,13 +26,9 @@ func (t target) String() string { return t.kind + "/" + t.key }
 // ready once it knows all tasks. Call it once.
 func (ts *Tasks) Run(ctx context.Context, ready func()) error {
 	tasks := store.Of[resource.Task](ts.cfg.Store)
-	if err := tasks.Rehome(ctx, earlier, rename); err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		// An old task that nobody can read is no reason to be without all new ones.
-		ts.cfg.Log.Error("tasks of an earlier version stay where they are", "err", err)
-	}
+	// An old task that nobody can read is no reason to be without all new ones, and one
+	// that can't be moved now is moved later.
+	left := !ts.rehome(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -55,6 +51,7 @@ func (ts *Tasks) Run(ctx context.Context, ready func()) error {
 		for {
 			select {
 			case <-tick.C:
+				left = left && !ts.rehome(ctx)
 			case <-ts.pruned:
 			case <-ctx.Done():
 				return
@@ -75,6 +72,15 @@ func (ts *Tasks) Run(ctx context.Context, ready func()) error {
 		}
 	}
 	return nil
+}
+
+// rehome moves what an earlier version has left, and says whether all of it is moved.
+func (ts *Tasks) rehome(ctx context.Context) bool {
+	err := store.Of[resource.Task](ts.cfg.Store).Rehome(ctx, earlier, rename)
+	if err != nil && ctx.Err() == nil {
+		ts.cfg.Log.Error("tasks of an earlier version stay where they are for now", "err", err)
+	}
+	return err == nil
 }
 
 // earlier says that a task was kept by an earlier version, under no account.
