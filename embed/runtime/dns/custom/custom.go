@@ -1,8 +1,8 @@
 // Package custom decides which of a tenant's files are in force in a cluster's DNS.
 //
 // It promises that what CoreDNS can't read is left out, or stays as it was when it
-// last could be read, and that what it dies with soon after it took it is left out
-// as a whole, until it changes.
+// last could be read, and that what it dies with soon after it took it, or while it
+// looks at it, is left out as a whole, until it changes.
 //
 // Parties: command coredns makes a Custom, and has it load whenever upstream's code
 // loads the configuration. Only that command imports it.
@@ -100,37 +100,52 @@ func (c *Custom) begin(sum string) error {
 		return err
 	}
 	c.begun = true
-	if last, err := os.ReadFile(c.trialFile()); err == nil && string(last) == sum {
+	last, err := os.ReadFile(c.trialFile())
+	if err != nil {
+		return nil
+	}
+	switch string(last) {
+	case sum:
 		c.seen = sum
 		c.say("CoreDNS ended soon after it took this: all of it is left out until it changes. " +
 			"The log of CoreDNS before (kubectl logs -p) may say why")
+	case checking + sum:
+		c.seen = sum
+		c.say("CoreDNS was ended while it looked at this, which takes too long: all of it is left out until it changes. " +
+			"What asks servers elsewhere to begin with, as route53 and clouddns do, needs a way to them")
 	}
 	return nil
 }
 
-// decide puts in force what can be read: all if that can be, else file by file,
-// the new one or else the one that was in force.
-func (c *Custom) decide(base []byte, files map[string]string, wrong []string, sum string) error {
-	take := files
-	if len(files) > 0 {
-		if err := c.try(base, files); err != nil {
-			if own := c.try(base, nil); own != nil {
-				return fmt.Errorf("can't be looked at: %w", own)
-			}
-			take = map[string]string{}
-			for _, name := range slices.Sorted(maps.Keys(files)) {
-				err := c.try(base, with(take, name, files[name]))
-				if err == nil {
-					take[name] = files[name]
-					continue
-				}
-				did := "is left out"
-				if old, ok := c.force[name]; ok && old != files[name] && c.try(base, with(take, name, old)) == nil {
-					take[name], did = old, "stays as it was before"
-				}
-				c.say(fmt.Sprintf("%s %s, CoreDNS can't read it: %v", name, did, err))
-			}
+// checking stands before the sum of what is looked at: health checks end a process that
+// has not answered for 80 s, and 32 files may take longer than that.
+const checking = "checking "
+
+// look notes that files are looked at, and returns what is to be called when they have
+// been: it notes again what was there.
+func (c *Custom) look(sum string) (done func(), err error) {
+	if c.lived != nil && !c.lived.Stop() {
+		c.lived = nil // its trial is over
+	}
+	before, err := os.ReadFile(c.trialFile())
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		err = os.WriteFile(c.trialFile(), []byte(checking+sum), 0o600)
+	}
+	return func() {
+		if c.lived != nil {
+			_ = os.WriteFile(c.trialFile(), before, 0o600) // else it is taken again, which is no harm
+			c.lived.Reset(trial)
+		} else {
+			os.Remove(c.trialFile())
 		}
+	}, err
+}
+
+// decide puts in force what can be read.
+func (c *Custom) decide(base []byte, files map[string]string, wrong []string, sum string) error {
+	take, err := c.choose(base, files, sum)
+	if err != nil {
+		return err
 	}
 	for _, w := range wrong {
 		c.say(w)
@@ -148,6 +163,39 @@ func (c *Custom) decide(base []byte, files map[string]string, wrong []string, su
 		c.lived = time.AfterFunc(trial, func() { os.Remove(c.trialFile()) })
 	}
 	return c.put(take)
+}
+
+// choose returns which files can be read: all if they can be together, else file by file,
+// the new one or else the one that was in force.
+func (c *Custom) choose(base []byte, files map[string]string, sum string) (map[string]string, error) {
+	if len(files) == 0 {
+		return files, nil
+	}
+	done, err := c.look(sum)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if c.try(base, files) == nil {
+		return files, nil
+	}
+	if own := c.try(base, nil); own != nil {
+		return nil, fmt.Errorf("can't be looked at: %w", own)
+	}
+	take := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		err := c.try(base, with(take, name, files[name]))
+		if err == nil {
+			take[name] = files[name]
+			continue
+		}
+		did := "is left out"
+		if old, ok := c.force[name]; ok && old != files[name] && c.try(base, with(take, name, old)) == nil {
+			take[name], did = old, "stays as it was before"
+		}
+		c.say(fmt.Sprintf("%s %s, CoreDNS can't read it: %v", name, did, err))
+	}
+	return take, nil
 }
 
 // with is files with one more.

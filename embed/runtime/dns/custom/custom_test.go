@@ -245,3 +245,50 @@ func TestTellingIsTriedAgain(t *testing.T) {
 	s.want(c)
 	s.wantTold("a.server is left out")
 }
+
+// TestDeathWhileLooking: a process that is ended because its checks take too long leaves
+// word, so that the next one in the pod serves the cluster's own names.
+func TestDeathWhileLooking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t)
+		s.set("a.server", "A")
+		c := New(s.cfg)
+		s.want(c, "a.server=A")
+		trialOf := func() string {
+			data, _ := os.ReadFile(c.trialFile())
+			return string(data)
+		}
+		// A change that is looked at and not taken leaves the trial of what was before.
+		before := trialOf()
+		s.set("a.server", "broken")
+		s.want(c, "a.server=A")
+		s.wantTold("a.server stays as it was before")
+		if got := trialOf(); got != before || got == "" {
+			t.Errorf("on trial is %q, want %q", got, before)
+		}
+		time.Sleep(trial + time.Second)
+		s.set("a.server", "broken again")
+		s.want(c, "a.server=A")
+		s.wantTold("a.server stays as it was before")
+		if got := trialOf(); got != "" {
+			t.Errorf("on trial is %q after its time", got)
+		}
+
+		s.set("a.server", "slow", "b.server", "B")
+		// What is on the disk while it is looked at is there for the next process.
+		killed, left := New(s.cfg), ""
+		killed.cfg.Check = func(string, []byte) error { left = trialOf(); return nil }
+		s.want(killed, "a.server=slow", "b.server=B")
+		if err := os.WriteFile(c.trialFile(), []byte(left), 0o600); err != nil || left == "" {
+			t.Fatalf("left is %q, %v", left, err)
+		}
+		for range 2 {
+			s.want(New(s.cfg))
+			s.wantTold("was ended while it looked at this")
+		}
+		s.set("b.server", "B")
+		c = New(s.cfg)
+		s.want(c, "b.server=B")
+		time.Sleep(trial + time.Second)
+	})
+}
