@@ -113,29 +113,22 @@ type bound struct {
 
 func (b bound) broken() bool { return b.now > b.was+b.more }
 
-// duringBounds are those while an attack is under way.
-func (s *suite) duringBounds(host string, was, now footprint) []bound {
-	memory := moreAgent
+// bounds are those while an attack is under way, or when it is over.
+func (s *suite) bounds(host string, was, now footprint, over bool) []bound {
+	server, agent, goroutines, files := moreServer, moreAgent, moreGoroutines, moreFiles
+	memory := bound{what: "MiB of memory", was: was.memory, now: now.memory}
+	if over {
+		server, agent, goroutines, files = keptServer, keptAgent, keptGoroutines, keptFiles
+		memory = bound{what: "MiB of memory in use", was: was.inUse, now: now.inUse}
+	}
+	memory.unit, memory.more = 1<<20, agent
 	if host == s.Server.Name() {
-		memory = moreServer
+		memory.more = server
 	}
 	return []bound{
-		{"MiB of memory", 1 << 20, was.memory, now.memory, memory},
-		{"goroutines", 1, was.goroutines, now.goroutines, moreGoroutines},
-		{"open files", 1, was.files, now.files, moreFiles},
-	}
-}
-
-// afterBounds are those when it is over.
-func (s *suite) afterBounds(host string, was, now footprint) []bound {
-	memory := keptAgent
-	if host == s.Server.Name() {
-		memory = keptServer
-	}
-	return []bound{
-		{"MiB of memory in use", 1 << 20, was.inUse, now.inUse, memory},
-		{"goroutines", 1, was.goroutines, now.goroutines, keptGoroutines},
-		{"open files", 1, was.files, now.files, keptFiles},
+		memory,
+		{"goroutines", 1, was.goroutines, now.goroutines, goroutines},
+		{"open files", 1, was.files, now.files, files},
 	}
 }
 
@@ -157,7 +150,7 @@ func (w *waste) settled(t *testing.T, before map[string]footprint, after string)
 			return err
 		}
 		for host, f := range now {
-			for _, b := range w.afterBounds(host, before[host], f) {
+			for _, b := range w.bounds(host, before[host], f, true) {
 				if b.broken() {
 					return fmt.Errorf("%s: %+v", host, b)
 				}
@@ -170,7 +163,7 @@ func (w *waste) settled(t *testing.T, before map[string]footprint, after string)
 		return
 	}
 	for _, host := range slices.Sorted(maps.Keys(before)) {
-		w.recordBounds(t, "keep %s of %s's own process after "+after, owner, host, w.afterBounds(host, before[host], now[host]))
+		w.recordBounds(t, "keep %s of %s's own process after "+after, owner, host, w.bounds(host, before[host], now[host], true))
 	}
 }
 
@@ -205,7 +198,7 @@ func (w *waste) within(t *testing.T, before map[string]footprint, what string, a
 	}
 	for _, host := range slices.Sorted(maps.Keys(most)) {
 		t.Logf("%s: %s took %+v, before %+v", what, host, most[host], before[host])
-		w.recordBounds(t, "take %s of %s's own process: "+what, owner, host, w.duringBounds(host, before[host], most[host]))
+		w.recordBounds(t, "take %s of %s's own process: "+what, owner, host, w.bounds(host, before[host], most[host], false))
 	}
 }
 
