@@ -6,7 +6,7 @@
 // whatever becomes of the process that made it.
 //
 // Parties: parts that serve or reach a workspace's network. Any package may
-// import it; it imports nothing of ours.
+// import it; it knows appliance/hostmount, by which all of a host sees the names.
 package netns
 
 import (
@@ -28,6 +28,8 @@ import (
 	"github.com/vishvananda/netlink"
 	nl "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/hostmount"
 )
 
 // Root is the folder in which the namespaces stand. It is a fixed place, not a
@@ -136,9 +138,12 @@ func Remove(name string) error {
 		return fmt.Errorf("remove network namespace %s: %w", name, err)
 	}
 	defer unlock()
-	for err == nil { // as often as something is mounted there: a crash may have left two
-		err = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	}
+	err = hostmount.Do(func() (err error) {
+		for err == nil { // as often as something is mounted there: a crash may have left two
+			err = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+		return err
+	})
 	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove network namespace %s: unmount %s: %w", name, path, err)
 	}
@@ -339,12 +344,21 @@ func becomeUser(uid uint32) error {
 
 // name mounts the namespace that stands at from at path.
 func name(path, from string) error {
+	// Opened here: another thread may not look at a process that is another user's.
+	ns, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o444)
 	if err != nil {
 		return err
 	}
 	f.Close()
-	if err := unix.Mount(from, path, "none", unix.MS_BIND, ""); err != nil {
+	err = hostmount.Do(func() error {
+		return unix.Mount(fmt.Sprintf("/proc/self/fd/%d", ns.Fd()), path, "none", unix.MS_BIND, "")
+	})
+	if err != nil {
 		return errors.Join(fmt.Errorf("mount at %s: %w", path, err), os.Remove(path))
 	}
 	return nil
@@ -396,7 +410,7 @@ func lockRoot() (unlock func(), err error) {
 	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		err = fmt.Errorf("lock %s: %w", f.Name(), err)
 	} else {
-		err = shareRoot()
+		err = hostmount.Do(shareRoot)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())

@@ -18,6 +18,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/appliance/hostmount"
 )
 
 // xfsMin is the smallest file system that mkfs.xfs makes.
@@ -62,7 +63,7 @@ func (d disk) ensure(ctx context.Context, sizeBytes int64, root string) error {
 		{"xfs", "nouuid,discard"}, // what is deleted inside is free outside
 		{"ext4", "discard"},
 	} {
-		err = unix.Mount(device.Name(), d.mount, kind.name, unix.MS_NODEV, kind.options)
+		err = hostmount.Do(func() error { return unix.Mount(device.Name(), d.mount, kind.name, unix.MS_NODEV, kind.options) })
 		if err == nil {
 			return nil
 		}
@@ -123,9 +124,13 @@ func runFrom(ctx context.Context, root, program string, args ...string) error {
 	return nil
 }
 
-// mounts lists the mount points at and below dir, deepest first.
+// mounts lists the host's mount points at and below dir, deepest first.
 func mounts(dir string) (found []string, err error) {
-	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	var infos []*mountinfo.Info
+	err = hostmount.Do(func() (err error) {
+		infos, err = mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+		return err
+	})
 	for _, info := range slices.Backward(infos) { // later mounts lie on top of earlier ones
 		found = append(found, info.Mountpoint)
 	}
@@ -144,11 +149,14 @@ func unmountAll(dir string) error {
 		return err
 	}
 	for _, point := range found {
-		err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EBUSY) {
-			// Somebody looks at it, from a shell say. It goes when he leaves.
-			err = unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		}
+		err := hostmount.Do(func() error {
+			err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW)
+			if errors.Is(err, unix.EBUSY) {
+				// Somebody looks at it, from a shell say. It goes when he leaves.
+				err = unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+			}
+			return err
+		})
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("unmount %s: %w", point, err)
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -225,13 +226,16 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home, owner *os.Fil
 	if err := cmp.Or(unmountAll(m.at("root")), unmountAll(m.at("image"))); err != nil {
 		return err
 	}
-	if owner != nil {
-		if err := mountMapped(image, m.at("image"), owner); err != nil {
-			return err
+	err = hostmount.Do(func() error {
+		if owner != nil {
+			if err := mountMapped(image, m.at("image"), owner); err != nil {
+				return err
+			}
+			image = m.at("image")
 		}
-		image = m.at("image")
-	}
-	if err := mountRoot(image, m.at("disk/upper"), m.at("disk/work"), m.at("root")); err != nil {
+		return mountRoot(image, m.at("disk/upper"), m.at("disk/work"), m.at("root"))
+	})
+	if err != nil {
 		return err
 	}
 	failpoint.Reach("machine/start/root-mounted")

@@ -1,0 +1,70 @@
+// Package hostmount makes and takes away mounts where all of the host sees them.
+//
+// What a unit may write to is bounded by giving it a mount namespace of its own
+// (ProtectSystem= and the like of systemd.exec(5)). What is mounted on the host shows
+// there too; what is mounted there shows nowhere else and ends with the unit. The
+// names of network namespaces and the file systems of machines must outlive it, and
+// others must see them.
+//
+// Parties: parts that mount what outlives the process. Any package may import it;
+// it imports nothing of ours.
+package hostmount
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// Variable is the environment variable in which who started us says by which file
+// the host's mount namespace is had, if it has given us another: /proc/1/ns/mnt.
+// Unset or empty: ours is the host's.
+const Variable = "MULTIPAAS_HOST_MOUNTS"
+
+// Do runs fn where what is mounted, and unmounted, is so for all of the host, and
+// returns its error. All paths in fn must be absolute, and are the host's. In
+// /proc it is seen by thread-self, not by self. fn must not block for long: it may hold
+// an OS thread. It may be on another goroutine than the caller, but Do waits for it.
+func Do(fn func() error) error {
+	host := os.Getenv(Variable)
+	if host == "" {
+		return fn()
+	}
+	return onThread(func() error {
+		ns, err := os.Open(host)
+		if err != nil {
+			return fmt.Errorf("open the host's mounts: %w", err)
+		}
+		defer ns.Close()
+		// A thread that shares its working directory with others can't go elsewhere.
+		if err = unix.Unshare(unix.CLONE_FS); err == nil {
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
+		}
+		if err != nil {
+			return fmt.Errorf("enter the host's mounts by %s: %w", host, err)
+		}
+		return fn()
+	})
+}
+
+// Check says why Do can't do what it promises.
+func Check() error { return Do(func() error { return nil }) }
+
+// onThread runs fn on an OS thread that ends with it. It is never the process's
+// first thread: the runtime can't end that one, and others find our mounts by it.
+func onThread(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// Held until the other is done, so that it gets another thread.
+			done <- onThread(fn)
+			runtime.UnlockOSThread()
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
