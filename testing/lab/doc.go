@@ -7,7 +7,8 @@
 // /tmp, /var/log and /etc, which don't. Its process 1 is ours; to kill it is to
 // pull the plug. Hosts hang on a bridge in the namespace of whoever makes the
 // lab, so a developer's curl reaches them. They have no default route: nothing
-// in a lab asks the outside.
+// in a lab asks the outside. Services have mounts of their own and can't write to
+// the system, as the appliance's units have it.
 //
 // Parties: the command testing/lab/cmd/lab, by which `make up` brings up a
 // datacenter, and end-to-end tests. Both call Hook first. Nothing else may

@@ -20,11 +20,15 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/hostmount"
 )
 
 const (
 	// initWord makes a program that calls Hook be a host's process 1.
 	initWord = "lab-host-init"
+	// unitWord makes it be a service, in a view of the host as a systemd unit has one.
+	unitWord = "lab-host-unit"
 	// initEnv holds the configuration from the first stage for the second.
 	initEnv = "LAB_HOST_INIT"
 
@@ -69,10 +73,15 @@ type answer struct {
 // Hook must be the first thing that main, or a TestMain, calls: the program is
 // started anew as process 1 of each host, and then Hook does not return.
 func Hook() {
-	if len(os.Args) < 2 || os.Args[1] != initWord {
+	var err error
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == initWord:
+		err = hostInit()
+	case len(os.Args) > 3 && os.Args[1] == unitWord:
+		err = unitInit(os.Args[2], os.Args[3:])
+	default:
 		return
 	}
-	err := hostInit()
 	fmt.Fprintf(os.Stderr, "%s: %v\n", strings.Join(os.Args[1:], " "), err)
 	os.Exit(1)
 }
@@ -290,8 +299,9 @@ func (in *hostServices) spawn(r *running) error {
 		return err
 	}
 	attr := &os.ProcAttr{
-		Dir: "/", Env: append(hostEnv(), r.service.Env...), Files: []*os.File{null, log, log},
-		Sys: &syscall.SysProcAttr{Setsid: true},
+		Dir: "/", Env: slices.Concat(hostEnv(), []string{hostmount.Variable + "=/proc/1/ns/mnt"}, r.service.Env),
+		Files: []*os.File{null, log, log},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	if in.unified {
 		// As an init system does: each service in a group of its own.
@@ -306,12 +316,32 @@ func (in *hostServices) spawn(r *running) error {
 		defer dir.Close()
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
 	}
-	p, err := os.StartProcess(path, r.service.Args, attr)
+	p, err := os.StartProcess("/proc/self/exe", append([]string{"lab", unitWord, path}, r.service.Args...), attr)
 	if err != nil {
 		return err
 	}
 	r.pid, r.gone = p.Pid, make(chan struct{})
 	return p.Release() // reap waits for all children alike
+}
+
+// unitInit becomes a service whose mounts are its own, as in the appliance's units: the
+// host's show there, what it mounts itself shows nowhere else, and it can't write
+// to the system.
+func unitInit(path string, args []string) error {
+	// As in the first stage: this thread becomes all of the process.
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare mounts: %w", err)
+	}
+	m := &mounter{}
+	m.mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
+	for _, dir := range []string{"/", "/etc"} {
+		m.mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+	}
+	if m.err != nil {
+		return m.err
+	}
+	return fmt.Errorf("execute %s: %w", path, syscall.Exec(path, args, os.Environ()))
 }
 
 func lookPath(name string) (string, error) {

@@ -71,6 +71,8 @@ func mountHost(cfg initConfig) error {
 	if cfg.Unified && m.err == nil {
 		passOn(cgroupRoot)
 	}
+	// As systemd has it: services with mounts of their own see what is mounted later.
+	m.mount("", "/", "", unix.MS_SHARED|unix.MS_REC, "")
 	return m.err
 }
 

@@ -346,6 +346,37 @@ func TestServices(t *testing.T) {
 	}
 }
 
+// TestServicesMounts: a service is confined as the appliance's units are.
+func TestServicesMounts(t *testing.T) {
+	l := ForTest(t, Options{})
+	h := hosts(t, l, "a")[0]
+	script := `mkdir -p /run/own /run/host; mount -t tmpfs own /run/own
+		echo "environment $MULTIPAAS_HOST_MOUNTS"
+		for dir in /etc /usr /root; do touch $dir/escaped && echo "wrote to $dir"; done
+		for dir in /run /tmp /var/lib /var/lib/multipaas; do touch $dir/written || echo "did not write to $dir"; done
+		echo up; while ! mountpoint -q /run/host; do sleep 0.05; done; echo seen; exec sleep 1000`
+	if err := h.Start(t.Context(), Service{Name: "svc", Args: []string{"sh", "-c", script}}); err != nil {
+		t.Fatal(err)
+	}
+	said := func(word string) func() bool {
+		return func() bool {
+			log, _ := os.ReadFile(h.LogFile("svc"))
+			return strings.Contains(string(log), word+"\n")
+		}
+	}
+	wait.True(t, time.Minute, "it says it is up", said("up"))
+	run(t, h, "mount", "-t", "tmpfs", "host", "/run/host")
+	wait.True(t, time.Minute, "what is mounted on the host shows in the service", said("seen"))
+	if _, err := h.Run(t.Context(), "mountpoint", "-q", "/run/own"); err == nil {
+		t.Error("what a service mounts shows on the host")
+	}
+	log, _ := os.ReadFile(h.LogFile("svc"))
+	if text := string(log); strings.Contains(text, "wrote to") || strings.Contains(text, "did not write") ||
+		!strings.Contains(text, "environment /proc/1/ns/mnt\n") {
+		t.Errorf("the service says\n%s", text)
+	}
+}
+
 func TestTwoLabsAtOnce(t *testing.T) {
 	one, two := ForTest(t, Options{}), ForTest(t, Options{})
 	a, b := hosts(t, one, "a")[0], hosts(t, two, "a")[0]
