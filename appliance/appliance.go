@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/multipaas/multipaas/appliance/lifecycle"
+	"github.com/multipaas/multipaas/appliance/paths"
 	"github.com/multipaas/multipaas/appliance/preflight"
 	"github.com/multipaas/multipaas/appliance/problem"
 	"github.com/multipaas/multipaas/appliance/status"
@@ -103,11 +104,16 @@ func (b *base) part(name string) *slog.Logger { return b.log.With("component", n
 
 // prepare makes this process the only one on its directories and checks what
 // the parts would otherwise die of. The caller calls release at the end.
-func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release func(), err error) {
+func (b *base) prepare(ctx context.Context, modules []preflight.Module, checks []preflight.Check) (release func(), err error) {
 	// What is in them is closed by itself. Others pass through on the way to what is
 	// theirs: machines' root, who is nobody here, and planes, each as a user of its own.
 	for _, dir := range []string{b.cfg.Paths.Data, b.cfg.Paths.Run} {
-		if err := cmp.Or(os.MkdirAll(dir, 0o711), os.Chmod(dir, 0o711)); err != nil {
+		err := cmp.Or(os.MkdirAll(dir, 0o711), os.Chmod(dir, 0o711))
+		if errors.Is(err, syscall.EROFS) {
+			return nil, fmt.Errorf("%w: mount it for writing; a systemd unit writes elsewhere than below %s and /run only if "+
+				"a drop-in says so, with ReadWritePaths=%s (systemctl edit)", err, paths.DefaultData, dir)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -127,7 +133,7 @@ func (b *base) prepare(ctx context.Context, checks []preflight.Check) (release f
 		return nil, fmt.Errorf("%w: stop that one first, or set another data_dir", err)
 	}
 	locks = append(locks, unlockData)
-	for _, err := range prepareKernel(ctx) {
+	for _, err := range prepareKernel(ctx, modules) {
 		b.log.Warn("prepare the kernel", "err", err)
 	}
 	results := preflight.Run(ctx, checks)

@@ -79,8 +79,8 @@ const maxKeys = 1 << 16
 // prepareKernel loads the kernel modules that nothing loads by itself and
 // raises limits. What it can't do is no error yet: the preflight checks say
 // what of it is needed.
-func prepareKernel(ctx context.Context) (errs []error) {
-	for _, m := range preflight.Modules() {
+func prepareKernel(ctx context.Context, modules []preflight.Module) (errs []error) {
+	for _, m := range modules {
 		if m.Loaded() {
 			continue
 		}

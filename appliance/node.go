@@ -40,7 +40,7 @@ type host struct {
 func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	h := &host{base: newBase("node", cfg, version, log)}
 	h.answers = h
-	release, err := h.prepare(ctx, preflight.Node(cfg.Paths.Data))
+	release, err := h.prepare(ctx, preflight.NodeModules(), preflight.Node(cfg.Paths.Data))
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/appliance/preflight"
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -29,7 +30,7 @@ type server struct {
 // directory goes on where the last run was, however that one ended.
 func RunServer(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	s := &server{base: newBase("server", cfg, version, log)}
-	release, err := s.prepare(ctx, serverChecks(cfg))
+	release, err := s.prepare(ctx, preflight.ServerModules(), serverChecks(cfg))
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/cgroup"
+	"github.com/multipaas/multipaas/appliance/hostmount"
 )
 
 // root checks that we are root.
@@ -31,20 +33,32 @@ var root = Check{
 	},
 }
 
-// capabilities checks for what namespaces, mounts and networks take.
-var capabilities = Check{
-	Name:   "capabilities",
-	Remedy: "start it with them: a container or a unit has taken them away",
-	Run: func(context.Context) error {
-		return needCaps(map[int]string{
-			unix.CAP_SYS_ADMIN: "CAP_SYS_ADMIN", unix.CAP_NET_ADMIN: "CAP_NET_ADMIN",
-			unix.CAP_NET_RAW: "CAP_NET_RAW", unix.CAP_MKNOD: "CAP_MKNOD",
-			unix.CAP_KILL: "CAP_KILL", unix.CAP_CHOWN: "CAP_CHOWN",
-			unix.CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE", unix.CAP_SETUID: "CAP_SETUID",
-			unix.CAP_SETGID: "CAP_SETGID", unix.CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
-			unix.CAP_NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE",
-		})
-	},
+// capabilities checks for what namespaces, mounts and networks take, and for more.
+func capabilities(more map[int]string) Check {
+	return Check{
+		Name:   "capabilities",
+		Remedy: "start it with them: a container or a unit has taken them away",
+		Run: func(context.Context) error {
+			need := map[int]string{
+				unix.CAP_SYS_ADMIN: "CAP_SYS_ADMIN", unix.CAP_NET_ADMIN: "CAP_NET_ADMIN",
+				unix.CAP_NET_RAW: "CAP_NET_RAW", unix.CAP_SYS_CHROOT: "CAP_SYS_CHROOT",
+				unix.CAP_KILL: "CAP_KILL", unix.CAP_CHOWN: "CAP_CHOWN",
+				unix.CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE", unix.CAP_SETUID: "CAP_SETUID",
+				unix.CAP_SETGID: "CAP_SETGID", unix.CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
+				unix.CAP_NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE", unix.CAP_FOWNER: "CAP_FOWNER",
+			}
+			maps.Copy(need, more)
+			return needCaps(need)
+		},
+	}
+}
+
+// hostMounts checks that what is mounted can be seen by all of the host.
+var hostMounts = Check{
+	Name: "host-mounts",
+	Remedy: "a unit with mounts of its own (ProtectSystem= and others) must set " + hostmount.Variable +
+		"=/proc/1/ns/mnt and keep CAP_SYS_ADMIN, CAP_SYS_CHROOT and CAP_SYS_PTRACE, as the one that comes with multipaas does",
+	Run: func(context.Context) error { return hostmount.Check() },
 }
 
 // oomPriority checks whether important processes can be kept from being killed

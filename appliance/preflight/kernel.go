@@ -15,6 +15,37 @@ import (
 	"github.com/multipaas/multipaas/appliance/netns"
 )
 
+// Kernel checks that the kernel is not older than a version. What is tried by other
+// checks is there on some that are; planes' own view of /proc, and loop devices that
+// are set up in one step, are not.
+func Kernel(major, minor int) Check {
+	return Check{
+		Name:   "kernel",
+		Remedy: fmt.Sprintf("boot Linux %d.%d or newer", major, minor),
+		Run: func(context.Context) error {
+			var u unix.Utsname
+			if err := unix.Uname(&u); err != nil {
+				return err
+			}
+			release := unix.ByteSliceToString(u.Release[:])
+			if older(release, major, minor) {
+				return fmt.Errorf("this is Linux %s", release)
+			}
+			return nil
+		},
+	}
+}
+
+// older says whether a release of Linux, "5.10.0-23-amd64", is from before a
+// version. One that can't be read isn't.
+func older(release string, major, minor int) bool {
+	var a, b int
+	if n, _ := fmt.Sscanf(release, "%d.%d", &a, &b); n < 2 {
+		return false
+	}
+	return a < major || a == major && b < minor
+}
+
 // Filesystems checks that the kernel can mount kinds of file systems.
 func Filesystems(names ...string) Check {
 	return Check{
@@ -41,12 +72,18 @@ type Module struct {
 	shows string // a file that is there once it is loaded, or built in
 }
 
-// Modules are those that a node needs.
-func Modules() []Module {
+// conntrack is there for the settings that a host raises before it has connections.
+var conntrack = Module{"nf_conntrack", "/proc/sys/net/netfilter/nf_conntrack_max"}
+
+// ServerModules are those that a server needs.
+func ServerModules() []Module { return []Module{conntrack} }
+
+// NodeModules are those that a node needs.
+func NodeModules() []Module {
 	return []Module{
 		{"br_netfilter", "/proc/sys/net/bridge/bridge-nf-call-iptables"},
 		{"loop", "/dev/loop-control"},
-		{"nf_conntrack", "/proc/sys/net/netfilter/nf_conntrack_max"},
+		conntrack,
 	}
 }
 
@@ -169,7 +206,7 @@ var nftable = Check{
 // Server are the checks for a server.
 func Server(dataDir string, listen []string) []Check {
 	return []Check{
-		root, capabilities, oomPriority, clock(stamp(), time.Now), cgroups,
+		root, Kernel(5, 8), capabilities(nil), hostMounts, clock(stamp(), time.Now), cgroups,
 		Filesystems("overlay", "tmpfs"), links, nftable,
 		OpenFiles(serverFiles), Inotify(512),
 		Memory(2 << 30), Disk(dataDir, 5<<30), Ports(listen...),
@@ -179,8 +216,9 @@ func Server(dataDir string, listen []string) []Check {
 // Node are the checks for a node.
 func Node(dataDir string) []Check {
 	return []Check{
-		root, capabilities, oomPriority, clock(stamp(), time.Now), cgroups,
-		Filesystems("overlay", "tmpfs"), links, nftable, KernelModules(Modules()...),
+		root, Kernel(5, 8), capabilities(map[int]string{unix.CAP_MKNOD: "CAP_MKNOD"}), hostMounts, oomPriority,
+		clock(stamp(), time.Now), cgroups,
+		Filesystems("overlay", "tmpfs"), links, nftable, KernelModules(NodeModules()...),
 		OpenFiles(4096), Inotify(512),
 		Memory(2 << 30), Disk(dataDir, 10<<30),
 	}

@@ -9,6 +9,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/hostmount"
 )
 
 func TestAllAreReportedAtOnce(t *testing.T) {
@@ -62,6 +66,8 @@ func TestChecksFail(t *testing.T) {
 	}{
 		{Ports(ln.Addr().String(), "192.0.2.1:1"), "is taken, 192.0.2.1:1 is no address of this machine"},
 		{Disk(filepath.Join(t.TempDir(), "not", "there", "yet"), 1<<62), "GiB free, needs"},
+		{Kernel(99, 0), "Linux "},
+		{capabilities(map[int]string{unix.CAP_LAST_CAP + 1: "CAP_NONE"}), "lacks CAP_NONE"},
 		{Filesystems("overlay", "nosuchfs"), "the kernel has no nosuchfs"},
 		{KernelModules(Module{"nosuchmodule", "/no/such/file"}), "the kernel has no nosuchmodule"},
 		{clock(stamp(), past), "before this program was made"},
@@ -77,5 +83,24 @@ func TestChecksFail(t *testing.T) {
 		if c.check.Remedy == "" {
 			t.Errorf("%s: no remedy", c.check.Name)
 		}
+	}
+}
+
+func TestOlderKernels(t *testing.T) {
+	for release, want := range map[string]bool{
+		"4.18.0-553.el8_10.x86_64": true, "5.7.19": true, "5.8.0": false, "5.10.0-23-amd64": false, "6.1.0-49-cloud-amd64": false, "6.18": false,
+		"new": false,
+	} {
+		if got := older(release, 5, 8); got != want {
+			t.Errorf("%s is older than 5.8: got %t, want %t", release, got, want)
+		}
+	}
+}
+
+// A unit that can't reach the host's mounts is told before anything is mounted.
+func TestHostMountsOutOfReach(t *testing.T) {
+	t.Setenv(hostmount.Variable, "/nonexistent")
+	if err := hostMounts.Run(t.Context()); err == nil {
+		t.Error("mounts by a file that is not there are taken for the host's")
 	}
 }
