@@ -25,8 +25,8 @@
 //
 // so TestDebian does in its short form what a host does without tenants: the
 // tests of modules/network, preflight, server, join, reboot. With
-// MULTIPAAS_LONG=1 it goes on with a restart of both units, a workspace and an
-// app, a node without its agent, clocks that jump a day on and back, and power
+// MULTIPAAS_LONG=1 it goes on with a workspace and an app, a restart of both
+// units, a node without its agent, clocks that jump a day on and back, and power
 // losses.
 //
 // What the short form's steps took of both machines' processors, in seconds, on a

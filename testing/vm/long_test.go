@@ -157,6 +157,13 @@ func (p *platform) agentAway(ctx context.Context, t *testing.T) {
 	before := p.firstProcess(ctx, t)
 	must(ctx, t, p.node, "systemctl", "stop", "multipaas-node")
 	p.answers(ctx, t, p.server)
+	// Not by what runs in it: by its name, and by the machine's mounts.
+	if names := must(ctx, t, p.node, "ip", "netns", "list"); len(strings.Split(names, "\n")) < 2 {
+		t.Errorf("without the agent the host sees the networks %q, want the workspace's and the machine's", names)
+	}
+	for _, dir := range []string{"disk", "root"} {
+		must(ctx, t, p.node, "sh", "-c", "mountpoint "+data+"/machines/*/"+dir)
+	}
 	must(ctx, t, p.node, "systemctl", "daemon-reload")
 	must(ctx, t, p.node, "systemctl", "start", "multipaas-node")
 	must(ctx, t, p.node, "systemctl", "restart", "multipaas-node")
