@@ -45,7 +45,8 @@ type base struct {
 	payload  *payload.Payload
 	items    func() []status.Item // for the status; nil: there are none yet
 	answers  answerer             // for doctor; set before the graph runs
-	tree     string               // where the payload's files are, once unpacked
+	own      *network.OwnAddresses
+	tree     string // where the payload's files are, once unpacked
 }
 
 func newBase(role string, cfg Config, version string, log *slog.Logger) *base {
@@ -85,7 +86,7 @@ func newBase(role string, cfg Config, version string, log *slog.Logger) *base {
 }
 
 // network is the workspaces' networks on this host, with what they reach of it.
-func (b *base) network(door network.Door) *network.Network {
+func (b *base) network(door func() network.Door) *network.Network {
 	log := b.part("network")
 	log.Info("the setting egress says where tenants may go from this machine",
 		"mode", b.cfg.File.Egress.Mode, "allow", b.cfg.File.Egress.Allow, "deny", b.cfg.File.Egress.Deny)

@@ -114,15 +114,8 @@ type ListenSettings struct {
 	HTTPS      string `yaml:"https" doc:"apps, by HTTPS"`
 }
 
-// ports are those that it names; what is no port was refused before.
-func (s ListenSettings) ports() (all []uint16) {
-	for _, l := range []string{s.API, s.Kubernetes, s.Registry, s.HTTP, s.HTTPS} {
-		_, port, _ := net.SplitHostPort(l)
-		if n, err := strconv.ParseUint(port, 10, 16); err == nil {
-			all = append(all, uint16(n))
-		}
-	}
-	return all
+func (s ListenSettings) all() []string {
+	return []string{s.API, s.Kubernetes, s.Registry, s.HTTP, s.HTTPS}
 }
 
 // Check says what is wrong with s.

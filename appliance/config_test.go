@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -50,6 +51,13 @@ func TestEmptyConfigIsValid(t *testing.T) {
 	}
 }
 
+func addressesOf(texts string) (all []netip.Addr) {
+	for _, text := range strings.Fields(texts) {
+		all = append(all, netip.MustParseAddr(text))
+	}
+	return all
+}
+
 // TestDoor: of the names that a server is given, those that it has itself lead pods to its
 // front door.
 func TestDoor(t *testing.T) {
@@ -67,12 +75,31 @@ func TestDoor(t *testing.T) {
 	if !slices.Equal(c.Door, want) {
 		t.Errorf("addresses %v, want %v", c.Door, want)
 	}
-	if got, want := c.Listen.ports(), []uint16{7443, 6443, 5000, 80, 8443}; !slices.Equal(got, want) {
-		t.Errorf("ports %v, want %v", got, want)
+	for own, want := range map[string]string{
+		"": "[192.0.2.10]", "198.51.100.7": "[192.0.2.10 198.51.100.7]", "203.0.113.9": "[192.0.2.10 203.0.113.9]", // it has moved here
+		"10.0.0.1 192.0.2.10": "[192.0.2.10]",
+	} {
+		if got := fmt.Sprint(c.service(addressesOf(own))); got != want {
+			t.Errorf("a server with %q is at %s, want %s", own, got, want)
+		}
 	}
-	s := &server{base: &base{cfg: c}}
-	if got, want := s.door().Names, []string{"*.paas.example", "cloud.example"}; !slices.Equal(got, want) {
+	// One listens for apps by HTTPS; both have all the rest.
+	if got, want := fmt.Sprint(c.listeners(want)), "[192.0.2.10:7443 198.51.100.7:7443 192.0.2.10:6443 198.51.100.7:6443 192.0.2.10:5000 198.51.100.7:5000 "+
+		"192.0.2.10:80 198.51.100.7:80 192.0.2.10:8443]"; got != want {
+		t.Errorf("listeners %s, want %s", got, want)
+	}
+	if got, want := c.frontDoor(want).Names, []string{"api.paas.example", "registry.paas.example", "*.k8s.paas.example", "*.*.*.*.paas.example", "cloud.example"}; !slices.Equal(got, want) {
 		t.Errorf("names %q, want %q", got, want)
+	}
+	one := ListenSettings{API: "192.0.2.10:7443", Kubernetes: "192.0.2.10:6443", Registry: "192.0.2.10:5000", HTTP: "192.0.2.10:80", HTTPS: "192.0.2.10:443"}
+	none := c.Listen
+	none.HTTP = "198.51.100.7:80"
+	for leads, listen := range map[string]ListenSettings{"[192.0.2.10]": c.Listen, "[192.0.2.10 198.51.100.7]": none, "[192.0.2.10] ": one} {
+		x := c
+		x.Listen = listen
+		if got := fmt.Sprint(x.frontDoor(want).Addresses); got != strings.TrimSpace(leads) {
+			t.Errorf("who listens at %v is found at %s, want %s", listen, got, leads)
+		}
 	}
 	c.Plan.Nodes = netip.MustParsePrefix("198.51.100.0/24")
 	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "198.51.100.7") {

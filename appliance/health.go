@@ -80,9 +80,11 @@ func (s *server) addHealth(d *database, users part[*identity.Identity], planes p
 		s.checkFirstAdmin(users.of(n))))
 }
 
-// addWatches adds who looks whether another host has taken this one's address, and
-// whether full packets reach the other hosts.
+// addWatches adds who knows this host's other addresses, who looks whether another host
+// has taken its own, and whether full packets reach the other hosts.
 func (b *base) addWatches(n *network.Network) {
+	b.own = network.NewOwnAddresses(b.cfg.Address, b.part("addresses"))
+	add(b.graph, "addresses", &needs{}, b.own)
 	report := func(p problem.Problem) func(error) {
 		return func(err error) { b.problems.Update(p, "address "+b.cfg.Address.String(), err) }
 	}

@@ -16,7 +16,6 @@ import (
 	"github.com/multipaas/multipaas/modules/agent"
 	"github.com/multipaas/multipaas/modules/linklocal"
 	"github.com/multipaas/multipaas/modules/machine"
-	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -69,7 +68,7 @@ func (h *host) boot() error {
 	if err != nil {
 		return err
 	}
-	networks := h.network(network.Door{})
+	networks := h.network(nil)
 	h.machines = machine.NewSandbox(machine.Config{
 		Dir:     h.cfg.Paths.Machines(),
 		Images:  h.cfg.Paths.Images(),
@@ -102,6 +101,7 @@ func (h *host) boot() error {
 		Heard: endpoints.SetState,
 	})).value
 	h.addWatches(networks)
+	h.own.OnChange(h.agent.Look)
 	add(h.graph, "health", &needs{}, h.watchHealth(h.checkDisk))
 	return nil
 }
@@ -109,10 +109,11 @@ func (h *host) boot() error {
 // facts is what the host says about itself.
 func (h *host) facts() wire.Report {
 	rep := wire.Report{
-		Address: h.cfg.Address,
-		Version: h.version,
-		Kernel:  "unknown",
-		OS:      osName(),
+		Address:   h.cfg.Address,
+		Addresses: h.own.List(),
+		Version:   h.version,
+		Kernel:    "unknown",
+		OS:        osName(),
 	}
 	err := h.machines.Supports()
 	h.problems.Update(machine.CantRun, "", err)

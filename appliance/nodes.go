@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/multipaas/multipaas/modules/node"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // addNodes adds who notices that nodes are silent, and makes the hub, which
@@ -43,10 +45,30 @@ func (s *server) addNodes(
 		Workspaces:  workspaces.of(n),
 		Machines:    machines.of(n),
 		Keys:        keys.of(n),
+		Own:         s.own,
+		Named:       s.named(),
+		Reached:     s.cfg.Egress.Lets,
 		Registry:    s.registryName(),
 		UpstreamDNS: s.cfg.UpstreamDNS,
-		Door:        s.door(),
+		Front: func() ([]netip.Addr, wire.Door) {
+			service := s.service()
+			return service, s.cfg.frontDoor(service)
+		},
 	}))
+}
+
+// named are the addresses that the configuration gives to somebody: resolvers, and what
+// tenants shall reach.
+func (s *server) named() (all []netip.Addr) {
+	for _, a := range s.cfg.UpstreamDNS {
+		all = append(all, a.Addr())
+	}
+	for _, p := range s.cfg.Egress.Allow {
+		if p.IsSingleIP() {
+			all = append(all, p.Addr())
+		}
+	}
+	return all
 }
 
 func (s *server) checkNodes(nodes *store.Cache[*resource.Node]) func(context.Context) {
@@ -60,10 +82,20 @@ func (s *server) checkNodes(nodes *store.Cache[*resource.Node]) func(context.Con
 			}
 			s.problems.Update(node.Silent, "node "+n.Name, err)
 			s.problems.Update(node.Differs, "node "+n.Name, differs(n))
+			s.problems.Update(node.NotShown, "node "+n.Name, notShown(n))
 		}
 		s.problems.ClearOthers(node.Silent, known)
 		s.problems.ClearOthers(node.Differs, known)
+		s.problems.ClearOthers(node.NotShown, known)
 	}
+}
+
+// notShown says which addresses a node says to have besides, and has not shown.
+func notShown(n *resource.Node) error {
+	if c := n.Status.Conditions.Get(resource.NodeAddressesShown); c != nil && c.Status == resource.False {
+		return errors.New(c.Message)
+	}
+	return nil
 }
 
 // differs says what a node claims that was not confirmed. That its disk has grown

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/lifecycle"
@@ -16,7 +15,6 @@ import (
 	"github.com/multipaas/multipaas/appliance/preflight"
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/resource"
-	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // server is a control machine.
@@ -60,7 +58,7 @@ func (s *server) boot() (err error) {
 		return s.unpack(ctx, "kube")
 	}))
 	certificate := s.addCertificate()
-	networks := s.network(network.Door{Addresses: s.cfg.Door, Ports: s.cfg.Listen.ports()})
+	networks := s.network(func() network.Door { return s.cfg.listeners(s.service()) })
 	s.addWatches(networks)
 
 	database, err := s.database()
@@ -137,17 +135,8 @@ func (s *server) hosts() []string {
 	return slices.Compact(hosts)
 }
 
-// door is the front door as tenants find it by name: apps, the API and the registry are
-// below the domain, and whoever was told another name of this server keeps it.
-func (s *server) door() wire.Door {
-	d := wire.Door{Names: []string{"*." + s.cfg.Domain}, Addresses: s.cfg.Door}
-	for _, n := range s.cfg.ServerNames {
-		if _, err := netip.ParseAddr(n); err != nil {
-			d.Names = append(d.Names, strings.ToLower(n))
-		}
-	}
-	return d
-}
+// service are this server's addresses by which clients reach it now.
+func (s *server) service() []netip.Addr { return s.cfg.service(s.own.List()) }
 
 // reach is host:port by which others reach a listener of this server.
 func (s *server) reach(listen string) string {

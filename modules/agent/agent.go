@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,6 +30,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
@@ -75,6 +77,7 @@ type Agent struct {
 	tell chan struct{}           // something to report
 	pace flowcontrol.RateLimiter // of reports
 	gone chan struct{}           // something was taken away, or is wanted no more
+	show chan []netip.Addr       // addresses to be shown
 
 	mu   sync.Mutex
 	plan *plan
@@ -99,6 +102,7 @@ func New(cfg Config) *Agent {
 		tell:    make(chan struct{}, 1),
 		pace:    flowcontrol.NewTokenBucketRateLimiter(float32(time.Second)/float32(wire.ReportPace), wire.ReportBurst/2),
 		gone:    make(chan struct{}, 1),
+		show:    make(chan []netip.Addr),
 		plan:    &plan{},
 		done:    map[Ref]Progress{},
 		tenants: map[Ref]string{},
@@ -140,6 +144,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	})
 	wg.Go(func() { a.every(ctx, wire.ReportEvery, a.tell, "report to the server", a.report) })
 	wg.Go(func() { a.every(ctx, time.Hour, nil, "renew this node's certificate", a.cfg.Client.renew) })
+	wg.Go(func() { a.showAddresses(ctx) })
 	wait := time.Second
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -490,7 +495,14 @@ func (a *Agent) report(ctx context.Context) error {
 		}
 		rep.Problems = append(rep.Problems, a.leftovers(p)...)
 	}
-	err := a.cfg.Client.call(ctx, wire.ReportPath, rep, nil)
+	var answer wire.ReportAnswer
+	err := a.cfg.Client.call(ctx, wire.ReportPath, rep, &answer)
+	if len(answer.Show) > 0 {
+		select {
+		case a.show <- answer.Show:
+		default: // it is showing some: what is left is asked for again
+		}
+	}
 	if busy, ok := errors.AsType[busy](err); ok {
 		select {
 		case <-ctx.Done():
@@ -499,6 +511,35 @@ func (a *Agent) report(ctx context.Context) error {
 		wake(a.tell)
 	}
 	return err
+}
+
+// showsAtOnce is from how many addresses the server is told at a time.
+const showsAtOnce = 8
+
+// showAddresses tells the server from addresses that this host has them, as it asks.
+// From where no way leads there it can't; the server says so, if it matters.
+func (a *Agent) showAddresses(ctx context.Context) {
+	for {
+		var all []netip.Addr
+		select {
+		case <-ctx.Done():
+			return
+		case all = <-a.show:
+		}
+		var work errgroup.Group
+		work.SetLimit(showsAtOnce)
+		for _, address := range all[:min(len(all), wire.MaxAddresses)] {
+			work.Go(func() error {
+				if err := a.cfg.Client.show(ctx, address); err != nil {
+					a.cfg.Log.Debug("show the server an address of this host", "address", address, "err", err)
+					return nil
+				}
+				wake(a.tell) // what the server says of it is over
+				return nil
+			})
+		}
+		_ = work.Wait()
+	}
 }
 
 // leftovers says what nobody wants and can't be taken away.

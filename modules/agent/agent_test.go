@@ -7,8 +7,10 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +36,8 @@ type server struct {
 	removed bool
 	last    wire.Report
 	reports []wire.Report
+	show    []netip.Addr      // what hosts are asked to show
+	shown   map[string]string // address -> where that came from
 }
 
 func newServer(t *testing.T) *server {
@@ -58,6 +62,7 @@ func newServer(t *testing.T) *server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.StatePath, s.state)
 	mux.HandleFunc("POST "+wire.ReportPath, s.report)
+	mux.HandleFunc("POST "+wire.AddressPath, s.address)
 	mux.HandleFunc("POST "+wire.MachineCertificatesPath, func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(wire.MachineCertificates{KubeletClient: leaf, KubeletServing: leaf, KubeProxy: leaf})
 	})
@@ -111,7 +116,24 @@ func (s *server) report(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.last = rep
 	s.reports = append(s.reports, rep)
+	answer := wire.ReportAnswer{Show: s.show}
 	s.mu.Unlock()
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+func (s *server) address(w http.ResponseWriter, r *http.Request) {
+	var req wire.AddressShown
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	from, _, _ := net.SplitHostPort(r.RemoteAddr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shown == nil {
+		s.shown = map[string]string{}
+	}
+	s.shown[req.Address.String()] = from
 	_, _ = w.Write([]byte("{}"))
 }
 
@@ -344,6 +366,26 @@ func run(t *testing.T, s *server, dir string, w *world) (a *Agent, stop func() e
 func wantThere(t *testing.T, w *world, want string) {
 	t.Helper()
 	await(t, "there is "+want, func() bool { return w.all() == want })
+}
+
+// TestAddressesAreShown: what the server wants shown it is told from there. What can't
+// be is in nobody's way.
+func TestAddressesAreShown(t *testing.T) {
+	s, w := newServer(t), &world{}
+	missing := netip.MustParseAddr("192.0.2.77") // not this host's
+	s.show = []netip.Addr{missing, netip.MustParseAddr("127.0.0.7"), netip.MustParseAddr("127.0.0.8")}
+	run(t, s, t.TempDir(), w)
+	await(t, "two addresses are shown", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.shown) == 2 && s.shown["127.0.0.7"] == "127.0.0.7" && s.shown["127.0.0.8"] == "127.0.0.8"
+	})
+	// News of that is told, and reports go on.
+	await(t, "it reports again", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.reports) > 1
+	})
 }
 
 func TestNetworksComeBeforeMachinesAndGoAfterThem(t *testing.T) {

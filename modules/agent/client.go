@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -77,6 +79,7 @@ type Client struct {
 	server   string // https://HOST:7443
 	name     string
 	http     *http.Client
+	tls      *tls.Config
 	identity atomic.Pointer[identity] // with the certificate that is shown
 }
 
@@ -96,19 +99,20 @@ func Open(dir string) (*Client, error) {
 	}
 	c := &Client{dir: dir, server: id.Server, name: id.Name}
 	c.identity.Store(id)
-	c.http = newHTTP(&tls.Config{
+	c.tls = &tls.Config{
 		RootCAs:    roots,
 		MinVersion: tls.VersionTLS12,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return c.identity.Load().pair()
 		},
-	})
+	}
+	c.http = newHTTP(c.tls)
 	return c, nil
 }
 
 func newHTTP(cfg *tls.Config) *http.Client {
 	return &http.Client{Transport: &http.Transport{
-		TLSClientConfig:       cfg,
+		TLSClientConfig:       cfg.Clone(), // it is the transport's then
 		ForceAttemptHTTP2:     true,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: 30 * time.Second,
@@ -160,6 +164,21 @@ func (c *Client) call(ctx context.Context, path string, body, into any) error {
 	}
 	defer res.Body.Close()
 	return readAnswer(res, into)
+}
+
+// showTimeout is for one address: who has no way from there hears nothing.
+const showTimeout = 5 * time.Second
+
+// show tells the server, from an address of this host, that it has it.
+func (c *Client) show(ctx context.Context, from netip.Addr) error {
+	ctx, cancel := context.WithTimeout(ctx, showTimeout)
+	defer cancel()
+	dialer := &net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+	once := &Client{server: c.server, http: newHTTP(c.tls)}
+	transport := once.http.Transport.(*http.Transport)
+	transport.DialContext = dialer.DialContext
+	defer transport.CloseIdleConnections()
+	return once.call(ctx, wire.AddressPath, wire.AddressShown{Address: from}, nil)
 }
 
 // busy is the answer of a server that wants to be asked later.

@@ -17,8 +17,9 @@ type NodePatch struct {
 		Lost          *bool   `json:"lost,omitempty" doc:"The host will not come back"`
 		Zone          *string `json:"zone,omitempty" maxLength:"63" doc:"What fails together: a rack, a room; empty: the host itself"`
 		// A host is not believed about these: what it says is taken if a sysadmin says so.
-		Address  *netip.Addr `json:"address,omitempty" doc:"Where the host is; empty: where its first report came from"`
-		Capacity struct {
+		Address   *netip.Addr   `json:"address,omitempty" doc:"Where the host is; empty: where its first report came from"`
+		Addresses *[]netip.Addr `json:"addresses,omitempty" maxItems:"64" doc:"Other addresses of the host, which it need not show"`
+		Capacity  struct {
 			MilliCPU    *int64 `json:"milliCPU,omitempty" minimum:"0" doc:"Thousandths of a CPU; 0: what the host had when it joined"`
 			MemoryBytes *int64 `json:"memoryBytes,omitempty" minimum:"0"`
 			DiskBytes   *int64 `json:"diskBytes,omitempty" minimum:"0"`
@@ -49,9 +50,16 @@ func (a *API) nodeOperations() {
 					return nil, invalid("body.spec.zone", err.Error(), "")
 				}
 			}
+			const no = "%v is no IPv4 address that a host can have"
 			if ip := spec.Address; ip != nil && ip.IsValid() && (!ip.Is4() || !ip.IsGlobalUnicast()) {
-				return nil, invalid("body.spec.address", fmt.Sprintf("%v is no IPv4 address that a host can have", ip),
-					"Give the address by which the other hosts reach it.")
+				return nil, invalid("body.spec.address", fmt.Sprintf(no, ip), "Give the address by which the other hosts reach it.")
+			}
+			if all := spec.Addresses; all != nil {
+				for _, ip := range *all {
+					if !ip.Is4() || !ip.IsGlobalUnicast() {
+						return nil, invalid("body.spec.addresses", fmt.Sprintf(no, ip), "Give addresses that the host has.")
+					}
+				}
 			}
 			var node *resource.Node
 			err := nodes.retry(ctx, in.Place, in.Match, func(was *resource.Node) error {
@@ -60,6 +68,7 @@ func (a *API) nodeOperations() {
 				set(&node.Spec.Lost, spec.Lost)
 				set(&node.Spec.Zone, spec.Zone)
 				set(&node.Spec.Address, spec.Address)
+				set(&node.Spec.Addresses, spec.Addresses)
 				set(&node.Spec.Capacity.MilliCPU, spec.Capacity.MilliCPU)
 				set(&node.Spec.Capacity.MemoryBytes, spec.Capacity.MemoryBytes)
 				set(&node.Spec.Capacity.DiskBytes, spec.Capacity.DiskBytes)

@@ -29,6 +29,7 @@ func (p *program) nodes() noun[resource.Node] {
 				text, _ := n.Status.Address.MarshalText() // none is no text
 				return string(text)
 			}},
+			{head: "ALSO", wide: true, cell: func(n *resource.Node) string { return joined(n.Status.Addresses) }},
 			{head: "VERSION", wide: true, cell: func(n *resource.Node) string { return n.Status.Version }},
 			{head: "KERNEL", wide: true, cell: func(n *resource.Node) string { return n.Status.Kernel }},
 			{head: "OS", wide: true, cell: func(n *resource.Node) string { return n.Status.OS }},
@@ -73,14 +74,20 @@ spread their pods over zones. A host without one is a zone of its own.
 A node is at the address from which its first report came, and machines get no more of it
 than it had then. What it says since is not taken at its word, but shown: in
 'mp nodes show', and among the problems of 'multipaas status' on the server. If the host has
-moved or grown, say so here.`,
+moved or grown, say so here.
+
+Tenants reach no address that a host has. What it has besides its own on the platform's network,
+a second network card's or one that moves between hosts, counts once it has reported from there;
+where no way leads from there to the server, say so here. The list replaces the one before.`,
 			examples: []string{
 				"mp nodes set host1 --zone room-2", "mp nodes set host1 --zone ''",
 				"mp nodes set host1 --address 192.0.2.17", "mp nodes set host1 --memory 256Gi --disk 4Ti",
+				"mp nodes set host1 --also 198.51.100.17,203.0.113.4", "mp nodes set host1 --also ''",
 			},
 			flags: flags(dryRunFlag(), resultFlag(), []cli.Flag{
 				&cli.StringFlag{Name: "zone", Usage: "`ZONE` of the host: a rack, a room; empty for the host itself"},
 				&cli.StringFlag{Name: "address", Usage: "`ADDRESS` by which the other hosts reach it"},
+				&cli.StringFlag{Name: "also", Usage: "other `ADDRESSES` that it has and need not show, with commas; empty for none"},
 				&cli.StringFlag{Name: "cpu", Usage: "`CPUS` that its machines may have: 64"},
 				&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` that its machines may have: 256Gi"},
 				&cli.StringFlag{Name: "disk", Usage: "disk `SIZE` that its machines may have: 4Ti"},
@@ -121,6 +128,17 @@ func (c *call) setNode() error {
 		}
 		spec["address"] = address
 	}
+	if c.IsSet("also") {
+		also := []netip.Addr{}
+		for _, text := range strings.FieldsFunc(c.String("also"), func(r rune) bool { return r == ',' || r == ' ' }) {
+			address, err := netip.ParseAddr(text)
+			if err != nil {
+				return usagef("write them like 192.0.2.17,198.51.100.4", "--also: %q is not an address", text)
+			}
+			also = append(also, address)
+		}
+		spec["addresses"] = also
+	}
 	capacity, err := amounts(c)
 	if err != nil {
 		return err
@@ -131,7 +149,7 @@ func (c *call) setNode() error {
 	if len(spec) == 0 {
 		return usagef("see '"+c.path+" --help'", "%s: there is nothing to set", c.path)
 	}
-	if spec["address"] != nil || spec["capacity"] != nil {
+	if spec["address"] != nil || spec["addresses"] != nil || spec["capacity"] != nil {
 		now = append(now, "is taken for that from its next report on, within seconds")
 	}
 	return c.patchNode(spec, strings.Join(now, ", and "))
@@ -148,4 +166,13 @@ func (c *call) patchNode(spec map[string]any, now string) error {
 		return err
 	}
 	return c.nodes().printResult(c, &got, "Node %s %s.", c.arg(0), now)
+}
+
+// joined are addresses with commas between.
+func joined(addresses []netip.Addr) string {
+	var texts []string
+	for _, a := range addresses {
+		texts = append(texts, a.String())
+	}
+	return strings.Join(texts, ", ")
 }

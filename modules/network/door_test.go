@@ -21,7 +21,8 @@ func TestFrontDoor(t *testing.T) {
 		server.must(order{Do: "address", Link: "lo", To: a.String() + "/32"})
 	}
 	one, two := newSite(0x2a, hosts), newSite(0x802a, hosts)
-	one.door = Door{Addresses: []netip.Addr{server.address, second}, Ports: []uint16{80, 443}}
+	// The second one listens on one of the ports.
+	one.door = Door{netip.AddrPortFrom(server.address, 80), netip.AddrPortFrom(server.address, 443), netip.AddrPortFrom(second, 443)}
 	two.door = one.door
 	m1, m2, o1 := one.machine(1, 1), one.machine(2, 2), two.machine(1, 1)
 	for range 2 { // once more, with what is there
@@ -84,6 +85,7 @@ func TestFrontDoor(t *testing.T) {
 		others := []string{hidden.String() + ":443", node2.address.String() + ":443", node1.address.String() + ":443", plane.String() + ":443",
 			netip.MustParseAddr(uplinkOne).Prev().String() + ":443", netip.MustParseAddr(uplinkTwo).Prev().String() + ":443", uplinkTwo + ":443"}
 		doors := []string{server.address.String() + ":443", second.String() + ":443"}
+		others = append(others, second.String()+":80")
 		for _, a := range []netip.Addr{server.address, second} {
 			for _, p := range []string{"22", "7444", "4789", "2379", "81"} {
 				others = append(others, a.String()+":"+p)
@@ -168,7 +170,7 @@ iifname "mpu-%[1]s" tcp flags & (syn|rst) == rst counter name forged
 	})
 
 	t.Run("a host that is no server any more", func(t *testing.T) {
-		one.door, two.door = Door{}, Door{}
+		one.door, two.door = nil, nil
 		one.attach(t)
 		two.attach(t)
 		if out, err := node1.do(order{Do: "dialTCP", NS: ns1, To: server.address.String() + ":443"}); err == nil {

@@ -59,13 +59,13 @@ func (w *workspace) protect(want wire.Network, door Door) error {
 	return nil
 }
 
-// doorChain decides for each port of a door.
+// doorChain decides for each address and port of a door.
 const doorChain = "door"
 
 func (d Door) chain(port expr.VerdictKind, others ...rule) chain {
 	c := chain{name: doorChain}
-	for _, p := range d.Ports {
-		c.rules = append(c.rules, match(tcpPort(p), verdict(port)))
+	for _, l := range d {
+		c.rules = append(c.rules, match(destination(single(l.Addr())), tcpPort(l.Port()), verdict(port)))
 	}
 	c.rules = append(c.rules, others...)
 	return c
@@ -106,7 +106,7 @@ func workspaceRules(want wire.Network, door Door) ruleset {
 		match(tooMany(doorNew, doorBurst), drop()),
 		match(moreConnections(doorOpen), drop()),
 	}}
-	for _, a := range door.Addresses {
+	for _, a := range door.addresses() {
 		forward.rules = append(forward.rules,
 			match(destination(single(a)), jump(doorChain)),
 			match(destination(single(a)), jump(doorway.name)))
@@ -214,14 +214,14 @@ func shorten() error {
 // the table of all with connections that are over. Other services of the host are
 // tracked as without us: an operator's own rules may translate them.
 func (n *Network) hostRules(h *host, closed bool) ruleset {
-	ours := uplinkPrefix + "*"
+	ours, door := uplinkPrefix+"*", n.door()
 	arriving := filter("prerouting", nftables.ChainHookPrerouting, beforeAll, nftables.ChainPolicyAccept,
 		match(local(), echoRequest(), notrack()),
 		match(local(), protocol(unix.IPPROTO_UDP), toPort(VXLANPort), notrack()))
 	leaving := filter("output", nftables.ChainHookOutput, beforeAll, nftables.ChainPolicyAccept,
 		match(echoReply(), notrack()),
 		match(protocol(unix.IPPROTO_UDP), toPort(VXLANPort), notrack()))
-	for _, p := range n.cfg.Door.Ports {
+	for _, p := range door.ports() {
 		arriving.rules = append(arriving.rules, match(local(), tcpPort(p), notrack()))
 		leaving.rules = append(leaving.rules, match(protocol(unix.IPPROTO_TCP), fromPort(p), notrack()),
 			match(to("lo"), tcpPort(p), notrack())) // or its answer would belong to no connection
@@ -232,7 +232,7 @@ func (n *Network) hostRules(h *host, closed bool) ruleset {
 	}
 	translate = append(translate, match(source(uplinks), notTo(ours), masquerade()))
 	input := filter("input", nftables.ChainHookInput, beforeAll, nftables.ChainPolicyAccept)
-	for _, a := range n.cfg.Door.Addresses {
+	for _, a := range door.addresses() {
 		input.rules = append(input.rules, match(from(ours), source(uplinks), destination(single(a)), jump(doorChain)))
 	}
 	input.rules = append(input.rules, match(from(ours), drop()))
@@ -263,7 +263,7 @@ func (n *Network) hostRules(h *host, closed bool) ruleset {
 	outward.rules = append(outward.rules, match(source(uplinks), accept()), match(drop()))
 	inward := chain{name: "inward", rules: []rule{match(established(), accept()), match(drop())}}
 	nat := postrouting(translate...)
-	chains := []chain{arriving, leaving, outward, inward, n.cfg.Door.chain(expr.VerdictAccept), input, forward, nat}
+	chains := []chain{arriving, leaving, outward, inward, door.chain(expr.VerdictAccept), input, forward, nat}
 	if closed {
 		chains = append(chains, chain{name: closedChain})
 	}

@@ -90,7 +90,7 @@ func serveHost(address string) error {
 	// The other end puts eth0 here before it speaks.
 	in, out := json.NewDecoder(bufio.NewReader(os.Stdin)), json.NewEncoder(os.Stdout)
 	n := New(Config{Underlay: netip.MustParseAddr(address)})
-	var w, p *watched
+	var w, p, own *watched
 	for {
 		var o order
 		if err := in.Decode(&o); errors.Is(err, io.EOF) {
@@ -111,6 +111,10 @@ func serveHost(address string) error {
 			w = watchAddress(n.cfg.Underlay)
 		case "watchPaths":
 			p = watchPaths(n)
+		case "watchOwn":
+			own = watchOwn(n.cfg.Underlay)
+		case "awaitOwn":
+			text, err = own.await(o.To)
 		case "awaitAddress":
 			text, err = w.await(o.To)
 		case "awaitPath":
@@ -147,6 +151,17 @@ func watchAddress(a netip.Addr) *watched {
 	return w
 }
 
+// watchOwn says which addresses the host has besides, at first and after each change.
+func watchOwn(a netip.Addr) *watched {
+	w := &watched{make(chan string, 1000)}
+	own := NewOwnAddresses(a, nil)
+	say := func() { w.said <- fmt.Sprint(own.List()) }
+	own.OnChange(say)
+	say()
+	go own.Run(context.Background(), func() {})
+	return w
+}
+
 func watchPaths(n *Network) *watched {
 	w := &watched{make(chan string, 1000)}
 	narrow := func(peer netip.Addr, err error) { w.said <- fmt.Sprintf("%v: %v", peer, err) }
@@ -176,7 +191,7 @@ func obey(n *Network, o order) (string, error) {
 	case "restart":
 		return "", nil
 	case "attach":
-		n.cfg.Egress, n.cfg.Door = o.Egress, o.Door
+		n.cfg.Egress, n.cfg.Door = o.Egress, func() Door { return o.Door }
 		return "", n.Attach(ctx, o.Network)
 	case "detach":
 		return "", n.Detach(ctx, o.ID)

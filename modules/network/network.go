@@ -90,7 +90,7 @@ type Config struct {
 	// other hosts reach its VXLAN devices.
 	Underlay netip.Addr
 	Egress   Egress
-	Door     Door         // this host's, if it is a server
+	Door     func() Door  // this host's now, if it is a server; nil: it has none
 	Log      *slog.Logger // nil: nothing is logged
 }
 
@@ -109,9 +109,46 @@ type Egress struct {
 // Door is the platform's front door on a server, the only thing of any host that
 // machines and pods reach. They come by the uplink of their workspace on this server, whose
 // address therefore is the workspace: whoever counts by source counts workspaces.
-type Door struct {
-	Addresses []netip.Addr // of this server
-	Ports     []uint16     // TCP
+type Door []netip.AddrPort // of this server, TCP
+
+func (n *Network) door() Door {
+	if n.cfg.Door == nil {
+		return nil
+	}
+	return n.cfg.Door()
+}
+
+// addresses are those of the door, each once.
+func (d Door) addresses() (all []netip.Addr) {
+	for _, l := range d {
+		if !slices.Contains(all, l.Addr()) {
+			all = append(all, l.Addr())
+		}
+	}
+	return all
+}
+
+// ports are those of the door, each once.
+func (d Door) ports() (all []uint16) {
+	for _, l := range d {
+		if !slices.Contains(all, l.Port()) {
+			all = append(all, l.Port())
+		}
+	}
+	return all
+}
+
+// Lets says whether a workspace's packets may go to an address, if it is no host's and
+// this host is not connected to its network.
+func (e Egress) Lets(a netip.Addr) bool {
+	in := func(p netip.Prefix) bool { return p.Contains(a) }
+	switch {
+	case !a.Is4() || slices.ContainsFunc(nobody, in) || slices.ContainsFunc(e.Deny, in):
+		return false
+	case slices.ContainsFunc(e.Allow, in):
+		return true
+	}
+	return e.Private || !slices.ContainsFunc(private, in)
 }
 
 // Network keeps the networks of workspaces on this host. It is safe for
@@ -181,7 +218,7 @@ func (n *Network) attach(want wire.Network) error {
 	if err != nil {
 		return err
 	}
-	if err := w.protect(want, n.cfg.Door); err != nil {
+	if err := w.protect(want, n.door()); err != nil {
 		return err
 	}
 	for _, a := range want.Hosts {

@@ -65,7 +65,7 @@ func (s *site) network(host int) wire.Network {
 	for i, m := range s.members {
 		if i != host {
 			if i == 0 {
-				m.Door = s.door.Addresses
+				m.Door = s.door.addresses()
 			}
 			n.Members = append(n.Members, m)
 		}
@@ -326,7 +326,7 @@ func TestWorkspace(t *testing.T) {
 	})
 
 	t.Run("what the platform serves on a host is not tracked", func(t *testing.T) {
-		server.must(order{Do: "attach", Network: one.network(0), Door: Door{Addresses: []netip.Addr{server.address}, Ports: []uint16{7444}}})
+		server.must(order{Do: "attach", Network: one.network(0), Door: Door{netip.AddrPortFrom(server.address, 7444)}})
 		defer server.must(order{Do: "attach", Network: one.network(0)})
 		server.must(order{Do: "listenTCP", To: "0.0.0.0:7444"})
 		node1.must(order{Do: "reachTCP", To: server.address.String() + ":7444"})

@@ -59,8 +59,24 @@ type HubConfig struct {
 	Keys        *store.Cache[*resource.WorkspaceKeys]
 	Registry    string // host:port
 	UpstreamDNS []netip.AddrPort
-	Door        wire.Door     // this server's front door
-	Pace        time.Duration // how often a node may report; 0: wire.ReportPace
+	// Front says at which addresses this server's front door is now, and how it is found
+	// by name. Nil: it has none.
+	Front func() ([]netip.Addr, wire.Door)
+	Pace  time.Duration // how often a node may report; 0: wire.ReportPace
+
+	Own Addresses // what this server has besides Address; nil: nothing
+	// Named are addresses that the operator has given to somebody: no host has them
+	// because it says so.
+	Named []netip.Addr
+	// Reached says whether tenants reach an address, if it is no host's. Nil: any.
+	Reached func(netip.Addr) bool
+}
+
+// Addresses are those that a host has besides its own on the platform's network.
+type Addresses interface {
+	List() []netip.Addr
+	// OnChange has fn called after each change; it doesn't block.
+	OnChange(fn func())
 }
 
 // Tokens redeems join tokens.
@@ -79,24 +95,39 @@ type Hub struct {
 	mux *http.ServeMux
 
 	mu      sync.Mutex
-	changed chan struct{}                      // closed and replaced when anything an agent is told may have changed
-	places  map[string]string                  // UID and address of each node, by name
-	paces   map[string]flowcontrol.RateLimiter // of each node's reports, by name
+	changed chan struct{}     // closed and replaced when anything an agent is told may have changed
+	places  map[string]string // UID and addresses of each node, by name
+	paces   map[string]*paces // of each node, by name
 }
+
+// paces are how often a node may say something.
+type paces struct {
+	reports flowcontrol.RateLimiter
+	// addresses bounds how often one of its addresses comes or goes: each time all
+	// hosts look after all their networks.
+	addresses flowcontrol.RateLimiter
+}
+
+// addressPace is how often, in the long run, an address of a node may come or go.
+const addressPace = 10 * time.Second
 
 // NewHub makes a Hub.
 func NewHub(cfg HubConfig) *Hub {
-	h := &Hub{cfg: cfg, changed: make(chan struct{}), places: map[string]string{}, paces: map[string]flowcontrol.RateLimiter{}}
+	h := &Hub{cfg: cfg, changed: make(chan struct{}), places: map[string]string{}, paces: map[string]*paces{}}
 	cfg.Nodes.OnChange(h.nodeChanged)
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })
 	cfg.Keys.OnChange(func(string) { h.wake() })
+	if cfg.Own != nil {
+		cfg.Own.OnChange(h.wake)
+	}
 	h.mux = http.NewServeMux()
 	h.mux.HandleFunc("POST "+wire.JoinPath, func(w http.ResponseWriter, r *http.Request) {
 		reply(h, w, r, func(req wire.JoinRequest) (*wire.JoinResponse, error) { return h.join(r.Context(), req, r.RemoteAddr) })
 	})
 	h.mux.HandleFunc("GET "+wire.StatePath, h.asNode(h.state))
 	h.mux.HandleFunc("POST "+wire.ReportPath, h.asNode(h.takeReport))
+	h.mux.HandleFunc("POST "+wire.AddressPath, h.asNode(h.takeAddress))
 	h.mux.HandleFunc("POST "+wire.CertificatePath, asked(h, h.renew))
 	h.mux.HandleFunc("POST "+wire.MachineCertificatesPath, asked(h, h.machineCertificates))
 	h.mux.HandleFunc("POST "+wire.LeavePath, asked(h, h.leave))
@@ -114,7 +145,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *Hub) nodeChanged(name string) {
 	place := ""
 	if n, ok := h.cfg.Nodes.Get(name); ok {
-		place = fmt.Sprint(n.UID, " ", n.Status.Address, " ", n.Gone())
+		place = fmt.Sprint(n.UID, " ", n.Status.Address, " ", n.Status.Addresses, " ", n.Gone())
 	}
 	h.mu.Lock()
 	same := h.places[name] == place
@@ -149,17 +180,22 @@ type refusal struct {
 	text   string
 }
 
-// pace says whether a node may report now.
-func (h *Hub) pace(node string) bool {
+// pace says how often a node may speak.
+func (h *Hub) pace(node string) *paces {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	limit := h.paces[node]
-	if limit == nil {
-		perSecond := float32(time.Second) / float32(cmp.Or(h.cfg.Pace, wire.ReportPace))
-		limit = flowcontrol.NewTokenBucketRateLimiter(perSecond, wire.ReportBurst)
-		h.paces[node] = limit
+	p := h.paces[node]
+	if p == nil {
+		every := func(pace time.Duration, burst int) flowcontrol.RateLimiter {
+			return flowcontrol.NewTokenBucketRateLimiter(float32(time.Second)/float32(pace), burst)
+		}
+		p = &paces{
+			reports:   every(cmp.Or(h.cfg.Pace, wire.ReportPace), wire.ReportBurst),
+			addresses: every(addressPace, wire.MaxAddresses),
+		}
+		h.paces[node] = p
 	}
-	return limit.TryAccept()
+	return p
 }
 
 func (r refusal) Error() string { return r.text }
@@ -373,9 +409,20 @@ func send(w io.Writer, out *http.ResponseController, data []byte) error {
 }
 
 func (h *Hub) stateOf(node *resource.Node) *wire.State {
-	state := &wire.State{Node: node.Name, Registry: h.cfg.Registry, UpstreamDNS: h.cfg.UpstreamDNS, Door: h.cfg.Door,
+	var service []netip.Addr
+	var door wire.Door
+	if h.cfg.Front != nil {
+		service, door = h.cfg.Front()
+	}
+	state := &wire.State{Node: node.Name, Registry: h.cfg.Registry, UpstreamDNS: h.cfg.UpstreamDNS, Door: door,
 		Networks: []wire.Network{}, Machines: []wire.Machine{}}
-	hosts := wire.Hosts(h.cfg.Nodes.List(""), h.cfg.Server, h.cfg.Address)
+	nodes := h.cfg.Nodes.List("")
+	hosts := wire.Hosts(nodes, h.cfg.Server, h.cfg.Address)
+	var own []netip.Addr
+	if h.cfg.Own != nil {
+		own = h.cfg.Own.List()
+	}
+	closed := wire.Closed(nodes, hosts, service, own)
 	perWorkspace := map[string][]*resource.Machine{}
 	mine := map[string]bool{}
 	for _, m := range h.cfg.Machines.List("") {
@@ -397,7 +444,7 @@ func (h *Hub) stateOf(node *resource.Node) *wire.State {
 		}
 		machines := perWorkspace[ws.Key()]
 		state.Networks = append(state.Networks,
-			wire.NetworkFor(ws, h.cfg.Plan, machines, node.Name, h.cfg.Server, hosts, h.cfg.Door.Addresses))
+			wire.NetworkFor(ws, h.cfg.Plan, machines, node.Name, h.cfg.Server, hosts, service, closed))
 		for _, m := range machines {
 			if m.Spec.Node != node.Name {
 				continue

@@ -1,6 +1,10 @@
 package node
 
-import "github.com/multipaas/multipaas/appliance/problem"
+import (
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/problem"
+)
 
 // Silent is what is said about a node from which nothing is heard.
 var Silent = problem.Problem{
@@ -9,6 +13,19 @@ var Silent = problem.Problem{
 	Severity: problem.High,
 	Text:     "Its machines may still run, but nothing can be changed about them.",
 	Remedy:   "Check the host, its network and its multipaas service; if it is lost for good: mp nodes remove NODE --lost",
+}
+
+// NotShown is what is said about a node that says to have an address from which it has
+// not reported.
+var NotShown = problem.Problem{
+	Code:     "node-address-not-shown",
+	Title:    "A node says to have an address that it has not shown",
+	Severity: problem.Medium,
+	After:    time.Minute, // one that has moved is shown within seconds
+	Text: "Tenants of other hosts reach its ports there, as far as `egress` lets them. " +
+		"The host's word is not enough to keep them from an address, which may be anybody's.",
+	Remedy: "If it is the host's: mp nodes set NODE --also ADDRESS,ADDRESS, with all that it has and can't show; " +
+		"else look who is on it. If tenants need nothing of that network, leave it out of `egress`.",
 }
 
 // Differs is what is said about a node that says of itself what was not confirmed.

@@ -48,21 +48,26 @@ type nothing struct{}
 
 // takeReport takes down what an agent sees, at the pace that it may.
 func (h *Hub) takeReport(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-	if !h.pace(node.Name) {
+	if !h.pace(node.Name).reports.TryAccept() {
 		w.Header().Set("Retry-After", strconv.Itoa(int(wire.ReportPace/time.Second)))
 		h.answer(w, nil, refuse(http.StatusTooManyRequests, "node %s reports more often than every %v", node.Name, wire.ReportPace))
 		return
 	}
 	source, _ := netip.ParseAddrPort(r.RemoteAddr)
-	reply(h, w, r, func(rep wire.Report) (nothing, error) {
-		return nothing{}, h.report(r.Context(), node, rep, source.Addr().Unmap())
+	reply(h, w, r, func(rep wire.Report) (wire.ReportAnswer, error) {
+		return h.report(r.Context(), node, rep, source.Addr().Unmap())
 	})
 }
 
 // report takes down a report that came from this address. One without news costs
 // a write of the node every ReportEvery, and wakes nobody.
-func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, source netip.Addr) error {
-	look := func(n *resource.Node) { h.note(n, rep, source) }
+func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, source netip.Addr) (wire.ReportAnswer, error) {
+	var answer wire.ReportAnswer
+	look := func(n *resource.Node) { answer.Show = h.note(n, rep, source) }
+	if left := without(node.Status.Addresses, append(rep.Addresses, node.Spec.Addresses...)); left != nil &&
+		!h.pace(node.Name).addresses.TryAccept() {
+		rep.Addresses = append(rep.Addresses, left...) // not yet
+	}
 	if seen := *node; time.Since(node.Status.HeartbeatAt) >= heartbeatEvery || !same(&seen, look) {
 		_, err := store.Of[resource.Node](h.cfg.Store).Modify(ctx, node.Name, func(n *resource.Node) error {
 			if n.UID != node.UID || n.Gone() {
@@ -73,18 +78,18 @@ func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, 
 			return nil
 		})
 		if errors.Is(err, store.ErrNotFound) { // since a moment ago: the cache has not heard of it
-			return refuse(http.StatusGone, "node %q was removed from the platform", node.Name)
+			return answer, refuse(http.StatusGone, "node %q was removed from the platform", node.Name)
 		}
 		if err != nil {
-			return err
+			return answer, err
 		}
 	}
 	for _, m := range rep.Machines {
 		if err := h.takeMachine(ctx, node, m); err != nil {
-			return err
+			return answer, err
 		}
 	}
-	return nil
+	return answer, nil
 }
 
 // same says whether look changes nothing of n.
@@ -99,8 +104,8 @@ func same(n *resource.Node, look func(*resource.Node)) bool {
 }
 
 // note takes down what a report says of the node itself, as far as a host is
-// believed.
-func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) {
+// believed. It returns the addresses that it shall show to have.
+func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) (show []netip.Addr) {
 	s := &n.Status
 	s.Version, s.Kernel, s.OS = clip(rep.Version, maxName), clip(rep.Kernel, maxName), clip(rep.OS, maxName)
 	s.Drivers = nil
@@ -115,13 +120,14 @@ func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) {
 		}
 		s.Conditions.Set(c)
 	}
-	for _, p := range rep.Problems[:min(len(rep.Problems), maxItems-3)] { // and three of ours
+	for _, p := range rep.Problems[:min(len(rep.Problems), maxItems-4)] { // and four of ours
 		p.Type, p.Reason, p.Message, p.Since = clip(p.Type, maxName), clip(p.Reason, maxName), clip(p.Message, maxText), time.Time{}
 		if p.Status != resource.True && p.Status != resource.False {
 			p.Status = resource.Unknown
 		}
 		switch p.Type {
-		case resource.NodeAddressConfirmed, resource.NodeCapacityConfirmed, resource.NodeReporting, "NetworksReady":
+		case resource.NodeAddressConfirmed, resource.NodeAddressesShown, resource.NodeCapacityConfirmed,
+			resource.NodeReporting, "NetworksReady":
 			// The platform's to say.
 		default:
 			say(p)
@@ -142,6 +148,10 @@ func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) {
 	if trouble := h.noteAddress(n, rep.Address, source); trouble != "" {
 		no(resource.NodeAddressConfirmed, "Differs", trouble)
 	}
+	show, trouble := h.noteAddresses(n, rep.Addresses)
+	if trouble != "" {
+		no(resource.NodeAddressesShown, "NotShown", trouble)
+	}
 	if reason, trouble := noteCapacity(n, rep.Capacity); trouble != "" {
 		no(resource.NodeCapacityConfirmed, reason, trouble)
 	}
@@ -153,6 +163,7 @@ func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) {
 	default:
 		s.Phase = resource.Pending // nobody can reach what would run on it
 	}
+	return show
 }
 
 // noteAddress decides on which address the node is. A host that could choose would

@@ -30,6 +30,8 @@ type NodeSpec struct {
 	// Address is the host's on the platform's network; none: where its first report
 	// came from.
 	Address netip.Addr `json:"address,omitzero" doc:"Where the host is, if not where its first report came from"`
+	// Addresses are others of the host's, which it need not show.
+	Addresses []netip.Addr `json:"addresses,omitempty" doc:"Other addresses of the host, which it need not show"`
 	// Capacity is what the host may promise to machines if it has that; of what is 0,
 	// what it had at first.
 	Capacity Size `json:"capacity,omitzero" doc:"What of the host machines may have; of what is 0, what the host had when it joined"`
@@ -41,13 +43,15 @@ func (n *Node) Gone() bool { return n.Deleting() && n.Spec.Lost }
 
 // NodeStatus is what the node reports.
 type NodeStatus struct {
-	State               // Ready, Degraded (no heartbeat), Deleting
-	Address  netip.Addr `json:"address,omitzero" doc:"Address of the host on the platform's network"`
-	Version  string     `json:"version,omitempty" doc:"Version of multipaas"`
-	Kernel   string     `json:"kernel,omitempty"`
-	OS       string     `json:"os,omitempty"`
-	Drivers  []string   `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
-	Capacity Size       `json:"capacity,omitzero"`
+	State              // Ready, Degraded (no heartbeat), Deleting
+	Address netip.Addr `json:"address,omitzero" doc:"Address of the host on the platform's network"`
+	// Addresses are others that it has: it was heard from there, or a sysadmin says so.
+	Addresses []netip.Addr `json:"addresses,omitempty" doc:"Other addresses of the host: no tenant reaches them"`
+	Version   string       `json:"version,omitempty" doc:"Version of multipaas"`
+	Kernel    string       `json:"kernel,omitempty"`
+	OS        string       `json:"os,omitempty"`
+	Drivers   []string     `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
+	Capacity  Size         `json:"capacity,omitzero"`
 	// Confirmed is what the host had when it was first heard of.
 	Confirmed Size `json:"confirmed,omitzero" doc:"What the host had when it joined"`
 	// Allocated is what machines have been promised. The API computes it for those
@@ -62,6 +66,7 @@ type NodeStatus struct {
 const (
 	NodeReporting         = "Reporting"
 	NodeAddressConfirmed  = "AddressConfirmed"
+	NodeAddressesShown    = "AddressesShown"
 	NodeCapacityConfirmed = "CapacityConfirmed"
 )
 
@@ -149,6 +154,9 @@ type Workspace struct {
 	Spec   WorkspaceSpec   `json:"spec"`
 	Status WorkspaceStatus `json:"status" readOnly:"true"`
 }
+
+// KubeDomain is below which clusters' APIs have their names.
+func KubeDomain(domain string) string { return "k8s." + domain }
 
 // MaxMachines is the most machines one workspace can have: each owns one /24 of
 // a /16 of pod addresses, and the first /24 is left out.

@@ -76,17 +76,31 @@ func Hosts(nodes []*resource.Node, server string, address netip.Addr) map[string
 	return hosts
 }
 
+// Closed are all IPv4 addresses of the platform's hosts: those by which they are
+// reached, those that nodes have besides, and more, which are servers'. Sorted, each
+// once.
+func Closed(nodes []*resource.Node, hosts map[string]netip.Addr, more ...[]netip.Addr) []netip.Addr {
+	all := slices.AppendSeq(slices.Concat(more...), maps.Values(hosts))
+	for _, n := range nodes {
+		all = append(all, n.Status.Addresses...)
+	}
+	all = slices.DeleteFunc(all, func(a netip.Addr) bool { return !a.Is4() }) // tenants have no other
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
 // NetworkFor computes the network of a workspace as one host sees it: the
 // server that runs the plane (host == server) or the node called host. A machine
 // on a host whose address is not in hosts yet is left out until it is, and one that
-// is gone is left out. door are the service addresses of that server.
+// is gone is left out. door are the service addresses of that server, closed what no
+// tenant reaches.
 func NetworkFor(
 	w *resource.Workspace,
 	plan Plan,
 	machines []*resource.Machine,
 	host, server string,
 	hosts map[string]netip.Addr,
-	door []netip.Addr,
+	door, closed []netip.Addr,
 ) Network {
 	own := plan.Plane
 	if host != server {
@@ -94,9 +108,7 @@ func NetworkFor(
 	}
 	n := Network{ID: w.Status.ID, Workspace: w.Key(), VNI: w.Status.VNI, Plan: plan,
 		Gateway: netip.PrefixFrom(own, plan.Nodes.Bits()), MAC: MAC(own),
-		Hosts: slices.AppendSeq(slices.Clone(door), maps.Values(hosts))}
-	slices.SortFunc(n.Hosts, netip.Addr.Compare)
-	n.Hosts = slices.Compact(n.Hosts)
+		Hosts: closed}
 	add := func(m Member, on string) {
 		var ok bool
 		if m.Host, ok = hosts[on]; ok {

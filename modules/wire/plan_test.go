@@ -54,21 +54,26 @@ func TestNetworkForEachHost(t *testing.T) {
 		return strings.Join(out, " ")
 	}
 	door := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1")}
-	onServer := NetworkFor(w, plan, machines, "s1", "s1", hosts, door)
+	moved := netip.MustParseAddr("198.51.100.9") // n1 has it still, by what it said, and n2 already
+	closed := Closed([]*resource.Node{
+		{Status: resource.NodeStatus{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.1"), moved}}},
+		{Status: resource.NodeStatus{Addresses: []netip.Addr{moved}}}, {},
+	}, hosts, door, nil, []netip.Addr{netip.MustParseAddr("192.0.2.200"), door[0]})
+	onServer := NetworkFor(w, plan, machines, "s1", "s1", hosts, door, closed)
 	if onServer.Gateway.Addr() != plan.Plane {
 		t.Errorf("the server's own address is %v, want the plane's", onServer.Gateway)
 	}
 	if got, want := names(onServer), "shop-1@192.0.2.11 host-n1@192.0.2.11 shop-2@192.0.2.12 host-n2@192.0.2.12"; got != want {
 		t.Errorf("on the server: members %s, want %s", got, want)
 	}
-	onNode := NetworkFor(w, plan, machines, "n1", "s1", hosts, door)
+	onNode := NetworkFor(w, plan, machines, "n1", "s1", hosts, door, closed)
 	if onNode.Gateway.Addr() != plan.Gateway(1) {
 		t.Errorf("on n1: own address %v, want %v", onNode.Gateway, plan.Gateway(1))
 	}
 	if got, want := names(onNode), "plane@192.0.2.1 shop-1@192.0.2.11 shop-2@192.0.2.12 host-n2@192.0.2.12"; got != want {
 		t.Errorf("on n1: members %s, want %s", got, want)
 	}
-	if got, want := fmt.Sprint(onNode.Hosts), "[192.0.2.1 192.0.2.11 192.0.2.12 198.51.100.1]"; got != want {
+	if got, want := fmt.Sprint(onNode.Hosts), "[192.0.2.1 192.0.2.11 192.0.2.12 192.0.2.200 198.51.100.1 198.51.100.9 203.0.113.1]"; got != want {
 		t.Errorf("on n1: hosts %s, want %s", got, want)
 	}
 	for _, m := range onNode.Members {
@@ -82,9 +87,12 @@ func TestNetworkForEachHost(t *testing.T) {
 }
 
 func TestNamesOfTheDoor(t *testing.T) {
-	d := Door{Names: []string{"*.paas.example", "cloud.example"}}
+	d := Door{Names: []string{"*.*.*.*.paas.example", "*.k8s.paas.example", "api.paas.example", "cloud.example", "*.old.example"}}
 	for name, want := range map[string]bool{
 		"hello.shop.web.acme.paas.example.": true, "API.Paas.Example": true, "cloud.example.": true,
+		"more.hello.shop.web.acme.paas.example": true, "0000ff.k8s.paas.example": true, "a.old.example": true, "b.a.old.example": true,
+		"pacs.paas.example": false, "_tcp.web.acme.paas.example": false, "k8s.paas.example": false, "old.example": false, ".web.acme.paas.example": false,
+		"xapi.paas.example": false, "hello.shop.web.acme.xpaas.example": false, "hello.shop.web.acme.paas.example.evil": false,
 		"paas.example.": false, ".paas.example": false, "xpaas.example.": false, "paas.example.evil.": false, "a.cloud.example": false, "": false, ".": false,
 	} {
 		if got := d.Has(name); got != want {

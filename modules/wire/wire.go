@@ -59,7 +59,8 @@ const (
 	AgentPath               = "/v1/agent/"                       // all of them are below
 	JoinPath                = AgentPath + "join"                 // JoinRequest: JoinResponse
 	StatePath               = AgentPath + "state"                // a stream of State, one in a line, and of empty lines
-	ReportPath              = AgentPath + "report"               // Report
+	ReportPath              = AgentPath + "report"               // Report: ReportAnswer
+	AddressPath             = AgentPath + "address"              // AddressShown, from that address
 	CertificatePath         = AgentPath + "certificate"          // JoinRequest with the CSR alone: JoinResponse
 	MachineCertificatesPath = AgentPath + "machine-certificates" // MachineCertificatesRequest: MachineCertificates
 	LeavePath               = AgentPath + "leave"
@@ -96,7 +97,8 @@ type State struct {
 
 // Door is the platform's front door as tenants find it by name.
 type Door struct {
-	// Names are in lower case, without a dot at the end. "*.NAME" is all that is below NAME.
+	// Names are in lower case, without a dot at the end. "*.NAME" is all that is below NAME,
+	// "*.*.NAME" all that has two labels more at least, and so on.
 	Names     []string     `json:"names,omitempty"`
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
@@ -105,8 +107,13 @@ type Door struct {
 func (d Door) Has(name string) bool {
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
 	return slices.ContainsFunc(d.Names, func(n string) bool {
-		above, below := strings.CutPrefix(n, "*")
-		return n == name || below && strings.HasSuffix(name, above) && len(name) > len(above)
+		end := strings.TrimLeft(n, "*.")
+		labels := strings.Count(n, "*")
+		if labels == 0 {
+			return n == name
+		}
+		front, below := strings.CutSuffix(name, "."+end)
+		return below && front != "" && strings.Count(front, ".")+1 >= labels
 	})
 }
 
@@ -136,8 +143,8 @@ type Network struct {
 	// Members are all the others that own an address in this network, on this
 	// host and on others: machines, bridges, the plane.
 	Members []Member `json:"members"`
-	// Hosts are the underlay addresses of the platform's hosts, sorted: a tenant
-	// reaches none of them, also those behind a router.
+	// Hosts are all addresses of the platform's hosts, sorted: a tenant reaches none of
+	// them, also those behind a router.
 	Hosts []netip.Addr `json:"hosts,omitempty"`
 }
 
@@ -169,7 +176,10 @@ type Machine struct {
 
 // Report is what a node tells the server, every ReportEvery and on change.
 type Report struct {
-	Address  netip.Addr           `json:"address"`
+	Address netip.Addr `json:"address"`
+	// Addresses are those that the host has besides.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+
 	Version  string               `json:"version"`
 	Kernel   string               `json:"kernel"`
 	OS       string               `json:"os"`
@@ -178,6 +188,23 @@ type Report struct {
 	Problems []resource.Condition `json:"problems,omitempty"`
 	Machines []MachineReport      `json:"machines"`
 	Networks []NetworkReport      `json:"networks"`
+}
+
+// MaxAddresses is how many addresses a node may have besides its own on the platform's
+// network.
+const MaxAddresses = 64
+
+// ReportAnswer is what a node is told when it has reported.
+type ReportAnswer struct {
+	// Show are addresses that it says to have and shall show: tenants are kept from
+	// what is a host's, so its word is not enough.
+	Show []netip.Addr `json:"show,omitempty"`
+}
+
+// AddressShown is sent from an address that a host says to have: that it hears the
+// answers there shows it.
+type AddressShown struct {
+	Address netip.Addr `json:"address"`
 }
 
 // MachineReport is what a node knows about one machine. A machine that was to

@@ -45,7 +45,7 @@ func (c *Controller) allocate(ctx context.Context, w *resource.Workspace) error 
 	// may still hold the network of a workspace deleted meanwhile.
 	w.Status.VNI = firstVNI + mathrand.Uint32N(lastVNI-firstVNI+1)
 	w.Status.ID = fmt.Sprintf("%06x", w.Status.VNI)
-	w.Status.APIHost = w.Status.ID + ".k8s." + c.cfg.Domain
+	w.Status.APIHost = w.Status.ID + "." + resource.KubeDomain(c.cfg.Domain)
 	w.Status.Server = c.cfg.Server
 	w.Status.Phase = resource.Creating
 	claim := &resource.VNI{Workspace: w.Key(), UID: w.UID}

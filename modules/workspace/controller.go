@@ -64,6 +64,14 @@ type Planes interface {
 	List() ([]string, error)
 }
 
+// Addresses are those that this server has besides its own on the platform's network.
+// Implemented by modules/network.
+type Addresses interface {
+	List() []netip.Addr
+	// OnChange has fn called after each change; it doesn't block.
+	OnChange(fn func())
+}
+
 // Config is what a Controller needs.
 type Config struct {
 	Log      *slog.Logger
@@ -73,9 +81,11 @@ type Config struct {
 	// Manifests renders what every cluster gets at birth, YAML documents.
 	Manifests func(w *resource.Workspace, plan wire.Plan) ([]byte, error)
 
-	Server  string       // this server's name
-	Address netip.Addr   // this server's underlay address
-	Door    []netip.Addr // its service addresses
+	Server  string     // this server's name
+	Address netip.Addr // this server's underlay address
+	Own     Addresses  // what it has besides; nil: nothing
+	// Door says which are its service addresses now. Nil: it has none.
+	Door    func() []netip.Addr
 	Domain  string
 	Plan    wire.Plan
 	KubeAPI string // host:port that reaches the planes by SNI
@@ -159,6 +169,9 @@ func New(cfg Config) *Controller {
 		c.machinesChanged(workspace)
 	})
 	cfg.Nodes.OnChange(c.nodeChanged)
+	if cfg.Own != nil {
+		cfg.Own.OnChange(c.all)
+	}
 	return c
 }
 
@@ -169,7 +182,7 @@ func New(cfg Config) *Controller {
 func (c *Controller) nodeChanged(name string) {
 	var place, room string
 	if n, ok := c.cfg.Nodes.Get(name); ok {
-		place = fmt.Sprint(n.Status.Address, n.Status.Phase, n.Spec.Zone, n.Deleting())
+		place = fmt.Sprint(n.Status.Address, n.Status.Addresses, n.Status.Phase, n.Spec.Zone, n.Deleting())
 		room = fmt.Sprint(n.Spec.Unschedulable, n.Status.Drivers, n.Status.Capacity)
 	}
 	was, _ := c.hosts.Swap(name, [2]string{place, room})
@@ -178,11 +191,16 @@ func (c *Controller) nodeChanged(name string) {
 	}
 	before, _ := was.([2]string)
 	if before[0] != place {
-		for _, w := range c.cfg.Workspaces.List("") {
-			c.loop.Add(w.Key())
-		}
+		c.all()
 	} else if before[1] != room {
 		c.freed()
+	}
+}
+
+// all queues all workspaces.
+func (c *Controller) all() {
+	for _, w := range c.cfg.Workspaces.List("") {
+		c.loop.Add(w.Key())
 	}
 }
 
@@ -290,9 +308,18 @@ func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, 
 
 // network attaches the workspace's network on this server, members included.
 func (c *Controller) network(ctx context.Context, p *pass) error {
-	hosts := wire.Hosts(c.cfg.Nodes.List(""), c.cfg.Server, c.cfg.Address)
-	return c.cfg.Networks.Attach(ctx,
-		wire.NetworkFor(p.Workspace, c.cfg.Plan, p.machines, c.cfg.Server, c.cfg.Server, hosts, c.cfg.Door))
+	nodes := c.cfg.Nodes.List("")
+	hosts := wire.Hosts(nodes, c.cfg.Server, c.cfg.Address)
+	var own []netip.Addr
+	if c.cfg.Own != nil {
+		own = c.cfg.Own.List()
+	}
+	var door []netip.Addr
+	if c.cfg.Door != nil {
+		door = c.cfg.Door()
+	}
+	return c.cfg.Networks.Attach(ctx, wire.NetworkFor(p.Workspace, c.cfg.Plan, p.machines, c.cfg.Server, c.cfg.Server, hosts,
+		door, wire.Closed(nodes, hosts, door, own)))
 }
 
 // cluster takes everything above the network further.
