@@ -58,6 +58,7 @@ func testKubectl(t *testing.T, d *suite) {
 			t.Errorf("explain says %q", got)
 		}
 	})
+	t.Run("by name", func(t *testing.T) { d.byName(t) })
 	t.Run("usage", func(t *testing.T) { d.usage(t) })
 	t.Run("roles", func(t *testing.T) {
 		dev := d.KubeconfigFor(t, developer, "shop")

@@ -58,6 +58,7 @@ func TestAttack(t *testing.T) {
 		test func(*testing.T, *suite)
 	}{
 		{"reach", testReach},
+		{"addresses", testAddresses},
 		{"raw", testRaw},
 		{"neighbours", testNeighbours},
 		{"admission", testAdmission},

@@ -306,6 +306,7 @@ func (s *suite) giveUp(t *testing.T, a *asker, admin, name string) {
 type told struct {
 	Status struct {
 		Phase, Address, Kernel string
+		Addresses              []string
 		Capacity               struct{ MilliCPU, MemoryBytes, DiskBytes int64 }
 	}
 }
@@ -364,6 +365,7 @@ func (s *suite) claims(t *testing.T) {
 		s.record(t, attempt{What: "report an address: " + what + ", " + address, From: "a host", Want: "it is not taken for the host's", Got: fmt.Sprintf("%s | %s at %q", got, is.Status.Phase, is.Status.Address),
 			Blocked: is.Status.Address == "" && is.Status.Phase != "Ready" && got.status < 500 && got.status != 0})
 	}
+	s.besidesItself(t, a, admin, lies.Addresses, report)
 	for what, capacity := range lies.Capacities {
 		n, got := next(map[string]any{"address": "192.0.2.1", "drivers": []string{"sandbox"}, "capacity": capacity})
 		c := s.node(t, a, admin, n.name).Status.Capacity
@@ -413,6 +415,31 @@ func (s *suite) claims(t *testing.T) {
 		}
 		got := lost.bearer(t, "", p.Method, url, p.Body, "Content-Type", "application/json", "X-Multipaas-Workspace", "acme/web/shop")
 		s.record(t, attempt{What: p.Method + " " + p.URL, From: "a host that was given up", Want: "401, 403, 404 or 410", Got: got.String(), Blocked: slices.Contains([]int{401, 403, 404, 410}, got.status)})
+	}
+}
+
+// besidesItself reports to have other hosts' addresses, and anybody's, beside the host's
+// own, and shows them from where they are not.
+func (s *suite) besidesItself(t *testing.T, a *asker, admin string, lies map[string]string, report func(*invader, map[string]any) answer) {
+	t.Helper()
+	liar := s.invade(t, a, admin, "manifold")
+	var all []string
+	for _, address := range lies {
+		if !strings.Contains(address, "%") { // a zone makes the report no report
+			all = append(all, address)
+		}
+	}
+	got := report(liar, map[string]any{"address": "192.0.2.1", "addresses": all})
+	if !s.control(t, "a report of many addresses is heard", heard(got)) {
+		return
+	}
+	taken := func() []string { return s.node(t, a, admin, liar.name).Status.Addresses }
+	for what, address := range lies {
+		s.record(t, attempt{What: "report another address: " + what + ", " + address, From: "a host", Want: "it is not taken for the host's", Got: fmt.Sprint(taken()),
+			Blocked: !slices.Contains(taken(), address)})
+		shown := liar.ask(t, "", http.MethodPost, "/v1/agent/address", fmt.Sprintf(`{"address":%q}`, address))
+		s.record(t, attempt{What: "show another address from elsewhere: " + what + ", " + address, From: "a host", Want: "422, or no address", Got: fmt.Sprint(shown, " | ", taken()),
+			Blocked: (shown.status == http.StatusUnprocessableEntity || shown.status == http.StatusBadRequest) && !slices.Contains(taken(), address)})
 	}
 }
 
