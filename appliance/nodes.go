@@ -24,6 +24,7 @@ func (s *server) addNodes(
 	workspaces cacheOf[*resource.Workspace],
 	machines cacheOf[*resource.Machine],
 	keys cacheOf[*resource.WorkspaceKeys],
+	claims cacheOf[*resource.VNI],
 ) part[*node.Hub] {
 	n := &needs{}
 	add(s.graph, "node-monitor", n, &node.Monitor{
@@ -31,6 +32,7 @@ func (s *server) addNodes(
 		Store:    from.of(n),
 		Nodes:    nodes.of(n),
 		Machines: machines.of(n),
+		Claims:   claims.of(n),
 	})
 	n = &needs{}
 	return made(n, node.NewHub(node.HubConfig{
@@ -48,6 +50,7 @@ func (s *server) addNodes(
 		Own:         s.own,
 		Named:       s.named(),
 		Reached:     s.cfg.Egress.Lets,
+		Claims:      claims.of(n),
 		Registry:    s.registryName(),
 		UpstreamDNS: s.cfg.UpstreamDNS,
 		Front: func() ([]netip.Addr, wire.Door) {

@@ -77,11 +77,12 @@ func (s *server) boot() (err error) {
 	workspaces := addCache[resource.Workspace](s, store)
 	machines := addCache[resource.Machine](s, store)
 	keys := addCache[resource.WorkspaceKeys](s, store)
+	claims := addCache[resource.VNI](s, store)
 	apps := addCache[resource.App](s, store)
 
 	identity := s.addIdentity(store)
 	tasks := s.addTasks(store)
-	hub := s.addNodes(store, identity, nodes, workspaces, machines, keys)
+	hub := s.addNodes(store, identity, nodes, workspaces, machines, keys, claims)
 	planes := s.planes(database, payload, certificate, identity, networks)
 	controller := s.addWorkspaces(store, database, planes, networks, accounts, nodes, workspaces, machines)
 	clusters.Workspaces = controller.value

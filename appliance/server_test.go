@@ -55,17 +55,18 @@ func TestBoot(t *testing.T) {
 		"workspaces":    store,
 		"machines":      store,
 		"workspacekeys": store,
+		"vnis":          store,
 		"apps":          store,
 		"identity":      store,
 		"first-admin":   "identity",
 		"tasks":         store,
-		"node-monitor":  store + "nodes machines",
+		"node-monitor":  store + "nodes machines vnis",
 		"planes":        "accounts " + store + "payload first-admin certificate workspaces machines nodes",
-		"registry":      "first-admin accounts organizations certificate " + store + caches + "workspacekeys",
+		"registry":      "first-admin accounts organizations certificate " + store + caches + "workspacekeys vnis",
 		"deployer":      store + "apps workspaces planes registry",
 		"plane-router":  "planes",
 		"health":        "nodes first-admin",
-		"api":           store + "first-admin planes registry tasks " + caches + "workspacekeys certificate",
+		"api":           store + "first-admin planes registry tasks " + caches + "workspacekeys vnis certificate",
 	}
 	for _, p := range s.graph.Status() {
 		if got := strings.Join(p.WaitingFor, " "); got != strings.TrimSpace(want[p.Name]) {

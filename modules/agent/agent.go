@@ -477,6 +477,9 @@ func (a *Agent) report(ctx context.Context) error {
 	rep := a.cfg.Facts()
 	a.mu.Lock()
 	p := a.plan
+	if a.live {
+		rep.Holds = []string{} // what a state from disk wants may be made yet
+	}
 	a.mu.Unlock()
 	if p.state != nil {
 		for _, d := range a.cfg.Drivers {
@@ -576,6 +579,11 @@ func (a *Agent) cleanUp(ctx context.Context) error {
 		}
 		if left == 0 {
 			failpoint.Reach("node/leave/cleaned")
+			// Nobody hears of it otherwise: a removed node reports no more. Without an
+			// answer what it had is never given to others, which is no harm.
+			if err := a.cfg.Client.call(ctx, wire.WipedPath, struct{}{}, nil); err != nil {
+				a.cfg.Log.Warn("the server does not know that this host holds nothing any more", "err", err)
+			}
 			return os.RemoveAll(a.cfg.Client.dir)
 		}
 		select {

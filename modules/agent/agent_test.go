@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -34,6 +35,7 @@ type server struct {
 
 	mu      sync.Mutex
 	removed bool
+	wiped   bool // said so, after it was removed
 	last    wire.Report
 	reports []wire.Report
 	show    []netip.Addr      // what hosts are asked to show
@@ -63,6 +65,12 @@ func newServer(t *testing.T) *server {
 	mux.HandleFunc("GET "+wire.StatePath, s.state)
 	mux.HandleFunc("POST "+wire.ReportPath, s.report)
 	mux.HandleFunc("POST "+wire.AddressPath, s.address)
+	mux.HandleFunc("POST "+wire.WipedPath, func(w http.ResponseWriter, _ *http.Request) {
+		s.mu.Lock()
+		s.wiped = s.removed
+		s.mu.Unlock()
+		fmt.Fprintln(w, "{}")
+	})
 	mux.HandleFunc("POST "+wire.MachineCertificatesPath, func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(wire.MachineCertificates{KubeletClient: leaf, KubeletServing: leaf, KubeProxy: leaf})
 	})
@@ -553,13 +561,18 @@ func TestAbsenceIsNoOrder(t *testing.T) {
 	// Network c tells its reports from those of before, of which one may come late.
 	s.reported(t, "both networks of the old state", func(r wire.Report) bool {
 		c := slices.IndexFunc(r.Networks, func(n wire.NetworkReport) bool { return n.ID == "c" })
-		return len(r.Networks) == 2 && c >= 0 && r.Networks[c].Ready && r.Networks[1-c].Ready
+		return len(r.Networks) == 2 && c >= 0 && r.Networks[c].Ready && r.Networks[1-c].Ready && r.Holds == nil
 	})
 	if got, want := w.story(), "+network c"; got != want {
 		t.Errorf("with the state from disk: %q, want %q", got, want)
 	}
 	s.say(t, "a c", "a/u1")
 	wantThere(t, w, "machine u1, network a, network c")
+	s.reported(t, "what is here, once the server has spoken", func(r wire.Report) bool {
+		return slices.Contains(r.Holds, "a") && slices.Contains(r.Holds, "c") && slices.Contains(r.Holds, wire.HoldsUnknown)
+	})
+	s.say(t, "c", "")
+	s.reported(t, "that nothing of a is left", func(r wire.Report) bool { return slices.Equal(r.Holds, []string{"c"}) })
 }
 
 func TestRemovedNodeLeavesNothing(t *testing.T) {
@@ -578,6 +591,11 @@ func TestRemovedNodeLeavesNothing(t *testing.T) {
 	if got := w.all(); got != "" {
 		t.Errorf("left: %s", got)
 	}
+	s.mu.Lock()
+	if !s.wiped {
+		t.Error("it has not said that it is wiped")
+	}
+	s.mu.Unlock()
 	if err := stop(); !errors.Is(err, ErrRemoved) || errors.Is(err, ErrLeftovers) {
 		t.Errorf("got %v, want %v alone", err, ErrRemoved)
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -199,9 +200,11 @@ func (d machines) Report(
 	seen := map[string]wire.MachineReport{}
 	for _, m := range there {
 		seen[m.UID] = m
+		hold(r, cmp.Or(m.NetworkID, wire.HoldsUnknown))
 	}
 	for _, m := range s.Machines {
 		p := progress(m.UID)
+		hold(r, m.NetworkID)
 		rep, ok := seen[m.UID]
 		switch {
 		case p.Removed:

@@ -46,10 +46,16 @@ func (d networks) Remove(ctx context.Context, id string) error { return d.host.D
 
 func (d networks) List(context.Context) ([]string, error) { return d.host.Attached() }
 
-func (networks) Report(_ context.Context, s *wire.State, progress func(string) Progress, r *wire.Report) ([]string, error) {
+func (d networks) Report(_ context.Context, s *wire.State, progress func(string) Progress, r *wire.Report) ([]string, error) {
 	for _, n := range s.Networks {
 		p := progress(n.ID)
 		r.Networks = append(r.Networks, wire.NetworkReport{ID: n.ID, Ready: p.Ready(), Message: p.Problem})
+		hold(r, n.ID)
 	}
+	there, err := d.host.Attached()
+	if err != nil {
+		there = []string{wire.HoldsUnknown}
+	}
+	hold(r, there...)
 	return nil, nil
 }

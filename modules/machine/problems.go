@@ -17,8 +17,7 @@ var UsersShared = problem.Problem{
 	Title:    "Root in a machine is root on this node",
 	Severity: problem.Medium,
 	Text: "Machines run without a user namespace: what keeps a tenant who breaks out of a pod from the host " +
-		"is weaker. Such machines stay so for their life, and those of workspaces that were made before there were ranges of users " +
-		"are always so.",
+		"is weaker. Such machines stay so for their life, and so do those that were placed before there were ranges of users.",
 	Remedy: "Use Linux 5.19 or newer, with user namespaces (user.max_user_namespaces) and a data directory on ext4, XFS or Btrfs; " +
-		"then replace the machines, or the workspace if it is older than that.",
+		"then replace the machines: scale the workspace down, and up again.",
 }

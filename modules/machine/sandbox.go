@@ -358,7 +358,7 @@ func (s *Sandbox) state(ctx context.Context, uid string) wire.MachineReport {
 	m := s.home(uid)
 	st := wire.MachineReport{UID: uid}
 	if rec, err := readRecord(m.at(recordName)); err == nil {
-		st.Key, st.Restarts = rec.Machine.Key, max(0, rec.Starts-1)
+		st.Key, st.NetworkID, st.Restarts = rec.Machine.Key, rec.Machine.NetworkID, max(0, rec.Starts-1)
 	}
 	c, ok, err := s.runc.state(ctx, uid)
 	switch {

@@ -35,7 +35,7 @@ func FuzzAgentAPI(f *testing.F) {
 	log := slog.New(slog.DiscardHandler)
 	toks := &tokens{}
 	cfg := HubConfig{Log: log, Store: db, CA: ca, Tokens: toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: wire.DefaultPlan(),
-		Nodes: store.Of[resource.Node](db).Cache(log), Workspaces: store.Of[resource.Workspace](db).Cache(log), Machines: store.Of[resource.Machine](db).Cache(log), Keys: store.Of[resource.WorkspaceKeys](db).Cache(log)}
+		Nodes: store.Of[resource.Node](db).Cache(log), Workspaces: store.Of[resource.Workspace](db).Cache(log), Machines: store.Of[resource.Machine](db).Cache(log), Keys: store.Of[resource.WorkspaceKeys](db).Cache(log), Claims: store.Of[resource.VNI](db).Cache(log)}
 	hub := NewHub(cfg)
 	made := &resource.Node{}
 	made.Name = "n1"
@@ -48,7 +48,7 @@ func FuzzAgentAPI(f *testing.F) {
 		f.Fatal(err)
 	}
 	otherRevision := other.Revision
-	for _, run := range []func(context.Context, func()) error{cfg.Nodes.Run, cfg.Workspaces.Run, cfg.Machines.Run, cfg.Keys.Run} {
+	for _, run := range []func(context.Context, func()) error{cfg.Nodes.Run, cfg.Workspaces.Run, cfg.Machines.Run, cfg.Keys.Run, cfg.Claims.Run} {
 		parttest.Run(f, run)
 	}
 	leaf, err := hub.sign(testCSR(f), made)

@@ -57,6 +57,7 @@ type HubConfig struct {
 	Workspaces  *store.Cache[*resource.Workspace]
 	Machines    *store.Cache[*resource.Machine]
 	Keys        *store.Cache[*resource.WorkspaceKeys]
+	Claims      *store.Cache[*resource.VNI]
 	Registry    string // host:port
 	UpstreamDNS []netip.AddrPort
 	// Front says at which addresses this server's front door is now, and how it is found
@@ -131,6 +132,10 @@ func NewHub(cfg HubConfig) *Hub {
 	h.mux.HandleFunc("POST "+wire.CertificatePath, asked(h, h.renew))
 	h.mux.HandleFunc("POST "+wire.MachineCertificatesPath, asked(h, h.machineCertificates))
 	h.mux.HandleFunc("POST "+wire.LeavePath, asked(h, h.leave))
+	h.mux.HandleFunc("POST "+wire.WipedPath, func(w http.ResponseWriter, r *http.Request) {
+		err := h.wiped(r)
+		h.answer(w, nothing{}, err)
+	})
 	return h
 }
 
@@ -327,13 +332,21 @@ func (h *Hub) asNode(serve func(http.ResponseWriter, *http.Request, *resource.No
 	}
 }
 
-// identify returns the node that asks, which must be there still.
-func (h *Hub) identify(r *http.Request) (*resource.Node, error) {
+// nodeCertificate is the one that a node has shown. It may have been removed.
+func nodeCertificate(r *http.Request) (*x509.Certificate, error) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 ||
 		!slices.Contains(r.TLS.VerifiedChains[0][0].Subject.Organization, wire.NodesOrganization) {
 		return nil, refusal{http.StatusUnauthorized, "a node's certificate is needed: join first with: multipaas node join"}
 	}
-	cert := r.TLS.VerifiedChains[0][0]
+	return r.TLS.VerifiedChains[0][0], nil
+}
+
+// identify returns the node that asks, which must be there still.
+func (h *Hub) identify(r *http.Request) (*resource.Node, error) {
+	cert, err := nodeCertificate(r)
+	if err != nil {
+		return nil, err
+	}
 	name := cert.Subject.CommonName
 	if node, ok := h.cfg.Nodes.Get(name); ok && belongs(cert, node) {
 		return node, nil

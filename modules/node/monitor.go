@@ -20,6 +20,7 @@ type Monitor struct {
 	Store    *store.Store
 	Nodes    *store.Cache[*resource.Node]
 	Machines *store.Cache[*resource.Machine]
+	Claims   *store.Cache[*resource.VNI]
 
 	now func() time.Time // nil: time.Now
 }
@@ -41,6 +42,9 @@ func (m *Monitor) Run(ctx context.Context, ready func()) error {
 			if err := m.look(ctx, n, began); err != nil && ctx.Err() == nil {
 				m.Log.Warn("look after node", "node", n.Name, "err", err)
 			}
+		}
+		if err := m.free(ctx); err != nil && ctx.Err() == nil {
+			m.Log.Warn("look after claims of workspaces that are gone", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -83,23 +87,31 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 			continue
 		}
 		left++
-		if machine.Deleting() && !n.Spec.Lost {
+		if machine.Deleting() && (!n.Spec.Lost || machine.Status.Conditions.Is(resource.MachineRemoved)) {
 			continue
 		}
-		_, err := store.Of[resource.Machine](m.Store).Modify(ctx, machine.Key(), func(x *resource.Machine) error {
+		var ops []store.Op
+		if n.Spec.Lost {
+			var err error
+			if ops, err = m.giveUp(ctx, n, machine.WorkspaceKey()); err != nil {
+				return err
+			}
+		}
+		ops = append(ops, store.Of[resource.Machine](m.Store).ModifyOp(machine.Key(), func(x *resource.Machine) error {
 			if x.UID != machine.UID {
 				return store.ErrSkip
 			}
 			if !x.Deleting() {
 				x.DeletedAt = new(time.Now().UTC())
 			}
-			if n.Spec.Lost {
+			if n.Spec.Lost && !x.Status.Conditions.Is(resource.MachineRemoved) {
 				for _, t := range []string{resource.MachineDrained, resource.MachineRemoved} {
 					x.Status.Conditions.Set(resource.Condition{Type: t, Status: resource.True, Reason: "HostLost"})
 				}
 			}
 			return nil
-		})
+		}))
+		err := m.Store.Commit(ctx, ops...)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}

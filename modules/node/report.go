@@ -89,7 +89,7 @@ func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, 
 			return answer, err
 		}
 	}
-	return answer, nil
+	return answer, h.release(ctx, node.UID, rep.Holds)
 }
 
 // same says whether look changes nothing of n.

@@ -189,8 +189,11 @@ type WorkspaceStatus struct {
 	State
 	// ID is six hex digits, unique on the platform: the name of the network
 	// namespace (mp-ID), of the data directory and of the SNI host.
-	ID            string `json:"id,omitempty"`
-	VNI           uint32 `json:"vni,omitempty" doc:"VXLAN network identifier"`
+	ID  string `json:"id,omitempty"`
+	VNI uint32 `json:"vni,omitempty" doc:"VXLAN network identifier"`
+	// UserRange is the number of the claim whose range of users its machines have, if
+	// it isn't VNI, of a workspace that was made when there were no ranges.
+	UserRange     uint32 `json:"userRange,omitempty" hidden:"true"`
 	MachinesReady int    `json:"machinesReady"`
 	// APIHost is the TLS server name that reaches this plane on port 6443.
 	APIHost string `json:"apiHost,omitempty"`
@@ -290,7 +293,7 @@ type MachineSpec struct {
 	MAC     string       `json:"mac"`
 	PodCIDR netip.Prefix `json:"podCIDR" example:"10.42.1.0/24"`
 	// FirstUID is the host's user and group that is 0 in the machine, of MachineUIDs
-	// that are its own. 0: the machine was placed before workspaces had ranges, and
+	// that are its own. 0: the machine was placed before its workspace had a range, and
 	// root in it is root on the host.
 	FirstUID uint32 `json:"firstUID,omitempty"`
 }
@@ -324,11 +327,39 @@ func (m *Machine) Lives() bool {
 // Kind is "machines".
 func (*Machine) Kind() string { return "machines" }
 
-// VNI is a claim on a VXLAN network identifier; its key makes it unique.
+// Claims are the names of the claims of a workspace, none before it has one.
+func (s *WorkspaceStatus) Claims() []string {
+	var names []string
+	for _, n := range []uint32{s.VNI, s.UserRange} {
+		if n != 0 {
+			names = append(names, strconv.FormatUint(uint64(n), 10))
+		}
+	}
+	return names
+}
+
+// VNI is a claim on a VXLAN network identifier and on the range of the host's users
+// that goes with it; its key makes it unique. It outlives its workspace until nobody
+// holds anything of it any more: who came next would find a network, a folder or a
+// disk that is another's.
 type VNI struct {
 	Meta             // name: the number in decimal
 	Workspace string `json:"workspace"` // key of the workspace
 	UID       string `json:"workspaceUID"`
+	Network   string `json:"network,omitempty"` // ID of the workspace's network
+	Retired   bool   `json:"retired,omitempty"` // the workspace is gone
+
+	// Nodes were given a machine of the workspace, and Lost were given up with one:
+	// nobody but they themselves knows what is on their disks. By UID, with names.
+	Nodes map[string]string `json:"nodes,omitempty"`
+	Lost  map[string]string `json:"lost,omitempty"`
+	// Servers may have folders of its plane.
+	Servers []string `json:"servers,omitempty"`
+}
+
+// Free says whether the claim has no purpose any more.
+func (v *VNI) Free() bool {
+	return v.Retired && len(v.Nodes) == 0 && len(v.Lost) == 0 && len(v.Servers) == 0
 }
 
 // Kind is "vnis".

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -43,7 +42,7 @@ func (s *Store) Survey(ctx context.Context) (*Survey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read workspaces: %w", err)
 	}
-	there, vnis := map[string]bool{}, map[string]bool{}
+	there, claims := map[string]bool{}, map[string]bool{}
 	for _, kv := range resp.Kvs {
 		w, err := workspaces.decode(kv.Value, kv.ModRevision)
 		if err != nil {
@@ -51,13 +50,25 @@ func (s *Store) Survey(ctx context.Context) (*Survey, error) {
 		}
 		v.Workspaces = append(v.Workspaces, w)
 		there[w.Key()] = true
-		vnis[strconv.FormatUint(uint64(w.Status.VNI), 10)] = true
+		for _, name := range w.Status.Claims() {
+			claims[name] = true
+		}
+	}
+	vnis := Of[resource.VNI](s)
+	from, end = vnis.span("")
+	if resp, err = s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(v.Revision)); err != nil {
+		return nil, fmt.Errorf("read claims: %w", err)
+	}
+	for _, kv := range resp.Kvs {
+		if claim, err := vnis.decode(kv.Value, kv.ModRevision); err == nil && claim.Retired {
+			claims[claim.Name] = true // it waits for disks that may come back
+		}
 	}
 	for _, kv := range keys {
 		k := Stray{Path: string(kv.Key), revision: kv.ModRevision}
 		name, key, _ := strings.Cut(strings.TrimPrefix(k.Path, Root), "/")
 		v.Counts[name]++
-		if name == (*resource.VNI)(nil).Kind() && !vnis[key] { // written in one commit with the workspace's
+		if name == (*resource.VNI)(nil).Kind() && !claims[key] { // written in one commit with the workspace's
 			k.Why, k.owner = "no workspace has this network identifier", k.Path+"/" // nobody's key
 			v.Strays = append(v.Strays, k)
 		}

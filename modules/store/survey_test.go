@@ -26,17 +26,19 @@ func TestSurvey(t *testing.T) {
 	}
 	workspace := func(name string, vni uint32) *resource.Workspace {
 		w := &resource.Workspace{InOrganization: resource.NewInOrganization("acme/web", name)}
-		w.Status.VNI = vni
+		w.Status.VNI, w.Status.UserRange = vni, 7000
 		return w
 	}
 	create(workspace("shop", 4096))
 	create(&resource.VNI{Meta: resource.Meta{Name: "4096"}, Workspace: "acme/web/shop"})
 	create(&resource.VNI{Meta: resource.Meta{Name: "5000"}, Workspace: "acme/web/gone"})
+	create(&resource.VNI{Meta: resource.Meta{Name: "6000"}, Workspace: "acme/web/gone", Retired: true, Lost: map[string]string{"1": "n1"}})
+	create(&resource.VNI{Meta: resource.Meta{Name: "7000"}, Workspace: "acme/web/shop"})
 	create(&resource.WorkspaceKeys{Meta: resource.Meta{Name: "keys"}, Workspace: "acme/web/shop"})
 	create(&resource.WorkspaceKeys{Meta: resource.Meta{Name: "keys"}, Workspace: "acme/web/gone"})
 	create(&resource.Account{Meta: resource.Meta{Name: "acme"}})
 	wantStrays := []string{"/multipaas/vnis/5000", "/multipaas/workspacekeys/acme/web/gone"}
-	counts := map[string]int64{"workspaces": 1, "vnis": 2, "workspacekeys": 2, "accounts": 1}
+	counts := map[string]int64{"workspaces": 1, "vnis": 4, "workspacekeys": 2, "accounts": 1}
 	for _, k := range resource.Kinds() {
 		if k.Scope != resource.OfWorkspace {
 			continue

@@ -64,6 +64,7 @@ const (
 	CertificatePath         = AgentPath + "certificate"          // JoinRequest with the CSR alone: JoinResponse
 	MachineCertificatesPath = AgentPath + "machine-certificates" // MachineCertificatesRequest: MachineCertificates
 	LeavePath               = AgentPath + "leave"
+	WipedPath               = AgentPath + "wiped" // nothing: all that a removed node had is gone from its disk
 )
 
 const (
@@ -188,6 +189,10 @@ type Report struct {
 	Problems []resource.Condition `json:"problems,omitempty"`
 	Machines []MachineReport      `json:"machines"`
 	Networks []NetworkReport      `json:"networks"`
+	// Holds are the IDs of the networks of which something is on the host, a disk of a
+	// machine of theirs too, or shall be. HoldsUnknown is of one that can't be told. Null:
+	// the agent does not know yet what shall be.
+	Holds []string `json:"holds"`
 }
 
 // MaxAddresses is how many addresses a node may have besides its own on the platform's
@@ -207,12 +212,16 @@ type AddressShown struct {
 	Address netip.Addr `json:"address"`
 }
 
+// HoldsUnknown is among what a host holds that can't tell all of it.
+const HoldsUnknown = "?"
+
 // MachineReport is what a node knows about one machine. A machine that was to
 // be removed and is gone is reported once more with Removed set, until it is no
 // longer in the state.
 type MachineReport struct {
 	Key       string    `json:"key"`
 	UID       string    `json:"uid"`
+	NetworkID string    `json:"-"` // "" if that could not be found out
 	Running   bool      `json:"running"`
 	Unseen    bool      `json:"-"` // whether it runs could not be found out
 	Removed   bool      `json:"removed,omitempty"`

@@ -113,6 +113,7 @@ type Controller struct {
 
 	placing sync.Mutex // one placement at a time, so that no node is promised twice
 
+	held    sync.Map // UIDs of workspaces whose claims name who may have something of them
 	starved sync.Map // keys of workspaces that wait for a node with room, and what was said of it
 	hosts   sync.Map // what matters of each node, when last seen, by name
 
@@ -212,6 +213,9 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	if err := c.sweep(ctx); err != nil {
 		return err
 	}
+	if err := c.letGo(ctx); err != nil {
+		return err
+	}
 	c.followContents(ctx)
 	c.wg.Go(func() { c.shareRoom(ctx) })
 	ready()
@@ -280,12 +284,18 @@ func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, 
 	if w.Status.Server != c.cfg.Server && w.Status.Server != "" {
 		return 0, nil // another server runs it
 	}
+	if usersOf(w) == 0 {
+		return 0, c.giveUsers(ctx, w)
+	}
 	keys, err := store.Of[resource.WorkspaceKeys](c.cfg.Store).Get(ctx, key)
 	if err != nil {
 		return 0, fmt.Errorf("keys of %s: %w", key, err)
 	}
 
 	p := &pass{Workspace: w, machines: c.cfg.Machines.List(key)}
+	if err := c.hold(ctx, w, p.machines); err != nil {
+		return 0, err // before anything of it is here
+	}
 	err = c.network(ctx, p)
 	if err != nil {
 		p.set(resource.WorkspaceNetworkReady, "", "NotAttached", err.Error())

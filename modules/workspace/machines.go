@@ -187,6 +187,14 @@ func (c *Controller) create(
 		return nil, fmt.Errorf("workspace %s has %d machines and %d nodes of former ones that its cluster keeps: "+
 			"no more fit into its address plan", w.Key(), len(own), len(w.Status.StaleNodes))
 	}
+	host, err := store.Of[resource.Node](c.cfg.Store).Get(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	claims, err := c.onClaims(ctx, w, func(v *resource.VNI) bool { return holdOn(v, host.UID, host.Name) })
+	if err != nil {
+		return nil, err
+	}
 	address, pods := c.cfg.Plan.Machine(index)
 	m := &resource.Machine{InWorkspace: resource.NewInWorkspace(w.Key(), name(index))}
 	m.Spec = resource.MachineSpec{Node: node, Driver: "sandbox", Size: w.Spec.MachineSize, Index: index,
@@ -194,7 +202,7 @@ func (c *Controller) create(
 	m.Status.Phase = resource.Creating
 
 	db := c.cfg.Store
-	err := db.Commit(ctx,
+	err = db.Commit(ctx, append(claims,
 		store.Of[resource.Machine](db).CreateOp(m),
 		store.Of[resource.Workspace](db).ModifyOp(w.Key(), func(now *resource.Workspace) error {
 			if now.UID != w.UID || now.Deleting() || slices.Contains(now.Status.StaleNodes, m.Name) {
@@ -211,7 +219,7 @@ func (c *Controller) create(
 			now.Status.NodeSlots = slots
 			return nil
 		}),
-		c.stays(node))
+		c.stays(host))...)
 	if err == nil {
 		failpoint.Reach("workspace/machine/placed")
 		c.cfg.Log.Info("machine placed", "machine", m.Key(), "node", node)
@@ -229,12 +237,12 @@ func lowest(taken map[int]bool) int {
 }
 
 // stays is a write that changes nothing and fails if the node is gone or going
-// when the commit happens: the cache may not know yet, and a machine on a node
-// that is no more would never be taken down.
-func (c *Controller) stays(node string) store.Op {
-	return store.Of[resource.Node](c.cfg.Store).ModifyOp(node, func(n *resource.Node) error {
-		if n.Deleting() {
-			return fmt.Errorf("node %s is being removed", node)
+// when the commit happens, or another one has its name: the cache may not know yet,
+// and a machine on a node that is no more would never be taken down.
+func (c *Controller) stays(node *resource.Node) store.Op {
+	return store.Of[resource.Node](c.cfg.Store).ModifyOp(node.Name, func(n *resource.Node) error {
+		if n.Deleting() || n.UID != node.UID {
+			return fmt.Errorf("node %s is being removed", node.Name)
 		}
 		return store.ErrSkip
 	})

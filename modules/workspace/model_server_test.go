@@ -71,6 +71,7 @@ func startServer(m *model) *server {
 	kv := &mortal{KV: m.etcd.Client.KV, left: -1, died: make(chan struct{})}
 	client.KV, client.Watcher, client.Lease = kv, m.etcd.Client.Watcher, m.etcd.Client.Lease
 	db := store.New(client)
+	claims := store.Of[resource.VNI](db).Cache(quiet)
 	workspaces, machines, nodes, keys, all := store.Of[resource.Workspace](db).Cache(quiet), store.Of[resource.Machine](db).Cache(quiet), store.Of[resource.Node](db).Cache(quiet), store.Of[resource.WorkspaceKeys](db).Cache(quiet), store.Of[resource.App](db).Cache(quiet)
 	plan := wire.DefaultPlan()
 	here := netip.MustParseAddr("192.0.2.1")
@@ -79,10 +80,10 @@ func startServer(m *model) *server {
 		Server:    "s1", Address: here, Domain: "mp.example", Plan: plan, KubeAPI: "mp.example:6443",
 		Workspaces: workspaces, Machines: machines, Nodes: nodes})
 	hub := node.NewHub(node.HubConfig{Log: quiet, Store: db, CA: ca, Tokens: anyToken{}, Server: "s1", Address: here, Plan: plan, Pace: time.Microsecond,
-		Nodes: nodes, Workspaces: workspaces, Machines: machines, Keys: keys})
+		Nodes: nodes, Workspaces: workspaces, Machines: machines, Keys: keys, Claims: claims})
 	deployer := apps.New(apps.Config{Log: quiet, Store: db, Clusters: noCluster{}, Images: noImages{}, Apps: all, Workspaces: workspaces, Domain: "mp.example", Registry: "mp.example:5000"})
 	tasks := task.New(task.Config{Store: db, Log: quiet})
-	monitor := &node.Monitor{Log: quiet, Store: db, Nodes: nodes, Machines: machines}
+	monitor := &node.Monitor{Log: quiet, Store: db, Nodes: nodes, Machines: machines, Claims: claims}
 
 	var wg sync.WaitGroup
 	run := func(part func(context.Context, func()) error) {
@@ -96,7 +97,7 @@ func startServer(m *model) *server {
 		})
 		<-ready
 	}
-	for _, part := range []func(context.Context, func()) error{workspaces.Run, machines.Run, nodes.Run, keys.Run, all.Run, controller.Run, deployer.Run, tasks.Run, monitor.Run} {
+	for _, part := range []func(context.Context, func()) error{workspaces.Run, machines.Run, nodes.Run, keys.Run, all.Run, claims.Run, controller.Run, deployer.Run, tasks.Run, monitor.Run} {
 		run(part)
 	}
 	return &server{kv: kv, hub: hub, asked: task.New(task.Config{Store: m.db}), stop: sync.OnceFunc(func() {
@@ -185,7 +186,7 @@ func (h *host) look(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	rep := wire.Report{Address: h.address, Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 32000, MemoryBytes: 32 << 30, DiskBytes: 64 << 30}}
+	rep := wire.Report{Address: h.address, Drivers: []string{"sandbox"}, Capacity: resource.Size{MilliCPU: 32000, MemoryBytes: 32 << 30, DiskBytes: 64 << 30}, Holds: []string{}}
 	wanted := map[string]bool{}
 	for _, x := range machines {
 		if x.Spec.Node != h.name {
@@ -200,6 +201,7 @@ func (h *host) look(ctx context.Context) {
 			r.Removed = true
 		} else {
 			r.Running, wanted[x.UID] = true, true
+			rep.Holds = append(rep.Holds, w.Status.ID)
 			h.m.world.mu.Lock()
 			k := h.m.world.clusters[w.Status.ID]
 			h.m.world.mu.Unlock()

@@ -305,6 +305,9 @@ func (m *model) wrong() string {
 		per[x.WorkspaceKey()] = append(per[x.WorkspaceKey()], x)
 	}
 	for _, v := range vnis {
+		if v.Retired && len(v.Lost) > 0 {
+			continue // a host burned with a disk
+		}
 		claims = append(claims, v.Name+" "+v.Workspace)
 	}
 	users := map[uint32]string{} // of the host: the first -> workspace
@@ -325,7 +328,7 @@ func (m *model) wrong() string {
 		}
 	}
 	slices.Sort(ids)
-	if len(slices.Compact(ids)) != len(vnis) || len(per) > 0 {
+	if len(slices.Compact(ids)) != len(claims) || len(per) > 0 {
 		return fmt.Sprintf("VNIs %v for workspaces %v; machines of no workspace: %v", claims, ids, slices.Collect(maps.Keys(per)))
 	}
 	planes, _ := m.world.List()

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -42,6 +41,9 @@ func (c *Controller) followContents(ctx context.Context) {
 // remove takes a workspace away, machines first, the resource last. Nothing of
 // it is left when the resource is gone.
 func (c *Controller) remove(ctx context.Context, w *resource.Workspace) error {
+	if err := c.hold(ctx, w, c.cfg.Machines.List(w.Key())); err != nil {
+		return err
+	}
 	machines, err := c.removeMachines(ctx, w)
 	if err != nil {
 		return err
@@ -71,18 +73,58 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) error {
 	db := c.cfg.Store
 	ops := []store.Op{store.Of[resource.Workspace](db).DeleteOp(w)}
 	if w.Status.VNI != 0 {
-		claim := &resource.VNI{}
-		claim.Name = strconv.FormatUint(uint64(w.Status.VNI), 10)
 		keys := &resource.WorkspaceKeys{Workspace: w.Key()}
-		ops = append(ops, store.Of[resource.VNI](db).DeleteOp(claim), store.Of[resource.WorkspaceKeys](db).DeleteOp(keys))
+		ops = append(ops, store.Of[resource.WorkspaceKeys](db).DeleteOp(keys))
+		// The claims stay until the nodes, too, have said that nothing is left.
+		retired, err := c.onClaims(ctx, w, func(v *resource.VNI) bool {
+			v.Retired = true
+			c.leave(v)
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		ops = append(ops, retired...)
 	}
 	if err := db.Commit(ctx, ops...); err != nil {
 		return fmt.Errorf("remove %s: %w", w.Key(), err)
 	}
 	failpoint.Reach("workspace/delete/committed")
 	c.starved.Delete(w.Key())
+	c.held.Delete(w.UID)
 	c.freed() // others may have waited for its room
 	c.cfg.Log.Info("workspace removed", "workspace", w.Key(), "id", w.Status.ID)
+	return nil
+}
+
+// leave notes that nothing of a workspace is on this server any more.
+func (c *Controller) leave(v *resource.VNI) {
+	v.Servers = slices.DeleteFunc(v.Servers, func(name string) bool { return name == c.cfg.Server })
+}
+
+// letGo leaves the claims of workspaces that are gone, of which sweep has left nothing
+// here: another server took them away when this one was down.
+func (c *Controller) letGo(ctx context.Context) error {
+	kind := store.Of[resource.VNI](c.cfg.Store)
+	claims, _, err := kind.List(ctx, "", "", 0)
+	if err != nil {
+		return fmt.Errorf("list claims: %w", err)
+	}
+	for _, claim := range claims {
+		if !claim.Retired || !slices.Contains(claim.Servers, c.cfg.Server) {
+			continue
+		}
+		_, err := kind.Modify(ctx, claim.Key(), func(v *resource.VNI) error {
+			if !v.Retired {
+				return store.ErrSkip
+			}
+			c.leave(v)
+			return nil
+		})
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return fmt.Errorf("claim %s: %w", claim.Name, err)
+		}
+	}
 	return nil
 }
 
