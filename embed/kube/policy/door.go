@@ -15,6 +15,8 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 )
 
 // socketName is where the CNI plugin asks, in Config.Dir: it writes an id and
@@ -69,6 +71,7 @@ func (k *keeper) hear(ctx context.Context, conn net.Conn) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	k.catchUp(ctx, id)
 	a := &ask{id: id, ctx: ctx, done: make(chan struct{})}
 	answer := "ok"
 	select {
@@ -82,6 +85,67 @@ func (k *keeper) hear(ctx context.Context, conn net.Conn) {
 		answer = k.reason()
 	}
 	fmt.Fprintln(conn, answer)
+}
+
+// catchUp waits until the policies that were there when a pod was made are known. The
+// watch may be behind: by some milliseconds, or by seconds when the API server was away.
+// One that doesn't answer has had nothing made that this machine could know of.
+func (k *keeper) catchUp(ctx context.Context, id string) {
+	r, err := readResident(filepath.Join(k.cfg.Dir, podsDir, id))
+	if err != nil || k.list == nil {
+		return // it is not answered before it can be read
+	}
+	for ctx.Err() == nil {
+		there, err := k.list(ctx, r.Namespace)
+		pause := time.Second // some of them may be gone already
+		if err != nil {
+			if status := apierrors.APIStatus(nil); !errors.As(err, &status) {
+				return
+			}
+			k.doubt(fmt.Errorf("list NetworkPolicies of %s: %w", r.Namespace, err))
+			pause = 100 * time.Millisecond // on a new machine the right to do so may come after it
+		}
+		for again := time.Now().Add(pause); time.Now().Before(again); {
+			if err == nil && k.knows(r.Namespace, there) {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(20 * time.Millisecond): // a look costs nothing
+			}
+		}
+	}
+}
+
+// listPolicies asks the API server itself for the policies of a namespace: by name, with
+// their revisions.
+func (k *keeper) listPolicies(ctx context.Context, namespace string) (map[string]string, error) {
+	list, err := k.client.NetworkingV1().NetworkPolicies(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	there := map[string]string{}
+	for _, p := range list.Items {
+		there[p.Name] = p.ResourceVersion
+	}
+	return there, nil
+}
+
+// knows says whether policies of a namespace are known as they are in there, or newer.
+func (k *keeper) knows(namespace string, there map[string]string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for name, revision := range there {
+		p := k.world.policies[namespace][name]
+		if p == nil {
+			return false
+		}
+		if order, err := resourceversion.CompareResourceVersion(p.ResourceVersion, revision); err == nil && order < 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // reason is why somebody waits.
@@ -128,8 +192,10 @@ func (k *keeper) answer(waiting []*ask, residents map[string]resident) []*ask {
 
 func isThere(err error) bool { return apierrors.IsAlreadyExists(err) }
 
+func sameRanges(a, b *node) bool { return slices.Equal(a.ranges, b.ranges) }
+
 func sameLabels(a, b *namespace) bool { return maps.Equal(a.Labels, b.Labels) }
 
 func samePod(a, b *pod) bool {
-	return a.UID == b.UID && a.address == b.address && maps.Equal(a.Labels, b.Labels) && slices.Equal(a.ports, b.ports)
+	return a.UID == b.UID && a.node == b.node && a.told == b.told && maps.Equal(a.Labels, b.Labels) && slices.Equal(a.ports, b.ports)
 }

@@ -10,10 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/knftables"
@@ -176,4 +180,103 @@ func TestNotes(t *testing.T) {
 	if byID, _, err := readResidents(filepath.Join(dir, "missing")); err != nil || len(byID) != 0 {
 		t.Errorf("no folder: %v, %v", byID, err)
 	}
+}
+
+// TestWatchBehind: a pod waits for the policies that were there when it was made, also
+// when the watch of them is behind, and not for an API server that doesn't answer.
+func TestWatchBehind(t *testing.T) {
+	dir := t.TempDir()
+	d := newDesk(t, dir, knftables.NewFake(knftables.IPv4Family, tableName))
+	d.know(true, true)
+	deny := &networking.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "deny", ResourceVersion: "9"}}
+	d.change(func(w *world) { w.setPolicy(read(deny)) })
+	d.change(func(w *world) {
+		for i := range 9 {
+			name := fmt.Sprint("p", i)
+			w.setPod(&pod{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: name, UID: types.UID(name)}})
+		}
+	})
+	var there atomic.Pointer[map[string]string]
+	var away atomic.Pointer[error]
+	d.list = func(_ context.Context, namespace string) (map[string]string, error) {
+		if err := away.Load(); err != nil {
+			return nil, *err
+		}
+		return *there.Load(), nil
+	}
+	n := 0
+	start := func() <-chan string {
+		n++
+		name := fmt.Sprint("p", n)
+		return note(t, dir, "c"+name, resident{"x", name, name}, fmt.Sprint("10.42.1.", 10+n))
+	}
+	there.Store(&map[string]string{"deny": "9"})
+	ok(t, start())
+	there.Store(&map[string]string{"deny": "10"})
+	changed := start()
+	waits(t, changed, "a policy was changed since")
+	deny.ResourceVersion = "11"
+	d.change(func(w *world) { w.setPolicy(read(deny)) })
+	ok(t, changed)
+	there.Store(&map[string]string{"deny": "10", "more": "12"})
+	made := start()
+	waits(t, made, "a policy was made since")
+	there.Store(&map[string]string{"deny": "10"}) // it went before the watch saw it
+	ok(t, made)
+
+	refused := apierrors.NewServiceUnavailable("the API server is starting")
+	away.Store(new(error(refused)))
+	starting := start()
+	waits(t, starting, "the API server is starting")
+	if !strings.Contains(d.reason(), "is starting") {
+		t.Errorf("the reason is %q", d.reason())
+	}
+	away.Store(new(fmt.Errorf("dial: %w", syscall.ECONNREFUSED)))
+	ok(t, starting)
+	ok(t, start())
+}
+
+// TestAddressesThatAreBelieved: a pod has an address of its node's range, and none that
+// another pod of this machine has by now.
+func TestAddressesThatAreBelieved(t *testing.T) {
+	w := newWorld()
+	add := func(name, node, told string) {
+		p := &pod{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: name, UID: types.UID(name)}, node: node}
+		if told != "" {
+			p.told = netip.MustParseAddr(told)
+		}
+		w.setPod(p)
+	}
+	want := func(when string, all map[string]string) {
+		t.Helper()
+		for name, address := range all {
+			got := ""
+			if a := w.pods[name].address; a.IsValid() {
+				got = a.String()
+			}
+			if got != address {
+				t.Errorf("%s %s has %q, want %q", when, name, got, address)
+			}
+		}
+	}
+	add("own", "m1", "10.42.1.2")
+	add("stranger's", "m1", "10.42.2.2")
+	add("plane's", "m1", "172.30.0.1")
+	add("stale", "m2", "10.42.2.9")
+	add("new", "m2", "")
+	want("before nodes are known", map[string]string{"own": "", "stranger's": "", "stale": "", "new": ""})
+	for i, name := range []string{"m1", "m2"} {
+		slim, err := slim(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: []string{fmt.Sprintf("10.42.%d.0/24", i+1)}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.setNode(name, slim.(*node))
+	}
+	want("then", map[string]string{"own": "10.42.1.2", "stranger's": "", "plane's": "", "stale": "10.42.2.9", "new": ""})
+	w.setLocal(map[netip.Addr]resident{netip.MustParseAddr("10.42.2.9"): {"x", "new", "new"}})
+	want("when its address is another's", map[string]string{"stale": "", "new": "10.42.2.9"})
+	w.setLocal(map[netip.Addr]resident{})
+	want("when that has gone", map[string]string{"stale": "10.42.2.9", "new": ""})
+	w.setNode("m1", nil)
+	want("without its node", map[string]string{"own": "", "stale": "10.42.2.9"})
 }

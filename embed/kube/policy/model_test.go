@@ -507,7 +507,7 @@ func TestBounds(t *testing.T) {
 	w := newWorld()
 	a := netip.MustParseAddr("10.42.1.2")
 	w.setNamespace("x", &namespace{metav1.ObjectMeta{Name: "x"}})
-	w.setPod(&pod{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "p", UID: "u"}, address: a})
+	w.setPod(&pod{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "p", UID: "u"}, told: a})
 	w.setLocal(map[netip.Addr]resident{a: {"x", "p", "u"}})
 	long := &networking.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "long"}}
 	long.Spec.Ingress = []networking.NetworkPolicyIngressRule{{}, {Ports: make([]networking.NetworkPolicyPort, maxEntries)}}
@@ -521,7 +521,7 @@ func TestBounds(t *testing.T) {
 	w.room = 100
 	for i := range 60 {
 		w.setPod(&pod{ObjectMeta: metav1.ObjectMeta{Namespace: "y", Name: fmt.Sprint(i), UID: types.UID(fmt.Sprint(i)), Labels: map[string]string{"app": "a"}},
-			address: netip.AddrFrom4([4]byte{10, 100, 0, byte(i)})})
+			told: netip.AddrFrom4([4]byte{10, 100, 0, byte(i)})})
 	}
 	w.setNamespace("y", &namespace{metav1.ObjectMeta{Name: "y"}})
 	for i, value := range []string{"a", "b"} {

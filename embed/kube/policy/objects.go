@@ -19,7 +19,9 @@ import (
 
 type pod struct {
 	metav1.ObjectMeta // namespace, name, UID, labels
-	address           netip.Addr
+	node              string
+	told              netip.Addr // what its status says
+	address           netip.Addr // what is believed
 	ports             []namedPort
 }
 
@@ -30,6 +32,17 @@ type namedPort struct {
 }
 
 type namespace struct{ metav1.ObjectMeta } // name, labels
+
+// node is a machine, with the ranges of its pods' addresses. A kubelet says itself which
+// addresses its pods have, but not what its ranges are: they are written once.
+type node struct {
+	metav1.ObjectMeta // name
+	ranges            []netip.Prefix
+}
+
+func (n *node) has(a netip.Addr) bool {
+	return n != nil && slices.ContainsFunc(n.ranges, func(p netip.Prefix) bool { return p.Contains(a) })
+}
 
 // policy is a NetworkPolicy, read.
 type policy struct {
@@ -102,6 +115,14 @@ func slim(object any) (any, error) {
 		return slimPod(o), nil
 	case *corev1.Namespace:
 		return &namespace{bare(o.ObjectMeta, o.Labels)}, nil
+	case *corev1.Node:
+		n := &node{ObjectMeta: bare(o.ObjectMeta, nil)}
+		for _, r := range o.Spec.PodCIDRs {
+			if p, err := netip.ParsePrefix(r); err == nil {
+				n.ranges = append(n.ranges, p)
+			}
+		}
+		return n, nil
 	case *networking.NetworkPolicy:
 		return read(o), nil
 	}
@@ -111,13 +132,13 @@ func slim(object any) (any, error) {
 // slimPod has no address if the pod has none of its own: pods in their machine's
 // network are what the machine is, to which policies don't apply.
 func slimPod(o *corev1.Pod) *pod {
-	p := &pod{ObjectMeta: bare(o.ObjectMeta, o.Labels)}
+	p := &pod{ObjectMeta: bare(o.ObjectMeta, o.Labels), node: o.Spec.NodeName}
 	if o.Spec.HostNetwork || o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed {
 		return p
 	}
 	for _, ip := range o.Status.PodIPs {
 		if a, err := netip.ParseAddr(ip.IP); err == nil && a.Is4() {
-			p.address = a
+			p.told = a
 			break
 		}
 	}

@@ -54,6 +54,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	rc.QPS, rc.Burst = 50, 110 // each pod that starts asks once, and a machine runs 110
 	rc.ContentType = runtime.ContentTypeProtobuf
 	rc.AcceptContentTypes = runtime.ContentTypeProtobuf
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rc, "multipaas-policy"))
@@ -65,6 +66,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("nftables: %w", err)
 	}
 	k := newKeeper(cfg, client, nft)
+	k.list = k.listPolicies
 	close, err := k.listen(ctx)
 	if err != nil {
 		return err
@@ -84,6 +86,7 @@ type keeper struct {
 	wake   chan struct{} // something has changed
 	asks   chan *ask
 	told   chan trouble
+	list   func(ctx context.Context, namespace string) (revisions map[string]string, err error) // nil: tests without an API server
 
 	mu       sync.Mutex
 	world    *world
@@ -207,6 +210,8 @@ func (k *keeper) watchPods(ctx context.Context) {
 	core := k.client.CoreV1().RESTClient()
 	watch(ctx, k, core, "namespaces", &corev1.Namespace{}, "", func(w *world, n *namespace) { w.setNamespace(n.Name, n) },
 		func(w *world, n *namespace) { w.setNamespace(n.Name, nil) }, sameLabels)
+	watch(ctx, k, core, "nodes", &corev1.Node{}, "", func(w *world, n *node) { w.setNode(n.Name, n) },
+		func(w *world, n *node) { w.setNode(n.Name, nil) }, sameRanges)
 	watch(ctx, k, core, "pods", &corev1.Pod{}, others, (*world).setPod,
 		func(w *world, p *pod) { w.deletePod(string(p.UID)) }, samePod)
 	k.mu.Lock()
@@ -304,24 +309,35 @@ func readResidents(dir string) (map[string]resident, map[netip.Addr]resident, er
 	}
 	byID, byAddress := map[string]resident{}, map[netip.Addr]resident{}
 	for _, e := range entries {
-		data, err := os.ReadFile(filepath.Join(dir, e.Name()))
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			return nil, nil, err
-		}
-		var r struct {
-			resident
-			Address netip.Addr `json:"address"`
-		}
-		// One that is being written is asked about when it is whole.
-		if json.Unmarshal(data, &r) != nil || !r.Address.Is4() {
+		r, err := readResident(filepath.Join(dir, e.Name()))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errHalf) {
 			continue
+		} else if err != nil {
+			return nil, nil, err
 		}
 		byID[e.Name()], byAddress[r.Address] = r.resident, r.resident
 	}
 	return byID, byAddress, nil
+}
+
+// noted is a pod as the CNI plugin writes it down.
+type noted struct {
+	resident
+	Address netip.Addr `json:"address"`
+}
+
+// errHalf is of one that is being written: it is asked about when it is whole.
+var errHalf = errors.New("not whole yet")
+
+func readResident(file string) (r noted, err error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return r, err
+	}
+	if json.Unmarshal(data, &r) != nil || !r.Address.Is4() {
+		return r, errHalf
+	}
+	return r, nil
 }
 
 // trouble is what of a policy can't be enforced.

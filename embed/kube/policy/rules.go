@@ -108,6 +108,7 @@ type world struct {
 	pods       map[string]*pod // by UID
 	names      map[types.NamespacedName]string
 	namespaces map[string]*namespace
+	nodes      map[string]*node
 	policies   map[string]map[string]*policy // by namespace and name
 	local      map[netip.Addr]resident
 	sets       map[string]*set // by name
@@ -120,7 +121,7 @@ type resident struct{ Namespace, Name, UID string }
 func newWorld() *world {
 	return &world{
 		pods: map[string]*pod{}, names: map[types.NamespacedName]string{},
-		namespaces: map[string]*namespace{}, policies: map[string]map[string]*policy{},
+		namespaces: map[string]*namespace{}, nodes: map[string]*node{}, policies: map[string]map[string]*policy{},
 		local: map[netip.Addr]resident{}, sets: map[string]*set{}, room: maxElements,
 	}
 }
@@ -180,6 +181,20 @@ func (w *world) setNamespace(name string, n *namespace) {
 	}
 }
 
+// setNode takes nil for a node that went.
+func (w *world) setNode(name string, n *node) {
+	if n == nil {
+		delete(w.nodes, name)
+	} else {
+		w.nodes[name] = n
+	}
+	for _, p := range w.pods {
+		if p.node == name {
+			w.locate(p)
+		}
+	}
+}
+
 func (w *world) setPolicy(p *policy) {
 	if w.policies[p.Namespace] == nil {
 		w.policies[p.Namespace] = map[string]*policy{}
@@ -197,28 +212,42 @@ func (w *world) deletePolicy(namespace, name string) {
 // setLocal says which pods run on this machine. Their addresses are known here
 // before kubelet has told the API server.
 func (w *world) setLocal(local map[netip.Addr]resident) {
+	if maps.Equal(w.local, local) {
+		return
+	}
 	before := w.local
 	w.local = local
-	for _, residents := range []map[netip.Addr]resident{before, local} {
-		for _, r := range residents {
-			if p := w.pods[r.UID]; p != nil {
-				p.address = w.addressOf(p)
-				w.refresh(p)
-			}
+	for _, p := range w.pods {
+		_, was := before[p.told]
+		_, is := local[p.told]
+		if was || is || !p.told.IsValid() {
+			w.locate(p)
 		}
 	}
 }
 
+func (w *world) locate(p *pod) {
+	if now := w.addressOf(p); now != p.address {
+		p.address = now
+		w.refresh(p)
+	}
+}
+
+// addressOf is the address that counts as a pod's: one of its node's range, which no
+// other pod of this machine has by now.
 func (w *world) addressOf(p *pod) netip.Addr {
-	if p.address.IsValid() {
-		return p.address
+	if p.told.IsValid() {
+		if r, here := w.local[p.told]; here && r.UID != string(p.UID) || p.node != "" && !w.nodes[p.node].has(p.told) {
+			return netip.Addr{}
+		}
+		return p.told
 	}
 	for a, r := range w.local {
 		if r.UID == string(p.UID) {
 			return a
 		}
 	}
-	return p.address
+	return netip.Addr{}
 }
 
 // known says whether the rules for a pod of this machine are those that the
