@@ -107,6 +107,7 @@ func TestPlane(t *testing.T) {
 	})
 	t.Run("tokens", func(t *testing.T) { testTokens(t, p, iss) })
 	t.Run("pods", func(t *testing.T) { testPods(t, p, admin) })
+	t.Run("developers", func(t *testing.T) { testDevelopers(t, p, platform, iss) })
 	t.Run("volumes", func(t *testing.T) { testVolumes(t, p, platform, admin, iss) })
 	t.Run("certificates", func(t *testing.T) { testSigning(t, p, admin) })
 	t.Run("aggregation", func(t *testing.T) { testAggregation(t, admin) })

@@ -30,7 +30,8 @@ const (
 // openToDevelopers says whether developers may work in a namespace: where they
 // were let in, and in "default". All that were not Kubernetes' own was tried: each
 // operator that an admin installs stands in one of its own, with a service account
-// that may do much, and who makes pods there may do all of it.
+// that may do much. The plane's guard keeps developers from its pods, but who reads
+// its secrets and changes what it mounts may do most of that.
 func openToDevelopers(ns *corev1.Namespace) bool {
 	if resource.IsSystemNamespace(ns.Name) {
 		return false // whatever its label: the controllers' service accounts are there

@@ -13,7 +13,8 @@
 //     the signers sign what "certificatesigningrequests" says, so the API
 //     groups of Kubernetes itself are never handed on to a tenant's server.
 //
-// And whatever the level: nothing is written that the datastore has no room
+// And whatever the level: who works in a namespace as a developer acts as no service
+// account that may do more than he may (see developers.go); nothing is written that the datastore has no room
 // for, but deleting goes on; and a machine that was taken away is not heard any
 // more, whatever certificates of its are still good (see machines.go).
 //
@@ -83,6 +84,7 @@ type Guard struct {
 	started   atomic.Bool
 	wrote     func(schema.GroupResource)
 	machines  machines
+	roles     roles
 }
 
 var _ admission.ValidationInterface = (*Guard)(nil)
@@ -98,7 +100,7 @@ func New(cfg Config, room *budget.Budget, wrote func(schema.GroupResource)) (*Gu
 	if err != nil {
 		return nil, err
 	}
-	handles := admission.NewHandler(admission.Create, admission.Update)
+	handles := admission.NewHandler(admission.Create, admission.Update, admission.Connect)
 	return &Guard{Handler: handles, cfg: cfg, evaluator: evaluator, budget: room, wrote: wrote,
 		machines: machines{file: cfg.MachinesFile}}, nil
 }
@@ -108,9 +110,19 @@ func New(cfg Config, room *budget.Budget, wrote func(schema.GroupResource)) (*Gu
 func (g *Guard) Factory(io.Reader) (admission.Interface, error) { return g, nil }
 
 // Validate is called for every write, after everything that changes objects,
-// the tenant's own webhooks included. It is safe for concurrent use.
+// the tenant's own webhooks included, and for what reaches into pods. It is safe for
+// concurrent use.
 func (g *Guard) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	err := g.validateKind(a)
+	err := g.validateDeveloper(ctx, a)
+	if a.GetOperation() == admission.Connect {
+		if err != nil {
+			return admission.NewForbidden(a, err)
+		}
+		return nil
+	}
+	if err == nil {
+		err = g.validateKind(a)
+	}
 	if err == nil {
 		err = g.validateRoom(ctx, a)
 	}

@@ -25,7 +25,8 @@ import (
 // own and then Kubernetes': what was refused for another reason was not an attempt.
 var guarded = []string{"this workspace enforces the pod security level", "reach for the machine itself", "is neither a name nor an address",
 	"is not one of nfs", "belong to the platform", "belongs to the platform", "is served by Kubernetes itself",
-	"signer with system:masters group is not allowed", "the legacy signerName is not allowed", "must be false to use `Unmasked`"}
+	"signer with system:masters group is not allowed", "the legacy signerName is not allowed", "must be false to use `Unmasked`",
+	"developers act as no such", "opens it to developers, so an admin of the workspace has to set it"}
 
 func refused(r reply) bool {
 	if r.code != http.StatusForbidden && r.code != http.StatusUnprocessableEntity {

@@ -62,6 +62,7 @@ func TestAttack(t *testing.T) {
 		{"raw", testRaw},
 		{"neighbours", testNeighbours},
 		{"admission", testAdmission},
+		{"developers", testDevelopers},
 		{"plane", testPlane},
 		{"dns", testDNS},
 		{"api", testAPI},
