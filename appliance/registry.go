@@ -66,6 +66,12 @@ func (s *server) addRegistry(
 			o, ok := organizations.Get(account + "/" + organization)
 			return ok && !o.Deleting()
 		},
+		AccountUID: func(account string) string {
+			if a, ok := byName.Get(account); ok {
+				return a.UID
+			}
+			return account // it goes, or has just come
+		},
 		Limit: func(account string) int64 { return s.limitsOf(byName, account).ImageBytes },
 		Tokens: registry.Tokens{
 			Issue:   http.HandlerFunc(users.ServeRegistryToken),

@@ -171,9 +171,6 @@ func (c *collection[V, P]) dropPlace(ctx context.Context, place P) error {
 	}
 	if scope == resource.OfAccount {
 		failpoint.Reach("account/delete/roles-dropped")
-		if err := a.cfg.Images.Forget(key); err != nil {
-			return err
-		}
 	} else {
 		failpoint.Reach("organization/delete/roles-dropped")
 		account, organization, _ := strings.Cut(key, "/")

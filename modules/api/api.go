@@ -129,8 +129,6 @@ type Images interface {
 	// RemoveAll removes what an organization that goes has left: folders and
 	// layers without a tag. It is no error if there is nothing.
 	RemoveAll(ctx context.Context, account, organization string) error
-	// Forget has what an account that goes has pulled count for nobody.
-	Forget(account string) error
 }
 
 // Tasks makes tasks visible; modules/task. All methods may be called

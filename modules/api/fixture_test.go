@@ -89,9 +89,6 @@ func (c *clusters) ClusterNodes(context.Context, string) ([]resource.ClusterNode
 // images stands for the registry.
 type images struct {
 	names []string
-
-	mu        sync.Mutex
-	forgotten []string
 }
 
 func (i *images) List(_ context.Context, account, organization string) ([]resource.Image, error) {
@@ -105,13 +102,6 @@ func (i *images) List(_ context.Context, account, organization string) ([]resour
 }
 
 func (i *images) RemoveAll(context.Context, string, string) error { return nil }
-
-func (i *images) Forget(account string) error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.forgotten = append(i.forgotten, account)
-	return nil
-}
 
 func (i *images) Delete(_ context.Context, name, _ string) error {
 	for _, n := range i.names {

@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -618,22 +617,5 @@ func TestBrokenBody(t *testing.T) {
 			t.Errorf("%s: got %s %s %v, want 400", what, resp.Status, data, err)
 		}
 		conn.Close()
-	}
-}
-
-// TestAccountIsForgotten: what an account that goes has pulled counts for nobody, and not
-// before it goes.
-func TestAccountIsForgotten(t *testing.T) {
-	s := newSite(t)
-	s.people()
-	s.want(http.StatusCreated, root, "POST", "/v1/register", `{"account":"short","email":"short@mp.example","password":"correct horse"}`)
-	s.want(http.StatusCreated, root, "PUT", "/v1/accounts/short/organizations/lived", `{}`)
-	s.want(http.StatusNoContent, root, "DELETE", "/v1/accounts/short/organizations/lived", "")
-	if got := s.images.forgotten; len(got) > 0 {
-		t.Errorf("%q are forgotten, and still there", got)
-	}
-	s.want(http.StatusNoContent, root, "DELETE", "/v1/accounts/short", "")
-	if got := s.images.forgotten; !slices.Equal(got, []string{"short"}) {
-		t.Errorf("%q are forgotten, want the account that went", got)
 	}
 }

@@ -295,5 +295,9 @@ func (r *Registry) serveUpstream(w http.ResponseWriter, req *http.Request, t tar
 	if t.action != pull {
 		return refuse(http.StatusMethodNotAllowed, "UNSUPPORTED", "%s can only be pulled from", ns)
 	}
-	return u.serve(w, req, t, accountOf(who.node))
+	account := accountOf(who.node)
+	if r.cfg.AccountUID != nil {
+		account = r.cfg.AccountUID(account)
+	}
+	return u.serve(w, req, t, account)
 }

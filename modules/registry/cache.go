@@ -66,11 +66,12 @@ type cache struct {
 	total        int64
 	owners       map[string]*owner
 	files        map[string]*list.Element // by HEX, each a *cached in its owner's list
-	claims       map[*claim]bool          // of what is on its way
 	tags         int
 }
 
-// owner is an account that files count for, "" for those of which it is not known.
+// owner is an account that files count for, by its UID: who has its name next begins anew,
+// on each server. What one that is gone had goes as any other's does. "" is for those of
+// which it is not known.
 type owner struct {
 	bytes int64      // with what is on its way
 	kept  int64      // without
@@ -90,7 +91,7 @@ type cached struct {
 
 func newCache(dir string, d disk, of int, log *slog.Logger) *cache {
 	d.floor *= 2
-	return &cache{dir: dir, disk: d, of: max(of, 1), log: log, downloads: map[digest.Digest]*download{}, claims: map[*claim]bool{}}
+	return &cache{dir: dir, disk: d, of: max(of, 1), log: log, downloads: map[digest.Digest]*download{}}
 }
 
 func (c *cache) open() error {
@@ -124,6 +125,7 @@ func (c *cache) open() error {
 				_ = os.Remove(filepath.Join(c.dir, "owners", a.Name(), f.Name()))
 			}
 		}
+		_ = os.Remove(filepath.Join(c.dir, "owners", a.Name())) // if nothing is in it
 	}
 	entries, err := os.ReadDir(filepath.Join(c.dir, "blobs"))
 	if err != nil {
@@ -194,33 +196,6 @@ func (c *cache) evict(account string) bool {
 	return true
 }
 
-// disown has an account's files count for nobody, those on their way too: the account is
-// no more.
-func (c *cache) disown(account string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if o := c.owners[account]; o != nil && account != "" {
-		nobody := c.owner("")
-		for e := o.used.Back(); e != nil; e = o.used.Back() {
-			f := o.used.Remove(e).(*cached) //nolint:forcetypeassert // there is nothing else in it
-			c.count(account, -f.size)
-			c.count("", f.size)
-			o.kept, nobody.kept = o.kept-f.size, nobody.kept+f.size
-			f.account = ""
-			c.files[f.hex] = nobody.used.PushFront(f)
-		}
-		for claimed := range c.claims {
-			if claimed.account == account {
-				c.count(account, -claimed.size)
-				c.count("", claimed.size)
-				claimed.account = ""
-			}
-		}
-		delete(c.owners, account)
-	}
-	_ = os.RemoveAll(filepath.Join(c.dir, "owners", account))
-}
-
 // largest is the account of whose files some can go and that has most. The caller holds c.mu.
 func (c *cache) largest() (account string, ok bool) {
 	most := int64(-1)
@@ -241,8 +216,8 @@ func (c *cache) reserve(account string, size int64) (*claim, error) {
 	o := c.owner(account)
 	if o.bytes-o.kept+size > c.share {
 		return nil, refuse(http.StatusForbidden, "DENIED",
-			"account %s may have %d MiB cached of this upstream, and that would be more: try again when other pulls are through, "+
-				"or push the image to this platform's registry", account, c.share>>20)
+			"your account may have %d MiB cached of this upstream, and that would be more: try again when other pulls are through, "+
+				"or push the image to this platform's registry", c.share>>20)
 	}
 	for o.bytes+size > c.share && c.evict(account) {
 	}
@@ -257,15 +232,12 @@ func (c *cache) reserve(account string, size int64) (*claim, error) {
 		return nil, err
 	}
 	c.count(account, size)
-	claimed := &claim{account, size}
-	c.claims[claimed] = true
-	return claimed, nil
+	return &claim{account, size}, nil
 }
 
 // release takes back what was reserved. The caller holds c.mu.
 func (c *cache) release(claimed *claim) {
 	c.count(claimed.account, -claimed.size)
-	delete(c.claims, claimed)
 }
 
 // settle notes a file that is in its place now, for which room was reserved. The

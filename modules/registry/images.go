@@ -179,18 +179,6 @@ func (r *Registry) RemoveAll(ctx context.Context, account, organization string) 
 	return nil
 }
 
-// Forget has what an account that goes has pulled from upstreams count for nobody: who
-// has its name next begins anew.
-func (r *Registry) Forget(account string) error {
-	if err := resource.CheckName("account", account); err != nil {
-		return err
-	}
-	for _, u := range r.upstreams {
-		u.cache.disown(account)
-	}
-	return nil
-}
-
 func (r *Registry) open(ctx context.Context, repository string) (distribution.Repository, distribution.ManifestService, error) {
 	name, err := reference.WithName(repository)
 	if err != nil {

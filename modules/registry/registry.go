@@ -61,7 +61,9 @@ type Config struct {
 	// not block, and are safe for concurrent use.
 	NodeRuns        func(cert *x509.Certificate, workspace string) bool
 	HasOrganization func(account, organization string) bool
-	Upstreams       []Upstream
+	// AccountUID is an account's, by its name, which may come again; nil: its name is.
+	AccountUID func(account string) string
+	Upstreams  []Upstream
 	// Limit says how many bytes of images an account may have; nil, or 0, is no
 	// limit. It is asked while uploads come in, and must not block.
 	Limit func(account string) int64

@@ -135,7 +135,7 @@ func newUpstream(u Upstream, dir string, d disk, of int, log *slog.Logger) (*ups
 	}, nil
 }
 
-// serve answers a pull for an account.
+// serve answers a pull for an account, which is a UID.
 func (u *upstream) serve(w http.ResponseWriter, r *http.Request, t target, account string) error {
 	switch t.route {
 	case v2.RouteNameBase:
@@ -342,7 +342,7 @@ func (u *upstream) enter(ctx context.Context, account string) (leave func(), err
 		return nil, ctx.Err()
 	case <-late.C:
 		return nil, refuse(http.StatusTooManyRequests, "TOOMANYREQUESTS",
-			"account %s has %d pulls from %s under way: try again later", account, upstreamShare, u.Name)
+			"your account has %d pulls from %s under way: try again later", upstreamShare, u.Name)
 	}
 }
 
