@@ -45,9 +45,13 @@ var private = []netip.Prefix{
 const closedChain = "closed"
 
 // protect sets the rules in a workspace's namespace.
-func (w *workspace) protect(want wire.Network, door Door) error {
-	sets := []ruleset{workspaceRules(want, door), portRules(w.ports)}
-	err := w.ns.Do(func() error {
+func (w *workspace) protect(host *host, want wire.Network, door Door) error {
+	uplink, err := uplinkAddress(host, w.id)
+	if err != nil {
+		return err
+	}
+	sets := []ruleset{workspaceRules(want, door, placeOf(uplink)), portRules(w.ports)}
+	err = w.ns.Do(func() error {
 		if err := apply(sets...); err != nil {
 			return err
 		}
@@ -74,7 +78,7 @@ func (d Door) chain(port expr.VerdictKind, others ...rule) chain {
 // workspaceRules: what members may send to this host's place in their network,
 // and through it to the outside. A server's front door is for members: what the plane
 // itself says there, a process of the platform, a tenant may have put in its mouth.
-func workspaceRules(want wire.Network, door Door) ruleset {
+func workspaceRules(want wire.Network, door Door, place int) ruleset {
 	input := filter("input", nftables.ChainHookInput, *nftables.ChainPriorityFilter, nftables.ChainPolicyDrop,
 		match(from("lo"), accept()),
 		match(established(), accept()),
@@ -98,6 +102,7 @@ func workspaceRules(want wire.Network, door Door) ruleset {
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods, want.Plan.Services} {
 		forward.rules = append(forward.rules, match(destination(p), drop()))
 	}
+	nat := postrouting()
 	said := filter("said", nftables.ChainHookOutput, *nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
 	// The front door has a rate and a bound of its own: they are tracked here only, and
 	// the server holds each. All that an account may have must leave the door places.
@@ -112,14 +117,21 @@ func workspaceRules(want wire.Network, door Door) ruleset {
 			match(destination(single(a)), jump(doorway.name)))
 		begun.rules = append(begun.rules, match(destination(single(a)), verdict(expr.VerdictReturn)))
 		said.rules = append(said.rules, match(to(uplinkName), destination(single(a)), drop()))
+		nat.rules = append(nat.rules, match(to(uplinkName), destination(single(a)), masquerade()))
 	}
 	begun.rules = append(begun.rules, match(protocol(unix.IPPROTO_TCP), tooMany(newConnections, newBurst), drop()))
 	forward.rules = append(forward.rules, match(jump(begun.name)), match(moreConnections(maxConnections), drop()))
 	for _, p := range []netip.Prefix{want.Plan.Nodes, want.Plan.Pods} {
 		forward.rules = append(forward.rules, match(source(p), accept()))
 	}
-	nat := postrouting(match(to(uplinkName), masquerade()))
-	return ruleset{family: nftables.TableFamilyIPv4,
+	nat.rules = append(nat.rules, match(to(uplinkName), jump(portedChain)), match(to(uplinkName), masquerade()))
+	var ported []portedRule
+	for _, transport := range transports {
+		ported = append(ported,
+			portedRule{match(protocol(transport), few(transport)), ownPorts(place)},
+			portedRule{match(protocol(transport)), sharedPorts(place)})
+	}
+	return ruleset{family: nftables.TableFamilyIPv4, meters: meters, ported: ported,
 		chains: append(chains, door.chain(expr.VerdictReturn, match(drop())), doorway, begun, input, forward, said, nat)}
 }
 
@@ -226,11 +238,18 @@ func (n *Network) hostRules(h *host, closed bool) ruleset {
 		leaving.rules = append(leaving.rules, match(protocol(unix.IPPROTO_TCP), fromPort(p), notrack()),
 			match(to("lo"), tcpPort(p), notrack())) // or its answer would belong to no connection
 	}
-	var translate []rule
-	for _, transport := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-		translate = append(translate, match(source(uplinks), notTo(ours), protocol(transport), masqueradeFrom(dynamicPorts)))
+	translate := []rule{
+		match(source(uplinks), notTo(ours), jump(portedChain)),
+		match(source(uplinks), notTo(ours), masquerade()),
 	}
-	translate = append(translate, match(source(uplinks), notTo(ours), masquerade()))
+	var ported []portedRule
+	for _, transport := range transports {
+		// The port that the workspace's namespace has chosen, or one that serves as well.
+		for _, p := range hostPorts() {
+			ported = append(ported, portedRule{match(protocol(transport), fromPorts(p)), p})
+		}
+		ported = append(ported, portedRule{match(protocol(transport)), allShared})
+	}
 	input := filter("input", nftables.ChainHookInput, beforeAll, nftables.ChainPolicyAccept)
 	for _, a := range door.addresses() {
 		input.rules = append(input.rules, match(from(ours), source(uplinks), destination(single(a)), jump(doorChain)))
@@ -267,7 +286,7 @@ func (n *Network) hostRules(h *host, closed bool) ruleset {
 	if closed {
 		chains = append(chains, chain{name: closedChain})
 	}
-	return ruleset{family: nftables.TableFamilyIPv4, chains: chains}
+	return ruleset{family: nftables.TableFamilyIPv4, chains: chains, ported: ported}
 }
 
 // merged are IPv4 networks, sorted, without those that are part of others.

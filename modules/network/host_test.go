@@ -2,6 +2,7 @@ package network
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -301,6 +302,11 @@ func obey(n *Network, o order) (string, error) {
 		return string(b), err
 	case "floodTCP": // connections that are over at once, for as long as nobody must wait
 		return flood(ns, o.To)
+	case "floodUDP": // a packet from each of so many ports
+		count, err := strconv.Atoi(o.Arguments[0])
+		return "", errors.Join(err, floodUDP(ns, netip.MustParseAddrPort(o.To), count))
+	case "takePorts": // of the host, as connections towards a destination have them
+		return "", ns.Do(func() error { return takePorts(o) })
 	case "scan": // a packet to each address of a network
 		return "", scan(ns, netip.MustParsePrefix(o.To))
 	case "dialTCP", "reachTCP":
@@ -393,6 +399,45 @@ func flood(ns *netns.NS, to string) (string, error) {
 	}
 	wg.Wait()
 	return fmt.Sprint(made.Load()), nil
+}
+
+func takePorts(o order) error {
+	to := netip.MustParseAddrPort(o.To)
+	first, err1 := strconv.Atoi(o.Arguments[0])
+	last, err2 := strconv.Atoi(o.Arguments[1])
+	if err := cmp.Or(err1, err2); err != nil {
+		return err
+	}
+	inside, outside := net.IPv4(100, 64, 255, 1).To4(), to.Addr().AsSlice()
+	for port := first; port <= last; port++ {
+		err := netlink.ConntrackCreate(netlink.ConntrackTable, unix.AF_INET, &netlink.ConntrackFlow{
+			FamilyType: unix.AF_INET, TimeOut: 600,
+			Forward: netlink.IPTuple{Protocol: unix.IPPROTO_UDP, SrcIP: inside, DstIP: outside, SrcPort: uint16(port), DstPort: to.Port()},
+			Reverse: netlink.IPTuple{Protocol: unix.IPPROTO_UDP, SrcIP: outside, DstIP: net.ParseIP(o.From).To4(), SrcPort: to.Port(), DstPort: uint16(port)},
+		})
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+	}
+	return nil
+}
+
+func floodUDP(ns *netns.NS, to netip.AddrPort, count int) error {
+	return ns.Do(func() error {
+		for i := range count {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			err = cmp.Or(unix.Bind(fd, &unix.SockaddrInet4{Port: 1024 + i}),
+				unix.Sendto(fd, []byte("x"), 0, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}))
+			unix.Close(fd)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func scan(ns *netns.NS, network netip.Prefix) error {

@@ -406,13 +406,13 @@ func uplinkMAC(id string, side byte) net.HardwareAddr {
 // uplinkAddress is the host's address on the uplink of a workspace. What is
 // taken is read from the links that are there, so nothing needs to be kept. A
 // new one begins at a place computed from the id, so that it comes back as it
-// was after a reboot, mostly.
+// was after a reboot, mostly; its ports are no other workspace's while there are such.
 func uplinkAddress(host *host, id string) (netip.Addr, error) {
 	links, err := linksWithPrefix(host.link, uplinkPrefix)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	taken := map[netip.Prefix]bool{}
+	taken, places := map[netip.Prefix]bool{}, map[int]bool{}
 	for _, l := range links {
 		addresses, err := dump(func() ([]netlink.Addr, error) { return host.link.AddrList(l, netlink.FAMILY_V4) })
 		if err != nil {
@@ -424,15 +424,19 @@ func uplinkAddress(host *host, id string) (netip.Addr, error) {
 				return p.Addr(), nil
 			}
 			taken[p.Masked()] = true
+			places[placeOf(p.Addr())] = true
 		}
 	}
 	pairs := uint32(1) << (31 - uplinks.Bits())
 	base := uplinks.Masked().Addr().As4()
-	for i := range pairs {
-		var b [4]byte
-		binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(base[:])+2*((vniOf(id)+i)%pairs))
-		if a := netip.AddrFrom4(b); !taken[netip.PrefixFrom(a, 31)] {
-			return a, nil
+	for _, alone := range []bool{true, false} {
+		for i := range pairs {
+			var b [4]byte
+			binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(base[:])+2*((vniOf(id)+i)%pairs))
+			a := netip.AddrFrom4(b)
+			if !taken[netip.PrefixFrom(a, 31)] && !(alone && places[placeOf(a)]) {
+				return a, nil
+			}
 		}
 	}
 	return netip.Addr{}, fmt.Errorf("no uplink address is free in %v", uplinks)

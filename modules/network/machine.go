@@ -151,7 +151,7 @@ func (n *Network) attachMachine(want wire.Network, m machinePort) error {
 		return err
 	}
 	// The port joins the bridge once the rules know what it may send.
-	if err := w.protect(want, n.door()); err != nil {
+	if err := w.protect(host, want, n.door()); err != nil {
 		return err
 	}
 	if err := w.enslave(l); err != nil {
@@ -323,5 +323,9 @@ func (n *Network) removePort(id string, m machinePort) error {
 	if err := w.readPorts(); err != nil {
 		return err
 	}
-	return w.protect(want, n.door())
+	host, err := n.readHost()
+	if err != nil {
+		return err
+	}
+	return w.protect(host, want, n.door())
 }

@@ -62,8 +62,8 @@ var uplinks = netip.MustParsePrefix("100.64.0.0/16")
 
 // What a host tracks of the outgoing connections of one workspace: those that are
 // open, and those of TCP that are closed, for closedFor seconds more, which the kernel
-// doesn't count: 8192 + 2000 + 60 * 100 are 16,192 at most, of 32,768 ports that all
-// workspaces have towards one destination. At each new one the kernel may look at all that are open.
+// doesn't count: 8192 + 2000 + 60 * 100 are 16,192 at most. At each new one the kernel may
+// look at all that are open.
 const (
 	maxConnections = 8192
 	newConnections = 100 // a second, of TCP
@@ -79,10 +79,6 @@ const (
 	doorNew   = 200 // a second
 	doorBurst = 2000
 )
-
-// dynamicPorts is from where on connections of workspaces get ports, as those that a
-// host begins: none of the platform's own, whose answers would be taken for them.
-const dynamicPorts = 32768
 
 // Config is what a host knows about itself.
 type Config struct {
@@ -218,7 +214,7 @@ func (n *Network) attach(want wire.Network) error {
 	if err != nil {
 		return err
 	}
-	if err := w.protect(want, n.door()); err != nil {
+	if err := w.protect(host, want, n.door()); err != nil {
 		return err
 	}
 	for _, a := range want.Hosts {

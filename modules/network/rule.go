@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -56,12 +57,21 @@ func postrouting(rules ...rule) chain {
 // ruleset is the whole of one table.
 type ruleset struct {
 	family nftables.TableFamily
+	meters []nftables.Set // for rules that count by what packets say
 	chains []chain
+	ported []portedRule // of the chain with that name, if there are any
 }
 
 func (rs ruleset) version() (string, error) {
 	sum := sha256.New()
-	for _, c := range rs.chains {
+	for _, m := range rs.meters {
+		fmt.Fprintln(sum, m.Name, m.KeyType.Name, m.Size)
+	}
+	chains := slices.Clone(rs.chains)
+	for _, p := range rs.ported {
+		chains = append(chains, chain{name: fmt.Sprint(p.ports), rules: []rule{p.when}})
+	}
+	for _, c := range chains {
 		fmt.Fprintln(sum, c.name, c.policy)
 		for _, e := range slices.Concat(c.rules...) {
 			// The type's name counts: two expressions may look alike.
@@ -76,13 +86,14 @@ func (rs ruleset) version() (string, error) {
 }
 
 // apply makes the tables of the namespace that the calling thread is in hold
-// the rule sets, each all at once or not at all.
+// the rule sets, each all at once or not at all, but for ported rules, which come then.
 func apply(sets ...ruleset) (err error) {
 	c, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	defer func() { err = errors.Join(err, c.CloseLasting()) }()
+	var last []func() error
 	for _, rs := range sets {
 		version, err := rs.version()
 		if err != nil {
@@ -98,8 +109,22 @@ func apply(sets ...ruleset) (err error) {
 		}
 		removeTable(c, t)
 		c.AddTable(t)
-		c.AddChain(&nftables.Chain{Name: version, Table: t})
-		// All chains before the rules, which jump to them.
+		if len(rs.ported) == 0 {
+			c.AddChain(&nftables.Chain{Name: version, Table: t})
+		} else {
+			c.AddChain(&nftables.Chain{Name: portedChain, Table: t})
+			last = append(last, func() error {
+				c.AddChain(&nftables.Chain{Name: version, Table: t})
+				return addPorted(t, rs.ported)
+			})
+		}
+		// All chains before the rules, which jump to them, and the sets.
+		for _, m := range rs.meters {
+			m.Table = t
+			if err := c.AddSet(&m, nil); err != nil {
+				return fmt.Errorf("add set %s: %w", m.Name, err)
+			}
+		}
 		for _, ch := range rs.chains {
 			made := &nftables.Chain{Name: ch.name, Table: t}
 			if ch.hook != nil {
@@ -115,6 +140,11 @@ func apply(sets ...ruleset) (err error) {
 	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("set firewall rules: %w", err)
+	}
+	for _, add := range last {
+		if err := cmp.Or(add(), c.Flush()); err != nil {
+			return fmt.Errorf("set firewall rules: %w", err)
+		}
 	}
 	return nil
 }
@@ -253,13 +283,10 @@ func masquerade() []expr.Any                   { return []expr.Any{&expr.Masq{}}
 // notrack has the packet belong to no connection: it takes no place in the table of them.
 func notrack() []expr.Any { return []expr.Any{&expr.Notrack{}} }
 
-// masqueradeFrom takes ports from first on for the connections.
-func masqueradeFrom(first uint16) []expr.Any {
-	return []expr.Any{
-		&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(first)},
-		&expr.Immediate{Register: 2, Data: binaryutil.BigEndian.PutUint16(65535)},
-		&expr.Masq{ToPorts: true, RegProtoMin: 1, RegProtoMax: 2},
-	}
+// fromPorts matches what comes from one of these ports.
+func fromPorts(p portRange) []expr.Any {
+	return append(frame(expr.PayloadBaseTransportHeader, expr.CmpOpGte, 0, binaryutil.BigEndian.PutUint16(p.first)),
+		frame(expr.PayloadBaseTransportHeader, expr.CmpOpLte, 0, binaryutil.BigEndian.PutUint16(p.last))...)
 }
 
 // prohibited answers that an administrator has said no (ICMP, "communication
