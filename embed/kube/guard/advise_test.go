@@ -12,6 +12,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/warning"
 	"k8s.io/kubernetes/pkg/apis/apps"
+	"k8s.io/kubernetes/pkg/apis/batch"
 	api "k8s.io/kubernetes/pkg/apis/core"
 )
 
@@ -28,6 +29,9 @@ func TestAdvice(t *testing.T) {
 	dns := func(namespace, data string) *api.ConfigMap {
 		return &api.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "coredns", Namespace: namespace}, Data: map[string]string{"Corefile": data}}
 	}
+	own := api.PodSpec{SecurityContext: &api.PodSecurityContext{HostUsers: new(false)}}
+	template := api.PodTemplateSpec{Spec: own}
+	const users = "have none to give"
 	for name, c := range map[string]struct {
 		obj, old    runtime.Object
 		namespace   string
@@ -35,12 +39,24 @@ func TestAdvice(t *testing.T) {
 		who         user.Info
 		want        string
 	}{
-		"platform":                {obj: ours(3), old: ours(2), who: &user.DefaultInfo{Name: platform, Groups: []string{"system:masters"}}},
-		"controller":              {obj: ours(3), old: ours(2), who: &user.DefaultInfo{Name: "system:serviceaccount:kube-system:x"}},
-		"edit of an app":          {obj: ours(3), old: ours(2), want: "change the app with `mp apps deploy`"},
-		"scale of an app":         {obj: ours(3), old: ours(2), subresource: "scale"},
-		"the platform's Corefile": {obj: dns("kube-system", "new"), old: dns("kube-system", "old"), namespace: "kube-system", want: "is lost then"},
-		"another Corefile":        {obj: dns("n", "new"), old: dns("n", "old"), namespace: "n"},
+		"platform":                   {obj: ours(3), old: ours(2), who: &user.DefaultInfo{Name: platform, Groups: []string{"system:masters"}}},
+		"controller":                 {obj: ours(3), old: ours(2), who: &user.DefaultInfo{Name: "system:serviceaccount:kube-system:x"}},
+		"edit of an app":             {obj: ours(3), old: ours(2), want: "change the app with `mp apps deploy`"},
+		"scale of an app":            {obj: ours(3), old: ours(2), subresource: "scale"},
+		"the platform's Corefile":    {obj: dns("kube-system", "new"), old: dns("kube-system", "old"), namespace: "kube-system", want: "is lost then"},
+		"a pod's own users":          {obj: &api.Pod{Spec: own}, want: users},
+		"a replication controller's": {obj: &api.ReplicationController{Spec: api.ReplicationControllerSpec{Template: &template}}, want: users},
+		"a replication controller":   {obj: &api.ReplicationController{}},
+		"a replica set's":            {obj: &apps.ReplicaSet{Spec: apps.ReplicaSetSpec{Template: template}}, want: users},
+		"a deployment's":             {obj: &apps.Deployment{Spec: apps.DeploymentSpec{Template: template}}, want: users},
+		"a later deployment's":       {obj: &apps.Deployment{Spec: apps.DeploymentSpec{Template: template}}, old: &apps.Deployment{}, want: users},
+		"a stateful set's":           {obj: &apps.StatefulSet{Spec: apps.StatefulSetSpec{Template: template}}, want: users},
+		"a daemon set's":             {obj: &apps.DaemonSet{Spec: apps.DaemonSetSpec{Template: template}}, want: users},
+		"a job's":                    {obj: &batch.Job{Spec: batch.JobSpec{Template: template}}, want: users},
+		"a cron job's":               {obj: &batch.CronJob{Spec: batch.CronJobSpec{JobTemplate: batch.JobTemplateSpec{Spec: batch.JobSpec{Template: template}}}}, want: users},
+		"the host's users": {obj: &apps.ReplicaSet{Spec: apps.ReplicaSetSpec{Template: api.PodTemplateSpec{Spec: api.PodSpec{
+			SecurityContext: &api.PodSecurityContext{HostUsers: new(true)}}}}}},
+		"another Corefile": {obj: dns("n", "new"), old: dns("n", "old"), namespace: "n"},
 	} {
 		who := c.who
 		if who == nil {
