@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/preflight"
 	"github.com/multipaas/multipaas/appliance/status"
 	"github.com/multipaas/multipaas/modules/agent"
@@ -102,6 +103,9 @@ func (h *host) boot() error {
 	})).value
 	h.addWatches(networks)
 	h.own.OnChange(h.agent.Look)
+	add(h.graph, "kernel tables", &needs{}, lifecycle.Func(h.machines.WatchTables(func(err error) {
+		h.problems.Update(machine.TablesCrowded, "", err)
+	})))
 	add(h.graph, "health", &needs{}, h.watchHealth(h.checkDisk))
 	return nil
 }
