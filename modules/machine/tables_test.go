@@ -138,7 +138,7 @@ func TestTables(t *testing.T) {
 		}
 	}
 	neighbours := tables(1 << 30)[0]
-	neighbours.most = 0
+	neighbours.most = heldEach / 2
 	neighbours.share = func(memory int64) int { return int(memory) }
 	machine("few", heldEach+50) // less than its share; an interface has some by itself
 	for _, how := range []string{"lives there", "open file", "socket", "mount"} {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // potter is A, taking what the kernel counts once for all tenants, or once for each
@@ -69,6 +70,7 @@ func testPots(t *testing.T, s *suite) {
 	t.Run("tracking", p.tracking)
 	t.Run("neighbours", p.neighbours) // whose packets are flows that A's place is full of
 	t.Run("served", p.served)
+	t.Run("hoarded", p.hoarded) // ends A's machine
 }
 
 // kernel has A take from each pot and B use them meanwhile.
@@ -301,4 +303,46 @@ func (p *potter) served(t *testing.T) {
 				Got: fmt.Sprintf("%d more by %d", got, made), Blocked: got < made/4})
 		}
 	}
+}
+
+// hoarded has root in A's machine fill the kernel's table of neighbours for good, from
+// namespaces of its own making.
+func (p *potter) hoarded(t *testing.T) {
+	host, server := space{host: p.home.host}, space{host: p.Server}
+	root := p.from[0]
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := root.command(ctx, "hoard")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	began := time.Now()
+	out, err := cmd.CombinedOutput()
+	took := time.Since(began).Round(time.Millisecond)
+	p.record(t, attempt{What: "fill the kernel's table of neighbours for good", From: root.name, Want: "the machine is ended",
+		Got: fmt.Sprintf("%v after %s: %s", err, took, out), Blocked: err != nil && ctx.Err() == nil})
+	// An address of the host's network that it has not spoken to yet.
+	fresh := p.Lab.Subnet().Addr()
+	for range 240 {
+		fresh = fresh.Next()
+	}
+	place := func(what string) {
+		if out, err := server.command(t.Context(), "ip", "address", what, fresh.String()+"/32", "dev", "lo").CombinedOutput(); err != nil {
+			t.Fatalf("%s %v: %v: %s", what, fresh, err, out)
+		}
+	}
+	place("add")
+	defer place("del")
+	said, err := host.command(t.Context(), hostTool, "meet", net.JoinHostPort(fresh.String(), "443"), "0").CombinedOutput()
+	answered := err == nil && (strings.HasPrefix(string(said), "connected 10,") || strings.Contains(string(said), "connection refused"))
+	p.record(t, attempt{What: "starve a host of neighbours", From: root.name, Want: "it finds who it has not spoken to yet", Got: string(said), Blocked: answered})
+	wait.For(t, wait.Patience, "A's machine is back", func(ctx context.Context) error { return p.inMachine(ctx, t, "true").Run() })
+	wait.For(t, wait.Patience, "A's pod is back", func(context.Context) error {
+		if r := p.in(t, p.attacker, "/tool", "who"); r.Code != 0 {
+			return errors.New(r.String())
+		}
+		return nil
+	})
 }

@@ -131,6 +131,8 @@ func run(args []string) int {
 		err = half(args[1], seconds(args, 2))
 	case "scan":
 		err = scan(args[1:])
+	case "hoard":
+		err = hoard()
 	case "take":
 		err = take()
 	case "use":
