@@ -357,8 +357,7 @@ func TestWatchesOfPlanes(t *testing.T) {
 		return nil
 	})
 
-	// Who doesn't read has his connection ended when he has written too much, and sees all
-	// of it as soon as he does.
+	// Who doesn't read has his connection ended when he has written too much.
 	b := s.plane(t, "b")
 	lazy, err := begin(ctx, b, pb.Watch_Watch_FullMethodName, nil)
 	if err == nil {

@@ -68,6 +68,9 @@ type share struct {
 	ledger  *ledger            // nil: it hasn't written yet
 	written int64              // bytes, since ever
 	sending map[*watches]int64 // with what was written when each began to send
+	// onTheWay are the bytes of what they send.
+	onTheWay int64
+	slots    chan struct{} // of watches that send with what was there before
 
 	// These are under the shares' mu.
 	connections map[*connection]struct{}
@@ -103,7 +106,7 @@ func (s *shares) connect(user string, w *wire) *connection {
 	sh := s.planes[user]
 	if sh == nil {
 		sh = &share{user: user, bytes: semaphore.NewWeighted(planeBytes), leases: rate.NewLimiter(leasesPerSecond, leasesAtOnce),
-			sending: map[*watches]int64{}, connections: map[*connection]struct{}{}}
+			sending: map[*watches]int64{}, slots: make(chan struct{}, sendingAtOnce), connections: map[*connection]struct{}{}}
 		s.planes[user] = sh
 	}
 	c := &connection{shares: s, share: sh, wire: w, holds: map[*hold]struct{}{}}

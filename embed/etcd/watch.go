@@ -8,10 +8,12 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/schema"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
@@ -28,6 +30,9 @@ const (
 	maxBehind, behindStep = 100_000, 500
 	// freeBytes of what a watch sends are in no share: streams have a bound.
 	freeBytes = 64 << 10
+	// sendingBytes of events may be on the way to a plane, and sendingAtOnce with what was
+	// there before each.
+	sendingBytes, sendingAtOnce = planeBytes, 8
 
 	// A lease for events ends with the youngest of them, an hour and a little after it was made;
 	// one is made a minute, or for a thousand events.
@@ -49,16 +54,19 @@ type watches struct {
 	open   int64
 	made   []*behind         // those that are being made, in order
 	behind map[int64]*behind // by id
+	prev   map[int64]bool    // by id: what was there before each change is sent too
 }
 
 // behind is a watch that begins in the past, until it has been sent what came since.
 type behind struct {
 	hold *hold
 	last int64 // revision of the last change
+	prev bool
 }
 
 func (f *front) watches(c *connection, s grpc.ServerStream) *watches {
-	return &watches{ServerStream: s, of: c, member: f.log.member.Load(), behind: map[int64]*behind{}}
+	return &watches{ServerStream: s, of: c, member: f.log.member.Load(),
+		behind: map[int64]*behind{}, prev: map[int64]bool{}}
 }
 
 // end gives back what the stream has.
@@ -92,7 +100,9 @@ func (w *watches) RecvMsg(m any) error {
 	if r == nil {
 		return nil
 	}
-	b := &behind{}
+	// etcd would read it for all streams at once, whoever waits to send.
+	b := &behind{prev: r.PrevKv}
+	r.PrevKv = false
 	size, last, ok := changes(w.member, r)
 	switch {
 	case !ok, len(r.Key)+len(r.RangeEnd) > maxKey, w.of.share.watchers.Load() >= maxWatchers:
@@ -118,9 +128,22 @@ func (w *watches) RecvMsg(m any) error {
 // SendMsg implements grpc.ServerStream.
 func (w *watches) SendMsg(m any) error {
 	r := m.(*pb.WatchResponse)
-	b, inShare := w.note(r)
+	size := int64(proto.Size(r))
+	defer w.of.share.done(w, size)
+	w.of.share.begin(w, size)
+	b, prev, inShare := w.note(r)
+	if prev {
+		select {
+		case w.of.share.slots <- struct{}{}:
+			defer func() { <-w.of.share.slots }()
+		case <-w.Context().Done():
+			return status.FromContextError(w.Context().Err()).Err()
+		}
+		w.before(r)
+		size = int64(proto.Size(r))
+	}
 	if b == nil && inShare {
-		if size := int64(proto.Size(r)); size > freeBytes {
+		if size > freeBytes {
 			h, err := w.of.hold(w.Context(), min(size, planeBytes))
 			if err != nil {
 				return err
@@ -146,7 +169,7 @@ func (w *watches) SendMsg(m any) error {
 
 // note notes what r says of its watch, and returns what that is behind by, if r has some
 // of it. The rest is in the share unless the stream has more there: it would wait for itself.
-func (w *watches) note(r *pb.WatchResponse) (b *behind, inShare bool) {
+func (w *watches) note(r *pb.WatchResponse) (b *behind, prev, inShare bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -162,36 +185,57 @@ func (w *watches) note(r *pb.WatchResponse) (b *behind, inShare bool) {
 		if b.hold != nil {
 			w.behind[r.WatchId] = b
 		}
+		if b.prev {
+			w.prev[r.WatchId] = true
+		}
 	case r.Canceled:
 		w.open--
 		w.of.share.watchers.Add(-1)
 		w.behind[r.WatchId].free()
 		delete(w.behind, r.WatchId)
+		delete(w.prev, r.WatchId)
 	case len(r.Events) > 0:
-		b = w.behind[r.WatchId]
+		b, prev = w.behind[r.WatchId], w.prev[r.WatchId]
 	}
-	return b, len(w.behind) == 0
+	return b, prev, len(w.behind) == 0
+}
+
+// before adds what was there before each change, as etcd does: if it is known still. The
+// events themselves belong to all who watch.
+func (w *watches) before(r *pb.WatchResponse) {
+	for i, e := range r.Events {
+		if e.Type == mvccpb.Event_PUT && e.Kv.CreateRevision == e.Kv.ModRevision {
+			continue
+		}
+		was, err := w.member.KV().Range(w.Context(), e.Kv.Key, nil, mvcc.RangeOptions{Rev: e.Kv.ModRevision - 1})
+		if err == nil && len(was.KVs) > 0 {
+			r.Events[i] = &mvccpb.Event{Type: e.Type, Kv: e.Kv, PrevKv: was.KVs[0]}
+		}
+	}
 }
 
 // send sends, and doesn't wait for ever.
 func (w *watches) send(m any) error {
-	w.of.share.begin(w)
-	defer w.of.share.done(w)
 	late := time.AfterFunc(w.of.shares.ownPatience, w.of.stood)
 	defer late.Stop()
 	return w.ServerStream.SendMsg(m)
 }
 
-func (s *share) begin(w *watches) {
+// begin notes what a watch is about to send. The connection of one too many ends.
+func (s *share) begin(w *watches, size int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sending[w] = s.written
+	if s.onTheWay += size; s.onTheWay > sendingBytes {
+		w.of.end()
+	}
 }
 
-func (s *share) done(w *watches) {
+func (s *share) done(w *watches, size int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.sending, w)
+	s.onTheWay -= size
 }
 
 // wrote counts what the plane writes, which waits for each of its watches that sends.
