@@ -76,6 +76,7 @@ func TestAttack(t *testing.T) {
 		{"unmasked", testUnmasked},
 		{"rooted", testRooted},
 		{"walled", testWalled},
+		{"held", testHeld},
 		{"pots", testPots},
 		{"paths", testPaths},
 		{"external", testExternal},

@@ -172,6 +172,30 @@ func (w *waste) planeBound(t *testing.T, by string) {
 		Got: fmt.Sprintf("%d MiB in process %s, which was %s", n>>20, process, w.planeWas), Blocked: n > 0 && n <= planeMemory && process == w.planeWas})
 }
 
+// largest has A's plane take what it can, of memory and of the CPU, with a datastore that is
+// full, while B deploys, logs in and pushes.
+func (w *waste) largest(t *testing.T) {
+	by := *w.by
+	by.asks = append(slices.Clone(w.by.asks), w.deeds(t, w.people(t))...)
+	if !w.control(t, "B deploys, logs in and pushes beside a full datastore", by.alone(t, 4*time.Second)) {
+		return
+	}
+	by.during(t, fmt.Sprintf("%d who read all of a full datastore at once", readers), owner, func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*floodFor)
+		defer cancel()
+		var wg sync.WaitGroup
+		for range readers {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					w.kube.drain(ctx, wasteMaps)
+				}
+			})
+		}
+		wg.Wait()
+	})
+	w.planeBound(t, fmt.Sprintf("%d who read all of a full datastore", readers))
+}
+
 // watches opens thousands of them, and then changes what they watch.
 func (w *waste) watches(t *testing.T) {
 	const many, changes = 3000, 30
@@ -254,6 +278,7 @@ func (w *waste) datastore(t *testing.T) {
 		got = r.String()
 	}
 	w.refusal(t, fmt.Sprintf("fill the platform's etcd; %d MB were taken", taken.Load()), owner, "403: the workspace's datastore is full", got, "datastore is full")
+	w.largest(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // some hundred large ones: more than one request's time, perhaps
 	defer cancel()
 	r := decided(ctx, func() reply {
