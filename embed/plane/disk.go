@@ -2,8 +2,10 @@ package plane
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/cgroup"
 )
 
 const (
@@ -24,6 +28,9 @@ const (
 	spareBytes = 512 << 20
 	// maxOwnFiles: it has five.
 	maxOwnFiles = 1000
+	// maxOpen is how many open files and pieces of memory are looked at: half a second's
+	// work. A plane with 250 machines has some thousand.
+	maxOpen = 200_000
 )
 
 // ErrOvergrown is returned by Run for a plane that takes more of the disk than its
@@ -32,36 +39,38 @@ const (
 var ErrOvergrown = errors.New("it takes more of the disk than a plane can")
 
 // mayTake is what the plane's own folder may come to, in bytes: the last that the guard
-// lets pass ends at one and a half of the limit.
+// lets pass ends at one and a half of the limit, and of an earlier, larger one the database
+// may have its size yet. It must run then: deleting makes it smaller.
 func (p *Plane) mayTake() int64 {
 	if p.cfg.Datastore.Kind == Etcd {
 		return p.spare
 	}
-	return p.cfg.Datastore.limit()/2*3 + p.spare
+	return max(p.cfg.Datastore.limit(), p.hadLimit)/2*3 + p.spare
 }
 
-// sweep removes from the plane's own folder what isn't its database's, and looks at what
-// that takes. The plane must not run.
-func (p *Plane) sweep() error {
-	own, err := os.OpenRoot(p.path(ownFolder))
-	if err != nil {
+// noteLimit takes down the largest limit that the datastore has ever had, beside what the
+// plane can write. The plane must not run.
+func (p *Plane) noteLimit() error {
+	if p.cfg.Datastore.Kind == Etcd {
+		return nil
+	}
+	type had struct{ LimitBytes int64 }
+	var before had
+	data, err := os.ReadFile(p.path(limitFile))
+	if err == nil {
+		err = json.Unmarshal(data, &before)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the largest limit of a plane's datastore: %w: if the file is damaged, remove it", err)
+	}
+	p.hadLimit = max(before.LimitBytes, p.cfg.Datastore.limit())
+	if p.hadLimit == before.LimitBytes {
+		return nil
+	}
+	if data, err = json.Marshal(had{p.hadLimit}); err != nil {
 		return err
 	}
-	defer own.Close()
-	entries, err := fs.ReadDir(own.FS(), ".")
-	if err != nil {
-		return err
-	}
-	database := filepath.Base(databaseFile)
-	its := []string{database, database + "-journal", database + "-wal", database + "-shm", filepath.Base(roomFile)}
-	for _, e := range entries {
-		if !slices.Contains(its, e.Name()) {
-			if err := own.RemoveAll(e.Name()); err != nil {
-				return fmt.Errorf("remove what a plane left: %w", err)
-			}
-		}
-	}
-	return p.look()
+	return p.write(limitFile, data)
 }
 
 // watchDisk looks again and again until ctx is done, or the plane has overgrown.
@@ -85,24 +94,49 @@ func (p *Plane) watchDisk(ctx context.Context, overgrown context.CancelCauseFunc
 	}
 }
 
-// look measures what the plane takes of the disk. ErrOvergrown.
+// look measures what the plane takes of the disk. ErrOvergrown. It removes nothing: what
+// has a name that nobody knows may be what an operator put there, such as the database before
+// a restore, and who runs code in a plane could call a file what he likes.
 func (p *Plane) look() error {
 	bytes, files, err := takenBelow(p.path(ownFolder))
-	if pid := p.PID(); err == nil && pid != 0 {
-		var more int64
-		more, err = takenUnnamed(pid)
-		bytes += more
-	}
 	if err != nil {
 		return err
 	}
+	pids, err := p.pids()
+	if err != nil {
+		return err
+	}
+	more, open, err := takenUnnamed(pids)
+	if err != nil {
+		return err
+	}
+	bytes += more
 	p.taken.Store(bytes)
+	if open > maxOpen {
+		return fmt.Errorf("%w: its processes have more than %d files open, which nobody can measure", ErrOvergrown, maxOpen)
+	}
 	if may := p.mayTake(); bytes > may || files > maxOwnFiles {
-		return fmt.Errorf("%w: %d MiB of %d, in %d files, in %s. It is stopped, and what is not its database there is removed; "+
-			"if it is the database that is too large, put a backup in its place",
-			ErrOvergrown, bytes>>20, may>>20, files, p.path(ownFolder))
+		database := filepath.Base(databaseFile)
+		return fmt.Errorf("%w: %d MiB of %d, in %d files, in %s. It is stopped until that is less: move away from there what is not %s, "+
+			"%s-wal or %s-shm, copies too; if it is the database that is too large, raise workspaces.datastore_limit "+
+			"or put a backup in its place",
+			ErrOvergrown, bytes>>20, may>>20, files, p.path(ownFolder), database, database, database)
 	}
 	return nil
+}
+
+// pids are all processes of the plane: it has one, and somebody who runs code in it may
+// have made others.
+func (p *Plane) pids() (all []int, err error) {
+	if p.cfg.Cgroup != "" {
+		if all, err = cgroup.Procs(p.cfg.Cgroup); err != nil {
+			return nil, err
+		}
+	}
+	if pid := p.PID(); pid != 0 && !slices.Contains(all, pid) {
+		all = append(all, pid)
+	}
+	return all, nil
 }
 
 // takenBelow is what files and folders below dir take, in bytes. It stops counting behind
@@ -132,32 +166,38 @@ func takenBelow(dir string) (bytes int64, files int, err error) {
 	return bytes, files, err
 }
 
-// takenUnnamed is what files take that a process has open, or in its memory, and that
-// no folder has any more.
-func takenUnnamed(pid int) (bytes int64, err error) {
+// takenUnnamed is what files take that processes have open, or in their memory, and that
+// no folder has any more, and how many they have. It stops counting behind the most that
+// it looks at.
+func takenUnnamed(pids []int) (bytes int64, open int, err error) {
 	type inode struct{ dev, ino uint64 }
 	seen := map[inode]bool{}
-	for _, of := range []string{"fd", "map_files"} {
-		dir := filepath.Join("/proc", strconv.Itoa(pid), of)
-		names, err := os.ReadDir(dir)
-		if err != nil {
-			return 0, gone(err)
-		}
-		for _, name := range names {
-			var st unix.Stat_t
-			if err := unix.Stat(filepath.Join(dir, name.Name()), &st); err != nil {
-				if err := gone(err); err != nil {
-					return 0, err
+	for _, pid := range pids {
+		for _, of := range []string{"fd", "map_files"} {
+			dir, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), of))
+			for err == nil && open <= maxOpen {
+				var names []string
+				names, err = dir.Readdirnames(1024)
+				for _, name := range names {
+					open++
+					var st unix.Stat_t
+					if err := gone(unix.Fstatat(int(dir.Fd()), name, &st, 0)); err != nil {
+						_ = dir.Close()
+						return 0, 0, err
+					}
+					if id := (inode{st.Dev, st.Ino}); st.Mode&unix.S_IFMT == unix.S_IFREG && st.Nlink == 0 && !seen[id] {
+						seen[id] = true
+						bytes += st.Blocks * 512
+					}
 				}
-				continue
 			}
-			if id := (inode{st.Dev, st.Ino}); st.Mode&unix.S_IFMT == unix.S_IFREG && st.Nlink == 0 && !seen[id] {
-				seen[id] = true
-				bytes += st.Blocks * 512
+			_ = dir.Close() // nil too
+			if err != nil && !errors.Is(err, io.EOF) && gone(err) != nil {
+				return 0, 0, err
 			}
 		}
 	}
-	return bytes, nil
+	return bytes, open, nil
 }
 
 // gone is nil for what has ended, or was closed, meanwhile.

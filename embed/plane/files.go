@@ -24,6 +24,7 @@ const (
 	levelFile    = "pod-security"
 	machinesFile = "machines.json"
 	shareFile    = "share.json"
+	limitFile    = "largest-limit.json" // that the datastore ever had
 	logFile      = "log/plane.log"
 	ownFolder    = "own" // the plane's, what it writes
 	databaseFile = ownFolder + "/state.db"

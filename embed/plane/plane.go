@@ -173,6 +173,7 @@ type Plane struct {
 	share    sync.Mutex // held while the share's file is written
 
 	taken     atomic.Int64 // of the disk by its own folder, as last seen
+	hadLimit  int64        // the largest that the datastore ever had, once Run has begun
 	spare     int64        // spareBytes, or a test's
 	lookEvery time.Duration
 }
@@ -273,7 +274,7 @@ func (p *Plane) Run(ctx context.Context, ready func(), died func(error)) error {
 	if err != nil {
 		return fmt.Errorf("plane %s: %w", p.cfg.ID, err)
 	}
-	if err := p.sweep(); err != nil {
+	if err := cmp.Or(p.noteLimit(), p.look()); err != nil {
 		return fmt.Errorf("plane %s: %w", p.cfg.ID, err)
 	}
 	failpoint.Reach("workspace/create/files-written")
