@@ -117,8 +117,8 @@ func (p *Plane) look() error {
 	}
 	if may := p.mayTake(); bytes > may || files > maxOwnFiles {
 		database := filepath.Base(databaseFile)
-		return fmt.Errorf("%w: %d MiB of %d, in %d files, in %s. It is stopped until that is less: move away from there what is not %s, "+
-			"%s-wal or %s-shm, copies too; if it is the database that is too large, raise workspaces.datastore_limit "+
+		return fmt.Errorf("%w: %d MiB of %d, in %d files, in %s. It is stopped until that is less: move away from there "+
+			"what is not %s, %s-wal or %s-shm, copies too; if it is the database that is too large, raise workspaces.datastore_limit "+
 			"or put a backup in its place",
 			ErrOvergrown, bytes>>20, may>>20, files, p.path(ownFolder), database, database, database)
 	}

@@ -396,6 +396,38 @@ func TestAddressesAreShown(t *testing.T) {
 	})
 }
 
+// What can't be shown is tried less and less often, but for ever; what has gone and come
+// back is tried at once.
+func TestShowsPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, bridge, other := newShows(), netip.MustParseAddr("172.17.0.1"), netip.MustParseAddr("203.0.113.9")
+		tries := func(during time.Duration) (n int) {
+			for range during / wire.ReportEvery {
+				for _, a := range s.next([]netip.Addr{bridge}) {
+					n++
+					s.failed(a)
+				}
+				time.Sleep(wire.ReportEvery)
+			}
+			return n
+		}
+		if n := tries(time.Minute); n < 3 || n > 5 {
+			t.Errorf("%d tries in the first minute", n)
+		}
+		tries(10 * time.Minute)
+		if n := tries(time.Hour); n < 10 || n > 13 {
+			t.Errorf("%d tries in an hour, want one in five minutes", n)
+		}
+		if got := s.next([]netip.Addr{bridge, other}); !slices.Equal(got, []netip.Addr{other}) {
+			t.Errorf("it tries %v", got)
+		}
+		s.next(nil)
+		if got := s.next([]netip.Addr{bridge}); !slices.Equal(got, []netip.Addr{bridge}) {
+			t.Errorf("come back, it tries %v", got)
+		}
+	})
+}
+
 func TestNetworksComeBeforeMachinesAndGoAfterThem(t *testing.T) {
 	s, w := newServer(t), &world{}
 	run(t, s, t.TempDir(), w)

@@ -19,7 +19,9 @@ type NodePatch struct {
 		// A host is not believed about these: what it says is taken if a sysadmin says so.
 		Address   *netip.Addr   `json:"address,omitempty" doc:"Where the host is; empty: where its first report came from"`
 		Addresses *[]netip.Addr `json:"addresses,omitempty" maxItems:"64" doc:"Other addresses of the host, which it need not show"`
-		Capacity  struct {
+		// NotAddresses is how a sysadmin says no to what a host shows.
+		NotAddresses *[]netip.Addr `json:"notAddresses,omitempty" maxItems:"64" doc:"Addresses that are somebody else's, whatever it shows"`
+		Capacity     struct {
 			MilliCPU    *int64 `json:"milliCPU,omitempty" minimum:"0" doc:"Thousandths of a CPU; 0: what the host had when it joined"`
 			MemoryBytes *int64 `json:"memoryBytes,omitempty" minimum:"0"`
 			DiskBytes   *int64 `json:"diskBytes,omitempty" minimum:"0"`
@@ -54,10 +56,13 @@ func (a *API) nodeOperations() {
 			if ip := spec.Address; ip != nil && ip.IsValid() && (!ip.Is4() || !ip.IsGlobalUnicast()) {
 				return nil, invalid("body.spec.address", fmt.Sprintf(no, ip), "Give the address by which the other hosts reach it.")
 			}
-			if all := spec.Addresses; all != nil {
+			for field, all := range map[string]*[]netip.Addr{"addresses": spec.Addresses, "notAddresses": spec.NotAddresses} {
+				if all == nil {
+					continue
+				}
 				for _, ip := range *all {
 					if !ip.Is4() || !ip.IsGlobalUnicast() {
-						return nil, invalid("body.spec.addresses", fmt.Sprintf(no, ip), "Give addresses that the host has.")
+						return nil, invalid("body.spec."+field, fmt.Sprintf(no, ip), "Give addresses as a host on the platform's network has.")
 					}
 				}
 			}
@@ -69,6 +74,7 @@ func (a *API) nodeOperations() {
 				set(&node.Spec.Zone, spec.Zone)
 				set(&node.Spec.Address, spec.Address)
 				set(&node.Spec.Addresses, spec.Addresses)
+				set(&node.Spec.NotAddresses, spec.NotAddresses)
 				set(&node.Spec.Capacity.MilliCPU, spec.Capacity.MilliCPU)
 				set(&node.Spec.Capacity.MemoryBytes, spec.Capacity.MemoryBytes)
 				set(&node.Spec.Capacity.DiskBytes, spec.Capacity.DiskBytes)

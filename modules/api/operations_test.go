@@ -356,6 +356,11 @@ func TestNodesSayWhatIsPromisedOfThem(t *testing.T) {
 			t.Errorf("%s says %+v, want %+v", method, one.Status.Allocated, four)
 		}
 	}
+	for _, field := range []string{"addresses", "notAddresses"} {
+		for addresses, want := range map[string]int{`"203.0.113.9"`: 200, ``: 200, `"::1"`: 422, `"127.0.0.1"`: 422} {
+			read(s.want(want, root, "PATCH", "/v1/nodes/host1", `{"spec":{"`+field+`":[`+addresses+`]}}`), &struct{}{})
+		}
+	}
 	if kept, err := store.Of[resource.Node](s.store).Get(t.Context(), "host1"); err != nil || kept.Status.Allocated != (resource.Size{}) {
 		t.Errorf("the store keeps %+v, %v", kept.Status.Allocated, err)
 	}

@@ -78,16 +78,20 @@ moved or grown, say so here.
 
 Tenants reach no address that a host has. What it has besides its own on the platform's network,
 a second network card's or one that moves between hosts, counts once it has reported from there;
-where no way leads from there to the server, say so here. The list replaces the one before.`,
+where no way leads from there to the server, say so here. That it has shown one counts for an hour,
+and it is asked again meanwhile. One that is somebody else's, from which tenants are kept because the
+host has shown it, is given back with --not-also. Each list replaces the one before.`,
 			examples: []string{
 				"mp nodes set host1 --zone room-2", "mp nodes set host1 --zone ''",
 				"mp nodes set host1 --address 192.0.2.17", "mp nodes set host1 --memory 256Gi --disk 4Ti",
 				"mp nodes set host1 --also 198.51.100.17,203.0.113.4", "mp nodes set host1 --also ''",
+				"mp nodes set host1 --not-also 10.0.0.5",
 			},
 			flags: flags(dryRunFlag(), resultFlag(), []cli.Flag{
 				&cli.StringFlag{Name: "zone", Usage: "`ZONE` of the host: a rack, a room; empty for the host itself"},
 				&cli.StringFlag{Name: "address", Usage: "`ADDRESS` by which the other hosts reach it"},
 				&cli.StringFlag{Name: "also", Usage: "other `ADDRESSES` that it has and need not show, with commas; empty for none"},
+				&cli.StringFlag{Name: "not-also", Usage: "`ADDRESSES` that aren't its own, even if it shows them; empty for none"},
 				&cli.StringFlag{Name: "cpu", Usage: "`CPUS` that its machines may have: 64"},
 				&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` that its machines may have: 256Gi"},
 				&cli.StringFlag{Name: "disk", Usage: "disk `SIZE` that its machines may have: 4Ti"},
@@ -128,16 +132,19 @@ func (c *call) setNode() error {
 		}
 		spec["address"] = address
 	}
-	if c.IsSet("also") {
-		also := []netip.Addr{}
-		for _, text := range strings.FieldsFunc(c.String("also"), func(r rune) bool { return r == ',' || r == ' ' }) {
+	for flag, field := range map[string]string{"also": "addresses", "not-also": "notAddresses"} {
+		if !c.IsSet(flag) {
+			continue
+		}
+		list := []netip.Addr{}
+		for _, text := range strings.FieldsFunc(c.String(flag), func(r rune) bool { return r == ',' || r == ' ' }) {
 			address, err := netip.ParseAddr(text)
 			if err != nil {
-				return usagef("write them like 192.0.2.17,198.51.100.4", "--also: %q is not an address", text)
+				return usagef("write them like 192.0.2.17,198.51.100.4", "--%s: %q is not an address", flag, text)
 			}
-			also = append(also, address)
+			list = append(list, address)
 		}
-		spec["addresses"] = also
+		spec[field] = list
 	}
 	capacity, err := amounts(c)
 	if err != nil {
@@ -149,7 +156,7 @@ func (c *call) setNode() error {
 	if len(spec) == 0 {
 		return usagef("see '"+c.path+" --help'", "%s: there is nothing to set", c.path)
 	}
-	if spec["address"] != nil || spec["addresses"] != nil || spec["capacity"] != nil {
+	if spec["address"] != nil || spec["addresses"] != nil || spec["notAddresses"] != nil || spec["capacity"] != nil {
 		now = append(now, "is taken for that from its next report on, within seconds")
 	}
 	return c.patchNode(spec, strings.Join(now, ", and "))

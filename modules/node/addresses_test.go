@@ -3,11 +3,16 @@ package node
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -40,12 +45,13 @@ func TestOtherAddressesAreShown(t *testing.T) {
 		many += fmt.Sprintf(" 203.0.113.%d", i%256)
 	}
 	for what, c := range map[string]struct {
-		set, shown, claims string
-		counts, show       string
-		trouble            string // words of it; "": none
+		set, not, shown, claims string
+		counts, show            string
+		trouble                 string // words of it; "": none
 	}{
 		"none":                                 {},
-		"a private one, which nobody reaches":  {claims: "10.9.0.7", show: "10.9.0.7"},
+		"a private one, which nobody reaches":  {claims: "10.9.0.7"},
+		"a private one, shown when they did":   {shown: "10.9.0.7", claims: "10.9.0.7", counts: "10.9.0.7"},
 		"a public one":                         {claims: "203.0.113.9", show: "203.0.113.9", trouble: "203.0.113.9"},
 		"one that it has shown":                {shown: "203.0.113.9", claims: "203.0.113.9", counts: "203.0.113.9"},
 		"shown, and moved away":                {shown: "203.0.113.9"},
@@ -55,6 +61,8 @@ func TestOtherAddressesAreShown(t *testing.T) {
 		"a resolver's":                         {claims: "10.0.0.53", trouble: "10.0.0.53"},
 		"a resolver's, shown before":           {shown: "10.0.0.53", claims: "10.0.0.53", trouble: "10.0.0.53"},
 		"a resolver's, which a sysadmin knows": {set: "10.0.0.53", claims: "10.0.0.53", counts: "10.0.0.53"},
+		"somebody else's, as a sysadmin says":  {not: "203.0.113.9", claims: "203.0.113.9"},
+		"somebody else's, which it has shown":  {not: "203.0.113.9", shown: "203.0.113.9 203.0.113.8", claims: "203.0.113.9 203.0.113.8", counts: "203.0.113.8"},
 		"its own":                              {claims: "192.0.2.11"},
 		"another host's":                       {claims: "192.0.2.12", shown: "192.0.2.12"},
 		"the server's":                         {claims: "192.0.2.1"},
@@ -65,7 +73,10 @@ func TestOtherAddressesAreShown(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			n := &resource.Node{}
-			n.Name, n.Spec.Addresses, n.Status.Addresses = "n1", addresses(c.set), addresses(c.shown)
+			n.Name, n.Spec.Addresses, n.Spec.NotAddresses, n.Status.Addresses = "n1", addresses(c.set), addresses(c.not), addresses(c.shown)
+			for _, a := range n.Status.Addresses {
+				n.Status.Shown = append(n.Status.Shown, resource.ShownAddress{Address: a, At: time.Now()})
+			}
 			show := p.note(n, wire.Report{Address: n1Address, Addresses: addresses(c.claims)}, n1Address)
 			if c.show == "64" {
 				if len(show) != wire.MaxAddresses {
@@ -169,6 +180,8 @@ func TestAnAddressIsShownAndMoves(t *testing.T) {
 func TestAddressesComeAndGoAtAPace(t *testing.T) {
 	p := start(t)
 	h := p.join(t, "n1")
+	// One that has its start and gets no more.
+	p.pace("n1").addresses = flowcontrol.NewTokenBucketRateLimiter(1e-9, wire.MaxAddresses/2)
 	var writes, refusals int
 	last := int64(0)
 	for i := range 3 * wire.MaxAddresses {
@@ -192,7 +205,7 @@ func TestAddressesComeAndGoAtAPace(t *testing.T) {
 			t.Fatalf("it has %d addresses", len(n.Status.Addresses))
 		}
 	}
-	if writes > wire.MaxAddresses+5 || refusals < wire.MaxAddresses {
+	if writes > wire.MaxAddresses/2+1 || refusals < wire.MaxAddresses {
 		t.Errorf("%d writes, %d refusals", writes, refusals)
 	}
 	// It has nothing left to take back what it said.
@@ -208,6 +221,148 @@ func TestAddressesComeAndGoAtAPace(t *testing.T) {
 	after, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
 	if err != nil || !slices.Equal(before.Status.Addresses, after.Status.Addresses) {
 		t.Errorf("it had %d addresses and has %d, %v", len(before.Status.Addresses), len(after.Status.Addresses), err)
+	}
+}
+
+// What a host has shown counts for an hour, and as long as it shows it again when it is
+// asked to: it is asked in time. So nobody has another's address for long.
+func TestWhatWasShownCountsForAWhile(t *testing.T) {
+	p := start(t)
+	began := p.began
+	var passed atomic.Int64
+	p.now = func() time.Time { return began.Add(time.Duration(passed.Load())) }
+	at := func(d time.Duration) { passed.Store(int64(d)) }
+	monitor := &Monitor{Log: slog.New(slog.DiscardHandler), Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines, Claims: p.cfg.Claims, now: p.now}
+	h, virtual := p.join(t, "n1"), netip.MustParseAddr("203.0.113.9")
+	p.pace("n1").reports = flowcontrol.NewFakeAlwaysRateLimiter()
+	p.pace("n1").addresses = flowcontrol.NewTokenBucketRateLimiter(1e-9, 3) // shown three times anew; again costs nothing
+	node := func() *resource.Node {
+		t.Helper()
+		n, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		wait.True(t, wait.Patience, "the cache has it", func() bool {
+			c, ok := p.cfg.Nodes.Get("n1")
+			return ok && c.Revision >= n.Revision
+		})
+		return n
+	}
+	report := func() []netip.Addr {
+		t.Helper()
+		var answer wire.ReportAnswer
+		h.from = netip.Addr{}
+		if err := h.call(t.Context(), wire.ReportPath, wire.Report{Address: n1Address, Addresses: []netip.Addr{virtual}}, &answer); err != nil {
+			t.Fatal(err)
+		}
+		node()
+		return answer.Show
+	}
+	show := func() error {
+		h.from = virtual
+		err := h.call(t.Context(), wire.AddressPath, wire.AddressShown{Address: virtual}, nil)
+		node()
+		return err
+	}
+	look := func() {
+		t.Helper()
+		if err := monitor.look(t.Context(), node(), began); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has := func(what string, want bool) {
+		t.Helper()
+		if n := node(); slices.Contains(n.Status.Addresses, virtual) != want {
+			t.Fatalf("%s it has %v, shown %v", what, n.Status.Addresses, n.Status.Shown)
+		}
+	}
+	set := func(not ...netip.Addr) {
+		t.Helper()
+		if _, err := store.Of[resource.Node](p.store).Modify(t.Context(), "n1", func(n *resource.Node) error {
+			n.Spec.NotAddresses = not
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		look()
+	}
+	asked := 0
+	if asked = len(report()); asked != 1 || show() != nil {
+		t.Fatal("it is not asked to show it")
+	}
+	// An honest one, for a day.
+	for now := time.Duration(0); now < 24*time.Hour; now += 7 * time.Minute {
+		at(now)
+		if report() != nil {
+			if asked++; show() != nil {
+				t.Fatalf("not shown after %v", now)
+			}
+			if again := report(); again != nil {
+				t.Fatalf("asked at once again for %v", again)
+			}
+		}
+		revision := node().Revision
+		if show() != nil || node().Revision != revision {
+			t.Error("unasked it costs a write")
+		}
+		look()
+		has(now.String(), true)
+	}
+	if asked < 24 || asked > 24*2+1 {
+		t.Errorf("asked %d times in a day", asked)
+	}
+	// One that has it no more says so all the same.
+	at(24*time.Hour + 29*time.Minute)
+	has("half an hour later", true)
+	at(25*time.Hour + time.Minute)
+	if got := report(); len(got) != 1 {
+		t.Errorf("it shall show %v", got)
+	}
+	has("an hour later", false)
+	if c := node().Status.Conditions.Get(resource.NodeAddressesShown); c == nil {
+		t.Error("nothing is said")
+	}
+	// One that has died.
+	if err := show(); err != nil {
+		t.Fatal(err)
+	}
+	has("shown", true)
+	at(25*time.Hour + 50*time.Minute)
+	look()
+	has("silent", true)
+	at(26*time.Hour + 2*time.Minute)
+	look()
+	has("silent for an hour", false)
+	// A sysadmin says no, at once and for good.
+	if err := show(); err != nil {
+		t.Fatal(err)
+	}
+	has("shown again", true)
+	set(virtual)
+	has("with a no", false)
+	if got := report(); got != nil {
+		t.Errorf("it shall show %v", got)
+	}
+	var no refused
+	if err := show(); !errors.As(err, &no) || no.status != http.StatusUnprocessableEntity {
+		t.Errorf("shown in spite of that: %v", err)
+	}
+	if c := node().Status.Conditions.Get(resource.NodeAddressesShown); c != nil {
+		t.Errorf("what is settled is said: %s", c.Message)
+	}
+}
+
+// A server that was away has not asked: what was shown before counts until it has.
+func TestAServerThatWasAwayAsksAgain(t *testing.T) {
+	a, now := netip.MustParseAddr("203.0.113.9"), time.Now()
+	n := &resource.Node{}
+	n.Status.Addresses = []netip.Addr{a}
+	n.Status.Shown = []resource.ShownAddress{{Address: a, At: now.Add(-24 * time.Hour)}}
+	if expire(n, now, now) || !due(shownAt(n, a), now) {
+		t.Error("it is not asked first")
+	}
+	if !expire(n, now.Add(shownFor/2), now) || len(n.Status.Addresses)+len(n.Status.Shown) != 0 {
+		t.Errorf("it has %v for ever", n.Status.Addresses)
 	}
 }
 

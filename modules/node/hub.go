@@ -94,6 +94,9 @@ type Tokens interface {
 type Hub struct {
 	cfg HubConfig
 	mux *http.ServeMux
+	now func() time.Time // time.Now, or a test's
+	// began is since when this server hears nodes.
+	began time.Time
 
 	mu      sync.Mutex
 	changed chan struct{}     // closed and replaced when anything an agent is told may have changed
@@ -114,7 +117,8 @@ const addressPace = 10 * time.Second
 
 // NewHub makes a Hub.
 func NewHub(cfg HubConfig) *Hub {
-	h := &Hub{cfg: cfg, changed: make(chan struct{}), places: map[string]string{}, paces: map[string]*paces{}}
+	h := &Hub{cfg: cfg, now: time.Now, began: time.Now(),
+		changed: make(chan struct{}), places: map[string]string{}, paces: map[string]*paces{}}
 	cfg.Nodes.OnChange(h.nodeChanged)
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })

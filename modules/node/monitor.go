@@ -55,6 +55,17 @@ func (m *Monitor) Run(ctx context.Context, ready func()) error {
 }
 
 func (m *Monitor) look(ctx context.Context, n *resource.Node, began time.Time) error {
+	// Of a node that has died too: another host, or somebody else, has its addresses by now.
+	if seen := *n; expire(&seen, m.now(), began) {
+		if _, err := store.Of[resource.Node](m.Store).Modify(ctx, n.Name, func(n *resource.Node) error {
+			if !expire(n, m.now(), began) {
+				return store.ErrSkip
+			}
+			return nil
+		}); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+	}
 	if n.Deleting() {
 		return m.remove(ctx, n)
 	}

@@ -32,6 +32,9 @@ type NodeSpec struct {
 	Address netip.Addr `json:"address,omitzero" doc:"Where the host is, if not where its first report came from"`
 	// Addresses are others of the host's, which it need not show.
 	Addresses []netip.Addr `json:"addresses,omitempty" doc:"Other addresses of the host, which it need not show"`
+	// NotAddresses are not the host's, even if it shows them: somebody else's, which it
+	// has taken for a moment.
+	NotAddresses []netip.Addr `json:"notAddresses,omitempty" doc:"Addresses that are not the host's, even if it shows them"`
 	// Capacity is what the host may promise to machines if it has that; of what is 0,
 	// what it had at first.
 	Capacity Size `json:"capacity,omitzero" doc:"What of the host machines may have; of what is 0, what the host had when it joined"`
@@ -47,17 +50,25 @@ type NodeStatus struct {
 	Address netip.Addr `json:"address,omitzero" doc:"Address of the host on the platform's network"`
 	// Addresses are others that it has: it was heard from there, or a sysadmin says so.
 	Addresses []netip.Addr `json:"addresses,omitempty" doc:"Other addresses of the host: no tenant reaches them"`
-	Version   string       `json:"version,omitempty" doc:"Version of multipaas"`
-	Kernel    string       `json:"kernel,omitempty"`
-	OS        string       `json:"os,omitempty"`
-	Drivers   []string     `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
-	Capacity  Size         `json:"capacity,omitzero"`
+	// Shown says when the host has last shown those that it has shown: that counts for a while.
+	Shown    []ShownAddress `json:"shown,omitempty" doc:"When the host has last shown those that no sysadmin has set"`
+	Version  string         `json:"version,omitempty" doc:"Version of multipaas"`
+	Kernel   string         `json:"kernel,omitempty"`
+	OS       string         `json:"os,omitempty"`
+	Drivers  []string       `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
+	Capacity Size           `json:"capacity,omitzero"`
 	// Confirmed is what the host had when it was first heard of.
 	Confirmed Size `json:"confirmed,omitzero" doc:"What the host had when it joined"`
 	// Allocated is what machines have been promised. The API computes it for those
 	// who ask; it is not stored.
 	Allocated   Size      `json:"allocated,omitzero" doc:"Promised to machines"`
 	HeartbeatAt time.Time `json:"heartbeatAt,omitzero"`
+}
+
+// ShownAddress is an address from which a host was heard, at a time by the server's clock.
+type ShownAddress struct {
+	Address netip.Addr `json:"address"`
+	At      time.Time  `json:"at"`
 }
 
 // The conditions of a node that are False or not there. If what it claims differs from
