@@ -30,6 +30,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
+	"github.com/multipaas/multipaas/testing/wait"
 )
 
 // A test host is this test binary started again in a network and a mount
@@ -379,7 +380,7 @@ func dial(ctx context.Context, ns *netns.NS, o order) (c net.Conn, err error) {
 }
 
 func flood(ns *netns.NS, to string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // emulated processors take their time
+	ctx, cancel := context.WithTimeout(context.Background(), wait.Patience) // emulated processors take their time
 	defer cancel()
 	began := time.Now()
 	var made atomic.Int64
