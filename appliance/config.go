@@ -153,13 +153,15 @@ type Config struct {
 
 	// In place of the texts of the same names in the file.
 	Address     netip.Addr
-	Door        []netip.Addr    // addresses of this machine by which clients reach it
 	Limits      resource.Limits // of one account
 	Egress      network.Egress
 	UpstreamDNS []netip.AddrPort
 	PayloadKeys []ed25519.PublicKey
 
 	errs []error // what Complete could not read
+	// own are, of the addresses by which clients reach this machine, those that it had at
+	// its start, for Validate. Which lead to its front door service says, as they change.
+	own []netip.Addr
 }
 
 // Complete fills in what f leaves open and reads what it says. What it can't
@@ -182,12 +184,12 @@ func (f File) Complete(m Machine) Config {
 		Limits:         f.Limits.Limits(),
 	}
 	c.Address = c.completeAddress(f.Address, m)
-	c.Door = []netip.Addr{c.Address}
+	c.own = []netip.Addr{c.Address}
 	for _, n := range f.ServerNames {
 		// Others are a router's: what goes there leaves the platform.
 		a, err := netip.ParseAddr(n)
 		if err == nil && a != c.Address && slices.ContainsFunc(m.candidates(), func(l LinkAddr) bool { return l.Address == a }) {
-			c.Door = append(c.Door, a)
+			c.own = append(c.own, a)
 		}
 	}
 	c.Egress = network.Egress{
@@ -272,7 +274,7 @@ func (c Config) Validate() error {
 			field string
 			p     netip.Prefix
 		}{{"nodes", c.Plan.Nodes}, {"pods", c.Plan.Pods}, {"services", c.Plan.Services}} {
-			for _, own := range c.Door {
+			for _, own := range c.own {
 				if n.p.Contains(own) {
 					errs = append(errs, config.Mistake("workspaces."+n.field, n.p.String(),
 						"holds this machine's own address "+own.String(), "use a network that your site does not"))

@@ -72,8 +72,8 @@ func TestDoor(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("198.51.100.7")} // the other one is a router's
-	if !slices.Equal(c.Door, want) {
-		t.Errorf("addresses %v, want %v", c.Door, want)
+	if !slices.Equal(c.own, want) {
+		t.Errorf("addresses %v, want %v", c.own, want)
 	}
 	for own, want := range map[string]string{
 		"": "[192.0.2.10]", "198.51.100.7": "[192.0.2.10 198.51.100.7]", "203.0.113.9": "[192.0.2.10 203.0.113.9]", // it has moved here

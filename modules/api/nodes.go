@@ -20,7 +20,7 @@ type NodePatch struct {
 		Address   *netip.Addr   `json:"address,omitempty" doc:"Where the host is; empty: where its first report came from"`
 		Addresses *[]netip.Addr `json:"addresses,omitempty" maxItems:"64" doc:"Other addresses of the host, which it need not show"`
 		// NotAddresses is how a sysadmin says no to what a host shows.
-		NotAddresses *[]netip.Addr `json:"notAddresses,omitempty" maxItems:"64" doc:"Addresses that are somebody else's, whatever it shows"`
+		NotAddresses *[]netip.Addr `json:"notAddresses,omitempty" maxItems:"64" doc:"Addresses that are somebody else's"`
 		Capacity     struct {
 			MilliCPU    *int64 `json:"milliCPU,omitempty" minimum:"0" doc:"Thousandths of a CPU; 0: what the host had when it joined"`
 			MemoryBytes *int64 `json:"memoryBytes,omitempty" minimum:"0"`

@@ -416,6 +416,13 @@ func (s *suite) claims(t *testing.T) {
 		got := lost.bearer(t, "", p.Method, url, p.Body, "Content-Type", "application/json", "X-Multipaas-Workspace", "acme/web/shop")
 		s.record(t, attempt{What: p.Method + " " + p.URL, From: "a host that was given up", Want: "401, 403, 404 or 410", Got: got.String(), Blocked: slices.Contains([]int{401, 403, 404, 410}, got.status)})
 	}
+	// That it holds nothing any more is the one word of such a host that is heard: nothing is
+	// told for it. Who lives can't say so.
+	got := lost.ask(t, "", http.MethodPost, "/v1/agent/wiped", "{}")
+	s.record(t, attempt{What: "say that it holds nothing, to be told something", From: "a host that was given up", Want: "200, and no word", Got: got.String(),
+		Blocked: got.status == http.StatusOK && strings.TrimSpace(got.body) == "{}"})
+	got = flood.ask(t, "", http.MethodPost, "/v1/agent/wiped", "{}")
+	s.record(t, attempt{What: "say that it holds nothing, to be forgotten", From: "a host", Want: "409", Got: got.String(), Blocked: got.status == http.StatusConflict})
 }
 
 // besidesItself reports to have other hosts' addresses, and anybody's, beside the host's
