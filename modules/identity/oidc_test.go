@@ -25,7 +25,7 @@ import (
 // issuer is an identity behind a TLS server that is its issuer.
 func issuer(t *testing.T) (*Identity, *clock, *httptest.Server) {
 	t.Helper()
-	c := &clock{}
+	c := newClock()
 	mux := http.NewServeMux()
 	server := httptest.NewTLSServer(mux)
 	t.Cleanup(server.Close)

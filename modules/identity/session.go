@@ -61,6 +61,7 @@ func (id *Identity) Login(ctx context.Context, address, password, source string)
 	// Two logins at once leave one too many, which the next one ends.
 	for _, old := range others[:min(max(len(others)-maxSessions+1, 0), maxSessions)] {
 		old.Revision = 0 // whatever is there, and nothing is no error
+		id.verified.forget(id.verified.session(old.Name))
 		ops = append(ops, sessions.DeleteOp(old))
 	}
 	if user.Spec.Sysadmin || len(others) == 0 {
@@ -69,6 +70,7 @@ func (id *Identity) Login(ctx context.Context, address, password, source string)
 	if err := id.store.Commit(ctx, ops...); err != nil {
 		return resource.LoginResult{}, fmt.Errorf("keep session: %w", err)
 	}
+	id.verified.addUntil(id.verified.session(session.Name), session.ExpiresAt)
 	return resource.LoginResult{Token: token, User: user.Name, ExpiresAt: session.ExpiresAt, FirstPassword: user.FirstPassword}, nil
 }
 
@@ -140,6 +142,14 @@ func (id *Identity) checkPassword(ctx context.Context, address, password, source
 // Authenticate returns who carries token. The error is a Refusal with
 // ErrUnauthenticated if nobody does any more, with ErrThrottled if too many came from
 // that address that nobody may carry: those cost no read.
+//
+// Who shows many of those holds up nobody else behind his address who has logged in at
+// this server, or has shown his token to it, since it started: such a token is known
+// until it ends. Logging in takes from other buckets. Whose token it has yet to see (the
+// server was started again, or he logged in at another) shares tokensPerSecond with him
+// until one request has passed, or logs in again. A mark in the token that only the
+// platform can make was rejected: whoever has a token may show it after it has ended, so
+// the rate is needed anyway.
 func (id *Identity) Authenticate(ctx context.Context, token, source string) (*access.Principal, error) {
 	ended := refuse(access.ErrUnauthenticated, "Log in again with `mp login`.", "Your session has ended.")
 	if !strings.HasPrefix(token, TokenPrefix) || len(token) > 100 {
@@ -149,8 +159,8 @@ func (id *Identity) Authenticate(ctx context.Context, token, source string) (*ac
 	if len(prefix) <= sessionPrefix || strings.ContainsAny(prefix[:sessionPrefix], "/,") {
 		return nil, ended
 	}
-	// Who is at work behind the same address as one who guesses is not held up.
-	seen := id.verified.digest("session", token)
+	name := hashText(token)
+	seen := id.verified.session(name)
 	if !id.verified.has(seen) {
 		if wait := id.strangers.Take(limiter.Network(source), 1); wait > 0 {
 			wait = max(wait.Round(time.Second), time.Second)
@@ -162,8 +172,9 @@ func (id *Identity) Authenticate(ctx context.Context, token, source string) (*ac
 			}
 		}
 	}
-	session, err := store.Of[resource.Session](id.store).Get(ctx, prefix[:sessionPrefix]+"/"+hashText(token))
+	session, err := store.Of[resource.Session](id.store).Get(ctx, prefix[:sessionPrefix]+"/"+name)
 	if errors.Is(err, store.ErrNotFound) || err == nil && !id.now().Before(session.ExpiresAt) {
+		id.verified.forget(seen)
 		return nil, ended
 	}
 	if err != nil {
@@ -171,12 +182,13 @@ func (id *Identity) Authenticate(ctx context.Context, token, source string) (*ac
 	}
 	user, err := store.Of[resource.User](id.store).Get(ctx, session.User)
 	if errors.Is(err, store.ErrNotFound) || err == nil && (user.Spec.Disabled || user.Deleting()) {
+		id.verified.forget(seen)
 		return nil, ended
 	}
 	if err != nil {
 		return nil, err
 	}
-	id.verified.add(seen)
+	id.verified.addUntil(seen, session.ExpiresAt)
 	p := principal(user)
 	p.Session = session
 	return p, nil
@@ -199,6 +211,7 @@ func (id *Identity) Logout(ctx context.Context, p *access.Principal) error {
 	}
 	session := *p.Session
 	session.Revision = 0 // whatever is there, and nothing is no error
+	id.verified.forget(id.verified.session(session.Name))
 	return store.Of[resource.Session](id.store).Delete(ctx, &session)
 }
 
@@ -209,6 +222,7 @@ func (id *Identity) endSessions(ctx context.Context, user string, keep *resource
 			return nil
 		}
 		s.Revision = 0
+		id.verified.forget(id.verified.session(s.Name))
 		return store.Of[resource.Session](id.store).Delete(ctx, s)
 	})
 }

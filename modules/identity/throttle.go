@@ -24,8 +24,8 @@ const (
 	// Each is a session in the datastore.
 	loginBurst  = 60
 	loginRefill = time.Second
-	// Tokens that were not seen good a while ago, from one source: each costs a read of
-	// the datastore. A team's robots come with as many at once.
+	// Tokens that are not known to be good, from one source: each costs a read of the
+	// datastore. A team's robots come with as many at once.
 	tokensPerSecond = 100
 	tokensAtOnce    = 1000
 	// maxBuckets bounds the memory: 20,000 x about 300 octets are 6 MB. An attack

@@ -17,7 +17,7 @@ const (
 	maxVerified = 10_000 // x about 250 octets are 2.5 MB
 )
 
-// verified remembers which passwords were right a moment ago. Clients of the
+// verified remembers which passwords were right a moment ago, and which sessions are. Clients of the
 // registry show theirs with every push and pull, and 16 of them at once
 // waited for half a second of argon2id.
 //
@@ -26,6 +26,7 @@ const (
 // found. A wrong password is never in it, so guessing costs what it did, and is
 // slowed down before anything is looked up here.
 type verified struct {
+	now   func() time.Time
 	key   [sha256.Size]byte
 	right *cache.LRUExpireCache
 }
@@ -33,7 +34,7 @@ type verified struct {
 type digest [sha256.Size]byte
 
 func newVerified(now func() time.Time) *verified {
-	v := &verified{right: cache.NewLRUExpireCacheWithClock(maxVerified, timer(now))}
+	v := &verified{now: now, right: cache.NewLRUExpireCacheWithClock(maxVerified, timer(now))}
 	rand.Read(v.key[:]) // never fails: the runtime ends the process if it would
 	return v
 }
@@ -60,3 +61,11 @@ func (v *verified) has(d digest) bool {
 }
 
 func (v *verified) add(d digest) { v.right.Add(d, true, verifiedFor) }
+
+// session is the digest of a session by its name. Being here gives it no right, only that
+// it doesn't count as a token that may be none, so it may be here until it ends.
+func (v *verified) session(name string) digest { return v.digest("session", name) }
+
+func (v *verified) addUntil(d digest, end time.Time) { v.right.Add(d, true, end.Sub(v.now())) }
+
+func (v *verified) forget(d digest) { v.right.Remove(d) }
