@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -36,8 +37,7 @@ func TestModel(t *testing.T) {
 	if os.Getenv("MULTIPAAS_LONG") != "" {
 		runs = "400"
 	}
-	set := map[string]bool{}
-	flag.Visit(func(f *flag.Flag) { set[f.Name] = true })
+	set := givenFlags()
 	for name, value := range map[string]string{"rapid.checks": runs, "rapid.shrinktime": "1m", "rapid.nofailfile": "true"} {
 		if old := flag.Lookup(name).Value.String(); !set[name] {
 			if err := flag.Set(name, value); err != nil {
@@ -61,6 +61,14 @@ func TestModel(t *testing.T) {
 	})
 	t.Logf("model: %d sequences, %d steps, %d kills in %v", sequences, steps, kills, time.Since(began).Round(time.Second))
 }
+
+// givenFlags are of who runs the tests: at a second run (-count) those are set that the
+// first one has put back.
+var givenFlags = sync.OnceValue(func() map[string]bool {
+	set := map[string]bool{}
+	flag.Visit(func(f *flag.Flag) { set[f.Name] = true })
+	return set
+})
 
 // settled is how long everything may take once there are no more faults: some
 // seconds, on a machine that does nothing else.
