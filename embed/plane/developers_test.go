@@ -2,12 +2,15 @@ package plane
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -51,6 +54,14 @@ func testDevelopers(t *testing.T, p *Plane, platform kubernetes.Interface, iss *
 		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "multipaas:developer"},
 		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "Group", Name: "multipaas:org-developer"}}}, metav1.CreateOptions{})
 	must(err)
+	// What was deleted is forgotten once the guard has seen that.
+	wait.For(t, wait.Patience, "what an admin had given is gone", func(ctx context.Context) error {
+		_, err := dev.CoreV1().Pods("default").Create(ctx, pod("x", as(strong)), dry)
+		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), words) {
+			return fmt.Errorf("got %v, want %q", err, words)
+		}
+		return nil
+	})
 	for _, account := range []string{"", "default", "weak"} {
 		wait.For(t, wait.Patience, "a developer runs a pod as "+account, func(ctx context.Context) error {
 			_, err := dev.CoreV1().Pods("default").Create(ctx, pod("x", as(account)), dry)
