@@ -7,11 +7,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/warning"
 	"k8s.io/kubernetes/pkg/apis/apps"
-	"k8s.io/kubernetes/pkg/apis/batch"
 	api "k8s.io/kubernetes/pkg/apis/core"
 )
 
@@ -35,7 +33,7 @@ func (g *Guard) advise(ctx context.Context, a admission.Attributes) {
 
 func adviceOn(a admission.Attributes) string {
 	obj := a.GetObject()
-	if spec := podSpec(obj); spec != nil && spec.SecurityContext != nil &&
+	if spec := podSpecOf(obj); spec != nil && spec.SecurityContext != nil &&
 		spec.SecurityContext.HostUsers != nil && !*spec.SecurityContext.HostUsers {
 		return "hostUsers: false asks for users of the pod's own, and machines have none to give: " +
 			"on a machine that lives in a user namespace itself the pod does not start. Leave it out: " +
@@ -61,29 +59,4 @@ func adviceOn(a admission.Attributes) string {
 		}
 	}
 	return ""
-}
-
-// podSpec is what the pods of a workload are to be like; nil of what has none.
-func podSpec(obj runtime.Object) *api.PodSpec {
-	switch o := obj.(type) {
-	case *api.Pod:
-		return &o.Spec
-	case *api.ReplicationController:
-		if o.Spec.Template != nil {
-			return &o.Spec.Template.Spec
-		}
-	case *apps.Deployment:
-		return &o.Spec.Template.Spec
-	case *apps.ReplicaSet:
-		return &o.Spec.Template.Spec
-	case *apps.StatefulSet:
-		return &o.Spec.Template.Spec
-	case *apps.DaemonSet:
-		return &o.Spec.Template.Spec
-	case *batch.Job:
-		return &o.Spec.Template.Spec
-	case *batch.CronJob:
-		return &o.Spec.JobTemplate.Spec.Template.Spec
-	}
-	return nil
 }

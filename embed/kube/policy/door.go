@@ -89,7 +89,9 @@ func (k *keeper) hear(ctx context.Context, conn net.Conn) {
 
 // catchUp waits until the policies that were there when a pod was made are known. The
 // watch may be behind: by some milliseconds, or by seconds when the API server was away.
-// One that doesn't answer has had nothing made that this machine could know of.
+// One that doesn't answer has had nothing made that this machine could know of. Each pod
+// costs a list of its namespace: a watch that is current and shows nothing can't be told
+// from one that is behind, unless somebody asks how far the API server is.
 func (k *keeper) catchUp(ctx context.Context, id string) {
 	r, err := readResident(filepath.Join(k.cfg.Dir, podsDir, id))
 	if err != nil || k.list == nil {

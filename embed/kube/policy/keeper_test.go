@@ -228,8 +228,12 @@ func TestWatchBehind(t *testing.T) {
 	away.Store(new(error(refused)))
 	starting := start()
 	waits(t, starting, "the API server is starting")
-	if !strings.Contains(d.reason(), "is starting") {
-		t.Errorf("the reason is %q", d.reason())
+	for why := d.reason(); !strings.Contains(why, "is starting"); why = d.reason() {
+		select {
+		case got := <-starting:
+			t.Fatalf("answered %q, the reason was %q", got, why)
+		case <-time.After(time.Millisecond):
+		}
 	}
 	away.Store(new(fmt.Errorf("dial: %w", syscall.ECONNREFUSED)))
 	ok(t, starting)

@@ -9,7 +9,8 @@
 // the policy says so. DESIGN.md has what was decided, and why.
 //
 // Parties: the API server's objects; the CNI plugin; nft. While a workspace has no
-// policy, this is one watch that shows nothing. Only command kube imports it.
+// policy, this is one watch that shows nothing, and a short list for each pod that
+// starts. Only command kube imports it.
 package policy
 
 import (
@@ -40,7 +41,7 @@ import (
 
 // Config says where things are.
 type Config struct {
-	// Kubeconfig is of a user who may list and watch pods, namespaces and
+	// Kubeconfig is of a user who may list and watch pods, nodes, namespaces and
 	// NetworkPolicies, and make events.
 	Kubeconfig string
 	// Dir is what the CNI plugin knows too: pods/ID is a pod of this machine, and
@@ -91,8 +92,8 @@ type keeper struct {
 	mu       sync.Mutex
 	world    *world
 	policies bool  // they are known
-	pods     bool  // they and the namespaces are
-	watching bool  // pods and namespaces
+	pods     bool  // they, the nodes and the namespaces are
+	watching bool  // pods, nodes and namespaces
 	err      error // why something isn't known
 }
 
