@@ -99,7 +99,8 @@ func Open(name string) (*NS, error) {
 }
 
 // OpenPath opens a namespace by a file that stands for it, which is another
-// than Path would name.
+// than Path would name. Whatever stands there, a tenant's too, is not opened unless it
+// is a network namespace: the error wraps fs.ErrNotExist if it is no namespace at all.
 func OpenPath(path string) (*NS, error) { return openPath(path, path) }
 
 // OpenPID opens the namespace that a process lives in.
@@ -108,21 +109,38 @@ func OpenPID(pid int) (*NS, error) {
 }
 
 func openPath(name, path string) (*NS, error) {
-	f, err := os.Open(path)
+	f, err := openNamespace(path)
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace %s: %w", name, err)
 	}
+	return &NS{name: name, file: f}, nil
+}
+
+func openNamespace(path string) (*os.File, error) {
+	// Found, not opened: to open a pipe blocks for ever, and a terminal becomes the
+	// process's own, whose owner ends it by hanging up.
+	found, err := os.OpenFile(path, unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer found.Close()
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
-		return nil, errors.Join(fmt.Errorf("open network namespace %s: %w", name, err), f.Close())
+	if err := unix.Fstatfs(int(found.Fd()), &st); err != nil {
+		return nil, err
 	}
 	if st.Type != unix.NSFS_MAGIC {
 		// A plain file: the mount went (a reboot, or a crash between making the
 		// file and mounting on it). There is no namespace.
-		err := fmt.Errorf("open network namespace %s: %w: nothing is mounted at %s", name, fs.ErrNotExist, path)
-		return nil, errors.Join(err, f.Close())
+		return nil, fmt.Errorf("%w: nothing is mounted at %s", fs.ErrNotExist, path)
 	}
-	return &NS{name: name, file: f}, nil
+	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", found.Fd()), os.O_RDONLY|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
+		return nil, errors.Join(fmt.Errorf("%s is a namespace of another kind", path), err, f.Close())
+	}
+	return f, nil
 }
 
 // Remove unmounts and removes the namespace. It is no error if there is none.

@@ -1,12 +1,17 @@
 package netns
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +34,8 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		fmt.Println(plain.Name(), owned.Name())
+	case "look":
+		fmt.Println(look(os.Args[1:]))
 	case "remove":
 		for _, name := range []string{name, name + "-owned"} {
 			ns, err := Open(name)
@@ -106,4 +113,63 @@ func TestNamesOutliveUnit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// look opens each of paths as a namespace and says which isn't refused as none, and
+// whether the process has a terminal now.
+func look(paths []string) string {
+	for _, path := range paths {
+		ns, err := OpenPath(path)
+		if err == nil {
+			ns.Close()
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Sprintf("%s: %v", path, err)
+		}
+	}
+	if tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); !errors.Is(err, unix.ENXIO) {
+		return fmt.Sprintf("it has a terminal: %v, %v", tty, err)
+	}
+	return "fine"
+}
+
+// TestOpensNamespacesOnly: what a tenant puts in a namespace's place stops nobody who
+// opens it, by a pipe that nobody writes to or a terminal that he hangs up.
+func TestOpensNamespacesOnly(t *testing.T) {
+	dir := t.TempDir()
+	pipe, device := filepath.Join(dir, "pipe"), filepath.Join(dir, "device")
+	host, slave, err := terminal()
+	if err := errors.Join(err, unix.Mkfifo(pipe, 0o600), unix.Mknod(device, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3)))); err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	// As a service is it leads a session and has no terminal.
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", slave, pipe, device, dir, "/dev/null", "/proc/self/exe")
+	cmd.Env = append(os.Environ(), inUnit+"=look")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "fine\n" {
+		t.Errorf("%v: %s", err, out)
+	}
+	ns, err := OpenPath("/proc/self/ns/user")
+	if err == nil {
+		ns.Close()
+	}
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a namespace of users: %v", err)
+	}
+}
+
+// terminal makes one: slave is the path of the side that programs open.
+func terminal() (host *os.File, slave string, err error) {
+	host, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, "", err
+	}
+	number, err := unix.IoctlGetInt(int(host.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(host.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	return host, fmt.Sprintf("/dev/pts/%d", number), err
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -152,18 +153,9 @@ func serviceTrouble(pid int) string {
 		return ""
 	}
 	defer unix.Close(root)
-	fd, err := unix.Openat2(root, strings.TrimPrefix(initState, "/"), &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOFOLLOW,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
-	})
+	data, err := readInMemory(root, initState)
 	if err != nil {
 		return "starting"
-	}
-	f := os.NewFile(uintptr(fd), initState)
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, 64<<10))
-	if err != nil {
-		return ""
 	}
 	var st struct {
 		Services []struct {
@@ -187,6 +179,46 @@ func serviceTrouble(pid int) string {
 		troubles = append(troubles, t)
 	}
 	return strings.Join(troubles, ", ")
+}
+
+// readInMemory reads 64 KB at most of a file at a path below root, a folder of a tenant's, if
+// it lies in a tmpfs. Who reads a pipe, a terminal or a file of the tenant's own file system
+// may wait for ever.
+func readInMemory(root int, path string) ([]byte, error) {
+	dir, err := findInside(root, filepath.Dir(path), 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(dir)
+	var in unix.Statfs_t
+	if err := unix.Fstatfs(dir, &in); err != nil || in.Type != unix.TMPFS_MAGIC {
+		return nil, errors.Join(fmt.Errorf("%s: not in memory", path), err)
+	}
+	file, err := findInside(dir, filepath.Base(path), unix.RESOLVE_NO_XDEV)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(file)
+	var st unix.Stat_t
+	if err := unix.Fstat(file, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, errors.Join(fmt.Errorf("%s: not a plain file", path), err)
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", file))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 64<<10))
+}
+
+// findInside finds what stands at a path below root, a folder of a tenant's, without opening
+// it (O_PATH): to open a pipe blocks for ever, and a terminal becomes the process's own, whose
+// owner ends it by hanging up. No link on the path leads out. The caller closes it.
+func findInside(root int, path string, resolve uint64) (fd int, err error) {
+	return unix.Openat2(root, strings.TrimPrefix(path, "/"), &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS | resolve,
+	})
 }
 
 // printable takes out of what a machine says what a terminal would act on, and

@@ -55,6 +55,8 @@ type Sandbox struct {
 
 	mu      sync.Mutex
 	watched map[string]*os.File // pidfd of each machine that is watched, by UID
+
+	looking sync.Map // UIDs of machines that look is at
 }
 
 // NewSandbox changes nothing on the host.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -105,18 +106,7 @@ func (s *Sandbox) relieve(ctx context.Context, t table) error {
 		if err != nil {
 			continue // it is being made, or removed
 		}
-		held := 0
-		look, enough := context.WithTimeout(ctx, lookAtOne)
-		err = namespacesOf(look, rec.Machine.UID, func(n *netns.NS) {
-			if held > t.most {
-				enough()
-				return
-			}
-			if count, err := t.in(n); err == nil {
-				held += count
-			}
-		})
-		enough()
+		held, err := s.look(ctx, rec.Machine.UID, t)
 		if err != nil && held <= t.most {
 			s.cfg.Log.Warn("look for the namespaces of a machine", "machine", rec.Machine.Name, "err", err)
 		}
@@ -142,6 +132,41 @@ func (s *Sandbox) relieve(ctx context.Context, t table) error {
 	defer console.Close()
 	_, err = fmt.Fprintf(console, "\n%s\n", why)
 	return err
+}
+
+// look counts what a machine holds of a table. What it has made, a file system that never
+// answers for one, may keep who looks waiting until it ends: that is waited for no longer
+// than lookAtOne and a second, and there is one look at a machine at a time.
+func (s *Sandbox) look(ctx context.Context, uid string, t table) (int, error) {
+	if _, busy := s.looking.LoadOrStore(uid, true); busy {
+		return 0, errors.New("what it has made keeps an earlier look waiting")
+	}
+	ctx, enough := context.WithTimeout(ctx, lookAtOne)
+	defer enough()
+	var held atomic.Int64
+	done := make(chan error, 1)
+	go func() {
+		err := namespacesOf(ctx, uid, func(n *netns.NS) {
+			if int(held.Load()) > t.most {
+				enough()
+			} else if count, err := t.in(n); err == nil {
+				held.Add(int64(count))
+			}
+		})
+		s.looking.Delete(uid)
+		done <- err
+	}()
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		select { // it ends by itself, if nothing keeps it
+		case err = <-done:
+		case <-time.After(time.Second):
+			err = ctx.Err()
+		}
+	}
+	return int(held.Load()), err
 }
 
 // namespacesOf calls fn with each network namespace that a machine's processes live in,
@@ -229,7 +254,7 @@ func keptNamespaces(pid int, found finder, at func(path string)) {
 }
 
 // mountedNamespaces finds those that are mounted where a process looks. The paths are the
-// tenant's: no link on them leads out.
+// tenant's.
 func mountedNamespaces(ctx context.Context, proc string, found finder) {
 	root, err := unix.Open(proc+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -241,16 +266,15 @@ func mountedNamespaces(ctx context.Context, proc string, found finder) {
 		return
 	}
 	defer text.Close()
-	for lines := bufio.NewScanner(text); ctx.Err() == nil && lines.Scan(); {
+	lines := bufio.NewScanner(text)
+	lines.Buffer(nil, 4<<20) // an overlay of 500 layers has a line of 512 KB at most
+	for ctx.Err() == nil && lines.Scan() {
 		f := strings.Fields(lines.Text()) // proc_pid_mountinfo(5)
 		if len(f) < 5 {
 			continue
 		}
 		found(f[3], func() (*netns.NS, error) {
-			fd, err := unix.Openat2(root, strings.TrimPrefix(escapes.Replace(f[4]), "/"), &unix.OpenHow{
-				Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK,
-				Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
-			})
+			fd, err := findInside(root, escapes.Replace(f[4]), 0) // another may be mounted over it
 			if err != nil {
 				return nil, err
 			}

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -15,12 +16,14 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
+	"github.com/multipaas/multipaas/appliance/netns"
 )
 
 const (
@@ -57,6 +60,17 @@ func hold(t *testing.T, how string) error {
 		return err
 	}
 	for i := range heldEach {
+		if how == "connections" {
+			from, to := net.IPv4(10, 0, 0, 1).To4(), net.IPv4(10, 0, 0, 2).To4()
+			err := netlink.ConntrackCreate(netlink.ConntrackTable, unix.AF_INET, &netlink.ConntrackFlow{FamilyType: unix.AF_INET, TimeOut: 600,
+				Forward: netlink.IPTuple{Protocol: unix.IPPROTO_UDP, SrcIP: from, DstIP: to, SrcPort: uint16(1 + i), DstPort: 53},
+				Reverse: netlink.IPTuple{Protocol: unix.IPPROTO_UDP, SrcIP: to, DstIP: from, SrcPort: 53, DstPort: uint16(1 + i)},
+			})
+			if err != nil {
+				return err
+			}
+			continue
+		}
 		err := netlink.NeighSet(&netlink.Neigh{LinkIndex: br.Index, State: netlink.NUD_PERMANENT,
 			IP: net.IPv4(10, 0, byte(i/250), byte(1+i%250)), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, byte(i >> 8), byte(i)}})
 		if err != nil {
@@ -64,23 +78,33 @@ func hold(t *testing.T, how string) error {
 		}
 	}
 	switch how {
-	case "lives there", "few":
+	case "lives there", "few", "connections":
 		return nil
 	case "open file":
 		f, err := os.Open("/proc/thread-self/ns/net")
 		runtime.KeepAlive(f)
 		t.Cleanup(func() { f.Close() })
 		return errors.Join(err, leave())
-	case "socket":
+	case "socket", "socket again":
 		_, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
 		return errors.Join(err, leave())
-	case "mount":
+	case "mount", "pipe over a mount", "terminal over a mount":
 		path := filepath.Join(t.TempDir(), "with a\tspace")
-		return cmp.Or(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
+		err := cmp.Or(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
 			unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""),
 			os.WriteFile(path, nil, 0o600),
 			unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""),
 			leave())
+		over := filepath.Join(t.TempDir(), "over")
+		switch strings.Fields(how)[0] {
+		case "mount":
+			return err
+		case "pipe":
+			err = cmp.Or(err, unix.Mkfifo(over, 0o600))
+		case "terminal":
+			over = terminal(t)
+		}
+		return cmp.Or(err, unix.Mount(over, path, "", unix.MS_BIND, ""))
 	}
 	return fmt.Errorf("how is %q?", how)
 }
@@ -151,7 +175,10 @@ func TestTables(t *testing.T) {
 		}
 		ended()
 	}
-	// Nobody is left who could be ended.
+	// Nobody is left who could be ended. What others put over their mounts isn't opened.
+	for _, how := range []string{"pipe over a mount", "terminal over a mount"} {
+		machine(how, heldEach-1)
+	}
 	if err := s.relieve(t.Context(), neighbours); err == nil || !strings.Contains(err.Error(), "of which machines show 3") {
 		t.Errorf("with one machine that holds its share: %v", err)
 	}
@@ -159,12 +186,99 @@ func TestTables(t *testing.T) {
 	if err := s.relieve(t.Context(), neighbours); err != nil {
 		t.Errorf("below the bound: %v", err)
 	}
-	if n := strings.Count(log.String(), "ended because"); n != 4 {
+	if tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); !errors.Is(err, unix.ENXIO) {
+		t.Errorf("the process has a terminal now: %v, %v", tty, err)
+	}
+	connections := tables(1 << 30)[1]
+	connections.most, connections.share = heldEach/2, neighbours.share
+	connections.all = func() (int, error) { return heldEach, nil } // the kernel's own number is of the whole host
+	ended := machine("connections", heldEach-1)
+	if err := s.relieve(t.Context(), connections); err != nil {
+		t.Errorf("connections: %v", err)
+	}
+	ended()
+	// What a machine has made keeps who looks waiting.
+	machine("socket again", heldEach-1)
+	stuck, hang := connections, make(chan struct{})
+	stuck.in = func(*netns.NS) (int, error) { <-hang; return 0, nil }
+	for range 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		if err := s.relieve(ctx, stuck); err == nil || !strings.Contains(err.Error(), "of which machines show 0") {
+			t.Errorf("with a machine that can't be looked through: %v", err)
+		}
+		cancel()
+	}
+	if !strings.Contains(log.String(), "keeps an earlier look waiting") {
+		t.Errorf("it was looked at twice:\n%s", log.String())
+	}
+	close(hang)
+	if n := strings.Count(log.String(), "ended because"); n != 5 {
 		t.Errorf("the log tells of %d:\n%s", n, log.String())
 	}
 	for _, table := range tables(1 << 34) {
 		if n, err := table.all(); err != nil || n < 0 || n > 1<<24 {
 			t.Errorf("%d %s: %v", n, table.name, err)
 		}
+	}
+}
+
+// terminal is the side of a new one that programs open.
+func terminal(t *testing.T) (path string) {
+	t.Helper()
+	host, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { host.Close() })
+	number, err := unix.IoctlGetInt(int(host.Fd()), unix.TIOCGPTN)
+	if err := cmp.Or(err, unix.IoctlSetPointerInt(int(host.Fd()), unix.TIOCSPTLCK, 0)); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("/dev/pts/%d", number)
+}
+
+// TestReadInMemory: of what a tenant puts where his machine's state is read, nothing keeps the
+// reader waiting or becomes its terminal.
+func TestReadInMemory(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	at := func(name string) string { return filepath.Join(dir, name) }
+	tty := terminal(t)
+	mounted := func(what, name string) error {
+		return cmp.Or(os.WriteFile(at(name), nil, 0o600), unix.Mount(what, at(name), "", unix.MS_BIND, ""))
+	}
+	err := cmp.Or(os.Mkdir(at("run"), 0o700), os.WriteFile(at("run/state"), bytes.Repeat([]byte("x"), 100<<10), 0o600),
+		unix.Mkfifo(at("pipe"), 0o600), os.Symlink("run/state", at("link")), os.Symlink("run", at("way")),
+		mounted(tty, "terminal"), mounted("/proc/version", "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	writer, err := os.OpenFile(at("pipe"), os.O_RDWR, 0) // so that its reader would wait
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(root)
+	if data, err := readInMemory(root, "/run/state"); err != nil || len(data) != 64<<10 {
+		t.Errorf("%d bytes: %v", len(data), err)
+	}
+	for _, path := range []string{"/none", "/run", "/pipe", "/terminal", "/other", "/link", "/way/state"} {
+		if data, err := readInMemory(root, path); err == nil {
+			t.Errorf("%s: read %q", path, data)
+		}
+	}
+	if tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); !errors.Is(err, unix.ENXIO) {
+		t.Errorf("the process has a terminal now: %v, %v", tty, err)
 	}
 }
