@@ -244,8 +244,8 @@ func (p *potter) tracking(t *testing.T) {
 			const most = connectionsOfOne
 			p.record(t, attempt{What: "fill the host's table of connections with " + flood.what, From: from.name, Want: fmt.Sprintf("at most %d, and as many on A's way", most),
 				Got: fmt.Sprintf("%d more, %d on A's way; %s", inTable, inWay, said), Blocked: inTable <= most && inWay <= most})
-			// Now and then one of them gets no answer, for a reason not found yet. Where the table is
-			// full, none is made.
+			// Now and then one of them begins a second late, for its first packet is lost: then fewer
+			// are made in this time. Where the table is full, none is.
 			var made, refused int
 			_, _ = fmt.Sscanf(string(answer), "connected %d, refused %d,", &made, &refused)
 			p.record(t, attempt{What: "starve new connections of B from the same host: " + flood.what, From: from.name, Want: "all but one are made",
@@ -310,7 +310,7 @@ func (p *potter) served(t *testing.T) {
 func (p *potter) hoarded(t *testing.T) {
 	host, server := space{host: p.home.host}, space{host: p.Server}
 	root := p.from[0]
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), wait.Patience)
 	defer cancel()
 	cmd := root.command(ctx, "hoard")
 	in, err := cmd.StdinPipe()
