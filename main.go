@@ -60,8 +60,8 @@ func table() *cli.App {
 		EnableBashCompletion: true,
 		ExitErrHandler:       func(*cli.Context, error) {}, // main exits, nobody else
 		Commands: []*cli.Command{
-			appliance.ServerCommand(version),
-			appliance.NodeCommand(version),
+			service(appliance.ServerCommand(version)),
+			service(appliance.NodeCommand(version)),
 			client.Command(),
 			client.Token(),
 			appliance.StatusCommand(),
@@ -72,4 +72,15 @@ func table() *cli.App {
 			appliance.KubectlCommand(),
 		},
 	}
+}
+
+// service makes a command go on when a terminal hangs up: systemd takes that for an end
+// that was wanted, and who serves others should not end with the shell it was typed in.
+func service(c *cli.Command) *cli.Command {
+	c.Before = func(*cli.Context) error {
+		// Caught, for what is ignored its children would ignore too.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+		return nil
+	}
+	return c
 }

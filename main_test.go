@@ -2,10 +2,15 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
+
+	"github.com/urfave/cli/v2"
 )
 
 var update = flag.Bool("update", false, "write docs/multipaas.md anew; the test fails all the same")
@@ -37,4 +42,25 @@ func TestDocs(t *testing.T) {
 		}
 	}
 	t.Errorf("%s is not what the commands say: go test . -run TestDocs -update", file)
+}
+
+// TestHangup: a service goes on when a terminal hangs up, its children end as ever.
+func TestHangup(t *testing.T) {
+	app := cli.App{Commands: []*cli.Command{service(&cli.Command{Name: "serve", Subcommands: []*cli.Command{{
+		Name: "run",
+		Action: func(c *cli.Context) error {
+			if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+				return err
+			}
+			err := exec.CommandContext(c.Context, "sh", "-c", "kill -HUP $$; exit 0").Run()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGHUP {
+				t.Errorf("a child that is hung up: %v", err)
+			}
+			return nil
+		},
+	}}})}}
+	if err := app.RunContext(t.Context(), []string{"multipaas", "serve", "run"}); err != nil {
+		t.Error(err)
+	}
 }

@@ -62,8 +62,8 @@ func leaveCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "leave",
 		Usage: "take this node out of the platform",
-		Description: "The node's machines are replaced on other nodes, drained and removed. Then the running node exits, and this\n" +
-			"machine may join again. To follow it: multipaas status",
+		Description: "The node's machines are replaced on other nodes, drained and removed. Then the running node exits, with\n" +
+			"status 3, and this machine may join again. To follow it: multipaas status",
 		Flags: configFlags(),
 		Action: func(c *cli.Context) error {
 			cfg, err := loadConfig(c)

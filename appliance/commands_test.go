@@ -1,9 +1,36 @@
 package appliance
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"testing"
+
+	"github.com/urfave/cli/v2"
 )
+
+// TestUnitsStartAgain: whatever ends a service, it is started again, but for a node that
+// has left.
+func TestUnitsStartAgain(t *testing.T) {
+	status := errLeft.(cli.ExitCoder).ExitCode()
+	for unit, want := range map[string][]string{
+		"server": {"Restart=always"},
+		"node":   {"Restart=always", fmt.Sprintf("RestartPreventExitStatus=%d", status), fmt.Sprintf("SuccessExitStatus=%d", status)},
+	} {
+		text, err := os.ReadFile("../installer/units/multipaas-" + unit + ".service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range want {
+			if !strings.Contains(string(text), "\n"+line+"\n") {
+				t.Errorf("the %s's unit has no %s", unit, line)
+			}
+		}
+		if prevents := strings.Count(string(text), "RestartPrevent"); prevents != len(want)/2 {
+			t.Errorf("the %s's unit prevents starts %d times", unit, prevents)
+		}
+	}
+}
 
 func TestAddressMayStandAnywhere(t *testing.T) {
 	for _, c := range [][2]string{

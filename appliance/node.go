@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/lifecycle"
@@ -34,8 +35,12 @@ type host struct {
 	agent    *agent.Agent
 }
 
+// errLeft ends a node that is none any more, as was asked for. The unit
+// (installer/units) knows its status as the one that nothing is started again after.
+var errLeft = cli.Exit("", 3)
+
 // RunNode runs the node until ctx is done. Machines go on running when it
-// returns. It returns nil too when the node was removed from the platform and
+// returns. The error is errLeft when the node was removed from the platform and
 // everything of it is gone.
 func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	h := &host{base: newBase("node", cfg, version, log)}
@@ -58,7 +63,7 @@ func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) 
 	err = h.graph.Run(ctx)
 	if errors.Is(err, agent.ErrRemoved) && !errors.Is(err, agent.ErrLeftovers) {
 		log.Info("this node has left the platform; it may join again")
-		return nil // what was asked for: nothing to start again
+		return errLeft
 	}
 	return err
 }
@@ -103,7 +108,7 @@ func (h *host) boot() error {
 	})).value
 	h.addWatches(networks)
 	h.own.OnChange(h.agent.Look)
-	add(h.graph, "kernel tables", &needs{}, lifecycle.Func(h.machines.WatchTables(func(err error) {
+	add(h.graph, "kernel-tables", &needs{}, lifecycle.Func(h.machines.WatchTables(func(err error) {
 		h.problems.Update(machine.TablesCrowded, "", err)
 	})))
 	add(h.graph, "health", &needs{}, h.watchHealth(h.checkDisk))
