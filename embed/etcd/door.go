@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 	"slices"
-	"sync/atomic"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc/codes"
@@ -18,9 +17,8 @@ import (
 // thing that one of them could have without a bound, or do to all (a compaction).
 var asked = []string{
 	pb.KV_Range_FullMethodName, pb.KV_Put_FullMethodName, pb.KV_DeleteRange_FullMethodName, pb.KV_Txn_FullMethodName,
-	pb.Watch_Watch_FullMethodName,
-	pb.Lease_LeaseGrant_FullMethodName, pb.Lease_LeaseRevoke_FullMethodName, pb.Lease_LeaseKeepAlive_FullMethodName,
-	pb.Maintenance_Status_FullMethodName, healthpb.Health_Check_FullMethodName,
+	pb.Watch_Watch_FullMethodName, pb.Lease_LeaseGrant_FullMethodName, pb.Maintenance_Status_FullMethodName,
+	healthpb.Health_Check_FullMethodName,
 }
 
 const (
@@ -30,6 +28,10 @@ const (
 	maxRequests = 1024
 	// maxStreams of a plane: its API server has one for each kind of object.
 	maxStreams = 2048
+	// maxConnections of a plane, each with buffers and the state of its encryption: its API
+	// server has one for each kind and version, with a stream on each, and those of one that
+	// has just ended may not be gone yet.
+	maxConnections = 2 * maxStreams
 	// maxUnread bytes of bodies may have come from a plane of which no request was made
 	// yet: it may have all its requests wait with 64 KiB each.
 	maxUnread = maxRequests * (64 << 10)
@@ -45,7 +47,7 @@ func (f *front) tap(ctx context.Context, info *tap.Info) (context.Context, error
 		return ctx, status.Errorf(codes.Unimplemented, "planes have no use for %s", info.FullMethodName)
 	}
 	open, most := &c.share.requests, int64(maxRequests)
-	if info.FullMethodName == pb.Watch_Watch_FullMethodName || info.FullMethodName == pb.Lease_LeaseKeepAlive_FullMethodName {
+	if info.FullMethodName == pb.Watch_Watch_FullMethodName {
 		open, most = &c.share.streams, maxStreams
 	}
 	if open.Add(1) > most {
@@ -57,9 +59,11 @@ func (f *front) tap(ctx context.Context, info *tap.Info) (context.Context, error
 	return ctx, nil
 }
 
-// door takes connections for gRPC: such as can be ended, and that see what comes.
+// door takes connections for gRPC: such as can be ended, and that see what comes. Of a
+// plane it takes so many.
 type door struct {
 	credentials.TransportCredentials
+	shares *shares
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -68,11 +72,24 @@ func (d door) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, err
 	if err != nil {
 		return conn, info, err
 	}
-	return &wire{Conn: conn, raw: raw, left: prefaceBytes}, info, nil
+	w := &wire{Conn: conn, raw: raw, left: prefaceBytes}
+	auth, ok := info.(credentials.TLSInfo)
+	if !ok || len(auth.State.VerifiedChains) == 0 || len(auth.State.VerifiedChains[0]) == 0 {
+		return w, info, nil
+	}
+	if user := auth.State.VerifiedChains[0][0].Subject.CommonName; user != Root {
+		if w.of, err = d.shares.connect(user, w); err != nil {
+			_ = conn.Close()
+			return nil, nil, err
+		}
+	}
+	return w, info, nil
 }
 
 // Clone implements credentials.TransportCredentials.
-func (d door) Clone() credentials.TransportCredentials { return door{d.TransportCredentials.Clone()} }
+func (d door) Clone() credentials.TransportCredentials {
+	return door{d.TransportCredentials.Clone(), d.shares}
+}
 
 // HTTP/2 (RFC 9113, 3.4 and 4.1).
 const (
@@ -85,7 +102,7 @@ const (
 type wire struct {
 	net.Conn
 	raw net.Conn
-	of  atomic.Pointer[connection] // nil: not a plane's, or not known yet
+	of  *connection // nil: not a plane's
 
 	// These are the reader's. Left is how much of a frame, or the preface, is to come.
 	left int
@@ -97,10 +114,18 @@ type wire struct {
 func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
 	came := w.bodies(p[:n])
-	if c := w.of.Load(); c != nil && came > 0 {
-		c.came(came)
+	if w.of != nil && came > 0 {
+		w.of.came(came)
 	}
 	return n, err
+}
+
+// Close implements net.Conn.
+func (w *wire) Close() error {
+	if w.of != nil {
+		w.of.close()
+	}
+	return w.Conn.Close()
 }
 
 // bodies is how many bytes of bodies the frames have that begin in p.

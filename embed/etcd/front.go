@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/proto" // which the codec is made of
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -39,7 +38,7 @@ func newFront() *front {
 // options are those of the gRPC server, which knows its clients by c.
 func (f *front) options(c credentials.TransportCredentials) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.Creds(door{c}),
+		grpc.Creds(door{c, f.shares}),
 		grpc.InTapHandle(f.tap),
 		grpc.StatsHandler(f),
 		grpc.ChainUnaryInterceptor(f.unary),
@@ -58,32 +57,14 @@ type (
 
 // TagConn implements stats.Handler.
 func (f *front) TagConn(ctx context.Context, info *stats.ConnTagInfo) context.Context {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return ctx
+	if from, ok := info.RemoteAddr.(from); ok && from.wire.of != nil {
+		return context.WithValue(ctx, connectionKey{}, from.wire.of)
 	}
-	auth, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(auth.State.VerifiedChains) == 0 || len(auth.State.VerifiedChains[0]) == 0 {
-		return ctx
-	}
-	user := auth.State.VerifiedChains[0][0].Subject.CommonName
-	if user == Root {
-		return ctx
-	}
-	from := info.RemoteAddr.(from)
-	c := f.shares.connect(user, from.wire)
-	from.wire.of.Store(c)
-	return context.WithValue(ctx, connectionKey{}, c)
+	return ctx
 }
 
 // HandleConn implements stats.Handler.
-func (f *front) HandleConn(ctx context.Context, s stats.ConnStats) {
-	if c := planeOf(ctx); c != nil {
-		if _, ok := s.(*stats.ConnEnd); ok {
-			c.close()
-		}
-	}
-}
+func (f *front) HandleConn(context.Context, stats.ConnStats) {}
 
 func planeOf(ctx context.Context) *connection {
 	c, _ := ctx.Value(connectionKey{}).(*connection)
@@ -200,6 +181,9 @@ func (f *front) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, nex
 		// etcd knows no owners of leases, which it keeps in memory and in its database.
 		if c == nil {
 			break
+		}
+		if r.ID != 0 { // it would be easy to guess for others
+			return nil, status.Error(codes.InvalidArgument, "planes don't choose the number of a lease")
 		}
 		if r.TTL > maxTTL {
 			return nil, status.Errorf(codes.InvalidArgument, "leases of planes end after %d s", int64(maxTTL))

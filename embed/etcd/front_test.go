@@ -321,7 +321,14 @@ func TestListsOfPlanes(t *testing.T) {
 // TestSharesOfPlanes: a plane that never ends what it asks for keeps none but itself waiting.
 func TestSharesOfPlanes(t *testing.T) {
 	s := newShares()
-	a, b := s.connect("a", nil), s.connect("b", nil)
+	connect := func(user string) *connection {
+		c, err := s.connect(user, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	a, b := connect("a"), connect("b")
 	var held []*hold
 	for range planeBytes / pageBytes {
 		h, err := a.hold(t.Context(), pageBytes)
@@ -369,7 +376,7 @@ func TestSharesOfPlanes(t *testing.T) {
 	for _, sh := range s.planes {
 		sh.ended = sh.ended.Add(-2 * remembered)
 	}
-	s.connect("c", nil).close()
+	connect("c").close()
 	if len(s.planes) != 1 {
 		t.Errorf("planes without connections for long: %v", s.planes)
 	}

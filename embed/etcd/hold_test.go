@@ -115,11 +115,16 @@ func TestPlanesThatStandStill(t *testing.T) {
 			}
 			all()
 			wait.For(t, wait.Patience, "they hold all there is", func(context.Context) error { return f.shares.full(writeCopies * maxMessage) })
+			// On a busy machine it may stand still itself: then it asks again.
 			ask := func() time.Duration {
 				began := time.Now()
-				if _, err := other.Put(t.Context(), "/planes/other/x", "y"); err != nil {
-					t.Fatal(err)
-				}
+				wait.For(t, wait.Patience, "another writes", func(ctx context.Context) error {
+					_, err := other.Put(ctx, "/planes/other/x", "y")
+					if err != nil && status.Code(err) != codes.Unavailable {
+						t.Fatal(err)
+					}
+					return err
+				})
 				return time.Since(began)
 			}
 			// Three hold all there is: another waits for each three once, until they are known.
@@ -140,7 +145,8 @@ func TestPlanesThatStandStill(t *testing.T) {
 				}
 				all()
 			}
-			if n := known(); n < len(names)-2 {
+			// Three hold all there is at first. Whether more of them come into another's way, chance says.
+			if n := known(); n < 3 {
 				t.Errorf("%d planes are known to stand still", n)
 			} else if err := f.shares.full(writeCopies * maxMessage); n == len(names) && err == nil {
 				t.Error("others still find no room")
@@ -180,21 +186,23 @@ func TestWhatPlanesAsk(t *testing.T) {
 	s, f := withPlanes(t, time.Hour, time.Hour, "a", "b")
 	a, ctx := s.plane(t, "a"), t.Context()
 	for what, err := range map[string]error{
-		"a compaction":    errOf(a.Compact(ctx, 1)),
-		"its leases":      errOf(a.Leases(ctx)),
-		"members":         errOf(a.MemberList(ctx)),
-		"a removal":       errOf(a.MemberRemove(ctx, 1)),
-		"alarms":          errOf(a.AlarmList(ctx)),
-		"a defragment":    errOf(a.Defragment(ctx, s.Endpoint())),
-		"a hash":          errOf(a.HashKV(ctx, s.Endpoint(), 0)),
-		"users":           errOf(a.UserList(ctx)),
-		"a role of root":  errOf(a.UserGrantRole(ctx, "plane-a", Root)),
-		"a password":      errOf(a.Authenticate(ctx, "root", "root")),
-		"no more users":   errOf(a.AuthDisable(ctx)),
-		"a kind unknown":  a.ActiveConnection().Invoke(ctx, "/etcdserverpb.KV/Everything", &pb.PutRequest{}, &pb.PutResponse{}),
-		"a lock":          a.ActiveConnection().Invoke(ctx, "/v3lockpb.Lock/Lock", &pb.PutRequest{}, &pb.PutResponse{}),
-		"an election":     a.ActiveConnection().Invoke(ctx, "/v3electionpb.Election/Campaign", &pb.PutRequest{}, &pb.PutResponse{}),
-		"health, for all": a.ActiveConnection().Invoke(ctx, "/grpc.health.v1.Health/List", &pb.PutRequest{}, &pb.PutResponse{}),
+		"a compaction":      errOf(a.Compact(ctx, 1)),
+		"its leases":        errOf(a.Leases(ctx)),
+		"members":           errOf(a.MemberList(ctx)),
+		"a removal":         errOf(a.MemberRemove(ctx, 1)),
+		"alarms":            errOf(a.AlarmList(ctx)),
+		"a defragment":      errOf(a.Defragment(ctx, s.Endpoint())),
+		"a hash":            errOf(a.HashKV(ctx, s.Endpoint(), 0)),
+		"users":             errOf(a.UserList(ctx)),
+		"a role of root":    errOf(a.UserGrantRole(ctx, "plane-a", Root)),
+		"a password":        errOf(a.Authenticate(ctx, "root", "root")),
+		"no more users":     errOf(a.AuthDisable(ctx)),
+		"a kind unknown":    a.ActiveConnection().Invoke(ctx, "/etcdserverpb.KV/Everything", &pb.PutRequest{}, &pb.PutResponse{}),
+		"a lock":            a.ActiveConnection().Invoke(ctx, "/v3lockpb.Lock/Lock", &pb.PutRequest{}, &pb.PutResponse{}),
+		"an election":       a.ActiveConnection().Invoke(ctx, "/v3electionpb.Election/Campaign", &pb.PutRequest{}, &pb.PutResponse{}),
+		"an end of a lease": errOf(a.Revoke(ctx, 1)),
+		"a longer lease":    errOf(a.KeepAliveOnce(ctx, 1)),
+		"health, for all":   a.ActiveConnection().Invoke(ctx, "/grpc.health.v1.Health/List", &pb.PutRequest{}, &pb.PutResponse{}),
 	} {
 		if status.Code(err) != codes.Unimplemented {
 			t.Errorf("%s: %v", what, err)
@@ -204,23 +212,31 @@ func TestWhatPlanesAsk(t *testing.T) {
 		t.Error(err)
 	}
 
+	chosen := a.ActiveConnection().Invoke(ctx, pb.Lease_LeaseGrant_FullMethodName, &pb.LeaseGrantRequest{TTL: 60, ID: 7}, &pb.LeaseGrantResponse{})
+	if status.Code(chosen) != codes.InvalidArgument {
+		t.Errorf("a lease with a number of its own: %v", chosen)
+	}
 	if _, err := a.Grant(ctx, maxTTL+1); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a lease of %d s: %v", maxTTL+1, err)
 	}
-	short, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	leases := 0
-	for ; leases < 2*leasesAtOnce; leases++ {
-		ctx, cancel := context.WithTimeout(short, 500*time.Millisecond)
-		_, err := a.Grant(ctx, 3600)
+	began := time.Now()
+	for i := range leasesAtOnce {
+		if _, err := a.Grant(ctx, 3600); err != nil {
+			t.Fatalf("lease %d: %v", i, err)
+		}
+	}
+	more := 0
+	for ; more < leasesAtOnce; more++ {
+		short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		_, err := a.Grant(short, 3600)
 		cancel()
 		if err != nil {
-			t.Logf("lease %d: %v", leases, err)
+			t.Logf("lease %d: %v", leasesAtOnce+more, err)
 			break
 		}
 	}
-	if leases < leasesAtOnce || leases > leasesAtOnce+25 {
-		t.Errorf("%d leases at once, want about %d", leases, leasesAtOnce)
+	if most := int(time.Since(began).Seconds()*leasesPerSecond) + 1; more > most {
+		t.Errorf("%d leases more than %d at once, want at most %d", more, leasesAtOnce, most)
 	}
 
 	// Requests that wait, and streams.
@@ -340,6 +356,13 @@ func TestWatchesOfPlanes(t *testing.T) {
 	f.shares.mu.Lock()
 	share := f.shares.planes["plane-a"]
 	f.shares.mu.Unlock()
+	noWatches := func(context.Context) error {
+		if n := share.watchers.Load(); n != 0 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	}
+	wait.For(t, wait.Patience, "no watches", noWatches)
 	share.watchers.Add(maxWatchers - 1)
 	some, cancel := context.WithCancel(ctx)
 	if resp := <-a.Watch(some, "/planes/a/x", clientv3.WithCreatedNotify()); !resp.Created {
@@ -350,12 +373,7 @@ func TestWatchesOfPlanes(t *testing.T) {
 	}
 	cancel()
 	share.watchers.Add(1 - maxWatchers)
-	wait.For(t, wait.Patience, "no watches", func(context.Context) error {
-		if n := share.watchers.Load(); n != 0 {
-			return fmt.Errorf("%d", n)
-		}
-		return nil
-	})
+	wait.For(t, wait.Patience, "no watches", noWatches)
 
 	// Who doesn't read has his connection ended when he has written too much.
 	b := s.plane(t, "b")
@@ -412,7 +430,7 @@ func TestRoomOfPlanes(t *testing.T) {
 	}
 	const most = 36 // MiB
 	var err error
-	a, ctx := s.plane(t, "a"), t.Context()
+	a, ctx, began := s.plane(t, "a"), t.Context(), time.Now()
 	fat := strings.Repeat("x", 1<<20-rowBytes-100)
 	put := func(i int) error { return errOf(a.Put(ctx, fmt.Sprint("/planes/a/", i), fat)) }
 	for i := range most {
@@ -439,7 +457,8 @@ func TestRoomOfPlanes(t *testing.T) {
 		}
 	}
 	wantFull("more than there may be of history", err)
-	if more < 9 || more > 14 {
+	// The pace goes on meanwhile.
+	if more < 9 || more > 14+int(time.Since(began).Seconds())/10 {
 		t.Errorf("after %d MiB, and their end, it wrote %d more", most, more)
 	}
 	// Another isn't in its way, and what there was before a start counts.

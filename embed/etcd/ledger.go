@@ -69,7 +69,7 @@ func (l *ledger) admit(ctx context.Context, m *etcdserver.EtcdServer, bytes int6
 	}
 	prefix, _ := l.prefix.Load().(string)
 	if l.live+l.since+bytes > known && prefix != "" && time.Since(l.at) > l.every {
-		live, err := taken(ctx, m, prefix)
+		live, err := taken(ctx, m.KV(), prefix)
 		if err != nil {
 			return err
 		}
@@ -82,11 +82,12 @@ func (l *ledger) admit(ctx context.Context, m *etcdserver.EtcdServer, bytes int6
 	return nil
 }
 
-// taken is what the objects below prefix take, a page at a time.
-func taken(ctx context.Context, m *etcdserver.EtcdServer, prefix string) (bytes int64, err error) {
+// taken is what the objects below prefix take. It reads a few at a time: nothing says how
+// large the next ones are.
+func taken(ctx context.Context, kv mvcc.ReadView, prefix string) (bytes int64, err error) {
 	key, end := []byte(prefix), []byte(clientv3.GetPrefixRangeEnd(prefix))
 	for step := int64(1); ; {
-		resp, err := m.KV().Range(ctx, key, end, mvcc.RangeOptions{Limit: step})
+		resp, err := kv.Range(ctx, key, end, mvcc.RangeOptions{Limit: step})
 		if err != nil {
 			return 0, status.FromContextError(err).Err()
 		}
@@ -99,6 +100,6 @@ func taken(ctx context.Context, m *etcdserver.EtcdServer, prefix string) (bytes 
 			return bytes, nil
 		}
 		key = append(resp.KVs[len(resp.KVs)-1].Key, 0)
-		step = min(2*step, 500, max(1, step*pageAtOnce/max(1, page)))
+		step = min(2*step, objectsAtOnce, max(1, step*pageAtOnce/max(1, page)))
 	}
 }

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,12 +71,18 @@ type share struct {
 	sending map[*watches]int64 // with what was written when each began to send
 	// onTheWay are the bytes of what they send.
 	onTheWay int64
-	slots    chan struct{} // of watches that send with what was there before
+	// before are the bytes of what was there before, of that.
+	before int64
+	slots  chan struct{} // of watches that send with what was there before
+	scans  chan struct{} // of watches that begin in the past
 
 	// These are under the shares' mu.
 	connections map[*connection]struct{}
 	ended       time.Time // the last of them
 	stood       time.Time // still
+	// oldest is no later than anything of it came to wait for the plane, but for
+	// what is on connections that were ended.
+	oldest time.Time
 }
 
 func newShares() *shares {
@@ -89,13 +96,15 @@ type connection struct {
 	shares *shares
 	share  *share
 	wire   *wire // nil in tests
-	unread atomic.Int64
+	over   bool  // it was ended for standing still; under the shares' mu
 
-	mu    sync.Mutex
-	holds map[*hold]struct{}
+	mu     sync.Mutex
+	holds  map[*hold]struct{} // nil: it has ended
+	unread int64
 }
 
-func (s *shares) connect(user string, w *wire) *connection {
+// connect counts a connection. It is an error if the plane has too many.
+func (s *shares) connect(user string, w *wire) (*connection, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for user, sh := range s.planes {
@@ -106,23 +115,29 @@ func (s *shares) connect(user string, w *wire) *connection {
 	sh := s.planes[user]
 	if sh == nil {
 		sh = &share{user: user, bytes: semaphore.NewWeighted(planeBytes), leases: rate.NewLimiter(leasesPerSecond, leasesAtOnce),
-			sending: map[*watches]int64{}, slots: make(chan struct{}, sendingAtOnce), connections: map[*connection]struct{}{}}
+			sending: map[*watches]int64{}, slots: make(chan struct{}, sendingAtOnce), scans: make(chan struct{}, 1),
+			connections: map[*connection]struct{}{}}
 		s.planes[user] = sh
+	}
+	if len(sh.connections) >= maxConnections {
+		return nil, fmt.Errorf("%s has %d connections: close some of them", user, maxConnections)
 	}
 	c := &connection{shares: s, share: sh, wire: w, holds: map[*hold]struct{}{}}
 	sh.connections[c] = struct{}{}
-	return c
+	return c, nil
 }
 
+// close may be called more than once.
 func (c *connection) close() {
 	c.mu.Lock()
 	holds := c.holds
 	c.holds = nil
+	c.share.unread.Add(-c.unread)
+	c.unread = 0
 	c.mu.Unlock()
 	for h := range holds {
 		h.shrink(0)
 	}
-	c.share.unread.Add(-c.unread.Swap(0))
 	c.shares.mu.Lock()
 	defer c.shares.mu.Unlock()
 	delete(c.share.connections, c)
@@ -146,16 +161,24 @@ func (c *connection) stood() {
 
 // came counts what has come of bodies. What is too much ends the connection.
 func (c *connection) came(bytes int64) {
-	c.unread.Add(bytes)
-	if c.share.unread.Add(bytes) > maxUnread {
+	if c.more(bytes) > maxUnread {
 		c.end()
 	}
 }
 
 // read counts what gRPC has read.
-func (c *connection) read(bytes int64) {
-	c.unread.Add(-bytes)
-	c.share.unread.Add(-bytes)
+func (c *connection) read(bytes int64) { c.more(-bytes) }
+
+// more counts bytes that came, and returns how many there are of the plane. gRPC may read
+// after the connection's end.
+func (c *connection) more(bytes int64) (unread int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.holds == nil {
+		return 0
+	}
+	c.unread += bytes
+	return c.share.unread.Add(bytes)
 }
 
 // isSlow says whether the plane stood still a short while ago.
@@ -197,13 +220,10 @@ func (s *shares) endStill(patience time.Duration, inWay func(*share) bool) (next
 		if !inWay(sh) {
 			continue
 		}
-		for c := range sh.connections {
-			if age := c.waits(); age >= patience {
-				still = append(still, c)
-			} else {
-				next = min(next, patience-age)
-			}
+		if time.Since(sh.oldest) >= patience {
+			still = append(still, sh.still(patience)...)
 		}
+		next = min(next, patience-time.Since(sh.oldest))
 	}
 	s.mu.Unlock()
 	for _, c := range still {
@@ -212,18 +232,41 @@ func (s *shares) endStill(patience time.Duration, inWay func(*share) bool) (next
 	return max(next, time.Millisecond)
 }
 
-// waits is for how long something of the connection has waited for its plane.
-func (c *connection) waits() (longest time.Duration) {
+// still are the connections with something that has waited for longer than patience.
+// The shares' mu is held: it looks at all connections, and so no more often than one of
+// them can have come to stand still.
+func (s *share) still(patience time.Duration) (still []*connection) {
+	s.oldest = time.Now()
+	for c := range s.connections {
+		if c.over {
+			continue
+		}
+		since := c.waits()
+		switch {
+		case since.IsZero():
+		case time.Since(since) >= patience:
+			c.over = true
+			still = append(still, c)
+		case since.Before(s.oldest):
+			s.oldest = since
+		}
+	}
+	return still
+}
+
+// waits is since when something of the connection has waited for its plane; zero:
+// nothing does.
+func (c *connection) waits() (since time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for h := range c.holds {
 		h.mu.Lock()
-		if !h.since.IsZero() && h.bytes > 0 {
-			longest = max(longest, time.Since(h.since))
+		if !h.since.IsZero() && h.bytes > 0 && (since.IsZero() || h.since.Before(since)) {
+			since = h.since
 		}
 		h.mu.Unlock()
 	}
-	return longest
+	return since
 }
 
 // hold is what one request holds. Its methods may be called by several at once, and

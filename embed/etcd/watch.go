@@ -3,12 +3,14 @@ package etcd
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/server/v3/auth"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.etcd.io/etcd/server/v3/storage/schema"
@@ -30,8 +32,8 @@ const (
 	maxBehind, behindStep = 100_000, 500
 	// freeBytes of what a watch sends are in no share: streams have a bound.
 	freeBytes = 64 << 10
-	// sendingBytes of events may be on the way to a plane, and sendingAtOnce with what was
-	// there before each.
+	// sendingBytes of events may be on the way to a plane, as much of what was there before
+	// each, and sendingAtOnce with that.
 	sendingBytes, sendingAtOnce = planeBytes, 8
 
 	// A lease for events ends with the youngest of them, an hour and a little after it was made;
@@ -51,10 +53,10 @@ type watches struct {
 
 	mu     sync.Mutex
 	ended  bool
-	open   int64
-	made   []*behind         // those that are being made, in order
-	behind map[int64]*behind // by id
-	prev   map[int64]bool    // by id: what was there before each change is sent too
+	open   map[int64]struct{} // by id: those that are counted
+	made   []*behind          // those that are being made, in order
+	behind map[int64]*behind  // by id
+	prev   map[int64]bool     // by id: what was there before each change is sent too
 }
 
 // behind is a watch that begins in the past, until it has been sent what came since.
@@ -66,7 +68,7 @@ type behind struct {
 
 func (f *front) watches(c *connection, s grpc.ServerStream) *watches {
 	return &watches{ServerStream: s, of: c, member: f.log.member.Load(),
-		behind: map[int64]*behind{}, prev: map[int64]bool{}}
+		open: map[int64]struct{}{}, behind: map[int64]*behind{}, prev: map[int64]bool{}}
 }
 
 // end gives back what the stream has.
@@ -74,7 +76,7 @@ func (w *watches) end() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.ended = true
-	w.of.share.watchers.Add(-w.open)
+	w.of.share.watchers.Add(-int64(len(w.open)))
 	for _, b := range w.made {
 		b.free()
 	}
@@ -103,7 +105,10 @@ func (w *watches) RecvMsg(m any) error {
 	// etcd would read it for all streams at once, whoever waits to send.
 	b := &behind{prev: r.PrevKv}
 	r.PrevKv = false
-	size, last, ok := changes(w.member, r)
+	size, last, ok, err := w.changes(r)
+	if err != nil {
+		return err
+	}
 	switch {
 	case !ok, len(r.Key)+len(r.RangeEnd) > maxKey, w.of.share.watchers.Load() >= maxWatchers:
 		r.Key, r.RangeEnd, r.StartRevision = nil, nil, -1
@@ -133,13 +138,25 @@ func (w *watches) SendMsg(m any) error {
 	w.of.share.begin(w, size)
 	b, prev, inShare := w.note(r)
 	if prev {
-		select {
-		case w.of.share.slots <- struct{}{}:
-			defer func() { <-w.of.share.slots }()
-		case <-w.Context().Done():
-			return status.FromContextError(w.Context().Err()).Err()
+		// Who has a slot may wait for the share: so who has some of that doesn't wait for a slot.
+		if inShare {
+			select {
+			case w.of.share.slots <- struct{}{}:
+				defer func() { <-w.of.share.slots }()
+			case <-w.Context().Done():
+				return status.FromContextError(w.Context().Err()).Err()
+			}
 		}
-		w.before(r)
+		read, ok := w.before(r)
+		defer w.of.share.more(-read)
+		if !ok {
+			w.mu.Lock()
+			delete(w.behind, r.WatchId)
+			w.mu.Unlock()
+			b.free()
+			// As after a compaction: whoever wants it lists anew.
+			return w.send(&pb.WatchResponse{Header: r.Header, WatchId: r.WatchId, Canceled: true, CompactRevision: r.Header.Revision})
+		}
 		size = int64(proto.Size(r))
 	}
 	if b == nil && inShare {
@@ -180,7 +197,7 @@ func (w *watches) note(r *pb.WatchResponse) (b *behind, prev, inShare bool) {
 			b.free()
 			break
 		}
-		w.open++
+		w.open[r.WatchId] = struct{}{}
 		w.of.share.watchers.Add(1)
 		if b.hold != nil {
 			w.behind[r.WatchId] = b
@@ -188,9 +205,12 @@ func (w *watches) note(r *pb.WatchResponse) (b *behind, prev, inShare bool) {
 		if b.prev {
 			w.prev[r.WatchId] = true
 		}
+	case r.Canceled && r.CompactRevision != 0: // etcd has it until the client cancels it, too
 	case r.Canceled:
-		w.open--
-		w.of.share.watchers.Add(-1)
+		if _, ok := w.open[r.WatchId]; ok {
+			delete(w.open, r.WatchId)
+			w.of.share.watchers.Add(-1)
+		}
 		w.behind[r.WatchId].free()
 		delete(w.behind, r.WatchId)
 		delete(w.prev, r.WatchId)
@@ -201,8 +221,9 @@ func (w *watches) note(r *pb.WatchResponse) (b *behind, prev, inShare bool) {
 }
 
 // before adds what was there before each change, as etcd does: if it is known still. The
-// events themselves belong to all who watch.
-func (w *watches) before(r *pb.WatchResponse) {
+// events themselves belong to all who watch. It returns how many bytes that is, which the
+// share has more of. Not ok: it would be too much.
+func (w *watches) before(r *pb.WatchResponse) (read int64, ok bool) {
 	for i, e := range r.Events {
 		if e.Type == mvccpb.Event_PUT && e.Kv.CreateRevision == e.Kv.ModRevision {
 			continue
@@ -210,8 +231,22 @@ func (w *watches) before(r *pb.WatchResponse) {
 		was, err := w.member.KV().Range(w.Context(), e.Kv.Key, nil, mvcc.RangeOptions{Rev: e.Kv.ModRevision - 1})
 		if err == nil && len(was.KVs) > 0 {
 			r.Events[i] = &mvccpb.Event{Type: e.Type, Kv: e.Kv, PrevKv: was.KVs[0]}
+			size := int64(len(was.KVs[0].Value))
+			read += size
+			if !w.of.share.more(size) {
+				return read, false
+			}
 		}
 	}
+	return read, true
+}
+
+// more counts what is read of what was there before. Not ok: it is too much.
+func (s *share) more(bytes int64) (ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before += bytes
+	return s.before <= sendingBytes
 }
 
 // send sends, and doesn't wait for ever.
@@ -251,18 +286,29 @@ func (s *share) wrote(bytes int64) {
 }
 
 // changes are the bytes that a watch which begins in the past is behind by, and the
-// revision of the last of them. Not ok: they are too many, or too far back to say.
-func changes(m *etcdserver.EtcdServer, r *pb.WatchCreateRequest) (size, last int64, ok bool) {
+// revision of the last of them. Not ok: they are too many, or too far back to say. A plane
+// has them looked for one watch after the other, and never among what others have.
+func (w *watches) changes(r *pb.WatchCreateRequest) (size, last int64, ok bool, err error) {
+	m := w.member
 	kv := m.KV()
 	now := kv.Rev()
-	if r.StartRevision <= 0 || r.StartRevision > now || r.StartRevision < kv.FirstRev() {
-		return 0, 0, true
+	if r.StartRevision <= 0 || r.StartRevision > now || r.StartRevision < kv.FirstRev() || w.denied(r) {
+		return 0, 0, true, nil
 	}
 	if now-r.StartRevision > maxBehind {
-		return 0, 0, false
+		return 0, 0, false, nil
+	}
+	select {
+	case w.of.share.scans <- struct{}{}:
+		defer func() { <-w.of.share.scans }()
+	case <-w.Context().Done():
+		return 0, 0, false, w.Context().Err()
 	}
 	from, to := mvcc.NewRevBytes(), mvcc.NewRevBytes()
 	for at := r.StartRevision; at <= now; at += behindStep {
+		if err := w.Context().Err(); err != nil {
+			return 0, 0, false, err
+		}
 		from = mvcc.RevToBytes(mvcc.Revision{Main: at}, from)
 		to = mvcc.RevToBytes(mvcc.Revision{Main: min(at+behindStep, now+1)}, to)
 		tx := m.Backend().ReadTx()
@@ -278,10 +324,22 @@ func changes(m *etcdserver.EtcdServer, r *pb.WatchCreateRequest) (size, last int
 		}
 		tx.RUnlock()
 		if size > behindBytes {
-			return 0, 0, false
+			return 0, 0, false, nil
 		}
 	}
-	return size, last, true
+	return size, last, true, nil
+}
+
+// denied says whether etcd won't have the watch, because it isn't of the plane's own.
+func (w *watches) denied(r *pb.WatchCreateRequest) bool {
+	if len(r.Key) == 0 {
+		r.Key = []byte{0} // as etcd does
+	}
+	who, err := w.member.AuthInfoFromCtx(w.Context())
+	if err != nil || who == nil {
+		return false
+	}
+	return errors.Is(w.member.AuthStore().IsRangePermitted(who, r.Key, r.RangeEnd), auth.ErrPermissionDenied)
 }
 
 // keyOf is the key in a mvccpb.KeyValue, of which it is the first field.

@@ -94,7 +94,7 @@ func (h *held) blocked(t *testing.T, what string, err error, want ...codes.Code)
 
 // methods asks for everything that etcd can do.
 func (h *held) methods(t *testing.T, c *clientv3.Client) {
-	uses := []string{"KV/Range", "KV/Put", "KV/DeleteRange", "KV/Txn", "Watch/Watch", "Lease/LeaseGrant", "Lease/LeaseRevoke", "Lease/LeaseKeepAlive", "Maintenance/Status"}
+	uses := []string{"KV/Range", "KV/Put", "KV/DeleteRange", "KV/Txn", "Watch/Watch", "Lease/LeaseGrant", "Maintenance/Status"}
 	var all []string
 	for _, service := range []grpc.ServiceDesc{pb.KV_ServiceDesc, pb.Watch_ServiceDesc, pb.Lease_ServiceDesc, pb.Cluster_ServiceDesc, pb.Maintenance_ServiceDesc, pb.Auth_ServiceDesc} {
 		for _, m := range service.Methods {
@@ -177,6 +177,10 @@ func (h *held) shapes(t *testing.T, c *clientv3.Client) {
 	for _, hours := range []int64{3, 24, 24 * 365, 24 * 365 * 100} {
 		_, err = c.Grant(ctx, hours*3600)
 		h.blocked(t, fmt.Sprintf("a lease of %d hours", hours), err, refused...)
+	}
+	for _, id := range []int64{1, 7, -1, 1 << 62} {
+		err = c.ActiveConnection().Invoke(ctx, pb.Lease_LeaseGrant_FullMethodName, &pb.LeaseGrantRequest{TTL: 60, ID: id}, &pb.LeaseGrantResponse{})
+		h.blocked(t, fmt.Sprintf("a lease of the number %d", id), err, refused...)
 	}
 	// Leases without end.
 	var mu sync.Mutex
