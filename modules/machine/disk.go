@@ -53,7 +53,10 @@ func (d disk) ensure(ctx context.Context, sizeBytes int64, root string) error {
 	if err := os.MkdirAll(d.mount, 0o700); err != nil {
 		return err
 	}
-	device, err := openLoop(d.file)
+	// There too: by the path at which the device's file was opened others know it, and a
+	// path in our own mounts ends with us.
+	var device *os.File
+	err = hostmount.Do(func() (err error) { device, err = openLoop(d.file); return err })
 	if err != nil {
 		return err
 	}
