@@ -43,7 +43,6 @@
 // And who goes on meanwhile:
 //
 //	tool use                     once from each of those: "NAME open|closed REASON"
-//	tool serve ADDRESS           takes TCP connections and ends them
 //	tool meet ADDRESS SECONDS    connects again and again
 package main
 
@@ -137,8 +136,6 @@ func run(args []string) int {
 		err = take()
 	case "use":
 		err = use()
-	case "serve":
-		err = serve(ctx, args[1])
 	case "meet":
 		err = meet(ctx, args[1], seconds(args, 2))
 	default:

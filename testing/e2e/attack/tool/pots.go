@@ -149,23 +149,6 @@ func use() error {
 	return nil
 }
 
-// serve takes connections and ends them.
-func serve(ctx context.Context, address string) error {
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, func() { l.Close() })()
-	fmt.Println("serving")
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			return ctx.Err()
-		}
-		conn.Close()
-	}
-}
-
 // churn makes connections that are over at once.
 func churn(ctx context.Context, address string, d time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, d)
