@@ -213,8 +213,9 @@ func (s *suite) swaps(t *testing.T, k *kube) {
 	ran, refused := map[string]int{}, map[string]int{}
 	got := map[string][]string{}
 	asked := 0 // containers of each kind
-	// Of 24 containers some five meet a link. Should none have, others are asked.
-	for round := 0; round < rounds || round < rounds+3 && refused["last"]+refused["below"] == 0; round++ {
+	// Of 24 containers some five meet a link. Should none have, or all, others are asked.
+	missing := func() bool { return refused["last"]+refused["below"] == 0 || ran["last"]+ran["below"] == 0 }
+	for round := 0; round < rounds || round < rounds+3 && missing(); round++ {
 		asked += each
 		all, r := s.lonePod(t, k, "paths", fmt.Sprintf("swap-%d", round), spec, names...)
 		if r != nil {
