@@ -5,14 +5,12 @@ import (
 	"os"
 	"strings"
 	"testing"
-
-	"github.com/urfave/cli/v2"
 )
 
 // TestUnitsStartAgain: whatever ends a service, it is started again, but for a node that
 // has left.
 func TestUnitsStartAgain(t *testing.T) {
-	status := errLeft.(cli.ExitCoder).ExitCode()
+	status := errLeft.ExitCode()
 	for unit, want := range map[string][]string{
 		"server": {"Restart=always"},
 		"node":   {"Restart=always", fmt.Sprintf("RestartPreventExitStatus=%d", status), fmt.Sprintf("SuccessExitStatus=%d", status)},
