@@ -3,9 +3,7 @@ package network
 import (
 	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -13,86 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
-	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/modules/wire"
 )
-
-// site is a workspace with machines on hosts, the plane on the first one.
-type site struct {
-	id      string
-	vni     uint32
-	plan    wire.Plan
-	hosts   []*testHost
-	members []wire.Member
-	door    Door // of the first host
-}
-
-func newSite(vni uint32, hosts []*testHost) *site {
-	s := &site{id: fmt.Sprintf("%06x", vni), vni: vni, plan: wire.DefaultPlan(), hosts: hosts}
-	for i, h := range hosts {
-		a, name := s.plan.Plane, wire.PlaneMember
-		if i > 0 {
-			a, name = s.plan.Gateway(i), fmt.Sprintf("host-%d", i)
-		}
-		s.members = append(s.members, wire.Member{Name: name, Address: a, MAC: wire.MAC(a), Host: h.address})
-	}
-	return s
-}
-
-// machine adds machine index on host, and returns its port.
-func (s *site) machine(index, host int) machinePort {
-	a, pods := s.plan.Machine(index)
-	m := wire.Member{Name: fmt.Sprintf("m%d", index), Address: a, MAC: wire.MAC(a), PodCIDR: pods, Host: s.hosts[host].address}
-	s.members = append(s.members, m)
-	return s.port(index)
-}
-
-func (s *site) port(index int) machinePort {
-	a, pods := s.plan.Machine(index)
-	return machinePort{UID: fmt.Sprintf("%s-machine-%d", s.id, index), Address: a, MAC: wire.MAC(a), PodCIDR: pods}
-}
-
-// remoteHost is a host of the platform that stands behind a router.
-var remoteHost = netip.MustParseAddr("198.51.100.2")
-
-func (s *site) network(host int) wire.Network {
-	own := s.members[host]
-	n := wire.Network{ID: s.id, Workspace: "acme/web/" + s.id, VNI: s.vni, Plan: s.plan,
-		Gateway: netip.PrefixFrom(own.Address, s.plan.Nodes.Bits()), MAC: own.MAC}
-	for i, m := range s.members {
-		if i != host {
-			if i == 0 {
-				m.Door = s.door.addresses()
-			}
-			n.Members = append(n.Members, m)
-		}
-	}
-	n.Hosts = []netip.Addr{remoteHost}
-	for _, h := range s.hosts {
-		n.Hosts = append(n.Hosts, h.address)
-	}
-	return n
-}
-
-func (s *site) attach(t *testing.T) {
-	t.Helper()
-	for i, h := range s.hosts {
-		o := order{Do: "attach", Network: s.network(i)}
-		if i == 0 {
-			o.Door = s.door
-		}
-		h.must(o)
-	}
-}
-
-func (s *site) attachMachine(host int, p machinePort) string {
-	s.hosts[host].t.Helper()
-	s.hosts[host].must(order{Do: "attachMachine", ID: s.id, Machine: p})
-	return p.namespace()
-}
 
 // TestWorkspace is the whole of a workspace's network on three hosts: the
 // server and two nodes, beside a second workspace with the same addresses.
@@ -570,34 +490,6 @@ func TestWorkspace(t *testing.T) {
 	})
 }
 
-// receiveOn listens on one host and sends frames, in order, from another.
-func receiveOn(t *testing.T, from, on *testHost, fromNS, onNS, address string, frames ...[]byte) string {
-	t.Helper()
-	return receiveAfter(t, on, onNS, address, func() {
-		for _, f := range frames {
-			from.must(order{Do: "send", NS: fromNS, Link: machineLink, Frame: f})
-		}
-	})
-}
-
-// receiveAfter listens on a host and returns what comes first.
-func receiveAfter(t *testing.T, on *testHost, onNS, address string, send func()) string {
-	t.Helper()
-	if err := on.in.Encode(order{Do: "receiveUDP", NS: onNS, To: address}); err != nil {
-		t.Fatal(err)
-	}
-	var ready answer
-	if err := on.out.Decode(&ready); err != nil || ready.Out != "listening" {
-		t.Fatal(err, ready)
-	}
-	send()
-	var a answer
-	if err := on.out.Decode(&a); err != nil || a.Error != "" {
-		t.Fatal(err, a.Error)
-	}
-	return a.Out
-}
-
 func same(t *testing.T, before, after string) {
 	t.Helper()
 	if before == after {
@@ -612,45 +504,6 @@ func same(t *testing.T, before, after string) {
 	if len(a) != len(b) {
 		t.Errorf("%d lines before, %d after", len(b), len(a))
 	}
-}
-
-func udpFrame(srcMAC, dstMAC string, src, dst netip.Addr, payload string) []byte {
-	s, _ := net.ParseMAC(srcMAC)
-	d, _ := net.ParseMAC(dstMAC)
-	b := append(append([]byte{}, d...), s...)
-	b = append(b, 8, 0)
-	ip := make([]byte, 28)
-	ip[0], ip[8], ip[9] = 0x45, 64, 17
-	binary.BigEndian.PutUint16(ip[2:], uint16(28+len(payload)))
-	copy(ip[12:], src.AsSlice())
-	copy(ip[16:], dst.AsSlice())
-	var sum uint32
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
-	}
-	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum))
-	binary.BigEndian.PutUint16(ip[20:], 5555)
-	binary.BigEndian.PutUint16(ip[22:], 9999)
-	binary.BigEndian.PutUint16(ip[24:], uint16(8+len(payload)))
-	return append(append(b, ip...), payload...)
-}
-
-func tagged(frame []byte) []byte {
-	b := append([]byte{}, frame[:12]...)
-	return append(append(b, 0x81, 0, 0, 0), frame[12:]...)
-}
-
-// arpFrame says, unasked and to all, that address is at mac.
-func arpFrame(from, mac string, address netip.Addr) []byte {
-	s, _ := net.ParseMAC(from)
-	m, _ := net.ParseMAC(mac)
-	b := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, s...)
-	b = append(b, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2)
-	b = append(append(b, m...), address.AsSlice()...)
-	return append(append(b, m...), address.AsSlice()...)
 }
 
 func TestCheck(t *testing.T) {
@@ -685,77 +538,5 @@ func TestShareOfConnections(t *testing.T) {
 		if most > 16384 {
 			t.Errorf("a workspace takes %d places %s", most, what)
 		}
-	}
-}
-
-// TestTakePlaces: Debian's kernel keeps each entry of a bridge for no VLAN and for
-// VLAN 1. One was taken for superfluous, and removing it removed both.
-func TestTakePlaces(t *testing.T) {
-	const bridge, vxlan, port = 2, 3, 5
-	far, near, gone := net.HardwareAddr{2, 0, 0, 0, 0, 1}, net.HardwareAddr{2, 0, 0, 0, 0, 2}, net.HardwareAddr{2, 0, 0, 0, 0, 3}
-	entry := func(mac net.HardwareAddr, on, vlan, state int) netlink.Neigh {
-		return netlink.Neigh{HardwareAddr: mac, LinkIndex: on, MasterIndex: bridge, Vlan: vlan, State: state}
-	}
-	const static, own = netlink.NUD_NOARP, netlink.NUD_PERMANENT
-	for _, c := range []struct {
-		name           string
-		have           []netlink.Neigh
-		missing, wrong int
-	}{
-		{"nothing is there", nil, 2, 0},
-		{"all, on a kernel without VLANs", []netlink.Neigh{entry(far, vxlan, 0, static), entry(near, port, 0, static)}, 0, 0},
-		{"all, twice each", []netlink.Neigh{entry(far, vxlan, 1, static), entry(far, vxlan, 0, static), entry(near, port, 0, static), entry(near, port, 1, static)}, 0, 0},
-		{"for a VLAN only", []netlink.Neigh{entry(far, vxlan, 1, static), entry(near, port, 0, static)}, 1, 0},
-		{"one has moved", []netlink.Neigh{entry(far, port, 1, static), entry(far, port, 0, static), entry(near, port, 0, static)}, 1, 2},
-		{"one was learned", []netlink.Neigh{entry(far, vxlan, 0, netlink.NUD_REACHABLE), entry(near, port, 0, static)}, 1, 1},
-		{"one is a member no more", []netlink.Neigh{entry(far, vxlan, 0, static), entry(near, port, 0, static), entry(gone, vxlan, 1, static), entry(gone, vxlan, 0, static)}, 0, 2},
-		{"a port's own and another bridge's", []netlink.Neigh{entry(gone, port, 0, own), {HardwareAddr: gone, LinkIndex: 9, MasterIndex: 8, State: static}}, 2, 0},
-	} {
-		missing := map[string]int{string(far): vxlan, string(near): port}
-		wrong := takePlaces(missing, c.have, bridge)
-		if len(missing) != c.missing || len(wrong) != c.wrong {
-			t.Errorf("%s: got %d missing, %d wrong, want %d and %d", c.name, len(missing), len(wrong), c.missing, c.wrong)
-		}
-	}
-}
-
-// TestNamespaceOfOtherUsers: an agent that knew less of a machine has made its
-// namespace.
-func TestNamespaceOfOtherUsers(t *testing.T) {
-	n := New(Config{Underlay: netip.MustParseAddr("192.0.2.1")})
-	m := machinePort{UID: fmt.Sprintf("mptest-users-%d", os.Getpid())}
-	t.Cleanup(func() {
-		if err := netns.Remove(m.namespace()); err != nil {
-			t.Error(err)
-		}
-	})
-	// made says whether it is the host's own, and which one it is.
-	made := func() (ours bool, which uint64) {
-		ns, err := n.makeNamespace(m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ns.Close()
-		users, ours, err := ns.Owner()
-		if err != nil {
-			t.Fatal(err)
-		}
-		users.Close()
-		var st unix.Stat_t
-		if err := unix.Stat(ns.Path(), &st); err != nil {
-			t.Fatal(err)
-		}
-		return ours, st.Ino
-	}
-	if ours, _ := made(); !ours {
-		t.Error("one of no users is not the host's")
-	}
-	m.FirstUID = 0x0ffd_0000
-	ours, first := made()
-	if ours {
-		t.Error("one of the host's is taken for a machine with users of its own")
-	}
-	if ours, again := made(); ours || again != first {
-		t.Error("one that is right is made anew")
 	}
 }
