@@ -3,10 +3,13 @@ package plane
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -14,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/yaml"
 
 	"github.com/multipaas/multipaas/testing/wait"
 )
@@ -143,4 +147,67 @@ func testDevelopers(t *testing.T, p *Plane, platform kubernetes.Interface, iss *
 		_, err := core.Pods("default").Create(ctx, pod("x", as(strong)), dry)
 		return err
 	})
+}
+
+// developersRole asks what a workspace's developers may do by the role that
+// embed/manifests has for them.
+func developersRole(t *testing.T, platform kubernetes.Interface) {
+	data, err := os.ReadFile(filepath.Join("..", "manifests", "cluster.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for doc := range strings.SplitSeq(string(data), "\n---\n") {
+		var role rbacv1.ClusterRole
+		if !strings.Contains(doc, "kind: ClusterRole\n") || !strings.Contains(doc, "developer\n") || !strings.Contains(doc, "  name: multipaas:") {
+			continue
+		}
+		if err := yaml.Unmarshal([]byte(doc), &role); err != nil {
+			t.Fatal(err)
+		}
+		if role.Kind != "ClusterRole" {
+			continue
+		}
+		if _, err := platform.RbacV1().ClusterRoles().Create(t.Context(), &role, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// As a custom resource's chart does.
+	widgets := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "widgets-edit", Labels: map[string]string{"rbac.authorization.k8s.io/aggregate-to-edit": "true"}},
+		Rules: []rbacv1.PolicyRule{{APIGroups: []string{"widgets.example"}, Resources: []string{"widgets"}, Verbs: []string{"*"}}}}
+	if _, err := platform.RbacV1().ClusterRoles().Create(t.Context(), widgets, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	const group = "the-developers"
+	binding := &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: group}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "multipaas:developer"},
+		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "Group", Name: group}}}
+	if _, err := platform.RbacV1().RoleBindings("default").Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	may := func(what string) (bool, error) { // VERB GROUP/RESOURCE[/SUBRESOURCE]
+		verb, kind, _ := strings.Cut(what, " ")
+		parts := append(strings.Split(kind, "/"), "")
+		review, err := platform.AuthorizationV1().SubjectAccessReviews().Create(t.Context(), &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: "dev", Groups: []string{group}, ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: "default", Verb: verb, Group: parts[0], Resource: parts[1], Subresource: parts[2]}}},
+			metav1.CreateOptions{})
+		if err != nil {
+			return false, err
+		}
+		return review.Status.Allowed, nil
+	}
+	for _, what := range []string{"create apps/deployments", "patch apps/deployments/scale", "create /pods/exec", "get /pods/log", "get /secrets", "create /secrets", "create /services", "list /events",
+		"create batch/cronjobs", "create networking.k8s.io/networkpolicies", "create autoscaling/horizontalpodautoscalers", "create widgets.example/widgets", "create /serviceaccounts", "list discovery.k8s.io/endpointslices"} {
+		wait.For(t, wait.Patience, "the role has come together: "+what, func(context.Context) error {
+			if ok, err := may(what); err != nil || !ok {
+				return fmt.Errorf("%v, %w", ok, err)
+			}
+			return nil
+		})
+	}
+	for _, what := range []string{"create /serviceaccounts/token", "impersonate /serviceaccounts", "impersonate /users", "impersonate /groups", "update /services/status", "patch /pods/ephemeralcontainers",
+		"create rbac.authorization.k8s.io/rolebindings", "create rbac.authorization.k8s.io/roles", "escalate rbac.authorization.k8s.io/roles", "bind rbac.authorization.k8s.io/clusterroles",
+		"patch /namespaces", "create /endpoints", "update discovery.k8s.io/endpointslices", "create /persistentvolumes", "get /nodes/proxy", "update /resourcequotas", "create certificates.k8s.io/certificatesigningrequests"} {
+		if ok, err := may(what); ok || err != nil {
+			t.Errorf("developers may %s: %v, %v", what, ok, err)
+		}
+	}
 }

@@ -2,6 +2,7 @@ package plane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -104,4 +105,30 @@ func TestDatastoreIsBounded(t *testing.T) {
 func createNamed(ctx context.Context, c kubernetes.Interface, name string) error {
 	_, err := c.CoreV1().ConfigMaps("default").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 	return err
+}
+
+// testShare: what others need of the room is taken at once, and given back.
+func testShare(t *testing.T, p *Plane, c kubernetes.Interface) {
+	if err := p.SetShare(64<<10, "others have the rest"); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	wait.For(t, wait.Patience, "the share is heard of", func(ctx context.Context) error {
+		n++
+		err := createNamed(ctx, c, fmt.Sprint("share-", n))
+		if err == nil {
+			return errors.New("it takes new objects")
+		}
+		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "as others have the rest") {
+			return fmt.Errorf("refused with %w, want why", err)
+		}
+		return nil
+	})
+	if err := c.CoreV1().ConfigMaps("default").Delete(t.Context(), "share-1", metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		t.Errorf("deleting: %v", err)
+	}
+	if err := p.SetShare(0, ""); err != nil {
+		t.Fatal(err)
+	}
+	wait.For(t, wait.Patience, "room again", func(ctx context.Context) error { return createNamed(ctx, c, "share-again") })
 }
