@@ -103,11 +103,7 @@ func TestGuardDisk(t *testing.T) {
 		t.Fatal(tight, err)
 	}
 	put(t, s, "before", "1") // there is room where this test runs
-	client, err := s.Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := s.root(t)
 	status, err := client.Status(t.Context(), s.Endpoint())
 	if err != nil {
 		t.Fatal(err)
@@ -160,11 +156,7 @@ func TestRoom(t *testing.T) {
 func TestShrink(t *testing.T) {
 	t.Parallel()
 	s, _ := run(t, testConfig(t))
-	client, err := s.Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := s.root(t)
 	ctx := t.Context()
 	var last int64
 	for range 40 {

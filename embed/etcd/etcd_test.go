@@ -95,6 +95,17 @@ func as(t *testing.T, s *Server, user string, issuer, trusted *pki.CA, endpoint 
 	return c
 }
 
+// root is a client that may do everything.
+func (s *Server) root(t *testing.T) *clientv3.Client {
+	t.Helper()
+	c, err := s.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
 func TestTwiceOnOneDirectory(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)

@@ -170,11 +170,7 @@ func TestListsOfPlanes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	root, err := s.Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
+	root := s.root(t)
 	write := func(key string, size int) {
 		t.Helper()
 		if _, err := root.Put(ctx, key, strings.Repeat("x", size)); err != nil {

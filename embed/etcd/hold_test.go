@@ -280,12 +280,8 @@ func TestWhatPlanesAsk(t *testing.T) {
 func TestWatchesOfPlanes(t *testing.T) {
 	t.Parallel()
 	s, f := withPlanes(t, time.Hour, time.Hour, "a", "b")
+	root := s.root(t)
 	ctx := t.Context()
-	root, err := s.Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
 	var first int64
 	for i := range 40 {
 		resp, err := root.Put(ctx, fmt.Sprintf("/planes/a/%d", i%7), strings.Repeat("x", []int{10, 300_000, 0, 5000}[i%4]))
@@ -463,11 +459,7 @@ func TestRoomOfPlanes(t *testing.T) {
 	}
 	// Another isn't in its way, and what there was before a start counts.
 	b := s.plane(t, "b")
-	root, err := s.Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
+	root := s.root(t)
 	for i := range most - 8 {
 		if _, err := root.Put(ctx, fmt.Sprint("/planes/b/", i), fat); err != nil {
 			t.Fatal(err)

@@ -10,11 +10,7 @@ import (
 // it was and although it lies in the log still.
 func TestLogInMemory(t *testing.T) {
 	s, _ := run(t, testConfig(t))
-	client, err := s.Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := s.root(t)
 	inUse := func() int {
 		runtime.GC()
 		var m runtime.MemStats

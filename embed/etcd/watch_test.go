@@ -48,12 +48,8 @@ func answered(t *testing.T, s grpc.ClientStream) *pb.WatchResponse {
 func TestWatchesFromThePast(t *testing.T) {
 	t.Parallel()
 	s, f := withPlanes(t, time.Hour, time.Hour, "a", "b")
+	root := s.root(t)
 	ctx := t.Context()
-	root, err := s.Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
 	put := func(key, value string) (revision int64) {
 		t.Helper()
 		resp, err := root.Put(ctx, key, value)
