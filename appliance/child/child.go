@@ -24,6 +24,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/appliance/thread"
 )
 
 const (
@@ -275,18 +276,11 @@ func (p *Process) once(ctx context.Context, out *output) (started bool, err erro
 	return true, err
 }
 
-// onThread runs fn on a locked OS thread in the child's network namespace.
+// onThread runs fn on a locked OS thread in the child's network namespace. That of a
+// confined child gives up its privileges and must end, so it is never the process's first.
 func (p *Process) onThread(fn func() error) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if p.confined() && unix.Gettid() == unix.Getpid() {
-		// The process's first thread never ends: another gives up its privileges.
-		done := make(chan error)
-		go func() { done <- p.onThread(fn) }()
-		return <-done
-	}
 	if p.cfg.Netns == "" {
-		return fn()
+		return thread.Do(func() (clean bool, err error) { return true, fn() })
 	}
 	ns, err := netns.OpenPath(p.cfg.Netns)
 	if err != nil {

@@ -7,15 +7,16 @@
 // others must see them.
 //
 // Parties: parts that mount what outlives the process. Any package may import it;
-// it imports nothing of ours.
+// it imports leaves only.
 package hostmount
 
 import (
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/thread"
 )
 
 // Variable is the environment variable in which who started us says by which file
@@ -32,10 +33,10 @@ func Do(fn func() error) error {
 	if host == "" {
 		return fn()
 	}
-	return onThread(func() error {
+	return thread.Do(func() (clean bool, err error) {
 		ns, err := os.Open(host)
 		if err != nil {
-			return fmt.Errorf("open the host's mounts: %w", err)
+			return true, fmt.Errorf("open the host's mounts: %w", err)
 		}
 		defer ns.Close()
 		// A thread that shares its working directory with others can't go elsewhere.
@@ -43,28 +44,11 @@ func Do(fn func() error) error {
 			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
 		}
 		if err != nil {
-			return fmt.Errorf("enter the host's mounts by %s: %w", host, err)
+			return false, fmt.Errorf("enter the host's mounts by %s: %w", host, err)
 		}
-		return fn()
+		return false, fn()
 	})
 }
 
 // Check says why Do can't do what it promises.
 func Check() error { return Do(func() error { return nil }) }
-
-// onThread runs fn on an OS thread that ends with it. It is never the process's
-// first thread: the runtime can't end that one, and others find our mounts by it.
-func onThread(fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// Held until the other is done, so that it gets another thread.
-			done <- onThread(fn)
-			runtime.UnlockOSThread()
-			return
-		}
-		done <- fn()
-	}()
-	return <-done
-}

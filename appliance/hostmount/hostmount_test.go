@@ -10,6 +10,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/thread"
 )
 
 // place is a mount namespace with a thread in it, until the test ends.
@@ -21,7 +23,7 @@ func newPlace(t *testing.T, above *place, propagation uintptr) *place {
 	p := &place{do: make(chan func())}
 	made := make(chan error)
 	go func() {
-		_ = onThread(func() error {
+		_ = thread.Do(func() (clean bool, _ error) {
 			err := unix.Unshare(unix.CLONE_FS)
 			if err == nil && above != nil {
 				var ns *os.File
@@ -37,7 +39,7 @@ func newPlace(t *testing.T, above *place, propagation uintptr) *place {
 			for fn := range p.do {
 				fn()
 			}
-			return nil
+			return false, nil
 		})
 	}()
 	if err := <-made; err != nil {
@@ -140,10 +142,10 @@ func TestThreadsAreLeftAlone(t *testing.T) {
 		if err := Check(); err != nil {
 			t.Fatal(err)
 		}
-		err := onThread(func() error {
+		err := thread.Do(func() (clean bool, err error) {
 			is, err := os.Readlink("/proc/thread-self/ns/mnt")
 			seen = append(seen, is)
-			return err
+			return false, err
 		})
 		if err != nil {
 			t.Fatal(err)

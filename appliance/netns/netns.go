@@ -19,7 +19,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/hostmount"
+	"github.com/multipaas/multipaas/appliance/thread"
 )
 
 // Root is the folder in which the namespaces stand. It is a fixed place, not a
@@ -224,7 +224,7 @@ func (n *NS) Do(fn func() error) error {
 	if n.file == nil {
 		return fmt.Errorf("network namespace %s: %w", n.name, ErrClosed)
 	}
-	return onThread(func() (clean bool, err error) {
+	return thread.Do(func() (clean bool, err error) {
 		ours, err := nl.Get()
 		if err != nil {
 			return true, fmt.Errorf("open the thread's network namespace: %w", err)
@@ -236,32 +236,6 @@ func (n *NS) Do(fn func() error) error {
 		err = fn()
 		return nl.Set(ours) == nil, err
 	})
-}
-
-// onThread runs fn on a goroutine of its own that is locked to its OS thread.
-// If fn says that the thread is not clean, or panics, the thread ends with the
-// goroutine instead of going on in the wrong namespace under somebody else's
-// code.
-//
-// It is never the process's first thread: the runtime can't end that one, and
-// /proc/PID/ns, by which others find our namespace, shows it.
-func onThread(fn func() (clean bool, err error)) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// Held until the other is done, so that it gets another thread.
-			done <- onThread(fn)
-			runtime.UnlockOSThread()
-			return
-		}
-		clean, err := fn()
-		if clean {
-			runtime.UnlockOSThread()
-		}
-		done <- err
-	}()
-	return <-done
 }
 
 // Netlink returns a netlink handle that works in the namespace. The caller
@@ -283,7 +257,7 @@ func (n *NS) Netlink() (*netlink.Handle, error) {
 
 // InNew runs fn in a new network namespace that nobody sees and that ends with fn.
 func InNew(fn func() error) error {
-	return onThread(func() (clean bool, err error) {
+	return thread.Do(func() (clean bool, err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return false, fmt.Errorf("make a network namespace: %w", err)
 		}
@@ -293,7 +267,7 @@ func InNew(fn func() error) error {
 
 // makeNamed makes a new namespace and mounts it at path.
 func makeNamed(path string) error {
-	return onThread(func() (clean bool, err error) {
+	return thread.Do(func() (clean bool, err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return false, fmt.Errorf("unshare: %w", err)
 		}
@@ -320,7 +294,7 @@ func NewUsers(first, count uint32) (users *os.File, err error) {
 // inUsers calls fn with the folder in /proc of a process in new namespaces, a user
 // namespace among them. Both end with the process, after fn, unless fn keeps them.
 func inUsers(first, count uint32, flags uintptr, fn func(proc string) error) error {
-	return onThread(func() (clean bool, err error) {
+	return thread.Do(func() (clean bool, err error) {
 		// What is counted per user in the new namespace (inotify, pending signals,
 		// namespaces) is counted for who made it too: user_namespaces(7) says so of the
 		// limits in /proc/sys/user. That must not be root, who would be one pot for all.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/hostmount"
+	"github.com/multipaas/multipaas/appliance/thread"
 )
 
 // inUnit says what a process that TestNamesOutliveUnit has started is for.
@@ -54,7 +55,7 @@ func TestMain(m *testing.M) {
 // TestNamesOutliveUnit: what a process names whose mounts are its own, as those of
 // our units are, the host sees, and so does the unit's next process.
 func TestNamesOutliveUnit(t *testing.T) {
-	err := onThread(func() (clean bool, err error) {
+	err := thread.Do(func() (clean bool, err error) {
 		// A host that has nothing to do with this machine's /run/netns.
 		err = errors.Join(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
 			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
