@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -38,12 +39,26 @@ func (d *Datacenter) Inventories(ctx context.Context) (map[string]inventory.Inve
 	return all, nil
 }
 
-// MustInventories waits until all hosts can be looked at.
+// MustInventories waits until all hosts can be looked at, and have what they will have:
+// a young plane is told some seconds later what its share of the room is.
 func (d *Datacenter) MustInventories(t testing.TB) (all map[string]inventory.Inventory) {
 	t.Helper()
 	wait.For(t, wait.Patience, "the inventory of every host", func(ctx context.Context) (err error) {
-		all, err = d.Inventories(ctx)
-		return err
+		if all, err = d.Inventories(ctx); err != nil {
+			return err
+		}
+		for host, inv := range all {
+			names := map[string]bool{}
+			for _, i := range inv.Items {
+				names[i.Name] = true
+			}
+			for name := range names {
+				if dir, ok := strings.CutSuffix(name, "/plane.json"); ok && !names[dir+"/share.json"] {
+					return fmt.Errorf("%s: the plane in %s has no share yet", host, dir)
+				}
+			}
+		}
+		return nil
 	})
 	return all
 }
