@@ -83,6 +83,7 @@ type Agent struct {
 	plan *plan
 	live bool // a state came from the server since this start, not from disk
 	done map[Ref]Progress
+	said []byte // the last report, if the server has taken it down and needn't hear it again
 	// tenants are whose items are, as first heard of: the loop can't have them
 	// change. Nobody is forgotten; it is 200 octets for each machine ever here.
 	tenants map[Ref]string
@@ -137,13 +138,15 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	defer stopSweeping()
 	wg.Go(func() { a.loop.Run(ctx) })
 	wg.Go(func() {
-		a.every(sweeping, sweepEvery, a.gone, "look for what nobody wants", func(ctx context.Context) error {
+		a.every(sweeping, sweepEvery, a.gone, "look for what nobody wants", func(ctx context.Context, _ bool) error {
 			_, err := a.sweep(ctx)
 			return err
 		})
 	})
 	wg.Go(func() { a.every(ctx, wire.ReportEvery, a.tell, "report to the server", a.report) })
-	wg.Go(func() { a.every(ctx, time.Hour, nil, "renew this node's certificate", a.cfg.Client.renew) })
+	wg.Go(func() {
+		a.every(ctx, time.Hour, nil, "renew this node's certificate", func(ctx context.Context, _ bool) error { return a.cfg.Client.renew(ctx) })
+	})
 	wg.Go(func() { a.showAddresses(ctx) })
 	wait := time.Second
 	for ctx.Err() == nil {
@@ -173,15 +176,17 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// every does something at once, at a pace and when it is woken, until ctx is
-// done. An error that repeats is logged once in a while.
-func (a *Agent) every(ctx context.Context, pace time.Duration, woken chan struct{}, what string, do func(context.Context) error) {
+// every does something at once, at a pace and when it is woken, which do is told,
+// until ctx is done. An error that repeats is logged once in a while.
+func (a *Agent) every(
+	ctx context.Context, pace time.Duration, wakes chan struct{}, what string, do func(ctx context.Context, woken bool) error,
+) {
 	tick := time.NewTicker(pace)
 	defer tick.Stop()
-	said, at := "", time.Time{}
+	said, at, woken := "", time.Time{}, false
 	for {
 		text := ""
-		if err := do(ctx); err != nil {
+		if err := do(ctx, woken); err != nil {
 			text = err.Error()
 		}
 		if text != "" && ctx.Err() == nil && (text != said || time.Since(at) > 50*time.Minute) {
@@ -193,7 +198,9 @@ func (a *Agent) every(ctx context.Context, pace time.Duration, woken chan struct
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-woken:
+			woken = false
+		case <-wakes:
+			woken = true
 		}
 	}
 }
@@ -207,6 +214,7 @@ func (a *Agent) follow(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer res.Body.Close()
+	a.forget() // it may be another server, or know less than it did
 	// The server shows a sign of life every AliveEvery. A peer that vanished
 	// without a word is noticed here and not by TCP, which takes 15 minutes.
 	watchdog := time.AfterFunc(wire.DeadAfter, cancel)
@@ -469,38 +477,33 @@ func wake(c chan struct{}) {
 	}
 }
 
-// report tells the server what is, all that is news since the last time at once.
-func (a *Agent) report(ctx context.Context) error {
-	if err := a.pace.Wait(ctx); err != nil {
-		return nil // ctx is done
-	}
-	rep := a.cfg.Facts()
+// report tells the server what is, all that is news since the last time at once. When it
+// was woken and there is no news the server hears nothing: half of what wakes it changes
+// nothing that is told, and what a node may send is kept for news, which would wait.
+func (a *Agent) report(ctx context.Context, woken bool) error {
+	rep, text, err := a.see(ctx)
 	a.mu.Lock()
-	p := a.plan
-	if a.live {
-		rep.Holds = []string{} // what a state from disk wants may be made yet
-	}
+	known := string(text) == string(a.said)
 	a.mu.Unlock()
-	if p.state != nil {
-		for _, d := range a.cfg.Drivers {
-			kind := d.Kind()
-			fallen, err := d.Report(ctx, p.state, func(key string) Progress { return a.progress(p, Ref{kind, key}) }, &rep)
-			if err != nil {
-				return err
-			}
-			for _, key := range fallen {
-				// Until it is ensured it isn't as any state wants it: what needs it
-				// waits, and that it is back is news.
-				ref := Ref{kind, key}
-				a.note(ref, func(d *Progress) { d.serial = 0 })
-				a.loop.Add(ref)
-			}
-		}
-		rep.Problems = append(rep.Problems, a.leftovers(p)...)
+	if err != nil || woken && known {
+		return err
 	}
+	if !a.pace.TryAccept() {
+		if err := a.pace.Wait(ctx); err != nil {
+			return nil // ctx is done
+		}
+		if rep, text, err = a.see(ctx); err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	a.said = text
+	a.mu.Unlock()
 	var answer wire.ReportAnswer
-	err := a.cfg.Client.call(ctx, wire.ReportPath, rep, &answer)
-	if err == nil {
+	err = a.cfg.Client.call(ctx, wire.ReportPath, rep, &answer)
+	if err != nil {
+		a.forget()
+	} else {
 		select {
 		case a.show <- answer.Show:
 		default: // it is showing some: what is left is asked for again
@@ -514,6 +517,43 @@ func (a *Agent) report(ctx context.Context) error {
 		wake(a.tell)
 	}
 	return err
+}
+
+// forget has the next report sent whether it is news or not.
+func (a *Agent) forget() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.said = nil
+}
+
+// see looks at what is on this host, for a report, and has made again what has fallen over.
+func (a *Agent) see(ctx context.Context) (rep wire.Report, text []byte, err error) {
+	rep = a.cfg.Facts()
+	a.mu.Lock()
+	p := a.plan
+	if a.live {
+		rep.Holds = []string{} // what a state from disk wants may be made yet
+	}
+	a.mu.Unlock()
+	if p.state != nil {
+		for _, d := range a.cfg.Drivers {
+			kind := d.Kind()
+			fallen, err := d.Report(ctx, p.state, func(key string) Progress { return a.progress(p, Ref{kind, key}) }, &rep)
+			if err != nil {
+				return rep, nil, err
+			}
+			for _, key := range fallen {
+				// Until it is ensured it isn't as any state wants it: what needs it
+				// waits, and that it is back is news.
+				ref := Ref{kind, key}
+				a.note(ref, func(d *Progress) { d.serial = 0 })
+				a.loop.Add(ref)
+			}
+		}
+		rep.Problems = append(rep.Problems, a.leftovers(p)...)
+	}
+	text, err = json.Marshal(rep)
+	return rep, text, err
 }
 
 // An address that could not be shown is left alone for a while, twice as long each time:
@@ -574,7 +614,8 @@ func (a *Agent) showAddresses(ctx context.Context) {
 					shows.failed(address)
 					return nil
 				}
-				wake(a.tell) // what the server says of it is over
+				a.forget() // what the server says of it is over
+				wake(a.tell)
 				return nil
 			})
 		}

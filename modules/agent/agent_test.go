@@ -22,6 +22,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"k8s.io/client-go/util/flowcontrol"
+
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -331,7 +333,7 @@ func (worldEndpoints) Open(context.Context, wire.Machine, string, string) error 
 func (worldEndpoints) Close(string)                                             {}
 
 // run runs an agent in dir until the test ends, or stop is called.
-func run(t *testing.T, s *server, dir string, w *world) (a *Agent, stop func() error) {
+func run(t *testing.T, s *server, dir string, w *world, with ...func(*Agent)) (a *Agent, stop func() error) {
 	t.Helper()
 	leaf, key, err := s.ca.Issue(pki.Request{CommonName: "n1", Client: true})
 	if err != nil {
@@ -359,6 +361,9 @@ func run(t *testing.T, s *server, dir string, w *world) (a *Agent, stop func() e
 		Facts:   func() wire.Report { return wire.Report{} },
 		Heard:   worldEndpoints{w}.SetState,
 	})
+	for _, change := range with {
+		change(a)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx, func() {}) }()
@@ -503,6 +508,37 @@ func TestWhatFallsOverIsReportedAtOnce(t *testing.T) {
 	})
 	if took := time.Since(began); took > wire.ReportEvery/2 {
 		t.Errorf("it took %v", took)
+	}
+}
+
+// TestOnlyNewsIsReported has states come that change nothing of what the server is told: it
+// hears nothing, so that what is news then needn't wait for its turn.
+func TestOnlyNewsIsReported(t *testing.T) {
+	s, w := newServer(t), &world{}
+	// Or it would be the pace that keeps them few.
+	a, _ := run(t, s, t.TempDir(), w, func(a *Agent) { a.pace = flowcontrol.NewFakeAlwaysRateLimiter() })
+	state := stateOf("a", "a/u1")
+	s.sayState(t, state)
+	running := func(r wire.Report) bool {
+		return len(r.Machines) == 1 && r.Machines[0].Running && r.Networks[0].Ready
+	}
+	s.reported(t, "u1 running", running)
+	before := s.said()
+	for i := range 2 * wire.ReportBurst {
+		state.Registry = fmt.Sprint("r", i)
+		tried := w.tried("machine u1")
+		s.sayState(t, state)
+		await(t, "u1 is looked after", func() bool { return w.tried("machine u1") > tried })
+	}
+	_ = w.change("machine u1", false)
+	a.Look()
+	await(t, "a report of u1 down", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return slices.ContainsFunc(s.reports[before:], func(r wire.Report) bool { return !running(r) })
+	})
+	if n := s.said() - before; n > 3 { // down, up, and one for what was news still when it began
+		t.Errorf("%d reports for one piece of news", n)
 	}
 }
 

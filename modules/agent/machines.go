@@ -210,7 +210,7 @@ func (d machines) Report(
 		case p.Removed:
 			rep = wire.MachineReport{Removed: true}
 		case !ok:
-			rep.Message = "not started yet"
+			rep.Message = "not started" // as the driver says of one that it begins with: that is no news
 		}
 		rep.Key, rep.UID = m.Key, m.UID
 		if p.Ready() && !rep.Running && !m.Remove {
