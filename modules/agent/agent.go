@@ -145,7 +145,9 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	})
 	wg.Go(func() { a.every(ctx, wire.ReportEvery, a.tell, "report to the server", a.report) })
 	wg.Go(func() {
-		a.every(ctx, time.Hour, nil, "renew this node's certificate", func(ctx context.Context, _ bool) error { return a.cfg.Client.renew(ctx) })
+		a.every(ctx, time.Hour, nil, "renew this node's certificate", func(ctx context.Context, _ bool) error {
+			return a.cfg.Client.renew(ctx)
+		})
 	})
 	wg.Go(func() { a.showAddresses(ctx) })
 	wait := time.Second
