@@ -20,7 +20,7 @@ import (
 type Config struct {
 	// Services in the order of their start, as far as After leaves it open.
 	Services []ServiceConfig `json:"services"`
-	// StateFile is where the state is written; /run/multipaas-init.json.
+	// StateFile is where the state is written, in place; /run/multipaas-init.json.
 	StateFile string `json:"state_file,omitempty"`
 	// LogDir holds one NAME.log per service; /var/log.
 	LogDir string `json:"log_dir,omitempty"`

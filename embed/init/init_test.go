@@ -92,13 +92,23 @@ func start(t *testing.T, cfg Config, wrap ...string) *machine {
 func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(time.Duration(d).String()) }
 
 func (m *machine) read() State {
-	var state State
-	if data, err := os.ReadFile(m.state); err == nil {
-		if err := json.Unmarshal(data, &state); err != nil {
-			m.t.Errorf("state file is not whole: %v\n%s", err, data)
+	var data []byte
+	var err error
+	for range 50 { // it may have been in the midst of being written
+		var state State
+		if data, err = os.ReadFile(m.state); err != nil || len(data) == 0 {
+			return state
 		}
+		if err = json.Unmarshal(data, &state); err == nil {
+			if len(data) != stateBytes {
+				m.t.Errorf("the state file has %d bytes, want %d", len(data), stateBytes)
+			}
+			return state
+		}
+		time.Sleep(time.Millisecond)
 	}
-	return state
+	m.t.Errorf("state file is not whole: %v\n%s", err, data)
+	return State{}
 }
 
 func (m *machine) service(name string) ServiceState {

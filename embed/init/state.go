@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"time"
 )
@@ -36,16 +39,26 @@ type ServiceState struct {
 	LastExit string `json:"last_exit,omitempty"`
 }
 
-// write replaces the state file in one step. Durability is not wanted: the
-// file is about processes, which don't survive a power cut either.
+// stateBytes is how long the state file is, ever: room for 16 services, whose words are few.
+const stateBytes = 16 << 10
+
+// write writes the state over the former one, by one call, with spaces behind it. The file
+// keeps its length and its place: the host has mounted it here, to read it at its own end,
+// and what is mounted can't be replaced. Who reads between two pages of a write reads again.
+// Durability is not wanted: the file is about processes, which don't survive a power cut either.
 func (s State) write(file string) error {
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return err
 	}
-	temporary := file + ".new"
-	if err := os.WriteFile(temporary, append(data, '\n'), 0o644); err != nil {
+	if len(data) >= stateBytes {
+		return fmt.Errorf("state of %d bytes: there is room for %d", len(data), stateBytes)
+	}
+	data = append(append(data, '\n'), bytes.Repeat([]byte(" "), stateBytes-len(data)-1)...)
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
 		return err
 	}
-	return os.Rename(temporary, file)
+	_, err = f.WriteAt(data, 0)
+	return errors.Join(err, f.Close())
 }

@@ -115,6 +115,7 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File)
 			{Type: "bind", Source: m.at("disk/containerd"), Destination: "/var/lib/containerd", Options: []string{"rbind", "nodev"}},
 			{Type: "bind", Source: m.at("disk/kubelet"), Destination: "/var/lib/kubelet", Options: []string{"rbind", "nodev"}},
 			bind(m.at("disk/log"), "/var/log", "noexec"),
+			bind(m.at(stateName), initState, "noexec"), // in the tmpfs of above
 			config("", insideConfig),
 			config(insideCNIName, insideCNIConf),
 			config("resolv.conf", "/etc/resolv.conf"),

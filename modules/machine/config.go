@@ -5,10 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -298,14 +301,20 @@ func cniConfig(spec order, mtu int) object {
 	}
 }
 
-// readBounded reads a file that ought to be small.
+// readBounded reads a file of this host's that ought to be small. It waits for nobody:
+// whatever stands there instead is an error.
 func readBounded(file string, max int64) ([]byte, error) {
-	info, err := os.Stat(file)
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > max {
 		return nil, fmt.Errorf("%s: %d bytes, want a file of at most %d", file, info.Size(), max)
 	}
-	return os.ReadFile(file)
+	return io.ReadAll(io.LimitReader(f, max))
 }

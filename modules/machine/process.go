@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -144,19 +144,54 @@ func emptyNamespace(path string) error {
 	})
 }
 
-// serviceTrouble says which of the machine's services don't run, "" if all do,
-// as its init tells. What is inside is the tenant's: it is read within bounds,
-// and no link in it leads out.
-func serviceTrouble(pid int) string {
-	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return ""
+// The file by which a machine's init tells the host which of its services run. It lies in a
+// tmpfs of its own on the host, and is mounted into the machine. No path that a tenant has a say in
+// leads to it; what he can do to it is write to it. His write may never end (from memory whose page
+// his own FUSE never delivers) and holds the file's lock meanwhile: who reads a file of a tmpfs needs
+// no such lock, as one of XFS does. Nor may it be asked for its size, which some kernels' tmpfs
+// (6.12) tells under the lock.
+const (
+	stateDir   = "state"
+	stateName  = stateDir + "/init.json"
+	stateBytes = 16 << 10 // embed/init writes so much, always
+)
+
+// makeState mounts the file anew, blank, for root in the machine to write.
+func makeState(m home, first int) error {
+	dir, file := m.at(stateDir), m.at(stateName)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
 	}
-	defer unix.Close(root)
-	data, err := readInMemory(root, initState)
-	if err != nil {
-		return "starting"
+	// As large as a machine's root can make it.
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("tmpfs", dir, "tmpfs", flags, "size=64k,nr_inodes=4,mode=700"); err != nil {
+		return fmt.Errorf("mount %s: %w", dir, err)
 	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(bytes.Repeat([]byte(" "), stateBytes))
+	// It is never the machine's root's own: an owner may ask for a lease, and keep waiting who opens it.
+	return errors.Join(err, f.Chown(0, first), f.Chmod(0o660), f.Close())
+}
+
+// readState reads what a machine's init has written, or root in the machine.
+func readState(m home) ([]byte, error) {
+	fd, err := unix.Open(m.at(stateName), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: m.at(stateName), Err: err}
+	}
+	defer unix.Close(fd)
+	data := make([]byte, stateBytes)
+	n, err := unix.Read(fd, data)
+	return data[:max(n, 0)], err
+}
+
+// serviceTrouble says which of the machine's services don't run, "" if all do, as its init
+// tells. It never waits for the machine. Of one that was started before there was such a file
+// nothing is known until it is started again: "".
+func serviceTrouble(m home) string {
 	var st struct {
 		Services []struct {
 			Name, State string
@@ -164,8 +199,25 @@ func serviceTrouble(pid int) string {
 			LastExit    string `json:"last_exit"`
 		}
 	}
-	if json.Unmarshal(data, &st) != nil {
-		return ""
+	for try := 1; ; try++ {
+		data, err := readState(m)
+		if errors.Is(err, fs.ErrNotExist) {
+			return ""
+		}
+		// What stands behind the first value was there before it.
+		if err == nil {
+			err = json.NewDecoder(bytes.NewReader(data)).Decode(&st)
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return "starting"
+		case err == nil:
+		case try < 3: // it was being written
+			continue
+		default:
+			return "what its init says can't be read"
+		}
+		break
 	}
 	var troubles []string
 	for _, svc := range st.Services[:min(len(st.Services), 16)] {
@@ -179,46 +231,6 @@ func serviceTrouble(pid int) string {
 		troubles = append(troubles, t)
 	}
 	return strings.Join(troubles, ", ")
-}
-
-// readInMemory reads 64 KB at most of a file at a path below root, a folder of a tenant's, if
-// it lies in a tmpfs. Who reads a pipe, a terminal or a file of the tenant's own file system
-// may wait for ever.
-func readInMemory(root int, path string) ([]byte, error) {
-	dir, err := findInside(root, filepath.Dir(path), 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(dir)
-	var in unix.Statfs_t
-	if err := unix.Fstatfs(dir, &in); err != nil || in.Type != unix.TMPFS_MAGIC {
-		return nil, errors.Join(fmt.Errorf("%s: not in memory", path), err)
-	}
-	file, err := findInside(dir, filepath.Base(path), unix.RESOLVE_NO_XDEV)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(file)
-	var st unix.Stat_t
-	if err := unix.Fstat(file, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, errors.Join(fmt.Errorf("%s: not a plain file", path), err)
-	}
-	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", file))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, 64<<10))
-}
-
-// findInside finds what stands at a path below root, a folder of a tenant's, without opening
-// it (O_PATH): to open a pipe blocks for ever, and a terminal becomes the process's own, whose
-// owner ends it by hanging up. No link on the path leads out. The caller closes it.
-func findInside(root int, path string, resolve uint64) (fd int, err error) {
-	return unix.Openat2(root, strings.TrimPrefix(path, "/"), &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS | resolve,
-	})
 }
 
 // printable takes out of what a machine says what a terminal would act on, and

@@ -225,10 +225,13 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home, owner *os.Fil
 	}
 	// The payload may have moved to a newer image since the last start, so the
 	// root is mounted anew each time.
-	if err := cmp.Or(unmountAll(m.at("root")), unmountAll(m.at("image"))); err != nil {
+	if err := cmp.Or(unmountAll(m.at("root")), unmountAll(m.at("image")), unmountAll(m.at(stateDir))); err != nil {
 		return err
 	}
 	err = hostmount.Do(func() error {
+		if err := makeState(m, first); err != nil {
+			return err
+		}
 		if owner != nil {
 			if err := mountMapped(image, m.at("image"), owner); err != nil {
 				return err
@@ -284,7 +287,7 @@ func (s *Sandbox) end(ctx context.Context, uid string) error {
 	s.unwatch(uid)
 	// All at once, and whether runc knows the container or not: its state may be
 	// lost, and processes that are not of its making live in its group.
-	if err := cgroup.KillAll(ctx, cgroupName(uid)); err != nil {
+	if err := s.kill(ctx, uid); err != nil {
 		return err
 	}
 	failpoint.Reach("machine/remove/processes-ended")
@@ -375,7 +378,7 @@ func (s *Sandbox) state(ctx context.Context, uid string) wire.MachineReport {
 		}
 	default:
 		st.Running, st.StartedAt = true, c.Created
-		st.Message = serviceTrouble(c.PID)
+		st.Message = serviceTrouble(m)
 	}
 	return st
 }

@@ -401,6 +401,50 @@ func TestSandbox(t *testing.T) {
 		}
 	})
 
+	t.Run("its state comes by a file of the host's", func(t *testing.T) {
+		r.await("containerd", 0)
+		said := func() string {
+			t.Helper()
+			states, err := r.s.List(t.Context())
+			if err != nil || len(states) != 1 || !states[0].Running {
+				t.Fatalf("list: %+v %v", states, err)
+			}
+			return states[0].Message
+		}
+		if got := said(); strings.Contains(got, "containerd") || strings.Contains(got, "read") {
+			t.Errorf("containerd is ready: %q", got)
+		}
+		r.mustExec("sh", "-c", `echo '{"services":[{"name":"a","state":"b"}]}' >`+initState)
+		if got := said(); got != "a b" {
+			t.Errorf("of what is written inside: %q", got)
+		}
+		for _, c := range []string{"rm -f " + initState, "mv " + initState + " /run/x", "chmod 777 " + initState, "chown 1 " + initState,
+			"ln -sf /dev/zero " + initState, "flock -n " + initState + " true && mount -o remount,size=1g " + initState} {
+			if out, err := r.exec("bash", "-c", c); err == nil {
+				t.Errorf("%s: done: %s", c, out)
+			}
+		}
+		// Another over it is nobody's business; nor is what it was told to be.
+		r.mustExec("sh", "-c", "mkfifo /run/pipe && mount --bind /run/pipe "+initState)
+		if got := said(); got != "a b" {
+			t.Errorf("with a pipe over it: %q", got)
+		}
+		r.mustExec("sh", "-c", "umount "+initState+" && rm /run/pipe")
+		if out, err := r.exec("dd", "if=/dev/zero", "of="+initState, "bs=1M", "count=1", "conv=notrunc"); err == nil || !strings.Contains(out, "No space left") {
+			t.Errorf("a large one: %v %s", err, out)
+		}
+		if got := said(); got != "what its init says can't be read" {
+			t.Errorf("of rubbish: %q", got)
+		}
+		// Machines that were started before there was one.
+		if err := unmountAll(r.s.home(r.spec.UID).at(stateDir)); err != nil {
+			t.Fatal(err)
+		}
+		if got := said(); got != "" {
+			t.Errorf("without the file: %q", got)
+		}
+	})
+
 	t.Run("killed", func(t *testing.T) {
 		r.mustExec("sh", "-c", "echo kept >/var/lib/kubelet/kept; echo kept >/root/kept; sync")
 		if err := unix.Kill(r.pid(), unix.SIGKILL); err != nil {

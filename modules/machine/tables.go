@@ -121,7 +121,9 @@ func (s *Sandbox) relieve(ctx context.Context, t table) error {
 	why := fmt.Sprintf("ended because it held %d %s of the host's kernel: %d is its share, and all together have %d",
 		most, t.name, t.share(worst.Machine.Spec.Size.MemoryBytes), all)
 	s.cfg.Log.Warn("machine "+why, "machine", worst.Machine.Key, "uid", worst.Machine.UID)
-	if err := cgroup.KillAll(ctx, cgroupName(worst.Machine.UID)); err != nil {
+	bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := s.kill(bounded, worst.Machine.UID); err != nil {
 		return err
 	}
 	// Its report tells the last line.
@@ -282,6 +284,16 @@ func mountedNamespaces(ctx context.Context, proc string, found finder) {
 			return netns.OpenPath(fmt.Sprintf("/proc/self/fd/%d", fd))
 		})
 	}
+}
+
+// findInside finds what stands at a path below root, a folder of a tenant's, without opening
+// it (O_PATH): to open a pipe blocks for ever, and a terminal becomes the process's own, whose
+// owner ends it by hanging up. No link on the path leads out. The caller closes it.
+func findInside(root int, path string, resolve uint64) (fd int, err error) {
+	return unix.Openat2(root, strings.TrimPrefix(path, "/"), &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS | resolve,
+	})
 }
 
 // escapes are how /proc writes what would part its fields.

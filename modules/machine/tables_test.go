@@ -2,7 +2,6 @@ package machine
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -45,6 +44,9 @@ func TestHolder(t *testing.T) {
 }
 
 func hold(t *testing.T, how string) error {
+	if strings.HasPrefix(how, "FUSE") {
+		return holdFUSE(t, how)
+	}
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test
 	own, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
@@ -109,6 +111,47 @@ func hold(t *testing.T, how string) error {
 	return fmt.Errorf("how is %q?", how)
 }
 
+// holder is a machine with one process, which holds something.
+func holder(t *testing.T, s *Sandbox, how string, memory int64, first uint32) (uid string) {
+	t.Helper()
+	uid = fmt.Sprintf("mptest-%d-%s", os.Getpid(), strings.ReplaceAll(how, " ", "-"))
+	m := s.home(uid)
+	var rec record
+	rec.Machine.UID, rec.Machine.Name, rec.Machine.Spec.Size.MemoryBytes, rec.Machine.Spec.FirstUID = uid, how, memory, first
+	g, err := cgroup.Create(cgroupName(uid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(g.Close(), cgroup.Kill(context.WithoutCancel(t.Context()), cgroupName(uid))); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := cmp.Or(os.MkdirAll(m.at("disk"), 0o700), atomicfile.WriteJSON(m.at(recordName), rec), os.WriteFile(m.at(consoleName), []byte("hello"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestHolder$")
+	cmd.Env = append(os.Environ(), holderEnv+"="+how, "TMPDIR="+t.TempDir())
+	in, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	runtime.LockOSThread()
+	leave, err := g.EnterThread()
+	if err == nil {
+		err = cmd.Start()
+		err = errors.Join(err, leave())
+	}
+	runtime.UnlockOSThread()
+	if err := errors.Join(err1, err2, err); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); _ = cmd.Wait() })
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "holding\n" {
+		rest, _ := io.ReadAll(out)
+		t.Fatalf("%s: %v: %s%s", how, err, line, rest)
+	}
+	return uid
+}
+
 // TestTables: a machine that holds too much of a table is ended, wherever it holds it;
 // one with less than its share isn't.
 func TestTables(t *testing.T) {
@@ -116,46 +159,12 @@ func TestTables(t *testing.T) {
 	s := NewSandbox(Config{Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	// machine is a process in the control group of one.
 	machine := func(how string, memory int64) (ended func()) {
-		uid := fmt.Sprintf("mptest-%d-%s", os.Getpid(), strings.ReplaceAll(how, " ", "-"))
-		m := s.home(uid)
-		var rec record
-		rec.Machine.UID, rec.Machine.Name, rec.Machine.Spec.Size.MemoryBytes = uid, how, memory
-		g, err := cgroup.Create(cgroupName(uid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := errors.Join(g.Close(), cgroup.Kill(context.WithoutCancel(t.Context()), cgroupName(uid))); err != nil {
-				t.Error(err)
-			}
-		})
-		if err := cmp.Or(os.MkdirAll(m.at("disk"), 0o700), atomicfile.WriteJSON(m.at(recordName), rec), os.WriteFile(m.at(consoleName), []byte("hello"), 0o600)); err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.Command("/proc/self/exe", "-test.run=^TestHolder$")
-		cmd.Env = append(os.Environ(), holderEnv+"="+how, "TMPDIR="+t.TempDir())
-		in, err1 := cmd.StdinPipe()
-		out, err2 := cmd.StdoutPipe()
-		runtime.LockOSThread()
-		leave, err := g.EnterThread()
-		if err == nil {
-			err = cmd.Start()
-			err = errors.Join(err, leave())
-		}
-		runtime.UnlockOSThread()
-		if err := errors.Join(err1, err2, err); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { in.Close(); _ = cmd.Wait() })
-		if line, err := bufio.NewReader(out).ReadString('\n'); line != "holding\n" {
-			rest, _ := io.ReadAll(out)
-			t.Fatalf("%s: %v: %s%s", how, err, line, rest)
-		}
+		uid := holder(t, s, how, memory, 0)
 		return func() {
 			if pids, err := cgroup.Procs(cgroupName(uid)); err != nil || len(pids) > 0 {
 				t.Errorf("%s: processes %v are left: %v", how, pids, err)
 			}
-			text, _ := os.ReadFile(m.at(consoleName))
+			text, _ := os.ReadFile(s.home(uid).at(consoleName))
 			if said := lastLine(string(text)); !strings.HasPrefix(said, "ended because it held 3") {
 				t.Errorf("%s: its last words are %q", how, said)
 			}
@@ -235,50 +244,4 @@ func terminal(t *testing.T) (path string) {
 		t.Fatal(err)
 	}
 	return fmt.Sprintf("/dev/pts/%d", number)
-}
-
-// TestReadInMemory: of what a tenant puts where his machine's state is read, nothing keeps the
-// reader waiting or becomes its terminal.
-func TestReadInMemory(t *testing.T) {
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	at := func(name string) string { return filepath.Join(dir, name) }
-	tty := terminal(t)
-	mounted := func(what, name string) error {
-		return cmp.Or(os.WriteFile(at(name), nil, 0o600), unix.Mount(what, at(name), "", unix.MS_BIND, ""))
-	}
-	err := cmp.Or(os.Mkdir(at("run"), 0o700), os.WriteFile(at("run/state"), bytes.Repeat([]byte("x"), 100<<10), 0o600),
-		unix.Mkfifo(at("pipe"), 0o600), os.Symlink("run/state", at("link")), os.Symlink("run", at("way")),
-		mounted(tty, "terminal"), mounted("/proc/version", "other"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	writer, err := os.OpenFile(at("pipe"), os.O_RDWR, 0) // so that its reader would wait
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer writer.Close()
-	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(root)
-	if data, err := readInMemory(root, "/run/state"); err != nil || len(data) != 64<<10 {
-		t.Errorf("%d bytes: %v", len(data), err)
-	}
-	for _, path := range []string{"/none", "/run", "/pipe", "/terminal", "/other", "/link", "/way/state"} {
-		if data, err := readInMemory(root, path); err == nil {
-			t.Errorf("%s: read %q", path, data)
-		}
-	}
-	if tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); !errors.Is(err, unix.ENXIO) {
-		t.Errorf("the process has a terminal now: %v, %v", tty, err)
-	}
 }
