@@ -368,18 +368,23 @@ func (d *Datacenter) awaitAnswer(ctx context.Context) error {
 	}
 	client := Client(d.Server.Address(), pool)
 	return wait.Until(ctx, 2*time.Minute, "https://"+AppHost+"/ answers", func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+AppHost+"/", nil)
-		if err != nil {
-			return err
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return errors.New(resp.Status)
-		}
-		return nil
+		return Answers(ctx, client, "https://"+AppHost+"/")
 	})
+}
+
+// Answers asks once, and is an error unless the answer is 200.
+func Answers(ctx context.Context, client *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return nil
 }

@@ -164,17 +164,5 @@ func hello(ctx context.Context, s *site.Site, workspace string) error {
 	t := &http.Transport{DialContext: s.Dial, DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: s.Pool}}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://hello."+workspace+".web.acme."+datacenter.Domain+"/", nil)
-	if err != nil {
-		return err
-	}
-	resp, err := t.RoundTrip(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return errors.New(resp.Status)
-	}
-	return nil
+	return datacenter.Answers(ctx, &http.Client{Transport: t}, "https://hello."+workspace+".web.acme."+datacenter.Domain+"/")
 }

@@ -234,19 +234,7 @@ func (s *suite) answers(t testing.TB) {
 }
 
 func alive(ctx context.Context, c *http.Client, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/livez", nil)
-	if err != nil {
-		return err
-	}
-	resp, err := c.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return errors.New(resp.Status)
-	}
-	return nil
+	return datacenter.Answers(ctx, c, url+"/livez")
 }
 
 // mp is the client's command as an error: done already is done.
