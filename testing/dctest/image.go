@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
@@ -40,8 +42,16 @@ func (d *Datacenter) PushProgram(t testing.TB, name, source string) (string, v1.
 	oci, image := d.build(t, name, source)
 	d.Login(t, "auth-acme", datacenter.OwnerEmail, filepath.Join(d.Dir, datacenter.OwnerPassword))
 	d.Login(t, "auth-beta", "owner@beta.example", filepath.Join(d.Dir, "password"))
-	for auth, organization := range map[string]string{"auth-acme": "acme/web", "auth-beta": "beta/ops"} {
-		if r := d.Skopeo(t, auth, "copy", "--retry-times", "3", "oci:"+oci+":"+name, "docker://"+d.Image(organization, name)); r.Code != 0 {
+	push := func(auth, organization string) Result {
+		return d.Skopeo(t, auth, "copy", "--retry-times", "3", "oci:"+oci+":"+name, "docker://"+d.Image(organization, name))
+	}
+	var other Result
+	var meanwhile sync.WaitGroup
+	meanwhile.Go(func() { other = push("auth-beta", "beta/ops") })
+	one := push("auth-acme", "acme/web")
+	meanwhile.Wait()
+	for _, r := range []Result{one, other} {
+		if r.Code != 0 {
 			t.Fatal(r)
 		}
 	}
@@ -126,7 +136,7 @@ func (d *Datacenter) Skopeo(t testing.TB, authfile string, args ...string) Resul
 	}
 	ca, err := os.ReadFile(d.CA)
 	if err == nil {
-		err = os.WriteFile(filepath.Join(certs, "ca.crt"), ca, 0o644)
+		err = atomicfile.Write(filepath.Join(certs, "ca.crt"), ca, 0o644) // others may read it
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,4 +57,15 @@ func TestDatacenter(t *testing.T) {
 		})
 		t.Logf("%s took %s", part.name, time.Since(began).Round(time.Second))
 	}
+}
+
+// sideBySide runs tests that wait, more of them than there are processors, which is all
+// that t.Parallel has at once.
+func sideBySide(t *testing.T, tests map[string]func(*testing.T)) {
+	t.Helper()
+	var all sync.WaitGroup
+	for what, test := range tests {
+		all.Go(func() { t.Run(what, test) })
+	}
+	all.Wait()
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -24,6 +25,8 @@ const (
 // each is told in a sentence, by an exit code, and changes nothing.
 func testInput(t *testing.T, d *suite) {
 	before := d.everything(t)
+	var all sync.WaitGroup
+	places := make(chan struct{}, 4)
 	long := strings.Repeat("a", 64)
 	for _, row := range []struct {
 		who  string
@@ -86,12 +89,17 @@ func testInput(t *testing.T, d *suite) {
 		{admin, "nodes remove nothing --yes", exitNotFound, "nothing"},
 		{"nobody", "accounts list", exitUsage, "mp init"},
 	} {
-		r := d.MP(t, row.who, strings.Fields(row.args)...)
-		sentence := strings.TrimSpace(r.Err)
-		if r.Code != row.code || !strings.Contains(sentence, row.says) || sentence == "" || strings.Contains(sentence, "goroutine") {
-			t.Errorf("%s: mp %s: exit %d, want %d and %q:\n%s%s", row.who, row.args, r.Code, row.code, row.says, r.Out, r.Err)
-		}
+		places <- struct{}{}
+		all.Go(func() {
+			defer func() { <-places }()
+			r := d.MP(t, row.who, strings.Fields(row.args)...)
+			sentence := strings.TrimSpace(r.Err)
+			if r.Code != row.code || !strings.Contains(sentence, row.says) || sentence == "" || strings.Contains(sentence, "goroutine") {
+				t.Errorf("%s: mp %s: exit %d, want %d and %q:\n%s%s", row.who, row.args, r.Code, row.code, row.says, r.Out, r.Err)
+			}
+		})
 	}
+	all.Wait()
 	t.Run("timeout", func(t *testing.T) {
 		// An app that does not listen where it says.
 		d.PushProbe(t)

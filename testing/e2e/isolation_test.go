@@ -51,6 +51,7 @@ func testIsolation(t *testing.T, d *suite) {
 	}
 	own := append(d.Door(), "tcp:172.30.0.1:6443", "tcp:169.254.20.10:5000", "udp:10.43.0.10:53")
 
+	all := map[string]func(*testing.T){}
 	for _, from := range []struct {
 		who, kubeconfig, pod string
 		foreign              map[string]string
@@ -58,7 +59,7 @@ func testIsolation(t *testing.T, d *suite) {
 		{"shop", d.Kubeconfig(), probe[0].Name, foreign},
 		{"box", box, boxPod, merged(foreign, onlyShop)},
 	} {
-		t.Run(from.who, func(t *testing.T) {
+		all[from.who] = func(t *testing.T) {
 			began := time.Now()
 			targets := slices.Sorted(maps.Keys(from.foreign))
 			if from.who == "shop" {
@@ -79,10 +80,10 @@ func testIsolation(t *testing.T, d *suite) {
 				}
 			}
 			t.Logf("%d attempts in %s", len(targets), time.Since(began).Round(time.Second))
-		})
-		t.Run("the front door from "+from.who, func(t *testing.T) { d.throughTheDoor(t, from.kubeconfig, from.pod) })
+		}
+		all["the front door from "+from.who] = func(t *testing.T) { d.throughTheDoor(t, from.kubeconfig, from.pod) }
 	}
-	t.Run("the plane from within", func(t *testing.T) {
+	all["the plane from within"] = func(t *testing.T) {
 		// Of the plane's address, only its API answers.
 		var targets []string
 		for _, port := range []int{22, 80, 443, 2379, 2380, 5000, 6444, 7443, 10250, 10257, 10259} {
@@ -94,7 +95,8 @@ func testIsolation(t *testing.T, d *suite) {
 				t.Errorf("%s is %s", target, got[target])
 			}
 		}
-	})
+	}
+	sideBySide(t, all)
 }
 
 func merged(a, b map[string]string) map[string]string {

@@ -30,10 +30,12 @@ func testPolicy(t *testing.T, d *suite) {
 	g := d.guardedPods(t)
 	defer d.Kubectl(t, "delete", "namespace", "x", "v", "z", "--wait=false")
 	t.Run("nothing is kept apart", func(t *testing.T) { g.expect(t, nil, nil) })
-	t.Run("who may reach whom", func(t *testing.T) { g.whoMayReachWhom(t) })
+	sideBySide(t, map[string]func(*testing.T){
+		"who may reach whom": g.whoMayReachWhom,
+		"the front door":     d.frontDoor,
+	})
 	t.Run("what changes", func(t *testing.T) { g.whatChanges(t) })
 	t.Run("from the first packet", func(t *testing.T) { g.firstPacket(t) })
-	t.Run("the front door", func(t *testing.T) { d.frontDoor(t) })
 }
 
 func (d *suite) guardedPods(t *testing.T) *guarded {

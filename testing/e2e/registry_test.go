@@ -69,7 +69,7 @@ func testRegistry(t *testing.T, d *suite) {
 	})
 	t.Run("deploy", func(t *testing.T) {
 		d.Must(t, owner, "apps", "deploy", "probe2", "--image", "probe:1", "--port", "8080", "--no-route", "--timeout", "5m")
-		d.Must(t, owner, "apps", "delete", "probe2", "--yes", "--timeout", "5m")
+		d.Must(t, owner, "apps", "delete", "probe2", "--yes", "--no-wait")
 	})
 	t.Run("no such image", func(t *testing.T) {
 		for _, image := range []string{"nothing:1", "probe:none", "registry.invalid/x/y:1"} {

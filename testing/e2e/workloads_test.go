@@ -22,16 +22,9 @@ import (
 func testWorkloads(t *testing.T, d *suite) {
 	d.PushProbe(t)
 	d.Must(t, owner, "apps", "deploy", "bring", "--image", "probe:1", "--port", "8080", "--health-path", "/healthz", "--timeout", "5m")
-	t.Run("all", func(t *testing.T) {
-		for what, test := range map[string]func(*testing.T){
-			"limits and kernel settings": d.podFinds, "too much memory": d.tooMuchMemory, "another architecture": d.anotherArchitecture,
-			"an app that reads slowly": d.slowUpload, "an app that refuses early": d.earlyRefusals, "gRPC-Web": d.grpcWeb,
-		} {
-			t.Run(what, func(t *testing.T) {
-				t.Parallel()
-				test(t)
-			})
-		}
+	sideBySide(t, map[string]func(*testing.T){
+		"limits and kernel settings": d.podFinds, "too much memory": d.tooMuchMemory, "another architecture": d.anotherArchitecture,
+		"an app that reads slowly": d.slowUpload, "an app that refuses early": d.earlyRefusals, "gRPC-Web": d.grpcWeb,
 	})
 	d.Must(t, owner, "apps", "delete", "bring", "--yes", "--no-wait")
 }
@@ -144,15 +137,16 @@ func (d *suite) send(ctx context.Context, http2 bool, path, contentType string, 
 // slowUpload sends to an app that stops reading for longer than a dead one would.
 func (d *suite) slowUpload(t *testing.T) {
 	const size = 32 << 20
+	all := map[string]func(*testing.T){}
 	for _, http2 := range []bool{false, true} {
-		t.Run(fmt.Sprint("HTTP2=", http2), func(t *testing.T) {
-			t.Parallel()
+		all[fmt.Sprint("HTTP2=", http2)] = func(t *testing.T) {
 			status, body, err := d.send(t.Context(), http2, "/upload", "application/octet-stream", size)
 			if err != nil || status != http.StatusOK || body != strconv.Itoa(size) {
 				t.Errorf("%d %q, %v; want all %d octets", status, body, err, size)
 			}
-		})
+		}
 	}
+	sideBySide(t, all)
 }
 
 // earlyRefusals sends to an app that answers without reading: the client is told so.
