@@ -57,8 +57,10 @@ func (s *suite) tellers(t *testing.T) []teller {
 func testAddresses(t *testing.T, s *suite) {
 	tellers := s.tellers(t)
 	beside := s.besides(t)
-	s.otherAddresses(t, tellers, beside)
-	s.privateNetworks(t, tellers, beside)
+	var both sync.WaitGroup // who is not answered waits for seconds
+	both.Go(func() { t.Run("other", func(t *testing.T) { s.otherAddresses(t, tellers, beside) }) })
+	both.Go(func() { t.Run("private", func(t *testing.T) { s.privateNetworks(t, tellers, beside) }) })
+	both.Wait()
 }
 
 // ip changes addresses or routes of a host; what is there or gone already is right.

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,18 +42,7 @@ func testPots(t *testing.T, s *suite) {
 	home := s.machineSpaces(t, id)[0]
 	p := &potter{suite: s, home: home, way: space{home.host, "mp-" + id}}
 	s.putTool(t)
-	const tool = "/root/attack-tool"
-	program, err := os.Open(filepath.Join(s.Dir, "tool", "tool"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer program.Close()
-	put := s.inMachine(t.Context(), t, "sh", "-c", "cat >"+tool+" && chmod 755 "+tool)
-	put.Stdin = program
-	if out, err := put.CombinedOutput(); err != nil {
-		t.Fatalf("put the tool into A's machine: %v: %s", err, out)
-	}
-	defer func() { _ = s.inMachine(context.WithoutCancel(t.Context()), t, "rm", tool).Run() }()
+	tool := s.toolInMachine(t)
 	p.from = []potFrom{
 		{"root in A's machine", func(ctx context.Context, args ...string) *exec.Cmd {
 			return s.inMachine(ctx, t, append([]string{tool}, args...)...)

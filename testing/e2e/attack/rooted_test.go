@@ -31,9 +31,9 @@ func (s *suite) inMachine(ctx context.Context, t testing.TB, args ...string) *ex
 		"exec", strings.TrimPrefix(all[0].name, "mpm-")}, args...)...)
 }
 
-// testRooted has A try the walls between a machine and its host, as root in the
-// machine, and as root in a pod of it.
-func testRooted(t *testing.T, s *suite) {
+// toolInMachine puts the tool into A's machine until the test ends, and returns where.
+func (s *suite) toolInMachine(t *testing.T) string {
+	t.Helper()
 	const tool = "/root/attack-tool"
 	program, err := os.Open(filepath.Join(s.Dir, "tool", "tool"))
 	if err != nil {
@@ -45,7 +45,14 @@ func testRooted(t *testing.T, s *suite) {
 	if out, err := put.CombinedOutput(); err != nil {
 		t.Fatalf("put the tool into A's machine: %v: %s", err, out)
 	}
-	defer func() { _ = s.inMachine(context.WithoutCancel(t.Context()), t, "rm", tool).Run() }()
+	t.Cleanup(func() { _ = s.inMachine(context.WithoutCancel(t.Context()), t, "rm", tool).Run() })
+	return tool
+}
+
+// testRooted has A try the walls between a machine and its host, as root in the
+// machine, and as root in a pod of it.
+func testRooted(t *testing.T, s *suite) {
+	tool := s.toolInMachine(t)
 	var walls []string
 	kinds := rows[map[string][]string](t, "walls.yaml")
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {

@@ -225,7 +225,10 @@ func testSetuid(t *testing.T, s *suite) {
 			}
 		}
 	}
-	s.insideOnly(t, in)
+	for _, program := range []string{"both", "caps"} {
+		wg.Go(func() { s.insideOnly(t, in, program) })
+	}
+	wg.Wait()
 }
 
 // asWhom reads what `tool who` has printed.
@@ -240,51 +243,49 @@ func asWhom(got string) (is whoami, err error) {
 // may.
 func notRun(got string) bool { return strings.Contains(got, "operation not permitted") }
 
-// insideOnly takes what was gained for what it is worth: root of the container.
-func (s *suite) insideOnly(t *testing.T, in func(pod string, args ...string) dctest.Result) {
+// insideOnly takes what was gained by a program for what it is worth: root of the container.
+func (s *suite) insideOnly(t *testing.T, in func(pod string, args ...string) dctest.Result, program string) {
 	files := slices.Concat(machineFiles, deviceFiles)
-	for _, program := range []string{"both", "caps"} {
-		from := "pod of A, nobody, by /" + program
-		result := func(args ...string) map[string]string {
-			all := map[string]string{}
-			r := in("usual", append([]string{"/" + program}, args...)...)
-			for line := range strings.Lines(r.Out) {
-				name, got, _ := strings.Cut(strings.TrimSpace(line), " ")
-				all[name] = got
-			}
-			return all
+	from := "pod of A, nobody, by /" + program
+	result := func(args ...string) map[string]string {
+		all := map[string]string{}
+		r := in("usual", append([]string{"/" + program}, args...)...)
+		for line := range strings.Lines(r.Out) {
+			name, got, _ := strings.Cut(strings.TrimSpace(line), " ")
+			all[name] = got
 		}
-		var err error
-		if r := in("usual", "/tool", "open", "/roots"); !strings.Contains(r.Out, "closed open /roots: permission denied") {
-			err = errors.New(r.String())
-		} else if got := result("open", "/roots")["/roots"]; !strings.HasPrefix(got, "open") {
-			err = errors.New(got)
+		return all
+	}
+	var err error
+	if r := in("usual", "/tool", "open", "/roots"); !strings.Contains(r.Out, "closed open /roots: permission denied") {
+		err = errors.New(r.String())
+	} else if got := result("open", "/roots")["/roots"]; !strings.HasPrefix(got, "open") {
+		err = errors.New(got)
+	}
+	if !s.control(t, "/"+program+" opens a file of root's in the container, and the tool does not", err) {
+		return
+	}
+	opened, written, gained := result(append([]string{"open"}, files...)...), result(append([]string{"write"}, kernelFiles...)...), result("gain")
+	for _, path := range files {
+		s.record(t, attempt{What: "open " + path + " as root of a container", From: from, Want: "refused, or nothing of the machine", Got: opened[path],
+			Blocked: shut(opened[path])})
+	}
+	for _, path := range kernelFiles {
+		if strings.Contains(written[path], "no such file") {
+			continue // of another version of control groups, or of a kernel's part that is not built in
 		}
-		if !s.control(t, "/"+program+" opens a file of root's in the container, and the tool does not", err) {
-			continue
-		}
-		opened, written, gained := result(append([]string{"open"}, files...)...), result(append([]string{"write"}, kernelFiles...)...), result("gain")
-		for _, path := range files {
-			s.record(t, attempt{What: "open " + path + " as root of a container", From: from, Want: "refused, or nothing of the machine", Got: opened[path],
-				Blocked: shut(opened[path])})
-		}
-		for _, path := range kernelFiles {
-			if strings.Contains(written[path], "no such file") {
-				continue // of another version of control groups, or of a kernel's part that is not built in
-			}
-			s.record(t, attempt{What: "open " + path + " for writing as root of a container", From: from, Want: "refused", Got: written[path],
-				Blocked: shut(written[path])})
-		}
-		err = nil
-		if len(gained) < 20 {
-			err = fmt.Errorf("%d things", len(gained))
-		}
-		if !s.control(t, "what a machine's root may do is tried by /"+program, err) {
-			continue
-		}
-		for _, name := range slices.Sorted(maps.Keys(gained)) {
-			s.record(t, attempt{What: name + " as root of a container", From: from, Want: "not permitted", Got: gained[name], Blocked: notGained(name, gained[name])})
-		}
+		s.record(t, attempt{What: "open " + path + " for writing as root of a container", From: from, Want: "refused", Got: written[path],
+			Blocked: shut(written[path])})
+	}
+	err = nil
+	if len(gained) < 20 {
+		err = fmt.Errorf("%d things", len(gained))
+	}
+	if !s.control(t, "what a machine's root may do is tried by /"+program, err) {
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(gained)) {
+		s.record(t, attempt{What: name + " as root of a container", From: from, Want: "not permitted", Got: gained[name], Blocked: notGained(name, gained[name])})
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/multipaas/multipaas/testing/wait"
@@ -58,60 +59,80 @@ func (a *asker) namesInBodies(t *testing.T, marks []string) {
 	if !strings.HasPrefix(digest, "sha256:") {
 		t.Fatalf("B's app has the image %q", digest)
 	}
-	app := func(name, body string) (got answer, state string, ran bool) {
+	// Apps are asked for side by side, and go together in the end.
+	var asked sync.WaitGroup
+	places := make(chan struct{}, 4)
+	var names []string
+	app := func(name, body string, then func(got answer, state string, ran bool)) {
 		path := own + "/apps/" + name
-		got = a.ask(t, ownerA, http.MethodPut, path, body)
-		if got.status >= 400 {
-			return got, "", false
-		}
-		wait.For(t, wait.Patience, "app "+name+" is decided", func(context.Context) error {
-			state = a.ask(t, ownerA, http.MethodGet, path, "").body
-			var app struct {
-				Status struct {
-					Phase          string
-					InstancesReady int
+		names = append(names, name)
+		places <- struct{}{}
+		asked.Go(func() {
+			defer func() { <-places }()
+			got := a.ask(t, ownerA, http.MethodPut, path, body)
+			if got.status >= 400 {
+				then(got, "", false)
+				return
+			}
+			state, ran := "", false
+			err := wait.Until(t.Context(), wait.Patience, "app "+name+" is decided", func(context.Context) error {
+				state = a.ask(t, ownerA, http.MethodGet, path, "").body
+				var app struct {
+					Status struct {
+						Phase          string
+						InstancesReady int
+					}
 				}
+				if err := json.Unmarshal([]byte(state), &app); err != nil {
+					return err
+				}
+				ran = app.Status.InstancesReady > 0 // were it that its route has no certificate yet
+				if !ran && app.Status.Phase != "Failed" {
+					return errors.New(state)
+				}
+				return nil
+			})
+			a.ask(t, ownerA, http.MethodDelete, path, "")
+			if a.s.control(t, "the platform takes up an app of A's", err) {
+				then(got, state, ran)
 			}
-			if err := json.Unmarshal([]byte(state), &app); err != nil {
-				return err
-			}
-			ran = app.Status.InstancesReady > 0 // were it that its route has no certificate yet
-			if !ran && app.Status.Phase != "Failed" {
-				return errors.New(state)
-			}
-			return nil
 		})
-		a.ask(t, ownerA, http.MethodDelete, path, "")
-		wait.For(t, wait.Patience, "app "+name+" is gone", func(context.Context) error {
-			if r := a.ask(t, ownerA, http.MethodGet, path, ""); r.status != http.StatusNotFound {
-				return errors.New(r.String())
-			}
-			return nil
-		})
-		return got, state, ran
 	}
 	var err error
-	if got, state, ran := app("plain", `{"spec":{"image":"tool:1","instances":1}}`); !ran {
-		err = fmt.Errorf("%s; %s", got, state)
-	}
+	app("plain", `{"spec":{"image":"tool:1","instances":1}}`, func(got answer, state string, ran bool) {
+		if !ran {
+			err = fmt.Errorf("%s; %s", got, state)
+		}
+	})
+	asked.Wait()
 	if !a.s.control(t, "an app of A's own image is ready", err) {
 		return
 	}
-	names := append(a.s.registryNames(), "digest", strings.TrimPrefix(digest, "sha256:"))
-	for i, image := range rows[apiRows](t, "api.yaml", names...).Images {
-		name := fmt.Sprintf("thief-%d", i)
+	images := append(a.s.registryNames(), "digest", strings.TrimPrefix(digest, "sha256:"))
+	for i, image := range rows[apiRows](t, "api.yaml", images...).Images {
 		body, _ := json.Marshal(map[string]any{"spec": map[string]any{"image": image, "instances": 1}})
-		got, state, ran := app(name, string(body))
-		a.s.record(t, attempt{What: fmt.Sprintf("an app of A's with the image %q", image), From: ownerA, Want: "refused: there is no such image of A's", Got: got.String() + " " + state,
-			Blocked: !ran && got.status < 500 && !containsAny(got.body+state, marks)})
+		app(fmt.Sprintf("thief-%d", i), string(body), func(got answer, state string, ran bool) {
+			a.s.record(t, attempt{What: fmt.Sprintf("an app of A's with the image %q", image), From: ownerA, Want: "refused: there is no such image of A's", Got: got.String() + " " + state,
+				Blocked: !ran && got.status < 500 && !containsAny(got.body+state, marks)})
+		})
 	}
 	const hostB = "hello.shop.web.acme.paas.internal"
 	for field, part := range map[string]string{"account": `"account":"acme"`, "organization": `"organization":"web"`, "workspace": `"workspace":"shop"`, "name": `"name":"hello"`,
 		"all of them": `"name":"hello","account":"acme","organization":"web","workspace":"shop"`, "host": `"status":{"host":"` + hostB + `","url":"https://` + hostB + `"}`} {
 		name := "whose-" + strings.ReplaceAll(field, " ", "-")
-		got, state, ran := app(name, `{`+part+`,"spec":{"image":"tool:1","instances":1}}`)
-		mine := !ran || strings.Contains(state, name+".box.ops.beta.paas.internal") && !strings.Contains(state, hostB)
-		a.s.record(t, attempt{What: "an app of A's with B's " + field, From: ownerA, Want: "refused, or it is A's", Got: got.String() + " " + state, Blocked: mine && got.status < 500 && !containsAny(got.body+state, marks)})
+		app(name, `{`+part+`,"spec":{"image":"tool:1","instances":1}}`, func(got answer, state string, ran bool) {
+			mine := !ran || strings.Contains(state, name+".box.ops.beta.paas.internal") && !strings.Contains(state, hostB)
+			a.s.record(t, attempt{What: "an app of A's with B's " + field, From: ownerA, Want: "refused, or it is A's", Got: got.String() + " " + state, Blocked: mine && got.status < 500 && !containsAny(got.body+state, marks)})
+		})
+	}
+	asked.Wait()
+	for _, name := range names {
+		wait.For(t, wait.Patience, "app "+name+" is gone", func(context.Context) error {
+			if r := a.ask(t, ownerA, http.MethodGet, own+"/apps/"+name, ""); r.status != http.StatusNotFound {
+				return errors.New(r.String())
+			}
+			return nil
+		})
 	}
 	// Who A's app answers to is told by the balancer.
 	var all []answer
