@@ -94,8 +94,9 @@ func (p *Plane) watchDisk(ctx context.Context, overgrown context.CancelCauseFunc
 	}
 }
 
-// look measures what the plane takes of the disk. ErrOvergrown. It removes nothing: what
-// has a name that nobody knows may be what an operator put there, such as the database before
+// look measures what the plane takes of the disk. ErrOvergrown. Until the plane is ready,
+// SQLite's log may come to as much again: it is cut when the database is opened, which a plane
+// that was stopped for its log has to come to. look removes nothing: what has a name that nobody knows may be what an operator put there, such as the database before
 // a restore, and who runs code in a plane could call a file what he likes.
 func (p *Plane) look() error {
 	bytes, files, err := takenBelow(p.path(ownFolder))
@@ -112,6 +113,9 @@ func (p *Plane) look() error {
 	}
 	bytes += more
 	p.taken.Store(bytes)
+	if log, err := os.Lstat(p.path(databaseFile + "-wal")); err == nil && !p.isReady.Load() {
+		bytes -= min(log.Sys().(*syscall.Stat_t).Blocks*512, p.mayTake())
+	}
 	if open > maxOpen {
 		return fmt.Errorf("%w: its processes have more than %d files open, which nobody can measure", ErrOvergrown, maxOpen)
 	}

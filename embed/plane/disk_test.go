@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -130,8 +131,24 @@ func TestOvergrown(t *testing.T) {
 	if err := again.look(); err != nil {
 		t.Error(err)
 	}
-	// A database that is too large keeps it from starting, and stays.
-	take(t, again.path(databaseFile+"-wal"), again.mayTake()+1<<20)
+	// A log that is too large is cut at a start, but not when it is too large for that too: that
+	// keeps the plane from starting, and stays.
+	log := again.path(databaseFile + "-wal")
+	if err := os.Remove(log); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	take(t, log, again.mayTake()+1<<20)
+	if err := again.look(); err != nil {
+		t.Errorf("with a log that a start cuts: %v", err)
+	}
+	again.isReady.Store(true)
+	if err := again.look(); !errors.Is(err, ErrOvergrown) {
+		t.Errorf("with a log that was to be cut: %v", err)
+	}
+	if err := os.Remove(log); err != nil {
+		t.Fatal(err)
+	}
+	take(t, log, 2*again.mayTake()+1<<20)
 	if err := again.Run(t.Context(), func() {}, nil); !errors.Is(err, ErrOvergrown) {
 		t.Errorf("with a database that is too large: %v", err)
 	}

@@ -173,6 +173,7 @@ type Plane struct {
 	share    sync.Mutex // held while the share's file is written
 
 	taken     atomic.Int64 // of the disk by its own folder, as last seen
+	isReady   atomic.Bool  // since the process has begun last
 	hadLimit  int64        // the largest that the datastore ever had, once Run has begun
 	spare     int64        // spareBytes, or a test's
 	lookEvery time.Duration
@@ -292,7 +293,15 @@ func (p *Plane) Run(ctx context.Context, ready func(), died func(error)) error {
 	}
 	running, overgrown := context.WithCancelCause(ctx)
 	wg.Go(func() { p.watchDisk(renewing, overgrown) })
-	if err := p.process.Run(running, ready, died); err != nil {
+	isReady := func() { p.isReady.Store(true); ready() }
+	hasDied := func(err error) {
+		p.isReady.Store(false)
+		if died != nil {
+			died(err)
+		}
+	}
+	p.isReady.Store(false)
+	if err := p.process.Run(running, isReady, hasDied); err != nil {
 		return err
 	}
 	if cause := context.Cause(running); errors.Is(cause, ErrOvergrown) {

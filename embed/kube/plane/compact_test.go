@@ -32,7 +32,8 @@ func TestMain(m *testing.M) {
 func kineIn(dir string) KineConfig {
 	file := filepath.Join(dir, "state.db")
 	return KineConfig{Socket: filepath.Join(dir, "kine.sock"), File: file,
-		Endpoint: "sqlite://" + file + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&cache=shared"}
+		Endpoint: "sqlite://" + file + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&cache=shared" +
+			"&_pragma=journal_size_limit(67108864)&_kine_disable_startup_vacuum=1"}
 }
 
 // runKine serves, and drops history all the time, as a plane does whose

@@ -1,6 +1,7 @@
 package plane
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -19,6 +20,7 @@ import (
 // gives nothing back to it.
 type sqlite struct {
 	db    *sql.DB
+	log   string // path of the write-ahead log
 	kine  *clientv3.Client
 	marks []mark // of Reclaim, the oldest first
 }
@@ -33,11 +35,11 @@ type mark struct {
 // given back later without writing all of it anew: that has to be said before
 // the first table is made.
 func prepareSQLite(file string) error {
+	statements := []string{noMigration}
 	_, err := os.Stat(file)
-	if err == nil {
-		return undamaged(file)
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) {
+		statements = []string{"PRAGMA auto_vacuum = INCREMENTAL", "VACUUM", "PRAGMA journal_mode = WAL", noMigration}
+	} else if err = cmp.Or(err, undamaged(file)); err != nil {
 		return err
 	}
 	db, err := openSQLite(file)
@@ -45,13 +47,21 @@ func prepareSQLite(file string) error {
 		return err
 	}
 	defer db.Close()
-	for _, statement := range []string{"PRAGMA auto_vacuum = INCREMENTAL", "VACUUM", "PRAGMA journal_mode = WAL"} {
+	for _, statement := range statements {
 		if _, err := db.Exec(statement); err != nil {
-			return fmt.Errorf("prepare %s: %s: %w", file, statement, err)
+			return fmt.Errorf("prepare %s: %s: %w", file, statement, damaged(file, err))
 		}
 	}
 	return nil
 }
+
+// noMigration keeps kine 0.16 from a read that never ends. At its start it counts the
+// rows of key_value, a table of its first versions, and of its own, and never closes the second
+// answer if there is no such table. This driver begins to read when it is asked, so that
+// nothing that was written later went from the log (-wal) into the database: the log of a plane
+// grew by all that it wrote, until the plane was started again. Here is such a table, with one
+// row that nothing is made of. kine 0.17 doesn't look for it, but needs Kubernetes 1.37.
+const noMigration = "CREATE VIEW IF NOT EXISTS key_value AS SELECT NULL AS id, NULL AS name, NULL AS value, 0 AS ttl"
 
 // ErrDamaged is returned when the database is not what was written to it.
 var ErrDamaged = errors.New("damaged")
@@ -109,24 +119,57 @@ func newSQLite(cfg KineConfig) (*sqlite, error) {
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	return &sqlite{db: db, kine: client}, nil
+	return &sqlite{db: db, log: cfg.File + "-wal", kine: client}, nil
 }
 
 func (s *sqlite) Close() { _ = errors.Join(s.kine.Close(), s.db.Close()) }
 
-// Used is what tables and indexes take. Free pages are used again first.
+// Used is what tables and indexes take, and the log beyond what it ordinarily has. Free
+// pages are used again first.
 func (s *sqlite) Used(ctx context.Context) (bytes int64, err error) {
 	err = s.db.QueryRowContext(ctx, `SELECT (page_count - freelist_count) * page_size
 		FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()`).Scan(&bytes)
-	return bytes, err
+	return bytes + s.logged(), err
+}
+
+// maxLog is what the log may have, in bytes, without being counted or cut: some
+// thousand pages beside the largest transactions. The endpoint's journal_size_limit says the
+// same.
+const maxLog = 64 << 20
+
+// logged is what the log has beyond maxLog. It grows while somebody reads at all times,
+// for then SQLite never comes to begin it anew.
+func (s *sqlite) logged() int64 {
+	info, err := os.Stat(s.log)
+	if err != nil {
+		return 0 // there is none
+	}
+	return max(0, info.Size()-maxLog)
+}
+
+// cutLog has the log written into the database, and cut. It waits for those who read, and
+// holds up writers meanwhile: not as long as they would wait themselves.
+func (s *sqlite) cutLog(ctx context.Context) error {
+	if _, err := s.db.ExecContext(ctx, "PRAGMA busy_timeout = 5000"); err != nil {
+		return err
+	}
+	var busy, pages, written int64
+	err := s.db.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &pages, &written)
+	if _, errBack := s.db.ExecContext(context.WithoutCancel(ctx), "PRAGMA busy_timeout = 30000"); err == nil {
+		err = errBack
+	}
+	if err == nil && busy != 0 {
+		err = fmt.Errorf("the log of %d MiB can't be cut: somebody reads from it all the time", s.logged()>>20)
+	}
+	return err
 }
 
 // freePages is how many are given back to the disk in one transaction, which
 // holds up writers: 16 MiB.
 const freePages = 4096
 
-// Reclaim drops history, but for the last keep of it, or kine's minimum, and gives
-// free pages back to the disk. Watches that are behind start over, as after any
+// Reclaim drops history, but for the last keep of it, or kine's minimum, gives
+// free pages back to the disk, and cuts the log if it is long. Watches that are behind start over, as after any
 // compaction.
 func (s *sqlite) Reclaim(ctx context.Context, keep time.Duration) error {
 	now, err := s.kine.Get(ctx, "compact_rev_key")
@@ -150,7 +193,7 @@ func (s *sqlite) Reclaim(ctx context.Context, keep time.Duration) error {
 			return err
 		}
 		if free < freePages || free >= before { // the latter: a file that can't shrink
-			return nil
+			break
 		}
 		before = free
 		// Each row that it returns is a page: Exec would stop at the first.
@@ -164,4 +207,8 @@ func (s *sqlite) Reclaim(ctx context.Context, keep time.Duration) error {
 			return err
 		}
 	}
+	if s.logged() == 0 {
+		return nil
+	}
+	return s.cutLog(ctx)
 }
