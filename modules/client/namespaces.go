@@ -30,9 +30,10 @@ func (p *program) namespaceCommands() *command {
 			about: `Developers work in the namespaces that are made so, and in "default": those with the label
 multipaas.internal/developers=true. There they may do what Kubernetes' role "edit" allows,
 but for acting as service accounts that may do more than they may: no pods and workloads
-with these, no exec into such pods, no tokens. The same label on a service account opens
-that one to them. They read the namespace's secrets, and change config maps and volumes
-that others' pods use: keep operators in namespaces that you make with kubectl.`,
+with these, no exec into such pods, no tokens. A service account that makes pods counts
+as all of its namespace. The same label on a service account opens that one to them. They
+read the namespace's secrets, and change config maps and volumes that others' pods use:
+keep operators in namespaces that you make with kubectl.`,
 			examples: []string{"mp ns create staging"},
 		}, nil),
 		namespaces.list(help("list the workspace's namespaces", "mp ns list")),

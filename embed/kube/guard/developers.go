@@ -5,18 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/initializer"
-	"k8s.io/apiserver/pkg/authentication/serviceaccount"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -35,11 +32,13 @@ import (
 // programs in a pod is its own. The role of developers (embed/manifests) makes no
 // tokens, so here they are kept to service accounts that may do no more than they
 // may themselves. A label for those that are good would not do alone: charts bring
-// service accounts of their own, most of which may do nothing.
+// service accounts of their own, most of which may do nothing. Service accounts
+// themselves are kept from nothing, as everywhere: one that makes pods may be all of
+// its namespace, so it counts as all of them (see reach.go).
 //
-// What an admin gives a service account later, its pods have, whoever made them. And
-// pods that are made by a tenant's own controllers, for kinds of their own, are
-// those controllers'.
+// What an admin gives a service account later, its pods have, whoever made them, and
+// so have pods of one that makes pods beside it. And pods that are made by a tenant's
+// own controllers, for kinds of their own, are those controllers'.
 const (
 	// developers is the group in the tokens of an organization's developers.
 	developers = "multipaas:org-developer"
@@ -56,6 +55,7 @@ var givenToAll = []string{"system:service-account-issuer-discovery", "system:clu
 type roles struct {
 	resolver rbacvalidation.AuthorizationRuleResolver
 	bindings rbaclisters.RoleBindingLister
+	overall  rbaclisters.ClusterRoleBindingLister
 	cluster  rbaclisters.ClusterRoleLister
 	accounts corelisters.ServiceAccountLister
 	synced   []cache.InformerSynced
@@ -71,10 +71,11 @@ var (
 // authorizes by: nothing is kept twice.
 func (g *Guard) SetExternalKubeInformerFactory(f informers.SharedInformerFactory) {
 	in, accounts := f.Rbac().V1(), f.Core().V1().ServiceAccounts()
-	g.roles.bindings, g.roles.cluster, g.roles.accounts = in.RoleBindings().Lister(), in.ClusterRoles().Lister(), accounts.Lister()
+	g.roles.bindings, g.roles.overall = in.RoleBindings().Lister(), in.ClusterRoleBindings().Lister()
+	g.roles.cluster, g.roles.accounts = in.ClusterRoles().Lister(), accounts.Lister()
 	g.roles.resolver = rbacvalidation.NewDefaultRuleResolver(
 		&rbac.RoleGetter{Lister: in.Roles().Lister()}, &rbac.RoleBindingLister{Lister: g.roles.bindings},
-		&rbac.ClusterRoleGetter{Lister: g.roles.cluster}, &rbac.ClusterRoleBindingLister{Lister: in.ClusterRoleBindings().Lister()})
+		&rbac.ClusterRoleGetter{Lister: g.roles.cluster}, &rbac.ClusterRoleBindingLister{Lister: g.roles.overall})
 	g.roles.synced = []cache.InformerSynced{in.Roles().Informer().HasSynced, in.RoleBindings().Informer().HasSynced,
 		in.ClusterRoles().Informer().HasSynced, in.ClusterRoleBindings().Informer().HasSynced, accounts.Informer().HasSynced}
 }
@@ -127,7 +128,7 @@ func (g *Guard) validateDeveloper(ctx context.Context, a admission.Attributes) e
 			return nil
 		}
 		// Whatever it may do now: an admin may give it more, and the label would stay.
-		if !g.roles.known() || !g.roles.makesTokens(who, a.GetNamespace(), a.GetName()) {
+		if !g.roles.known() || !makesTokens(g.roles.rulesOf(who, a.GetNamespace()), a.GetName()) {
 			return fmt.Errorf("the label %s of a service account opens it to developers, so an admin of the workspace has to set it",
 				developersLabel)
 		}
@@ -190,81 +191,11 @@ func (r *roles) rulesOf(u user.Info, namespace string) []rbacv1.PolicyRule {
 	return rules
 }
 
-// makesTokens says whether who has been given more than the role of developers: he may
+// makesTokens says whether rules give more than the role of developers: who has them may
 // be a service account anyway.
-func (r *roles) makesTokens(who user.Info, namespace, account string) bool {
+func makesTokens(rules []rbacv1.PolicyRule, account string) bool {
 	token := rbacv1.PolicyRule{Verbs: []string{"create"}, APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"},
 		ResourceNames: []string{account}}
-	has, _ := validation.Covers(r.rulesOf(who, namespace), []rbacv1.PolicyRule{token})
+	has, _ := validation.Covers(rules, []rbacv1.PolicyRule{token})
 	return has
-}
-
-// mayBe says why who must not act as a service account of a namespace: what that may do
-// and he may not.
-func (g *Guard) mayBe(who user.Info, namespace, account string) error {
-	r := &g.roles
-	if account == "" {
-		account = "default" // what Kubernetes makes of it
-	}
-	if !r.known() {
-		return errors.New("the API server does not know all roles yet: ask again in a second")
-	}
-	if sa, err := r.accounts.ServiceAccounts(namespace).Get(account); err == nil && sa.Labels[developersLabel] == "true" {
-		return nil
-	}
-	if r.makesTokens(who, namespace, account) {
-		return nil
-	}
-	var given []rbacv1.PolicyRule
-	for _, name := range givenToAll {
-		if role, err := r.cluster.Get(name); err == nil {
-			given = append(given, role.Rules...)
-		}
-	}
-	is := serviceaccount.UserInfo(namespace, account, "")
-	is = &user.DefaultInfo{Name: is.GetName(), Groups: append(is.GetGroups(), user.AllAuthenticated)}
-	where, err := r.bound(is, account)
-	if err != nil {
-		return err
-	}
-	for _, ns := range where {
-		ok, missing := validation.Covers(slices.Concat(r.rulesOf(who, ns), given), r.rulesOf(is, ns))
-		if ok {
-			continue
-		}
-		return fmt.Errorf("service account %s of namespace %s may do more than you may (%s), and developers act as no such: "+
-			"choose another one as serviceAccountName, or have an admin of the workspace open this one to developers with: "+
-			"kubectl -n %[2]s label serviceaccount %[1]s %[4]s=true", account, namespace, inWords(missing[0], ns), developersLabel)
-	}
-	return nil
-}
-
-// inWords is a rule of one verb and one thing.
-func inWords(r rbacv1.PolicyRule, namespace string) string {
-	text := strings.Join(r.Verbs, ",") + " " + strings.Join(slices.Concat(r.Resources, r.NonResourceURLs), ",")
-	if group := strings.Join(r.APIGroups, ","); group != "" {
-		text += "." + group
-	}
-	if namespace != "" {
-		text += " in namespace " + namespace
-	}
-	return text
-}
-
-// bound lists where the rules of a service account may be more than elsewhere: the
-// whole cluster, "", and namespaces with a role binding that names it or its groups.
-func (r *roles) bound(is user.Info, account string) (namespaces []string, err error) {
-	all, err := r.bindings.List(labels.Everything())
-	if err != nil {
-		return nil, err
-	}
-	namespaces = []string{""}
-	names := append([]string{account, is.GetName()}, is.GetGroups()...)
-	for _, b := range all {
-		if slices.ContainsFunc(b.Subjects, func(s rbacv1.Subject) bool { return slices.Contains(names, s.Name) }) {
-			namespaces = append(namespaces, b.Namespace)
-		}
-	}
-	slices.Sort(namespaces)
-	return slices.Compact(namespaces), nil
 }

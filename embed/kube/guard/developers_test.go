@@ -73,10 +73,10 @@ func world() []runtime.Object {
 	}
 }
 
-func newWorld(t *testing.T) *Guard {
+func newWorld(t testing.TB, more ...runtime.Object) *Guard {
 	t.Helper()
 	g := newGuard(t, "baseline")
-	client := fake.NewClientset(world()...)
+	client := fake.NewClientset(append(world(), more...)...)
 	f := informers.NewSharedInformerFactory(client, 0)
 	if err := g.ValidateInitialization(); err == nil {
 		t.Error("a guard without informers is good")

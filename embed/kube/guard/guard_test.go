@@ -32,7 +32,7 @@ const platform = "multipaas:platform"
 var tenant = &user.DefaultInfo{Name: "multipaas:ann@acme.example", Groups: []string{"multipaas:org-admin", "system:authenticated"}}
 
 // newGuard makes a guard with a level file of this content; "-" is none.
-func newGuard(t *testing.T, level string) *Guard {
+func newGuard(t testing.TB, level string) *Guard {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "level")
 	if level != "-" {

@@ -18,7 +18,7 @@ import (
 // developer are of one tenant, and this is the wall between them.
 func testDevelopers(t *testing.T, s *suite) {
 	k := newKube(t, s.box)
-	const in, strong, who = "/api/v1/namespaces/handy", "deployer", "developer of A, in a namespace open to him"
+	const in, weak, strong, who = "/api/v1/namespaces/handy", "/api/v1/namespaces/handy-weak", "deployer", "developer of A, in a namespace open to him"
 	k.must(t, "/api/v1/namespaces", `{"metadata":{"name":"handy","labels":{"multipaas.internal/developers":"true"}}}`)
 	for _, name := range []string{strong, "plain", "opened"} {
 		k.must(t, in+"/serviceaccounts", `{"metadata":{"name":"`+name+`","labels":{"multipaas.internal/developers":"`+fmt.Sprint(name == "opened")+`"}}}`)
@@ -125,6 +125,46 @@ func testDevelopers(t *testing.T, s *suite) {
 	add("make a secret with a token an operator's", func(ctx context.Context) reply {
 		return dev.patch(ctx, "merge", in+"/secrets/weak?"+dry, `{"metadata":{"annotations":{"kubernetes.io/service-account.name":"`+strong+`"}}}`)
 	})
+	runners := newRunners(t, k)
+	for _, r := range runners {
+		err := wait.Until(t.Context(), wait.Patience, "developers may work in namespace handy-weak", func(ctx context.Context) error {
+			if r := dev.post(ctx, weak+"/pods?"+dry, object("good", kinds["Pod"], "Pod", podSpec(r.account, ""))); r.code/100 != 2 {
+				return errors.New(r.String())
+			}
+			return nil
+		})
+		if !s.control(t, "a developer makes a pod with a service account that may "+r.what+", beside none that may do more", err) {
+			return
+		}
+		if r.what == "create pods" {
+			is := k.as("system:serviceaccount:handy-weak:"+r.account, "system:serviceaccounts", "system:serviceaccounts:handy-weak", "system:authenticated")
+			if r := is.post(t.Context(), weak+"/pods?"+dry, object("good", kinds["Pod"], "Pod", podSpec("default", ""))); r.code/100 != 2 {
+				s.control(t, "a service account makes a pod as another", errors.New(r.String()))
+			}
+		}
+	}
+	for _, r := range runners {
+		add("create a Pod as a service account that may "+r.what+" beside an operator's", func(ctx context.Context) reply {
+			return dev.post(ctx, in+"/pods?"+dry, object("bad", kinds["Pod"], "Pod", podSpec(r.account, "")))
+		})
+		add("create a CronJob as a service account that may "+r.what+" beside an operator's", func(ctx context.Context) reply {
+			return dev.post(ctx, kinds["CronJob"].path+"?"+dry, object("bad", kinds["CronJob"], "CronJob", podSpec(r.account, "")))
+		})
+		add("create a secret for the token of a service account that may "+r.what+" beside an operator's", func(ctx context.Context) reply {
+			return dev.post(ctx, in+"/secrets?"+dry, secret(r.account))
+		})
+	}
+	k.must(t, in+"/pods", object("runner", kinds["Pod"], "Pod", podSpec(runners[0].account, nowhere)))
+	for _, how := range []string{"exec?command=id&stdout=true", "attach?stdout=true", "portforward?ports=8080"} {
+		add("POST of "+how+" in the pod of one that may "+runners[0].what, func(ctx context.Context) reply {
+			return dev.post(ctx, in+"/pods/runner/"+how, "")
+		})
+	}
+	for _, hop := range []string{"next", "first"} {
+		add("create a Pod as a service account that leads to an operator's by way of others: "+hop, func(ctx context.Context) reply {
+			return dev.post(ctx, "/api/v1/namespaces/handy-far/pods?"+dry, object("bad", kinds["Pod"], "Pod", podSpec(hop, "")))
+		})
+	}
 	const label = `"labels":{"multipaas.internal/developers":"true"}`
 	add("open an operator's service account to developers", func(ctx context.Context) reply {
 		return dev.patch(ctx, "merge", in+"/serviceaccounts/"+strong+"?"+dry, `{"metadata":{`+label+`}}`)
@@ -141,5 +181,49 @@ func testDevelopers(t *testing.T, s *suite) {
 			s.control(t, "a developer may "+what+" an operator's Deployment", errors.New(r.String()))
 		}
 	}
-	k.do(t.Context(), http.MethodDelete, in, "", "")
+	for _, namespace := range []string{"handy", "handy-weak", "handy-far"} {
+		k.do(t.Context(), http.MethodDelete, "/api/v1/namespaces/"+namespace, "", "")
+	}
+}
+
+// runner is a service account that may do one thing, which developers may do too.
+type runner struct{ what, account string }
+
+type runners []runner
+
+// newRunners makes those of testdata, each in namespace handy, where an operator's service
+// account is, and in handy-weak, where none may do more than a developer. In handy-far are
+// "next", which makes pods in handy, and "first", which makes pods in handy-far.
+func newRunners(t *testing.T, k *kube) (all runners) {
+	t.Helper()
+	const rbac = "/apis/rbac.authorization.k8s.io/v1"
+	for _, namespace := range []string{"handy-weak", "handy-far"} {
+		k.must(t, "/api/v1/namespaces", `{"metadata":{"name":"`+namespace+`","labels":{"multipaas.internal/developers":"true"}}}`)
+	}
+	account := func(namespace, name string) {
+		k.must(t, "/api/v1/namespaces/"+namespace+"/serviceaccounts", `{"metadata":{"name":"`+name+`"}}`)
+	}
+	bind := func(in, role, namespace, account string) {
+		k.must(t, rbac+"/namespaces/"+in+"/rolebindings", `{"metadata":{"name":"`+account+`"},"roleRef":{"apiGroup":"rbac.authorization.k8s.io","kind":"ClusterRole","name":"`+role+`"},
+			"subjects":[{"kind":"ServiceAccount","namespace":"`+namespace+`","name":"`+account+`"}]}`)
+	}
+	rights := rows[map[string]fields](t, "developers.yaml")
+	for i, what := range slices.Sorted(maps.Keys(rights)) {
+		r := runner{what, fmt.Sprint("runner-", i+1)}
+		rule := fields{"apiGroups": []string{""}}
+		maps.Copy(rule, rights[what])
+		k.must(t, rbac+"/clusterroles", `{"metadata":{"name":"handy-`+r.account+`"},"rules":[{`+rule.String()+`}]}`)
+		for _, namespace := range []string{"handy", "handy-weak"} {
+			account(namespace, r.account)
+			bind(namespace, "handy-"+r.account, namespace, r.account)
+		}
+		if what == "create pods" {
+			account("handy-far", "next")
+			account("handy-far", "first")
+			bind("handy", "handy-"+r.account, "handy-far", "next")
+			bind("handy-far", "handy-"+r.account, "handy-far", "first")
+		}
+		all = append(all, r)
+	}
+	return all
 }
