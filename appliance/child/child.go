@@ -113,6 +113,10 @@ func (p *Process) LastExit() (at time.Time, err error) {
 	return time.Time{}, nil
 }
 
+// ErrUnneeded as the cause of a context's end says that nothing the child keeps is needed
+// any more: it is killed, and not asked to stop, which may take it seconds.
+var ErrUnneeded = errors.New("nothing that it keeps is needed any more")
+
 // Run keeps the process running until ctx is done. It calls ready each time the
 // process has become able to serve, and died, which may be nil, each time it has
 // died by itself: one after the other, so the last call tells how it is. Neither
@@ -264,13 +268,18 @@ func (p *Process) once(ctx context.Context, out *output) (started bool, err erro
 	case <-ctx.Done():
 	}
 	began := time.Now()
-	killGroup(pid, syscall.SIGTERM)
-	select {
-	case err = <-exited:
-	case <-time.After(p.cfg.StopTimeout):
-		p.cfg.Log.Warn("child process did not stop when asked; killed", "after", p.cfg.StopTimeout)
+	if errors.Is(context.Cause(ctx), ErrUnneeded) {
 		killGroup(pid, syscall.SIGKILL)
 		err = <-exited
+	} else {
+		killGroup(pid, syscall.SIGTERM)
+		select {
+		case err = <-exited:
+		case <-time.After(p.cfg.StopTimeout):
+			p.cfg.Log.Warn("child process did not stop when asked; killed", "after", p.cfg.StopTimeout)
+			killGroup(pid, syscall.SIGKILL)
+			err = <-exited
+		}
 	}
 	p.cfg.Log.Debug("child process stopped", "took", time.Since(began))
 	return true, err

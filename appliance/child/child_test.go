@@ -26,6 +26,12 @@ import (
 func start(t *testing.T, p *Process) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
+	return startIn(t, ctx, cancel, p)
+}
+
+// startIn is start in a context that cancel ends.
+func startIn(t *testing.T, ctx context.Context, cancel func(), p *Process) (stop func() error) {
+	t.Helper()
 	ready, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- p.Run(ctx, sync.OnceFunc(func() { close(ready) }), nil) }()
 	stop = sync.OnceValue(func() error {
@@ -87,6 +93,27 @@ func TestStopsWhenAsked(t *testing.T) {
 	wait.True(t, wait.Patience, "what the child started is gone", func() bool { return !alive(grandchild) })
 	if p.PID() != 0 {
 		t.Errorf("PID is %d after the end", p.PID())
+	}
+}
+
+// TestUnneededIsNotAskedToStop has a child that would go on when it is asked, and for longer
+// than the test may take.
+func TestUnneededIsNotAskedToStop(t *testing.T) {
+	asked := filepath.Join(t.TempDir(), "asked")
+	cfg := sh(fmt.Sprintf(`trap 'touch %s' TERM; while :; do sleep 0.01; done`, asked))
+	cfg.StopTimeout = time.Hour
+	p := New(cfg)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	stop := startIn(t, ctx, func() { cancel(ErrUnneeded) }, p)
+	pid := p.PID()
+	if err := stop(); err != nil {
+		t.Errorf("got %v, want none", err)
+	}
+	if alive(pid) {
+		t.Error("is still alive")
+	}
+	if _, err := os.Stat(asked); err == nil {
+		t.Error("was asked to stop")
 	}
 }
 

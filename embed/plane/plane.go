@@ -263,7 +263,8 @@ func (p *Plane) path(elem ...string) string {
 	return filepath.Join(append([]string{p.cfg.Dir}, elem...)...)
 }
 
-// Run keeps the plane running until ctx is done, then stops it within bounds.
+// Run keeps the plane running until ctx is done, then stops it within bounds, or kills
+// it, if the cause is child.ErrUnneeded.
 // A process that dies is started again. Run calls ready whenever the API server
 // has come to say that it is ready, and died, which may be nil, whenever the
 // process has died by itself. Neither should block.

@@ -33,7 +33,8 @@ type Networks interface {
 
 // Plane is the control plane of one workspace.
 type Plane interface {
-	// Run serves until ctx is done. It calls ready whenever the plane has become
+	// Run serves until ctx is done; with the cause child.ErrUnneeded it ends as soon as it
+	// can, for all that it keeps is taken away then. It calls ready whenever the plane has become
 	// able to serve and died whenever it has died by itself, in that order; it
 	// starts it again. An error means that it could not be run at all.
 	Run(ctx context.Context, ready func(), died func(error)) error

@@ -58,7 +58,7 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) error {
 		return c.observeRemoval(ctx, w, machines, left)
 	}
 	if id := w.Status.ID; id != "" {
-		c.stop(id)
+		c.end(id)
 		failpoint.Reach("workspace/delete/plane-stopped")
 		if err := c.cfg.Planes.Remove(ctx, id); err != nil {
 			return fmt.Errorf("remove plane of %s: %w", w.Key(), err)

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/child"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/mirror"
 	"github.com/multipaas/multipaas/modules/resource"
@@ -26,7 +27,7 @@ import (
 type run struct {
 	id, key string
 	apiHost string
-	cancel  context.CancelFunc
+	cancel  context.CancelCauseFunc
 	done    chan struct{}
 	changed chan struct{} // told when a machine came or went
 
@@ -165,14 +166,14 @@ func (c *Controller) plane(w *resource.Workspace, keys *resource.WorkspaceKeys) 
 	if r := c.runs[w.Status.ID]; r != nil {
 		return r
 	}
-	ctx, cancel := context.WithCancel(c.runScope)
+	ctx, cancel := context.WithCancelCause(c.runScope)
 	r := &run{id: w.Status.ID, key: w.Key(), apiHost: w.Status.APIHost,
 		cancel: cancel, done: make(chan struct{}), changed: make(chan struct{}, 1)}
 	c.runs[r.id] = r
 	c.wg.Go(func() { c.tellPlane(ctx, r) })
 	c.wg.Go(func() {
 		defer close(r.done)
-		defer cancel()
+		defer cancel(nil)
 		for wait := time.Second; ; wait = min(2*wait, time.Minute) {
 			err := c.runPlane(ctx, r, w, keys)
 			if ctx.Err() != nil {
@@ -250,15 +251,15 @@ func (c *Controller) serves(r *run, problem error) {
 	c.loop.Add(r.key)
 }
 
-// stop ends the plane with this id, if it runs, and waits until it has. Nothing is told
-// to it, by files in its folder, after that.
-func (c *Controller) stop(id string) {
+// end ends the plane with this id, if it runs, for ever, and waits until it has. Nothing is
+// told to it, by files in its folder, after that.
+func (c *Controller) end(id string) {
 	c.mu.Lock()
 	r := c.runs[id]
 	delete(c.runs, id)
 	c.mu.Unlock()
 	if r != nil {
-		r.cancel()
+		r.cancel(child.ErrUnneeded)
 		<-r.done
 		r.note(func(l *live) { l.plane = nil }) // waits for who tells it something now
 	}

@@ -2,10 +2,12 @@ package workspace
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"testing"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/child"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/testing/storetest"
@@ -61,7 +63,7 @@ func TestPlanesThatEndedAreToldNothing(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	c := &Controller{cfg: Config{Log: log, Machines: store.Of[resource.Machine](storetest.New(t)).Cache(log)}, runs: map[string]*run{}}
 	p := &slowPlane{told: make(chan struct{}, 9), disk: make(chan struct{})}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancelCause(t.Context())
 	r := &run{key: "acme/web/shop", changed: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{}), live: live{plane: p}}
 	close(r.done)
 	c.runs["00002a"] = r
@@ -69,8 +71,11 @@ func TestPlanesThatEndedAreToldNothing(t *testing.T) {
 	c.machinesChanged(r.key)
 	<-p.told // and the disk hangs
 	stopped := make(chan struct{})
-	go func() { defer close(stopped); c.stop("00002a") }()
+	go func() { defer close(stopped); c.end("00002a") }()
 	<-ctx.Done()
+	if cause := context.Cause(ctx); !errors.Is(cause, child.ErrUnneeded) {
+		t.Errorf("it is stopped because of %v", cause)
+	}
 	select {
 	case <-stopped:
 		t.Error("stopped while the plane is told something")
