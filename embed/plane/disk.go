@@ -96,8 +96,9 @@ func (p *Plane) watchDisk(ctx context.Context, overgrown context.CancelCauseFunc
 
 // look measures what the plane takes of the disk. ErrOvergrown. Until the plane is ready,
 // SQLite's log may come to as much again: it is cut when the database is opened, which a plane
-// that was stopped for its log has to come to. look removes nothing: what has a name that nobody knows may be what an operator put there, such as the database before
-// a restore, and who runs code in a plane could call a file what he likes.
+// that was stopped for its log has to come to. look removes nothing: what has a name that nobody
+// knows may be what an operator put there, such as the database before a restore, and who runs
+// code in a plane could call a file what he likes.
 func (p *Plane) look() error {
 	bytes, files, err := takenBelow(p.path(ownFolder))
 	if err != nil {
