@@ -8,12 +8,14 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/multipaas/multipaas/modules/agent"
+	"github.com/multipaas/multipaas/modules/machine"
 )
 
 // NodeCommand is `multipaas node`.
@@ -21,8 +23,25 @@ func NodeCommand(version string) *cli.Command {
 	return &cli.Command{
 		Name:        "node",
 		Usage:       "make this machine a node, run it, or take it out",
-		Subcommands: []*cli.Command{joinCommand(version), runCommand(version), leaveCommand()},
+		Subcommands: []*cli.Command{joinCommand(version), runCommand(version), leaveCommand(), lookCommand()},
 	}
+}
+
+// lookCommand is what lookAtMachines runs.
+func lookCommand() *cli.Command {
+	return &cli.Command{
+		Name:   "look",
+		Hidden: true,
+		Action: func(c *cli.Context) error { return machine.Look(c.Context, c.Args().Slice(), c.App.Writer) },
+	}
+}
+
+// lookAtMachines is a process that looks at what machines have made, for their driver: it may come
+// to wait for one of them for ever.
+func lookAtMachines(args []string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", append([]string{"node", "look"}, args...)...)
+	cmd.Env, cmd.Stderr = []string{"PATH=/nonexistent"}, os.Stderr // the agent's environment has secrets
+	return cmd
 }
 
 func joinCommand(version string) *cli.Command {

@@ -81,6 +81,7 @@ func (h *host) boot() error {
 		Runc:    h.cfg.Paths.Runc(),
 		Payload: h.tree,
 		Exited:  func(string) { h.agent.Look() }, // only the agent starts machines
+		Look:    lookAtMachines,
 		Log:     h.part("machines"),
 	})
 	endpoints := linklocal.New(linklocal.Config{

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +23,7 @@ import (
 // holdFUSE mounts a FUSE of a machine's user, and serves it or, if it is "stuck", waits in one
 // thread for what another never answers: no signal ends either.
 func holdFUSE(t *testing.T, how string) error {
+	runtime.LockOSThread() // and never unlocked
 	dir := t.TempDir()
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR, 0)
 	if err != nil {
@@ -44,6 +47,9 @@ func holdFUSE(t *testing.T, how string) error {
 	binary.LittleEndian.PutUint32(answer[36:], 4096)
 	if _, err := unix.Write(fd, answer); err != nil {
 		return err
+	}
+	if strings.Contains(how, "over a namespace") {
+		return holdOver(fd, request, filepath.Join(dir, "ns"))
 	}
 	inside, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -72,6 +78,55 @@ func holdFUSE(t *testing.T, how string) error {
 		_ = unix.Fstatat(inside, "x", &st, 0)
 	}()
 	return <-taken
+}
+
+// holdOver mounts a network namespace on a file of the FUSE, which is never found again.
+func holdOver(fd int, request []byte, path string) error {
+	mounted := make(chan bool)
+	go func() {
+		for {
+			if _, err := unix.Read(fd, request); err != nil {
+				fmt.Fprintln(os.Stderr, "read from FUSE:", err)
+				os.Exit(1)
+			}
+			const lookup, getattr = 1, 3
+			var answer []byte
+			switch op := binary.LittleEndian.Uint32(request[4:]); op {
+			case lookup: // fuse_entry_out, good for no time
+				select {
+				case <-mounted:
+					continue
+				default:
+				}
+				answer = make([]byte, 16+128)
+				binary.LittleEndian.PutUint64(answer[16:], 2)
+				binary.LittleEndian.PutUint64(answer[16+40:], 2)
+				binary.LittleEndian.PutUint32(answer[16+40+60:], unix.S_IFREG|0o644)
+				binary.LittleEndian.PutUint32(answer[16+40+64:], 1)
+			case getattr: // fuse_attr_out, good for an hour
+				answer = make([]byte, 16+104)
+				binary.LittleEndian.PutUint64(answer[16:], 3600)
+				binary.LittleEndian.PutUint64(answer[16+16:], 1)
+				binary.LittleEndian.PutUint32(answer[16+16+60:], unix.S_IFDIR|0o755)
+				binary.LittleEndian.PutUint32(answer[16+16+64:], 2)
+			default:
+				answer = make([]byte, 16)
+				binary.LittleEndian.PutUint32(answer[4:], ^uint32(unix.ENOSYS)+1)
+			}
+			binary.LittleEndian.PutUint32(answer, uint32(len(answer)))
+			copy(answer[8:16], request[8:16])
+			_, _ = unix.Write(fd, answer) // who asked may have gone
+		}
+	}()
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	err = cmp.Or(unix.Unshare(unix.CLONE_NEWNET), unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""),
+		unix.Setns(int(own.Fd()), unix.CLONE_NEWNET))
+	close(mounted)
+	return err
 }
 
 // TestKillFUSE: a machine whose processes wait for each other in the kernel is ended; file systems

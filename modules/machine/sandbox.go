@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -34,7 +35,9 @@ type Config struct {
 	// Exited is called when a machine that ran has ended, not because of Remove.
 	// It must not block.
 	Exited func(uid string)
-	Log    *slog.Logger
+	// Look is a command that calls the function Look with args and its standard output.
+	Look func(args []string) *exec.Cmd
+	Log  *slog.Logger
 }
 
 func (c Config) payload(elem ...string) string {
@@ -56,7 +59,8 @@ type Sandbox struct {
 	mu      sync.Mutex
 	watched map[string]*os.File // pidfd of each machine that is watched, by UID
 
-	looking sync.Map // UIDs of machines that look is at
+	looking   sync.Map // UIDs of machines that keep who looks at them waiting
+	uncounted sync.Map // names of tables that the kernel does not count for us: it was said
 }
 
 // NewSandbox changes nothing on the host.

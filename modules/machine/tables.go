@@ -1,24 +1,24 @@
 package machine
 
 import (
-	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/netns"
 )
 
@@ -32,6 +32,7 @@ type table struct {
 	share func(memory int64) int         // of a machine with so much memory: it is ended beyond
 	all   func() (int, error)            // entries, of all namespaces
 	in    func(n *netns.NS) (int, error) // entries of one namespace
+	files func(memory int64) int         // open files of such a machine that are looked at: who has more hides something
 }
 
 // connectionBytes is what is memory enough for one connection: 320 bytes are 2 percent of it.
@@ -42,16 +43,12 @@ func tables(memory uint64) []table {
 	return []table{
 		// Half of what appliance/kernel.go makes room for, which a program of one thread adds in
 		// a second. A machine knows the others of its workspace, 4,094 at most, and each pod takes two.
-		{"neighbours", 0, 1 << 16, func(int64) int { return 1 << 13 }, allNeighbours, neighboursIn},
+		{"neighbours", 0, 1 << 16, func(int64) int { return 1 << 13 }, allNeighbours, neighboursIn, filesOf},
 		// The kernel bounds them in each namespace by a quarter of this, of the host's memory.
 		{"connections", 5 * time.Second, int(min(memory/connectionBytes, math.MaxInt32)),
-			func(memory int64) int { return int(max(memory/connectionBytes, 1<<16)) }, allConnections, connectionsIn},
+			func(memory int64) int { return int(max(memory/connectionBytes, 1<<16)) }, allConnections, connectionsIn, filesOf},
 	}
 }
-
-// lookAtOne is how long a machine is looked through at most, for it may have made very
-// much to look at. What was found counts.
-const lookAtOne = 5 * time.Second
 
 // WatchTables ends machines that fill the kernel's tables, until ctx is done. Such a
 // machine is started again, as one that ended by itself is. crowded is told what is too
@@ -87,47 +84,78 @@ func (s *Sandbox) WatchTables(crowded func(error)) func(ctx context.Context, rea
 	}
 }
 
-// relieve ends the machine that holds most of a table that is too full.
+// relieve ends the machine that holds most of a table that is too full. If none shows more than
+// its share, it is one that hides what it holds.
 func (s *Sandbox) relieve(ctx context.Context, t table) error {
-	all, err := t.all()
+	sum, err := t.all()
+	if errors.Is(err, fs.ErrPermission) {
+		if _, said := s.uncounted.LoadOrStore(t.name, true); !said {
+			s.cfg.Log.Warn("the kernel does not say how full a table is: machines that fill it are not ended", "table", t.name, "err", err)
+		}
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("count the kernel's %s: %w", t.name, err)
 	}
-	if all <= t.most {
+	if sum <= t.most {
 		return nil
 	}
-	records, err := filepath.Glob(filepath.Join(s.cfg.Dir, "*", recordName))
+	files, err := filepath.Glob(filepath.Join(s.cfg.Dir, "*", recordName))
 	if err != nil {
 		return err
 	}
-	seen, worst, most := 0, record{}, 0
-	for _, file := range records {
-		rec, err := readRecord(file)
-		if err != nil {
-			continue // it is being made, or removed
-		}
-		held, err := s.look(ctx, rec.Machine.UID, t)
-		if err != nil && held <= t.most {
-			s.cfg.Log.Warn("look for the namespaces of a machine", "machine", rec.Machine.Name, "err", err)
-		}
-		seen += held
-		if held > most && held > t.share(rec.Machine.Spec.Size.MemoryBytes) {
-			worst, most = rec, held
+	var all []*holding
+	for _, file := range files {
+		if rec, err := readRecord(file); err == nil { // else it is being made, or removed
+			all = append(all, &holding{record: rec})
 		}
 	}
-	if most == 0 {
-		return fmt.Errorf("%d %s, of which machines show %d", all, t.name, seen)
+	suspects := func(is func(h *holding) bool) []*holding {
+		found := slices.DeleteFunc(slices.Clone(all), func(h *holding) bool { return !is(h) })
+		slices.SortFunc(found, func(a, b *holding) int { return b.count - a.count })
+		return found
 	}
-	why := fmt.Sprintf("ended because it held %d %s of the host's kernel: %d is its share, and all together have %d",
-		most, t.name, t.share(worst.Machine.Spec.Size.MemoryBytes), all)
-	s.cfg.Log.Warn("machine "+why, "machine", worst.Machine.Key, "uid", worst.Machine.UID)
-	bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
+	exceeds := func(h *holding) bool { return h.count > h.share(t) }
+	s.countLived(ctx, t, all)
+	worst := suspects(exceeds)
+	if len(worst) == 0 {
+		s.countAll(ctx, t, all)
+		worst = suspects(exceeds)
+	}
+	if len(worst) == 0 {
+		worst = suspects(func(h *holding) bool { return h.hides != "" })
+	}
+	shown := 0
+	for _, h := range all {
+		shown += h.count
+	}
+	var errs []error
+	for _, h := range worst {
+		why := fmt.Sprintf("ended because it held %d %s of the host's kernel: %d is its share, and all together have %d",
+			h.count, t.name, h.share(t), sum)
+		if !exceeds(h) {
+			why = fmt.Sprintf("ended because it keeps from being counted (%s), and the host's kernel has too many %s: %d, "+
+				"of which machines show %d", h.hides, t.name, sum, shown)
+		}
+		err := s.endFor(ctx, h, why)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return cmp.Or(errors.Join(errs...), fmt.Errorf("%d %s, of which machines show %d", sum, t.name, shown))
+}
+
+// endFor ends a machine, which is started again as one that ended by itself is.
+func (s *Sandbox) endFor(ctx context.Context, h *holding, why string) error {
+	s.cfg.Log.Warn("machine "+why, "machine", h.Machine.Key, "uid", h.Machine.UID)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if err := s.kill(bounded, worst.Machine.UID); err != nil {
+	if err := s.kill(ctx, h.Machine.UID); err != nil {
 		return err
 	}
 	// Its report tells the last line.
-	console, err := os.OpenFile(s.home(worst.Machine.UID).at(consoleName), os.O_WRONLY|os.O_APPEND, 0)
+	console, err := os.OpenFile(s.home(h.Machine.UID).at(consoleName), os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil // it was removed meanwhile
 	}
@@ -135,169 +163,6 @@ func (s *Sandbox) relieve(ctx context.Context, t table) error {
 	_, err = fmt.Fprintf(console, "\n%s\n", why)
 	return err
 }
-
-// look counts what a machine holds of a table. What it has made, a file system that never
-// answers for one, may keep who looks waiting until it ends: that is waited for no longer
-// than lookAtOne and a second, and there is one look at a machine at a time.
-func (s *Sandbox) look(ctx context.Context, uid string, t table) (int, error) {
-	if _, busy := s.looking.LoadOrStore(uid, true); busy {
-		return 0, errors.New("what it has made keeps an earlier look waiting")
-	}
-	ctx, enough := context.WithTimeout(ctx, lookAtOne)
-	defer enough()
-	var held atomic.Int64
-	done := make(chan error, 1)
-	go func() {
-		err := namespacesOf(ctx, uid, func(n *netns.NS) {
-			if int(held.Load()) > t.most {
-				enough()
-			} else if count, err := t.in(n); err == nil {
-				held.Add(int64(count))
-			}
-		})
-		s.looking.Delete(uid)
-		done <- err
-	}()
-	var err error
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		select { // it ends by itself, if nothing keeps it
-		case err = <-done:
-		case <-time.After(time.Second):
-			err = ctx.Err()
-		}
-	}
-	return int(held.Load()), err
-}
-
-// namespacesOf calls fn with each network namespace that a machine's processes live in,
-// or keep: by a mount, an open file or a socket. One that is in a message only that nobody has
-// received, or in a file of a thread that shares none with its process, or below another
-// mount, isn't found.
-func namespacesOf(ctx context.Context, uid string, fn func(*netns.NS)) error {
-	pids, err := cgroup.Procs(cgroupName(uid))
-	if err != nil {
-		return err
-	}
-	own, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		return err
-	}
-	seen := map[string]bool{own: true}
-	// found opens what is called "net:[4026531840]". What is gone meanwhile is none.
-	found := func(name string, open func() (*netns.NS, error)) {
-		if !strings.HasPrefix(name, "net:[") || seen[name] || ctx.Err() != nil {
-			return
-		}
-		n, err := open()
-		if err != nil {
-			return
-		}
-		defer n.Close()
-		seen[name] = true
-		fn(n)
-	}
-	at := func(path string) {
-		name, _ := os.Readlink(path)
-		found(name, func() (*netns.NS, error) { return netns.OpenPath(path) })
-	}
-	for _, pid := range pids {
-		if ctx.Err() != nil {
-			break
-		}
-		proc := fmt.Sprintf("/proc/%d", pid)
-		tasks, _ := os.ReadDir(proc + "/task")
-		for _, t := range tasks {
-			task := proc + "/task/" + t.Name()
-			at(task + "/ns/net")
-			if mounts, err := os.Readlink(task + "/ns/mnt"); err == nil && !seen[mounts] {
-				seen[mounts] = true
-				mountedNamespaces(ctx, task, found)
-			}
-		}
-		keptNamespaces(pid, found, at)
-	}
-	return ctx.Err()
-}
-
-type finder func(name string, open func() (*netns.NS, error))
-
-// keptNamespaces finds those that a process has open, or has sockets in.
-func keptNamespaces(pid int, found finder, at func(path string)) {
-	process, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(process)
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	files, _ := os.ReadDir(dir)
-	for _, file := range files {
-		path := filepath.Join(dir, file.Name())
-		kind, _ := os.Readlink(path)
-		if !strings.HasPrefix(kind, "socket:[") {
-			at(path)
-			continue
-		}
-		number, err := strconv.Atoi(file.Name())
-		if err != nil {
-			continue
-		}
-		socket, err := unix.PidfdGetfd(process, number, 0)
-		if err != nil {
-			continue
-		}
-		if ns, err := unix.IoctlRetInt(socket, unix.SIOCGSKNS); err == nil {
-			at(fmt.Sprintf("/proc/self/fd/%d", ns))
-			unix.Close(ns)
-		}
-		unix.Close(socket)
-	}
-}
-
-// mountedNamespaces finds those that are mounted where a process looks. The paths are the
-// tenant's.
-func mountedNamespaces(ctx context.Context, proc string, found finder) {
-	root, err := unix.Open(proc+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(root)
-	text, err := os.Open(proc + "/mountinfo")
-	if err != nil {
-		return
-	}
-	defer text.Close()
-	lines := bufio.NewScanner(text)
-	lines.Buffer(nil, 4<<20) // an overlay of 500 layers has a line of 512 KB at most
-	for ctx.Err() == nil && lines.Scan() {
-		f := strings.Fields(lines.Text()) // proc_pid_mountinfo(5)
-		if len(f) < 5 {
-			continue
-		}
-		found(f[3], func() (*netns.NS, error) {
-			fd, err := findInside(root, escapes.Replace(f[4]), 0) // another may be mounted over it
-			if err != nil {
-				return nil, err
-			}
-			defer unix.Close(fd)
-			return netns.OpenPath(fmt.Sprintf("/proc/self/fd/%d", fd))
-		})
-	}
-}
-
-// findInside finds what stands at a path below root, a folder of a tenant's, without opening
-// it (O_PATH): to open a pipe blocks for ever, and a terminal becomes the process's own, whose
-// owner ends it by hanging up. No link on the path leads out. The caller closes it.
-func findInside(root int, path string, resolve uint64) (fd int, err error) {
-	return unix.Openat2(root, strings.TrimPrefix(path, "/"), &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS | resolve,
-	})
-}
-
-// escapes are how /proc writes what would part its fields.
-var escapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // allNeighbours is how many there are, of IPv4 and of IPv6, in all namespaces: those that
 // are there for good too, which the kernel's own bound leaves out.

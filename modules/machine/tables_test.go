@@ -22,7 +22,6 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
-	"github.com/multipaas/multipaas/appliance/netns"
 )
 
 const (
@@ -46,6 +45,17 @@ func TestHolder(t *testing.T) {
 func hold(t *testing.T, how string) error {
 	if strings.HasPrefix(how, "FUSE") {
 		return holdFUSE(t, how)
+	}
+	if strings.HasPrefix(how, "very many files") {
+		const want = 1200
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 2 * want, Max: 2 * want}); err != nil {
+			return err
+		}
+		socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		for i := 0; i < want && err == nil; i++ {
+			_, err = unix.Dup(socket)
+		}
+		return err
 	}
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test
 	own, err := os.Open("/proc/thread-self/ns/net")
@@ -156,7 +166,7 @@ func holder(t *testing.T, s *Sandbox, how string, memory int64, first uint32) (u
 // one with less than its share isn't.
 func TestTables(t *testing.T) {
 	var log strings.Builder
-	s := NewSandbox(Config{Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	s := NewSandbox(Config{Dir: t.TempDir(), Look: testLook, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	// machine is a process in the control group of one.
 	machine := func(how string, memory int64) (ended func()) {
 		uid := holder(t, s, how, memory, 0)
@@ -173,6 +183,7 @@ func TestTables(t *testing.T) {
 	neighbours := tables(1 << 30)[0]
 	neighbours.most = heldEach / 2
 	neighbours.share = func(memory int64) int { return int(memory) }
+	neighbours.files = func(int64) int { return 1000 }
 	machine("few", heldEach+50) // less than its share; an interface has some by itself
 	for _, how := range []string{"lives there", "open file", "socket", "mount"} {
 		ended := machine(how, heldEach-1)
@@ -191,8 +202,9 @@ func TestTables(t *testing.T) {
 	if err := s.relieve(t.Context(), neighbours); err == nil || !strings.Contains(err.Error(), "of which machines show 3") {
 		t.Errorf("with one machine that holds its share: %v", err)
 	}
-	neighbours.most = 1 << 30
-	if err := s.relieve(t.Context(), neighbours); err != nil {
+	below := neighbours
+	below.most = 1 << 30
+	if err := s.relieve(t.Context(), below); err != nil {
 		t.Errorf("below the bound: %v", err)
 	}
 	if tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); !errors.Is(err, unix.ENXIO) {
@@ -206,22 +218,52 @@ func TestTables(t *testing.T) {
 		t.Errorf("connections: %v", err)
 	}
 	ended()
-	// What a machine has made keeps who looks waiting.
-	machine("socket again", heldEach-1)
-	stuck, hang := connections, make(chan struct{})
-	stuck.in = func(*netns.NS) (int, error) { <-hang; return 0, nil }
-	for range 2 {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-		if err := s.relieve(ctx, stuck); err == nil || !strings.Contains(err.Error(), "of which machines show 0") {
-			t.Errorf("with a machine that can't be looked through: %v", err)
+	// Who keeps from being counted is ended when nobody shows why there are so many.
+	for _, c := range []struct{ how, said string }{
+		{"very many files", "(it has more than 1000 files open)"},
+		{"FUSE over a namespace", "(what it has made keeps who looks waiting)"},
+	} {
+		uid := holder(t, s, c.how, heldEach+50, 0)
+		began := time.Now()
+		if err := s.relieve(t.Context(), neighbours); err != nil {
+			t.Errorf("%s: %v", c.how, err)
 		}
-		cancel()
+		if took := time.Since(began); took > 15*time.Second {
+			t.Errorf("%s: it took %v", c.how, took)
+		}
+		text, _ := os.ReadFile(s.home(uid).at(consoleName))
+		if said := lastLine(string(text)); !strings.Contains(said, c.said) {
+			t.Errorf("%s: its last words are %q", c.how, said)
+		}
+		if pids, err := cgroup.Procs(cgroupName(uid)); err != nil || len(pids) > 0 {
+			t.Errorf("%s: processes %v are left: %v", c.how, pids, err)
+		}
+		if _, busy := s.looking.Load(uid); busy {
+			t.Errorf("%s: who looked waits still", c.how)
+		}
 	}
-	if !strings.Contains(log.String(), "keeps an earlier look waiting") {
-		t.Errorf("it was looked at twice:\n%s", log.String())
+	// One that holds more is ended, and not who only hides.
+	hides := holder(t, s, "very many files again", heldEach+50, 0)
+	ended = machine("socket again", heldEach-1)
+	if err := s.relieve(t.Context(), neighbours); err != nil {
+		t.Error(err)
 	}
-	close(hang)
-	if n := strings.Count(log.String(), "ended because"); n != 5 {
+	ended()
+	if pids, err := cgroup.Procs(cgroupName(hides)); err != nil || len(pids) == 0 {
+		t.Errorf("who has many files open was ended: %v", err)
+	}
+	// What the kernel doesn't tell is said once.
+	secret := connections
+	secret.all = func() (int, error) { return 0, &os.PathError{Op: "open", Path: "/proc/slabinfo", Err: unix.EACCES} }
+	for range 2 {
+		if err := s.relieve(t.Context(), secret); err != nil {
+			t.Errorf("what can't be counted: %v", err)
+		}
+	}
+	if n := strings.Count(log.String(), "does not say how full"); n != 1 {
+		t.Errorf("it is said %d times", n)
+	}
+	if n := strings.Count(log.String(), "ended because"); n != 8 {
 		t.Errorf("the log tells of %d:\n%s", n, log.String())
 	}
 	for _, table := range tables(1 << 34) {
