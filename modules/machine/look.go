@@ -178,7 +178,7 @@ func (s *Sandbox) awaitLook(ctx context.Context, uid string, ended <-chan error)
 // signal ends it then: it is run in a process of its own.
 func Look(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) < 2 {
-		return errors.New("want TABLE ENOUGH UID=FILES...")
+		return errors.New("want TABLE, ENOUGH, and for each machine UID=FILES")
 	}
 	known := tables(0)
 	i := slices.IndexFunc(known, func(t table) bool { return t.name == args[0] })
