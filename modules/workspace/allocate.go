@@ -63,18 +63,25 @@ func (c *Controller) allocate(ctx context.Context, w *resource.Workspace) error 
 
 // giveUsers gives a workspace that was made when there were no ranges of users one of its
 // own, by a claim on a number that no network has: its own can't change while it runs.
-// Machines that are there keep what their disks were made with.
+// Machines that are there keep what their disks were made with. w stays as it is: what was
+// drawn in vain is another's. It may use the datastore's reserve, for it makes nothing that
+// anybody asked for.
 func (c *Controller) giveUsers(ctx context.Context, w *resource.Workspace) error {
-	return c.claim(ctx, w, &w.Status.UserRange, func() []store.Op {
-		return []store.Op{store.Of[resource.Workspace](c.cfg.Store).UpdateOp(w)}
+	given := *w
+	return c.claim(store.WithReserve(ctx), &given, &given.Status.UserRange, func() []store.Op {
+		return []store.Op{store.Of[resource.Workspace](c.cfg.Store).UpdateOp(&given)}
 	})
 }
 
 // claim draws a number that nobody has, in one commit with what with returns once it
 // is drawn. They are random, so that none is used again soon.
 func (c *Controller) claim(ctx context.Context, w *resource.Workspace, number *uint32, with func() []store.Op) error {
+	draw := c.draw
+	if draw == nil {
+		draw = func() uint32 { return firstVNI + mathrand.Uint32N(lastVNI-firstVNI+1) }
+	}
 	for range draws {
-		*number = firstVNI + mathrand.Uint32N(lastVNI-firstVNI+1)
+		*number = draw()
 		ops := with()
 		claim := &resource.VNI{Workspace: w.Key(), UID: w.UID, Network: w.Status.ID, Servers: []string{c.cfg.Server}}
 		claim.Name = strconv.FormatUint(uint64(*number), 10)

@@ -112,6 +112,8 @@ type Controller struct {
 
 	bounds mirror.Bounds // of what is read of clusters
 
+	draw func() uint32 // a number that nobody may have; nil: at random
+
 	placing sync.Mutex // one placement at a time, so that no node is promised twice
 
 	held    sync.Map // UIDs of workspaces whose claims name who may have something of them
@@ -286,7 +288,12 @@ func (c *Controller) reconcile(ctx context.Context, key string) (time.Duration, 
 		return 0, nil // another server runs it
 	}
 	if usersOf(w) == 0 {
-		return 0, c.giveUsers(ctx, w)
+		err := c.giveUsers(ctx, w)
+		if err == nil {
+			return 0, nil // the write queues it again
+		}
+		// What is there goes on without, as it did: only new machines need them.
+		c.cfg.Log.Warn("a workspace from before gets no range of users", "workspace", key, "err", err)
 	}
 	keys, err := store.Of[resource.WorkspaceKeys](c.cfg.Store).Get(ctx, key)
 	if err != nil {

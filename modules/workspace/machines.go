@@ -67,6 +67,10 @@ func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
 		}
 		return "", nil
 	}
+	if usersOf(w) == 0 { // the controller's log says why
+		p.again = reconcile.Soonest(p.again, time.Minute)
+		return "no users of the hosts are free for new machines of it: it is tried again, and the operator's log says more", nil
+	}
 	c.starved.LoadOrStore(w.Key(), "") // before it is looked who has room: what comes meanwhile is told
 	nodes := c.free(all)
 	for missing := w.Spec.Machines - len(stay); missing > 0; missing-- {
@@ -173,6 +177,9 @@ func shortage(nodes []*candidate, missing int, size resource.Size) (told, detail
 func (c *Controller) create(
 	ctx context.Context, w *resource.Workspace, own []*resource.Machine, node string,
 ) (*resource.Machine, error) {
+	if usersOf(w) == 0 { // the machine's root would be the host's
+		return nil, fmt.Errorf("workspace %s has no range of the host's users yet; the next pass tries to give it one", w.Key())
+	}
 	used, hosts := map[int]bool{}, map[string]bool{node: true}
 	for _, m := range own {
 		used[m.Spec.Index] = true

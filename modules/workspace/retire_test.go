@@ -89,7 +89,7 @@ func TestARetiredMachineLeavesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			w := &resource.Workspace{InOrganization: resource.NewInOrganization("acme/web", "shop")}
-			w.Spec.Machines = 1
+			w.Spec.Machines, w.Status.VNI = 1, firstVNI
 			m := &resource.Machine{InWorkspace: resource.NewInWorkspace("acme/web/shop", "shop-1")}
 			m.Status.Conditions.Set(resource.Condition{Type: resource.MachineRemoved, Status: resource.True})
 			m.DeletedAt = new(time.Now().Add(-c.since))
