@@ -91,6 +91,9 @@ func TestDoor(t *testing.T) {
 	if got, want := c.frontDoor(want).Names, []string{"api.paas.example", "registry.paas.example", "*.k8s.paas.example", "*.*.*.*.paas.example", "cloud.example"}; !slices.Equal(got, want) {
 		t.Errorf("names %q, want %q", got, want)
 	}
+	if got, want := c.frontDoor(want).Loose, []string{"*.paas.example", "cloud.example"}; !slices.Equal(got, want) {
+		t.Errorf("names for older agents %q, want %q", got, want)
+	}
 	one := ListenSettings{API: "192.0.2.10:7443", Kubernetes: "192.0.2.10:6443", Registry: "192.0.2.10:5000", HTTP: "192.0.2.10:80", HTTPS: "192.0.2.10:443"}
 	none := c.Listen
 	none.HTTP = "198.51.100.7:80"

@@ -54,10 +54,10 @@ func (c Config) listeners(service []netip.Addr) (all network.Door) {
 func (c Config) frontDoor(service []netip.Addr) wire.Door {
 	d := wire.Door{Names: []string{
 		"api." + c.Domain, "registry." + c.Domain, "*." + resource.KubeDomain(c.Domain), "*.*.*.*." + c.Domain,
-	}}
+	}, Loose: []string{"*." + c.Domain}}
 	for _, n := range c.ServerNames {
 		if _, err := netip.ParseAddr(n); err != nil {
-			d.Names = append(d.Names, strings.ToLower(n))
+			d.Names, d.Loose = append(d.Names, strings.ToLower(n)), append(d.Loose, strings.ToLower(n))
 		}
 	}
 	has := map[netip.Addr]int{}

@@ -1,8 +1,10 @@
 package wire
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -97,6 +99,41 @@ func TestNamesOfTheDoor(t *testing.T) {
 	} {
 		if got := d.Has(name); got != want {
 			t.Errorf("%q: %v, want %v", name, got, want)
+		}
+	}
+}
+
+// TestNamesOfTheDoorWhileHostsAreUpgraded: hosts and servers don't change at the same time.
+func TestNamesOfTheDoorWhileHostsAreUpgraded(t *testing.T) {
+	const app, site = "hello.shop.web.acme.paas.example", "pacs.paas.example"
+	// old is what an agent from before makes of a message.
+	old := func(message []byte, name string) bool {
+		var d struct{ Names []string }
+		if err := json.Unmarshal(message, &d); err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(d.Names, func(n string) bool {
+			above, below := strings.CutPrefix(n, "*")
+			return n == name || below && strings.HasSuffix(name, above) && len(name) > len(above)
+		})
+	}
+	message, err := json.Marshal(Door{Names: []string{"*.*.*.*.paas.example"}, Loose: []string{"*.paas.example"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !old(message, app) {
+		t.Errorf("an agent from before finds no app by %s", message)
+	}
+	for from, c := range map[string]struct {
+		message string
+		site    bool
+	}{"this one": {string(message), false}, "before": {`{"names":["*.paas.example"]}`, true}} {
+		var d Door
+		if err := json.Unmarshal([]byte(c.message), &d); err != nil {
+			t.Fatal(err)
+		}
+		if !d.Has(app) || d.Has(site) != c.site {
+			t.Errorf("by a server from %s: the app is the door's: %v, a name of the site's: %v", from, d.Has(app), d.Has(site))
 		}
 	}
 }

@@ -100,14 +100,22 @@ type State struct {
 type Door struct {
 	// Names are in lower case, without a dot at the end. "*.NAME" is all that is below NAME,
 	// "*.*.NAME" all that has two labels more at least, and so on.
-	Names     []string     `json:"names,omitempty"`
+	Names []string `json:"patterns,omitempty"`
+	// Loose are names for agents that know "*.NAME" alone, so that their pods find apps
+	// until their host is upgraded: more is the door's to them. The next release leaves
+	// them out. Who has Names doesn't read them; a server from before sends nothing else.
+	Loose     []string     `json:"names,omitempty"`
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
 // Has says whether a name, however it is written, is one of the door's.
 func (d Door) Has(name string) bool {
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
-	return slices.ContainsFunc(d.Names, func(n string) bool {
+	names := d.Names
+	if len(names) == 0 {
+		names = d.Loose
+	}
+	return slices.ContainsFunc(names, func(n string) bool {
 		end := strings.TrimLeft(n, "*.")
 		labels := strings.Count(n, "*")
 		if labels == 0 {
