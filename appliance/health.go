@@ -74,10 +74,12 @@ func (b *base) checkDisk(context.Context) {
 }
 
 // addHealth adds who looks whether the server is well.
-func (s *server) addHealth(d *database, users part[*identity.Identity], planes part[*planes], nodes cacheOf[*resource.Node]) {
+func (s *server) addHealth(
+	d *database, users part[*identity.Identity], planes part[*planes], nodes cacheOf[*resource.Node], claims cacheOf[*resource.VNI],
+) {
 	n := &needs{}
-	add(s.graph, "health", n, s.watchHealth(s.checkDisk, s.checkDatabase(d), s.checkNodes(nodes.of(n)), planes.value.check,
-		s.checkFirstAdmin(users.of(n))))
+	add(s.graph, "health", n, s.watchHealth(s.checkDisk, s.checkDatabase(d), s.checkNodes(nodes.of(n), claims.of(n)),
+		planes.value.check, s.checkFirstAdmin(users.of(n))))
 }
 
 // addWatches adds who knows this host's other addresses, who looks whether another host

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/multipaas/multipaas/appliance/problem"
 	"github.com/multipaas/multipaas/modules/identity"
 	"github.com/multipaas/multipaas/modules/node"
 	"github.com/multipaas/multipaas/modules/resource"
@@ -74,9 +75,9 @@ func (s *server) named() (all []netip.Addr) {
 	return all
 }
 
-func (s *server) checkNodes(nodes *store.Cache[*resource.Node]) func(context.Context) {
+func (s *server) checkNodes(nodes *store.Cache[*resource.Node], claims *store.Cache[*resource.VNI]) func(context.Context) {
 	return func(context.Context) {
-		known := map[string]bool{}
+		known, overdue := map[string]bool{}, node.Overdue(claims.List(""), time.Now())
 		for _, n := range nodes.List("") {
 			known["node "+n.Name] = true
 			var err error
@@ -86,10 +87,11 @@ func (s *server) checkNodes(nodes *store.Cache[*resource.Node]) func(context.Con
 			s.problems.Update(node.Silent, "node "+n.Name, err)
 			s.problems.Update(node.Differs, "node "+n.Name, differs(n))
 			s.problems.Update(node.NotShown, "node "+n.Name, notShown(n))
+			s.problems.Update(node.Keeps, "node "+n.Name, overdue[n.UID])
 		}
-		s.problems.ClearOthers(node.Silent, known)
-		s.problems.ClearOthers(node.Differs, known)
-		s.problems.ClearOthers(node.NotShown, known)
+		for _, p := range []problem.Problem{node.Silent, node.Differs, node.NotShown, node.Keeps} {
+			s.problems.ClearOthers(p, known)
+		}
 	}
 }
 

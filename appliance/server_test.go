@@ -65,7 +65,7 @@ func TestBoot(t *testing.T) {
 		"registry":      "first-admin accounts organizations certificate " + store + caches + "workspacekeys vnis",
 		"deployer":      store + "apps workspaces planes registry",
 		"plane-router":  "planes",
-		"health":        "nodes first-admin",
+		"health":        "nodes vnis first-admin",
 		"api":           store + "first-admin planes registry tasks " + caches + "workspacekeys vnis certificate",
 	}
 	for _, p := range s.graph.Status() {

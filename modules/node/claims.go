@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -82,7 +83,6 @@ func dropFrom(ctx context.Context, db *store.Store, claim *resource.VNI, out fun
 // them. Nodes that were removed with their machines' ends confirmed have no disk of
 // theirs; a network without machines on a host that is none of ours reaches nobody.
 func (m *Monitor) free(ctx context.Context) error {
-	var nodes map[string]bool // that are there, by UID
 	for _, claim := range m.Claims.List("") {
 		if !claim.Retired {
 			continue
@@ -94,29 +94,65 @@ func (m *Monitor) free(ctx context.Context) error {
 			}
 			continue
 		}
-		if len(claim.Nodes) == 0 {
-			continue
-		}
-		if nodes == nil {
-			// Not the cache: it may be behind the claims'.
-			all, _, err := store.Of[resource.Node](m.Store).List(ctx, "", "", 0)
+		for uid, name := range claim.Nodes {
+			there, err := m.there(ctx, name, uid)
 			if err != nil {
-				return fmt.Errorf("list nodes: %w", err)
+				return err
 			}
-			nodes = map[string]bool{}
-			for _, n := range all {
-				nodes[n.UID] = true
+			if there {
+				continue
 			}
-		}
-		for uid := range claim.Nodes {
-			if !nodes[uid] {
-				if err := dropFrom(ctx, m.Store, claim, func(v *resource.VNI) { delete(v.Nodes, uid) }); err != nil {
-					return err
-				}
+			if err := dropFrom(ctx, m.Store, claim, func(v *resource.VNI) { delete(v.Nodes, uid) }); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// there says whether a node is. A cache that has it is believed; one that has not may be
+// behind the claims'.
+func (m *Monitor) there(ctx context.Context, name, uid string) (bool, error) {
+	if n, ok := m.Nodes.Get(name); ok && n.UID == uid {
+		return true, nil
+	}
+	n, err := store.Of[resource.Node](m.Store).Get(ctx, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("node %s: %w", name, err)
+	}
+	return n.UID == uid, nil
+}
+
+// keptFor is how long a node may hold something of a workspace that is gone before it is
+// a problem.
+const keptFor = 24 * time.Hour
+
+// Overdue says of nodes, by UID, which claims of workspaces long gone wait for their word.
+func Overdue(claims []*resource.VNI, now time.Time) map[string]error {
+	since := func(v *resource.VNI) time.Time {
+		if v.RetiredAt.IsZero() {
+			return v.CreatedAt
+		}
+		return v.RetiredAt
+	}
+	claims = slices.DeleteFunc(slices.Clone(claims), func(v *resource.VNI) bool {
+		return !v.Retired || now.Sub(since(v)) < keptFor
+	})
+	slices.SortFunc(claims, func(a, b *resource.VNI) int { return since(a).Compare(since(b)) })
+	kept := map[string][]*resource.VNI{}
+	for _, v := range claims {
+		for uid := range v.Nodes {
+			kept[uid] = append(kept[uid], v)
+		}
+	}
+	all := map[string]error{}
+	for uid, of := range kept {
+		all[uid] = fmt.Errorf("numbers kept for it: %d, the first is %s of workspace %s, gone since %s",
+			len(of), of[0].Name, of[0].Workspace, since(of[0]).UTC().Format(time.RFC3339))
+	}
+	return all
 }
 
 // giveUp are the writes that go with giving up a machine on a node: its disk may come

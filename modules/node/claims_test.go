@@ -8,12 +8,17 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
+	"github.com/multipaas/multipaas/testing/parttest"
+	"github.com/multipaas/multipaas/testing/storetest"
 	"github.com/multipaas/multipaas/testing/wait"
 )
 
@@ -176,4 +181,100 @@ func TestClaimsOutliveWorkspaces(t *testing.T) {
 		return nil
 	})
 	want("when n3 is wiped", false, nil, nil)
+}
+
+// TestClaimsThatNobodyGivesBackAreSaid: who keeps one for a day is named, with since when.
+func TestClaimsThatNobodyGivesBackAreSaid(t *testing.T) {
+	now := time.Date(2030, 1, 10, 12, 0, 0, 0, time.UTC)
+	claim := func(name string, age time.Duration, nodes ...string) *resource.VNI {
+		v := &resource.VNI{Meta: resource.Meta{Name: name, CreatedAt: now.Add(-1000 * time.Hour)}, Workspace: "acme/web/w" + name, Retired: true, RetiredAt: now.Add(-age), Nodes: map[string]string{}}
+		for _, n := range nodes {
+			v.Nodes["uid-"+n] = n
+		}
+		return v
+	}
+	used, before := claim("4", 100*time.Hour, "n1", "n4"), claim("5", 0, "n5")
+	used.Retired, before.RetiredAt = false, time.Time{}
+	got := Overdue([]*resource.VNI{claim("1", 25*time.Hour, "n1", "n2"), claim("2", 26*time.Hour, "n1"), claim("3", 23*time.Hour, "n2", "n3"), used, before, claim("6", 99*time.Hour)}, now)
+	want := map[string]string{
+		"uid-n1": "numbers kept for it: 2, the first is 2 of workspace acme/web/w2, gone since 2030-01-09T10:00:00Z",
+		"uid-n2": "numbers kept for it: 1, the first is 1 of workspace acme/web/w1, gone since 2030-01-09T11:00:00Z",
+		"uid-n5": "numbers kept for it: 1, the first is 5 of workspace acme/web/w5, gone since 2029-11-29T20:00:00Z",
+	}
+	if len(got) != len(want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	for uid, text := range want {
+		if got[uid] == nil || got[uid].Error() != text {
+			t.Errorf("%s: %v, want %s", uid, got[uid], text)
+		}
+	}
+}
+
+// counting is a way to etcd that counts who asks.
+type counting struct {
+	clientv3.KV
+	asked atomic.Int32
+}
+
+func (c *counting) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	c.asked.Add(1)
+	return c.KV.Get(ctx, key, opts...)
+}
+
+func (c *counting) Txn(ctx context.Context) clientv3.Txn {
+	c.asked.Add(1)
+	return c.KV.Txn(ctx)
+}
+
+// TestClaimsThatAreKeptCostNothing: the datastore is asked about a node that the cache
+// does not know, and no other; one whose name another has is gone.
+func TestClaimsThatAreKeptCostNothing(t *testing.T) {
+	etcd, ctx := storetest.Start(t), t.Context()
+	client := clientv3.NewCtxClient(ctx)
+	kv := &counting{KV: etcd.Client.KV}
+	client.KV, client.Watcher, client.Lease = kv, etcd.Client.Watcher, etcd.Client.Lease
+	db := store.New(client)
+	nodes, claims := store.Of[resource.Node](db), store.Of[resource.VNI](db)
+	known, late := &resource.Node{Meta: resource.Meta{Name: "n1"}}, &resource.Node{Meta: resource.Meta{Name: "n2"}}
+	claim := &resource.VNI{Meta: resource.Meta{Name: "5000"}, Retired: true, Nodes: map[string]string{}}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(db.Commit(ctx, nodes.CreateOp(known)))
+	claim.Nodes[known.UID] = known.Name
+	must(claims.Create(ctx, claim))
+	m := &Monitor{Log: slog.New(slog.DiscardHandler), Store: db, Nodes: nodes.Cache(nil), Claims: claims.Cache(nil), now: time.Now}
+	stop := parttest.Run(t, m.Nodes.Run)
+	parttest.Run(t, m.Claims.Run)
+	before := kv.asked.Load()
+	for range 10 {
+		must(m.free(ctx))
+	}
+	if asked := kv.asked.Load() - before; asked != 0 {
+		t.Errorf("looking at one claim ten times asks the datastore %d times", asked)
+	}
+
+	stop() // the cache stays behind
+	must(nodes.Create(ctx, late))
+	_, err := claims.Modify(ctx, claim.Name, func(v *resource.VNI) error {
+		v.Nodes[late.UID], v.Nodes["gone"], v.Nodes["former"] = late.Name, "n9", late.Name
+		return nil
+	})
+	must(err)
+	wait.For(t, wait.Patience, "who is no node is out of the claim", func(context.Context) error {
+		must(m.free(ctx))
+		now, err := claims.Get(ctx, claim.Name)
+		must(err)
+		if now.Nodes[known.UID] == "" || now.Nodes[late.UID] == "" {
+			t.Fatalf("a node that is there was taken out: %v", now.Nodes)
+		}
+		if len(now.Nodes) != 2 {
+			return fmt.Errorf("it names %v", now.Nodes)
+		}
+		return nil
+	})
 }

@@ -37,3 +37,16 @@ var Differs = problem.Problem{
 	Remedy: "If the host has really moved or grown: mp nodes set NODE --address ADDRESS, --cpu, --memory or --disk; " +
 		"else look who is on it.",
 }
+
+// Keeps is what is said about a node of which the claims of workspaces that are gone for
+// a day wait.
+var Keeps = problem.Problem{
+	Code:     "node-keeps-claims",
+	Title:    "A node has not said that it holds nothing of workspaces that are gone",
+	Severity: problem.Medium,
+	After:    10 * time.Minute, // one that has come back says it with its first report
+	Text: "No other workspace gets their numbers of networks and users until it does: " +
+		"its disk may have their files.",
+	Remedy: "Upgrade the host's multipaas if it is older than the server's, and look in its log what it can't take away; " +
+		"if it is lost for good: mp nodes remove NODE --lost",
+}

@@ -360,6 +360,8 @@ type VNI struct {
 	Network   string `json:"network,omitempty"` // ID of the workspace's network
 	Retired   bool   `json:"retired,omitempty"` // the workspace is gone
 
+	RetiredAt time.Time `json:"retiredAt,omitzero"` // zero: an older version wrote Retired
+
 	// Nodes were given a machine of the workspace, and Lost were given up with one:
 	// nobody but they themselves knows what is on their disks. By UID, with names.
 	Nodes map[string]string `json:"nodes,omitempty"`

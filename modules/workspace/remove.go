@@ -77,7 +77,7 @@ func (c *Controller) remove(ctx context.Context, w *resource.Workspace) error {
 		ops = append(ops, store.Of[resource.WorkspaceKeys](db).DeleteOp(keys))
 		// The claims stay until the nodes, too, have said that nothing is left.
 		retired, err := c.onClaims(ctx, w, func(v *resource.VNI) bool {
-			v.Retired = true
+			v.Retired, v.RetiredAt = true, time.Now()
 			c.leave(v)
 			return true
 		})
