@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // What requests of planes may have in this process's memory at one time. A tenant
@@ -42,6 +44,9 @@ const (
 	remembered = time.Hour
 )
 
+// errUnread is what a stream ends with whose connection does, for what its plane doesn't read.
+var errUnread = status.Error(codes.ResourceExhausted, "this workspace's plane reads its watches too slowly")
+
 // shares are what all planes have in memory together.
 type shares struct {
 	all *semaphore.Weighted
@@ -73,6 +78,8 @@ type share struct {
 	onTheWay int64
 	// before are the bytes of what was there before, of that.
 	before int64
+	// beyond are the bytes that streams send beyond the share, since they can't wait for it.
+	beyond int64
 	slots  chan struct{} // of watches that send with what was there before
 	scans  chan struct{} // of watches that begin in the past
 
@@ -277,6 +284,8 @@ type hold struct {
 	mu    sync.Mutex
 	bytes int64
 	slow  bool // it is of what slow planes have
+	// beyond says that it isn't of the share.
+	beyond bool
 	// since is when it came to wait for the plane; zero: it doesn't.
 	since time.Time
 	// sent says that the rest is with what gRPC sends, and ends with that.
@@ -311,9 +320,32 @@ func (h *hold) take(ctx context.Context, bytes int64) error {
 		}
 		return err
 	}
+	return h.has(bytes, slow)
+}
+
+// beyond is a hold of what a plane may have beyond its share, for which nobody waits.
+// What is too much ends the connection.
+func (c *connection) beyond(bytes int64) (*hold, error) {
+	c.share.mu.Lock()
+	c.share.beyond += bytes
+	over := c.share.beyond > sendingBytes
+	c.share.mu.Unlock()
+	h := &hold{of: c, beyond: true}
+	err := h.has(bytes, false)
+	if over {
+		h.shrink(0)
+		c.end()
+		return nil, errUnread
+	}
+	return h, err
+}
+
+// has notes what the hold has. It is an error if the connection has ended: then it has nothing.
+func (h *hold) has(bytes int64, slow bool) error {
 	h.mu.Lock()
 	h.bytes, h.slow, h.since = bytes, slow, time.Time{}
 	h.mu.Unlock()
+	c := h.of
 	c.mu.Lock()
 	closed := c.holds == nil
 	if !closed {
@@ -362,11 +394,17 @@ func (h *hold) free(bytes, left int64, slow bool) {
 	if bytes <= 0 {
 		return
 	}
-	h.of.share.bytes.Release(bytes)
-	if slow {
-		h.of.shares.slow.Release(bytes)
+	if h.beyond {
+		h.of.share.mu.Lock()
+		h.of.share.beyond -= bytes
+		h.of.share.mu.Unlock()
+	} else {
+		h.of.share.bytes.Release(bytes)
+		if slow {
+			h.of.shares.slow.Release(bytes)
+		}
+		h.of.shares.all.Release(bytes)
 	}
-	h.of.shares.all.Release(bytes)
 	if left == 0 {
 		h.of.mu.Lock()
 		delete(h.of.holds, h)

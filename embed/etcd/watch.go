@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,7 +34,7 @@ const (
 	// freeBytes of what a watch sends are in no share: streams have a bound.
 	freeBytes = 64 << 10
 	// sendingBytes of events may be on the way to a plane, as much of what was there before
-	// each, and sendingAtOnce with that.
+	// each, sendingAtOnce with that, and as much beyond its share.
 	sendingBytes, sendingAtOnce = planeBytes, 8
 
 	// A lease for events ends with the youngest of them, an hour and a little after it was made;
@@ -46,10 +47,17 @@ const (
 // watches is the stream of a plane's watches. What waits there to be read is in no share
 // as it is read, since etcd keeps it for each stream: who doesn't read for long, or
 // writes much meanwhile, has his connection ended, and his watches begin where they were.
+//
+// No stream waits for itself. What one has of the share for the past goes back only as it
+// sends, so SendMsg waits, for the share or for a slot, only while the stream has none of
+// that and asks for none. RecvMsg takes its turn before it asks: what SendMsg waits for
+// then is with other streams, of which by the same rule none waits for this one.
 type watches struct {
 	grpc.ServerStream
 	of     *connection
 	member *etcdserver.EtcdServer
+	// turn is taken by SendMsg while it may wait, and by RecvMsg to say that it is about to.
+	turn chan struct{}
 
 	mu     sync.Mutex
 	ended  bool
@@ -61,13 +69,19 @@ type watches struct {
 
 // behind is a watch that begins in the past, until it has been sent what came since.
 type behind struct {
-	hold *hold
+	hold *hold // nil: it needs none of the share
 	last int64 // revision of the last change
 	prev bool
 }
 
 func (f *front) watches(c *connection, s grpc.ServerStream) *watches {
-	return &watches{ServerStream: s, of: c, member: f.log.member.Load(),
+	w := newWatches(c, s)
+	w.member = f.log.member.Load()
+	return w
+}
+
+func newWatches(c *connection, s grpc.ServerStream) *watches {
+	return &watches{ServerStream: s, of: c, turn: make(chan struct{}, 1),
 		open: map[int64]struct{}{}, behind: map[int64]*behind{}, prev: map[int64]bool{}}
 }
 
@@ -105,25 +119,70 @@ func (w *watches) RecvMsg(m any) error {
 	// etcd would read it for all streams at once, whoever waits to send.
 	b := &behind{prev: r.PrevKv}
 	r.PrevKv = false
-	size, last, ok, err := w.changes(r)
-	if err != nil {
-		return err
+	look := w.changes(r)
+	// What filters leave out would be waited for.
+	if len(r.Key)+len(r.RangeEnd) > maxKey || len(r.Filters) > 0 || w.of.share.watchers.Load() >= maxWatchers {
+		look = func() (_, _ int64, ok bool, _ error) { return 0, 0, false, nil }
 	}
-	switch {
-	case !ok, len(r.Key)+len(r.RangeEnd) > maxKey, w.of.share.watchers.Load() >= maxWatchers:
+	ok, err := w.begin(b, look)
+	if !ok {
 		r.Key, r.RangeEnd, r.StartRevision = nil, nil, -1
-	case size > 0:
-		h, err := w.of.hold(w.Context(), behindCopies*size)
-		if err != nil {
-			return err
+	}
+	return err
+}
+
+// begin notes a watch that is about to be made, which has then what it takes of the share.
+// Look says how many bytes it is behind by, and the last revision of them: while the watch
+// waits that may become more. Not ok: it is too much.
+func (w *watches) begin(b *behind, look func() (size, last int64, ok bool, err error)) (ok bool, err error) {
+	size, last, ok, err := look()
+	if err != nil {
+		return false, err
+	}
+	if ok && size > 0 {
+		b.hold = &hold{of: w.of}
+	}
+	if err := w.expect(b); err != nil {
+		return false, err
+	}
+	for has := int64(0); ok && behindCopies*size > has; {
+		b.free()
+		has = min(max(behindCopies*size, 2*has, freeBytes), planeBytes)
+		if err := b.hold.take(w.Context(), has); err != nil {
+			return false, err
 		}
-		h.wait(true)
-		b.hold, b.last = h, last
+		b.hold.wait(true)
+		w.mu.Lock()
+		ended := w.ended
+		w.mu.Unlock()
+		if ended { // etcd doesn't wait for who reads
+			b.free()
+			return false, io.EOF
+		}
+		if size, last, ok, err = look(); err != nil {
+			return false, err
+		}
+	}
+	if !ok {
+		b.free()
+	}
+	b.last = last
+	return ok, nil
+}
+
+// expect notes a watch that etcd makes next.
+func (w *watches) expect(b *behind) error {
+	if b.hold != nil {
+		select {
+		case w.turn <- struct{}{}:
+			defer func() { <-w.turn }()
+		case <-w.Context().Done():
+			return status.FromContextError(w.Context().Err()).Err()
+		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.ended { // etcd doesn't wait for who reads
-		b.free()
+	if w.ended {
 		return io.EOF
 	}
 	w.made = append(w.made, b)
@@ -136,43 +195,22 @@ func (w *watches) SendMsg(m any) error {
 	size := int64(proto.Size(r))
 	defer w.of.share.done(w, size)
 	w.of.share.begin(w, size)
-	b, prev, inShare := w.note(r)
-	if prev {
-		// Who has a slot may wait for the share: so who has some of that doesn't wait for a slot.
-		if inShare {
-			select {
-			case w.of.share.slots <- struct{}{}:
-				defer func() { <-w.of.share.slots }()
-			case <-w.Context().Done():
-				return status.FromContextError(w.Context().Err()).Err()
-			}
-		}
-		read, ok := w.before(r)
-		defer w.of.share.more(-read)
-		if !ok {
-			w.mu.Lock()
-			delete(w.behind, r.WatchId)
-			w.mu.Unlock()
-			b.free()
-			// As after a compaction: whoever wants it lists anew.
-			return w.send(&pb.WatchResponse{Header: r.Header, WatchId: r.WatchId, Canceled: true, CompactRevision: r.Header.Revision})
-		}
-		size = int64(proto.Size(r))
+	b, ok, release, err := w.room(r)
+	defer release()
+	if err != nil {
+		return err
 	}
-	if b == nil && inShare {
-		if size > freeBytes {
-			h, err := w.of.hold(w.Context(), min(size, planeBytes))
-			if err != nil {
-				return err
-			}
-			b = &behind{hold: h}
-		}
+	if !ok {
+		w.done(r.WatchId)
+		// As after a compaction: whoever wants it lists anew.
+		return w.send(&pb.WatchResponse{Header: r.Header, WatchId: r.WatchId, Canceled: true, CompactRevision: r.Header.Revision})
 	}
 	if b == nil {
 		return w.send(r)
 	}
 	p := page{hold: b.hold}
 	if err := p.add(r); err != nil {
+		b.free()
 		return err
 	}
 	if n := len(r.Events); n > 0 && r.Events[n-1].Kv.ModRevision < b.last {
@@ -181,12 +219,66 @@ func (w *watches) SendMsg(m any) error {
 	w.mu.Lock()
 	delete(w.behind, r.WatchId)
 	w.mu.Unlock()
-	return w.send(p.ready())
+	err = w.send(p.ready())
+	// Of a stream that is over meanwhile gRPC forgets to say that it won't be sent.
+	if w.Context().Err() != nil {
+		b.free()
+	}
+	return err
+}
+
+// room is what r is sent with: nil if it needs nothing. Not ok: with what was there before
+// it is too much. Release what it has besides once it is sent, whatever the error.
+func (w *watches) room(r *pb.WatchResponse) (b *behind, ok bool, release func(), err error) {
+	var slot bool
+	var read int64
+	release = func() {
+		w.of.share.more(-read)
+		if slot {
+			<-w.of.share.slots
+		}
+	}
+	w.turn <- struct{}{}
+	defer func() { <-w.turn }()
+	b, prev, waits := w.note(r)
+	if prev {
+		// Who has a slot may wait for the share: so who has some of that doesn't wait for a slot.
+		if waits {
+			select {
+			case w.of.share.slots <- struct{}{}:
+				slot = true
+			case <-w.Context().Done():
+				return nil, false, release, status.FromContextError(w.Context().Err()).Err()
+			}
+		}
+		if read, ok = w.before(r); !ok {
+			return nil, false, release, nil
+		}
+	}
+	size := min(int64(proto.Size(r)), planeBytes)
+	if b != nil || size <= freeBytes {
+		return b, true, release, nil
+	}
+	var h *hold
+	if waits {
+		h, err = w.of.hold(w.Context(), size)
+	} else {
+		h, err = w.of.beyond(size)
+	}
+	return &behind{hold: h}, true, release, err
+}
+
+// done is of a watch that has nothing of the share any more.
+func (w *watches) done(id int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.behind[id].free()
+	delete(w.behind, id)
 }
 
 // note notes what r says of its watch, and returns what that is behind by, if r has some
-// of it. The rest is in the share unless the stream has more there: it would wait for itself.
-func (w *watches) note(r *pb.WatchResponse) (b *behind, prev, inShare bool) {
+// of it. Waits says whether the stream may wait for the share: it has none, and asks for none.
+func (w *watches) note(r *pb.WatchResponse) (b *behind, prev, waits bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -205,7 +297,9 @@ func (w *watches) note(r *pb.WatchResponse) (b *behind, prev, inShare bool) {
 		if b.prev {
 			w.prev[r.WatchId] = true
 		}
-	case r.Canceled && r.CompactRevision != 0: // etcd has it until the client cancels it, too
+	case r.Canceled && r.CompactRevision != 0: // etcd has it until the client cancels it, but sends no more
+		w.behind[r.WatchId].free()
+		delete(w.behind, r.WatchId)
 	case r.Canceled:
 		if _, ok := w.open[r.WatchId]; ok {
 			delete(w.open, r.WatchId)
@@ -217,7 +311,8 @@ func (w *watches) note(r *pb.WatchResponse) (b *behind, prev, inShare bool) {
 	case len(r.Events) > 0:
 		b, prev = w.behind[r.WatchId], w.prev[r.WatchId]
 	}
-	return b, prev, len(w.behind) == 0
+	past := func(b *behind) bool { return b.hold != nil }
+	return b, prev, len(w.behind) == 0 && !slices.ContainsFunc(w.made, past)
 }
 
 // before adds what was there before each change, as etcd does: if it is known still. The
@@ -285,49 +380,54 @@ func (s *share) wrote(bytes int64) {
 	}
 }
 
-// changes are the bytes that a watch which begins in the past is behind by, and the
-// revision of the last of them. Not ok: they are too many, or too far back to say. A plane
-// has them looked for one watch after the other, and never among what others have.
-func (w *watches) changes(r *pb.WatchCreateRequest) (size, last int64, ok bool, err error) {
+// changes looks for the bytes that a watch which begins in the past is behind by, and the
+// revision of the last of them, each time with what came since. Not ok: they are too many,
+// or too far back to say. A plane has that looked for one watch after the other, and never
+// among what others have.
+func (w *watches) changes(r *pb.WatchCreateRequest) (look func() (size, last int64, ok bool, err error)) {
 	m := w.member
 	kv := m.KV()
-	now := kv.Rev()
-	if r.StartRevision <= 0 || r.StartRevision > now || r.StartRevision < kv.FirstRev() || w.denied(r) {
-		return 0, 0, true, nil
-	}
-	if now-r.StartRevision > maxBehind {
-		return 0, 0, false, nil
-	}
-	select {
-	case w.of.share.scans <- struct{}{}:
-		defer func() { <-w.of.share.scans }()
-	case <-w.Context().Done():
-		return 0, 0, false, w.Context().Err()
-	}
-	from, to := mvcc.NewRevBytes(), mvcc.NewRevBytes()
-	for at := r.StartRevision; at <= now; at += behindStep {
-		if err := w.Context().Err(); err != nil {
-			return 0, 0, false, err
+	var size, last, next int64 // next: from there on nobody looked
+	return func() (int64, int64, bool, error) {
+		if next == 0 && (r.StartRevision <= 0 || r.StartRevision > kv.Rev() || r.StartRevision < kv.FirstRev() || w.denied(r)) {
+			return 0, 0, true, nil
 		}
-		from = mvcc.RevToBytes(mvcc.Revision{Main: at}, from)
-		to = mvcc.RevToBytes(mvcc.Revision{Main: min(at+behindStep, now+1)}, to)
-		tx := m.Backend().ReadTx()
-		tx.RLock()
-		// Not by number: what is on its way to the disk would come first. These are not
-		// copies, and no longer there once the lock is gone.
-		revisions, values := tx.UnsafeRange(schema.Key, from, to, 0)
-		for i, v := range values {
-			if watched(r, keyOf(v)) {
-				size += int64(len(v))
-				last = int64(binary.BigEndian.Uint64(revisions[i]))
-			}
+		select {
+		case w.of.share.scans <- struct{}{}:
+			defer func() { <-w.of.share.scans }()
+		case <-w.Context().Done():
+			return 0, 0, false, w.Context().Err()
 		}
-		tx.RUnlock()
-		if size > behindBytes {
+		now := kv.Rev()
+		if now-r.StartRevision > maxBehind {
 			return 0, 0, false, nil
 		}
+		from, to := mvcc.NewRevBytes(), mvcc.NewRevBytes()
+		for at := max(r.StartRevision, next); at <= now; at += behindStep {
+			if err := w.Context().Err(); err != nil {
+				return 0, 0, false, err
+			}
+			from = mvcc.RevToBytes(mvcc.Revision{Main: at}, from)
+			to = mvcc.RevToBytes(mvcc.Revision{Main: min(at+behindStep, now+1)}, to)
+			tx := m.Backend().ReadTx()
+			tx.RLock()
+			// Not by number: what is on its way to the disk would come first. These are not
+			// copies, and no longer there once the lock is gone.
+			revisions, values := tx.UnsafeRange(schema.Key, from, to, 0)
+			for i, v := range values {
+				if watched(r, keyOf(v)) {
+					size += int64(len(v))
+					last = int64(binary.BigEndian.Uint64(revisions[i]))
+				}
+			}
+			tx.RUnlock()
+			if size > behindBytes {
+				return 0, 0, false, nil
+			}
+		}
+		next = now + 1
+		return size, last, true, nil
 	}
-	return size, last, true, nil
 }
 
 // denied says whether etcd won't have the watch, because it isn't of the plane's own.
