@@ -108,6 +108,7 @@ type connection struct {
 	mu     sync.Mutex
 	holds  map[*hold]struct{} // nil: it has ended
 	unread int64
+	cut    bool // it was ended for what is unread, which counts no more
 }
 
 // connect counts a connection. It is an error if the plane has too many.
@@ -166,11 +167,42 @@ func (c *connection) stood() {
 	c.end()
 }
 
-// came counts what has come of bodies. What is too much ends the connection.
+// came counts what has come of bodies. When a plane has too much of that, the connection
+// ends that has most: what was sent on others, or was never read of requests that are
+// long over, is not the doing of whoever sends next.
 func (c *connection) came(bytes int64) {
-	if c.more(bytes) > maxUnread {
-		c.end()
+	if c.more(bytes) <= maxUnread {
+		return
 	}
+	if most := c.shares.mostUnread(c.share); most != nil {
+		most.end()
+	}
+}
+
+// mostUnread is the connection of a plane on which most is unread, which counts no more. It
+// is nil if too much no longer is.
+func (s *shares) mostUnread(sh *share) (most *connection) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sh.unread.Load() <= maxUnread {
+		return nil
+	}
+	unread := int64(0)
+	for c := range sh.connections {
+		c.mu.Lock()
+		if c.unread > unread {
+			most, unread = c, c.unread
+		}
+		c.mu.Unlock()
+	}
+	if most != nil {
+		most.mu.Lock()
+		most.cut = true
+		sh.unread.Add(-most.unread)
+		most.unread = 0
+		most.mu.Unlock()
+	}
+	return most
 }
 
 // read counts what gRPC has read.
@@ -181,7 +213,7 @@ func (c *connection) read(bytes int64) { c.more(-bytes) }
 func (c *connection) more(bytes int64) (unread int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.holds == nil {
+	if c.holds == nil || c.cut {
 		return 0
 	}
 	c.unread += bytes

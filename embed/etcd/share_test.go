@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -73,6 +75,53 @@ func TestUnreadAfterTheEnd(t *testing.T) {
 	c.close()
 	if n := c.share.unread.Load(); n != 0 {
 		t.Errorf("%d bytes", n)
+	}
+}
+
+// TestMostUnread: when a plane has too much unread, the connection ends on which most of
+// it is, whoever sends next, and then there is room again.
+func TestMostUnread(t *testing.T) {
+	s := newShares()
+	connect := func() (*connection, *wire, net.Conn) {
+		ours, theirs := net.Pipe()
+		w := &wire{Conn: ours, raw: ours}
+		c, err := s.connect("plane-a", w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.of = c
+		t.Cleanup(func() { _ = w.Close() })
+		return c, w, theirs
+	}
+	ended := func(theirs net.Conn) bool {
+		if err := theirs.SetReadDeadline(time.Now().Add(-time.Second)); err != nil {
+			return true
+		}
+		_, err := theirs.Read(make([]byte, 1))
+		return errors.Is(err, io.EOF)
+	}
+	guilty, _, guiltyEnd := connect()
+	next, _, nextEnd := connect()
+	guilty.came(maxUnread - 100)
+	next.came(50)
+	for range 10 {
+		next.came(60)
+		next.read(60)
+		if ended(nextEnd) {
+			t.Fatal("who sends next is ended")
+		}
+	}
+	if !ended(guiltyEnd) {
+		t.Error("who has most unread isn't ended")
+	}
+	guilty.came(1000) // what is on the way still
+	if n := next.share.unread.Load(); n != 50 {
+		t.Errorf("%d bytes are unread", n)
+	}
+	guilty.close()
+	next.close()
+	if n := next.share.unread.Load(); n != 0 {
+		t.Errorf("in the end %d bytes are unread", n)
 	}
 }
 
