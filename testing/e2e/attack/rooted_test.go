@@ -45,7 +45,9 @@ func (s *suite) toolInMachine(t *testing.T) string {
 	if out, err := put.CombinedOutput(); err != nil {
 		t.Fatalf("put the tool into A's machine: %v: %s", err, out)
 	}
-	t.Cleanup(func() { _ = s.inMachine(context.WithoutCancel(t.Context()), t, "rm", tool).Run() })
+	// Made here: the test's context, by which A's machine is found, is done when cleanup begins.
+	remove := s.inMachine(context.WithoutCancel(t.Context()), t, "rm", tool)
+	t.Cleanup(func() { _ = remove.Run() })
 	return tool
 }
 
