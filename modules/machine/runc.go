@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -69,7 +70,23 @@ func (r runc) state(ctx context.Context, id string) (c container, ok bool, err e
 	if err := json.Unmarshal(out, &c); err != nil {
 		return c, false, fmt.Errorf("runc state %s: %w", id, err)
 	}
+	if c.running() && ending(c.PID) {
+		c.Status = "stopped"
+	}
 	return c, true, nil
+}
+
+// ending says whether a process is on its way out. The first of a machine stays so until all
+// others have ended, which may be never (Sandbox.kill), and is taken for one that runs by runc.
+func ending(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // proc_pid_stat(5): the name may hold anything
+	f := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if err != nil || len(f) < 7 {
+		return false
+	}
+	const exiting = 0x4 // PF_EXITING
+	flags, err := strconv.ParseUint(f[6], 10, 64)
+	return err == nil && flags&exiting != 0
 }
 
 // start runs the bundle's process and returns when it runs. Its output goes to
