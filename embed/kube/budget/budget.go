@@ -30,7 +30,8 @@ type Store interface {
 	// Used is what it holds, in bytes.
 	Used(ctx context.Context) (int64, error)
 	// Reclaim gives free what is only history, but for the last keep of it. It is called
-	// again and again while the datastore is nearly full.
+	// again and again while the datastore is nearly full, and need not do all at once: writers
+	// may have to wait for it.
 	Reclaim(ctx context.Context, keep time.Duration) error
 }
 
@@ -80,16 +81,16 @@ type Budget struct {
 	store Store
 	now   func() time.Time
 
-	measuring sync.Mutex // held while Store is asked
-	mu        sync.Mutex
-	used      int64 // as measured
-	at        time.Time
-	since     int64 // written after at, an upper bound
-	history   [ages]int64
-	age       int64 // the number of the youngest slot of history
-	share     Share
-	shared    time.Time // when the share file was written that share is from
-	told      Status    // of look alone
+	asking  chan struct{} // holds one while Store is asked
+	mu      sync.Mutex
+	used    int64 // as measured
+	at      time.Time
+	since   int64 // written after at, an upper bound
+	history [ages]int64
+	age     int64 // the number of the youngest slot of history
+	share   Share
+	shared  time.Time // when the share file was written that share is from
+	told    Status    // of look alone
 }
 
 // ages is the number of slots that the time of history is divided into.
@@ -100,7 +101,7 @@ func New(cfg Config, store Store) *Budget {
 	if store == nil {
 		cfg.LimitBytes = 0
 	}
-	b := &Budget{cfg: cfg, store: store, now: time.Now, share: Share{LimitBytes: cfg.LimitBytes}}
+	b := &Budget{cfg: cfg, store: store, now: time.Now, asking: make(chan struct{}, 1), share: Share{LimitBytes: cfg.LimitBytes}}
 	b.readShare()
 	return b
 }
@@ -205,19 +206,33 @@ func (b *Budget) slot() int64 {
 	return b.age % ages
 }
 
+// ask waits until nobody else asks the Store. Without an error asked has to follow.
+func (b *Budget) ask(ctx context.Context) error {
+	select {
+	case b.asking <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (b *Budget) asked() { <-b.asking }
+
 // measure asks the datastore, unless somebody else has done it since at.
 func (b *Budget) measure(ctx context.Context, at time.Time) error {
-	b.measuring.Lock()
-	defer b.measuring.Unlock()
+	// Not ctx's end alone: a datastore that hangs, or makes room, must not hold every writer.
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := b.ask(ctx); err != nil {
+		return err
+	}
+	defer b.asked()
 	b.mu.Lock()
 	done, before := b.at != at, b.since
 	b.mu.Unlock()
 	if done {
 		return nil
 	}
-	// Not ctx's end alone: a datastore that hangs must not hold every writer.
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
 	used, err := b.store.Used(ctx)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -268,9 +283,11 @@ func (b *Budget) look(ctx context.Context, near bool, at time.Time) error {
 			keep = keptWhenFull
 		}
 		b.mu.Unlock()
-		b.measuring.Lock()
-		err := b.store.Reclaim(ctx, keep)
-		b.measuring.Unlock()
+		err := b.ask(ctx)
+		if err == nil {
+			err = b.store.Reclaim(ctx, keep)
+			b.asked()
+		}
 		if err != nil {
 			return fmt.Errorf("reclaim: %w", err)
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -232,4 +233,37 @@ func TestShare(t *testing.T) {
 	if got := b.limit(); got != 10*mib {
 		t.Errorf("without the file: the limit is %d, want its own", got)
 	}
+}
+
+// slow is a disk that makes room until it is told to stop.
+type slow struct {
+	disk
+	stop chan struct{}
+}
+
+func (s *slow) Reclaim(context.Context, time.Duration) error {
+	<-s.stop
+	return nil
+}
+
+// TestMakingRoomHoldsNoWriter: a write that has to wait for the datastore is refused by
+// what is known, and not held until the API server gives it up.
+func TestMakingRoomHoldsNoWriter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &slow{stop: make(chan struct{})}
+		store.used.Store(10 * mib)
+		b := New(Config{LimitBytes: 10 * mib}, store)
+		b.used, b.at = 10*mib, time.Now().Add(-time.Minute)
+		go func() { _ = b.look(t.Context(), true, b.at) }()
+		synctest.Wait()
+		begun := time.Now()
+		if err := b.Admit(t.Context(), growth(1)); err == nil || !strings.Contains(err.Error(), "full") {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(begun); took > 10*time.Second {
+			t.Errorf("the write was held for %s", took)
+		}
+		close(store.stop)
+		synctest.Wait()
+	})
 }

@@ -164,9 +164,14 @@ func (s *sqlite) cutLog(ctx context.Context) error {
 	return err
 }
 
-// freePages is how many are given back to the disk in one transaction, which
-// holds up writers: 16 MiB.
-const freePages = 4096
+const (
+	// freePages is how many are given back to the disk in one transaction, which
+	// holds up writers: 16 MiB.
+	freePages = 4096
+	// freeFor is how long one call gives pages back, about. A write near the limit waits for
+	// the end of it.
+	freeFor = 2 * time.Second
+)
 
 // Reclaim drops history, but for the last keep of it, or kine's minimum, gives
 // free pages back to the disk, and cuts the log if it is long. Watches that are behind start over, as after any
@@ -187,7 +192,8 @@ func (s *sqlite) Reclaim(ctx context.Context, keep time.Duration) error {
 			return err
 		}
 	}
-	for before := int64(math.MaxInt64); ; {
+	begun := time.Now()
+	for before := int64(math.MaxInt64); time.Since(begun) < freeFor; {
 		var free int64
 		if err := s.db.QueryRowContext(ctx, "PRAGMA freelist_count").Scan(&free); err != nil {
 			return err
