@@ -2,7 +2,9 @@ package attack
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,6 +62,7 @@ func testPots(t *testing.T, s *suite) {
 	t.Run("neighbours", p.neighbours) // whose packets are flows that A's place is full of
 	t.Run("served", p.served)
 	t.Run("hoarded", p.hoarded) // ends A's machine
+	t.Run("silent", p.silent)   // too
 }
 
 // kernel has A take from each pot and B use them meanwhile.
@@ -287,17 +291,22 @@ func (p *potter) hoarded(t *testing.T) {
 	root := p.from[0]
 	ctx, cancel := context.WithTimeout(t.Context(), wait.Patience)
 	defer cancel()
-	cmd := root.command(ctx, "hoard")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
+	for i, how := range [][]string{{"hoard", "hidden"}, {"hoard"}} {
+		if i > 0 {
+			p.back(t)
+		}
+		cmd := root.command(ctx, how...)
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		began := time.Now()
+		out, err := cmd.CombinedOutput()
+		took := time.Since(began).Round(time.Millisecond)
+		p.record(t, attempt{What: "fill the kernel's table of neighbours for good: " + strings.Join(how, " "), From: root.name, Want: "the machine is ended",
+			Got: fmt.Sprintf("%v after %s: %s", err, took, out), Blocked: err != nil && ctx.Err() == nil})
 	}
-	defer in.Close()
-	began := time.Now()
-	out, err := cmd.CombinedOutput()
-	took := time.Since(began).Round(time.Millisecond)
-	p.record(t, attempt{What: "fill the kernel's table of neighbours for good", From: root.name, Want: "the machine is ended",
-		Got: fmt.Sprintf("%v after %s: %s", err, took, out), Blocked: err != nil && ctx.Err() == nil})
 	// An address of the host's network that it has not spoken to yet.
 	fresh := p.Lab.Subnet().Addr()
 	for range 240 {
@@ -313,6 +322,12 @@ func (p *potter) hoarded(t *testing.T) {
 	said, err := host.command(t.Context(), hostTool, "meet", net.JoinHostPort(fresh.String(), "443"), "0").CombinedOutput()
 	answered := err == nil && (strings.HasPrefix(string(said), "connected 10,") || strings.Contains(string(said), "connection refused"))
 	p.record(t, attempt{What: "starve a host of neighbours", From: root.name, Want: "it finds who it has not spoken to yet", Got: string(said), Blocked: answered})
+	p.back(t)
+}
+
+// back waits until A's machine and its pod run again.
+func (p *potter) back(t *testing.T) {
+	t.Helper()
 	wait.For(t, wait.Patience, "A's machine is back", func(ctx context.Context) error { return p.inMachine(ctx, t, "true").Run() })
 	wait.For(t, wait.Patience, "A's pod is back", func(context.Context) error {
 		if r := p.in(t, p.attacker, "/tool", "who"); r.Code != 0 {
@@ -320,4 +335,80 @@ func (p *potter) hoarded(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// silent has root in A's machine keep waiting whoever looks into it, for ever and beyond any
+// signal, and be ended then.
+func (p *potter) silent(t *testing.T) {
+	root := p.from[0]
+	// As udev makes it, which a lab has not: for everybody.
+	fuse := p.home.host.Root("dev/fuse")
+	info, err := os.Stat(fuse)
+	if err := cmp.Or(err, os.Chmod(fuse, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.Chmod(fuse, info.Mode().Perm()) }()
+	cmd := root.command(context.WithoutCancel(t.Context()), "silent", "mounted", "nowhere")
+	in, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	var words strings.Builder
+	cmd.Stderr = &words
+	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { in.Close(); _ = cmd.Wait() }()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err == nil {
+		err = said(line, "silent")
+	}
+	if err != nil {
+		_ = cmd.Wait()
+		err = fmt.Errorf("%w: %s", err, words.String())
+	}
+	if !p.control(t, "the root of A's machine is a file system that does not answer", err) {
+		return
+	}
+	began := time.Now()
+	fresh := func(after time.Time) error {
+		var nodes struct {
+			Items []struct {
+				Name   string
+				Status struct {
+					Phase       string
+					HeartbeatAt time.Time
+				}
+			}
+		}
+		if err := json.Unmarshal([]byte(p.Must(t, datacenter.Admin, "nodes", "list", "-o", "json")), &nodes); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range nodes.Items {
+			if n.Name == p.home.host.Name() && (n.Status.Phase != "Ready" || !n.Status.HeartbeatAt.After(after)) {
+				return fmt.Errorf("%s is %s, last heard of at %v", n.Name, n.Status.Phase, n.Status.HeartbeatAt)
+			}
+		}
+		return nil
+	}
+	// One report may have been under way.
+	for range 2 {
+		after := time.Now()
+		err = errors.Join(err, wait.Until(t.Context(), wait.Patience, "A's host reports", func(context.Context) error { return fresh(after) }))
+	}
+	p.record(t, attempt{What: "keep the host from reporting, by a root that does not answer", From: root.name, Want: "its reports go on",
+		Got: fmt.Sprintf("%v after %v", err, time.Since(began).Round(time.Second)), Blocked: err == nil})
+
+	// It is ended, though no signal ends it, and started again.
+	uid := strings.TrimPrefix(p.home.name, "mpm-")
+	began = time.Now()
+	runc, err := filepath.Glob(p.home.host.Root("var/lib/multipaas/payload/trees/*/runtime/runc"))
+	if err != nil || len(runc) == 0 {
+		t.Fatalf("no runc: %v", err)
+	}
+	if out, err := p.home.host.Run(t.Context(), strings.TrimPrefix(runc[0], p.home.host.Root()), "--root", "/run/multipaas/runc", "kill", uid, "KILL"); err != nil {
+		t.Fatalf("end A's machine: %v: %s", err, out)
+	}
+	err = wait.Until(t.Context(), wait.Patience, "A's machine runs", func(ctx context.Context) error { return p.inMachine(ctx, t, "true").Run() })
+	p.record(t, attempt{What: "live on beyond the machine's end, waiting for an answer of its own", From: root.name, Want: "the machine is started again",
+		Got: fmt.Sprintf("%v after %v", err, time.Since(began).Round(time.Second)), Blocked: err == nil})
+	p.back(t)
 }

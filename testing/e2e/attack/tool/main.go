@@ -37,6 +37,10 @@
 //	tool churn ADDRESS SECONDS      TCP connections that are over at once
 //	tool half ADDRESS SECONDS       TCP connections that nobody answers
 //	tool scan NETWORK...            a packet to each address
+//	tool hoard [hidden]             neighbours, until its input ends; hidden: in namespaces
+//	                                that are left, by a process behind others with many files
+//	tool silent [mounted|nowhere]   the machine's root becomes a FUSE that never answers,
+//	                                processes wait for each other
 //	tool take                       what the kernel counts for all or for a user, until
 //	                                its input ends; one line each, "NAME NUMBER REASON"
 //
@@ -131,7 +135,13 @@ func run(args []string) int {
 	case "scan":
 		err = scan(args[1:])
 	case "hoard":
-		err = hoard()
+		err = hoard(args[1:])
+	case "decoy":
+		err = decoy()
+	case "silent":
+		err = silent(args[1:])
+	case "undead":
+		err = undead(args[1])
 	case "take":
 		err = take()
 	case "use":

