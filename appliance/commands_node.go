@@ -70,10 +70,18 @@ func joinCommand(version string) *cli.Command {
 
 func runCommand(version string) *cli.Command {
 	return &cli.Command{
-		Name:   "run",
-		Usage:  "run a node that has joined",
-		Flags:  configFlags(),
-		Action: func(c *cli.Context) error { return role(c, version, RunNode) },
+		Name:  "run",
+		Usage: "run a node that has joined",
+		Flags: configFlags(),
+		Action: func(c *cli.Context) error {
+			return role(c, version, func(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
+				// Before anything is unpacked or changed on this machine.
+				if _, _, err := agent.Joined(cfg.Paths.Node()); err != nil {
+					return err
+				}
+				return RunNode(ctx, cfg, version, log)
+			})
+		},
 	}
 }
 

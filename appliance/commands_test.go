@@ -5,6 +5,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/urfave/cli/v2"
 )
 
 // TestUnitsStartAgain: whatever ends a service, it is started again, but for a node that
@@ -30,15 +32,18 @@ func TestUnitsStartAgain(t *testing.T) {
 	}
 }
 
-func TestAddressMayStandAnywhere(t *testing.T) {
-	for _, c := range [][2]string{
-		{"multipaas node join https://a:7443 --name n1", "multipaas node join --name n1 https://a:7443"},
-		{"multipaas node join --name n1 https://a:7443", "multipaas node join --name n1 https://a:7443"},
-		{"multipaas node leave", "multipaas node leave"},
-		{"multipaas status --config https://a", "multipaas status --config https://a"},
-	} {
-		if got := strings.Join(AddressLast(strings.Fields(c[0])), " "); got != c[1] {
-			t.Errorf("%s: got %s, want %s", c[0], got, c[1])
+// TestNodeThatHasNotJoined: it says so and what to do, and leaves the machine as it was.
+func TestNodeThatHasNotJoined(t *testing.T) {
+	for _, verb := range []string{"run", "leave"} {
+		dir := t.TempDir()
+		app := cli.App{Commands: []*cli.Command{NodeCommand("test")}, ExitErrHandler: func(*cli.Context, error) {}}
+		err := app.RunContext(t.Context(), []string{"multipaas", "node", verb, "--data-dir", dir, "--address", "192.0.2.11"})
+		if err == nil || !strings.Contains(err.Error(), "this machine has not joined any platform") ||
+			!strings.Contains(err.Error(), "multipaas node join https://SERVER:7443") {
+			t.Errorf("node %s: %v", verb, err)
+		}
+		if made, _ := os.ReadDir(dir); len(made) > 0 {
+			t.Errorf("node %s made %v", verb, made)
 		}
 	}
 }

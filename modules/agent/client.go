@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -55,6 +56,10 @@ func Joined(dir string) (server, name string, err error) {
 
 func readIdentity(dir string) (*identity, error) {
 	data, err := os.ReadFile(identityFile(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("this machine has not joined any platform, as it does with: "+
+			"multipaas node join https://SERVER:7443 (%w)", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("node identity: %w", err)
 	}

@@ -103,9 +103,7 @@ func verifyPinned(cs tls.ConnectionState, pin string) ([]byte, error) {
 // are drained and removed by the running agent, which then ends.
 func Leave(ctx context.Context, dir string) error {
 	c, err := Open(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return errors.New("this machine has not joined any platform")
-	} else if err != nil {
+	if err != nil {
 		return err
 	}
 	return c.call(ctx, wire.LeavePath, struct{}{}, nil)
