@@ -33,9 +33,13 @@ func run(args []string) int {
 	case "kubectl":
 		args = append([]string{"multipaas", "kubectl"}, args[1:]...)
 	}
-	err := failpoint.Arm(os.Getenv(failpoint.Variable), appliance.Failpoints())
+	app := table()
+	args, err := client.Arrange(app, args)
 	if err == nil {
-		err = table().RunContext(ctx, appliance.AddressLast(args))
+		err = failpoint.Arm(os.Getenv(failpoint.Variable), appliance.Failpoints())
+	}
+	if err == nil {
+		err = app.RunContext(ctx, args)
 	}
 	if err == nil {
 		return 0

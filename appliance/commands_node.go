@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -30,9 +29,10 @@ func NodeCommand(version string) *cli.Command {
 // lookCommand is what lookAtMachines runs.
 func lookCommand() *cli.Command {
 	return &cli.Command{
-		Name:   "look",
-		Hidden: true,
-		Action: func(c *cli.Context) error { return machine.Look(c.Context, c.Args().Slice(), c.App.Writer) },
+		Name:            "look",
+		Hidden:          true,
+		SkipFlagParsing: true,
+		Action:          func(c *cli.Context) error { return machine.Look(c.Context, c.Args().Slice(), c.App.Writer) },
 	}
 }
 
@@ -48,7 +48,7 @@ func joinCommand(version string) *cli.Command {
 	return &cli.Command{
 		Name:      "join",
 		Usage:     "join a platform, then run as its node",
-		ArgsUsage: "https://SERVER:7443",
+		ArgsUsage: "[https://SERVER:7443]",
 		Description: "Joins with a token that works once (`multipaas token create --role node` on the platform), then runs the\n" +
 			"node in the foreground until SIGTERM. If this machine has joined already, it only runs. The token is never an\n" +
 			"argument, since every process can read those:\n\n" +
@@ -104,19 +104,6 @@ func leaveCommand() *cli.Command {
 			return nil
 		},
 	}
-}
-
-// AddressLast moves the server's address behind the flags of `node join`:
-// urfave/cli takes flags only before arguments, people write them anywhere.
-func AddressLast(args []string) []string {
-	if len(args) < 4 || args[1] != "node" || args[2] != "join" {
-		return args
-	}
-	i := slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, "https://") })
-	if i < 0 {
-		return args
-	}
-	return append(slices.Delete(slices.Clone(args), i, i+1), args[i])
 }
 
 // joinOnce joins, unless this machine has: it may leave the server's name out then.

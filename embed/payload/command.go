@@ -74,12 +74,6 @@ func Command() *cli.Command {
 func command(run cli.ActionFunc, cmd *cli.Command) *cli.Command {
 	cmd.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return usagef("%v", err) }
 	cmd.Action = func(c *cli.Context) error {
-		switch {
-		case cmd.ArgsUsage == "" && c.NArg() > 0:
-			return usagef("%s takes no arguments", cmd.Name)
-		case cmd.ArgsUsage != "" && c.NArg() == 0, !strings.HasSuffix(cmd.ArgsUsage, "...") && c.NArg() > 1:
-			return usagef("%s: give %s", cmd.Name, cmd.ArgsUsage)
-		}
 		err := run(c)
 		if _, ok := err.(cli.ExitCoder); ok || err == nil {
 			return err
