@@ -194,10 +194,32 @@ func (p *program) parse(ctx context.Context, r resolved, fn func(*call) error) e
 		Action: func(c *cli.Context) error {
 			this := &call{Context: c, program: p, cmd: r.cmd, path: path}
 			defer this.endSession()
+			if err := this.checkNumbers(); err != nil {
+				return err
+			}
 			return fn(this)
 		},
 	}
 	return app.RunContext(ctx, slices.Concat([]string{p.name}, r.flags, []string{"--"}, r.args))
+}
+
+// checkNumbers refuses numbers and times below 0: none of our flags has a use for one.
+func (c *call) checkNumbers() error {
+	for _, f := range c.cmd.flags {
+		name, negative := f.Names()[0], false
+		switch f.(type) {
+		case *cli.IntFlag:
+			negative = c.Int(name) < 0
+		case *cli.Int64Flag:
+			negative = c.Int64(name) < 0
+		case *cli.DurationFlag:
+			negative = c.Duration(name) < 0
+		}
+		if negative {
+			return usagef("give 0 or more", "%s: --%s can't be %v", c.path, name, c.Value(name))
+		}
+	}
+	return nil
 }
 
 // buildVersion is what the linker knows about this file.
@@ -241,7 +263,7 @@ The configuration is in MP_CONFIG, or ~/.config/multipaas. Exit codes: 0 ok, 1 f
 		},
 		sub: []*command{
 			p.initCommand(), p.registerCommand(), p.loginCommand(), p.logoutCommand(), p.sessionCommand(), p.passwdCommand(),
-			p.accountCommands(), p.organizationCommands(), p.userCommands(), p.invitationCommands(), p.invitationCommands(),
+			p.accountCommands(), p.organizationCommands(), p.userCommands(), p.invitationCommands(),
 			p.workspaceCommands(), p.namespaceCommands(), p.clusterCommands(),
 			p.appCommands(), p.imageCommands(), p.taskCommands(), p.nodeCommands(),
 			p.kubeCredentialCommand(), p.completionCommand(), p.versionCommand(),

@@ -88,6 +88,15 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 				seen[n] = true
 			}
 		}
+		names := map[string]bool{}
+		for _, s := range c.sub {
+			for _, n := range s.called() {
+				if names[n] {
+					t.Errorf("%s: command %s twice", path, n)
+				}
+				names[n] = true
+			}
+		}
 		for _, s := range c.sub {
 			check(path+" "+s.called()[0], s)
 		}
