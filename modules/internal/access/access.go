@@ -146,7 +146,7 @@ func NotFound() error {
 	return &Refusal{
 		Reason: ErrNotFound,
 		Text:   "There is no such thing, or you have no role there.",
-		Remedy: "Check the name; `mp session` shows where you have a role.",
+		Remedy: "Check the name; `mp session --check` shows where you have a role.",
 	}
 }
 
