@@ -6,6 +6,9 @@ import "net/netip"
 // what to write.
 func ParseNetwork(text string) (p netip.Prefix, wrong, remedy string) {
 	p, err := netip.ParsePrefix(text)
+	if one, notOne := netip.ParseAddr(text); notOne == nil && one.Is4() {
+		return p, "an address, not a network", "write " + text + "/32 for this one address"
+	}
 	switch {
 	case err != nil || !p.Addr().Is4():
 		return p, "not an IPv4 network", "write it as 10.0.0.0/16"
