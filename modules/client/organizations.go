@@ -195,7 +195,8 @@ func (c *call) takeRole(n noun[resource.Membership], t Target, users []string, r
 		if err := c.write(http.MethodDelete, t.at(n.in, n.many(), u), nil, nil); err != nil {
 			return err
 		}
-		fmt.Fprintf(c.out, "%s is no longer %s of %s.\n", printable(u), role, t)
+		// The server takes the role or the invitation to it, whichever there is.
+		fmt.Fprintf(c.out, "%s is now neither %s of %s nor invited to be one.\n", printable(u), role, t)
 	}
 	return nil
 }
