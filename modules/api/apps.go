@@ -27,6 +27,8 @@ const (
 	maxArguments     = 256
 	defaultPort      = 8080
 	defaultNamespace = "default"
+
+	portVariable = "PORT" // each instance has it, with the app's port
 )
 
 var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,252}$`)
@@ -46,7 +48,12 @@ func (a *API) appOperations() {
 		adopt:    func(now, body *resource.App) { now.Spec = body.Spec },
 		complete: completeApp,
 		check: func(_ context.Context, now, was *resource.App) error {
-			if err := checkApp(now.Spec); err != nil {
+			port, setsPort := now.Spec.Env[portVariable]
+			if was != nil {
+				old, had := was.Spec.Env[portVariable]
+				setsPort = setsPort && (!had || old != port) // it may have it from before this was refused
+			}
+			if err := checkApp(now.Spec, setsPort); err != nil {
 				return err
 			}
 			if was != nil && now.Spec.Namespace != was.Spec.Namespace {
@@ -97,8 +104,8 @@ func completeApp(now, was *resource.App) {
 	now.Spec.Port = cmp.Or(now.Spec.Port, defaultPort)
 }
 
-// checkApp says everything that is wrong with spec.
-func checkApp(spec resource.AppSpec) error {
+// checkApp says everything that is wrong with spec, which may set the variable PORT anew.
+func checkApp(spec resource.AppSpec, setsPort bool) error {
 	var fields []ProblemField
 	wrong := func(field, format string, args ...any) {
 		if len(fields) < 20 { // an environment can be wrong in hundreds of places
@@ -121,6 +128,9 @@ func checkApp(spec resource.AppSpec) error {
 		wrong("namespace", "%v", err)
 	} else if resource.IsSystemNamespace(spec.Namespace) {
 		wrong("namespace", "names that begin with kube- belong to Kubernetes")
+	}
+	if setsPort {
+		wrong("env", "%s is the port that the app listens on: set that instead, with `port` or mp's --port", portVariable)
 	}
 	size := 0
 	for name, value := range spec.Env {

@@ -288,6 +288,8 @@ func TestApp(t *testing.T) {
 		`{"spec":{"image":"hello:1","namespace":"No"}}`:                                  "namespace",
 		`{"spec":{"image":"hello:1","env":{"1x":"y"}}}`:                                  "variable",
 		`{"spec":{"image":"hello:1","env":{"X":"a\u0000b"}}}`:                            "NUL",
+		`{"spec":{"image":"hello:1","env":{"PORT":"8080"}}}`:                             "--port",
+		`{"spec":{"image":"hello:1","env":{"PORT":""}}}`:                                 "--port",
 		`{"spec":{"image":"hello:1","healthPath":"x"}}`:                                  "healthPath",
 		`{"spec":{"image":"hello:1","milliCPU":-5}}`:                                     "milliCPU",
 		`{"spec":{"image":"hello:1","tags":["x"]}}`:                                      "tags",
@@ -297,6 +299,18 @@ func TestApp(t *testing.T) {
 			t.Errorf("%.60s: %q is missing in %s", body, word, got.body)
 		}
 	}
+	// An app that has a PORT from before that was refused can be changed as ever.
+	s.want(http.StatusUnprocessableEntity, dev, "PUT", app, `{"spec":{"image":"acme/web/hello:1","env":{"PORT":""}}}`)
+	if _, err := store.Of[resource.App](s.store).Modify(t.Context(), "acme/web/shop/web", func(a *resource.App) error {
+		a.Spec.Env = map[string]string{"PORT": "99"}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s.want(http.StatusAccepted, dev, "PATCH", app, `{"spec":{"instances":2}}`)
+	s.want(http.StatusAccepted, dev, "PUT", app, `{"spec":{"image":"acme/web/hello:2","env":{"PORT":"99","A":"b"}}}`)
+	s.want(http.StatusUnprocessableEntity, dev, "PUT", app, `{"spec":{"image":"acme/web/hello:2","env":{"PORT":"98"}}}`)
+	s.want(http.StatusAccepted, dev, "PUT", app, `{"spec":{"image":"acme/web/hello:2","env":{"A":"b"}}}`)
 	s.want(http.StatusRequestEntityTooLarge, dev, "PUT", inShop+"/apps/wrong", `{"spec":{"image":"`+strings.Repeat("y", 200<<10)+`"}}`)
 	s.want(http.StatusUnprocessableEntity, dev, "PUT", app, `{"spec":{"image":"hello:1","namespace":"other"}}`)
 	s.want(http.StatusNotFound, dev, "PUT", inWeb+"/workspaces/nothere/apps/x", `{"spec":{"image":"hello:1"}}`)
