@@ -1,6 +1,7 @@
 package apps
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,14 +25,15 @@ type Images interface {
 
 // NoImageError says that there is no such image, and what there is instead.
 type NoImageError struct {
-	Ref  string
-	Have []string // "hello:1"; may be empty
+	Ref    string
+	Have   []string // "hello:1"; may be empty
+	Remedy string   // what to do if Have is empty; empty: to push it
 }
 
 func (e *NoImageError) Error() string {
 	switch n := len(e.Have); {
 	case n == 0:
-		return fmt.Sprintf("There is no image %s. Push it first.", e.Ref)
+		return fmt.Sprintf("There is no image %s. %s", e.Ref, cmp.Or(e.Remedy, "Push it first."))
 	case n > 10:
 		return fmt.Sprintf("There is no image %s. There are %s and %d more.", e.Ref, strings.Join(e.Have[:10], ", "), n-10)
 	default:
@@ -133,6 +135,7 @@ func (s *Sources) Resolve(ctx context.Context, workspace, ref string) (found res
 	none := &NoImageError{Ref: ref}
 	switch {
 	case host == s.Builtin:
+		none.Remedy = "Check its name and tag."
 		found.Digest, err = s.BuiltinDigest(repository, tag)
 	case slices.Contains(s.Registry, host):
 		if found, err = s.Own.Inspect(ctx, repository, tag); errors.Is(err, store.ErrNotFound) {
@@ -144,7 +147,12 @@ func (s *Sources) Resolve(ctx context.Context, workspace, ref string) (found res
 	case slices.Contains(s.Upstreams, host):
 		account, _, _ := strings.Cut(workspace, "/")
 		found, err = s.Own.InspectUpstream(ctx, account, host, repository, tag)
+		none.Remedy = "Check its name and tag, and that this platform may pull it there."
 	default:
+		account, rest, _ := strings.Cut(workspace, "/")
+		organization, _, _ := strings.Cut(rest, "/")
+		none.Remedy = fmt.Sprintf("This platform pulls nothing from %s: push the image to %s/%s/%s, "+
+			"or ask the operator to name %s among his registry_upstreams.", host, s.Registry[0], account, organization, host)
 		return found, none
 	}
 	if errors.Is(err, store.ErrNotFound) {

@@ -47,10 +47,11 @@ func TestSources(t *testing.T) {
 		"192.0.2.10:5000/acme/web/api@sha256:b":   "sha256:b",
 		"192.0.2.10:5000/acme/web/api:9":          "There is no image 192.0.2.10:5000/acme/web/api:9. There are api:1, api:2.",
 		"multipaas.internal/hello:1":              "sha256:h",
-		"multipaas.internal/hello:2":              "There is no image multipaas.internal/hello:2. Push it first.",
+		"multipaas.internal/hello:2":              "There is no image multipaas.internal/hello:2. Check its name and tag.",
 		"docker.io/library/nginx:1":               "sha256:n",
-		"docker.io/library/nginx:2":               "There is no image docker.io/library/nginx:2. Push it first.",
-		"quay.io/x/y:1":                           "There is no image quay.io/x/y:1. Push it first.",
+		"docker.io/library/nginx:2":               "There is no image docker.io/library/nginx:2. Check its name and tag, and that this platform may pull it there.",
+		"quay.io/x/y:1": "There is no image quay.io/x/y:1. This platform pulls nothing from quay.io: " +
+			"push the image to 192.0.2.10:5000/acme/web, or ask the operator to name quay.io among his registry_upstreams.",
 	} {
 		found, err := s.Resolve(t.Context(), "acme/web/shop", ref)
 		got := found.Digest
