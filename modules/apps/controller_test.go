@@ -254,6 +254,12 @@ func TestApps(t *testing.T) {
 	if got, want := d.Spec.Template.Spec.Containers[0].Image, "registry.example/acme/web/hello:1@sha256:"+strings.Repeat("1", 64); got != want {
 		t.Errorf("image %s, want %s", got, want)
 	}
+	// An autoscaler is told by the name under which the plane's controllers write.
+	if !slices.ContainsFunc(d.ManagedFields, func(f metav1.ManagedFieldsEntry) bool {
+		return f.Manager == planeManager && f.Subresource == "status"
+	}) {
+		t.Errorf("no controller of the plane is called %s: %+v", planeManager, d.ManagedFields)
+	}
 	pods, err := client.CoreV1().Pods("default").List(f.ctx, metav1.ListOptions{})
 	f.must(err)
 	if len(pods.Items) != 2 || pods.Items[0].Spec.NodeName == pods.Items[1].Spec.NodeName {

@@ -57,6 +57,10 @@ func (c *Controller) adoptScale(ctx context.Context, k *cluster, app *resource.A
 	return true, nil
 }
 
+// planeManager is the name under which the controllers of a plane write: that of its
+// program, since they run in one process with the rest of it.
+const planeManager = "plane"
+
 // scaler is who set the number of replicas past us, or "".
 func scaler(fields []metav1.ManagedFieldsEntry) string {
 	for _, f := range fields {
@@ -72,7 +76,7 @@ func scaler(fields []metav1.ManagedFieldsEntry) string {
 		if _, ok := set.Spec["f:replicas"]; !ok {
 			continue
 		}
-		if f.Manager == "kube-controller-manager" {
+		if f.Subresource == "scale" && f.Manager == planeManager {
 			return "a HorizontalPodAutoscaler"
 		}
 		// Anybody may choose that name.
