@@ -173,6 +173,8 @@ func TestStatus(t *testing.T) {
 		{"no such image", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: waiting("ErrImagePull", "x: not found")})}}, "", resource.Failed, resource.AppInstancesReady, "not found", true},
 		{"first crash", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: ended("Error", 3)})}}, "", resource.Creating, resource.AppInstancesReady, "it ended with exit code 3, once so far", false},
 		{"crash loop", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{RestartCount: 4, State: waiting("CrashLoopBackOff", "back-off"), LastTerminationState: ended("Error", 137)})}}, "", resource.Failed, resource.AppInstancesReady, "exit code 137, 4 times so far", true},
+		{"crash says where to look", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: ended("Error", 3)})}}, "", resource.Creating, resource.AppInstancesReady, "once so far. Its log says more.", false},
+		{"no such program", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{RestartCount: 3, State: waiting("CrashLoopBackOff", ""), LastTerminationState: ended("StartError", 128)})}}, "", resource.Failed, resource.AppInstancesReady, "3 times so far.$", true},
 		{"memory", seen{deployment: deployment(1, 1, 2, 2, 1), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{RestartCount: 3, State: waiting("CrashLoopBackOff", ""), LastTerminationState: ended("OOMKilled", 137)})}}, resource.Ready, resource.Degraded, resource.AppInstancesReady, "more memory than it may have", true},
 		{"doesn't listen", seen{deployment: deployment(1, 1, 2, 2, 0), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: running})}}, "", resource.Creating, resource.AppInstancesReady, "doesn't listen on port 8080", false},
 		{"stuck", seen{deployment: deployment(1, 1, 2, 2, 0, appsv1.DeploymentCondition{Type: appsv1.DeploymentProgressing, Status: corev1.ConditionFalse}), pods: []*corev1.Pod{podWith(corev1.ContainerStatus{State: running})}}, "", resource.Failed, resource.AppInstancesReady, "Nothing has moved for 5 minutes", true},
@@ -192,7 +194,7 @@ func TestStatus(t *testing.T) {
 					break
 				}
 			}
-			if wrong.Type != tt.condition || !strings.Contains(wrong.Message, tt.text) || wrong.Final != tt.final {
+			if wrong.Type != tt.condition || !strings.Contains(wrong.Message+"$", tt.text) || wrong.Final != tt.final {
 				t.Errorf("got %+v, want %s %q, final %v", wrong, tt.condition, tt.text, tt.final)
 			}
 		})

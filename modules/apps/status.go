@@ -209,18 +209,18 @@ func troubleIn(app *resource.App, s *corev1.ContainerStatus) trouble {
 		}
 	}
 	if ended != nil && (s.State.Running == nil || s.RestartCount > 0) {
-		how := fmt.Sprintf("it ended with exit code %d", ended.ExitCode)
+		how, hint := fmt.Sprintf("it ended with exit code %d", ended.ExitCode), " Its log says more."
 		switch {
 		case ended.Reason == "OOMKilled":
 			how = "it used more memory than it may have"
 		case ended.Reason == "StartError" || ended.Reason == "ContainerCannotRun":
-			how = "it could not be started: " + strings.TrimSuffix(sentence(ended.Message), ".")
+			how, hint = "it could not be started: "+strings.TrimSuffix(sentence(ended.Message), "."), "" // it has written no log
 		}
 		reason := ended.Reason
 		if w := s.State.Waiting; w != nil {
 			reason = w.Reason
 		}
-		return trouble{reason, fmt.Sprintf("An instance fails: %s, %s so far. Its log says more.", how, times(int(s.RestartCount))),
+		return trouble{reason, fmt.Sprintf("An instance fails: %s, %s so far.%s", how, times(int(s.RestartCount)), hint),
 			int(s.RestartCount) >= failedTimes}
 	}
 	if s.State.Running != nil {
