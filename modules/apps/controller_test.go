@@ -272,13 +272,13 @@ func TestApps(t *testing.T) {
 	}
 
 	// What somebody changes behind our back comes back.
-	_, err = client.AppsV1().Deployments("default").Patch(f.ctx, "hello", types.MergePatchType, []byte(`{"spec":{"minReadySeconds":0,"progressDeadlineSeconds":9}}`), metav1.PatchOptions{})
+	_, err = client.AppsV1().Deployments("default").Patch(f.ctx, "hello", types.MergePatchType, []byte(`{"spec":{"minReadySeconds":0,"progressDeadlineSeconds":9,"paused":true}}`), metav1.PatchOptions{})
 	f.must(err)
 	f.must(client.CoreV1().Services("default").Delete(f.ctx, "hello", metav1.DeleteOptions{}))
 	f.must(store.Of[resource.Route](f.st).Delete(f.ctx, route))
 	wait.For(t, wait.Patience, "the deployment, the service and the route are back", func(context.Context) error {
 		d, err := client.AppsV1().Deployments("default").Get(f.ctx, "hello", metav1.GetOptions{})
-		if err != nil || *d.Spec.ProgressDeadlineSeconds == 9 {
+		if err != nil || *d.Spec.ProgressDeadlineSeconds == 9 || d.Spec.Paused {
 			return fmt.Errorf("the deployment isn't: %v", err)
 		}
 		_, err = client.CoreV1().Services("default").Get(f.ctx, "hello", metav1.GetOptions{})

@@ -109,6 +109,8 @@ func render(app *resource.App, image string) objects {
 			WithMaxUnavailable(intstr.FromInt32(0)).
 			WithMaxSurge(intstr.FromInt32(1)))).
 		WithRevisionHistoryLimit(revisions).
+		// Paused, by `kubectl rollout pause`, it would take no release on and say nothing of it.
+		WithPaused(false).
 		WithProgressDeadlineSeconds(progressSeconds).
 		WithTemplate(pod))
 
