@@ -107,7 +107,8 @@ func (h *Hub) reached(a netip.Addr) bool { return h.cfg.Reached == nil || h.cfg.
 // canHave says whether a host can have an address besides its own that is none of those
 // by which hosts are reached: no tenant reaches these.
 func (h *Hub) canHave(n *resource.Node, a netip.Addr) bool {
-	return a != n.Status.Address && h.checkAddress(n.Name, a) == nil
+	why, _ := h.cantBeAt(n.Name, a)
+	return a != n.Status.Address && why == ""
 }
 
 // mayHave says whether it has the address if it shows that. What the operator has named

@@ -172,15 +172,28 @@ func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) (show [
 func (h *Hub) noteAddress(n *resource.Node, claim, source netip.Addr) (trouble string) {
 	s, set := &n.Status, n.Spec.Address.IsValid()
 	fix := fmt.Sprintf("mp nodes set %s --address", n.Name)
-	if set {
-		s.Address = n.Spec.Address
-	} else if !s.Address.IsValid() && claim == source {
+	if !s.Address.IsValid() && claim == source {
 		s.Address = claim
 	}
-	if s.Address.IsValid() {
-		if err := h.checkAddress(n.Name, s.Address); err != nil {
+	if set {
+		why, _ := h.cantBeAt(n.Name, n.Spec.Address)
+		was, _ := h.cantBeAt(n.Name, s.Address)
+		switch {
+		case why == "":
+			s.Address = n.Spec.Address
+		case was == "": // nobody else's traffic comes here, and the node isn't cut off
+			return fmt.Sprintf("a sysadmin has set its address to %v, but %s: it is at %v as before; set the right one with: %s ADDRESS",
+				n.Spec.Address, why, s.Address, fix)
+		default:
 			s.Address = netip.Addr{}
-			return err.Error()
+			return fmt.Sprintf("a sysadmin has set its address to %v, but %s: set the right one with: %s ADDRESS",
+				n.Spec.Address, why, fix)
+		}
+	}
+	if s.Address.IsValid() {
+		if why, remedy := h.cantBeAt(n.Name, s.Address); why != "" {
+			s.Address = netip.Addr{}
+			return why + ": " + remedy
 		}
 	}
 	switch {
@@ -197,23 +210,31 @@ func (h *Hub) noteAddress(n *resource.Node, claim, source netip.Addr) (trouble s
 	return ""
 }
 
-// checkAddress says why a node can't be at an address.
-func (h *Hub) checkAddress(node string, address netip.Addr) error {
+// cantBeAt says why a node can't be at an address, and what to do if it says that it is.
+func (h *Hub) cantBeAt(node string, address netip.Addr) (why, remedy string) {
+	for _, other := range h.cfg.Nodes.List("") {
+		if other.Name != node && other.Status.Address == address && address.IsValid() {
+			return fmt.Sprintf("%v is the address of node %s", address, other.Name),
+				"set `address` in the configuration of one of them, or remove the one that is gone"
+		}
+	}
+	if err := h.CheckAddress(address); err != nil {
+		return err.Error(), "set `address` in the node's configuration"
+	}
+	return "", ""
+}
+
+// CheckAddress says why no node can be at an address, nil if one can. It may be called
+// concurrently.
+func (h *Hub) CheckAddress(address netip.Addr) error {
 	// The others send it their workspaces' traffic: it must be a host's.
 	plan := h.cfg.Plan
 	if !address.Is4() || !address.IsGlobalUnicast() ||
 		plan.Nodes.Contains(address) || plan.Pods.Contains(address) || plan.Services.Contains(address) {
-		return fmt.Errorf("%v can't be a host's IPv4 address on the platform's network: "+
-			"set `address` in the node's configuration", address)
-	}
-	for _, other := range h.cfg.Nodes.List("") {
-		if other.Name != node && other.Status.Address == address {
-			return fmt.Errorf("%v is the address of node %s: "+
-				"set `address` in the configuration of one of them, or remove the one that is gone", address, other.Name)
-		}
+		return fmt.Errorf("%v can't be a host's IPv4 address on the platform's network", address)
 	}
 	if address == h.cfg.Address {
-		return fmt.Errorf("%v is the server's address: set `address` in the node's configuration", address)
+		return fmt.Errorf("%v is the server's address", address)
 	}
 	return nil
 }

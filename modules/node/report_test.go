@@ -55,6 +55,10 @@ func TestAddressIsNotTheHostsToChoose(t *testing.T) {
 		"one that was set":                        {foreign, []said{{foreign, n1}}, foreign, ""},
 		"one that was set, and another is said":   {foreign, []said{{n1, n1}}, foreign, "is what counts"},
 		"another host's was set":                  {n2, []said{{n2, n1}}, "", "is the address of node n2"},
+		"another host's was set, where it is":     {n2, []said{{n1, n1}}, n1, "it is at " + n1 + " as before; set the right one with: mp nodes set n1 --address ADDRESS"},
+		"another host's was set, and is said":     {n2, []said{{n1, n1}, {n2, n2}}, n1, "is the address of node n2: it is at " + n1},
+		"the server's was set":                    {server, []said{{n1, n1}}, n1, "the server's address: it is at " + n1},
+		"a pod's was set, and it is elsewhere":    {"10.42.1.9", []said{{foreign, n1}}, "", "can't be a host's"},
 		"written as IPv6, which is the same host": {"", []said{{n1, "::ffff:" + n1}}, n1, ""},
 	} {
 		t.Run(what, func(t *testing.T) {
