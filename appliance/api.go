@@ -46,6 +46,7 @@ func (s *server) addAPI(
 			Registration:       s.cfg.Registration,
 			CA:                 string(s.ca.CertPEM()),
 		},
+		NodeAddress: hub.of(n).CheckAddress,
 		JoinCommand: func(token string) string {
 			return "MULTIPAAS_JOIN_TOKEN=" + token + " multipaas node join " + s.url()
 		},

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -45,6 +46,8 @@ type Config struct {
 	Limits resource.Limits
 	// Datastore is what a workspace gets that asks for none; empty: kine.
 	Datastore resource.Datastore
+	// NodeAddress says why no node can be at an address, nil if one can; nil: any can.
+	NodeAddress func(netip.Addr) error
 	// JoinCommand returns what to type on a machine so that it joins with token.
 	JoinCommand func(token string) string
 
@@ -166,6 +169,9 @@ func New(cfg Config) *API {
 	}
 	if cfg.JoinCommand == nil {
 		cfg.JoinCommand = func(token string) string { return "MULTIPAAS_JOIN_TOKEN=" + token + " multipaas node join" }
+	}
+	if cfg.NodeAddress == nil {
+		cfg.NodeAddress = func(netip.Addr) error { return nil }
 	}
 	a := &API{
 		cfg:     cfg,

@@ -1,10 +1,12 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -17,7 +19,7 @@ type NodePatch struct {
 		Lost          *bool   `json:"lost,omitempty" doc:"The host will not come back"`
 		Zone          *string `json:"zone,omitempty" maxLength:"63" doc:"What fails together: a rack, a room; empty: the host itself"`
 		// A host is not believed about these: what it says is taken if a sysadmin says so.
-		Address   *netip.Addr   `json:"address,omitempty" doc:"Where the host is; empty: where its first report came from"`
+		Address   *netip.Addr   `json:"address,omitempty" format:"ipv4-or-empty" doc:"Where the host is; empty: where it is now"`
 		Addresses *[]netip.Addr `json:"addresses,omitempty" maxItems:"64" doc:"Other addresses of the host, which it need not show"`
 		// NotAddresses is how a sysadmin says no to what a host shows.
 		NotAddresses *[]netip.Addr `json:"notAddresses,omitempty" maxItems:"64" doc:"Addresses that are somebody else's"`
@@ -53,8 +55,13 @@ func (a *API) nodeOperations() {
 				}
 			}
 			const no = "%v is no IPv4 address that a host can have"
-			if ip := spec.Address; ip != nil && ip.IsValid() && (!ip.Is4() || !ip.IsGlobalUnicast()) {
-				return nil, invalid("body.spec.address", fmt.Sprintf(no, ip), "Give the address by which the other hosts reach it.")
+			if ip := spec.Address; ip != nil && ip.IsValid() {
+				if !ip.Is4() || !ip.IsGlobalUnicast() {
+					return nil, invalid("body.spec.address", fmt.Sprintf(no, ip), "Give the address by which the other hosts reach it.")
+				}
+				if err := a.checkAddress(ctx, in.name(), *ip); err != nil {
+					return nil, err
+				}
 			}
 			for field, all := range map[string]*[]netip.Addr{"addresses": spec.Addresses, "notAddresses": spec.NotAddresses} {
 				if all == nil {
@@ -63,6 +70,12 @@ func (a *API) nodeOperations() {
 				for _, ip := range *all {
 					if !ip.Is4() || !ip.IsGlobalUnicast() {
 						return nil, invalid("body.spec."+field, fmt.Sprintf(no, ip), "Give addresses as a host on the platform's network has.")
+					}
+					if field != "addresses" {
+						continue
+					}
+					if err := a.checkAddress(ctx, in.name(), ip); err != nil {
+						return nil, err
 					}
 				}
 			}
@@ -78,6 +91,9 @@ func (a *API) nodeOperations() {
 				set(&node.Spec.Capacity.MilliCPU, spec.Capacity.MilliCPU)
 				set(&node.Spec.Capacity.MemoryBytes, spec.Capacity.MemoryBytes)
 				set(&node.Spec.Capacity.DiskBytes, spec.Capacity.DiskBytes)
+				if err := a.checkNode(ctx, node, &in.Body); err != nil {
+					return err
+				}
 				return nodes.kind().Update(ctx, node)
 			})
 			if err != nil {
@@ -121,4 +137,72 @@ func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
 		n.Status.Allocated = promised[n.Name]
 	}
 	return nil
+}
+
+// checkAddress refuses for a node an address by which something else is reached: the
+// others would send each other's traffic there, and that one would be cut off.
+func (a *API) checkAddress(ctx context.Context, node string, address netip.Addr) error {
+	nodes, err := all(ctx, store.Of[resource.Node](a.store), "")
+	if err != nil {
+		return err
+	}
+	for _, other := range nodes {
+		if other.Name != node && (other.Status.Address == address || other.Spec.Address == address) {
+			return conflict("conflict", fmt.Sprintf("%v is the address of node %s.", address, other.Name),
+				fmt.Sprintf("Give another address, or if that node isn't there any more, remove it first: mp nodes remove %s.", other.Name))
+		}
+	}
+	if err := a.cfg.NodeAddress(address); err != nil {
+		return conflict("conflict", err.Error()+".", "Give an address of the host itself.")
+	}
+	return nil
+}
+
+// checkNode says what of patch the node can't have, with which it is as it shall be.
+func (a *API) checkNode(ctx context.Context, node *resource.Node, patch *NodePatch) error {
+	own := node.Status.Address
+	if node.Spec.Address.IsValid() {
+		own = node.Spec.Address
+	}
+	if not := patch.Spec.NotAddresses; not != nil && slices.Contains(*not, own) {
+		return invalid("body.spec.notAddresses", fmt.Sprintf("%v is the address by which the node is reached", own),
+			"Leave it out, or set another `address` of the node first.")
+	}
+	set := patch.Spec.Capacity
+	if cmp.Or(set.MilliCPU, set.MemoryBytes, set.DiskBytes) == nil {
+		return nil
+	}
+	now := *node // what is promised is not stored
+	if err := a.allocated(ctx, &now); err != nil {
+		return err
+	}
+	has := now.Status.Allocated
+	var fields []ProblemField
+	for _, x := range []struct {
+		field           string
+		set             *int64 // nil or 0: what the host had when it joined
+		promised, least int64
+		text            func(int64) string
+	}{
+		{"milliCPU", set.MilliCPU, has.MilliCPU, minMilliCPU, func(n int64) string { return resource.Size{MilliCPU: n}.CPU() }},
+		{"memoryBytes", set.MemoryBytes, has.MemoryBytes, minMemoryBytes, func(n int64) string { return resource.Size{MemoryBytes: n}.Memory() }},
+		{"diskBytes", set.DiskBytes, has.DiskBytes, minDiskBytes, func(n int64) string { return resource.Size{DiskBytes: n}.Disk() }},
+	} {
+		why := ""
+		switch {
+		case x.set == nil || *x.set == 0:
+			continue
+		case *x.set < x.promised:
+			why = fmt.Sprintf("%s is less than the %s that its machines have been promised", x.text(*x.set), x.text(x.promised))
+		case *x.set < x.least:
+			why = fmt.Sprintf("%s is less than the smallest machine has, %s", x.text(*x.set), x.text(x.least))
+		default:
+			continue
+		}
+		fields = append(fields, ProblemField{"body.spec.capacity." + x.field, why})
+	}
+	if fields == nil {
+		return nil
+	}
+	return invalidFields(fmt.Sprintf("Set more; mp nodes cordon %s keeps new machines away.", node.Name), fields)
 }

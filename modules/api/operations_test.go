@@ -2,13 +2,16 @@ package api_test
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/multipaas/multipaas/modules/api"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -320,6 +323,90 @@ func TestIsolation(t *testing.T) {
 	// After a role is taken, it is gone with the next request.
 	s.want(http.StatusNoContent, owner, "DELETE", inWeb+"/members/"+dev, "")
 	s.want(http.StatusNotFound, dev, "GET", inShop, "")
+}
+
+// TestNodesHaveOnlyWhatTheyCan: what would cut off another host, or the host itself, is
+// refused, and nothing changes; what was set can be taken back.
+func TestNodesHaveOnlyWhatTheyCan(t *testing.T) {
+	s := newSite(t, func(c *api.Config) {
+		c.NodeAddress = func(a netip.Addr) error {
+			if a == netip.MustParseAddr("192.0.2.1") {
+				return errors.New("192.0.2.1 is the server's")
+			}
+			return nil
+		}
+	})
+	s.people()
+	s.things()
+	nodes := store.Of[resource.Node](s.store)
+	address := func(a string) func(*resource.Node) error {
+		return func(n *resource.Node) error { n.Status.Address = netip.MustParseAddr(a); return nil }
+	}
+	if _, err := nodes.Modify(t.Context(), "host1", address("192.0.2.11")); err != nil {
+		t.Fatal(err)
+	}
+	for name, a := range map[string]string{"host2": "192.0.2.12", "host3": "192.0.2.13"} {
+		n := &resource.Node{Meta: resource.Meta{Name: name}}
+		_ = address(a)(n)
+		if name == "host3" {
+			n.Spec.Address = netip.MustParseAddr("192.0.2.23") // it moves
+		}
+		if err := nodes.Create(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := &resource.Machine{
+		InWorkspace: resource.NewInWorkspace("acme/web/shop", "shop-2"),
+		Spec:        resource.MachineSpec{Node: "host1", Size: resource.Size{MilliCPU: 2000, MemoryBytes: 2 << 30, DiskBytes: 8 << 30}},
+	}
+	if err := store.Of[resource.Machine](s.store).Create(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		node, spec string
+		want       int
+		says       string
+	}{
+		{"host1", `"address":"192.0.2.12"`, 409, "192.0.2.12 is the address of node host2."},
+		{"host1", `"address":"192.0.2.12","zone":"z"`, 409, "host2"},
+		{"host1", `"address":"192.0.2.13"`, 409, "host3"},
+		{"host1", `"address":"192.0.2.23"`, 409, "host3"},
+		{"host1", `"address":"192.0.2.1"`, 409, "192.0.2.1 is the server's."},
+		{"host1", `"address":"192.0.2.11"`, 200, ""},
+		{"host1", `"address":"192.0.2.44"`, 200, ""},
+		{"host1", `"addresses":["198.51.100.1","192.0.2.12"]`, 409, "host2"},
+		{"host1", `"addresses":["192.0.2.1"]`, 409, "the server's"},
+		{"host1", `"addresses":["198.51.100.1"]`, 200, ""},
+		{"host2", `"addresses":["198.51.100.1"]`, 200, ""}, // one that moves between hosts
+		{"host1", `"notAddresses":["192.0.2.44"]`, 422, "by which the node is reached"},
+		{"host1", `"notAddresses":["192.0.2.12"]`, 200, ""},
+		{"host1", `"address":""`, 200, ""},
+		{"host1", `"address":"nowhere"`, 422, "nowhere"},
+		{"host1", `"address":"2001:db8::1"`, 422, "no IPv4 address"},
+		{"host1", `"notAddresses":["192.0.2.11"]`, 422, "by which the node is reached"},
+		{"host1", `"address":"192.0.2.45","notAddresses":["192.0.2.11"]`, 200, ""},
+		{"host1", `"capacity":{"memoryBytes":1}`, 422, "less than the"},
+		{"host1", `"capacity":{"milliCPU":1999}`, 422, "1999m is less than the 2 that its machines have been promised"},
+		{"host1", `"capacity":{"diskBytes":8589934591}`, 422, "capacity.diskBytes"},
+		{"host1", `"capacity":{"milliCPU":2000,"memoryBytes":1073741824}`, 422, "1Gi is less than the 2Gi"},
+		{"host1", `"capacity":{"milliCPU":2000,"memoryBytes":2147483648,"diskBytes":8589934592}`, 200, ""},
+		{"host1", `"capacity":{"milliCPU":0,"memoryBytes":0,"diskBytes":0}`, 200, ""},
+		{"host2", `"capacity":{"memoryBytes":1}`, 422, "less than the smallest machine has, 512Mi"},
+		{"host2", `"capacity":{"milliCPU":199,"diskBytes":1}`, 422, "mp nodes cordon host2"},
+		{"host2", `"capacity":{"milliCPU":200}`, 200, ""},
+	} {
+		was := mustGet(t, nodes, c.node)
+		got := s.want(c.want, root, "PATCH", "/v1/nodes/"+c.node, `{"spec":{`+c.spec+`}}`)
+		if !strings.Contains(got.body, c.says) {
+			t.Errorf("%s %s: %q is missing in %s", c.node, c.spec, c.says, got.body)
+		}
+		if now := mustGet(t, nodes, c.node); c.want != 200 && now.Revision != was.Revision {
+			t.Errorf("%s %s: was refused, and changed %+v", c.node, c.spec, now.Spec)
+		}
+	}
+	if n := mustGet(t, nodes, "host1"); n.Spec.Capacity != (resource.Size{}) || n.Status.Allocated != (resource.Size{}) {
+		t.Errorf("in the end: %+v", n)
+	}
 }
 
 func TestNodesSayWhatIsPromisedOfThem(t *testing.T) {

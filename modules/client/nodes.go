@@ -74,7 +74,7 @@ spread their pods over zones. A host without one is a zone of its own.
 A node is at the address from which its first report came, and machines get no more of it
 than it had then. What it says since is not taken at its word, but shown: in
 'mp nodes show', and among the problems of 'multipaas status' on the server. If the host has
-moved or grown, say so here.
+moved or grown, say so here; an empty value, as in --memory '', takes back what was said.
 
 Tenants reach no address that a host has. What it has besides its own on the platform's network,
 a second network card's or one that moves between hosts, counts once it has reported from there;
@@ -84,17 +84,18 @@ host has shown it, is given back with --not-also. Each list replaces the one bef
 			examples: []string{
 				"mp nodes set host1 --zone room-2", "mp nodes set host1 --zone ''",
 				"mp nodes set host1 --address 192.0.2.17", "mp nodes set host1 --memory 256Gi --disk 4Ti",
+				"mp nodes set host1 --memory ''",
 				"mp nodes set host1 --also 198.51.100.17,203.0.113.4", "mp nodes set host1 --also ''",
 				"mp nodes set host1 --not-also 10.0.0.5",
 			},
 			flags: flags(dryRunFlag(), resultFlag(), []cli.Flag{
 				&cli.StringFlag{Name: "zone", Usage: "`ZONE` of the host: a rack, a room; empty for the host itself"},
-				&cli.StringFlag{Name: "address", Usage: "`ADDRESS` by which the other hosts reach it"},
+				&cli.StringFlag{Name: "address", Usage: "`ADDRESS` by which the other hosts reach it; empty to say no more of it"},
 				&cli.StringFlag{Name: "also", Usage: "other `ADDRESSES` that it has and need not show, with commas; empty for none"},
 				&cli.StringFlag{Name: "not-also", Usage: "`ADDRESSES` that aren't its own, even if it shows them; empty for none"},
-				&cli.StringFlag{Name: "cpu", Usage: "`CPUS` that its machines may have: 64"},
-				&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` that its machines may have: 256Gi"},
-				&cli.StringFlag{Name: "disk", Usage: "disk `SIZE` that its machines may have: 4Ti"},
+				&cli.StringFlag{Name: "cpu", Usage: "`CPUS` that its machines may have: 64; empty for what it had when it joined"},
+				&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` that its machines may have: 256Gi; empty for what it had"},
+				&cli.StringFlag{Name: "disk", Usage: "disk `SIZE` that its machines may have: 4Ti; empty for what it had"},
 			}),
 			run: (*call).setNode,
 		},
@@ -125,9 +126,9 @@ func (c *call) setNode() error {
 			now[0] = "is a zone of its own"
 		}
 	}
-	if text := c.String("address"); text != "" {
+	if text := c.String("address"); c.IsSet("address") {
 		address, err := netip.ParseAddr(text)
-		if err != nil {
+		if err != nil && text != "" {
 			return usagef("write it like 192.0.2.17", "--address %q is not an address", text)
 		}
 		spec["address"] = address
@@ -149,6 +150,11 @@ func (c *call) setNode() error {
 	capacity, err := amounts(c)
 	if err != nil {
 		return err
+	}
+	for flag, field := range capacityFields {
+		if c.IsSet(flag) && c.String(flag) == "" {
+			capacity[field] = 0 // what it had when it joined
+		}
 	}
 	if len(capacity) > 0 {
 		spec["capacity"] = capacity

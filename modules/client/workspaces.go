@@ -108,10 +108,13 @@ func (c *call) newWorkspace() (any, error) {
 	return spec, err
 }
 
+// capacityFields are the flags for a size, and how the API calls what they set.
+var capacityFields = map[string]string{"cpu": "milliCPU", "memory": "memoryBytes", "disk": "diskBytes"}
+
 // amounts are what is given of a size, as the API names it.
 func amounts(c *call) (map[string]int64, error) {
 	size := map[string]int64{}
-	for flag, field := range map[string]string{"cpu": "milliCPU", "memory": "memoryBytes", "disk": "diskBytes"} {
+	for flag, field := range capacityFields {
 		n, err := amount(c, flag)
 		if err != nil {
 			return nil, err
