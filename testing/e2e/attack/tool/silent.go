@@ -28,7 +28,8 @@ func mountSilent(dir string) (*daemon, error) {
 	d := &daemon{dir: filepath.Join(dir, "fuse"), asked: make(chan uint32, 64)}
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err == nil {
-		err = cmp.Or(os.Mkdir(d.dir, 0o755), unix.Mount("silent", d.dir, "fuse.silent", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)))
+		options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)
+		err = cmp.Or(os.Mkdir(d.dir, 0o755), unix.Mount("silent", d.dir, "fuse.silent", 0, options))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("mount a FUSE: %w", err)
