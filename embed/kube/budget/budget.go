@@ -145,8 +145,11 @@ func (b *Budget) readShare() {
 // A Write says how far over its limit the datastore may be for it, as a
 // multiple of the limit.
 type Write struct {
-	Bytes   int64
-	Ceiling float64
+	Bytes int64
+	// Replaced is what the object has that this is written over, in bytes. kine keeps it a second
+	// time, beside what is written; etcd doesn't.
+	Replaced int64
+	Ceiling  float64
 }
 
 // Admit counts a write and says whether it may be done. The error is for users.
@@ -156,6 +159,9 @@ func (b *Budget) Admit(ctx context.Context, w Write) error {
 		return nil
 	}
 	size := w.Bytes + rowBytes
+	if b.cfg.HistorySeconds == 0 {
+		size += w.Replaced
+	}
 	b.mu.Lock()
 	used, at := b.estimate(), b.at
 	ceiling := int64(float64(b.limit()) * w.Ceiling)

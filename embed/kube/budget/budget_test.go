@@ -62,6 +62,26 @@ func TestLimitHoldsBetweenMeasurements(t *testing.T) {
 	}
 }
 
+// TestReplacedCounts: what is written over stays beside it, where the datastore keeps it so.
+func TestReplacedCounts(t *testing.T) {
+	for historySeconds, want := range map[int64]int64{0: 4, 600: 9} {
+		d := &disk{}
+		b, _ := at(Config{LimitBytes: 10 * mib, HistorySeconds: historySeconds}, d)
+		var let int64
+		for range 100 {
+			if b.Admit(t.Context(), Write{Bytes: mib, Replaced: mib, Ceiling: 1}) == nil {
+				let++
+				if historySeconds == 0 {
+					d.used.Add(2*mib + rowBytes)
+				}
+			}
+		}
+		if let != want {
+			t.Errorf("with %d s of history: let %d updates of 1 MiB through a limit of 10 MiB, want %d", historySeconds, let, want)
+		}
+	}
+}
+
 func TestRefusalNamesTheRemedy(t *testing.T) {
 	d := &disk{}
 	d.used.Store(2 << 30)

@@ -38,11 +38,14 @@ func (g *Guard) validateRoom(ctx context.Context, a admission.Attributes) error 
 		return nil
 	}
 	write := budget.Write{Bytes: sizeOf(a.GetObject()), Ceiling: growing}
+	if a.GetOperation() == admission.Update {
+		write.Replaced = sizeOf(a.GetOldObject())
+	}
 	switch {
 	case a.GetResource().GroupResource() == coordination.Resource("leases") && write.Bytes <= leaseBytes:
 		write.Ceiling = heartbeat
 	case a.GetOperation() == admission.Update:
-		write.Ceiling = ceilingOfUpdate(a, write.Bytes, sizeOf(a.GetOldObject()))
+		write.Ceiling = ceilingOfUpdate(a, write.Bytes, write.Replaced)
 	}
 	return g.budget.Admit(ctx, write)
 }
