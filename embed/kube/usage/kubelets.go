@@ -97,9 +97,14 @@ func (k *kubelets) GetMetrics(ctx context.Context, node *corev1.Node) (batch *st
 		Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: at}}},
 	})
 	if err == nil {
-		k.prune(batch, node.Name)
+		// Our own goodbye makes some end their answer, and what of it was on its way reads as the end.
+		err = ctx.Err()
 	}
-	return batch, err
+	if err != nil {
+		return nil, err
+	}
+	k.prune(batch, node.Name)
+	return batch, nil
 }
 
 // prune leaves the pods that are bound to the node, with the containers they have.
