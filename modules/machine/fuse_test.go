@@ -50,7 +50,7 @@ func holdFUSE(t *testing.T, how string) error {
 		return err
 	}
 	if strings.Contains(how, "over a namespace") {
-		return holdOver(fd, request, filepath.Join(dir, "ns"))
+		return holdOver(fd, request, filepath.Join(dir, "ns"), strings.Contains(how, "unread"))
 	}
 	inside, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -82,7 +82,8 @@ func holdFUSE(t *testing.T, how string) error {
 }
 
 // holdOver mounts a network namespace on a file of the FUSE, which is never found again.
-func holdOver(fd int, request []byte, path string) error {
+// unread: who looks for it isn't even read.
+func holdOver(fd int, request []byte, path string, unread bool) error {
 	mounted := make(chan bool)
 	go func() {
 		for {
@@ -96,7 +97,15 @@ func holdOver(fd int, request []byte, path string) error {
 			case lookup: // fuse_entry_out, good for no time
 				select {
 				case <-mounted:
-					continue
+					if !unread {
+						continue
+					}
+					answer = make([]byte, 16)
+					binary.LittleEndian.PutUint32(answer, uint32(len(answer)))
+					binary.LittleEndian.PutUint32(answer[4:], ^uint32(unix.ENOENT)+1)
+					copy(answer[8:16], request[8:16])
+					_, _ = unix.Write(fd, answer)
+					select {}
 				default:
 				}
 				answer = make([]byte, 16+128)
@@ -127,6 +136,10 @@ func holdOver(fd int, request []byte, path string) error {
 	err = cmp.Or(unix.Unshare(unix.CLONE_NEWNET), unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""),
 		unix.Setns(int(own.Fd()), unix.CLONE_NEWNET))
 	close(mounted)
+	if unread {
+		var st unix.Stat_t
+		_ = unix.Stat(filepath.Join(filepath.Dir(path), "last"), &st) // the last that is read
+	}
 	return err
 }
 

@@ -30,6 +30,10 @@ const (
 	lookWork  = 10 * time.Second // of CPU, at the rest: a host that is busy makes nobody suspect
 	lookQuiet = 3 * time.Second  // without a word of who looks
 	lookEnd   = time.Second      // until who looks has ended, once killed: a file system keeps him
+
+	// tooQuiet is how many looks in a row that are not heard of make a machine suspect: a host that
+	// is busy, or stood still, makes one or two so.
+	tooQuiet = 3
 )
 
 // filesOf is how many open files of a machine are looked at. One for each 16 KiB of its memory,
@@ -70,6 +74,8 @@ func (s *Sandbox) countAll(ctx context.Context, t table, all []*holding) {
 		}
 		return busy
 	})
+	// Who was not heard of keeps nobody else waiting.
+	slices.SortStableFunc(all, func(a, b *holding) int { return s.quietLooks(a) - s.quietLooks(b) })
 	for len(all) > 0 && ctx.Err() == nil {
 		done, err := s.lookAt(ctx, t, all)
 		if err != nil {
@@ -77,6 +83,13 @@ func (s *Sandbox) countAll(ctx context.Context, t table, all []*holding) {
 		}
 		all = all[min(done+1, len(all)):]
 	}
+}
+
+// quietLooks is how many looks in a row at a machine were not heard of.
+func (s *Sandbox) quietLooks(h *holding) int {
+	n, _ := s.quiet.Load(h.Machine.UID)
+	looks, _ := n.(int)
+	return looks
 }
 
 // lookAt has a process look at machines, one after the other, and returns how many it was done
@@ -127,6 +140,7 @@ func (s *Sandbox) lookAt(ctx context.Context, t table, all []*holding) (done int
 			case "hides":
 				h.hides = rest
 			case "done":
+				s.quiet.Delete(h.Machine.UID)
 				done++
 			}
 			continue
@@ -134,12 +148,17 @@ func (s *Sandbox) lookAt(ctx context.Context, t table, all []*holding) (done int
 			return done, errors.Join(errors.New("who looks has ended before he was done"), err)
 		case <-quiet.C:
 			err = fmt.Errorf("who looks is not heard of for %v", lookQuiet)
+			// A request that a file system has not even read can be killed, and is so here.
+			s.quiet.Store(h.Machine.UID, s.quietLooks(h)+1)
+			if s.quietLooks(h) >= tooQuiet {
+				h.hides = "again and again nothing is heard of who looks at what it has made"
+			}
 		case <-ctx.Done():
 			err = ctx.Err()
 		}
 		leave()
 		_ = cmd.Process.Kill()
-		if s.awaitLook(ctx, h.Machine.UID, ended) {
+		if s.awaitLook(ctx, h.Machine.UID, cmd.Process.Pid, ended) {
 			h.hides = "what it has made keeps who looks waiting"
 		}
 		return done, err
@@ -151,11 +170,22 @@ func (s *Sandbox) lookAt(ctx context.Context, t table, all []*holding) (done int
 
 // awaitLook waits until who looked at a machine, and was killed, has ended. stuck: it was the
 // machine that kept him.
-func (s *Sandbox) awaitLook(ctx context.Context, uid string, ended <-chan error) (stuck bool) {
-	select {
+func (s *Sandbox) awaitLook(ctx context.Context, uid string, pid int, ended <-chan error) (stuck bool) {
+	for wait := lookEnd; ; wait = 5 * lookEnd {
+		select {
+		case <-ended:
+			return false
+		case <-time.After(wait):
+		}
+		// One that doesn't sleep beyond signals ends when the host has time for it.
+		if wait > lookEnd || sleepsForGood(pid) {
+			break
+		}
+	}
+	select { // after a pause of the host both were there
 	case <-ended:
 		return false
-	case <-time.After(lookEnd):
+	default:
 	}
 	if err := s.abortFUSE(ctx, uid); err != nil {
 		s.cfg.Log.Warn("abort the FUSE file systems of a machine that keeps who looks waiting", "uid", uid, "err", err)
@@ -170,6 +200,19 @@ func (s *Sandbox) awaitLook(ctx context.Context, uid string, ended <-chan error)
 		}()
 	}
 	return true
+}
+
+// sleepsForGood says whether a thread of the process sleeps as no signal can end it (proc(5)).
+func sleepsForGood(pid int) bool {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(stats, func(stat string) bool {
+		text, err := os.ReadFile(stat)
+		end := strings.LastIndex(string(text), ") ") // the name before it may have anything
+		return err == nil && end >= 0 && strings.HasPrefix(string(text[end+2:]), "D")
+	})
 }
 
 // Look counts what machines hold of a table, as args say: its name, how many are enough, and

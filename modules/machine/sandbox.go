@@ -60,6 +60,7 @@ type Sandbox struct {
 	watched map[string]*os.File // pidfd of each machine that is watched, by UID
 
 	looking   sync.Map // UIDs of machines that keep who looks at them waiting
+	quiet     sync.Map // UIDs of machines, and how many looks in a row were not heard of
 	uncounted sync.Map // names of tables that the kernel does not count for us: it was said
 }
 

@@ -199,7 +199,7 @@ func TestTables(t *testing.T) {
 	for _, how := range []string{"pipe over a mount", "terminal over a mount"} {
 		machine(how, heldEach-1)
 	}
-	if err := s.relieve(t.Context(), neighbours); err == nil || !strings.Contains(err.Error(), "of which machines show 3") {
+	if err := s.relieve(t.Context(), neighbours); err == nil || !strings.Contains(err.Error(), "machines show 3") {
 		t.Errorf("with one machine that holds its share: %v", err)
 	}
 	below := neighbours
@@ -222,8 +222,12 @@ func TestTables(t *testing.T) {
 	for _, c := range []struct{ how, said string }{
 		{"very many files", "(it has more than 1000 files open)"},
 		{"FUSE over a namespace", "(what it has made keeps who looks waiting)"},
+		{"FUSE over a namespace, unread", "(again and again nothing is heard of"},
 	} {
 		uid := holder(t, s, c.how, heldEach+50, 0)
+		if strings.Contains(c.how, "unread") {
+			s.quiet.Store(uid, tooQuiet-1)
+		}
 		began := time.Now()
 		if err := s.relieve(t.Context(), neighbours); err != nil {
 			t.Errorf("%s: %v", c.how, err)
@@ -252,6 +256,15 @@ func TestTables(t *testing.T) {
 	if pids, err := cgroup.Procs(cgroupName(hides)); err != nil || len(pids) == 0 {
 		t.Errorf("who has many files open was ended: %v", err)
 	}
+	// Nor does he answer for what others show, each less than its share.
+	explained := neighbours
+	explained.all = func() (int, error) { return heldEach + 40, nil }
+	if err := s.relieve(t.Context(), explained); err == nil || !strings.Contains(err.Error(), "show") {
+		t.Errorf("when the others show why: %v", err)
+	}
+	if pids, err := cgroup.Procs(cgroupName(hides)); err != nil || len(pids) == 0 {
+		t.Errorf("who has many files open was ended for what others show: %v", err)
+	}
 	// What the kernel doesn't tell is said once.
 	secret := connections
 	secret.all = func() (int, error) { return 0, &os.PathError{Op: "open", Path: "/proc/slabinfo", Err: unix.EACCES} }
@@ -263,7 +276,7 @@ func TestTables(t *testing.T) {
 	if n := strings.Count(log.String(), "does not say how full"); n != 1 {
 		t.Errorf("it is said %d times", n)
 	}
-	if n := strings.Count(log.String(), "ended because"); n != 8 {
+	if n := strings.Count(log.String(), "ended because"); n != 9 {
 		t.Errorf("the log tells of %d:\n%s", n, log.String())
 	}
 	for _, table := range tables(1 << 34) {
