@@ -24,7 +24,7 @@ func (h *Hub) release(ctx context.Context, uid string, holds []string) error {
 		if !claim.Retired || claim.Nodes[uid] == "" || slices.Contains(holds, claim.Network) {
 			continue
 		}
-		if err := dropFrom(ctx, h.cfg.Store, claim, func(v *resource.VNI) { delete(v.Nodes, uid) }); err != nil {
+		if err := change(ctx, h.cfg.Store, claim, func(v *resource.VNI) { delete(v.Nodes, uid) }); err != nil {
 			return err
 		}
 	}
@@ -55,7 +55,7 @@ func (h *Hub) wiped(r *http.Request) error {
 				continue
 			}
 			h.cfg.Log.Info("a host that was given up is back and was wiped", "node", claim.Lost[uid], "claim", claim.Name)
-			err := dropFrom(r.Context(), h.cfg.Store, claim, func(v *resource.VNI) { delete(v.Lost, uid) })
+			err := change(r.Context(), h.cfg.Store, claim, func(v *resource.VNI) { delete(v.Lost, uid) })
 			if err != nil {
 				return err
 			}
@@ -64,13 +64,13 @@ func (h *Hub) wiped(r *http.Request) error {
 	return nil
 }
 
-// dropFrom takes somebody out of a claim. One that is gone meanwhile is no error.
-func dropFrom(ctx context.Context, db *store.Store, claim *resource.VNI, out func(*resource.VNI)) error {
+// change changes a claim. One that is gone meanwhile is no error.
+func change(ctx context.Context, db *store.Store, claim *resource.VNI, how func(*resource.VNI)) error {
 	_, err := store.Of[resource.VNI](db).Modify(ctx, claim.Key(), func(v *resource.VNI) error {
 		if v.Metadata().UID != claim.Metadata().UID {
 			return store.ErrSkip
 		}
-		out(v)
+		how(v)
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) {
@@ -94,6 +94,11 @@ func (m *Monitor) free(ctx context.Context) error {
 			}
 			continue
 		}
+		if claim.RetiredAt.IsZero() { // an older version wrote it
+			if err := change(ctx, m.Store, claim, func(v *resource.VNI) { v.RetiredAt = m.now() }); err != nil {
+				return err
+			}
+		}
 		for uid, name := range claim.Nodes {
 			there, err := m.there(ctx, name, uid)
 			if err != nil {
@@ -102,7 +107,7 @@ func (m *Monitor) free(ctx context.Context) error {
 			if there {
 				continue
 			}
-			if err := dropFrom(ctx, m.Store, claim, func(v *resource.VNI) { delete(v.Nodes, uid) }); err != nil {
+			if err := change(ctx, m.Store, claim, func(v *resource.VNI) { delete(v.Nodes, uid) }); err != nil {
 				return err
 			}
 		}
@@ -131,16 +136,10 @@ const keptFor = 24 * time.Hour
 
 // Overdue says of nodes, by UID, which claims of workspaces long gone wait for their word.
 func Overdue(claims []*resource.VNI, now time.Time) map[string]error {
-	since := func(v *resource.VNI) time.Time {
-		if v.RetiredAt.IsZero() {
-			return v.CreatedAt
-		}
-		return v.RetiredAt
-	}
 	claims = slices.DeleteFunc(slices.Clone(claims), func(v *resource.VNI) bool {
-		return !v.Retired || now.Sub(since(v)) < keptFor
+		return !v.Retired || v.RetiredAt.IsZero() || now.Sub(v.RetiredAt) < keptFor
 	})
-	slices.SortFunc(claims, func(a, b *resource.VNI) int { return since(a).Compare(since(b)) })
+	slices.SortFunc(claims, func(a, b *resource.VNI) int { return a.RetiredAt.Compare(b.RetiredAt) })
 	kept := map[string][]*resource.VNI{}
 	for _, v := range claims {
 		for uid := range v.Nodes {
@@ -150,7 +149,7 @@ func Overdue(claims []*resource.VNI, now time.Time) map[string]error {
 	all := map[string]error{}
 	for uid, of := range kept {
 		all[uid] = fmt.Errorf("numbers kept for it: %d, the first is %s of workspace %s, gone since %s",
-			len(of), of[0].Name, of[0].Workspace, since(of[0]).UTC().Format(time.RFC3339))
+			len(of), of[0].Name, of[0].Workspace, of[0].RetiredAt.UTC().Format(time.RFC3339))
 	}
 	return all
 }
