@@ -137,6 +137,8 @@ func (p *Plane) pids() (all []int, err error) {
 		if all, err = cgroup.Procs(p.cfg.Cgroup); err != nil {
 			return nil, err
 		}
+		// A thread of ours that starts the plane is in its group for a moment.
+		all = slices.DeleteFunc(all, func(pid int) bool { return pid == os.Getpid() })
 	}
 	if pid := p.PID(); pid != 0 && !slices.Contains(all, pid) {
 		all = append(all, pid)
