@@ -170,6 +170,7 @@ func (s *Sandbox) endFor(ctx context.Context, h *holding, why string) error {
 	if err := s.kill(ctx, h.Machine.UID); err != nil {
 		return err
 	}
+	s.quiet.Delete(h.Machine.UID) // it starts anew
 	// Its report tells the last line.
 	console, err := os.OpenFile(s.home(h.Machine.UID).at(consoleName), os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
