@@ -75,7 +75,8 @@ func undamaged(file string) error {
 	if log, err := os.Stat(file + "-wal"); err != nil || log.Size() == 0 {
 		return nil
 	}
-	db, err := sql.Open("sqlite", "file://"+file+"?mode=ro")
+	// Who had it open may be about to close it: that locks it for a moment.
+	db, err := sql.Open("sqlite", "file://"+file+"?mode=ro&_pragma=busy_timeout(30000)")
 	if err != nil {
 		return err
 	}
