@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/multipaas/multipaas/appliance/netns"
@@ -72,15 +73,14 @@ func (k *kubelet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (k *kubelet) join(t *testing.T, client kubernetes.Interface) {
 	t.Helper()
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "m1"}}
-	node, err := client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{})
-	if err != nil {
+	if _, err := client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	node.Status = corev1.NodeStatus{
-		Addresses:   []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: k.address}},
-		Allocatable: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("200Mi")},
-	}
-	if _, err := client.CoreV1().Nodes().UpdateStatus(t.Context(), node, metav1.UpdateOptions{}); err != nil {
+	// Applied: the node's controllers write to it as well.
+	status := applycorev1.Node("m1").WithStatus(applycorev1.NodeStatus().
+		WithAddresses(applycorev1.NodeAddress().WithType(corev1.NodeInternalIP).WithAddress(k.address)).
+		WithAllocatable(corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("200Mi")}))
+	if _, err := client.CoreV1().Nodes().ApplyStatus(t.Context(), status, metav1.ApplyOptions{FieldManager: "kubelet"}); err != nil {
 		t.Fatal(err)
 	}
 	busy := pod("busy", func(s *corev1.PodSpec) { s.NodeName = "m1" })

@@ -142,15 +142,23 @@ func (s *suite) restore(t testing.TB, h *lab.Host) {
 	s.PartsReady(t, h)
 }
 
-// kill ends a host's appliance by SIGKILL.
+// kill ends a host's appliance by SIGKILL, and waits until it is gone: who waits for a lock of
+// the kernel's has his files open for seconds after.
 func (s *suite) kill(t testing.TB, h *lab.Host) {
 	t.Helper()
-	if s.pid(t, h) == 0 {
+	pid := s.pid(t, h)
+	if pid == 0 {
 		return
 	}
 	if err := h.Signal(t.Context(), "multipaas", unix.SIGKILL); err != nil && s.pid(t, h) != 0 {
 		t.Fatal(err)
 	}
+	wait.For(t, patience, "the end of who was killed", func(context.Context) error {
+		if s.pid(t, h) == pid {
+			return fmt.Errorf("process %d of %s is there", pid, h.Name())
+		}
+		return nil
+	})
 }
 
 // status is how a host's appliance is.
