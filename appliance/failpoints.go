@@ -5,8 +5,10 @@ import (
 	"slices"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/appliance/rootfs"
 	"github.com/multipaas/multipaas/embed/etcd"
 	"github.com/multipaas/multipaas/embed/payload"
 	"github.com/multipaas/multipaas/embed/plane"
@@ -33,7 +35,9 @@ func Failpoints() []failpoint.Point {
 			{Name: "workspace/delete/etcd-user-removed", In: failpoint.Server, Cuts: "the plane's user and keys are gone from etcd, its folder is not"},
 		},
 		atomicfile.Failpoints(),
+		diskimage.Failpoints(),
 		pki.Failpoints(),
+		rootfs.Failpoints(),
 		etcd.Failpoints(),
 		payload.Failpoints(),
 		plane.Failpoints(),

@@ -11,9 +11,12 @@
 package hostmount
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/thread"
@@ -52,3 +55,44 @@ func Do(fn func() error) error {
 
 // Check says why Do can't do what it promises.
 func Check() error { return Do(func() error { return nil }) }
+
+// Below lists the host's mount points at and below dir, deepest first.
+func Below(dir string) (found []string, err error) {
+	var infos []*mountinfo.Info
+	err = Do(func() (err error) {
+		infos, err = mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+		return err
+	})
+	for _, info := range slices.Backward(infos) { // later mounts lie on top of earlier ones
+		found = append(found, info.Mountpoint)
+	}
+	return found, err
+}
+
+// Has says whether something is mounted at dir, for all of the host.
+func Has(dir string) (bool, error) {
+	found, err := Below(dir)
+	return slices.Contains(found, dir), err
+}
+
+// Unmount unmounts everything at and below dir. Where somebody looks at it, from a
+// shell say, it goes when he leaves.
+func Unmount(dir string) error {
+	found, err := Below(dir)
+	if err != nil {
+		return err
+	}
+	for _, point := range found {
+		err := Do(func() error {
+			err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW)
+			if errors.Is(err, unix.EBUSY) {
+				err = unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("unmount %s: %w", point, err)
+		}
+	}
+	return nil
+}

@@ -111,6 +111,50 @@ func TestUnit(t *testing.T) {
 	}
 }
 
+// TestUnmount: all that is mounted at a folder and below it goes for all of the host, one
+// above another, and where a file is open; what is beside it stays.
+func TestUnmount(t *testing.T) {
+	dir := t.TempDir()
+	host := newPlace(t, nil, unix.MS_SHARED)
+	t.Setenv(Variable, host.file())
+	beside, inside := filepath.Join(dir, "volumes-1"), filepath.Join(dir, "volumes")
+	below := filepath.Join(inside, "below")
+	mount := func(at string) {
+		t.Helper()
+		err := Do(func() error {
+			return errors.Join(os.MkdirAll(at, 0o700), unix.Mount("tmpfs", at, "tmpfs", 0, "size=64k"))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, at := range []string{beside, inside, inside, below} {
+		mount(at)
+	}
+	var held *os.File
+	host.in(func() {
+		var err error
+		if held, err = os.Create(filepath.Join(below, "held")); err != nil {
+			t.Error(err)
+		}
+	})
+	defer held.Close()
+	if found, err := Below(inside); err != nil || !slices.Equal(found, []string{below, inside, inside}) {
+		t.Errorf("below %s: %v, %v", inside, found, err)
+	}
+	if err := Unmount(inside); err != nil {
+		t.Fatal(err)
+	}
+	for at, want := range map[string]bool{inside: false, below: false, beside: true} {
+		if got, err := Has(at); got != want || err != nil || host.mounted(t, at) != want {
+			t.Errorf("%s is mounted: %v, %v, want %v", at, got, err, want)
+		}
+	}
+	if err := Unmount(inside); err != nil {
+		t.Errorf("nothing is mounted: %v", err)
+	}
+}
+
 func TestSaysWhy(t *testing.T) {
 	t.Setenv(Variable, "")
 	if err := Check(); err != nil {

@@ -6,10 +6,6 @@ import "github.com/multipaas/multipaas/appliance/failpoint"
 func Failpoints() []failpoint.Point {
 	return []failpoint.Point{
 		{Name: "machine/start/recorded", In: failpoint.Node, Cuts: "the machine's folder and record are there"},
-		{Name: "machine/start/image-unpacked", In: failpoint.Node, Cuts: "the image is unpacked, under its temporary name"},
-		{Name: "machine/start/disk-file-made", In: failpoint.Node, Cuts: "the disk's file is there, without a file system"},
-		{Name: "machine/start/disk-formatted", In: failpoint.Node, Cuts: "the disk has a file system, but not its name"},
-		{Name: "machine/start/loop-attached", In: failpoint.Node, Cuts: "the loop device is there, not mounted"},
 		{Name: "machine/start/disk-mounted", In: failpoint.Node, Cuts: "the disk is mounted, the root is not"},
 		{Name: "machine/start/root-mounted", In: failpoint.Node, Cuts: "the root is mounted, the control group is not there"},
 		{Name: "machine/start/group-made", In: failpoint.Node, Cuts: "the control group is there, the bundle is not"},

@@ -10,11 +10,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/multipaas/multipaas/appliance/child"
 )
 
 // runcTimeout bounds one call. A start takes 0.1 s, 2 s on a busy machine.
@@ -49,7 +49,7 @@ func (r runc) run(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := r.command(ctx, args...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err := runBound(cmd); err != nil {
+	if err := child.Command(cmd); err != nil {
 		return nil, fmt.Errorf("runc %s: %w: %s", args[0], err, lastLine(errOut.String()))
 	}
 	return out.Bytes(), nil
@@ -105,23 +105,11 @@ func (r runc) start(ctx context.Context, id, bundle, console string) error {
 	cmd := r.command(ctx, "--log", filepath.Join(bundle, "runc.log"), "run", "--detach", "--bundle", bundle, id)
 	// The container inherits both. A pipe would break when we end.
 	cmd.Stdout, cmd.Stderr = out, out
-	if err := runBound(cmd); err != nil {
+	if err := child.Command(cmd); err != nil {
 		text, _ := readBounded(filepath.Join(bundle, "runc.log"), 1<<20)
 		return fmt.Errorf("runc run: %w: %s", err, lastLine(string(text)))
 	}
 	return nil
-}
-
-// runBound runs a command that dies with us. An orphan would go on making what
-// the next agent, which knows nothing of it, makes or takes away at the same time.
-// What a container runs is not the command's to end: it has been let go by then.
-func runBound(cmd *exec.Cmd) error {
-	// The kernel sends the signal when the *thread* that forked ends
-	// (golang/go#27505).
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	return cmd.Run()
 }
 
 // delete takes the container away, killing it first. None there is no error.

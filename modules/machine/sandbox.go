@@ -20,9 +20,11 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
+	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/appliance/inventory"
+	"github.com/multipaas/multipaas/appliance/rootfs"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -50,7 +52,7 @@ func (c Config) payload(elem ...string) string {
 type Sandbox struct {
 	cfg    Config
 	runc   runc
-	images images
+	images rootfs.Store
 
 	trying  sync.Mutex
 	tried   bool // whether machines can have users of their own
@@ -68,7 +70,7 @@ type Sandbox struct {
 func NewSandbox(cfg Config) *Sandbox {
 	return &Sandbox{cfg: cfg,
 		runc:    runc{binary: cfg.payload("runtime", "runc"), root: cfg.Runc},
-		images:  images{dir: cfg.Images},
+		images:  rootfs.Store{Dir: cfg.Images},
 		watched: map[string]*os.File{}}
 }
 
@@ -92,7 +94,9 @@ type home string
 
 func (h home) at(name string) string { return filepath.Join(string(h), name) }
 
-func (h home) disk() disk { return disk{file: h.at("disk.img"), mount: h.at("disk")} }
+func (h home) disk() diskimage.Image {
+	return diskimage.Image{File: h.at("disk.img"), Mount: h.at("disk")}
+}
 
 func (s *Sandbox) home(uid string) home { return home(filepath.Join(s.cfg.Dir, uid)) }
 
@@ -215,11 +219,11 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home, owner *os.Fil
 	if err := emptyNamespace(spec.netns); err != nil {
 		return err
 	}
-	image, err := s.images.unpack(ctx, s.cfg.payload("images", "machine"))
+	image, err := s.images.Unpack(ctx, s.cfg.payload("images", "machine"))
 	if err != nil {
 		return err
 	}
-	if err := m.disk().ensure(ctx, spec.Machine.Spec.Size.DiskBytes, image); err != nil {
+	if err := m.disk().Ensure(ctx, spec.Machine.Spec.Size.DiskBytes, image); err != nil {
 		return err
 	}
 	failpoint.Reach("machine/start/disk-mounted")
@@ -230,8 +234,10 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home, owner *os.Fil
 	}
 	// The payload may have moved to a newer image since the last start, so the
 	// root is mounted anew each time.
-	if err := cmp.Or(unmountAll(m.at("root")), unmountAll(m.at("image")), unmountAll(m.at(stateDir))); err != nil {
-		return err
+	for _, name := range []string{"root", "image", stateDir} {
+		if err := hostmount.Unmount(m.at(name)); err != nil {
+			return err
+		}
 	}
 	err = hostmount.Do(func() error {
 		if err := makeState(m, first); err != nil {
@@ -280,7 +286,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home, owner *os.Fil
 }
 
 func (s *Sandbox) pruneImages() {
-	if err := s.images.prune(s.cfg.payload("images", "machine")); err != nil {
+	if err := s.images.Prune(s.cfg.payload("images", "machine")); err != nil {
 		s.cfg.Log.Warn("remove unused images", "err", err)
 	}
 }
@@ -323,15 +329,15 @@ func (s *Sandbox) remove(ctx context.Context, uid string) error {
 		return err
 	}
 	m := s.home(uid)
-	if err := unmountAll(string(m)); err != nil {
+	if err := hostmount.Unmount(string(m)); err != nil {
 		return err
 	}
-	if err := awaitLoops(ctx, m.disk().file); err != nil {
+	if err := diskimage.AwaitFree(ctx, m.disk().File); err != nil {
 		return err
 	}
 	failpoint.Reach("machine/remove/unmounted")
 	// The folder last: as long as it is there, List shows the machine.
-	if left, err := mounts(string(m)); err != nil || len(left) > 0 {
+	if left, err := hostmount.Below(string(m)); err != nil || len(left) > 0 {
 		return fmt.Errorf("still mounted: %v: %w", left, err)
 	}
 	if err := os.RemoveAll(string(m)); err != nil {

@@ -29,6 +29,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/cgroup"
+	"github.com/multipaas/multipaas/appliance/diskimage"
+	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/modules/linklocal"
 	"github.com/multipaas/multipaas/modules/resource"
@@ -247,7 +249,7 @@ func (r *rig) traces() map[string]int {
 			ours++
 		}
 	}
-	mounted, err := mounts(r.s.cfg.Dir)
+	mounted, err := hostmount.Below(r.s.cfg.Dir)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -437,7 +439,7 @@ func TestSandbox(t *testing.T) {
 			t.Errorf("of rubbish: %q", got)
 		}
 		// Machines that were started before there was one.
-		if err := unmountAll(r.s.home(r.spec.UID).at(stateDir)); err != nil {
+		if err := hostmount.Unmount(r.s.home(r.spec.UID).at(stateDir)); err != nil {
 			t.Fatal(err)
 		}
 		if got := said(); got != "" {
@@ -468,7 +470,7 @@ func TestSandbox(t *testing.T) {
 		if err := cgroup.Kill(t.Context(), cgroupName(r.spec.UID)); err != nil {
 			t.Fatal(err)
 		}
-		if err := unmountAll(r.s.cfg.Dir); err != nil {
+		if err := hostmount.Unmount(r.s.cfg.Dir); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.RemoveAll(r.s.cfg.Runc); err != nil {
@@ -502,14 +504,14 @@ func TestSandbox(t *testing.T) {
 func TestHalf(t *testing.T) {
 	r := newRig(t, 200<<20)
 	m := r.s.home(r.spec.UID)
-	image, err := r.s.images.unpack(t.Context(), r.s.cfg.payload("images", "machine"))
+	image, err := r.s.images.Unpack(t.Context(), r.s.cfg.payload("images", "machine"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, cut := range map[string]func() error{
 		"folder":  func() error { return os.MkdirAll(string(m), 0o700) },
-		"partial": func() error { return os.WriteFile(m.disk().file+".partial", []byte("x"), 0o600) },
-		"disk":    func() error { return m.disk().ensure(t.Context(), 200<<20, image) },
+		"partial": func() error { return os.WriteFile(m.disk().File+diskimage.Partial, []byte("x"), 0o600) },
+		"disk":    func() error { return m.disk().Ensure(t.Context(), 200<<20, image) },
 		"root":    func() error { return r.prepare(m) },
 		"state":   func() error { return os.MkdirAll(filepath.Join(r.s.cfg.Runc, r.spec.UID), 0o700) },
 		"created": func() error {

@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/hostmount"
 )
 
 // TestState: whatever root in a machine does to the file by which its init tells what runs,
@@ -22,7 +24,7 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := unmountAll(string(m)); err != nil {
+		if err := hostmount.Unmount(string(m)); err != nil {
 			t.Error(err)
 		}
 	})

@@ -22,7 +22,7 @@ import (
 // because of it.
 func (s *Sandbox) FirstUID(m wire.Machine) (uint32, error) {
 	home := s.home(m.UID)
-	if _, err := os.Stat(home.disk().file); err == nil {
+	if _, err := os.Stat(home.disk().File); err == nil {
 		if rec, err := readRecord(home.at(recordName)); err == nil {
 			return rec.Machine.Spec.FirstUID, nil
 		}

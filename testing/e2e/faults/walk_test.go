@@ -375,8 +375,8 @@ func walkMachine(t *testing.T, s *suite) {
 	h := s.walked()
 	points := append([]string{"agent/state-kept"}, attach...)
 	points = append(points, "network/machine/namespace-made", "network/machine/port-made", "network/machine/port-joined",
-		"agent/certificates-signed", "agent/certificates-kept", "machine/start/recorded", "machine/start/image-unpacked",
-		"machine/start/disk-file-made", "machine/start/disk-formatted", "machine/start/loop-attached", "machine/start/disk-mounted",
+		"agent/certificates-signed", "agent/certificates-kept", "machine/start/recorded", "rootfs/unpacked",
+		"disk/file-made", "disk/formatted", "disk/loop-attached", "machine/start/disk-mounted",
 		"machine/start/root-mounted", "machine/start/group-made", "machine/start/bundle-written", "machine/start/container-running")
 	s.walk(t, operation{name: "start", on: h, points: points, reached: s.phase(t, "shop", "Ready", 2)})
 	kubeconfig := s.Kubeconfig()

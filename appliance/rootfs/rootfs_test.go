@@ -1,4 +1,4 @@
-package machine
+package rootfs
 
 import (
 	"archive/tar"
@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/hostmount"
 )
 
 type entry struct {
@@ -81,7 +83,7 @@ func TestUntar(t *testing.T) {
 // TestPrune: what no machine uses goes, the payload's image and one that a
 // machine's root is mounted over stay.
 func TestPrune(t *testing.T) {
-	im := images{dir: t.TempDir()}
+	im := Store{Dir: t.TempDir()}
 	layoutDir := t.TempDir()
 	p, err := layout.Write(layoutDir, empty.Index)
 	if err != nil {
@@ -90,25 +92,30 @@ func TestPrune(t *testing.T) {
 	if err := p.AppendImage(empty.Image); err != nil {
 		t.Fatal(err)
 	}
-	current, err := im.unpack(t.Context(), layoutDir)
+	current, err := im.Unpack(t.Context(), layoutDir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	used, unused, partial := filepath.Join(im.dir, "used"), filepath.Join(im.dir, "unused"), filepath.Join(im.dir, "x.partial")
+	used, unused, partial := filepath.Join(im.Dir, "used"), filepath.Join(im.Dir, "unused"), filepath.Join(im.Dir, "x.partial")
 	for _, dir := range []string{used, unused, partial} {
 		if err := os.MkdirAll(filepath.Join(dir, "etc"), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	on := t.TempDir()
-	if err := mountRoot(used, on+"/upper", on+"/work", on+"/root"); err != nil {
+	for _, dir := range []string{"upper", "work", "root"} {
+		if err := os.Mkdir(filepath.Join(on, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mount("overlay", on+"/root", "overlay", 0, "lowerdir="+used+",upperdir="+on+"/upper,workdir="+on+"/work"); err != nil {
 		if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EINVAL) {
 			t.Skip("needs root and a folder that overlayfs takes: ", err)
 		}
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := unmountAll(on); err != nil {
+		if err := hostmount.Unmount(on); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -120,14 +127,14 @@ func TestPrune(t *testing.T) {
 			}
 		}
 	}
-	if err := im.prune(layoutDir); err != nil {
+	if err := im.Prune(layoutDir); err != nil {
 		t.Fatal(err)
 	}
 	check(map[string]bool{current: true, used: true, unused: false, partial: false})
-	if err := unmountAll(on); err != nil {
+	if err := hostmount.Unmount(on); err != nil {
 		t.Fatal(err)
 	}
-	if err := im.prune(layoutDir); err != nil {
+	if err := im.Prune(layoutDir); err != nil {
 		t.Fatal(err)
 	}
 	check(map[string]bool{current: true, used: false})

@@ -1,4 +1,4 @@
-package machine
+package rootfs
 
 import (
 	"archive/tar"

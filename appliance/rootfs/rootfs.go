@@ -1,4 +1,9 @@
-package machine
+// Package rootfs unpacks root file systems from the payload's images, each once, for whoever
+// runs programs or machines from them.
+//
+// Parties: parts that run a Debian of the payload. Any package may import it; it imports
+// leaves only.
+package rootfs
 
 import (
 	"archive/tar"
@@ -23,30 +28,30 @@ import (
 	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
-// maxImageBytes bounds what an image unpacks to. The machine's is 150 MB.
-const maxImageBytes = 4 << 30
+// maxBytes bounds what an image unpacks to. The machine's is 150 MB.
+const maxBytes = 4 << 30
 
-// images unpacks root file systems, each once, below dir/DIGEST.
-type images struct {
-	dir string
+// Store keeps what was unpacked, below Dir/DIGEST. Several processes may use one folder.
+type Store struct {
+	Dir string // absolute; survives a reboot
 }
 
-// unpack returns the folder with the root file system of the one image in an
+// Unpack returns the folder with the root file system of the one image in an
 // OCI layout. A folder that is there is whole: it got its name when it was.
-func (im *images) unpack(ctx context.Context, layoutDir string) (string, error) {
+func (im Store) Unpack(ctx context.Context, layoutDir string) (string, error) {
 	digest, image, err := onlyImage(layoutDir)
 	if err != nil {
 		return "", fmt.Errorf("open image %s: %w", layoutDir, err)
 	}
-	dir := filepath.Join(im.dir, digest.Hex)
+	dir := filepath.Join(im.Dir, digest.Hex)
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
-	if err := os.MkdirAll(im.dir, 0o755); err != nil {
+	if err := os.MkdirAll(im.Dir, 0o755); err != nil {
 		return "", err
 	}
 	// One at a time, also among processes; the lock of a killed one is free.
-	lock, err := os.OpenFile(filepath.Join(im.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := os.OpenFile(filepath.Join(im.Dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return "", err
 	}
@@ -57,7 +62,7 @@ func (im *images) unpack(ctx context.Context, layoutDir string) (string, error) 
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
-	// What a killed agent left of the same image.
+	// What a killed process left of the same image.
 	partial := dir + ".partial"
 	if err := os.RemoveAll(partial); err != nil {
 		return "", fmt.Errorf("unpack image: %w", err)
@@ -68,23 +73,23 @@ func (im *images) unpack(ctx context.Context, layoutDir string) (string, error) 
 	if err := unpackLayers(ctx, image, partial); err != nil {
 		return "", errors.Join(fmt.Errorf("unpack image %s: %w", layoutDir, err), os.RemoveAll(partial))
 	}
-	failpoint.Reach("machine/start/image-unpacked")
+	failpoint.Reach("rootfs/unpacked")
 	if err := os.Rename(partial, dir); err != nil {
 		return "", errors.Join(fmt.Errorf("unpack image: %w", err), os.RemoveAll(partial))
 	}
 	return dir, nil
 }
 
-// prune removes what was unpacked and no machine uses any more, but never the
-// image in layoutDir: images of former payloads, and what a killed agent left
-// half unpacked. A machine uses the image that its root is mounted over.
-func (im *images) prune(layoutDir string) error {
+// Prune removes what was unpacked and is used no more, but never the image in
+// layoutDir: images of former payloads, and what a killed process left half unpacked. An image
+// is used while it is mounted, or something is mounted over it.
+func (im Store) Prune(layoutDir string) error {
 	digest, _, err := onlyImage(layoutDir)
 	if err != nil {
 		return fmt.Errorf("open image %s: %w", layoutDir, err)
 	}
 	// Who unpacks holds the lock; there will be another time to look.
-	lock, err := os.OpenFile(filepath.Join(im.dir, "lock"), os.O_RDWR, 0)
+	lock, err := os.OpenFile(filepath.Join(im.Dir, "lock"), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
@@ -96,7 +101,7 @@ func (im *images) prune(layoutDir string) error {
 	} else if err != nil {
 		return fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	entries, err := os.ReadDir(im.dir)
+	entries, err := os.ReadDir(im.Dir)
 	if err != nil {
 		return err
 	}
@@ -106,7 +111,7 @@ func (im *images) prune(layoutDir string) error {
 	}
 	mounted := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(string(mountinfo)) // proc(5)
 	for _, e := range entries {
-		dir := filepath.Join(im.dir, e.Name())
+		dir := filepath.Join(im.Dir, e.Name())
 		used := strings.Contains(mounted, "lowerdir="+dir+",") ||
 			strings.Contains(mounted, "/"+e.Name()+" ") // that folder itself is mounted
 		if !e.IsDir() || e.Name() == digest.Hex || used {
@@ -146,7 +151,7 @@ func unpackLayers(ctx context.Context, image v1.Image, dir string) error {
 	if err != nil {
 		return err
 	}
-	left := int64(maxImageBytes)
+	left := int64(maxBytes)
 	for _, l := range layers {
 		want, err := l.DiffID()
 		if err != nil {
@@ -175,7 +180,7 @@ func unpackLayer(ctx context.Context, root *os.Root, l v1.Layer, want v1.Hash, l
 		return err
 	}
 	if limited.N == 0 {
-		return fmt.Errorf("it unpacks to more than %d bytes", int64(maxImageBytes))
+		return fmt.Errorf("it unpacks to more than %d bytes", int64(maxBytes))
 	}
 	*left = limited.N
 	if got := hex.EncodeToString(sum.Sum(nil)); got != want.Hex {
@@ -191,7 +196,7 @@ const (
 )
 
 // untar unpacks one layer. Everything goes through root, so nothing gets out of
-// it, be it by a name or by a link. Devices are left out: a machine gets its
+// it, be it by a name or by a link. Devices are left out: who runs from it has its
 // own. Times are kept; extended attributes aren't needed.
 func untar(ctx context.Context, root *os.Root, t *tar.Reader) error {
 	dirs := map[string]time.Time{} // set last: what is put into a folder changes its time
@@ -312,4 +317,9 @@ func removeOlder(root *os.Root, dir string, made map[string]bool) error {
 		}
 	}
 	return nil
+}
+
+// Failpoints are where a test kills the process in this package.
+func Failpoints() []failpoint.Point {
+	return []failpoint.Point{{Name: "rootfs/unpacked", In: failpoint.Node, Cuts: "the image is unpacked, under its temporary name"}}
 }

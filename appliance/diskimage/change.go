@@ -1,0 +1,181 @@
+package diskimage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/hostmount"
+)
+
+// ErrShrink is returned for an image that is larger than it shall be: XFS can't shrink.
+var ErrShrink = errors.New("a file system can't shrink")
+
+// ErrNoReflink is returned where files can't share blocks: the folder of the image is on
+// ext4, or the copy would be on another file system.
+var ErrNoReflink = errors.New("files here can't share blocks")
+
+// Grow makes a mounted XFS image so large, while it is used, and returns ErrShrink if it is
+// larger. One that was cut off goes on where it was. It blocks for some milliseconds.
+func (d Image) Grow(_ context.Context, sizeBytes int64) error {
+	if err := d.grow(sizeBytes); err != nil {
+		return fmt.Errorf("grow disk %s: %w", d.File, err)
+	}
+	return nil
+}
+
+func (d Image) grow(sizeBytes int64) error {
+	mounted, err := hostmount.Has(d.Mount)
+	if err == nil && !mounted {
+		err = errors.New("it is not mounted")
+	}
+	if err != nil {
+		return err
+	}
+	var kind unix.Statfs_t
+	if err := hostmount.Do(func() error { return unix.Statfs(d.Mount, &kind) }); err != nil {
+		return err
+	}
+	if kind.Type != unix.XFS_SUPER_MAGIC {
+		return fmt.Errorf("it has no XFS: images below %d MiB can't grow", int64(MinXFS)>>20)
+	}
+	info, err := os.Stat(d.File)
+	if err != nil {
+		return err
+	}
+	if info.Size() > sizeBytes {
+		return fmt.Errorf("it has %d bytes, and shall have %d: %w", info.Size(), sizeBytes, ErrShrink)
+	}
+	if err := os.Truncate(d.File, sizeBytes); err != nil {
+		return err
+	}
+	devices, err := loopsOf(d.File)
+	if err != nil {
+		return err
+	}
+	if len(devices) != 1 {
+		return fmt.Errorf("it is mounted by %d devices: want one", len(devices))
+	}
+	device, err := os.OpenFile(devices[0], os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer device.Close()
+	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return fmt.Errorf("tell %s of it: %w", devices[0], err)
+	}
+	return hostmount.Do(func() error { return growXFS(d.Mount, sizeBytes) })
+}
+
+// What linux/fs/xfs/libxfs/xfs_fs.h says of two calls. Their numbers hold the sizes of
+// the structures.
+const (
+	geometryCall = 0x8070_5864 // XFS_IOC_FSGEOMETRY_V1, _IOR('X', 100, 112 bytes)
+	growCall     = 0x4010_586e // XFS_IOC_FSGROWFSDATA, _IOW('X', 110, 16 bytes)
+)
+
+// geometry begins as struct xfs_fsop_geom_v1 does.
+type geometry struct {
+	blockSize, rtExtent, groupBlocks, groups, logBlocks, sector, inode, inodePercent uint32
+	blocks                                                                           uint64
+	rest                                                                             [72]byte
+}
+
+// growth is struct xfs_growfs_data.
+type growth struct {
+	blocks       uint64
+	inodePercent uint32
+	_            uint32
+}
+
+// growXFS has the file system that is mounted at dir use all of its device.
+func growXFS(dir string, sizeBytes int64) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	call := func(number uintptr, arg unsafe.Pointer) error {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), number, uintptr(arg)); errno != 0 {
+			return errno
+		}
+		return nil
+	}
+	var now geometry
+	if err := call(geometryCall, unsafe.Pointer(&now)); err != nil {
+		return fmt.Errorf("how large its XFS is: %w", err)
+	}
+	want := growth{blocks: uint64(sizeBytes) / uint64(now.blockSize), inodePercent: now.inodePercent}
+	if want.blocks <= now.blocks {
+		return nil
+	}
+	if err := call(growCall, unsafe.Pointer(&want)); err != nil {
+		return fmt.Errorf("grow its XFS from %d to %d blocks: %w", now.blocks, want.blocks, err)
+	}
+	return nil
+}
+
+// Clone makes another image of what is in this one at a moment: all that its users have had
+// synced to disk, as after a power cut. It takes no room until one of the two is written to,
+// and blocks until what was written to this one before is on disk. It returns
+// ErrNoReflink where that can't be, and fs.ErrExist if there is a file to.
+func (d Image) Clone(_ context.Context, to string) error {
+	if err := d.clone(to); err != nil {
+		return fmt.Errorf("clone disk %s: %w", d.File, err)
+	}
+	return nil
+}
+
+func (d Image) clone(to string) error {
+	if _, err := os.Lstat(to); err == nil {
+		return &os.PathError{Op: "clone", Path: to, Err: fs.ErrExist}
+	}
+	if err := d.sync(); err != nil {
+		return err
+	}
+	from, err := os.Open(d.File)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	partial := to + Partial
+	if err := os.RemoveAll(partial); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(partial, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	// The kernel holds writes back until all blocks are shared (ioctl_ficlone(2)): what is
+	// there is of one moment.
+	err = unix.IoctlFileClone(int(f.Fd()), int(from.Fd()))
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) {
+		err = fmt.Errorf("%w: %w", ErrNoReflink, err)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(partial))
+	}
+	return settle(partial, to)
+}
+
+// sync has what is in the image's file system written to the image, if it is mounted.
+func (d Image) sync() error {
+	return hostmount.Do(func() error {
+		f, err := os.Open(d.Mount)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		defer f.Close()
+		return unix.Syncfs(int(f.Fd()))
+	})
+}

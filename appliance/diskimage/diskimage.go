@@ -1,0 +1,161 @@
+// Package diskimage keeps a file system in a file: the one limit on disk space that
+// holds whatever is in it, and in how many files. Quotas were rejected: not every kernel
+// has them, and they are soft on some.
+//
+// An image is sparse, mounted by a loop device for all of the host, and gives back what
+// is deleted in it. It belongs to whoever names its file: two may not use one image.
+// A device frees itself once it is closed and unmounted, so whoever is killed leaks none.
+//
+// Parties: parts that give tenants disks. Any package may import it; it imports leaves only.
+package diskimage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/child"
+	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/appliance/hostmount"
+)
+
+// MinXFS is the size in bytes of the smallest file system that mkfs.xfs makes. Smaller
+// images have ext4, and can't grow.
+const MinXFS = 300 << 20
+
+// Image is a file with a file system. The zero value is none.
+type Image struct {
+	File  string // absolute, as is Mount
+	Mount string // the folder where it is mounted
+	// Reflink has files in it share blocks (cp --reflink), which costs each write a look
+	// whether its blocks are shared. It is read when the image is made.
+	Reflink bool
+}
+
+// Ensure makes the image with so many bytes if there is none, and mounts it. root is a
+// Debian's root file system with mkfs.xfs and mkfs.ext4 in it. One that is there keeps its
+// size. It blocks for some tenths of a second, and up to ten when a process that was killed
+// has the image still.
+func (d Image) Ensure(ctx context.Context, sizeBytes int64, root string) error {
+	mounted, err := hostmount.Has(d.Mount)
+	if err != nil || mounted {
+		return err
+	}
+	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) {
+		if err := d.format(ctx, sizeBytes, root); err != nil {
+			return fmt.Errorf("make disk %s: %w", d.File, err)
+		}
+	} else if err != nil {
+		return err
+	}
+	// Mounted twice, a file system is lost.
+	if err := AwaitFree(ctx, d.File); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.Mount, 0o700); err != nil {
+		return err
+	}
+	// There too: by the path at which the device's file was opened others know it, and a
+	// path in our own mounts ends with us.
+	var device *os.File
+	err = hostmount.Do(func() (err error) { device, err = openLoop(d.File); return err })
+	if err != nil {
+		return err
+	}
+	defer device.Close() // the mount keeps it
+	failpoint.Reach("disk/loop-attached")
+	for _, kind := range []struct{ name, options string }{
+		{"xfs", "nouuid,discard"}, // what is deleted inside is free outside; copies have one UUID
+		{"ext4", "discard"},
+	} {
+		err = hostmount.Do(func() error { return unix.Mount(device.Name(), d.Mount, kind.name, unix.MS_NODEV, kind.options) })
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINVAL) { // not this kind
+			break
+		}
+	}
+	return fmt.Errorf("mount disk %s: %w", d.File, err)
+}
+
+// format makes the image under another name, so that one with the right name
+// has a file system.
+func (d Image) format(ctx context.Context, sizeBytes int64, root string) error {
+	if err := os.MkdirAll(filepath.Dir(d.File), 0o700); err != nil {
+		return err
+	}
+	partial := d.File + Partial
+	// Removed, not emptied: what a killed process had begun may still be written to.
+	if err := os.RemoveAll(partial); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(partial, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(sizeBytes), f.Close()); err != nil {
+		return err
+	}
+	failpoint.Reach("disk/file-made")
+	if sizeBytes >= MinXFS {
+		reflink := "reflink=0"
+		if d.Reflink {
+			reflink = "reflink=1"
+		}
+		// Sectors of 4 KiB: files that share blocks are written by whole blocks, and so is the
+		// device of a clone, on which XFS doesn't mount with smaller ones (Linux 6.18).
+		err = runFrom(ctx, root, "usr/sbin/mkfs.xfs", "-q", "-f", "-s", "size=4096", "-m", reflink, partial)
+	} else {
+		err = runFrom(ctx, root, "usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", partial)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(partial))
+	}
+	failpoint.Reach("disk/formatted")
+	return settle(partial, d.File)
+}
+
+// Partial is what the name of a file ends with that is not yet an image.
+const Partial = ".partial"
+
+// settle gives a finished image its name.
+func settle(partial, file string) error {
+	if err := os.Rename(partial, file); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(filepath.Dir(file))
+}
+
+// Failpoints are where a test kills the process in this package.
+func Failpoints() []failpoint.Point {
+	return []failpoint.Point{
+		{Name: "disk/file-made", In: failpoint.Node, Cuts: "the disk's file is there, without a file system"},
+		{Name: "disk/formatted", In: failpoint.Node, Cuts: "the disk has a file system, but not its name"},
+		{Name: "disk/loop-attached", In: failpoint.Node, Cuts: "the loop device is there, not mounted"},
+	}
+}
+
+// runFrom runs a program of an unpacked root file system by its own loader with
+// its own libraries, so that the host needs no such tool. A chroot would need
+// /dev and /proc in a folder that all share who use the image.
+func runFrom(ctx context.Context, root, program string, args ...string) error {
+	libraries := filepath.Join(root, "usr/lib/x86_64-linux-gnu")
+	loader := filepath.Join(libraries, "ld-linux-x86-64.so.2")
+	cmd := exec.CommandContext(ctx, loader, append([]string{"--library-path", libraries, filepath.Join(root, program)}, args...)...)
+	cmd.Env = []string{"PATH=/nonexistent", "MKE2FS_CONFIG=" + filepath.Join(root, "etc/mke2fs.conf")}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := child.Command(cmd); err != nil {
+		return fmt.Errorf("%s: %w: %s", filepath.Base(program), err, bytes.TrimSpace(out.Bytes()))
+	}
+	return nil
+}
