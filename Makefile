@@ -56,7 +56,7 @@ build: elf payload ## build dist/multipaas, the one file
 		.cache/payload pack --elf .cache/multipaas.elf --out dist/multipaas dist/payload.zip
 
 .PHONY: payload
-payload: payload-tool kube runtime init image-pause image-hello image-coredns image-machine ## make dist/payload.zip, the files that the one file carries
+payload: payload-tool kube runtime init image-pause image-hello image-coredns image-machine image-storage ## make dist/payload.zip, the files that the one file carries
 	@find $(payload) -type f -printf '%P %m %s\n' | LC_ALL=C sort >.cache/payload.list
 	@$(cached) -l dist/payload.zip .cache/payload.list .cache/keys/dist-payload-* $(payload)/runtime/init .cache/payload $(PAYLOAD_KEY) -- \
 		.cache/payload pack --zip --key $(PAYLOAD_KEY) --out dist/payload.zip $(payload)
@@ -89,7 +89,7 @@ init: ## build process 1 of the machines
 	@$(go-small) $(payload)/runtime/init ./embed/init
 
 .PHONY: images
-images: image-pause image-hello image-coredns image-machine ## make the images as OCI layouts
+images: image-pause image-hello image-coredns image-machine image-storage ## make the images as OCI layouts
 
 .PHONY: ociimage
 ociimage: ## build what makes images
@@ -113,15 +113,23 @@ image-coredns: ociimage ## make the image of the cluster DNS
 	@$(cached) $(payload)/images/coredns .cache/ociimage .cache/keys/.cache-dns -- .cache/ociimage --out $(payload)/images/coredns \
 		--name multipaas.internal/coredns:1 --file .cache/dns/coredns:/coredns --entrypoint /coredns --port 53/udp --port 53/tcp
 
+root-scripts := embed/images/root.sh embed/images/trim.sh embed/images/sources.sh
+
 .PHONY: image-machine
 image-machine: ociimage ## make the root file system of the machines, from Debian packages
-	@$(cached) .cache/machine.tar embed/images/machine -- embed/images/machine/build.sh .cache/machine.tar
+	@$(cached) .cache/machine.tar $(root-scripts) embed/images/machine -- embed/images/root.sh embed/images/machine .cache/machine.tar
 	@$(cached) $(payload)/images/machine .cache/ociimage .cache/keys/.cache-machine.tar -- .cache/ociimage --out $(payload)/images/machine \
 		--name multipaas.internal/machine:1 --root .cache/machine.tar --entrypoint /sbin/init
 
+.PHONY: image-storage
+image-storage: ociimage ## make the root file system that hosts' storage runs from, from Debian packages
+	@$(cached) .cache/storage.tar $(root-scripts) embed/images/storage -- embed/images/root.sh embed/images/storage .cache/storage.tar
+	@$(cached) $(payload)/images/storage .cache/ociimage .cache/keys/.cache-storage.tar -- .cache/ociimage --out $(payload)/images/storage \
+		--name multipaas.internal/storage:1 --root .cache/storage.tar --entrypoint /sbin/init
+
 .PHONY: vm-image
 vm-image: ## make the disk of the virtual machines of testing/vm, from Debian packages
-	@$(cached) .cache/vm testing/vm/root embed/images/machine/sources.sh -- testing/vm/root/build.sh .cache/vm
+	@$(cached) .cache/vm testing/vm/root embed/images/sources.sh -- testing/vm/root/build.sh .cache/vm
 
 .PHONY: vm-booted
 vm-booted: vm-image ## boot the virtual machines of testing/vm once, and keep them as they are then

@@ -92,7 +92,7 @@ func (s *server) addRegistry(
 
 // payloadImage returns the digest of an image of the payload.
 func (b *base) payloadImage(name, tag string) (string, error) {
-	if tag != "1" || strings.Contains(name, "/") || name == "machine" {
+	if tag != "1" || strings.Contains(name, "/") || name == "machine" || name == "storage" { // no pod runs these
 		return "", store.ErrNotFound
 	}
 	f, err := b.payload.OpenFile("images/" + name + "/index.json")

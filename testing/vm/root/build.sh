@@ -13,7 +13,7 @@ release=bookworm
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"$here/../../../embed/images/machine/sources.sh" "$release" >"$work/debian.sources"
+"$here/../../../embed/images/sources.sh" "$release" >"$work/debian.sources"
 [ -s "$work/debian.sources" ] || { echo "$0: this machine has no apt source of Debian $release" >&2; exit 1; }
 packages=$(sed -e 's/#.*//' "$here/packages" | tr -s ' \n' ',,' | sed -e 's/^,//' -e 's/,$//')
 

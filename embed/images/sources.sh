@@ -4,7 +4,7 @@
 # root file system is made from them, so that a site with its own mirror
 # builds from that mirror. Third parties' entries stay out.
 #
-#	embed/images/machine/sources.sh [RELEASE]
+#	embed/images/sources.sh [RELEASE]
 set -eu
 
 release=${1:-$(. /etc/os-release && echo "$VERSION_CODENAME")}
