@@ -1,0 +1,219 @@
+package gluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/multipaas/multipaas/testing/wait"
+)
+
+// TestCluster is the life of a volume on three nodes with the real daemons: made, written
+// to, a brick killed and healed, a brick replaced, a node lost, forgotten.
+func TestCluster(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("run as root: it makes namespaces")
+	}
+	c := newCluster(t, 3)
+	a, b, d := c.nodes[0], c.nodes[1], c.nodes[2]
+	for range 2 { // the second time they are there
+		for _, n := range []*node{b, d} {
+			if err := a.Join(t.Context(), n.address); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	together := func(n *node, want int) {
+		t.Helper()
+		wait.For(t, wait.Patience, fmt.Sprintf("%v knows %d others", n.address, want), func(ctx context.Context) error {
+			peers, err := n.Peers(ctx)
+			peers = slices.DeleteFunc(peers, func(p Peer) bool { return !p.Connected || !p.Member })
+			if err == nil && len(peers) != want {
+				err = fmt.Errorf("%v", peers)
+			}
+			return err
+		})
+	}
+	for _, n := range c.nodes {
+		together(n, 2)
+	}
+	bricks := []Brick{a.brick(t, "one"), b.brick(t, "one"), d.brick(t, "one")}
+	options := map[string]string{"network.ping-timeout": "5", "cluster.quorum-type": "auto"}
+	if err := a.Create(t.Context(), "two", bricks[:2], false, nil); !errors.Is(err, ErrSplitBrain) {
+		t.Errorf("two replicas: %v, want ErrSplitBrain", err)
+	}
+	for what, bad := range map[string]func() error{
+		"a name that is an option": func() error { return a.Create(t.Context(), "--help", bricks, false, nil) },
+		"a path that leads away": func() error {
+			return a.Create(t.Context(), "v", []Brick{{Host: a.address, Path: "/bricks/../etc"}}, false, nil)
+		},
+		"an option that there isn't": func() error {
+			return errors.Join(a.Create(t.Context(), "v", []Brick{a.brick(t, "other")}, false, map[string]string{"no.such": "1"}), a.Remove(t.Context(), "v"))
+		},
+	} {
+		if bad() == nil {
+			t.Errorf("%s was taken", what)
+		}
+	}
+	for range 2 {
+		if err := a.Create(t.Context(), "v1", bricks, false, options); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Create(t.Context(), "v1", []Brick{bricks[0]}, false, options); err == nil {
+		t.Error("one with other bricks was taken")
+	}
+	v, err := d.Volume(t.Context(), "v1")
+	if err != nil || !v.Started || v.Arbiter || len(v.ID) != 36 || !slices.Equal(v.Bricks, bricks) || v.Options["network.ping-timeout"] != "5" {
+		t.Errorf("it is %+v, %v", v, err)
+	}
+	if _, err := a.Volume(t.Context(), "none"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("none: %v", err)
+	}
+
+	a.must(t, "mkdir", "-p", "/mnt/v1")
+	a.must(t, "/usr/sbin/glusterfs", "--process-name=fuse", "--volfile-server="+a.address.String(), "--volfile-server="+b.address.String(),
+		"--volfile-id=v1", "/mnt/v1")
+	write := func(name string) {
+		t.Helper()
+		wait.For(t, wait.Patience, "a write", func(ctx context.Context) error {
+			out, err := a.command(ctx, "dd", "if=/dev/zero", "of=/mnt/v1/"+name, "bs=64k", "count=16", "conv=fsync").CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+	}
+	write("first")
+	online := func(from *node, want int) (on []BrickState) {
+		t.Helper()
+		wait.For(t, wait.Patience, fmt.Sprintf("%d bricks are online", want), func(ctx context.Context) error {
+			all, err := from.Bricks(ctx, "v1")
+			on = slices.DeleteFunc(all, func(b BrickState) bool { return !b.Online })
+			if err == nil && len(on) != want {
+				err = fmt.Errorf("%+v", all)
+			}
+			return err
+		})
+		return on
+	}
+	if on := online(a, 3); on[0].Total < 200<<20 || on[0].Free <= 0 || on[0].Free > on[0].Total || on[0].PID == 0 {
+		t.Errorf("a brick is %+v", on[0])
+	}
+
+	// A brick is killed; what it misses is known, and it gets it.
+	i := slices.IndexFunc(online(b, 3), func(s BrickState) bool { return s.Brick == bricks[1] })
+	b.must(t, "kill", "-9", strconv.Itoa(online(b, 3)[i].PID))
+	online(a, 2)
+	write("second")
+	healed := func(from *node, wantPending bool) {
+		t.Helper()
+		wait.For(t, wait.Patience, fmt.Sprintf("something to heal: %v", wantPending), func(ctx context.Context) error {
+			all, err := from.Healing(ctx, "v1")
+			if err != nil {
+				return err
+			}
+			pending, connected := int64(0), 0
+			for _, h := range all {
+				pending += h.Pending
+				if h.Connected {
+					connected++
+				}
+				if h.SplitBrain > 0 {
+					t.Errorf("split brain: %+v", h)
+				}
+			}
+			if wantPending != (pending > 0) || !wantPending && connected < len(all) {
+				return fmt.Errorf("%+v", all)
+			}
+			return nil
+		})
+	}
+	healed(a, true)
+	if err := a.StartBricks(t.Context(), "v1"); err != nil {
+		t.Fatal(err)
+	}
+	online(a, 3)
+	healed(a, false)
+	same := func(name string, on *node, brick Brick) {
+		t.Helper()
+		got, err1 := os.ReadFile(on.at(brick, name))
+		want, err2 := os.ReadFile(a.at(bricks[0], name))
+		if err := errors.Join(err1, err2); err != nil || string(got) != string(want) || len(got) != 1<<20 {
+			t.Errorf("%s on %v: %d bytes, %v", name, brick, len(got), err)
+		}
+	}
+	same("second", b, bricks[1])
+
+	// Another brick for one of the third node.
+	fresh := d.brick(t, "fresh")
+	for range 2 {
+		if err := b.Replace(t.Context(), "v1", bricks[2], fresh); err != nil {
+			t.Fatal(err)
+		}
+	}
+	online(a, 3)
+	wait.For(t, wait.Patience, "the new brick has all", func(ctx context.Context) error {
+		return errors.Join(a.HealAll(ctx, "v1"), has(d.at(fresh, "first")), has(d.at(fresh, "second")))
+	})
+	healed(a, false)
+	same("first", d, fresh)
+
+	// A node that has a brick can't be forgotten; without a brick it can, though it is gone.
+	d.off()
+	missed := func() {
+		t.Helper()
+		wait.For(t, wait.Patience, "the others miss it", func(ctx context.Context) error {
+			peers, err := a.Peers(ctx)
+			if err == nil && !slices.ContainsFunc(peers, func(p Peer) bool { return p.Host == d.address && !p.Connected }) {
+				err = fmt.Errorf("%+v", peers)
+			}
+			return err
+		})
+	}
+	missed()
+	write("third") // two of three go on
+	var refused *Error
+	if err := a.Leave(t.Context(), d.address); !errors.As(err, &refused) || !strings.Contains(refused.Text, "brick") {
+		t.Errorf("a node with a brick leaves: %v", err)
+	}
+	a.must(t, "umount", "/mnt/v1")
+	if err := a.Remove(t.Context(), "v1"); !errors.Is(err, ErrAway) {
+		t.Errorf("a volume goes while a node is away: %v", err)
+	}
+	a.must(t, "/usr/sbin/gluster", "--mode=script", "volume", "stop", "v1", "force") // as if it had been cut off there
+	d.start(t)
+	together(a, 2)
+	wait.For(t, wait.Patience, "the volume goes", func(ctx context.Context) error { return a.Remove(ctx, "v1") })
+	if err := a.Remove(t.Context(), "v1"); err != nil {
+		t.Errorf("no volume is removed: %v", err)
+	}
+	d.off()
+	missed()
+	for range 2 {
+		if err := a.Leave(t.Context(), d.address); err != nil {
+			t.Fatal(err)
+		}
+	}
+	together(a, 1)
+	if all, err := b.Volumes(t.Context()); err != nil || len(all) > 0 {
+		t.Errorf("volumes left: %+v, %v", all, err)
+	}
+	if err := has(a.at(bricks[0], "third")); err != nil {
+		t.Errorf("a volume that was forgotten lost what was in its bricks: %v", err)
+	}
+}
+
+// has says that a file there has what was written to it.
+func has(name string) error {
+	info, err := os.Stat(name)
+	if err == nil && info.Size() != 1<<20 {
+		err = fmt.Errorf("%s has %d bytes", name, info.Size())
+	}
+	return err
+}
