@@ -1,15 +1,18 @@
 package diskimage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/hostmount"
 )
 
@@ -30,16 +33,28 @@ func (d Image) Grow(_ context.Context, sizeBytes int64) error {
 }
 
 func (d Image) grow(sizeBytes int64) error {
-	mounted, err := hostmount.Has(d.Mount)
-	if err == nil && !mounted {
-		err = errors.New("it is not mounted")
-	}
+	devices, err := loopsOf(d.File)
 	if err != nil {
 		return err
 	}
-	var kind unix.Statfs_t
-	if err := hostmount.Do(func() error { return unix.Statfs(d.Mount, &kind) }); err != nil {
+	if len(devices) != 1 {
+		return fmt.Errorf("it is mounted by %d devices: want one", len(devices))
+	}
+	device, err := os.Open(devices[0])
+	if err != nil {
 		return err
+	}
+	defer device.Close()
+	var of, at unix.Stat_t
+	var kind unix.Statfs_t
+	err = hostmount.Do(func() error {
+		return cmp.Or(unix.Fstat(int(device.Fd()), &of), unix.Stat(d.Mount, &at), unix.Statfs(d.Mount, &kind))
+	})
+	if err != nil {
+		return err
+	}
+	if at.Dev != of.Rdev {
+		return fmt.Errorf("something else is mounted at %s", d.Mount)
 	}
 	if kind.Type != unix.XFS_SUPER_MAGIC {
 		return fmt.Errorf("it has no XFS: images below %d MiB can't grow", int64(MinXFS)>>20)
@@ -54,18 +69,6 @@ func (d Image) grow(sizeBytes int64) error {
 	if err := os.Truncate(d.File, sizeBytes); err != nil {
 		return err
 	}
-	devices, err := loopsOf(d.File)
-	if err != nil {
-		return err
-	}
-	if len(devices) != 1 {
-		return fmt.Errorf("it is mounted by %d devices: want one", len(devices))
-	}
-	device, err := os.OpenFile(devices[0], os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer device.Close()
 	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
 		return fmt.Errorf("tell %s of it: %w", devices[0], err)
 	}
@@ -163,19 +166,23 @@ func (d Image) clone(to string) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return errors.Join(err, os.Remove(partial))
 	}
-	return settle(partial, to)
+	if err := unix.Renameat2(unix.AT_FDCWD, partial, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE); err != nil {
+		return errors.Join(&os.LinkError{Op: "rename", Old: partial, New: to, Err: err}, os.Remove(partial))
+	}
+	return atomicfile.SyncDir(filepath.Dir(to))
 }
 
 // sync has what is in the image's file system written to the image, if it is mounted.
 func (d Image) sync() error {
-	return hostmount.Do(func() error {
-		f, err := os.Open(d.Mount)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		defer f.Close()
-		return unix.Syncfs(int(f.Fd()))
-	})
+	mounted, err := hostmount.Has(d.Mount)
+	if err != nil || !mounted {
+		return err
+	}
+	var f *os.File
+	err = hostmount.Do(func() (err error) { f, err = os.Open(d.Mount); return err })
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
 }

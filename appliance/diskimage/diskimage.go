@@ -40,16 +40,17 @@ type Image struct {
 	Reflink bool
 }
 
-// Ensure makes the image with so many bytes if there is none, and mounts it. root is a
-// Debian's root file system with mkfs.xfs and mkfs.ext4 in it. One that is there keeps its
-// size. It blocks for some tenths of a second, and up to ten when a process that was killed
-// has the image still.
+// Ensure makes the image with so many bytes if there is none, and mounts it. With 0 bytes it
+// must be there, and fs.ErrNotExist is returned otherwise: so no empty image takes the place of
+// one whose disk isn't mounted. One that is there keeps its size. root is a Debian's root file
+// system with mkfs.xfs in it, for small images with mkfs.ext4. It blocks for some tenths of a
+// second, and up to ten seconds when a process that was killed has the image still.
 func (d Image) Ensure(ctx context.Context, sizeBytes int64, root string) error {
 	mounted, err := hostmount.Has(d.Mount)
 	if err != nil || mounted {
 		return err
 	}
-	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) && sizeBytes > 0 {
 		if err := d.format(ctx, sizeBytes, root); err != nil {
 			return fmt.Errorf("make disk %s: %w", d.File, err)
 		}
@@ -63,10 +64,23 @@ func (d Image) Ensure(ctx context.Context, sizeBytes int64, root string) error {
 	if err := os.MkdirAll(d.Mount, 0o700); err != nil {
 		return err
 	}
+	err = d.mount(true)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
+		// Since it was cloned its blocks are shared, and it is written by whole blocks of the file
+		// system it stands on: too large ones for an image with sectors of 512 bytes.
+		err = d.mount(false)
+	}
+	if err != nil {
+		return fmt.Errorf("mount disk %s: %w", d.File, err)
+	}
+	return nil
+}
+
+func (d Image) mount(direct bool) error {
 	// There too: by the path at which the device's file was opened others know it, and a
 	// path in our own mounts ends with us.
 	var device *os.File
-	err = hostmount.Do(func() (err error) { device, err = openLoop(d.File); return err })
+	err := hostmount.Do(func() (err error) { device, err = openLoop(d.File, direct); return err })
 	if err != nil {
 		return err
 	}
@@ -84,7 +98,7 @@ func (d Image) Ensure(ctx context.Context, sizeBytes int64, root string) error {
 			break
 		}
 	}
-	return fmt.Errorf("mount disk %s: %w", d.File, err)
+	return err
 }
 
 // format makes the image under another name, so that one with the right name
@@ -121,19 +135,14 @@ func (d Image) format(ctx context.Context, sizeBytes int64, root string) error {
 		return errors.Join(err, os.Remove(partial))
 	}
 	failpoint.Reach("disk/formatted")
-	return settle(partial, d.File)
+	if err := os.Rename(partial, d.File); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(filepath.Dir(d.File))
 }
 
 // Partial is what the name of a file ends with that is not yet an image.
 const Partial = ".partial"
-
-// settle gives a finished image its name.
-func settle(partial, file string) error {
-	if err := os.Rename(partial, file); err != nil {
-		return err
-	}
-	return atomicfile.SyncDir(filepath.Dir(file))
-}
 
 // Failpoints are where a test kills the process in this package.
 func Failpoints() []failpoint.Point {

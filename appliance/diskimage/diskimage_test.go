@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -177,6 +178,21 @@ func TestClone(t *testing.T) {
 		t.Errorf("the first has %q, %v", got, err)
 	}
 
+	// Made by an older version, with sectors of 512 bytes: since it shares blocks its device
+	// would have larger ones.
+	old := newImage(t, pool.Mount, "old")
+	if err := errors.Join(os.WriteFile(old.File, nil, 0o600), os.Truncate(old.File, 320*mib)); err != nil {
+		t.Fatal(err)
+	}
+	if err := runFrom(t.Context(), root, "usr/sbin/mkfs.xfs", "-q", "-s", "size=512", old.File); err != nil {
+		t.Fatal(err)
+	}
+	old.must(t, 0, "")
+	if err := errors.Join(old.Clone(t.Context(), newImage(t, pool.Mount, "young").File), hostmount.Unmount(old.Mount)); err != nil {
+		t.Fatal(err)
+	}
+	old.must(t, 0, "")
+
 	elsewhere := filepath.Join(here, "c.img")
 	if err := d.Clone(t.Context(), elsewhere); !errors.Is(err, ErrNoReflink) {
 		t.Errorf("to another file system: %v, want ErrNoReflink", err)
@@ -196,7 +212,8 @@ func (d Image) free(t *testing.T) int64 {
 	return int64(st.Bavail) * st.Bsize
 }
 
-// TestInUse: an image that another mount has is not mounted twice.
+// TestInUse: an image that another mount has is not mounted twice, one that is away is
+// not made anew, and what is mounted over one is not grown in its place.
 func TestInUse(t *testing.T) {
 	root, dir := debian(t), t.TempDir()
 	d := newImage(t, dir, "a").must(t, 64*mib, root)
@@ -207,8 +224,18 @@ func TestInUse(t *testing.T) {
 		t.Error("mounted twice")
 	}
 	// ext4 could with a capability that a unit may not have.
+	none := Image{File: filepath.Join(dir, "none.img"), Mount: filepath.Join(dir, "none")}
+	if err := none.Ensure(t.Context(), 0, root); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("one that must be there: %v, want fs.ErrNotExist", err)
+	}
 	if err := d.Grow(t.Context(), 128*mib); err == nil {
 		t.Error("ext4 grew")
+	}
+	if err := unix.Mount("tmpfs", d.Mount, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Grow(t.Context(), 128*mib); err == nil || !strings.Contains(err.Error(), "something else") {
+		t.Errorf("with another file system over it: %v", err)
 	}
 	if info, err := os.Stat(d.File); err != nil || info.Size() != 64*mib {
 		t.Errorf("what was refused changed something: %v, %v", info, err)

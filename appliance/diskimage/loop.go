@@ -15,9 +15,10 @@ import (
 // loopMajor is the device number of loop devices.
 const loopMajor = 7
 
-// openLoop makes a block device of a file. The device frees itself once it is
-// closed and unmounted, so who is killed leaks none.
-func openLoop(backing string) (device *os.File, err error) {
+// openLoop makes a block device of a file, by direct I/O or, if that can't be or shall not
+// be, by way of the host's page cache. The device frees itself once it is closed and
+// unmounted, so who is killed leaks none.
+func openLoop(backing string, direct bool) (device *os.File, err error) {
 	file, err := os.OpenFile(backing, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -34,7 +35,7 @@ func openLoop(backing string) (device *os.File, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("find a free loop device: %w", err)
 		}
-		device, err := configureLoop(number, file)
+		device, err := configureLoop(number, file, direct)
 		if errors.Is(err, unix.EBUSY) && try < 64 {
 			continue
 		}
@@ -45,7 +46,7 @@ func openLoop(backing string) (device *os.File, err error) {
 	}
 }
 
-func configureLoop(number int, file *os.File) (*os.File, error) {
+func configureLoop(number int, file *os.File, direct bool) (*os.File, error) {
 	name := fmt.Sprintf("/dev/loop%d", number)
 	// It is not there in a /dev that is not the kernel's own, as in a container.
 	err := unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(number))))
@@ -59,6 +60,9 @@ func configureLoop(number int, file *os.File) (*os.File, error) {
 	// Direct I/O: without it every page is cached twice, and the second time
 	// counts for nobody.
 	for _, flags := range []uint32{unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO, unix.LO_FLAGS_AUTOCLEAR} {
+		if !direct && flags&unix.LO_FLAGS_DIRECT_IO != 0 {
+			continue
+		}
 		cfg := unix.LoopConfig{Fd: uint32(file.Fd())}
 		cfg.Info.Flags = flags
 		copy(cfg.Info.File_name[:len(cfg.Info.File_name)-1], file.Name())
@@ -86,17 +90,27 @@ func loopsOf(backing string) ([]string, error) {
 	var names []string
 	for _, dir := range busy {
 		name := "/dev/" + filepath.Base(filepath.Dir(dir))
-		f, err := os.Open(name)
-		if err != nil {
+		info, err := loopStatus(name)
+		if _, gone := os.Stat(dir); errors.Is(err, unix.ENXIO) || errors.Is(gone, fs.ErrNotExist) {
 			continue // freed meanwhile
 		}
-		info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
-		f.Close()
-		if err == nil && info.Inode == want.Ino && info.Device == want.Dev {
+		if err != nil { // it may be the one: who takes it for free mounts a file system twice
+			return nil, fmt.Errorf("see what %s is of: %w", name, err)
+		}
+		if info.Inode == want.Ino && info.Device == want.Dev {
 			names = append(names, name)
 		}
 	}
 	return names, nil
+}
+
+func loopStatus(name string) (*unix.LoopInfo64, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return unix.IoctlLoopGetStatus64(int(f.Fd()))
 }
 
 // AwaitFree waits until no loop device uses a file, for ten seconds at most: the mount

@@ -13,7 +13,9 @@ package hostmount
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/moby/sys/mountinfo"
@@ -56,23 +58,34 @@ func Do(fn func() error) error {
 // Check says why Do can't do what it promises.
 func Check() error { return Do(func() error { return nil }) }
 
-// Below lists the host's mount points at and below dir, deepest first.
+// Below lists the host's mount points at and below dir, deepest first, without links in
+// their paths.
 func Below(dir string) (found []string, err error) {
+	_, found, err = below(dir)
+	return found, err
+}
+
+// below returns dir without links as well.
+func below(dir string) (real string, found []string, err error) {
 	var infos []*mountinfo.Info
 	err = Do(func() (err error) {
-		infos, err = mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+		if real, err = filepath.EvalSymlinks(dir); err == nil {
+			infos, err = mountinfo.GetMounts(mountinfo.PrefixFilter(real))
+		} else if errors.Is(err, fs.ErrNotExist) {
+			err = nil // nothing is mounted at what isn't there
+		}
 		return err
 	})
 	for _, info := range slices.Backward(infos) { // later mounts lie on top of earlier ones
 		found = append(found, info.Mountpoint)
 	}
-	return found, err
+	return real, found, err
 }
 
 // Has says whether something is mounted at dir, for all of the host.
 func Has(dir string) (bool, error) {
-	found, err := Below(dir)
-	return slices.Contains(found, dir), err
+	real, found, err := below(dir)
+	return slices.Contains(found, real), err
 }
 
 // Unmount unmounts everything at and below dir. Where somebody looks at it, from a

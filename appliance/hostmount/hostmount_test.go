@@ -139,10 +139,17 @@ func TestUnmount(t *testing.T) {
 		}
 	})
 	defer held.Close()
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(inside, link); err != nil {
+		t.Fatal(err)
+	}
+	if has, err := Has(link); !has || err != nil {
+		t.Errorf("by a link it is mounted: %v, %v", has, err)
+	}
 	if found, err := Below(inside); err != nil || !slices.Equal(found, []string{below, inside, inside}) {
 		t.Errorf("below %s: %v, %v", inside, found, err)
 	}
-	if err := Unmount(inside); err != nil {
+	if err := Unmount(link); err != nil {
 		t.Fatal(err)
 	}
 	for at, want := range map[string]bool{inside: false, below: false, beside: true} {

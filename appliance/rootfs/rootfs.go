@@ -25,13 +25,15 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"golang.org/x/sys/unix"
 
+	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 )
 
 // maxBytes bounds what an image unpacks to. The machine's is 150 MB.
 const maxBytes = 4 << 30
 
-// Store keeps what was unpacked, below Dir/DIGEST. Several processes may use one folder.
+// Store keeps what was unpacked of one image and its versions, below Dir/DIGEST. Several
+// processes may use one folder.
 type Store struct {
 	Dir string // absolute; survives a reboot
 }
@@ -74,10 +76,25 @@ func (im Store) Unpack(ctx context.Context, layoutDir string) (string, error) {
 		return "", errors.Join(fmt.Errorf("unpack image %s: %w", layoutDir, err), os.RemoveAll(partial))
 	}
 	failpoint.Reach("rootfs/unpacked")
-	if err := os.Rename(partial, dir); err != nil {
+	// The name must not outlive, in a power cut, what it promises.
+	err = syncAll(partial)
+	if err == nil {
+		err = os.Rename(partial, dir)
+	}
+	if err != nil {
 		return "", errors.Join(fmt.Errorf("unpack image: %w", err), os.RemoveAll(partial))
 	}
-	return dir, nil
+	return dir, atomicfile.SyncDir(im.Dir)
+}
+
+// syncAll has the file system of a folder write all that it has.
+func syncAll(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
 }
 
 // Prune removes what was unpacked and is used no more, but never the image in

@@ -12,6 +12,8 @@
 package gluster
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/xml"
 	"errors"
@@ -39,19 +41,34 @@ var ErrNotFound = errors.New("there is none")
 var ErrSplitBrain = errors.New("two replicas can't tell who is right when they lose each other: " +
 	"take three, or two and an arbiter, or one")
 
+// ErrBusy is returned while another change of the cluster is being made: try again later.
+var ErrBusy = errors.New("glusterd makes another change")
+
 // Error is what glusterd refused, in its words.
 type Error struct {
 	Op    string // "volume create v1"
 	Errno int    // of errno(3), often 0 or -1
 	Text  string
+	Err   error // how the command ended, if not well
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("gluster %s: %s", e.Op, e.Text) }
 
+// Unwrap implements errors.Unwrap.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Is implements errors.Is.
+func (e *Error) Is(target error) bool {
+	return target == ErrBusy && strings.Contains(e.Text, "Another transaction is in progress")
+}
+
 // Brick is a folder of a node that holds one replica of a volume.
 type Brick struct {
 	Host netip.Addr
-	Path string // absolute; its parent is the file system that bounds it
+	// Path is absolute. glusterd makes its last folder and no other: the one above must be a
+	// folder that was made in the file system which bounds the brick, so that none is made
+	// beside a file system that isn't mounted.
+	Path string
 }
 
 // String is what gluster calls it.
@@ -111,17 +128,14 @@ func (c Client) ask(ctx context.Context, into any, args ...string) error {
 	out, err := c.Run(ctx, append([]string{"--mode=script", "--xml"}, args...)...)
 	var r reply
 	if errXML := xml.Unmarshal(out, &r); errXML != nil {
-		if err == nil {
-			err = fmt.Errorf("its answer %.200q: %w", out, errXML)
-		}
-		return fmt.Errorf("gluster %s: %w", op, err)
+		return fmt.Errorf("gluster %s: it said %.300q: %w", op, bytes.TrimSpace(out), cmp.Or(err, errXML))
 	}
 	if r.Ret != 0 || err != nil {
 		text := strings.TrimSpace(r.Text)
 		if text == "" {
 			text = fmt.Sprintf("it failed without a word (%d, %v)", r.Errno, err)
 		}
-		return &Error{Op: op, Errno: r.Errno, Text: text}
+		return &Error{Op: op, Errno: r.Errno, Text: text, Err: err}
 	}
 	if into == nil {
 		return nil
@@ -136,11 +150,10 @@ func (c Client) ask(ctx context.Context, into any, args ...string) error {
 func (c Client) Volumes(ctx context.Context) ([]Volume, error) {
 	var a struct {
 		Volumes []struct {
-			Name     string `xml:"name"`
-			ID       string `xml:"id"`
-			Status   int    `xml:"status"`
-			Arbiters int    `xml:"arbiterCount"`
-			Bricks   []struct {
+			Name   string `xml:"name"`
+			ID     string `xml:"id"`
+			Status int    `xml:"status"`
+			Bricks []struct {
 				Name    string `xml:"name"`
 				Arbiter int    `xml:"isArbiter"`
 			} `xml:"bricks>brick"`
@@ -189,7 +202,9 @@ func (c Client) Volume(ctx context.Context, name string) (Volume, error) {
 
 // Create makes a volume whose bricks are its replicas, with its options, and starts it. With
 // arbiter the last of three bricks has the files' names and no data. One that is there with
-// these bricks is brought up to date; one with others is an error.
+// these bricks is brought up to date; one with others is an error. After an error glusterd may
+// have marked bricks as of a volume that there isn't, and refuses them for ever: while there is
+// no volume, their folders are to be made anew before it is tried again.
 func (c Client) Create(ctx context.Context, name string, bricks []Brick, arbiter bool, options map[string]string) error {
 	err := checkName(name)
 	for _, b := range bricks {
@@ -246,6 +261,11 @@ func (c Client) set(ctx context.Context, name string, now, want map[string]strin
 		}
 	}
 	slices.Sort(change)
+	for _, key := range change {
+		if strings.HasPrefix(key, "-") || strings.HasPrefix(want[key], "-") { // the command would take it for one of its own
+			return fmt.Errorf("option %q of volume %s: want no value %q", key, name, want[key])
+		}
+	}
 	for _, key := range change {
 		if err := c.ask(ctx, nil, "volume", "set", name, key, want[key]); err != nil {
 			return err

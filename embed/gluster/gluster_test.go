@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,11 +22,9 @@ func TestCluster(t *testing.T) {
 	}
 	c := newCluster(t, 3)
 	a, b, d := c.nodes[0], c.nodes[1], c.nodes[2]
-	for range 2 { // the second time they are there
-		for _, n := range []*node{b, d} {
-			if err := a.Join(t.Context(), n.address); err != nil {
-				t.Fatal(err)
-			}
+	for _, n := range []*node{b, d} {
+		if err := a.Join(t.Context(), n.address); err != nil {
+			t.Fatal(err)
 		}
 	}
 	together := func(n *node, want int) {
@@ -42,23 +41,40 @@ func TestCluster(t *testing.T) {
 	for _, n := range c.nodes {
 		together(n, 2)
 	}
+	if err := a.Join(t.Context(), b.address); err != nil {
+		t.Errorf("a member is asked in: %v", err)
+	}
 	bricks := []Brick{a.brick(t, "one"), b.brick(t, "one"), d.brick(t, "one")}
 	options := map[string]string{"network.ping-timeout": "5", "cluster.quorum-type": "auto"}
 	if err := a.Create(t.Context(), "two", bricks[:2], false, nil); !errors.Is(err, ErrSplitBrain) {
 		t.Errorf("two replicas: %v, want ErrSplitBrain", err)
+	}
+	for _, n := range c.nodes { // where an image would be
+		if err := os.Mkdir(filepath.Join(n.dir, "bricks", "none"), 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for what, bad := range map[string]func() error{
 		"a name that is an option": func() error { return a.Create(t.Context(), "--help", bricks, false, nil) },
 		"a path that leads away": func() error {
 			return a.Create(t.Context(), "v", []Brick{{Host: a.address, Path: "/bricks/../etc"}}, false, nil)
 		},
+		"a brick whose file system isn't mounted": func() error {
+			return a.Create(t.Context(), "v", []Brick{{Host: a.address, Path: "/bricks/none/volume/brick"}}, false, nil)
+		},
 		"an option that there isn't": func() error {
-			return errors.Join(a.Create(t.Context(), "v", []Brick{a.brick(t, "other")}, false, map[string]string{"no.such": "1"}), a.Remove(t.Context(), "v"))
+			return a.Create(t.Context(), "odd", []Brick{a.brick(t, "odd")}, false, map[string]string{"no.such": "1"})
+		},
+		"an option that is one of the command": func() error {
+			return a.Create(t.Context(), "odd", []Brick{{Host: a.address, Path: "/bricks/odd/volume/brick"}}, false, map[string]string{"auth.allow": "--remote-host=x"})
 		},
 	} {
 		if bad() == nil {
 			t.Errorf("%s was taken", what)
 		}
+	}
+	if err := a.Remove(t.Context(), "odd"); err != nil {
+		t.Error(err)
 	}
 	for range 2 {
 		if err := a.Create(t.Context(), "v1", bricks, false, options); err != nil {
@@ -107,8 +123,11 @@ func TestCluster(t *testing.T) {
 	}
 
 	// A brick is killed; what it misses is known, and it gets it.
-	i := slices.IndexFunc(online(b, 3), func(s BrickState) bool { return s.Brick == bricks[1] })
-	b.must(t, "kill", "-9", strconv.Itoa(online(b, 3)[i].PID))
+	for _, s := range online(b, 3) {
+		if s.Brick == bricks[1] {
+			b.must(t, "kill", "-9", strconv.Itoa(s.PID))
+		}
+	}
 	online(a, 2)
 	write("second")
 	healed := func(from *node, wantPending bool) {
@@ -163,6 +182,23 @@ func TestCluster(t *testing.T) {
 	})
 	healed(a, false)
 	same("first", d, fresh)
+
+	// With an arbiter; a brick that isn't mounted is no place for what is in another.
+	withArbiter := []Brick{a.brick(t, "two"), b.brick(t, "two"), d.brick(t, "two")}
+	for range 2 {
+		if err := a.Create(t.Context(), "v2", withArbiter, true, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v, err := b.Volume(t.Context(), "v2"); err != nil || !v.Arbiter || !slices.Equal(v.Bricks, withArbiter) {
+		t.Errorf("with an arbiter it is %+v, %v", v, err)
+	}
+	if err := a.Replace(t.Context(), "v2", withArbiter[1], Brick{Host: b.address, Path: "/bricks/none/volume/brick"}); err == nil {
+		t.Error("a brick is replaced by a folder beside its file system")
+	}
+	if err := a.Remove(t.Context(), "v2"); err != nil {
+		t.Error(err)
+	}
 
 	// A node that has a brick can't be forgotten; without a brick it can, though it is gone.
 	d.off()

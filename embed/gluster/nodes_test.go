@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -192,7 +193,9 @@ func (n *node) off() {
 
 // command returns one that runs on the node.
 func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, "nsenter", append([]string{"-t", strconv.Itoa(n.pid), "-m", "-p", "-n", "-u", "-i", "chroot", filepath.Join(n.dir, "root")}, args...)...)
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"-t", strconv.Itoa(n.pid), "-m", "-p", "-n", "-u", "-i", "chroot", filepath.Join(n.dir, "root")}, args...)...)
+	cmd.WaitDelay = time.Second // what it forked has our pipe
+	return cmd
 }
 
 func (n *node) gluster(ctx context.Context, args ...string) ([]byte, error) {
@@ -215,13 +218,20 @@ func (n *node) brick(t *testing.T, name string) Brick {
 	if err := d.Ensure(t.Context(), diskimage.MinXFS, n.cluster.root); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Mkdir(filepath.Join(d.Mount, "volume"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		n.off() // what it has open holds the image
-		if err := errors.Join(hostmount.Unmount(d.Mount), diskimage.AwaitFree(context.Background(), d.File)); err != nil {
+		if err := hostmount.Unmount(d.Mount); err != nil {
+			t.Error(err)
+		}
+		free := func(ctx context.Context) error { return diskimage.AwaitFree(ctx, d.File) }
+		if err := wait.Until(context.Background(), wait.Patience, "nobody has "+d.File, free); err != nil {
 			t.Error(err)
 		}
 	})
-	return Brick{Host: n.address, Path: "/bricks/" + name + "/brick"}
+	return Brick{Host: n.address, Path: "/bricks/" + name + "/volume/brick"}
 }
 
 // at is where what a brick holds is seen from here.

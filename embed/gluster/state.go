@@ -96,7 +96,7 @@ func (c Client) HealAll(ctx context.Context, name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	// The one command without XML, with and without --xml: here the exit status is right.
+	// It prints no XML even with --xml; its exit status can be trusted.
 	if _, err := c.Run(ctx, "--mode=script", "volume", "heal", name, "full"); err != nil {
 		return fmt.Errorf("gluster volume heal %s full: %w", name, err)
 	}
@@ -105,7 +105,9 @@ func (c Client) HealAll(ctx context.Context, name string) error {
 
 // Peer is another node of the cluster.
 type Peer struct {
-	ID        string // a UUID
+	ID string // a UUID
+	// Host is zero where glusterd knows a name only, as it does of who asked it in, if the
+	// host's resolver has one for his address.
 	Host      netip.Addr
 	Connected bool
 	Member    bool // it has taken up all there is to know
@@ -115,10 +117,11 @@ type Peer struct {
 func (c Client) Peers(ctx context.Context) ([]Peer, error) {
 	var a struct {
 		Peers []struct {
-			ID        string `xml:"uuid"`
-			Host      string `xml:"hostname"`
-			Connected int    `xml:"connected"`
-			State     int    `xml:"state"`
+			ID        string   `xml:"uuid"`
+			Host      string   `xml:"hostname"`
+			Hosts     []string `xml:"hostnames>hostname"`
+			Connected int      `xml:"connected"`
+			State     int      `xml:"state"`
 		} `xml:"peerStatus>peer"`
 	}
 	if err := c.ask(ctx, &a, "peer", "status"); err != nil {
@@ -126,9 +129,11 @@ func (c Client) Peers(ctx context.Context) ([]Peer, error) {
 	}
 	var all []Peer
 	for _, p := range a.Peers {
-		host, err := netip.ParseAddr(p.Host)
-		if err != nil {
-			return nil, fmt.Errorf("peer %q: %w", p.Host, err)
+		var host netip.Addr
+		for _, name := range append(p.Hosts, p.Host) {
+			if a, err := netip.ParseAddr(name); err == nil {
+				host = a
+			}
 		}
 		const befriended = 3 // GD_FRIEND_STATE_BEFRIENDED of glusterd-sm.h
 		all = append(all, Peer{ID: p.ID, Host: host, Connected: p.Connected == 1, Member: p.State == befriended})
@@ -136,14 +141,18 @@ func (c Client) Peers(ctx context.Context) ([]Peer, error) {
 	return all, nil
 }
 
-// Join takes another node, whose glusterd is in no cluster, into this one. One that is in
-// it is no error.
+// Join asks another node, whose glusterd is in no cluster, into this one, of which it is a
+// member a moment later: see Peers. One that is a member is no error; one that was asked and
+// isn't yet, is.
 func (c Client) Join(ctx context.Context, host netip.Addr) error {
 	peers, err := c.Peers(ctx)
 	if err != nil {
 		return err
 	}
 	for _, p := range peers {
+		if p.Host == host && !p.Member {
+			return fmt.Errorf("node %v was asked in, and is no member yet", host)
+		}
 		if p.Host == host {
 			return nil
 		}

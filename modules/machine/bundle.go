@@ -138,7 +138,7 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File)
 			RootfsPropagation: "rslave",
 			CgroupsPath:       cgroupsPath,
 			Devices: []specs.LinuxDevice{
-				{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}, // the GlusterFS client
+				{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}, // for what tenants mount by FUSE
 			},
 			Resources: &specs.LinuxResources{
 				// runc adds null, zero, full, random, urandom, tty and ptmx.
