@@ -23,6 +23,7 @@ func Kinds() []Kind {
 		kindOf[VNI](),
 		kindOf[App](),
 		kindOf[Route](),
+		kindOf[Volume](),
 		kindOf[Task](),
 	}
 }
@@ -41,6 +42,8 @@ type Limits struct {
 	MemoryBytes   int64 `json:"memoryBytes,omitempty" minimum:"0" doc:"Of all machines"`
 	DiskBytes     int64 `json:"diskBytes,omitempty" minimum:"0" doc:"Of all machines"`
 	ImageBytes    int64 `json:"imageBytes,omitempty" minimum:"0" doc:"Of all images in the registry"`
+	Volumes       int64 `json:"volumes,omitempty" minimum:"0"`
+	VolumeBytes   int64 `json:"volumeBytes,omitempty" minimum:"0" doc:"Of all volumes, by what they may grow to"`
 	DatabaseBytes int64 `json:"databaseBytes,omitempty" minimum:"0" doc:"Of the objects in all its clusters, on the servers"`
 }
 
@@ -58,6 +61,8 @@ func Dimensions() []Dimension {
 		{"memoryBytes", "memory", Bytes, "1600Gi", "memory", "memory of all machines", "memory of all its machines", func(l *Limits) *int64 { return &l.MemoryBytes }},
 		{"diskBytes", "disk", Bytes, "10Ti", "disk", "disk of all machines", "disk of all its machines", func(l *Limits) *int64 { return &l.DiskBytes }},
 		{"imageBytes", "images", Bytes, "200Gi", "images", "images in the registry", "what its images may take in the registry", func(l *Limits) *int64 { return &l.ImageBytes }},
+		{"volumes", "volumes", Count, "1000", "volumes", "volumes in all workspaces", "how many volumes", func(l *Limits) *int64 { return &l.Volumes }},
+		{"volumeBytes", "storage", Bytes, "10Ti", "storage", "storage of all volumes", "what its volumes may hold", func(l *Limits) *int64 { return &l.VolumeBytes }},
 		// A cluster in use takes some 100 MB with its history.
 		{"databaseBytes", "databases", Bytes, "10Gi", "databases", "databases of all clusters", "what the databases of its clusters may take on the servers", func(l *Limits) *int64 { return &l.DatabaseBytes }},
 	}

@@ -57,6 +57,7 @@ type NodeStatus struct {
 	OS       string         `json:"os,omitempty"`
 	Drivers  []string       `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
 	Capacity Size           `json:"capacity,omitzero"`
+	Pools    []Pool         `json:"pools,omitempty" doc:"Where the host has volumes"`
 	// Confirmed is what the host had when it was first heard of.
 	Confirmed Size `json:"confirmed,omitzero" doc:"What the host had when it joined"`
 	// Allocated is what machines have been promised. The API computes it for those

@@ -87,6 +87,7 @@ type State struct {
 	Node     string    `json:"node"`
 	Networks []Network `json:"networks"`
 	Machines []Machine `json:"machines"`
+	Volumes  []Volume  `json:"volumes,omitempty"`
 	// Registry is host:port of the platform's registry, where nodes pull for
 	// their machines.
 	Registry string `json:"registry"`
@@ -179,9 +180,36 @@ type Machine struct {
 	Spec              resource.MachineSpec `json:"spec"`
 	Plan              Plan                 `json:"plan"`
 	ClusterCA         []byte               `json:"clusterCA"` // PEM
+	// Place is what its workspace calls the host: volumes are where machines have the same.
+	Place string `json:"place,omitempty"`
 	// Remove says: stop it, take everything of it away, report Removed.
 	Remove bool `json:"remove,omitempty"`
 }
+
+// Volume is one volume that a node shall have, or take away.
+type Volume struct {
+	Key       string `json:"key"`
+	UID       string `json:"uid"`
+	NetworkID string `json:"networkId"` // of its workspace
+	Class     string `json:"class"`
+	SizeBytes int64  `json:"sizeBytes"`
+	// FirstUID is the host's user that owns its root: root in the workspace's machines.
+	FirstUID uint32 `json:"firstUID"`
+	// Attachments are the machines on this host that shall have it.
+	Attachments []VolumeAttachment `json:"attachments,omitempty"`
+	// Remove says: destroy what is in it, and report Removed.
+	Remove bool `json:"remove,omitempty"`
+}
+
+// VolumeAttachment is a machine that shall have a volume: in it, the volume is the
+// folder VolumesInMachine/UID.
+type VolumeAttachment struct {
+	MachineUID string `json:"machineUID"`
+	ReadOnly   bool   `json:"readOnly,omitempty"`
+}
+
+// VolumesInMachine is the folder in which a machine has the volumes attached to it.
+const VolumesInMachine = "/run/volumes"
 
 // Report is what a node tells the server, every ReportEvery and on change.
 type Report struct {
@@ -196,6 +224,8 @@ type Report struct {
 	Capacity resource.Size        `json:"capacity"`
 	Problems []resource.Condition `json:"problems,omitempty"`
 	Machines []MachineReport      `json:"machines"`
+	Volumes  []VolumeReport       `json:"volumes,omitempty"`
+	Pools    []resource.Pool      `json:"pools,omitempty"` // where it can have volumes
 	Networks []NetworkReport      `json:"networks"`
 	// Holds are the IDs of the networks of which something is on the host, a disk of a
 	// machine of theirs too, or shall be. HoldsUnknown is of one that can't be told. Null:
@@ -236,6 +266,20 @@ type MachineReport struct {
 	Message   string    `json:"message,omitempty"`
 	StartedAt time.Time `json:"startedAt,omitzero"`
 	Restarts  int       `json:"restarts,omitempty"`
+}
+
+// VolumeReport is what a node knows about one volume. See MachineReport for Removed.
+type VolumeReport struct {
+	Key       string `json:"key"`
+	UID       string `json:"uid"`
+	Ready     bool   `json:"ready"` // it is there, with SizeBytes
+	SizeBytes int64  `json:"sizeBytes,omitempty"`
+	UsedBytes int64  `json:"usedBytes,omitempty"`
+	// Attached are the UIDs of machines that have it; Failed says of others why not.
+	Attached []string          `json:"attached,omitempty"`
+	Failed   map[string]string `json:"failed,omitempty"`
+	Removed  bool              `json:"removed,omitempty"`
+	Message  string            `json:"message,omitempty"`
 }
 
 // NetworkReport is what a node knows about one network.

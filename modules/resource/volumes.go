@@ -1,0 +1,83 @@
+package resource
+
+import "slices"
+
+// Volume is storage of one workspace, with a size that is a limit.
+type Volume struct {
+	InWorkspace
+	Spec   VolumeSpec   `json:"spec"`
+	Status VolumeStatus `json:"status" readOnly:"true"`
+}
+
+// The classes of volumes.
+const (
+	// LocalVolume is on the disk of one host: as fast as that, and lost with it.
+	LocalVolume = "local"
+)
+
+// MinVolumeBytes is the smallest volume: XFS isn't made smaller.
+const MinVolumeBytes = 300 << 20
+
+// VolumeSpec is what the tenant wants.
+type VolumeSpec struct {
+	Class     string `json:"class,omitempty" enum:"local" default:"local" doc:"local: on one host's disk"`
+	SizeBytes int64  `json:"sizeBytes" minimum:"314572800" doc:"A limit; it can grow and not shrink" example:"10737418240"`
+	// Claim is the PersistentVolumeClaim that it was made for or is bound to.
+	Claim string `json:"claim,omitempty" readOnly:"true" doc:"The claim that has it: NAMESPACE/NAME" example:"default/data"`
+}
+
+// VolumeStatus is what the platform sees.
+type VolumeStatus struct {
+	State
+	// Node is the host that it is on: it is chosen once.
+	Node      string `json:"node,omitempty" doc:"The host that it is on"`
+	NodeUID   string `json:"nodeUID,omitempty"`
+	SizeBytes int64  `json:"sizeBytes,omitempty" doc:"What it has now"`
+	UsedBytes int64  `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`
+	// Attachments are the machines that shall have it, as pods on them need it.
+	Attachments []VolumeAttachment `json:"attachments,omitempty" doc:"The machines that have it"`
+}
+
+// VolumeAttachment is a machine that shall have a volume.
+type VolumeAttachment struct {
+	Machine    string `json:"machine" doc:"Its name" example:"shop-1"`
+	MachineUID string `json:"machineUID"`
+	ReadOnly   bool   `json:"readOnly,omitempty"`
+	Attached   bool   `json:"attached" doc:"Whether it has it"`
+	Message    string `json:"message,omitempty" doc:"Why not"`
+}
+
+// The conditions of a volume, in the order they come true.
+const (
+	VolumePlaced  = "Placed"  // a host was chosen
+	VolumeReady   = "Ready"   // the host has made it, with the size that is wanted
+	VolumeRemoved = "Removed" // the host has taken everything of it away
+)
+
+// Attachment is the one to a machine, nil if it shall not have the volume.
+func (v *Volume) Attachment(machineUID string) *VolumeAttachment {
+	i := slices.IndexFunc(v.Status.Attachments, func(a VolumeAttachment) bool { return a.MachineUID == machineUID })
+	if i < 0 {
+		return nil
+	}
+	return &v.Status.Attachments[i]
+}
+
+// Kind is "volumes".
+func (*Volume) Kind() string { return "volumes" }
+
+// State is what its controller says.
+func (v *Volume) State() State { return v.Status.State }
+
+// Asks counts it by the size that it may grow to.
+func (v *Volume) Asks() Limits { return Limits{Volumes: 1, VolumeBytes: v.Spec.SizeBytes} }
+
+// Pool is where a node has volumes.
+type Pool struct {
+	Name      string `json:"name" example:"default"`
+	Path      string `json:"path"`
+	SizeBytes int64  `json:"sizeBytes"`
+	FreeBytes int64  `json:"freeBytes"`
+	// Reflink: copies of volumes share blocks there.
+	Reflink bool `json:"reflink,omitempty" doc:"Snapshots and clones take no time and no room"`
+}
