@@ -148,6 +148,8 @@ func TestOrderOfSources(t *testing.T) {
 		MemoryBytes:   1600 << 30,
 		DiskBytes:     10 << 40,
 		ImageBytes:    200 << 30,
+		Volumes:       1000,
+		VolumeBytes:   10 << 40,
 		DatabaseBytes: 10 << 30,
 	}); got != want {
 		t.Errorf("limits: got %+v, want %+v", got, want)

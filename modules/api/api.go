@@ -191,6 +191,7 @@ func New(cfg Config) *API {
 	a.workspaceOperations()
 	a.clusterOperations()
 	a.appOperations()
+	a.volumeOperations()
 	a.imageOperations()
 	a.nodeOperations()
 	a.tokenOperations()

@@ -266,6 +266,9 @@ func (s *site) things() {
 		one(&drop, &make, store.Of[resource.Workspace](s.store), ws)
 		one(&drop, &make, store.Of[resource.App](s.store), &resource.App{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "hello"),
 			Spec: resource.AppSpec{Namespace: "default", Image: "hello:1", Instances: 1, Port: 8080}})
+		one(&drop, &make, store.Of[resource.Volume](s.store), &resource.Volume{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "data"),
+			Spec: resource.VolumeSpec{Class: resource.LocalVolume, SizeBytes: 1 << 30}, Status: resource.VolumeStatus{Node: "secret-host", NodeUID: "secret-uid"}})
+		drop = append(drop, store.Of[resource.Volume](s.store).DeleteOp(&resource.Volume{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "fresh")}))
 		one(&drop, &make, store.Of[resource.Machine](s.store), &resource.Machine{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "shop-1"), Spec: resource.MachineSpec{Node: "secret-host"}})
 		one(&drop, &make, store.Of[resource.Task](s.store), &resource.Task{Meta: meta(account + "-task"), Status: resource.TaskStatus{State: resource.TaskDone},
 			Spec: resource.TaskSpec{Operation: "workspace.create", Kind: "workspaces", Target: account + "/web/shop", Account: account, By: "owner@" + account + ".example"}})

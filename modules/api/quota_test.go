@@ -70,7 +70,7 @@ func TestPatchOfLimits(t *testing.T) {
 			}
 		}
 	}
-	for _, limits := range []string{`[]`, `5`, `{"volumes":1}`, `{"apps":-1}`, `{"apps":1.5}`, `{"apps":"1"}`, `{"apps":1e30}`} {
+	for _, limits := range []string{`[]`, `5`, `{"castles":1}`, `{"apps":-1}`, `{"apps":1.5}`, `{"apps":"1"}`, `{"apps":1e30}`} {
 		s.want(http.StatusUnprocessableEntity, root, "PATCH", inAcme, `{"spec":{"limits":`+limits+`}}`)
 	}
 }

@@ -28,6 +28,7 @@ type noun[V any] struct {
 	place bool   // it is a place to work in, itself
 	tasks bool   // the platform works on what is written, and there is a task to wait for
 	gone  string // what one is when it was deleted, if that is not "deleted"
+	holds bool   // much is lost with one: to delete it, its name is typed
 	keeps bool   // create is content with one that is there already
 
 	query func(*call, url.Values) error // narrows a list down
@@ -304,8 +305,8 @@ func (n noun[V]) remove(c *call, ask, query string) error {
 		return err
 	}
 	typed := ""
-	if n.place {
-		typed = it.name // much is lost with it
+	if n.place || n.holds {
+		typed = it.name
 	}
 	if err := c.confirm(fmt.Sprintf(ask, it.inFull()), typed); err != nil {
 		return err

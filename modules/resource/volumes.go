@@ -20,8 +20,8 @@ const MinVolumeBytes = 300 << 20
 
 // VolumeSpec is what the tenant wants.
 type VolumeSpec struct {
-	Class     string `json:"class,omitempty" enum:"local" default:"local" doc:"local: on one host's disk"`
-	SizeBytes int64  `json:"sizeBytes" minimum:"314572800" doc:"A limit; it can grow and not shrink" example:"10737418240"`
+	Class     string `json:"class,omitempty" enum:"local" doc:"local, the default: on one host's disk"`
+	SizeBytes int64  `json:"sizeBytes" minimum:"0" doc:"A limit, in whole MiB; it can grow and not shrink" example:"10737418240"`
 	// Claim is the PersistentVolumeClaim that it was made for or is bound to.
 	Claim string `json:"claim,omitempty" readOnly:"true" doc:"The claim that has it: NAMESPACE/NAME" example:"default/data"`
 }
@@ -34,6 +34,9 @@ type VolumeStatus struct {
 	NodeUID   string `json:"nodeUID,omitempty"`
 	SizeBytes int64  `json:"sizeBytes,omitempty" doc:"What it has now"`
 	UsedBytes int64  `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`
+	// Near are the workspace's machines on that host: a local volume can be had there only.
+	// The API finds them for those who ask; it is not stored.
+	Near []string `json:"near,omitempty" doc:"The workspace's machines on the host that it is on"`
 	// Attachments are the machines that shall have it, as pods on them need it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty" doc:"The machines that have it"`
 }

@@ -163,8 +163,10 @@ func Table() []Rule {
 			{"kube.credential", InOrganization, members, HTTP},
 		},
 
-		// Apps and images are a developer's work.
+		// Apps, their data and images are a developer's work. Who may make and delete claims
+		// in the cluster, as developers may, makes and deletes volumes by that.
 		plain("apps", InOrganization, members, members, "put", "patch", "delete"),
+		plain("volumes", InOrganization, members, members, "put", "patch", "delete"),
 		[]Rule{
 			{"images.list", InOrganization, members, HTTP},
 			{OpDeleteImage, InOrganization, admins, HTTP},

@@ -1,0 +1,147 @@
+package api
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// VolumePatch is the body of volumes.patch: what is left out stays.
+type VolumePatch struct {
+	Spec struct {
+		SizeBytes *int64 `json:"sizeBytes,omitempty" minimum:"0" doc:"What it shall hold; not less than it does"`
+	} `json:"spec"`
+}
+
+const (
+	maxVolumeBytes = 1 << 50 // no host has more, and a thousand of them still add up in 63 bits
+	volumeStep     = 1 << 20 // sizes are multiples of it: file systems in files want whole blocks
+
+	// claimedPrefix begins the names of volumes that were made for claims.
+	claimedPrefix = "pvc-"
+)
+
+func (a *API) volumeOperations() {
+	volumes := &collection[resource.Volume, *resource.Volume]{
+		api:     a,
+		noun:    "volume",
+		path:    workspacesPath + "/{workspace}/volumes",
+		example: "db",
+		fresh: func(place, name string) *resource.Volume {
+			return &resource.Volume{
+				InWorkspace: resource.NewInWorkspace(place, name),
+				Status:      resource.VolumeStatus{State: resource.State{Phase: resource.Pending}},
+			}
+		},
+		// Which claim has it is not for the caller to say.
+		adopt: func(now, body *resource.Volume) {
+			now.Spec.Class, now.Spec.SizeBytes = body.Spec.Class, body.Spec.SizeBytes
+		},
+		complete: completeVolume,
+		check:    checkVolume,
+		verb:     func(_, _ *resource.Volume) string { return "resize" },
+		keep:     keepVolume,
+		show:     a.showVolumes,
+	}
+	volumes.list("The volumes of a workspace")
+	volumes.get("One volume")
+	volumes.put("Make a volume, or make it larger")
+	patch(volumes, "Make a volume larger", func(now *resource.Volume, body VolumePatch) {
+		set(&now.Spec.SizeBytes, body.Spec.SizeBytes)
+	})
+	volumes.remove("Delete a volume with all data in it")
+}
+
+// completeVolume takes a class that is left out from what is there, or the default, and
+// rounds a new size up.
+func completeVolume(now, was *resource.Volume) {
+	from := resource.VolumeSpec{Class: resource.LocalVolume}
+	if was != nil {
+		from = was.Spec
+	}
+	spec := &now.Spec
+	spec.Class = cmp.Or(spec.Class, from.Class)
+	if spec.SizeBytes != from.SizeBytes && spec.SizeBytes <= maxVolumeBytes {
+		spec.SizeBytes = (spec.SizeBytes + volumeStep - 1) / volumeStep * volumeStep
+	}
+}
+
+func checkVolume(_ context.Context, now, was *resource.Volume) error {
+	size := now.Spec.SizeBytes
+	text := resource.Bytes.Text
+	switch {
+	case was == nil && strings.HasPrefix(now.Name, claimedPrefix):
+		return invalid("path.volume", "names that begin with "+claimedPrefix+" are of volumes that were made for claims",
+			"Choose another name.")
+	case was == nil && now.Spec.Class != resource.LocalVolume:
+		return invalid("body.spec.class", fmt.Sprintf("%q is no class of volumes: there is %s", short(now.Spec.Class), resource.LocalVolume), "")
+	case was != nil && now.Spec.Class != was.Spec.Class:
+		return invalid("body.spec.class", "can't be changed: the volume is "+was.Spec.Class,
+			"Leave it out, or make another volume and copy the data.")
+	case size < resource.MinVolumeBytes:
+		return invalid("body.spec.sizeBytes", fmt.Sprintf("%s is too small: a volume has at least %s", text(size), text(resource.MinVolumeBytes)),
+			"Ask for more.")
+	case size > maxVolumeBytes:
+		return invalid("body.spec.sizeBytes", fmt.Sprintf("%s is too large: a volume has at most %s", text(size), text(maxVolumeBytes)),
+			"Ask for less.")
+	case was == nil:
+	case size < was.Spec.SizeBytes:
+		return invalid("body.spec.sizeBytes", fmt.Sprintf("%s is less than the volume has, %s: it can't shrink", text(size), text(was.Spec.SizeBytes)),
+			"Make a smaller one, copy what you need, and delete this one.")
+	case size > was.Spec.SizeBytes && was.Spec.Claim != "":
+		namespace, claim, _ := strings.Cut(was.Spec.Claim, "/")
+		return conflict("in-use", fmt.Sprintf("The claim %s has the volume, and says how large it is.", was.Spec.Claim),
+			fmt.Sprintf("Let the claim ask for more, and the volume grows: set spec.resources.requests.storage with "+
+				"`kubectl -n %s edit pvc %s`.", namespace, claim))
+	}
+	return nil
+}
+
+// keepVolume names what holds a volume, and how to let go.
+func keepVolume(_ context.Context, v *resource.Volume) error {
+	if len(v.Status.Attachments) > 0 {
+		machines := make([]string, 0, len(v.Status.Attachments))
+		for _, at := range v.Status.Attachments {
+			machines = append(machines, at.Machine)
+		}
+		slices.Sort(machines)
+		return conflict("in-use", fmt.Sprintf("The volume is in use on %s.", strings.Join(machines, ", ")),
+			"Delete the pods that use it, then try again: `kubectl describe pvc` names them.")
+	}
+	if v.Spec.Claim == "" {
+		return nil
+	}
+	namespace, claim, _ := strings.Cut(v.Spec.Claim, "/")
+	return conflict("in-use", fmt.Sprintf("The claim %s has the volume.", v.Spec.Claim),
+		fmt.Sprintf("Delete the claim, and the volume goes with it: `kubectl -n %s delete pvc %s`.", namespace, claim))
+}
+
+// showVolumes names the machines that are where a volume is, and the host only to those
+// who may know it.
+func (a *API) showVolumes(ctx context.Context, volumes ...*resource.Volume) error {
+	if len(volumes) == 0 {
+		return nil
+	}
+	machines, err := all(ctx, store.Of[resource.Machine](a.store), volumes[0].WorkspaceKey())
+	if err != nil {
+		return err
+	}
+	sees := a.seesHosts(ctx)
+	for _, v := range volumes {
+		v.Status.Near = nil
+		for _, m := range machines {
+			if v.Status.Node != "" && m.Spec.Node == v.Status.Node {
+				v.Status.Near = append(v.Status.Near, m.Name)
+			}
+		}
+		if !sees {
+			v.Status.Node, v.Status.NodeUID = "", ""
+		}
+	}
+	return nil
+}
