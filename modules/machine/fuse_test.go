@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -176,22 +175,4 @@ func TestKillFUSE(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-// TestEnding: the first process of a machine that waits for others' end does not run.
-func TestEnding(t *testing.T) {
-	if ending(os.Getpid()) {
-		t.Error("this process ends")
-	}
-	cmd := exec.Command("true")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	wait.True(t, wait.Patience, "it has ended", func() bool { return ending(cmd.Process.Pid) })
-	if err := cmd.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	if ending(cmd.Process.Pid) {
-		t.Error("one that is no more ends")
-	}
 }

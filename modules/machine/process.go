@@ -74,20 +74,6 @@ func awaitExit(f *os.File) {
 	})
 }
 
-// inNamespace says whether the process is in the network namespace that stands
-// at path.
-func inNamespace(pid int, path string) (bool, error) {
-	want, err := os.Stat(path)
-	if err != nil {
-		return false, err
-	}
-	have, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil // ended meanwhile
-	}
-	return err == nil && os.SameFile(want, have), err
-}
-
 // linkMTU is the MTU of a machine's link to its network.
 func linkMTU(path string) (mtu int, err error) {
 	ns, err := netns.OpenPath(path)

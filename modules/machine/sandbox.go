@@ -25,6 +25,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/appliance/rootfs"
+	"github.com/multipaas/multipaas/appliance/runc"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -51,7 +52,7 @@ func (c Config) payload(elem ...string) string {
 // processes are not our children: they stay when we go.
 type Sandbox struct {
 	cfg    Config
-	runc   runc
+	runc   runc.Runc
 	images rootfs.Store
 
 	trying  sync.Mutex
@@ -69,7 +70,7 @@ type Sandbox struct {
 // NewSandbox changes nothing on the host.
 func NewSandbox(cfg Config) *Sandbox {
 	return &Sandbox{cfg: cfg,
-		runc:    runc{binary: cfg.payload("runtime", "runc"), root: cfg.Runc},
+		runc:    runc.Runc{Binary: cfg.payload("runtime", "runc"), Root: cfg.Runc},
 		images:  rootfs.Store{Dir: cfg.Images},
 		watched: map[string]*os.File{}}
 }
@@ -165,12 +166,12 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 	if err := writeConfig(spec, m.at("config"), mtu); err != nil {
 		return err
 	}
-	c, ok, err := s.runc.state(ctx, spec.UID)
+	c, ok, err := s.runc.State(ctx, spec.UID)
 	if err != nil {
 		return err
 	}
-	if ok && c.running() {
-		same, err := inNamespace(c.PID, spec.netns)
+	if ok && c.Running() {
+		same, err := c.InNetwork(spec.netns)
 		if err != nil {
 			return err
 		}
@@ -192,7 +193,7 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 	}
 	failpoint.Reach("machine/start/bundle-written")
 	began := time.Now()
-	if err := s.runc.start(ctx, spec.UID, m.at("bundle"), m.at(consoleName)); err != nil {
+	if err := s.runc.Start(ctx, spec.UID, m.at("bundle"), m.at(consoleName)); err != nil {
 		return errors.Join(err, s.end(context.WithoutCancel(ctx), spec.UID))
 	}
 	failpoint.Reach("machine/start/container-running")
@@ -201,7 +202,7 @@ func (s *Sandbox) ensure(ctx context.Context, spec order) error {
 		return err
 	}
 	s.cfg.Log.Info("machine started", "machine", spec.Name, "uid", spec.UID, "start", rec.Starts, "took", time.Since(began).Round(time.Millisecond))
-	c, _, err = s.runc.state(ctx, spec.UID)
+	c, _, err = s.runc.State(ctx, spec.UID)
 	if err != nil {
 		return err
 	}
@@ -275,9 +276,6 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home, owner *os.Fil
 	if err := os.MkdirAll(m.at("bundle"), 0o700); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(m.at("bundle/runc.log")); err != nil {
-		return err
-	}
 	b, err := s.bundle(spec, m, cgroupsPath, owner)
 	if err != nil {
 		return err
@@ -303,7 +301,7 @@ func (s *Sandbox) end(ctx context.Context, uid string) error {
 	}
 	failpoint.Reach("machine/remove/processes-ended")
 	if _, err := os.Stat(filepath.Join(s.cfg.Runc, uid)); err == nil {
-		if err := s.runc.delete(ctx, uid); err != nil {
+		if err := s.runc.Delete(ctx, uid); err != nil {
 			return err
 		}
 	}
@@ -376,16 +374,16 @@ func (s *Sandbox) state(ctx context.Context, uid string) wire.MachineReport {
 	if rec, err := readRecord(m.at(recordName)); err == nil {
 		st.Key, st.NetworkID, st.Restarts = rec.Machine.Key, rec.Machine.NetworkID, max(0, rec.Starts-1)
 	}
-	c, ok, err := s.runc.state(ctx, uid)
+	c, ok, err := s.runc.State(ctx, uid)
 	switch {
 	case err != nil:
 		st.Unseen, st.Message = true, err.Error()
 	case !ok:
 		st.Message = "not started"
-	case !c.running():
+	case !c.Running():
 		st.Message = "stopped"
 		if text, err := readBounded(m.at(consoleName), 1<<20); err == nil && len(text) > 0 {
-			st.Message = "stopped: " + printable(lastLine(string(text)), 500)
+			st.Message = "stopped: " + printable(runc.LastLine(string(text)), 500)
 		}
 	default:
 		st.Running, st.StartedAt = true, c.Created

@@ -176,7 +176,7 @@ func (r *rig) prepare(m home) error {
 
 // exec runs a command inside the machine.
 func (r *rig) exec(command ...string) (string, error) {
-	cmd := r.s.runc.command(r.t.Context(), append([]string{"exec", r.spec.UID}, command...)...)
+	cmd := r.s.runc.Command(r.t.Context(), append([]string{"exec", r.spec.UID}, command...)...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -228,7 +228,7 @@ func (r *rig) await(name string, restarts int) service {
 
 func (r *rig) pid() int {
 	r.t.Helper()
-	c, ok, err := r.s.runc.state(r.t.Context(), r.spec.UID)
+	c, ok, err := r.s.runc.State(r.t.Context(), r.spec.UID)
 	if err != nil || !ok {
 		r.t.Fatalf("no container: %v", err)
 	}
@@ -523,7 +523,7 @@ func TestHalf(t *testing.T) {
 			if err := errors.Join(writeConfig(r.spec, m.at("config"), 1450), r.s.prepare(t.Context(), r.spec, m, owner)); err != nil {
 				return err
 			}
-			cmd := r.s.runc.command(t.Context(), "create", "--bundle", m.at("bundle"), r.spec.UID)
+			cmd := r.s.runc.Command(t.Context(), "create", "--bundle", m.at("bundle"), r.spec.UID)
 			return cmd.Run()
 		},
 	} {

@@ -22,6 +22,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/cgroup"
+	"github.com/multipaas/multipaas/appliance/runc"
 )
 
 const (
@@ -175,7 +176,7 @@ func TestTables(t *testing.T) {
 				t.Errorf("%s: processes %v are left: %v", how, pids, err)
 			}
 			text, _ := os.ReadFile(s.home(uid).at(consoleName))
-			if said := lastLine(string(text)); !strings.HasPrefix(said, "ended because it held 3") {
+			if said := runc.LastLine(string(text)); !strings.HasPrefix(said, "ended because it held 3") {
 				t.Errorf("%s: its last words are %q", how, said)
 			}
 		}
@@ -236,7 +237,7 @@ func TestTables(t *testing.T) {
 			t.Errorf("%s: it took %v", c.how, took)
 		}
 		text, _ := os.ReadFile(s.home(uid).at(consoleName))
-		if said := lastLine(string(text)); !strings.Contains(said, c.said) {
+		if said := runc.LastLine(string(text)); !strings.Contains(said, c.said) {
 			t.Errorf("%s: its last words are %q", c.how, said)
 		}
 		if pids, err := cgroup.Procs(cgroupName(uid)); err != nil || len(pids) > 0 {
