@@ -13,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/internal/quota"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -420,7 +421,7 @@ func (c *collection[V, P]) retry(ctx context.Context, in Place, match Match, do 
 // account has no room for it, when the commit happens.
 func (c *collection[V, P]) room(ctx context.Context, now P, place string) (ops []store.Op, err error) {
 	if asker, counts := any(now).(resource.Asker); counts {
-		_, granted, err := c.api.grant(ctx, accountOf(now), asker.Asks())
+		_, granted, err := c.api.grant(ctx, quota.AccountOf(now), asker.Asks())
 		if err != nil {
 			return nil, err
 		}

@@ -3,12 +3,13 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/multipaas/multipaas/modules/internal/quota"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -46,81 +47,41 @@ func (LimitsPatch) Schema(huma.Registry) *huma.Schema {
 	return s
 }
 
-// grant checks that the account stays within its limits with more, and returns
-// it and a write to commit together with what uses it: that fails with
-// store.ErrConflict if anything else was granted meanwhile, and the caller
-// decides anew. All that accounts can have passes here.
+// grant is quota.Grant with its refusals for people.
 func (a *API) grant(ctx context.Context, name string, more resource.Limits) (*resource.Account, store.Op, error) {
-	account, err := find(ctx, store.Of[resource.Account](a.store), name)
-	if err != nil {
-		return nil, store.Op{}, err
+	account, op, err := a.quota().Grant(ctx, name, more)
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
+		return nil, op, missing("account", name)
 	}
-	if account.Deleting() {
-		return nil, store.Op{}, deleting("account", name)
-	}
-	used := resource.Limits{Users: account.Users}
-	if more != (resource.Limits{Users: more.Users}) {
-		if used, err = a.used(ctx, account); err != nil {
-			return nil, store.Op{}, err
-		}
-	}
-	limits := account.Spec.Limits.Or(a.cfg.Limits)
-	var over []string
-	for _, d := range resource.Dimensions() {
-		limit, have, asked := *d.Of(&limits), *d.Of(&used), *d.Of(&more)
-		if limit > 0 && asked > 0 && have+asked > limit {
-			over = append(over, fmt.Sprintf("%s: at most %s, in use %s, asked for %s more",
-				d.Noun, d.Unit.Text(limit), d.Unit.Text(have), d.Unit.Text(asked)))
-		}
-	}
-	if over != nil {
-		remedy := "Delete what is not needed any more, or ask a sysadmin to raise the limit (`mp accounts set`)."
-		if more.Users > 0 {
-			remedy = "Ask a sysadmin to delete users who are not needed any more, or to raise the limit (`mp accounts set`)."
-		}
-		p := conflict("limit", fmt.Sprintf("The account %q would have more than it may.", name), remedy)
-		for _, text := range over {
-			p.Detail += " " + capital(text)
-		}
-		return nil, store.Op{}, p
-	}
-	account.Grants++
-	account.Users += more.Users
-	return account, store.Of[resource.Account](a.store).UpdateOp(account), nil
+	return account, op, refusedGrant(err, more.Users > 0)
 }
 
 // grantMore is grant for a change: for what now asks for beyond was.
 func (a *API) grantMore(ctx context.Context, now, was resource.Object) (store.Op, error) {
-	asker, counts := now.(resource.Asker)
-	if !counts {
-		return store.Op{}, nil
-	}
-	more := asker.Asks().Sub(was.(resource.Asker).Asks())
-	if !slices.ContainsFunc(resource.Dimensions(), func(d resource.Dimension) bool { return *d.Of(&more) > 0 }) {
-		return store.Op{}, nil
-	}
-	_, op, err := a.grant(ctx, accountOf(now), more)
-	return op, err
+	op, err := a.quota().GrantMore(ctx, now, was)
+	return op, refusedGrant(err, false)
 }
 
-// accountOf is the account that a resource below one stands in.
-func accountOf(obj resource.Object) string {
-	account, _, _ := strings.Cut(obj.Key(), "/")
-	return account
-}
+func (a *API) quota() quota.Quota { return quota.Quota{Store: a.store, Limits: a.cfg.Limits} }
 
-// used is what an account has, by what was asked for. What is being deleted
-// counts until it is gone.
-func (a *API) used(ctx context.Context, account *resource.Account) (resource.Limits, error) {
-	used := resource.Limits{Users: account.Users}
-	for _, kind := range resource.Counted() {
-		items, err := all(ctx, store.Any(a.store, kind), account.Name)
-		if err != nil {
-			return resource.Limits{}, err
-		}
-		for _, item := range items {
-			used = used.Add(item.(resource.Asker).Asks())
-		}
+// refusedGrant is the problem that the error of a grant is; another error is returned
+// as it is.
+func refusedGrant(err error, users bool) error {
+	var over *quota.Exceeded
+	var going *quota.Going
+	switch {
+	case errors.As(err, &going):
+		return deleting("account", going.Account)
+	case !errors.As(err, &over):
+		return err
 	}
-	return used, nil
+	remedy := "Delete what is not needed any more, or ask a sysadmin to raise the limit (`mp accounts set`)."
+	if users {
+		remedy = "Ask a sysadmin to delete users who are not needed any more, or to raise the limit (`mp accounts set`)."
+	}
+	p := conflict("limit", fmt.Sprintf("The account %q would have more than it may.", over.Account), remedy)
+	for _, text := range over.Over {
+		p.Detail += " " + capital(text)
+	}
+	return p
 }
