@@ -21,6 +21,7 @@ import (
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/node"
 	"github.com/multipaas/multipaas/modules/registry"
+	"github.com/multipaas/multipaas/modules/storage"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/workspace"
 )
@@ -50,6 +51,7 @@ func Failpoints() []failpoint.Point {
 		network.Failpoints(),
 		node.Failpoints(),
 		registry.Failpoints(),
+		storage.Failpoints(),
 		store.Failpoints(),
 		workspace.Failpoints(),
 	)

@@ -26,6 +26,7 @@ func (s *server) addNodes(
 	machines cacheOf[*resource.Machine],
 	keys cacheOf[*resource.WorkspaceKeys],
 	claims cacheOf[*resource.VNI],
+	volumes cacheOf[*resource.Volume],
 ) part[*node.Hub] {
 	n := &needs{}
 	add(s.graph, "node-monitor", n, &node.Monitor{
@@ -52,6 +53,7 @@ func (s *server) addNodes(
 		Named:       s.named(),
 		Reached:     s.cfg.Egress.Lets,
 		Claims:      claims.of(n),
+		Volumes:     volumes.of(n),
 		Registry:    s.registryName(),
 		UpstreamDNS: s.cfg.UpstreamDNS,
 		Front: func() ([]netip.Addr, wire.Door) {

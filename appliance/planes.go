@@ -25,6 +25,7 @@ import (
 	"github.com/multipaas/multipaas/modules/identity"
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/storage"
 	"github.com/multipaas/multipaas/modules/wire"
 	"github.com/multipaas/multipaas/modules/workspace"
 )
@@ -42,6 +43,7 @@ type planes struct {
 	oidc     http.Handler // discovery and keys
 	tls      *pki.Renewer // of the listener for them
 	caPEM    []byte
+	storage  *storage.Controller
 
 	mu      sync.Mutex
 	running map[string]*runningPlane // by workspace id
@@ -55,6 +57,7 @@ func (s *server) planes(
 	payload part[lifecycle.Task],
 	certificate part[*pki.Renewer],
 	id part[*identity.Identity],
+	volumes part[*storage.Controller],
 	networks *network.Network,
 ) part[*planes] {
 	n := &needs{}
@@ -70,6 +73,7 @@ func (s *server) planes(
 		oidc:     documents,
 		tls:      certificate.of(n),
 		caPEM:    s.ca.CertPEM(),
+		storage:  volumes.of(n),
 		running:  map[string]*runningPlane{},
 	})
 }
@@ -96,22 +100,23 @@ func (p *planes) New(
 			return nil, fmt.Errorf("datastore: %w", err)
 		}
 	}
-	return &runningPlane{planes: p, id: id, workspace: w.Key(), certificate: certificate, Plane: plane.New(plane.Config{
-		ID: id, Binary: binary, Dir: dir, UID: planeUser(w), Netns: network.NamespacePath(id), Cgroup: planeGroup(id),
-		Plan:        plane.Plan{Services: plan.Services, Machines: plan.Nodes, Plane: plan.Plane},
-		ServerNames: []string{w.Status.APIHost},
-		Keys: plane.Keys{CACert: keys.CACert, CAKey: keys.CAKey, FrontProxyCACert: keys.FrontProxyCACert,
-			FrontProxyCAKey: keys.FrontProxyCAKey, SigningCACert: keys.SigningCACert, SigningCAKey: keys.SigningCAKey,
-			ServiceAccountKey: keys.ServiceAccountKey, EncryptionKey: keys.EncryptionKey},
-		Datastore: store,
-		OIDC: plane.OIDC{Issuer: p.issuer, Audience: w.UID, CAPEM: p.caPEM,
-			DiscoveryURL: "https://127.0.0.1:" + issuerPort + "/.well-known/openid-configuration"},
-		PodSecurity: w.Spec.PodSecurity,
-		Log:         p.part("plane").With("workspace", w.Key()),
-		Dial: func(ctx context.Context, nw, address string) (net.Conn, error) {
-			return p.networks.Dial(ctx, id, nw, address)
-		},
-	})}, nil
+	return &runningPlane{planes: p, id: id, workspace: w.Key(), uid: w.UID, user: planeUser(w),
+		certificate: certificate, Plane: plane.New(plane.Config{
+			ID: id, Binary: binary, Dir: dir, UID: planeUser(w), Netns: network.NamespacePath(id), Cgroup: planeGroup(id),
+			Plan:        plane.Plan{Services: plan.Services, Machines: plan.Nodes, Plane: plan.Plane},
+			ServerNames: []string{w.Status.APIHost},
+			Keys: plane.Keys{CACert: keys.CACert, CAKey: keys.CAKey, FrontProxyCACert: keys.FrontProxyCACert,
+				FrontProxyCAKey: keys.FrontProxyCAKey, SigningCACert: keys.SigningCACert, SigningCAKey: keys.SigningCAKey,
+				ServiceAccountKey: keys.ServiceAccountKey, EncryptionKey: keys.EncryptionKey},
+			Datastore: store,
+			OIDC: plane.OIDC{Issuer: p.issuer, Audience: w.UID, CAPEM: p.caPEM,
+				DiscoveryURL: "https://127.0.0.1:" + issuerPort + "/.well-known/openid-configuration"},
+			PodSecurity: w.Spec.PodSecurity,
+			Log:         p.part("plane").With("workspace", w.Key()),
+			Dial: func(ctx context.Context, nw, address string) (net.Conn, error) {
+				return p.networks.Dial(ctx, id, nw, address)
+			},
+		})}, nil
 }
 
 // planeUser is the host's user that a workspace's plane runs as, and nothing else
@@ -187,6 +192,8 @@ type runningPlane struct {
 	planes      *planes
 	id          string
 	workspace   string       // key
+	uid         string       // of the workspace
+	user        int          // that the plane runs as
 	certificate *pki.Renewer // for its etcd; nil with kine
 }
 
@@ -219,6 +226,14 @@ func (r *runningPlane) Run(ctx context.Context, ready func(), died func(error)) 
 	served := make(chan error, 1)
 	go func() { served <- srv.ServeTLS(ln, "", "") }()
 	defer func() { _ = srv.Close(); <-served }()
+	volumes, err := r.listen()
+	if err != nil {
+		return fmt.Errorf("volumes: %w", err)
+	}
+	sctx, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	stopped := make(chan error, 1)
+	go func() { stopped <- r.planes.storage.Serve(sctx, r.workspace, r.uid, volumes) }()
+	defer func() { stopServing(); <-stopped }()
 	if r.certificate != nil {
 		ctx, stop := context.WithCancel(ctx)
 		renewed := make(chan error, 1)
@@ -227,6 +242,25 @@ func (r *runningPlane) Run(ctx context.Context, ready func(), died func(error)) 
 	}
 	return r.Plane.Run(ctx, ready, died)
 }
+
+// listen opens the socket by which the plane asks about volumes. It is in a folder that
+// the plane can't write to, so nobody puts another there; who asks is known by the socket.
+func (r *runningPlane) listen() (net.Listener, error) {
+	file := storageSocket(r.planes.cfg.Paths.Plane(r.id))
+	if err := cmp.Or(os.MkdirAll(filepath.Dir(file), 0o700), os.RemoveAll(file)); err != nil {
+		return nil, err
+	}
+	ln, err := net.Listen("unix", file)
+	if err != nil {
+		return nil, err
+	}
+	if err := cmp.Or(os.Chown(file, 0, r.user), os.Chmod(file, 0o660)); err != nil {
+		return nil, errors.Join(err, ln.Close())
+	}
+	return ln, nil
+}
+
+func storageSocket(dir string) string { return filepath.Join(dir, "storage.sock") }
 
 var _ workspace.Plane = (*runningPlane)(nil)
 

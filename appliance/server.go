@@ -79,11 +79,13 @@ func (s *server) boot() (err error) {
 	keys := addCache[resource.WorkspaceKeys](s, store)
 	claims := addCache[resource.VNI](s, store)
 	apps := addCache[resource.App](s, store)
+	volumes := addCache[resource.Volume](s, store)
 
 	identity := s.addIdentity(store)
 	tasks := s.addTasks(store)
-	hub := s.addNodes(store, identity, nodes, workspaces, machines, keys, claims)
-	planes := s.planes(database, payload, certificate, identity, networks)
+	hub := s.addNodes(store, identity, nodes, workspaces, machines, keys, claims, volumes)
+	storage := s.addStorage(store, volumes, nodes, machines, workspaces)
+	planes := s.planes(database, payload, certificate, identity, storage, networks)
 	controller := s.addWorkspaces(store, database, planes, networks, accounts, nodes, workspaces, machines)
 	clusters.Workspaces = controller.value
 	registry, err := s.addRegistry(certificate, identity, hub, accounts, organizations)

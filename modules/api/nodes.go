@@ -124,7 +124,7 @@ func (a *API) nodeOperations() {
 		})
 }
 
-// allocated says of nodes what machines have been promised of them. It is asked
+// allocated says of nodes what machines and volumes have been promised of them. It is asked
 // for by a few sysadmins and computed from the machines there are, so it is
 // never behind, whoever places machines.
 func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
@@ -132,9 +132,13 @@ func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
 	if err != nil {
 		return err
 	}
-	promised := resource.Promised(machines)
+	volumes, err := all(ctx, store.Of[resource.Volume](a.store), "")
+	if err != nil {
+		return err
+	}
+	promised, kept := resource.Promised(machines), resource.PromisedToVolumes(volumes)
 	for _, n := range nodes {
-		n.Status.Allocated = promised[n.Name]
+		n.Status.Allocated = promised[n.Name].Add(resource.Size{DiskBytes: kept[n.Name]})
 	}
 	return nil
 }

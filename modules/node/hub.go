@@ -58,6 +58,7 @@ type HubConfig struct {
 	Machines    *store.Cache[*resource.Machine]
 	Keys        *store.Cache[*resource.WorkspaceKeys]
 	Claims      *store.Cache[*resource.VNI]
+	Volumes     *store.Cache[*resource.Volume]
 	Registry    string // host:port
 	UpstreamDNS []netip.AddrPort
 	// Front says at which addresses this server's front door is now, and how it is found
@@ -123,6 +124,7 @@ func NewHub(cfg HubConfig) *Hub {
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })
 	cfg.Keys.OnChange(func(string) { h.wake() })
+	cfg.Volumes.OnChange(func(string) { h.wake() })
 	if cfg.Own != nil {
 		cfg.Own.OnChange(h.wake)
 	}
@@ -468,10 +470,11 @@ func (h *Hub) stateOf(node *resource.Node) *wire.State {
 			}
 			state.Machines = append(state.Machines, wire.Machine{
 				Key: m.Key(), UID: m.UID, Name: m.Name, NetworkID: ws.Status.ID, Spec: m.Spec, Plan: h.cfg.Plan,
-				KubernetesVersion: ws.Spec.KubernetesVersion, ClusterCA: keys.CACert,
+				KubernetesVersion: ws.Spec.KubernetesVersion, ClusterCA: keys.CACert, Place: wire.Place(ws.UID, node.UID),
 				Remove: m.Deleting() && m.Status.Conditions.Is(resource.MachineDrained)})
 		}
 	}
+	state.Volumes = h.volumesOf(node)
 	return state
 }
 

@@ -89,6 +89,11 @@ func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, 
 			return answer, err
 		}
 	}
+	for _, v := range rep.Volumes {
+		if err := h.takeVolume(ctx, node, v); err != nil {
+			return answer, err
+		}
+	}
 	return answer, h.release(ctx, node.UID, rep.Holds)
 }
 
@@ -112,6 +117,7 @@ func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) (show [
 	for _, d := range rep.Drivers[:min(len(rep.Drivers), maxItems)] {
 		s.Drivers = append(s.Drivers, clip(d, maxName))
 	}
+	s.Pools = pools(rep.Pools)
 	was := s.Conditions
 	s.Conditions = nil
 	say := func(c resource.Condition) {

@@ -60,9 +60,9 @@ type NodeStatus struct {
 	Pools    []Pool         `json:"pools,omitempty" doc:"Where the host has volumes"`
 	// Confirmed is what the host had when it was first heard of.
 	Confirmed Size `json:"confirmed,omitzero" doc:"What the host had when it joined"`
-	// Allocated is what machines have been promised. The API computes it for those
+	// Allocated is what machines and volumes have been promised. The API computes it for those
 	// who ask; it is not stored.
-	Allocated   Size      `json:"allocated,omitzero" doc:"Promised to machines"`
+	Allocated   Size      `json:"allocated,omitzero" doc:"Promised to machines and volumes"`
 	HeartbeatAt time.Time `json:"heartbeatAt,omitzero"`
 }
 

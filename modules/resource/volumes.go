@@ -18,6 +18,9 @@ const (
 // MinVolumeBytes is the smallest volume: XFS isn't made smaller.
 const MinVolumeBytes = 300 << 20
 
+// MaxVolumeBytes is the largest: 256 TiB, which keeps sums far from the end of the numbers.
+const MaxVolumeBytes = 1 << 48
+
 // VolumeSpec is what the tenant wants.
 type VolumeSpec struct {
 	Class     string `json:"class,omitempty" enum:"local" doc:"local, the default: on one host's disk"`
@@ -30,8 +33,10 @@ type VolumeSpec struct {
 type VolumeStatus struct {
 	State
 	// Node is the host that it is on: it is chosen once.
-	Node      string `json:"node,omitempty" doc:"The host that it is on"`
-	NodeUID   string `json:"nodeUID,omitempty"`
+	Node    string `json:"node,omitempty" doc:"The host that it is on"`
+	NodeUID string `json:"nodeUID,omitempty"`
+	// FirstUID is the host's user that its root folder belongs to: root in the machines.
+	FirstUID  uint32 `json:"firstUID,omitempty"`
 	SizeBytes int64  `json:"sizeBytes,omitempty" doc:"What it has now"`
 	UsedBytes int64  `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`
 	// Near are the workspace's machines on that host: a local volume can be had there only.
@@ -74,6 +79,15 @@ func (v *Volume) State() State { return v.Status.State }
 
 // Asks counts it by the size that it may grow to.
 func (v *Volume) Asks() Limits { return Limits{Volumes: 1, VolumeBytes: v.Spec.SizeBytes} }
+
+// PromisedToVolumes sums up by node what volumes have been promised, in bytes.
+func PromisedToVolumes(volumes []*Volume) map[string]int64 {
+	promised := map[string]int64{}
+	for _, v := range volumes {
+		promised[v.Status.Node] += v.Spec.SizeBytes
+	}
+	return promised
+}
 
 // Pool is where a node has volumes.
 type Pool struct {

@@ -9,6 +9,8 @@
 package wire
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -206,6 +208,13 @@ type Volume struct {
 type VolumeAttachment struct {
 	MachineUID string `json:"machineUID"`
 	ReadOnly   bool   `json:"readOnly,omitempty"`
+}
+
+// Place is what a workspace calls a host: tenants see no hosts' names, nor whether they
+// share one with another workspace, so the host is called otherwise in each.
+func Place(workspaceUID, nodeUID string) string {
+	sum := sha256.Sum256([]byte(workspaceUID + "/" + nodeUID))
+	return fmt.Sprintf("host-%x", sum[:4])
 }
 
 // VolumesInMachine is the folder in which a machine has the volumes attached to it.

@@ -3,7 +3,6 @@ package workspace
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -72,7 +71,11 @@ func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
 		return "no users of the hosts are free for new machines of it: it is tried again, and the operator's log says more", nil
 	}
 	c.starved.LoadOrStore(w.Key(), "") // before it is looked who has room: what comes meanwhile is told
-	nodes := c.free(all)
+	volumes, _, err := store.Of[resource.Volume](c.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return "", err
+	}
+	nodes := c.free(all, volumes)
 	for missing := w.Spec.Machines - len(stay); missing > 0; missing-- {
 		node := choose(nodes, w.Spec.MachineSize, own)
 		if node == nil {
@@ -109,12 +112,12 @@ type candidate struct {
 	usable string // why not, "" if it is
 }
 
-// free computes what is free on each node from what is promised to machines.
-func (c *Controller) free(machines []*resource.Machine) []*candidate {
-	promised := resource.Promised(machines)
+// free computes what is free on each node from what is promised to machines and volumes.
+func (c *Controller) free(machines []*resource.Machine, volumes []*resource.Volume) []*candidate {
+	promised, kept := resource.Promised(machines), resource.PromisedToVolumes(volumes)
 	var out []*candidate
 	for _, n := range c.cfg.Nodes.List("") {
-		k := &candidate{name: n.Name, free: n.Status.Capacity.Sub(promised[n.Name])}
+		k := &candidate{name: n.Name, free: n.Status.Capacity.Sub(promised[n.Name]).Sub(resource.Size{DiskBytes: kept[n.Name]})}
 		switch {
 		case n.Deleting():
 			k.usable = "is being removed"
@@ -295,15 +298,13 @@ func (c *Controller) followMachines(ctx context.Context, p *pass) error {
 
 // zoneOf is the zone of the host that a machine runs on, "" if that is not known.
 // Where the operator names none, each host is one: machines that go together with it
-// don't look apart. Tenants see no hosts' names, nor whether they share one with
-// another workspace, so the host is called otherwise in each.
+// don't look apart.
 func (c *Controller) zoneOf(w *resource.Workspace, m *resource.Machine) string {
 	n, ok := c.cfg.Nodes.Get(m.Spec.Node)
 	if !ok {
 		return ""
 	}
-	sum := sha256.Sum256([]byte(w.UID + "/" + n.UID))
-	return cmp.Or(n.Spec.Zone, fmt.Sprintf("host-%x", sum[:4]))
+	return cmp.Or(n.Spec.Zone, wire.Place(w.UID, n.UID))
 }
 
 // node says whether the machine's Kubernetes node is ready, and gives it its

@@ -1,0 +1,29 @@
+package appliance
+
+import (
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/storage"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// addStorage adds who takes volumes through their life, and serves what planes ask for
+// their claims.
+func (s *server) addStorage(
+	from part[*store.Store],
+	volumes cacheOf[*resource.Volume],
+	nodes cacheOf[*resource.Node],
+	machines cacheOf[*resource.Machine],
+	workspaces cacheOf[*resource.Workspace],
+) part[*storage.Controller] {
+	n := &needs{}
+	return add(s.graph, "storage", n, storage.New(storage.Config{
+		Log:        s.part("storage"),
+		Store:      from.of(n),
+		Limits:     s.cfg.Limits,
+		Volumes:    volumes.of(n),
+		Nodes:      nodes.of(n),
+		Machines:   machines.of(n),
+		Workspaces: workspaces.of(n),
+		Registerer: s.metrics,
+	}))
+}

@@ -1,0 +1,91 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"slices"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// volumesOf are the volumes that a node shall have, those that it shall take away too.
+func (h *Hub) volumesOf(node *resource.Node) (volumes []wire.Volume) {
+	for _, v := range h.cfg.Volumes.List("") {
+		if v.Status.NodeUID != node.UID {
+			continue
+		}
+		ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey())
+		if !ok {
+			continue // its cache follows: a workspace outlives its volumes
+		}
+		w := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
+			FirstUID: v.Status.FirstUID, Remove: v.Deleting()}
+		for _, a := range v.Status.Attachments {
+			// A machine by its UID, on this node: another may have its name by now.
+			m, ok := h.cfg.Machines.Get(v.WorkspaceKey() + "/" + a.Machine)
+			if ok && m.UID == a.MachineUID && m.Spec.Node == node.Name && !w.Remove {
+				w.Attachments = append(w.Attachments, wire.VolumeAttachment{MachineUID: a.MachineUID, ReadOnly: a.ReadOnly})
+			}
+		}
+		volumes = append(volumes, w)
+	}
+	return volumes
+}
+
+// maxPools is how many pools of a node are believed to be.
+const maxPools = 16
+
+// pools are what a node says of where it has volumes, as far as it is believed.
+func pools(said []resource.Pool) (pools []resource.Pool) {
+	for _, p := range said[:min(len(said), maxPools)] {
+		pools = append(pools, resource.Pool{Name: clip(p.Name, maxName), Path: clip(p.Path, maxText),
+			SizeBytes: amount(p.SizeBytes), FreeBytes: amount(p.FreeBytes), Reflink: p.Reflink})
+	}
+	return pools
+}
+
+// takeVolume takes down what is news of a volume.
+func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.VolumeReport) error {
+	seen, ok := h.cfg.Volumes.Get(rep.Key)
+	if !ok || seen.UID != rep.UID || seen.Status.NodeUID != node.UID {
+		return nil // gone, or not this node's: nothing to take down
+	}
+	look := func(v *resource.Volume) {
+		s := &v.Status
+		c := resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "NotReady", Message: clip(rep.Message, maxText)}
+		if rep.Ready {
+			c = resource.Condition{Type: resource.VolumeReady, Status: resource.True, Reason: "Ready"}
+			// No less than it had: a host can't take back what a tenant was given.
+			s.SizeBytes = max(s.SizeBytes, min(amount(rep.SizeBytes), v.Spec.SizeBytes))
+		}
+		s.UsedBytes = amount(rep.UsedBytes)
+		s.Conditions.Set(c)
+		for i := range s.Attachments {
+			a := &s.Attachments[i]
+			a.Attached, a.Message = slices.Contains(rep.Attached, a.MachineUID), clip(rep.Failed[a.MachineUID], maxText)
+		}
+		// A volume that shall stay is not removed because a node says so.
+		if rep.Removed && v.Deleting() {
+			s.Conditions.Set(resource.Condition{Type: resource.VolumeRemoved, Status: resource.True, Reason: "Removed"})
+		}
+	}
+	was := seen.Status
+	was.Conditions, was.Attachments = slices.Clone(was.Conditions), slices.Clone(was.Attachments)
+	if look(seen); reflect.DeepEqual(was, seen.Status) {
+		return nil
+	}
+	_, err := store.Of[resource.Volume](h.cfg.Store).Modify(ctx, rep.Key, func(v *resource.Volume) error {
+		if v.UID != rep.UID || v.Status.NodeUID != node.UID {
+			return store.ErrSkip
+		}
+		look(v)
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}

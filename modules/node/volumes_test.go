@@ -1,0 +1,100 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
+	"github.com/multipaas/multipaas/testing/wait"
+)
+
+// TestVolumes: a node is told of the volumes on it and of no others, and believed about
+// those alone.
+func TestVolumes(t *testing.T) {
+	p := start(t)
+	mine, other := p.join(t, "n1"), p.join(t, "n2")
+	volumes, machines := store.Of[resource.Volume](p.store), store.Of[resource.Machine](p.store)
+	node, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ws := &resource.Workspace{InOrganization: resource.NewInOrganization("acme/web", "shop")}
+	ws.Status.ID = "00abcd"
+	m := &resource.Machine{InWorkspace: resource.NewInWorkspace("acme/web/shop", "shop-1")}
+	m.Spec.Node = "n1"
+	away := &resource.Machine{InWorkspace: resource.NewInWorkspace("acme/web/shop", "shop-2")}
+	away.Spec.Node = "n2"
+	if err := p.store.Commit(t.Context(), store.Of[resource.Workspace](p.store).CreateOp(ws), machines.CreateOp(m), machines.CreateOp(away)); err != nil {
+		t.Fatal(err)
+	}
+	v := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "data"), Spec: resource.VolumeSpec{Class: "local", SizeBytes: 1 << 30}}
+	v.Status.Node, v.Status.NodeUID, v.Status.FirstUID = "n1", node.UID, 1<<28
+	v.Status.Attachments = []resource.VolumeAttachment{{Machine: "shop-1", MachineUID: m.UID, ReadOnly: true}, {Machine: "shop-2", MachineUID: away.UID}, {Machine: "shop-1", MachineUID: "of a former one"}}
+	former := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "former")}
+	former.Status.Node, former.Status.NodeUID = "n1", "of another node of that name"
+	if err := p.store.Commit(t.Context(), volumes.CreateOp(v), volumes.CreateOp(former)); err != nil {
+		t.Fatal(err)
+	}
+	want := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: "00abcd", Class: "local", SizeBytes: 1 << 30, FirstUID: 1 << 28,
+		Attachments: []wire.VolumeAttachment{{MachineUID: m.UID, ReadOnly: true}}}
+	wait.For(t, wait.Patience, "the hub knows of the volume", func(context.Context) error {
+		if got := p.stateOf(node).Volumes; fmt.Sprint(got) != fmt.Sprint([]wire.Volume{want}) {
+			return fmt.Errorf("n1 is told %+v, want %+v", got, want)
+		}
+		return nil
+	})
+	n2, err := store.Of[resource.Node](p.store).Get(t.Context(), "n2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := p.stateOf(n2).Volumes; got != nil {
+		t.Errorf("n2 is told %+v", got)
+	}
+
+	good := wire.VolumeReport{Key: v.Key(), UID: v.UID, Ready: true, SizeBytes: 1 << 50, UsedBytes: 5, Attached: []string{m.UID}, Failed: map[string]string{away.UID: "no\x1b[31m"}, Removed: true}
+	report := func(h *host, rep wire.VolumeReport) *resource.Volume {
+		t.Helper()
+		if err := h.call(t.Context(), wire.ReportPath, wire.Report{Address: n1Address, Volumes: []wire.VolumeReport{rep}, Pools: make([]resource.Pool, 99)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		now, err := volumes.Get(t.Context(), v.Key())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now
+	}
+	lie := good
+	lie.UID = "another"
+	for name, got := range map[string]*resource.Volume{"another node": report(other, good), "of another UID": report(mine, lie)} {
+		if got.Status.Conditions != nil || got.Status.SizeBytes != 0 {
+			t.Errorf("%s is believed: %+v", name, got.Status)
+		}
+	}
+	s := report(mine, good).Status
+	if !s.Conditions.Is(resource.VolumeReady) || s.SizeBytes != 1<<30 || s.UsedBytes != 5 || !s.Attachments[0].Attached || s.Attachments[1].Attached || s.Attachments[1].Message != "no [31m" {
+		t.Errorf("after a report it is %+v", s)
+	}
+	if s.Conditions.Is(resource.VolumeRemoved) {
+		t.Error("a volume that shall stay is removed, for its host says so")
+	}
+	if _, err := volumes.MarkDeleted(t.Context(), v.Key()); err != nil {
+		t.Fatal(err)
+	}
+	wait.For(t, wait.Patience, "it shall be removed", func(context.Context) error {
+		if got := p.stateOf(node).Volumes; len(got) != 1 || !got[0].Remove || got[0].Attachments != nil {
+			return fmt.Errorf("n1 is told %+v", got)
+		}
+		return nil
+	})
+	if s := report(mine, good).Status; !s.Conditions.Is(resource.VolumeRemoved) {
+		t.Errorf("it was removed: %+v", s)
+	}
+	now, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
+	if err != nil || len(now.Status.Pools) != maxPools || slices.ContainsFunc(now.Status.Pools, func(p resource.Pool) bool { return p != resource.Pool{} }) {
+		t.Errorf("pools %+v, %v", now.Status.Pools, err)
+	}
+}

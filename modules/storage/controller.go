@@ -1,0 +1,357 @@
+package storage
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+
+	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/modules/internal/quota"
+	"github.com/multipaas/multipaas/modules/internal/reconcile"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// Config is what a Controller needs.
+type Config struct {
+	Log   *slog.Logger
+	Store *store.Store
+	// Limits is what each account may have unless a sysadmin said otherwise.
+	Limits resource.Limits
+
+	Volumes    *store.Cache[*resource.Volume]
+	Nodes      *store.Cache[*resource.Node]
+	Machines   *store.Cache[*resource.Machine]
+	Workspaces *store.Cache[*resource.Workspace]
+
+	// Registerer takes the metrics of the work queue. May be nil.
+	Registerer prometheus.Registerer
+}
+
+const (
+	// A look asks the store alone: a few milliseconds each.
+	workers = 8
+	share   = workers / 4
+	// Everything is told by caches. This is for volumes that no host has room for: room
+	// comes without a word, a machine that got smaller say.
+	retryPlacing = 20 * time.Second
+)
+
+// Controller takes volumes through their life. It is safe for concurrent use.
+type Controller struct {
+	cfg   Config
+	quota quota.Quota             // grants what claims ask for
+	loop  *reconcile.Loop[string] // keys of volumes
+
+	placing sync.Mutex // so that two don't take the same room
+}
+
+// New makes a Controller.
+func New(cfg Config) *Controller {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Controller{cfg: cfg, quota: quota.Quota{Store: cfg.Store, Limits: cfg.Limits}}
+	c.loop = reconcile.New(reconcile.Config[string]{
+		Name:       "volume",
+		Log:        cfg.Log,
+		Reconcile:  c.reconcile,
+		Tenant:     resource.OfWorkspace.Parent,
+		Share:      share,
+		Workers:    workers,
+		Timeout:    30 * time.Second,
+		Backoff:    200 * time.Millisecond,
+		MaxBackoff: 15 * time.Second,
+		Registerer: cfg.Registerer,
+	})
+	cfg.Volumes.OnChange(c.loop.Add)
+	// A machine that came may be where a volume can be; one that went needs none.
+	cfg.Machines.OnChange(func(key string) {
+		for _, v := range cfg.Volumes.List(resource.OfWorkspace.Parent(key)) {
+			if v.Status.Node == "" || v.Status.Attachments != nil {
+				c.loop.Add(v.Key())
+			}
+		}
+	})
+	return c
+}
+
+// Run works until ctx is done. The caches must be complete before.
+func (c *Controller) Run(ctx context.Context, ready func()) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { c.followNodes(ctx) })
+	ready()
+	c.loop.Run(ctx)
+	return nil
+}
+
+// followNodes looks at the volumes of nodes that went, fell silent or came back. Most of
+// what it is told are heartbeats.
+func (c *Controller) followNodes(ctx context.Context) {
+	for e := range store.Of[resource.Node](c.cfg.Store).Watch(ctx, "") {
+		if e.Type == store.Put && e.Previous != nil && e.Previous.Status.Phase == e.Object.Status.Phase {
+			continue
+		}
+		for _, v := range c.cfg.Volumes.List("") {
+			if v.Status.Node != "" && (e.Type == store.Synced || v.Status.Node == e.Key) {
+				c.loop.Add(v.Key())
+			}
+		}
+	}
+}
+
+// reconcile takes the next step for one volume.
+func (c *Controller) reconcile(ctx context.Context, key string) (again time.Duration, err error) {
+	v, err := store.Of[resource.Volume](c.cfg.Store).Get(ctx, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if v.Deleting() {
+		return 0, c.remove(ctx, v)
+	}
+	if v.Status.Node == "" {
+		again, err = c.place(ctx, v)
+		if err != nil || again > 0 {
+			return again, err
+		}
+	}
+	gone, err := c.machinesGone(ctx, v)
+	if err != nil {
+		return 0, err
+	}
+	host, err := c.host(ctx, v)
+	if err != nil {
+		return 0, err
+	}
+	return 0, store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
+		now.Status.Attachments = slices.DeleteFunc(now.Status.Attachments, func(a resource.VolumeAttachment) bool { return gone[a.MachineUID] })
+		settle(now, host)
+	})
+}
+
+// machinesGone are the UIDs of machines that shall have the volume and are no more.
+func (c *Controller) machinesGone(ctx context.Context, v *resource.Volume) (map[string]bool, error) {
+	gone := map[string]bool{}
+	for _, a := range v.Status.Attachments {
+		m, err := store.Of[resource.Machine](c.cfg.Store).Get(ctx, v.WorkspaceKey()+"/"+a.Machine)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		gone[a.MachineUID] = err != nil || m.UID != a.MachineUID
+	}
+	return gone, nil
+}
+
+// host is the node that the volume is on, nil if that is not one of the platform's any
+// more. The store is asked: a cache may be behind a join of a moment ago.
+func (c *Controller) host(ctx context.Context, v *resource.Volume) (*resource.Node, error) {
+	n, err := store.Of[resource.Node](c.cfg.Store).Get(ctx, v.Status.Node)
+	if errors.Is(err, store.ErrNotFound) || err == nil && n.UID != v.Status.NodeUID {
+		return nil, nil
+	}
+	return n, err
+}
+
+// settle computes the phase from what was seen.
+func settle(v *resource.Volume, host *resource.Node) {
+	s := &v.Status
+	if host == nil {
+		s.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "HostRemoved", Final: true,
+			Message: "the host that it was on is not part of the platform any more, and what it held is lost with it"})
+		s.Phase, s.ObservedGeneration = resource.Failed, v.Generation
+		return
+	}
+	if host.Status.Phase == resource.Degraded {
+		s.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "HostSilent",
+			Message: "the host that it is on does not report: what it holds comes back with that"})
+	}
+	ready := s.Conditions.Is(resource.VolumeReady)
+	switch {
+	case ready && s.SizeBytes >= v.Spec.SizeBytes:
+		s.Phase, s.ObservedGeneration = resource.Ready, v.Generation
+	case ready:
+		s.Phase = resource.Updating
+	case s.SizeBytes == 0:
+		s.Phase = resource.Creating
+	default:
+		s.Phase = resource.Degraded
+	}
+}
+
+// remove takes a volume away: its host first, the resource last.
+func (c *Controller) remove(ctx context.Context, v *resource.Volume) error {
+	var host *resource.Node
+	if v.Status.Node != "" {
+		var err error
+		if host, err = c.host(ctx, v); err != nil {
+			return err
+		}
+	}
+	if host != nil && !v.Status.Conditions.Is(resource.VolumeRemoved) {
+		if v.Status.Phase == resource.Deleting {
+			return nil // its host reports
+		}
+		return store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) { now.Status.Phase = resource.Deleting })
+	}
+	failpoint.Reach("storage/volume/removed")
+	if err := store.Of[resource.Volume](c.cfg.Store).Delete(ctx, v); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err // a conflict too: it is looked at again
+	}
+	c.cfg.Log.Info("volume removed", "volume", v.Key(), "node", v.Status.Node, "hostGone", host == nil)
+	return nil
+}
+
+// place chooses the host of a volume that nobody waits for: one that a machine of its
+// workspace runs on. again is above 0 while there is none.
+func (c *Controller) place(ctx context.Context, v *resource.Volume) (again time.Duration, err error) {
+	c.placing.Lock()
+	defer c.placing.Unlock()
+	at, err := c.choose(ctx, v.WorkspaceKey(), v.Spec.SizeBytes, nil)
+	var short *shortError
+	if errors.As(err, &short) {
+		return retryPlacing, store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
+			now.Status.Phase = resource.Pending
+			now.Status.Conditions.Set(resource.Condition{Type: resource.VolumePlaced, Status: resource.False,
+				Reason: resource.NoCapacity, Message: short.Error()})
+		})
+	}
+	if err != nil {
+		return 0, err
+	}
+	ops := append(c.stays(at.host), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
+		if now.UID != v.UID || now.Deleting() || now.Status.Node != "" {
+			return store.ErrSkip
+		}
+		at.note(now)
+		return nil
+	}))
+	if err := c.cfg.Store.Commit(ctx, ops...); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return 0, err
+	}
+	failpoint.Reach("storage/volume/placed")
+	return time.Second, nil // the cache tells sooner
+}
+
+// spot is where a volume can be.
+type spot struct {
+	host *resource.Node
+	// firstUID is the host's user who is root in the workspace's machines there.
+	firstUID uint32
+}
+
+// note writes down that a volume is there.
+func (at spot) note(v *resource.Volume) {
+	v.Status.Node, v.Status.NodeUID, v.Status.FirstUID, v.Status.Phase = at.host.Name, at.host.UID, at.firstUID, resource.Creating
+	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumePlaced, Status: resource.True, Reason: "Placed"})
+	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "Creating",
+		Message: "its host is making it"})
+}
+
+// stays is a write that changes nothing and fails if the host is going when the commit
+// happens: a volume on one that is no more would be lost at its birth.
+func (c *Controller) stays(host *resource.Node) []store.Op {
+	return []store.Op{store.Of[resource.Node](c.cfg.Store).ModifyOp(host.Name, func(n *resource.Node) error {
+		if n.Deleting() || n.UID != host.UID {
+			return fmt.Errorf("node %s is being removed", host.Name)
+		}
+		return store.ErrSkip
+	})}
+}
+
+// shortError says why no host can have a volume, in words for tenants.
+type shortError struct{ text string }
+
+func (e *shortError) Error() string { return e.text }
+
+// free says how much of a node's disk nobody was promised. The caller holds c.placing: the
+// store is asked, for caches may be behind what this very lock let others write.
+func (c *Controller) free(ctx context.Context) (free func(*resource.Node) int64, machines []*resource.Machine, err error) {
+	if machines, _, err = store.Of[resource.Machine](c.cfg.Store).List(ctx, "", "", 0); err != nil {
+		return nil, nil, err
+	}
+	volumes, _, err := store.Of[resource.Volume](c.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	machinesHave, volumesHave := resource.Promised(machines), resource.PromisedToVolumes(volumes)
+	return func(n *resource.Node) int64 {
+		return n.Status.Capacity.DiskBytes - machinesHave[n.Name].DiskBytes - volumesHave[n.Name]
+	}, machines, nil
+}
+
+// roomToGrow says why a volume can't have so many bytes more. The caller holds c.placing.
+func (c *Controller) roomToGrow(ctx context.Context, v *resource.Volume, more int64) error {
+	if v.Status.Node == "" {
+		return nil
+	}
+	free, _, err := c.free(ctx)
+	if err != nil {
+		return internal(err)
+	}
+	host, err := c.host(ctx, v)
+	if err != nil {
+		return internal(err)
+	}
+	if host != nil && free(host) < more {
+		return refuse(codes.ResourceExhausted, "its host has not %s more free for it: ask the operator for more disk",
+			resource.Bytes.Text(more))
+	}
+	return nil
+}
+
+// choose picks the host with the most room of those that run a machine of the workspace,
+// and of these one in places, if any are given. The caller holds c.placing. The error is a
+// *shortError if none has room.
+func (c *Controller) choose(ctx context.Context, workspace string, size int64, places []string) (at spot, err error) {
+	ws, err := store.Of[resource.Workspace](c.cfg.Store).Get(ctx, workspace)
+	if err != nil {
+		return at, err
+	}
+	free, machines, err := c.free(ctx)
+	if err != nil {
+		return at, err
+	}
+	own := map[string]uint32{}
+	for _, m := range machines {
+		if m.WorkspaceKey() == workspace && !m.Deleting() {
+			own[m.Spec.Node] = m.Spec.FirstUID
+		}
+	}
+	if len(own) == 0 {
+		return at, &shortError{"the workspace has no machine yet, and a local volume is where one runs"}
+	}
+	why := fmt.Sprintf("no host of its machines has %s free for it: ask for a smaller one, or the operator for more disk",
+		resource.Bytes.Text(size))
+	var fit []*resource.Node
+	for _, n := range c.cfg.Nodes.List("") {
+		switch _, here := own[n.Name]; {
+		case !here || places != nil && !slices.Contains(places, wire.Place(ws.UID, n.UID)):
+		case n.Deleting() || n.Status.Phase != resource.Ready:
+			why = "the host that could have it does not report: it is tried again"
+		case len(n.Status.Pools) == 0:
+			why = "the host that could have it keeps no volumes: the operator has to upgrade it first"
+		case free(n) >= size:
+			fit = append(fit, n)
+		}
+	}
+	if len(fit) == 0 {
+		return at, &shortError{why}
+	}
+	host := slices.MaxFunc(fit, func(a, b *resource.Node) int {
+		return cmp.Or(cmp.Compare(free(a), free(b)), cmp.Compare(b.Name, a.Name))
+	})
+	return spot{host, own[host.Name]}, nil
+}

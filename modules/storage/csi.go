@@ -1,0 +1,614 @@
+package storage
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/modules/internal/quota"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// Driver is the name of the platform's CSI driver in every cluster.
+const Driver = "storage.multipaas.internal"
+
+// PlaceKey is the topology key of the places of volumes and machines.
+const PlaceKey = Driver + "/host"
+
+// What upstream's provisioner says besides of the claim that a volume is for.
+const (
+	claimName      = "csi.storage.k8s.io/pvc/name"
+	claimNamespace = "csi.storage.k8s.io/pvc/namespace"
+	classParameter = "class"
+)
+
+// defaultVolumeBytes is the size of a volume of which nobody says one.
+const defaultVolumeBytes = 1 << 30
+
+// answerBefore is left of a call's time for the answer that says what it waits for.
+const answerBefore = 500 * time.Millisecond
+
+// endpoint answers one workspace's plane: CSI's Identity and Controller services. A volume's
+// id is its UID, a node's the UID of a machine. Calls block until what they ask for is done,
+// or nearly until their time is over; all may be repeated.
+type endpoint struct {
+	csi.UnimplementedIdentityServer
+	csi.UnimplementedControllerServer
+
+	*Controller
+	workspace string // key
+	uid       string // of the workspace: another may have its key by now
+}
+
+func (e *endpoint) GetPluginInfo(context.Context, *csi.GetPluginInfoRequest) (*csi.GetPluginInfoResponse, error) {
+	return &csi.GetPluginInfoResponse{Name: Driver, VendorVersion: "1"}, nil
+}
+
+func (e *endpoint) GetPluginCapabilities(
+	context.Context, *csi.GetPluginCapabilitiesRequest,
+) (*csi.GetPluginCapabilitiesResponse, error) {
+	res := &csi.GetPluginCapabilitiesResponse{Capabilities: []*csi.PluginCapability{{
+		Type: &csi.PluginCapability_VolumeExpansion_{
+			VolumeExpansion: &csi.PluginCapability_VolumeExpansion{Type: csi.PluginCapability_VolumeExpansion_ONLINE}},
+	}}}
+	for _, t := range []csi.PluginCapability_Service_Type{
+		csi.PluginCapability_Service_CONTROLLER_SERVICE,
+		csi.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS,
+	} {
+		res.Capabilities = append(res.Capabilities, &csi.PluginCapability{
+			Type: &csi.PluginCapability_Service_{Service: &csi.PluginCapability_Service{Type: t}}})
+	}
+	return res, nil
+}
+
+func (e *endpoint) Probe(context.Context, *csi.ProbeRequest) (*csi.ProbeResponse, error) {
+	return &csi.ProbeResponse{Ready: wrapperspb.Bool(true)}, nil
+}
+
+func (e *endpoint) ControllerGetCapabilities(
+	context.Context, *csi.ControllerGetCapabilitiesRequest,
+) (*csi.ControllerGetCapabilitiesResponse, error) {
+	res := &csi.ControllerGetCapabilitiesResponse{}
+	for _, t := range []csi.ControllerServiceCapability_RPC_Type{
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
+		csi.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME,
+		csi.ControllerServiceCapability_RPC_PUBLISH_READONLY,
+		csi.ControllerServiceCapability_RPC_LIST_VOLUMES,
+		csi.ControllerServiceCapability_RPC_LIST_VOLUMES_PUBLISHED_NODES,
+		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+		csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+	} {
+		res.Capabilities = append(res.Capabilities, &csi.ControllerServiceCapability{
+			Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}}})
+	}
+	return res, nil
+}
+
+func refuse(code codes.Code, format string, args ...any) error {
+	return status.Errorf(code, format, args...)
+}
+
+// open is a write that fails if the workspace is going, or another has its name.
+func (e *endpoint) open() store.Op {
+	return store.Of[resource.Workspace](e.cfg.Store).ModifyOp(e.workspace, func(w *resource.Workspace) error {
+		if w.UID != e.uid || w.Deleting() {
+			return refuse(codes.FailedPrecondition, "the workspace is being deleted")
+		}
+		return store.ErrSkip
+	})
+}
+
+// nameOf is what the volume with this name of CSI's is called here. Claims' volumes have
+// names that fit, "pvc-" and a UID; others may say anything.
+func nameOf(name string) string {
+	if resource.CheckName("volume", name) == nil {
+		return name
+	}
+	return fmt.Sprintf("csi-%x", sha256.Sum256([]byte(name)))[:44]
+}
+
+// sizeOf is what a volume gets of which this is asked: whole MiB, and no less than one can have.
+func sizeOf(r *csi.CapacityRange) (int64, error) {
+	least, most := r.GetRequiredBytes(), r.GetLimitBytes()
+	if least < 0 || most < 0 || least > resource.MaxVolumeBytes {
+		return 0, refuse(codes.OutOfRange, "a volume can't have %d bytes: %s is the most", least, resource.Bytes.Text(resource.MaxVolumeBytes))
+	}
+	size := least
+	if size == 0 {
+		size = defaultVolumeBytes
+		if most > 0 {
+			size = min(size, most)
+		}
+	}
+	size = (max(size, resource.MinVolumeBytes) + 1<<20 - 1) &^ (1<<20 - 1)
+	if most > 0 && size > most {
+		return 0, refuse(codes.OutOfRange, "a volume has whole MiB and %s at least: %d bytes at most can't be",
+			resource.Bytes.Text(resource.MinVolumeBytes), most)
+	}
+	return size, nil
+}
+
+// checkCapabilities says why a local volume can't be had in such a way.
+func checkCapabilities(all []*csi.VolumeCapability) error {
+	if len(all) == 0 {
+		return refuse(codes.InvalidArgument, "how the volume shall be used is missing")
+	}
+	for _, c := range all {
+		switch mode := c.GetAccessMode().GetMode(); {
+		case c.GetBlock() != nil:
+			return refuse(codes.InvalidArgument, "volumeMode Block: class local has file systems; leave volumeMode out")
+		case c.GetMount() == nil:
+			return refuse(codes.InvalidArgument, "how the volume shall be mounted is missing")
+		case c.GetMount().GetFsType() != "" && c.GetMount().GetFsType() != "xfs":
+			return refuse(codes.InvalidArgument, "fsType %q: volumes of class local are xfs; leave it out", c.GetMount().GetFsType())
+		case len(c.GetMount().GetMountFlags()) > 0:
+			return refuse(codes.InvalidArgument, "mountOptions %s: volumes of class local have none", strings.Join(c.GetMount().GetMountFlags(), ","))
+		default:
+			switch mode {
+			case csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY,
+				csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER:
+			default:
+				return refuse(codes.InvalidArgument, "a volume of class local is on one machine at a time: "+
+					"use accessModes ReadWriteOnce or ReadWriteOncePod")
+			}
+		}
+	}
+	return nil
+}
+
+// CreateVolume makes a volume, or finds the one that an earlier call has made, and waits
+// until its host has it.
+func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	if req.GetName() == "" {
+		return nil, refuse(codes.InvalidArgument, "a name is missing")
+	}
+	if err := checkCapabilities(req.GetVolumeCapabilities()); err != nil {
+		return nil, err
+	}
+	if class := req.GetParameters()[classParameter]; class != "" && class != resource.LocalVolume {
+		return nil, refuse(codes.InvalidArgument, "class %q: there is local", class)
+	}
+	if req.GetVolumeContentSource() != nil {
+		return nil, refuse(codes.InvalidArgument, "a volume can't be made from another or from a snapshot yet")
+	}
+	size, err := sizeOf(req.GetCapacityRange())
+	if err != nil {
+		return nil, err
+	}
+	claim := ""
+	if p := req.GetParameters(); p[claimName] != "" {
+		claim = p[claimNamespace] + "/" + p[claimName]
+	}
+	v, err := e.record(ctx, nameOf(req.GetName()), claim, size, placesOf(req.GetAccessibilityRequirements()))
+	if err != nil {
+		return nil, err
+	}
+	if err := e.fits(v, req.GetCapacityRange()); err != nil {
+		return nil, err
+	}
+	v, err = e.await(ctx, v, func(v *resource.Volume) (bool, string) {
+		if c := v.Status.Conditions.Get(resource.VolumeReady); c == nil || c.Status != resource.True {
+			return false, messageOf(v)
+		}
+		return v.Status.SizeBytes >= v.Spec.SizeBytes, "it grows"
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &csi.CreateVolumeResponse{Volume: e.volume(v)}, nil
+}
+
+// placesOf are the places that may have a volume, in the order in which they are liked; nil
+// is any.
+func placesOf(r *csi.TopologyRequirement) (places []string) {
+	for _, t := range slices.Concat(r.GetPreferred(), r.GetRequisite()) {
+		if p := t.GetSegments()[PlaceKey]; p != "" && !slices.Contains(places, p) {
+			places = append(places, p)
+		}
+	}
+	return places
+}
+
+// record finds a volume by its name, or makes one under the account's limits, with a host.
+func (e *endpoint) record(ctx context.Context, name, claim string, size int64, places []string) (*resource.Volume, error) {
+	volumes := store.Of[resource.Volume](e.cfg.Store)
+	for {
+		v, err := volumes.Get(ctx, e.workspace+"/"+name)
+		switch {
+		case err == nil && v.Deleting():
+			return nil, refuse(codes.Aborted, "volume %s is being deleted", name)
+		case err == nil && v.Spec.Claim != claim:
+			return nil, refuse(codes.AlreadyExists, "volume %s is there, and not of claim %q", name, claim)
+		case err == nil:
+			return v, nil
+		case !errors.Is(err, store.ErrNotFound):
+			return nil, internal(err)
+		}
+		fresh := &resource.Volume{InWorkspace: resource.NewInWorkspace(e.workspace, name),
+			Spec: resource.VolumeSpec{Class: resource.LocalVolume, SizeBytes: size, Claim: claim}}
+		err = e.make(ctx, fresh, places)
+		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
+			continue // somebody else was faster, in the account or with this very volume
+		}
+		return fresh, err
+	}
+}
+
+func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []string) error {
+	e.placing.Lock()
+	defer e.placing.Unlock()
+	at, err := e.choose(ctx, e.workspace, fresh.Spec.SizeBytes, places)
+	var short *shortError
+	if errors.As(err, &short) {
+		return refuse(codes.ResourceExhausted, "%s", short.Error())
+	}
+	if err != nil {
+		return internal(err)
+	}
+	at.note(fresh)
+	_, granted, err := e.quota.Grant(ctx, quota.AccountOf(fresh), fresh.Asks())
+	if err != nil {
+		return refusal(err)
+	}
+	ops := append(e.stays(at.host), granted, e.open(), store.Of[resource.Volume](e.cfg.Store).CreateOp(fresh))
+	if err := e.cfg.Store.Commit(ctx, ops...); err != nil {
+		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
+			return err
+		}
+		return refusal(err)
+	}
+	failpoint.Reach("storage/volume/recorded")
+	return nil
+}
+
+// fits says whether a volume that is there is what a repeated call asks for.
+func (e *endpoint) fits(v *resource.Volume, r *csi.CapacityRange) error {
+	if v.Spec.SizeBytes < r.GetRequiredBytes() || r.GetLimitBytes() > 0 && v.Spec.SizeBytes > r.GetLimitBytes() {
+		return refuse(codes.AlreadyExists, "volume %s is there, with %d bytes", v.Name, v.Spec.SizeBytes)
+	}
+	return nil
+}
+
+// messageOf is why a volume isn't ready.
+func messageOf(v *resource.Volume) string {
+	for _, c := range v.Status.Conditions {
+		if c.Status != resource.True && c.Message != "" {
+			return c.Message
+		}
+	}
+	return "its host has not reported it yet"
+}
+
+// volume is v as CSI shows it.
+func (e *endpoint) volume(v *resource.Volume) *csi.Volume {
+	return &csi.Volume{VolumeId: v.UID, CapacityBytes: max(v.Status.SizeBytes, v.Spec.SizeBytes),
+		AccessibleTopology: []*csi.Topology{{Segments: map[string]string{PlaceKey: wire.Place(e.uid, v.Status.NodeUID)}}}}
+}
+
+// find is the volume of this workspace with a UID, from the store. CSI's NOT_FOUND if there
+// is none: another workspace's is none.
+func (e *endpoint) find(ctx context.Context, uid string) (*resource.Volume, error) {
+	if uid == "" {
+		return nil, refuse(codes.InvalidArgument, "a volume's id is missing")
+	}
+	all, _, err := store.Of[resource.Volume](e.cfg.Store).List(ctx, e.workspace, "", 0)
+	if err != nil {
+		return nil, internal(err)
+	}
+	for _, v := range all {
+		if v.UID == uid {
+			return v, nil
+		}
+	}
+	return nil, refuse(codes.NotFound, "this workspace has no volume %q", uid)
+}
+
+// await waits until done says so of the volume as it is stored. Nearly at the end of ctx it
+// answers what for. NOT_FOUND: it is gone.
+func (e *endpoint) await(
+	ctx context.Context, v *resource.Volume, done func(*resource.Volume) (ok bool, why string),
+) (*resource.Volume, error) {
+	why, gone := "", false
+	wait, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if end, ok := ctx.Deadline(); ok {
+		wait, cancel = context.WithDeadline(wait, end.Add(-answerBefore))
+		defer cancel()
+	}
+	for event := range store.Of[resource.Volume](e.cfg.Store).WatchKey(wait, v.Key()) {
+		switch event.Type {
+		case store.Put:
+			if gone = event.Object.UID != v.UID; gone {
+				break
+			}
+			var ok bool
+			if ok, why = done(event.Object); ok {
+				return event.Object, nil
+			}
+			if c := event.Object.Status.Conditions.Get(resource.VolumeReady); c != nil && c.Final {
+				return nil, refuse(codes.Internal, "volume %s: %s", v.Name, c.Message)
+			}
+		case store.Deleted:
+			gone = true
+		case store.Synced:
+			gone = gone || why == "" // nothing was told of it
+		}
+		if gone {
+			return nil, refuse(codes.NotFound, "volume %s is not there any more", v.Name)
+		}
+	}
+	return nil, refuse(codes.DeadlineExceeded, "volume %s: %s; it is tried again", v.Name, why)
+}
+
+// DeleteVolume deletes a volume that no machine has, and waits until it is gone. None there
+// is no error.
+func (e *endpoint) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
+	v, err := e.find(ctx, req.GetVolumeId())
+	if status.Code(err) == codes.NotFound {
+		return &csi.DeleteVolumeResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	_, err = store.Of[resource.Volume](e.cfg.Store).Modify(ctx, v.Key(), func(now *resource.Volume) error {
+		switch {
+		case now.UID != v.UID:
+			return store.ErrNotFound
+		case now.Deleting():
+			return store.ErrSkip
+		case len(now.Status.Attachments) > 0:
+			return refuse(codes.FailedPrecondition, "machine %s has the volume", now.Status.Attachments[0].Machine)
+		}
+		now.DeletedAt = new(time.Now().UTC())
+		return nil
+	})
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, refusal(err)
+	}
+	_, err = e.await(ctx, v, func(now *resource.Volume) (bool, string) { return false, "its host takes it away" })
+	if status.Code(err) != codes.NotFound {
+		return nil, err
+	}
+	return &csi.DeleteVolumeResponse{}, nil
+}
+
+// machine is the one of this workspace with a UID.
+func (e *endpoint) machine(uid string) (*resource.Machine, bool) {
+	for _, m := range e.cfg.Machines.List(e.workspace) {
+		if m.UID == uid {
+			return m, true
+		}
+	}
+	return nil, false
+}
+
+// ControllerPublishVolume has a volume attached to a machine, and waits until it is.
+func (e *endpoint) ControllerPublishVolume(
+	ctx context.Context, req *csi.ControllerPublishVolumeRequest,
+) (*csi.ControllerPublishVolumeResponse, error) {
+	if req.GetVolumeId() == "" || req.GetNodeId() == "" || req.GetVolumeCapability() == nil {
+		return nil, refuse(codes.InvalidArgument, "the volume, the machine or how it shall be used is missing")
+	}
+	if err := checkCapabilities([]*csi.VolumeCapability{req.GetVolumeCapability()}); err != nil {
+		return nil, err
+	}
+	v, err := e.find(ctx, req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	m, ok := e.machine(req.GetNodeId())
+	if !ok {
+		return nil, refuse(codes.NotFound, "this workspace has no machine %q", req.GetNodeId())
+	}
+	want := resource.VolumeAttachment{Machine: m.Name, MachineUID: m.UID, ReadOnly: req.GetReadonly()}
+	v, err = store.Of[resource.Volume](e.cfg.Store).Modify(ctx, v.Key(), func(now *resource.Volume) error {
+		have := now.Attachment(m.UID)
+		switch {
+		case now.UID != v.UID || now.Deleting():
+			return refuse(codes.NotFound, "volume %s is being deleted", v.Name)
+		case now.Status.Node != m.Spec.Node:
+			return refuse(codes.FailedPrecondition, "volume %s is on another host than machine %s", v.Name, m.Name)
+		case have != nil && have.ReadOnly != want.ReadOnly:
+			return refuse(codes.AlreadyExists, "machine %s has volume %s already, in another way", m.Name, v.Name)
+		case have != nil:
+			return store.ErrSkip
+		case len(now.Status.Attachments) > 0:
+			return refuse(codes.FailedPrecondition, "machine %s has volume %s, and one at a time can",
+				now.Status.Attachments[0].Machine, v.Name)
+		}
+		now.Status.Attachments = append(now.Status.Attachments, want)
+		return nil
+	})
+	if err != nil {
+		return nil, refusal(err)
+	}
+	failpoint.Reach("storage/volume/attaching")
+	_, err = e.await(ctx, v, func(now *resource.Volume) (bool, string) {
+		a := now.Attachment(m.UID)
+		switch {
+		case a == nil:
+			return false, "it shall not be on machine " + m.Name + " any more"
+		case a.Attached:
+			return true, ""
+		case a.Message != "":
+			return false, "machine " + m.Name + ": " + a.Message
+		}
+		return false, "the host of machine " + m.Name + " attaches it"
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &csi.ControllerPublishVolumeResponse{}, nil
+}
+
+// ControllerUnpublishVolume takes a volume from a machine, or from all if none is named. What
+// is gone is no error. It doesn't wait for the host: nobody but that host has a local volume.
+func (e *endpoint) ControllerUnpublishVolume(
+	ctx context.Context, req *csi.ControllerUnpublishVolumeRequest,
+) (*csi.ControllerUnpublishVolumeResponse, error) {
+	v, err := e.find(ctx, req.GetVolumeId())
+	if status.Code(err) == codes.NotFound {
+		return &csi.ControllerUnpublishVolumeResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	_, err = store.Of[resource.Volume](e.cfg.Store).Modify(ctx, v.Key(), func(now *resource.Volume) error {
+		if now.UID != v.UID {
+			return store.ErrSkip
+		}
+		now.Status.Attachments = slices.DeleteFunc(now.Status.Attachments, func(a resource.VolumeAttachment) bool {
+			return req.GetNodeId() == "" || a.MachineUID == req.GetNodeId()
+		})
+		return nil
+	})
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, refusal(err)
+	}
+	return &csi.ControllerUnpublishVolumeResponse{}, nil
+}
+
+// ControllerExpandVolume has a volume grow, under the account's limits, and waits until it has.
+func (e *endpoint) ControllerExpandVolume(
+	ctx context.Context, req *csi.ControllerExpandVolumeRequest,
+) (*csi.ControllerExpandVolumeResponse, error) {
+	if req.GetVolumeId() == "" || req.GetCapacityRange() == nil {
+		return nil, refuse(codes.InvalidArgument, "the volume or its new size is missing")
+	}
+	size, err := sizeOf(req.GetCapacityRange())
+	if err != nil {
+		return nil, err
+	}
+	for {
+		v, err := e.find(ctx, req.GetVolumeId())
+		if err != nil {
+			return nil, err
+		}
+		if v.Spec.SizeBytes < size {
+			err = e.grow(ctx, v, size)
+			if errors.Is(err, store.ErrConflict) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		v, err = e.await(ctx, v, func(now *resource.Volume) (bool, string) {
+			if now.Status.SizeBytes < size {
+				return false, messageOf(now)
+			}
+			return true, ""
+		})
+		if err != nil {
+			return nil, err
+		}
+		// The host has grown the file system too.
+		return &csi.ControllerExpandVolumeResponse{CapacityBytes: v.Status.SizeBytes}, nil
+	}
+}
+
+func (e *endpoint) grow(ctx context.Context, v *resource.Volume, size int64) error {
+	if v.Deleting() {
+		return refuse(codes.NotFound, "volume %s is being deleted", v.Name)
+	}
+	bigger := *v
+	bigger.Spec.SizeBytes = size
+	e.placing.Lock()
+	defer e.placing.Unlock()
+	if err := e.roomToGrow(ctx, v, size-v.Spec.SizeBytes); err != nil {
+		return err
+	}
+	granted, err := e.quota.GrantMore(ctx, &bigger, v)
+	if err != nil {
+		return refusal(err)
+	}
+	err = e.cfg.Store.Commit(ctx, granted, store.Of[resource.Volume](e.cfg.Store).UpdateOp(&bigger))
+	if errors.Is(err, store.ErrConflict) {
+		return err
+	}
+	return refusal(err)
+}
+
+// ListVolumes lists the workspace's volumes by their names, with the machines that have them.
+func (e *endpoint) ListVolumes(ctx context.Context, req *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
+	if req.GetMaxEntries() < 0 {
+		return nil, refuse(codes.InvalidArgument, "max_entries is below 0")
+	}
+	if t := req.GetStartingToken(); t != "" && !strings.HasPrefix(t, e.workspace+"/") {
+		return nil, refuse(codes.Aborted, "%q is no token of a page", t)
+	}
+	all, next, err := store.Of[resource.Volume](e.cfg.Store).List(ctx, e.workspace, req.GetStartingToken(), int(req.GetMaxEntries()))
+	if errors.Is(err, store.ErrInvalidPage) {
+		return nil, refuse(codes.Aborted, "%v", err)
+	}
+	if err != nil {
+		return nil, internal(err)
+	}
+	res := &csi.ListVolumesResponse{NextToken: next}
+	for _, v := range all {
+		entry := &csi.ListVolumesResponse_Entry{Volume: e.volume(v), Status: &csi.ListVolumesResponse_VolumeStatus{}}
+		for _, a := range v.Status.Attachments {
+			entry.Status.PublishedNodeIds = append(entry.Status.PublishedNodeIds, a.MachineUID)
+		}
+		res.Entries = append(res.Entries, entry)
+	}
+	return res, nil
+}
+
+// ValidateVolumeCapabilities says whether a volume can be had in some ways.
+func (e *endpoint) ValidateVolumeCapabilities(
+	ctx context.Context, req *csi.ValidateVolumeCapabilitiesRequest,
+) (*csi.ValidateVolumeCapabilitiesResponse, error) {
+	if len(req.GetVolumeCapabilities()) == 0 {
+		return nil, refuse(codes.InvalidArgument, "how the volume shall be used is missing")
+	}
+	if _, err := e.find(ctx, req.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	if err := checkCapabilities(req.GetVolumeCapabilities()); err != nil {
+		return &csi.ValidateVolumeCapabilitiesResponse{Message: status.Convert(err).Message()}, nil
+	}
+	return &csi.ValidateVolumeCapabilitiesResponse{
+		Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{VolumeCapabilities: req.GetVolumeCapabilities()}}, nil
+}
+
+// internal is an error of the platform's own: planes and so tenants are told no more.
+func internal(err error) error {
+	return refusedError{refuse(codes.Unavailable, "the platform can't do it now; it is tried again"), err}
+}
+
+// refusal is the error of a grant or a write as CSI tells it.
+func refusal(err error) error {
+	var over *quota.Exceeded
+	var going *quota.Going
+	switch _, told := status.FromError(err); {
+	case err == nil, told:
+		return err
+	case errors.As(err, &over):
+		return refuse(codes.ResourceExhausted, "%s; delete what is not needed any more, or ask a sysadmin to raise the limit", over.Error())
+	case errors.As(err, &going):
+		return refuse(codes.FailedPrecondition, "%s", going.Error())
+	case errors.Is(err, store.ErrNotFound):
+		return refuse(codes.NotFound, "it is not there any more")
+	}
+	return internal(err)
+}
+
+// refusedError is what is told of an error, with that for the log.
+type refusedError struct{ told, err error }
+
+func (r refusedError) Error() string              { return r.err.Error() }
+func (r refusedError) Unwrap() error              { return r.err }
+func (r refusedError) GRPCStatus() *status.Status { return status.Convert(r.told) }
