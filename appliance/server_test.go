@@ -57,16 +57,18 @@ func TestBoot(t *testing.T) {
 		"workspacekeys": store,
 		"vnis":          store,
 		"apps":          store,
+		"volumes":       store,
+		"storage":       store + "volumes nodes machines workspaces",
 		"identity":      store,
 		"first-admin":   "identity",
 		"tasks":         store,
 		"node-monitor":  store + "nodes machines vnis",
-		"planes":        "accounts " + store + "payload first-admin certificate workspaces machines nodes",
-		"registry":      "first-admin accounts organizations certificate " + store + caches + "workspacekeys vnis",
+		"planes":        "accounts " + store + "payload first-admin certificate storage workspaces machines nodes",
+		"registry":      "first-admin accounts organizations certificate " + store + caches + "workspacekeys vnis volumes",
 		"deployer":      store + "apps workspaces planes registry",
 		"plane-router":  "planes",
 		"health":        "nodes vnis first-admin",
-		"api":           store + "first-admin planes registry tasks " + caches + "workspacekeys vnis certificate",
+		"api":           store + "first-admin planes registry tasks " + caches + "workspacekeys vnis volumes certificate",
 	}
 	for _, p := range s.graph.Status() {
 		if got := strings.Join(p.WaitingFor, " "); got != strings.TrimSpace(want[p.Name]) {

@@ -55,7 +55,8 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 	}
 	look := func(v *resource.Volume) {
 		s := &v.Status
-		c := resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "NotReady", Message: clip(rep.Message, maxText)}
+		c := resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "NotReady",
+			Message: clip(rep.Message, maxText)}
 		if rep.Ready {
 			c = resource.Condition{Type: resource.VolumeReady, Status: resource.True, Reason: "Ready"}
 			// No less than it had: a host can't take back what a tenant was given.

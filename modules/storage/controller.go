@@ -137,7 +137,9 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 		return 0, err
 	}
 	return 0, store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
-		now.Status.Attachments = slices.DeleteFunc(now.Status.Attachments, func(a resource.VolumeAttachment) bool { return gone[a.MachineUID] })
+		now.Status.Attachments = slices.DeleteFunc(now.Status.Attachments, func(a resource.VolumeAttachment) bool {
+			return gone[a.MachineUID]
+		})
 		settle(now, host)
 	})
 }
@@ -204,7 +206,9 @@ func (c *Controller) remove(ctx context.Context, v *resource.Volume) error {
 		if v.Status.Phase == resource.Deleting {
 			return nil // its host reports
 		}
-		return store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) { now.Status.Phase = resource.Deleting })
+		return store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
+			now.Status.Phase = resource.Deleting
+		})
 	}
 	failpoint.Reach("storage/volume/removed")
 	if err := store.Of[resource.Volume](c.cfg.Store).Delete(ctx, v); err != nil && !errors.Is(err, store.ErrNotFound) {

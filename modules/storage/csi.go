@@ -123,7 +123,8 @@ func nameOf(name string) string {
 func sizeOf(r *csi.CapacityRange) (int64, error) {
 	least, most := r.GetRequiredBytes(), r.GetLimitBytes()
 	if least < 0 || most < 0 || least > resource.MaxVolumeBytes {
-		return 0, refuse(codes.OutOfRange, "a volume can't have %d bytes: %s is the most", least, resource.Bytes.Text(resource.MaxVolumeBytes))
+		return 0, refuse(codes.OutOfRange, "a volume can't have %d bytes: %s is the most", least,
+			resource.Bytes.Text(resource.MaxVolumeBytes))
 	}
 	size := least
 	if size == 0 {
@@ -154,7 +155,8 @@ func checkCapabilities(all []*csi.VolumeCapability) error {
 		case c.GetMount().GetFsType() != "" && c.GetMount().GetFsType() != "xfs":
 			return refuse(codes.InvalidArgument, "fsType %q: volumes of class local are xfs; leave it out", c.GetMount().GetFsType())
 		case len(c.GetMount().GetMountFlags()) > 0:
-			return refuse(codes.InvalidArgument, "mountOptions %s: volumes of class local have none", strings.Join(c.GetMount().GetMountFlags(), ","))
+			return refuse(codes.InvalidArgument, "mountOptions %s: volumes of class local have none",
+				strings.Join(c.GetMount().GetMountFlags(), ","))
 		default:
 			switch mode {
 			case csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY,
@@ -597,7 +599,8 @@ func refusal(err error) error {
 	case err == nil, told:
 		return err
 	case errors.As(err, &over):
-		return refuse(codes.ResourceExhausted, "%s; delete what is not needed any more, or ask a sysadmin to raise the limit", over.Error())
+		return refuse(codes.ResourceExhausted, "%s; delete what is not needed any more, or ask a sysadmin to raise the limit",
+			over.Error())
 	case errors.As(err, &going):
 		return refuse(codes.FailedPrecondition, "%s", going.Error())
 	case errors.Is(err, store.ErrNotFound):
