@@ -529,9 +529,12 @@ func (h *Hub) machineCertificates(
 	return &out, nil
 }
 
-// leave marks the node as going. Its machines are drained and taken away; when
+// leave marks the node as going, unless tenants' volumes are on it. Its machines are drained and taken away; when
 // nothing is left the node is removed and the agent is told so.
 func (h *Hub) leave(ctx context.Context, node *resource.Node, _ nothing) (nothing, error) {
+	if err := h.keepsVolumes(ctx, node); err != nil {
+		return nothing{}, err
+	}
 	_, err := store.Of[resource.Node](h.cfg.Store).MarkDeleted(ctx, node.Name)
 	failpoint.Reach("node/leave/marked")
 	return nothing{}, err

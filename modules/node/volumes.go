@@ -3,8 +3,10 @@ package node
 import (
 	"context"
 	"errors"
+	"net/http"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -33,6 +35,27 @@ func (h *Hub) volumesOf(node *resource.Node) (volumes []wire.Volume) {
 		volumes = append(volumes, w)
 	}
 	return volumes
+}
+
+// keepsVolumes refuses that a node leaves while volumes are on it: they would be lost. Names
+// are tenants', and the operator at the host sees them.
+func (h *Hub) keepsVolumes(ctx context.Context, node *resource.Node) error {
+	all, _, err := store.Of[resource.Volume](h.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return err
+	}
+	var on []string
+	for _, v := range all {
+		if v.Status.NodeUID == node.UID && !v.Deleting() {
+			on = append(on, v.Key())
+		}
+	}
+	if on == nil {
+		return nil
+	}
+	some := on[:min(len(on), 5)]
+	return refuse(http.StatusConflict, "%d volumes are on node %s, among them %s: their owners have to delete them first; "+
+		"to lose what is in them, give the node up with: mp nodes remove %s --lost", len(on), node.Name, strings.Join(some, ", "), node.Name)
 }
 
 // maxPools is how many pools of a node are believed to be.

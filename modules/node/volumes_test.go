@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -80,6 +81,9 @@ func TestVolumes(t *testing.T) {
 	}
 	if s.Conditions.Is(resource.VolumeRemoved) {
 		t.Error("a volume that shall stay is removed, for its host says so")
+	}
+	if err := mine.call(t.Context(), wire.LeavePath, struct{}{}, nil); err == nil || !strings.Contains(err.Error(), "acme/web/shop/data") {
+		t.Errorf("it leaves with a volume: %v", err)
 	}
 	if _, err := volumes.MarkDeleted(t.Context(), v.Key()); err != nil {
 		t.Fatal(err)

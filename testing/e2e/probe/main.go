@@ -14,6 +14,11 @@
 //	                       401 with the upload unread, and closes
 //	probe finds SYSCTL...  prints what a process finds: limits and kernel settings
 //	probe memory           takes memory until it is stopped
+//	probe write FILE       goes on with a file of records that show what they are: "found N",
+//	                       then "wrote N" for each that is on the disk
+//	probe read FILE        says how many it has: "has N of BYTES"
+//	probe fill FILE        writes until the disk is full: "full BYTES"
+//	probe space DIR        "space BYTES free BYTES owner UID GID"
 //
 // The TLS key pair is read from /tls/tls.crt and /tls/tls.key.
 package main
@@ -69,6 +74,8 @@ func run(args []string) int {
 		for taken := [][]byte{}; ctx.Err() == nil; {
 			taken = append(taken, bytes.Repeat([]byte{1}, 1<<20))
 		}
+	case "write", "read", "fill", "space":
+		err = disk(ctx, args)
 	case "ask":
 		err = ask(ctx, os.Stdin, args[1:])
 	case "try":
