@@ -195,10 +195,15 @@ leaks: $(call needs,build lab) ## create, deploy, delete, again and again: nothi
 test-vm: $(call needs,build vm-booted) ## a server and a node on virtual machines with systemd and cgroup v2
 	@$(call suite,vm,120m,./testing/vm)
 
+.PHONY: test-storage
+test-storage: $(call needs,build lab) ## volumes alone: claims, and bad days under a writer
+	@$(call suite,storage,60m,./testing/e2e/storage)
+
 .PHONY: test-long
 test-long: export MULTIPAAS_LONG := 1
 test-long: parts ## the long forms of the suites: hours, not minutes
 	@.cache/parts deps build lab vm-booted test-unit test-kube attack faults leaks test-vm
+	@$(MAKE) test-storage
 
 FUZZTIME ?= 10m
 .PHONY: fuzz

@@ -55,7 +55,8 @@ func (h *Hub) keepsVolumes(ctx context.Context, node *resource.Node) error {
 	}
 	some := on[:min(len(on), 5)]
 	return refuse(http.StatusConflict, "%d volumes are on node %s, among them %s: their owners have to delete them first; "+
-		"to lose what is in them, give the node up with: mp nodes remove %s --lost", len(on), node.Name, strings.Join(some, ", "), node.Name)
+		"to lose what is in them, give the node up with: mp nodes remove %s --lost",
+		len(on), node.Name, strings.Join(some, ", "), node.Name)
 }
 
 // maxPools is how many pools of a node are believed to be.

@@ -24,13 +24,14 @@ import (
 	"github.com/multipaas/multipaas/testing/bench/plane"
 	"github.com/multipaas/multipaas/testing/bench/registry"
 	"github.com/multipaas/multipaas/testing/bench/report"
+	"github.com/multipaas/multipaas/testing/bench/storage"
 	"github.com/multipaas/multipaas/testing/bench/ws"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
 // sections are in the order in which they run: what needs quiet first.
 func sections() []measure.Section {
-	return []measure.Section{balancer.Section(), registry.Section(), plane.Section(), ws.Section(), api.Section()}
+	return []measure.Section{balancer.Section(), registry.Section(), plane.Section(), ws.Section(), api.Section(), storage.Section()}
 }
 
 func main() {

@@ -1,7 +1,7 @@
 // Package measure is what the benchmarks have in common: what a result is, how
 // ours and a peer are measured in turn, what a process costs.
 //
-// Parties: each section (testing/bench/balancer, registry, api, plane, ws) makes
+// Parties: each section (testing/bench/balancer, registry, api, plane, ws, storage) makes
 // results; testing/bench/report shows them. Nothing outside testing/bench may
 // import it.
 package measure
