@@ -52,7 +52,7 @@ type Controller struct {
 	quota quota.Quota             // grants what claims ask for
 	loop  *reconcile.Loop[string] // keys of volumes
 
-	placing sync.Mutex // so that two don't take the same room
+	placing chan struct{} // full while somebody chooses a host, so that two don't take the same room
 }
 
 // New makes a Controller.
@@ -60,7 +60,7 @@ func New(cfg Config) *Controller {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Controller{cfg: cfg, quota: quota.Quota{Store: cfg.Store, Limits: cfg.Limits}}
+	c := &Controller{cfg: cfg, quota: quota.Quota{Store: cfg.Store, Limits: cfg.Limits}, placing: make(chan struct{}, 1)}
 	c.loop = reconcile.New(reconcile.Config[string]{
 		Name:       "volume",
 		Log:        cfg.Log,
@@ -221,8 +221,11 @@ func (c *Controller) remove(ctx context.Context, v *resource.Volume) error {
 // place chooses the host of a volume that nobody waits for: one that a machine of its
 // workspace runs on. again is above 0 while there is none.
 func (c *Controller) place(ctx context.Context, v *resource.Volume) (again time.Duration, err error) {
-	c.placing.Lock()
-	defer c.placing.Unlock()
+	done, err := c.alone(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
 	at, err := c.choose(ctx, v.WorkspaceKey(), v.Spec.SizeBytes, nil)
 	var short *shortError
 	if errors.As(err, &short) {
@@ -280,7 +283,17 @@ type shortError struct{ text string }
 
 func (e *shortError) Error() string { return e.text }
 
-// free says how much of a node's disk nobody was promised. The caller holds c.placing: the
+// alone waits until nobody else chooses a host. done lets the next.
+func (c *Controller) alone(ctx context.Context) (done func(), err error) {
+	select {
+	case c.placing <- struct{}{}:
+		return func() { <-c.placing }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// free says how much of a node's disk nobody was promised. The caller is alone: the
 // store is asked, for caches may be behind what this very lock let others write.
 func (c *Controller) free(ctx context.Context) (free func(*resource.Node) int64, machines []*resource.Machine, err error) {
 	if machines, _, err = store.Of[resource.Machine](c.cfg.Store).List(ctx, "", "", 0); err != nil {
@@ -296,7 +309,7 @@ func (c *Controller) free(ctx context.Context) (free func(*resource.Node) int64,
 	}, machines, nil
 }
 
-// roomToGrow says why a volume can't have so many bytes more. The caller holds c.placing.
+// roomToGrow says why a volume can't have so many bytes more. The caller is alone.
 func (c *Controller) roomToGrow(ctx context.Context, v *resource.Volume, more int64) error {
 	if v.Status.Node == "" {
 		return nil
@@ -317,7 +330,7 @@ func (c *Controller) roomToGrow(ctx context.Context, v *resource.Volume, more in
 }
 
 // choose picks the host with the most room of those that run a machine of the workspace,
-// and of these one in places, if any are given. The caller holds c.placing. The error is a
+// and of these one in places, if any are given. The caller is alone. The error is a
 // *shortError if none has room.
 func (c *Controller) choose(ctx context.Context, workspace string, size int64, places []string) (at spot, err error) {
 	ws, err := store.Of[resource.Workspace](c.cfg.Store).Get(ctx, workspace)

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/quota"
@@ -50,6 +51,25 @@ type endpoint struct {
 	*Controller
 	workspace string // key
 	uid       string // of the workspace: another may have its key by now
+	pace      flowcontrol.RateLimiter
+}
+
+// A plane has so many hosts chosen in the long run, and so many at once: it takes a list
+// of all machines each time.
+const (
+	choosePace  = 2 // in a second
+	chooseBurst = 20
+)
+
+// turn waits until it is the plane's turn to have a host chosen. done lets the next.
+func (e *endpoint) turn(ctx context.Context) (done func(), err error) {
+	if err = e.pace.Wait(ctx); err == nil {
+		done, err = e.alone(ctx)
+	}
+	if err != nil {
+		return nil, refuse(codes.DeadlineExceeded, "others come first; it is tried again")
+	}
+	return done, nil
 }
 
 func (e *endpoint) GetPluginInfo(context.Context, *csi.GetPluginInfoRequest) (*csi.GetPluginInfoResponse, error) {
@@ -249,8 +269,16 @@ func (e *endpoint) record(ctx context.Context, name, claim string, size int64, p
 }
 
 func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []string) error {
-	e.placing.Lock()
-	defer e.placing.Unlock()
+	// First: who is at his limit, and asks again and again, keeps nobody waiting.
+	_, granted, err := e.quota.Grant(ctx, quota.AccountOf(fresh), fresh.Asks())
+	if err != nil {
+		return refusal(err)
+	}
+	done, err := e.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	at, err := e.choose(ctx, e.workspace, fresh.Spec.SizeBytes, places)
 	var short *shortError
 	if errors.As(err, &short) {
@@ -260,10 +288,6 @@ func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []st
 		return internal(err)
 	}
 	at.note(fresh)
-	_, granted, err := e.quota.Grant(ctx, quota.AccountOf(fresh), fresh.Asks())
-	if err != nil {
-		return refusal(err)
-	}
 	ops := append(e.stays(at.host), granted, e.open(), store.Of[resource.Volume](e.cfg.Store).CreateOp(fresh))
 	if err := e.cfg.Store.Commit(ctx, ops...); err != nil {
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
@@ -527,14 +551,17 @@ func (e *endpoint) grow(ctx context.Context, v *resource.Volume, size int64) err
 	}
 	bigger := *v
 	bigger.Spec.SizeBytes = size
-	e.placing.Lock()
-	defer e.placing.Unlock()
-	if err := e.roomToGrow(ctx, v, size-v.Spec.SizeBytes); err != nil {
-		return err
-	}
 	granted, err := e.quota.GrantMore(ctx, &bigger, v)
 	if err != nil {
 		return refusal(err)
+	}
+	done, err := e.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := e.roomToGrow(ctx, v, size-v.Spec.SizeBytes); err != nil {
+		return err
 	}
 	err = e.cfg.Store.Commit(ctx, granted, store.Of[resource.Volume](e.cfg.Store).UpdateOp(&bigger))
 	if errors.Is(err, store.ErrConflict) {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"k8s.io/client-go/util/flowcontrol"
 )
 
 // What one plane may have of this server: it is a tenant's, in the worst case his word.
@@ -24,7 +25,8 @@ const (
 // Serve answers the plane of the workspace with this key and UID on a listener of its own
 // until ctx is done, and closes that.
 func (c *Controller) Serve(ctx context.Context, workspace, uid string, listener net.Listener) error {
-	e := &endpoint{Controller: c, workspace: workspace, uid: uid}
+	e := &endpoint{Controller: c, workspace: workspace, uid: uid,
+		pace: flowcontrol.NewTokenBucketRateLimiter(choosePace, chooseBurst)}
 	log := c.cfg.Log.With("workspace", workspace)
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(10*time.Second), grpc.NumStreamWorkers(0),
