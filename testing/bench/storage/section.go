@@ -22,7 +22,8 @@ import (
 
 // Section is that of volumes.
 func Section() measure.Section {
-	return measure.Section{Name: "storage", About: "a local volume beside a folder of the disk that it is on, by fio with direct I/O", Run: run}
+	return measure.Section{Name: "storage", Run: run,
+		About: "a local volume beside a folder of the disk that it is on, by fio with direct I/O"}
 }
 
 const (

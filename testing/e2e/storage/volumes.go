@@ -134,7 +134,8 @@ func (d *trial) event(t *testing.T, object, text string) {
 	t.Helper()
 	d.checks++
 	wait.For(t, wait.Patience, "an event of "+object, func(context.Context) error {
-		r := d.Kube(t, d.Kubeconfig(), "", "get", "events", "--field-selector", "involvedObject.name="+object, "-o", "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}")
+		r := d.Kube(t, d.Kubeconfig(), "", "get", "events", "--field-selector", "involvedObject.name="+object,
+			"-o", `jsonpath={range .items[*]}{.message}{"\n"}{end}`)
 		if !strings.Contains(r.Out, text) {
 			return fmt.Errorf("none says %q: %s%s", text, r.Out, r.Err)
 		}
@@ -193,7 +194,10 @@ func (d *trial) life(t *testing.T) {
 	full := d.ask(t, "disk", "fill", "/data/full")[0]
 	d.check(t, full <= 320*mib && full > 200*mib, "it took %d bytes", full)
 
-	d.Kubectl(t, "patch", "pvc", "data", "--type=merge", "-p", `{"spec":{"resources":{"requests":{"storage":"512Mi"}}}}`)
+	asks := func(size string) []string {
+		return []string{"patch", "pvc", "data", "--type=merge", "-p", `{"spec":{"resources":{"requests":{"storage":"` + size + `"}}}}`}
+	}
+	d.Kubectl(t, asks("512Mi")...)
 	wait.For(t, wait.Patience, "the claim has grown", func(context.Context) error {
 		if s := d.ask(t, "disk", "space", "/data"); s[0] <= 320*mib {
 			return fmt.Errorf("it has %d bytes", s[0])
@@ -202,7 +206,7 @@ func (d *trial) life(t *testing.T) {
 	})
 	more := d.ask(t, "disk", "fill", "/data/more")[0]
 	d.check(t, more > 100*mib && full+more <= 512*mib, "once grown it took %d and %d bytes", full, more)
-	r := d.Kube(t, d.Kubeconfig(), "", "patch", "pvc", "data", "--type=merge", "-p", `{"spec":{"resources":{"requests":{"storage":"300Mi"}}}}`)
+	r := d.Kube(t, d.Kubeconfig(), "", asks("300Mi")...)
 	d.check(t, r.Code != 0, "it was made smaller")
 
 	listed := d.Must(t, datacenter.Owner, "volumes", "list")
