@@ -1,4 +1,5 @@
-// Package gluster speaks to glusterd, GlusterFS' management daemon, in its own types.
+// Package gluster runs GlusterFS on a host, and speaks to glusterd, its management daemon, in
+// its own types. DESIGN.md has how it runs.
 //
 // It promises that a call has had its effect when it returns no error, and that asking
 // for what is so already is none: every change looks first. glusterd's own command is the
@@ -7,7 +8,7 @@
 // is 0 when it failed (gluster 10.3).
 //
 // Parties: glusterd, from the payload's image storage; package appliance, which gives what it
-// makes to the module that keeps volumes. It keeps nothing and may be used by several
+// makes to the module that keeps volumes. A Client keeps nothing and may be used by several
 // goroutines; glusterd itself makes one change of a cluster at a time, and refuses others.
 package gluster
 
@@ -202,9 +203,9 @@ func (c Client) Volume(ctx context.Context, name string) (Volume, error) {
 
 // Create makes a volume whose bricks are its replicas, with its options, and starts it. With
 // arbiter the last of three bricks has the files' names and no data. One that is there with
-// these bricks is brought up to date; one with others is an error. After an error glusterd may
-// have marked bricks as of a volume that there isn't, and refuses them for ever: while there is
-// no volume, their folders are to be made anew before it is tried again.
+// these bricks is brought up to date; one with others is an error. After an error it may be tried
+// again. Bricks of a volume that was removed are taken with all that is in them; those of one
+// that there is are refused.
 func (c Client) Create(ctx context.Context, name string, bricks []Brick, arbiter bool, options map[string]string) error {
 	err := checkName(name)
 	for _, b := range bricks {
@@ -234,7 +235,9 @@ func (c Client) Create(ctx context.Context, name string, bricks []Brick, arbiter
 		for _, b := range bricks {
 			args = append(args, b.String())
 		}
-		if err := c.ask(ctx, nil, args...); err != nil {
+		// By force, or bricks are refused that glusterd has marked for a volume which then failed at
+		// another host. What it would refuse else, a brick on the host's own disk, Brick.Path rules out.
+		if err := c.ask(ctx, nil, append(args, "force")...); err != nil {
 			return err
 		}
 		now = Volume{}
@@ -252,7 +255,7 @@ func (c Client) Create(ctx context.Context, name string, bricks []Brick, arbiter
 	return c.ask(ctx, nil, "volume", "start", name)
 }
 
-// set brings options up to date, in the order of their names.
+// set brings options up to date, in one change.
 func (c Client) set(ctx context.Context, name string, now, want map[string]string) error {
 	var change []string
 	for key, value := range want {
@@ -260,23 +263,36 @@ func (c Client) set(ctx context.Context, name string, now, want map[string]strin
 			change = append(change, key)
 		}
 	}
+	if len(change) == 0 {
+		return nil
+	}
 	slices.Sort(change)
+	args := []string{"volume", "set", name}
 	for _, key := range change {
 		if strings.HasPrefix(key, "-") || strings.HasPrefix(want[key], "-") { // the command would take it for one of its own
 			return fmt.Errorf("option %q of volume %s: want no value %q", key, name, want[key])
 		}
+		args = append(args, key, want[key])
 	}
-	for _, key := range change {
-		if err := c.ask(ctx, nil, "volume", "set", name, key, want[key]); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.ask(ctx, nil, args...)
 }
 
-// SetAll sets options of all volumes and of the daemons.
+// SetAll sets options of the whole cluster, of which there are few, all of them known.
 func (c Client) SetAll(ctx context.Context, options map[string]string) error {
-	return c.set(ctx, "all", nil, options)
+	var a struct {
+		Options []struct {
+			Name  string `xml:"Option"`
+			Value string `xml:"Value"`
+		} `xml:"volGetopts>Opt"`
+	}
+	if err := c.ask(ctx, &a, "volume", "get", "all", "all"); err != nil {
+		return err
+	}
+	now := map[string]string{}
+	for _, o := range a.Options {
+		now[o.Name], _, _ = strings.Cut(o.Value, " ") // "off (DEFAULT)"
+	}
+	return c.set(ctx, "all", now, options)
 }
 
 // StartBricks starts the bricks of a volume that don't run, on all nodes.

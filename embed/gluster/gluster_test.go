@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,12 +46,13 @@ func TestCluster(t *testing.T) {
 		t.Errorf("a member is asked in: %v", err)
 	}
 	bricks := []Brick{a.brick(t, "one"), b.brick(t, "one"), d.brick(t, "one")}
-	options := map[string]string{"network.ping-timeout": "5", "cluster.quorum-type": "auto"}
+	options := VolumeOptions([]string{a.name, b.name, d.name})
+	options["network.ping-timeout"] = "5"
 	if err := a.Create(t.Context(), "two", bricks[:2], false, nil); !errors.Is(err, ErrSplitBrain) {
 		t.Errorf("two replicas: %v, want ErrSplitBrain", err)
 	}
 	for _, n := range c.nodes { // where an image would be
-		if err := os.Mkdir(filepath.Join(n.dir, "bricks", "none"), 0o700); err != nil {
+		if err := os.Mkdir(filepath.Join(n.BrickDir(), "none"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -76,6 +78,10 @@ func TestCluster(t *testing.T) {
 	if err := a.Remove(t.Context(), "odd"); err != nil {
 		t.Error(err)
 	}
+	// One that fails at the last host has marked the bricks of the others.
+	if err := a.Create(t.Context(), "v1", []Brick{bricks[0], bricks[1], {Host: d.address, Path: "/bricks/none/volume/brick"}}, false, nil); err == nil {
+		t.Error("a volume with a brick whose file system isn't mounted was made")
+	}
 	for range 2 {
 		if err := a.Create(t.Context(), "v1", bricks, false, options); err != nil {
 			t.Fatal(err)
@@ -83,6 +89,11 @@ func TestCluster(t *testing.T) {
 	}
 	if err := b.Create(t.Context(), "v1", []Brick{bricks[0]}, false, options); err == nil {
 		t.Error("one with other bricks was taken")
+	}
+	for _, within := range []Brick{bricks[1], {Host: b.address, Path: bricks[1].Path + "/within"}} {
+		if err := b.Create(t.Context(), "v2", []Brick{within}, false, nil); err == nil {
+			t.Errorf("another volume has brick %v", within)
+		}
 	}
 	v, err := d.Volume(t.Context(), "v1")
 	if err != nil || !v.Started || v.Arbiter || len(v.ID) != 36 || !slices.Equal(v.Bricks, bricks) || v.Options["network.ping-timeout"] != "5" {
@@ -92,17 +103,19 @@ func TestCluster(t *testing.T) {
 		t.Errorf("none: %v", err)
 	}
 
-	a.must(t, "mkdir", "-p", "/mnt/v1")
-	a.must(t, "/usr/sbin/glusterfs", "--process-name=fuse", "--volfile-server="+a.address.String(), "--volfile-server="+b.address.String(),
-		"--volfile-id=v1", "/mnt/v1")
+	servers := []netip.Addr{a.address, b.address}
+	if err := a.Mount(t.Context(), "v1", servers); err != nil {
+		t.Fatal(err)
+	}
 	write := func(name string) {
 		t.Helper()
-		wait.For(t, wait.Patience, "a write", func(ctx context.Context) error {
-			out, err := a.command(ctx, "dd", "if=/dev/zero", "of=/mnt/v1/"+name, "bs=64k", "count=16", "conv=fsync").CombinedOutput()
+		wait.For(t, wait.Patience, "a write", func(context.Context) error {
+			f, err := os.Create(filepath.Join(a.At("v1"), name))
 			if err != nil {
-				return fmt.Errorf("%w: %s", err, out)
+				return err
 			}
-			return nil
+			_, err = f.Write(make([]byte, 1<<20))
+			return errors.Join(err, f.Sync(), f.Close())
 		})
 	}
 	write("first")
@@ -121,6 +134,10 @@ func TestCluster(t *testing.T) {
 	if on := online(a, 3); on[0].Total < 200<<20 || on[0].Free <= 0 || on[0].Free > on[0].Total || on[0].PID == 0 {
 		t.Errorf("a brick is %+v", on[0])
 	}
+
+	testOutlives(t, a, "v1", bricks[0], servers)
+	testMounts(t, a, "v1", servers)
+	testStrangers(t, c, "v1", servers)
 
 	// A brick is killed; what it misses is known, and it gets it.
 	for _, s := range online(b, 3) {
@@ -161,8 +178,8 @@ func TestCluster(t *testing.T) {
 	healed(a, false)
 	same := func(name string, on *node, brick Brick) {
 		t.Helper()
-		got, err1 := os.ReadFile(on.at(brick, name))
-		want, err2 := os.ReadFile(a.at(bricks[0], name))
+		got, err1 := os.ReadFile(on.in(brick, name))
+		want, err2 := os.ReadFile(a.in(bricks[0], name))
 		if err := errors.Join(err1, err2); err != nil || string(got) != string(want) || len(got) != 1<<20 {
 			t.Errorf("%s on %v: %d bytes, %v", name, brick, len(got), err)
 		}
@@ -178,7 +195,7 @@ func TestCluster(t *testing.T) {
 	}
 	online(a, 3)
 	wait.For(t, wait.Patience, "the new brick has all", func(ctx context.Context) error {
-		return errors.Join(a.HealAll(ctx, "v1"), has(d.at(fresh, "first")), has(d.at(fresh, "second")))
+		return errors.Join(a.HealAll(ctx, "v1"), has(d.in(fresh, "first")), has(d.in(fresh, "second")))
 	})
 	healed(a, false)
 	same("first", d, fresh)
@@ -218,7 +235,9 @@ func TestCluster(t *testing.T) {
 	if err := a.Leave(t.Context(), d.address); !errors.As(err, &refused) || !strings.Contains(refused.Text, "brick") {
 		t.Errorf("a node with a brick leaves: %v", err)
 	}
-	a.must(t, "umount", "/mnt/v1")
+	if err := a.Unmount(t.Context(), "v1"); err != nil {
+		t.Error(err)
+	}
 	if err := a.Remove(t.Context(), "v1"); !errors.Is(err, ErrAway) {
 		t.Errorf("a volume goes while a node is away: %v", err)
 	}
@@ -240,7 +259,7 @@ func TestCluster(t *testing.T) {
 	if all, err := b.Volumes(t.Context()); err != nil || len(all) > 0 {
 		t.Errorf("volumes left: %+v, %v", all, err)
 	}
-	if err := has(a.at(bricks[0], "third")); err != nil {
+	if err := has(a.in(bricks[0], "third")); err != nil {
 		t.Errorf("a volume that was forgotten lost what was in its bricks: %v", err)
 	}
 }

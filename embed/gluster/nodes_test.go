@@ -1,79 +1,194 @@
 package gluster
 
 import (
-	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/appliance/netns"
-	"github.com/multipaas/multipaas/appliance/rootfs"
+	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/testing/wait"
 )
 
-// cluster is some nodes with a glusterd each, in namespaces of their own, and a switch.
+// hostEnv is set in a process that does the same again and again until it is killed: what it says.
+const hostEnv = "MULTIPAAS_TEST_STORAGE"
+
+type job struct {
+	Config  HostConfig
+	Volume  string // to mount and unmount; "": glusterd is started and stopped
+	Servers []netip.Addr
+}
+
+func TestMain(m *testing.M) {
+	text := os.Getenv(hostEnv)
+	if text == "" {
+		os.Exit(m.Run())
+	}
+	var j job
+	if err := json.Unmarshal([]byte(text), &j); err != nil {
+		panic(err)
+	}
+	h, ctx := NewHost(j.Config), context.Background()
+	for {
+		var err error
+		if j.Volume == "" {
+			_, err = h.Ensure(ctx, true)
+			err = errors.Join(err, h.Stop(ctx))
+		} else {
+			err = errors.Join(h.Mount(ctx, j.Volume, j.Servers), h.Unmount(ctx, j.Volume))
+		}
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+	}
+}
+
+// killed does a job in another process, which is killed after a while, many times.
+func killed(t *testing.T, j job) {
+	t.Helper()
+	j.Config.Log = nil
+	text, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for after := 10 * time.Millisecond; after < 400*time.Millisecond; after = after * 3 / 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), after)
+		cmd := exec.CommandContext(ctx, "/proc/self/exe")
+		cmd.Env = append(os.Environ(), hostEnv+"="+string(text))
+		out, err := cmd.Output()
+		cancel()
+		if err == nil || cmd.ProcessState.Exited() {
+			t.Errorf("what was killed after %v ended by itself: %v: %s", after, err, out)
+		}
+	}
+}
+
+// cluster is some nodes, each a host's storage in a network namespace of its own, and a switch.
 type cluster struct {
-	root  string // the payload's image storage, unpacked
-	dir   string
-	nodes []*node
+	dir     string
+	payload string
+	image   string // the payload's image storage, unpacked
+	ca      *pki.CA
+	nodes   []*node
+	plug    func(n *node)
 }
 
 type node struct {
+	*Host
 	Client
 	cluster *cluster
+	name    string // in its certificate
 	address netip.Addr
-	dir     string
 	ns      *netns.NS
-	cmd     *exec.Cmd // nil: it is off
-	pid     int       // process 1 of its namespaces
 }
 
 // newCluster makes nodes, none of which knows another.
 func newCluster(t *testing.T, count int) *cluster {
 	t.Helper()
-	payload := os.Getenv("MULTIPAAS_PAYLOAD")
-	if payload == "" {
-		payload, _ = filepath.Abs("../../dist/payload")
-	}
-	c := &cluster{dir: t.TempDir()}
-	var err error
-	c.root, err = rootfs.Store{Dir: filepath.Join(c.dir, "images")}.Unpack(t.Context(), filepath.Join(payload, "images", "storage"))
-	if err != nil {
-		t.Fatalf("%v: build it with: make payload", err)
+	c := &cluster{dir: t.TempDir(), payload: os.Getenv("MULTIPAAS_PAYLOAD"), ca: newCA(t)}
+	if c.payload == "" {
+		c.payload, _ = filepath.Abs("../../dist/payload")
 	}
 	network := newNamespace(t, "switch")
 	handle, err := network.Netlink()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer handle.Close()
+	t.Cleanup(handle.Close)
 	bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
 	bridge.Name = "br"
 	if err := errors.Join(handle.LinkAdd(bridge), handle.LinkSetUp(bridge)); err != nil {
 		t.Fatal(err)
 	}
+	c.plug = func(n *node) { n.plug(t, handle, bridge) }
 	for i := range count {
-		n := &node{cluster: c, address: netip.AddrFrom4([4]byte{10, 77, 0, byte(i + 1)}), dir: filepath.Join(c.dir, strconv.Itoa(i+1)),
-			ns: newNamespace(t, strconv.Itoa(i+1))}
-		n.Run = n.gluster
-		n.plug(t, handle, bridge)
+		n := c.newNode(t, i+1)
+		n.identify(t, c.ca, n.name)
 		n.start(t)
 		c.nodes = append(c.nodes, n)
 	}
 	return c
+}
+
+func newCA(t *testing.T) *pki.CA {
+	t.Helper()
+	cert, key, err := pki.NewCA("storage")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := pki.ParseCA(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca
+}
+
+// newNode makes a node on which nothing runs, and sees to it that in the end nothing is left of it.
+func (c *cluster) newNode(t *testing.T, number int) *node {
+	t.Helper()
+	n := &node{cluster: c, name: "node" + strconv.Itoa(number), address: netip.AddrFrom4([4]byte{10, 77, 0, byte(number)}),
+		ns: newNamespace(t, strconv.Itoa(number))}
+	n.Host = NewHost(n.config(t))
+	n.Client = n.Host.Client()
+	c.plug(n)
+	t.Cleanup(func() {
+		ctx := context.Background()
+		mounts, err := n.Mounts(ctx)
+		for _, m := range mounts {
+			err = errors.Join(err, n.Unmount(ctx, m.Volume))
+		}
+		err = errors.Join(err, n.Stop(ctx))
+		for _, name := range []string{"bricks", "mounts"} {
+			err = errors.Join(err, hostmount.Unmount(n.at(name)))
+		}
+		left, err2 := hostmount.Below(n.cfg.Dir)
+		below, err3 := cgroup.List(groups + "/" + n.cfg.ID)
+		state, _ := os.ReadDir(n.cfg.Runc)
+		if err := errors.Join(err, err2, err3, cgroup.Remove(groups+"/"+n.cfg.ID)); err != nil || len(left)+len(below)+len(state) > 0 {
+			t.Errorf("left of %s: mounts %v, control groups %v, containers %v: %v", n.name, left, below, state, err)
+		}
+	})
+	return n
+}
+
+func (n *node) config(t *testing.T) HostConfig {
+	dir := filepath.Join(n.cluster.dir, n.name)
+	return HostConfig{ID: fmt.Sprintf("mptest-%d-%s", os.Getpid(), n.name), Dir: filepath.Join(dir, "data"), Images: filepath.Join(n.cluster.dir, "images"),
+		Runc: filepath.Join(dir, "runc"), Payload: n.cluster.payload, Network: n.ns.Path(), Address: n.address,
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)).With("host", n.name)}
+}
+
+// identify has a node be known by a name.
+func (n *node) identify(t *testing.T, ca *pki.CA, name string) {
+	t.Helper()
+	id, err := identity(ca, name)
+	if err == nil {
+		err = n.Trust(id)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func identity(ca *pki.CA, name string) (Identity, error) {
+	cert, key, err := ca.Issue(pki.Request{CommonName: name, Client: true, Server: true})
+	return Identity{Cert: cert, Key: key, CA: ca.CertPEM()}, err
 }
 
 func newNamespace(t *testing.T, name string) *netns.NS {
@@ -91,7 +206,7 @@ func newNamespace(t *testing.T, name string) *netns.NS {
 func (n *node) plug(t *testing.T, network *netlink.Handle, bridge netlink.Link) {
 	t.Helper()
 	v := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: "eth0", PeerNamespace: n.ns.Fd()}
-	v.Name, v.MasterIndex = "to"+filepath.Base(n.dir), bridge.Attrs().Index
+	v.Name, v.MasterIndex = "to"+n.name, bridge.Attrs().Index
 	if err := errors.Join(network.LinkAdd(v), network.LinkSetUp(v)); err != nil {
 		t.Fatal(err)
 	}
@@ -118,95 +233,36 @@ func (n *node) plug(t *testing.T, network *netlink.Handle, bridge netlink.Link) 
 	}
 }
 
-// boot is a node's process 1, in namespaces of its own: its folder, then the image.
-const boot = `mkdir -p "$1/upper" "$1/work" "$1/root" "$1/lib" "$1/bricks"
-mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work" "$1/root"
-cd "$1/root"
-mkdir -p bricks
-mount -t proc proc proc
-mount -t tmpfs tmpfs run
-mount --rbind /dev dev
-mount --rbind "$1/bricks" bricks
-mount --bind "$1/lib" var/lib/glusterd
-echo 127.0.0.1 localhost >etc/hosts # for the daemon that heals
-hostname "$3"
-chroot . /usr/sbin/glusterd -N &
-wait`
-
-// start switches the node on. Its bricks are mounted before.
+// start switches the node on.
 func (n *node) start(t *testing.T) {
 	t.Helper()
-	// What is mounted there later the node shall see.
-	bricks := filepath.Join(n.dir, "bricks")
-	there, err := hostmount.Has(bricks)
-	if err == nil && !there {
-		err = cmp.Or(os.MkdirAll(bricks, 0o700), unix.Mount(bricks, bricks, "", unix.MS_BIND, ""), unix.Mount("", bricks, "", unix.MS_SHARED, ""))
-	}
-	if err != nil {
-		t.Fatal(err)
+	if old, err := n.Ensure(t.Context(), false); err != nil || old {
+		t.Fatalf("%s: old %v, %v", n.name, old, err)
 	}
 	t.Cleanup(func() {
-		if err := hostmount.Unmount(bricks); err != nil {
-			t.Error(err)
+		if text, err := os.ReadFile(n.at("log", "glusterd.log")); t.Failed() && err == nil {
+			t.Logf("%s said: %s", n.name, text[max(0, len(text)-4000):])
 		}
-	})
-	cmd := exec.Command("unshare", "--mount", "--propagation=slave", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "sh", "-euc", boot, "node",
-		n.dir, n.cluster.root, "node"+filepath.Base(n.dir))
-	log, err := os.OpenFile(filepath.Join(n.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := n.ns.Do(cmd.Start); err != nil {
-		t.Fatal(err)
-	}
-	n.cmd = cmd
-	t.Cleanup(func() {
-		n.off()
-		if text, err := os.ReadFile(log.Name()); t.Failed() && err == nil {
-			t.Logf("%v said: %s", n.address, text)
-		}
-	})
-	wait.For(t, wait.Patience, "process 1 of "+n.address.String(), func(context.Context) error {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
-		if err != nil {
-			return err
-		}
-		n.pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
-		return err
-	})
-	wait.For(t, wait.Patience, "glusterd of "+n.address.String(), func(ctx context.Context) error {
-		_, err := n.Peers(ctx)
-		return err
 	})
 }
 
 // off ends everything on the node, as a power cut does.
 func (n *node) off() {
-	if n.cmd != nil {
-		_ = n.cmd.Process.Kill() // all that is in its namespaces with it
-		_ = n.cmd.Wait()
-		n.cmd = nil
-	}
+	_ = cgroup.KillAll(context.Background(), n.server().group)
 }
 
 // command returns one that runs on the node.
 func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"-t", strconv.Itoa(n.pid), "-m", "-p", "-n", "-u", "-i", "chroot", filepath.Join(n.dir, "root")}, args...)...)
+	cmd := n.runc.Command(ctx, append([]string{"exec", n.server().id}, args...)...)
 	cmd.WaitDelay = time.Second // what it forked has our pipe
 	return cmd
-}
-
-func (n *node) gluster(ctx context.Context, args ...string) ([]byte, error) {
-	return n.command(ctx, append([]string{"/usr/sbin/gluster"}, args...)...).Output()
 }
 
 func (n *node) must(t *testing.T, args ...string) string {
 	t.Helper()
 	out, err := n.command(t.Context(), args...).CombinedOutput()
 	if err != nil {
-		t.Fatalf("%v: %q: %v: %s", n.address, args, err, out)
+		t.Fatalf("%s: %q: %v: %s", n.name, args, err, out)
 	}
 	return string(out)
 }
@@ -214,15 +270,17 @@ func (n *node) must(t *testing.T, args ...string) string {
 // brick makes a file system for one on the node, and tells the node of it.
 func (n *node) brick(t *testing.T, name string) Brick {
 	t.Helper()
-	d := diskimage.Image{File: filepath.Join(n.dir, name+".img"), Mount: filepath.Join(n.dir, "bricks", name)}
-	if err := d.Ensure(t.Context(), diskimage.MinXFS, n.cluster.root); err != nil {
+	d := diskimage.Image{File: filepath.Join(n.cluster.dir, n.name, name+".img"), Mount: filepath.Join(n.BrickDir(), name)}
+	if err := d.Ensure(t.Context(), diskimage.MinXFS, n.image(t)); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(filepath.Join(d.Mount, "volume"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		n.off() // what it has open holds the image
+		if err := n.Stop(context.Background()); err != nil { // what it has open holds the image
+			t.Error(err)
+		}
 		if err := hostmount.Unmount(d.Mount); err != nil {
 			t.Error(err)
 		}
@@ -234,7 +292,16 @@ func (n *node) brick(t *testing.T, name string) Brick {
 	return Brick{Host: n.address, Path: "/bricks/" + name + "/volume/brick"}
 }
 
-// at is where what a brick holds is seen from here.
-func (n *node) at(b Brick, elem ...string) string {
-	return filepath.Join(append([]string{n.dir, b.Path}, elem...)...)
+// in is where what a brick holds is seen from here.
+func (n *node) in(b Brick, elem ...string) string {
+	return n.Host.at(append([]string{b.Path}, elem...)...)
+}
+
+func (n *node) image(t *testing.T) string {
+	t.Helper()
+	dir, err := n.images.Unpack(t.Context(), n.imageLayout())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }

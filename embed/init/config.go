@@ -20,6 +20,9 @@ import (
 type Config struct {
 	// Services in the order of their start, as far as After leaves it open.
 	Services []ServiceConfig `json:"services"`
+	// Plain says that nothing but these services ever runs here: mounts are not shared and
+	// control groups not passed on, for which it needs no rights then.
+	Plain bool `json:"plain,omitempty"`
 	// StateFile is where the state is written, in place; /run/multipaas-init.json.
 	StateFile string `json:"state_file,omitempty"`
 	// LogDir holds one NAME.log per service; /var/log.

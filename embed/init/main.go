@@ -1,5 +1,5 @@
 // Command init is the first process of a machine, the sandbox that is one
-// Kubernetes node of a workspace. It starts the machine's services in order,
+// Kubernetes node of a workspace, and of the container of a host's storage. It starts the machine's services in order,
 // starts them again when they end, keeps their output within bounds, reaps
 // what lost its parent, and on SIGTERM stops them in reverse order.
 //
@@ -46,7 +46,7 @@ func run(args []string, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	err = prepare(os.Getpid() == 1)
+	err = prepare(os.Getpid() == 1 && !cfg.Plain)
 	if err == nil {
 		err = newSupervisor(cfg, stderr).Run(ctx)
 	}
