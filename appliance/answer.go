@@ -69,7 +69,7 @@ func (h *host) answer(_ context.Context, a *inventory.Answer) error {
 		a.Unknown = "the node has not heard from its server yet"
 		return nil
 	}
-	a.Workspaces, a.Machines = s.Wanted()
+	a.Workspaces, a.Machines, a.Volumes = s.Wanted()
 	return nil
 }
 

@@ -126,10 +126,11 @@ func DoctorCommand() *cli.Command {
 		Description: "Compares what is on this machine with what should be: processes, network namespaces and what is in them,\n" +
 			"firewall tables, mounts, control groups, loop devices, sockets and files; on a server the datastore too. The\n" +
 			"running server or node says what should be there; if none runs, the data directory does. Whatever belongs to\n" +
-			"nothing is an orphan. Orphans are listed; only --fix removes them.\n\n" +
-			"Exit status: 0 if there are no orphans, or all were removed; 1 if there are, or the machine can't be examined.",
+			"nothing is an orphan. Orphans are listed; only --fix removes them, and of volumes' data only what --volume names.\n\n" +
+			"Exit status: 0 if there are no orphans but volumes, or all were removed; 1 if there are, or the machine can't be examined.",
 		Flags: configFlags(
 			&cli.BoolFlag{Name: "fix", Usage: "remove the orphans, and report each removal"},
+			&cli.StringSliceFlag{Name: "volume", Usage: "with --fix, destroy the data of the orphan volume with this `UID` too"},
 			&cli.BoolFlag{Name: "inventory", Usage: "show everything that was found, not only orphans"},
 			outputFlag("table")),
 		Action: func(c *cli.Context) error {
@@ -141,7 +142,7 @@ func DoctorCommand() *cli.Command {
 				return cli.Exit(fmt.Sprintf("multipaas: output %q: unknown: use table, json or yaml", o), 2)
 			}
 			removed := func(o doctor.Orphan) { fmt.Fprintln(c.App.ErrWriter, o.Told()) }
-			r, err := Doctor(c.Context, file.paths(), c.Bool("fix"), removed)
+			r, err := Doctor(c.Context, file.paths(), c.Bool("fix"), c.StringSlice("volume"), removed)
 			if err != nil {
 				return err
 			}

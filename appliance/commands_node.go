@@ -90,7 +90,8 @@ func leaveCommand() *cli.Command {
 		Name:  "leave",
 		Usage: "take this node out of the platform",
 		Description: "The node's machines are replaced on other nodes, drained and removed. Then the running node exits, with\n" +
-			"status 3, and this machine may join again. To follow it: multipaas status",
+			"status 3, and this machine may join again. To follow it: multipaas status. What is in volumes that are here\n" +
+			"still is kept: multipaas doctor lists them, and says how they are deleted.",
 		Flags: configFlags(),
 		Action: func(c *cli.Context) error {
 			cfg, err := loadConfig(c)

@@ -17,13 +17,14 @@ import (
 	"github.com/multipaas/multipaas/modules/machine"
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/registry"
+	"github.com/multipaas/multipaas/modules/volume"
 )
 
 // Doctor looks for what of MultiPaaS on this host nobody wants; with fix it
-// removes that, and tells removed of each. It works while the appliance runs and
+// removes that, and tells removed of each. Of volumes it removes those with these UIDs. It works while the appliance runs and
 // while it is stopped; then nobody can start it until Doctor returns.
-func Doctor(ctx context.Context, p paths.Paths, fix bool, removed func(doctor.Orphan)) (doctor.Report, error) {
-	cfg := doctor.Config{Paths: p, Traces: traces(p), Fix: fix, Removed: removed}
+func Doctor(ctx context.Context, p paths.Paths, fix bool, volumes []string, removed func(doctor.Orphan)) (doctor.Report, error) {
+	cfg := doctor.Config{Paths: p, Traces: traces(p), Fix: fix, Volumes: doctor.Set(volumes), Removed: removed}
 	release, err := holdIfStopped(ctx, p)
 	if err != nil {
 		return doctor.Report{}, err
@@ -82,8 +83,8 @@ func wantedOnDisk(p paths.Paths) (doctor.Wanted, error) {
 	s, err := agent.StateOnDisk(p.Node())
 	switch {
 	case err == nil:
-		networks, machines := s.Wanted()
-		w.Machines = doctor.Set(machines)
+		networks, machines, volumes := s.Wanted()
+		w.Machines, w.Volumes = doctor.Set(machines), doctor.Set(volumes)
 		for _, id := range networks {
 			w.Workspaces[id] = true
 		}
@@ -94,6 +95,7 @@ func wantedOnDisk(p paths.Paths) (doctor.Wanted, error) {
 		w.Notes = append(w.Notes, "machines: this host is a server")
 	default:
 		w.Notes = append(w.Notes, "machines: this host has not heard from a server")
+		w.Volumes = doctor.Set(nil) // those of a platform that it has left
 	}
 	return w, nil
 }
@@ -106,6 +108,7 @@ func traces(p paths.Paths) []inventory.Traces {
 		planeTraces(p.Planes()),
 		network.Traces(),
 		machine.Traces(machine.Config{Dir: p.Machines(), Images: p.Images(), Runc: p.Runc()}),
+		volume.Traces(p.Volumes()),
 		agent.Traces(p.Node()),
 		registry.Traces(p.Registry()),
 	}

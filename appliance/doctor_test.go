@@ -32,10 +32,10 @@ func TestTraces(t *testing.T) {
 		what, want string
 		got        []string
 	}{
-		{"folders", "/d/machines machine x, /d/node/machines machine x, /d/planes workspace x, /r/runc machine x", folders},
+		{"folders", "/d/machines machine x, /d/node/machines machine x, /d/planes workspace x, /d/volumes volume x, /r/runc machine x", folders},
 		{"groups", "machines machine x, planes workspace x", groups},
 		{"trees", "/d/images, /d/payload/trees", trees},
-		{"closed", "/d/etcd/data, /d/images, /d/machines, /d/payload, /d/registry, /r/runc", closed},
+		{"closed", "/d/etcd/data, /d/images, /d/machines, /d/payload, /d/registry, /d/volumes, /r/runc", closed},
 		{"temporary", "/d/payload/tmp", temporary},
 		{"networks", "br0, eth0, m-, mp-, mpm-, mpu-, multipaas, multipaas-vxlan, uplink, vxlan0", networks},
 	} {

@@ -23,6 +23,7 @@ import (
 	"github.com/multipaas/multipaas/modules/registry"
 	"github.com/multipaas/multipaas/modules/storage"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/volume"
 	"github.com/multipaas/multipaas/modules/workspace"
 )
 
@@ -53,6 +54,7 @@ func Failpoints() []failpoint.Point {
 		registry.Failpoints(),
 		storage.Failpoints(),
 		store.Failpoints(),
+		volume.Failpoints(),
 		workspace.Failpoints(),
 	)
 	slices.SortFunc(all, func(a, b failpoint.Point) int { return cmp.Compare(a.Name, b.Name) })

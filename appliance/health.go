@@ -58,7 +58,7 @@ func (b *base) watchHealth(checks ...func(ctx context.Context)) lifecycle.Func {
 // disks of their own.
 func (b *base) checkDisk(context.Context) {
 	paths := b.cfg.Paths
-	for _, dir := range []string{paths.Data, paths.Etcd(), paths.Planes(), paths.Registry(), paths.Machines()} {
+	for _, dir := range []string{paths.Data, paths.Etcd(), paths.Planes(), paths.Registry(), paths.Machines(), paths.Volumes()} {
 		var f unix.Statfs_t
 		err := unix.Statfs(dir, &f)
 		if errors.Is(err, fs.ErrNotExist) && dir != paths.Data {

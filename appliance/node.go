@@ -18,6 +18,7 @@ import (
 	"github.com/multipaas/multipaas/modules/agent"
 	"github.com/multipaas/multipaas/modules/linklocal"
 	"github.com/multipaas/multipaas/modules/machine"
+	"github.com/multipaas/multipaas/modules/volume"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -32,6 +33,7 @@ const (
 type host struct {
 	*base
 	machines *machine.Sandbox
+	volumes  *volume.Host
 	agent    *agent.Agent
 }
 
@@ -84,6 +86,13 @@ func (h *host) boot() error {
 		Look:    lookAtMachines,
 		Log:     h.part("machines"),
 	})
+	h.volumes = volume.New(volume.Config{
+		Dir:      h.cfg.Paths.Volumes(),
+		Machines: h.cfg.Paths.Machines(),
+		Tools:    h.machines.Image,
+		HostUser: h.machines.HostUser,
+		Log:      h.part("volumes"),
+	})
 	endpoints := linklocal.New(linklocal.Config{
 		Images:    filepath.Join(h.tree, "images"),
 		Transport: client.Transport(),
@@ -96,6 +105,7 @@ func (h *host) boot() error {
 		Client: client,
 		Drivers: []agent.Driver{
 			agent.Networks(networks),
+			agent.Volumes(h.volumes),
 			agent.Machines(agent.MachinesConfig{
 				Log:       h.part("agent"),
 				Client:    client,
@@ -103,6 +113,7 @@ func (h *host) boot() error {
 				Runner:    h.machines,
 				Endpoints: endpoints,
 			}),
+			agent.Attachments(h.volumes),
 		},
 		Facts: h.facts,
 		Heard: endpoints.SetState,
@@ -112,7 +123,7 @@ func (h *host) boot() error {
 	add(h.graph, "kernel-tables", &needs{}, lifecycle.Func(h.machines.WatchTables(func(err error) {
 		h.problems.Update(machine.TablesCrowded, "", err)
 	})))
-	add(h.graph, "health", &needs{}, h.watchHealth(h.checkDisk))
+	add(h.graph, "health", &needs{}, h.watchHealth(h.checkDisk, h.checkVolumes))
 	return nil
 }
 
@@ -142,18 +153,31 @@ func (h *host) facts() wire.Report {
 	}
 	var f unix.Statfs_t
 	if unix.Statfs(h.cfg.Paths.Data, &f) == nil {
-		// What is free now and what machines have already: their disks are
-		// files that grow, so the free space shrinks as they fill. In whole GiB,
+		// What is free now and what machines and volumes have already: their disks
+		// are files that grow, so the free space shrinks as they fill. In whole GiB,
 		// or every log line would change the node's capacity.
-		free := int64(f.Bavail)*f.Bsize + allocated(h.cfg.Paths.Machines()) - reservedDisk
+		taken := allocated(h.cfg.Paths.Machines(), f.Fsid) + allocated(h.cfg.Paths.Volumes(), f.Fsid)
+		free := int64(f.Bavail)*f.Bsize + taken - reservedDisk
 		rep.Capacity.DiskBytes = max(0, free>>30<<30)
 	}
 	return rep
 }
 
-// allocated is the disk space that the files of all machines take.
-func allocated(machines string) (sum int64) {
-	files, _ := filepath.Glob(filepath.Join(machines, "*", "*"))
+// checkVolumes looks how full the disk with volumes is.
+func (h *host) checkVolumes(context.Context) {
+	path, filling, full := h.volumes.Fill()
+	h.problems.Update(volume.PoolFilling, path, filling)
+	h.problems.Update(volume.PoolFull, path, full)
+}
+
+// allocated is the disk space that the files in the folders in dir take, which belong to
+// machines or volumes, if they are on this file system: volumes may have a disk of their own.
+func allocated(dir string, on unix.Fsid) (sum int64) {
+	var f unix.Statfs_t
+	if unix.Statfs(dir, &f) != nil || f.Fsid != on {
+		return 0
+	}
+	files, _ := filepath.Glob(filepath.Join(dir, "*", "*"))
 	for _, f := range files {
 		var st unix.Stat_t
 		if unix.Lstat(f, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/hostmount"
 )
 
@@ -33,6 +34,9 @@ func (d Image) Grow(_ context.Context, sizeBytes int64) error {
 }
 
 func (d Image) grow(sizeBytes int64) error {
+	if d.has(sizeBytes) {
+		return nil
+	}
 	devices, err := loopsOf(d.File)
 	if err != nil {
 		return err
@@ -69,17 +73,60 @@ func (d Image) grow(sizeBytes int64) error {
 	if err := os.Truncate(d.File, sizeBytes); err != nil {
 		return err
 	}
+	failpoint.Reach("disk/file-grown")
 	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
 		return fmt.Errorf("tell %s of it: %w", devices[0], err)
 	}
 	return hostmount.Do(func() error { return growXFS(d.Mount, sizeBytes) })
 }
 
-// What linux/fs/xfs/libxfs/xfs_fs.h says of two calls. Their numbers hold the sizes of
-// the structures.
+// has says whether file and file system have this size: what is asked often costs little.
+func (d Image) has(sizeBytes int64) bool {
+	info, err := os.Stat(d.File)
+	if err != nil || info.Size() != sizeBytes {
+		return false
+	}
+	return hostmount.Do(func() error {
+		f, err := os.Open(d.Mount)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		now, err := geometryOf(f)
+		if err == nil && now.blocks != uint64(sizeBytes)/uint64(now.blockSize) {
+			err = errors.New("it has another size")
+		}
+		return err
+	}) == nil
+}
+
+// ShutDown has the file system of a mounted XFS image stop for good, whoever uses it: all that
+// they do then fails, and nothing more is written to the image. One that has stopped is no error.
+func (d Image) ShutDown() error {
+	err := hostmount.Do(func() error {
+		f, err := os.Open(d.Mount)
+		if errors.Is(err, unix.EIO) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		how := uint32(2) // XFS_FSOP_GOING_FLAGS_NOLOGFLUSH: as a power cut does
+		return call(f, goingDownCall, unsafe.Pointer(&how))
+	})
+	if err != nil {
+		return fmt.Errorf("shut down disk %s: %w", d.File, err)
+	}
+	return nil
+}
+
+// What linux/fs/xfs/libxfs/xfs_fs.h says of three calls. Their numbers hold the sizes of
+// what they take.
 const (
-	geometryCall = 0x8070_5864 // XFS_IOC_FSGEOMETRY_V1, _IOR('X', 100, 112 bytes)
-	growCall     = 0x4010_586e // XFS_IOC_FSGROWFSDATA, _IOW('X', 110, 16 bytes)
+	goingDownCall = 0x8004_587d // XFS_IOC_GOINGDOWN, _IOR('X', 125, 4 bytes)
+	geometryCall  = 0x8070_5864 // XFS_IOC_FSGEOMETRY_V1, _IOR('X', 100, 112 bytes)
+	growCall      = 0x4010_586e // XFS_IOC_FSGROWFSDATA, _IOW('X', 110, 16 bytes)
 )
 
 // geometry begins as struct xfs_fsop_geom_v1 does.
@@ -96,6 +143,18 @@ type growth struct {
 	_            uint32
 }
 
+func call(f *os.File, number uintptr, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), number, uintptr(arg)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func geometryOf(f *os.File) (now geometry, err error) {
+	err = call(f, geometryCall, unsafe.Pointer(&now))
+	return now, err
+}
+
 // growXFS has the file system that is mounted at dir use all of its device.
 func growXFS(dir string, sizeBytes int64) error {
 	f, err := os.Open(dir)
@@ -103,21 +162,15 @@ func growXFS(dir string, sizeBytes int64) error {
 		return err
 	}
 	defer f.Close()
-	call := func(number uintptr, arg unsafe.Pointer) error {
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), number, uintptr(arg)); errno != 0 {
-			return errno
-		}
-		return nil
-	}
-	var now geometry
-	if err := call(geometryCall, unsafe.Pointer(&now)); err != nil {
+	now, err := geometryOf(f)
+	if err != nil {
 		return fmt.Errorf("how large its XFS is: %w", err)
 	}
 	want := growth{blocks: uint64(sizeBytes) / uint64(now.blockSize), inodePercent: now.inodePercent}
 	if want.blocks <= now.blocks {
 		return nil
 	}
-	if err := call(growCall, unsafe.Pointer(&want)); err != nil {
+	if err := call(f, growCall, unsafe.Pointer(&want)); err != nil {
 		return fmt.Errorf("grow its XFS from %d to %d blocks: %w", now.blocks, want.blocks, err)
 	}
 	return nil

@@ -113,8 +113,12 @@ func loopStatus(name string) (*unix.LoopInfo64, error) {
 	return unix.IoctlLoopGetStatus64(int(f.Fd()))
 }
 
+// ErrInUse is returned for an image that a loop device has.
+var ErrInUse = errors.New("is in use")
+
 // AwaitFree waits until no loop device uses a file, for ten seconds at most: the mount
 // namespace of a machine that was killed goes a moment after its last process. No file is free.
+// It returns ErrInUse then.
 func AwaitFree(ctx context.Context, backing string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -128,7 +132,7 @@ func AwaitFree(ctx context.Context, backing string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("disk %s is in use by %v: something has it mounted in another mount namespace", backing, names)
+			return fmt.Errorf("disk %s %w by %v: something has it mounted in another mount namespace", backing, ErrInUse, names)
 		case <-time.After(wait):
 		}
 	}

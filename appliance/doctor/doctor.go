@@ -32,8 +32,8 @@ import (
 type Wanted struct {
 	Source string // who says so, for people
 	// Workspaces are the ids of those that have a network here, Machines the UIDs
-	// of machines. nil: nobody can tell, and nothing of theirs is judged.
-	Workspaces, Machines map[string]bool
+	// of machines, Volumes of volumes. nil: nobody can tell, and nothing of theirs is judged.
+	Workspaces, Machines, Volumes map[string]bool
 	// Planes says that Workspaces are all whose planes' data is kept here, and
 	// not only those whose networks are.
 	Planes bool
@@ -50,6 +50,9 @@ type Config struct {
 	// appliance's locks. nil: one runs, and is asked.
 	Stopped *Wanted
 	Fix     bool
+	// Volumes are the UIDs of those whose data Fix may destroy, if nobody wants them. It
+	// removes that of no other.
+	Volumes map[string]bool
 	// Removed is told of every removal, and of each that failed, once it happened.
 	Removed func(o Orphan)
 }
@@ -57,7 +60,10 @@ type Config struct {
 // Orphan is something that nobody wants.
 type Orphan struct {
 	inventory.Item
-	Why     string `json:"why"`
+	Why string `json:"why"`
+	// Kept says that it is listed and nothing else, since nobody has named it: it has a
+	// tenant's data.
+	Kept    bool   `json:"kept,omitempty"`
 	Removed bool   `json:"removed,omitempty"`
 	Error   string `json:"error,omitempty"` // why it could not be removed
 }
@@ -71,9 +77,9 @@ type Report struct {
 	Inventory inventory.Inventory `json:"-"`
 }
 
-// Healthy says whether no orphan is left.
+// Healthy says whether no orphan is left but those that are kept.
 func (r Report) Healthy() bool {
-	return !slices.ContainsFunc(r.Orphans, func(o Orphan) bool { return !o.Removed })
+	return !slices.ContainsFunc(r.Orphans, func(o Orphan) bool { return !o.Removed && !o.Kept })
 }
 
 // Look looks at the host, and with Config.Fix removes what it found. The error
@@ -83,12 +89,12 @@ func Look(ctx context.Context, cfg Config) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	orphans := judge(inv, w)
+	orphans := judge(inv, w, cfg.Volumes)
 	if cfg.Stopped == nil && len(orphans) > 0 {
 		if inv, w, err = look(ctx, cfg); err != nil {
 			return Report{}, err
 		}
-		orphans = both(orphans, judge(inv, w))
+		orphans = both(orphans, judge(inv, w, cfg.Volumes))
 	}
 	r := Report{Source: w.Source, Looked: map[string]int64{}, Orphans: orphans, NotJudged: w.Notes, Inventory: inv}
 	for _, i := range inv.Items {
@@ -122,7 +128,7 @@ func look(ctx context.Context, cfg Config) (inventory.Inventory, Wanted, error) 
 	}
 	w.Workspaces = Set(a.Workspaces)
 	if a.Role == "node" {
-		w.Machines = Set(a.Machines)
+		w.Machines, w.Volumes = Set(a.Machines), Set(a.Volumes)
 	} else {
 		w.Notes = append(w.Notes, "machines: this host is a server")
 	}
@@ -148,12 +154,17 @@ func both(first, second []Orphan) []Orphan {
 }
 
 // judge returns what of an inventory nobody wants. What goes with another orphan
-// is not named beside it.
-func judge(inv inventory.Inventory, w Wanted) []Orphan {
+// is not named beside it. Of volumes' folders those named may go.
+func judge(inv inventory.Inventory, w Wanted, volumes map[string]bool) []Orphan {
 	var orphans []Orphan
 	for _, i := range inv.Items {
 		if why := reason(i, inv, w); why != "" {
-			orphans = append(orphans, Orphan{Item: i, Why: why})
+			o := Orphan{Item: i, Why: why}
+			if what, uid := i.Owner.Split(); what == "volume" && i.Kind == inventory.Folder && !volumes[uid] {
+				o.Kept = true
+				o.Why += "; a tenant's data is in it, so it is kept: to delete it, multipaas doctor --fix --volume " + uid
+			}
+			orphans = append(orphans, o)
 		}
 	}
 	return slices.DeleteFunc(orphans, func(o Orphan) bool { return covered(o, orphans) })
@@ -181,6 +192,11 @@ func reason(i inventory.Item, inv inventory.Inventory, w Wanted) string {
 	case "machine":
 		if w.Machines != nil && !w.Machines[id] {
 			return "no machine of this node has this UID"
+		}
+		return ""
+	case "volume":
+		if w.Volumes != nil && !w.Volumes[id] {
+			return "no volume of this node has this UID"
 		}
 		return ""
 	}

@@ -34,6 +34,9 @@ func fix(ctx context.Context, cfg Config, inv inventory.Inventory, orphans []Orp
 	})
 	for n := range orphans {
 		o := &orphans[n]
+		if o.Kept {
+			continue
+		}
 		err := remove(ctx, cfg, *o)
 		// Removed with another, or by the appliance itself, is removed too.
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {

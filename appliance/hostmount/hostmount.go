@@ -61,31 +61,49 @@ func Check() error { return Do(func() error { return nil }) }
 // Below lists the host's mount points at and below dir, deepest first, without links in
 // their paths.
 func Below(dir string) (found []string, err error) {
-	_, found, err = below(dir)
-	return found, err
+	_, infos, err := Infos(dir)
+	return points(infos), err
 }
 
-// below returns dir without links as well.
-func below(dir string) (real string, found []string, err error) {
-	var infos []*mountinfo.Info
+func points(infos []*mountinfo.Info) (found []string) {
+	for _, info := range infos {
+		found = append(found, info.Mountpoint)
+	}
+	return found
+}
+
+// Infos is Below with all that is known of each mount, and returns dir without links as
+// well. No file system is asked, so none keeps it waiting.
+func Infos(dir string) (real string, infos []*mountinfo.Info, err error) {
 	err = Do(func() (err error) {
-		if real, err = filepath.EvalSymlinks(dir); err == nil {
+		if real, err = resolve(dir); err == nil {
 			infos, err = mountinfo.GetMounts(mountinfo.PrefixFilter(real))
 		} else if errors.Is(err, fs.ErrNotExist) {
 			err = nil // nothing is mounted at what isn't there
 		}
 		return err
 	})
-	for _, info := range slices.Backward(infos) { // later mounts lie on top of earlier ones
-		found = append(found, info.Mountpoint)
+	slices.Reverse(infos) // later mounts lie on top of earlier ones
+	return real, infos, err
+}
+
+// resolve is dir without links. What is mounted at dir is not asked for anything.
+func resolve(dir string) (string, error) {
+	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+	if err != nil {
+		return "", err
 	}
-	return real, found, err
+	real := filepath.Join(parent, filepath.Base(dir))
+	if _, err := os.Readlink(real); err == nil {
+		return filepath.EvalSymlinks(real)
+	}
+	return real, nil
 }
 
 // Has says whether something is mounted at dir, for all of the host.
 func Has(dir string) (bool, error) {
-	real, found, err := below(dir)
-	return slices.Contains(found, real), err
+	real, infos, err := Infos(dir)
+	return slices.Contains(points(infos), real), err
 }
 
 // Unmount unmounts everything at and below dir. Where somebody looks at it, from a

@@ -116,10 +116,10 @@ func (s *scan) files() error {
 			s.add(item)
 			var st unix.Stat_t
 			if unix.Lstat(filepath.Join(name, "disk.img"), &st) == nil {
-				s.inodes[inode{st.Dev, st.Ino}] = e.Name()
+				s.inodes[inode{st.Dev, st.Ino}] = f.Owner(e.Name())
 			}
 			if f.HalfWritten && e.IsDir() {
-				// What is below, a whole Debian among it, is the machine's.
+				// What is below, a whole Debian among it, is the owner's.
 				if err := s.halfWritten(name); err != nil {
 					return err
 				}
@@ -204,7 +204,7 @@ func (s *scan) walk(root string) error {
 	})
 }
 
-// loops looks at loop devices of machines' disks. A device says which file it
+// loops looks at loop devices of machines' disks and of volumes. A device says which file it
 // has by inode, for the name may be from another mount namespace; a file that
 // was removed is told by the name it had.
 func (s *scan) loops() error {
@@ -236,8 +236,8 @@ func (s *scan) loops() error {
 			continue
 		}
 		file := inode{info.Device, info.Inode}
-		if uid, ok := s.inodes[file]; ok {
-			item.Owner = Machine(uid)
+		if owner, ok := s.inodes[file]; ok {
+			item.Owner = owner
 		} else if s.isKept(backing, file) {
 			item.Owner = s.ownerOf(backing)
 		} else {

@@ -53,7 +53,7 @@ var kinds = []Kind{Process, Cgroup, Mount, Loop, Link, Route, Rules, Netns, Sock
 // Order is where a kind stands among all.
 func (k Kind) Order() int { return slices.Index(kinds, k) }
 
-// Owner is what an item belongs to: "workspace ID", "machine UID", "appliance"
+// Owner is what an item belongs to: "workspace ID", "machine UID", "volume UID", "appliance"
 // for what is the host's own, "former run" for what a run that is over has left;
 // "" if nobody can tell.
 type Owner string
@@ -70,7 +70,10 @@ func Workspace(id string) Owner { return Owner("workspace " + id) }
 // Machine is the owner of everything of a machine.
 func Machine(uid string) Owner { return Owner("machine " + uid) }
 
-// Split takes an owner apart: "workspace" or "machine", and which.
+// Volume is the owner of everything of a volume.
+func Volume(uid string) Owner { return Owner("volume " + uid) }
+
+// Split takes an owner apart: "workspace", "machine" or "volume", and which.
 func (o Owner) Split() (what, id string) {
 	what, id, _ = strings.Cut(string(o), " ")
 	return what, id
@@ -104,9 +107,10 @@ type Answer struct {
 	// may be judged.
 	Unknown string `json:"unknown,omitempty"`
 	// Workspaces are the ids of those whose network, or plane, is wanted here;
-	// Machines the UIDs of machines.
+	// Machines the UIDs of machines, and Volumes of volumes.
 	Workspaces []string `json:"workspaces,omitempty"`
 	Machines   []string `json:"machines,omitempty"`
+	Volumes    []string `json:"volumes,omitempty"`
 	// Orphans are what of the datastore belongs to nothing; Detail says why.
 	Orphans []Item `json:"orphans,omitempty"`
 	// Numbers are exact counts (etcd's keys by kind, its users), Gauges are
@@ -137,7 +141,7 @@ func Take(ctx context.Context, p paths.Paths, traces []Traces) (Inventory, error
 	}
 	s := &scan{
 		p: p, traces: merged(traces), answer: before, inv: &inv,
-		namespaces: map[string]Owner{}, inodes: map[inode]string{}, owners: map[int]Owner{},
+		namespaces: map[string]Owner{}, inodes: map[inode]Owner{}, owners: map[int]Owner{},
 	}
 	for _, look := range []func() error{
 		s.namespacesAndLinks, s.groups, s.processes, s.mounts, s.files, s.loops,
@@ -209,7 +213,7 @@ type scan struct {
 	inv    *Inventory
 
 	namespaces map[string]Owner // of network namespaces, by identity
-	inodes     map[inode]string // of machines' disks, to UIDs
+	inodes     map[inode]Owner  // of disks
 	owners     map[int]Owner    // of processes, by control group
 }
 

@@ -43,7 +43,7 @@ func TestHalfWritten(t *testing.T) {
 		Temporary: []string{p.Payload() + "/tmp"},
 		Closed:    []string{p.Machines(), p.Payload()},
 	}})
-	s := &scan{p: p, traces: traces, inv: &Inventory{Number: map[string]int64{}, Gauges: map[string]int64{}}, inodes: map[inode]string{}}
+	s := &scan{p: p, traces: traces, inv: &Inventory{Number: map[string]int64{}, Gauges: map[string]int64{}}, inodes: map[inode]Owner{}}
 	if err := s.files(); err != nil {
 		t.Fatal(err)
 	}

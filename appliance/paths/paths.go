@@ -56,6 +56,9 @@ func (p Paths) Plane(id string) string { return p.data("planes", id) }
 // upper layer, the disk of its containers, its certificates.
 func (p Paths) Machines() string { return p.data("machines") }
 
+// Volumes holds a folder for each volume on this node: the disk in which a tenant's data is.
+func (p Paths) Volumes() string { return p.data("volumes") }
+
 // Runc is where runc keeps its state.
 func (p Paths) Runc() string { return p.run("runc") }
 

@@ -333,11 +333,12 @@ func (a *Agent) reconcile(ctx context.Context, ref Ref) (again time.Duration, er
 		if on, err := a.unwanted(ctx, p, ref.Kind); err != nil || len(on) > 0 {
 			return 0, err // sweep comes back to it once they are gone
 		}
-		return 0, a.remove(ctx, ref, Progress{})
-	case item.Remove && removed:
+		drop := func(ctx context.Context) error { return a.driver(ref.Kind).Drop(ctx, ref.Key) }
+		return 0, a.remove(ctx, ref, drop, Progress{})
+	case item.Remove != nil && removed:
 		return 0, nil
-	case item.Remove:
-		return 0, a.remove(ctx, ref, Progress{Removed: true})
+	case item.Remove != nil:
+		return 0, a.remove(ctx, ref, item.Remove, Progress{Removed: true})
 	case waits:
 		return 0, nil // it is queued when what it needs is there
 	}
@@ -354,9 +355,9 @@ func (a *Agent) reconcile(ctx context.Context, ref Ref) (again time.Duration, er
 	return item.Every, nil
 }
 
-// remove takes an item away. after is what is remembered of it then.
-func (a *Agent) remove(ctx context.Context, ref Ref, after Progress) error {
-	if err := a.driver(ref.Kind).Remove(ctx, ref.Key); err != nil {
+// remove takes an item away by do. after is what is remembered of it then.
+func (a *Agent) remove(ctx context.Context, ref Ref, do func(context.Context) error, after Progress) error {
+	if err := do(ctx); err != nil {
 		return err
 	}
 	a.note(ref, func(d *Progress) { *d = after })
@@ -407,7 +408,7 @@ func (a *Agent) progress(p *plan, ref Ref) Progress {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	out := a.done[ref]
-	if item := p.items[ref]; out.Problem == "" && !item.Remove {
+	if item := p.items[ref]; out.Problem == "" && item.Remove == nil {
 		for _, need := range item.Needs {
 			if problem := a.done[need].Problem; problem != "" {
 				out.Problem = need.String() + ": " + problem
@@ -647,7 +648,21 @@ func (a *Agent) leftovers(p *plan) []resource.Condition {
 	}}
 }
 
-// cleanUp takes away everything that drivers have made, and the identity.
+// leave has drivers let go of what they keep, and says where that is.
+func (a *Agent) leave() (kept []string, err error) {
+	for _, d := range slices.Backward(a.cfg.Drivers) {
+		if k, ok := d.(Keeper); ok {
+			places, err := k.Leave()
+			if err != nil {
+				return nil, err
+			}
+			kept = append(kept, places...)
+		}
+	}
+	return kept, nil
+}
+
+// cleanUp takes away everything that drivers have made and nobody may miss, and the identity.
 func (a *Agent) cleanUp(ctx context.Context) error {
 	if err := a.take(&wire.State{Node: a.cfg.Client.name}, true); err != nil {
 		return err
@@ -658,10 +673,21 @@ func (a *Agent) cleanUp(ctx context.Context) error {
 			return err
 		}
 		if left == 0 {
+			kept, err := a.leave()
+			if err != nil {
+				return err
+			}
 			failpoint.Reach("node/leave/cleaned")
 			// Nobody hears of it otherwise: a removed node reports no more. Without an
 			// answer what it had is never given to others, which is no harm.
-			if err := a.cfg.Client.call(ctx, wire.WipedPath, struct{}{}, nil); err != nil {
+			if len(kept) == 0 {
+				err = a.cfg.Client.call(ctx, wire.WipedPath, struct{}{}, nil)
+			} else {
+				err = errors.New("it keeps volumes")
+				a.cfg.Log.Warn("volumes are kept, since nobody has said that what is in them may be lost; "+
+					"`multipaas doctor` lists them, and says how they are deleted", "volumes", kept)
+			}
+			if err != nil {
 				a.cfg.Log.Warn("the server does not know that this host holds nothing any more", "err", err)
 			}
 			return os.RemoveAll(a.cfg.Client.dir)

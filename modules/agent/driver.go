@@ -10,18 +10,18 @@ import (
 
 // Driver keeps one kind of things on this host as the server wants them:
 // networks, machines. Its methods may block for seconds, Wanted excepted, and
-// are safe for concurrent use; Ensure and Remove of one item follow one another.
+// are safe for concurrent use; Ensure, Remove and Drop of one item follow one another.
 type Driver interface {
 	// Kind is what its items are called, "network". No two drivers have the same.
 	Kind() string
 	// Wanted lists what s asks for, what s wants removed included.
 	Wanted(s *wire.State) []Item
-	// Remove takes all of an item away, in whatever state it is. None there is no
-	// error. It is called for items that a state wants removed, and for those in
-	// List that a live state does not have.
-	Remove(ctx context.Context, key string) error
-	// List returns the keys of the items of which something is on this host. A
-	// driver whose things nobody may lose for not being named leaves them out.
+	// Drop takes all of an item away that a live state does not have, in whatever state
+	// it is. None there is no error. A driver whose things nobody may lose for not being
+	// named does nothing: those go by Item.Remove alone.
+	Drop(ctx context.Context, key string) error
+	// List returns the keys of the items of which something is on this host that may be
+	// dropped.
 	List(ctx context.Context) ([]string, error)
 	// Report adds to r what is seen of the items that s wants, and what of any network
 	// is here. progress says how
@@ -53,10 +53,18 @@ type Item struct {
 	Needs []Ref
 	// Every is how often it is ensured though nothing has changed; 0 is never.
 	Every time.Duration
-	// Remove says that all of it shall be taken away.
-	Remove bool
 	// Ensure makes it be as the state wants it. It is idempotent.
 	Ensure func(ctx context.Context) error
+	// Remove takes all of it away, in whatever state it is; none there is no error. nil: the
+	// state wants it to be.
+	Remove func(ctx context.Context) error
+}
+
+// Keeper is a driver of things that a host keeps when it leaves the platform.
+type Keeper interface {
+	// Leave lets go of them, once nothing stands on them any more, and says where they are. It
+	// may block for seconds.
+	Leave() (kept []string, err error)
 }
 
 // Ref names an item on this host.

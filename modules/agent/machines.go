@@ -88,7 +88,9 @@ const (
 	maxPause = 5 * time.Minute
 )
 
-func (machines) Kind() string { return "machine" }
+const machineKind = "machine"
+
+func (machines) Kind() string { return machineKind }
 
 // life is what a machine's falls are counted for: with another spec it may stay.
 func life(m wire.Machine) string {
@@ -111,14 +113,17 @@ func (d machines) Wanted(s *wire.State) []Item {
 	}
 	var items []Item
 	for _, m := range s.Machines {
-		items = append(items, Item{
+		item := Item{
 			Key:       m.UID,
 			Workspace: m.NetworkID,
 			Needs:     []Ref{{networkKind, m.NetworkID}},
 			Every:     machinesEvery,
-			Remove:    m.Remove,
 			Ensure:    func(ctx context.Context) error { return d.ensure(ctx, m, workspaces[m.NetworkID]) },
-		})
+		}
+		if m.Remove {
+			item.Remove = func(ctx context.Context) error { return d.Drop(ctx, m.UID) }
+		}
+		items = append(items, item)
 	}
 	return items
 }
@@ -146,7 +151,7 @@ func (d machines) ensure(ctx context.Context, m wire.Machine, workspace string) 
 	return d.Runner.Ensure(ctx, m, netns, keys)
 }
 
-func (d machines) Remove(ctx context.Context, uid string) error {
+func (d machines) Drop(ctx context.Context, uid string) error {
 	d.Endpoints.Close(uid)
 	if err := d.Runner.Remove(ctx, uid); err != nil {
 		return err

@@ -42,7 +42,7 @@ func (d networks) Wanted(s *wire.State) []Item {
 	return items
 }
 
-func (d networks) Remove(ctx context.Context, id string) error { return d.host.Detach(ctx, id) }
+func (d networks) Drop(ctx context.Context, id string) error { return d.host.Detach(ctx, id) }
 
 func (d networks) List(context.Context) ([]string, error) { return d.host.Attached() }
 

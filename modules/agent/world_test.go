@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -316,6 +317,38 @@ func (w worldRunner) List(context.Context) (all []wire.MachineReport, err error)
 	return all, nil
 }
 
+// worldVolumes has volumes, "volume u", and "attachment u/m".
+type worldVolumes struct{ *world }
+
+func (w worldVolumes) Ensure(_ context.Context, v wire.Volume) error {
+	return w.change("volume "+v.UID, true)
+}
+func (w worldVolumes) Remove(_ context.Context, uid string) error {
+	return w.change("volume "+uid, false)
+}
+func (w worldVolumes) Leave() (kept []string, err error) { return w.list("volume"), nil }
+func (w worldVolumes) List() (all []wire.VolumeReport, err error) {
+	for _, uid := range w.list("volume") {
+		all = append(all, wire.VolumeReport{UID: uid, NetworkID: "of-" + uid, Ready: true, SizeBytes: 10})
+	}
+	return all, nil
+}
+func (w worldVolumes) Pools() []resource.Pool { return []resource.Pool{{Name: "default"}} }
+func (w worldVolumes) Attach(volume, machine string, _ bool) error {
+	return w.change("attachment "+volume+"/"+machine, true)
+}
+func (w worldVolumes) Detach(volume, machine string) error {
+	return w.change("attachment "+volume+"/"+machine, false)
+}
+func (w worldVolumes) Attached() (map[string][]wire.VolumeAttachment, error) {
+	all := map[string][]wire.VolumeAttachment{}
+	for _, key := range w.list("attachment") {
+		volume, machine, _ := strings.Cut(key, "/")
+		all[volume] = append(all[volume], wire.VolumeAttachment{MachineUID: machine})
+	}
+	return all, nil
+}
+
 type worldEndpoints struct{ *world }
 
 func (w worldEndpoints) SetState(s *wire.State) {
@@ -351,7 +384,7 @@ func run(t *testing.T, s *server, dir string, w *world, with ...func(*Agent)) (a
 	a = New(Config{
 		Log:     log,
 		Client:  c,
-		Drivers: []Driver{Networks(worldNetworks{w}), machines},
+		Drivers: []Driver{Networks(worldNetworks{w}), Volumes(worldVolumes{w}), machines, Attachments(worldVolumes{w})},
 		Facts:   func() wire.Report { return wire.Report{} },
 		Heard:   worldEndpoints{w}.SetState,
 	})

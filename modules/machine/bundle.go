@@ -9,6 +9,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // capabilities are what containerd, runc, the CNI plugins, kubelet and
@@ -116,6 +118,7 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File)
 			{Type: "bind", Source: m.at("disk/kubelet"), Destination: "/var/lib/kubelet", Options: []string{"rbind", "nodev"}},
 			bind(m.at("disk/log"), "/var/log", "noexec"),
 			bind(m.at(stateName), initState, "noexec"), // in the tmpfs of above
+			bind(m.at(volumesDir), wire.VolumesInMachine, "rslave"),
 			config("", insideConfig),
 			config(insideCNIName, insideCNIConf),
 			config("resolv.conf", "/etc/resolv.conf"),

@@ -144,7 +144,6 @@ disabled_plugins = [
 }
 
 func initConfig(spec order) object {
-	size := spec.Machine.Spec.Size
 	return object{
 		"state_file": initState,
 		"log_dir":    "/var/log",
@@ -162,11 +161,7 @@ func initConfig(spec order) object {
 					"--hostname-override=" + spec.Name,
 					"--node-ip=" + spec.Machine.Spec.Address.String(),
 				},
-				"env": []string{
-					// What /proc shows is the host's.
-					"MULTIPAAS_MACHINE_MILLICPU=" + strconv.FormatInt(size.MilliCPU, 10),
-					"MULTIPAAS_MACHINE_MEMORY=" + strconv.FormatInt(size.MemoryBytes, 10),
-				},
+				"env":   kubeletEnvironment(spec),
 				"after": []string{"containerd"},
 				"ready": "http://127.0.0.1:10248/healthz",
 			},
@@ -183,6 +178,22 @@ func initConfig(spec order) object {
 			},
 		},
 	}
+}
+
+// kubeletEnvironment tells what the kubelet of embed/kube can't see.
+func kubeletEnvironment(spec order) []string {
+	env := []string{
+		// What /proc shows is the host's.
+		"MULTIPAAS_MACHINE_MILLICPU=" + strconv.FormatInt(spec.Machine.Spec.Size.MilliCPU, 10),
+		"MULTIPAAS_MACHINE_MEMORY=" + strconv.FormatInt(spec.Machine.Spec.Size.MemoryBytes, 10),
+		// Where volumes appear, and as whom the machine asks for them.
+		"MULTIPAAS_VOLUMES=" + wire.VolumesInMachine,
+		"MULTIPAAS_MACHINE_UID=" + spec.UID,
+	}
+	if spec.Place != "" {
+		env = append(env, "MULTIPAAS_PLACE="+spec.Place)
+	}
+	return env
 }
 
 func kubeletConfig(spec order) object {

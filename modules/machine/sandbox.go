@@ -220,7 +220,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home, owner *os.Fil
 	if err := emptyNamespace(spec.netns); err != nil {
 		return err
 	}
-	image, err := s.images.Unpack(ctx, s.cfg.payload("images", "machine"))
+	image, err := s.Image(ctx)
 	if err != nil {
 		return err
 	}
@@ -241,7 +241,7 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home, owner *os.Fil
 		}
 	}
 	err = hostmount.Do(func() error {
-		if err := makeState(m, first); err != nil {
+		if err := cmp.Or(makeState(m, first), makeVolumes(m, first)); err != nil {
 			return err
 		}
 		if owner != nil {
@@ -281,6 +281,12 @@ func (s *Sandbox) prepare(ctx context.Context, spec order, m home, owner *os.Fil
 		return err
 	}
 	return atomicfile.WriteJSON(m.at("bundle/config.json"), b)
+}
+
+// Image is the machines' root file system, unpacked, in which there are tools. It blocks for
+// seconds the first time.
+func (s *Sandbox) Image(ctx context.Context) (root string, err error) {
+	return s.images.Unpack(ctx, s.cfg.payload("images", "machine"))
 }
 
 func (s *Sandbox) pruneImages() {
@@ -337,6 +343,10 @@ func (s *Sandbox) remove(ctx context.Context, uid string) error {
 	// The folder last: as long as it is there, List shows the machine.
 	if left, err := hostmount.Below(string(m)); err != nil || len(left) > 0 {
 		return fmt.Errorf("still mounted: %v: %w", left, err)
+	}
+	// What was below is not the machine's to delete. This fails where anything is.
+	if err := os.Remove(m.at(volumesDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	if err := os.RemoveAll(string(m)); err != nil {
 		return err

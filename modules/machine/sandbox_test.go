@@ -447,6 +447,37 @@ func TestSandbox(t *testing.T) {
 		}
 	})
 
+	// attached mounts something on the host where volumes are, as modules/volume does.
+	attached := r.s.home(r.spec.UID).at(volumesDir + "/v1")
+	inside := wire.VolumesInMachine + "/v1"
+	t.Run("volumes appear, and nothing comes back", func(t *testing.T) {
+		if err := cmp.Or(os.Mkdir(attached, 0o700), unix.Mount("tmpfs", attached, "tmpfs", unix.MS_NODEV, "size=1m,mode=777")); err != nil {
+			t.Fatal(err)
+		}
+		r.mustExec("sh", "-c", "echo written >"+inside+"/file")
+		if got, err := os.ReadFile(attached + "/file"); err != nil || string(got) != "written\n" {
+			t.Errorf("on the host: %q, %v", got, err)
+		}
+		for _, c := range []string{"mkdir " + wire.VolumesInMachine + "/own", "chmod 777 " + wire.VolumesInMachine, "rmdir " + inside,
+			"mount -o remount,size=1g " + wire.VolumesInMachine, "mount -o remount,bind,dev " + inside, "mknod " + inside + "/disk b 254 0 && head -c1 " + inside + "/disk"} {
+			if out, err := r.exec("bash", "-c", c); err == nil {
+				t.Errorf("%s: done: %s", c, out)
+			}
+		}
+		before, err := hostmount.Below(r.s.cfg.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.mustExec("sh", "-c", "mkdir "+inside+"/x && mount --make-rshared "+wire.VolumesInMachine+" && mount -t tmpfs none "+inside+"/x && mount --bind "+inside+" "+wire.VolumesInMachine)
+		if after, err := hostmount.Below(r.s.cfg.Dir); err != nil || !slices.Equal(before, after) {
+			t.Errorf("what is mounted inside is on the host: %v, %v, before %v", after, err, before)
+		}
+		r.mustExec("sh", "-c", "umount "+wire.VolumesInMachine+" && umount "+inside+"/x && umount "+inside)
+		if has, err := hostmount.Has(attached); err != nil || !has {
+			t.Errorf("unmounted inside, on the host it is mounted: %t, %v", has, err)
+		}
+	})
+
 	t.Run("killed", func(t *testing.T) {
 		r.mustExec("sh", "-c", "echo kept >/var/lib/kubelet/kept; echo kept >/root/kept; sync")
 		if err := unix.Kill(r.pid(), unix.SIGKILL); err != nil {
@@ -462,6 +493,9 @@ func TestSandbox(t *testing.T) {
 		}
 		r.ensure()
 		r.await("containerd", 0)
+		if got := r.mustExec("cat", inside+"/file"); got != "written\n" {
+			t.Errorf("started again, the volume has %q", got)
+		}
 	})
 
 	t.Run("power cycle", func(t *testing.T) {
@@ -491,11 +525,20 @@ func TestSandbox(t *testing.T) {
 	})
 
 	t.Run("remove", func(t *testing.T) {
+		// What a volume has is not the machine's to delete.
+		of := t.TempDir()
+		if err := cmp.Or(os.WriteFile(of+"/file", nil, 0o600), os.Mkdir(attached, 0o700), unix.Mount(of, attached, "", unix.MS_BIND, "")); err != nil {
+			t.Fatal(err)
+		}
+		r.mustExec("test", "-d", inside)
 		for range 2 {
 			if err := r.s.Remove(t.Context(), r.spec.UID); err != nil {
 				t.Fatal(err)
 			}
 			r.wantNoTraces()
+		}
+		if _, err := os.Stat(of + "/file"); err != nil {
+			t.Errorf("removed with the machine: %v", err)
 		}
 	})
 }
@@ -546,6 +589,20 @@ func TestHalf(t *testing.T) {
 			}
 			r.wantNoTraces()
 		})
+	}
+}
+
+// TestKubeletEnvironment: a kubelet is told where volumes appear, and where its machine is if that is known.
+func TestKubeletEnvironment(t *testing.T) {
+	m := order{Machine: wire.Machine{UID: "u-1", Place: "host-1a2b3c4d"}}
+	for _, want := range []string{"MULTIPAAS_VOLUMES=/run/volumes", "MULTIPAAS_MACHINE_UID=u-1", "MULTIPAAS_PLACE=host-1a2b3c4d"} {
+		if got := kubeletEnvironment(m); !slices.Contains(got, want) {
+			t.Errorf("%q, want %s", got, want)
+		}
+	}
+	m.Place = ""
+	if got := kubeletEnvironment(m); slices.ContainsFunc(got, func(s string) bool { return strings.HasPrefix(s, "MULTIPAAS_PLACE") }) {
+		t.Errorf("of a machine without a place: %q", got)
 	}
 }
 

@@ -27,11 +27,17 @@ func (s *Sandbox) FirstUID(m wire.Machine) (uint32, error) {
 			return rec.Machine.Spec.FirstUID, nil
 		}
 	}
+	return s.HostUser(m.Spec.FirstUID)
+}
+
+// HostUser is the host's user that root is in machines that are made now, of whom the server
+// says that it is first. See FirstUID.
+func (s *Sandbox) HostUser(first uint32) (uint32, error) {
 	err := s.OwnUsers()
-	if m.Spec.FirstUID == 0 || lacks(err) {
+	if first == 0 || lacks(err) {
 		return 0, nil
 	}
-	return m.Spec.FirstUID, err
+	return first, err
 }
 
 // lacks says whether an error tells of what a kernel, or its settings, can't give;

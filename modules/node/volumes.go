@@ -24,7 +24,7 @@ func (h *Hub) volumesOf(node *resource.Node) (volumes []wire.Volume) {
 			continue // its cache follows: a workspace outlives its volumes
 		}
 		w := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
-			FirstUID: v.Status.FirstUID, Remove: v.Deleting()}
+			FirstUID: v.Status.FirstUID, Remove: v.Deleting(), Made: v.Status.SizeBytes > 0}
 		for _, a := range v.Status.Attachments {
 			// A machine by its UID, on this node: another may have its name by now.
 			m, ok := h.cfg.Machines.Get(v.WorkspaceKey() + "/" + a.Machine)

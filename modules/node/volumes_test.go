@@ -89,7 +89,7 @@ func TestVolumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait.For(t, wait.Patience, "it shall be removed", func(context.Context) error {
-		if got := p.stateOf(node).Volumes; len(got) != 1 || !got[0].Remove || got[0].Attachments != nil {
+		if got := p.stateOf(node).Volumes; len(got) != 1 || !got[0].Remove || !got[0].Made || got[0].Attachments != nil {
 			return fmt.Errorf("n1 is told %+v", got)
 		}
 		return nil

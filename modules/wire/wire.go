@@ -129,16 +129,19 @@ func (d Door) Has(name string) bool {
 	})
 }
 
-// Wanted are the IDs of networks and the UIDs of machines that shall be on the
-// host, those that are being removed included.
-func (s *State) Wanted() (networks, machines []string) {
+// Wanted are the IDs of networks and the UIDs of machines and volumes that shall be on
+// the host, those that are being removed included.
+func (s *State) Wanted() (networks, machines, volumes []string) {
 	for _, n := range s.Networks {
 		networks = append(networks, n.ID)
 	}
 	for _, m := range s.Machines {
 		machines = append(machines, m.UID)
 	}
-	return networks, machines
+	for _, v := range s.Volumes {
+		volumes = append(volumes, v.UID)
+	}
+	return networks, machines, volumes
 }
 
 // Network is one workspace's network as one host sees it.
@@ -197,6 +200,9 @@ type Volume struct {
 	SizeBytes int64  `json:"sizeBytes"`
 	// FirstUID is the host's user that owns its root: root in the workspace's machines.
 	FirstUID uint32 `json:"firstUID"`
+	// Made says that the host has had it: if it isn't there, its disk is away, and no empty
+	// one takes its place.
+	Made bool `json:"made,omitempty"`
 	// Attachments are the machines on this host that shall have it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty"`
 	// Remove says: destroy what is in it, and report Removed.
@@ -217,8 +223,12 @@ func Place(workspaceUID, nodeUID string) string {
 	return fmt.Sprintf("host-%x", sum[:4])
 }
 
-// VolumesInMachine is the folder in which a machine has the volumes attached to it.
-const VolumesInMachine = "/run/volumes"
+// VolumesInMachine is the folder in which a machine has the volumes attached to it. It shows what
+// is mounted on its host in the folder VolumesOfMachine of the machine's own.
+const (
+	VolumesInMachine = "/run/volumes"
+	VolumesOfMachine = "volumes"
+)
 
 // Report is what a node tells the server, every ReportEvery and on change.
 type Report struct {
@@ -281,7 +291,9 @@ type MachineReport struct {
 type VolumeReport struct {
 	Key       string `json:"key"`
 	UID       string `json:"uid"`
+	NetworkID string `json:"-"`     // "" if that could not be found out
 	Ready     bool   `json:"ready"` // it is there, with SizeBytes
+	Fallen    bool   `json:"-"`     // it isn't mounted, or its file system has stopped
 	SizeBytes int64  `json:"sizeBytes,omitempty"`
 	UsedBytes int64  `json:"usedBytes,omitempty"`
 	// Attached are the UIDs of machines that have it; Failed says of others why not.

@@ -64,7 +64,9 @@ func TestWalk(t *testing.T) {
 	}
 	t.Run("all points", func(t *testing.T) {
 		for _, p := range appliance.Failpoints() {
-			if !s.points[p.Name] {
+			// Those of volumes are walked by modules/volume, whose steps are a host's alone.
+			ofVolumes := strings.HasPrefix(p.Name, "volume/") || p.Name == "disk/file-grown"
+			if !s.points[p.Name] && !ofVolumes {
 				t.Errorf("not walked: %s", p.Name)
 			}
 		}

@@ -1,0 +1,180 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// VolumeHost keeps volumes on this host, and has machines see them. Implemented by
+// modules/volume. All calls are idempotent, may block for seconds unless they say otherwise,
+// and may be concurrent for different items.
+type VolumeHost interface {
+	Ensure(ctx context.Context, v wire.Volume) error
+	// Remove destroys what is in a volume.
+	Remove(ctx context.Context, uid string) error
+	// Leave lets go of all volumes, and returns where they are kept.
+	Leave() (kept []string, err error)
+	// List returns what is there, mounted or not. No file system keeps it waiting for long.
+	List() ([]wire.VolumeReport, error)
+	// Pools are where this host can have volumes.
+	Pools() []resource.Pool
+
+	Attach(volume, machine string, readOnly bool) error
+	Detach(volume, machine string) error
+	// Attached are the machines that see volumes, by the volumes' UIDs. It does not block.
+	Attached() (map[string][]wire.VolumeAttachment, error)
+}
+
+// Volumes drives volumes. One is destroyed only by a wire.Volume that says so: what a state does
+// not name stays.
+func Volumes(host VolumeHost) Driver { return volumes{host} }
+
+type volumes struct{ host VolumeHost }
+
+const volumeKind = "volume"
+
+func (volumes) Kind() string { return volumeKind }
+
+func (d volumes) Wanted(s *wire.State) []Item {
+	var items []Item
+	for _, v := range s.Volumes {
+		item := Item{
+			Key:       v.UID,
+			Workspace: v.NetworkID,
+			Ensure:    func(ctx context.Context) error { return d.host.Ensure(ctx, v) },
+		}
+		if v.Remove {
+			item.Remove = func(ctx context.Context) error { return d.host.Remove(ctx, v.UID) }
+		}
+		items = append(items, item)
+	}
+	return items
+}
+
+func (volumes) Drop(context.Context, string) error { return nil }
+
+func (volumes) List(context.Context) ([]string, error) { return nil, nil }
+
+// Leave is for a Keeper.
+func (d volumes) Leave() (kept []string, err error) { return d.host.Leave() }
+
+func (d volumes) Report(
+	_ context.Context,
+	s *wire.State,
+	progress func(string) Progress,
+	r *wire.Report,
+) (fallen []string, err error) {
+	r.Pools = d.host.Pools()
+	there, err := d.host.List()
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]wire.VolumeReport{}
+	for _, v := range there {
+		seen[v.UID] = v
+		hold(r, cmp.Or(v.NetworkID, wire.HoldsUnknown))
+	}
+	for _, v := range s.Volumes {
+		p := progress(v.UID)
+		hold(r, v.NetworkID)
+		rep, ok := seen[v.UID]
+		if p.Removed {
+			rep = wire.VolumeReport{Removed: true}
+		}
+		rep.Key, rep.UID = v.Key, v.UID
+		rep.Ready = rep.Ready && p.Problem == "" && rep.SizeBytes >= v.SizeBytes
+		if p.Problem != "" {
+			rep.Message = p.Problem
+		}
+		if p.Ready() && !v.Remove && (!ok || rep.Fallen) {
+			fallen = append(fallen, v.UID)
+		}
+		r.Volumes = append(r.Volumes, rep)
+	}
+	return fallen, nil
+}
+
+// Attachments drives which machines see which volumes. It comes after volumes and machines.
+func Attachments(host VolumeHost) Driver { return attachments{host} }
+
+type attachments struct{ host VolumeHost }
+
+func (attachments) Kind() string { return "attachment" }
+
+// attachmentKey is VOLUME/MACHINE.
+func attachmentKey(volume, machine string) string { return volume + "/" + machine }
+
+func (d attachments) Wanted(s *wire.State) []Item {
+	var items []Item
+	for _, v := range s.Volumes {
+		for _, a := range v.Attachments {
+			if v.Remove {
+				continue
+			}
+			items = append(items, Item{
+				Key:       attachmentKey(v.UID, a.MachineUID),
+				Workspace: v.NetworkID,
+				Needs:     []Ref{{volumeKind, v.UID}, {machineKind, a.MachineUID}},
+				Ensure:    func(context.Context) error { return d.host.Attach(v.UID, a.MachineUID, a.ReadOnly) },
+			})
+		}
+	}
+	return items
+}
+
+func (d attachments) Drop(_ context.Context, key string) error {
+	volume, machine, _ := strings.Cut(key, "/")
+	return d.host.Detach(volume, machine)
+}
+
+func (d attachments) List(context.Context) (keys []string, err error) {
+	attached, err := d.host.Attached()
+	for volume, machines := range attached {
+		for _, a := range machines {
+			keys = append(keys, attachmentKey(volume, a.MachineUID))
+		}
+	}
+	slices.Sort(keys)
+	return keys, err
+}
+
+// Report fills in what Volumes has left out.
+func (d attachments) Report(
+	_ context.Context,
+	s *wire.State,
+	progress func(string) Progress,
+	r *wire.Report,
+) (fallen []string, err error) {
+	attached, err := d.host.Attached()
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range s.Volumes {
+		i := slices.IndexFunc(r.Volumes, func(rep wire.VolumeReport) bool { return rep.UID == v.UID })
+		if i < 0 || v.Remove {
+			continue
+		}
+		rep := &r.Volumes[i]
+		for _, a := range v.Attachments {
+			key := attachmentKey(v.UID, a.MachineUID)
+			p := progress(key)
+			switch {
+			case slices.Contains(attached[v.UID], a): // also while the machine is down, say
+				rep.Attached = append(rep.Attached, a.MachineUID)
+			case p.Problem != "":
+				if rep.Failed == nil {
+					rep.Failed = map[string]string{}
+				}
+				rep.Failed[a.MachineUID] = p.Problem
+			case p.Ready():
+				fallen = append(fallen, key)
+			}
+		}
+	}
+	return fallen, nil
+}

@@ -1,0 +1,160 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/appliance/hostmount"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// Attach has a machine see a volume that is mounted, as the folder wire.VolumesInMachine/VOLUME. It
+// is seen at once, also by one that runs. What is attached as it shall be stays.
+func (h *Host) Attach(volume, machine string, readOnly bool) error {
+	err := errors.Join(checkUID("volume", volume), checkUID("machine", machine))
+	if err == nil {
+		err = h.attach(volume, machine, readOnly)
+	}
+	if err != nil {
+		return fmt.Errorf("attach volume %s to machine %s: %w", volume, machine, err)
+	}
+	return nil
+}
+
+func (h *Host) attach(volume, machine string, readOnly bool) error {
+	_, own, err := h.mountAt(h.place(volume).image().Mount)
+	if err != nil {
+		return err
+	}
+	if own == nil {
+		return errors.New("it is not mounted on this host")
+	}
+	target, now, err := h.mountAt(h.shown(machine, volume))
+	switch {
+	case err != nil:
+		return err
+	case now != nil && now.Major == own.Major && now.Minor == own.Minor && isReadOnly(now) == readOnly:
+		return nil
+	case now != nil:
+		if err := hostmount.Unmount(target); err != nil {
+			return err
+		}
+	}
+	return hostmount.Do(func() error { return bind(own, h.shown(machine), volume, readOnly) })
+}
+
+// bind shows what is mounted as the folder name in dir, a machine's tmpfs. All is found by handle: once
+// that tmpfs was taken away, with its machine, nothing can be mounted there any more, least of
+// all in what the machine's removal deletes.
+func bind(own *mountinfo.Info, dir, name string, readOnly bool) error {
+	in, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err == nil {
+		defer unix.Close(in)
+		var kind unix.Statfs_t
+		if err = unix.Fstatfs(in, &kind); err == nil && kind.Type != unix.TMPFS_MAGIC {
+			err = fs.ErrNotExist
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.New("it was started before machines could have volumes, and can have some once it is started anew: " +
+			"have it replaced (scale the workspace down and up again), or restart its host")
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	if err := unix.Mkdirat(in, name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return &os.PathError{Op: "mkdir", Path: filepath.Join(dir, name), Err: err}
+	}
+	failpoint.Reach("volume/attach/folder-made")
+	at, err := unix.Openat(in, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: filepath.Join(dir, name), Err: err}
+	}
+	defer unix.Close(at)
+	tree, err := unix.OpenTree(unix.AT_FDCWD, own.Mountpoint, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return fmt.Errorf("clone mount %s: %w", own.Mountpoint, err)
+	}
+	defer unix.Close(tree)
+	var st unix.Stat_t
+	if err := unix.Fstat(tree, &st); err != nil {
+		return err
+	}
+	if unix.Major(st.Dev) != uint32(own.Major) || unix.Minor(st.Dev) != uint32(own.Minor) {
+		return errors.New("it was unmounted meanwhile")
+	}
+	// Before anybody sees it: flags that are set later reach no machine.
+	flags := uint64(unix.MOUNT_ATTR_NODEV)
+	if readOnly {
+		flags |= unix.MOUNT_ATTR_RDONLY
+	}
+	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: flags, Propagation: unix.MS_PRIVATE})
+	if err != nil {
+		return fmt.Errorf("set mount's flags: %w", err)
+	}
+	err = unix.MoveMount(tree, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("mount at %s: %w", filepath.Join(dir, name), err)
+	}
+	return nil
+}
+
+// Detach takes a volume from a machine's sight. What somebody in there has mounted elsewhere, or
+// has open, stays his. None there is no error.
+func (h *Host) Detach(volume, machine string) error {
+	err := errors.Join(checkUID("volume", volume), checkUID("machine", machine))
+	if err == nil {
+		err = hostmount.Unmount(h.shown(machine, volume))
+	}
+	if err == nil {
+		failpoint.Reach("volume/detach/unbound")
+		// It takes no folder away in which something is, or is mounted.
+		err = hostmount.Do(func() error { return os.Remove(h.shown(machine, volume)) })
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("detach volume %s from machine %s: %w", volume, machine, err)
+	}
+	return nil
+}
+
+// Attached are the machines that see volumes, by the volumes' UIDs.
+func (h *Host) Attached() (map[string][]wire.VolumeAttachment, error) {
+	real, infos, err := hostmount.Infos(h.cfg.Machines)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string][]wire.VolumeAttachment{}
+	for _, info := range infos {
+		// MACHINE/volumes/VOLUME
+		rest, _ := filepath.Rel(real, info.Mountpoint)
+		part := strings.Split(rest, "/")
+		if len(part) != 3 || part[1] != wire.VolumesOfMachine || checkUID("volume", part[2]) != nil {
+			continue
+		}
+		a := wire.VolumeAttachment{MachineUID: part[0], ReadOnly: isReadOnly(info)}
+		if !slices.Contains(all[part[2]], a) {
+			all[part[2]] = append(all[part[2]], a)
+		}
+	}
+	return all, nil
+}
+
+// mountAt is what is mounted at dir, on top; nil if nothing is. real is dir without links.
+func (h *Host) mountAt(dir string) (real string, top *mountinfo.Info, err error) {
+	real, infos, err := hostmount.Infos(dir)
+	if i := slices.IndexFunc(infos, func(m *mountinfo.Info) bool { return m.Mountpoint == real }); i >= 0 {
+		top = infos[i]
+	}
+	return real, top, err
+}
+
+func isReadOnly(m *mountinfo.Info) bool { return slices.Contains(strings.Split(m.Options, ","), "ro") }

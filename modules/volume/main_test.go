@@ -1,0 +1,88 @@
+package volume
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/diskimage"
+	"github.com/multipaas/multipaas/appliance/failpoint"
+)
+
+const (
+	ownMounts = "MULTIPAAS_TEST_OWN_MOUNTS" // is set in the process that has them
+	stepEnv   = "MULTIPAAS_TEST_STEP"       // is set in one that takes a step
+)
+
+// TestMain runs the tests where nobody else copies their mounts: see modules/machine.
+func TestMain(m *testing.M) {
+	if text := os.Getenv(stepEnv); text != "" {
+		if err := takeStep(text); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if os.Getenv(ownMounts) != "" {
+		if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+			fmt.Fprintln(os.Stderr, "own mounts:", err)
+			os.Exit(1)
+		}
+		code := m.Run()
+		if unpackedTo != "" {
+			_ = os.RemoveAll(unpackedTo)
+		}
+		os.Exit(code)
+	}
+	runtime.LockOSThread() // the child dies with this thread
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), ownMounts+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	err := cmd.Run()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		os.Exit(exit.ExitCode())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "own mounts:", err)
+		os.Exit(1)
+	}
+}
+
+// step is what a process does, which may be killed on the way.
+type step struct {
+	Dir, Machines, Root string
+	Do, Machine         string // what, and of which machine if it is of one
+	SizeBytes           int64
+}
+
+func takeStep(text string) error {
+	var s step
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		return err
+	}
+	if err := failpoint.Arm(os.Getenv(failpoint.Variable), slices.Concat(Failpoints(), diskimage.Failpoints())); err != nil {
+		return err
+	}
+	h := newHost(s.Dir, s.Machines, s.Root)
+	switch s.Do {
+	case "ensure":
+		return h.Ensure(context.Background(), testVolume(s.SizeBytes))
+	case "attach":
+		return h.Attach(testUID, s.Machine, false)
+	case "detach":
+		return h.Detach(testUID, s.Machine)
+	case "remove":
+		return h.Remove(context.Background(), testUID)
+	}
+	return fmt.Errorf("step %q", s.Do)
+}

@@ -1,0 +1,29 @@
+package volume
+
+import "github.com/multipaas/multipaas/appliance/problem"
+
+// From which of a pool's room on in use something is said.
+const (
+	fillingPercent = 80
+	fullPercent    = 90
+)
+
+const moreRoom = "Make room where the pool is, give it a larger disk, or have volumes deleted: `mp volumes list` shows their use."
+
+// PoolFilling is what is said about a pool that has a fifth of its room left.
+var PoolFilling = problem.Problem{
+	Code:     "volume-pool-filling",
+	Title:    "The disk with volumes is four fifths full",
+	Severity: problem.Medium,
+	Text:     "Volumes take room as they are filled: together they may want more than there is.",
+	Remedy:   moreRoom,
+}
+
+// PoolFull is what is said about one that has a tenth left.
+var PoolFull = problem.Problem{
+	Code:     "volume-pool-full",
+	Title:    "The disk with volumes is nearly full",
+	Severity: problem.High,
+	Text:     "When it is full, volumes stop: what is written to them fails, until they are mounted anew.",
+	Remedy:   moreRoom,
+}

@@ -1,0 +1,333 @@
+// Package volume keeps volumes on a host: file systems of a size that is a limit, which
+// machines see as folders. DESIGN.md says how and why.
+//
+// It promises that a volume is there as it was left, or not at all: an empty one never takes
+// the place of one whose disk is away. What is in it is destroyed by Remove alone.
+//
+// Parties: the node's agent calls it; modules/machine gives each machine the folder in
+// which volumes appear. Only package appliance may import it.
+package volume
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/diskimage"
+	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/appliance/hostmount"
+	"github.com/multipaas/multipaas/appliance/inventory"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// Config says where things are.
+type Config struct {
+	Dir      string // a folder for each volume; survives a reboot
+	Machines string // a folder for each machine, with one in it in which its volumes appear
+	// Tools is the root file system of a Debian with mkfs.xfs. It may block for seconds.
+	Tools func(ctx context.Context) (root string, err error)
+	// HostUser is the host's user that root in machines is, of whom the server says that it
+	// is first: 0, where the host can't do better.
+	HostUser func(first uint32) (uint32, error)
+	Log      *slog.Logger
+}
+
+// Host is the volumes of this host. Calls for one volume, those for its attachments apart,
+// follow one another; all others may be concurrent.
+type Host struct {
+	cfg Config
+
+	mu      sync.Mutex
+	asked   map[string]*look // what file systems said last, by UID
+	reflink *bool            // nil: it was not found out yet
+}
+
+// New changes nothing on the host.
+func New(cfg Config) *Host { return &Host{cfg: cfg, asked: map[string]*look{}} }
+
+// Traces are what volumes are on a host, kept in dir.
+func Traces(dir string) inventory.Traces {
+	return inventory.Traces{
+		Folders: []inventory.OwnedFolder{{Dir: dir, Owner: inventory.Volume, HalfWritten: true}},
+		Closed:  []string{dir},
+	}
+}
+
+// place is the folder of a volume's things. Nothing in it is a tenant's but what is below mount.
+type place string
+
+func (p place) at(name string) string { return filepath.Join(string(p), name) }
+
+func (p place) image() diskimage.Image {
+	return diskimage.Image{File: p.at("disk.img"), Mount: p.at("mount")}
+}
+
+func (h *Host) place(uid string) place { return place(filepath.Join(h.cfg.Dir, uid)) }
+
+// shown is where a machine's volumes appear, or one of them.
+func (h *Host) shown(machine string, volume ...string) string {
+	return filepath.Join(append([]string{h.cfg.Machines, machine, wire.VolumesOfMachine}, volume...)...)
+}
+
+// record is what is kept of a volume beside its disk, for whoever finds it.
+type record struct {
+	Key       string `json:"key"`
+	UID       string `json:"uid"`
+	NetworkID string `json:"networkId"`
+	// Owned says that its root was given to its owner, who may have done with it since what
+	// he likes.
+	Owned bool `json:"owned"`
+}
+
+const recordName = "volume.json"
+
+func (p place) record() (r record, err error) {
+	data, err := os.ReadFile(p.at(recordName))
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, fmt.Errorf("%s: %w", p.at(recordName), err)
+	}
+	return r, nil
+}
+
+// Ensure makes a volume, or finds it there, and mounts it. One that shall be larger grows while
+// it is used; none shrinks. It blocks for some tenths of a second, and up to ten seconds when
+// somebody has the disk still.
+func (h *Host) Ensure(ctx context.Context, v wire.Volume) error {
+	err := cmp.Or(checkUID("volume", v.UID), checkSize(v.SizeBytes))
+	if err == nil {
+		err = h.ensure(ctx, v)
+	}
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", cmp.Or(v.Key, v.UID), err)
+	}
+	return nil
+}
+
+func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
+	p := h.place(v.UID)
+	disk := p.image()
+	there, err := exists(disk.File)
+	if err != nil {
+		return err
+	}
+	if !there && v.Made {
+		return fmt.Errorf("its disk %s is missing, and it is not made anew since it was there before: mount what %s is on; "+
+			"if it is lost for good, delete the volume", disk.File, h.cfg.Dir)
+	}
+	rec, err := p.record()
+	if err != nil {
+		rec.Owned = there // the record of one that was made is lost
+	}
+	if want := (record{v.Key, v.UID, v.NetworkID, rec.Owned}); err != nil || rec != want {
+		rec = want
+		if err := cmp.Or(os.MkdirAll(string(p), 0o700), atomicfile.WriteJSON(p.at(recordName), rec)); err != nil {
+			return err
+		}
+	}
+	failpoint.Reach("volume/make/recorded")
+	if err := h.revive(p, v.UID); err != nil {
+		return err
+	}
+	tools, size := "", int64(0)
+	if !there {
+		size = wholeMiB(v.SizeBytes)
+		if tools, err = h.cfg.Tools(ctx); err != nil {
+			return err
+		}
+	}
+	if err := disk.Ensure(ctx, size, tools); err != nil {
+		if errors.Is(err, diskimage.ErrInUse) {
+			err = fmt.Errorf("%w: if pods had it open when its file system stopped, delete them", err)
+		}
+		return err
+	}
+	failpoint.Reach("volume/make/mounted")
+	if !rec.Owned {
+		first, err := h.cfg.HostUser(v.FirstUID)
+		if err != nil {
+			return fmt.Errorf("users of its machines: %w", err)
+		}
+		err = hostmount.Do(func() error {
+			return cmp.Or(os.Chown(disk.Mount, int(first), int(first)), os.Chmod(disk.Mount, 0o755))
+		})
+		if err != nil {
+			return err
+		}
+		rec.Owned = true
+		if err := atomicfile.WriteJSON(p.at(recordName), rec); err != nil {
+			return err
+		}
+		h.cfg.Log.Info("volume made", "volume", v.Key, "uid", v.UID)
+	}
+	if err := disk.Grow(ctx, wholeMiB(v.SizeBytes)); err != nil && !errors.Is(err, diskimage.ErrShrink) {
+		return err
+	}
+	return nil
+}
+
+// revive lets go of a file system that has stopped, as XFS does when the disk below fails or is
+// full, for it to be mounted anew: that mends it.
+func (h *Host) revive(p place, uid string) error {
+	mounted, err := hostmount.Has(p.image().Mount)
+	if err != nil || !mounted {
+		return err
+	}
+	if stopped(p.image().Mount) {
+		h.cfg.Log.Warn("volume's file system has stopped after an error of the disk below; mounting it anew", "uid", uid)
+		return h.letGo(uid)
+	}
+	return nil
+}
+
+// letGo unmounts a volume, and where machines have it.
+func (h *Host) letGo(uid string) error {
+	attached, err := h.Attached()
+	if err != nil {
+		return err
+	}
+	for _, a := range attached[uid] {
+		if err := hostmount.Unmount(h.shown(a.MachineUID, uid)); err != nil {
+			return err
+		}
+	}
+	return hostmount.Unmount(string(h.place(uid)))
+}
+
+// Remove destroys what is in a volume and takes everything of it away, from whatever state
+// it is in, also from those who use it. None there is no error.
+func (h *Host) Remove(ctx context.Context, uid string) error {
+	err := checkUID("volume", uid)
+	if err == nil {
+		err = h.remove(ctx, uid)
+	}
+	if err != nil {
+		return fmt.Errorf("remove volume %s: %w", uid, err)
+	}
+	return nil
+}
+
+func (h *Host) remove(ctx context.Context, uid string) error {
+	p := h.place(uid)
+	disk := p.image()
+	mounted, err := hostmount.Has(disk.Mount)
+	if err != nil {
+		return err
+	}
+	if mounted {
+		// Root in a machine may have it mounted where nobody else can take it away. Once it is shut
+		// down nobody writes to it any more, and its room is given back now.
+		if err := disk.ShutDown(); err != nil {
+			return err
+		}
+		failpoint.Reach("volume/remove/shut-down")
+		if err := os.Truncate(disk.File, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := h.letGo(uid); err != nil {
+		return err
+	}
+	failpoint.Reach("volume/remove/unmounted")
+	if err := diskimage.AwaitFree(ctx, disk.File); err != nil {
+		return fmt.Errorf("its data is gone, but somebody holds on to it still, in a machine say, which is over at the latest "+
+			"when that is removed or started anew: %w", err)
+	}
+	for _, file := range []string{disk.File, disk.File + diskimage.Partial} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	failpoint.Reach("volume/remove/disk-deleted")
+	// The folder last: as long as it is there, List shows the volume. This takes no folder away in
+	// which something is.
+	if err := os.Remove(disk.Mount); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	there, err := exists(string(p))
+	if err != nil || !there {
+		return err
+	}
+	if err := os.RemoveAll(string(p)); err != nil {
+		return err
+	}
+	h.cfg.Log.Info("volume removed", "uid", uid)
+	return nil
+}
+
+// Leave lets go of all volumes, which this host has no use for any more, and returns the folders
+// of those that are kept: of all.
+func (h *Host) Leave() (kept []string, err error) {
+	uids, err := h.uids()
+	if err != nil {
+		return nil, err
+	}
+	for _, uid := range uids {
+		if err := h.letGo(uid); err != nil {
+			return nil, err
+		}
+		kept = append(kept, string(h.place(uid)))
+	}
+	return kept, nil
+}
+
+// uids are those of all volumes of which there is something.
+func (h *Host) uids() (uids []string, err error) {
+	entries, err := os.ReadDir(h.cfg.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		if e.IsDir() && checkUID("volume", e.Name()) == nil {
+			uids = append(uids, e.Name())
+		}
+	}
+	return uids, err
+}
+
+// wholeMiB is a size that no block or sector divides otherwise, at least n.
+func wholeMiB(n int64) int64 { return (n + 1<<20 - 1) >> 20 << 20 }
+
+func checkSize(n int64) error {
+	if n < resource.MinVolumeBytes {
+		return fmt.Errorf("%d bytes: a volume has %d at least", n, int64(resource.MinVolumeBytes))
+	}
+	return nil
+}
+
+// checkUID keeps what becomes a folder's name from leading elsewhere.
+func checkUID(what, uid string) error {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-"
+	if uid == "" || len(uid) > 128 || strings.Trim(uid, letters) != "" || uid[0] == '-' {
+		return fmt.Errorf("%s UID %q: want letters, digits and dashes", what, uid)
+	}
+	return nil
+}
+
+func exists(name string) (bool, error) {
+	_, err := os.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// stopped says whether a mounted file system has shut itself down.
+func stopped(dir string) bool {
+	var st unix.Stat_t
+	return errors.Is(hostmount.Do(func() error { return unix.Stat(dir, &st) }), unix.EIO)
+}
