@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -38,13 +39,16 @@ type container struct {
 
 func (h *Host) server() container {
 	// Bricks say goodbye, so that nobody waits for them. Then they may as well be killed.
-	return container{host: h, id: "server", dir: h.at("server"), group: groups + "/" + h.cfg.ID + "/server", patience: 10 * time.Second}
+	return container{host: h, id: "server", dir: h.at("server"), group: h.group("server"), patience: 10 * time.Second}
 }
 
 func (h *Host) client(volume string) container {
 	id := "client-" + volume
-	return container{host: h, id: id, dir: h.at("clients", volume), group: groups + "/" + h.cfg.ID + "/" + id, patience: 2 * time.Second}
+	return container{host: h, id: id, dir: h.at("clients", volume), group: h.group(id), patience: 2 * time.Second}
 }
+
+// group is the name of a control group of this host's.
+func (h *Host) group(name string) string { return path.Join(groups, h.cfg.ID, name) }
 
 func (c container) at(name string) string { return filepath.Join(c.dir, name) }
 
@@ -69,7 +73,9 @@ func (c container) running(ctx context.Context) (now runc.Container, bundle []by
 }
 
 // ensure has it run. prepare is called before it is started.
-func (c container) ensure(ctx context.Context, spec *specs.Spec, image string, replace bool, prepare func() error) (started, old bool, err error) {
+func (c container) ensure(
+	ctx context.Context, spec *specs.Spec, image string, replace bool, prepare func() error,
+) (started, old bool, err error) {
 	want, err := json.MarshalIndent(spec, "", "  ")
 	if err != nil {
 		return false, false, err
@@ -186,7 +192,7 @@ func (c container) said() string {
 // base is what all containers of storage have. They are root of the host, in its user namespace,
 // with capabilities; DESIGN.md has what that comes to.
 func (c container) base(image string, args []string, memory int64, caps []string, mounts ...specs.Mount) (*specs.Spec, error) {
-	path, err := cgroup.Path(c.group)
+	groupPath, err := cgroup.Path(c.group)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +221,7 @@ func (c container) base(image string, args []string, memory int64, caps []string
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
 				{Type: specs.UTSNamespace}, {Type: specs.CgroupNamespace}},
-			CgroupsPath: path,
+			CgroupsPath: groupPath,
 			Resources: &specs.LinuxResources{
 				Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
 				Memory:  &specs.LinuxMemory{Limit: &memory},
@@ -237,7 +243,8 @@ func (c container) base(image string, args []string, memory int64, caps []string
 const tasks = 8192
 
 func bind(from, to string, options ...string) specs.Mount {
-	return specs.Mount{Type: "bind", Source: from, Destination: to, Options: append([]string{"bind", "nosuid", "nodev", "noexec"}, options...)}
+	options = append([]string{"bind", "nosuid", "nodev", "noexec"}, options...)
+	return specs.Mount{Type: "bind", Source: from, Destination: to, Options: options}
 }
 
 // fileOwner is what reads and writes files for other users, with their ownership: as they, and as
@@ -265,7 +272,8 @@ func (h *Host) serverSpec(c container, image string, files map[string][]byte) (*
 	spec.Linux.RootfsPropagation = "rslave"
 	// Making them, and opening none.
 	for _, kind := range []string{"c", "b"} {
-		spec.Linux.Resources.Devices = append(spec.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: kind, Access: "m"})
+		made := specs.LinuxDeviceCgroup{Allow: true, Type: kind, Access: "m"}
+		spec.Linux.Resources.Devices = append(spec.Linux.Resources.Devices, made)
 	}
 	return spec, mayMount(spec) // glusterd mounts a volume for a moment to replace one of its bricks
 }

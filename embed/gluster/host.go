@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/child"
 	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/appliance/rootfs"
@@ -241,6 +243,36 @@ func (h *Host) Stop(ctx context.Context) error {
 	return nil
 }
 
+// Clear takes away all of GlusterFS that is on this host, with mounts, and what glusterd knows of
+// the cluster, which has to have forgotten the host. Bricks' images are not in Dir; what is mounted
+// of them there is unmounted. Nothing there is no error.
+func (h *Host) Clear(ctx context.Context) error {
+	entries, err := os.ReadDir(h.at("clients"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if err := h.Unmount(ctx, e.Name()); err != nil {
+			return err
+		}
+	}
+	if err := h.Stop(ctx); err != nil {
+		return err
+	}
+	for _, name := range []string{"bricks", "mounts"} {
+		if err := hostmount.Unmount(h.at(name)); err != nil {
+			return err
+		}
+	}
+	if err := cgroup.Remove(h.group("")); err != nil {
+		return err
+	}
+	if left, err := hostmount.Below(h.cfg.Dir); err != nil || len(left) > 0 {
+		return fmt.Errorf("storage of this host: still mounted: %v: %w", left, err)
+	}
+	return os.RemoveAll(h.cfg.Dir)
+}
+
 // Running says whether Ensure would find glusterd's container running.
 func (h *Host) Running(ctx context.Context) (bool, error) {
 	c, ok, err := h.runc.State(ctx, h.server().id)
@@ -303,10 +335,11 @@ const logBytes = 8 << 20
 
 // keepLogs bounds the logs of all daemons and mounts, for they don't themselves. They append, so
 // what is cut goes on at its beginning. It is no part of ours, which may be away.
-const keepLogs = `while sleep 5; do
+const keepLogs = `while :; do
 	find /var/log/glusterfs -type f -name '*.log' -size +%dk | while read -r f; do
 		tail -c %d "$f" >"$f.1" && : >"$f"
 	done
+	sleep 5
 done
 `
 

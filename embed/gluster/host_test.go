@@ -34,6 +34,10 @@ func testOutlives(t *testing.T, a *node, volume string, brick Brick, servers []n
 		}
 		return now.PID
 	}
+	long := a.at("log", "clients", "long.log")
+	if err := os.WriteFile(long, append(make([]byte, 2*logBytes), "the end"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	server, client := pid(a.server()), pid(a.client(volume))
 	again := a.config(t)
 	for _, memory := range []int64{0, 2 << 30} {
@@ -111,6 +115,16 @@ func testOutlives(t *testing.T, a *node, volume string, brick Brick, servers []n
 	}
 	if old, err := a.Ensure(t.Context(), false); err != nil || old {
 		t.Errorf("old %v, %v", old, err)
+	}
+	wait.For(t, wait.Patience, "a log is cut", func(context.Context) error {
+		info, err := os.Stat(long)
+		if err == nil && info.Size() > 0 {
+			err = fmt.Errorf("it has %d bytes", info.Size())
+		}
+		return err
+	})
+	if text, err := os.ReadFile(long + ".1"); err != nil || len(text) != logBytes || !strings.HasSuffix(string(text), "the end") {
+		t.Errorf("of a log %d bytes are kept: %v", len(text), err)
 	}
 	for _, want := range []string{a.at("etc", "glusterd.vol"), a.at("lib", "glusterd.info"), a.at("log", "init", "glusterd.log")} {
 		if _, err := os.Stat(want); err != nil {

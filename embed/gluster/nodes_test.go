@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -148,20 +149,15 @@ func (c *cluster) newNode(t *testing.T, number int) *node {
 	n.Client = n.Host.Client()
 	c.plug(n)
 	t.Cleanup(func() {
-		ctx := context.Background()
-		mounts, err := n.Mounts(ctx)
-		for _, m := range mounts {
-			err = errors.Join(err, n.Unmount(ctx, m.Volume))
+		for range 2 {
+			if err := n.Clear(context.Background()); err != nil {
+				t.Errorf("%s: %v", n.name, err)
+			}
 		}
-		err = errors.Join(err, n.Stop(ctx))
-		for _, name := range []string{"bricks", "mounts"} {
-			err = errors.Join(err, hostmount.Unmount(n.at(name)))
-		}
-		left, err2 := hostmount.Below(n.cfg.Dir)
-		below, err3 := cgroup.List(groups + "/" + n.cfg.ID)
+		below, err := cgroup.List(groups)
 		state, _ := os.ReadDir(n.cfg.Runc)
-		if err := errors.Join(err, err2, err3, cgroup.Remove(groups+"/"+n.cfg.ID)); err != nil || len(left)+len(below)+len(state) > 0 {
-			t.Errorf("left of %s: mounts %v, control groups %v, containers %v: %v", n.name, left, below, state, err)
+		if err != nil || slices.Contains(below, n.cfg.ID) || len(state) > 0 {
+			t.Errorf("left of %s: control groups %v, containers %v: %v", n.name, below, state, err)
 		}
 	})
 	return n
