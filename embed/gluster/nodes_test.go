@@ -84,7 +84,6 @@ func killed(t *testing.T, j job) {
 type cluster struct {
 	dir     string
 	payload string
-	image   string // the payload's image storage, unpacked
 	ca      *pki.CA
 	nodes   []*node
 	plug    func(n *node)
