@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -98,7 +99,7 @@ func (h *host) boot() error {
 		Transport: client.Transport(),
 		Log:       h.part("endpoints"),
 	})
-	h.items = h.machineItems
+	h.items = func() []status.Item { return append(h.machineItems(), h.volumeItems()...) }
 	add(h.graph, "status", &needs{}, h.status)
 	h.agent = add(h.graph, "agent", &needs{}, agent.New(agent.Config{
 		Log:    h.part("agent"),
@@ -211,6 +212,22 @@ func (h *host) machineItems() []status.Item {
 			state = "Running"
 		}
 		out = append(out, status.Item{Kind: "machine", Name: m.Key, State: state, Detail: m.Message})
+	}
+	return out
+}
+
+// volumeItems are the volumes, for the status.
+func (h *host) volumeItems() (out []status.Item) {
+	seen, err := h.volumes.List()
+	if err != nil {
+		return nil
+	}
+	for _, v := range seen {
+		state := "Ready"
+		if !v.Ready {
+			state = "NotReady"
+		}
+		out = append(out, status.Item{Kind: "volume", Name: cmp.Or(v.Key, v.UID), State: state, Detail: v.Message})
 	}
 	return out
 }

@@ -162,7 +162,8 @@ func judge(inv inventory.Inventory, w Wanted, volumes map[string]bool) []Orphan 
 			o := Orphan{Item: i, Why: why}
 			if what, uid := i.Owner.Split(); what == "volume" && i.Kind == inventory.Folder && !volumes[uid] {
 				o.Kept = true
-				o.Why += "; a tenant's data is in it, so it is kept: to delete it, multipaas doctor --fix --volume " + uid
+				o.Why += "; a tenant's data is in it (volume.json says whose), so it is kept: " +
+					"to delete it, multipaas doctor --fix --volume " + uid
 			}
 			orphans = append(orphans, o)
 		}

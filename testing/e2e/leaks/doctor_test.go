@@ -17,10 +17,11 @@ import (
 	"github.com/multipaas/multipaas/testing/wait"
 )
 
-// A workspace's id and a machine's UID that nobody has.
+// A workspace's id and UIDs of a machine and a volume that nobody has.
 const (
 	noWorkspace = "00beef"
 	noMachine   = "00000000-dead-4eef-8000-000000000000"
+	noVolume    = "00000000-dead-4eef-8000-000000000001"
 )
 
 // planted is what nobody wants, and how it comes to be on a host.
@@ -48,6 +49,10 @@ for d in /sys/fs/cgroup/* /sys/fs/cgroup; do [ ! -d $d/multipaas/planes/` + noWo
 // loopDevice is an orphan of a machine. The agent removes a machine's folder by
 // itself, so its file is gone already: only doctor finds the device.
 var loopDevice = planted{inventory.Loop, "/dev/loop", `d=/var/lib/multipaas/machines/` + noMachine + `.x; mkdir -p $d && truncate -s 8M $d/disk.img && losetup --find $d/disk.img && rm -r $d`}
+
+// strangeVolume is kept until its UID is typed.
+var strangeVolume = planted{inventory.Folder, "/var/lib/multipaas/volumes/" + noVolume,
+	`d=/var/lib/multipaas/volumes/` + noVolume + `; mkdir -p $d/mount && echo data >$d/disk.img`}
 
 // testDoctor plants orphans in a live datacenter, sees that doctor names each, that
 // it removes each, and that all else stays as it was. Of firewall tables it can't plant
@@ -77,14 +82,19 @@ func testDoctor(t *testing.T, d *dctest.Datacenter) {
 		planted{kind: inventory.User, name: "plane-" + noWorkspace})
 	named(t, d.Server, all)
 	plant(t, d.Nodes[0], loopDevice)
-	named(t, d.Nodes[0], []planted{loopDevice})
+	plant(t, d.Nodes[0], strangeVolume)
+	named(t, d.Nodes[0], []planted{loopDevice, strangeVolume})
 
 	// A comparison names them too, so it can fail.
 	if got := d.Leaks(t, 15*time.Second, before); len(got) < len(onServer)-2 {
 		t.Errorf("with %d orphans planted the inventories differ by only\n%s", len(onServer), strings.Join(got, "\n"))
 	}
+	r, err := examine(t.Context(), d.Nodes[0], "--fix")
+	if err != nil || len(r.Orphans) != 2 || r.Orphans[0].Kept || !r.Orphans[1].Kept {
+		t.Errorf("doctor --fix that was told of no volume: %+v, %v; want it kept, alone", r.Orphans, err)
+	}
 	for _, h := range []*lab.Host{d.Server, d.Nodes[0], d.Nodes[1]} {
-		r, err := examine(t.Context(), h, "--fix")
+		r, err := examine(t.Context(), h, "--fix", "--volume", noVolume)
 		if err != nil {
 			t.Errorf("%s: doctor --fix: %v", h.Name(), err)
 		}

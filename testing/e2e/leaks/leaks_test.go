@@ -97,8 +97,8 @@ func testRounds(t *testing.T, d *dctest.Datacenter, rounds int, done *int) (foun
 	return len(leaks)
 }
 
-// round makes a workspace of its own name with two machines, pushes an image
-// that nobody has, deploys it, asks it and takes all away.
+// round makes a workspace of its own name with two machines and a volume, pushes an
+// image that nobody has, deploys it, asks it and takes all away.
 func round(t *testing.T, d *dctest.Datacenter, program v1.Image, n int) {
 	t.Helper()
 	began := time.Now()
@@ -106,6 +106,7 @@ func round(t *testing.T, d *dctest.Datacenter, program v1.Image, n int) {
 	// Each second one keeps its cluster in the platform's etcd, with a user there.
 	kind := []string{"etcd", "kine"}[n%2]
 	d.Must(t, datacenter.Owner, "ws", "create", name, "--machines", "2", "--cpu", "500m", "--memory", "1Gi", "--disk", "4Gi", "--datastore", kind, "--timeout", "5m")
+	d.Must(t, datacenter.Owner, "volumes", "create", "leaf", "-w", name, "--size", "320Mi", "--timeout", "5m")
 	push(t, d, program, name)
 	d.Must(t, datacenter.Owner, "apps", "deploy", "leaf", "-w", name, "--image", name+":1", "--port", "8080", "--instances", "1", "--timeout", "5m")
 	client := d.Client()
@@ -127,6 +128,7 @@ func round(t *testing.T, d *dctest.Datacenter, program v1.Image, n int) {
 		return nil
 	})
 	d.Must(t, datacenter.Owner, "apps", "delete", "leaf", "-w", name, "--yes", "--timeout", "5m")
+	d.Must(t, datacenter.Owner, "volumes", "delete", "leaf", "-w", name, "--yes", "--timeout", "5m")
 	d.Must(t, datacenter.Owner, "ws", "delete", name, "--yes", "--timeout", "5m")
 	d.Must(t, datacenter.Owner, "images", "delete", name, "--yes")
 	t.Logf("round %d (%s) took %s", n, kind, time.Since(began).Round(time.Second))
