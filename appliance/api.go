@@ -13,6 +13,7 @@ import (
 	"github.com/multipaas/multipaas/modules/node"
 	"github.com/multipaas/multipaas/modules/registry"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/storage"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/task"
 	"github.com/multipaas/multipaas/modules/workspace"
@@ -24,6 +25,7 @@ func (s *server) addAPI(
 	from part[*store.Store],
 	id part[*identity.Identity],
 	controller part[*workspace.Controller],
+	volumes part[*storage.Controller],
 	images part[*registry.Registry],
 	tasks part[*task.Tasks],
 	hub part[*node.Hub],
@@ -33,6 +35,8 @@ func (s *server) addAPI(
 		Store:      from.of(n),
 		Identity:   id.of(n),
 		Workspaces: controller.of(n),
+		Volumes:    volumes.of(n),
+		Claims:     storage.Claims{Clusters: controller.of(n)},
 		Images:     images.of(n),
 		Tasks:      tasks.of(n),
 		Datastore:  s.cfg.Datastore,

@@ -95,7 +95,7 @@ func (s *server) boot() (err error) {
 	s.addApps(store, controller, registry, apps, workspaces)
 	s.addPlaneRouter(controller)
 	s.addHealth(database, identity, planes, nodes, claims)
-	s.addAPI(certificate, store, identity, controller, registry, tasks, hub)
+	s.addAPI(certificate, store, identity, controller, storage, registry, tasks, hub)
 	return nil
 }
 

@@ -68,7 +68,7 @@ func TestBoot(t *testing.T) {
 		"deployer":      store + "apps workspaces planes registry",
 		"plane-router":  "planes",
 		"health":        "nodes vnis first-admin",
-		"api":           store + "first-admin planes registry tasks " + caches + "workspacekeys vnis volumes certificate",
+		"api":           store + "first-admin planes storage registry tasks " + caches + "workspacekeys vnis volumes certificate",
 	}
 	for _, p := range s.graph.Status() {
 		if got := strings.Join(p.WaitingFor, " "); got != strings.TrimSpace(want[p.Name]) {

@@ -35,6 +35,8 @@ type Config struct {
 	Store      *store.Store
 	Identity   Identity
 	Workspaces Workspaces
+	Volumes    Volumes
+	Claims     Claims
 	Images     Images
 	Tasks      Tasks
 	Audit      Audit // nil: to Log
@@ -101,6 +103,7 @@ type Identity interface {
 	WithdrawAll(ctx context.Context, place string) error
 
 	CreateJoinToken(ctx context.Context, ttl time.Duration, by string) (text string, token *resource.JoinToken, err error)
+	KubeUser(p *access.Principal, ws *resource.Workspace) resource.KubeUser
 	IssueKubeToken(ctx context.Context, p *access.Principal, ws *resource.Workspace) (resource.KubeToken, error)
 
 	ServeDiscovery(w http.ResponseWriter, r *http.Request)
@@ -119,6 +122,30 @@ type Workspaces interface {
 	CreateNamespace(ctx context.Context, workspace, name string) error
 	DeleteNamespace(ctx context.Context, workspace, name string) error
 	ClusterNodes(ctx context.Context, workspace string) ([]resource.ClusterNode, error)
+}
+
+// Volumes knows what room hosts have for them; modules/storage. It may be called concurrently.
+type Volumes interface {
+	// Grow calls commit, which writes that a volume shall have so many bytes more, unless
+	// its host has not so much free: an *access.Refusal. Two don't get the same room.
+	Grow(ctx context.Context, v *resource.Volume, more int64, commit func() error) error
+}
+
+// Claims reaches the claims of workspaces' clusters, as a user there; modules/storage. All
+// methods may be called concurrently and block until the plane has answered or ctx is done.
+// Errors are an *access.Refusal, after which nothing is as was asked for, or
+// resource.ErrNotReady, after which nobody knows.
+type Claims interface {
+	List(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, namespace string) ([]resource.Claim, error)
+	// Create returns the claim as it is if there is one: then made is false.
+	Create(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, c resource.Claim) (now resource.Claim, made bool, err error)
+	// Delete begins it: a claim stays while pods use it.
+	Delete(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, namespace, name string) error
+	// Bind gives a volume that is ready to the claim that Spec.Claim names, which it
+	// makes. Release takes it from that claim, which it deletes, and keeps what is in the
+	// volume. Both may be repeated, and go on where an earlier call has ended.
+	Bind(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error
+	Release(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error
 }
 
 // Images reaches the registry. All methods may be called concurrently.
@@ -192,6 +219,7 @@ func New(cfg Config) *API {
 	a.clusterOperations()
 	a.appOperations()
 	a.volumeOperations()
+	a.claimOperations()
 	a.imageOperations()
 	a.nodeOperations()
 	a.tokenOperations()

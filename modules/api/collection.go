@@ -43,6 +43,8 @@ type collection[V any, P pointer[V]] struct {
 	complete func(now, was P)
 	// check says everything that is wrong with what is asked for.
 	check func(ctx context.Context, now, was P) error
+	// within calls commit, which stores a change; nil: nothing is to be known about that.
+	within func(ctx context.Context, now, was P, commit func() error) error
 	// verb is what a task calls a change; nil: "update".
 	verb func(now, was P) string
 	// show fills in what is computed for those who ask, and not stored, and takes out
@@ -382,7 +384,15 @@ func (c *collection[V, P]) update(ctx context.Context, was P, ask func(now P)) (
 	task, begin := c.begin(ctx, verb, now)
 	// What is there can be changed also when little room is left: the task of it is one of
 	// few that its target has.
-	if err := c.api.store.Commit(store.WithReserve(ctx), granted, c.kind().UpdateOp(now), begin); err != nil {
+	commit := func() error {
+		return c.api.store.Commit(store.WithReserve(ctx), granted, c.kind().UpdateOp(now), begin)
+	}
+	if c.within != nil {
+		err = c.within(ctx, now, was, commit)
+	} else {
+		err = commit()
+	}
+	if err != nil {
 		return nil, err
 	}
 	if c.changed != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/api"
 	"github.com/multipaas/multipaas/modules/identity"
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/task"
@@ -35,6 +36,8 @@ type clusters struct {
 	mu         sync.Mutex
 	namespaces map[string]bool
 	err        error
+	claimsErr  error
+	users      []string // who changed claims
 }
 
 func (c *clusters) Access(_ context.Context, ws *resource.Workspace) (resource.KubeAccess, error) {
@@ -84,6 +87,49 @@ func (c *clusters) DeleteNamespace(_ context.Context, key, name string) error {
 
 func (c *clusters) ClusterNodes(context.Context, string) ([]resource.ClusterNode, error) {
 	return []resource.ClusterNode{{Name: "shop-1", Ready: true, Node: "host1"}}, c.err
+}
+
+// List, Create, Delete, Bind and Release are of the claims of a cluster: the user has to be
+// somebody.
+func (c *clusters) List(_ context.Context, _ *resource.Workspace, _ resource.KubeUser, namespace string) ([]resource.Claim, error) {
+	return []resource.Claim{{Name: "data", Namespace: namespace, SizeBytes: 1 << 30}}, c.claimsErr
+}
+
+func (c *clusters) Create(_ context.Context, _ *resource.Workspace, as resource.KubeUser, want resource.Claim) (resource.Claim, bool, error) {
+	c.as(as)
+	if want.Name == "data" {
+		return resource.Claim{Name: "data", Class: "local", SizeBytes: 1 << 30}, false, c.claimsErr
+	}
+	return want, true, c.claimsErr
+}
+
+func (c *clusters) Delete(_ context.Context, _ *resource.Workspace, as resource.KubeUser, _, _ string) error {
+	c.as(as)
+	return c.claimsErr
+}
+
+func (c *clusters) Bind(_ context.Context, _ *resource.Workspace, as resource.KubeUser, _ *resource.Volume) error {
+	c.as(as)
+	return c.claimsErr
+}
+
+func (c *clusters) Release(_ context.Context, _ *resource.Workspace, as resource.KubeUser, _ *resource.Volume) error {
+	c.as(as)
+	return c.claimsErr
+}
+
+func (c *clusters) as(who resource.KubeUser) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.users = append(c.users, who.Name+" "+strings.Join(who.Groups, ","))
+}
+
+// Grow has room for 100 GiB more.
+func (c *clusters) Grow(_ context.Context, _ *resource.Volume, more int64, commit func() error) error {
+	if more > 100<<30 {
+		return &access.Refusal{Reason: access.ErrExists, Text: "The volume can't grow: its host is full."}
+	}
+	return commit()
 }
 
 // images stands for the registry.
@@ -162,7 +208,7 @@ func newSite(t testing.TB, change ...func(*api.Config)) *site {
 	s.identity = identity.New(identity.Config{Store: s.store, Issuer: "https://mp.example:7443", RegistryService: "mp.example:5000", CAKeyHash: "cafe"})
 	gatherer := prometheus.NewRegistry()
 	cfg := api.Config{
-		Store: s.store, Identity: s.identity, Workspaces: s.clusters, Images: s.images, Tasks: task.New(task.Config{Store: s.store}), Audit: s.audit,
+		Store: s.store, Identity: s.identity, Workspaces: s.clusters, Volumes: s.clusters, Claims: s.clusters, Images: s.images, Tasks: task.New(task.Config{Store: s.store}), Audit: s.audit,
 		Info: resource.Info{Version: "test", Domain: "mp.example", KubernetesVersions: []string{"1.9", "1.36", "1.35"}, Registration: "open"},
 		Agent: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, "agent "+r.URL.Path)
@@ -267,7 +313,7 @@ func (s *site) things() {
 		one(&drop, &make, store.Of[resource.App](s.store), &resource.App{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "hello"),
 			Spec: resource.AppSpec{Namespace: "default", Image: "hello:1", Instances: 1, Port: 8080}})
 		one(&drop, &make, store.Of[resource.Volume](s.store), &resource.Volume{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "data"),
-			Spec: resource.VolumeSpec{Class: resource.LocalVolume, SizeBytes: 1 << 30}, Status: resource.VolumeStatus{Node: "secret-host", NodeUID: "secret-uid"}})
+			Spec: resource.VolumeSpec{Class: resource.LocalVolume, SizeBytes: 1 << 30}, Status: resource.VolumeStatus{State: resource.State{Phase: resource.Ready}, Node: "secret-host", NodeUID: "secret-uid"}})
 		drop = append(drop, store.Of[resource.Volume](s.store).DeleteOp(&resource.Volume{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "fresh")}))
 		one(&drop, &make, store.Of[resource.Machine](s.store), &resource.Machine{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "shop-1"), Spec: resource.MachineSpec{Node: "secret-host"}})
 		one(&drop, &make, store.Of[resource.Task](s.store), &resource.Task{Meta: meta(account + "-task"), Status: resource.TaskStatus{State: resource.TaskDone},

@@ -19,8 +19,7 @@ type VolumePatch struct {
 }
 
 const (
-	maxVolumeBytes = 1 << 50 // no host has more, and a thousand of them still add up in 63 bits
-	volumeStep     = 1 << 20 // sizes are multiples of it: file systems in files want whole blocks
+	volumeStep = 1 << 20 // sizes are multiples of it: file systems in files want whole blocks
 
 	// claimedPrefix begins the names of volumes that were made for claims.
 	claimedPrefix = "pvc-"
@@ -44,9 +43,23 @@ func (a *API) volumeOperations() {
 		},
 		complete: completeVolume,
 		check:    checkVolume,
-		verb:     func(_, _ *resource.Volume) string { return "resize" },
-		keep:     keepVolume,
-		show:     a.showVolumes,
+		within: func(ctx context.Context, now, was *resource.Volume, commit func() error) error {
+			if more := now.Spec.SizeBytes - was.Spec.SizeBytes; more > 0 {
+				return a.cfg.Volumes.Grow(ctx, was, more, commit)
+			}
+			return commit()
+		},
+		verb: func(now, was *resource.Volume) string {
+			switch {
+			case now.Spec.Claim == was.Spec.Claim:
+				return "resize"
+			case now.Spec.Claim == "":
+				return "unbind"
+			}
+			return "bind"
+		},
+		keep: keepVolume,
+		show: a.showVolumes,
 	}
 	volumes.list("The volumes of a workspace")
 	volumes.get("One volume")
@@ -55,6 +68,7 @@ func (a *API) volumeOperations() {
 		set(&now.Spec.SizeBytes, body.Spec.SizeBytes)
 	})
 	volumes.remove("Delete a volume with all data in it")
+	a.bindOperations(volumes)
 }
 
 // completeVolume takes a class that is left out from what is there, or the default, and
@@ -66,7 +80,7 @@ func completeVolume(now, was *resource.Volume) {
 	}
 	spec := &now.Spec
 	spec.Class = cmp.Or(spec.Class, from.Class)
-	if spec.SizeBytes != from.SizeBytes && spec.SizeBytes <= maxVolumeBytes {
+	if spec.SizeBytes != from.SizeBytes && spec.SizeBytes <= resource.MaxVolumeBytes {
 		spec.SizeBytes = (spec.SizeBytes + volumeStep - 1) / volumeStep * volumeStep
 	}
 }
@@ -86,8 +100,8 @@ func checkVolume(_ context.Context, now, was *resource.Volume) error {
 	case size < resource.MinVolumeBytes:
 		return invalid("body.spec.sizeBytes", fmt.Sprintf("%s is too small: a volume has at least %s", text(size), text(resource.MinVolumeBytes)),
 			"Ask for more.")
-	case size > maxVolumeBytes:
-		return invalid("body.spec.sizeBytes", fmt.Sprintf("%s is too large: a volume has at most %s", text(size), text(maxVolumeBytes)),
+	case size > resource.MaxVolumeBytes:
+		return invalid("body.spec.sizeBytes", fmt.Sprintf("%s is too large: a volume has at most %s", text(size), text(resource.MaxVolumeBytes)),
 			"Ask for less.")
 	case was == nil:
 	case size < was.Spec.SizeBytes:
@@ -116,9 +130,13 @@ func keepVolume(_ context.Context, v *resource.Volume) error {
 	if v.Spec.Claim == "" {
 		return nil
 	}
-	namespace, claim, _ := strings.Cut(v.Spec.Claim, "/")
-	return conflict("in-use", fmt.Sprintf("The claim %s has the volume.", v.Spec.Claim),
-		fmt.Sprintf("Delete the claim, and the volume goes with it: `kubectl -n %s delete pvc %s`.", namespace, claim))
+	remedy := "Let go of it first: `mp volumes unbind " + v.Name + "`."
+	if strings.HasPrefix(v.Name, claimedPrefix) {
+		namespace, claim, _ := strings.Cut(v.Spec.Claim, "/")
+		remedy = fmt.Sprintf("Delete the claim, and the volume goes with it: `mp pvc delete %s --namespace %s`. "+
+			"If there is no such claim any more: `mp volumes unbind %s`.", claim, namespace, v.Name)
+	}
+	return conflict("in-use", fmt.Sprintf("The claim %s has the volume.", v.Spec.Claim), remedy)
 }
 
 // showVolumes names the machines that are where a volume is, and the host only to those

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/multipaas/multipaas/modules/api"
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -30,7 +31,7 @@ func TestVolumesRefuse(t *testing.T) {
 	sized := func(n int64) string { return fmt.Sprintf(`{"spec":{"sizeBytes":%d}}`, n) }
 
 	refused(422, "PUT", "db", sized(299<<20), "299Mi is too small: a volume has at least 300Mi")
-	refused(422, "PUT", "db", sized(1<<50+1), "is too large")
+	refused(422, "PUT", "db", sized(1<<48+1), "is too large")
 	refused(422, "PUT", "db", sized(-1))
 	refused(422, "PUT", "db", `{"spec":{}}`)
 	refused(422, "PUT", "db", `{"spec":{"class":"shared","sizeBytes":1073741824}}`)
@@ -62,7 +63,7 @@ func TestVolumesRefuse(t *testing.T) {
 	}
 	change("db", func(v *resource.Volume) { v.Spec.Claim = "staging/files" })
 	refused(409, "PATCH", "db", sized(3<<30), "The claim staging/files has the volume", "kubectl -n staging edit pvc files")
-	refused(409, "DELETE", "db", "", "The claim staging/files has the volume", "kubectl -n staging delete pvc files")
+	refused(409, "DELETE", "db", "", "The claim staging/files has the volume", "mp volumes unbind db")
 	change("db", func(v *resource.Volume) {
 		v.Status.Attachments = []resource.VolumeAttachment{{Machine: "shop-2", MachineUID: "2"}, {Machine: "shop-1", MachineUID: "1", Attached: true}}
 	})
@@ -97,6 +98,79 @@ func TestVolumesSayWhereTheyAre(t *testing.T) {
 	if v := mustGet(t, store.Of[resource.Volume](s.store), inShopKey+"data"); v.Status.Near != nil {
 		t.Errorf("stored: near %v", v.Status.Near)
 	}
+}
+
+// TestBind: which claim has a volume is written while something of it may be in the
+// cluster, and no longer.
+func TestBind(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	const path = inShop + "/volumes/data/claim"
+	claim := func(want string) {
+		t.Helper()
+		if v := mustGet(t, store.Of[resource.Volume](s.store), inShopKey+"data"); v.Spec.Claim != want {
+			t.Errorf("claim is %q, want %q", v.Spec.Claim, want)
+		}
+	}
+	refused := func(status int, method, body string, says ...string) {
+		t.Helper()
+		got := s.want(status, dev, method, path, body)
+		for _, say := range says {
+			if !strings.Contains(got.body, say) {
+				t.Errorf("%s %s: %q is missing in %s", method, body, say, got.body)
+			}
+		}
+	}
+	// The cluster says no: nothing is left. It doesn't answer: the claim stays.
+	s.clusters.claimsErr = &access.Refusal{Reason: access.ErrDenied, Text: "The cluster refuses it: not yours."}
+	refused(403, "PUT", `{"namespace":"secret"}`, "The cluster refuses it: not yours")
+	claim("")
+	s.clusters.claimsErr = fmt.Errorf("%w: connection refused", resource.ErrNotReady)
+	s.want(409, dev, "PUT", path, `{}`)
+	claim("default/data")
+	s.clusters.claimsErr = nil
+	got := into[resource.Accepted[resource.Volume]](t, s.want(http.StatusAccepted, dev, "PUT", path, `{}`)) // the same again
+	if got.Task == "" || got.Resource.Spec.Claim != "default/data" {
+		t.Errorf("bound: %+v", got)
+	}
+	refused(409, "PUT", `{"claim":"other"}`, "The claim default/data has the volume", "mp volumes unbind data")
+	s.want(http.StatusConflict, dev, "DELETE", inShop+"/volumes/data", "")
+
+	s.clusters.claimsErr = &access.Refusal{Reason: access.ErrExists, Text: "The claim is in use by pod a in namespace default."}
+	refused(409, "DELETE", "", "in use by pod a")
+	claim("default/data")
+	s.clusters.claimsErr = nil
+	s.want(http.StatusOK, admin, "DELETE", path, "")
+	claim("")
+	s.want(http.StatusOK, admin, "DELETE", path, "") // there is nothing to do
+	if want := []string{"multipaas:" + dev + " multipaas:org-developer", "multipaas:" + admin + " multipaas:org-admin"}; s.clusters.users[0] != want[0] || s.clusters.users[len(s.clusters.users)-1] != want[1] {
+		t.Errorf("it was done as %v", s.clusters.users)
+	}
+
+	// One that isn't ready can't be had yet, and says why.
+	if _, err := store.Of[resource.Volume](s.store).Modify(t.Context(), inShopKey+"data", func(v *resource.Volume) error {
+		v.Status.Phase = resource.Pending
+		v.Status.Conditions.Set(resource.Condition{Type: resource.VolumePlaced, Status: resource.False, Message: "no host has room"})
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	refused(409, "PUT", `{}`, "not there yet: no host has room")
+
+	// Nor does it grow beyond what its host has.
+	refused = func(status int, method, body string, says ...string) {
+		t.Helper()
+		if got := s.want(status, dev, method, inShop+"/volumes/data", body); !strings.Contains(got.body, says[0]) {
+			t.Errorf("%q is missing in %s", says[0], got.body)
+		}
+	}
+	refused(409, "PATCH", `{"spec":{"sizeBytes":214748364800}}`, "its host is full")
+	refused(202, "PATCH", `{"spec":{"sizeBytes":21474836480}}`, `"sizeBytes":21474836480`)
+
+	// Of a claim that is there, one that asks for less is content.
+	s.want(http.StatusOK, dev, "PUT", inShop+"/namespaces/default/claims/data", `{"spec":{"sizeBytes":1073741824}}`)
+	s.want(http.StatusConflict, dev, "PUT", inShop+"/namespaces/default/claims/data", `{"spec":{"sizeBytes":1073741825}}`)
+	s.want(http.StatusPreconditionFailed, dev, "PUT", inShop+"/namespaces/default/claims/data", `{"spec":{"sizeBytes":1}}`, "If-None-Match", "*")
 }
 
 const inShopKey = "acme/web/shop/"

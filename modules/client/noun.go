@@ -119,7 +119,11 @@ func (n noun[V]) named(c *call, name string) (thing, error) {
 	if err != nil {
 		return thing{}, err
 	}
-	return thing{Target: t, name: name, label: name, path: t.at(n.in, n.many(), name)}, checkName(n.one, name)
+	it := thing{Target: t, name: name, label: name, path: t.at(n.in, n.many(), name)}
+	if n.in == inNamespace {
+		return it, nil // names of Kubernetes' own may be longer: the cluster says what is wrong
+	}
+	return it, checkName(n.one, name)
 }
 
 // maxItems bounds a list; a platform that has more is asked for less at a time.

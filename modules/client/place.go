@@ -54,10 +54,11 @@ const (
 	inAccount
 	inOrganization
 	inWorkspace
+	inNamespace // of its cluster: "default", if none is chosen
 )
 
 func (d depth) String() string {
-	return [...]string{"platform", "account", "organization", "workspace"}[d]
+	return [...]string{"platform", "account", "organization", "workspace", "namespace"}[d]
 }
 
 // need is place, with everything down to d set.
@@ -65,6 +66,9 @@ func (c *call) need(d depth) (Target, error) {
 	t, err := c.place()
 	if err != nil {
 		return t, err
+	}
+	if d == inNamespace {
+		t.Namespace = cmp.Or(t.Namespace, "default")
 	}
 	for i, name := range t.levels()[:d] {
 		if *name == "" {
@@ -141,7 +145,7 @@ func (c *call) forget(gone Target) error {
 
 // at is the API's path of a place, as deep as d, with more words behind.
 func (t Target) at(d depth, words ...string) string {
-	place := []string{"accounts", t.Account, "organizations", t.Organization, "workspaces", t.Workspace}
+	place := []string{"accounts", t.Account, "organizations", t.Organization, "workspaces", t.Workspace, "namespaces", t.Namespace}
 	return apiPath(slices.Concat(place[:2*d], words)...)
 }
 
@@ -257,6 +261,9 @@ func placeFlags(d depth) []cli.Flag {
 		&cli.StringFlag{Name: "account", Aliases: []string{"a"}, Usage: "work in account `NAME` (MP_ACCOUNT)"},
 		&cli.StringFlag{Name: "organization", Aliases: []string{"org"}, Usage: "work in organization `NAME` (MP_ORGANIZATION)"},
 		&cli.StringFlag{Name: "workspace", Aliases: []string{"w", "ws"}, Usage: "work in workspace `NAME` (MP_WORKSPACE)"},
+	}
+	if d == inNamespace {
+		return append(all, namespaceFlag())
 	}
 	return all[:d]
 }

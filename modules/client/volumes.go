@@ -1,8 +1,10 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -48,7 +50,7 @@ func attachedTo(v *resource.Volume, which func(resource.VolumeAttachment) bool) 
 
 func (p *program) volumeCommands() *command {
 	volumes := p.volumes()
-	return group("volumes, volume", "create, list, show, resize and delete a workspace's volumes",
+	return group("volumes, volume", "create, list, show, resize, bind and delete a workspace's volumes",
 		volumes.create(command{
 			usage: "make a volume",
 			about: `A volume of the class local is on the disk of one host: as fast as that, and lost with it.
@@ -59,13 +61,7 @@ Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which a
 				sizeFlag("`SIZE` of it, a limit: 10Gi"),
 				&cli.StringFlag{Name: "class", Usage: "`CLASS` of it: local, which is the default"},
 			},
-		}, func(c *call) (any, error) {
-			size, err := neededSize(c)
-			return struct {
-				Class     string `json:"class,omitempty"`
-				SizeBytes int64  `json:"sizeBytes"`
-			}{c.String("class"), size}, err
-		}),
+		}, newVolume),
 		volumes.list(help("list the workspace's volumes", "mp volumes list", "mp volumes list -o wide")),
 		volumes.show(help("show a volume, where its data is, and who has it", "mp volumes show db")),
 		volumes.set(command{
@@ -78,8 +74,42 @@ Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which a
 			size, err := neededSize(c)
 			return map[string]any{"sizeBytes": size}, "has " + resource.Bytes.Text(size), err
 		}),
-		volumes.delete("Delete volume %s with all data in it?", help("delete a volume with all data in it", "mp volumes delete db --yes")),
+		&command{
+			name:  "bind",
+			usage: "give a volume to a claim in the cluster, so that pods can use it",
+			args:  "NAME",
+			names: volumes.names,
+			about: `The claim, a PersistentVolumeClaim, is made, and called as the volume if --claim says
+nothing else. What is in the volume stays when the claim is deleted.`,
+			examples: []string{"mp volumes bind db", "mp volumes bind db --namespace staging --claim data"},
+			flags: flags(placeFlags(inWorkspace), namespaceFlag(),
+				&cli.StringFlag{Name: "claim", Usage: "`NAME` of the claim, if not as the volume's"},
+				dryRunFlag(), waitFlags(), resultFlag()),
+			run: volumes.on((*call).bindVolume),
+		},
+		&command{
+			name:  "unbind",
+			usage: "take a volume from its claim, and keep what is in it",
+			args:  "NAME",
+			names: volumes.names,
+			about: `The claim is deleted, also one for which the volume was made. While pods use it, that
+is refused: delete them, or scale down what makes them.`,
+			examples: []string{"mp volumes unbind db --yes"},
+			flags:    flags(placeFlags(inWorkspace), yesFlag(), dryRunFlag(), resultFlag()),
+			run:      volumes.on((*call).unbindVolume),
+		},
+		volumes.delete("Delete volume %s with all data in it?",
+			help("delete a volume with all data in it", "mp volumes delete db --yes")),
 	)
+}
+
+// newVolume is what is said of a new volume or claim.
+func newVolume(c *call) (any, error) {
+	size, err := neededSize(c)
+	return struct {
+		Class     string `json:"class,omitempty"`
+		SizeBytes int64  `json:"sizeBytes"`
+	}{c.String("class"), size}, err
 }
 
 func sizeFlag(usage string) cli.Flag { return &cli.StringFlag{Name: "size", Usage: usage} }
@@ -122,4 +152,67 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 		}
 	}
 	printConditions(w, "CONDITIONS", v.Status.Conditions)
+}
+
+func (c *call) bindVolume(it thing) error {
+	claim := map[string]string{"namespace": cmp.Or(it.Namespace, "default"), "claim": cmp.Or(c.String("claim"), it.name)}
+	volumes := c.volumes()
+	accepted, err := volumes.write(c, http.MethodPut, it.path+"/claim", claim)
+	if err != nil {
+		return err
+	}
+	said := fmt.Sprintf("%s has the claim %s: pods in namespace %s use it by that name.", volumes.subject(it),
+		printable(claim["claim"]), printable(claim["namespace"]))
+	return volumes.settle(c, it.path, accepted, said, said)
+}
+
+func (c *call) unbindVolume(it thing) error {
+	volumes := c.volumes()
+	const ask = "Take volume %s from its claim? The claim is deleted, what is in the volume stays."
+	if err := c.confirm(fmt.Sprintf(ask, it.inFull()), ""); err != nil {
+		return err
+	}
+	accepted, err := volumes.write(c, http.MethodDelete, it.path+"/claim", nil)
+	if err != nil {
+		return err
+	}
+	return volumes.printResult(c, &accepted.Resource, "%s has no claim, and what was in it.", volumes.subject(it))
+}
+
+func (p *program) claims() noun[resource.Claim] {
+	return noun[resource.Claim]{
+		one:   "claim",
+		in:    inNamespace,
+		gone:  "being deleted", // pods may use it
+		holds: true,
+		empty: "There are no claims in this namespace. Make one with 'mp pvc create NAME --size SIZE'.",
+		columns: []column[resource.Claim]{
+			{head: "NAME", cell: func(p *resource.Claim) string { return p.Name }},
+			{head: "PHASE", cell: func(p *resource.Claim) string { return p.Phase }},
+			{head: "CLASS", cell: func(p *resource.Claim) string { return p.Class }},
+			{head: "SIZE", cell: func(p *resource.Claim) string { return resource.Bytes.Text(p.SizeBytes) }},
+			{head: "VOLUME", cell: func(p *resource.Claim) string { return p.Volume }},
+			{head: "AGE", cell: func(p *resource.Claim) string { return since(p.CreatedAt) }},
+			{head: "WAITS", cell: func(p *resource.Claim) string { return p.Message }},
+		},
+	}
+}
+
+func (p *program) claimCommands() *command {
+	claims := p.claims()
+	return group("pvc, claims, claim", "create, list and delete claims for volumes (PersistentVolumeClaim)",
+		claims.create(command{
+			usage: "make a claim, for which the platform makes a volume",
+			about: `Pods use the volume by the claim's name. It is made where the first pod that uses it
+runs. The claim is of the cluster: kubectl shows it too, and what you may do there counts.`,
+			examples: []string{"mp pvc create data --size 1Gi", "mp pvc create data --size 1Gi --class local --namespace staging"},
+			flags: []cli.Flag{
+				sizeFlag("`SIZE` of the volume: 1Gi"),
+				&cli.StringFlag{Name: "class", Usage: "`CLASS` of the volume; the cluster's default one, if it is not given"},
+			},
+		}, newVolume),
+		claims.list(help("list the claims of a namespace", "mp pvc list", "mp pvc list --namespace staging")),
+		claims.delete("Delete claim %s, and if a volume was made for it, that with all data in it?",
+			help("delete a claim, and the volume that was made for it", "mp pvc delete data --yes")),
+	)
 }

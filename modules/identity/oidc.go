@@ -37,6 +37,19 @@ type kubeClaims struct {
 	Groups []string `json:"groups"`
 }
 
+// kubeUserPrefix is what planes put before the address in a token (embed/plane).
+const kubeUserPrefix = "multipaas:"
+
+// KubeUser is who p is in the cluster of a workspace, with a token or without. p's
+// memberships must have been loaded, and p be one of the organization's.
+func (*Identity) KubeUser(p *access.Principal, ws *resource.Workspace) resource.KubeUser {
+	group := GroupDeveloper
+	if p.RoleIn(ws.Account, ws.Organization) >= access.Admin {
+		group = GroupAdmin
+	}
+	return resource.KubeUser{Name: kubeUserPrefix + p.User, Groups: []string{group}}
+}
+
 // IssueKubeToken signs a token for the API of one workspace: its audience is the
 // workspace's UID, so that it is worth nothing at another one, not even at one of
 // the same name made later. p's memberships must have been loaded.
@@ -44,11 +57,8 @@ func (id *Identity) IssueKubeToken(ctx context.Context, p *access.Principal, ws 
 	if err := access.Authorize(p, "kube.credential", ws.Account, ws.Organization); err != nil {
 		return resource.KubeToken{}, err
 	}
-	group := GroupDeveloper
-	if p.RoleIn(ws.Account, ws.Organization) >= access.Admin {
-		group = GroupAdmin
-	}
-	token, now, err := id.sign(ctx, id.cfg.Issuer, p.User, ws.UID, KubeTokenLife, kubeClaims{Email: p.User, Groups: []string{group}})
+	claims := kubeClaims{Email: p.User, Groups: id.KubeUser(p, ws).Groups}
+	token, now, err := id.sign(ctx, id.cfg.Issuer, p.User, ws.UID, KubeTokenLife, claims)
 	if err != nil {
 		return resource.KubeToken{}, err
 	}

@@ -80,6 +80,24 @@ type ClusterNode struct {
 	Size    Size   `json:"size"`
 }
 
+// Claim is a PersistentVolumeClaim of a workspace's cluster, as listed by `mp pvc list`.
+type Claim struct {
+	Name      string    `json:"name"`
+	Namespace string    `json:"namespace"`
+	Phase     string    `json:"phase"`
+	Class     string    `json:"class" doc:"The StorageClass"`
+	SizeBytes int64     `json:"sizeBytes" doc:"What it has; while it has nothing, what it asks for"`
+	Volume    string    `json:"volume,omitempty" doc:"The volume that it has"`
+	Message   string    `json:"message,omitempty" doc:"What it waits for"`
+	CreatedAt time.Time `json:"createdAt,omitzero"`
+}
+
+// KubeUser is who somebody is in the cluster of a workspace.
+type KubeUser struct {
+	Name   string
+	Groups []string
+}
+
 // KubeAccess is what a kubeconfig for a workspace needs; it holds no secret.
 type KubeAccess struct {
 	Server     string `json:"server" doc:"https://HOST:6443"`

@@ -12,8 +12,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/internal/quota"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
@@ -327,6 +329,24 @@ func (c *Controller) roomToGrow(ctx context.Context, v *resource.Volume, more in
 			resource.Bytes.Text(more))
 	}
 	return nil
+}
+
+// Grow calls commit, which writes that a volume shall have so many bytes more, unless its
+// host has not so much free: an *access.Refusal.
+func (c *Controller) Grow(ctx context.Context, v *resource.Volume, more int64, commit func() error) error {
+	done, err := c.alone(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	err = c.roomToGrow(ctx, v, more)
+	if status.Code(err) == codes.ResourceExhausted {
+		return &access.Refusal{Reason: access.ErrExists, Text: "The volume can't grow: " + status.Convert(err).Message() + "."}
+	}
+	if err != nil {
+		return err
+	}
+	return commit()
 }
 
 // choose picks the host with the most room of those that run a machine of the workspace,

@@ -275,6 +275,18 @@ func (c *Controller) Client(_ context.Context, key string) (kubernetes.Interface
 	return r.now().client, nil
 }
 
+// ClientAs is Client with the rights of a user of the workspace's: what he may do in the
+// cluster, and what is counted and logged as his, is the cluster's to say.
+func (c *Controller) ClientAs(_ context.Context, key string, as resource.KubeUser) (kubernetes.Interface, error) {
+	r, err := c.serving(key)
+	if err != nil {
+		return nil, err
+	}
+	cfg := rest.CopyConfig(r.now().config)
+	cfg.Impersonate = rest.ImpersonationConfig{UserName: as.Name, Groups: as.Groups}
+	return kubernetes.NewForConfig(cfg)
+}
+
 // serving returns the run of a workspace's plane that serves. It wraps
 // resource.ErrNotReady if there is none.
 func (c *Controller) serving(key string) (*run, error) {

@@ -168,6 +168,14 @@ func Table() []Rule {
 		plain("apps", InOrganization, members, members, "put", "patch", "delete"),
 		plain("volumes", InOrganization, members, members, "put", "patch", "delete"),
 		[]Rule{
+			// What becomes of claims is done as the user, and the cluster decides.
+			{"volumes.bind", InOrganization, members, HTTP},
+			{"volumes.unbind", InOrganization, members, HTTP},
+			{"claims.list", InOrganization, members, HTTP},
+			{"claims.put", InOrganization, members, HTTP},
+			{"claims.delete", InOrganization, members, HTTP},
+		},
+		[]Rule{
 			{"images.list", InOrganization, members, HTTP},
 			{OpDeleteImage, InOrganization, admins, HTTP},
 			{OpPull, InOrganization, members, Part},
