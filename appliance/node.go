@@ -90,6 +90,7 @@ func (h *host) boot() error {
 	h.volumes = volume.New(volume.Config{
 		Dir:      h.cfg.Paths.Volumes(),
 		Machines: h.cfg.Paths.Machines(),
+		Mark:     filepath.Join(h.cfg.Paths.Node(), "pool.json"),
 		Tools:    h.machines.Image,
 		HostUser: h.machines.HostUser,
 		Log:      h.part("volumes"),
@@ -164,9 +165,10 @@ func (h *host) facts() wire.Report {
 	return rep
 }
 
-// checkVolumes looks how full the disk with volumes is.
+// checkVolumes looks whether the disk with volumes is there, and how full it is.
 func (h *host) checkVolumes(context.Context) {
-	path, filling, full := h.volumes.Fill()
+	path, away, filling, full := h.volumes.Trouble()
+	h.problems.Update(volume.PoolAway, path, away)
 	h.problems.Update(volume.PoolFilling, path, filling)
 	h.problems.Update(volume.PoolFull, path, full)
 }

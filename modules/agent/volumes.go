@@ -19,7 +19,8 @@ type VolumeHost interface {
 	Remove(ctx context.Context, uid string) error
 	// Leave lets go of all volumes, and returns where they are kept.
 	Leave() (kept []string, err error)
-	// List returns what is there, mounted or not. No file system keeps it waiting for long.
+	// List returns what is there, mounted or not. Nothing keeps it waiting for long. The error
+	// says that where volumes are is away.
 	List() ([]wire.VolumeReport, error)
 	// Pools are where this host can have volumes.
 	Pools() []resource.Pool
@@ -70,9 +71,9 @@ func (d volumes) Report(
 	r *wire.Report,
 ) (fallen []string, err error) {
 	r.Pools = d.host.Pools()
-	there, err := d.host.List()
-	if err != nil {
-		return nil, err
+	there, away := d.host.List() // of which all else shall be told all the same
+	if away != nil {
+		hold(r, wire.HoldsUnknown)
 	}
 	seen := map[string]wire.VolumeReport{}
 	for _, v := range there {
@@ -90,6 +91,8 @@ func (d volumes) Report(
 		rep.Ready = rep.Ready && p.Problem == "" && rep.SizeBytes >= v.SizeBytes
 		if p.Problem != "" {
 			rep.Message = p.Problem
+		} else if away != nil && !p.Removed {
+			rep.Message = away.Error()
 		}
 		if p.Ready() && !v.Remove && (!ok || rep.Fallen) {
 			fallen = append(fallen, v.UID)

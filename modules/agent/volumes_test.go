@@ -80,6 +80,23 @@ func TestVolumesComeBeforeTheirMachines(t *testing.T) {
 	wantThere(t, w, "network a, volume v1")
 }
 
+// TestAllElseIsReported: of a host whose disk with volumes is away all else is told.
+func TestAllElseIsReported(t *testing.T) {
+	s, w := newServer(t), &world{}
+	run(t, s, t.TempDir(), w)
+	state := stateOf("a", "a/u1")
+	state.Volumes = []wire.Volume{volume("v1", "u1")}
+	s.sayState(t, state)
+	s.reportOf(t, "u1 having it", attachedTo("u1"))
+	w.breaks("pool", "it is away")
+	state.Registry = "news"
+	s.sayState(t, state)
+	s.reported(t, "all but volumes", func(r wire.Report) bool {
+		return len(r.Machines) == 1 && r.Machines[0].Running && slices.Contains(r.Holds, wire.HoldsUnknown) &&
+			len(r.Volumes) == 1 && !r.Volumes[0].Ready && r.Volumes[0].Message == "it is away"
+	})
+}
+
 // TestVolumesGoByOrderOnly: a volume that a state does not name stays, also one that was being made,
 // and one that shall be removed goes.
 func TestVolumesGoByOrderOnly(t *testing.T) {

@@ -328,6 +328,12 @@ func (w worldVolumes) Remove(_ context.Context, uid string) error {
 }
 func (w worldVolumes) Leave() (kept []string, err error) { return w.list("volume"), nil }
 func (w worldVolumes) List() (all []wire.VolumeReport, err error) {
+	w.mu.Lock()
+	away := w.broken["pool"]
+	w.mu.Unlock()
+	if away != "" {
+		return nil, errors.New(away)
+	}
 	for _, uid := range w.list("volume") {
 		all = append(all, wire.VolumeReport{UID: uid, NetworkID: "of-" + uid, Ready: true, SizeBytes: 10})
 	}

@@ -5,33 +5,88 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/hostmount"
-	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// lookTime is how long List waits for file systems, all together. A hundred answer within a
-// millisecond.
+// lookTime is how long a look waits for the pool, and for its file systems, all together. A
+// hundred answer within a millisecond.
 const lookTime = time.Second
 
-// look is a question to a file system: it may never be answered.
-type look struct {
+// asker asks what may never answer, by a goroutine of its own, and not again before it has
+// answered. The zero value is ready; it is safe for concurrent use.
+type asker[T any] struct {
+	mu   sync.Mutex
+	last *answer[T]
+}
+
+type answer[T any] struct {
 	since time.Time
 	done  chan struct{} // closed when the others are set
-	used  int64
+	value T
 	err   error
 }
 
+// errSilent is returned when what was asked has not answered.
+var errSilent = errors.New("has not answered since")
+
+// begin asks, unless it is asked already.
+func (a *asker[T]) begin(do func() (T, error)) *answer[T] {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.last != nil {
+		select {
+		case <-a.last.done:
+		default:
+			return a.last
+		}
+	}
+	now := &answer[T]{since: time.Now(), done: make(chan struct{})}
+	a.last = now
+	go func() {
+		defer close(now.done)
+		now.value, now.err = do()
+	}()
+	return now
+}
+
+// get waits for the answer; not at all, if it was asked for long ago.
+func (a *answer[T]) get(patience <-chan time.Time, what string) (T, error) {
+	if time.Since(a.since) > lookTime {
+		never := make(chan time.Time)
+		close(never)
+		patience = never
+	}
+	select {
+	case <-a.done:
+		return a.value, a.err
+	case <-patience:
+	}
+	select { // both were there
+	case <-a.done:
+		return a.value, a.err
+	default:
+		var none T
+		return none, fmt.Errorf("%s %w %s", what, errSilent, a.since.UTC().Format(time.RFC3339))
+	}
+}
+
+func (a *asker[T]) ask(patience <-chan time.Time, what string, do func() (T, error)) (T, error) {
+	return a.begin(do).get(patience, what)
+}
+
 // List says of every volume of which there is something what is seen of it. What is used is
-// told in 64ths of the size. It blocks for lookTime at most.
+// told in 64ths of the size. It blocks for twice lookTime at most. The error says that the pool is
+// not there, or does not answer.
 func (h *Host) List() ([]wire.VolumeReport, error) {
-	uids, err := h.uids()
+	pool, err := h.pool()
 	if err != nil {
-		return nil, fmt.Errorf("list volumes: %w", err)
+		return nil, err
 	}
 	real, infos, err := hostmount.Infos(h.cfg.Dir)
 	if err != nil {
@@ -43,33 +98,22 @@ func (h *Host) List() ([]wire.VolumeReport, error) {
 			mounted[filepath.Dir(rest)] = true
 		}
 	}
-	looks := h.ask(uids, mounted)
+	answers := h.askVolumes(pool.volumes, mounted)
+	patience := time.After(lookTime)
 	var all []wire.VolumeReport
-	for _, uid := range uids {
-		p := h.place(uid)
-		rec, err := p.record()
-		r := wire.VolumeReport{UID: uid, Key: rec.Key, NetworkID: rec.NetworkID}
-		if err != nil {
-			r.Message = "its record can't be read: " + err.Error()
+	for _, f := range pool.volumes {
+		r := wire.VolumeReport{UID: f.uid, Key: f.rec.Key, NetworkID: f.rec.NetworkID, SizeBytes: f.sizeBytes, Fallen: !mounted[f.uid]}
+		if f.err != nil {
+			r.Message = "its record can't be read: " + f.err.Error()
 		}
-		if info, err := os.Stat(p.image().File); err == nil {
-			r.SizeBytes = info.Size()
-		}
-		if l := looks[uid]; l == nil {
-			r.Fallen = true
-		} else {
-			select {
-			case <-l.done:
-				r.Fallen = errors.Is(l.err, unix.EIO)
-				r.Ready, r.UsedBytes = l.err == nil && rec.Owned, roughly(l.used, r.SizeBytes)
-				if r.Fallen {
-					r.Message = "its file system has stopped after an error of the disk below; it is mounted anew once " +
-						"nobody has it open: delete the pods that use it"
-				} else if l.err != nil {
-					r.Message = l.err.Error()
-				}
-			default:
-				r.Message = "its file system has not answered since " + l.since.UTC().Format(time.RFC3339)
+		if mounted[f.uid] {
+			used, err := answers[f.uid].get(patience, "its file system")
+			r.Ready, r.UsedBytes = err == nil && f.rec.Owned, roughly(used, f.sizeBytes)
+			if r.Fallen = errors.Is(err, unix.EIO); r.Fallen {
+				r.Message = "its file system has stopped after an error of the disk below; it is mounted anew once " +
+					"nobody has it open: delete the pods that use it"
+			} else if err != nil {
+				r.Message = err.Error()
 			}
 		}
 		all = append(all, r)
@@ -77,46 +121,25 @@ func (h *Host) List() ([]wire.VolumeReport, error) {
 	return all, nil
 }
 
-// ask asks each file system that is mounted, unless it has not answered an earlier question.
-func (h *Host) ask(uids []string, mounted map[string]bool) map[string]*look {
+// askVolumes asks each file system that is mounted.
+func (h *Host) askVolumes(all []found, mounted map[string]bool) map[string]*answer[int64] {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	looks, fresh := map[string]*look{}, []*look{}
-	for _, uid := range uids {
-		if !mounted[uid] {
+	askers, answers := map[string]*asker[int64]{}, map[string]*answer[int64]{}
+	for _, f := range all {
+		if !mounted[f.uid] {
 			continue
 		}
-		l := h.asked[uid]
-		if l == nil || l.answered() {
-			l = &look{since: time.Now(), done: make(chan struct{})}
-			fresh = append(fresh, l)
-			dir := h.place(uid).image().Mount
-			go func() {
-				defer close(l.done)
-				l.used, l.err = usedBytes(dir)
-			}()
+		a := h.asked[f.uid]
+		if a == nil {
+			a = &asker[int64]{}
 		}
-		looks[uid] = l
+		askers[f.uid] = a
+		dir := h.place(f.uid).image().Mount
+		answers[f.uid] = a.begin(func() (int64, error) { return usedBytes(dir) })
 	}
-	h.asked = looks
-	patience := time.After(lookTime)
-	for _, l := range fresh {
-		select {
-		case <-l.done:
-		case <-patience:
-			return looks
-		}
-	}
-	return looks
-}
-
-func (l *look) answered() bool {
-	select {
-	case <-l.done:
-		return true
-	default:
-		return false
-	}
+	h.asked = askers
+	return answers
 }
 
 // usedBytes is what is used of a mounted file system. unix.EIO: it has stopped.
@@ -140,81 +163,4 @@ func usedBytes(dir string) (used int64, err error) {
 func roughly(used, size int64) int64 {
 	step := max(size/64, 1)
 	return min((used+step-1)/step*step, size)
-}
-
-// poolName is the one pool's.
-const poolName = "default"
-
-// Pools are where this host can have volumes. Free is told in whole GiB. It blocks for
-// milliseconds.
-func (h *Host) Pools() []resource.Pool {
-	if err := os.MkdirAll(h.cfg.Dir, 0o700); err != nil {
-		return nil
-	}
-	var f unix.Statfs_t
-	if err := unix.Statfs(h.cfg.Dir, &f); err != nil {
-		return nil
-	}
-	return []resource.Pool{{
-		Name:      poolName,
-		Path:      h.cfg.Dir,
-		SizeBytes: int64(f.Blocks) * f.Bsize,
-		FreeBytes: int64(f.Bavail) * f.Bsize >> 30 << 30,
-		Reflink:   h.canReflink(),
-	}}
-}
-
-// canReflink says whether files in the pool can share blocks. It is found out once.
-func (h *Host) canReflink() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.reflink == nil {
-		err := tryReflink(h.cfg.Dir)
-		for _, e := range []error{unix.EOPNOTSUPP, unix.ENOTTY, unix.EINVAL, unix.EXDEV, unix.EISDIR, unix.ENOENT} {
-			if err == nil || errors.Is(err, e) {
-				h.reflink = new(err == nil)
-			}
-		}
-		if h.reflink == nil { // that passes
-			return false
-		}
-	}
-	return *h.reflink
-}
-
-// tryReflink has two files without names share a block.
-func tryReflink(dir string) error {
-	var files [2]*os.File
-	for i := range files {
-		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-		if err != nil {
-			return err
-		}
-		files[i] = os.NewFile(uintptr(fd), dir)
-		defer files[i].Close()
-	}
-	if _, err := files[0].Write(make([]byte, 4096)); err != nil {
-		return err
-	}
-	return unix.IoctlFileClone(int(files[1].Fd()), int(files[0].Fd()))
-}
-
-// Fill says how full the pool is, if it has volumes, for problems: its path, and an error for each
-// of the two, or nil.
-func (h *Host) Fill() (path string, filling, full error) {
-	uids, err := h.uids()
-	var f unix.Statfs_t
-	if err != nil || len(uids) == 0 || unix.Statfs(h.cfg.Dir, &f) != nil {
-		return h.cfg.Dir, nil, nil
-	}
-	used := f.Blocks - f.Bfree
-	percent := used * 100 / max(used+f.Bavail, 1) // as df says it
-	text := fmt.Errorf("%d %% of %s are used, %.1f GiB are free", percent, h.cfg.Dir, float64(int64(f.Bavail)*f.Bsize)/(1<<30))
-	switch {
-	case percent >= fullPercent:
-		return h.cfg.Dir, nil, text
-	case percent >= fillingPercent:
-		return h.cfg.Dir, text, nil
-	}
-	return h.cfg.Dir, nil, nil
 }

@@ -10,6 +10,15 @@ const (
 
 const moreRoom = "Make room where the pool is, give it a larger disk, or have volumes deleted: `mp volumes list` shows their use."
 
+// PoolAway is what is said about a pool that is not there.
+var PoolAway = problem.Problem{
+	Code:     "volume-pool-away",
+	Title:    "The disk with volumes is not there",
+	Severity: problem.High,
+	Text:     "Volumes on it are not made anew, nor anything else in their place: pods that use them wait.",
+	Remedy:   "Mount the disk, and look in the kernel's log (`dmesg`) for what is wrong with it.",
+}
+
 // PoolFilling is what is said about a pool that has a fifth of its room left.
 var PoolFilling = problem.Problem{
 	Code:     "volume-pool-filling",

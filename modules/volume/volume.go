@@ -36,6 +36,7 @@ import (
 type Config struct {
 	Dir      string // a folder for each volume; survives a reboot
 	Machines string // a folder for each machine, with one in it in which its volumes appear
+	Mark     string // a file by which the host knows the disk that Dir is on; on another than that
 	// Tools is the root file system of a Debian with mkfs.xfs. It may block for seconds.
 	Tools func(ctx context.Context) (root string, err error)
 	// HostUser is the host's user that root in machines is, of whom the server says that it
@@ -49,18 +50,27 @@ type Config struct {
 type Host struct {
 	cfg Config
 
+	marking sync.Mutex // of the pool
+	askPool asker[room]
+
 	mu      sync.Mutex
-	asked   map[string]*look // what file systems said last, by UID
-	reflink *bool            // nil: it was not found out yet
+	asked   map[string]*asker[int64] // what file systems have in use, by UID
+	reflink *bool                    // nil: it was not found out yet
 }
 
 // New changes nothing on the host.
-func New(cfg Config) *Host { return &Host{cfg: cfg, asked: map[string]*look{}} }
+func New(cfg Config) *Host { return &Host{cfg: cfg, asked: map[string]*asker[int64]{}} }
 
 // Traces are what volumes are on a host, kept in dir.
 func Traces(dir string) inventory.Traces {
+	owner := func(name string) inventory.Owner {
+		if name == markName {
+			return inventory.Appliance
+		}
+		return inventory.Volume(name)
+	}
 	return inventory.Traces{
-		Folders: []inventory.OwnedFolder{{Dir: dir, Owner: inventory.Volume, HalfWritten: true}},
+		Folders: []inventory.OwnedFolder{{Dir: dir, Owner: owner, HalfWritten: true}},
 		Closed:  []string{dir},
 	}
 }
@@ -119,6 +129,12 @@ func (h *Host) Ensure(ctx context.Context, v wire.Volume) error {
 }
 
 func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
+	if _, err := h.pool(); err != nil {
+		return err
+	}
+	if err := h.markPool(); err != nil {
+		return err
+	}
 	p := h.place(v.UID)
 	disk := p.image()
 	there, err := exists(disk.File)
@@ -126,8 +142,8 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
 		return err
 	}
 	if !there && v.Made {
-		return fmt.Errorf("its disk %s is missing, and it is not made anew since it was there before: mount what %s is on; "+
-			"if it is lost for good, delete the volume", disk.File, h.cfg.Dir)
+		return fmt.Errorf("its disk %s is missing, and it is not made anew since it was there before: bring it back, "+
+			"or delete the volume", disk.File)
 	}
 	rec, err := p.record()
 	if err != nil {
@@ -222,6 +238,9 @@ func (h *Host) Remove(ctx context.Context, uid string) error {
 }
 
 func (h *Host) remove(ctx context.Context, uid string) error {
+	if _, err := h.pool(); err != nil {
+		return err // what isn't there is not removed
+	}
 	p := h.place(uid)
 	disk := p.image()
 	mounted, err := hostmount.Has(disk.Mount)
@@ -259,24 +278,28 @@ func (h *Host) remove(ctx context.Context, uid string) error {
 		return err
 	}
 	there, err := exists(string(p))
-	if err != nil || !there {
+	if err != nil {
 		return err
 	}
-	if err := os.RemoveAll(string(p)); err != nil {
-		return err
+	if there {
+		if err := os.RemoveAll(string(p)); err != nil {
+			return err
+		}
+		h.cfg.Log.Info("volume removed", "uid", uid)
 	}
-	h.cfg.Log.Info("volume removed", "uid", uid)
-	return nil
+	return h.unmarkPool()
 }
 
 // Leave lets go of all volumes, which this host has no use for any more, and returns the folders
-// of those that are kept: of all.
+// of those that are kept: of all. If their disk is away, that is the pool's.
 func (h *Host) Leave() (kept []string, err error) {
-	uids, err := h.uids()
+	pool, err := h.pool()
 	if err != nil {
-		return nil, err
+		h.cfg.Log.Warn("look at volumes", "err", err)
+		return []string{h.cfg.Dir}, nil
 	}
-	for _, uid := range uids {
+	for _, f := range pool.volumes {
+		uid := f.uid
 		if err := h.letGo(uid); err != nil {
 			return nil, err
 		}

@@ -67,7 +67,7 @@ func debian(t *testing.T) string {
 }
 
 func newHost(dir, machines, root string) *Host {
-	return New(Config{Dir: dir, Machines: machines,
+	return New(Config{Dir: dir, Machines: machines, Mark: machines + ".mark",
 		Tools: func(context.Context) (string, error) {
 			if root == "" {
 				return "", errors.New("no tools")
@@ -232,18 +232,40 @@ func TestVolume(t *testing.T) {
 	r.must(hostmount.Unmount(r.cfg.Dir))
 	pool := r.cfg.Dir
 	r.must(os.Rename(pool, pool+".away"))
+	for name, do := range map[string]func() error{
+		"made":    func() error { return r.Ensure(t.Context(), testVolume(500*mib)) },
+		"removed": func() error { return r.Remove(t.Context(), testUID) },
+		"listed":  func() error { _, err := r.List(); return err },
+		"told":    func() error { _, away, _, _ := r.Trouble(); return away },
+	} {
+		if err := do(); err == nil || !strings.Contains(err.Error(), "is not at "+pool) {
+			t.Errorf("%s while the pool's disk is away: %v", name, err)
+		}
+	}
+	if kept, err := r.Leave(); err != nil || len(kept) != 1 || r.Pools() != nil {
+		t.Errorf("left while the pool's disk is away: %v, %v, pools %+v", kept, err, r.Pools())
+	}
+	if left, err := os.ReadDir(pool); err == nil && len(left) > 0 {
+		t.Errorf("in its place there is %v", left)
+	}
+	r.must(errors.Join(os.RemoveAll(pool), os.Rename(pool+".away", pool)))
+
+	// Its image alone is missing.
+	r.must(os.Rename(r.disk().File, r.disk().File+".away"))
 	if err := r.Ensure(t.Context(), made); err == nil || !strings.Contains(err.Error(), "is missing") {
 		t.Errorf("while its disk is away: %v", err)
 	}
-	if _, err := os.Stat(r.disk().File); err == nil {
-		t.Error("an empty one took its place")
-	}
-	r.must(errors.Join(os.RemoveAll(pool), os.Rename(pool+".away", pool)))
+	r.must(os.Rename(r.disk().File+".away", r.disk().File))
+	r.must(r.Ensure(t.Context(), made))
+	r.reads("file", "kept")
 
 	for range 2 {
 		r.must(r.Remove(t.Context(), testUID))
 		if left, err := os.ReadDir(pool); err != nil || len(left) > 0 {
 			t.Errorf("left: %v, %v", left, err)
+		}
+		if _, err := os.Stat(r.cfg.Mark); err == nil {
+			t.Error("the host knows a pool without volumes")
 		}
 	}
 	for _, uid := range []string{"", "..", "a/b", "-x"} {
@@ -279,18 +301,34 @@ func TestStopped(t *testing.T) {
 func TestSilent(t *testing.T) {
 	r := newRig(t)
 	r.ensure(300 * mib)
-	silent := &look{since: time.Now(), done: make(chan struct{})}
-	r.asked[testUID] = silent
-	for range 2 {
+	release := make(chan struct{})
+	r.asked[testUID] = &asker[int64]{}
+	silent := r.asked[testUID].begin(func() (int64, error) { <-release; return 0, nil })
+	for _, most := range []time.Duration{2 * lookTime, lookTime / 2} {
 		began := time.Now()
-		if got := r.seen(); got.Ready || got.Fallen || !strings.Contains(got.Message, "has not answered") || time.Since(began) > lookTime {
+		if got := r.seen(); got.Ready || got.Fallen || !strings.Contains(got.Message, "has not answered") || time.Since(began) > most {
 			t.Errorf("after %v: %+v", time.Since(began), got)
 		}
 	}
-	close(silent.done)
-	if got := r.seen(); !got.Ready || r.asked[testUID] == silent {
+	close(release)
+	<-silent.done
+	if got := r.seen(); !got.Ready {
 		t.Errorf("%+v", got)
 	}
+
+	// Nor does the pool's own disk.
+	release = make(chan struct{})
+	silentPool := r.askPool.begin(func() (room, error) { <-release; return room{}, nil })
+	for name, do := range map[string]func() error{
+		"listed": func() error { _, err := r.List(); return err },
+		"made":   func() error { return r.Ensure(t.Context(), testVolume(300*mib)) },
+	} {
+		if err := do(); !errors.Is(err, errSilent) {
+			t.Errorf("%s while the pool does not answer: %v", name, err)
+		}
+	}
+	close(release)
+	<-silentPool.done
 }
 
 // inside is a shell in namespaces as a machine's are.
@@ -562,9 +600,9 @@ func TestPool(t *testing.T) {
 		file, err := os.Create(fill)
 		r.must(err)
 		r.must(errors.Join(unix.Fallocate(int(file.Fd()), 0, 0, all*percent/100-used+2*mib), file.Close()))
-		path, one, two := r.Fill()
-		if path != r.cfg.Dir {
-			t.Errorf("it is told of %s", path)
+		path, away, one, two := r.Trouble()
+		if path != r.cfg.Dir || away != nil {
+			t.Errorf("it is told of %s, %v", path, away)
 		}
 		return one != nil, two != nil
 	}
