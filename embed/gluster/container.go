@@ -181,6 +181,7 @@ func (c container) ask(ctx context.Context, pid int) {
 			return
 		}
 	}
+	c.host.cfg.Log.Warn("a container of storage does not end when it is asked to, and is killed", "container", c.id, "after", c.patience)
 }
 
 // said is the last line of a container's console.

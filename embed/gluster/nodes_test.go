@@ -26,40 +26,6 @@ import (
 	"github.com/multipaas/multipaas/testing/wait"
 )
 
-// hostEnv is set in a process that does the same again and again until it is killed: what it says.
-const hostEnv = "MULTIPAAS_TEST_STORAGE"
-
-type job struct {
-	Config  HostConfig
-	Volume  string // to mount and unmount; "": glusterd is started and stopped
-	Servers []netip.Addr
-}
-
-func TestMain(m *testing.M) {
-	text := os.Getenv(hostEnv)
-	if text == "" {
-		os.Exit(m.Run())
-	}
-	var j job
-	if err := json.Unmarshal([]byte(text), &j); err != nil {
-		panic(err)
-	}
-	h, ctx := NewHost(j.Config), context.Background()
-	for {
-		var err error
-		if j.Volume == "" {
-			_, err = h.Ensure(ctx, true)
-			err = errors.Join(err, h.Stop(ctx))
-		} else {
-			err = errors.Join(h.Mount(ctx, j.Volume, j.Servers), h.Unmount(ctx, j.Volume))
-		}
-		if err != nil {
-			fmt.Println(err)
-			os.Exit(1)
-		}
-	}
-}
-
 // killed does a job in another process, which is killed after a while, many times.
 func killed(t *testing.T, j job) {
 	t.Helper()
@@ -68,7 +34,7 @@ func killed(t *testing.T, j job) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for after := 10 * time.Millisecond; after < 400*time.Millisecond; after = after * 3 / 2 {
+	for after := 10 * time.Millisecond; after < 400*time.Millisecond; after *= 2 {
 		ctx, cancel := context.WithTimeout(t.Context(), after)
 		cmd := exec.CommandContext(ctx, "/proc/self/exe")
 		cmd.Env = append(os.Environ(), hostEnv+"="+string(text))
