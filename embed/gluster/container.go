@@ -181,7 +181,7 @@ func (c container) ask(ctx context.Context, pid int) {
 			return
 		}
 	}
-	c.host.cfg.Log.Warn("a container of storage does not end when it is asked to, and is killed", "container", c.id, "after", c.patience)
+	c.host.cfg.Log.Warn("storage does not end when it is asked to, and is killed", "container", c.id, "after", c.patience)
 }
 
 // said is the last line of a container's console.
@@ -248,20 +248,15 @@ func bind(from, to string, options ...string) specs.Mount {
 	return specs.Mount{Type: "bind", Source: from, Destination: to, Options: options}
 }
 
-// fileOwner is what reads and writes files for other users, with their ownership: as they, and as
-// the owner of all.
-var fileOwner = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETGID", "CAP_SETUID"}
-
 // serverSpec is the container of glusterd and bricks.
 func (h *Host) serverSpec(c container, image string, files map[string][]byte) (*specs.Spec, error) {
 	bricks := bind(h.at("bricks"), "/bricks", "rslave")
 	bricks.Options[0] = "rbind"
 	program := bind(filepath.Join(h.cfg.Payload, "runtime", "init"), "/opt/multipaas/init", "ro")
 	program.Options = slices.DeleteFunc(program.Options, func(o string) bool { return o == "noexec" })
-	// SYS_ADMIN for the extended attributes trusted.*, in which bricks keep what they know of a
-	// file; MKNOD for tenants' device files, which nobody opens; KILL for bricks that act as
-	// somebody else.
-	caps := append(slices.Clone(fileOwner), "CAP_KILL", "CAP_MKNOD", "CAP_SYS_ADMIN")
+	// Bricks read and write files as those who ask, and as the owner of all. SYS_ADMIN for the
+	// extended attributes trusted.*, in which they keep what they know of a file.
+	caps := []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_ADMIN"}
 	spec, err := c.base(image, []string{"/opt/multipaas/init", "--config", "/etc/multipaas/init.json"},
 		cmp.Or(h.cfg.Memory, 4<<30), caps, program, bricks,
 		bind(h.at("lib"), "/var/lib/glusterd"), bind(h.at("log"), "/var/log/glusterfs"))
@@ -271,11 +266,6 @@ func (h *Host) serverSpec(c container, image string, files map[string][]byte) (*
 	spec.Annotations["files"] = digest(files)
 	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
 	spec.Linux.RootfsPropagation = "rslave"
-	// Making them, and opening none.
-	for _, kind := range []string{"c", "b"} {
-		made := specs.LinuxDeviceCgroup{Allow: true, Type: kind, Access: "m"}
-		spec.Linux.Resources.Devices = append(spec.Linux.Resources.Devices, made)
-	}
 	return spec, mayMount(spec) // glusterd mounts a volume for a moment to replace one of its bricks
 }
 

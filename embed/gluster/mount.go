@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -149,8 +148,7 @@ func (h *Host) clientSpec(c container, image, volume string, servers []netip.Add
 		args = append(args, "--volfile-server="+s.String())
 	}
 	args = append(args, "--volfile-id="+volume, "/mnt")
-	caps := append(slices.Clone(fileOwner), "CAP_SYS_ADMIN")
-	spec, err := c.base(image, args, cmp.Or(h.cfg.ClientMemory, 1<<30), caps,
+	spec, err := c.base(image, args, cmp.Or(h.cfg.ClientMemory, 1<<30), []string{"CAP_SYS_ADMIN"},
 		bind(h.At(volume), "/mnt", "rshared"), bind(h.at("log", "clients"), "/var/log/glusterfs"))
 	if err != nil {
 		return nil, err
