@@ -92,7 +92,7 @@ func (d volumes) Report(
 		if p.Problem != "" {
 			rep.Message = p.Problem
 		} else if away != nil && !p.Removed {
-			rep.Message = away.Error()
+			rep.Message = "the disk with volumes of its host is away"
 		}
 		if p.Ready() && !v.Remove && (!ok || rep.Fallen) {
 			fallen = append(fallen, v.UID)

@@ -93,7 +93,7 @@ func TestAllElseIsReported(t *testing.T) {
 	s.sayState(t, state)
 	s.reported(t, "all but volumes", func(r wire.Report) bool {
 		return len(r.Machines) == 1 && r.Machines[0].Running && slices.Contains(r.Holds, wire.HoldsUnknown) &&
-			len(r.Volumes) == 1 && !r.Volumes[0].Ready && r.Volumes[0].Message == "it is away"
+			len(r.Volumes) == 1 && !r.Volumes[0].Ready && r.Volumes[0].Message == "the disk with volumes of its host is away"
 	})
 }
 

@@ -55,9 +55,11 @@ func (h *Host) present() error {
 	if err != nil || own == known {
 		return err
 	}
-	return fmt.Errorf("the disk with volumes is not at %s: mount it there; if it is lost for good, delete the file %s, and then "+
-		"the volumes that were on it", h.cfg.Dir, h.cfg.Mark)
+	return fmt.Errorf("%w at %s: mount it there; if it is lost for good, delete the file %s, and then "+
+		"the volumes that were on it", errAway, h.cfg.Dir, h.cfg.Mark)
 }
+
+var errAway = errors.New("the disk with volumes is not")
 
 // markPool marks the pool as one that has volumes, before it has any.
 func (h *Host) markPool() error {

@@ -50,6 +50,7 @@ type Config struct {
 type Host struct {
 	cfg Config
 
+	told    sync.Map   // what the log has of errors
 	marking sync.Mutex // of the pool
 	askPool asker[room]
 
@@ -130,7 +131,7 @@ func (h *Host) Ensure(ctx context.Context, v wire.Volume) error {
 
 func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
 	if _, err := h.pool(); err != nil {
-		return err
+		return h.said(poolTrouble, err)
 	}
 	if err := h.markPool(); err != nil {
 		return err
@@ -142,8 +143,8 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
 		return err
 	}
 	if !there && v.Made {
-		return fmt.Errorf("its disk %s is missing, and it is not made anew since it was there before: bring it back, "+
-			"or delete the volume", disk.File)
+		return h.said("it was there before, and is missing: it is not made anew. Its host's operator may have it; "+
+			"if not, it can be deleted", &os.PathError{Op: "stat", Path: disk.File, Err: fs.ErrNotExist})
 	}
 	rec, err := p.record()
 	if err != nil {
@@ -168,7 +169,7 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
 	}
 	if err := disk.Ensure(ctx, size, tools); err != nil {
 		if errors.Is(err, diskimage.ErrInUse) {
-			err = fmt.Errorf("%w: if pods had it open when its file system stopped, delete them", err)
+			return h.said("its file system had stopped, and somebody has it open still: delete the pods that use it", err)
 		}
 		return err
 	}
@@ -195,6 +196,25 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
 	}
 	return nil
 }
+
+const poolTrouble = "the disk with volumes of its host is not there, or does not answer: " +
+	"the host's operator finds more in its status"
+
+// said is an error that tells tenants so much; the rest, with the host's paths, is the log's, once.
+func (h *Host) said(text string, err error) error {
+	if _, told := h.told.LoadOrStore(err.Error(), true); !told {
+		h.cfg.Log.Warn(text, "err", err)
+	}
+	return saidError{text, err}
+}
+
+type saidError struct {
+	text string
+	err  error
+}
+
+func (e saidError) Error() string { return e.text }
+func (e saidError) Unwrap() error { return e.err }
 
 // revive lets go of a file system that has stopped, as XFS does when the disk below fails or is
 // full, for it to be mounted anew: that mends it.
@@ -239,7 +259,7 @@ func (h *Host) Remove(ctx context.Context, uid string) error {
 
 func (h *Host) remove(ctx context.Context, uid string) error {
 	if _, err := h.pool(); err != nil {
-		return err // what isn't there is not removed
+		return h.said(poolTrouble, err) // what isn't there is not removed
 	}
 	p := h.place(uid)
 	disk := p.image()
@@ -263,8 +283,8 @@ func (h *Host) remove(ctx context.Context, uid string) error {
 	}
 	failpoint.Reach("volume/remove/unmounted")
 	if err := diskimage.AwaitFree(ctx, disk.File); err != nil {
-		return fmt.Errorf("its data is gone, but somebody holds on to it still, in a machine say, which is over at the latest "+
-			"when that is removed or started anew: %w", err)
+		return h.said("its data is gone, but somebody in a machine holds on to it still: that is over at the latest "+
+			"when the machine is removed or started anew", err)
 	}
 	for _, file := range []string{disk.File, disk.File + diskimage.Partial} {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
