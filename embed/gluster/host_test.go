@@ -23,6 +23,45 @@ import (
 	"github.com/multipaas/multipaas/testing/wait"
 )
 
+// TestRefused: what can't be run changes nothing.
+func TestRefused(t *testing.T) {
+	dir := t.TempDir()
+	h := NewHost(HostConfig{ID: "mptest", Dir: filepath.Join(dir, "data"), Images: filepath.Join(dir, "images"), Runc: filepath.Join(dir, "runc"),
+		Payload: filepath.Join(dir, "payload"), Address: netip.MustParseAddr("10.77.0.1")})
+	at := func(address string) *Host {
+		cfg := h.cfg
+		cfg.Address, _ = netip.ParseAddr(address)
+		return NewHost(cfg)
+	}
+	ensure := func(h *Host) error { _, err := h.Ensure(t.Context(), true); return err }
+	for what, err := range map[string]error{
+		"without an identity":   ensure(h),
+		"at no address":         ensure(at("")),
+		"at 127.0.0.1":          ensure(at("127.0.0.1")),
+		"at any address":        ensure(at("0.0.0.0")),
+		"at an address of IPv6": ensure(at("fd00::1")),
+		"a mount of no server":  h.Mount(t.Context(), "v1", nil),
+		"a mount that leads up": h.Mount(t.Context(), "..", []netip.Addr{h.cfg.Address}),
+		"an end that leads up":  h.Unmount(t.Context(), "../x"),
+		"nobody's identity":     h.Trust(Identity{}),
+	} {
+		if err == nil {
+			t.Errorf("%s: no error", what)
+		} else {
+			t.Logf("%s: %v", what, err)
+		}
+	}
+	if all, err := h.Mounts(t.Context()); err != nil || len(all) > 0 {
+		t.Errorf("mounts %v, %v", all, err)
+	}
+	if running, err := h.Running(t.Context()); err != nil || running {
+		t.Errorf("it runs: %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left are %v, %v", left, err)
+	}
+}
+
 // testOutlives: what runs is adopted by the next of us, as it is; and glusterd comes back when it
 // dies, and leaves the bricks alone.
 func testOutlives(t *testing.T, a *node, volume string, brick Brick, servers []netip.Addr) {
@@ -192,9 +231,10 @@ func testMounts(t *testing.T, a *node, volume string, servers []netip.Addr) {
 	if err := state(nil); err != nil {
 		t.Error(err)
 	}
-	mounted := func() {
+	nobody := netip.MustParseAddr("127.0.0.1") // where no glusterd listens
+	mounted := func(from ...netip.Addr) {
 		t.Helper()
-		if err := a.Mount(t.Context(), volume, servers); err != nil {
+		if err := a.Mount(t.Context(), volume, from); err != nil {
 			t.Fatal(err)
 		}
 		if err := errors.Join(state(nil), has(filepath.Join(at, "first"))); err != nil {
@@ -216,7 +256,7 @@ func testMounts(t *testing.T, a *node, volume string, servers []netip.Addr) {
 	if _, err := os.ReadDir(at); !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
 		t.Errorf("a mount without a client: %v", err)
 	}
-	mounted()
+	mounted(servers...)
 
 	a.patience = 100 * time.Millisecond
 	signal(syscall.SIGSTOP)
@@ -232,7 +272,7 @@ func testMounts(t *testing.T, a *node, volume string, servers []netip.Addr) {
 	a.patience = patience
 	wait.For(t, wait.Patience, "it goes on", func(context.Context) error { return state(nil) })
 	killed(t, job{Config: a.config(t), Volume: volume, Servers: servers})
-	mounted()
+	mounted(servers...)
 	signal(syscall.SIGSTOP)
 	for range 2 {
 		if err := a.Unmount(t.Context(), volume); err != nil {
@@ -247,7 +287,7 @@ func testMounts(t *testing.T, a *node, volume string, servers []netip.Addr) {
 	} else {
 		t.Logf("a volume that there isn't: %v", err)
 	}
-	mounted()
+	mounted(append([]netip.Addr{nobody}, servers...)...)
 }
 
 // testStrangers: who has no certificate of the authority gets no answer, neither from glusterd nor
