@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"path"
 	"regexp"
 	"strings"
 
@@ -30,6 +31,8 @@ const (
 
 	portVariable = "PORT" // each instance has it, with the app's port
 )
+
+var claimName = regexp.MustCompile(`^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$`)
 
 var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,252}$`)
 
@@ -129,6 +132,11 @@ func checkApp(spec resource.AppSpec, setsPort bool) error {
 	} else if resource.IsSystemNamespace(spec.Namespace) {
 		wrong("namespace", "names that begin with kube- belong to Kubernetes")
 	}
+	if len(spec.Volumes) > 0 && spec.Instances > 1 {
+		wrong("instances", "%d are too many for an app with volumes: these are on one machine at a time, so it has one instance",
+			spec.Instances)
+	}
+	checkAppVolumes(spec.Volumes, wrong)
 	if setsPort {
 		wrong("env", "%s is the port that the app listens on: set that instead, with `port` or mp's --port", portVariable)
 	}
@@ -152,8 +160,8 @@ func checkApp(spec resource.AppSpec, setsPort bool) error {
 		wrong("args", "more than %d arguments", maxArguments)
 	}
 	unprintable := func(r rune) bool { return r <= ' ' || r == 0x7f }
-	if path := spec.HealthPath; path != "" &&
-		(!strings.HasPrefix(path, "/") || len(path) > 1024 || strings.ContainsFunc(path, unprintable)) {
+	if health := spec.HealthPath; health != "" &&
+		(!strings.HasPrefix(health, "/") || len(health) > 1024 || strings.ContainsFunc(health, unprintable)) {
 		wrong("healthPath", "must be a path that begins with /")
 	}
 	if spec.MilliCPU < 0 || spec.MilliCPU > maxMilliCPU {
@@ -166,4 +174,29 @@ func checkApp(spec resource.AppSpec, setsPort bool) error {
 		return nil
 	}
 	return invalidFields("Correct what is listed.", fields)
+}
+
+const maxAppVolumes = 16
+
+// checkAppVolumes says what of an app's volumes can't be.
+func checkAppVolumes(volumes []resource.AppVolume, wrong func(field, format string, args ...any)) {
+	if len(volumes) > maxAppVolumes {
+		wrong("volumes", "%d are too many: an app has %d at most", len(volumes), maxAppVolumes)
+		return
+	}
+	claims, paths := map[string]bool{}, map[string]bool{}
+	for _, v := range volumes {
+		bad := func(r rune) bool { return r <= ' ' || r == 0x7f || r == ':' }
+		switch {
+		case len(v.Claim) > 253 || !claimName.MatchString(v.Claim):
+			wrong("volumes", "%q can't be the name of a claim", short(v.Claim))
+		case claims[v.Claim]:
+			wrong("volumes", "the claim %s is there twice", v.Claim)
+		case !path.IsAbs(v.Path) || path.Clean(v.Path) != v.Path || v.Path == "/" || len(v.Path) > 512 || strings.ContainsFunc(v.Path, bad):
+			wrong("volumes", "%q can't be where the app sees %s: that is a path like /data", short(v.Path), v.Claim)
+		case paths[v.Path]:
+			wrong("volumes", "there are two volumes at %s", v.Path)
+		}
+		claims[v.Claim], paths[v.Path] = true, true
+	}
 }

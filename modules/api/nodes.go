@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -108,6 +109,11 @@ func (a *API) nodeOperations() {
 			Lost bool `query:"lost" doc:"The host will not come back: give its machines up without waiting for it"`
 		}) (out *Output[resource.Accepted[*resource.Node]], err error) {
 			err = nodes.retry(ctx, in.Place, in.Match, func(node *resource.Node) error {
+				if !in.Lost && !node.Spec.Lost && !node.Deleting() {
+					if err := a.keepNode(ctx, node); err != nil {
+						return err
+					}
+				}
 				if in.Lost && !node.Spec.Lost {
 					node.Spec.Lost = true
 					if node.Deleting() {
@@ -141,6 +147,38 @@ func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
 		n.Status.Allocated = promised[n.Name].Add(resource.Size{DiskBytes: kept[n.Name]})
 	}
 	return nil
+}
+
+// keepNode refuses that a node is removed while volumes are on it: they would be lost.
+func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
+	volumes, err := all(ctx, store.Of[resource.Volume](a.store), "")
+	if err != nil {
+		return err
+	}
+	const most = 5
+	var some []string
+	there := 0
+	for _, v := range volumes {
+		if v.Status.Node != node.Name || v.Status.NodeUID != node.UID || v.Deleting() {
+			continue
+		}
+		if there++; there <= most {
+			some = append(some, v.Key())
+		}
+	}
+	if there == 0 {
+		return nil
+	}
+	what := fmt.Sprintf("%d volumes are on node %s, among them", there, node.Name)
+	switch {
+	case there == 1:
+		what = fmt.Sprintf("A volume is on node %s:", node.Name)
+	case there <= most:
+		what = fmt.Sprintf("%d volumes are on node %s:", there, node.Name)
+	}
+	return conflict("in-use", fmt.Sprintf("%s %s.", what, strings.Join(some, ", ")),
+		fmt.Sprintf("Their owners have to delete them first. If the host will never come back, give it up, and what they hold "+
+			"with it: mp nodes remove %s --lost.", node.Name))
 }
 
 // checkAddress refuses for a node an address by which something else is reached: the

@@ -86,27 +86,29 @@ func completeVolume(now, was *resource.Volume) {
 }
 
 func checkVolume(_ context.Context, now, was *resource.Volume) error {
-	size := now.Spec.SizeBytes
+	size, least, most := now.Spec.SizeBytes, int64(resource.MinVolumeBytes), int64(resource.MaxVolumeBytes)
 	text := resource.Bytes.Text
+	wrong := func(remedy, format string, args ...any) error {
+		return invalid("body.spec.sizeBytes", fmt.Sprintf(format, args...), remedy)
+	}
 	switch {
 	case was == nil && strings.HasPrefix(now.Name, claimedPrefix):
 		return invalid("path.volume", "names that begin with "+claimedPrefix+" are of volumes that were made for claims",
 			"Choose another name.")
 	case was == nil && now.Spec.Class != resource.LocalVolume:
-		return invalid("body.spec.class", fmt.Sprintf("%q is no class of volumes: there is %s", short(now.Spec.Class), resource.LocalVolume), "")
+		return invalid("body.spec.class", fmt.Sprintf("%q is no class of volumes", short(now.Spec.Class)),
+			"There is "+resource.LocalVolume+".")
 	case was != nil && now.Spec.Class != was.Spec.Class:
 		return invalid("body.spec.class", "can't be changed: the volume is "+was.Spec.Class,
 			"Leave it out, or make another volume and copy the data.")
-	case size < resource.MinVolumeBytes:
-		return invalid("body.spec.sizeBytes", fmt.Sprintf("%s is too small: a volume has at least %s", text(size), text(resource.MinVolumeBytes)),
-			"Ask for more.")
-	case size > resource.MaxVolumeBytes:
-		return invalid("body.spec.sizeBytes", fmt.Sprintf("%s is too large: a volume has at most %s", text(size), text(resource.MaxVolumeBytes)),
-			"Ask for less.")
+	case size < least:
+		return wrong("Ask for more.", "%s is too small: a volume has at least %s", text(size), text(least))
+	case size > most:
+		return wrong("Ask for less.", "%s is too large: a volume has at most %s", text(size), text(most))
 	case was == nil:
 	case size < was.Spec.SizeBytes:
-		return invalid("body.spec.sizeBytes", fmt.Sprintf("%s is less than the volume has, %s: it can't shrink", text(size), text(was.Spec.SizeBytes)),
-			"Make a smaller one, copy what you need, and delete this one.")
+		return wrong("Make a smaller one, copy what you need, and delete this one.",
+			"%s is less than the volume has, %s: it can't shrink", text(size), text(was.Spec.SizeBytes))
 	case size > was.Spec.SizeBytes && was.Spec.Claim != "":
 		namespace, claim, _ := strings.Cut(was.Spec.Claim, "/")
 		return conflict("in-use", fmt.Sprintf("The claim %s has the volume, and says how large it is.", was.Spec.Claim),

@@ -173,4 +173,25 @@ func TestBind(t *testing.T) {
 	s.want(http.StatusPreconditionFailed, dev, "PUT", inShop+"/namespaces/default/claims/data", `{"spec":{"sizeBytes":1}}`, "If-None-Match", "*")
 }
 
+// TestNodesKeepVolumes: a node with volumes is removed only if it is given up.
+func TestNodesKeepVolumes(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	host := mustGet(t, store.Of[resource.Node](s.store), "host1")
+	for i := range 6 {
+		v := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", fmt.Sprint("v", i)),
+			Status: resource.VolumeStatus{Node: host.Name, NodeUID: host.UID}}
+		if err := store.Of[resource.Volume](s.store).Create(t.Context(), v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := s.want(http.StatusConflict, root, "DELETE", "/v1/nodes/host1", "").problem(t)
+	if !strings.Contains(got.Detail, "6 volumes are on node host1, among them acme/web/shop/v0,") || strings.Contains(got.Detail, "v5") ||
+		!strings.Contains(got.Remedy, "mp nodes remove host1 --lost") {
+		t.Errorf("got %+v", got)
+	}
+	s.want(http.StatusAccepted, root, "DELETE", "/v1/nodes/host1?lost=true", "")
+	s.want(http.StatusAccepted, root, "DELETE", "/v1/nodes/host1", "") // it is on its way
+}
+
 const inShopKey = "acme/web/shop/"

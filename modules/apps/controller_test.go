@@ -347,6 +347,22 @@ func TestApps(t *testing.T) {
 		return want404(err)
 	})
 
+	// With a volume, it ends before it begins anew, and says which claim it waits for.
+	f.change("hello", func(a *resource.App) { a.Spec.Volumes = []resource.AppVolume{{Claim: "data", Path: "/data"}} })
+	f.app("hello", "without its claim", says(resource.AppInstancesReady, `persistentvolumeclaim "data" not found`))
+	d, err = client.AppsV1().Deployments("other").Get(f.ctx, "hello", metav1.GetOptions{})
+	f.must(err)
+	if pod := d.Spec.Template.Spec; d.Spec.Strategy.Type != appsv1.RecreateDeploymentStrategyType || len(pod.Volumes) != 1 ||
+		pod.Containers[0].VolumeMounts[0].MountPath != "/data" || *pod.SecurityContext.FSGroup != volumesGroup {
+		t.Errorf("with a volume: %+v", d.Spec)
+	}
+	f.change("hello", func(a *resource.App) { a.Spec.Volumes = nil })
+	f.app("hello", "without volumes", ready)
+	if d, err = client.AppsV1().Deployments("other").Get(f.ctx, "hello", metav1.GetOptions{}); err != nil ||
+		d.Spec.Strategy.Type != appsv1.RollingUpdateDeploymentStrategyType || len(d.Spec.Template.Spec.Volumes) != 0 {
+		t.Errorf("without volumes: %+v, %v", d.Spec, err)
+	}
+
 	// Refusals.
 	_, err = client.CoreV1().Namespaces().Create(f.ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "small"}}, metav1.CreateOptions{})
 	f.must(err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -88,6 +89,9 @@ func render(app *resource.App, image string) objects {
 		// before the app is told to end.
 		WithLifecycle(coreapply.Lifecycle().WithPreStop(coreapply.LifecycleHandler().
 			WithSleep(coreapply.SleepAction().WithSeconds(drainSeconds))))
+	for i, v := range app.Spec.Volumes {
+		main.WithVolumeMounts(coreapply.VolumeMount().WithName(volumeName(i)).WithMountPath(v.Path))
+	}
 	if amounts := amountsOf(app.Spec); len(amounts) > 0 {
 		main.WithResources(coreapply.ResourceRequirements().WithRequests(amounts).WithLimits(amounts))
 	}
@@ -102,12 +106,23 @@ func render(app *resource.App, image string) objects {
 		// Over zones, which are hosts where the operator names none, and machines.
 		WithTopologySpreadConstraints(spread(app, corev1.LabelTopologyZone), spread(app, corev1.LabelHostname)))
 
+	strategy := appsapply.DeploymentStrategy().WithType(appsv1.RollingUpdateDeploymentStrategyType).
+		WithRollingUpdate(appsapply.RollingUpdateDeployment().
+			WithMaxUnavailable(intstr.FromInt32(0)).
+			WithMaxSurge(intstr.FromInt32(1)))
+	if len(app.Spec.Volumes) > 0 {
+		// Two releases never write to one volume, and a volume is on one machine at a time.
+		strategy = appsapply.DeploymentStrategy().WithType(appsv1.RecreateDeploymentStrategyType)
+		pod.Spec.WithVolumes(volumes(app)...).
+			// What the app runs as may write: kubelet gives the volume to the group, once.
+			WithSecurityContext(coreapply.PodSecurityContext().
+				WithFSGroup(volumesGroup).WithFSGroupChangePolicy(corev1.FSGroupChangeOnRootMismatch))
+	}
+
 	deployment := appsapply.Deployment(app.Name, namespace).WithLabels(labels(app)).WithSpec(appsapply.DeploymentSpec().
 		WithReplicas(int32(app.Spec.Instances)).
 		WithSelector(metaapply.LabelSelector().WithMatchLabels(labels(app))).
-		WithStrategy(appsapply.DeploymentStrategy().WithType("RollingUpdate").WithRollingUpdate(appsapply.RollingUpdateDeployment().
-			WithMaxUnavailable(intstr.FromInt32(0)).
-			WithMaxSurge(intstr.FromInt32(1)))).
+		WithStrategy(strategy).
 		WithRevisionHistoryLimit(revisions).
 		// Paused, by `kubectl rollout pause`, it would take no release on and say nothing of it.
 		WithPaused(false).
@@ -123,6 +138,19 @@ func render(app *resource.App, image string) objects {
 			WithProtocol(corev1.ProtocolTCP)))
 
 	return objects{deployment, service}
+}
+
+// volumesGroup is the group that may write to an app's volumes, whatever its image runs as.
+const volumesGroup = 2000
+
+func volumeName(i int) string { return "volume-" + strconv.Itoa(i) }
+
+func volumes(app *resource.App) (out []*coreapply.VolumeApplyConfiguration) {
+	for i, v := range app.Spec.Volumes {
+		out = append(out, coreapply.Volume().WithName(volumeName(i)).
+			WithPersistentVolumeClaim(coreapply.PersistentVolumeClaimVolumeSource().WithClaimName(v.Claim)))
+	}
+	return out
 }
 
 func spread(app *resource.App, key string) *coreapply.TopologySpreadConstraintApplyConfiguration {

@@ -179,7 +179,11 @@ func troubleOf(app *resource.App, p *corev1.Pod) trouble {
 	}
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == corev1.PodReasonUnschedulable {
-			return trouble{reason: c.Reason, message: "No machine has room for an instance: " + sentence(c.Message)}
+			why := "No machine has room for an instance: "
+			if strings.Contains(c.Message, "persistentvolumeclaim") {
+				why = "An instance waits for its volume: "
+			}
+			return trouble{reason: c.Reason, message: why + sentence(c.Message)}
 		}
 	}
 	if p.Status.Phase == corev1.PodFailed && p.Status.Reason != "" { // evicted, mostly

@@ -61,7 +61,8 @@ func (p *program) appCommands() *command {
 			usage: "deploy an app, or change one",
 			args:  "[NAME] [COMMAND]...",
 			names: apps.names,
-			about: `In an app that exists, what no flag names stays as it is; --env KEY= removes a variable.
+			about: `In an app that exists, what no flag names stays as it is; --env KEY= removes a variable, and
+--volume NAME: a volume. An app with volumes has one instance, which ends before the next begins.
 With --image, what the tag names now is taken, also if the app had that tag before; scaling
 and other changes keep the image that runs. Values and arguments reach the app byte for byte.
 The app gets an address below the platform's domain, unless --no-route is given.`,
@@ -69,6 +70,7 @@ The app gets an address below the platform's domain, unless --no-route is given.
 				"mp apps deploy hello --image hello:1 --instances 2 --port 8080",
 				"mp apps deploy hello --image hello:2",
 				"mp apps deploy hello --env MODE=prod --env DEBUG=",
+				"mp apps deploy db --image postgres:17 --port 5432 --volume data:/var/lib/postgresql",
 				"mp apps deploy worker --image jobs:3 --no-route -- ./work --queue mail",
 			},
 			flags: flags(placeFlags(inWorkspace), namespaceFlag(),
@@ -77,6 +79,7 @@ The app gets an address below the platform's domain, unless --no-route is given.
 				&cli.IntFlag{Name: "instances", Usage: "`NUMBER` of instances; 1 for a new app"},
 				&cli.IntFlag{Name: "port", Aliases: []string{"p"}, Usage: "`PORT` the app listens on; also its variable PORT"},
 				&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "set the variable `KEY=VALUE`; may be given more than once"},
+				&cli.StringSliceFlag{Name: "volume", Usage: "have the claim `NAME:/PATH` as a folder; may be given more than once"},
 				&cli.StringFlag{Name: "cpu", Usage: "`CPUS` of one instance: 1 or 250m"},
 				&cli.StringFlag{Name: "memory", Usage: "memory `SIZE` of one instance: 256Mi"},
 				&cli.StringFlag{Name: "health-path", Usage: "ask `PATH` by HTTP whether an instance is healthy; without it, a connection is enough"},
@@ -243,6 +246,18 @@ func (c *call) changeApp(spec *resource.AppSpec, command []string) (changed bool
 		spec.Env[key], changed = value, true
 		if value == "" {
 			delete(spec.Env, key)
+		}
+	}
+	for _, pair := range c.StringSlice("volume") {
+		claim, path, ok := strings.Cut(pair, ":")
+		if !ok || claim == "" || path != "" && !strings.HasPrefix(path, "/") {
+			return false, usagef("write it like --volume data:/var/lib/data", "--volume %q names no claim and folder", pair)
+		}
+		spec.Volumes = slices.DeleteFunc(slices.Clone(spec.Volumes), func(v resource.AppVolume) bool {
+			return v.Claim == claim
+		})
+		if changed = true; path != "" {
+			spec.Volumes = append(spec.Volumes, resource.AppVolume{Claim: claim, Path: path})
 		}
 	}
 	for flag, field := range map[string]*int64{"cpu": &spec.MilliCPU, "memory": &spec.MemoryBytes} {

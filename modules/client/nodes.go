@@ -103,7 +103,9 @@ host has shown it, is given back with --not-also. Each list replaces the one bef
 			name:  "remove, rm, delete",
 			usage: "move a node's machines elsewhere and remove it from the platform",
 			about: `With --lost, the platform does not wait for the node itself. Give it only if the host will
-never come back: its machines are created again elsewhere, and none may run twice.`,
+never come back: its machines are created again elsewhere, and none may run twice. Local volumes
+are on their host's disk: while some are there, the node is removed with --lost only, and they are
+lost with it.`,
 			examples: []string{"mp nodes remove host1 --yes --timeout 30m", "mp nodes remove host1 --lost"},
 			flags:    []cli.Flag{&cli.BoolFlag{Name: "lost", Usage: "the host will never come back: do not wait for it"}},
 			run: func(c *call) error {

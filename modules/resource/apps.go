@@ -37,7 +37,15 @@ type AppSpec struct {
 	// HealthPath is asked by HTTP to tell whether an instance may get traffic.
 	// Empty: a TCP connection to Port must succeed.
 	HealthPath string `json:"healthPath,omitempty" example:"/healthz"`
-	NoRoute    bool   `json:"noRoute,omitempty" doc:"Do not expose the app"`
+	// Volumes are claims that the app's instances have as folders.
+	Volumes []AppVolume `json:"volumes,omitempty" maxItems:"16" doc:"Claims that it has as folders; then it has one instance"`
+	NoRoute bool        `json:"noRoute,omitempty" doc:"Do not expose the app"`
+}
+
+// AppVolume is a claim that an app has as a folder.
+type AppVolume struct {
+	Claim string `json:"claim" doc:"A PersistentVolumeClaim of the app's namespace" example:"data"`
+	Path  string `json:"path" doc:"Where the app sees it" example:"/var/lib/data"`
 }
 
 // AppStatus is what the platform sees.
