@@ -2,7 +2,8 @@
 // workspace as one process, and the parts of a node.
 //
 //	kube plane --config FILE   kine (optional), API server, controller manager, scheduler
-//	kube kubelet FLAGS         upstream's kubelet, with the machine's size as the node's
+//	kube kubelet FLAGS         upstream's kubelet, with the machine's size as the node's;
+//	                           with MULTIPAAS_VOLUMES, the driver of volumes in it
 //	kube kube-proxy FLAGS      upstream's kube-proxy; with MULTIPAAS_POLICY_DIR and
 //	                           MULTIPAAS_POLICY_KUBECONFIG, NetworkPolicies beside it
 //	kube kubectl ARGS          upstream's kubectl
@@ -17,6 +18,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -44,6 +46,7 @@ import (
 	"github.com/multipaas/multipaas/embed/kube/plane"
 	"github.com/multipaas/multipaas/embed/kube/policy"
 	"github.com/multipaas/multipaas/embed/kube/seal"
+	"github.com/multipaas/multipaas/embed/kube/volumes"
 )
 
 const usage = `Usage:
@@ -90,6 +93,8 @@ func run(args []string) int {
 		return runKubeProxy()
 	case "kubectl":
 		return runKubectl()
+	case "volumes":
+		return runVolumes(rest)
 	case "version":
 		fmt.Println(version.Get().GitVersion)
 		return 0
@@ -136,6 +141,32 @@ func runKubelet(args []string) int {
 	defer logs.FlushLogs()
 	if err := kubelet.Run(ctx, args); err != nil {
 		fmt.Fprintf(os.Stderr, "kubelet: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+// runVolumes serves the node's side of volumes without a kubelet, for CSI's sanity suite. It is
+// no command for people.
+func runVolumes(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	var cfg volumes.Config
+	flags := flag.NewFlagSet("volumes", flag.ContinueOnError)
+	socket := flags.String("socket", "", "where to serve")
+	flags.StringVar(&cfg.Folder, "folder", "", "in which volumes are mounted")
+	flags.StringVar(&cfg.Machine, "machine", "", "UID of the machine")
+	flags.StringVar(&cfg.Place, "place", "", "name of its host")
+	flags.StringVar(&cfg.Pods, "pods", "/var/lib/kubelet/pods", "folder of pods")
+	if flags.Parse(args) != nil {
+		return 2
+	}
+	node, err := volumes.New(cfg)
+	if err == nil {
+		err = node.Serve(ctx, *socket)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "kube volumes: %v\n", err)
 		return 1
 	}
 	return 0

@@ -52,10 +52,12 @@ import (
 	certificates "k8s.io/kubernetes/pkg/apis/certificates"
 	api "k8s.io/kubernetes/pkg/apis/core"
 	corev1conversion "k8s.io/kubernetes/pkg/apis/core/v1"
+	"k8s.io/kubernetes/pkg/apis/storage"
 	psaapi "k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
 
 	"github.com/multipaas/multipaas/embed/kube/budget"
+	"github.com/multipaas/multipaas/embed/kube/volumes"
 )
 
 // PluginName is the name of the plugin among the API server's.
@@ -73,6 +75,8 @@ type Config struct {
 	// PlatformUser is the name in the platform's own client certificate. The
 	// platform may make any PersistentVolume.
 	PlatformUser string `json:"platformUser"`
+	// Reserved are names of other clients of the platform, which may do little.
+	Reserved []string `json:"reserved,omitempty"`
 }
 
 // Guard is a validating admission plugin, and a filter for requests.
@@ -147,6 +151,8 @@ func (g *Guard) validateKind(a admission.Attributes) error {
 		if a.GetSubresource() == "" {
 			return g.validateVolume(a)
 		}
+	case storage.Resource("storageclasses"):
+		return validateClass(a)
 	case certificates.Resource("certificatesigningrequests"):
 		if a.GetSubresource() == "" && a.GetOperation() == admission.Create {
 			return g.validateCSR(a)
@@ -249,8 +255,11 @@ func (g *Guard) validateVolume(a admission.Attributes) error {
 		}
 		return nil
 	}
-	if pv.Spec.CSI != nil {
-		return nil
+	if csi := pv.Spec.CSI; csi != nil {
+		if csi.Driver != volumes.Driver {
+			return nil
+		}
+		return checkOwn(csi.FSType, mountOptions(pv))
 	}
 	var out corev1.PersistentVolume
 	if err := corev1conversion.Convert_core_PersistentVolume_To_v1_PersistentVolume(pv, &out, nil); err != nil {
@@ -276,6 +285,9 @@ func (g *Guard) validateCSR(a admission.Attributes) error {
 	if parsed.Subject.CommonName == g.cfg.PlatformUser || slices.Contains(parsed.Subject.Organization, user.SystemPrivilegedGroup) {
 		return fmt.Errorf("the name %q and the group %q belong to the platform: ask for a certificate with another name",
 			g.cfg.PlatformUser, user.SystemPrivilegedGroup)
+	}
+	if slices.Contains(g.cfg.Reserved, parsed.Subject.CommonName) {
+		return fmt.Errorf("the name %q belongs to the platform: ask for a certificate with another name", parsed.Subject.CommonName)
 	}
 	if slices.ContainsFunc(parsed.Subject.Organization, func(o string) bool { return strings.HasPrefix(o, machineGroup) }) {
 		return fmt.Errorf("groups that begin with %q are those of the platform's machines: ask for a certificate without one",
@@ -305,10 +317,12 @@ func ownGroup(group string) bool {
 // to, and those of machines that were taken away.
 func (g *Guard) Filter(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if slices.Contains(r.Header.Values("Impersonate-User"), g.cfg.PlatformUser) {
-			answer(w, apierrors.NewForbidden(corev1.Resource("users"), g.cfg.PlatformUser,
-				errors.New("this name belongs to the platform and can't be impersonated")))
-			return
+		for _, name := range r.Header.Values("Impersonate-User") {
+			if name == g.cfg.PlatformUser || slices.Contains(g.cfg.Reserved, name) {
+				answer(w, apierrors.NewForbidden(corev1.Resource("users"), name,
+					errors.New("this name belongs to the platform and can't be impersonated")))
+				return
+			}
 		}
 		if uid, ok := machineOf(r.TLS); ok {
 			ctx, leave, lives := g.machines.enter(r.Context(), uid)

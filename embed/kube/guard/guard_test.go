@@ -25,9 +25,12 @@ import (
 	certificates "k8s.io/kubernetes/pkg/apis/certificates"
 	_ "k8s.io/kubernetes/pkg/apis/certificates/install"
 	api "k8s.io/kubernetes/pkg/apis/core"
+	"k8s.io/kubernetes/pkg/apis/storage"
+
+	"github.com/multipaas/multipaas/embed/kube/volumes"
 )
 
-const platform = "multipaas:platform"
+const platform, reserved = "multipaas:platform", "multipaas:storage"
 
 var tenant = &user.DefaultInfo{Name: "multipaas:ann@acme.example", Groups: []string{"multipaas:org-admin", "system:authenticated"}}
 
@@ -40,7 +43,7 @@ func newGuard(t testing.TB, level string) *Guard {
 			t.Fatal(err)
 		}
 	}
-	g, err := New(Config{LevelFile: file, MachinesFile: file + ".machines", PlatformUser: platform}, nil, nil)
+	g, err := New(Config{LevelFile: file, MachinesFile: file + ".machines", PlatformUser: platform, Reserved: []string{reserved}}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,6 +80,8 @@ func validate(g *Guard, resource, subresource string, obj, old runtime.Object, w
 		group = "certificates.k8s.io"
 	case "apiservices":
 		group = "apiregistration.k8s.io"
+	case "storageclasses":
+		group = "storage.k8s.io"
 	}
 	if old != nil {
 		op = admission.Update
@@ -113,6 +118,8 @@ func TestPods(t *testing.T) {
 		"empty dir":           {"baseline", withVolume(api.VolumeSource{EmptyDir: &api.EmptyDirVolumeSource{}}), ""},
 		"no source":           {"baseline", withVolume(api.VolumeSource{}), ""},
 		"claim":               {"baseline", withVolume(api.VolumeSource{PersistentVolumeClaim: &api.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}), ""},
+		"csi":                 {"baseline", withVolume(api.VolumeSource{CSI: &api.CSIVolumeSource{Driver: "d.example"}}), ""},
+		"csi, ours":           {"baseline", withVolume(api.VolumeSource{CSI: &api.CSIVolumeSource{Driver: volumes.Driver}}), "PersistentVolumeClaim"},
 		"nfs":                 {"baseline", withVolume(api.VolumeSource{NFS: &api.NFSVolumeSource{Server: "172.30.0.9"}}), ""},
 		"init container":      {"baseline", func(s *api.PodSpec) { s.InitContainers = s.Containers; privileged(s) }, "privileged"},
 		"privileged":          {"baseline", privileged, "privileged"},
@@ -211,6 +218,33 @@ func TestPersistentVolumes(t *testing.T) {
 	want(t, validate(g, "persistentvolumes", "", volume(host), volume(api.PersistentVolumeSource{}), tenant), "hostPath")
 }
 
+// TestOwnVolumes: who makes a PersistentVolume or a class of the platform's driver hears at once
+// what can't be.
+func TestOwnVolumes(t *testing.T) {
+	g := newGuard(t, "baseline")
+	for name, c := range map[string]struct {
+		fsType  string
+		options []string
+		want    string
+	}{
+		"plain":       {"", nil, ""},
+		"as it is":    {"xfs", []string{"ro"}, ""},
+		"file system": {"ext4", nil, `"ext4"`},
+		"option":      {"", []string{"ro", "bind"}, `"bind"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			source := &api.CSIPersistentVolumeSource{Driver: volumes.Driver, VolumeHandle: "x", FSType: c.fsType}
+			pv := &api.PersistentVolume{Spec: api.PersistentVolumeSpec{MountOptions: c.options, PersistentVolumeSource: api.PersistentVolumeSource{CSI: source}}}
+			want(t, validate(g, "persistentvolumes", "", pv, nil, tenant), c.want)
+			class := &storage.StorageClass{Provisioner: volumes.Driver, MountOptions: c.options, Parameters: map[string]string{"csi.storage.k8s.io/fstype": c.fsType}}
+			want(t, validate(g, "storageclasses", "", class, nil, tenant), c.want)
+			source.Driver, class.Provisioner = "d.example", "d.example"
+			want(t, validate(g, "persistentvolumes", "", pv, nil, tenant), "")
+			want(t, validate(g, "storageclasses", "", class, nil, tenant), "")
+		})
+	}
+}
+
 // TestMountOptions: kubelet hands a volume's server and options to mount(8),
 // which can do more than NFS.
 func TestMountOptions(t *testing.T) {
@@ -281,6 +315,7 @@ func TestCertificateRequests(t *testing.T) {
 	}{
 		"plain":          {"kubernetes.io/kube-apiserver-client", pkix.Name{CommonName: "ann"}, ""},
 		"platform":       {"kubernetes.io/kube-apiserver-client", pkix.Name{CommonName: platform}, "belong to the platform"},
+		"reserved":       {"kubernetes.io/kube-apiserver-client", pkix.Name{CommonName: reserved}, "belongs to the platform"},
 		"masters":        {"kubernetes.io/legacy-unknown", pkix.Name{CommonName: "ann", Organization: []string{"a", "system:masters"}}, "system:masters"},
 		"another signer": {"acme.example/signer", pkix.Name{CommonName: platform}, ""},
 	} {
@@ -300,7 +335,7 @@ func TestCertificateRequests(t *testing.T) {
 func TestFilter(t *testing.T) {
 	g := newGuard(t, "privileged")
 	handler := g.Filter(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
-	for who, want := range map[string]int{"": http.StatusTeapot, "ann": http.StatusTeapot, platform: http.StatusForbidden} {
+	for who, want := range map[string]int{"": http.StatusTeapot, "ann": http.StatusTeapot, platform: http.StatusForbidden, reserved: http.StatusForbidden} {
 		r := httptest.NewRequest(http.MethodGet, "/api", nil)
 		if who != "" {
 			r.Header.Set("impersonate-user", who)

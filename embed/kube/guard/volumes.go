@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -9,14 +10,19 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apiserver/pkg/admission"
 	api "k8s.io/kubernetes/pkg/apis/core"
+	"k8s.io/kubernetes/pkg/apis/storage"
+
+	"github.com/multipaas/multipaas/embed/kube/volumes"
 )
 
 // podVolumeAllowed says whether a pod may bring a volume of this kind, and the
 // kind's name. The Pod Security level "baseline" forbids hostPath only; but fc
 // and iscsi look for block devices in the machine, and others run programs
 // of the machine, so here the list is of what is known to be harmless. What
-// comes by a claim was checked when its PersistentVolume was made.
+// comes by a claim was checked when its PersistentVolume was made; the platform's own
+// volumes come by one only.
 func podVolumeAllowed(v corev1.VolumeSource) (kind string, ok bool) {
 	switch {
 	case v == (corev1.VolumeSource{}): // the API makes it an emptyDir
@@ -24,6 +30,9 @@ func podVolumeAllowed(v corev1.VolumeSource) (kind string, ok bool) {
 		v.PersistentVolumeClaim != nil, v.Ephemeral != nil, v.CSI != nil, v.NFS != nil, v.Image != nil:
 	default:
 		return firstSet(v), false
+	}
+	if v.CSI != nil && v.CSI.Driver == volumes.Driver {
+		return "csi, which for " + volumes.Driver + " takes a PersistentVolumeClaim (ephemeral makes one)", false
 	}
 	return "", true
 }
@@ -53,6 +62,37 @@ func checkNFS(server string, options []string) error {
 		}
 	}
 	return nil
+}
+
+// checkOwn is for volumes of the platform's own driver. Their file system is the
+// platform's, and so is how it is mounted: the machine (embed/kube/volumes) would refuse another, and a
+// claim would wait for ever for what its class says wrong.
+func checkOwn(fsType string, options []string) error {
+	if fsType != "" && fsType != "xfs" {
+		return fmt.Errorf("volumes of %s have the file system that the platform chose, not %q: leave the type out",
+			volumes.Driver, fsType)
+	}
+	for _, o := range options {
+		if o != "ro" {
+			return fmt.Errorf("volumes of %s take no mount option but ro: take %q out", volumes.Driver, o)
+		}
+	}
+	return nil
+}
+
+// validateClass holds whatever the level: classes of the platform's driver can't ask
+// for what no volume of it can be.
+func validateClass(a admission.Attributes) error {
+	class, err := as[*storage.StorageClass](a.GetObject())
+	if err != nil || class.Provisioner != volumes.Driver {
+		return err
+	}
+	for key, value := range class.Parameters {
+		if key = strings.ToLower(key); key == "fstype" || key == "csi.storage.k8s.io/fstype" {
+			err = errors.Join(err, checkOwn(value, nil))
+		}
+	}
+	return errors.Join(err, checkOwn("", class.MountOptions))
 }
 
 // mountOptions are what kubelet mounts a volume with: the old annotation comes

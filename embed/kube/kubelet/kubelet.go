@@ -1,10 +1,12 @@
-// Package kubelet runs upstream's kubelet with one difference: the node is as
-// big as its machine, not as the host the machine runs on.
+// Package kubelet runs upstream's kubelet with two differences: the node is as
+// big as its machine, not as the host the machine runs on; and it has the driver of the
+// platform's volumes with it.
 //
 // A machine may be a container, where /proc shows the CPUs and the memory of
 // the host. The size comes from the environment: MULTIPAAS_MACHINE_MILLICPU
 // (thousandths of a CPU) and MULTIPAAS_MACHINE_MEMORY (bytes). Without them
-// this is the plain kubelet. Flags and config file are upstream's.
+// this is the plain kubelet. Flags and config file are upstream's. What the
+// environment says of volumes is in package volumes.
 //
 // Parties: whoever starts a machine sets the environment and writes the config
 // file; command kube calls Run. Only command kube imports it.
@@ -19,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/spf13/pflag"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
@@ -35,6 +38,8 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/eviction"
 	"k8s.io/kubernetes/pkg/kubelet/kubeletconfig/configfiles"
 	utilfs "k8s.io/kubernetes/pkg/util/filesystem"
+
+	"github.com/multipaas/multipaas/embed/kube/volumes"
 )
 
 // Run runs the kubelet with upstream's flags until ctx is done.
@@ -71,8 +76,31 @@ func Run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
+	if cfg, there := volumes.Environment(os.Getenv, filepath.Join(server.RootDirectory, "pods")); there {
+		go serveVolumes(ctx, cfg, server.RootDirectory)
+	}
 	utilfeature.DefaultMutableFeatureGate.AddMetrics()
 	return app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate)
+}
+
+// serveVolumes serves until ctx is done. Without volumes, pods that have none go on.
+func serveVolumes(ctx context.Context, cfg volumes.Config, root string) {
+	node, err := volumes.New(cfg)
+	if err != nil {
+		klog.ErrorS(err, "Pods get no volumes")
+		return
+	}
+	for ctx.Err() == nil {
+		err := node.Serve(ctx, filepath.Join(root, "plugins", volumes.Driver, "csi.sock"),
+			filepath.Join(root, "plugins_registry", volumes.Driver+"-reg.sock"))
+		if err != nil {
+			klog.ErrorS(err, "Pods get no volumes; trying again")
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Second):
+		}
+	}
 }
 
 // parse turns flags and config file into the kubelet's options. A flag wins

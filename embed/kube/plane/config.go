@@ -18,6 +18,7 @@ import (
 
 	"github.com/multipaas/multipaas/embed/kube/budget"
 	"github.com/multipaas/multipaas/embed/kube/guard"
+	"github.com/multipaas/multipaas/embed/kube/storage"
 	"github.com/multipaas/multipaas/embed/kube/usage"
 )
 
@@ -39,6 +40,8 @@ type Config struct {
 	Budget budget.Config `json:"budget"`
 	// Usage is how kubelets are asked for what metrics.k8s.io says.
 	Usage usage.Config `json:"usage"`
+	// Storage is where claims are provided with volumes. Absent: nobody does.
+	Storage *storage.Config `json:"storage,omitempty"`
 }
 
 // KineConfig says where kine listens and where it keeps its data.
@@ -67,6 +70,9 @@ func ReadConfig(r io.Reader) (Config, error) {
 	}
 	if k := cfg.Kine; k != nil && (k.Socket == "" || k.Endpoint == "") {
 		errs = append(errs, errors.New("kine: socket and endpoint must be set"))
+	}
+	if s := cfg.Storage; s != nil && (s.Socket == "" || s.Kubeconfig == "") {
+		errs = append(errs, errors.New("storage: socket and kubeconfig must be set"))
 	}
 	return cfg, errors.Join(errs...)
 }

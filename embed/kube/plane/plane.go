@@ -17,6 +17,7 @@ import (
 
 	"github.com/multipaas/multipaas/embed/kube/budget"
 	"github.com/multipaas/multipaas/embed/kube/guard"
+	"github.com/multipaas/multipaas/embed/kube/storage"
 )
 
 // stopTimeout bounds the stop of each part: 3 of them and kine's own 2 s make
@@ -56,7 +57,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 	room := budget.New(cfg.Budget, store)
-	n := newUnserved()
+	n := newUnserved(cfg.Storage != nil)
 	g, err := guard.New(cfg.Guard, room, n.wrote)
 	if err != nil {
 		return err
@@ -78,6 +79,12 @@ func Run(ctx context.Context, cfg Config) error {
 		part{name: "machines", run: func(ctx context.Context) error { g.Watch(ctx); return nil }},
 		part{name: "budget", run: func(ctx context.Context) error { room.Run(ctx); <-ctx.Done(); return nil }},
 	)
+	if cfg.Storage != nil {
+		parts = append(parts, part{name: "storage", run: func(ctx context.Context) error {
+			storage.Run(ctx, *cfg.Storage)
+			return nil
+		}})
+	}
 	return runParts(ctx, parts)
 }
 

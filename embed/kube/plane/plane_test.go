@@ -7,6 +7,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/component-base/featuregate"
 )
 
 // record is the order in which things happen.
@@ -94,6 +97,20 @@ func TestReadConfig(t *testing.T) {
 	} {
 		if _, err := ReadConfig(strings.NewReader(text)); err == nil {
 			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// TestGates: the storage controllers' gates are known, and those that Kubernetes has too are
+// Kubernetes' own (module gates). Had they come in another order, this would not have started.
+func TestGates(t *testing.T) {
+	for gate, want := range map[featuregate.Feature]bool{
+		"Topology": true, "ReleaseLeaderElectionOnExit": false, "AnnotateFsResize": false, // the controllers'
+		"VolumeAttributesClass": true, "MutableCSINodeAllocatableCount": true, "RecoverVolumeExpansionFailure": true,
+		"CrossNamespaceVolumeDataSource": false,
+	} {
+		if got := utilfeature.DefaultFeatureGate.Enabled(gate); got != want {
+			t.Errorf("%s is %t, want %t", gate, got, want)
 		}
 	}
 }

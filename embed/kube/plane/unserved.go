@@ -19,11 +19,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
+
+	"github.com/multipaas/multipaas/embed/kube/volumes"
 )
 
 // unserved says of objects that nobody serves in this cluster that they wait for
 // somebody, by an event each: Services of type LoadBalancer, Ingresses, and claims
-// of no class. What a tenant installed himself to serve them gets served time
+// of no class or of one that isn't there. What a tenant installed himself to serve them gets served time
 // first.
 //
 // It watches nothing and remembers nothing: the API server tells it which kinds are written,
@@ -33,6 +35,7 @@ type unserved struct {
 	dirty map[schema.GroupResource]bool
 	woken chan struct{}
 
+	storage        bool // the platform serves claims of its classes
 	client         kubernetes.Interface
 	now            func() time.Time
 	patience, rest time.Duration
@@ -59,8 +62,8 @@ var (
 	ingressesKind = networkingv1.Resource("ingresses")
 )
 
-func newUnserved() *unserved {
-	return &unserved{dirty: map[schema.GroupResource]bool{}, woken: make(chan struct{}, 1),
+func newUnserved(storage bool) *unserved {
+	return &unserved{storage: storage, dirty: map[schema.GroupResource]bool{}, woken: make(chan struct{}, 1),
 		now: time.Now, patience: unservedPatience, rest: unservedRest}
 }
 
@@ -175,8 +178,10 @@ const (
 	adviseIngress = "Nobody serves this Ingress: the cluster has no controller for it. Apps that `mp apps deploy` runs " +
 		"have an address at the platform's balancer without one. Or install an ingress controller, and name its class " +
 		"in spec.ingressClassName."
-	adviseClaim = "Nobody provides a volume for this claim, which names no class: the platform gives out no volumes. " +
+	adviseNoVolumes = "Nobody provides a volume for this claim: the platform gives out no volumes. " +
 		"Use an emptyDir for what need not last, or install a provisioner and name its class in spec.storageClassName."
+	adviseClaim = "Only a PersistentVolume would do that somebody makes for this claim. For one that the platform makes, " +
+		"name its class in spec.storageClassName: local."
 )
 
 type teller func(o metav1.Object, kind, version, why string) error
@@ -199,6 +204,20 @@ func (u *unserved) lookAt(ctx context.Context, kind schema.GroupResource, tell t
 			return list, len(list.Items), nil
 		})
 	case claimsKind:
+		provisioners := map[string]string{}
+		err := pages(metav1.ListOptions{}, func(o metav1.ListOptions) (metav1.ListInterface, int, error) {
+			list, err := u.client.StorageV1().StorageClasses().List(ctx, o)
+			if err != nil {
+				return nil, 0, err
+			}
+			for i := range list.Items {
+				provisioners[list.Items[i].Name] = list.Items[i].Provisioner
+			}
+			return list, len(list.Items), nil
+		})
+		if err != nil {
+			return err
+		}
 		return pages(metav1.ListOptions{}, func(o metav1.ListOptions) (metav1.ListInterface, int, error) {
 			list, err := u.client.CoreV1().PersistentVolumeClaims("").List(ctx, o)
 			if err != nil {
@@ -206,7 +225,7 @@ func (u *unserved) lookAt(ctx context.Context, kind schema.GroupResource, tell t
 			}
 			for i := range list.Items {
 				c := &list.Items[i]
-				if err := tell(c, "PersistentVolumeClaim", "v1", whyClaim(c)); err != nil {
+				if err := tell(c, "PersistentVolumeClaim", "v1", u.whyClaim(c, provisioners)); err != nil {
 					return nil, 0, err
 				}
 			}
@@ -283,12 +302,30 @@ func whyIngress(i *networkingv1.Ingress, classes map[string]bool) string {
 	return adviseIngress
 }
 
-func whyClaim(c *corev1.PersistentVolumeClaim) string {
-	if c.Status.Phase != corev1.ClaimPending && c.Status.Phase != "" || c.Spec.VolumeName != "" ||
-		c.Spec.StorageClassName != nil && *c.Spec.StorageClassName != "" {
+// whyClaim takes a claim for served that has a class of somebody else's, who says so
+// himself if he can't. provisioners has the classes that there are.
+func (u *unserved) whyClaim(c *corev1.PersistentVolumeClaim, provisioners map[string]string) string {
+	if c.Status.Phase != corev1.ClaimPending && c.Status.Phase != "" || c.Spec.VolumeName != "" {
 		return ""
 	}
-	return adviseClaim
+	advise := adviseNoVolumes
+	if u.storage {
+		advise = adviseClaim
+	}
+	class := ""
+	if c.Spec.StorageClassName != nil {
+		class = *c.Spec.StorageClassName
+	}
+	provisioner, there := provisioners[class]
+	switch {
+	case class == "":
+		return "This claim names no class. " + advise
+	case !there:
+		return fmt.Sprintf("There is no StorageClass %s. %s", class, advise)
+	case provisioner == volumes.Driver && !u.storage:
+		return advise
+	}
+	return ""
 }
 
 // tell writes the event of an object, one for its life, and says whether it wrote

@@ -12,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/multipaas/multipaas/embed/kube/volumes"
 )
 
 func TestWhyNobodyServes(t *testing.T) {
@@ -45,18 +47,28 @@ func TestWhyNobodyServes(t *testing.T) {
 			t.Errorf("ingress, %s: %q, want %q", name, got, c.want)
 		}
 	}
+	provisioners := map[string]string{"fast": "acme.example/disks", "local": volumes.Driver}
+	claim := func(class *string) corev1.PersistentVolumeClaim {
+		return corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: class},
+			Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimPending}}
+	}
+	const none, only = "the platform gives out no volumes", "Only a PersistentVolume would do"
 	for name, c := range map[string]struct {
-		claim corev1.PersistentVolumeClaim
-		waits bool
+		claim            corev1.PersistentVolumeClaim
+		without, storage string
 	}{
-		"no class":    {corev1.PersistentVolumeClaim{Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimPending}}, true},
-		"empty class": {corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: new("")}}, true},
-		"a class":     {corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: new("fast")}}, false},
-		"a volume":    {corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{VolumeName: "v"}}, false},
-		"bound":       {corev1.PersistentVolumeClaim{Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound}}, false},
+		"no class":      {claim(nil), none, only},
+		"empty class":   {claim(new("")), none, only},
+		"a class":       {claim(new("fast")), "", ""},
+		"ours":          {claim(new("local")), none, ""},
+		"no such class": {claim(new("slow")), "no StorageClass slow", "no StorageClass slow"},
+		"a volume":      {corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{VolumeName: "v"}}, "", ""},
+		"bound":         {corev1.PersistentVolumeClaim{Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound}}, "", ""},
 	} {
-		if got := whyClaim(&c.claim); (got != "") != c.waits {
-			t.Errorf("claim, %s: %q", name, got)
+		for storage, want := range map[bool]string{false: c.without, true: c.storage} {
+			if got := newUnserved(storage).whyClaim(&c.claim, provisioners); (got == "") != (want == "") || !strings.Contains(got, want) {
+				t.Errorf("claim, %s, with storage %t: %q, want %q", name, storage, got, want)
+			}
 		}
 	}
 }
@@ -65,7 +77,7 @@ func TestWhyNobodyServes(t *testing.T) {
 // another, and who serves it soon is not spoken of.
 func TestUnservedTellsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		u := newUnserved()
+		u := newUnserved(false)
 		client := fake.NewClientset()
 		u.client = client
 		ctx, cancel := context.WithCancel(t.Context())

@@ -1,0 +1,255 @@
+package volumes
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// handle is something in the file system, held open without touching it.
+type handle struct {
+	fd    int
+	mount uint64 // the mount that it is in
+	stat  unix.Statx_t
+}
+
+func (p *handle) Close() { _ = unix.Close(p.fd) }
+
+// at is how the kernel names what is below p, without looking up the way to it again.
+func (p *handle) at(name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", p.fd, name) }
+
+// openRoot opens a folder that the platform has made.
+func openRoot(path string) (*handle, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return newHandle(fd, path)
+}
+
+// open opens what is below p, by no link.
+func (p *handle) open(path string, flags uint64) (*handle, error) {
+	fd, err := unix.Openat2(p.fd, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | flags,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS})
+	if errors.Is(err, unix.ELOOP) {
+		err = errors.New("there is a symbolic link in it")
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return newHandle(fd, path)
+}
+
+func newHandle(fd int, path string) (*handle, error) {
+	p := &handle{fd: fd}
+	// What the file system last said will do: it may not answer.
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_INO|unix.STATX_TYPE|unix.STATX_MNT_ID, &p.stat)
+	if err == nil && p.stat.Mask&unix.STATX_MNT_ID == 0 {
+		err = errors.New("the kernel doesn't say in which mount it is: want Linux 5.8 or newer")
+	}
+	if err != nil {
+		p.Close()
+		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	p.mount = p.stat.Mnt_id
+	return p, nil
+}
+
+// sameAs says whether both are one folder, by whatever mount.
+func (p *handle) sameAs(o *handle) bool {
+	return p.stat.Ino == o.stat.Ino && p.stat.Dev_major == o.stat.Dev_major && p.stat.Dev_minor == o.stat.Dev_minor
+}
+
+func (p *handle) readOnly() (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(p.fd, &st); err != nil {
+		return false, fmt.Errorf("statfs: %w", err)
+	}
+	return st.Flags&unix.ST_RDONLY != 0, nil
+}
+
+// attached opens the root of a volume that the machine has.
+func (n *Node) attached(id string) (*handle, error) {
+	folder, err := openRoot(n.cfg.Folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, status.Errorf(codes.FailedPrecondition,
+			"this machine has no folder for volumes, %s: it runs since before there were any; have it started again", n.cfg.Folder)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer folder.Close()
+	volume, err := folder.open(id, unix.O_DIRECTORY)
+	if err == nil && volume.mount == folder.mount {
+		volume.Close()
+		err = fs.ErrNotExist
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, status.Errorf(codes.NotFound, "volume %s is not attached to this machine: its host has not mounted it", id)
+	}
+	return volume, err
+}
+
+// publish binds a volume to target, in the folder of pods.
+func (n *Node) publish(id, target string, readOnly bool) error {
+	volume, err := n.attached(id)
+	if err != nil {
+		return err
+	}
+	defer volume.Close()
+	pods, err := openRoot(n.cfg.Pods)
+	if err != nil {
+		return err
+	}
+	defer pods.Close()
+	parent, err := pods.open(filepath.Dir(target), unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	name := filepath.Base(target)
+	if err := unix.Mkdirat(parent.fd, name, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
+		return &fs.PathError{Op: "mkdir", Path: target, Err: err}
+	}
+	at, err := parent.open(name, unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	if at.mount != parent.mount {
+		has, err := at.readOnly()
+		switch {
+		case err != nil:
+			return err
+		case !at.sameAs(volume):
+			return status.Errorf(codes.AlreadyExists, "at %s something else is mounted than volume %s: delete the pod", target, id)
+		case readOnly && !has:
+			return status.Errorf(codes.AlreadyExists, "at %s volume %s can be written, and shall be read-only: delete the pod", target, id)
+		}
+		return nil
+	}
+	return bind(volume, at, readOnly)
+}
+
+// bind mounts a volume on a folder. It appears there as it shall be: with what the source
+// forbids, and never for a moment writable if it is to be read only.
+func bind(volume, at *handle, readOnly bool) error {
+	tree, err := unix.OpenTree(volume.fd, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("clone its mount: %w", err)
+	}
+	defer unix.Close(tree)
+	if readOnly {
+		err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+		if err != nil {
+			return fmt.Errorf("make its mount read-only: %w", err)
+		}
+	}
+	err = unix.MoveMount(tree, "", at.fd, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("mount it in the pod's folder: %w", err)
+	}
+	return nil
+}
+
+// unpublish takes off what is mounted at target, and removes the folder.
+func (n *Node) unpublish(target string) error {
+	pods, err := openRoot(n.cfg.Pods)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer pods.Close()
+	parent, err := pods.open(filepath.Dir(target), unix.O_DIRECTORY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	name := filepath.Base(target)
+	for {
+		at, err := parent.open(name, unix.O_NOFOLLOW)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		at.Close() // held open it would be in use
+		if at.mount == parent.mount {
+			break
+		}
+		// Each pass takes one off: there may be several, one on another.
+		if err := unix.Unmount(parent.at(name), unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", target, err)
+		}
+	}
+	// Only empty: what is in it was written while no volume was mounted.
+	if err := unix.Unlinkat(parent.fd, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return &fs.PathError{Op: "rmdir", Path: target, Err: err}
+	}
+	return nil
+}
+
+// stats looks at the volume mounted at target.
+func (n *Node) stats(target string) (*csi.NodeGetVolumeStatsResponse, error) {
+	pods, err := openRoot(n.cfg.Pods)
+	if err != nil {
+		return nil, err
+	}
+	defer pods.Close()
+	at, err := pods.open(target, unix.O_DIRECTORY)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && at.stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		if err == nil {
+			at.Close()
+		}
+		return nil, status.Errorf(codes.NotFound, "no volume is mounted at %s", filepath.Join(n.cfg.Pods, target))
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	resp := &csi.NodeGetVolumeStatsResponse{VolumeCondition: &csi.VolumeCondition{Message: "its file system works"}}
+	var st unix.Statfs_t
+	err = unix.Fstatfs(at.fd, &st)
+	if err == nil {
+		size := st.Frsize
+		resp.Usage = []*csi.VolumeUsage{
+			{Unit: csi.VolumeUsage_BYTES, Total: int64(st.Blocks) * size, Used: int64(st.Blocks-st.Bfree) * size, Available: int64(st.Bavail) * size},
+			{Unit: csi.VolumeUsage_INODES, Total: int64(st.Files), Used: int64(st.Files - st.Ffree), Available: int64(st.Ffree)},
+		}
+		err = at.works()
+	}
+	if broken(err) {
+		resp.VolumeCondition = &csi.VolumeCondition{Abnormal: true, Message: fmt.Sprintf(
+			"its file system has stopped (%v), as it does when the disk beneath fails: nothing can be read or written", err)}
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// works has a file system say that what is in its root is on the disk. One that has stopped
+// refuses that, and may still say how large it is and answer from memory. Where nothing was
+// changed, nothing is written.
+func (p *handle) works() error {
+	fd, err := unix.Openat(p.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("open", err)
+	}
+	defer unix.Close(fd)
+	return os.NewSyscallError("fsync", unix.Fsync(fd))
+}
