@@ -111,8 +111,9 @@ func (p *planes) New(
 			Datastore: store,
 			OIDC: plane.OIDC{Issuer: p.issuer, Audience: w.UID, CAPEM: p.caPEM,
 				DiscoveryURL: "https://127.0.0.1:" + issuerPort + "/.well-known/openid-configuration"},
-			PodSecurity: w.Spec.PodSecurity,
-			Log:         p.part("plane").With("workspace", w.Key()),
+			StorageSocket: storageSocket(dir),
+			PodSecurity:   w.Spec.PodSecurity,
+			Log:           p.part("plane").With("workspace", w.Key()),
 			Dial: func(ctx context.Context, nw, address string) (net.Conn, error) {
 				return p.networks.Dial(ctx, id, nw, address)
 			},

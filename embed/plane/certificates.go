@@ -55,6 +55,7 @@ func (p *Plane) certificates() ([]*pki.Renewer, error) {
 		{"apiserver", ca, pki.Request{CommonName: "kube-apiserver", Server: true, Hosts: p.serverNames()}},
 		{"kubelet-client", ca, client("kube-apiserver-kubelet-client", "system:masters")},
 		{"usage", ca, client(usageUser)},
+		{"storage", ca, client(storageUser)},
 		{"controller-manager", ca, client("system:kube-controller-manager")},
 		{"scheduler", ca, client("system:kube-scheduler")},
 		{"platform", ca, client(platformUser, "system:masters")},

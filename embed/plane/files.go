@@ -60,6 +60,7 @@ func (p *Plane) render(ctx context.Context) ([]*pki.Renewer, error) {
 		"admission.json":                p.admission(),
 		"controller-manager.kubeconfig": p.kubeconfig("controller-manager"),
 		"scheduler.kubeconfig":          p.kubeconfig("scheduler"),
+		"storage.kubeconfig":            p.kubeconfig("storage"),
 		configFile:                      p.kubeConfig(),
 	} {
 		data, err := json.MarshalIndent(content, "", "  ")
@@ -140,6 +141,7 @@ func (p *Plane) kubeConfig() object {
 			"levelFile":    p.path(levelFile),
 			"machinesFile": p.path(machinesFile),
 			"platformUser": platformUser,
+			"reserved":     []string{usageUser, storageUser},
 		},
 		"usage": object{
 			"caFile":   p.path("pki", "ca.crt"),
@@ -148,6 +150,9 @@ func (p *Plane) kubeConfig() object {
 			"machines": p.cfg.Plan.Machines.Masked().String(),
 		},
 		"budget": object{"limitBytes": p.cfg.Datastore.limit(), "shareFile": p.path(shareFile), "statusFile": p.path(roomFile)},
+	}
+	if socket := p.cfg.StorageSocket; socket != "" {
+		config["storage"] = object{"socket": socket, "kubeconfig": p.path("storage.kubeconfig")}
 	}
 	if p.cfg.Datastore.Kind == Etcd {
 		// The platform's etcd keeps 5 minutes of history and compacts every 5.

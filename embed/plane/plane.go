@@ -57,6 +57,10 @@ const platformUser = "multipaas:platform"
 // gives it the right to, and no other.
 const usageUser = "multipaas:usage"
 
+// storageUser is as whom the plane looks after volumes; embed/manifests gives it the right to what
+// that needs, and no other.
+const storageUser = "multipaas:storage"
+
 // stopTimeout: the process gives each of its four parts 5 s.
 const stopTimeout = 22 * time.Second
 
@@ -96,6 +100,9 @@ type Config struct {
 	Keys        Keys
 	Datastore   Datastore
 	OIDC        OIDC
+	// StorageSocket is the path, in Dir, of the unix socket at which somebody answers CSI's
+	// controller service for this workspace. It may be opened later, and again. "": no volumes.
+	StorageSocket string
 	// PodSecurity is the level in force when the plane starts; "" is baseline.
 	PodSecurity string
 

@@ -3,6 +3,7 @@ package plane
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 )
 
 // validate says everything that is wrong with the configuration.
@@ -47,6 +48,9 @@ func (c *Config) validate() error {
 		}
 	default:
 		wrong("datastore: %q: have %s, %s", c.Datastore.Kind, Kine, Etcd)
+	}
+	if c.StorageSocket != "" && filepath.Dir(c.StorageSocket) != filepath.Clean(c.Dir) {
+		wrong("storage socket %s: want it in %s, which the plane sees", c.StorageSocket, c.Dir)
 	}
 	if c.OIDC.Issuer != "" && (c.OIDC.DiscoveryURL == "" || c.OIDC.Audience == "") {
 		wrong("oidc: issuer without discovery URL or audience")

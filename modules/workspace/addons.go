@@ -106,17 +106,33 @@ func apply(ctx context.Context, dyn dynamic.Interface, mapper meta.RESTMapper, d
 		if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
 			ri = dyn.Resource(mapping.Resource).Namespace(u.GetNamespace())
 		}
-		options := metav1.ApplyOptions{FieldManager: fieldManager, Force: true}
-		_, err = ri.Apply(ctx, u.GetName(), &u, options)
-		if apierrors.IsInvalid(err) && gvk.Group == "rbac.authorization.k8s.io" {
-			// The role of a binding can't be changed: a tenant put another one in.
-			if err = ri.Delete(ctx, u.GetName(), metav1.DeleteOptions{}); err == nil {
-				_, err = ri.Apply(ctx, u.GetName(), &u, options)
-			}
-		}
+		err = applyOne(ctx, ri, &u)
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", gvk.Kind, u.GetName(), err)
 		}
 		failpoint.Reach("workspace/create/addon-applied")
 	}
+}
+
+// applyOne writes one object. One that can't be changed to what it shall be is made anew: the
+// role of a binding, what a driver or a class is. A tenant put another in, or an earlier version did. What
+// there is of volumes outlives their class and their driver.
+func applyOne(ctx context.Context, ri dynamic.ResourceInterface, u *unstructured.Unstructured) error {
+	options := metav1.ApplyOptions{FieldManager: fieldManager, Force: true}
+	_, err := ri.Apply(ctx, u.GetName(), u, options)
+	gvk := u.GroupVersionKind()
+	if !apierrors.IsInvalid(err) || gvk.Group != "rbac.authorization.k8s.io" && gvk.Group != "storage.k8s.io" {
+		return err
+	}
+	if gvk.Kind == "StorageClass" {
+		have, err := ri.Get(ctx, u.GetName(), metav1.GetOptions{})
+		if err != nil || have.Object["provisioner"] != u.Object["provisioner"] {
+			return err // of a provisioner of the tenant's own: it stays his
+		}
+	}
+	if err := ri.Delete(ctx, u.GetName(), metav1.DeleteOptions{}); err != nil {
+		return err
+	}
+	_, err = ri.Apply(ctx, u.GetName(), u, options)
+	return err
 }
