@@ -138,7 +138,8 @@ type Volumes interface {
 type Claims interface {
 	List(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, namespace string) ([]resource.Claim, error)
 	// Create returns the claim as it is if there is one: then made is false.
-	Create(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, c resource.Claim) (now resource.Claim, made bool, err error)
+	Create(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, want resource.Claim) (
+		now resource.Claim, made bool, err error)
 	// Delete begins it: a claim stays while pods use it.
 	Delete(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, namespace, name string) error
 	// Bind gives a volume that is ready to the claim that Spec.Claim names, which it

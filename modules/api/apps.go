@@ -192,7 +192,8 @@ func checkAppVolumes(volumes []resource.AppVolume, wrong func(field, format stri
 			wrong("volumes", "%q can't be the name of a claim", short(v.Claim))
 		case claims[v.Claim]:
 			wrong("volumes", "the claim %s is there twice", v.Claim)
-		case !path.IsAbs(v.Path) || path.Clean(v.Path) != v.Path || v.Path == "/" || len(v.Path) > 512 || strings.ContainsFunc(v.Path, bad):
+		case !path.IsAbs(v.Path) || path.Clean(v.Path) != v.Path || v.Path == "/" || len(v.Path) > 512,
+			strings.ContainsFunc(v.Path, bad):
 			wrong("volumes", "%q can't be where the app sees %s: that is a path like /data", short(v.Path), v.Claim)
 		case paths[v.Path]:
 			wrong("volumes", "there are two volumes at %s", v.Path)

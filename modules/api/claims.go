@@ -20,7 +20,7 @@ type ClaimPath struct {
 // NewClaim is the body of claims.put.
 type NewClaim struct {
 	Spec struct {
-		Class     string `json:"class,omitempty" maxLength:"253" example:"local" doc:"The StorageClass; left out: the cluster's default"`
+		Class     string `json:"class,omitempty" maxLength:"253" example:"local" doc:"StorageClass; left out: the default one"`
 		SizeBytes int64  `json:"sizeBytes" minimum:"1" maximum:"1125899906842624" example:"1073741824"`
 	} `json:"spec"`
 }
@@ -42,7 +42,8 @@ func (a *API) claimOperations() {
 			claims, err := a.cfg.Claims.List(ctx, ws, a.id.KubeUser(who(ctx), ws), in.Namespace)
 			return ok(listOf(claims, "")), err
 		})
-	add(a, op("claims.put", "PUT "+many+"/{claim}", "Make a claim, for which the platform makes a volume").answers(http.StatusCreated),
+	put := op("claims.put", "PUT "+many+"/{claim}", "Make a claim, for which the platform makes a volume")
+	add(a, put.answers(http.StatusCreated),
 		func(ctx context.Context, in *struct {
 			ClaimPath
 			MatchNew

@@ -177,7 +177,7 @@ func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
 		what = fmt.Sprintf("%d volumes are on node %s:", there, node.Name)
 	}
 	return conflict("in-use", fmt.Sprintf("%s %s.", what, strings.Join(some, ", ")),
-		fmt.Sprintf("Their owners have to delete them first. If the host will never come back, give it up, and what they hold "+
+		fmt.Sprintf("What tenants keep there has to be deleted first. If the host will never come back, give it up, and that "+
 			"with it: mp nodes remove %s --lost.", node.Name))
 }
 

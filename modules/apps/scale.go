@@ -39,6 +39,9 @@ func (c *Controller) adoptScale(ctx context.Context, k *cluster, app *resource.A
 		return false, nil
 	}
 	want := min(int(*d.Spec.Replicas), resource.MaxInstances)
+	if len(app.Spec.Volumes) > 0 {
+		want = min(want, 1)
+	}
 	if want == app.Spec.Instances {
 		return false, nil
 	}
