@@ -65,7 +65,7 @@ func New(cfg Config) *Host { return &Host{cfg: cfg, asked: map[string]*asker[int
 // Traces are what volumes are on a host, kept in dir.
 func Traces(dir string) inventory.Traces {
 	owner := func(name string) inventory.Owner {
-		if name == markName {
+		if checkUID("volume", name) != nil { // the pool's mark, lost+found
 			return inventory.Appliance
 		}
 		return inventory.Volume(name)

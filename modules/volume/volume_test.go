@@ -24,6 +24,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/hostmount"
+	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/appliance/rootfs"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -589,6 +590,11 @@ func TestPool(t *testing.T) {
 
 	// Where room that is given back is free at once.
 	r.must(unix.Mount("tmpfs", r.cfg.Dir, "tmpfs", 0, "size=100m"))
+	for name, want := range map[string]inventory.Owner{testUID: inventory.Volume(testUID), markName: inventory.Appliance, "lost+found": inventory.Appliance} {
+		if got := Traces(r.cfg.Dir).Folders[0].Owner(name); got != want {
+			t.Errorf("%s belongs to %s, want %s", name, got, want)
+		}
+	}
 	fill := filepath.Join(r.cfg.Dir, "fill")
 	taken := func(percent int64) (filling, full bool) {
 		t.Helper()
