@@ -31,6 +31,9 @@ func (h *Host) Attach(volume, machine string, readOnly bool) error {
 }
 
 func (h *Host) attach(volume, machine string, readOnly bool) error {
+	if h.sees(volume, machine, readOnly) {
+		return nil
+	}
 	_, own, err := h.mountAt(h.place(volume).image().Mount)
 	if err != nil {
 		return err
@@ -42,14 +45,29 @@ func (h *Host) attach(volume, machine string, readOnly bool) error {
 	switch {
 	case err != nil:
 		return err
-	case now != nil && now.Major == own.Major && now.Minor == own.Minor && isReadOnly(now) == readOnly:
-		return nil
 	case now != nil:
 		if err := hostmount.Unmount(target); err != nil {
 			return err
 		}
 	}
 	return hostmount.Do(func() error { return bind(own, h.shown(machine), volume, readOnly) })
+}
+
+// sees says whether a machine has a volume as it shall. All that should be are asked for whenever
+// the host's state changes: it reads no list of mounts, of which there are as many.
+func (h *Host) sees(volume, machine string, readOnly bool) bool {
+	want, mounted, err := device(h.place(volume).image().Mount)
+	if err != nil || !mounted {
+		return false
+	}
+	target := h.shown(machine, volume)
+	have, mounted, err := device(target)
+	if err != nil || !mounted || have != want {
+		return false
+	}
+	var f unix.Statfs_t
+	err = hostmount.Do(func() error { return unix.Statfs(target, &f) })
+	return err == nil && f.Flags&unix.ST_RDONLY != 0 == readOnly
 }
 
 // bind shows what is mounted as the folder name in dir, a machine's tmpfs. All is found by handle: once
@@ -113,17 +131,25 @@ func bind(own *mountinfo.Info, dir, name string, readOnly bool) error {
 func (h *Host) Detach(volume, machine string) error {
 	err := errors.Join(checkUID("volume", volume), checkUID("machine", machine))
 	if err == nil {
-		err = hostmount.Unmount(h.shown(machine, volume))
+		err = h.detach(volume, machine)
 	}
-	if err == nil {
-		failpoint.Reach("volume/detach/unbound")
-		// It takes no folder away in which something is, or is mounted.
-		err = hostmount.Do(func() error { return os.Remove(h.shown(machine, volume)) })
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return fmt.Errorf("detach volume %s from machine %s: %w", volume, machine, err)
 	}
 	return nil
+}
+
+func (h *Host) detach(volume, machine string) error {
+	if err := hostmount.Unmount(h.shown(machine, volume)); err != nil {
+		return err
+	}
+	failpoint.Reach("volume/detach/unbound")
+	// It takes no folder away in which something is, or is mounted.
+	err := hostmount.Do(func() error { return os.Remove(h.shown(machine, volume)) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // Attached are the machines that see volumes, by the volumes' UIDs.

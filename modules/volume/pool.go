@@ -146,6 +146,14 @@ func (h *Host) pool() (room, error) {
 	})
 }
 
+// answers says why the pool is not there, or does not answer within lookTime.
+func (h *Host) answers() error {
+	_, err := h.askPresent.ask(time.After(lookTime), "the disk with volumes", func() (none struct{}, err error) {
+		return none, h.present()
+	})
+	return err
+}
+
 // Pools are where this host can have volumes, as far as they are there. Free is told in whole
 // GiB. It blocks for lookTime at most.
 func (h *Host) Pools() []resource.Pool {

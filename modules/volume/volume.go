@@ -53,6 +53,8 @@ type Host struct {
 	told    sync.Map   // what the log has of errors
 	marking sync.Mutex // of the pool
 	askPool asker[room]
+	// askPresent is apart, for it is asked often.
+	askPresent asker[struct{}]
 
 	mu      sync.Mutex
 	asked   map[string]*asker[int64] // what file systems have in use, by UID
@@ -130,7 +132,7 @@ func (h *Host) Ensure(ctx context.Context, v wire.Volume) error {
 }
 
 func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
-	if _, err := h.pool(); err != nil {
+	if err := h.answers(); err != nil {
 		return h.said(poolTrouble, err)
 	}
 	if err := h.markPool(); err != nil {
@@ -156,25 +158,25 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
 			return err
 		}
 	}
-	failpoint.Reach("volume/make/recorded")
-	if err := h.revive(p, v.UID); err != nil {
+	if !there {
+		failpoint.Reach("volume/make/recorded")
+	}
+	_, mounted, err := device(disk.Mount)
+	if errors.Is(err, unix.EIO) {
+		// XFS shuts itself down when the disk below fails, or is full. To be mounted anew mends it.
+		h.cfg.Log.Warn("volume's file system has stopped after an error of the disk below; mounting it anew", "uid", v.UID)
+		err = h.letGo(v.UID)
+	}
+	if err != nil {
 		return err
 	}
-	tools, size := "", int64(0)
-	if !there {
-		size = wholeMiB(v.SizeBytes)
-		if tools, err = h.cfg.Tools(ctx); err != nil {
+	if !mounted {
+		if err := h.mount(ctx, v, disk, there); err != nil {
 			return err
 		}
 	}
-	if err := disk.Ensure(ctx, size, tools); err != nil {
-		if errors.Is(err, diskimage.ErrInUse) {
-			return h.said("its file system had stopped, and somebody has it open still: delete the pods that use it", err)
-		}
-		return err
-	}
-	failpoint.Reach("volume/make/mounted")
 	if !rec.Owned {
+		failpoint.Reach("volume/make/mounted")
 		first, err := h.cfg.HostUser(v.FirstUID)
 		if err != nil {
 			return fmt.Errorf("users of its machines: %w", err)
@@ -192,6 +194,25 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
 		h.cfg.Log.Info("volume made", "volume", v.Key, "uid", v.UID)
 	}
 	if err := disk.Grow(ctx, wholeMiB(v.SizeBytes)); err != nil && !errors.Is(err, diskimage.ErrShrink) {
+		return err
+	}
+	return nil
+}
+
+// mount mounts a volume, made before if it is not there.
+func (h *Host) mount(ctx context.Context, v wire.Volume, disk diskimage.Image, there bool) error {
+	tools, size := "", int64(0)
+	if !there {
+		var err error
+		size = wholeMiB(v.SizeBytes)
+		if tools, err = h.cfg.Tools(ctx); err != nil {
+			return err
+		}
+	}
+	if err := disk.Ensure(ctx, size, tools); err != nil {
+		if errors.Is(err, diskimage.ErrInUse) {
+			return h.said("its file system had stopped, and somebody has it open still: delete the pods that use it", err)
+		}
 		return err
 	}
 	return nil
@@ -216,20 +237,6 @@ type saidError struct {
 func (e saidError) Error() string { return e.text }
 func (e saidError) Unwrap() error { return e.err }
 
-// revive lets go of a file system that has stopped, as XFS does when the disk below fails or is
-// full, for it to be mounted anew: that mends it.
-func (h *Host) revive(p place, uid string) error {
-	mounted, err := hostmount.Has(p.image().Mount)
-	if err != nil || !mounted {
-		return err
-	}
-	if stopped(p.image().Mount) {
-		h.cfg.Log.Warn("volume's file system has stopped after an error of the disk below; mounting it anew", "uid", uid)
-		return h.letGo(uid)
-	}
-	return nil
-}
-
 // letGo unmounts a volume, and where machines have it.
 func (h *Host) letGo(uid string) error {
 	attached, err := h.Attached()
@@ -237,7 +244,7 @@ func (h *Host) letGo(uid string) error {
 		return err
 	}
 	for _, a := range attached[uid] {
-		if err := hostmount.Unmount(h.shown(a.MachineUID, uid)); err != nil {
+		if err := h.detach(uid, a.MachineUID); err != nil {
 			return err
 		}
 	}
@@ -258,7 +265,7 @@ func (h *Host) Remove(ctx context.Context, uid string) error {
 }
 
 func (h *Host) remove(ctx context.Context, uid string) error {
-	if _, err := h.pool(); err != nil {
+	if err := h.answers(); err != nil {
 		return h.said(poolTrouble, err) // what isn't there is not removed
 	}
 	p := h.place(uid)
@@ -369,8 +376,16 @@ func exists(name string) (bool, error) {
 	return err == nil, err
 }
 
-// stopped says whether a mounted file system has shut itself down.
-func stopped(dir string) bool {
-	var st unix.Stat_t
-	return errors.Is(hostmount.Do(func() error { return unix.Stat(dir, &st) }), unix.EIO)
+// device is what is mounted at dir, if something is. It may ask that: unix.EIO is of a file
+// system that has stopped.
+func device(dir string) (dev uint64, mounted bool, err error) {
+	var at, above unix.Stat_t
+	err = hostmount.Do(func() error { return cmp.Or(unix.Stat(dir, &at), unix.Stat(filepath.Dir(dir), &above)) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	return at.Dev, at.Dev != above.Dev, nil
 }

@@ -320,6 +320,7 @@ func TestSilent(t *testing.T) {
 	// Nor does the pool's own disk.
 	release = make(chan struct{})
 	silentPool := r.askPool.begin(func() (room, error) { <-release; return room{}, nil })
+	silentToo := r.askPresent.begin(func() (none struct{}, err error) { <-release; return none, nil })
 	for name, do := range map[string]func() error{
 		"listed": func() error { _, err := r.List(); return err },
 		"made":   func() error { return r.Ensure(t.Context(), testVolume(300*mib)) },
@@ -330,6 +331,7 @@ func TestSilent(t *testing.T) {
 	}
 	close(release)
 	<-silentPool.done
+	<-silentToo.done
 }
 
 // inside is a shell in namespaces as a machine's are.
