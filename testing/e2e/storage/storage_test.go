@@ -32,6 +32,7 @@ func TestStorage(t *testing.T) {
 		test func(*testing.T)
 	}{
 		{"life", d.life},
+		{"people", d.people},
 		{"refused", d.refused},
 		{"upstream", d.sanity},
 		{"bad days", d.badDays},
