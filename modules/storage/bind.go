@@ -41,6 +41,7 @@ type Claims struct{ Clusters Clusters }
 
 const (
 	maxClaims = 5000
+	maxTries  = 5
 	// How long it is waited for the cluster's controllers, which take a tenth of a second:
 	// to see what is new, without which all comes true a little later, and to let go.
 	availableWait = 3 * time.Second
@@ -159,8 +160,11 @@ func (c Claims) Delete(ctx context.Context, ws *resource.Workspace, as resource.
 // is called as the volume is, and then the claim, as the user. If the cluster refuses that,
 // by rights, by a quota or by a webhook, nothing is left. A call that was cut off can be
 // repeated.
-func (c Claims) Bind(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) (err error) {
-	defer func() { err = said(err) }()
+func (c Claims) Bind(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error {
+	return again(func() error { return c.bind(ctx, ws, as, v) })
+}
+
+func (c Claims) bind(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error {
 	platform, user, err := c.both(ctx, ws, as)
 	if err != nil {
 		return err
@@ -205,6 +209,16 @@ func (c Claims) Bind(ctx context.Context, ws *resource.Workspace, as resource.Ku
 		}
 	}
 	return err
+}
+
+// again does what can be repeated anew while others write to the same objects: the cluster's
+// controllers do.
+func again(do func() error) error {
+	for n := 0; ; n++ {
+		if err := do(); !apierrors.IsConflict(err) || n == maxTries {
+			return said(err)
+		}
+	}
 }
 
 // reserve makes a PersistentVolume, or gives one of the same volume to another claim.
@@ -306,8 +320,11 @@ func letsGo(what string) error {
 // Release takes a volume from its claim, be it that the claim was made for it or it for the
 // claim, and keeps what is in it. It refuses while a pod uses the claim. A call that was
 // cut off can be repeated.
-func (c Claims) Release(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) (err error) {
-	defer func() { err = said(err) }()
+func (c Claims) Release(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error {
+	return again(func() error { return c.release(ctx, ws, as, v) })
+}
+
+func (c Claims) release(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error {
 	platform, user, err := c.both(ctx, ws, as)
 	if err != nil {
 		return err
@@ -324,9 +341,12 @@ func (c Claims) Release(ctx context.Context, ws *resource.Workspace, as resource
 		// Whether he may, before anything is changed.
 		may := preconditions(pvc.UID)
 		may.DryRun = []string{metav1.DryRunAll}
-		if err := claims.Delete(ctx, name, may); err != nil {
+		err := claims.Delete(ctx, name, may)
+		if there = !apierrors.IsNotFound(err); there && err != nil {
 			return err
 		}
+	}
+	if there {
 		if err := unused(ctx, platform, namespace, name); err != nil {
 			return err
 		}
