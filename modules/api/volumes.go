@@ -126,7 +126,11 @@ func keepVolume(_ context.Context, v *resource.Volume) error {
 			machines = append(machines, at.Machine)
 		}
 		slices.Sort(machines)
-		return conflict("in-use", fmt.Sprintf("The volume is in use on %s.", strings.Join(machines, ", ")),
+		by := ""
+		if v.Spec.Claim != "" {
+			by = ", for the claim " + v.Spec.Claim
+		}
+		return conflict("in-use", fmt.Sprintf("The volume is in use on %s%s.", strings.Join(machines, ", "), by),
 			"Delete the pods that use it, then try again: `kubectl describe pvc` names them.")
 	}
 	if v.Spec.Claim == "" {

@@ -1,13 +1,16 @@
 package volumes
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -45,6 +48,28 @@ func (p *handle) open(path string, flags uint64) (*handle, error) {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	return newHandle(fd, path)
+}
+
+// makeAll opens a folder below p, and makes what is missing on the way. The kubelet has made
+// it, and takes empty ones away of pods that it doesn't know any more.
+func (p *handle) makeAll(path string) (*handle, error) {
+	at, err := p.open(".", unix.O_DIRECTORY)
+	for name := range strings.SplitSeq(path, "/") {
+		if err != nil {
+			break
+		}
+		above := at
+		if err = unix.Mkdirat(above.fd, name, 0o750); err == nil || errors.Is(err, fs.ErrExist) {
+			at, err = above.open(name, unix.O_DIRECTORY)
+		} else {
+			err = &fs.PathError{Op: "mkdir", Path: path, Err: err}
+		}
+		above.Close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return at, nil
 }
 
 func newHandle(fd int, path string) (*handle, error) {
@@ -98,7 +123,7 @@ func (n *Node) attached(id string) (*handle, error) {
 }
 
 // publish binds a volume to target, in the folder of pods.
-func (n *Node) publish(id, target string, readOnly bool) error {
+func (n *Node) publish(id, target string, readOnly, alone bool) error {
 	volume, err := n.attached(id)
 	if err != nil {
 		return err
@@ -109,7 +134,7 @@ func (n *Node) publish(id, target string, readOnly bool) error {
 		return err
 	}
 	defer pods.Close()
-	parent, err := pods.open(filepath.Dir(target), unix.O_DIRECTORY)
+	parent, err := pods.makeAll(filepath.Dir(target))
 	if err != nil {
 		return err
 	}
@@ -135,7 +160,26 @@ func (n *Node) publish(id, target string, readOnly bool) error {
 		}
 		return nil
 	}
+	if alone {
+		if other, err := n.elsewhere(volume); err != nil || other != "" {
+			return cmp.Or(err, status.Errorf(codes.FailedPrecondition,
+				"volume %s is for one pod alone, and another has it, at %s: delete that one first", id, other))
+		}
+	}
 	return bind(volume, at, readOnly)
+}
+
+// elsewhere is a folder of a pod at which a volume's file system is mounted; "": none.
+func (n *Node) elsewhere(volume *handle) (string, error) {
+	pods := mountinfo.PrefixFilter(n.cfg.Pods)
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		skip, _ = pods(m)
+		return skip || uint32(m.Major) != volume.stat.Dev_major || uint32(m.Minor) != volume.stat.Dev_minor, false
+	})
+	if err != nil || len(mounts) == 0 {
+		return "", err
+	}
+	return mounts[0].Mountpoint, nil
 }
 
 // bind mounts a volume on a folder. It appears there as it shall be: with what the source

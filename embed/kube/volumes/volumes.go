@@ -199,7 +199,8 @@ func (n *Node) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolume
 	if err != nil {
 		return nil, err
 	}
-	err = n.within(ctx, "mount", req.VolumeId, target, func() error { return n.publish(req.VolumeId, target, readOnly) })
+	alone := req.VolumeCapability.AccessMode.Mode == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER
+	err = n.within(ctx, "mount", req.VolumeId, target, func() error { return n.publish(req.VolumeId, target, readOnly, alone) })
 	if err != nil {
 		return nil, err
 	}

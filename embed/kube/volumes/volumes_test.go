@@ -179,6 +179,9 @@ func TestPublish(t *testing.T) {
 	m.attach(one, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC)
 	m.attach(two, 0)
 	a, b := m.target("a"), m.target("b")
+	if err := os.RemoveAll(filepath.Join(m.cfg.Pods, "b")); err != nil { // as the kubelet does
+		t.Fatal(err)
+	}
 	for range 2 { // twice is once
 		if err := m.publish(one, a, nil); err != nil {
 			t.Fatal(err)
@@ -204,6 +207,18 @@ func TestPublish(t *testing.T) {
 		t.Errorf("write to a read-only volume: %v", err)
 	}
 	if err := m.publish(one, b, readOnly); err != nil {
+		t.Error(err)
+	}
+	alone := func(r *csi.NodePublishVolumeRequest) {
+		r.VolumeCapability.AccessMode.Mode = csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER
+	}
+	m.wantErr("alone, and others have it", m.publish(one, m.target("c"), alone), codes.FailedPrecondition, "one pod alone")
+	for range 2 {
+		if err := m.publish(two, m.target("d"), alone); err != nil {
+			t.Errorf("alone: %v", err)
+		}
+	}
+	if err := m.unpublish(two, m.target("d")); err != nil {
 		t.Error(err)
 	}
 	m.wantErr("another volume there", m.publish(two, a, nil), codes.AlreadyExists, "something else")

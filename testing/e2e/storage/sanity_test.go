@@ -44,8 +44,8 @@ func (d *trial) sanity(t *testing.T) {
 	cfg.TargetPath = "/var/lib/kubelet/pods/sanity/volumes/data"
 	cfg.StagingPath = "/var/lib/kubelet/pods/sanity/staging"
 	cfg.CreateTargetDir = func(path string) (string, error) {
-		parent := filepath.Dir(path)
-		for _, dir := range []string{"/var/lib/kubelet/pods/sanity", parent} {
+		// The kubelet may take them away, of a pod that it doesn't know.
+		for _, dir := range []string{"/var/lib/kubelet/pods/sanity", filepath.Dir(path), path} {
 			if err := os.MkdirAll(outside(dir), 0o700); err != nil {
 				return "", err
 			}
