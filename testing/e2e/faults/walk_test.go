@@ -53,6 +53,7 @@ func TestWalk(t *testing.T) {
 		{"create", walkCreate},
 		{"machine", walkMachine},
 		{"apps", walkApps},
+		{"volumes", walkVolumes},
 		{"scale", walkScale},
 		{"renew", walkRenew},
 		{"leave", walkLeave},
@@ -64,9 +65,7 @@ func TestWalk(t *testing.T) {
 	}
 	t.Run("all points", func(t *testing.T) {
 		for _, p := range appliance.Failpoints() {
-			// Those of volumes are walked by modules/volume, whose steps are a host's alone.
-			ofVolumes := strings.HasPrefix(p.Name, "volume/") || p.Name == "disk/file-grown"
-			if !s.points[p.Name] && !ofVolumes {
+			if !s.points[p.Name] {
 				t.Errorf("not walked: %s", p.Name)
 			}
 		}
@@ -295,6 +294,95 @@ func walkApps(t *testing.T, s *suite) {
 			}
 			return nil
 		}})
+}
+
+// walkVolumes makes volumes, by people and by claims, has pods use one, and takes them away,
+// while the server dies and then their host's agent.
+func walkVolumes(t *testing.T, s *suite) {
+	h, kubeconfig := s.walked(), s.Kubeconfig()
+	is := func(name, phase string) func(context.Context) error {
+		return func(context.Context) error {
+			r := s.MP(t, owner, "volumes", "show", name, "-o", "json")
+			if phase == "" && r.Code == exitNotFound {
+				return nil
+			}
+			if phase == "" || r.Code != 0 || !strings.Contains(r.Out, fmt.Sprintf("%q: %q", "phase", phase)) {
+				return fmt.Errorf("want phase %q: %s", phase, r)
+			}
+			return nil
+		}
+	}
+	apply := func(manifests string) func() error {
+		return func() error {
+			if r := s.Kube(t, kubeconfig, manifests, "apply", "-f", "-"); r.Code != 0 {
+				return errors.New(r.String())
+			}
+			return nil
+		}
+	}
+	create := s.mp(t, owner, "volumes", "create", "walked", "--size", "320Mi", "--no-wait")
+	s.walk(t, operation{name: "made", on: s.Server, points: []string{"storage/volume/placed"}, ask: create, reached: is("walked", "Ready")})
+	const claim = `
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: walked}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 320Mi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: walked}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: "multipaas.internal/hello:1", volumeMounts: [{name: data, mountPath: /data}]}]
+  volumes: [{name: data, persistentVolumeClaim: {claimName: walked}}]
+`
+	runs := func(context.Context) error {
+		r := s.Kube(t, kubeconfig, "", "get", "pod", "walked", "-o", "jsonpath={.status.phase}")
+		if r.Out != "Running" {
+			return errors.New(r.String())
+		}
+		return nil
+	}
+	s.walk(t, operation{name: "claimed", on: s.Server, points: []string{"storage/volume/recorded", "storage/volume/attaching"},
+		ask: apply(claim), reached: runs})
+	s.kill(t, h)
+	if r := s.Kube(t, kubeconfig, "", "delete", "pod", "walked", "--now"); r.Code != 0 {
+		t.Fatal(r)
+	}
+	s.walkAgent(t, "detached", "volume/detach/unbound")
+	s.walkAgentAfter(t, "attached", apply(claim), "volume/attach/folder-made")
+	s.reaches(t, "the pod runs", runs)
+	s.walkAgentAfter(t, "made by the host", s.mp(t, owner, "volumes", "create", "second", "--size", "320Mi", "--no-wait"),
+		"volume/make/recorded", "volume/make/mounted")
+	s.reaches(t, "it is ready", is("second", "Ready"))
+	s.walkAgentAfter(t, "grown", s.mp(t, owner, "volumes", "resize", "second", "--size", "400Mi", "--no-wait"), "disk/file-grown")
+	s.walkAgentAfter(t, "removed", s.mp(t, owner, "volumes", "delete", "second", "--yes", "--no-wait"),
+		"volume/remove/shut-down", "volume/remove/unmounted", "volume/remove/disk-deleted")
+	s.reaches(t, "it is gone", is("second", ""))
+	s.walk(t, operation{name: "deleted", on: s.Server, points: []string{"storage/volume/removed"},
+		ask: s.gone(t, owner, "volumes", "delete", "walked", "--yes", "--no-wait"), reached: is("walked", "")})
+	if r := s.Kube(t, kubeconfig, "", "delete", "pod/walked", "pvc/walked", "--now"); r.Code != 0 {
+		t.Fatal(r)
+	}
+	s.reaches(t, "nothing is left of them", func(context.Context) error {
+		r := s.MP(t, owner, "volumes", "list", "-o", "name")
+		left, _ := filepath.Glob(h.Data("volumes", "*"))
+		if r.Code != 0 || strings.TrimSpace(r.Out) != "" || len(left) > 0 {
+			return fmt.Errorf("%s, and on the host %v", r, left)
+		}
+		return nil
+	})
+}
+
+// walkAgentAfter has the walked host's agent die at points on the way to what was asked while
+// it was away.
+func (s *suite) walkAgentAfter(t *testing.T, name string, ask func() error, points ...string) {
+	t.Helper()
+	s.kill(t, s.walked())
+	if err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	s.walkAgent(t, name, points...)
 }
 
 // walked is the host that joins, gets machines and leaves.
