@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -120,19 +119,6 @@ func checkVolume(_ context.Context, now, was *resource.Volume) error {
 
 // keepVolume names what holds a volume, and how to let go.
 func keepVolume(_ context.Context, v *resource.Volume) error {
-	if len(v.Status.Attachments) > 0 {
-		machines := make([]string, 0, len(v.Status.Attachments))
-		for _, at := range v.Status.Attachments {
-			machines = append(machines, at.Machine)
-		}
-		slices.Sort(machines)
-		by := ""
-		if v.Spec.Claim != "" {
-			by = ", for the claim " + v.Spec.Claim
-		}
-		return conflict("in-use", fmt.Sprintf("The volume is in use on %s%s.", strings.Join(machines, ", "), by),
-			"Delete the pods that use it, then try again: `kubectl describe pvc` names them.")
-	}
 	if v.Spec.Claim == "" {
 		return nil
 	}

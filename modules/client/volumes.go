@@ -138,13 +138,10 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 	if v.Spec.Class == resource.LocalVolume {
 		fmt.Fprintln(w, "There is no copy of it: what it holds is lost with that host's disk.")
 	}
-	switch waiting := attachedTo(v, func(a resource.VolumeAttachment) bool { return !a.Attached }); {
-	case v.Spec.Claim == "":
+	if v.Spec.Claim == "" {
 		fmt.Fprintln(w, "No claim has it, so no pod uses it.")
-	case len(v.Status.Attachments) == 0:
-		fmt.Fprintf(w, "The claim %s has it; no pod uses it now.\n", printable(v.Spec.Claim))
-	case len(waiting) > 0:
-		fmt.Fprintf(w, "Pods wait for it on %s.\n", printable(strings.Join(waiting, ", ")))
+	} else {
+		fmt.Fprintf(w, "The claim %s has it.\n", printable(v.Spec.Claim))
 	}
 	for _, a := range v.Status.Attachments {
 		if a.Message != "" && !a.Attached {

@@ -25,16 +25,22 @@ func (h *Hub) volumesOf(node *resource.Node) (volumes []wire.Volume) {
 		}
 		w := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
 			FirstUID: v.Status.FirstUID, Remove: v.Deleting(), Made: v.Status.SizeBytes > 0}
-		for _, a := range v.Status.Attachments {
-			// A machine by its UID, on this node: another may have its name by now.
-			m, ok := h.cfg.Machines.Get(v.WorkspaceKey() + "/" + a.Machine)
-			if ok && m.UID == a.MachineUID && m.Spec.Node == node.Name && !w.Remove {
-				w.Attachments = append(w.Attachments, wire.VolumeAttachment{MachineUID: a.MachineUID, ReadOnly: a.ReadOnly})
+		for _, m := range h.machinesAt(node, v) {
+			if !w.Remove {
+				w.Attachments = append(w.Attachments, wire.VolumeAttachment{MachineUID: m.UID})
 			}
 		}
 		volumes = append(volumes, w)
 	}
 	return volumes
+}
+
+// machinesAt are the machines of a volume's workspace on its host: all see it, so that no pod
+// waits for that.
+func (h *Hub) machinesAt(node *resource.Node, v *resource.Volume) []*resource.Machine {
+	return slices.DeleteFunc(h.cfg.Machines.List(v.WorkspaceKey()), func(m *resource.Machine) bool {
+		return m.Spec.Node != node.Name || !m.Lives()
+	})
 }
 
 // keepsVolumes refuses that a node leaves while volumes are on it: they would be lost. Names
@@ -88,9 +94,10 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 		}
 		s.UsedBytes = amount(rep.UsedBytes)
 		s.Conditions.Set(c)
-		for i := range s.Attachments {
-			a := &s.Attachments[i]
-			a.Attached, a.Message = slices.Contains(rep.Attached, a.MachineUID), clip(rep.Failed[a.MachineUID], maxText)
+		s.Attachments = nil
+		for _, m := range h.machinesAt(node, v) {
+			s.Attachments = append(s.Attachments, resource.VolumeAttachment{Machine: m.Name, MachineUID: m.UID,
+				Attached: slices.Contains(rep.Attached, m.UID), Message: clip(rep.Failed[m.UID], maxText)})
 		}
 		// A volume that shall stay is not removed because a node says so.
 		if rep.Removed && v.Deleting() {
@@ -98,7 +105,7 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 		}
 	}
 	was := seen.Status
-	was.Conditions, was.Attachments = slices.Clone(was.Conditions), slices.Clone(was.Attachments)
+	was.Conditions = slices.Clone(was.Conditions)
 	if look(seen); reflect.DeepEqual(was, seen.Status) {
 		return nil
 	}

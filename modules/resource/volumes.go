@@ -1,7 +1,5 @@
 package resource
 
-import "slices"
-
 // Volume is storage of one workspace, with a size that is a limit.
 type Volume struct {
 	InWorkspace
@@ -42,16 +40,15 @@ type VolumeStatus struct {
 	// Near are the workspace's machines on that host: a local volume can be had there only.
 	// The API finds them for those who ask; it is not stored.
 	Near []string `json:"near,omitempty" doc:"The workspace's machines on the host that it is on"`
-	// Attachments are the machines that shall have it, as pods on them need it.
-	Attachments []VolumeAttachment `json:"attachments,omitempty" doc:"The machines that have it"`
+	// Attachments are the machines of the workspace on that host: all of them see it.
+	Attachments []VolumeAttachment `json:"attachments,omitempty" doc:"The machines on that host, whose pods can use it"`
 }
 
-// VolumeAttachment is a machine that shall have a volume.
+// VolumeAttachment is a machine that shall see a volume.
 type VolumeAttachment struct {
 	Machine    string `json:"machine" doc:"Its name" example:"shop-1"`
 	MachineUID string `json:"machineUID"`
-	ReadOnly   bool   `json:"readOnly,omitempty"`
-	Attached   bool   `json:"attached" doc:"Whether it has it"`
+	Attached   bool   `json:"attached" doc:"Whether it sees it"`
 	Message    string `json:"message,omitempty" doc:"Why not"`
 }
 
@@ -62,13 +59,17 @@ const (
 	VolumeRemoved = "Removed" // the host has taken everything of it away
 )
 
-// Attachment is the one to a machine, nil if it shall not have the volume.
-func (v *Volume) Attachment(machineUID string) *VolumeAttachment {
-	i := slices.IndexFunc(v.Status.Attachments, func(a VolumeAttachment) bool { return a.MachineUID == machineUID })
-	if i < 0 {
-		return nil
+// Attached says whether some machine sees it, and otherwise why none does, if that is known.
+func (v *Volume) Attached() (ok bool, why string) {
+	for _, a := range v.Status.Attachments {
+		if a.Attached {
+			return true, ""
+		}
+		if a.Message != "" {
+			why = "machine " + a.Machine + ": " + a.Message
+		}
 	}
-	return &v.Status.Attachments[i]
+	return false, why
 }
 
 // Kind is "volumes".

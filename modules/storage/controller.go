@@ -76,10 +76,10 @@ func New(cfg Config) *Controller {
 		Registerer: cfg.Registerer,
 	})
 	cfg.Volumes.OnChange(c.loop.Add)
-	// A machine that came may be where a volume can be; one that went needs none.
+	// A machine that came may be where a volume can be.
 	cfg.Machines.OnChange(func(key string) {
 		for _, v := range cfg.Volumes.List(resource.OfWorkspace.Parent(key)) {
-			if v.Status.Node == "" || v.Status.Attachments != nil {
+			if v.Status.Node == "" {
 				c.loop.Add(v.Key())
 			}
 		}
@@ -130,33 +130,13 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 			return again, err
 		}
 	}
-	gone, err := c.machinesGone(ctx, v)
-	if err != nil {
-		return 0, err
-	}
 	host, err := c.host(ctx, v)
 	if err != nil {
 		return 0, err
 	}
 	return 0, store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
-		now.Status.Attachments = slices.DeleteFunc(now.Status.Attachments, func(a resource.VolumeAttachment) bool {
-			return gone[a.MachineUID]
-		})
 		settle(now, host)
 	})
-}
-
-// machinesGone are the UIDs of machines that shall have the volume and are no more.
-func (c *Controller) machinesGone(ctx context.Context, v *resource.Volume) (map[string]bool, error) {
-	gone := map[string]bool{}
-	for _, a := range v.Status.Attachments {
-		m, err := store.Of[resource.Machine](c.cfg.Store).Get(ctx, v.WorkspaceKey()+"/"+a.Machine)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return nil, err
-		}
-		gone[a.MachineUID] = err != nil || m.UID != a.MachineUID
-	}
-	return gone, nil
 }
 
 // host is the node that the volume is on, nil if that is not one of the platform's any

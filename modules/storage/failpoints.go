@@ -7,7 +7,6 @@ func Failpoints() []failpoint.Point {
 	return []failpoint.Point{
 		{Name: "storage/volume/recorded", In: failpoint.Server, Cuts: "a claim's volume is in the store, and its maker was not told"},
 		{Name: "storage/volume/placed", In: failpoint.Server, Cuts: "the volume has a host, and nobody has looked at it since"},
-		{Name: "storage/volume/attaching", In: failpoint.Server, Cuts: "the volume shall be in a machine, and who asked was not told"},
 		{Name: "storage/volume/removed", In: failpoint.Server, Cuts: "its host has taken the volume away, and the resource is there"},
 	}
 }

@@ -203,7 +203,7 @@ type Volume struct {
 	// Made says that the host has had it: if it isn't there, its disk is away, and no empty
 	// one takes its place.
 	Made bool `json:"made,omitempty"`
-	// Attachments are the machines on this host that shall have it.
+	// Attachments are the machines on this host that shall see it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty"`
 	// Remove says: destroy what is in it, and report Removed.
 	Remove bool `json:"remove,omitempty"`
