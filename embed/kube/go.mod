@@ -48,7 +48,6 @@ require (
 	github.com/google/cadvisor v0.56.2
 	github.com/k3s-io/kine v0.16.5
 	github.com/kubernetes-csi/csi-lib-utils v0.24.0
-	github.com/kubernetes-csi/external-attacher/v4 v4.12.0
 	github.com/kubernetes-csi/external-provisioner/v6 v6.3.0
 	github.com/kubernetes-csi/external-resizer/v2 v2.2.0
 	github.com/moby/sys/mountinfo v0.7.2

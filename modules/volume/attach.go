@@ -143,7 +143,6 @@ func (h *Host) detach(volume, machine string) error {
 	if err := hostmount.Unmount(h.shown(machine, volume)); err != nil {
 		return err
 	}
-	failpoint.Reach("volume/detach/unbound")
 	// It takes no folder away in which something is, or is mounted.
 	err := hostmount.Do(func() error { return os.Remove(h.shown(machine, volume)) })
 	if errors.Is(err, fs.ErrNotExist) {

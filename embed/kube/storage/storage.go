@@ -1,10 +1,9 @@
 // Package storage runs upstream's controllers of volumes, which elsewhere are sidecars in a
-// cluster: external-provisioner makes a volume for a claim, external-attacher attaches it
-// to the machine of a pod, external-resizer lets it grow. Here they speak CSI to a unix
-// socket that the platform's server opens beside the plane.
+// cluster: external-provisioner makes a volume for a claim, external-resizer lets it grow.
+// Here they speak CSI to a unix socket that the platform's server opens beside the plane.
 //
 // It promises that claims go on by themselves whenever somebody answers at the socket, and
-// that nothing there ends the plane. The three share one connection and one cache of the
+// that nothing there ends the plane. The two share one connection and one cache of the
 // cluster's objects.
 //
 // They act as a user who may do what volumes need and nothing else (embed/manifests has
@@ -25,8 +24,6 @@ import (
 	_ "gates.multipaas.internal" // before these
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/kubernetes-csi/csi-lib-utils/rpc"
-	"github.com/kubernetes-csi/external-attacher/v4/pkg/attacher"
-	attaching "github.com/kubernetes-csi/external-attacher/v4/pkg/controller"
 	provisioning "github.com/kubernetes-csi/external-provisioner/v6/pkg/controller"
 	resizing "github.com/kubernetes-csi/external-resizer/v2/pkg/controller"
 	"github.com/kubernetes-csi/external-resizer/v2/pkg/resizer"
@@ -55,7 +52,7 @@ type Config struct {
 }
 
 const (
-	// callTimeout is how long a volume may take to be made or attached before it is asked for
+	// callTimeout is how long a volume may take to be made before it is asked for
 	// again; the answer to the second question is the same.
 	callTimeout = 30 * time.Second
 	// helloTimeout bounds a question that needs no work.
@@ -135,8 +132,7 @@ func meet(ctx context.Context, conn *grpc.ClientConn) (*driver, error) {
 		return nil, fmt.Errorf("ask what its controller can do: %w", err)
 	}
 	for _, need := range []csi.ControllerServiceCapability_RPC_Type{
-		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME, csi.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME,
-		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME, csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
 	} {
 		if !d.control[need] {
 			return nil, fmt.Errorf("what answers at the socket has no %s", need)
@@ -173,7 +169,7 @@ func serve(ctx context.Context, cfg Config) error {
 	}
 	client := quiet{plain}
 	factory := informers.NewSharedInformerFactoryWithOptions(client, resync, informers.WithTransform(lean))
-	runs := []func(context.Context){d.provision(ctx, client, factory), d.attach(ctx, client, factory)}
+	runs := []func(context.Context){d.provision(ctx, client, factory)}
 	resize, err := d.resize(client, factory)
 	if err != nil {
 		return err
@@ -217,7 +213,8 @@ func (d *driver) provision(
 		"",          // it replaces no plugin of Kubernetes' own
 		true, false, // the place of the node that was chosen, no other; none if none was
 		csitrans.New(),
-		storage.StorageClasses().Lister(), csiNodes, core.Nodes().Lister(), claims.Lister(), storage.VolumeAttachments().Lister(),
+		storage.StorageClasses().Lister(), csiNodes, core.Nodes().Lister(), claims.Lister(),
+		nil,   // nothing is attached: all machines on a volume's host see it
 		nil,   // no sources in other namespaces
 		true,  // names of claims with the request
 		"",    // the platform chooses the file system
@@ -240,23 +237,6 @@ func (d *driver) provision(
 		controller.AddFinalizer(true),
 	)
 	return run.Run
-}
-
-func (d *driver) attach(
-	ctx context.Context, client kubernetes.Interface, factory informers.SharedInformerFactory,
-) func(context.Context) {
-	storage, pvs := factory.Storage().V1(), factory.Core().V1().PersistentVolumes()
-	timeout := callTimeout
-	handler := attaching.NewCSIHandler(client, volumes.Driver, attacher.NewAttacher(d.conn), attacher.NewVolumeLister(d.conn, 0),
-		pvs.Lister(), storage.CSINodes().Lister(), storage.VolumeAttachments().Lister(), &timeout,
-		d.control[csi.ControllerServiceCapability_RPC_PUBLISH_READONLY],
-		d.control[csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER],
-		csitrans.New(), "")
-	lists := d.control[csi.ControllerServiceCapability_RPC_LIST_VOLUMES] &&
-		d.control[csi.ControllerServiceCapability_RPC_LIST_VOLUMES_PUBLISHED_NODES]
-	run := attaching.NewCSIAttachController(klog.FromContext(ctx), client, volumes.Driver, handler,
-		storage.VolumeAttachments(), pvs, retries(), retries(), lists, time.Minute)
-	return func(ctx context.Context) { run.Run(ctx, workers, new(sync.WaitGroup)) }
 }
 
 func (d *driver) resize(client kubernetes.Interface, factory informers.SharedInformerFactory) (func(context.Context), error) {
