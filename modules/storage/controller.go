@@ -356,6 +356,8 @@ func (c *Controller) choose(ctx context.Context, workspace string, size int64, p
 	for _, n := range c.cfg.Nodes.List("") {
 		switch _, here := own[n.Name]; {
 		case !here || places != nil && !slices.Contains(places, wire.Place(ws.UID, n.UID)):
+		case n.Spec.Unschedulable:
+			why = "the host that could have it takes nothing new now: the operator has cordoned it"
 		case n.Deleting() || n.Status.Phase != resource.Ready:
 			why = "the host that could have it does not report: it is tried again"
 		case len(n.Status.Pools) == 0:

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
 
+	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -22,6 +23,9 @@ import (
 func (d *trial) sanity(t *testing.T) {
 	h := d.Nodes[0]
 	root := d.machineRoot(t, h)
+	// It asks for volumes anywhere, and for all of them here.
+	d.Must(t, datacenter.Admin, "nodes", "cordon", d.Nodes[1].Name())
+	defer d.Must(t, datacenter.Admin, "nodes", "uncordon", d.Nodes[1].Name())
 	planes, err := filepath.Glob(d.Server.Root("var/lib/multipaas/planes/*/storage.sock"))
 	if err != nil || len(planes) == 0 {
 		t.Fatalf("no plane has a socket for volumes: %v", err)
@@ -41,11 +45,20 @@ func (d *trial) sanity(t *testing.T) {
 	cfg.TestVolumeSize, cfg.TestVolumeExpandSize = 320*mib, 512*mib
 	cfg.TestVolumeParameters = map[string]string{"class": "local"}
 	cfg.IdempotentCount = 2
-	cfg.TargetPath = "/var/lib/kubelet/pods/sanity/volumes/data"
-	cfg.StagingPath = "/var/lib/kubelet/pods/sanity/staging"
+	// In the folder of a pod that runs: a kubelet takes those away that are of none.
+	name, err := os.ReadFile(filepath.Join(root, "etc/multipaas/hostname"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := strings.Fields(d.Kubectl(t, "get", "pods", "-A", "--field-selector", "spec.nodeName="+strings.TrimSpace(string(name)),
+		"-o", "jsonpath={.items[*].metadata.uid}"))
+	if len(pod) == 0 {
+		t.Fatalf("no pod runs on %s", name)
+	}
+	own := filepath.Join("/var/lib/kubelet/pods", pod[0], "sanity")
+	cfg.TargetPath, cfg.StagingPath = own+"/volumes", own+"/staging"
 	cfg.CreateTargetDir = func(path string) (string, error) {
-		// The kubelet may take them away, of a pod that it doesn't know.
-		for _, dir := range []string{"/var/lib/kubelet/pods/sanity", filepath.Dir(path), path} {
+		for _, dir := range []string{own, path} {
 			if err := os.MkdirAll(outside(dir), 0o700); err != nil {
 				return "", err
 			}
@@ -55,7 +68,7 @@ func (d *trial) sanity(t *testing.T) {
 		}
 		return path, nil
 	}
-	cfg.RemoveTargetPath = func(path string) error { return os.RemoveAll(outside(filepath.Dir(path))) }
+	cfg.RemoveTargetPath = func(path string) error { return os.RemoveAll(outside(own)) }
 	cfg.CreateStagingDir = cfg.CreateTargetDir
 	cfg.RemoveStagingPath = cfg.RemoveTargetPath
 	cfg.CheckPath = func(path string) (sanity.PathKind, error) {
