@@ -8,6 +8,7 @@ import (
 
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/dctest"
+	"github.com/multipaas/multipaas/testing/e2e/storage"
 	"github.com/multipaas/multipaas/testing/lab"
 )
 
@@ -43,6 +44,7 @@ func TestDatacenter(t *testing.T) {
 		{"registry", testRegistry},
 		{"cluster", testCluster},
 		{"workloads", testWorkloads},
+		{"storage", func(t *testing.T, d *suite) { storage.Short(t, d.Datacenter) }},
 		{"isolation", testIsolation},
 		{"policy", testPolicy},
 		{"input", testInput},

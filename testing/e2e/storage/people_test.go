@@ -28,7 +28,7 @@ func (d *trial) people(t *testing.T) {
 	d.runs(t, "disk")
 	full := d.ask(t, "disk", "fill", "/data/full")[0]
 	refused("in use by pod disk in namespace default", "volumes", "unbind", "db", "--yes")
-	refused("is in use on", "volumes", "delete", "db", "--yes")
+	refused("The claim default/first has the volume", "volumes", "delete", "db", "--yes")
 	refused("The claim default/first has the volume", "volumes", "bind", "db", "--claim", "second")
 	d.delete(t, "pod", "disk")
 	wait.For(t, wait.Patience, "the claim lets go", func(context.Context) error {
