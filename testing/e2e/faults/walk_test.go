@@ -351,11 +351,11 @@ spec:
 	s.walkAgentAfter(t, "removed", s.mp(t, owner, "volumes", "delete", "second", "--yes", "--no-wait"),
 		"volume/remove/shut-down", "volume/remove/unmounted", "volume/remove/disk-deleted")
 	s.reaches(t, "it is gone", is("second", ""))
-	s.walk(t, operation{name: "deleted", on: s.Server, points: []string{"storage/volume/removed"},
-		ask: s.gone(t, owner, "volumes", "delete", "walked", "--yes", "--no-wait"), reached: is("walked", "")})
 	if r := s.Kube(t, kubeconfig, "", "delete", "pod/walked", "pvc/walked", "--now"); r.Code != 0 {
 		t.Fatal(r)
 	}
+	s.walk(t, operation{name: "deleted", on: s.Server, points: []string{"storage/volume/removed"},
+		ask: s.gone(t, owner, "volumes", "delete", "walked", "--yes", "--no-wait"), reached: is("walked", "")})
 	s.reaches(t, "nothing is left of them", func(context.Context) error {
 		r := s.MP(t, owner, "volumes", "list", "-o", "name")
 		left, _ := filepath.Glob(h.Data("volumes", "*"))
