@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -103,7 +104,7 @@ func (h *Host) List() ([]wire.VolumeReport, error) {
 	var all []wire.VolumeReport
 	for _, f := range pool.volumes {
 		r := wire.VolumeReport{UID: f.uid, Key: f.rec.Key, NetworkID: f.rec.NetworkID, SizeBytes: f.sizeBytes, Fallen: !mounted[f.uid]}
-		if f.err != nil {
+		if f.err != nil && (f.sizeBytes > 0 || !errors.Is(f.err, fs.ErrNotExist)) { // else it is being made
 			r.Message = "its record can't be read: " + f.err.Error()
 		}
 		if mounted[f.uid] {
