@@ -90,6 +90,8 @@ type State struct {
 	Networks []Network `json:"networks"`
 	Machines []Machine `json:"machines"`
 	Volumes  []Volume  `json:"volumes,omitempty"`
+	// Storage is its part in shared volumes, nil for none.
+	Storage *Storage `json:"storage,omitempty"`
 	// Registry is host:port of the platform's registry, where nodes pull for
 	// their machines.
 	Registry string `json:"registry"`
@@ -191,7 +193,8 @@ type Machine struct {
 	Remove bool `json:"remove,omitempty"`
 }
 
-// Volume is one volume that a node shall have, or take away.
+// Volume is one volume that a node shall have, or take away. One of class shared is mounted
+// where it is named, and its data is nothing of this host's: it is never Removed there.
 type Volume struct {
 	Key       string `json:"key"`
 	UID       string `json:"uid"`
@@ -203,6 +206,8 @@ type Volume struct {
 	// Made says that the host has had it: if it isn't there, its disk is away, and no empty
 	// one takes its place.
 	Made bool `json:"made,omitempty"`
+	// Servers are hosts with its bricks, to mount it from; of class shared only.
+	Servers []netip.Addr `json:"servers,omitempty"`
 	// Attachments are the machines on this host that shall see it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty"`
 	// Remove says: destroy what is in it, and report Removed.
@@ -246,6 +251,10 @@ type Report struct {
 	Volumes  []VolumeReport       `json:"volumes,omitempty"`
 	Pools    []resource.Pool      `json:"pools,omitempty"` // where it can have volumes
 	Networks []NetworkReport      `json:"networks"`
+	Storage  *StorageReport       `json:"storage,omitempty"`
+	// StorageOld says that what serves bricks runs by an older image or other settings than
+	// it would be started with now: it waits for a moment at which nobody needs it.
+	StorageOld bool `json:"storageOld,omitempty"`
 	// Holds are the IDs of the networks of which something is on the host, a disk of a
 	// machine of theirs too, or shall be. HoldsUnknown is of one that can't be told. Null:
 	// the agent does not know yet what shall be.

@@ -1,0 +1,117 @@
+package wire
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Hosts with shared volumes know each other by certificates of an authority that is used for
+// nothing else: the common name is the node's UID. They are for StorageCertificateLife, since
+// glusterd refuses one that has expired and a host may be without its server for long. An agent
+// gets new ones every StorageCertificateRenew by its own clock.
+const (
+	// StorageCertificatePath takes a JoinRequest with the CSR alone: JoinResponse.
+	StorageCertificatePath  = AgentPath + "storage-certificate"
+	StorageCertificateLife  = 5 * 365 * 24 * time.Hour
+	StorageCertificateRenew = 365 * 24 * time.Hour
+)
+
+// Storage is a host's part in shared volumes.
+type Storage struct {
+	// Bricks are this host's, those that it shall take away too.
+	Bricks []Brick `json:"bricks,omitempty"`
+	// Cluster is what the host that leads shall bring about; nil on all others.
+	Cluster *Cluster `json:"cluster,omitempty"`
+}
+
+// Brick is one replica of a shared volume on a host.
+type Brick struct {
+	Key       string `json:"key"`       // of the volume
+	Volume    string `json:"volume"`    // the volume's UID
+	UID       string `json:"uid"`       // the brick's; no other ever has it
+	NetworkID string `json:"networkId"` // of its workspace
+	SizeBytes int64  `json:"sizeBytes"`
+	// FirstUID is the host's user that owns the volume's root.
+	FirstUID uint32 `json:"firstUID"`
+	// Made says that the host has had it: an image that isn't there is a loss, and no empty
+	// one takes its place.
+	Made bool `json:"made,omitempty"`
+	// Remove says: destroy it, and report Removed.
+	Remove bool `json:"remove,omitempty"`
+}
+
+// Cluster is GlusterFS as it shall be, as far as glusterd knows of it. A peer that isn't named has
+// no brick any more, and is to be forgotten; a volume that isn't named stays as it is.
+type Cluster struct {
+	Peers   []Peer          `json:"peers,omitempty"` // all hosts with bricks, the one that leads included
+	Volumes []ClusterVolume `json:"volumes,omitempty"`
+}
+
+// Peer is a host of the cluster.
+type Peer struct {
+	UID     string     `json:"uid"` // the node's: the common name of its certificate
+	Name    string     `json:"name"`
+	Address netip.Addr `json:"address"`
+}
+
+// ClusterVolume is a shared volume as glusterd shall have it.
+type ClusterVolume struct {
+	UID       string         `json:"uid"`       // GlusterName makes its name of it
+	NetworkID string         `json:"networkId"` // of its workspace
+	Bricks    []ClusterBrick `json:"bricks"`    // in order, an arbiter last
+	Arbiter   bool           `json:"arbiter,omitempty"`
+	// Hosts are the common names of the certificates of hosts that may have it: those of its
+	// bricks, and those of the workspace's machines.
+	Hosts []string `json:"hosts"`
+	// Remove says: have glusterd forget it, and report Removed. Bricks stay.
+	Remove bool `json:"remove,omitempty"`
+}
+
+// ClusterBrick is a brick as the host that leads knows it.
+type ClusterBrick struct {
+	UID     string     `json:"uid"`
+	Address netip.Addr `json:"address"` // its host's
+	Ready   bool       `json:"ready"`   // its host has made it
+	// Replaces is the UID of the brick whose place it takes, "" for none. Once glusterd has it
+	// there, it does not matter any more.
+	Replaces string `json:"replaces,omitempty"`
+}
+
+// GlusterName is what GlusterFS calls the shared volume of this UID.
+func GlusterName(uid string) string { return strings.ToLower(uid) }
+
+// StorageReport is what a host tells of its part in shared volumes.
+type StorageReport struct {
+	Bricks []BrickReport `json:"bricks,omitempty"`
+	// Volumes are told by the host that leads.
+	Volumes []ClusterReport `json:"volumes,omitempty"`
+}
+
+// BrickReport is what a host knows about a brick. See MachineReport for Removed.
+type BrickReport struct {
+	UID       string `json:"uid"`
+	Ready     bool   `json:"ready"` // it is there, with SizeBytes
+	SizeBytes int64  `json:"sizeBytes,omitempty"`
+	UsedBytes int64  `json:"usedBytes,omitempty"`
+	Removed   bool   `json:"removed,omitempty"`
+	Message   string `json:"message,omitempty"`
+}
+
+// ClusterReport is what the host that leads knows about a shared volume.
+type ClusterReport struct {
+	UID     string `json:"uid"`
+	Ready   bool   `json:"ready"` // glusterd has it as it shall be, and started
+	Removed bool   `json:"removed,omitempty"`
+	// Bricks are those that glusterd has in it, in order. None: they could not be asked for.
+	Bricks  []ClusterBrickReport `json:"bricks,omitempty"`
+	Message string               `json:"message,omitempty"`
+}
+
+// ClusterBrickReport is a brick as the cluster sees it.
+type ClusterBrickReport struct {
+	UID    string `json:"uid"`
+	Online bool   `json:"online"`
+	// Heal is how many files and folders others have to be given by it; -1 if it can't be asked.
+	Heal int64 `json:"heal,omitempty"`
+}
