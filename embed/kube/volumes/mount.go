@@ -100,8 +100,8 @@ func (p *handle) readOnly() (bool, error) {
 	return st.Flags&unix.ST_RDONLY != 0, nil
 }
 
-// attached opens the root of a volume that the machine has.
-func (n *Node) attached(id string) (*handle, error) {
+// shown opens the root of a volume that the host shows this machine.
+func (n *Node) shown(id string) (*handle, error) {
 	folder, err := openRoot(n.cfg.Folder)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, status.Errorf(codes.FailedPrecondition,
@@ -117,14 +117,14 @@ func (n *Node) attached(id string) (*handle, error) {
 		err = fs.ErrNotExist
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, status.Errorf(codes.NotFound, "volume %s is not attached to this machine: its host has not mounted it", id)
+		return nil, status.Errorf(codes.NotFound, "this machine does not see volume %s: it is on another host, or its host has not mounted it", id)
 	}
 	return volume, err
 }
 
 // publish binds a volume to target, in the folder of pods.
-func (n *Node) publish(id, target string, readOnly, alone bool) error {
-	volume, err := n.attached(id)
+func (n *Node) publish(id, target string, readOnly bool, mode csi.VolumeCapability_AccessMode_Mode) error {
+	volume, err := n.shown(id)
 	if err != nil {
 		return err
 	}
@@ -158,15 +158,17 @@ func (n *Node) publish(id, target string, readOnly, alone bool) error {
 		case readOnly && !has:
 			return status.Errorf(codes.AlreadyExists, "at %s volume %s can be written, and shall be read-only: delete the pod", target, id)
 		}
-		return nil
+		return n.locks.with(volume, id, oneMachine(mode), func() error { return nil })
 	}
-	if alone {
-		if other, err := n.elsewhere(volume); err != nil || other != "" {
-			return cmp.Or(err, status.Errorf(codes.FailedPrecondition,
-				"volume %s is for one pod alone, and another has it, at %s: delete that one first", id, other))
+	return n.locks.with(volume, id, oneMachine(mode), func() error {
+		if mode == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER {
+			if other, err := n.elsewhere(volume); err != nil || other != "" {
+				return cmp.Or(err, status.Errorf(codes.FailedPrecondition,
+					"volume %s is for one pod alone, and another has it, at %s: delete that one first", id, other))
+			}
 		}
-	}
-	return bind(volume, at, readOnly)
+		return bind(volume, at, readOnly)
+	})
 }
 
 // elsewhere is a folder of a pod at which a volume's file system is mounted; "": none.
@@ -203,8 +205,13 @@ func bind(volume, at *handle, readOnly bool) error {
 	return nil
 }
 
-// unpublish takes off what is mounted at target, and removes the folder.
+// unpublish takes off what is mounted at target, and removes the folder. A volume that no pod
+// here has then is free for other machines.
 func (n *Node) unpublish(target string) error {
+	return cmp.Or(n.takeOff(target), n.release())
+}
+
+func (n *Node) takeOff(target string) error {
 	pods, err := openRoot(n.cfg.Pods)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

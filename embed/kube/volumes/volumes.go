@@ -1,12 +1,15 @@
-// Package volumes gives the pods of a machine the volumes that are attached to it: CSI's
+// Package volumes gives the pods of a machine the volumes that it sees: CSI's
 // services Identity and Node, in the kubelet's own process, and the kubelet's service by which such a
 // driver makes itself known.
 //
 // The host's agent does all work on disks. What a machine has is a folder (Config.Folder)
-// in which a file system is mounted for each volume that is attached, by the volume's UID. Here it is bound into a pod's
+// in which the file system of each volume that it sees is mounted, by the volume's UID. Here it is bound into a pod's
 // folder, and nothing else is ever mounted: an id is a UID and no path, what is bound must be a
 // mount of its own, and no link is followed on the way, neither there nor in
 // the folders of pods. There is no staging, and nothing to expand.
+//
+// All machines of a workspace on one host see the same volumes. One that a single machine may have
+// at a time (ReadWriteOnce) is locked while a pod has it: the second machine is refused.
 //
 // Whatever is asked twice has the same answer. A disk that hangs may hold a thread of the process, one for each pod's
 // folder, but no answer: that has a bound.
@@ -49,7 +52,7 @@ const patience = time.Minute
 
 // Config is what a machine knows of its volumes.
 type Config struct {
-	Folder  string // in which each volume that is attached is mounted
+	Folder  string // in which each volume that it sees is mounted
 	Machine string // the machine's UID
 	Place   string // what its workspace calls the host
 	Pods    string // the folder below which the kubelet has its pods
@@ -73,6 +76,8 @@ type Node struct {
 
 	mu   sync.Mutex
 	busy map[string]bool // what is under way, by what it works on
+
+	locks locks
 }
 
 // New returns the services of a machine. What is wrong with cfg is said at once.
@@ -84,12 +89,16 @@ func New(cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("volumes of machine %q at %q: want its UID, and the name of a place", cfg.Machine, cfg.Place)
 	}
 	cfg.Folder, cfg.Pods = filepath.Clean(cfg.Folder), filepath.Clean(cfg.Pods)
-	return &Node{cfg: cfg, busy: map[string]bool{}}, nil
+	return &Node{cfg: cfg, busy: map[string]bool{}, locks: locks{held: map[uint64]int{}}}, nil
 }
 
 // Serve serves at unix sockets, which only root may open, until ctx is done. The kubelet looks for
-// one in its folder plugins_registry, and is told there of the first.
+// one in its folder plugins_registry, and is told there of the first. What pods have from before
+// is locked before anything is answered.
 func (n *Node) Serve(ctx context.Context, sockets ...string) error {
+	if err := n.retake(); err != nil {
+		return err
+	}
 	server := grpc.NewServer(grpc.ConnectionTimeout(5 * time.Second)) // its end waits for who says nothing
 	csi.RegisterIdentityServer(server, n)
 	csi.RegisterNodeServer(server, n)
@@ -199,8 +208,8 @@ func (n *Node) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolume
 	if err != nil {
 		return nil, err
 	}
-	alone := req.VolumeCapability.AccessMode.Mode == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER
-	err = n.within(ctx, "mount", req.VolumeId, target, func() error { return n.publish(req.VolumeId, target, readOnly, alone) })
+	mode := req.VolumeCapability.AccessMode.Mode
+	err = n.within(ctx, "mount", req.VolumeId, target, func() error { return n.publish(req.VolumeId, target, readOnly, mode) })
 	if err != nil {
 		return nil, err
 	}

@@ -255,7 +255,7 @@ func TestPublishRefuses(t *testing.T) {
 		code     codes.Code
 		words    string
 	}{
-		{"not attached", two, nil, codes.NotFound, "not attached"},
+		{"not seen", two, nil, codes.NotFound, "does not see"},
 		{"a path", "../" + one, nil, codes.NotFound, "UID"},
 		{"the folder itself", ".", nil, codes.NotFound, "UID"},
 		{"inline", "csi-0123456789abcdef", nil, codes.NotFound, "UID"},
@@ -280,7 +280,7 @@ func TestPublishRefuses(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(m.cfg.Folder, two), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	m.wantErr("no file system there", m.publish(two, m.target("a"), nil), codes.NotFound, "not attached")
+	m.wantErr("no file system there", m.publish(two, m.target("a"), nil), codes.NotFound, "does not see")
 	if err := errors.Join(os.Remove(filepath.Join(m.cfg.Folder, two)), os.Symlink("/etc", filepath.Join(m.cfg.Folder, two))); err != nil {
 		t.Fatal(err)
 	}

@@ -59,7 +59,7 @@ spec:
   claimRef: {namespace: default, name: strange}
   csi: {driver: storage.multipaas.internal, volumeHandle: `+uid+`}
 `+claim("strange", "320Mi", ", storageClassName: none, volumeName: strange")+d.pod("strange", "strange", "wait"))
-	d.event(t, "strange", "is not attached to this machine")
+	d.event(t, "strange", "this machine does not see volume")
 	d.delete(t, "pod/strange", "pvc/strange", "pv/strange")
 
 	d.Must(t, datacenter.Admin, "accounts", "set", "acme", "--max-storage", "1Gi")
