@@ -17,7 +17,12 @@ const (
 	StorageCertificateRenew = 365 * 24 * time.Hour
 )
 
-// Storage is a host's part in shared volumes.
+// StorageDriver is among the Drivers in the reports of hosts that can have shared volumes.
+const StorageDriver = "glusterfs"
+
+// Storage is a host's part in shared volumes. A host has one as long as it has a brick, and then
+// until the cluster has forgotten it (Report.StorageMembers): one that the others take for theirs
+// and that knows nothing of them could not come back.
 type Storage struct {
 	// Bricks are this host's, those that it shall take away too.
 	Bricks []Brick `json:"bricks,omitempty"`
@@ -73,6 +78,9 @@ type ClusterBrick struct {
 	UID     string     `json:"uid"`
 	Address netip.Addr `json:"address"` // its host's
 	Ready   bool       `json:"ready"`   // its host has made it
+	// Lost says that its host was given up and comes back no more. glusterd changes and forgets nothing of
+	// volumes while a host is away; one with none but lost bricks is given up there too.
+	Lost bool `json:"lost,omitempty"`
 	// Replaces is the UID of the brick whose place it takes, "" for none. Once glusterd has it
 	// there, it does not matter any more.
 	Replaces string `json:"replaces,omitempty"`

@@ -255,6 +255,9 @@ type Report struct {
 	// StorageOld says that what serves bricks runs by an older image or other settings than
 	// it would be started with now: it waits for a moment at which nobody needs it.
 	StorageOld bool `json:"storageOld,omitempty"`
+	// StorageMembers are the addresses of all hosts that glusterd has in its cluster, this one too.
+	// The host that leads tells them; none: it can't say.
+	StorageMembers []netip.Addr `json:"storageMembers,omitempty"`
 	// Holds are the IDs of the networks of which something is on the host, a disk of a
 	// machine of theirs too, or shall be. HoldsUnknown is of one that can't be told. Null:
 	// the agent does not know yet what shall be.
