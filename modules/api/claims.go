@@ -116,7 +116,11 @@ func (a *API) bindOperations(volumes *collection[resource.Volume, *resource.Volu
 				return err
 			}
 			was = v.Spec.Claim
-			out, err = volumes.update(ctx, v, func(now *resource.Volume) { now.Spec.Claim = claim })
+			out, err = volumes.update(ctx, v, func(now *resource.Volume) {
+				if now.Spec.Claim != claim {
+					now.Spec.Claim, now.Spec.Provisioned = claim, false
+				}
+			})
 			return err
 		})
 		return was, out, err

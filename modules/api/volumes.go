@@ -123,7 +123,7 @@ func keepVolume(_ context.Context, v *resource.Volume) error {
 		return nil
 	}
 	remedy := "Let go of it first: `mp volumes unbind " + v.Name + "`."
-	if strings.HasPrefix(v.Name, claimedPrefix) {
+	if v.Spec.Provisioned {
 		namespace, claim, _ := strings.Cut(v.Spec.Claim, "/")
 		remedy = fmt.Sprintf("Delete the claim, and the volume goes with it: `mp pvc delete %s --namespace %s`. "+
 			"If there is no such claim any more: `mp volumes unbind %s`.", claim, namespace, v.Name)

@@ -136,8 +136,17 @@ func TestBind(t *testing.T) {
 	refused(409, "DELETE", "", "in use by pod a")
 	claim("default/data")
 	s.clusters.claimsErr = nil
+	if _, err := store.Of[resource.Volume](s.store).Modify(t.Context(), inShopKey+"data", func(v *resource.Volume) error {
+		v.Spec.Provisioned = true // for the claim that a person takes it from
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 	s.want(http.StatusOK, admin, "DELETE", path, "")
 	claim("")
+	if mustGet(t, store.Of[resource.Volume](s.store), inShopKey+"data").Spec.Provisioned {
+		t.Error("it would still go with a claim")
+	}
 	s.want(http.StatusOK, admin, "DELETE", path, "") // there is nothing to do
 	if want := []string{"multipaas:" + dev + " multipaas:org-developer", "multipaas:" + admin + " multipaas:org-admin"}; s.clusters.users[0] != want[0] || s.clusters.users[len(s.clusters.users)-1] != want[1] {
 		t.Errorf("it was done as %v", s.clusters.users)

@@ -25,6 +25,9 @@ type VolumeSpec struct {
 	SizeBytes int64  `json:"sizeBytes" minimum:"0" doc:"A limit, in whole MiB; it can grow and not shrink" example:"10737418240"`
 	// Claim is the PersistentVolumeClaim that it was made for or is bound to.
 	Claim string `json:"claim,omitempty" readOnly:"true" doc:"The claim that has it: NAMESPACE/NAME" example:"default/data"`
+	// Provisioned volumes go when their cluster says so. The mark goes once a person has bound or
+	// unbound one: from then on it is a person who deletes it.
+	Provisioned bool `json:"provisioned,omitempty" readOnly:"true" doc:"It was made for its claim, and goes with it"`
 }
 
 // VolumeStatus is what the platform sees.

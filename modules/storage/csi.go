@@ -263,7 +263,7 @@ func (e *endpoint) record(ctx context.Context, name, claim string, size int64, p
 			return nil, internal(err)
 		}
 		fresh := &resource.Volume{InWorkspace: resource.NewInWorkspace(e.workspace, name),
-			Spec: resource.VolumeSpec{Class: resource.LocalVolume, SizeBytes: size, Claim: claim}}
+			Spec: resource.VolumeSpec{Class: resource.LocalVolume, SizeBytes: size, Claim: claim, Provisioned: true}}
 		err = e.make(ctx, fresh, places)
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
 			continue // somebody else was faster, in the account or with this very volume
@@ -382,8 +382,10 @@ func (e *endpoint) await(
 	return nil, refuse(codes.DeadlineExceeded, "volume %s: %s; it is tried again", v.Name, why)
 }
 
-// DeleteVolume deletes a volume, and waits until it is gone. Whether a pod uses it is for its
-// cluster to know, which asks once none does. None there is no error.
+// DeleteVolume deletes a volume that was made by CreateVolume, and waits until it is gone. Whether
+// a pod uses it is for its cluster to know, which asks once none does. None there is no error. What
+// people have made, bound or unbound is not the cluster's to delete: it may be of a
+// PersistentVolume that a tenant has made, or of one from before the volume was taken from it.
 func (e *endpoint) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
 	v, err := e.find(ctx, req.GetVolumeId())
 	if status.Code(err) == codes.NotFound {
@@ -398,6 +400,9 @@ func (e *endpoint) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeReques
 			return store.ErrNotFound
 		case now.Deleting():
 			return store.ErrSkip
+		case !now.Spec.Provisioned:
+			return refuse(codes.FailedPrecondition, "volume %s was not made for this claim, and stays: have the PersistentVolume "+
+				"keep it (persistentVolumeReclaimPolicy: Retain); who wants it gone types: mp volumes delete %s", now.Name, now.Name)
 		}
 		now.DeletedAt = new(time.Now().UTC())
 		return nil

@@ -193,7 +193,7 @@ func TestClaim(t *testing.T) {
 		t.Errorf("asked again: %v, %v", again, err)
 	}
 	v, err := store.Of[resource.Volume](w.db).Get(ctx, "acme/web/shop/pvc-data")
-	if err != nil || v.Spec.Claim != "default/data" || v.Status.FirstUID != 1<<28 {
+	if err != nil || v.Spec.Claim != "default/data" || !v.Spec.Provisioned || v.Status.FirstUID != 1<<28 {
 		t.Errorf("the volume is %+v, %v", v, err)
 	}
 	larger := claim("data", 2*gib)
@@ -211,6 +211,18 @@ func TestClaim(t *testing.T) {
 	if err != nil || len(list.Entries) != 1 || list.Entries[0].Volume.VolumeId != id {
 		t.Errorf("list: %v, %v", list, err)
 	}
+	// Once a person has bound it, it is no longer the cluster's to delete.
+	provisioned := func(is bool) {
+		t.Helper()
+		_, err := store.Of[resource.Volume](w.db).Modify(ctx, v.Key(), func(v *resource.Volume) error { v.Spec.Provisioned = is; return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	provisioned(false)
+	_, err = p.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: id})
+	want(t, "deleted by its cluster", err, codes.FailedPrecondition, "mp volumes delete pvc-data")
+	provisioned(true)
 	for range 2 {
 		if _, err := p.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: id}); err != nil {
 			t.Fatal(err)

@@ -117,7 +117,8 @@ func (n *Node) shown(id string) (*handle, error) {
 		err = fs.ErrNotExist
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, status.Errorf(codes.NotFound, "this machine does not see volume %s: it is on another host, or its host has not mounted it", id)
+		return nil, status.Errorf(codes.NotFound,
+			"this machine does not see volume %s: it is on another host, or its host has not mounted it", id)
 	}
 	return volume, err
 }
