@@ -62,6 +62,7 @@ type Peer struct {
 
 // ClusterVolume is a shared volume as glusterd shall have it.
 type ClusterVolume struct {
+	Key       string         `json:"key"`
 	UID       string         `json:"uid"`       // GlusterName makes its name of it
 	NetworkID string         `json:"networkId"` // of its workspace
 	Bricks    []ClusterBrick `json:"bricks"`    // in order, an arbiter last
@@ -98,6 +99,7 @@ type StorageReport struct {
 
 // BrickReport is what a host knows about a brick. See MachineReport for Removed.
 type BrickReport struct {
+	Key       string `json:"key"` // of the volume
 	UID       string `json:"uid"`
 	Ready     bool   `json:"ready"` // it is there, with SizeBytes
 	SizeBytes int64  `json:"sizeBytes,omitempty"`
@@ -108,6 +110,7 @@ type BrickReport struct {
 
 // ClusterReport is what the host that leads knows about a shared volume.
 type ClusterReport struct {
+	Key     string `json:"key"`
 	UID     string `json:"uid"`
 	Ready   bool   `json:"ready"` // glusterd has it as it shall be, and started
 	Removed bool   `json:"removed,omitempty"`
