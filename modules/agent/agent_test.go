@@ -15,8 +15,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"k8s.io/client-go/util/flowcontrol"
-
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -154,8 +152,7 @@ func TestWhatFallsOverIsReportedAtOnce(t *testing.T) {
 // hears nothing, so that what is news then needn't wait for its turn.
 func TestOnlyNewsIsReported(t *testing.T) {
 	s, w := newServer(t), &world{}
-	// Or it would be the pace that keeps them few.
-	a, _ := run(t, s, t.TempDir(), w, func(a *Agent) { a.pace = flowcontrol.NewFakeAlwaysRateLimiter() })
+	a, _ := run(t, s, t.TempDir(), w)
 	state := stateOf("a", "a/u1")
 	s.sayState(t, state)
 	running := func(r wire.Report) bool {
@@ -329,7 +326,7 @@ func TestWhatDiesAtOnceIsStartedWithPauses(t *testing.T) {
 		// dies says that the machine has ended and returns after how long it is
 		// started again.
 		dies := func() time.Duration {
-			var r wire.Report
+			var r Report
 			fallen, err := d.Report(t.Context(), state, ready, &r)
 			if err != nil || len(fallen) != 1 || !strings.Contains(r.Machines[0].Message, "started again after") {
 				t.Fatalf("a machine that ended: %v, %+v, %v", fallen, r.Machines, err)
@@ -353,7 +350,7 @@ func TestWhatDiesAtOnceIsStartedWithPauses(t *testing.T) {
 			t.Errorf("after it was up for a while: a pause of %v, want %v", got, minPause)
 		}
 		dies()
-		var r wire.Report
+		var r Report
 		if _, err := d.Report(t.Context(), state, ready, &r); err != nil || started() {
 			t.Fatalf("it is started without a pause, %v", err)
 		}

@@ -24,15 +24,14 @@ type Driver interface {
 	// dropped.
 	List(ctx context.Context) ([]string, error)
 	// Report adds to r what is seen of the items that s wants, and what of any network
-	// is here. progress says how
-	// far the agent has come with one. It returns the keys of those that were
+	// is here. progress says how far the agent has come with one. It returns the keys of those that were
 	// ready and have fallen over, to be ensured again at once. The others are
 	// tried again anyway, with growing pauses.
-	Report(ctx context.Context, s *wire.State, progress func(key string) Progress, r *wire.Report) (fallen []string, err error)
+	Report(ctx context.Context, s *wire.State, progress func(key string) Progress, r *Report) (fallen []string, err error)
 }
 
 // hold adds to what a report says that the host holds, if it says that.
-func hold(r *wire.Report, networks ...string) {
+func hold(r *Report, networks ...string) {
 	for _, id := range networks {
 		if r.Holds != nil && !slices.Contains(r.Holds, id) {
 			r.Holds = append(r.Holds, id)

@@ -195,7 +195,7 @@ func (d machines) Report(
 	ctx context.Context,
 	s *wire.State,
 	progress func(string) Progress,
-	r *wire.Report,
+	r *Report,
 ) (fallen []string, err error) {
 	there, err := d.Runner.List(ctx)
 	if err != nil {

@@ -46,7 +46,7 @@ func (d networks) Drop(ctx context.Context, id string) error { return d.host.Det
 
 func (d networks) List(context.Context) ([]string, error) { return d.host.Attached() }
 
-func (d networks) Report(_ context.Context, s *wire.State, progress func(string) Progress, r *wire.Report) ([]string, error) {
+func (d networks) Report(_ context.Context, s *wire.State, progress func(string) Progress, r *Report) ([]string, error) {
 	for _, n := range s.Networks {
 		p := progress(n.ID)
 		r.Networks = append(r.Networks, wire.NetworkReport{ID: n.ID, Ready: p.Ready(), Message: p.Problem})

@@ -37,7 +37,7 @@ func Volumes(host VolumeHost) Driver { return volumes{host} }
 
 type volumes struct{ host VolumeHost }
 
-const volumeKind = "volume"
+const volumeKind = wire.VolumeItem
 
 func (volumes) Kind() string { return volumeKind }
 
@@ -68,7 +68,7 @@ func (d volumes) Report(
 	_ context.Context,
 	s *wire.State,
 	progress func(string) Progress,
-	r *wire.Report,
+	r *Report,
 ) (fallen []string, err error) {
 	r.Pools = d.host.Pools()
 	there, away := d.host.List() // of which all else shall be told all the same
@@ -97,7 +97,8 @@ func (d volumes) Report(
 		if p.Ready() && !v.Remove && (!ok || rep.Fallen) {
 			fallen = append(fallen, v.UID)
 		}
-		r.Volumes = append(r.Volumes, rep)
+		rep.Message = cut(rep.Message, maxText)
+		r.Items[Ref{volumeKind, v.UID}] = &rep
 	}
 	return fallen, nil
 }
@@ -146,23 +147,27 @@ func (d attachments) List(context.Context) (keys []string, err error) {
 	return keys, err
 }
 
+// allFailed is how long the texts of one volume's machines are together: a hundred machines from
+// before volumes say why, each of each volume.
+const allFailed = 4 << 10
+
 // Report fills in what Volumes has left out.
 func (d attachments) Report(
 	_ context.Context,
 	s *wire.State,
 	progress func(string) Progress,
-	r *wire.Report,
+	r *Report,
 ) (fallen []string, err error) {
 	attached, err := d.host.Attached()
 	if err != nil {
 		return nil, err
 	}
 	for _, v := range s.Volumes {
-		i := slices.IndexFunc(r.Volumes, func(rep wire.VolumeReport) bool { return rep.UID == v.UID })
-		if i < 0 || v.Remove {
+		rep, ok := r.Items[Ref{volumeKind, v.UID}].(*wire.VolumeReport)
+		if !ok || v.Remove {
 			continue
 		}
-		rep := &r.Volumes[i]
+		limit := share(allFailed, len(v.Attachments))
 		for _, a := range v.Attachments {
 			key := attachmentKey(v.UID, a.MachineUID)
 			p := progress(key)
@@ -173,7 +178,7 @@ func (d attachments) Report(
 				if rep.Failed == nil {
 					rep.Failed = map[string]string{}
 				}
-				rep.Failed[a.MachineUID] = p.Problem
+				rep.Failed[a.MachineUID] = cut(p.Problem, limit)
 			case p.Ready():
 				fallen = append(fallen, key)
 			}

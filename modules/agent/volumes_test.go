@@ -113,7 +113,7 @@ func TestVolumesGoByOrderOnly(t *testing.T) {
 	s.sayState(t, state)
 	wantThere(t, w, "machine u1, network a, volume v1")
 	w.breaks("", "")
-	a.loop.Add(Ref{volumeKind, "v1"}) // as it was when it was tried again
+	a.add(Ref{volumeKind, "v1"}) // as it was when it was tried again
 	s.reported(t, "that it is held", func(r wire.Report) bool {
 		return len(r.Volumes) == 0 && slices.Contains(r.Holds, "of-v1") && len(r.Problems) == 0
 	})

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/client-go/util/flowcontrol"
+
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -32,9 +34,13 @@ type server struct {
 
 	mu      sync.Mutex
 	removed bool
-	wiped   bool // said so, after it was removed
-	last    wire.Report
+	wiped   bool        // said so, after it was removed
+	last    wire.Report // with what was said last of each volume of the last state
 	reports []wire.Report
+	pages   []wire.Items
+	volumes map[string]wire.VolumeReport
+	wants   []string          // UIDs of the last state's volumes
+	anew    bool              // hosts are asked to say all again
 	show    []netip.Addr      // what hosts are asked to show
 	shown   map[string]string // address -> where that came from
 }
@@ -57,10 +63,11 @@ func newServer(t *testing.T) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{ca: ca, states: make(chan string), stop: make(chan struct{})}
+	s := &server{ca: ca, states: make(chan string), stop: make(chan struct{}), volumes: map[string]wire.VolumeReport{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.StatePath, s.state)
 	mux.HandleFunc("POST "+wire.ReportPath, s.report)
+	mux.HandleFunc("POST "+wire.ItemsPath, s.items)
 	mux.HandleFunc("POST "+wire.AddressPath, s.address)
 	mux.HandleFunc("POST "+wire.WipedPath, func(w http.ResponseWriter, _ *http.Request) {
 		s.mu.Lock()
@@ -119,11 +126,46 @@ func (s *server) report(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.mu.Lock()
-	s.last = rep
 	s.reports = append(s.reports, rep)
-	answer := wire.ReportAnswer{Show: s.show}
+	s.last = rep
+	s.fill()
+	answer := wire.ReportAnswer{Show: s.show, Anew: s.anew}
 	s.mu.Unlock()
 	_ = json.NewEncoder(w).Encode(answer)
+}
+
+func (s *server) items(w http.ResponseWriter, r *http.Request) {
+	if s.gone(w) {
+		return
+	}
+	var page wire.Items
+	if err := json.NewDecoder(r.Body).Decode(&page); err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pages = append(s.pages, page)
+	for _, item := range page.Items {
+		var v wire.VolumeReport
+		if err := json.Unmarshal(item.Report, &v); err != nil || item.Kind != wire.VolumeItem {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		s.volumes[v.UID] = v
+	}
+	s.fill()
+	_, _ = w.Write([]byte("{}"))
+}
+
+// fill puts into the last report what was said of volumes. The caller holds s.mu.
+func (s *server) fill() {
+	s.last.Volumes = nil
+	for _, uid := range s.wants {
+		if v, ok := s.volumes[uid]; ok {
+			s.last.Volumes = append(s.last.Volumes, v)
+		}
+	}
 }
 
 func (s *server) address(w http.ResponseWriter, r *http.Request) {
@@ -155,6 +197,12 @@ func (s *server) sayState(t *testing.T, state *wire.State) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.mu.Lock()
+	s.wants = nil
+	for _, v := range state.Volumes {
+		s.wants = append(s.wants, v.UID)
+	}
+	s.mu.Unlock()
 	select {
 	case s.states <- string(line):
 	case <-time.After(10 * time.Second):
@@ -394,6 +442,7 @@ func run(t *testing.T, s *server, dir string, w *world, with ...func(*Agent)) (a
 		Facts:   func() wire.Report { return wire.Report{} },
 		Heard:   worldEndpoints{w}.SetState,
 	})
+	a.pace = flowcontrol.NewFakeAlwaysRateLimiter() // or tests would wait for it
 	for _, change := range with {
 		change(a)
 	}

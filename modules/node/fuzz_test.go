@@ -60,7 +60,7 @@ func FuzzAgentAPI(f *testing.F) {
 		f.Fatal(err)
 	}
 
-	paths := []string{"join", "report", "certificate", "machine-certificates", "leave"}
+	paths := []string{"join", "report", "certificate", "machine-certificates", "leave", "items"}
 	seed := func(path byte, v any) {
 		text, err := json.Marshal(v)
 		if err != nil {
@@ -85,6 +85,7 @@ func FuzzAgentAPI(f *testing.F) {
 	f.Add(byte(3), "{}")
 	f.Add(byte(4), "{}")
 	f.Add(byte(1), `[[[[`)
+	f.Add(byte(5), `{"items":[{"kind":"volume","report":{"key":"acme/web/shop/data","uid":"x","removed":true}},{"kind":"volume","report":[]},{}]}`)
 
 	f.Fuzz(func(t *testing.T, which byte, body string) {
 		ctx := t.Context()

@@ -103,6 +103,8 @@ type Hub struct {
 	changed chan struct{}     // closed and replaced when anything an agent is told may have changed
 	places  map[string]string // UID and addresses of each node, by name
 	paces   map[string]*paces // of each node, by name
+
+	items map[string]itemTaker // by kind
 }
 
 // paces are how often a node may say something.
@@ -128,12 +130,16 @@ func NewHub(cfg HubConfig) *Hub {
 	if cfg.Own != nil {
 		cfg.Own.OnChange(h.wake)
 	}
+	h.items = map[string]itemTaker{
+		wire.VolumeItem: reads(h.takeVolume),
+	}
 	h.mux = http.NewServeMux()
 	h.mux.HandleFunc("POST "+wire.JoinPath, func(w http.ResponseWriter, r *http.Request) {
 		reply(h, w, r, func(req wire.JoinRequest) (*wire.JoinResponse, error) { return h.join(r.Context(), req, r.RemoteAddr) })
 	})
 	h.mux.HandleFunc("GET "+wire.StatePath, h.asNode(h.state))
-	h.mux.HandleFunc("POST "+wire.ReportPath, h.asNode(h.takeReport))
+	h.mux.HandleFunc("POST "+wire.ReportPath, h.asNode(h.paced(h.takeReport)))
+	h.mux.HandleFunc("POST "+wire.ItemsPath, h.asNode(h.paced(h.takeItems)))
 	h.mux.HandleFunc("POST "+wire.AddressPath, h.asNode(h.takeAddress))
 	h.mux.HandleFunc("POST "+wire.CertificatePath, asked(h, h.renew))
 	h.mux.HandleFunc("POST "+wire.MachineCertificatesPath, asked(h, h.machineCertificates))
@@ -327,7 +333,7 @@ func belongs(cert *x509.Certificate, node *resource.Node) bool {
 	return !node.Gone() && slices.Contains(of, wire.NodesOrganization) && slices.Contains(of, wire.NodeUIDPrefix+node.UID)
 }
 
-func (h *Hub) asNode(serve func(http.ResponseWriter, *http.Request, *resource.Node)) http.HandlerFunc {
+func (h *Hub) asNode(serve nodeHandler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		node, err := h.identify(r)
 		if err != nil {

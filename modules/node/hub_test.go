@@ -338,7 +338,21 @@ func TestMonitorNoticesSilence(t *testing.T) {
 			t.Errorf("after %v: %v, %v, want %v", step.after, got.Status.Phase, err, step.want)
 		}
 	}
-	// It is silent, not gone: another machine doesn't become it.
+	// What was said meanwhile of what is on it is no more, so it shall say all anew.
+	wait.For(t, wait.Patience, "it is asked for all", func(ctx context.Context) error {
+		if n, ok := p.cfg.Nodes.Get("n1"); !ok || n.Status.Phase != resource.Degraded {
+			return errors.New("the cache does not follow")
+		}
+		var answer wire.ReportAnswer
+		if err := c.call(ctx, wire.ReportPath, wire.Report{Address: n1Address}, &answer); err != nil || !answer.Anew {
+			t.Fatalf("after its silence it is told %+v, %v", answer, err)
+		}
+		return nil
+	})
+	// It was silent, not gone: another machine doesn't become it.
+	if _, err := store.Of[resource.Node](p.store).Modify(t.Context(), "n1", func(n *resource.Node) error { n.Status.Phase = resource.Degraded; return nil }); err != nil {
+		t.Fatal(err)
+	}
 	err = agent.Join(t.Context(), t.TempDir(), p.url, "n1", p.token())
 	if err == nil || !strings.Contains(err.Error(), "--lost") {
 		t.Errorf("join under the name of a silent node: got %v", err)

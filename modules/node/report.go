@@ -46,13 +46,23 @@ func clip(s string, limit int) string {
 // nothing is what an agent is told that only has to know that it was heard.
 type nothing struct{}
 
-// takeReport takes down what an agent sees, at the pace that it may.
-func (h *Hub) takeReport(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-	if !h.pace(node.Name).reports.TryAccept() {
-		w.Header().Set("Retry-After", strconv.Itoa(int(wire.ReportPace/time.Second)))
-		h.answer(w, nil, refuse(http.StatusTooManyRequests, "node %s reports more often than every %v", node.Name, wire.ReportPace))
-		return
+// nodeHandler serves what a node asks for.
+type nodeHandler = func(http.ResponseWriter, *http.Request, *resource.Node)
+
+// paced lets an agent report at the pace that it may.
+func (h *Hub) paced(serve nodeHandler) nodeHandler {
+	return func(w http.ResponseWriter, r *http.Request, node *resource.Node) {
+		if !h.pace(node.Name).reports.TryAccept() {
+			w.Header().Set("Retry-After", strconv.Itoa(int(wire.ReportPace/time.Second)))
+			h.answer(w, nil, refuse(http.StatusTooManyRequests, "node %s reports more often than every %v", node.Name, wire.ReportPace))
+			return
+		}
+		serve(w, r, node)
 	}
+}
+
+// takeReport takes down what an agent sees.
+func (h *Hub) takeReport(w http.ResponseWriter, r *http.Request, node *resource.Node) {
 	source, _ := netip.ParseAddrPort(r.RemoteAddr)
 	reply(h, w, r, func(rep wire.Report) (wire.ReportAnswer, error) {
 		return h.report(r.Context(), node, rep, source.Addr().Unmap())
@@ -62,7 +72,7 @@ func (h *Hub) takeReport(w http.ResponseWriter, r *http.Request, node *resource.
 // report takes down a report that came from this address. One without news costs
 // a write of the node every ReportEvery, and wakes nobody.
 func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, source netip.Addr) (wire.ReportAnswer, error) {
-	var answer wire.ReportAnswer
+	answer := wire.ReportAnswer{Anew: node.Status.Phase == resource.Degraded}
 	look := func(n *resource.Node) { answer.Show = h.note(n, rep, source) }
 	if left := without(node.Status.Addresses, append(rep.Addresses, node.Spec.Addresses...)); left != nil &&
 		!h.pace(node.Name).addresses.TryAccept() {
@@ -95,6 +105,35 @@ func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, 
 		}
 	}
 	return answer, h.release(ctx, node.UID, rep.Holds)
+}
+
+// takeItems takes down what an agent sees of its items. Kinds that this server does not know are
+// a newer agent's.
+func (h *Hub) takeItems(w http.ResponseWriter, r *http.Request, node *resource.Node) {
+	reply(h, w, r, func(page wire.Items) (nothing, error) {
+		for _, item := range page.Items {
+			if take := h.items[item.Kind]; take != nil {
+				if err := take(r.Context(), node, item.Report); err != nil {
+					return nothing{}, err
+				}
+			}
+		}
+		return nothing{}, nil
+	})
+}
+
+// itemTaker takes down what is said of an item, JSON as its kind has it.
+type itemTaker func(ctx context.Context, node *resource.Node, said json.RawMessage) error
+
+// reads reads what is said for take, which takes down what is news of it.
+func reads[R any](take func(context.Context, *resource.Node, R) error) itemTaker {
+	return func(ctx context.Context, node *resource.Node, said json.RawMessage) error {
+		var rep R
+		if err := json.Unmarshal(said, &rep); err != nil {
+			return refuse(http.StatusBadRequest, "an item is not understood: %v", err)
+		}
+		return take(ctx, node, rep)
+	}
 }
 
 // same says whether look changes nothing of n.

@@ -106,7 +106,10 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 	}
 	was := seen.Status
 	was.Conditions = slices.Clone(was.Conditions)
-	if look(seen); reflect.DeepEqual(was, seen.Status) {
+	// That it is gone is said of one that the host was told to remove, of which this server's cache
+	// may not have heard.
+	unheard := rep.Removed && !seen.Deleting()
+	if look(seen); reflect.DeepEqual(was, seen.Status) && !unheard {
 		return nil
 	}
 	_, err := store.Of[resource.Volume](h.cfg.Store).Modify(ctx, rep.Key, func(v *resource.Volume) error {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -58,7 +59,13 @@ func TestVolumes(t *testing.T) {
 	good := wire.VolumeReport{Key: v.Key(), UID: v.UID, Ready: true, SizeBytes: 1 << 50, UsedBytes: 5, Attached: []string{m.UID}, Failed: map[string]string{m.UID: "no\x1b[31m"}, Removed: true}
 	report := func(h *host, rep wire.VolumeReport) *resource.Volume {
 		t.Helper()
-		if err := h.call(t.Context(), wire.ReportPath, wire.Report{Address: n1Address, Volumes: []wire.VolumeReport{rep}, Pools: make([]resource.Pool, 99)}, nil); err != nil {
+		text, err := json.Marshal(rep)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Kinds of a newer agent are in nobody's way.
+		page := wire.Items{Items: []wire.Item{{Kind: "dream", Report: []byte("7")}, {Kind: wire.VolumeItem, Report: text}}}
+		if err := h.call(t.Context(), wire.ItemsPath, page, nil); err != nil {
 			t.Fatal(err)
 		}
 		now, err := volumes.Get(t.Context(), v.Key())
@@ -95,6 +102,17 @@ func TestVolumes(t *testing.T) {
 	})
 	if s := report(mine, good).Status; !s.Conditions.Is(resource.VolumeRemoved) {
 		t.Errorf("it was removed: %+v", s)
+	}
+	if err := mine.call(t.Context(), wire.ItemsPath, wire.Items{Items: []wire.Item{{Kind: wire.VolumeItem, Report: []byte("[]")}}}, nil); err == nil || !strings.Contains(err.Error(), "not understood") {
+		t.Errorf("an item that is none: %v", err)
+	}
+	// As agents from before say it.
+	good.UsedBytes = 1 << 29
+	if err := mine.call(t.Context(), wire.ReportPath, wire.Report{Address: n1Address, Volumes: []wire.VolumeReport{good}, Pools: make([]resource.Pool, 99)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := volumes.Get(t.Context(), v.Key()); err != nil || now.Status.UsedBytes != 1<<29 {
+		t.Errorf("by an agent from before it is %+v, %v", now.Status, err)
 	}
 	now, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
 	if err != nil || len(now.Status.Pools) != maxPools || slices.ContainsFunc(now.Status.Pools, func(p resource.Pool) bool { return p != resource.Pool{} }) {

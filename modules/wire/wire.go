@@ -10,6 +10,7 @@ package wire
 
 import (
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -62,6 +63,7 @@ const (
 	JoinPath                = AgentPath + "join"                 // JoinRequest: JoinResponse
 	StatePath               = AgentPath + "state"                // a stream of State, one in a line, and of empty lines
 	ReportPath              = AgentPath + "report"               // Report: ReportAnswer
+	ItemsPath               = AgentPath + "items"                // Items: nothing
 	AddressPath             = AgentPath + "address"              // AddressShown, from that address
 	CertificatePath         = AgentPath + "certificate"          // JoinRequest with the CSR alone: JoinResponse
 	MachineCertificatesPath = AgentPath + "machine-certificates" // MachineCertificatesRequest: MachineCertificates
@@ -82,6 +84,10 @@ const (
 	// server answers more than ReportBurst at once with 429; an agent sends half of it.
 	ReportPace  = time.Second
 	ReportBurst = 10
+	// A page of Items is of so many, and of so many bytes if it is of more than one: a
+	// server writes each that is news, some milliseconds each, and others wait meanwhile.
+	MaxPageItems = 100
+	MaxPageBytes = 128 << 10
 )
 
 // State is everything a node shall do, sent anew on every change.
@@ -235,7 +241,8 @@ const (
 	VolumesOfMachine = "volumes"
 )
 
-// Report is what a node tells the server, every ReportEvery and on change.
+// Report is what a node tells the server, every ReportEvery and on change: it is the node's
+// sign of life. Of what a node may have very many, it tells by Items.
 type Report struct {
 	Address netip.Addr `json:"address"`
 	// Addresses are those that the host has besides.
@@ -248,7 +255,6 @@ type Report struct {
 	Capacity resource.Size        `json:"capacity"`
 	Problems []resource.Condition `json:"problems,omitempty"`
 	Machines []MachineReport      `json:"machines"`
-	Volumes  []VolumeReport       `json:"volumes,omitempty"`
 	Pools    []resource.Pool      `json:"pools,omitempty"` // where it can have volumes
 	Networks []NetworkReport      `json:"networks"`
 	Storage  *StorageReport       `json:"storage,omitempty"`
@@ -262,7 +268,28 @@ type Report struct {
 	// machine of theirs too, or shall be. HoldsUnknown is of one that can't be told. Null:
 	// the agent does not know yet what shall be.
 	Holds []string `json:"holds"`
+	// Volumes are in the reports of agents from before Items. The next release leaves them out.
+	Volumes []VolumeReport `json:"volumes,omitempty"`
 }
+
+// Items is a page of what a node says of things of which it may have very many, so that its
+// sign of life is as large however many there are. It says what has changed since a server has
+// taken it down, and all of it once it has connected, when it is asked to, and now and then.
+type Items struct {
+	Items []Item `json:"items"`
+}
+
+// Item is what a node says of one thing. A server skips kinds that it does not know: they are a
+// newer agent's.
+type Item struct {
+	Kind   string          `json:"kind"`
+	Report json.RawMessage `json:"report"`
+}
+
+// The kinds of items.
+const (
+	VolumeItem = "volume" // VolumeReport
+)
 
 // MaxAddresses is how many addresses a node may have besides its own on the platform's
 // network.
@@ -273,6 +300,9 @@ type ReportAnswer struct {
 	// Show are addresses that it says to have and shall show: tenants are kept from
 	// what is a host's, so its word is not enough.
 	Show []netip.Addr `json:"show,omitempty"`
+	// Anew asks for all items again: the node was silent, and what was said of them meanwhile
+	// is no more.
+	Anew bool `json:"anew,omitempty"`
 }
 
 // AddressShown is sent from an address that a host says to have: that it hears the
