@@ -24,10 +24,7 @@ func (h *Host) Attach(volume, machine string, readOnly bool) error {
 	if err == nil {
 		err = h.attach(volume, machine, readOnly)
 	}
-	if err != nil {
-		return fmt.Errorf("attach volume %s to machine %s: %w", volume, machine, err)
-	}
-	return nil
+	return h.outward("attach volume "+volume+" to machine "+machine, err)
 }
 
 func (h *Host) attach(volume, machine string, readOnly bool) error {
@@ -39,7 +36,7 @@ func (h *Host) attach(volume, machine string, readOnly bool) error {
 		return err
 	}
 	if own == nil {
-		return errors.New("it is not mounted on this host")
+		return saidf("it is not mounted on this host")
 	}
 	target, now, err := h.mountAt(h.shown(machine, volume))
 	switch {
@@ -83,7 +80,7 @@ func bind(own *mountinfo.Info, dir, name string, readOnly bool) error {
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return errors.New("it was started before machines could have volumes, and can have some once it is started anew: " +
+		return saidf("it was started before machines could have volumes, and can have some once it is started anew: " +
 			"have it replaced (scale the workspace down and up again), or restart its host")
 	}
 	if err != nil {
@@ -108,7 +105,7 @@ func bind(own *mountinfo.Info, dir, name string, readOnly bool) error {
 		return err
 	}
 	if unix.Major(st.Dev) != uint32(own.Major) || unix.Minor(st.Dev) != uint32(own.Minor) {
-		return errors.New("it was unmounted meanwhile")
+		return saidf("it was unmounted meanwhile")
 	}
 	// Before anybody sees it: flags that are set later reach no machine.
 	flags := uint64(unix.MOUNT_ATTR_NODEV)
@@ -133,10 +130,7 @@ func (h *Host) Detach(volume, machine string) error {
 	if err == nil {
 		err = h.detach(volume, machine)
 	}
-	if err != nil {
-		return fmt.Errorf("detach volume %s from machine %s: %w", volume, machine, err)
-	}
-	return nil
+	return h.outward("detach volume "+volume+" from machine "+machine, err)
 }
 
 func (h *Host) detach(volume, machine string) error {

@@ -73,7 +73,7 @@ func (a *answer[T]) get(patience <-chan time.Time, what string) (T, error) {
 		return a.value, a.err
 	default:
 		var none T
-		return none, fmt.Errorf("%s %w %s", what, errSilent, a.since.UTC().Format(time.RFC3339))
+		return none, saidError{fmt.Sprintf("%s %v %s", what, errSilent, a.since.UTC().Format(time.RFC3339)), errSilent}
 	}
 }
 
@@ -105,7 +105,7 @@ func (h *Host) List() ([]wire.VolumeReport, error) {
 	for _, f := range pool.volumes {
 		r := wire.VolumeReport{UID: f.uid, Key: f.rec.Key, NetworkID: f.rec.NetworkID, SizeBytes: f.sizeBytes, Fallen: !mounted[f.uid]}
 		if f.err != nil && (f.sizeBytes > 0 || !errors.Is(f.err, fs.ErrNotExist)) { // else it is being made
-			r.Message = "its record can't be read: " + f.err.Error()
+			r.Message = h.said("its record can't be read: "+operators, f.err).Error()
 		}
 		if mounted[f.uid] {
 			used, err := answers[f.uid].get(patience, "its file system")
@@ -114,7 +114,7 @@ func (h *Host) List() ([]wire.VolumeReport, error) {
 				r.Message = "its file system has stopped after an error of the disk below; it is mounted anew once " +
 					"nobody has it open: delete the pods that use it"
 			} else if err != nil {
-				r.Message = err.Error()
+				r.Message = h.words("its file system can't be looked at", err).Error()
 			}
 		}
 		all = append(all, r)

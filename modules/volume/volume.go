@@ -50,7 +50,6 @@ type Config struct {
 type Host struct {
 	cfg Config
 
-	told    sync.Map   // what the log has of errors
 	marking sync.Mutex // of the pool
 	askPool asker[room]
 	// askPresent is apart, for it is asked often.
@@ -59,10 +58,13 @@ type Host struct {
 	mu      sync.Mutex
 	asked   map[string]*asker[int64] // what file systems have in use, by UID
 	reflink *bool                    // nil: it was not found out yet
+	told    map[string]bool          // what the log has of errors
 }
 
 // New changes nothing on the host.
-func New(cfg Config) *Host { return &Host{cfg: cfg, asked: map[string]*asker[int64]{}} }
+func New(cfg Config) *Host {
+	return &Host{cfg: cfg, asked: map[string]*asker[int64]{}, told: map[string]bool{}}
+}
 
 // Traces are what volumes are on a host, kept in dir.
 func Traces(dir string) inventory.Traces {
@@ -125,10 +127,7 @@ func (h *Host) Ensure(ctx context.Context, v wire.Volume) error {
 	if err == nil {
 		err = h.ensure(ctx, v)
 	}
-	if err != nil {
-		return fmt.Errorf("volume %s: %w", cmp.Or(v.Key, v.UID), err)
-	}
-	return nil
+	return h.outward("volume "+cmp.Or(v.Key, v.UID), err)
 }
 
 func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
@@ -218,25 +217,6 @@ func (h *Host) mount(ctx context.Context, v wire.Volume, disk diskimage.Image, t
 	return nil
 }
 
-const poolTrouble = "the disk with volumes of its host is not there, or does not answer: " +
-	"the host's operator finds more in its status"
-
-// said is an error that tells tenants so much; the rest, with the host's paths, is the log's, once.
-func (h *Host) said(text string, err error) error {
-	if _, told := h.told.LoadOrStore(err.Error(), true); !told {
-		h.cfg.Log.Warn(text, "err", err)
-	}
-	return saidError{text, err}
-}
-
-type saidError struct {
-	text string
-	err  error
-}
-
-func (e saidError) Error() string { return e.text }
-func (e saidError) Unwrap() error { return e.err }
-
 // letGo unmounts a volume, and where machines have it.
 func (h *Host) letGo(uid string) error {
 	attached, err := h.Attached()
@@ -258,10 +238,7 @@ func (h *Host) Remove(ctx context.Context, uid string) error {
 	if err == nil {
 		err = h.remove(ctx, uid)
 	}
-	if err != nil {
-		return fmt.Errorf("remove volume %s: %w", uid, err)
-	}
-	return nil
+	return h.outward("remove volume "+uid, err)
 }
 
 func (h *Host) remove(ctx context.Context, uid string) error {
@@ -354,7 +331,7 @@ func wholeMiB(n int64) int64 { return (n + 1<<20 - 1) >> 20 << 20 }
 
 func checkSize(n int64) error {
 	if n < resource.MinVolumeBytes {
-		return fmt.Errorf("%d bytes: a volume has %d at least", n, int64(resource.MinVolumeBytes))
+		return saidf("%d bytes: a volume has %d at least", n, int64(resource.MinVolumeBytes))
 	}
 	return nil
 }
@@ -363,7 +340,7 @@ func checkSize(n int64) error {
 func checkUID(what, uid string) error {
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-"
 	if uid == "" || len(uid) > 128 || strings.Trim(uid, letters) != "" || uid[0] == '-' {
-		return fmt.Errorf("%s UID %q: want letters, digits and dashes", what, uid)
+		return saidf("%s UID %q: want letters, digits and dashes", what, uid)
 	}
 	return nil
 }
