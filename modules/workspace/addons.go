@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
@@ -118,13 +119,16 @@ func apply(ctx context.Context, dyn dynamic.Interface, mapper meta.RESTMapper, d
 // role of a binding, what a driver or a class is. A tenant put another in, or an earlier version did. What
 // there is of volumes outlives their class and their driver.
 func applyOne(ctx context.Context, ri dynamic.ResourceInterface, u *unstructured.Unstructured) error {
+	if err := keepDefaults(ctx, ri, u); err != nil {
+		return err
+	}
 	options := metav1.ApplyOptions{FieldManager: fieldManager, Force: true}
 	_, err := ri.Apply(ctx, u.GetName(), u, options)
 	gvk := u.GroupVersionKind()
 	if !apierrors.IsInvalid(err) || gvk.Group != "rbac.authorization.k8s.io" && gvk.Group != "storage.k8s.io" {
 		return err
 	}
-	if gvk.Kind == "StorageClass" {
+	if gvk.Kind == storageClass {
 		have, err := ri.Get(ctx, u.GetName(), metav1.GetOptions{})
 		if err != nil || have.Object["provisioner"] != u.Object["provisioner"] {
 			return err // of a provisioner of the tenant's own: it stays his
@@ -135,4 +139,36 @@ func applyOne(ctx context.Context, ri dynamic.ResourceInterface, u *unstructured
 	}
 	_, err = ri.Apply(ctx, u.GetName(), u, options)
 	return err
+}
+
+const (
+	storageClass = "StorageClass"
+	// isDefault ends the annotations by which a class is the default one.
+	isDefault = "/is-default-class"
+)
+
+// keepDefaults has a class that is there be the default or not as its cluster says: that it is
+// one is written when it is made, and then the tenant's to change.
+func keepDefaults(ctx context.Context, ri dynamic.ResourceInterface, u *unstructured.Unstructured) error {
+	wants := u.GetAnnotations()
+	for key := range wants {
+		if !strings.HasSuffix(key, isDefault) {
+			continue
+		}
+		have, err := ri.Get(ctx, u.GetName(), metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		// What is left out here would be taken away there: it is the platform's field.
+		if value, there := have.GetAnnotations()[key]; there {
+			wants[key] = value
+		} else {
+			delete(wants, key)
+		}
+	}
+	u.SetAnnotations(wants)
+	return nil
 }

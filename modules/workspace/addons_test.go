@@ -1,6 +1,7 @@
 package workspace
 
 import (
+	"maps"
 	"testing"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -51,5 +52,32 @@ func TestApplyOne(t *testing.T) {
 				t.Errorf("applied %d times, deleted %d times; want it made anew: %t", applied, deleted, c.again)
 			}
 		})
+	}
+}
+
+// TestKeepDefaults: which class is the default one is said once; then the tenant says it.
+func TestKeepDefaults(t *testing.T) {
+	const key = "storageclass.kubernetes.io/is-default-class"
+	class := func(annotations map[string]any) *unstructured.Unstructured {
+		return &unstructured.Unstructured{Object: map[string]any{"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+			"metadata": map[string]any{"name": "local", "annotations": annotations}}}
+	}
+	gvr := schema.GroupVersionResource{Group: "storage.k8s.io", Version: "v1", Resource: "storageclasses"}
+	for name, c := range map[string]struct {
+		have []runtime.Object
+		want map[string]string
+	}{
+		"new":             {nil, map[string]string{key: "true", "other": "x"}},
+		"as it was made":  {[]runtime.Object{class(map[string]any{key: "true"})}, map[string]string{key: "true", "other": "x"}},
+		"he said no":      {[]runtime.Object{class(map[string]any{key: "false"})}, map[string]string{key: "false", "other": "x"}},
+		"he took it away": {[]runtime.Object{class(nil)}, map[string]string{"other": "x"}},
+	} {
+		u := class(map[string]any{key: "true", "other": "x"})
+		if err := keepDefaults(t.Context(), fake.NewSimpleDynamicClient(runtime.NewScheme(), c.have...).Resource(gvr), u); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := u.GetAnnotations(); !maps.Equal(got, c.want) {
+			t.Errorf("%s: annotations %v, want %v", name, got, c.want)
+		}
 	}
 }

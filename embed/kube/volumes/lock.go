@@ -119,7 +119,8 @@ func (n *Node) retake() error {
 	}
 	ids := map[uint64]string{}
 	for _, m := range mounts {
-		if rel, err := filepath.Rel(n.cfg.Folder, m.Mountpoint); err == nil && uid.MatchString(rel) && !strings.HasPrefix(m.FSType, "fuse") {
+		rel, err := filepath.Rel(n.cfg.Folder, m.Mountpoint)
+		if err == nil && uid.MatchString(rel) && !strings.HasPrefix(m.FSType, "fuse") {
 			ids[unix.Mkdev(uint32(m.Major), uint32(m.Minor))] = rel
 		}
 	}
