@@ -70,6 +70,8 @@ type ClusterVolume struct {
 	// Hosts are the common names of the certificates of hosts that may have it: those of its
 	// bricks, and those of the workspace's machines.
 	Hosts []string `json:"hosts"`
+	// Made says that glusterd has had it: if it has it no more, none is made anew.
+	Made bool `json:"made,omitempty"`
 	// Remove says: have glusterd forget it, and report Removed. Bricks stay.
 	Remove bool `json:"remove,omitempty"`
 }
@@ -89,13 +91,6 @@ type ClusterBrick struct {
 
 // GlusterName is what GlusterFS calls the shared volume of this UID.
 func GlusterName(uid string) string { return strings.ToLower(uid) }
-
-// StorageReport is what a host tells of its part in shared volumes.
-type StorageReport struct {
-	Bricks []BrickReport `json:"bricks,omitempty"`
-	// Volumes are told by the host that leads.
-	Volumes []ClusterReport `json:"volumes,omitempty"`
-}
 
 // BrickReport is what a host knows about a brick. See MachineReport for Removed.
 type BrickReport struct {

@@ -137,7 +137,7 @@ func (d Door) Has(name string) bool {
 	})
 }
 
-// Wanted are the IDs of networks and the UIDs of machines and volumes that shall be on
+// Wanted are the IDs of networks and the UIDs of machines, and of volumes and bricks, that shall be on
 // the host, those that are being removed included.
 func (s *State) Wanted() (networks, machines, volumes []string) {
 	for _, n := range s.Networks {
@@ -148,6 +148,11 @@ func (s *State) Wanted() (networks, machines, volumes []string) {
 	}
 	for _, v := range s.Volumes {
 		volumes = append(volumes, v.UID)
+	}
+	if s.Storage != nil {
+		for _, b := range s.Storage.Bricks {
+			volumes = append(volumes, b.UID)
+		}
 	}
 	return networks, machines, volumes
 }
@@ -257,7 +262,6 @@ type Report struct {
 	Machines []MachineReport      `json:"machines"`
 	Pools    []resource.Pool      `json:"pools,omitempty"` // where it can have volumes
 	Networks []NetworkReport      `json:"networks"`
-	Storage  *StorageReport       `json:"storage,omitempty"`
 	// StorageOld says that what serves bricks runs by an older image or other settings than
 	// it would be started with now: it waits for a moment at which nobody needs it.
 	StorageOld bool `json:"storageOld,omitempty"`
@@ -288,7 +292,9 @@ type Item struct {
 
 // The kinds of items.
 const (
-	VolumeItem = "volume" // VolumeReport
+	VolumeItem  = "volume"  // VolumeReport
+	BrickItem   = "brick"   // BrickReport
+	ClusterItem = "cluster" // ClusterReport, of the host that leads
 )
 
 // MaxAddresses is how many addresses a node may have besides its own on the platform's
