@@ -41,6 +41,7 @@ func (s *server) addNodes(
 		Log:         s.part("hub"),
 		Store:       from.of(n),
 		CA:          s.ca,
+		Storage:     s.storageCA,
 		Tokens:      id.of(n),
 		Server:      s.cfg.Name,
 		Address:     s.cfg.Address,

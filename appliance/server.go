@@ -20,8 +20,10 @@ import (
 // server is a control machine.
 type server struct {
 	*base
-	ca       *pki.CA  // the platform's: servers, nodes, tenants' hosts
-	versions []string // of Kubernetes, newest last
+	ca *pki.CA // the platform's: servers, nodes, tenants' hosts
+	// storageCA is of shared volumes alone: whom it has certified may ask any host for them.
+	storageCA *pki.CA
+	versions  []string // of Kubernetes, newest last
 }
 
 // RunServer runs a server until ctx is done. Starting again on the same data
@@ -47,6 +49,9 @@ func (s *server) boot() (err error) {
 		return err
 	}
 	failpoint.Reach("bootstrap/platform-authority-made")
+	if s.storageCA, err = pki.LoadOrCreateCA(filepath.Join(s.cfg.Paths.PKI(), "storage"), "MultiPaaS storage"); err != nil {
+		return err
+	}
 	s.versions = s.cfg.KubernetesVersions
 	if len(s.versions) == 0 {
 		if s.versions, err = kubeVersions(s.payload); err != nil {

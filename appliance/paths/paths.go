@@ -59,6 +59,12 @@ func (p Paths) Machines() string { return p.data("machines") }
 // Volumes holds a folder for each volume on this node: the disk in which a tenant's data is.
 func (p Paths) Volumes() string { return p.data("volumes") }
 
+// Storage is what GlusterFS keeps on this node, and where its volumes are mounted; bricks are
+// among Volumes. StorageImages holds what of its image is unpacked, and StorageRunc what runc knows of it.
+func (p Paths) Storage() string       { return p.data("storage") }
+func (p Paths) StorageImages() string { return p.data("storage-images") }
+func (p Paths) StorageRunc() string   { return p.run("storage") }
+
 // Runc is where runc keeps its state.
 func (p Paths) Runc() string { return p.run("runc") }
 

@@ -48,6 +48,7 @@ type HubConfig struct {
 	Log     *slog.Logger
 	Store   *store.Store
 	CA      *pki.CA // signs nodes' certificates
+	Storage *pki.CA // signs those by which hosts with shared volumes know each other, and nothing else
 	Tokens  Tokens
 	Server  string     // this server's name
 	Address netip.Addr // this server's underlay address
@@ -142,6 +143,7 @@ func NewHub(cfg HubConfig) *Hub {
 	h.mux.HandleFunc("POST "+wire.ItemsPath, h.asNode(h.paced(h.takeItems)))
 	h.mux.HandleFunc("POST "+wire.AddressPath, h.asNode(h.takeAddress))
 	h.mux.HandleFunc("POST "+wire.CertificatePath, asked(h, h.renew))
+	h.mux.HandleFunc("POST "+wire.StorageCertificatePath, asked(h, h.storageCertificate))
 	h.mux.HandleFunc("POST "+wire.MachineCertificatesPath, asked(h, h.machineCertificates))
 	h.mux.HandleFunc("POST "+wire.LeavePath, asked(h, h.leave))
 	h.mux.HandleFunc("POST "+wire.WipedPath, func(w http.ResponseWriter, r *http.Request) {
