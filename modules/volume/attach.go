@@ -20,18 +20,29 @@ import (
 // Attach has a machine see a volume that is mounted, as the folder wire.VolumesInMachine/VOLUME. It
 // is seen at once, also by one that runs. What is attached as it shall be stays.
 func (h *Host) Attach(volume, machine string, readOnly bool) error {
+	return h.attachFrom(h.place(volume).image().Mount, volume, machine, readOnly)
+}
+
+// AttachShared is Attach of a volume that Config.Shared says where it is mounted. One that was mounted
+// anew is attached anew. It asks nothing of who serves it, who may not answer.
+func (h *Host) AttachShared(volume, machine string, readOnly bool) error {
+	return h.attachFrom(h.cfg.Shared(volume), volume, machine, readOnly)
+}
+
+func (h *Host) attachFrom(dir, volume, machine string, readOnly bool) error {
 	err := errors.Join(checkUID("volume", volume), checkUID("machine", machine))
 	if err == nil {
-		err = h.attach(volume, machine, readOnly)
+		err = h.attach(dir, volume, machine, readOnly)
 	}
 	return h.outward("attach volume "+volume+" to machine "+machine, err)
 }
 
-func (h *Host) attach(volume, machine string, readOnly bool) error {
-	if h.sees(volume, machine, readOnly) {
+// attach shows a machine what is mounted at dir.
+func (h *Host) attach(dir, volume, machine string, readOnly bool) error {
+	if h.sees(dir, volume, machine, readOnly) {
 		return nil
 	}
-	_, own, err := h.mountAt(h.place(volume).image().Mount)
+	_, own, err := h.mountAt(dir)
 	if err != nil {
 		return err
 	}
@@ -52,8 +63,8 @@ func (h *Host) attach(volume, machine string, readOnly bool) error {
 
 // sees says whether a machine has a volume as it shall. All that should be are asked for whenever
 // the host's state changes: it reads no list of mounts, of which there are as many.
-func (h *Host) sees(volume, machine string, readOnly bool) bool {
-	want, mounted, err := device(h.place(volume).image().Mount)
+func (h *Host) sees(dir, volume, machine string, readOnly bool) bool {
+	want, mounted, err := device(dir)
 	if err != nil || !mounted {
 		return false
 	}
@@ -100,11 +111,11 @@ func bind(own *mountinfo.Info, dir, name string, readOnly bool) error {
 		return fmt.Errorf("clone mount %s: %w", own.Mountpoint, err)
 	}
 	defer unix.Close(tree)
-	var st unix.Stat_t
-	if err := unix.Fstat(tree, &st); err != nil {
+	dev, err := deviceOf(tree, "", unix.AT_EMPTY_PATH)
+	if err != nil {
 		return err
 	}
-	if unix.Major(st.Dev) != uint32(own.Major) || unix.Minor(st.Dev) != uint32(own.Minor) {
+	if dev != unix.Mkdev(uint32(own.Major), uint32(own.Minor)) {
 		return saidf("it was unmounted meanwhile")
 	}
 	// Before anybody sees it: flags that are set later reach no machine.

@@ -84,7 +84,10 @@ func (a *asker[T]) ask(patience <-chan time.Time, what string, do func() (T, err
 // List says of every volume of which there is something what is seen of it. What is used is
 // told in 64ths of the size. It blocks for twice lookTime at most. The error says that the pool is
 // not there, or does not answer.
-func (h *Host) List() ([]wire.VolumeReport, error) {
+func (h *Host) List() ([]wire.VolumeReport, error) { return h.list(false) }
+
+// list is List of volumes, or of bricks.
+func (h *Host) list(bricks bool) ([]wire.VolumeReport, error) {
 	pool, err := h.pool()
 	if err != nil {
 		return nil, err
@@ -103,6 +106,9 @@ func (h *Host) List() ([]wire.VolumeReport, error) {
 	patience := time.After(lookTime)
 	var all []wire.VolumeReport
 	for _, f := range pool.volumes {
+		if f.rec.Brick != bricks {
+			continue
+		}
 		r := wire.VolumeReport{UID: f.uid, Key: f.rec.Key, NetworkID: f.rec.NetworkID, SizeBytes: f.sizeBytes, Fallen: !mounted[f.uid]}
 		if f.err != nil && (f.sizeBytes > 0 || !errors.Is(f.err, fs.ErrNotExist)) { // else it is being made
 			r.Message = h.said("its record can't be read: "+operators, f.err).Error()

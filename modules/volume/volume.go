@@ -36,7 +36,10 @@ import (
 type Config struct {
 	Dir      string // a folder for each volume; survives a reboot
 	Machines string // a folder for each machine, with one in it in which its volumes appear
-	Mark     string // a file by which the host knows the disk that Dir is on; on another than that
+	Bricks   string // a tmpfs, somebody else's, in which bricks appear
+	// Shared says where others mount a shared volume, by its UID.
+	Shared func(volume string) string
+	Mark   string // a file by which the host knows the disk that Dir is on; on another than that
 	// Tools is the root file system of a Debian with mkfs.xfs. It may block for seconds.
 	Tools func(ctx context.Context) (root string, err error)
 	// HostUser is the host's user that root in machines is, of whom the server says that it
@@ -104,6 +107,9 @@ type record struct {
 	// Owned says that its root was given to its owner, who may have done with it since what
 	// he likes.
 	Owned bool `json:"owned"`
+	// Brick says that it is a part of a shared volume: what is below brickRoot belongs to
+	// GlusterFS.
+	Brick bool `json:"brick,omitempty"`
 }
 
 const recordName = "volume.json"
@@ -125,12 +131,12 @@ func (p place) record() (r record, err error) {
 func (h *Host) Ensure(ctx context.Context, v wire.Volume) error {
 	err := cmp.Or(checkUID("volume", v.UID), checkSize(v.SizeBytes))
 	if err == nil {
-		err = h.ensure(ctx, v)
+		err = h.ensure(ctx, v, false)
 	}
 	return h.outward("volume "+cmp.Or(v.Key, v.UID), err)
 }
 
-func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
+func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 	if err := h.answers(); err != nil {
 		return h.said(poolTrouble, err)
 	}
@@ -151,7 +157,7 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
 	if err != nil {
 		rec.Owned = there // the record of one that was made is lost
 	}
-	if want := (record{v.Key, v.UID, v.NetworkID, rec.Owned}); err != nil || rec != want {
+	if want := (record{v.Key, v.UID, v.NetworkID, rec.Owned, brick}); err != nil || rec != want {
 		rec = want
 		if err := cmp.Or(os.MkdirAll(string(p), 0o700), atomicfile.WriteJSON(p.at(recordName), rec)); err != nil {
 			return err
@@ -170,6 +176,9 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
 		return err
 	}
 	if !mounted {
+		if err := h.hide(v.UID); err != nil { // a brick's, if only that is left
+			return err
+		}
 		if err := h.mount(ctx, v, disk, there); err != nil {
 			return err
 		}
@@ -180,8 +189,12 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume) error {
 		if err != nil {
 			return fmt.Errorf("users of its machines: %w", err)
 		}
+		root := disk.Mount
+		if brick {
+			root = filepath.Join(root, brickRoot)
+		}
 		err = hostmount.Do(func() error {
-			return cmp.Or(os.Chown(disk.Mount, int(first), int(first)), os.Chmod(disk.Mount, 0o755))
+			return cmp.Or(os.MkdirAll(root, 0o700), os.Chown(root, int(first), int(first)), os.Chmod(root, 0o755))
 		})
 		if err != nil {
 			return err
@@ -227,6 +240,9 @@ func (h *Host) letGo(uid string) error {
 		if err := h.detach(uid, a.MachineUID); err != nil {
 			return err
 		}
+	}
+	if err := h.hide(uid); err != nil {
+		return err
 	}
 	return hostmount.Unmount(string(h.place(uid)))
 }
@@ -356,13 +372,28 @@ func exists(name string) (bool, error) {
 // device is what is mounted at dir, if something is. It may ask that: unix.EIO is of a file
 // system that has stopped.
 func device(dir string) (dev uint64, mounted bool, err error) {
-	var at, above unix.Stat_t
-	err = hostmount.Do(func() error { return cmp.Or(unix.Stat(dir, &at), unix.Stat(filepath.Dir(dir), &above)) })
+	var above uint64
+	err = hostmount.Do(func() (err error) {
+		if dev, err = deviceOf(unix.AT_FDCWD, dir, 0); err == nil {
+			above, err = deviceOf(unix.AT_FDCWD, filepath.Dir(dir), 0)
+		}
+		return err
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, false, nil
 	}
 	if err != nil {
-		return 0, false, &os.PathError{Op: "stat", Path: dir, Err: err}
+		return 0, false, err
 	}
-	return at.Dev, at.Dev != above.Dev, nil
+	return dev, dev != above, nil
+}
+
+// deviceOf is the device of what a path leads to. Nobody who serves a file system from elsewhere is
+// waited for.
+func deviceOf(at int, name string, flags int) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(at, name, flags|unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
+		return 0, &os.PathError{Op: "statx", Path: name, Err: err}
+	}
+	return unix.Mkdev(st.Dev_major, st.Dev_minor), nil
 }
