@@ -243,6 +243,43 @@ func (h *Host) Stop(ctx context.Context) error {
 	return nil
 }
 
+// Forget is Stop, and takes away what glusterd knows of the cluster, which has to have forgotten the
+// host. Mounts go on, and Trust holds.
+func (h *Host) Forget(ctx context.Context) error {
+	if err := h.Stop(ctx); err != nil {
+		return err
+	}
+	if err := hostmount.Unmount(h.at("bricks")); err != nil {
+		return err
+	}
+	for _, name := range []string{"server", "bricks", "lib"} { // what Served looks at last
+		if err := os.RemoveAll(h.at(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Left says what of GlusterFS is on this host: something that Forget takes away, and any that
+// Clear does. It asks nothing that might hang.
+func (h *Host) Left() (served, any bool, err error) {
+	for _, at := range []struct {
+		name string
+		is   *bool
+	}{{h.at("lib"), &served}, {h.cfg.Dir, &any}} {
+		switch _, err := os.Lstat(at.name); {
+		case err == nil:
+			*at.is = true
+		case !errors.Is(err, fs.ErrNotExist):
+			return false, false, err
+		}
+	}
+	return served, any, nil
+}
+
+// ShareBricks makes BrickDir, so that what is mounted there is so before bricks are started.
+func (h *Host) ShareBricks() error { return h.share("bricks") }
+
 // Clear takes away all of GlusterFS that is on this host, with mounts, and what glusterd knows of
 // the cluster, which has to have forgotten the host. Bricks' images are not in Dir; what is mounted
 // of them there is unmounted. Nothing there is no error.

@@ -201,12 +201,24 @@ func (h *Host) unmount(ctx context.Context, volume string) error {
 	return os.RemoveAll(c.dir)
 }
 
-// Mounts says how all mounts are of which there is something, by volume.
-func (h *Host) Mounts(ctx context.Context) ([]MountState, error) {
+// Mounted lists the volumes of whose mounts there is something. It asks none.
+func (h *Host) Mounted() (volumes []string, err error) {
 	entries, err := os.ReadDir(h.at("clients"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
-	} else if err != nil {
+	}
+	for _, e := range entries {
+		if checkName(e.Name()) == nil {
+			volumes = append(volumes, e.Name())
+		}
+	}
+	return volumes, err
+}
+
+// Mounts says how all mounts are of which there is something, by volume.
+func (h *Host) Mounts(ctx context.Context) ([]MountState, error) {
+	volumes, err := h.Mounted()
+	if err != nil || len(volumes) == 0 {
 		return nil, err
 	}
 	image, err := h.images.Unpack(ctx, h.imageLayout())
@@ -214,12 +226,9 @@ func (h *Host) Mounts(ctx context.Context) ([]MountState, error) {
 		return nil, err
 	}
 	var all []MountState
-	for _, e := range entries {
-		if checkName(e.Name()) != nil {
-			continue
-		}
-		s := MountState{Volume: e.Name(), Err: h.look(ctx, e.Name())}
-		if bundle, err := os.ReadFile(h.client(e.Name()).at("bundle/config.json")); err == nil {
+	for _, v := range volumes {
+		s := MountState{Volume: v, Err: h.look(ctx, v)}
+		if bundle, err := os.ReadFile(h.client(v).at("bundle/config.json")); err == nil {
 			s.Old = !strings.Contains(string(bundle), `"`+filepath.Base(image)+`"`)
 		}
 		all = append(all, s)
@@ -228,8 +237,13 @@ func (h *Host) Mounts(ctx context.Context) ([]MountState, error) {
 }
 
 // look says how a mount is. It waits for it no longer than patience, and leaves one goroutine
-// at most waiting for each: only the end of its client lets that go.
+// at most waiting for each: only the end of its client lets that go. One that answers costs
+// little: it is looked at often.
 func (h *Host) look(ctx context.Context, volume string) error {
+	said := h.ask(ctx, volume)
+	if said == nil || errors.Is(said, ErrHung) {
+		return said
+	}
 	_, _, alive, err := h.client(volume).running(ctx)
 	if err != nil {
 		return err
@@ -241,6 +255,14 @@ func (h *Host) look(ctx context.Context, volume string) error {
 	if !alive || !there {
 		return ErrNotMounted
 	}
+	if errors.Is(said, unix.ENOTCONN) {
+		return ErrAwayBricks
+	}
+	return said
+}
+
+// ask asks what is at a mount's place: nil if that is FUSE, and answers.
+func (h *Host) ask(ctx context.Context, volume string) error {
 	h.mu.Lock()
 	answer := h.looks[volume]
 	if answer == nil {
@@ -250,6 +272,9 @@ func (h *Host) look(ctx context.Context, volume string) error {
 			// What the kernel remembers of it, as stat(2) tells, says nothing.
 			var st unix.Statfs_t
 			err := unix.Statfs(h.At(volume), &st)
+			if err == nil && st.Type != unix.FUSE_SUPER_MAGIC {
+				err = ErrNotMounted
+			}
 			h.mu.Lock()
 			delete(h.looks, volume)
 			h.mu.Unlock()
@@ -262,11 +287,8 @@ func (h *Host) look(ctx context.Context, volume string) error {
 	defer cancel()
 	select {
 	case err, ok := <-answer:
-		switch {
-		case !ok: // another took it
-			return h.look(ctx, volume)
-		case errors.Is(err, unix.ENOTCONN):
-			return ErrAwayBricks
+		if !ok { // another took it
+			return h.ask(ctx, volume)
 		}
 		return err
 	case <-ctx.Done():

@@ -1,0 +1,342 @@
+package gluster
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Lead makes a cluster be as somebody wants it: its nodes, its volumes. One node's glusterd is
+// asked, and only one of a cluster's nodes ought to lead at a time; a second one does no harm, but gets ErrBusy. It
+// is safe for concurrent use, and does one thing after the other, as glusterd does.
+type Lead struct {
+	client Client
+	own    netip.Addr
+	name   string // of its node's certificate
+
+	mu    sync.Mutex
+	looks map[string]look
+}
+
+// NewLead makes the lead of the node with this address, whose certificate has this common name.
+func NewLead(c Client, own netip.Addr, name string) *Lead {
+	return &Lead{client: c, own: own, name: name, looks: map[string]look{}}
+}
+
+// healEvery is how often a volume is asked what is to be healed while all its bricks are there and
+// nothing was: it takes a client of its own, and a second.
+const healEvery = 5 * time.Minute
+
+// A volume that is as it shall be is left alone for wellEvery, and one of which something is down
+// or has to be healed for illEvery: each look is two commands, of some tenths of a second, and a
+// host may lead hundreds.
+const (
+	wellEvery = time.Minute
+	illEvery  = 10 * time.Second
+)
+
+// look is what was seen of a volume.
+type look struct {
+	nodes  []netip.Addr
+	want   Wanted
+	seen   []SeenBrick
+	until  time.Time // so long it holds
+	heal   map[Brick]int64
+	healed time.Time // when heal was asked for and nothing was found
+}
+
+// Wanted is a volume as it shall be.
+type Wanted struct {
+	Name    string
+	Bricks  []WantedBrick // in order, an arbiter last
+	Arbiter bool
+	Hosts   []string // the common names of hosts that may have it
+	// Made says that there was one: if glusterd has none, it isn't made anew.
+	Made bool
+}
+
+// WantedBrick is a brick of a Wanted.
+type WantedBrick struct {
+	Brick
+	Ready    bool   // its file system is there
+	Lost     bool   // its node is gone for good
+	Replaces string // path of the brick whose place it takes, "" for none
+}
+
+// SeenBrick is a brick that a volume has.
+type SeenBrick struct {
+	Brick
+	Online  bool
+	Pending int64 // see Healing; -1 if it is unknown
+}
+
+// ErrEarly is returned for what waits for others: hosts, bricks.
+var ErrEarly = errors.New("it waits")
+
+// ErrMissing is returned for a volume that was made and that glusterd doesn't have.
+var ErrMissing = errors.New("glusterd has no such volume any more: it is not made anew")
+
+// Gather makes these nodes, and no others, the cluster, as far as they are there: the error is of
+// those that aren't. A node that has a brick of a volume stays: with it glusterd would forget the volume, if it
+// has no other. members are all that are in the cluster then.
+func (l *Lead) Gather(ctx context.Context, nodes []netip.Addr) (members []netip.Addr, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	peers, err := l.client.Peers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	volumes, err := l.client.Volumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	used := map[netip.Addr]bool{}
+	for _, v := range volumes {
+		for _, b := range v.Bricks {
+			used[b.Host] = true
+		}
+	}
+	members = []netip.Addr{l.own}
+	var errs []error
+	for _, p := range peers {
+		switch {
+		case !p.Host.IsValid():
+			continue
+		case used[p.Host]:
+		case slices.Contains(nodes, p.Host):
+			if !p.Member {
+				errs = append(errs, fmt.Errorf("node %v was asked in, and is no member yet", p.Host))
+			}
+		default:
+			if err := l.client.Leave(ctx, p.Host); err == nil {
+				continue
+			} else {
+				errs = append(errs, err)
+			}
+		}
+		members = append(members, p.Host)
+	}
+	for _, n := range nodes {
+		if slices.Contains(members, n) {
+			continue
+		}
+		if err := l.client.Join(ctx, n); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		members = append(members, n)
+	}
+	return members, errors.Join(errs...)
+}
+
+// Bring has a volume be as it shall: made once all its bricks are there, by nodes of a cluster that nodes
+// are those of; started, and what of it is down; with bricks in the place of others, as far as
+// they are ready. It returns what the volume has, also with an error if that is known. Called again soon with the same, it
+// returns the same without asking.
+func (l *Lead) Bring(ctx context.Context, nodes []netip.Addr, v Wanted) ([]SeenBrick, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.looks[v.Name]
+	if time.Now().Before(was.until) && reflect.DeepEqual(was.want, v) && slices.Equal(was.nodes, nodes) {
+		return was.seen, nil
+	}
+	was.until = time.Time{}
+	l.looks[v.Name] = was
+	seen, err := l.bring(ctx, nodes, v)
+	if err != nil {
+		return seen, err
+	}
+	was = l.looks[v.Name]
+	was.nodes, was.want, was.seen, was.until = nodes, v, seen, time.Now().Add(wellEvery)
+	if slices.ContainsFunc(seen, func(b SeenBrick) bool { return !b.Online || b.Pending != 0 }) {
+		was.until = time.Now().Add(illEvery)
+	}
+	l.looks[v.Name] = was
+	return seen, nil
+}
+
+func (l *Lead) bring(ctx context.Context, nodes []netip.Addr, v Wanted) ([]SeenBrick, error) {
+	now, err := l.client.Volume(ctx, v.Name)
+	switch {
+	case errors.Is(err, ErrNotFound) && v.Made:
+		return nil, fmt.Errorf("volume %s: %w", v.Name, ErrMissing)
+	case errors.Is(err, ErrNotFound):
+		if err := l.create(ctx, nodes, v); err != nil {
+			return nil, err
+		}
+		if now, err = l.client.Volume(ctx, v.Name); err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, err
+	}
+	err = l.replace(ctx, &now, v)
+	if err := l.client.set(ctx, v.Name, now.Options, VolumeOptions(sorted(v.Hosts))); err != nil {
+		return nil, err
+	}
+	if !now.Started {
+		if err := l.client.ask(ctx, nil, "volume", "start", v.Name); err != nil {
+			return nil, err
+		}
+	}
+	seen, errSee := l.see(ctx, now)
+	return seen, errors.Join(err, errSee)
+}
+
+func sorted(names []string) []string { return slices.Sorted(slices.Values(names)) }
+
+// create makes a volume, once all its bricks are there and their nodes are members.
+func (l *Lead) create(ctx context.Context, nodes []netip.Addr, v Wanted) error {
+	peers, err := l.client.Peers(ctx)
+	if err != nil {
+		return err
+	}
+	// Two nodes that don't know each other must not found two clusters: no node that has volumes
+	// is taken into another.
+	alone := !slices.ContainsFunc(nodes, func(a netip.Addr) bool { return a != l.own })
+	if len(peers) == 0 && !alone {
+		return fmt.Errorf("volume %s: %w: none of the other nodes is in the cluster of %v yet", v.Name, ErrEarly, l.own)
+	}
+	var bricks []Brick
+	for _, b := range v.Bricks {
+		if !b.Ready {
+			return fmt.Errorf("volume %s: %w: the brick on %v is not made yet", v.Name, ErrEarly, b.Host)
+		}
+		if err := l.member(peers, b.Host); err != nil {
+			return fmt.Errorf("volume %s: %w", v.Name, err)
+		}
+		bricks = append(bricks, b.Brick)
+	}
+	return l.client.Create(ctx, v.Name, bricks, v.Arbiter, VolumeOptions(sorted(v.Hosts)))
+}
+
+// member says why no brick of a node can be used now.
+func (l *Lead) member(peers []Peer, node netip.Addr) error {
+	there := func(p Peer) bool { return p.Host == node && p.Member && p.Connected }
+	if node == l.own || slices.ContainsFunc(peers, there) {
+		return nil
+	}
+	return fmt.Errorf("%w: node %v is not in the cluster, or away", ErrEarly, node)
+}
+
+// replace puts bricks into the places of others.
+func (l *Lead) replace(ctx context.Context, now *Volume, v Wanted) error {
+	var errs []error
+	for _, b := range v.Bricks {
+		if b.Replaces == "" || !b.Ready || slices.Contains(now.Bricks, b.Brick) {
+			continue
+		}
+		i := slices.IndexFunc(now.Bricks, func(old Brick) bool { return old.Path == b.Replaces })
+		if i < 0 {
+			errs = append(errs, fmt.Errorf("volume %s: brick %s: %w", v.Name, b.Replaces, ErrNotFound))
+			continue
+		}
+		peers, err := l.client.Peers(ctx)
+		if err == nil {
+			err = l.member(peers, b.Host)
+		}
+		if err == nil {
+			// The node that is asked mounts the volume for a moment.
+			with := VolumeOptions(sorted(append(slices.Clone(v.Hosts), l.name)))
+			if err = l.client.set(ctx, v.Name, now.Options, with); err == nil {
+				now.Options = with
+				err = l.client.Replace(ctx, v.Name, now.Bricks[i], b.Brick)
+			}
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		now.Bricks[i] = b.Brick
+		l.looks[v.Name] = look{}
+	}
+	return errors.Join(errs...)
+}
+
+// see says how a volume's bricks are, and starts what of them is down.
+func (l *Lead) see(ctx context.Context, now Volume) (seen []SeenBrick, err error) {
+	states, err := l.client.Bricks(ctx, now.Name)
+	if err != nil {
+		return nil, err
+	}
+	down, away := false, false
+	for _, b := range now.Bricks {
+		i := slices.IndexFunc(states, func(s BrickState) bool { return s.Brick == b })
+		online := i >= 0 && states[i].Online
+		away, down = away || i < 0, down || i >= 0 && !online
+		seen = append(seen, SeenBrick{Brick: b, Online: online})
+	}
+	if down {
+		if err := l.client.StartBricks(ctx, now.Name); err != nil {
+			return seen, err
+		}
+	}
+	if len(now.Bricks) == 1 {
+		return seen, nil
+	}
+	was := l.looks[now.Name]
+	if down || away || was.healed.IsZero() || time.Since(was.healed) > healEvery {
+		was.heal, was.healed, err = l.healing(ctx, now.Name)
+		if err != nil {
+			return seen, err
+		}
+		if down || away {
+			was.healed = time.Time{}
+		}
+		l.looks[now.Name] = was
+	}
+	for i, b := range seen {
+		pending, ok := was.heal[b.Brick]
+		if !ok {
+			pending = -1
+		}
+		seen[i].Pending = pending
+	}
+	return seen, nil
+}
+
+// healing asks what has to be healed. at is when all was well, zero if it isn't.
+func (l *Lead) healing(ctx context.Context, name string) (heal map[Brick]int64, at time.Time, err error) {
+	all, err := l.client.Healing(ctx, name)
+	if err != nil {
+		return nil, at, err
+	}
+	heal, at = map[Brick]int64{}, time.Now()
+	for _, h := range all {
+		if h.Connected {
+			heal[h.Brick] = h.Pending
+		}
+		if !h.Connected || h.Pending > 0 {
+			at = time.Time{} // look again soon
+		}
+	}
+	return heal, at, nil
+}
+
+// Remove has glusterd forget a volume, as Client.Remove does. One of which all bricks were on nodes
+// that are gone for good goes with these.
+func (l *Lead) Remove(ctx context.Context, v Wanted) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.looks, v.Name)
+	err := l.client.Remove(ctx, v.Name)
+	lost := !slices.ContainsFunc(v.Bricks, func(b WantedBrick) bool { return !b.Lost })
+	if !errors.Is(err, ErrAway) || !lost {
+		return err
+	}
+	var errs []error
+	for _, b := range v.Bricks {
+		errs = append(errs, l.client.Leave(ctx, b.Host))
+	}
+	_, err = l.client.Volume(ctx, v.Name)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return cmp.Or(errors.Join(errs...), err, fmt.Errorf("volume %s is there still", v.Name))
+}
