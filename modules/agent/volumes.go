@@ -26,6 +26,8 @@ type VolumeHost interface {
 	Pools() []resource.Pool
 
 	Attach(volume, machine string, readOnly bool) error
+	// AttachShared is Attach of a volume that others have mounted. It waits for nothing that is in it.
+	AttachShared(volume, machine string, readOnly bool) error
 	Detach(volume, machine string) error
 	// Attached are the machines that see volumes, by the volumes' UIDs. It does not block.
 	Attached() (map[string][]wire.VolumeAttachment, error)
@@ -44,6 +46,9 @@ func (volumes) Kind() string { return volumeKind }
 func (d volumes) Wanted(s *wire.State) []Item {
 	var items []Item
 	for _, v := range s.Volumes {
+		if shares(v) {
+			continue // see mounts
+		}
 		item := Item{
 			Key:       v.UID,
 			Workspace: v.NetworkID,
@@ -81,6 +86,9 @@ func (d volumes) Report(
 		hold(r, cmp.Or(v.NetworkID, wire.HoldsUnknown))
 	}
 	for _, v := range s.Volumes {
+		if shares(v) {
+			continue
+		}
 		p := progress(v.UID)
 		hold(r, v.NetworkID)
 		rep, ok := seen[v.UID]
@@ -120,12 +128,18 @@ func (d attachments) Wanted(s *wire.State) []Item {
 			if v.Remove {
 				continue
 			}
-			items = append(items, Item{
+			item := Item{
 				Key:       attachmentKey(v.UID, a.MachineUID),
 				Workspace: v.NetworkID,
 				Needs:     []Ref{{volumeKind, v.UID}, {machineKind, a.MachineUID}},
 				Ensure:    func(context.Context) error { return d.host.Attach(v.UID, a.MachineUID, a.ReadOnly) },
-			})
+			}
+			if shares(v) {
+				item.Needs[0] = Ref{mountKind, wire.GlusterName(v.UID)}
+				item.Ensure = func(context.Context) error { return d.host.AttachShared(v.UID, a.MachineUID, a.ReadOnly) }
+				item.Every = mountEvery // what was mounted anew has to be attached anew
+			}
+			items = append(items, item)
 		}
 	}
 	return items

@@ -391,6 +391,9 @@ func (w worldVolumes) Pools() []resource.Pool { return []resource.Pool{{Name: "d
 func (w worldVolumes) Attach(volume, machine string, _ bool) error {
 	return w.change("attachment "+volume+"/"+machine, true)
 }
+func (w worldVolumes) AttachShared(volume, machine string, readOnly bool) error {
+	return w.Attach(volume, machine, readOnly)
+}
 func (w worldVolumes) Detach(volume, machine string) error {
 	return w.change("attachment "+volume+"/"+machine, false)
 }

@@ -1,0 +1,373 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// SharedHost is this host's part in shared volumes: what serves bricks, what leads all hosts that do,
+// and mounts. Implemented by package appliance, with embed/gluster. Errors are for everybody to
+// read, what else there is to say is in the log. All calls are idempotent, may block for a minute
+// unless they say otherwise, and may be concurrent.
+type SharedHost interface {
+	// Trust has the host be known to others by this, and makes the place of bricks.
+	Trust(id StorageIdentity) error
+	// Serve has bricks served. Called again soon, it costs little.
+	Serve(ctx context.Context) error
+	// Old says that they are by older software, or other settings, than Serve would start now.
+	// It does not block.
+	Old() bool
+	// Forget ends that, and what this host knows of other hosts. Clear ends all, and mounts.
+	Forget(ctx context.Context) error
+	Clear(ctx context.Context) error
+	// Left says what there is for Forget, and for Clear. It does not block.
+	Left() (served, any bool, err error)
+
+	// Gather has these hosts, and no others, know each other. members are those that do, also if
+	// some could not be reached; nil if that is not known.
+	Gather(ctx context.Context, peers []wire.Peer) (members []netip.Addr, err error)
+	// Bring has a volume be as it shall. What is seen of its bricks is returned also with some errors.
+	Bring(ctx context.Context, peers []wire.Peer, v wire.ClusterVolume) ([]wire.ClusterBrickReport, error)
+	// Remove has all hosts forget a volume. What is in its bricks stays.
+	Remove(ctx context.Context, v wire.ClusterVolume) error
+
+	// Mount has a volume mounted and answer. Called again soon, it costs little.
+	Mount(ctx context.Context, v wire.Volume) error
+	Unmount(ctx context.Context, name string) error
+	// Mounted are the names (wire.GlusterName) of those of whose mounts there is something. It
+	// does not block.
+	Mounted() ([]string, error)
+}
+
+// BrickHost keeps the disks of bricks. Implemented by modules/volume. See VolumeHost.
+type BrickHost interface {
+	EnsureBrick(ctx context.Context, b wire.Brick) error
+	RemoveBrick(ctx context.Context, uid string) error
+	Bricks() ([]wire.VolumeReport, error)
+}
+
+// StorageIdentity is by what hosts with shared volumes know this one. PEM.
+type StorageIdentity struct {
+	Certificate []byte `json:"certificate"`
+	Key         []byte `json:"key"`
+	CA          []byte `json:"ca"`
+}
+
+// SharedConfig is what drives shared volumes.
+type SharedConfig struct {
+	Log    *slog.Logger
+	Client *Client // asks for the host's certificate, and knows where to keep it
+	Host   SharedHost
+	Bricks BrickHost
+}
+
+// Shared drives a host's part in shared volumes: what serves them, their bricks, the cluster if
+// this host leads it, mounts. It comes before attachments.
+func Shared(cfg SharedConfig) []Driver {
+	lead := &cluster{SharedConfig: cfg, seen: map[string][]wire.ClusterBrickReport{}}
+	return []Driver{serving{cfg}, bricks{cfg}, lead, mounts{cfg}}
+}
+
+// shares says whether a volume is one of the shared.
+func shares(v wire.Volume) bool { return v.Class == "shared" }
+
+// serving drives what serves bricks, in two steps: bricks are mounted after the first and before
+// they are needed by the second, which others go on with if they are not.
+type serving struct{ SharedConfig }
+
+const (
+	servingKind = "storage"
+	identityKey = "identity"
+	serverKey   = "server"
+
+	identityEvery = time.Hour
+	serverEvery   = time.Minute
+)
+
+func (serving) Kind() string { return servingKind }
+
+func (d serving) Wanted(s *wire.State) (items []Item) {
+	if s.Storage != nil || slices.ContainsFunc(s.Volumes, shares) {
+		items = append(items, Item{Key: identityKey, Every: identityEvery, Ensure: d.identify})
+	}
+	if s.Storage != nil {
+		items = append(items, Item{Key: serverKey, Every: serverEvery, Ensure: d.Host.Serve, Needs: []Ref{{servingKind, identityKey}}})
+	}
+	return items
+}
+
+func (d serving) identify(ctx context.Context) error {
+	id, err := d.certificate(ctx)
+	if err != nil {
+		return fmt.Errorf("certificate of this host for shared volumes: %w", err)
+	}
+	return d.Host.Trust(id)
+}
+
+// certificate is machines.certificates for the host.
+func (d serving) certificate(ctx context.Context) (id StorageIdentity, err error) {
+	file := filepath.Join(d.Client.dir, "storage.json")
+	data, err := os.ReadFile(file)
+	have := err == nil && json.Unmarshal(data, &id) == nil && len(id.Certificate) > 0
+	if have && keptSince(file) < wire.StorageCertificateRenew {
+		return id, nil
+	}
+	fresh, err := d.askCertificate(ctx)
+	if err != nil {
+		if have {
+			d.Log.Warn("renew this host's certificate for shared volumes; going on with the old one", "err", err)
+			return id, nil
+		}
+		return id, err
+	}
+	return fresh, atomicfile.WriteJSON(file, fresh)
+}
+
+func (d serving) askCertificate(ctx context.Context) (id StorageIdentity, err error) {
+	var csr []byte
+	if id.Key, csr, err = pki.NewKeyCSR(); err != nil {
+		return id, err
+	}
+	var res wire.JoinResponse
+	err = d.Client.call(ctx, wire.StorageCertificatePath, wire.JoinRequest{CSR: csr}, &res)
+	id.Certificate, id.CA = res.Certificate, res.CA
+	return id, err
+}
+
+func (d serving) Drop(ctx context.Context, key string) error {
+	if key == serverKey {
+		return d.Host.Forget(ctx)
+	}
+	if served, _, err := d.Host.Left(); err != nil || served {
+		return cmp.Or(err, errors.New("bricks are served still"))
+	}
+	return d.Host.Clear(ctx)
+}
+
+// List is nothing as long as there is a brick: nobody has said that it may go.
+func (d serving) List(context.Context) (keys []string, err error) {
+	served, any, err := d.Host.Left()
+	if err != nil || !any {
+		return nil, err
+	}
+	if there, err := d.Bricks.Bricks(); err != nil || len(there) > 0 {
+		return nil, nil
+	}
+	if served {
+		keys = append(keys, serverKey)
+	}
+	return append(keys, identityKey), nil
+}
+
+// Leave is for a Keeper. What is kept are bricks' disks, which others say.
+func (d serving) Leave() ([]string, error) { return nil, d.Host.Clear(context.Background()) }
+
+func (d serving) Report(_ context.Context, s *wire.State, _ func(string) Progress, r *Report) ([]string, error) {
+	r.StorageOld = s.Storage != nil && d.Host.Old()
+	return nil, nil
+}
+
+// bricks drives bricks' disks. See volumes: one goes only by a wire.Brick that says so.
+type bricks struct{ SharedConfig }
+
+func (bricks) Kind() string { return wire.BrickItem }
+
+func (d bricks) Wanted(s *wire.State) (items []Item) {
+	if s.Storage == nil {
+		return nil
+	}
+	for _, b := range s.Storage.Bricks {
+		item := Item{
+			Key:       b.UID,
+			Workspace: b.NetworkID,
+			Needs:     []Ref{{servingKind, identityKey}},
+			Ensure:    func(ctx context.Context) error { return d.Bricks.EnsureBrick(ctx, b) },
+		}
+		if b.Remove {
+			item.Remove = func(ctx context.Context) error { return d.Bricks.RemoveBrick(ctx, b.UID) }
+		}
+		items = append(items, item)
+	}
+	return items
+}
+
+func (bricks) Drop(context.Context, string) error { return nil }
+
+func (bricks) List(context.Context) ([]string, error) { return nil, nil }
+
+func (d bricks) Report(_ context.Context, s *wire.State, progress func(string) Progress, r *Report) (fallen []string, err error) {
+	there, away := d.Bricks.Bricks()
+	seen := map[string]wire.VolumeReport{}
+	for _, b := range there {
+		seen[b.UID] = b
+		hold(r, cmp.Or(b.NetworkID, wire.HoldsUnknown))
+	}
+	if s.Storage == nil {
+		return nil, nil
+	}
+	for _, b := range s.Storage.Bricks {
+		hold(r, b.NetworkID)
+		p := progress(b.UID)
+		see, ok := seen[b.UID]
+		rep := wire.BrickReport{SizeBytes: see.SizeBytes, UsedBytes: see.UsedBytes, Message: see.Message}
+		rep.Ready = see.Ready && p.Problem == "" && see.SizeBytes >= b.SizeBytes
+		if p.Removed {
+			rep = wire.BrickReport{Removed: true}
+		}
+		rep.Key, rep.UID = b.Key, b.UID
+		if p.Problem != "" {
+			rep.Message = p.Problem
+		} else if away != nil && !p.Removed {
+			rep.Message = "the disk with volumes of its host is away"
+		}
+		if p.Ready() && !b.Remove && (!ok || see.Fallen) {
+			fallen = append(fallen, b.UID)
+		}
+		rep.Message = cut(rep.Message, maxText)
+		r.Items[Ref{wire.BrickItem, b.UID}] = &rep
+	}
+	return fallen, nil
+}
+
+// cluster drives, on the host that leads, who is in the cluster, and its volumes.
+type cluster struct {
+	SharedConfig
+
+	mu      sync.Mutex
+	members []netip.Addr
+	seen    map[string][]wire.ClusterBrickReport // by UID of the volume
+}
+
+const (
+	membersKey   = "members" // no UID
+	clusterEvery = 15 * time.Second
+)
+
+func (*cluster) Kind() string { return wire.ClusterItem }
+
+func (d *cluster) Wanted(s *wire.State) (items []Item) {
+	if s.Storage == nil || s.Storage.Cluster == nil {
+		return nil
+	}
+	c := s.Storage.Cluster
+	needs := []Ref{{servingKind, serverKey}}
+	items = append(items, Item{Key: membersKey, Needs: needs, Every: clusterEvery, Ensure: func(ctx context.Context) error {
+		members, err := d.Host.Gather(ctx, c.Peers)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.members = members
+		return err
+	}})
+	for _, v := range c.Volumes {
+		item := Item{Key: v.UID, Workspace: v.NetworkID, Needs: needs, Every: clusterEvery, Ensure: func(ctx context.Context) error {
+			seen, err := d.Host.Bring(ctx, c.Peers, v)
+			d.see(v.UID, seen)
+			return err
+		}}
+		if v.Remove {
+			item.Remove = func(ctx context.Context) error {
+				d.see(v.UID, nil)
+				return d.Host.Remove(ctx, v)
+			}
+		}
+		items = append(items, item)
+	}
+	return items
+}
+
+func (d *cluster) see(uid string, seen []wire.ClusterBrickReport) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if seen == nil {
+		delete(d.seen, uid)
+	} else {
+		d.seen[uid] = seen
+	}
+}
+
+func (*cluster) Drop(context.Context, string) error { return nil }
+
+func (*cluster) List(context.Context) ([]string, error) { return nil, nil }
+
+func (d *cluster) Report(_ context.Context, s *wire.State, progress func(string) Progress, r *Report) ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s.Storage == nil || s.Storage.Cluster == nil {
+		d.members, d.seen = nil, map[string][]wire.ClusterBrickReport{} // another leads
+		return nil, nil
+	}
+	r.StorageMembers = d.members
+	for _, v := range s.Storage.Cluster.Volumes {
+		p := progress(v.UID)
+		rep := wire.ClusterReport{Key: v.Key, UID: v.UID, Ready: p.Ready() && !v.Remove, Removed: p.Removed, Bricks: d.seen[v.UID],
+			Message: cut(p.Problem, maxText)}
+		r.Items[Ref{wire.ClusterItem, v.UID}] = &rep
+	}
+	return nil, nil
+}
+
+// mounts drives the mounts of shared volumes. One that nobody wants is dropped: no data is in it.
+type mounts struct{ SharedConfig }
+
+const (
+	mountKind  = "mount"
+	mountEvery = 10 * time.Second // its client may die
+)
+
+func (mounts) Kind() string { return mountKind }
+
+func (d mounts) Wanted(s *wire.State) (items []Item) {
+	for _, v := range s.Volumes {
+		if !shares(v) || v.Remove {
+			continue
+		}
+		items = append(items, Item{
+			Key:       wire.GlusterName(v.UID),
+			Workspace: v.NetworkID,
+			Needs:     []Ref{{servingKind, identityKey}},
+			Every:     mountEvery,
+			Ensure:    func(ctx context.Context) error { return d.Host.Mount(ctx, v) },
+		})
+	}
+	return items
+}
+
+func (d mounts) Drop(ctx context.Context, name string) error { return d.Host.Unmount(ctx, name) }
+
+func (d mounts) List(context.Context) ([]string, error) { return d.Host.Mounted() }
+
+func (d mounts) Report(_ context.Context, s *wire.State, progress func(string) Progress, r *Report) ([]string, error) {
+	mounted, err := d.Host.Mounted()
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range s.Volumes {
+		if !shares(v) {
+			continue
+		}
+		name := wire.GlusterName(v.UID)
+		mounted = slices.DeleteFunc(mounted, func(m string) bool { return m == name })
+		hold(r, v.NetworkID)
+		p := progress(name)
+		r.Items[Ref{wire.VolumeItem, v.UID}] = &wire.VolumeReport{
+			Key: v.Key, UID: v.UID, Ready: p.Ready(), Message: cut(p.Problem, maxText)}
+	}
+	if len(mounted) > 0 {
+		hold(r, wire.HoldsUnknown)
+	}
+	return nil, nil
+}
