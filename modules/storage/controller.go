@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
@@ -55,6 +56,7 @@ type Controller struct {
 	loop  *reconcile.Loop[string] // keys of volumes
 
 	placing chan struct{} // full while somebody chooses a host, so that two don't take the same room
+	retries flowcontrol.RateLimiter
 }
 
 // New makes a Controller.
@@ -62,7 +64,8 @@ func New(cfg Config) *Controller {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Controller{cfg: cfg, quota: quota.Quota{Store: cfg.Store, Limits: cfg.Limits}, placing: make(chan struct{}, 1)}
+	c := &Controller{cfg: cfg, quota: quota.Quota{Store: cfg.Store, Limits: cfg.Limits}, placing: make(chan struct{}, 1),
+		retries: flowcontrol.NewTokenBucketRateLimiter(placingPace, placingBurst)}
 	c.loop = reconcile.New(reconcile.Config[string]{
 		Name:       "volume",
 		Log:        cfg.Log,
@@ -203,6 +206,12 @@ func (c *Controller) remove(ctx context.Context, v *resource.Volume) error {
 // place chooses the host of a volume that nobody waits for: one that a machine of its
 // workspace runs on. again is above 0 while there is none.
 func (c *Controller) place(ctx context.Context, v *resource.Volume) (again time.Duration, err error) {
+	if !c.hasMachine(v.WorkspaceKey()) {
+		return retryPlacing, c.unplaced(ctx, v, noMachine)
+	}
+	if v.Status.Conditions.Get(resource.VolumePlaced) != nil && !c.retries.TryAccept() {
+		return retryPlacing, nil // what it waits for stands there
+	}
 	done, err := c.alone(ctx)
 	if err != nil {
 		return 0, err
@@ -211,11 +220,7 @@ func (c *Controller) place(ctx context.Context, v *resource.Volume) (again time.
 	at, err := c.choose(ctx, v.WorkspaceKey(), v.Spec.SizeBytes, nil)
 	var short *shortError
 	if errors.As(err, &short) {
-		return retryPlacing, store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
-			now.Status.Phase = resource.Pending
-			now.Status.Conditions.Set(resource.Condition{Type: resource.VolumePlaced, Status: resource.False,
-				Reason: resource.NoCapacity, Message: short.Error()})
-		})
+		return retryPlacing, c.unplaced(ctx, v, short.Error())
 	}
 	if err != nil {
 		return 0, err
@@ -348,7 +353,7 @@ func (c *Controller) choose(ctx context.Context, workspace string, size int64, p
 		}
 	}
 	if len(own) == 0 {
-		return at, &shortError{"the workspace has no machine yet, and a local volume is where one runs"}
+		return at, &shortError{noMachine}
 	}
 	why := fmt.Sprintf("no host of its machines has %s free for it: ask for a smaller one, or the operator for more disk",
 		resource.Bytes.Text(size))

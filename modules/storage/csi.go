@@ -273,9 +273,11 @@ func (e *endpoint) record(ctx context.Context, name, claim string, size int64, p
 }
 
 func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []string) error {
-	// First: who is at his limit, and asks again and again, keeps nobody waiting.
-	_, granted, err := e.quota.Grant(ctx, quota.AccountOf(fresh), fresh.Asks())
-	if err != nil {
+	// First: who is at his limit or has no machine, and asks again and again, keeps nobody waiting.
+	if !e.hasMachine(e.workspace) {
+		return refuse(codes.ResourceExhausted, "%s", noMachine)
+	}
+	if _, _, err := e.quota.Grant(ctx, quota.AccountOf(fresh), fresh.Asks()); err != nil {
 		return refusal(err)
 	}
 	done, err := e.turn(ctx)
@@ -283,6 +285,11 @@ func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []st
 		return err
 	}
 	defer done()
+	// And anew: one from before the wait is worth nothing if the account got anything meanwhile.
+	_, granted, err := e.quota.Grant(ctx, quota.AccountOf(fresh), fresh.Asks())
+	if err != nil {
+		return refusal(err)
+	}
 	at, err := e.choose(ctx, e.workspace, fresh.Spec.SizeBytes, places)
 	var short *shortError
 	if errors.As(err, &short) {
@@ -462,8 +469,7 @@ func (e *endpoint) grow(ctx context.Context, v *resource.Volume, size int64) err
 	}
 	bigger := *v
 	bigger.Spec.SizeBytes = size
-	granted, err := e.quota.GrantMore(ctx, &bigger, v)
-	if err != nil {
+	if _, err := e.quota.GrantMore(ctx, &bigger, v); err != nil { // before the wait and after it, as in make
 		return refusal(err)
 	}
 	done, err := e.turn(ctx)
@@ -471,6 +477,10 @@ func (e *endpoint) grow(ctx context.Context, v *resource.Volume, size int64) err
 		return err
 	}
 	defer done()
+	granted, err := e.quota.GrantMore(ctx, &bigger, v)
+	if err != nil {
+		return refusal(err)
+	}
 	if err := e.roomToGrow(ctx, v, size-v.Spec.SizeBytes); err != nil {
 		return err
 	}

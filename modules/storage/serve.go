@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -18,6 +19,8 @@ const (
 	maxMessage = 1 << 20
 	// A plane's parts call four at a time; each call is a watch of one key while it waits.
 	maxStreams = 16
+	// It has one connection for its controllers, and a second while that one ends.
+	maxConnections = 4
 	// maxCall bounds a call that names no end.
 	maxCall = 2 * time.Minute
 )
@@ -46,7 +49,7 @@ func (c *Controller) Serve(ctx context.Context, workspace, uid string, listener 
 	csi.RegisterControllerServer(server, e)
 	stop := context.AfterFunc(ctx, server.Stop)
 	defer stop()
-	err := server.Serve(listener)
+	err := server.Serve(netutil.LimitListener(listener, maxConnections))
 	if ctx.Err() != nil {
 		return nil
 	}
