@@ -148,3 +148,34 @@ func TestOutbox(t *testing.T) {
 		}
 	})
 }
+
+// TestUseIsToldNowAndThen: what is used of a volume changes with each look of somebody who writes,
+// and each time it is told is a write of the server's.
+func TestUseIsToldNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mib = 1 << 20
+		var u usage
+		for _, c := range []struct {
+			after     time.Duration
+			used, big int64 // in MiB, of a volume of 1 GiB and of one of 1 TiB
+			want, too int64
+		}{
+			{0, 5, 5, 5, 5},
+			{usedEvery / 2, 20, 10000, 5, 5},
+			{time.Second, 21, 10491, 21, 10491},
+			{usedEvery / 2, 22, 10492, 21, 10491},
+			{time.Second, 5, 5, 5, 5},
+			{usedEvery, 6, 6, 6, 6},
+		} {
+			time.Sleep(c.after)
+			steady := u.look()
+			if got, too := steady("v1", c.used*mib, 1<<30), steady("v2", c.big*mib, 1<<40); got != c.want*mib || too != c.too*mib {
+				t.Errorf("of %d and %d MiB, %d and %d are told", c.used, c.big, got/mib, too/mib)
+			}
+		}
+		u.look()
+		if u.look()("v1", 1, 1); len(u.told) != 1 {
+			t.Errorf("it keeps %v", u.told)
+		}
+	})
+}

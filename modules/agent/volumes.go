@@ -35,9 +35,12 @@ type VolumeHost interface {
 
 // Volumes drives volumes. One is destroyed only by a wire.Volume that says so: what a state does
 // not name stays.
-func Volumes(host VolumeHost) Driver { return volumes{host} }
+func Volumes(host VolumeHost) Driver { return volumes{host, &usage{}} }
 
-type volumes struct{ host VolumeHost }
+type volumes struct {
+	host VolumeHost
+	used *usage
+}
 
 const volumeKind = wire.VolumeItem
 
@@ -80,7 +83,7 @@ func (d volumes) Report(
 	if away != nil {
 		hold(r, wire.HoldsUnknown)
 	}
-	seen := map[string]wire.VolumeReport{}
+	seen, steady := map[string]wire.VolumeReport{}, d.used.look()
 	for _, v := range there {
 		seen[v.UID] = v
 		hold(r, cmp.Or(v.NetworkID, wire.HoldsUnknown))
@@ -96,6 +99,7 @@ func (d volumes) Report(
 			rep = wire.VolumeReport{Removed: true}
 		}
 		rep.Key, rep.UID = v.Key, v.UID
+		rep.UsedBytes = steady(v.UID, rep.UsedBytes, rep.SizeBytes)
 		rep.Ready = rep.Ready && p.Problem == "" && rep.SizeBytes >= v.SizeBytes
 		if p.Problem != "" {
 			rep.Message = p.Problem

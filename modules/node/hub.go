@@ -102,7 +102,6 @@ type Hub struct {
 
 	mu      sync.Mutex
 	changed chan struct{}     // closed and replaced when anything an agent is told may have changed
-	places  map[string]string // UID and addresses of each node, by name
 	paces   map[string]*paces // of each node, by name
 
 	items map[string]itemTaker // by kind
@@ -122,12 +121,19 @@ const addressPace = 10 * time.Second
 // NewHub makes a Hub.
 func NewHub(cfg HubConfig) *Hub {
 	h := &Hub{cfg: cfg, now: time.Now, began: time.Now(),
-		changed: make(chan struct{}), places: map[string]string{}, paces: map[string]*paces{}}
-	cfg.Nodes.OnChange(h.nodeChanged)
+		changed: make(chan struct{}), paces: map[string]*paces{}}
+	// Heartbeats change nodes every ten seconds, and no agent is told of them.
+	cfg.Nodes.OnChangeOf(func(n *resource.Node) any {
+		return []any{n.Status.Address, n.Status.Addresses, n.Gone()}
+	}, h.nodeChanged)
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })
 	cfg.Keys.OnChange(func(string) { h.wake() })
-	cfg.Volumes.OnChange(func(string) { h.wake() })
+	// Nor are they told what they say themselves.
+	cfg.Volumes.OnChangeOf(func(v *resource.Volume) any {
+		v.Status.UsedBytes, v.Status.Attachments = 0, nil
+		return v
+	}, func(string) { h.wake() })
 	if cfg.Own != nil {
 		cfg.Own.OnChange(h.wake)
 	}
@@ -159,25 +165,14 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.mux.ServeHTTP(w, r)
 }
 
-// nodeChanged wakes the streams if a node came, went or moved. Heartbeats change
-// nodes every ten seconds, and no agent is told of them.
+// nodeChanged wakes the streams: a node came, went or moved.
 func (h *Hub) nodeChanged(name string) {
-	place := ""
-	if n, ok := h.cfg.Nodes.Get(name); ok {
-		place = fmt.Sprint(n.UID, " ", n.Status.Address, " ", n.Status.Addresses, " ", n.Gone())
-	}
-	h.mu.Lock()
-	same := h.places[name] == place
-	if place == "" {
-		delete(h.places, name)
+	if _, ok := h.cfg.Nodes.Get(name); !ok {
+		h.mu.Lock()
 		delete(h.paces, name)
-	} else {
-		h.places[name] = place
+		h.mu.Unlock()
 	}
-	h.mu.Unlock()
-	if !same {
-		h.wake()
-	}
+	h.wake()
 }
 
 func (h *Hub) wake() {

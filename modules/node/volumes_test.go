@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -106,13 +107,35 @@ func TestVolumes(t *testing.T) {
 	if err := mine.call(t.Context(), wire.ItemsPath, wire.Items{Items: []wire.Item{{Kind: wire.VolumeItem, Report: []byte("[]")}}}, nil); err == nil || !strings.Contains(err.Error(), "not understood") {
 		t.Errorf("an item that is none: %v", err)
 	}
-	// As agents from before say it.
-	good.UsedBytes = 1 << 29
-	if err := mine.call(t.Context(), wire.ReportPath, wire.Report{Address: n1Address, Volumes: []wire.VolumeReport{good}, Pools: make([]resource.Pool, 99)}, nil); err != nil {
-		t.Fatal(err)
+	var shown atomic.Int64
+	var placed atomic.Bool
+	p.cfg.Nodes.OnChange(func(string) {
+		if n, ok := p.cfg.Nodes.Get("n1"); ok && n.Status.Address == n1Address {
+			placed.Store(true)
+		}
+	})
+	// As agents from before say it. What is used wakes no agent.
+	before := func(used int64) {
+		t.Helper()
+		good.UsedBytes = used
+		if err := mine.call(t.Context(), wire.ReportPath, wire.Report{Address: n1Address, Volumes: []wire.VolumeReport{good}, Pools: make([]resource.Pool, 99)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		wait.True(t, wait.Patience, "what is used is known, to the hub first", func() bool { return shown.Load() == used })
 	}
-	if now, err := volumes.Get(t.Context(), v.Key()); err != nil || now.Status.UsedBytes != 1<<29 {
-		t.Errorf("by an agent from before it is %+v, %v", now.Status, err)
+	p.cfg.Volumes.OnChange(func(key string) {
+		if v, ok := p.cfg.Volumes.Get(key); ok && key == good.Key {
+			shown.Store(v.Status.UsedBytes)
+		}
+	})
+	before(1 << 28)
+	wait.True(t, wait.Patience, "it is known where the node is", placed.Load)
+	woken := p.waitChange()
+	before(1 << 29)
+	select {
+	case <-woken:
+		t.Error("what is used wakes agents")
+	default:
 	}
 	now, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
 	if err != nil || len(now.Status.Pools) != maxPools || slices.ContainsFunc(now.Status.Pools, func(p resource.Pool) bool { return p != resource.Pool{} }) {

@@ -78,7 +78,11 @@ func New(cfg Config) *Controller {
 		MaxBackoff: 15 * time.Second,
 		Registerer: cfg.Registerer,
 	})
-	cfg.Volumes.OnChange(c.loop.Add)
+	// How much of one is used is for people alone.
+	cfg.Volumes.OnChangeOf(func(v *resource.Volume) any {
+		v.Status.UsedBytes = 0
+		return v
+	}, c.loop.Add)
 	// A machine that came may be where a volume can be.
 	cfg.Machines.OnChange(func(key string) {
 		for _, v := range cfg.Volumes.List(resource.OfWorkspace.Parent(key)) {

@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"log/slog"
 	"maps"
 	"slices"
@@ -48,6 +50,30 @@ func (c *Cache[T]) OnChange(fn func(key string)) {
 	for _, key := range there {
 		fn(key)
 	}
+}
+
+// OnChangeOf is OnChange for who looks at a part of resources: fn is called when one came or went,
+// or when view's answer, as JSON, is another. view gets a copy, without a Revision, and may return it.
+func (c *Cache[T]) OnChangeOf(view func(T) any, fn func(key string)) {
+	var mu sync.Mutex // also held while the cache is read, or an older answer could replace a newer
+	seen := map[string][sha256.Size]byte{}
+	c.OnChange(func(key string) {
+		mu.Lock()
+		was, known := seen[key]
+		obj, there := c.Get(key)
+		if there {
+			obj.Metadata().Revision = 0
+			text, _ := json.Marshal([]any{obj.Metadata().UID, view(obj)}) // a part of what was decoded can be encoded
+			seen[key] = sha256.Sum256(text)
+		} else {
+			delete(seen, key)
+		}
+		news := there != known || seen[key] != was
+		mu.Unlock()
+		if news {
+			fn(key)
+		}
+	})
 }
 
 // Run keeps the cache until ctx is done. It is ready once the cache is

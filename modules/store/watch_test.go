@@ -230,3 +230,38 @@ func TestCacheIsTheStore(t *testing.T) {
 		t.Error("OnChange wasn't called for the last one")
 	}
 }
+
+// TestCacheTellsOfAPart: who looks at a part is told when that changes, and of each resource that
+// came or went.
+func TestCacheTellsOfAPart(t *testing.T) {
+	ctx, db := deadline(t), storetest.New(t)
+	apps := store.Of[resource.App](db)
+	cache := apps.Cache(nil)
+	told, all := make(chan string, 9), make(chan string, 9)
+	cache.OnChangeOf(func(a *resource.App) any { return a.Spec.Instances }, func(key string) { told <- key })
+	cache.OnChange(func(key string) { all <- key })
+	go cache.Run(ctx, func() {})
+	want := func(what string, part bool) {
+		t.Helper()
+		<-all // it comes after
+		if got := len(told) == 1; got != part {
+			t.Errorf("%s: told %v, want %v", what, got, part)
+		}
+		if part {
+			<-told
+		}
+	}
+	must(t, apps.Create(ctx, app("acme/web/shop/a", 1)))
+	want("it came", true)
+	change := func(change func(*resource.App)) {
+		t.Helper()
+		_, err := apps.Modify(ctx, "acme/web/shop/a", func(a *resource.App) error { change(a); return nil })
+		must(t, err)
+	}
+	change(func(a *resource.App) { a.Status.Phase = resource.Ready })
+	want("something else", false)
+	change(func(a *resource.App) { a.Spec.Instances = 2 })
+	want("that part", true)
+	must(t, apps.Delete(ctx, app("acme/web/shop/a", 0)))
+	want("it went", true)
+}

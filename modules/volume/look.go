@@ -81,8 +81,7 @@ func (a *asker[T]) ask(patience <-chan time.Time, what string, do func() (T, err
 	return a.begin(do).get(patience, what)
 }
 
-// List says of every volume of which there is something what is seen of it. What is used is
-// told in 64ths of the size. It blocks for twice lookTime at most. The error says that the pool is
+// List says of every volume of which there is something what is seen of it. It blocks for twice lookTime at most. The error says that the pool is
 // not there, or does not answer.
 func (h *Host) List() ([]wire.VolumeReport, error) { return h.list(false) }
 
@@ -115,7 +114,7 @@ func (h *Host) list(bricks bool) ([]wire.VolumeReport, error) {
 		}
 		if mounted[f.uid] {
 			used, err := answers[f.uid].get(patience, "its file system")
-			r.Ready, r.UsedBytes = err == nil && f.rec.Owned, roughly(used, f.sizeBytes)
+			r.Ready, r.UsedBytes = err == nil && f.rec.Owned, used
 			if r.Fallen = errors.Is(err, unix.EIO); r.Fallen {
 				r.Message = "its file system has stopped after an error of the disk below; it is mounted anew once " +
 					"nobody has it open: delete the pods that use it"
@@ -164,10 +163,4 @@ func usedBytes(dir string) (used int64, err error) {
 		return nil
 	})
 	return used, err
-}
-
-// roughly rounds what is used up to 64ths of the size: not each look finds something new.
-func roughly(used, size int64) int64 {
-	step := max(size/64, 1)
-	return min((used+step-1)/step*step, size)
 }
