@@ -156,9 +156,10 @@ func (h *host) facts() wire.Report {
 	var f unix.Statfs_t
 	if unix.Statfs(h.cfg.Paths.Data, &f) == nil {
 		// What is free now and what machines and volumes have already: their disks
-		// are files that grow, so the free space shrinks as they fill. In whole GiB,
-		// or every log line would change the node's capacity.
-		taken := allocated(h.cfg.Paths.Machines(), f.Fsid) + allocated(h.cfg.Paths.Volumes(), f.Fsid)
+		// are files that grow, so the free space shrinks as they fill. A volume that the
+		// server doesn't know, from before the host was given up say, is no room for others. In
+		// whole GiB, or every log line would change the node's capacity.
+		taken := allocated(h.cfg.Paths.Machines(), f.Fsid, nil) + allocated(h.cfg.Paths.Volumes(), f.Fsid, h.agent.Wants)
 		free := int64(f.Bavail)*f.Bsize + taken - reservedDisk
 		rep.Capacity.DiskBytes = max(0, free>>30<<30)
 	}
@@ -174,14 +175,18 @@ func (h *host) checkVolumes(context.Context) {
 }
 
 // allocated is the disk space that the files in the folders in dir take, which belong to
-// machines or volumes, if they are on this file system: volumes may have a disk of their own.
-func allocated(dir string, on unix.Fsid) (sum int64) {
+// machines or volumes, if they are on this file system: volumes may have a disk of their own. Only
+// folders whose name is wanted count; nil: all.
+func allocated(dir string, on unix.Fsid, wanted func(uid string) bool) (sum int64) {
 	var f unix.Statfs_t
 	if unix.Statfs(dir, &f) != nil || f.Fsid != on {
 		return 0
 	}
 	files, _ := filepath.Glob(filepath.Join(dir, "*", "*"))
 	for _, f := range files {
+		if wanted != nil && !wanted(filepath.Base(filepath.Dir(f))) {
+			continue
+		}
 		var st unix.Stat_t
 		if unix.Lstat(f, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
 			sum += st.Blocks * 512

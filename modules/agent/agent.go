@@ -25,6 +25,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -313,6 +314,20 @@ func (a *Agent) State() *wire.State {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.plan.state
+}
+
+// Wants says whether something with this key, a UID, shall be on this host. As long as nobody has
+// said what shall be, all shall.
+func (a *Agent) Wants(key string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.plan.state == nil {
+		return true
+	}
+	return slices.ContainsFunc(a.cfg.Drivers, func(d Driver) bool {
+		_, wanted := a.plan.items[Ref{d.Kind(), key}]
+		return wanted
+	})
 }
 
 func wake(c chan struct{}) {

@@ -157,3 +157,15 @@ func TestRemovedNodeKeepsVolumes(t *testing.T) {
 		t.Errorf("got %v, want %v alone", err, ErrRemoved)
 	}
 }
+
+// TestWants: before anybody has said what shall be, everything is.
+func TestWants(t *testing.T) {
+	a := New(Config{Drivers: []Driver{Volumes(nil)}})
+	if !a.Wants("b") {
+		t.Error("without a state: it isn't wanted")
+	}
+	a.plan = newPlan(a.cfg.Drivers, &wire.State{Volumes: []wire.Volume{{UID: "a"}}}, 1)
+	if !a.Wants("a") || a.Wants("b") {
+		t.Errorf("a: %t, b: %t; want a alone", a.Wants("a"), a.Wants("b"))
+	}
+}
