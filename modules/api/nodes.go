@@ -144,7 +144,7 @@ func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
 	}
 	promised, kept := resource.Promised(machines), resource.PromisedToVolumes(volumes)
 	for _, n := range nodes {
-		n.Status.Allocated = promised[n.Name].Add(resource.Size{DiskBytes: kept[n.Name]})
+		n.Status.Allocated = promised[n.Name].Add(resource.Size{DiskBytes: kept[n.UID]})
 	}
 	return nil
 }
@@ -159,7 +159,7 @@ func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
 	var some []string
 	there := 0
 	for _, v := range volumes {
-		if v.Status.Node != node.Name || v.Status.NodeUID != node.UID || v.Deleting() {
+		if !v.IsOn(node.UID) || v.Deleting() {
 			continue
 		}
 		if there++; there <= most {
@@ -177,8 +177,8 @@ func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
 		what = fmt.Sprintf("%d volumes are on node %s:", there, node.Name)
 	}
 	return conflict("in-use", fmt.Sprintf("%s %s.", what, strings.Join(some, ", ")),
-		fmt.Sprintf("What tenants keep there has to be deleted first. If the host will never come back, give it up, and that "+
-			"with it: mp nodes remove %s --lost.", node.Name))
+		fmt.Sprintf("What tenants keep there has to be deleted first. If the host will never come back, give it up, and what "+
+			"has no other copy with it: mp nodes remove %s --lost.", node.Name))
 }
 
 // checkAddress refuses for a node an address by which something else is reached: the

@@ -39,6 +39,7 @@ func (a *API) volumeOperations() {
 		// Which claim has it is not for the caller to say.
 		adopt: func(now, body *resource.Volume) {
 			now.Spec.Class, now.Spec.SizeBytes = body.Spec.Class, body.Spec.SizeBytes
+			now.Spec.Replicas, now.Spec.Arbiter = body.Spec.Replicas, body.Spec.Arbiter
 		},
 		complete: completeVolume,
 		check:    checkVolume,
@@ -79,6 +80,7 @@ func completeVolume(now, was *resource.Volume) {
 	}
 	spec := &now.Spec
 	spec.Class = cmp.Or(spec.Class, from.Class)
+	spec.Replicas, spec.Arbiter = cmp.Or(spec.Replicas, from.Replicas), spec.Arbiter || from.Arbiter
 	if spec.SizeBytes != from.SizeBytes && spec.SizeBytes <= resource.MaxVolumeBytes {
 		spec.SizeBytes = (spec.SizeBytes + volumeStep - 1) / volumeStep * volumeStep
 	}
@@ -90,6 +92,7 @@ func checkVolume(_ context.Context, now, was *resource.Volume) error {
 	wrong := func(remedy, format string, args ...any) error {
 		return invalid("body.spec.sizeBytes", fmt.Sprintf(format, args...), remedy)
 	}
+	why, remedy := now.Spec.CheckCopies()
 	switch {
 	case was == nil && strings.HasPrefix(now.Name, claimedPrefix):
 		return invalid("path.volume", "names that begin with "+claimedPrefix+" are of volumes that were made for claims",
@@ -100,6 +103,11 @@ func checkVolume(_ context.Context, now, was *resource.Volume) error {
 	case was != nil && now.Spec.Class != was.Spec.Class:
 		return invalid("body.spec.class", "can't be changed: the volume is "+was.Spec.Class,
 			"Leave it out, or make another volume and copy the data.")
+	case was != nil && (now.Spec.Replicas != was.Spec.Replicas || now.Spec.Arbiter != was.Spec.Arbiter):
+		return invalid("body.spec.replicas", "how many copies there are can't be changed",
+			"Leave it out, or make another volume and copy the data.")
+	case why != "":
+		return invalid("body.spec.replicas", why, remedy)
 	case size < least:
 		return wrong("Ask for more.", "%s is too small: a volume has at least %s", text(size), text(least))
 	case size > most:
@@ -151,6 +159,9 @@ func (a *API) showVolumes(ctx context.Context, volumes ...*resource.Volume) erro
 		}
 		if !sees {
 			v.Status.Node, v.Status.NodeUID = "", ""
+			for i := range v.Status.Bricks {
+				v.Status.Bricks[i].Node, v.Status.Bricks[i].NodeUID = "", ""
+			}
 		}
 	}
 	return nil

@@ -124,7 +124,8 @@ func NewHub(cfg HubConfig) *Hub {
 		changed: make(chan struct{}), paces: map[string]*paces{}}
 	// Heartbeats change nodes every ten seconds, and no agent is told of them.
 	cfg.Nodes.OnChangeOf(func(n *resource.Node) any {
-		return []any{n.Status.Address, n.Status.Addresses, n.Gone()}
+		// The last two count for who leads the hosts with shared volumes.
+		return []any{n.Status.Address, n.Status.Addresses, n.Gone(), n.Status.StorageMember, n.Status.Phase == resource.Degraded}
 	}, h.nodeChanged)
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })
@@ -132,13 +133,19 @@ func NewHub(cfg HubConfig) *Hub {
 	// Nor are they told what they say themselves.
 	cfg.Volumes.OnChangeOf(func(v *resource.Volume) any {
 		v.Status.UsedBytes, v.Status.Attachments = 0, nil
+		for i := range v.Status.Bricks {
+			b := &v.Status.Bricks[i]
+			b.UsedBytes, b.Online, b.Heal, b.HealingSince, b.Message = 0, false, 0, time.Time{}, ""
+		}
 		return v
 	}, func(string) { h.wake() })
 	if cfg.Own != nil {
 		cfg.Own.OnChange(h.wake)
 	}
 	h.items = map[string]itemTaker{
-		wire.VolumeItem: reads(h.takeVolume),
+		wire.VolumeItem:  reads(h.takeVolume),
+		wire.BrickItem:   reads(h.takeBrick),
+		wire.ClusterItem: reads(h.takeCluster),
 	}
 	h.mux = http.NewServeMux()
 	h.mux.HandleFunc("POST "+wire.JoinPath, func(w http.ResponseWriter, r *http.Request) {
@@ -165,7 +172,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.mux.ServeHTTP(w, r)
 }
 
-// nodeChanged wakes the streams: a node came, went or moved.
+// nodeChanged wakes the streams: a node came, went, moved, fell silent or came back.
 func (h *Hub) nodeChanged(name string) {
 	if _, ok := h.cfg.Nodes.Get(name); !ok {
 		h.mu.Lock()
@@ -477,7 +484,8 @@ func (h *Hub) stateOf(node *resource.Node) *wire.State {
 				Remove: m.Deleting() && m.Status.Conditions.Is(resource.MachineDrained)})
 		}
 	}
-	state.Volumes = h.volumesOf(node)
+	volumes := h.cfg.Volumes.List("")
+	state.Volumes, state.Storage = h.volumesOf(node, volumes), h.storageOf(node, volumes)
 	return state
 }
 

@@ -104,6 +104,9 @@ func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, 
 			return answer, err
 		}
 	}
+	if err := h.takeMembers(ctx, node, rep.StorageMembers); err != nil {
+		return answer, err
+	}
 	return answer, h.release(ctx, node.UID, rep.Holds)
 }
 

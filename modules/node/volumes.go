@@ -14,9 +14,13 @@ import (
 )
 
 // volumesOf are the volumes that a node shall have, those that it shall take away too.
-func (h *Hub) volumesOf(node *resource.Node) (volumes []wire.Volume) {
-	for _, v := range h.cfg.Volumes.List("") {
-		if v.Status.NodeUID != node.UID {
+func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []wire.Volume) {
+	for _, v := range all {
+		shared, here := wire.Volume{}, v.Status.NodeUID == node.UID
+		if v.Spec.Class == resource.SharedVolume {
+			shared, here = h.sharedAt(node, v)
+		}
+		if !here {
 			continue
 		}
 		ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey())
@@ -24,7 +28,7 @@ func (h *Hub) volumesOf(node *resource.Node) (volumes []wire.Volume) {
 			continue // its cache follows: a workspace outlives its volumes
 		}
 		w := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
-			FirstUID: v.Status.FirstUID, Remove: v.Deleting(), Made: v.Status.SizeBytes > 0}
+			FirstUID: v.Status.FirstUID, Remove: v.Deleting(), Made: v.Status.SizeBytes > 0, Servers: shared.Servers}
 		for _, m := range h.machinesAt(node, v) {
 			if !w.Remove {
 				w.Attachments = append(w.Attachments, wire.VolumeAttachment{MachineUID: m.UID})
@@ -52,7 +56,7 @@ func (h *Hub) keepsVolumes(ctx context.Context, node *resource.Node) error {
 	}
 	var on []string
 	for _, v := range all {
-		if v.Status.NodeUID == node.UID && !v.Deleting() {
+		if v.IsOn(node.UID) && !v.Deleting() {
 			on = append(on, v.Key())
 		}
 	}
@@ -77,13 +81,25 @@ func pools(said []resource.Pool) (pools []resource.Pool) {
 	return pools
 }
 
+// has says whether a node has a volume, or if it is a shared one, machines that see it.
+func (h *Hub) has(node *resource.Node, v *resource.Volume) bool {
+	if v.Spec.Class == resource.SharedVolume {
+		return len(h.machinesAt(node, v)) > 0
+	}
+	return v.Status.NodeUID == node.UID
+}
+
 // takeVolume takes down what is news of a volume.
 func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.VolumeReport) error {
 	seen, ok := h.cfg.Volumes.Get(rep.Key)
-	if !ok || seen.UID != rep.UID || seen.Status.NodeUID != node.UID {
+	if !ok || seen.UID != rep.UID || !h.has(node, seen) {
 		return nil // gone, or not this node's: nothing to take down
 	}
 	look := func(v *resource.Volume) {
+		if v.Spec.Class == resource.SharedVolume {
+			h.noteShared(node, v, rep)
+			return
+		}
 		s := &v.Status
 		c := resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "NotReady",
 			Message: clip(rep.Message, maxText)}
@@ -105,7 +121,7 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 		}
 	}
 	was := seen.Status
-	was.Conditions = slices.Clone(was.Conditions)
+	was.Conditions, was.Attachments = slices.Clone(was.Conditions), slices.Clone(was.Attachments)
 	// That it is gone is said of one that the host was told to remove, of which this server's cache
 	// may not have heard.
 	unheard := rep.Removed && !seen.Deleting()
@@ -113,7 +129,7 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 		return nil
 	}
 	_, err := store.Of[resource.Volume](h.cfg.Store).Modify(ctx, rep.Key, func(v *resource.Volume) error {
-		if v.UID != rep.UID || v.Status.NodeUID != node.UID {
+		if v.UID != rep.UID || !h.has(node, v) {
 			return store.ErrSkip
 		}
 		look(v)

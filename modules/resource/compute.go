@@ -58,6 +58,8 @@ type NodeStatus struct {
 	Drivers  []string       `json:"drivers,omitempty" doc:"Machine drivers this host can run"`
 	Capacity Size           `json:"capacity,omitzero"`
 	Pools    []Pool         `json:"pools,omitempty" doc:"Where the host has volumes"`
+	// StorageMember: GlusterFS's cluster knows it for one of its hosts, also when it has no brick.
+	StorageMember bool `json:"storageMember,omitempty" doc:"It is one of the hosts that keep shared volumes"`
 	// Confirmed is what the host had when it was first heard of.
 	Confirmed Size `json:"confirmed,omitzero" doc:"What the host had when it joined"`
 	// Allocated is what machines and volumes have been promised. The API computes it for those

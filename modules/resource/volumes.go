@@ -23,6 +23,11 @@ const MaxVolumeBytes = 1 << 48
 type VolumeSpec struct {
 	Class     string `json:"class,omitempty" enum:"local" doc:"local, the default: on one host's disk"`
 	SizeBytes int64  `json:"sizeBytes" minimum:"0" doc:"A limit, in whole MiB; it can grow and not shrink" example:"10737418240"`
+	// Replicas is how many hosts have a copy of a shared volume's data. 0: three, if the platform has so
+	// many hosts for it, else one. It is decided once; there are as many as Status.Bricks says.
+	Replicas int `json:"replicas,omitempty" minimum:"0" maximum:"3" doc:"Of a shared volume: on how many hosts its data is"`
+	// Arbiter makes two copies safe: a third host that keeps names and no data.
+	Arbiter bool `json:"arbiter,omitempty" doc:"Of a shared volume with 2 replicas: a third host knows which one is right"`
 	// Claim is the PersistentVolumeClaim that it was made for or is bound to.
 	Claim string `json:"claim,omitempty" readOnly:"true" doc:"The claim that has it: NAMESPACE/NAME" example:"default/data"`
 	// Provisioned volumes go when their cluster says so. The mark goes once a person has bound or
@@ -43,6 +48,8 @@ type VolumeStatus struct {
 	// Near are the workspace's machines on that host: a local volume can be had there only.
 	// The API finds them for those who ask; it is not stored.
 	Near []string `json:"near,omitempty" doc:"The workspace's machines on the host that it is on"`
+	// Bricks are the copies of a shared volume, in GlusterFS's order, an arbiter last.
+	Bricks []VolumeBrick `json:"bricks,omitempty" doc:"The copies of a shared volume"`
 	// Attachments are the machines of the workspace on that host: all of them see it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty" doc:"The machines on that host, whose pods can use it"`
 }
@@ -84,11 +91,18 @@ func (v *Volume) State() State { return v.Status.State }
 // Asks counts it by the size that it may grow to.
 func (v *Volume) Asks() Limits { return Limits{Volumes: 1, VolumeBytes: v.Spec.SizeBytes} }
 
-// PromisedToVolumes sums up by node what volumes have been promised, in bytes.
+// PromisedToVolumes sums up by the UIDs of nodes what volumes have been promised, in bytes.
 func PromisedToVolumes(volumes []*Volume) map[string]int64 {
 	promised := map[string]int64{}
 	for _, v := range volumes {
-		promised[v.Status.Node] += v.Spec.SizeBytes
+		if v.Status.NodeUID != "" {
+			promised[v.Status.NodeUID] += v.Spec.SizeBytes
+		}
+		for _, b := range v.Status.Bricks {
+			if !b.Removed {
+				promised[b.NodeUID] += BrickBytes(v.Spec.SizeBytes, b.Arbiter)
+			}
+		}
 	}
 	return promised
 }

@@ -81,12 +81,15 @@ func New(cfg Config) *Controller {
 	// How much of one is used is for people alone.
 	cfg.Volumes.OnChangeOf(func(v *resource.Volume) any {
 		v.Status.UsedBytes = 0
+		for i := range v.Status.Bricks {
+			v.Status.Bricks[i].UsedBytes = 0
+		}
 		return v
 	}, c.loop.Add)
 	// A machine that came may be where a volume can be.
 	cfg.Machines.OnChange(func(key string) {
 		for _, v := range cfg.Volumes.List(resource.OfWorkspace.Parent(key)) {
-			if v.Status.Node == "" {
+			if v.Status.Node == "" { // or it is shared, and who sees it may be another
 				c.loop.Add(v.Key())
 			}
 		}
@@ -112,11 +115,20 @@ func (c *Controller) followNodes(ctx context.Context) {
 			continue
 		}
 		for _, v := range c.cfg.Volumes.List("") {
-			if v.Status.Node != "" && (e.Type == store.Synced || v.Status.Node == e.Key) {
+			waits := v.Spec.Class == resource.SharedVolume && v.Status.Phase != resource.Ready // perhaps for this host
+			if placed(v) && (e.Type == store.Synced || on(v, e.Key)) || waits {
 				c.loop.Add(v.Key())
 			}
 		}
 	}
+}
+
+// placed says whether a volume has its host or hosts, and on whether one of them is called so.
+func placed(v *resource.Volume) bool { return v.Status.Node != "" || len(v.Status.Bricks) > 0 }
+
+func on(v *resource.Volume, node string) bool {
+	return v.Status.Node == node ||
+		slices.ContainsFunc(v.Status.Bricks, func(b resource.VolumeBrick) bool { return b.Node == node })
 }
 
 // reconcile takes the next step for one volume.
@@ -127,6 +139,9 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 	}
 	if err != nil {
 		return 0, err
+	}
+	if v.Spec.Class == resource.SharedVolume {
+		return c.reconcileShared(ctx, v)
 	}
 	if v.Deleting() {
 		return 0, c.remove(ctx, v)
@@ -258,15 +273,18 @@ func (at spot) note(v *resource.Volume) {
 		Message: "its host is making it"})
 }
 
-// stays is a write that changes nothing and fails if the host is going when the commit
+// stays is writes that change nothing and fail if a host is going when the commit
 // happens: a volume on one that is no more would be lost at its birth.
-func (c *Controller) stays(host *resource.Node) []store.Op {
-	return []store.Op{store.Of[resource.Node](c.cfg.Store).ModifyOp(host.Name, func(n *resource.Node) error {
-		if n.Deleting() || n.UID != host.UID {
-			return fmt.Errorf("node %s is being removed", host.Name)
-		}
-		return store.ErrSkip
-	})}
+func (c *Controller) stays(hosts ...*resource.Node) (ops []store.Op) {
+	for _, host := range hosts {
+		ops = append(ops, store.Of[resource.Node](c.cfg.Store).ModifyOp(host.Name, func(n *resource.Node) error {
+			if n.Deleting() || n.UID != host.UID {
+				return fmt.Errorf("node %s is being removed", host.Name)
+			}
+			return store.ErrSkip
+		}))
+	}
+	return ops
 }
 
 // shortError says why no host can have a volume, in words for tenants.
@@ -296,18 +314,21 @@ func (c *Controller) free(ctx context.Context) (free func(*resource.Node) int64,
 	}
 	machinesHave, volumesHave := resource.Promised(machines), resource.PromisedToVolumes(volumes)
 	return func(n *resource.Node) int64 {
-		return n.Status.Capacity.DiskBytes - machinesHave[n.Name].DiskBytes - volumesHave[n.Name]
+		return n.Status.Capacity.DiskBytes - machinesHave[n.Name].DiskBytes - volumesHave[n.UID]
 	}, machines, nil
 }
 
 // roomToGrow says why a volume can't have so many bytes more. The caller is alone.
 func (c *Controller) roomToGrow(ctx context.Context, v *resource.Volume, more int64) error {
-	if v.Status.Node == "" {
+	if !placed(v) {
 		return nil
 	}
 	free, _, err := c.free(ctx)
 	if err != nil {
 		return internal(err)
+	}
+	if v.Spec.Class == resource.SharedVolume {
+		return c.roomForCopies(ctx, v, more, free)
 	}
 	host, err := c.host(ctx, v)
 	if err != nil {

@@ -117,7 +117,7 @@ func (c *Controller) free(machines []*resource.Machine, volumes []*resource.Volu
 	promised, kept := resource.Promised(machines), resource.PromisedToVolumes(volumes)
 	var out []*candidate
 	for _, n := range c.cfg.Nodes.List("") {
-		k := &candidate{name: n.Name, free: n.Status.Capacity.Sub(promised[n.Name]).Sub(resource.Size{DiskBytes: kept[n.Name]})}
+		k := &candidate{name: n.Name, free: n.Status.Capacity.Sub(promised[n.Name]).Sub(resource.Size{DiskBytes: kept[n.UID]})}
 		switch {
 		case n.Deleting():
 			k.usable = "is being removed"

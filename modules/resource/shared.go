@@ -1,0 +1,89 @@
+package resource
+
+import "time"
+
+// SharedVolume has copies on several hosts, and all machines of its workspace see it.
+const SharedVolume = "shared"
+
+// VolumeBrick is one copy of a shared volume: a file system on a host, as GlusterFS calls it.
+type VolumeBrick struct {
+	UID string `json:"uid"`
+	// Node is the host that it is on: a copy that is somewhere else is another brick.
+	Node    string `json:"node,omitempty" doc:"The host that it is on"`
+	NodeUID string `json:"nodeUID,omitempty"`
+	Arbiter bool   `json:"arbiter,omitempty" doc:"It has the names of files and no data, and knows which copy is right"`
+	// Replaces is the brick whose place it takes, until GlusterFS has it there.
+	Replaces  string `json:"replaces,omitempty"`
+	SizeBytes int64  `json:"sizeBytes,omitempty" doc:"What it has now"`
+	UsedBytes int64  `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`
+	Ready     bool   `json:"ready,omitempty" doc:"Its host has it, with its size"`
+	Online    bool   `json:"online,omitempty" doc:"The others reach it"`
+	// Heal counts what it has and others lack; HealingSince is by the server's clock.
+	Heal         int64     `json:"heal,omitempty" doc:"How many files and folders others have to be given by it"`
+	HealingSince time.Time `json:"healingSince,omitzero" doc:"Since when there are some"`
+	Removed      bool      `json:"removed,omitempty" doc:"Its host has taken it away"`
+	Message      string    `json:"message,omitempty" doc:"Why it isn't ready"`
+}
+
+// The conditions of a shared volume besides the others.
+const (
+	VolumeServed     = "Served"     // GlusterFS has it, made of its bricks
+	VolumeReplicated = "Replicated" // all its copies are there, and the same; none of a volume with one
+	VolumeUnserved   = "Unserved"   // GlusterFS has forgotten it: its bricks can be taken away
+)
+
+// BrickBytes is what a brick takes of its host's disk. For each file an arbiter has an inode of 512
+// bytes, names, and what GlusterFS knows of it: about 1 KiB together, so a sixteenth is enough
+// for files of 16 KiB and more.
+func BrickBytes(size int64, arbiter bool) int64 {
+	if !arbiter {
+		return size
+	}
+	return (max(size/16, MinVolumeBytes) + 1<<20 - 1) &^ (1<<20 - 1)
+}
+
+// Brick is the brick with this UID, nil if there is none.
+func (v *Volume) Brick(uid string) *VolumeBrick {
+	for i := range v.Status.Bricks {
+		if v.Status.Bricks[i].UID == uid {
+			return &v.Status.Bricks[i]
+		}
+	}
+	return nil
+}
+
+// IsOn says whether a node, by its UID, has the volume or a copy of it.
+func (v *Volume) IsOn(node string) bool {
+	for _, b := range v.Status.Bricks {
+		if b.NodeUID == node && !b.Removed {
+			return true
+		}
+	}
+	return v.Status.NodeUID == node && node != ""
+}
+
+// Copies are how many copies of the data there are to be.
+func (v *Volume) Copies() (n int) {
+	for _, b := range v.Status.Bricks {
+		if !b.Arbiter {
+			n++
+		}
+	}
+	return n
+}
+
+// CheckCopies says why there can't be as many copies as are asked for, and what to do; "" if there can.
+func (s VolumeSpec) CheckCopies() (why, remedy string) {
+	switch {
+	case s.Class != SharedVolume && (s.Replicas > 1 || s.Arbiter):
+		return "a volume of class " + s.Class + " has one copy", "Leave it out."
+	case s.Replicas < 0 || s.Replicas > 3:
+		return "a volume has 1 or 3 copies, or 2 and an arbiter", "Ask for one of these."
+	case s.Arbiter && s.Replicas != 0 && s.Replicas != 2:
+		return "an arbiter is for two copies", "Ask for 2 with it, or leave it out."
+	case s.Replicas == 2 && !s.Arbiter:
+		return "two copies that lose each other can't tell which one is right, and would differ (split brain)",
+			"Ask for 3, or for 2 and an arbiter, which has no data and tells them."
+	}
+	return "", ""
+}

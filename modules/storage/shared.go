@@ -1,0 +1,316 @@
+package storage
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// fullCopies is how many copies are needed so that one of them can be away: two that lose each
+// other could not say which is right.
+const fullCopies = 3
+
+// copies are the hosts of a shared volume's bricks, in order.
+type copies struct {
+	hosts   []*resource.Node
+	arbiter bool // the last one's
+	// firstUID is the host's user who is root in the workspace's machines, on all hosts.
+	firstUID uint32
+}
+
+// note writes down that a volume's bricks are there.
+func (at copies) note(v *resource.Volume) {
+	v.Status.FirstUID, v.Status.Phase = at.firstUID, resource.Creating
+	for i, n := range at.hosts {
+		v.Status.Bricks = append(v.Status.Bricks, resource.VolumeBrick{UID: store.NewUID(), Node: n.Name, NodeUID: n.UID,
+			Arbiter: at.arbiter && i == len(at.hosts)-1})
+	}
+	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumePlaced, Status: resource.True, Reason: "Placed"})
+	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "Creating",
+		Message: "its hosts are making its copies"})
+}
+
+// chooseShared picks the hosts of a shared volume's copies, which may be any of the platform's.
+// The caller is alone. The error is a *shortError if there are not enough.
+func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at copies, err error) {
+	free, machines, err := c.free(ctx)
+	if err != nil {
+		return at, err
+	}
+	for _, m := range machines {
+		if m.WorkspaceKey() == v.WorkspaceKey() && !m.Deleting() && m.Spec.FirstUID != 0 {
+			at.firstUID = m.Spec.FirstUID
+		}
+	}
+	if at.firstUID == 0 {
+		return at, &shortError{"the workspace has no machine yet whose users it could belong to: it is made with the first one"}
+	}
+	nodes, _, err := store.Of[resource.Node](c.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return at, err
+	}
+	need := bricksOf(v.Spec, nodes)
+	at.arbiter = v.Spec.Arbiter
+	at.hosts = spread(nodes, free, need, nil)
+	if len(at.hosts) < len(need) {
+		return at, &shortError{fmt.Sprintf("%s for its copies, and %d can have one now: wait, ask for a smaller one, "+
+			"for one copy (replicas: 1), or the operator for more disk", hostsWith(need), len(at.hosts))}
+	}
+	return at, nil
+}
+
+func hostsWith(need []int64) string {
+	if len(need) == 1 {
+		return fmt.Sprintf("a host with %s free is needed", resource.Bytes.Text(need[0]))
+	}
+	return fmt.Sprintf("%d hosts with %s free each are needed", len(need), resource.Bytes.Text(need[0]))
+}
+
+// bricksOf is how large each brick of a volume has to be. How many there are by themselves goes by how
+// many hosts the platform has for it, also if one of them is silent now: a volume would have one
+// copy for good because of that.
+func bricksOf(spec resource.VolumeSpec, nodes []*resource.Node) (need []int64) {
+	n := spec.Replicas
+	if n == 0 && spec.Arbiter {
+		n = fullCopies - 1
+	}
+	if n == 0 {
+		n = 1
+		if able := slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool { return !shares(n) }); len(able) >= fullCopies {
+			n = fullCopies
+		}
+	}
+	for range n {
+		need = append(need, resource.BrickBytes(spec.SizeBytes, false))
+	}
+	if spec.Arbiter {
+		need = append(need, resource.BrickBytes(spec.SizeBytes, true))
+	}
+	return need
+}
+
+// shares says whether a host is one for shared volumes.
+func shares(n *resource.Node) bool {
+	return !n.Deleting() && len(n.Status.Pools) > 0 && n.Status.Address.IsValid() &&
+		slices.Contains(n.Status.Drivers, wire.StorageDriver)
+}
+
+// spread picks a host for each brick of such a size, none of those that are taken: of those with room one
+// in a zone that has none yet, if there is one, and then the one with the most room. It returns
+// those that it has found.
+func spread(
+	nodes []*resource.Node, free func(*resource.Node) int64, need []int64, taken []*resource.Node,
+) (hosts []*resource.Node) {
+	zone := func(n *resource.Node) string { return cmp.Or(n.Spec.Zone, "host "+n.Name) }
+	used := map[string]int{}
+	for _, n := range taken {
+		used[zone(n)]++
+	}
+	for _, bytes := range need {
+		fit := slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool {
+			return !shares(n) || n.Spec.Unschedulable || n.Status.Phase != resource.Ready || free(n) < bytes ||
+				slices.ContainsFunc(slices.Concat(taken, hosts), func(t *resource.Node) bool { return t.UID == n.UID })
+		})
+		if len(fit) == 0 {
+			return hosts
+		}
+		best := slices.MinFunc(fit, func(a, b *resource.Node) int {
+			return cmp.Or(cmp.Compare(used[zone(a)], used[zone(b)]), cmp.Compare(free(b), free(a)), cmp.Compare(a.Name, b.Name))
+		})
+		used[zone(best)]++
+		hosts = append(hosts, best)
+	}
+	return hosts
+}
+
+// placeShared chooses the hosts of a shared volume that nobody waits for. again is above 0
+// while there are not enough.
+func (c *Controller) placeShared(ctx context.Context, v *resource.Volume) (again time.Duration, err error) {
+	if v.Status.Conditions.Get(resource.VolumePlaced) != nil && !c.retries.TryAccept() {
+		return retryPlacing, nil // what it waits for stands there
+	}
+	done, err := c.alone(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	at, err := c.chooseShared(ctx, v)
+	var short *shortError
+	if errors.As(err, &short) {
+		return retryPlacing, c.unplaced(ctx, v, short.Error())
+	}
+	if err != nil {
+		return 0, err
+	}
+	ops := append(c.stays(at.hosts...), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
+		if now.UID != v.UID || now.Deleting() || len(now.Status.Bricks) > 0 {
+			return store.ErrSkip
+		}
+		at.note(now)
+		return nil
+	}))
+	if err := c.cfg.Store.Commit(ctx, ops...); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return 0, err
+	}
+	failpoint.Reach("storage/volume/placed")
+	return time.Second, nil // the cache tells sooner
+}
+
+// reconcileShared takes the next step for a shared volume.
+func (c *Controller) reconcileShared(ctx context.Context, v *resource.Volume) (again time.Duration, err error) {
+	if v.Deleting() {
+		return 0, c.removeShared(ctx, v)
+	}
+	if len(v.Status.Bricks) == 0 {
+		return c.placeShared(ctx, v)
+	}
+	hosts, err := c.hostsOf(ctx, v)
+	if err != nil {
+		return 0, err
+	}
+	replaced, full, err := c.replaceLost(ctx, v, hosts)
+	if err != nil || replaced {
+		return time.Second, err // the cache tells sooner
+	}
+	machines := map[string]bool{}
+	for _, m := range c.cfg.Machines.List(v.WorkspaceKey()) {
+		machines[m.UID] = m.Lives()
+	}
+	if full {
+		again = retryPlacing
+	}
+	return again, store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
+		// Whose host has left is told by it no more.
+		now.Status.Attachments = slices.DeleteFunc(now.Status.Attachments, func(a resource.VolumeAttachment) bool {
+			return !machines[a.MachineUID]
+		})
+		settleShared(now, hosts, full)
+	})
+}
+
+// hostsOf are the nodes that have a volume's bricks, by UID. Those that were given up, or are none of the
+// platform's any more, are left out. The store is asked: see host.
+func (c *Controller) hostsOf(ctx context.Context, v *resource.Volume) (map[string]*resource.Node, error) {
+	hosts := map[string]*resource.Node{}
+	for _, b := range v.Status.Bricks {
+		n, err := store.Of[resource.Node](c.cfg.Store).Get(ctx, b.Node)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		if err == nil && n.UID == b.NodeUID && !n.Gone() {
+			hosts[n.UID] = n
+		}
+	}
+	return hosts, nil
+}
+
+// replaceLost has other hosts have the copies of those that were given up, as long as one copy is
+// left to make them of. full: none has room.
+func (c *Controller) replaceLost(
+	ctx context.Context, v *resource.Volume, hosts map[string]*resource.Node,
+) (replaced, full bool, err error) {
+	lost, source := lostOf(v, hosts)
+	// Before GlusterFS has it, all of its copies are empty.
+	if served := v.Status.Conditions.Is(resource.VolumeServed); lost == nil || served && !source {
+		return false, false, nil
+	}
+	if r := v.Status.Conditions.Get(resource.VolumeReplicated); r != nil && r.Status != resource.True && !c.retries.TryAccept() {
+		return false, true, nil
+	}
+	done, err := c.alone(ctx)
+	if err != nil {
+		return false, false, err
+	}
+	defer done()
+	free, _, err := c.free(ctx)
+	if err != nil {
+		return false, false, err
+	}
+	nodes, _, err := store.Of[resource.Node](c.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return false, false, err
+	}
+	var need []int64
+	var taken []*resource.Node
+	for _, b := range v.Status.Bricks {
+		if n := hosts[b.NodeUID]; n != nil {
+			taken = append(taken, n)
+		} else {
+			need = append(need, resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter))
+		}
+	}
+	found := spread(nodes, free, need, taken)
+	if len(found) == 0 {
+		return false, true, nil
+	}
+	ops := append(c.stays(found...), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
+		if now.UID != v.UID || now.Deleting() {
+			return store.ErrSkip
+		}
+		for i, n := range found {
+			if was := now.Brick(lost[i]); was != nil {
+				*was = resource.VolumeBrick{UID: store.NewUID(), Node: n.Name, NodeUID: n.UID, Arbiter: was.Arbiter,
+					// One that never came in its place is known to nobody.
+					Replaces: cmp.Or(was.Replaces, was.UID)}
+			}
+		}
+		return nil
+	}))
+	if err := c.cfg.Store.Commit(ctx, ops...); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return false, false, err
+	}
+	failpoint.Reach("storage/volume/placed")
+	c.cfg.Log.Info("copies of a volume whose hosts are lost are made anew", "volume", v.Key(), "copies", len(found))
+	return true, false, nil
+}
+
+// lostOf are the UIDs of bricks whose hosts were given up. source: a copy of the data is left, on a
+// host that GlusterFS has in its place.
+func lostOf(v *resource.Volume, hosts map[string]*resource.Node) (lost []string, source bool) {
+	for _, b := range v.Status.Bricks {
+		if hosts[b.NodeUID] == nil {
+			lost = append(lost, b.UID)
+		} else if !b.Arbiter && b.Replaces == "" {
+			source = true
+		}
+	}
+	return lost, source
+}
+
+// removeShared takes a shared volume away: from GlusterFS first, so that nobody can use it, then its bricks, the resource
+// last. Hosts unmount it meanwhile; nobody waits for them, since who has it mounted loses it with its bricks.
+func (c *Controller) removeShared(ctx context.Context, v *resource.Volume) error {
+	hosts, err := c.hostsOf(ctx, v)
+	if err != nil {
+		return err
+	}
+	left := slices.ContainsFunc(v.Status.Bricks, func(b resource.VolumeBrick) bool { return hosts[b.NodeUID] != nil && !b.Removed })
+	forgotten := v.Status.Conditions.Is(resource.VolumeUnserved)
+	if !forgotten && len(v.Status.Bricks) > 0 {
+		// Nobody could forget it where no host of the platform has a part in shared volumes any more.
+		member := func(n *resource.Node) bool { return n.Status.StorageMember && !n.Gone() }
+		forgotten = !left && !slices.ContainsFunc(c.cfg.Nodes.List(""), member)
+	}
+	if len(v.Status.Bricks) > 0 && (left || !forgotten) {
+		if v.Status.Phase == resource.Deleting {
+			return nil // hosts report
+		}
+		return store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
+			now.Status.Phase = resource.Deleting
+		})
+	}
+	failpoint.Reach("storage/volume/removed")
+	if err := store.Of[resource.Volume](c.cfg.Store).Delete(ctx, v); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err // a conflict too: it is looked at again
+	}
+	c.cfg.Log.Info("volume removed", "volume", v.Key(), "copies", len(v.Status.Bricks))
+	return nil
+}
