@@ -196,17 +196,40 @@ func (c Claims) bind(ctx context.Context, ws *resource.Workspace, as resource.Ku
 		pv, err := volumes.Get(ctx, v.Name, metav1.GetOptions{})
 		return err == nil && pv.Status.Phase == corev1.VolumeAvailable, err
 	})
-	_, err = claims.Create(ctx, newClaim(resource.Claim{
+	made, err := claims.Create(ctx, newClaim(resource.Claim{
 		Namespace: namespace, Name: name, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes, Volume: v.Name,
 	}), metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
-		err = taken // since a moment
+	if err == nil {
+		// Who was refused the same at this very moment may have taken it away.
+		want.Spec.ClaimRef.UID = made.UID
+		return reserve(ctx, volumes, want)
 	}
 	var no *access.Refusal
-	if err := said(err); errors.As(err, &no) {
-		if err := volumes.Delete(ctx, v.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+	if !errors.As(said(err), &no) {
+		return err
+	}
+	// The same command may have been given twice, and the other one has made the claim.
+	pv, err2 := volumes.Get(ctx, v.Name, metav1.GetOptions{})
+	if err2 != nil && !apierrors.IsNotFound(err2) {
+		return err2
+	}
+	switch pvc, err := platform.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, name, metav1.GetOptions{}); {
+	case err == nil && pvc.Spec.VolumeName == v.Name && pvc.DeletionTimestamp == nil:
+		want.Spec.ClaimRef.UID = pvc.UID
+		return reserve(ctx, volumes, want)
+	case err != nil && !apierrors.IsNotFound(err):
+		return err
+	}
+	if err2 == nil && isOf(pv, v.UID) {
+		// If that happens from here on, this one is another by then, and all begins anew.
+		unchanged := preconditions(pv.UID)
+		unchanged.Preconditions.ResourceVersion = &pv.ResourceVersion
+		if err := volumes.Delete(ctx, v.Name, unchanged); err != nil && !apierrors.IsNotFound(err) {
 			return err
 		}
+	}
+	if apierrors.IsAlreadyExists(err) {
+		return taken // since a moment
 	}
 	return err
 }
@@ -337,14 +360,16 @@ func (c Claims) release(ctx context.Context, ws *resource.Workspace, as resource
 	if err != nil && !apierrors.IsNotFound(err) {
 		return err
 	}
+	// Whether he may, before anything is changed, also if there is no such claim (any more).
+	may := metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}}
 	if there {
-		// Whether he may, before anything is changed.
-		may := preconditions(pvc.UID)
-		may.DryRun = []string{metav1.DryRunAll}
-		err := claims.Delete(ctx, name, may)
-		if there = !apierrors.IsNotFound(err); there && err != nil {
-			return err
-		}
+		may.Preconditions = &metav1.Preconditions{UID: &pvc.UID}
+	}
+	switch err := claims.Delete(ctx, name, may); {
+	case apierrors.IsNotFound(err):
+		there = false
+	case err != nil:
+		return err
 	}
 	if there {
 		if err := unused(ctx, platform, namespace, name); err != nil {

@@ -206,6 +206,19 @@ func TestClaims(t *testing.T) {
 		}
 	}
 
+	// Given twice at once, it is done once.
+	twice := make(chan error)
+	for range 2 {
+		go func() { twice <- claims.Bind(ctx, ws, dev, db) }()
+	}
+	must(<-twice)
+	must(<-twice)
+	bound("files")
+	must(claims.Release(ctx, ws, dev, db))
+	if pvc("default", "files") != nil || pv("db") != nil {
+		t.Fatal("something is left")
+	}
+
 	// What it looks like there.
 	must(claims.Bind(ctx, ws, dev, db))
 	bound("files")
@@ -280,6 +293,17 @@ func TestClaims(t *testing.T) {
 	if err := claims.Release(ctx, ws, dev, closed); !errors.Is(err, access.ErrDenied) || pv("closed") == nil || pvc("closed", "files") == nil {
 		t.Errorf("released where he may not: %v", err)
 	}
+	must(client.CoreV1().PersistentVolumeClaims("closed").Delete(ctx, "files", metav1.DeleteOptions{}))
+	wait.For(t, wait.Patience, "the claim is gone", func(context.Context) error {
+		if pvc("closed", "files") != nil {
+			return errors.New("it is there")
+		}
+		return nil
+	})
+	if err := claims.Release(ctx, ws, dev, closed); !errors.Is(err, access.ErrDenied) || pv("closed") == nil {
+		t.Errorf("released where he may not, and the claim is gone: %v", err)
+	}
+	must(claims.Release(ctx, ws, admin, closed))
 
 	// One that was made for its claim is kept: it is not to go with the claim any more,
 	// before that goes.
