@@ -109,6 +109,7 @@ func traces(p paths.Paths) []inventory.Traces {
 		network.Traces(),
 		machine.Traces(machine.Config{Dir: p.Machines(), Images: p.Images(), Runc: p.Runc()}),
 		volume.Traces(p.Volumes()),
+		storageTraces(p),
 		agent.Traces(p.Node()),
 		registry.Traces(p.Registry()),
 	}

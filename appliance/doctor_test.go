@@ -33,9 +33,9 @@ func TestTraces(t *testing.T) {
 		got        []string
 	}{
 		{"folders", "/d/machines machine x, /d/node/machines machine x, /d/planes workspace x, /d/volumes volume x, /r/runc machine x", folders},
-		{"groups", "machines machine x, planes workspace x", groups},
-		{"trees", "/d/images, /d/payload/trees", trees},
-		{"closed", "/d/etcd/data, /d/images, /d/machines, /d/payload, /d/registry, /d/volumes, /r/runc", closed},
+		{"groups", "machines machine x, planes workspace x, storage appliance", groups},
+		{"trees", "/d/images, /d/payload/trees, /d/storage, /d/storage-images, /r/storage", trees},
+		{"closed", "/d/etcd/data, /d/images, /d/machines, /d/payload, /d/registry, /d/storage, /d/storage-images, /d/volumes, /r/runc, /r/storage", closed},
 		{"temporary", "/d/payload/tmp", temporary},
 		{"networks", "br0, eth0, m-, mp-, mpm-, mpu-, multipaas, multipaas-vxlan, uplink, vxlan0", networks},
 	} {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -16,6 +17,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/preflight"
 	"github.com/multipaas/multipaas/appliance/status"
+	"github.com/multipaas/multipaas/embed/gluster"
 	"github.com/multipaas/multipaas/modules/agent"
 	"github.com/multipaas/multipaas/modules/linklocal"
 	"github.com/multipaas/multipaas/modules/machine"
@@ -35,6 +37,7 @@ type host struct {
 	*base
 	machines *machine.Sandbox
 	volumes  *volume.Host
+	sharing  *sharing
 	agent    *agent.Agent
 }
 
@@ -87,9 +90,19 @@ func (h *host) boot() error {
 		Look:    lookAtMachines,
 		Log:     h.part("machines"),
 	})
+	h.sharing = newSharing(gluster.HostConfig{
+		Dir:     h.cfg.Paths.Storage(),
+		Images:  h.cfg.Paths.StorageImages(),
+		Runc:    h.cfg.Paths.StorageRunc(),
+		Payload: h.tree,
+		Address: h.cfg.Address,
+		Log:     h.part("storage"),
+	}, client.UID())
 	h.volumes = volume.New(volume.Config{
 		Dir:      h.cfg.Paths.Volumes(),
 		Machines: h.cfg.Paths.Machines(),
+		Bricks:   h.sharing.BrickDir(),
+		Shared:   func(uid string) string { return h.sharing.At(wire.GlusterName(uid)) },
 		Mark:     filepath.Join(h.cfg.Paths.Node(), "pool.json"),
 		Tools:    h.machines.Image,
 		HostUser: h.machines.HostUser,
@@ -105,18 +118,24 @@ func (h *host) boot() error {
 	h.agent = add(h.graph, "agent", &needs{}, agent.New(agent.Config{
 		Log:    h.part("agent"),
 		Client: client,
-		Drivers: []agent.Driver{
-			agent.Networks(networks),
-			agent.Volumes(h.volumes),
-			agent.Machines(agent.MachinesConfig{
-				Log:       h.part("agent"),
-				Client:    client,
-				Networks:  networks,
-				Runner:    h.machines,
-				Endpoints: endpoints,
+		Drivers: slices.Concat(
+			[]agent.Driver{agent.Networks(networks), agent.Volumes(h.volumes)},
+			agent.Shared(agent.SharedConfig{
+				Log:    h.part("agent"),
+				Client: client,
+				Host:   h.sharing,
+				Bricks: h.volumes,
 			}),
-			agent.Attachments(h.volumes),
-		},
+			[]agent.Driver{
+				agent.Machines(agent.MachinesConfig{
+					Log:       h.part("agent"),
+					Client:    client,
+					Networks:  networks,
+					Runner:    h.machines,
+					Endpoints: endpoints,
+				}),
+				agent.Attachments(h.volumes),
+			}),
 		Facts: h.facts,
 		Heard: endpoints.SetState,
 	})).value
@@ -143,6 +162,9 @@ func (h *host) facts() wire.Report {
 	if err == nil {
 		rep.Drivers = []string{"sandbox"}
 		h.problems.Update(machine.UsersShared, "", h.machines.SharedUsers())
+		if h.sharing.Supports() == nil {
+			rep.Drivers = append(rep.Drivers, wire.StorageDriver)
+		}
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {

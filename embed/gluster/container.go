@@ -24,8 +24,8 @@ import (
 	"github.com/multipaas/multipaas/appliance/runc"
 )
 
-// groups is the control group that those of storage are in.
-const groups = "storage"
+// Groups is the control group that those of storage are in, each in one of its host's ID.
+const Groups = "storage"
 
 // container is one of a host's, running or not.
 type container struct {
@@ -48,7 +48,7 @@ func (h *Host) client(volume string) container {
 }
 
 // group is the name of a control group of this host's.
-func (h *Host) group(name string) string { return path.Join(groups, h.cfg.ID, name) }
+func (h *Host) group(name string) string { return path.Join(Groups, h.cfg.ID, name) }
 
 func (c container) at(name string) string { return filepath.Join(c.dir, name) }
 

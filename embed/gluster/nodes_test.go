@@ -119,7 +119,7 @@ func (c *cluster) newNode(t *testing.T, number int) *node {
 				t.Errorf("%s: %v", n.name, err)
 			}
 		}
-		below, err := cgroup.List(groups)
+		below, err := cgroup.List(Groups)
 		state, _ := os.ReadDir(n.cfg.Runc)
 		if err != nil || slices.Contains(below, n.cfg.ID) || len(state) > 0 {
 			t.Errorf("left of %s: control groups %v, containers %v: %v", n.name, below, state, err)

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -123,6 +124,20 @@ func newHTTP(cfg *tls.Config) *http.Client {
 		ResponseHeaderTimeout: 30 * time.Second,
 		IdleConnTimeout:       time.Minute,
 	}}
+}
+
+// UID is the node's, "" if its certificate has none.
+func (c *Client) UID() string {
+	cert, err := pki.ParseCertificate(c.identity.Load().Certificate)
+	if err != nil {
+		return ""
+	}
+	for _, o := range cert.Subject.Organization {
+		if uid, ok := strings.CutPrefix(o, wire.NodeUIDPrefix); ok {
+			return uid
+		}
+	}
+	return ""
 }
 
 // Transport reaches the platform's servers with the node's certificate.
