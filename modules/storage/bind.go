@@ -131,7 +131,7 @@ func newClaim(want resource.Claim) *corev1.PersistentVolumeClaim {
 	pvc := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Namespace: want.Namespace, Name: want.Name},
 		Spec: corev1.PersistentVolumeClaimSpec{
-			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			AccessModes: modesOf(want.Class)[:1],
 			Resources:   corev1.VolumeResourceRequirements{Requests: storage(want.SizeBytes)},
 			VolumeName:  want.Volume,
 		},
@@ -140,6 +140,14 @@ func newClaim(want resource.Claim) *corev1.PersistentVolumeClaim {
 		pvc.Spec.StorageClassName = &want.Class
 	}
 	return pvc
+}
+
+// modesOf are the ways in which volumes of a class can be had, the one that claims of people ask for first.
+func modesOf(class string) []corev1.PersistentVolumeAccessMode {
+	if class == resource.SharedVolume {
+		return []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany, corev1.ReadWriteOnce, corev1.ReadOnlyMany}
+	}
+	return []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
 }
 
 func storage(bytes int64) corev1.ResourceList {
@@ -308,7 +316,7 @@ func persistentVolume(ws *resource.Workspace, v *resource.Volume) *corev1.Persis
 		ObjectMeta: metav1.ObjectMeta{Name: v.Name},
 		Spec: corev1.PersistentVolumeSpec{
 			Capacity:                      storage(v.Spec.SizeBytes),
-			AccessModes:                   []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			AccessModes:                   modesOf(v.Spec.Class),
 			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
 			StorageClassName:              v.Spec.Class,
 			PersistentVolumeSource: corev1.PersistentVolumeSource{

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,6 +35,9 @@ const (
 	claimName      = "csi.storage.k8s.io/pvc/name"
 	claimNamespace = "csi.storage.k8s.io/pvc/namespace"
 	classParameter = "class"
+	// Of class shared.
+	replicasParameter = "replicas"
+	arbiterParameter  = "arbiter"
 )
 
 // defaultVolumeBytes is the size of a volume of which nobody says one.
@@ -161,26 +165,33 @@ func sizeOf(r *csi.CapacityRange) (int64, error) {
 	return size, nil
 }
 
-// checkCapabilities says why a local volume can't be had in such a way.
-func checkCapabilities(all []*csi.VolumeCapability) error {
+// checkCapabilities says why a volume of a class can't be had in such a way.
+func checkCapabilities(class string, all []*csi.VolumeCapability) error {
 	if len(all) == 0 {
 		return refuse(codes.InvalidArgument, "how the volume shall be used is missing")
 	}
 	for _, c := range all {
 		switch mode := c.GetAccessMode().GetMode(); {
 		case c.GetBlock() != nil:
-			return refuse(codes.InvalidArgument, "volumeMode Block: class local has file systems; leave volumeMode out")
+			return refuse(codes.InvalidArgument, "volumeMode Block: class %s has file systems; leave volumeMode out", class)
 		case c.GetMount() == nil:
 			return refuse(codes.InvalidArgument, "how the volume shall be mounted is missing")
 		case c.GetMount().GetFsType() != "" && c.GetMount().GetFsType() != "xfs":
-			return refuse(codes.InvalidArgument, "fsType %q: volumes of class local are xfs; leave it out", c.GetMount().GetFsType())
+			return refuse(codes.InvalidArgument, "fsType %q: volumes of class %s have the file system that the platform "+
+				"chose, xfs; leave it out", c.GetMount().GetFsType(), class)
 		case len(c.GetMount().GetMountFlags()) > 0:
-			return refuse(codes.InvalidArgument, "mountOptions %s: volumes of class local have none",
-				strings.Join(c.GetMount().GetMountFlags(), ","))
+			return refuse(codes.InvalidArgument, "mountOptions %s: volumes of class %s have none",
+				strings.Join(c.GetMount().GetMountFlags(), ","), class)
 		default:
 			switch mode {
 			case csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY,
 				csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER:
+			case csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER, csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY,
+				csi.VolumeCapability_AccessMode_MULTI_NODE_SINGLE_WRITER:
+				if class == resource.SharedVolume {
+					continue
+				}
+				fallthrough
 			default:
 				return refuse(codes.InvalidArgument, "a volume of class local is on one machine at a time: "+
 					"use accessModes ReadWriteOnce or ReadWriteOncePod")
@@ -196,24 +207,20 @@ func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeReques
 	if req.GetName() == "" {
 		return nil, refuse(codes.InvalidArgument, "a name is missing")
 	}
-	if err := checkCapabilities(req.GetVolumeCapabilities()); err != nil {
+	spec, err := e.specOf(req.GetParameters())
+	if err != nil {
 		return nil, err
 	}
-	if class := req.GetParameters()[classParameter]; class != "" && class != resource.LocalVolume {
-		return nil, refuse(codes.InvalidArgument, "class %q: there is local", class)
+	if err := checkCapabilities(spec.Class, req.GetVolumeCapabilities()); err != nil {
+		return nil, err
 	}
 	if req.GetVolumeContentSource() != nil {
 		return nil, refuse(codes.InvalidArgument, "a volume can't be made from another or from a snapshot yet")
 	}
-	size, err := sizeOf(req.GetCapacityRange())
-	if err != nil {
+	if spec.SizeBytes, err = sizeOf(req.GetCapacityRange()); err != nil {
 		return nil, err
 	}
-	claim := ""
-	if p := req.GetParameters(); p[claimName] != "" {
-		claim = p[claimNamespace] + "/" + p[claimName]
-	}
-	v, err := e.record(ctx, nameOf(req.GetName()), claim, size, placesOf(req.GetAccessibilityRequirements()))
+	v, err := e.record(ctx, nameOf(req.GetName()), spec, placesOf(req.GetAccessibilityRequirements()))
 	if err != nil {
 		return nil, err
 	}
@@ -236,6 +243,37 @@ func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeReques
 	return &csi.CreateVolumeResponse{Volume: e.volume(v)}, nil
 }
 
+// specOf is the volume that a StorageClass's parameters ask for, but for its size.
+func (e *endpoint) specOf(p map[string]string) (s resource.VolumeSpec, err error) {
+	s = resource.VolumeSpec{Class: cmp.Or(p[classParameter], resource.LocalVolume), Provisioned: true}
+	if s.Class != resource.LocalVolume && (s.Class != resource.SharedVolume || !e.cfg.Shared) {
+		there := "local"
+		if e.cfg.Shared {
+			there = "local and shared"
+		}
+		return s, refuse(codes.InvalidArgument, "class %q: there is %s", s.Class, there)
+	}
+	if text := p[replicasParameter]; text != "" {
+		if s.Replicas, err = strconv.Atoi(text); err != nil {
+			return s, refuse(codes.InvalidArgument, "%s %q: want a number", replicasParameter, text)
+		}
+	}
+	switch text := p[arbiterParameter]; text {
+	case "", "false":
+	case "true":
+		s.Arbiter = true
+	default:
+		return s, refuse(codes.InvalidArgument, "%s %q: want true or false", arbiterParameter, text)
+	}
+	if why, remedy := s.CheckCopies(); why != "" {
+		return s, refuse(codes.InvalidArgument, "%s %d: %s. %s", replicasParameter, s.Replicas, why, remedy)
+	}
+	if p[claimName] != "" {
+		s.Claim = p[claimNamespace] + "/" + p[claimName]
+	}
+	return s, nil
+}
+
 // placesOf are the places that may have a volume, in the order in which they are liked; nil
 // is any.
 func placesOf(r *csi.TopologyRequirement) (places []string) {
@@ -248,22 +286,25 @@ func placesOf(r *csi.TopologyRequirement) (places []string) {
 }
 
 // record finds a volume by its name, or makes one under the account's limits, with a host.
-func (e *endpoint) record(ctx context.Context, name, claim string, size int64, places []string) (*resource.Volume, error) {
+func (e *endpoint) record(
+	ctx context.Context, name string, spec resource.VolumeSpec, places []string,
+) (*resource.Volume, error) {
 	volumes := store.Of[resource.Volume](e.cfg.Store)
 	for {
 		v, err := volumes.Get(ctx, e.workspace+"/"+name)
 		switch {
 		case err == nil && v.Deleting():
 			return nil, refuse(codes.Aborted, "volume %s is being deleted", name)
-		case err == nil && v.Spec.Claim != claim:
-			return nil, refuse(codes.AlreadyExists, "volume %s is there, and not of claim %q", name, claim)
+		case err == nil && v.Spec.Claim != spec.Claim:
+			return nil, refuse(codes.AlreadyExists, "volume %s is there, and not of claim %q", name, spec.Claim)
+		case err == nil && v.Spec.Class != spec.Class:
+			return nil, refuse(codes.AlreadyExists, "volume %s is there, and of class %s", name, v.Spec.Class)
 		case err == nil:
 			return v, nil
 		case !errors.Is(err, store.ErrNotFound):
 			return nil, internal(err)
 		}
-		fresh := &resource.Volume{InWorkspace: resource.NewInWorkspace(e.workspace, name),
-			Spec: resource.VolumeSpec{Class: resource.LocalVolume, SizeBytes: size, Claim: claim, Provisioned: true}}
+		fresh := &resource.Volume{InWorkspace: resource.NewInWorkspace(e.workspace, name), Spec: spec}
 		err = e.make(ctx, fresh, places)
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
 			continue // somebody else was faster, in the account or with this very volume
@@ -290,7 +331,7 @@ func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []st
 	if err != nil {
 		return refusal(err)
 	}
-	at, err := e.choose(ctx, e.workspace, fresh.Spec.SizeBytes, places)
+	hosts, err := e.assign(ctx, fresh, places)
 	var short *shortError
 	if errors.As(err, &short) {
 		return refuse(codes.ResourceExhausted, "%s", short.Error())
@@ -298,8 +339,7 @@ func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []st
 	if err != nil {
 		return internal(err)
 	}
-	at.note(fresh)
-	ops := append(e.stays(at.host), granted, e.open(), store.Of[resource.Volume](e.cfg.Store).CreateOp(fresh))
+	ops := append(e.stays(hosts...), granted, e.open(), store.Of[resource.Volume](e.cfg.Store).CreateOp(fresh))
 	if err := e.cfg.Store.Commit(ctx, ops...); err != nil {
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
 			return err
@@ -330,8 +370,11 @@ func messageOf(v *resource.Volume) string {
 
 // volume is v as CSI shows it.
 func (e *endpoint) volume(v *resource.Volume) *csi.Volume {
-	return &csi.Volume{VolumeId: v.UID, CapacityBytes: max(v.Status.SizeBytes, v.Spec.SizeBytes),
-		AccessibleTopology: []*csi.Topology{{Segments: map[string]string{PlaceKey: wire.Place(e.uid, v.Status.NodeUID)}}}}
+	out := &csi.Volume{VolumeId: v.UID, CapacityBytes: max(v.Status.SizeBytes, v.Spec.SizeBytes)}
+	if v.Status.NodeUID != "" { // a shared one can be had everywhere
+		out.AccessibleTopology = []*csi.Topology{{Segments: map[string]string{PlaceKey: wire.Place(e.uid, v.Status.NodeUID)}}}
+	}
+	return out
 }
 
 // find is the volume of this workspace with a UID, from the store. CSI's NOT_FOUND if there
@@ -520,10 +563,11 @@ func (e *endpoint) ValidateVolumeCapabilities(
 	if len(req.GetVolumeCapabilities()) == 0 {
 		return nil, refuse(codes.InvalidArgument, "how the volume shall be used is missing")
 	}
-	if _, err := e.find(ctx, req.GetVolumeId()); err != nil {
+	v, err := e.find(ctx, req.GetVolumeId())
+	if err != nil {
 		return nil, err
 	}
-	if err := checkCapabilities(req.GetVolumeCapabilities()); err != nil {
+	if err := checkCapabilities(v.Spec.Class, req.GetVolumeCapabilities()); err != nil {
 		return &csi.ValidateVolumeCapabilitiesResponse{Message: status.Convert(err).Message()}, nil
 	}
 	return &csi.ValidateVolumeCapabilitiesResponse{

@@ -38,6 +38,23 @@ func (at copies) note(v *resource.Volume) {
 		Message: "its hosts are making its copies"})
 }
 
+// assign chooses the host or hosts of a volume, one of these places for a local one, if any are given, and
+// writes them down in it. The caller is alone. The error is a *shortError if none has room.
+func (c *Controller) assign(ctx context.Context, v *resource.Volume, places []string) (hosts []*resource.Node, err error) {
+	if v.Spec.Class == resource.SharedVolume {
+		at, err := c.chooseShared(ctx, v)
+		if err == nil {
+			at.note(v)
+		}
+		return at.hosts, err
+	}
+	at, err := c.choose(ctx, v.WorkspaceKey(), v.Spec.SizeBytes, places)
+	if err == nil {
+		at.note(v)
+	}
+	return []*resource.Node{at.host}, err
+}
+
 // chooseShared picks the hosts of a shared volume's copies, which may be any of the platform's.
 // The caller is alone. The error is a *shortError if there are not enough.
 func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at copies, err error) {
@@ -51,7 +68,7 @@ func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at c
 		}
 	}
 	if at.firstUID == 0 {
-		return at, &shortError{"the workspace has no machine yet whose users it could belong to: it is made with the first one"}
+		return at, &shortError{noMachine}
 	}
 	nodes, _, err := store.Of[resource.Node](c.cfg.Store).List(ctx, "", "", 0)
 	if err != nil {

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -254,4 +257,72 @@ func TestFew(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestSharedClaims: what claims can ask of class shared, and get.
+func TestSharedClaims(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Shared = true
+	w.shared()
+	p, ctx := w.plane("acme/web/shop"), t.Context()
+	mode := func(m csi.VolumeCapability_AccessMode_Mode) []*csi.VolumeCapability {
+		return []*csi.VolumeCapability{{AccessType: once[0].AccessType, AccessMode: &csi.VolumeCapability_AccessMode{Mode: m}}}
+	}
+	ask := func(name, class string, m csi.VolumeCapability_AccessMode_Mode, parameters ...string) *csi.CreateVolumeRequest {
+		r := claim(name, gib)
+		r.VolumeCapabilities, r.Parameters["class"] = mode(m), class
+		for i := 0; i < len(parameters); i += 2 {
+			r.Parameters[parameters[i]] = parameters[i+1]
+		}
+		return r
+	}
+	many := csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
+	for _, c := range []struct {
+		request *csi.CreateVolumeRequest
+		text    string
+	}{
+		{ask("a", "shared", many, "replicas", "2"), "split brain"},
+		{ask("a", "shared", many, "replicas", "x"), "want a number"},
+		{ask("a", "shared", many, "replicas", "3", "arbiter", "true"), "an arbiter is for two copies"},
+		{ask("a", "shared", many, "arbiter", "yes"), "want true or false"},
+		{ask("a", "local", once[0].AccessMode.Mode, "replicas", "3"), "has one copy"},
+		{ask("a", "local", many), "one machine at a time"},
+		{ask("a", "gold", many), "there is local and shared"},
+	} {
+		_, err := p.CreateVolume(ctx, c.request)
+		want(t, c.text, err, codes.InvalidArgument, c.text)
+	}
+	// Its hosts make it, and one of them shows it to a machine.
+	go func() {
+		for e := range store.Of[resource.Volume](w.db).Watch(ctx, "") {
+			if e.Object == nil || len(e.Object.Status.Bricks) == 0 || e.Object.Status.Conditions.Is(resource.VolumeServed) {
+				continue
+			}
+			_, _ = store.Of[resource.Volume](w.db).Modify(ctx, e.Key, func(v *resource.Volume) error {
+				serve(v)
+				v.Status.Attachments = []resource.VolumeAttachment{{Machine: "shop-2", MachineUID: w.machines[1].UID, Attached: true}}
+				return nil
+			})
+		}
+	}()
+	for _, m := range []csi.VolumeCapability_AccessMode_Mode{many, csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY} {
+		made, err := p.CreateVolume(ctx, ask("data", "shared", m))
+		if err != nil || made.Volume.AccessibleTopology != nil || made.Volume.CapacityBytes != gib {
+			t.Fatalf("made %v, %v", made, err)
+		}
+	}
+	v, err := store.Of[resource.Volume](w.db).Get(ctx, "acme/web/shop/pvc-data")
+	if err != nil || len(v.Status.Bricks) != 3 || v.Spec.Class != resource.SharedVolume || v.Spec.Claim != "default/data" {
+		t.Errorf("it is %+v, %v", v, err)
+	}
+	pv := persistentVolume(w.ws, v)
+	if pv.Spec.NodeAffinity != nil || fmt.Sprint(pv.Spec.AccessModes) != "[ReadWriteMany ReadWriteOnce ReadOnlyMany]" {
+		t.Errorf("its PersistentVolume is %+v", pv.Spec)
+	}
+	_, err = p.CreateVolume(ctx, ask("data", "local", once[0].AccessMode.Mode))
+	want(t, "of another class", err, codes.AlreadyExists, "of class shared")
+	ok, err := p.ValidateVolumeCapabilities(ctx, &csi.ValidateVolumeCapabilitiesRequest{VolumeId: v.UID, VolumeCapabilities: mode(many)})
+	if err != nil || ok.Confirmed == nil {
+		t.Errorf("validate: %v, %v", ok, err)
+	}
 }

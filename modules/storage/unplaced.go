@@ -13,7 +13,7 @@ import (
 // wait, besides those that are new.
 const placingPace, placingBurst = 2, 10
 
-const noMachine = "the workspace has no machine yet, and a local volume is where one runs"
+const noMachine = "the workspace has no machine yet: its volumes are made where, and for whom, one runs"
 
 // hasMachine says whether a workspace has a machine, as far as was heard: its first one has
 // its volumes looked at.
