@@ -25,9 +25,9 @@ type VolumeHost interface {
 	// Pools are where this host can have volumes.
 	Pools() []resource.Pool
 
-	Attach(volume, machine string, readOnly bool) error
+	Attach(volume, machine string) error
 	// AttachShared is Attach of a volume that others have mounted. It waits for nothing that is in it.
-	AttachShared(volume, machine string, readOnly bool) error
+	AttachShared(volume, machine string) error
 	Detach(volume, machine string) error
 	// Attached are the machines that see volumes, by the volumes' UIDs. It does not block.
 	Attached() (map[string][]wire.VolumeAttachment, error)
@@ -136,11 +136,11 @@ func (d attachments) Wanted(s *wire.State) []Item {
 				Key:       attachmentKey(v.UID, a.MachineUID),
 				Workspace: v.NetworkID,
 				Needs:     []Ref{{volumeKind, v.UID}, {machineKind, a.MachineUID}},
-				Ensure:    func(context.Context) error { return d.host.Attach(v.UID, a.MachineUID, a.ReadOnly) },
+				Ensure:    func(context.Context) error { return d.host.Attach(v.UID, a.MachineUID) },
 			}
 			if shares(v) {
 				item.Needs[0] = Ref{mountKind, wire.GlusterName(v.UID)}
-				item.Ensure = func(context.Context) error { return d.host.AttachShared(v.UID, a.MachineUID, a.ReadOnly) }
+				item.Ensure = func(context.Context) error { return d.host.AttachShared(v.UID, a.MachineUID) }
 				item.Every = mountEvery // what was mounted anew has to be attached anew
 			}
 			items = append(items, item)

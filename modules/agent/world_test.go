@@ -388,11 +388,11 @@ func (w worldVolumes) List() (all []wire.VolumeReport, err error) {
 	return all, nil
 }
 func (w worldVolumes) Pools() []resource.Pool { return []resource.Pool{{Name: "default"}} }
-func (w worldVolumes) Attach(volume, machine string, _ bool) error {
+func (w worldVolumes) Attach(volume, machine string) error {
 	return w.change("attachment "+volume+"/"+machine, true)
 }
-func (w worldVolumes) AttachShared(volume, machine string, readOnly bool) error {
-	return w.Attach(volume, machine, readOnly)
+func (w worldVolumes) AttachShared(volume, machine string) error {
+	return w.Attach(volume, machine)
 }
 func (w worldVolumes) Detach(volume, machine string) error {
 	return w.change("attachment "+volume+"/"+machine, false)

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/multipaas/multipaas/modules/resource"
-	"github.com/multipaas/multipaas/modules/store"
 )
 
 // VolumePatch is the body of volumes.patch: what is left out stays.
@@ -139,29 +138,15 @@ func keepVolume(_ context.Context, v *resource.Volume) error {
 	return conflict("in-use", fmt.Sprintf("The claim %s has the volume.", v.Spec.Claim), remedy)
 }
 
-// showVolumes names the machines that are where a volume is, and the host only to those
-// who may know it.
+// showVolumes names the host that a volume is on only to those who may know it.
 func (a *API) showVolumes(ctx context.Context, volumes ...*resource.Volume) error {
-	if len(volumes) == 0 {
+	if a.seesHosts(ctx) {
 		return nil
 	}
-	machines, err := all(ctx, store.Of[resource.Machine](a.store), volumes[0].WorkspaceKey())
-	if err != nil {
-		return err
-	}
-	sees := a.seesHosts(ctx)
 	for _, v := range volumes {
-		v.Status.Near = nil
-		for _, m := range machines {
-			if v.Status.Node != "" && m.Spec.Node == v.Status.Node {
-				v.Status.Near = append(v.Status.Near, m.Name)
-			}
-		}
-		if !sees {
-			v.Status.Node, v.Status.NodeUID = "", ""
-			for i := range v.Status.Bricks {
-				v.Status.Bricks[i].Node, v.Status.Bricks[i].NodeUID = "", ""
-			}
+		v.Status.Node, v.Status.NodeUID = "", ""
+		for i := range v.Status.Bricks {
+			v.Status.Bricks[i].Node, v.Status.Bricks[i].NodeUID = "", ""
 		}
 	}
 	return nil

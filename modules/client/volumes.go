@@ -33,7 +33,6 @@ func (p *program) volumes() noun[resource.Volume] {
 			{head: "MACHINES", cell: func(v *resource.Volume) string {
 				return strings.Join(attachedTo(v, func(a resource.VolumeAttachment) bool { return a.Attached }), ", ")
 			}},
-			{head: "NEAR", wide: true, cell: func(v *resource.Volume) string { return strings.Join(v.Status.Near, ", ") }},
 			{head: "HOST", wide: true, cell: func(v *resource.Volume) string { return v.Status.Node }},
 		}),
 	}
@@ -126,14 +125,17 @@ func neededSize(c *call) (int64, error) {
 // nor file systems.
 func explainVolume(w io.Writer, v *resource.Volume) {
 	fmt.Fprintln(w)
-	switch near := strings.Join(v.Status.Near, ", "); {
+	there := strings.Join(attachedTo(v, func(resource.VolumeAttachment) bool { return true }), ", ")
+	switch {
 	case v.Spec.Class != resource.LocalVolume:
 	case !v.Status.Conditions.Is(resource.VolumePlaced):
 		fmt.Fprintln(w, "Its data will be on the disk of one host, which is not chosen yet.")
-	case near == "":
+	case v.Status.SizeBytes == 0:
+		fmt.Fprintln(w, "Its data will be on the disk of one host, which has not made it yet.")
+	case there == "":
 		fmt.Fprintln(w, "Its data is on the disk of one host, on which the workspace has no machine now: no pod can use it.")
 	default:
-		fmt.Fprintf(w, "Its data is on the disk of one host, that of %s: pods that use it run there.\n", printable(near))
+		fmt.Fprintf(w, "Its data is on the disk of one host, that of %s: pods that use it run there.\n", printable(there))
 	}
 	if v.Spec.Class == resource.LocalVolume {
 		fmt.Fprintln(w, "There is no copy of it: what it holds is lost with that host's disk.")

@@ -45,9 +45,6 @@ type VolumeStatus struct {
 	FirstUID  uint32 `json:"firstUID,omitempty"`
 	SizeBytes int64  `json:"sizeBytes,omitempty" doc:"What it has now"`
 	UsedBytes int64  `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`
-	// Near are the workspace's machines on that host: a local volume can be had there only.
-	// The API finds them for those who ask; it is not stored.
-	Near []string `json:"near,omitempty" doc:"The workspace's machines on the host that it is on"`
 	// Bricks are the copies of a shared volume, in GlusterFS's order, an arbiter last.
 	Bricks []VolumeBrick `json:"bricks,omitempty" doc:"The copies of a shared volume"`
 	// Attachments are the machines of the workspace on that host: all of them see it.

@@ -19,27 +19,27 @@ import (
 
 // Attach has a machine see a volume that is mounted, as the folder wire.VolumesInMachine/VOLUME. It
 // is seen at once, also by one that runs. What is attached as it shall be stays.
-func (h *Host) Attach(volume, machine string, readOnly bool) error {
-	return h.attachFrom(h.place(volume).image().Mount, volume, machine, readOnly)
+func (h *Host) Attach(volume, machine string) error {
+	return h.attachFrom(h.place(volume).image().Mount, volume, machine)
 }
 
 // AttachShared is Attach of a volume that Config.Shared says where it is mounted. One that was mounted
 // anew is attached anew. It asks nothing of who serves it, who may not answer.
-func (h *Host) AttachShared(volume, machine string, readOnly bool) error {
-	return h.attachFrom(h.cfg.Shared(volume), volume, machine, readOnly)
+func (h *Host) AttachShared(volume, machine string) error {
+	return h.attachFrom(h.cfg.Shared(volume), volume, machine)
 }
 
-func (h *Host) attachFrom(dir, volume, machine string, readOnly bool) error {
+func (h *Host) attachFrom(dir, volume, machine string) error {
 	err := errors.Join(checkUID("volume", volume), checkUID("machine", machine))
 	if err == nil {
-		err = h.attach(dir, volume, machine, readOnly)
+		err = h.attach(dir, volume, machine)
 	}
 	return h.outward("attach volume "+volume+" to machine "+machine, err)
 }
 
 // attach shows a machine what is mounted at dir.
-func (h *Host) attach(dir, volume, machine string, readOnly bool) error {
-	if h.sees(dir, volume, machine, readOnly) {
+func (h *Host) attach(dir, volume, machine string) error {
+	if h.sees(dir, volume, machine) {
 		return nil
 	}
 	_, own, err := h.mountAt(dir)
@@ -58,30 +58,24 @@ func (h *Host) attach(dir, volume, machine string, readOnly bool) error {
 			return err
 		}
 	}
-	return hostmount.Do(func() error { return bind(own, h.shown(machine), volume, readOnly) })
+	return hostmount.Do(func() error { return bind(own, h.shown(machine), volume) })
 }
 
 // sees says whether a machine has a volume as it shall. All that should be are asked for whenever
 // the host's state changes: it reads no list of mounts, of which there are as many.
-func (h *Host) sees(dir, volume, machine string, readOnly bool) bool {
+func (h *Host) sees(dir, volume, machine string) bool {
 	want, mounted, err := device(dir)
 	if err != nil || !mounted {
 		return false
 	}
-	target := h.shown(machine, volume)
-	have, mounted, err := device(target)
-	if err != nil || !mounted || have != want {
-		return false
-	}
-	var f unix.Statfs_t
-	err = hostmount.Do(func() error { return unix.Statfs(target, &f) })
-	return err == nil && f.Flags&unix.ST_RDONLY != 0 == readOnly
+	have, mounted, err := device(h.shown(machine, volume))
+	return err == nil && mounted && have == want
 }
 
 // bind shows what is mounted as the folder name in dir, a machine's tmpfs. All is found by handle: once
 // that tmpfs was taken away, with its machine, nothing can be mounted there any more, least of
 // all in what the machine's removal deletes.
-func bind(own *mountinfo.Info, dir, name string, readOnly bool) error {
+func bind(own *mountinfo.Info, dir, name string) error {
 	in, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err == nil {
 		defer unix.Close(in)
@@ -119,10 +113,7 @@ func bind(own *mountinfo.Info, dir, name string, readOnly bool) error {
 		return saidf("it was unmounted meanwhile")
 	}
 	// Before anybody sees it: flags that are set later reach no machine.
-	flags := uint64(unix.MOUNT_ATTR_NODEV)
-	if readOnly {
-		flags |= unix.MOUNT_ATTR_RDONLY
-	}
+	const flags = unix.MOUNT_ATTR_NODEV
 	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: flags, Propagation: unix.MS_PRIVATE})
 	if err != nil {
 		return fmt.Errorf("set mount's flags: %w", err)
@@ -170,7 +161,7 @@ func (h *Host) Attached() (map[string][]wire.VolumeAttachment, error) {
 		if len(part) != 3 || part[1] != wire.VolumesOfMachine || checkUID("volume", part[2]) != nil {
 			continue
 		}
-		a := wire.VolumeAttachment{MachineUID: part[0], ReadOnly: isReadOnly(info)}
+		a := wire.VolumeAttachment{MachineUID: part[0]}
 		if !slices.Contains(all[part[2]], a) {
 			all[part[2]] = append(all[part[2]], a)
 		}
@@ -186,5 +177,3 @@ func (h *Host) mountAt(dir string) (real string, top *mountinfo.Info, err error)
 	}
 	return real, top, err
 }
-
-func isReadOnly(m *mountinfo.Info) bool { return slices.Contains(strings.Split(m.Options, ","), "ro") }

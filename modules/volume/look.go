@@ -81,8 +81,8 @@ func (a *asker[T]) ask(patience <-chan time.Time, what string, do func() (T, err
 	return a.begin(do).get(patience, what)
 }
 
-// List says of every volume of which there is something what is seen of it. It blocks for twice lookTime at most. The error says that the pool is
-// not there, or does not answer.
+// List says of every volume of which there is something what is seen of it. It blocks for twice
+// lookTime at most. The error says that the pool is not there, or does not answer.
 func (h *Host) List() ([]wire.VolumeReport, error) { return h.list(false) }
 
 // list is List of volumes, or of bricks.

@@ -78,7 +78,7 @@ func takeStep(text string) error {
 	case "ensure":
 		return h.Ensure(context.Background(), testVolume(s.SizeBytes))
 	case "attach":
-		return h.Attach(testUID, s.Machine, false)
+		return h.Attach(testUID, s.Machine)
 	case "detach":
 		return h.Detach(testUID, s.Machine)
 	case "remove":

@@ -282,7 +282,7 @@ func TestStopped(t *testing.T) {
 	r.machine("m1")
 	r.ensure(300 * mib)
 	r.write("file", "synced")
-	r.must(r.Attach(testUID, "m1", false))
+	r.must(r.Attach(testUID, "m1"))
 	r.must(r.disk().ShutDown())
 	r.must(r.disk().ShutDown())
 	if got := r.seen(); got.Ready || !got.Fallen || !strings.Contains(got.Message, "has stopped") {
@@ -291,7 +291,7 @@ func TestStopped(t *testing.T) {
 	r.ensure(300 * mib)
 	r.reads("file", "synced")
 	r.wantAttached()
-	r.must(r.Attach(testUID, "m1", false))
+	r.must(r.Attach(testUID, "m1"))
 	r.wantAttached(wire.VolumeAttachment{MachineUID: "m1"})
 	if got := r.seen(); !got.Ready {
 		t.Errorf("%+v", got)
@@ -411,7 +411,7 @@ func (i *inside) cannot(script string) {
 // root in there does stays in there.
 func TestAttach(t *testing.T) {
 	r := newRig(t)
-	if err := r.Attach(testUID, "m1", false); err == nil || !strings.Contains(err.Error(), "not mounted on this host") {
+	if err := r.Attach(testUID, "m1"); err == nil || !strings.Contains(err.Error(), "not mounted on this host") {
 		t.Errorf("one that isn't there: %v", err)
 	}
 	r.machine("m1")
@@ -420,17 +420,17 @@ func TestAttach(t *testing.T) {
 	r.ensure(300 * mib)
 	r.must(os.MkdirAll(filepath.Join(r.cfg.Machines, "m0"), 0o711)) // runs since before
 	for range 2 {
-		if err := r.Attach(testUID, "m0", false); err == nil || !strings.Contains(err.Error(), "started anew") {
+		if err := r.Attach(testUID, "m0"); err == nil || !strings.Contains(err.Error(), "started anew") {
 			t.Errorf("to a machine of before: %v", err)
 		}
 		r.must(os.MkdirAll(r.shown("m0"), 0o711)) // nor if there is a folder by chance
 	}
-	if err := r.Attach(testUID, "../m1", false); err == nil {
+	if err := r.Attach(testUID, "../m1"); err == nil {
 		t.Error("attached somewhere else")
 	}
 	machine.can("ls "+r.shown("m1"), "")
 	machine.cannot("mkdir " + r.shown("m1", "own"))
-	r.must(r.Attach(testUID, "m1", false))
+	r.must(r.Attach(testUID, "m1"))
 	r.wantAttached(wire.VolumeAttachment{MachineUID: "m1"})
 	machine.can("echo written >"+volume+"/file && cat "+volume+"/file", "written")
 	r.reads("file", "written\n")
@@ -453,12 +453,6 @@ func TestAttach(t *testing.T) {
 	r.wantAttached(wire.VolumeAttachment{MachineUID: "m1"})
 	r.reads("file", "written\n")
 
-	// To read only: it can't be made writable.
-	r.must(r.Attach(testUID, "m1", true))
-	r.wantAttached(wire.VolumeAttachment{MachineUID: "m1", ReadOnly: true})
-	machine.can("cat "+volume+"/file", "written")
-	machine.cannot("echo x >" + volume + "/file")
-	machine.cannot("mount -o remount,bind,rw " + volume)
 	r.must(r.Detach(testUID, "m1"))
 	r.must(r.Detach(testUID, "m1"))
 	machine.cannot("cat " + volume + "/file")
@@ -468,14 +462,14 @@ func TestAttach(t *testing.T) {
 	}
 
 	// The machine goes while it has one, as modules/machine takes it away; what comes too late finds no place.
-	r.must(r.Attach(testUID, "m1", false))
+	r.must(r.Attach(testUID, "m1"))
 	_, own, err := r.mountAt(r.disk().Mount)
 	r.must(err)
 	in, err := unix.Open(r.shown("m1"), unix.O_PATH|unix.O_DIRECTORY, 0)
 	r.must(err)
 	defer unix.Close(in)
 	r.must(hostmount.Unmount(filepath.Join(r.cfg.Machines, "m1")))
-	if err := bind(own, fmt.Sprintf("/proc/self/fd/%d/.", in), testUID, false); err == nil {
+	if err := bind(own, fmt.Sprintf("/proc/self/fd/%d/.", in), testUID); err == nil {
 		t.Error("mounted where nobody is any more")
 	}
 	r.must(os.Remove(r.shown("m1")))
@@ -489,7 +483,7 @@ func TestRemoveHeld(t *testing.T) {
 	r.machine("m1")
 	machine := newInside(t)
 	r.ensure(300 * mib)
-	r.must(r.Attach(testUID, "m1", false))
+	r.must(r.Attach(testUID, "m1"))
 	elsewhere := filepath.Join(r.cfg.Machines, "elsewhere")
 	r.must(errors.Join(os.Mkdir(elsewhere, 0o755), os.Chown(elsewhere, testFirst, testFirst)))
 	machine.can("echo secret >"+r.shown("m1", testUID)+"/file && mount --bind "+r.shown("m1", testUID)+" "+elsewhere+" && cat "+elsewhere+"/file", "secret")

@@ -229,7 +229,6 @@ type Volume struct {
 // folder VolumesInMachine/UID.
 type VolumeAttachment struct {
 	MachineUID string `json:"machineUID"`
-	ReadOnly   bool   `json:"readOnly,omitempty"`
 }
 
 // Place is what a workspace calls a host: tenants see no hosts' names, nor whether they
