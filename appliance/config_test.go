@@ -150,6 +150,7 @@ func TestOrderOfSources(t *testing.T) {
 		ImageBytes:    200 << 30,
 		Volumes:       1000,
 		VolumeBytes:   10 << 40,
+		Snapshots:     1000,
 		DatabaseBytes: 10 << 30,
 	}); got != want {
 		t.Errorf("limits: got %+v, want %+v", got, want)

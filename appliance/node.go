@@ -115,7 +115,9 @@ func (h *host) boot() error {
 	})
 	h.items = func() []status.Item { return append(h.machineItems(), h.volumeItems()...) }
 	add(h.graph, "status", &needs{}, h.status)
-	h.agent = add(h.graph, "agent", &needs{}, agent.New(agent.Config{
+	n := &needs{}
+	add(h.graph, "volumes", &needs{}, h.volumes).of(n)
+	h.agent = add(h.graph, "agent", n, agent.New(agent.Config{
 		Log:    h.part("agent"),
 		Client: client,
 		Drivers: slices.Concat(

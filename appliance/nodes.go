@@ -27,6 +27,7 @@ func (s *server) addNodes(
 	keys cacheOf[*resource.WorkspaceKeys],
 	claims cacheOf[*resource.VNI],
 	volumes cacheOf[*resource.Volume],
+	snapshots cacheOf[*resource.Snapshot],
 ) part[*node.Hub] {
 	n := &needs{}
 	add(s.graph, "node-monitor", n, &node.Monitor{
@@ -55,6 +56,7 @@ func (s *server) addNodes(
 		Reached:     s.cfg.Egress.Lets,
 		Claims:      claims.of(n),
 		Volumes:     volumes.of(n),
+		Snapshots:   snapshots.of(n),
 		Registry:    s.registryName(),
 		UpstreamDNS: s.cfg.UpstreamDNS,
 		Front: func() ([]netip.Addr, wire.Door) {

@@ -85,11 +85,12 @@ func (s *server) boot() (err error) {
 	claims := addCache[resource.VNI](s, store)
 	apps := addCache[resource.App](s, store)
 	volumes := addCache[resource.Volume](s, store)
+	snapshots := addCache[resource.Snapshot](s, store)
 
 	identity := s.addIdentity(store)
 	tasks := s.addTasks(store)
-	hub := s.addNodes(store, identity, nodes, workspaces, machines, keys, claims, volumes)
-	storage := s.addStorage(store, volumes, nodes, machines, workspaces)
+	hub := s.addNodes(store, identity, nodes, workspaces, machines, keys, claims, volumes, snapshots)
+	storage := s.addStorage(store, volumes, snapshots, nodes, machines, workspaces)
 	planes := s.planes(database, payload, certificate, identity, storage, networks)
 	controller := s.addWorkspaces(store, database, planes, networks, accounts, nodes, workspaces, machines)
 	clusters.Workspaces = controller.value

@@ -11,6 +11,7 @@ import (
 func (s *server) addStorage(
 	from part[*store.Store],
 	volumes cacheOf[*resource.Volume],
+	snapshots cacheOf[*resource.Snapshot],
 	nodes cacheOf[*resource.Node],
 	machines cacheOf[*resource.Machine],
 	workspaces cacheOf[*resource.Workspace],
@@ -21,6 +22,7 @@ func (s *server) addStorage(
 		Store:      from.of(n),
 		Limits:     s.cfg.Limits,
 		Volumes:    volumes.of(n),
+		Snapshots:  snapshots.of(n),
 		Nodes:      nodes.of(n),
 		Machines:   machines.of(n),
 		Workspaces: workspaces.of(n),

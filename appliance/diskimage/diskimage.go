@@ -150,6 +150,7 @@ func Failpoints() []failpoint.Point {
 		{Name: "disk/file-made", In: failpoint.Node, Cuts: "the disk's file is there, without a file system"},
 		{Name: "disk/formatted", In: failpoint.Node, Cuts: "the disk has a file system, but not its name"},
 		{Name: "disk/file-grown", In: failpoint.Node, Cuts: "the disk's file has its new size, its device and file system have not"},
+		{Name: "disk/copy-frozen", In: failpoint.Node, Cuts: "a disk is half copied, and its file system frozen"},
 		{Name: "disk/loop-attached", In: failpoint.Node, Cuts: "the loop device is there, not mounted"},
 	}
 }

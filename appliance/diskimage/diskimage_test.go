@@ -200,6 +200,63 @@ func TestClone(t *testing.T) {
 	if left, err := filepath.Glob(elsewhere + "*"); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
+	t.Run("copied", func(t *testing.T) { testCopy(t, root) })
+}
+
+// testCopy: a copy has what was synced when it was done, and holes where there is nothing; who writes
+// meanwhile waits and goes on, also when a process was killed that had frozen the file system.
+func testCopy(t *testing.T, root string) {
+	here := t.TempDir()
+	d := newImage(t, here, "a").must(t, 320*mib, root)
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(d.Mount, "file"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("before")
+	b := newImage(t, here, "b")
+	second := false
+	err := d.Copy(t.Context(), b.File, func(done, of int64) {
+		if done > 0 && of >= done && !second {
+			second = true
+			write("between") // the first time has begun, and maybe passed it
+		}
+	})
+	if err != nil || !second {
+		t.Fatal(err, second)
+	}
+	write("after")
+	if err := d.Copy(t.Context(), b.File, func(int64, int64) {}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("over another: %v, want fs.ErrExist", err)
+	}
+	if n, of := b.taken(t), d.taken(t); n > of+8*mib {
+		t.Errorf("the copy takes %d MiB, the first %d", n>>20, of>>20)
+	}
+	b.must(t, 0, "") // both at once, though they have one UUID
+	if got, err := os.ReadFile(filepath.Join(b.Mount, "file")); err != nil || string(got) != "between" {
+		t.Errorf("the copy has %q, %v", got, err)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	c := newImage(t, here, "c")
+	if err := d.Copy(ctx, c.File, func(int64, int64) { cancel() }); !errors.Is(err, context.Canceled) {
+		t.Errorf("ended: %v", err)
+	}
+	if left, err := filepath.Glob(c.File + "*"); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+
+	if err := d.freeze(freezeCall); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	write("thawed")
+	if err := errors.Join(d.Thaw(), c.Thaw()); err != nil { // not frozen, not there
+		t.Error(err)
+	}
 }
 
 // free is how much room the mounted image has.

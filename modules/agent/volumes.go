@@ -57,6 +57,11 @@ func (d volumes) Wanted(s *wire.State) []Item {
 			Workspace: v.NetworkID,
 			Ensure:    func(ctx context.Context) error { return d.host.Ensure(ctx, v) },
 		}
+		if source := (Ref{volumeKind, v.Source}); slices.ContainsFunc(s.Volumes, func(of wire.Volume) bool {
+			return v.Source != "" && !v.Made && of.UID == v.Source && !of.Remove
+		}) {
+			item.Needs = []Ref{source}
+		}
 		if v.Remove {
 			item.Remove = func(ctx context.Context) error { return d.host.Remove(ctx, v.UID) }
 		}

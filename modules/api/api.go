@@ -129,6 +129,11 @@ type Volumes interface {
 	// Grow calls commit, which writes that a volume shall have so many bytes more, unless
 	// its host has not so much free: an *access.Refusal. Two don't get the same room.
 	Grow(ctx context.Context, v *resource.Volume, more int64, commit func() error) error
+	// Snapshot calls commit with what else is to be written with a snapshot that is new, and has been
+	// given its place, unless it can't be made where its volume is: an *access.Refusal.
+	Snapshot(ctx context.Context, now *resource.Snapshot, commit func(...store.Op) error) error
+	// Copy is Snapshot for a volume that is made from another, or from a snapshot.
+	Copy(ctx context.Context, now *resource.Volume, commit func(...store.Op) error) error
 }
 
 // Claims reaches the claims of workspaces' clusters, as a user there; modules/storage. All
@@ -220,6 +225,7 @@ func New(cfg Config) *API {
 	a.clusterOperations()
 	a.appOperations()
 	a.volumeOperations()
+	a.snapshotOperations()
 	a.claimOperations()
 	a.imageOperations()
 	a.nodeOperations()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -43,8 +44,9 @@ type collection[V any, P pointer[V]] struct {
 	complete func(now, was P)
 	// check says everything that is wrong with what is asked for.
 	check func(ctx context.Context, now, was P) error
-	// within calls commit, which stores a change; nil: nothing is to be known about that.
-	within func(ctx context.Context, now, was P, commit func() error) error
+	// within calls commit, which stores what is new or changed together with the writes it is given; nil:
+	// nothing is to be known about that. was is nil for what is new.
+	within func(ctx context.Context, now, was P, commit func(...store.Op) error) error
 	// verb is what a task calls a change; nil: "update".
 	verb func(now, was P) string
 	// show fills in what is computed for those who ask, and not stored, and takes out
@@ -337,8 +339,16 @@ func (c *collection[V, P]) create(ctx context.Context, in Place, ask func(now P)
 	if err != nil {
 		return nil, err
 	}
-	task, begin := c.begin(ctx, "create", now)
-	err = c.api.store.Commit(ctx, append(ops, c.kind().CreateOp(now), begin)...)
+	task, begin := "", store.Op{}
+	commit := func(more ...store.Op) error {
+		task, begin = c.begin(ctx, "create", now)
+		return c.api.store.Commit(ctx, slices.Concat(ops, more, []store.Op{c.kind().CreateOp(now), begin})...)
+	}
+	if c.within != nil {
+		err = c.within(ctx, now, nil, commit)
+	} else {
+		err = commit()
+	}
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, missing(string(c.scope()), lastName(in.place()))
 	}
@@ -384,8 +394,8 @@ func (c *collection[V, P]) update(ctx context.Context, was P, ask func(now P)) (
 	task, begin := c.begin(ctx, verb, now)
 	// What is there can be changed also when little room is left: the task of it is one of
 	// few that its target has.
-	commit := func() error {
-		return c.api.store.Commit(store.WithReserve(ctx), granted, c.kind().UpdateOp(now), begin)
+	commit := func(more ...store.Op) error {
+		return c.api.store.Commit(store.WithReserve(ctx), append(more, granted, c.kind().UpdateOp(now), begin)...)
 	}
 	if c.within != nil {
 		err = c.within(ctx, now, was, commit)

@@ -132,6 +132,22 @@ func (c *clusters) Grow(_ context.Context, _ *resource.Volume, more int64, commi
 	return commit()
 }
 
+// Snapshot has room for what is up to 100 GiB.
+func (c *clusters) Snapshot(_ context.Context, now *resource.Snapshot, commit func(...store.Op) error) error {
+	return c.room(now.Spec.SizeBytes, commit)
+}
+
+func (c *clusters) Copy(_ context.Context, now *resource.Volume, commit func(...store.Op) error) error {
+	return c.room(now.Spec.SizeBytes, commit)
+}
+
+func (c *clusters) room(size int64, commit func(...store.Op) error) error {
+	if size > 100<<30 {
+		return &access.Refusal{Reason: access.ErrExists, Text: "It can't be made: its host is full."}
+	}
+	return commit()
+}
+
 // images stands for the registry.
 type images struct {
 	names []string
@@ -313,7 +329,10 @@ func (s *site) things() {
 		one(&drop, &make, store.Of[resource.App](s.store), &resource.App{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "hello"),
 			Spec: resource.AppSpec{Namespace: "default", Image: "hello:1", Instances: 1, Port: 8080}})
 		one(&drop, &make, store.Of[resource.Volume](s.store), &resource.Volume{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "data"),
-			Spec: resource.VolumeSpec{Class: resource.LocalVolume, SizeBytes: 1 << 30}, Status: resource.VolumeStatus{State: resource.State{Phase: resource.Ready}, Node: "secret-host", NodeUID: "secret-uid"}})
+			Spec: resource.VolumeSpec{Class: resource.LocalVolume, SizeBytes: 1 << 30}, Status: resource.VolumeStatus{State: resource.State{Phase: resource.Ready}, Node: "secret-host", NodeUID: "secret-uid", SizeBytes: 1 << 30}})
+		one(&drop, &make, store.Of[resource.Snapshot](s.store), &resource.Snapshot{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "before"),
+			Spec: resource.SnapshotSpec{Volume: "data"}, Status: resource.SnapshotStatus{State: resource.State{Phase: resource.Ready}, Node: "secret-host", NodeUID: "secret-uid"}})
+		drop = append(drop, store.Of[resource.Snapshot](s.store).DeleteOp(&resource.Snapshot{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "fresh")}))
 		drop = append(drop, store.Of[resource.Volume](s.store).DeleteOp(&resource.Volume{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "fresh")}))
 		one(&drop, &make, store.Of[resource.Machine](s.store), &resource.Machine{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "shop-1"), Spec: resource.MachineSpec{Node: "secret-host"}})
 		one(&drop, &make, store.Of[resource.Task](s.store), &resource.Task{Meta: meta(account + "-task"), Status: resource.TaskStatus{State: resource.TaskDone},

@@ -142,22 +142,37 @@ func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
 	if err != nil {
 		return err
 	}
-	promised, kept := resource.Promised(machines), resource.PromisedToVolumes(volumes)
+	snapshots, err := all(ctx, store.Of[resource.Snapshot](a.store), "")
+	if err != nil {
+		return err
+	}
+	promised, kept, copies := resource.Promised(machines), resource.PromisedToVolumes(volumes), resource.PromisedToSnapshots(snapshots)
 	for _, n := range nodes {
-		n.Status.Allocated = promised[n.Name].Add(resource.Size{DiskBytes: kept[n.UID]})
+		n.Status.Allocated = promised[n.Name].Add(resource.Size{DiskBytes: kept[n.UID] + copies[n.UID]})
 	}
 	return nil
 }
 
-// keepNode refuses that a node is removed while volumes are on it: they would be lost.
+// keepNode refuses that a node is removed while volumes or snapshots are on it: they would be lost.
 func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
 	volumes, err := all(ctx, store.Of[resource.Volume](a.store), "")
+	if err != nil {
+		return err
+	}
+	snapshots, err := all(ctx, store.Of[resource.Snapshot](a.store), "")
 	if err != nil {
 		return err
 	}
 	const most = 5
 	var some []string
 	there := 0
+	for _, s := range snapshots {
+		if s.Status.NodeUID == node.UID && !s.Deleting() {
+			if there++; there <= most {
+				some = append(some, "snapshot "+s.Key())
+			}
+		}
+	}
 	for _, v := range volumes {
 		if !v.IsOn(node.UID) || v.Deleting() {
 			continue
@@ -169,12 +184,12 @@ func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
 	if there == 0 {
 		return nil
 	}
-	what := fmt.Sprintf("%d volumes are on node %s, among them", there, node.Name)
+	what := fmt.Sprintf("%d volumes and snapshots are on node %s, among them", there, node.Name)
 	switch {
 	case there == 1:
-		what = fmt.Sprintf("A volume is on node %s:", node.Name)
+		what = fmt.Sprintf("On node %s there is still", node.Name)
 	case there <= most:
-		what = fmt.Sprintf("%d volumes are on node %s:", there, node.Name)
+		what = fmt.Sprintf("%d volumes and snapshots are on node %s:", there, node.Name)
 	}
 	return conflict("in-use", fmt.Sprintf("%s %s.", what, strings.Join(some, ", ")),
 		fmt.Sprintf("What tenants keep there has to be deleted first. If the host will never come back, give it up, and what "+

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 // VolumePatch is the body of volumes.patch: what is left out stays.
@@ -37,14 +38,27 @@ func (a *API) volumeOperations() {
 		},
 		// Which claim has it is not for the caller to say.
 		adopt: func(now, body *resource.Volume) {
-			now.Spec.Class, now.Spec.SizeBytes = body.Spec.Class, body.Spec.SizeBytes
+			now.Spec.Class, now.Spec.SizeBytes, now.Spec.Source = body.Spec.Class, body.Spec.SizeBytes, body.Spec.Source
 			now.Spec.Replicas, now.Spec.Arbiter = body.Spec.Replicas, body.Spec.Arbiter
 		},
 		complete: completeVolume,
-		check:    checkVolume,
-		within: func(ctx context.Context, now, was *resource.Volume, commit func() error) error {
+		check: func(ctx context.Context, now, was *resource.Volume) error {
+			if was == nil && now.Spec.Source != nil {
+				if err := a.findSource(ctx, now); err != nil {
+					return err
+				}
+			}
+			return checkVolume(ctx, now, was)
+		},
+		within: func(ctx context.Context, now, was *resource.Volume, commit func(...store.Op) error) error {
+			if was == nil && now.Spec.Source != nil {
+				return a.cfg.Volumes.Copy(ctx, now, commit)
+			}
+			if was == nil {
+				return commit() // its host is chosen later
+			}
 			if more := now.Spec.SizeBytes - was.Spec.SizeBytes; more > 0 {
-				return a.cfg.Volumes.Grow(ctx, was, more, commit)
+				return a.cfg.Volumes.Grow(ctx, was, more, func() error { return commit() })
 			}
 			return commit()
 		},
@@ -78,6 +92,15 @@ func completeVolume(now, was *resource.Volume) {
 		from = was.Spec
 	}
 	spec := &now.Spec
+	if spec.Source != nil {
+		spec.Source.UID = "" // not the caller's to say
+		if from.Source != nil {
+			spec.Source.UID = from.Source.UID
+		}
+	}
+	if from.Source != nil && (spec.Source == nil || *spec.Source == *from.Source) {
+		spec.Source = from.Source
+	}
 	spec.Class = cmp.Or(spec.Class, from.Class)
 	spec.Replicas, spec.Arbiter = cmp.Or(spec.Replicas, from.Replicas), spec.Arbiter || from.Arbiter
 	if spec.SizeBytes != from.SizeBytes && spec.SizeBytes <= resource.MaxVolumeBytes {
@@ -107,6 +130,8 @@ func checkVolume(_ context.Context, now, was *resource.Volume) error {
 			"Leave it out, or make another volume and copy the data.")
 	case why != "":
 		return invalid("body.spec.replicas", why, remedy)
+	case was != nil && now.Spec.Source != was.Spec.Source:
+		return invalid("body.spec.source", "can't be changed", "Leave it out, or make another volume.")
 	case size < least:
 		return wrong("Ask for more.", "%s is too small: a volume has at least %s", text(size), text(least))
 	case size > most:

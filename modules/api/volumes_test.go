@@ -183,7 +183,7 @@ func TestNodesKeepVolumes(t *testing.T) {
 		}
 	}
 	got := s.want(http.StatusConflict, root, "DELETE", "/v1/nodes/host1", "").problem(t)
-	if !strings.Contains(got.Detail, "6 volumes are on node host1, among them acme/web/shop/v0,") || strings.Contains(got.Detail, "v5") ||
+	if !strings.Contains(got.Detail, "6 volumes and snapshots are on node host1, among them acme/web/shop/v0,") || strings.Contains(got.Detail, "v5") ||
 		!strings.Contains(got.Remedy, "mp nodes remove host1 --lost") {
 		t.Errorf("got %+v", got)
 	}

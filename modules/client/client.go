@@ -265,7 +265,8 @@ The configuration is in MP_CONFIG, or ~/.config/multipaas. Exit codes: 0 ok, 1 f
 			p.initCommand(), p.registerCommand(), p.loginCommand(), p.logoutCommand(), p.sessionCommand(), p.passwdCommand(),
 			p.accountCommands(), p.organizationCommands(), p.userCommands(), p.invitationCommands(),
 			p.workspaceCommands(), p.namespaceCommands(), p.clusterCommands(),
-			p.appCommands(), p.volumeCommands(), p.claimCommands(), p.imageCommands(), p.taskCommands(), p.nodeCommands(),
+			p.appCommands(), p.volumeCommands(), p.snapshotCommands(), p.claimCommands(),
+			p.imageCommands(), p.taskCommands(), p.nodeCommands(),
 			p.kubeCredentialCommand(), p.completionCommand(), p.versionCommand(),
 		},
 	}

@@ -49,7 +49,7 @@ func attachedTo(v *resource.Volume, which func(resource.VolumeAttachment) bool) 
 
 func (p *program) volumeCommands() *command {
 	volumes := p.volumes()
-	return group("volumes, volume", "create, list, show, resize, bind and delete a workspace's volumes",
+	all := group("volumes, volume", "create, list, show, resize, bind, copy and delete a workspace's volumes",
 		volumes.create(command{
 			usage: "make a volume",
 			about: `A volume of the class local is on the disk of one host: as fast as that, and lost with it.
@@ -100,6 +100,8 @@ is refused: delete them, or scale down what makes them.`,
 		volumes.delete("Delete volume %s with all data in it?",
 			help("delete a volume with all data in it", "mp volumes delete db --yes")),
 	)
+	all.sub = append(all.sub, p.copyCommands(volumes)...)
+	return all
 }
 
 // newVolume is what is said of a new volume or claim.
@@ -139,6 +141,11 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 	}
 	if v.Spec.Class == resource.LocalVolume {
 		fmt.Fprintln(w, "There is no copy of it: what it holds is lost with that host's disk.")
+	}
+	if from := v.Spec.Source; from != nil && from.Snapshot != "" {
+		fmt.Fprintf(w, "It was made from snapshot %s.\n", printable(from.Snapshot))
+	} else if from != nil {
+		fmt.Fprintf(w, "It was made from volume %s.\n", printable(from.Volume))
 	}
 	if v.Spec.Claim == "" {
 		fmt.Fprintln(w, "No claim has it, so no pod uses it.")

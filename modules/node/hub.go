@@ -60,6 +60,7 @@ type HubConfig struct {
 	Keys        *store.Cache[*resource.WorkspaceKeys]
 	Claims      *store.Cache[*resource.VNI]
 	Volumes     *store.Cache[*resource.Volume]
+	Snapshots   *store.Cache[*resource.Snapshot]
 	Registry    string // host:port
 	UpstreamDNS []netip.AddrPort
 	// Front says at which addresses this server's front door is now, and how it is found
@@ -139,6 +140,7 @@ func NewHub(cfg HubConfig) *Hub {
 		}
 		return v
 	}, func(string) { h.wake() })
+	cfg.Snapshots.OnChangeOf(func(s *resource.Snapshot) any { s.Status.UsedBytes = 0; return s }, func(string) { h.wake() })
 	if cfg.Own != nil {
 		cfg.Own.OnChange(h.wake)
 	}

@@ -13,7 +13,8 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// volumesOf are the volumes that a node shall have, those that it shall take away too.
+// volumesOf are the volumes and snapshots that a node shall have, those that it shall take away too.
+// Nothing is destroyed before its controller has looked whether something is still made from it.
 func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []wire.Volume) {
 	for _, v := range all {
 		shared, here := wire.Volume{}, v.Status.NodeUID == node.UID
@@ -28,13 +29,24 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 			continue // its cache follows: a workspace outlives its volumes
 		}
 		w := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
-			FirstUID: v.Status.FirstUID, Remove: v.Deleting(), Made: v.Status.SizeBytes > 0, Servers: shared.Servers}
+			FirstUID: v.Status.FirstUID, Made: v.Made(), Servers: shared.Servers,
+			Remove: v.Deleting() && v.Status.Phase == resource.Deleting}
+		if v.Spec.Source != nil {
+			w.Source = v.Spec.Source.UID
+		}
 		for _, m := range h.machinesAt(node, v) {
 			if !w.Remove {
 				w.Attachments = append(w.Attachments, wire.VolumeAttachment{MachineUID: m.UID})
 			}
 		}
 		volumes = append(volumes, w)
+	}
+	for _, s := range h.cfg.Snapshots.List("") {
+		if ws, ok := h.cfg.Workspaces.Get(s.WorkspaceKey()); ok && s.Status.NodeUID == node.UID {
+			volumes = append(volumes, wire.Volume{Key: s.Key(), UID: s.UID, NetworkID: ws.Status.ID, Class: resource.LocalVolume,
+				SizeBytes: s.Spec.SizeBytes, Made: s.Made(), Source: s.Spec.VolumeUID, Snapshot: true,
+				Remove: s.Deleting() && s.Status.Phase == resource.Deleting})
+		}
 	}
 	return volumes
 }
@@ -60,12 +72,21 @@ func (h *Hub) keepsVolumes(ctx context.Context, node *resource.Node) error {
 			on = append(on, v.Key())
 		}
 	}
+	snapshots, _, err := store.Of[resource.Snapshot](h.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return err
+	}
+	for _, s := range snapshots {
+		if s.Status.NodeUID == node.UID && !s.Deleting() {
+			on = append(on, s.Key())
+		}
+	}
 	if on == nil {
 		return nil
 	}
 	some := on[:min(len(on), 5)]
-	return refuse(http.StatusConflict, "%d volumes are on node %s, among them %s: their owners have to delete them first; "+
-		"to lose what is in them, give the node up with: mp nodes remove %s --lost",
+	return refuse(http.StatusConflict, "%d volumes and snapshots are on node %s, among them %s: their owners have to "+
+		"delete them first; to lose what is in them, give the node up with: mp nodes remove %s --lost",
 		len(on), node.Name, strings.Join(some, ", "), node.Name)
 }
 
@@ -76,7 +97,7 @@ const maxPools = 16
 func pools(said []resource.Pool) (pools []resource.Pool) {
 	for _, p := range said[:min(len(said), maxPools)] {
 		pools = append(pools, resource.Pool{Name: clip(p.Name, maxName), Path: clip(p.Path, maxText),
-			SizeBytes: amount(p.SizeBytes), FreeBytes: amount(p.FreeBytes), Reflink: p.Reflink})
+			SizeBytes: amount(p.SizeBytes), FreeBytes: amount(p.FreeBytes), Reflink: p.Reflink, Copies: p.Copies})
 	}
 	return pools
 }
@@ -92,7 +113,10 @@ func (h *Hub) has(node *resource.Node, v *resource.Volume) bool {
 // takeVolume takes down what is news of a volume.
 func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.VolumeReport) error {
 	seen, ok := h.cfg.Volumes.Get(rep.Key)
-	if !ok || seen.UID != rep.UID || !h.has(node, seen) {
+	if !ok || seen.UID != rep.UID {
+		return h.takeSnapshot(ctx, node, rep)
+	}
+	if !h.has(node, seen) {
 		return nil // gone, or not this node's: nothing to take down
 	}
 	look := func(v *resource.Volume) {
@@ -133,6 +157,51 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 			return store.ErrSkip
 		}
 		look(v)
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// takeSnapshot takes down what is news of a snapshot.
+func (h *Hub) takeSnapshot(ctx context.Context, node *resource.Node, rep wire.VolumeReport) error {
+	seen, ok := h.cfg.Snapshots.Get(rep.Key)
+	if !ok || seen.UID != rep.UID || seen.Status.NodeUID != node.UID {
+		return nil // gone, or not this node's: nothing to take down
+	}
+	most := seen.Spec.SizeBytes // or, of a volume that has grown meanwhile, what that has
+	if v, ok := h.cfg.Volumes.Get(seen.WorkspaceKey() + "/" + seen.Spec.Volume); ok && v.UID == seen.Spec.VolumeUID {
+		most = max(most, v.Spec.SizeBytes)
+	}
+	look := func(s *resource.Snapshot) {
+		c := resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Reason: "Creating",
+			Message: clip(rep.Message, maxText)}
+		if rep.Ready {
+			c = resource.Condition{Type: resource.SnapshotReady, Status: resource.True, Reason: "Ready"}
+			if !s.Made() {
+				s.Status.SizeBytes, s.Status.ReadyAt = min(amount(rep.SizeBytes), most), new(h.now().UTC())
+			}
+			s.Status.UsedBytes = amount(rep.UsedBytes)
+		}
+		s.Status.Conditions.Set(c)
+		// One that shall stay is not removed because a node says so.
+		if rep.Removed && s.Deleting() {
+			s.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotRemoved, Status: resource.True, Reason: "Removed"})
+		}
+	}
+	was := seen.Status
+	was.Conditions = slices.Clone(was.Conditions)
+	unheard := rep.Removed && !seen.Deleting() // see takeVolume
+	if look(seen); reflect.DeepEqual(was, seen.Status) && !unheard {
+		return nil
+	}
+	_, err := store.Of[resource.Snapshot](h.cfg.Store).Modify(ctx, rep.Key, func(s *resource.Snapshot) error {
+		if s.UID != rep.UID || s.Status.NodeUID != node.UID {
+			return store.ErrSkip
+		}
+		look(s)
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) {

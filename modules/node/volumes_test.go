@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -92,7 +93,15 @@ func TestVolumes(t *testing.T) {
 	if err := mine.call(t.Context(), wire.LeavePath, struct{}{}, nil); err == nil || !strings.Contains(err.Error(), "acme/web/shop/data") {
 		t.Errorf("it leaves with a volume: %v", err)
 	}
+	// It may be copied first: its controller says when it goes.
 	if _, err := volumes.MarkDeleted(t.Context(), v.Key()); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.stateOf(node).Volumes; len(got) != 1 || got[0].Remove {
+		t.Errorf("n1 is told %+v", got)
+	}
+	_, err = volumes.Modify(t.Context(), v.Key(), func(v *resource.Volume) error { v.Status.Phase = resource.Deleting; return nil })
+	if err != nil {
 		t.Fatal(err)
 	}
 	wait.For(t, wait.Patience, "it shall be removed", func(context.Context) error {
@@ -140,5 +149,74 @@ func TestVolumes(t *testing.T) {
 	now, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
 	if err != nil || len(now.Status.Pools) != maxPools || slices.ContainsFunc(now.Status.Pools, func(p resource.Pool) bool { return p != resource.Pool{} }) {
 		t.Errorf("pools %+v, %v", now.Status.Pools, err)
+	}
+}
+
+// TestSnapshots: a node is told of the snapshots on it, and believed as far as of volumes.
+func TestSnapshots(t *testing.T) {
+	p := start(t)
+	mine, other := p.join(t, "n1"), p.join(t, "n2")
+	node, err := store.Of[resource.Node](p.store).Get(t.Context(), "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshots := store.Of[resource.Snapshot](p.store)
+	ws := &resource.Workspace{InOrganization: resource.NewInOrganization("acme/web", "shop")}
+	ws.Status.ID = "00abcd"
+	s := &resource.Snapshot{InWorkspace: resource.NewInWorkspace("acme/web/shop", "data"),
+		Spec: resource.SnapshotSpec{Volume: "data", VolumeUID: "of", SizeBytes: 1 << 30}}
+	s.Status.Node, s.Status.NodeUID = "n1", node.UID
+	if err := p.store.Commit(t.Context(), store.Of[resource.Workspace](p.store).CreateOp(ws), snapshots.CreateOp(s)); err != nil {
+		t.Fatal(err)
+	}
+	told := func(what string, want wire.Volume) {
+		t.Helper()
+		wait.For(t, wait.Patience, what, func(context.Context) error {
+			if got := p.stateOf(node).Volumes; fmt.Sprint(got) != fmt.Sprint([]wire.Volume{want}) {
+				return fmt.Errorf("n1 is told %+v, want %+v", got, want)
+			}
+			return nil
+		})
+	}
+	want := wire.Volume{Key: s.Key(), UID: s.UID, NetworkID: "00abcd", Class: "local", SizeBytes: 1 << 30, Source: "of", Snapshot: true}
+	told("the hub knows of the snapshot", want)
+	rep := wire.VolumeReport{Key: s.Key(), UID: s.UID, Ready: true, SizeBytes: 1 << 50, UsedBytes: 5, Removed: true}
+	report := func(h *host) resource.SnapshotStatus {
+		t.Helper()
+		text, err := json.Marshal(rep)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.call(t.Context(), wire.ItemsPath, wire.Items{Items: []wire.Item{{Kind: wire.VolumeItem, Report: text}}}, nil); err != nil {
+			t.Fatal(err)
+		}
+		now, err := snapshots.Get(t.Context(), s.Key())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now.Status
+	}
+	if got := report(other); got.SizeBytes != 0 || got.Conditions != nil {
+		t.Errorf("another node is believed: %+v", got)
+	}
+	got := report(mine)
+	if !got.Conditions.Is(resource.SnapshotReady) || got.SizeBytes != 1<<30 || got.UsedBytes != 5 || got.ReadyAt == nil ||
+		got.Conditions.Is(resource.SnapshotRemoved) {
+		t.Errorf("after a report it is %+v", got)
+	}
+	if err := mine.call(t.Context(), wire.LeavePath, struct{}{}, nil); err == nil || !strings.Contains(err.Error(), "acme/web/shop/data") {
+		t.Errorf("it leaves with a snapshot: %v", err)
+	}
+	_, err = snapshots.Modify(t.Context(), s.Key(), func(s *resource.Snapshot) error {
+		s.DeletedAt, s.Status.Phase = new(time.Now().UTC()), resource.Deleting
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Made, want.Remove = true, true
+	told("it shall be removed", want)
+	if got := report(mine); !got.Conditions.Is(resource.SnapshotRemoved) {
+		t.Errorf("it was removed: %+v", got)
 	}
 }

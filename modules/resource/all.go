@@ -24,6 +24,7 @@ func Kinds() []Kind {
 		kindOf[App](),
 		kindOf[Route](),
 		kindOf[Volume](),
+		kindOf[Snapshot](),
 		kindOf[Task](),
 	}
 }
@@ -43,7 +44,8 @@ type Limits struct {
 	DiskBytes     int64 `json:"diskBytes,omitempty" minimum:"0" doc:"Of all machines"`
 	ImageBytes    int64 `json:"imageBytes,omitempty" minimum:"0" doc:"Of all images in the registry"`
 	Volumes       int64 `json:"volumes,omitempty" minimum:"0"`
-	VolumeBytes   int64 `json:"volumeBytes,omitempty" minimum:"0" doc:"Of all volumes, by what they may grow to"`
+	VolumeBytes   int64 `json:"volumeBytes,omitempty" minimum:"0" doc:"Of all volumes and snapshots, by what they may grow to"`
+	Snapshots     int64 `json:"snapshots,omitempty" minimum:"0" doc:"Of volumes"`
 	DatabaseBytes int64 `json:"databaseBytes,omitempty" minimum:"0" doc:"Of the objects in all its clusters, on the servers"`
 }
 
@@ -62,7 +64,8 @@ func Dimensions() []Dimension {
 		{"diskBytes", "disk", Bytes, "10Ti", "disk", "disk of all machines", "disk of all its machines", func(l *Limits) *int64 { return &l.DiskBytes }},
 		{"imageBytes", "images", Bytes, "200Gi", "images", "images in the registry", "what its images may take in the registry", func(l *Limits) *int64 { return &l.ImageBytes }},
 		{"volumes", "volumes", Count, "1000", "volumes", "volumes in all workspaces", "how many volumes", func(l *Limits) *int64 { return &l.Volumes }},
-		{"volumeBytes", "storage", Bytes, "10Ti", "storage", "storage of all volumes", "what its volumes may hold", func(l *Limits) *int64 { return &l.VolumeBytes }},
+		{"volumeBytes", "storage", Bytes, "10Ti", "storage", "storage of all volumes", "what its volumes and snapshots may hold", func(l *Limits) *int64 { return &l.VolumeBytes }},
+		{"snapshots", "snapshots", Count, "1000", "snapshots", "snapshots of volumes", "how many snapshots of volumes", func(l *Limits) *int64 { return &l.Snapshots }},
 		// A cluster in use takes some 100 MB with its history.
 		{"databaseBytes", "databases", Bytes, "10Gi", "databases", "databases of all clusters", "what the databases of its clusters may take on the servers", func(l *Limits) *int64 { return &l.DatabaseBytes }},
 	}

@@ -28,11 +28,21 @@ type VolumeSpec struct {
 	Replicas int `json:"replicas,omitempty" minimum:"0" maximum:"3" doc:"Of a shared volume: on how many hosts its data is"`
 	// Arbiter makes two copies safe: a third host that keeps names and no data.
 	Arbiter bool `json:"arbiter,omitempty" doc:"Of a shared volume with 2 replicas: a third host knows which one is right"`
+	// Source is what it is made from; nil: it is made with nothing in it.
+	Source *VolumeSource `json:"source,omitempty" doc:"What it is made from; it can't be changed later"`
 	// Claim is the PersistentVolumeClaim that it was made for or is bound to.
 	Claim string `json:"claim,omitempty" readOnly:"true" doc:"The claim that has it: NAMESPACE/NAME" example:"default/data"`
 	// Provisioned volumes go when their cluster says so. The mark goes once a person has bound or
 	// unbound one: from then on it is a person who deletes it.
 	Provisioned bool `json:"provisioned,omitempty" readOnly:"true" doc:"It was made for its claim, and goes with it"`
+}
+
+// VolumeSource is what a volume is made from: a snapshot, or another volume as it is then. One of the two
+// is named.
+type VolumeSource struct {
+	Snapshot string `json:"snapshot,omitempty" maxLength:"63" doc:"Name of a snapshot" example:"db-before"`
+	Volume   string `json:"volume,omitempty" maxLength:"63" doc:"Name of another volume"`
+	UID      string `json:"uid,omitempty" readOnly:"true"`
 }
 
 // VolumeStatus is what the platform sees.
@@ -79,6 +89,9 @@ func (v *Volume) Attached() (ok bool, why string) {
 	return false, why
 }
 
+// Made says that its host has had it.
+func (v *Volume) Made() bool { return v.Status.SizeBytes > 0 }
+
 // Kind is "volumes".
 func (*Volume) Kind() string { return "volumes" }
 
@@ -112,4 +125,7 @@ type Pool struct {
 	FreeBytes int64  `json:"freeBytes"`
 	// Reflink: copies of volumes share blocks there.
 	Reflink bool `json:"reflink,omitempty" doc:"Snapshots and clones take no time and no room"`
+	// Copies: its agent knows snapshots, and volumes that are made from something. One from before
+	// would make them empty.
+	Copies bool `json:"copies,omitempty" doc:"Volumes can be copied there"`
 }

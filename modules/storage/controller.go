@@ -34,6 +34,7 @@ type Config struct {
 	Shared bool
 
 	Volumes    *store.Cache[*resource.Volume]
+	Snapshots  *store.Cache[*resource.Snapshot]
 	Nodes      *store.Cache[*resource.Node]
 	Machines   *store.Cache[*resource.Machine]
 	Workspaces *store.Cache[*resource.Workspace]
@@ -56,6 +57,7 @@ type Controller struct {
 	cfg   Config
 	quota quota.Quota             // grants what claims ask for
 	loop  *reconcile.Loop[string] // keys of volumes
+	snaps *reconcile.Loop[string] // keys of snapshots
 
 	placing chan struct{} // full while somebody chooses a host, so that two don't take the same room
 	retries flowcontrol.RateLimiter
@@ -68,18 +70,21 @@ func New(cfg Config) *Controller {
 	}
 	c := &Controller{cfg: cfg, quota: quota.Quota{Store: cfg.Store, Limits: cfg.Limits}, placing: make(chan struct{}, 1),
 		retries: flowcontrol.NewTokenBucketRateLimiter(placingPace, placingBurst)}
-	c.loop = reconcile.New(reconcile.Config[string]{
-		Name:       "volume",
-		Log:        cfg.Log,
-		Reconcile:  c.reconcile,
-		Tenant:     resource.OfWorkspace.Parent,
-		Share:      share,
-		Workers:    workers,
-		Timeout:    30 * time.Second,
-		Backoff:    200 * time.Millisecond,
-		MaxBackoff: 15 * time.Second,
-		Registerer: cfg.Registerer,
-	})
+	loop := func(name string, look func(context.Context, string) (time.Duration, error)) *reconcile.Loop[string] {
+		return reconcile.New(reconcile.Config[string]{
+			Name:       name,
+			Log:        cfg.Log,
+			Reconcile:  look,
+			Tenant:     resource.OfWorkspace.Parent,
+			Share:      share,
+			Workers:    workers,
+			Timeout:    30 * time.Second,
+			Backoff:    200 * time.Millisecond,
+			MaxBackoff: 15 * time.Second,
+			Registerer: cfg.Registerer,
+		})
+	}
+	c.loop, c.snaps = loop("volume", c.reconcile), loop("snapshot", c.reconcileSnapshot)
 	// How much of one is used is for people alone.
 	cfg.Volumes.OnChangeOf(func(v *resource.Volume) any {
 		v.Status.UsedBytes = 0
@@ -88,6 +93,7 @@ func New(cfg Config) *Controller {
 		}
 		return v
 	}, c.loop.Add)
+	cfg.Snapshots.OnChangeOf(func(s *resource.Snapshot) any { s.Status.UsedBytes = 0; return s }, c.snaps.Add)
 	// A machine that came may be where a volume can be.
 	cfg.Machines.OnChange(func(key string) {
 		for _, v := range cfg.Volumes.List(resource.OfWorkspace.Parent(key)) {
@@ -104,6 +110,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { c.followNodes(ctx) })
+	wg.Go(func() { c.snaps.Run(ctx) })
 	ready()
 	c.loop.Run(ctx)
 	return nil
@@ -120,6 +127,11 @@ func (c *Controller) followNodes(ctx context.Context) {
 			waits := v.Spec.Class == resource.SharedVolume && v.Status.Phase != resource.Ready // perhaps for this host
 			if placed(v) && (e.Type == store.Synced || on(v, e.Key)) || waits {
 				c.loop.Add(v.Key())
+			}
+		}
+		for _, s := range c.cfg.Snapshots.List("") {
+			if e.Type == store.Synced || s.Status.Node == e.Key {
+				c.snaps.Add(s.Key())
 			}
 		}
 	}
@@ -146,7 +158,7 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 		return c.reconcileShared(ctx, v)
 	}
 	if v.Deleting() {
-		return 0, c.remove(ctx, v)
+		return c.remove(ctx, v)
 	}
 	if v.Status.Node == "" {
 		again, err = c.place(ctx, v)
@@ -166,8 +178,12 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 // host is the node that the volume is on, nil if that is not one of the platform's any
 // more. The store is asked: a cache may be behind a join of a moment ago.
 func (c *Controller) host(ctx context.Context, v *resource.Volume) (*resource.Node, error) {
-	n, err := store.Of[resource.Node](c.cfg.Store).Get(ctx, v.Status.Node)
-	if errors.Is(err, store.ErrNotFound) || err == nil && n.UID != v.Status.NodeUID {
+	return c.nodeOf(ctx, v.Status.Node, v.Status.NodeUID)
+}
+
+func (c *Controller) nodeOf(ctx context.Context, name, uid string) (*resource.Node, error) {
+	n, err := store.Of[resource.Node](c.cfg.Store).Get(ctx, name)
+	if errors.Is(err, store.ErrNotFound) || err == nil && n.UID != uid {
 		return nil, nil
 	}
 	return n, err
@@ -200,28 +216,36 @@ func settle(v *resource.Volume, host *resource.Node) {
 }
 
 // remove takes a volume away: its host first, the resource last.
-func (c *Controller) remove(ctx context.Context, v *resource.Volume) error {
+func (c *Controller) remove(ctx context.Context, v *resource.Volume) (again time.Duration, err error) {
+	volumes := store.Of[resource.Volume](c.cfg.Store)
 	var host *resource.Node
 	if v.Status.Node != "" {
-		var err error
 		if host, err = c.host(ctx, v); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	if host != nil && !v.Status.Conditions.Is(resource.VolumeRemoved) {
 		if v.Status.Phase == resource.Deleting {
-			return nil // its host reports
+			return 0, nil // its host reports
 		}
-		return store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
-			now.Status.Phase = resource.Deleting
-		})
+		what, err := c.neededFor(ctx, v.WorkspaceKey(), v.UID)
+		if err != nil {
+			return 0, err
+		}
+		if what != "" {
+			return retryNeeded, volumes.Observe(ctx, v, func(now *resource.Volume) {
+				waitFor(&now.Status.Conditions, resource.VolumeRemoved, what)
+			})
+		}
+		// The hub has its host destroy it from now on.
+		return 0, volumes.Observe(ctx, v, func(now *resource.Volume) { now.Status.Phase = resource.Deleting })
 	}
 	failpoint.Reach("storage/volume/removed")
-	if err := store.Of[resource.Volume](c.cfg.Store).Delete(ctx, v); err != nil && !errors.Is(err, store.ErrNotFound) {
-		return err // a conflict too: it is looked at again
+	if err := volumes.Delete(ctx, v); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return 0, err // a conflict too: it is looked at again
 	}
 	c.cfg.Log.Info("volume removed", "volume", v.Key(), "node", v.Status.Node, "hostGone", host == nil)
-	return nil
+	return 0, nil
 }
 
 // place chooses the host of a volume that nobody waits for: one that a machine of its
@@ -314,9 +338,14 @@ func (c *Controller) free(ctx context.Context) (free func(*resource.Node) int64,
 	if err != nil {
 		return nil, nil, err
 	}
+	snapshots, _, err := store.Of[resource.Snapshot](c.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return nil, nil, err
+	}
 	machinesHave, volumesHave := resource.Promised(machines), resource.PromisedToVolumes(volumes)
+	snapshotsHave := resource.PromisedToSnapshots(snapshots)
 	return func(n *resource.Node) int64 {
-		return n.Status.Capacity.DiskBytes - machinesHave[n.Name].DiskBytes - volumesHave[n.UID]
+		return n.Status.Capacity.DiskBytes - machinesHave[n.Name].DiskBytes - volumesHave[n.UID] - snapshotsHave[n.UID]
 	}, machines, nil
 }
 

@@ -52,7 +52,7 @@ func newWorld(t *testing.T) *world {
 	for i := range 3 {
 		n := &resource.Node{Meta: resource.Meta{Name: fmt.Sprintf("n%d", i+1)}}
 		n.Status.Phase, n.Status.Capacity = resource.Ready, resource.Size{MilliCPU: 8000, MemoryBytes: 8 * gib, DiskBytes: int64(20+10*i) * gib}
-		n.Status.Pools = []resource.Pool{{Name: "default"}}
+		n.Status.Pools = []resource.Pool{{Name: "default", Copies: true}}
 		ops, w.nodes = append(ops, store.Of[resource.Node](db).CreateOp(n)), append(w.nodes, n)
 		if i < 2 {
 			m := &resource.Machine{InWorkspace: resource.NewInWorkspace(w.ws.Key(), fmt.Sprintf("shop-%d", i+1))}
@@ -64,9 +64,9 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	cfg := Config{Store: db, Limits: resource.Limits{Volumes: 4, VolumeBytes: 30 * gib},
-		Volumes: store.Of[resource.Volume](db).Cache(nil), Nodes: store.Of[resource.Node](db).Cache(nil),
+		Volumes: store.Of[resource.Volume](db).Cache(nil), Snapshots: store.Of[resource.Snapshot](db).Cache(nil), Nodes: store.Of[resource.Node](db).Cache(nil),
 		Machines: store.Of[resource.Machine](db).Cache(nil), Workspaces: store.Of[resource.Workspace](db).Cache(nil)}
-	for _, run := range []func(context.Context, func()) error{cfg.Volumes.Run, cfg.Nodes.Run, cfg.Machines.Run, cfg.Workspaces.Run} {
+	for _, run := range []func(context.Context, func()) error{cfg.Volumes.Run, cfg.Snapshots.Run, cfg.Nodes.Run, cfg.Machines.Run, cfg.Workspaces.Run} {
 		parttest.Run(t, run)
 	}
 	w.Controller = New(cfg)
@@ -93,6 +93,9 @@ func (w *world) hosts(ctx context.Context, ready func()) error {
 func (w *world) report(ctx context.Context, v *resource.Volume) {
 	_, err := store.Of[resource.Volume](w.db).Modify(ctx, v.Key(), func(v *resource.Volume) error {
 		if v.Deleting() {
+			if v.Status.Phase != resource.Deleting {
+				return store.ErrSkip // it was not told yet
+			}
 			v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeRemoved, Status: resource.True})
 			return nil
 		}

@@ -7,6 +7,7 @@ func Failpoints() []failpoint.Point {
 	return []failpoint.Point{
 		{Name: "volume/make/recorded", In: failpoint.Node, Cuts: "the volume's folder and record are there, its disk is not"},
 		{Name: "volume/make/mounted", In: failpoint.Node, Cuts: "the disk is mounted, its root is not its owner's"},
+		{Name: "volume/snapshot/recorded", In: failpoint.Node, Cuts: "the snapshot's folder and record are there, its disk is not"},
 		{Name: "volume/attach/folder-made", In: failpoint.Node, Cuts: "the machine has a folder for the volume, with nothing in it"},
 		{Name: "volume/remove/shut-down", In: failpoint.Node, Cuts: "the volume's file system has stopped, it takes its room still"},
 		{Name: "volume/remove/unmounted", In: failpoint.Node, Cuts: "nothing of the volume is mounted, its files are there"},

@@ -81,8 +81,9 @@ func (a *asker[T]) ask(patience <-chan time.Time, what string, do func() (T, err
 	return a.begin(do).get(patience, what)
 }
 
-// List says of every volume of which there is something what is seen of it. It blocks for twice
-// lookTime at most. The error says that the pool is not there, or does not answer.
+// List says of every volume of which there is something what is seen of it; of what is used of a
+// snapshot, what its file takes. It blocks for twice lookTime at most. The error says that the pool is
+// not there, or does not answer.
 func (h *Host) List() ([]wire.VolumeReport, error) { return h.list(false) }
 
 // list is List of volumes, or of bricks.
@@ -111,6 +112,11 @@ func (h *Host) list(bricks bool) ([]wire.VolumeReport, error) {
 		r := wire.VolumeReport{UID: f.uid, Key: f.rec.Key, NetworkID: f.rec.NetworkID, SizeBytes: f.sizeBytes, Fallen: !mounted[f.uid]}
 		if f.err != nil && (f.sizeBytes > 0 || !errors.Is(f.err, fs.ErrNotExist)) { // else it is being made
 			r.Message = h.said("its record can't be read: "+operators, f.err).Error()
+		}
+		if f.rec.Snapshot {
+			r.Ready, r.UsedBytes, r.Fallen = f.sizeBytes > 0, f.takesBytes, f.sizeBytes == 0
+			all = append(all, r)
+			continue
 		}
 		if mounted[f.uid] {
 			used, err := answers[f.uid].get(patience, "its file system")

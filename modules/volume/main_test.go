@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -77,6 +78,13 @@ func takeStep(text string) error {
 	switch s.Do {
 	case "ensure":
 		return h.Ensure(context.Background(), testVolume(s.SizeBytes))
+	case "snapshot":
+		for {
+			err := h.Ensure(context.Background(), testSnapshot)
+			if err == nil || !strings.Contains(err.Error(), copyingText) {
+				return err
+			}
+		}
 	case "attach":
 		return h.Attach(testUID, s.Machine)
 	case "detach":

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -113,10 +114,11 @@ type room struct {
 
 // found is a volume's folder.
 type found struct {
-	uid       string
-	rec       record
-	err       error // of the record
-	sizeBytes int64
+	uid        string
+	rec        record
+	err        error // of the record
+	sizeBytes  int64
+	takesBytes int64 // of the pool
 }
 
 // pool looks at the pool. A disk that doesn't answer keeps nobody waiting for more than lookTime.
@@ -139,6 +141,9 @@ func (h *Host) pool() (room, error) {
 			f.rec, f.err = p.record()
 			if info, err := os.Stat(p.image().File); err == nil {
 				f.sizeBytes = info.Size()
+				if st, ok := info.Sys().(*syscall.Stat_t); ok {
+					f.takesBytes = st.Blocks * 512
+				}
 			}
 			r.volumes = append(r.volumes, f)
 		}
@@ -167,6 +172,7 @@ func (h *Host) Pools() []resource.Pool {
 		SizeBytes: int64(r.disk.Blocks) * r.disk.Bsize,
 		FreeBytes: int64(r.disk.Bavail) * r.disk.Bsize >> 30 << 30,
 		Reflink:   r.reflink,
+		Copies:    true,
 	}}
 }
 

@@ -58,7 +58,12 @@ type Host struct {
 	// askPresent is apart, for it is asked often.
 	askPresent asker[struct{}]
 
+	thawing sync.Mutex
+	thawed  map[string]bool // by UID
+
 	mu      sync.Mutex
+	copies  map[string]*copying      // that are being made, or have ended and nobody has looked since; by UID
+	closed  bool                     // none are begun any more
 	asked   map[string]*asker[int64] // what file systems have in use, by UID
 	reflink *bool                    // nil: it was not found out yet
 	told    map[string]bool          // what the log has of errors
@@ -66,7 +71,20 @@ type Host struct {
 
 // New changes nothing on the host.
 func New(cfg Config) *Host {
-	return &Host{cfg: cfg, asked: map[string]*asker[int64]{}, told: map[string]bool{}}
+	return &Host{cfg: cfg, asked: map[string]*asker[int64]{}, told: map[string]bool{}, copies: map[string]*copying{},
+		thawed: map[string]bool{}}
+}
+
+// Run ends the copies that are being made when ctx is done, so that nothing stays frozen while no
+// process is there.
+func (h *Host) Run(ctx context.Context, ready func()) error {
+	ready()
+	<-ctx.Done()
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	h.endCopies("")
+	return nil
 }
 
 // Traces are what volumes are on a host, kept in dir.
@@ -110,6 +128,10 @@ type record struct {
 	// Brick says that it is a part of a shared volume: what is below brickRoot belongs to
 	// GlusterFS.
 	Brick bool `json:"brick,omitempty"`
+	// Source is the UID of what it was made from.
+	Source string `json:"source,omitempty"`
+	// Snapshot says that it is a copy that nobody mounts.
+	Snapshot bool `json:"snapshot,omitempty"`
 }
 
 const recordName = "volume.json"
@@ -127,13 +149,18 @@ func (p place) record() (r record, err error) {
 
 // Ensure makes a volume, or finds it there, and mounts it. One that shall be larger grows while
 // it is used; none shrinks. It blocks for some tenths of a second, and up to ten seconds when
-// somebody has the disk still.
+// somebody has the disk still. A snapshot, or a volume that is made from something, comes at once
+// where disks share blocks; elsewhere the error says how far it is copied.
 func (h *Host) Ensure(ctx context.Context, v wire.Volume) error {
 	err := cmp.Or(checkUID("volume", v.UID), checkSize(v.SizeBytes))
 	if err == nil {
 		err = h.ensure(ctx, v, false)
 	}
-	return h.outward("volume "+cmp.Or(v.Key, v.UID), err)
+	kind := "volume "
+	if v.Snapshot {
+		kind = "snapshot "
+	}
+	return h.outward(kind+cmp.Or(v.Key, v.UID), err)
 }
 
 func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
@@ -141,6 +168,12 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 		return h.said(poolTrouble, err)
 	}
 	if err := h.markPool(); err != nil {
+		return err
+	}
+	if v.Snapshot {
+		return h.snapshot(ctx, v)
+	}
+	if err := h.thaw(v.UID); err != nil {
 		return err
 	}
 	p := h.place(v.UID)
@@ -157,7 +190,10 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 	if err != nil {
 		rec.Owned = there // the record of one that was made is lost
 	}
-	if want := (record{v.Key, v.UID, v.NetworkID, rec.Owned, brick}); err != nil || rec != want {
+	// The root of a copy is whose its source's is.
+	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Owned: rec.Owned || v.Source != "",
+		Brick: brick, Source: v.Source}
+	if err != nil || rec != want {
 		rec = want
 		if err := cmp.Or(os.MkdirAll(string(p), 0o700), atomicfile.WriteJSON(p.at(recordName), rec)); err != nil {
 			return err
@@ -165,6 +201,12 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 	}
 	if !there {
 		failpoint.Reach("volume/make/recorded")
+	}
+	if !there && v.Source != "" {
+		if err := h.bring(ctx, v); err != nil {
+			return err
+		}
+		there = true
 	}
 	_, mounted, err := device(disk.Mount)
 	if errors.Is(err, unix.EIO) {
@@ -232,6 +274,7 @@ func (h *Host) mount(ctx context.Context, v wire.Volume, disk diskimage.Image, t
 
 // letGo unmounts a volume, and where machines have it.
 func (h *Host) letGo(uid string) error {
+	h.endCopies(uid)
 	attached, err := h.Attached()
 	if err != nil {
 		return err
@@ -261,6 +304,7 @@ func (h *Host) remove(ctx context.Context, uid string) error {
 	if err := h.answers(); err != nil {
 		return h.said(poolTrouble, err) // what isn't there is not removed
 	}
+	h.endCopies(uid)
 	p := h.place(uid)
 	disk := p.image()
 	mounted, err := hostmount.Has(disk.Mount)

@@ -548,6 +548,9 @@ func TestKilled(t *testing.T) {
 		if size := int64(room.Blocks) * room.Bsize; size < 320*mib {
 			t.Errorf("grown to %d MiB", size>>20)
 		}
+		walk("snapshot", 0, "volume/snapshot/recorded", "disk/copy-frozen")
+		r.write("file", "it is not frozen")
+		r.must(r.Remove(t.Context(), testSnapshot.UID))
 		walk("attach", 0, "volume/attach/folder-made")
 		r.wantAttached(wire.VolumeAttachment{MachineUID: "m1"})
 		walk("detach", 0)

@@ -204,7 +204,7 @@ type Machine struct {
 	Remove bool `json:"remove,omitempty"`
 }
 
-// Volume is one volume that a node shall have, or take away. One of class shared is mounted
+// Volume is one volume, or snapshot of one, that a node shall have, or take away. One of class shared is mounted
 // where it is named, and its data is nothing of this host's: it is never Removed there.
 type Volume struct {
 	Key       string `json:"key"`
@@ -219,6 +219,11 @@ type Volume struct {
 	Made bool `json:"made,omitempty"`
 	// Servers are hosts with its bricks, to mount it from; of class shared only.
 	Servers []netip.Addr `json:"servers,omitempty"`
+	// Source is the UID of the volume or snapshot on this host that it is made from. Empty: it is made
+	// with nothing in it. Only a host whose pool says Copies is told.
+	Source string `json:"source,omitempty"`
+	// Snapshot says that it is a copy of Source that nobody mounts.
+	Snapshot bool `json:"snapshot,omitempty"`
 	// Attachments are the machines on this host that shall see it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty"`
 	// Remove says: destroy what is in it, and report Removed.
@@ -334,7 +339,7 @@ type MachineReport struct {
 	Restarts  int       `json:"restarts,omitempty"`
 }
 
-// VolumeReport is what a node knows about one volume. See MachineReport for Removed.
+// VolumeReport is what a node knows about one volume or snapshot. See MachineReport for Removed.
 type VolumeReport struct {
 	Key       string `json:"key"`
 	UID       string `json:"uid"`

@@ -75,7 +75,11 @@ func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	nodes := c.free(all, volumes)
+	snapshots, _, err := store.Of[resource.Snapshot](c.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return "", err
+	}
+	nodes := c.free(all, volumes, snapshots)
 	for missing := w.Spec.Machines - len(stay); missing > 0; missing-- {
 		node := choose(nodes, w.Spec.MachineSize, own)
 		if node == nil {
@@ -112,12 +116,16 @@ type candidate struct {
 	usable string // why not, "" if it is
 }
 
-// free computes what is free on each node from what is promised to machines and volumes.
-func (c *Controller) free(machines []*resource.Machine, volumes []*resource.Volume) []*candidate {
+// free computes what is free on each node from what is promised to machines, volumes and snapshots.
+func (c *Controller) free(
+	machines []*resource.Machine, volumes []*resource.Volume, snapshots []*resource.Snapshot,
+) []*candidate {
 	promised, kept := resource.Promised(machines), resource.PromisedToVolumes(volumes)
+	copies := resource.PromisedToSnapshots(snapshots)
 	var out []*candidate
 	for _, n := range c.cfg.Nodes.List("") {
-		k := &candidate{name: n.Name, free: n.Status.Capacity.Sub(promised[n.Name]).Sub(resource.Size{DiskBytes: kept[n.UID]})}
+		k := &candidate{name: n.Name, free: n.Status.Capacity.Sub(promised[n.Name]).
+			Sub(resource.Size{DiskBytes: kept[n.UID] + copies[n.UID]})}
 		switch {
 		case n.Deleting():
 			k.usable = "is being removed"

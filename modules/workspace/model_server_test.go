@@ -80,7 +80,7 @@ func startServer(m *model) *server {
 		Server:    "s1", Address: here, Domain: "mp.example", Plan: plan, KubeAPI: "mp.example:6443",
 		Workspaces: workspaces, Machines: machines, Nodes: nodes})
 	hub := node.NewHub(node.HubConfig{Log: quiet, Store: db, CA: ca, Tokens: anyToken{}, Server: "s1", Address: here, Plan: plan, Pace: time.Microsecond,
-		Nodes: nodes, Workspaces: workspaces, Machines: machines, Keys: keys, Claims: claims, Volumes: store.Of[resource.Volume](db).Cache(quiet)})
+		Nodes: nodes, Workspaces: workspaces, Machines: machines, Keys: keys, Claims: claims, Volumes: store.Of[resource.Volume](db).Cache(quiet), Snapshots: store.Of[resource.Snapshot](db).Cache(quiet)})
 	deployer := apps.New(apps.Config{Log: quiet, Store: db, Clusters: noCluster{}, Images: noImages{}, Apps: all, Workspaces: workspaces, Domain: "mp.example", Registry: "mp.example:5000"})
 	tasks := task.New(task.Config{Store: db, Log: quiet})
 	monitor := &node.Monitor{Log: quiet, Store: db, Nodes: nodes, Machines: machines, Claims: claims}

@@ -167,6 +167,7 @@ func Table() []Rule {
 		// in the cluster, as developers may, makes and deletes volumes by that.
 		plain("apps", InOrganization, members, members, "put", "patch", "delete"),
 		plain("volumes", InOrganization, members, members, "put", "patch", "delete"),
+		plain("snapshots", InOrganization, members, members, "put", "delete"),
 		[]Rule{
 			// What becomes of claims is done as the user, and the cluster decides.
 			{"volumes.bind", InOrganization, members, HTTP},

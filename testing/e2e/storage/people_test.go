@@ -38,13 +38,33 @@ func (d *trial) people(t *testing.T) {
 		return nil
 	})
 	d.check(t, d.Kube(t, d.Kubeconfig(), "", "get", "pv", "db").Code != 0, "the PersistentVolume is left")
+	// What it holds is kept, and becomes another volume, which outlives both.
+	mp("volumes", "snapshot", "db", "before", "--timeout", "4m")
+	d.check(t, strings.Contains(mp("snapshots", "list"), "before"), "the snapshot is not listed")
+	mp("volumes", "restore", "before", "back", "--size", "400Mi", "--timeout", "4m")
+	mp("volumes", "clone", "back", "twin", "--timeout", "4m")
+	mp("snapshots", "delete", "before", "--yes", "--timeout", "4m")
+	mp("volumes", "delete", "back", "--yes", "--timeout", "4m")
+	mp("volumes", "bind", "twin", "--claim", "third", "--timeout", "4m")
+	d.Apply(t, d.pod("twin", "third", "wait"))
+	d.runs(t, "twin")
+	r := d.Kube(t, d.Kubeconfig(), "", "exec", "twin", "--", "/probe", "read", "/data/full")
+	d.check(t, r.Code == 0 && strings.Contains(r.Out, fmt.Sprint("of ", full)), "of what was copied a pod reads: %s", r)
+	d.delete(t, "pod/twin")
+	wait.For(t, wait.Patience, "the claim lets go", func(context.Context) error {
+		if r := d.MP(t, datacenter.Owner, "volumes", "unbind", "twin", "--yes"); r.Code != 0 {
+			return fmt.Errorf("%s", r)
+		}
+		return nil
+	})
+	mp("volumes", "delete", "twin", "--yes", "--timeout", "4m")
 	mp("volumes", "resize", "db", "--size", "512Mi", "--timeout", "4m")
 	refused("can't shrink", "volumes", "resize", "db", "--size", "400Mi")
 	mp("volumes", "bind", "db", "--claim", "second", "--timeout", "4m")
 	d.check(t, d.volumeOf(t, "second") == uid, "it is another")
 	d.Apply(t, d.pod("again", "second", "wait"))
 	d.runs(t, "again")
-	r := d.Kube(t, d.Kubeconfig(), "", "exec", "again", "--", "/probe", "read", "/data/full")
+	r = d.Kube(t, d.Kubeconfig(), "", "exec", "again", "--", "/probe", "read", "/data/full")
 	d.check(t, r.Code == 0 && strings.Contains(r.Out, fmt.Sprint("of ", full)), "the next pod reads: %s", r)
 	s := d.ask(t, "again", "space", "/data")
 	d.check(t, s[0] > 320*mib, "it has grown to %d bytes", s[0])

@@ -1,0 +1,177 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// origin is a volume or a snapshot that a copy is made of, which is on the same host.
+type origin struct {
+	node, nodeUID string
+	firstUID      uint32
+	still         store.Op // writes nothing, and fails if it is going when the commit happens
+}
+
+// volumeOrigin finds a volume to copy. The error is a *shortError if it can't be copied now.
+func (c *Controller) volumeOrigin(ctx context.Context, workspace, name, uid string) (origin, error) {
+	volumes := store.Of[resource.Volume](c.cfg.Store)
+	v, err := volumes.Get(ctx, workspace+"/"+name)
+	if err == nil && v.Spec.Class != resource.LocalVolume {
+		err = &shortError{fmt.Sprintf("copies are made of volumes of class %s, and %s is %s", resource.LocalVolume, name, v.Spec.Class)}
+	} else if err == nil {
+		err = checkOrigin(name, uid, v.UID, v.Made(), v.Deleting())
+	} else if errors.Is(err, store.ErrNotFound) {
+		err = checkOrigin(name, uid, "", false, false)
+	}
+	if err != nil {
+		return origin{}, err
+	}
+	still := volumes.ModifyOp(v.Key(), func(now *resource.Volume) error {
+		return stillThere(checkOrigin(name, uid, now.UID, true, now.Deleting()))
+	})
+	return origin{v.Status.Node, v.Status.NodeUID, v.Status.FirstUID, still}, nil
+}
+
+// snapshotOrigin is volumeOrigin of a snapshot.
+func (c *Controller) snapshotOrigin(ctx context.Context, workspace, name, uid string) (origin, error) {
+	snapshots := store.Of[resource.Snapshot](c.cfg.Store)
+	s, err := snapshots.Get(ctx, workspace+"/"+name)
+	if err == nil {
+		err = checkOrigin(name, uid, s.UID, s.Made(), s.Deleting())
+	} else if errors.Is(err, store.ErrNotFound) {
+		err = checkOrigin(name, uid, "", false, false)
+	}
+	if err != nil {
+		return origin{}, err
+	}
+	still := snapshots.ModifyOp(s.Key(), func(now *resource.Snapshot) error {
+		return stillThere(checkOrigin(name, uid, now.UID, true, now.Deleting()))
+	})
+	return origin{s.Status.Node, s.Status.NodeUID, s.Status.FirstUID, still}, nil
+}
+
+func (c *Controller) originOf(ctx context.Context, v *resource.Volume) (origin, error) {
+	if from := v.Spec.Source; from.Snapshot != "" {
+		return c.snapshotOrigin(ctx, v.WorkspaceKey(), from.Snapshot, from.UID)
+	}
+	return c.volumeOrigin(ctx, v.WorkspaceKey(), v.Spec.Source.Volume, v.Spec.Source.UID)
+}
+
+func checkOrigin(name, want, uid string, made, deleting bool) error {
+	switch {
+	case uid != want:
+		return &shortError{fmt.Sprintf("%s is not there any more", name)}
+	case deleting:
+		return &shortError{fmt.Sprintf("%s is being deleted", name)}
+	case !made:
+		return &shortError{fmt.Sprintf("%s is not made yet", name)}
+	}
+	return nil
+}
+
+func stillThere(err error) error {
+	if err == nil {
+		return store.ErrSkip
+	}
+	return err
+}
+
+// beside is a place for so many bytes on the host of what is copied, and what else is to be
+// written with who takes it. The caller is alone. The error is a *shortError if there is none.
+func (c *Controller) beside(ctx context.Context, from origin, size int64) (at spot, ops []store.Op, err error) {
+	host, err := c.nodeOf(ctx, from.node, from.nodeUID)
+	if err != nil {
+		return at, nil, err
+	}
+	free, _, err := c.free(ctx)
+	if err != nil {
+		return at, nil, err
+	}
+	why := ""
+	switch {
+	case host == nil:
+		why = "the host that has it is not part of the platform any more, and what it held is lost with it"
+	case host.Deleting() || host.Status.Phase != resource.Ready:
+		why = "the host that has it does not report: try it again later"
+	case !slices.ContainsFunc(host.Status.Pools, func(p resource.Pool) bool { return p.Copies }):
+		why = "the host that has it can't copy volumes yet: the operator has to upgrade it first"
+	case free(host) < size:
+		why = fmt.Sprintf("a copy is where what it is made from is, and that host has not %s free for it: "+
+			"delete what is not needed any more, or ask the operator for more disk", resource.Bytes.Text(size))
+	default:
+		return spot{host, from.firstUID}, append(c.stays(host), from.still), nil
+	}
+	return at, nil, &shortError{why}
+}
+
+// Snapshot calls commit, which stores a snapshot that is new, with what is to be written
+// besides; now has been given its place, which is its volume's. An *access.Refusal says why it can't be.
+func (c *Controller) Snapshot(ctx context.Context, now *resource.Snapshot, commit func(...store.Op) error) error {
+	return c.besides(ctx, now.Spec.SizeBytes,
+		func() (origin, error) {
+			return c.volumeOrigin(ctx, now.WorkspaceKey(), now.Spec.Volume, now.Spec.VolumeUID)
+		},
+		func(at spot, ops []store.Op) error { noteSnapshot(at, now); return commit(ops...) })
+}
+
+// Copy is Snapshot for a volume that is made from another, or from a snapshot.
+func (c *Controller) Copy(ctx context.Context, now *resource.Volume, commit func(...store.Op) error) error {
+	return c.besides(ctx, now.Spec.SizeBytes, func() (origin, error) { return c.originOf(ctx, now) },
+		func(at spot, ops []store.Op) error { at.note(now); return commit(ops...) })
+}
+
+func (c *Controller) besides(
+	ctx context.Context, size int64, find func() (origin, error), commit func(at spot, ops []store.Op) error,
+) error {
+	done, err := c.alone(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	from, err := find()
+	if err == nil {
+		var at spot
+		var ops []store.Op
+		if at, ops, err = c.beside(ctx, from, size); err == nil {
+			err = commit(at, ops)
+		}
+	}
+	var short *shortError
+	if errors.As(err, &short) {
+		return &access.Refusal{Reason: access.ErrExists, Text: "It can't be made: " + short.Error() + "."}
+	}
+	return err
+}
+
+func noteSnapshot(at spot, s *resource.Snapshot) {
+	s.Status.Node, s.Status.NodeUID, s.Status.FirstUID, s.Status.Phase = at.host.Name, at.host.UID, at.firstUID, resource.Creating
+	s.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Reason: "Creating",
+		Message: "its host is making it"})
+}
+
+// neededFor names what is still to be made from a volume or snapshot that was marked as deleted. What
+// is begun afterwards fails, for it wants it not to be marked: so once there is nothing, nothing comes.
+func (c *Controller) neededFor(ctx context.Context, workspace, uid string) (what string, err error) {
+	volumes, _, err := store.Of[resource.Volume](c.cfg.Store).List(ctx, workspace, "", 0)
+	if err != nil {
+		return "", err
+	}
+	for _, v := range volumes {
+		if v.Spec.Source != nil && v.Spec.Source.UID == uid && !v.Made() && !v.Deleting() && v.Status.Phase != resource.Failed {
+			return "volume " + v.Name, nil
+		}
+	}
+	snapshots, _, err := store.Of[resource.Snapshot](c.cfg.Store).List(ctx, workspace, "", 0)
+	for _, s := range snapshots {
+		if s.Spec.VolumeUID == uid && !s.Made() && !s.Deleting() && s.Status.Phase != resource.Failed {
+			return "snapshot " + s.Name, nil
+		}
+	}
+	return "", err
+}

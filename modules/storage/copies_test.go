@@ -1,0 +1,126 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/testing/wait"
+)
+
+// snapshotReported is what the host of a snapshot would report.
+func (w *world) snapshotReported(key string, report func(*resource.Snapshot)) {
+	w.t.Helper()
+	_, err := store.Of[resource.Snapshot](w.db).Modify(w.t.Context(), key, func(s *resource.Snapshot) error { report(s); return nil })
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// is waits until a stored snapshot is as ok says, nil if there is none.
+func (w *world) is(what, key string, ok func(*resource.Snapshot) bool) {
+	w.t.Helper()
+	wait.For(w.t, wait.Patience, what, func(ctx context.Context) error {
+		s, err := store.Of[resource.Snapshot](w.db).Get(ctx, key)
+		if errors.Is(err, store.ErrNotFound) {
+			s, err = nil, nil
+		}
+		if err != nil || !ok(s) {
+			return fmt.Errorf("it is %+v, %v", s, err)
+		}
+		return nil
+	})
+}
+
+// TestSnapshots: a snapshot is on its volume's host if that has room, which it takes; what is still
+// copied is destroyed only afterwards; what is made from it stands by itself.
+func TestSnapshots(t *testing.T) {
+	w := newWorld(t)
+	p, ctx := w.plane("acme/web/shop"), t.Context()
+	if _, err := p.CreateVolume(ctx, claim("data", 4*gib)); err != nil { // n2 has 30 GiB, 5 of them a machine's
+		t.Fatal(err)
+	}
+	volumes, snapshots := store.Of[resource.Volume](w.db), store.Of[resource.Snapshot](w.db)
+	v, err := volumes.Get(ctx, "acme/web/shop/pvc-data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshot := func(name string, size int64) (*resource.Snapshot, error) {
+		s := &resource.Snapshot{InWorkspace: resource.NewInWorkspace("acme/web/shop", name),
+			Spec: resource.SnapshotSpec{Volume: v.Name, VolumeUID: v.UID, SizeBytes: size}}
+		return s, w.Snapshot(ctx, s, func(more ...store.Op) error {
+			return w.db.Commit(ctx, append(more, snapshots.CreateOp(s))...)
+		})
+	}
+	refused := func(what string, err error, says string) {
+		t.Helper()
+		var no *access.Refusal
+		if !errors.As(err, &no) || !strings.Contains(no.Text, says) {
+			t.Errorf("%s: %v, want a refusal with %q", what, err, says)
+		}
+	}
+	s, err := snapshot("before", 4*gib)
+	if err != nil || s.Status.NodeUID != v.Status.NodeUID {
+		t.Fatalf("it is %+v, %v", s, err)
+	}
+	_, err = snapshot("large", 18*gib)
+	refused("without room", err, "has not 18Gi free")
+	copied := func(name string) (*resource.Volume, error) {
+		c := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", name), Spec: resource.VolumeSpec{Class: "local", SizeBytes: 4 * gib,
+			Source: &resource.VolumeSource{Snapshot: "before", UID: s.UID}}}
+		return c, w.Copy(ctx, c, func(more ...store.Op) error { return w.db.Commit(ctx, append(more, volumes.CreateOp(c))...) })
+	}
+	_, err = copied("early")
+	refused("from one that is not made", err, "before is not made yet")
+
+	// Its volume goes: only once it is made.
+	if _, err := volumes.MarkDeleted(ctx, v.Key()); err != nil {
+		t.Fatal(err)
+	}
+	wait.For(t, wait.Patience, "the volume waits", func(ctx context.Context) error {
+		now, err := volumes.Get(ctx, v.Key())
+		if err != nil || now.Status.Phase == resource.Deleting || now.Status.Conditions.Get(resource.VolumeRemoved) == nil {
+			return fmt.Errorf("it is %+v, %v", now, err)
+		}
+		return nil
+	})
+	_, err = snapshot("late", gib)
+	refused("of a volume that goes", err, "is being deleted")
+	w.snapshotReported(s.Key(), func(s *resource.Snapshot) {
+		s.Status.SizeBytes = 4 * gib
+		s.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotReady, Status: resource.True})
+	})
+	w.is("it is ready", s.Key(), func(s *resource.Snapshot) bool { return s.Status.Phase == resource.Ready })
+	wait.For(t, wait.Patience, "the volume is gone", func(ctx context.Context) error {
+		if _, err := volumes.Get(ctx, v.Key()); !errors.Is(err, store.ErrNotFound) {
+			return errors.New("it is there")
+		}
+		return nil
+	})
+
+	w.stop(true)
+	c, err := copied("restored")
+	if err != nil || c.Status.NodeUID != s.Status.NodeUID || c.Status.FirstUID != 1<<28 {
+		t.Fatalf("it is %+v, %v", c, err)
+	}
+	if _, err := snapshots.MarkDeleted(ctx, s.Key()); err != nil {
+		t.Fatal(err)
+	}
+	w.is("it waits", s.Key(), func(s *resource.Snapshot) bool {
+		return s.Status.Phase != resource.Deleting && s.Status.Conditions.Get(resource.SnapshotRemoved) != nil
+	})
+	w.stop(false)
+	w.is("it goes", s.Key(), func(s *resource.Snapshot) bool { return s.Status.Phase == resource.Deleting })
+	w.snapshotReported(s.Key(), func(s *resource.Snapshot) {
+		s.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotRemoved, Status: resource.True})
+	})
+	w.is("it is gone", s.Key(), func(s *resource.Snapshot) bool { return s == nil })
+	if now, err := volumes.Get(ctx, c.Key()); err != nil || now.Deleting() {
+		t.Errorf("what was made from it: %+v, %v", now, err)
+	}
+}

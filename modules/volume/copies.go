@@ -1,0 +1,166 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/diskimage"
+	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+const (
+	// maxCopies is how many copies are made at a time, one of each workspace at most: they share the
+	// disk with everybody's volumes.
+	maxCopies = 2
+	// copyPatience is how long it is waited for a copy, so that of a small one nobody hears that it
+	// is being made.
+	copyPatience = time.Second
+)
+
+// copying is a copy that is being made. It outlives who asked for it.
+type copying struct {
+	source, network string
+	end             context.CancelFunc
+	done            chan struct{} // closed when err is set
+	err             error
+	copied, of      atomic.Int64 // bytes
+}
+
+// snapshot makes a copy of a volume that nobody mounts, or finds it there.
+func (h *Host) snapshot(ctx context.Context, v wire.Volume) error {
+	p := h.place(v.UID)
+	there, err := exists(p.image().File)
+	if err != nil {
+		return err
+	}
+	if !there && v.Made {
+		return h.said("it was there before, and is missing: it is not made anew",
+			&os.PathError{Op: "stat", Path: p.image().File, Err: fs.ErrNotExist})
+	}
+	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Source: v.Source, Snapshot: true}
+	if rec, err := p.record(); err != nil || rec != want {
+		if err := os.MkdirAll(string(p), 0o700); err != nil {
+			return err
+		}
+		if err := atomicfile.WriteJSON(p.at(recordName), want); err != nil {
+			return err
+		}
+	}
+	if there {
+		return nil
+	}
+	failpoint.Reach("volume/snapshot/recorded")
+	if err := h.bring(ctx, v); err != nil {
+		return err
+	}
+	h.cfg.Log.Info("snapshot made", "snapshot", v.Key, "uid", v.UID, "of", v.Source)
+	return nil
+}
+
+// bring makes the disk of a volume or snapshot from that of its source, as that is at some moment
+// from now on: at once, where disks share blocks, or else by a copy. The error says how far that is.
+func (h *Host) bring(ctx context.Context, v wire.Volume) error {
+	if err := checkUID("source", v.Source); err != nil {
+		return err
+	}
+	to := h.place(v.UID).image().File
+	h.mu.Lock()
+	c := h.copies[v.UID]
+	h.mu.Unlock()
+	if c == nil {
+		if err := h.thaw(v.Source); err != nil {
+			return err
+		}
+		from := h.place(v.Source).image()
+		err := from.Clone(ctx, to)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return h.said("what it is to be made from is not there", err)
+		case !errors.Is(err, diskimage.ErrNoReflink):
+			return err
+		}
+		if c = h.beginCopy(v, from, to); c == nil {
+			return saidf("it waits for other copies that its host makes")
+		}
+	}
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(copyPatience):
+		return saidf("it is being copied: %s of %s", resource.Bytes.Text(c.copied.Load()), resource.Bytes.Text(c.of.Load()))
+	}
+	h.mu.Lock()
+	delete(h.copies, v.UID)
+	h.mu.Unlock()
+	return c.err
+}
+
+// beginCopy has a copy made, or returns nil while there are too many.
+func (h *Host) beginCopy(v wire.Volume, from diskimage.Image, to string) *copying {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	running := 0
+	for _, c := range h.copies {
+		select {
+		case <-c.done:
+			continue
+		default:
+		}
+		if running++; running == maxCopies || c.network == v.NetworkID {
+			return nil
+		}
+	}
+	ctx, end := context.WithCancel(context.Background())
+	c := &copying{source: v.Source, network: v.NetworkID, end: end, done: make(chan struct{})}
+	h.copies[v.UID] = c
+	go func() {
+		defer close(c.done)
+		defer end()
+		c.err = from.Copy(ctx, to, func(done, of int64) { c.copied.Store(done); c.of.Store(of) })
+	}()
+	return c
+}
+
+// endCopies ends the copies that are made of a volume or snapshot, and of another to it, or all if it
+// is "", and waits for that.
+func (h *Host) endCopies(uid string) {
+	h.mu.Lock()
+	var ended []*copying
+	for to, c := range h.copies {
+		if uid == "" || to == uid || c.source == uid {
+			ended = append(ended, c)
+			delete(h.copies, to)
+		}
+	}
+	h.mu.Unlock()
+	for _, c := range ended {
+		c.end()
+		<-c.done
+	}
+}
+
+// thaw has a volume be written to again that was frozen when the process before this one was killed.
+// It is asked before anything is done with a volume, and acts once.
+func (h *Host) thaw(uid string) error {
+	h.thawing.Lock()
+	defer h.thawing.Unlock()
+	if h.thawed[uid] {
+		return nil
+	}
+	if err := h.place(uid).image().Thaw(); err != nil {
+		return err
+	}
+	h.thawed[uid] = true
+	return nil
+}
