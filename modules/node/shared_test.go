@@ -191,7 +191,7 @@ func TestShared(t *testing.T) {
 		brick(i, uid, wire.BrickReport{Removed: true})
 	}
 	// Who has no brick leaves the cluster; the last one is in none, and all is taken down.
-	s = told("n1", "its part, until it has left", func(s *wire.State) bool { return s.Storage != nil && s.Storage.Bricks == nil })
+	told("n1", "its part, until it has left", func(s *wire.State) bool { return s.Storage != nil && s.Storage.Bricks == nil })
 	lead := slices.IndexFunc([]string{"n1", "n2", "n3"}, func(name string) bool {
 		node[name], _ = nodes.Get(t.Context(), name)
 		return leads(p.stateOf(node[name]))
