@@ -99,14 +99,15 @@ func (h *host) boot() error {
 		Log:     h.part("storage"),
 	}, client.UID())
 	h.volumes = volume.New(volume.Config{
-		Dir:      h.cfg.Paths.Volumes(),
-		Machines: h.cfg.Paths.Machines(),
-		Bricks:   h.sharing.BrickDir(),
-		Shared:   func(uid string) string { return h.sharing.At(wire.GlusterName(uid)) },
-		Mark:     filepath.Join(h.cfg.Paths.Node(), "pool.json"),
-		Tools:    h.machines.Image,
-		HostUser: h.machines.HostUser,
-		Log:      h.part("volumes"),
+		Dir:         h.cfg.Paths.Volumes(),
+		Machines:    h.cfg.Paths.Machines(),
+		Bricks:      h.sharing.BrickDir(),
+		Shared:      func(uid string) string { return h.sharing.At(wire.GlusterName(uid)) },
+		Mark:        filepath.Join(h.cfg.Paths.Node(), "pool.json"),
+		Tools:       h.machines.Image,
+		HostUser:    h.machines.HostUser,
+		MachineUser: h.machines.UserOf,
+		Log:         h.part("volumes"),
 	})
 	endpoints := linklocal.New(linklocal.Config{
 		Images:    filepath.Join(h.tree, "images"),

@@ -30,6 +30,12 @@ func (s *Sandbox) FirstUID(m wire.Machine) (uint32, error) {
 	return s.HostUser(m.Spec.FirstUID)
 }
 
+// UserOf is the host's user that root is in a machine that is made; 0: the host's own root.
+func (s *Sandbox) UserOf(uid string) (uint32, error) {
+	rec, err := readRecord(s.home(uid).at(recordName))
+	return rec.Machine.Spec.FirstUID, err
+}
+
 // HostUser is the host's user that root is in machines that are made now, of whom the server
 // says that it is first. See FirstUID.
 func (s *Sandbox) HostUser(first uint32) (uint32, error) {

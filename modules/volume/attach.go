@@ -14,6 +14,8 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/hostmount"
+	"github.com/multipaas/multipaas/appliance/netns"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -58,7 +60,33 @@ func (h *Host) attach(dir, volume, machine string) error {
 			return err
 		}
 	}
-	return hostmount.Do(func() error { return bind(own, h.shown(machine), volume) })
+	users, err := h.usersFor(dir, volume, machine)
+	if err != nil {
+		return err
+	}
+	if users != nil {
+		defer users.Close()
+	}
+	return hostmount.Do(func() error { return bind(own, h.shown(machine), volume, users) })
+}
+
+// usersFor is a user namespace by which a machine shall see whose the files in a volume at dir are; nil
+// if they are whose they shall be: in a volume that was made when its host had no users to give
+// they are the host's own, and so nobody's in a machine that was made since. (To change the owner of
+// each file would take as long as there are many, and be done half when it is cut off.)
+func (h *Host) usersFor(dir, volume, machine string) (*os.File, error) {
+	place := h.place(volume)
+	if dir != place.image().Mount {
+		return nil, nil // a shared one: its bricks' hosts may be others
+	}
+	if rec, err := place.record(); err != nil || !rec.HostUsers {
+		return nil, nil // Ensure, which goes before, tells what is wrong with it
+	}
+	first, err := h.cfg.MachineUser(machine)
+	if err != nil || first == 0 {
+		return nil, err
+	}
+	return netns.NewUsers(first, resource.MachineUIDs)
 }
 
 // sees says whether a machine has a volume as it shall. All that should be are asked for whenever
@@ -74,8 +102,9 @@ func (h *Host) sees(dir, volume, machine string) bool {
 
 // bind shows what is mounted as the folder name in dir, a machine's tmpfs. All is found by handle: once
 // that tmpfs was taken away, with its machine, nothing can be mounted there any more, least of
-// all in what the machine's removal deletes.
-func bind(own *mountinfo.Info, dir, name string) error {
+// all in what the machine's removal deletes. If there are users, a user namespace, what belongs to
+// 0 and up on the disk belongs to them.
+func bind(own *mountinfo.Info, dir, name string, users *os.File) error {
 	in, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err == nil {
 		defer unix.Close(in)
@@ -113,9 +142,11 @@ func bind(own *mountinfo.Info, dir, name string) error {
 		return saidf("it was unmounted meanwhile")
 	}
 	// Before anybody sees it: flags that are set later reach no machine.
-	const flags = unix.MOUNT_ATTR_NODEV
-	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: flags, Propagation: unix.MS_PRIVATE})
-	if err != nil {
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
+	if users != nil {
+		attr.Attr_set, attr.Userns_fd = attr.Attr_set|unix.MOUNT_ATTR_IDMAP, uint64(users.Fd())
+	}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return fmt.Errorf("set mount's flags: %w", err)
 	}
 	err = unix.MoveMount(tree, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)

@@ -55,7 +55,7 @@ func (h *Host) show(uid string) error {
 			return err
 		}
 	}
-	return hostmount.Do(func() error { return bind(own, h.cfg.Bricks, uid) })
+	return hostmount.Do(func() error { return bind(own, h.cfg.Bricks, uid, nil) })
 }
 
 // hide is the contrary of show. Of none, and of what is no brick, it is no error.

@@ -44,8 +44,10 @@ func (h *Host) snapshot(ctx context.Context, v wire.Volume) error {
 		return h.said("it was there before, and is missing: it is not made anew",
 			&os.PathError{Op: "stat", Path: p.image().File, Err: fs.ErrNotExist})
 	}
-	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Source: v.Source, Snapshot: true}
-	if rec, err := p.record(); err != nil || rec != want {
+	rec, err := p.record()
+	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Source: v.Source, Snapshot: true,
+		HostUsers: h.ofHostUsers(v, rec, there)}
+	if err != nil || rec != want {
 		if err := os.MkdirAll(string(p), 0o700); err != nil {
 			return err
 		}
@@ -62,6 +64,15 @@ func (h *Host) snapshot(ctx context.Context, v wire.Volume) error {
 	}
 	h.cfg.Log.Info("snapshot made", "snapshot", v.Key, "uid", v.UID, "of", v.Source)
 	return nil
+}
+
+// ofHostUsers is record.HostUsers of what has rec: of a copy that is yet to be made it is as in its source.
+func (h *Host) ofHostUsers(v wire.Volume, rec record, there bool) bool {
+	if !there && checkUID("source", v.Source) == nil {
+		from, _ := h.place(v.Source).record()
+		return from.HostUsers
+	}
+	return rec.HostUsers
 }
 
 // bring makes the disk of a volume or snapshot from that of its source, as that is at some moment

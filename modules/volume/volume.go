@@ -45,7 +45,9 @@ type Config struct {
 	// HostUser is the host's user that root in machines is, of whom the server says that it
 	// is first: 0, where the host can't do better.
 	HostUser func(first uint32) (uint32, error)
-	Log      *slog.Logger
+	// MachineUser is the host's user that root in this machine is; 0: the host's own root.
+	MachineUser func(machine string) (uint32, error)
+	Log         *slog.Logger
 }
 
 // Host is the volumes of this host. Calls for one volume, those for its attachments apart,
@@ -132,6 +134,9 @@ type record struct {
 	Source string `json:"source,omitempty"`
 	// Snapshot says that it is a copy that nobody mounts.
 	Snapshot bool `json:"snapshot,omitempty"`
+	// HostUsers says that it was made when machines here had no users of their own: files in it
+	// belong to the host's users 0 and up. A machine that has users of its own sees them as those.
+	HostUsers bool `json:"hostUsers,omitempty"`
 }
 
 const recordName = "volume.json"
@@ -192,7 +197,7 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 	}
 	// The root of a copy is whose its source's is.
 	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Owned: rec.Owned || v.Source != "",
-		Brick: brick, Source: v.Source}
+		Brick: brick, Source: v.Source, HostUsers: h.ofHostUsers(v, rec, there)}
 	if err != nil || rec != want {
 		rec = want
 		if err := cmp.Or(os.MkdirAll(string(p), 0o700), atomicfile.WriteJSON(p.at(recordName), rec)); err != nil {
@@ -241,7 +246,7 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 		if err != nil {
 			return err
 		}
-		rec.Owned = true
+		rec.Owned, rec.HostUsers = true, first == 0
 		if err := atomicfile.WriteJSON(p.at(recordName), rec); err != nil {
 			return err
 		}

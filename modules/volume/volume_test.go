@@ -75,8 +75,9 @@ func newHost(dir, machines, root string) *Host {
 			}
 			return root, nil
 		},
-		HostUser: func(first uint32) (uint32, error) { return first, nil },
-		Log:      slog.New(slog.DiscardHandler)})
+		HostUser:    func(first uint32) (uint32, error) { return first, nil },
+		MachineUser: func(string) (uint32, error) { return testFirst, nil },
+		Log:         slog.New(slog.DiscardHandler)})
 }
 
 // rig is a host with volumes, and a place for machines.
@@ -469,7 +470,7 @@ func TestAttach(t *testing.T) {
 	r.must(err)
 	defer unix.Close(in)
 	r.must(hostmount.Unmount(filepath.Join(r.cfg.Machines, "m1")))
-	if err := bind(own, fmt.Sprintf("/proc/self/fd/%d/.", in), testUID); err == nil {
+	if err := bind(own, fmt.Sprintf("/proc/self/fd/%d/.", in), testUID, nil); err == nil {
 		t.Error("mounted where nobody is any more")
 	}
 	r.must(os.Remove(r.shown("m1")))
