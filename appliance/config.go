@@ -296,6 +296,9 @@ func (f File) Check(fail func(field, value, wrong, remedy string)) {
 	if len(f.RunDir) > 60 {
 		fail("run_dir", f.RunDir, "longer than 60 bytes, too long for sockets below it", "choose a shorter one")
 	}
+	if len(f.DataDir) > 75 { // below it planes/000000/storage.sock, 28 bytes
+		fail("data_dir", f.DataDir, "longer than 75 bytes, too long for sockets below it", "choose a shorter one")
+	}
 	if !label.MatchString(f.Name) {
 		fail("name", f.Name, "not a name", "use at most 63 of a-z, 0-9 and -, beginning and ending with a letter or digit")
 	}

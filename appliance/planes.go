@@ -232,8 +232,8 @@ func (r *runningPlane) Run(ctx context.Context, ready func(), died func(error)) 
 		return fmt.Errorf("volumes: %w", err)
 	}
 	sctx, stopServing := context.WithCancel(context.WithoutCancel(ctx))
-	stopped := make(chan error, 1)
-	go func() { stopped <- r.planes.storage.Serve(sctx, r.workspace, r.uid, volumes) }()
+	stopped := make(chan struct{})
+	go func() { r.serveVolumes(sctx, volumes); close(stopped) }()
 	defer func() { stopServing(); <-stopped }()
 	if r.certificate != nil {
 		ctx, stop := context.WithCancel(ctx)
@@ -242,6 +242,25 @@ func (r *runningPlane) Run(ctx context.Context, ready func(), died func(error)) 
 		defer func() { stop(); <-renewed }()
 	}
 	return r.Plane.Run(ctx, ready, died)
+}
+
+// serveVolumes answers what the plane asks about volumes until ctx is done. The plane goes on
+// when that fails, and finds the next socket by itself.
+func (r *runningPlane) serveVolumes(ctx context.Context, ln net.Listener) {
+	const most = time.Minute
+	err := r.planes.storage.Serve(ctx, r.workspace, r.uid, ln)
+	for wait := time.Second; ctx.Err() == nil; wait = min(2*wait, most) {
+		r.planes.part("plane").Warn("the plane can't ask about volumes; opening its socket anew",
+			"workspace", r.workspace, "after", wait, "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		if ln, err = r.listen(); err == nil {
+			err = r.planes.storage.Serve(ctx, r.workspace, r.uid, ln)
+		}
+	}
 }
 
 // listen opens the socket by which the plane asks about volumes. It is in a folder that
