@@ -52,7 +52,8 @@ func (p *program) volumeCommands() *command {
 	all := group("volumes, volume", "create, list, show, resize, bind, copy and delete a workspace's volumes",
 		volumes.create(command{
 			usage: "make a volume",
-			about: `A volume of the class local is on the disk of one host: as fast as that, and lost with it.
+			about: `A volume of the class local is on the disk of one host, and lost with it. It reads as fast as that disk; what is
+written and synced piece by piece takes up to twice as long.
 Its size is a limit, and counts in the account's storage; it can grow later, and not shrink.
 Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which are listed here too.`,
 			examples: []string{"mp volumes create db --size 10Gi", "mp volumes create db --size 10Gi --class local"},

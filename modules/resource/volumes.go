@@ -9,7 +9,7 @@ type Volume struct {
 
 // The classes of volumes.
 const (
-	// LocalVolume is on the disk of one host: as fast as that, and lost with it.
+	// LocalVolume is on the disk of one host, and lost with it.
 	LocalVolume = "local"
 )
 
