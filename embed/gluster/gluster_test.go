@@ -221,6 +221,15 @@ func TestCluster(t *testing.T) {
 	if err := a.Replace(t.Context(), "v2", withArbiter[1], Brick{Host: b.address, Path: "/bricks/none/volume/brick"}); err == nil {
 		t.Error("a brick is replaced by a folder beside its file system")
 	}
+	for _, want := range []int{3, 0} {
+		all, err := b.AllBricks(t.Context())
+		if err != nil || len(all["v1"]) != 3 || len(all["v2"]) != want {
+			t.Errorf("all bricks, %d of v2: %+v, %v", want, all, err)
+		}
+		if want > 0 {
+			a.must(t, "/usr/sbin/gluster", "--mode=script", "volume", "stop", "v2", "force")
+		}
+	}
 	if err := a.Remove(t.Context(), "v2"); err != nil {
 		t.Error(err)
 	}

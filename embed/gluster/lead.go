@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -21,34 +20,37 @@ type Lead struct {
 	name   string // of its node's certificate
 
 	mu    sync.Mutex
-	looks map[string]look
+	last  look
+	heals map[string]heal
 }
 
 // NewLead makes the lead of the node with this address, whose certificate has this common name.
 func NewLead(c Client, own netip.Addr, name string) *Lead {
-	return &Lead{client: c, own: own, name: name, looks: map[string]look{}}
+	return &Lead{client: c, own: own, name: name, heals: map[string]heal{}}
 }
 
 // healEvery is how often a volume is asked what is to be healed while all its bricks are there and
 // nothing was: it takes a client of its own, and a second.
 const healEvery = 5 * time.Minute
 
-// A volume that is as it shall be is left alone for wellEvery, and one of which something is down
-// or has to be healed for illEvery: each look is two commands, of some tenths of a second, and a
-// host may lead hundreds.
+// lookEvery is for how long what was seen of all volumes is taken to be so: a look is two commands of
+// some tenths of a second and more the more volumes there are, and takes lookPart of the time at most.
 const (
-	wellEvery = time.Minute
-	illEvery  = 10 * time.Second
+	lookEvery = 10 * time.Second
+	lookPart  = 5
 )
 
-// look is what was seen of a volume.
+// look is what is seen of all volumes.
 type look struct {
-	nodes  []netip.Addr
-	want   Wanted
-	seen   []SeenBrick
-	until  time.Time // so long it holds
-	heal   map[Brick]int64
-	healed time.Time // when heal was asked for and nothing was found
+	until   time.Time // so long it holds
+	volumes []Volume
+	bricks  map[string][]BrickState
+}
+
+// heal is what a volume's bricks have that others lack.
+type heal struct {
+	pending map[Brick]int64 // of those that could be asked
+	well    time.Time       // when there was nothing; zero: there is something, or perhaps
 }
 
 // Wanted is a volume as it shall be.
@@ -92,12 +94,12 @@ func (l *Lead) Gather(ctx context.Context, nodes []netip.Addr) (members []netip.
 	if err != nil {
 		return nil, err
 	}
-	volumes, err := l.client.Volumes(ctx)
+	now, err := l.look(ctx)
 	if err != nil {
 		return nil, err
 	}
 	used := map[netip.Addr]bool{}
-	for _, v := range volumes {
+	for _, v := range now.volumes {
 		for _, b := range v.Bricks {
 			used[b.Host] = true
 		}
@@ -135,58 +137,88 @@ func (l *Lead) Gather(ctx context.Context, nodes []netip.Addr) (members []netip.
 	return members, errors.Join(errs...)
 }
 
+// look says how all volumes are.
+func (l *Lead) look(ctx context.Context) (look, error) {
+	began := time.Now()
+	if began.Before(l.last.until) {
+		return l.last, nil
+	}
+	var now look
+	var err error
+	if now.volumes, err = l.client.Volumes(ctx); err != nil {
+		return now, err
+	}
+	if slices.ContainsFunc(now.volumes, func(v Volume) bool { return v.Started }) {
+		if now.bricks, err = l.client.AllBricks(ctx); err != nil {
+			return now, err
+		}
+	}
+	now.until = time.Now().Add(max(lookEvery, lookPart*time.Since(began)))
+	l.last = now
+	return now, nil
+}
+
+// changed has the next look be a new one.
+func (l *Lead) changed() { l.last.until = time.Time{} }
+
 // Bring has a volume be as it shall: made once all its bricks are there, by nodes of a cluster that nodes
 // are those of; started, and what of it is down; with bricks in the place of others, as far as
-// they are ready. It returns what the volume has, also with an error if that is known. Called again soon with the same, it
-// returns the same without asking.
+// they are ready. It returns what the volume has, also with an error if that is known. What was seen
+// some seconds ago it does not ask for again.
 func (l *Lead) Bring(ctx context.Context, nodes []netip.Addr, v Wanted) ([]SeenBrick, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	was := l.looks[v.Name]
-	if time.Now().Before(was.until) && reflect.DeepEqual(was.want, v) && slices.Equal(was.nodes, nodes) {
-		return was.seen, nil
-	}
-	was.until = time.Time{}
-	l.looks[v.Name] = was
-	seen, err := l.bring(ctx, nodes, v)
+	all, err := l.look(ctx)
 	if err != nil {
-		return seen, err
+		return nil, err
 	}
-	was = l.looks[v.Name]
-	was.nodes, was.want, was.seen, was.until = nodes, v, seen, time.Now().Add(wellEvery)
-	if slices.ContainsFunc(seen, func(b SeenBrick) bool { return !b.Online || b.Pending != 0 }) {
-		was.until = time.Now().Add(illEvery)
-	}
-	l.looks[v.Name] = was
-	return seen, nil
-}
-
-func (l *Lead) bring(ctx context.Context, nodes []netip.Addr, v Wanted) ([]SeenBrick, error) {
-	now, err := l.client.Volume(ctx, v.Name)
+	i := slices.IndexFunc(all.volumes, func(now Volume) bool { return now.Name == v.Name })
 	switch {
-	case errors.Is(err, ErrNotFound) && v.Made:
+	case i < 0 && v.Made:
 		return nil, fmt.Errorf("volume %s: %w", v.Name, ErrMissing)
-	case errors.Is(err, ErrNotFound):
+	case i < 0:
 		if err := l.create(ctx, nodes, v); err != nil {
 			return nil, err
 		}
-		if now, err = l.client.Volume(ctx, v.Name); err != nil {
+		l.changed()
+		if all, err = l.look(ctx); err != nil {
 			return nil, err
 		}
-	case err != nil:
-		return nil, err
+		i = slices.IndexFunc(all.volumes, func(now Volume) bool { return now.Name == v.Name })
+		if i < 0 {
+			return nil, fmt.Errorf("volume %s: %w", v.Name, ErrNotFound)
+		}
 	}
+	now := all.volumes[i]
+	now.Bricks = slices.Clone(now.Bricks)
 	err = l.replace(ctx, &now, v)
-	if err := l.client.set(ctx, v.Name, now.Options, VolumeOptions(sorted(v.Hosts))); err != nil {
+	if err := l.set(ctx, v.Name, now.Options, v.Hosts); err != nil {
 		return nil, err
 	}
 	if !now.Started {
+		l.changed()
 		if err := l.client.ask(ctx, nil, "volume", "start", v.Name); err != nil {
 			return nil, err
 		}
 	}
-	seen, errSee := l.see(ctx, now)
-	return seen, errors.Join(err, errSee)
+	if all, errLook := l.look(ctx); errLook == nil {
+		seen, errSee := l.see(ctx, now, all.bricks[v.Name])
+		return seen, errors.Join(err, errSee)
+	} else {
+		return nil, errors.Join(err, errLook)
+	}
+}
+
+// set lets these hosts have a volume, and no others.
+func (l *Lead) set(ctx context.Context, name string, now map[string]string, hosts []string) error {
+	want := VolumeOptions(sorted(hosts))
+	for key, value := range want {
+		if now[key] != value {
+			l.changed()
+			return l.client.set(ctx, name, now, want)
+		}
+	}
+	return nil
 }
 
 func sorted(names []string) []string { return slices.Sorted(slices.Values(names)) }
@@ -243,28 +275,25 @@ func (l *Lead) replace(ctx context.Context, now *Volume, v Wanted) error {
 		}
 		if err == nil {
 			// The node that is asked mounts the volume for a moment.
-			with := VolumeOptions(sorted(append(slices.Clone(v.Hosts), l.name)))
-			if err = l.client.set(ctx, v.Name, now.Options, with); err == nil {
-				now.Options = with
-				err = l.client.Replace(ctx, v.Name, now.Bricks[i], b.Brick)
-			}
+			err = l.set(ctx, v.Name, now.Options, append(slices.Clone(v.Hosts), l.name))
+			now.Options = nil // to be set back
+		}
+		if err == nil {
+			l.changed()
+			err = l.client.Replace(ctx, v.Name, now.Bricks[i], b.Brick)
 		}
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		now.Bricks[i] = b.Brick
-		l.looks[v.Name] = look{}
+		delete(l.heals, v.Name)
 	}
 	return errors.Join(errs...)
 }
 
 // see says how a volume's bricks are, and starts what of them is down.
-func (l *Lead) see(ctx context.Context, now Volume) (seen []SeenBrick, err error) {
-	states, err := l.client.Bricks(ctx, now.Name)
-	if err != nil {
-		return nil, err
-	}
+func (l *Lead) see(ctx context.Context, now Volume, states []BrickState) (seen []SeenBrick, err error) {
 	down, away := false, false
 	for _, b := range now.Bricks {
 		i := slices.IndexFunc(states, func(s BrickState) bool { return s.Brick == b })
@@ -273,6 +302,7 @@ func (l *Lead) see(ctx context.Context, now Volume) (seen []SeenBrick, err error
 		seen = append(seen, SeenBrick{Brick: b, Online: online})
 	}
 	if down {
+		l.changed()
 		if err := l.client.StartBricks(ctx, now.Name); err != nil {
 			return seen, err
 		}
@@ -280,19 +310,18 @@ func (l *Lead) see(ctx context.Context, now Volume) (seen []SeenBrick, err error
 	if len(now.Bricks) == 1 {
 		return seen, nil
 	}
-	was := l.looks[now.Name]
-	if down || away || was.healed.IsZero() || time.Since(was.healed) > healEvery {
-		was.heal, was.healed, err = l.healing(ctx, now.Name)
-		if err != nil {
+	h := l.heals[now.Name]
+	if down || away || h.well.IsZero() || time.Since(h.well) > healEvery {
+		if h, err = l.healing(ctx, now.Name); err != nil {
 			return seen, err
 		}
 		if down || away {
-			was.healed = time.Time{}
+			h.well = time.Time{}
 		}
-		l.looks[now.Name] = was
+		l.heals[now.Name] = h
 	}
 	for i, b := range seen {
-		pending, ok := was.heal[b.Brick]
+		pending, ok := h.pending[b.Brick]
 		if !ok {
 			pending = -1
 		}
@@ -301,22 +330,19 @@ func (l *Lead) see(ctx context.Context, now Volume) (seen []SeenBrick, err error
 	return seen, nil
 }
 
-// healing asks what has to be healed. at is when all was well, zero if it isn't.
-func (l *Lead) healing(ctx context.Context, name string) (heal map[Brick]int64, at time.Time, err error) {
+// healing asks what has to be healed.
+func (l *Lead) healing(ctx context.Context, name string) (heal, error) {
+	now := heal{pending: map[Brick]int64{}, well: time.Now()}
 	all, err := l.client.Healing(ctx, name)
-	if err != nil {
-		return nil, at, err
-	}
-	heal, at = map[Brick]int64{}, time.Now()
 	for _, h := range all {
 		if h.Connected {
-			heal[h.Brick] = h.Pending
+			now.pending[h.Brick] = h.Pending
 		}
 		if !h.Connected || h.Pending > 0 {
-			at = time.Time{} // look again soon
+			now.well = time.Time{}
 		}
 	}
-	return heal, at, nil
+	return now, err
 }
 
 // Remove has glusterd forget a volume, as Client.Remove does. One of which all bricks were on nodes
@@ -324,19 +350,22 @@ func (l *Lead) healing(ctx context.Context, name string) (heal map[Brick]int64, 
 func (l *Lead) Remove(ctx context.Context, v Wanted) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.looks, v.Name)
+	l.changed()
+	delete(l.heals, v.Name)
 	err := l.client.Remove(ctx, v.Name)
-	lost := !slices.ContainsFunc(v.Bricks, func(b WantedBrick) bool { return !b.Lost })
-	if !errors.Is(err, ErrAway) || !lost {
+	if !errors.Is(err, ErrAway) || slices.ContainsFunc(v.Bricks, func(b WantedBrick) bool { return !b.Lost }) {
 		return err
 	}
+	now, err := l.client.Volume(ctx, v.Name)
 	var errs []error
-	for _, b := range v.Bricks {
+	for _, b := range now.Bricks {
 		errs = append(errs, l.client.Leave(ctx, b.Host))
 	}
-	_, err = l.client.Volume(ctx, v.Name)
+	if err == nil {
+		_, err = l.client.Volume(ctx, v.Name)
+	}
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
-	return cmp.Or(errors.Join(errs...), err, fmt.Errorf("volume %s is there still", v.Name))
+	return cmp.Or(errors.Join(errs...), err, fmt.Errorf("volume %s: %w", v.Name, ErrAway))
 }

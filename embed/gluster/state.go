@@ -21,27 +21,42 @@ func (c Client) Bricks(ctx context.Context, name string) ([]BrickState, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
+	all, err := c.bricks(ctx, name)
+	return all[name], err
+}
+
+// AllBricks is Bricks for all started volumes, of which there has to be one, by their names.
+func (c Client) AllBricks(ctx context.Context) (map[string][]BrickState, error) {
+	return c.bricks(ctx, "all")
+}
+
+func (c Client) bricks(ctx context.Context, of string) (map[string][]BrickState, error) {
 	var a struct {
-		Nodes []struct {
-			Host   string `xml:"hostname"`
-			Path   string `xml:"path"`
-			Status int    `xml:"status"`
-			PID    string `xml:"pid"`
-			Total  int64  `xml:"sizeTotal"`
-			Free   int64  `xml:"sizeFree"`
-		} `xml:"volStatus>volumes>volume>node"`
+		Volumes []struct {
+			Name  string `xml:"volName"`
+			Nodes []struct {
+				Host   string `xml:"hostname"`
+				Path   string `xml:"path"`
+				Status int    `xml:"status"`
+				PID    string `xml:"pid"`
+				Total  int64  `xml:"sizeTotal"`
+				Free   int64  `xml:"sizeFree"`
+			} `xml:"node"`
+		} `xml:"volStatus>volumes>volume"`
 	}
-	if err := c.ask(ctx, &a, "volume", "status", name, "detail"); err != nil {
+	if err := c.ask(ctx, &a, "volume", "status", of, "detail"); err != nil {
 		return nil, err
 	}
-	var all []BrickState
-	for _, n := range a.Nodes {
-		b, err := parseBrick(n.Host + ":" + n.Path)
-		if err != nil {
-			continue // a daemon that heals, say
+	all := map[string][]BrickState{}
+	for _, v := range a.Volumes {
+		for _, n := range v.Nodes {
+			b, err := parseBrick(n.Host + ":" + n.Path)
+			if err != nil {
+				continue // a daemon that heals, say
+			}
+			pid, _ := strconv.Atoi(n.PID) // "N/A"
+			all[v.Name] = append(all[v.Name], BrickState{Brick: b, Online: n.Status == 1, PID: max(0, pid), Total: n.Total, Free: n.Free})
 		}
-		pid, _ := strconv.Atoi(n.PID) // "N/A"
-		all = append(all, BrickState{Brick: b, Online: n.Status == 1, PID: max(0, pid), Total: n.Total, Free: n.Free})
 	}
 	return all, nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -83,7 +84,7 @@ func Shared(cfg SharedConfig) []Driver {
 }
 
 // shares says whether a volume is one of the shared.
-func shares(v wire.Volume) bool { return v.Class == "shared" }
+func shares(v wire.Volume) bool { return v.Class == resource.SharedVolume }
 
 // serving drives what serves bricks, in two steps: bricks are mounted after the first and before
 // they are needed by the second, which others go on with if they are not.
