@@ -1,0 +1,139 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// sharedWorld is what of shared volumes a host has; appliance's TestShared has the real one.
+type sharedWorld struct {
+	SharedHost
+	served, any bool
+	bricks      []wire.VolumeReport
+	away        error
+	did         []string
+}
+
+func (w *sharedWorld) Left() (served, any bool, err error)         { return w.served, w.any, nil }
+func (w *sharedWorld) Old() bool                                   { return true }
+func (w *sharedWorld) Mounted() ([]string, error)                  { return []string{"other"}, nil }
+func (w *sharedWorld) Bricks() ([]wire.VolumeReport, error)        { return w.bricks, w.away }
+func (*sharedWorld) EnsureBrick(context.Context, wire.Brick) error { return nil }
+func (*sharedWorld) RemoveBrick(context.Context, string) error     { return nil }
+func (w *sharedWorld) Forget(context.Context) error {
+	w.did, w.served = append(w.did, "forget"), false
+	return nil
+}
+func (w *sharedWorld) Clear(context.Context) error {
+	w.did, w.any = append(w.did, "clear"), false
+	return nil
+}
+
+// TestSharedAbsence: what serves bricks ends only once no brick is there, and is forgotten before
+// all is cleared; bricks and volumes of the cluster are never dropped, mounts are.
+func TestSharedAbsence(t *testing.T) {
+	w := &sharedWorld{served: true, any: true, bricks: []wire.VolumeReport{{UID: "b1", NetworkID: "00002a"}}}
+	drivers := Shared(SharedConfig{Host: w, Bricks: w})
+	list := func() (all []string) {
+		for _, d := range drivers {
+			keys, err := d.List(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, k := range keys {
+				all = append(all, Ref{d.Kind(), k}.String())
+			}
+		}
+		return all
+	}
+	want := func(want ...string) {
+		t.Helper()
+		if got := list(); !slices.Equal(got, want) {
+			t.Errorf("may be dropped: %v, want %v", got, want)
+		}
+	}
+	want("mount other")
+	w.bricks, w.away = nil, errors.New("the disk is away")
+	want("mount other")
+	w.away = nil
+	want("storage server", "storage identity", "mount other")
+	if err := drivers[0].Drop(t.Context(), identityKey); err == nil {
+		t.Error("it is cleared while bricks are served")
+	}
+	for _, key := range []string{serverKey, identityKey} {
+		if err := drivers[0].Drop(t.Context(), key); err != nil {
+			t.Error(err)
+		}
+	}
+	want("mount other")
+	if fmt.Sprint(w.did) != "[forget clear]" {
+		t.Errorf("it did %v", w.did)
+	}
+}
+
+// TestSharedWanted: what of shared volumes a state wants, and what waits for what.
+func TestSharedWanted(t *testing.T) {
+	w := &sharedWorld{bricks: []wire.VolumeReport{{UID: "b1", NetworkID: "00002a", Ready: true, SizeBytes: 8}, {UID: "b9", NetworkID: "00002b"}}}
+	drivers := append(Shared(SharedConfig{Host: w, Bricks: w}), Volumes(nil), Attachments(nil))
+	volume := wire.Volume{Key: "a/b/c/d", UID: "V1", NetworkID: "00002a", Class: resource.SharedVolume, Attachments: []wire.VolumeAttachment{{MachineUID: "m"}}}
+	states := map[string]*wire.State{
+		"": {},
+		"storage identity, mount v1 after storage identity, attachment V1/m after mount v1 machine m": {Volumes: []wire.Volume{volume}},
+		"storage identity, storage server after storage identity, brick b1 after storage identity": {
+			Storage: &wire.Storage{Bricks: []wire.Brick{{UID: "b1", SizeBytes: 8}}}},
+		"storage identity, storage server after storage identity, cluster members after storage server, cluster V1 after storage server": {
+			Storage: &wire.Storage{Cluster: &wire.Cluster{Volumes: []wire.ClusterVolume{{UID: "V1"}}}}},
+	}
+	for want, s := range states {
+		got := ""
+		for ref, item := range inOrder(drivers, s) {
+			got += ", " + ref.String()
+			for i, need := range item.Needs {
+				if i == 0 {
+					got += " after"
+				}
+				got += " " + need.String()
+			}
+		}
+		if got = got[min(len(got), 2):]; got != want {
+			t.Errorf("a state wants %s\nwant %s", got, want)
+		}
+	}
+	r := Report{Items: map[Ref]any{}}
+	r.Holds = []string{}
+	s := &wire.State{Volumes: []wire.Volume{volume}, Storage: &wire.Storage{Bricks: []wire.Brick{{UID: "b1", NetworkID: "00002a", SizeBytes: 16}, {UID: "b2", NetworkID: "00002c"}}}}
+	for _, d := range drivers[:4] {
+		fallen, err := d.Report(t.Context(), s, func(string) Progress { return Progress{serial: 1} }, &r)
+		if err != nil || d.Kind() == wire.BrickItem != slices.Equal(fallen, []string{"b2"}) {
+			t.Errorf("%s: fallen are %v, %v", d.Kind(), fallen, err)
+		}
+	}
+	if slices.Sort(r.Holds); fmt.Sprint(r.Holds) != "[00002a 00002b 00002c ?]" || !r.StorageOld {
+		t.Errorf("it holds %v, old %v", r.Holds, r.StorageOld)
+	}
+	if b := r.Items[Ref{wire.BrickItem, "b1"}].(*wire.BrickReport); b.Ready || b.SizeBytes != 8 {
+		t.Errorf("a brick that has to grow is %+v", b)
+	}
+	if v := r.Items[Ref{wire.VolumeItem, "V1"}].(*wire.VolumeReport); !v.Ready || v.Key != volume.Key {
+		t.Errorf("its mount is %+v", v)
+	}
+}
+
+// inOrder are the items that a state wants of drivers.
+func inOrder(drivers []Driver, s *wire.State) func(func(Ref, Item) bool) {
+	return func(yield func(Ref, Item) bool) {
+		for _, d := range drivers {
+			for _, item := range d.Wanted(s) {
+				if !yield(Ref{d.Kind(), item.Key}, item) {
+					return
+				}
+			}
+		}
+	}
+}
