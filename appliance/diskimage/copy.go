@@ -18,6 +18,16 @@ import (
 	"github.com/multipaas/multipaas/appliance/hostmount"
 )
 
+// ErrTooMuch is returned by Copy for an image that is mounted and has more in it than can be read
+// while its file system stands still.
+var ErrTooMuch = errors.New("it has too much in it to be copied while it is in use")
+
+// MaxLiveCopy is how many bytes that is: a disk of 200 MB/s reads them in 20 s.
+const MaxLiveCopy = 4 << 30
+
+// maxLiveCopy is MaxLiveCopy but in tests.
+var maxLiveCopy int64 = MaxLiveCopy
+
 const (
 	copyChunk = 1 << 20
 	// copyPace is how many bytes a second a copy reads at most while others have their disk too; and
@@ -28,7 +38,8 @@ const (
 // Copy makes another image of what is in this one at a moment, as Clone does, where files can't
 // share blocks. It blocks while it reads all that is in the image, twice: the first time at
 // a pace that leaves the disk to others, the second time to find what has changed meanwhile, with
-// the file system frozen: who writes waits for so long. tell is told how many bytes
+// the file system frozen: who writes waits for so long. So of one that is mounted no more than
+// MaxLiveCopy is copied: ErrTooMuch. tell is told how many bytes
 // of how many the first time has come to; it must not block. One that is cut off leaves
 // nothing, or if the process was killed a file that the next replaces, and a file system that is
 // frozen until Thaw.
@@ -66,7 +77,13 @@ func (d Image) copy(ctx context.Context, to string, tell func(done, of int64)) (
 		return err
 	}
 	defer func() { _ = unix.Munmap(c.chunk) }()
+	if err := d.checkLive(c.from); err != nil {
+		return err
+	}
 	if err := c.pass(ctx, true, tell); err != nil {
+		return err
+	}
+	if err := d.checkLive(c.from); err != nil { // it may have grown
 		return err
 	}
 	if err := d.frozen(func() error { return c.pass(ctx, false, func(int64, int64) {}) }); err != nil {
@@ -79,6 +96,22 @@ func (d Image) copy(ctx context.Context, to string, tell func(done, of int64)) (
 		return &os.LinkError{Op: "rename", Old: partial, New: to, Err: err}
 	}
 	return atomicfile.SyncDir(filepath.Dir(to))
+}
+
+// checkLive says whether what is in an image can be read while nobody writes to it.
+func (d Image) checkLive(file *os.File) error {
+	mounted, err := hostmount.Has(d.Mount)
+	if err != nil || !mounted {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		return err
+	}
+	if st.Blocks*512 > maxLiveCopy {
+		return ErrTooMuch
+	}
+	return nil
 }
 
 // openDirect opens a file by direct I/O, if that can be: a loop device writes around the page cache,

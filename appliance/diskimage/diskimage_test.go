@@ -243,6 +243,12 @@ func testCopy(t *testing.T, root string) {
 	if err := d.Copy(ctx, c.File, func(int64, int64) { cancel() }); !errors.Is(err, context.Canceled) {
 		t.Errorf("ended: %v", err)
 	}
+	maxLiveCopy = 1 << 20
+	err = d.Copy(t.Context(), c.File, func(int64, int64) { t.Error("it is copied") })
+	maxLiveCopy = MaxLiveCopy
+	if !errors.Is(err, ErrTooMuch) {
+		t.Errorf("with too much in it: %v, want ErrTooMuch", err)
+	}
 	if left, err := filepath.Glob(c.File + "*"); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}

@@ -63,8 +63,8 @@ func (a *API) copied(ctx context.Context, field, workspace, name string) (*resou
 	case v.Deleting():
 		return nil, deleting("volume", name)
 	case v.Spec.Class != resource.LocalVolume:
-		return nil, conflict("not-possible", fmt.Sprintf("The volume %s is %s: copies are made of volumes of class %s.", name, v.Spec.Class,
-			resource.LocalVolume), "Copy what is in it by a pod.")
+		return nil, conflict("not-possible", fmt.Sprintf("The volume %s is %s: copies are made of volumes of class %s.", name,
+			v.Spec.Class, resource.LocalVolume), "Copy what is in it by a pod.")
 	case !v.Made():
 		return nil, conflict("not-ready", fmt.Sprintf("The volume %s is not made yet.", name),
 			"Wait until it is Ready; `mp volumes show "+name+"` says more.")

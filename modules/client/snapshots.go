@@ -58,7 +58,8 @@ func (p *program) copyCommands(volumes noun[resource.Volume]) []*command {
 			about: `A snapshot is on the volume's host and stands by itself: the volume may be deleted. It holds what a
 power cut would have left, so what was synced is in it. It counts in the account's storage as a volume of its size, and is
 lost with the host. Where the host's disk can't share blocks it is a copy, which takes its time; before
-the copy is done, writing to the volume waits for as long as it takes to read it.`,
+the copy is done, writing to the volume waits for as long as it takes to read it. So there only
+volumes with up to 4 GiB in them have snapshots.`,
 			examples: []string{"mp volumes snapshot db", "mp volumes snapshot db db-before"},
 			flags:    flags(placeFlags(inWorkspace), dryRunFlag(), waitFlags(), resultFlag()),
 			run: volumes.on(func(c *call, of thing) error {

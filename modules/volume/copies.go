@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"sync/atomic"
@@ -111,6 +112,10 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 	h.mu.Lock()
 	delete(h.copies, v.UID)
 	h.mu.Unlock()
+	if errors.Is(c.err, diskimage.ErrTooMuch) {
+		return h.said(fmt.Sprintf("files on the disk with volumes of its host can't share blocks, as on XFS they can, and there "+
+			"volumes with up to %s in them can be copied while machines have them", resource.Bytes.Text(diskimage.MaxLiveCopy)), c.err)
+	}
 	return c.err
 }
 
