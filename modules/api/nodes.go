@@ -146,7 +146,8 @@ func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
 	if err != nil {
 		return err
 	}
-	promised, kept, copies := resource.Promised(machines), resource.PromisedToVolumes(volumes), resource.PromisedToSnapshots(snapshots)
+	promised, kept := resource.Promised(machines), resource.PromisedToVolumes(volumes)
+	copies := resource.PromisedToSnapshots(snapshots)
 	for _, n := range nodes {
 		n.Status.Allocated = promised[n.Name].Add(resource.Size{DiskBytes: kept[n.UID] + copies[n.UID]})
 	}

@@ -57,7 +57,8 @@ func (a *API) copied(ctx context.Context, field, workspace, name string) (*resou
 	v, err := store.Of[resource.Volume](a.store).Get(ctx, workspace+"/"+name)
 	switch {
 	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrInvalidKey):
-		return nil, invalid(field, fmt.Sprintf("there is no volume %q in the workspace", short(name)), "`mp volumes list` shows what there is.")
+		return nil, invalid(field, fmt.Sprintf("there is no volume %q in the workspace", short(name)),
+			"`mp volumes list` shows what there is.")
 	case err != nil:
 		return nil, err
 	case v.Deleting():
