@@ -66,6 +66,10 @@ func TestClaimsOutliveWorkspaces(t *testing.T) {
 					return fmt.Errorf("claim %s is behind", name)
 				}
 			}
+			nodes, _, err := store.Of[resource.Node](p.store).List(ctx, "", "", 0)
+			if err != nil || len(nodes) != len(p.cfg.Nodes.List("")) {
+				return fmt.Errorf("nodes are behind: %v", err)
+			}
 			all, _, err := machines.List(ctx, "", "", 0)
 			if err != nil || len(all) != len(p.cfg.Machines.List("")) {
 				return fmt.Errorf("machines are behind: %v", err)

@@ -545,12 +545,25 @@ func (h *Hub) machineCertificates(
 // leave marks the node as going, unless tenants' volumes are on it. Its machines are drained and taken away; when
 // nothing is left the node is removed and the agent is told so.
 func (h *Hub) leave(ctx context.Context, node *resource.Node, _ nothing) (nothing, error) {
-	if err := h.keepsVolumes(ctx, node); err != nil {
-		return nothing{}, err
+	nodes := store.Of[resource.Node](h.cfg.Store)
+	for {
+		// Read before its volumes are: one that is placed after that changes it.
+		now, err := nodes.Get(ctx, node.Name)
+		if err == nil && now.UID != node.UID {
+			err = store.ErrNotFound
+		}
+		if err != nil || now.Deleting() {
+			return nothing{}, err
+		}
+		if err := h.keepsVolumes(ctx, now); err != nil {
+			return nothing{}, err
+		}
+		now.DeletedAt = new(time.Now().UTC())
+		if err := nodes.Update(ctx, now); !errors.Is(err, store.ErrConflict) {
+			failpoint.Reach("node/leave/marked")
+			return nothing{}, err
+		}
 	}
-	_, err := store.Of[resource.Node](h.cfg.Store).MarkDeleted(ctx, node.Name)
-	failpoint.Reach("node/leave/marked")
-	return nothing{}, err
 }
 
 // Runs says whether a machine of the workspace is placed on the node that a

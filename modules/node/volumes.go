@@ -97,7 +97,8 @@ const maxPools = 16
 func pools(said []resource.Pool) (pools []resource.Pool) {
 	for _, p := range said[:min(len(said), maxPools)] {
 		pools = append(pools, resource.Pool{Name: clip(p.Name, maxName), Path: clip(p.Path, maxText),
-			SizeBytes: amount(p.SizeBytes), FreeBytes: amount(p.FreeBytes), Reflink: p.Reflink, Copies: p.Copies})
+			SizeBytes: amount(p.SizeBytes), FreeBytes: amount(p.FreeBytes), Reflink: p.Reflink, Copies: p.Copies,
+			Message: clip(p.Message, maxText)})
 	}
 	return pools
 }

@@ -60,6 +60,9 @@ type NodeStatus struct {
 	Pools    []Pool         `json:"pools,omitempty" doc:"Where the host has volumes"`
 	// StorageMember: GlusterFS's cluster knows it for one of its hosts, also when it has no brick.
 	StorageMember bool `json:"storageMember,omitempty" doc:"It is one of the hosts that keep shared volumes"`
+	// Placings counts the volumes that were placed on it: who removes a node has looked for some,
+	// and one that came since makes his write fail.
+	Placings int64 `json:"placings,omitempty" doc:"How many volumes were placed on it so far"`
 	// Confirmed is what the host had when it was first heard of.
 	Confirmed Size `json:"confirmed,omitzero" doc:"What the host had when it joined"`
 	// Allocated is what machines and volumes have been promised. The API computes it for those

@@ -117,6 +117,21 @@ func PromisedToVolumes(volumes []*Volume) map[string]int64 {
 	return promised
 }
 
+// How many volumes may be on a host, and how many of one workspace: each is mounted once, and
+// once more for each machine there that sees it. A kernel has 100,000 mounts in one namespace.
+const (
+	MaxVolumesOnHost          = 1000
+	MaxWorkspaceVolumesOnHost = 250
+)
+
+// HasPool says whether volumes can be made on it now. away is whether it has a place for some that isn't there.
+func (n *Node) HasPool() (ok, away bool) {
+	for _, p := range n.Status.Pools {
+		ok, away = ok || p.Message == "", away || p.Message != ""
+	}
+	return ok, away && !ok
+}
+
 // Pool is where a node has volumes.
 type Pool struct {
 	Name      string `json:"name" example:"default"`
@@ -127,5 +142,6 @@ type Pool struct {
 	Reflink bool `json:"reflink,omitempty" doc:"Snapshots and clones take no time and no room"`
 	// Copies: its agent knows snapshots, and volumes that are made from something. One from before
 	// would make them empty.
-	Copies bool `json:"copies,omitempty" doc:"Volumes can be copied there"`
+	Copies  bool   `json:"copies,omitempty" doc:"Volumes can be copied there"`
+	Message string `json:"message,omitempty" doc:"Why it is not there now"`
 }

@@ -225,20 +225,22 @@ func (c *Controller) remove(ctx context.Context, v *resource.Volume) (again time
 		}
 	}
 	if host != nil && !v.Status.Conditions.Is(resource.VolumeRemoved) {
-		if v.Status.Phase == resource.Deleting {
-			return 0, nil // its host reports
-		}
-		what, err := c.neededFor(ctx, v.WorkspaceKey(), v.UID)
-		if err != nil {
-			return 0, err
-		}
-		if what != "" {
-			return retryNeeded, volumes.Observe(ctx, v, func(now *resource.Volume) {
-				waitFor(&now.Status.Conditions, resource.VolumeRemoved, what)
-			})
+		if v.Status.Phase != resource.Deleting { // or its host destroys it already
+			what, err := c.neededFor(ctx, v.WorkspaceKey(), v.UID)
+			if err != nil {
+				return 0, err
+			}
+			if what != "" {
+				return retryNeeded, volumes.Observe(ctx, v, func(now *resource.Volume) {
+					waitFor(&now.Status.Conditions, resource.VolumeRemoved, what)
+				})
+			}
 		}
 		// The hub has its host destroy it from now on.
-		return 0, volumes.Observe(ctx, v, func(now *resource.Volume) { now.Status.Phase = resource.Deleting })
+		return 0, volumes.Observe(ctx, v, func(now *resource.Volume) {
+			now.Status.Phase = resource.Deleting
+			leaving(now, host)
+		})
 	}
 	failpoint.Reach("storage/volume/removed")
 	if err := volumes.Delete(ctx, v); err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -246,6 +248,20 @@ func (c *Controller) remove(ctx context.Context, v *resource.Volume) (again time
 	}
 	c.cfg.Log.Info("volume removed", "volume", v.Key(), "node", v.Status.Node, "hostGone", host == nil)
 	return 0, nil
+}
+
+// leaving says what a volume waits for that shall be removed. Its host reports when it is.
+func leaving(v *resource.Volume, host *resource.Node) {
+	if v.Status.Conditions.Is(resource.VolumeRemoved) {
+		return
+	}
+	c := resource.Condition{Type: resource.VolumeRemoved, Status: resource.False, Reason: "Removing",
+		Message: "its host takes it away"}
+	if host.Status.Phase == resource.Degraded {
+		c.Reason, c.Message = "HostSilent", "the host that it is on does not report: it goes once that does; "+
+			"if the host never comes back, the operator has to give it up"
+	}
+	v.Status.Conditions.Set(c)
 }
 
 // place chooses the host of a volume that nobody waits for: one that a machine of its
@@ -299,15 +315,17 @@ func (at spot) note(v *resource.Volume) {
 		Message: "its host is making it"})
 }
 
-// stays is writes that change nothing and fail if a host is going when the commit
-// happens: a volume on one that is no more would be lost at its birth.
+// stays counts on hosts that a volume was placed there, and fails if one is going when the commit
+// happens: a volume on one that is no more would be lost at its birth. Who removes a host, and
+// has looked for volumes before, notices that there is one more.
 func (c *Controller) stays(hosts ...*resource.Node) (ops []store.Op) {
 	for _, host := range hosts {
 		ops = append(ops, store.Of[resource.Node](c.cfg.Store).ModifyOp(host.Name, func(n *resource.Node) error {
 			if n.Deleting() || n.UID != host.UID {
 				return fmt.Errorf("node %s is being removed", host.Name)
 			}
-			return store.ErrSkip
+			n.Status.Placings++
+			return nil
 		}))
 	}
 	return ops
@@ -328,44 +346,23 @@ func (c *Controller) alone(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// free says how much of a node's disk nobody was promised. The caller is alone: the
-// store is asked, for caches may be behind what this very lock let others write.
-func (c *Controller) free(ctx context.Context) (free func(*resource.Node) int64, machines []*resource.Machine, err error) {
-	if machines, _, err = store.Of[resource.Machine](c.cfg.Store).List(ctx, "", "", 0); err != nil {
-		return nil, nil, err
-	}
-	volumes, _, err := store.Of[resource.Volume](c.cfg.Store).List(ctx, "", "", 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	snapshots, _, err := store.Of[resource.Snapshot](c.cfg.Store).List(ctx, "", "", 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	machinesHave, volumesHave := resource.Promised(machines), resource.PromisedToVolumes(volumes)
-	snapshotsHave := resource.PromisedToSnapshots(snapshots)
-	return func(n *resource.Node) int64 {
-		return n.Status.Capacity.DiskBytes - machinesHave[n.Name].DiskBytes - volumesHave[n.UID] - snapshotsHave[n.UID]
-	}, machines, nil
-}
-
 // roomToGrow says why a volume can't have so many bytes more. The caller is alone.
 func (c *Controller) roomToGrow(ctx context.Context, v *resource.Volume, more int64) error {
 	if !placed(v) {
 		return nil
 	}
-	free, _, err := c.free(ctx)
+	have, err := c.promises(ctx)
 	if err != nil {
 		return internal(err)
 	}
 	if v.Spec.Class == resource.SharedVolume {
-		return c.roomForCopies(ctx, v, more, free)
+		return c.roomForCopies(ctx, v, more, have.free)
 	}
 	host, err := c.host(ctx, v)
 	if err != nil {
 		return internal(err)
 	}
-	if host != nil && free(host) < more {
+	if host != nil && have.free(host) < more {
 		return refuse(codes.ResourceExhausted, "its host has not %s more free for it: ask the operator for more disk",
 			resource.Bytes.Text(more))
 	}
@@ -398,12 +395,12 @@ func (c *Controller) choose(ctx context.Context, workspace string, size int64, p
 	if err != nil {
 		return at, err
 	}
-	free, machines, err := c.free(ctx)
+	have, err := c.promises(ctx)
 	if err != nil {
 		return at, err
 	}
 	own := map[string]uint32{}
-	for _, m := range machines {
+	for _, m := range have.machines {
 		if m.WorkspaceKey() == workspace && !m.Deleting() {
 			own[m.Spec.Node] = m.Spec.FirstUID
 		}
@@ -415,15 +412,20 @@ func (c *Controller) choose(ctx context.Context, workspace string, size int64, p
 		resource.Bytes.Text(size))
 	var fit []*resource.Node
 	for _, n := range c.cfg.Nodes.List("") {
+		has, away := n.HasPool()
 		switch _, here := own[n.Name]; {
 		case !here || places != nil && !slices.Contains(places, wire.Place(ws.UID, n.UID)):
 		case n.Spec.Unschedulable:
 			why = "the host that could have it takes nothing new now: the operator has cordoned it"
 		case n.Deleting() || n.Status.Phase != resource.Ready:
 			why = "the host that could have it does not report: it is tried again"
-		case len(n.Status.Pools) == 0:
+		case away:
+			why = "the disk with volumes of the host that could have it is away: the operator is told, and it is tried again"
+		case !has:
 			why = "the host that could have it keeps no volumes: the operator has to upgrade it first"
-		case free(n) >= size:
+		case have.crowded(n, workspace) != "":
+			why = have.crowded(n, workspace)
+		case have.free(n) >= size:
 			fit = append(fit, n)
 		}
 	}
@@ -431,7 +433,7 @@ func (c *Controller) choose(ctx context.Context, workspace string, size int64, p
 		return at, &shortError{why}
 	}
 	host := slices.MaxFunc(fit, func(a, b *resource.Node) int {
-		return cmp.Or(cmp.Compare(free(a), free(b)), cmp.Compare(b.Name, a.Name))
+		return cmp.Or(cmp.Compare(have.free(a), have.free(b)), cmp.Compare(b.Name, a.Name))
 	})
 	return spot{host, own[host.Name]}, nil
 }

@@ -83,13 +83,14 @@ func stillThere(err error) error {
 }
 
 // beside is a place for so many bytes on the host of what is copied, and what else is to be
-// written with who takes it. The caller is alone. The error is a *shortError if there is none.
-func (c *Controller) beside(ctx context.Context, from origin, size int64) (at spot, ops []store.Op, err error) {
+// written with who takes it. What is mounted there is a volume of the workspace mounts; "" if it is
+// not mounted. The caller is alone. The error is a *shortError if there is none.
+func (c *Controller) beside(ctx context.Context, from origin, size int64, mounts string) (at spot, ops []store.Op, err error) {
 	host, err := c.nodeOf(ctx, from.node, from.nodeUID)
 	if err != nil {
 		return at, nil, err
 	}
-	free, _, err := c.free(ctx)
+	have, err := c.promises(ctx)
 	if err != nil {
 		return at, nil, err
 	}
@@ -101,7 +102,9 @@ func (c *Controller) beside(ctx context.Context, from origin, size int64) (at sp
 		why = "the host that has it does not report: try it again later"
 	case !slices.ContainsFunc(host.Status.Pools, func(p resource.Pool) bool { return p.Copies }):
 		why = "the host that has it can't copy volumes yet: the operator has to upgrade it first"
-	case free(host) < size:
+	case mounts != "" && have.crowded(host, mounts) != "":
+		why = have.crowded(host, mounts)
+	case have.free(host) < size:
 		why = fmt.Sprintf("a copy is where what it is made from is, and that host has not %s free for it: "+
 			"delete what is not needed any more, or ask the operator for more disk", resource.Bytes.Text(size))
 	default:
@@ -113,7 +116,7 @@ func (c *Controller) beside(ctx context.Context, from origin, size int64) (at sp
 // Snapshot calls commit, which stores a snapshot that is new, with what is to be written
 // besides; now has been given its place, which is its volume's. An *access.Refusal says why it can't be.
 func (c *Controller) Snapshot(ctx context.Context, now *resource.Snapshot, commit func(...store.Op) error) error {
-	return c.besides(ctx, now.Spec.SizeBytes,
+	return c.besides(ctx, now.Spec.SizeBytes, "",
 		func() (origin, error) {
 			return c.volumeOrigin(ctx, now.WorkspaceKey(), now.Spec.Volume, now.Spec.VolumeUID)
 		},
@@ -122,12 +125,12 @@ func (c *Controller) Snapshot(ctx context.Context, now *resource.Snapshot, commi
 
 // Copy is Snapshot for a volume that is made from another, or from a snapshot.
 func (c *Controller) Copy(ctx context.Context, now *resource.Volume, commit func(...store.Op) error) error {
-	return c.besides(ctx, now.Spec.SizeBytes, func() (origin, error) { return c.originOf(ctx, now) },
+	return c.besides(ctx, now.Spec.SizeBytes, now.WorkspaceKey(), func() (origin, error) { return c.originOf(ctx, now) },
 		func(at spot, ops []store.Op) error { at.note(now); return commit(ops...) })
 }
 
 func (c *Controller) besides(
-	ctx context.Context, size int64, find func() (origin, error), commit func(at spot, ops []store.Op) error,
+	ctx context.Context, size int64, mounts string, find func() (origin, error), commit func(at spot, ops []store.Op) error,
 ) error {
 	done, err := c.alone(ctx)
 	if err != nil {
@@ -138,7 +141,7 @@ func (c *Controller) besides(
 	if err == nil {
 		var at spot
 		var ops []store.Op
-		if at, ops, err = c.beside(ctx, from, size); err == nil {
+		if at, ops, err = c.beside(ctx, from, size, mounts); err == nil {
 			err = commit(at, ops)
 		}
 	}

@@ -58,11 +58,11 @@ func (c *Controller) assign(ctx context.Context, v *resource.Volume, places []st
 // chooseShared picks the hosts of a shared volume's copies, which may be any of the platform's.
 // The caller is alone. The error is a *shortError if there are not enough.
 func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at copies, err error) {
-	free, machines, err := c.free(ctx)
+	have, err := c.promises(ctx)
 	if err != nil {
 		return at, err
 	}
-	for _, m := range machines {
+	for _, m := range have.machines {
 		if m.WorkspaceKey() == v.WorkspaceKey() && !m.Deleting() && m.Spec.FirstUID != 0 {
 			at.firstUID = m.Spec.FirstUID
 		}
@@ -76,7 +76,7 @@ func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at c
 	}
 	need := bricksOf(v.Spec, nodes)
 	at.arbiter = v.Spec.Arbiter
-	at.hosts = spread(nodes, free, need, nil)
+	at.hosts = spread(nodes, have.room(v.WorkspaceKey()), need, nil)
 	if len(at.hosts) < len(need) {
 		return at, &shortError{fmt.Sprintf("%s for its copies, and %d can have one now: wait, ask for a smaller one, "+
 			"for one copy (replicas: 1), or the operator for more disk", hostsWith(need), len(at.hosts))}
@@ -116,7 +116,8 @@ func bricksOf(spec resource.VolumeSpec, nodes []*resource.Node) (need []int64) {
 
 // shares says whether a host is one for shared volumes.
 func shares(n *resource.Node) bool {
-	return !n.Deleting() && len(n.Status.Pools) > 0 && n.Status.Address.IsValid() &&
+	has, away := n.HasPool()
+	return !n.Deleting() && (has || away) && n.Status.Address.IsValid() &&
 		slices.Contains(n.Status.Drivers, wire.StorageDriver)
 }
 
@@ -133,7 +134,8 @@ func spread(
 	}
 	for _, bytes := range need {
 		fit := slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool {
-			return !shares(n) || n.Spec.Unschedulable || n.Status.Phase != resource.Ready || free(n) < bytes ||
+			has, _ := n.HasPool()
+			return !has || !shares(n) || n.Spec.Unschedulable || n.Status.Phase != resource.Ready || free(n) < bytes ||
 				slices.ContainsFunc(slices.Concat(taken, hosts), func(t *resource.Node) bool { return t.UID == n.UID })
 		})
 		if len(fit) == 0 {
@@ -247,7 +249,7 @@ func (c *Controller) replaceLost(
 		return false, false, err
 	}
 	defer done()
-	free, _, err := c.free(ctx)
+	have, err := c.promises(ctx)
 	if err != nil {
 		return false, false, err
 	}
@@ -264,7 +266,7 @@ func (c *Controller) replaceLost(
 			need = append(need, resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter))
 		}
 	}
-	found := spread(nodes, free, need, taken)
+	found := spread(nodes, have.room(v.WorkspaceKey()), need, taken)
 	if len(found) == 0 {
 		return false, true, nil
 	}

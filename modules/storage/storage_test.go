@@ -355,6 +355,27 @@ func TestWaits(t *testing.T) {
 	}
 }
 
+// awaitVolume waits until a volume is as ok says.
+func awaitVolume(t *testing.T, w *world, key, what string, ok func(*resource.Volume) bool) (now *resource.Volume) {
+	t.Helper()
+	wait.For(t, wait.Patience, what, func(ctx context.Context) (err error) {
+		if now, err = store.Of[resource.Volume](w.db).Get(ctx, key); err == nil && !ok(now) {
+			err = fmt.Errorf("it is %+v", now.Status)
+		}
+		return err
+	})
+	return now
+}
+
+// awaitNode waits until the controller has heard of a node as it is.
+func awaitNode(t *testing.T, w *world, n *resource.Node) {
+	t.Helper()
+	wait.True(t, wait.Patience, "the cache follows", func() bool {
+		now, ok := w.cfg.Nodes.Get(n.Name)
+		return ok && now.Revision >= n.Revision
+	})
+}
+
 // TestLife: volumes that people make get a host once there is one, and a host that is silent
 // or gone is said.
 func TestLife(t *testing.T) {
@@ -364,15 +385,9 @@ func TestLife(t *testing.T) {
 	if err := volumes.Create(t.Context(), v); err != nil {
 		t.Fatal(err)
 	}
-	await := func(what string, ok func(*resource.Volume) bool) (now *resource.Volume) {
+	await := func(what string, ok func(*resource.Volume) bool) *resource.Volume {
 		t.Helper()
-		wait.For(t, wait.Patience, what, func(ctx context.Context) (err error) {
-			if now, err = volumes.Get(ctx, v.Key()); err == nil && !ok(now) {
-				err = fmt.Errorf("it is %+v", now.Status)
-			}
-			return err
-		})
-		return now
+		return awaitVolume(t, w, v.Key(), what, ok)
 	}
 	now := await("it is ready", func(v *resource.Volume) bool {
 		return v.Status.Phase == resource.Ready && v.Status.ObservedGeneration == v.Generation

@@ -159,12 +159,12 @@ func (h *Host) answers() error {
 	return err
 }
 
-// Pools are where this host can have volumes, as far as they are there. Free is told in whole
+// Pools are where this host can have volumes, those that are away too. Free is told in whole
 // GiB. It blocks for lookTime at most.
 func (h *Host) Pools() []resource.Pool {
 	r, err := h.pool()
 	if err != nil {
-		return nil
+		return []resource.Pool{{Name: poolName, Path: h.cfg.Dir, Message: err.Error()}}
 	}
 	return []resource.Pool{{
 		Name:      poolName,

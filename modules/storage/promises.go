@@ -1,0 +1,72 @@
+package storage
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// promises are what hosts have been promised to.
+type promises struct {
+	machines   []*resource.Machine
+	volumes    []*resource.Volume
+	toMachines map[string]resource.Size // by node's name
+	// By node's UID.
+	toVolumes, toSnapshots map[string]int64
+}
+
+// promises asks the store, for caches may be behind what the lock let others write. The caller is
+// alone.
+func (c *Controller) promises(ctx context.Context) (p promises, err error) {
+	if p.machines, _, err = store.Of[resource.Machine](c.cfg.Store).List(ctx, "", "", 0); err != nil {
+		return p, err
+	}
+	if p.volumes, _, err = store.Of[resource.Volume](c.cfg.Store).List(ctx, "", "", 0); err != nil {
+		return p, err
+	}
+	snapshots, _, err := store.Of[resource.Snapshot](c.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return p, err
+	}
+	p.toSnapshots = resource.PromisedToSnapshots(snapshots)
+	p.toMachines, p.toVolumes = resource.Promised(p.machines), resource.PromisedToVolumes(p.volumes)
+	return p, nil
+}
+
+// free says how much of a node's disk nobody was promised.
+func (p promises) free(n *resource.Node) int64 {
+	return n.Status.Capacity.DiskBytes - p.toMachines[n.Name].DiskBytes - p.toVolumes[n.UID] - p.toSnapshots[n.UID]
+}
+
+// crowded says why a node can't have one volume more of a workspace, whatever its size; "" if it can.
+func (p promises) crowded(n *resource.Node, workspace string) string {
+	all, own := 0, 0
+	for _, v := range p.volumes {
+		if v.IsOn(n.UID) {
+			all++
+			if v.WorkspaceKey() == workspace {
+				own++
+			}
+		}
+	}
+	switch {
+	case own >= resource.MaxWorkspaceVolumesOnHost:
+		return fmt.Sprintf("the host that could have it has %d volumes of this workspace, and no more are possible: "+
+			"delete some, or add machines on other hosts", own)
+	case all >= resource.MaxVolumesOnHost:
+		return "the host that could have it has as many volumes as are possible: ask the operator for another host"
+	}
+	return ""
+}
+
+// room says how much of a node's disk one more volume of a workspace can have.
+func (p promises) room(workspace string) func(*resource.Node) int64 {
+	return func(n *resource.Node) int64 {
+		if p.crowded(n, workspace) != "" {
+			return 0
+		}
+		return p.free(n)
+	}
+}

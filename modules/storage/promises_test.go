@@ -1,0 +1,103 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// TestCrowded: a host has only so many volumes, and only so many of one workspace.
+func TestCrowded(t *testing.T) {
+	on := func(node string, n int, workspace string) (all []*resource.Volume) {
+		for i := range n {
+			v := &resource.Volume{InWorkspace: resource.NewInWorkspace(workspace, fmt.Sprint(i))}
+			v.Status.NodeUID = node
+			all = append(all, v)
+		}
+		return all
+	}
+	many := []*resource.Volume{}
+	for i := range resource.MaxVolumesOnHost / 100 {
+		many = append(many, on("u1", 100, fmt.Sprint("evil/web/", i))...)
+	}
+	n := &resource.Node{Meta: resource.Meta{UID: "u1"}}
+	n.Status.Capacity.DiskBytes = gib
+	for what, c := range map[string]struct {
+		volumes []*resource.Volume
+		want    string
+	}{
+		"none":                    {nil, ""},
+		"one less":                {on("u1", resource.MaxWorkspaceVolumesOnHost-1, "acme/web/shop"), ""},
+		"as many":                 {on("u1", resource.MaxWorkspaceVolumesOnHost, "acme/web/shop"), "of this workspace"},
+		"as many of another":      {on("u1", resource.MaxWorkspaceVolumesOnHost, "acme/web/other"), ""},
+		"as many on another":      {on("u2", resource.MaxWorkspaceVolumesOnHost, "acme/web/shop"), ""},
+		"as many of all together": {many, "another host"},
+	} {
+		p := promises{volumes: c.volumes}
+		why := p.crowded(n, "acme/web/shop")
+		if (why == "") != (c.want == "") || !strings.Contains(why, c.want) {
+			t.Errorf("%s: %q", what, why)
+		}
+		if room := p.room("acme/web/shop")(n); (room == 0) != (why != "") {
+			t.Errorf("%s: room for %d", what, room)
+		}
+	}
+}
+
+// TestPoolAway: a host whose disk with volumes is away isn't one that has to be upgraded. And who
+// looked whether a host has volumes can't mark it as removed when one has come since.
+func TestPoolAway(t *testing.T) {
+	w := newWorld(t)
+	nodes := store.Of[resource.Node](w.db)
+	change := func(pools ...resource.Pool) {
+		t.Helper()
+		for _, n := range w.nodes {
+			now, err := nodes.Modify(t.Context(), n.Name, func(n *resource.Node) error { n.Status.Pools = pools; return nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+			awaitNode(t, w, now)
+		}
+	}
+	for want, pools := range map[string][]resource.Pool{"is away": {{Name: "default", Message: "no answer"}}, "upgrade": nil} {
+		change(pools...)
+		_, err := w.choose(t.Context(), "acme/web/shop", gib, nil)
+		if short, ok := errors.AsType[*shortError](err); !ok || !strings.Contains(short.text, want) {
+			t.Errorf("pools %v: %v", pools, err)
+		}
+	}
+	change(resource.Pool{Name: "default"})
+	before, err := nodes.Get(t.Context(), "n2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "data"), Spec: resource.VolumeSpec{Class: "local", SizeBytes: gib}}
+	if err := store.Of[resource.Volume](w.db).Create(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	awaitVolume(t, w, v.Key(), "it is placed", func(v *resource.Volume) bool { return v.Status.Node == "n2" })
+	if err := nodes.Update(t.Context(), before); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("a host that was free of volumes before one was placed there is written: %v", err)
+	}
+}
+
+// TestGoneFromASilentHost: what is deleted says what it waits for.
+func TestGoneFromASilentHost(t *testing.T) {
+	v, host := &resource.Volume{}, &resource.Node{}
+	host.Status.Phase = resource.Degraded
+	for _, want := range []string{"HostSilent", "Removing"} {
+		leaving(v, host)
+		if c := v.Status.Conditions.Get(resource.VolumeRemoved); c.Reason != want || c.Status != resource.False {
+			t.Errorf("it says %+v, want %s", c, want)
+		}
+		host.Status.Phase = resource.Ready
+	}
+	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeRemoved, Status: resource.True})
+	if leaving(v, host); !v.Status.Conditions.Is(resource.VolumeRemoved) {
+		t.Error("it was gone, and isn't any more")
+	}
+}
