@@ -34,6 +34,7 @@ func TestStorage(t *testing.T) {
 		{"life", d.life},
 		{"people", d.people},
 		{"refused", d.refused},
+		{"two machines of a host", d.twoMachines},
 		{"upstream", d.sanity},
 		{"bad days", d.badDays},
 	} {
@@ -67,6 +68,44 @@ spec:
 	d.event(t, "large", "storage: at most 1Gi")
 	d.delete(t, "pod/large", "pvc/large")
 	d.Must(t, datacenter.Admin, "accounts", "set", "acme", "--max-storage", "0")
+}
+
+// twoMachines: of two machines on one host, which both see a volume, one has it at a time.
+func (d *trial) twoMachines(t *testing.T) {
+	machines := len(d.Nodes) + 1
+	scale := func(n int) {
+		d.Must(t, datacenter.Owner, "cluster", "scale", datacenter.Workspace, "--machines", fmt.Sprint(n), "--timeout", "5m")
+		d.NodesReady(t, n)
+	}
+	scale(machines)
+	defer scale(machines - 1)
+	var pair []string
+	wait.For(t, wait.Patience, "two machines say that they are on one host", func(context.Context) error {
+		out := d.Kubectl(t, "get", "nodes", "-o",
+			`jsonpath={range .items[*]}{.metadata.name} {.metadata.labels.storage\.multipaas\.internal/host}{"\n"}{end}`)
+		on := map[string]string{}
+		for line := range strings.Lines(out) {
+			if f := strings.Fields(line); len(f) == 2 {
+				if pair = []string{on[f[1]], f[0]}; pair[0] != "" {
+					return nil
+				}
+				on[f[1]] = f[0]
+			}
+		}
+		return fmt.Errorf("they say %s", out)
+	})
+	at := func(machine, pod string) string {
+		return strings.Replace(d.pod(pod, "shared", "wait"), "spec:\n", "spec:\n  nodeSelector: {kubernetes.io/hostname: "+machine+"}\n", 1)
+	}
+	d.Apply(t, claim("shared", "320Mi", "")+at(pair[0], "first"))
+	d.runs(t, "first")
+	d.Apply(t, at(pair[0], "beside")) // on the same machine it may
+	d.runs(t, "beside")
+	d.Apply(t, at(pair[1], "second"))
+	d.event(t, "second", "one machine at a time")
+	d.delete(t, "pod/first", "pod/beside")
+	d.runs(t, "second")
+	d.delete(t, "pod/second", "pvc/shared")
 }
 
 // badDays: whatever ends while a pod writes, it goes on, and what it was told to be on the
