@@ -169,3 +169,21 @@ func TestWants(t *testing.T) {
 		t.Errorf("a: %t, b: %t; want a alone", a.Wants("a"), a.Wants("b"))
 	}
 }
+
+// TestAHungDiskOfVolumes: what hangs for ever on the disk with volumes holds back volumes alone.
+func TestAHungDiskOfVolumes(t *testing.T) {
+	s, w := newServer(t), &world{hung: make(chan struct{})}
+	state := stateOf("a b c d e f", "")
+	for _, n := range state.Networks {
+		state.Volumes = append(state.Volumes, wire.Volume{UID: "v" + n.ID, NetworkID: n.ID})
+	}
+	run(t, s, t.TempDir(), w)
+	t.Cleanup(func() { close(w.hung) }) // first, or the agent would not end
+	s.sayState(t, state)
+	wantThere(t, w, "network a, network b, network c, network d, network e, network f")
+	state.Machines = stateOf("", "a/u1 f/u2").Machines
+	s.sayState(t, state)
+	s.reported(t, "both machines", func(r wire.Report) bool {
+		return len(r.Machines) == 2 && r.Machines[0].Running && r.Machines[1].Running && len(r.Volumes) == 6
+	})
+}

@@ -256,6 +256,7 @@ type world struct {
 	broken map[string]string // what can't be made or removed, and why; # is how often it was tried
 	tries  map[string]int
 	hold   chan struct{} // not nil: machines get their places once it is closed
+	hung   chan struct{} // not nil: who makes a volume waits until it is closed, whatever else is
 	told   []string      // registries that endpoints heard of
 }
 
@@ -369,6 +370,9 @@ func (w worldRunner) List(context.Context) (all []wire.MachineReport, err error)
 type worldVolumes struct{ *world }
 
 func (w worldVolumes) Ensure(_ context.Context, v wire.Volume) error {
+	if w.hung != nil {
+		<-w.hung
+	}
 	return w.change("volume "+v.UID, true)
 }
 func (w worldVolumes) Remove(_ context.Context, uid string) error {

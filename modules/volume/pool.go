@@ -15,6 +15,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // poolName is the one pool's.
@@ -62,10 +63,19 @@ func (h *Host) present() error {
 
 var errAway = errors.New("the disk with volumes is not")
 
-// markPool marks the pool as one that has volumes, before it has any.
-func (h *Host) markPool() error {
+// begin makes the folder of a volume that is new, in a pool that is marked as one that has volumes:
+// as one step, or who removes the last of the others would take the mark away in between.
+func (h *Host) begin(v wire.Volume) error {
 	h.marking.Lock()
 	defer h.marking.Unlock()
+	if err := h.markPool(); err != nil || v.Made {
+		return err
+	}
+	return os.MkdirAll(string(h.place(v.UID)), 0o700)
+}
+
+// markPool marks the pool as one that has volumes, before it has any. The caller holds h.marking.
+func (h *Host) markPool() error {
 	known, err := readMark(h.cfg.Mark)
 	if err != nil || known.ID != "" {
 		return err

@@ -172,7 +172,7 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 	if err := h.answers(); err != nil {
 		return h.said(poolTrouble, err)
 	}
-	if err := h.markPool(); err != nil {
+	if err := h.begin(v); err != nil {
 		return err
 	}
 	if v.Snapshot {

@@ -244,7 +244,7 @@ func TestVolume(t *testing.T) {
 			t.Errorf("%s while the pool's disk is away: %v", name, err)
 		}
 	}
-	if kept, err := r.Leave(); err != nil || len(kept) != 1 || r.Pools() != nil {
+	if kept, err := r.Leave(); err != nil || len(kept) != 1 || len(r.Pools()) != 1 || r.Pools()[0].Message == "" {
 		t.Errorf("left while the pool's disk is away: %v, %v, pools %+v", kept, err, r.Pools())
 	}
 	if left, err := os.ReadDir(pool); err == nil && len(left) > 0 {
