@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/multipaas/multipaas/appliance/cgroup"
 	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/appliance/pki"
@@ -143,12 +145,24 @@ func TestShared(t *testing.T) {
 	must(t, write("second"))
 	s.until("it is healed", func() error { return errors.Join(h1.volume("b1", "b2", "b3"), same("second", h3, "b3")) })
 
+	// A host loses power: the others go on, and it catches up.
+	h3.off(t)
+	must(t, write("fourth"))
+	s.run(h3)
+	s.until("a host is back", func() error { return errors.Join(h1.volume("b1", "b2", "b3"), same("fourth", h3, "b3")) })
+
 	// What was attached from a mount whose client died is attached anew.
 	h2.kill(t, "glusterfs", "--process-name=fuse")
 	if err := write("none"); err == nil {
 		t.Error("what nobody serves is written to")
 	}
-	s.until("it is mounted and attached anew", func() error { return write("third") })
+	s.until("it is mounted and attached anew", func() error {
+		var f unix.Statfs_t
+		if err := unix.Statfs(in, &f); err != nil || f.Type != unix.FUSE_SUPER_MAGIC {
+			return fmt.Errorf("there is %#x, %w", f.Type, err)
+		}
+		return write("third")
+	})
 
 	// Another brick takes the place of one.
 	h3.state.Storage.Bricks = append(h3.state.Storage.Bricks, brick("b4"))
@@ -235,11 +249,13 @@ func must(t *testing.T, err error) {
 
 // shared is some hosts, each in a network of its own, and a server that stands in.
 type shared struct {
-	t     *testing.T
-	ca    *pki.CA // of nodes
-	own   *pki.CA // of storage
-	url   string
-	hosts []*sharedHost
+	t       *testing.T
+	ca      *pki.CA // of nodes
+	own     *pki.CA // of storage
+	url     string
+	payload string
+	images  string
+	hosts   []*sharedHost
 }
 
 // sharedHost is one of them, and what it was told and has said.
@@ -249,6 +265,7 @@ type sharedHost struct {
 	dir     string
 	address netip.Addr
 	ns      *netns.NS
+	stop    func() // its agent
 
 	state wire.State // the test's alone, as tell tells it
 
@@ -374,18 +391,17 @@ func newShared(t *testing.T, count int) *shared {
 	bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
 	bridge.Name = "br"
 	must(t, errors.Join(handle.LinkAdd(bridge), handle.LinkSetUp(bridge)))
-	payload := os.Getenv("MULTIPAAS_PAYLOAD")
-	if payload == "" {
-		payload, _ = filepath.Abs("../dist/payload")
+	s.payload, s.images = os.Getenv("MULTIPAAS_PAYLOAD"), t.TempDir()
+	if s.payload == "" {
+		s.payload, _ = filepath.Abs("../dist/payload")
 	}
-	images := t.TempDir()
 	for i := range count {
 		h := &sharedHost{name: fmt.Sprintf("mptest-%d-h%d", os.Getpid(), i+1), dir: t.TempDir(), items: map[string]json.RawMessage{},
 			address: netip.AddrFrom4([4]byte{10, 77, 0, byte(i + 1)}), ns: newNamespace(t, fmt.Sprint(i+1))}
 		h.state = wire.State{Node: h.name}
 		s.hosts = append(s.hosts, h)
 		h.plug(t, handle, bridge)
-		s.run(h, images, payload)
+		s.run(h)
 	}
 	return s
 }
@@ -421,7 +437,7 @@ func (h *sharedHost) plug(t *testing.T, network *netlink.Handle, bridge netlink.
 }
 
 // run starts the host's agent, with a certificate as of a node that has joined.
-func (s *shared) run(h *sharedHost, images, payload string) {
+func (s *shared) run(h *sharedHost) {
 	t, at := s.t, func(name string) string { return filepath.Join(h.dir, name) }
 	cert, key, err := s.ca.Issue(pki.Request{CommonName: h.name, Client: true,
 		Organizations: []string{wire.NodesOrganization, wire.NodeUIDPrefix + h.name}})
@@ -436,12 +452,12 @@ func (s *shared) run(h *sharedHost, images, payload string) {
 		t.Fatalf("its UID is %q", client.UID())
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil)).With("host", h.name[len(h.name)-2:])
-	h.sharing = newSharing(gluster.HostConfig{Dir: at("storage"), Images: images, Runc: at("runc"), Payload: payload, Network: h.ns.Path(),
+	h.sharing = newSharing(gluster.HostConfig{Dir: at("storage"), Images: s.images, Runc: at("runc"), Payload: s.payload, Network: h.ns.Path(),
 		Address: h.address, Log: log}, client.UID())
 	volumes := volume.New(volume.Config{Dir: at("pool"), Machines: at("machines"), Mark: at("node/pool.json"), Bricks: h.BrickDir(),
 		Shared: func(uid string) string { return h.At(wire.GlusterName(uid)) },
 		Tools: func(ctx context.Context) (string, error) {
-			return (rootfs.Store{Dir: images}).Unpack(ctx, filepath.Join(payload, "images", "storage"))
+			return (rootfs.Store{Dir: s.images}).Unpack(ctx, filepath.Join(s.payload, "images", "storage"))
 		},
 		HostUser: func(first uint32) (uint32, error) { return first, nil }, Log: log})
 	seen := at("machines/m1/" + wire.VolumesOfMachine)
@@ -464,7 +480,16 @@ func (s *shared) run(h *sharedHost, images, payload string) {
 		}
 	})
 	h.tell()
-	parttest.Run(t, a.Run)
+	h.stop = parttest.Run(t, a.Run)
+}
+
+// off ends everything on the host, as a power cut does.
+func (h *sharedHost) off(t *testing.T) {
+	t.Helper()
+	h.stop()
+	must(t, cgroup.KillAll(t.Context(), path.Join(gluster.Groups, h.name)))
+	must(t, hostmount.Unmount(h.dir))
+	must(t, os.RemoveAll(filepath.Join(h.dir, "runc")))
 }
 
 // serve is the server's side: it tells each host its state and takes down what it says.

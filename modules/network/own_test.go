@@ -82,7 +82,7 @@ func TestOtherAddressesOfHosts(t *testing.T) {
 		node1.must(order{Do: "run", Arguments: strings.Fields("ip route add " + a + "/32 via " + node2.address.String())})
 	}
 	node2.must(order{Do: "run", Arguments: strings.Fields("ip route add 172.30.0.0/20 via " + node1.address.String())})
-	ports := []string{"22", "80", "443", "5432"}
+	ports := []string{"22", "80", "443", "5432", "24007", "49152"} // of shared volumes the last two
 	for _, p := range ports {
 		node2.must(order{Do: "listenTCP", To: "0.0.0.0:" + p})
 	}
