@@ -103,9 +103,47 @@ func (d *trial) twoMachines(t *testing.T) {
 	d.runs(t, "beside")
 	d.Apply(t, at(pair[1], "second"))
 	d.event(t, "second", "one machine at a time")
+
+	// A kubelet that comes again has what its pods have had before.
+	uid := d.volumeOf(t, "shared")
+	h := d.on(t, uid)
+	holder := func() string { return d.holderOf(t, h.Root("var/lib/multipaas/volumes", uid, "mount")) }
+	before := holder()
+	d.check(t, before != "", "nobody has locked the volume")
+	for pid := range d.Processes(t, h, "kube kubelet") {
+		d.Kill(t, h, pid)
+	}
+	wait.For(t, wait.Patience, "the volume is locked again", func(context.Context) error {
+		if now := holder(); now == "" || now == before {
+			return fmt.Errorf("process %q has it", now)
+		}
+		return nil
+	})
+	r := d.Kube(t, d.Kubeconfig(), "", "get", "pod", "second", "-o", "jsonpath={.status.phase}")
+	d.check(t, r.Out == "Pending", "the pod on the other machine is %s", r)
 	d.delete(t, "pod/first", "pod/beside")
 	d.runs(t, "second")
 	d.delete(t, "pod/second", "pvc/shared")
+}
+
+// holderOf is the process that has locked a folder (flock(2)); "" is none.
+func (d *trial) holderOf(t *testing.T, dir string) string {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inode := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(locks)) {
+		if f := strings.Fields(line); len(f) > 5 && f[1] == "FLOCK" && f[5] == inode {
+			return f[4]
+		}
+	}
+	return ""
 }
 
 // badDays: whatever ends while a pod writes, it goes on, and what it was told to be on the
