@@ -396,7 +396,7 @@ func (s *Sandbox) state(ctx context.Context, uid string) wire.MachineReport {
 			st.Message = "stopped: " + printable(runc.LastLine(string(text)), 500)
 		}
 	default:
-		st.Running, st.StartedAt = true, c.Created
+		st.Running, st.StartedAt, st.NoVolumes = true, c.Created, !hasVolumes(m)
 		st.Message = serviceTrouble(m)
 	}
 	return st

@@ -16,6 +16,12 @@ import (
 // there mounts and unmounts is so for him alone.
 const volumesDir = wire.VolumesOfMachine
 
+// hasVolumes says whether it is there: it is from the start of a machine on, or never.
+func hasVolumes(m home) bool {
+	var f unix.Statfs_t
+	return unix.Statfs(m.at(volumesDir), &f) == nil && f.Type == unix.TMPFS_MAGIC
+}
+
 // makeVolumes mounts it, unless it is there: what is attached stays when a machine is started anew.
 func makeVolumes(m home, first int) error {
 	dir := m.at(volumesDir)

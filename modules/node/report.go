@@ -348,7 +348,7 @@ func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.Mac
 		if rep.Removed && m.Deleting() {
 			m.Status.Conditions.Set(resource.Condition{Type: resource.MachineRemoved, Status: resource.True, Reason: "Removed"})
 		}
-		m.Status.StartedAt, m.Status.Restarts = rep.StartedAt, rep.Restarts
+		m.Status.StartedAt, m.Status.Restarts, m.Status.NoVolumes = rep.StartedAt, rep.Restarts, rep.NoVolumes
 	}
 	was := seen.Status
 	was.Conditions = append(resource.Conditions(nil), was.Conditions...)

@@ -324,6 +324,7 @@ type MachineStatus struct {
 	State
 	StartedAt time.Time `json:"startedAt,omitzero"`
 	Restarts  int       `json:"restarts,omitempty"`
+	NoVolumes bool      `json:"noVolumes,omitempty" doc:"It is from before machines could have volumes: replace it"`
 }
 
 // The conditions of a machine, in the order they come true. Running is said by

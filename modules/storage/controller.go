@@ -399,13 +399,17 @@ func (c *Controller) choose(ctx context.Context, workspace string, size int64, p
 	if err != nil {
 		return at, err
 	}
-	own := map[string]uint32{}
+	own, old := map[string]uint32{}, map[string]bool{}
 	for _, m := range have.machines {
-		if m.WorkspaceKey() == workspace && !m.Deleting() {
+		switch {
+		case m.WorkspaceKey() != workspace || m.Deleting():
+		case m.Status.NoVolumes:
+			old[m.Spec.Node] = true
+		default:
 			own[m.Spec.Node] = m.Spec.FirstUID
 		}
 	}
-	if len(own) == 0 {
+	if len(own) == 0 && len(old) == 0 {
 		return at, &shortError{noMachine}
 	}
 	why := fmt.Sprintf("no host of its machines has %s free for it: ask for a smaller one, or the operator for more disk",
@@ -414,7 +418,9 @@ func (c *Controller) choose(ctx context.Context, workspace string, size int64, p
 	for _, n := range c.cfg.Nodes.List("") {
 		has, away := n.HasPool()
 		switch _, here := own[n.Name]; {
-		case !here || places != nil && !slices.Contains(places, wire.Place(ws.UID, n.UID)):
+		case !here && !old[n.Name] || places != nil && !slices.Contains(places, wire.Place(ws.UID, n.UID)):
+		case !here:
+			why = oldMachines
 		case n.Spec.Unschedulable:
 			why = "the host that could have it takes nothing new now: the operator has cordoned it"
 		case n.Deleting() || n.Status.Phase != resource.Ready:

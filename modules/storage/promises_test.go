@@ -8,6 +8,7 @@ import (
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // TestCrowded: a host has only so many volumes, and only so many of one workspace.
@@ -71,6 +72,23 @@ func TestPoolAway(t *testing.T) {
 		}
 	}
 	change(resource.Pool{Name: "default"})
+	// Of the two hosts with machines, the one of n2 has more room, and a machine that can have no volumes.
+	oldAt := func(old bool) {
+		t.Helper()
+		_, err := store.Of[resource.Machine](w.db).Modify(t.Context(), w.machines[1].Key(), func(m *resource.Machine) error { m.Status.NoVolumes = old; return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	oldAt(true)
+	if at, err := w.choose(t.Context(), "acme/web/shop", gib, nil); err != nil || at.host.Name != "n1" {
+		t.Errorf("it is on %v, %v", at.host, err)
+	}
+	_, err := w.choose(t.Context(), "acme/web/shop", gib, []string{wire.Place(w.ws.UID, w.nodes[1].UID)})
+	if short, ok := errors.AsType[*shortError](err); !ok || short.text != oldMachines {
+		t.Errorf("where a machine is old: %v", err)
+	}
+	oldAt(false)
 	before, err := nodes.Get(t.Context(), "n2")
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,10 @@ const placingPace, placingBurst = 2, 10
 
 const noMachine = "the workspace has no machine yet: its volumes are made where, and for whom, one runs"
 
+// oldMachines is said where the agent of the host knows that none of its machines can have volumes.
+const oldMachines = "the workspace's machines on the host that could have it were started before machines could have " +
+	"volumes: have them replaced (scale the workspace down and up again), or their host restarted"
+
 // hasMachine says whether a workspace has a machine, as far as was heard: its first one has
 // its volumes looked at.
 func (c *Controller) hasMachine(workspace string) bool {

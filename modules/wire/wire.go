@@ -337,6 +337,8 @@ type MachineReport struct {
 	Message   string    `json:"message,omitempty"`
 	StartedAt time.Time `json:"startedAt,omitzero"`
 	Restarts  int       `json:"restarts,omitempty"`
+	// NoVolumes: it was started before machines could have volumes.
+	NoVolumes bool `json:"noVolumes,omitempty"`
 }
 
 // VolumeReport is what a node knows about one volume or snapshot. See MachineReport for Removed.
