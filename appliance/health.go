@@ -76,9 +76,10 @@ func (b *base) checkDisk(context.Context) {
 // addHealth adds who looks whether the server is well.
 func (s *server) addHealth(
 	d *database, users part[*identity.Identity], planes part[*planes], nodes cacheOf[*resource.Node], claims cacheOf[*resource.VNI],
+	trash cacheOf[*resource.Trash],
 ) {
 	n := &needs{}
-	add(s.graph, "health", n, s.watchHealth(s.checkDisk, s.checkDatabase(d), s.checkNodes(nodes.of(n), claims.of(n)),
+	add(s.graph, "health", n, s.watchHealth(s.checkDisk, s.checkDatabase(d), s.checkNodes(nodes.of(n), claims.of(n), trash.of(n)),
 		planes.value.check, s.checkFirstAdmin(users.of(n))))
 }
 

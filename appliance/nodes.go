@@ -28,6 +28,7 @@ func (s *server) addNodes(
 	claims cacheOf[*resource.VNI],
 	volumes cacheOf[*resource.Volume],
 	snapshots cacheOf[*resource.Snapshot],
+	trash cacheOf[*resource.Trash],
 ) part[*node.Hub] {
 	n := &needs{}
 	add(s.graph, "node-monitor", n, &node.Monitor{
@@ -36,6 +37,7 @@ func (s *server) addNodes(
 		Nodes:    nodes.of(n),
 		Machines: machines.of(n),
 		Claims:   claims.of(n),
+		Trash:    trash.of(n),
 	})
 	n = &needs{}
 	return made(n, node.NewHub(node.HubConfig{
@@ -57,6 +59,7 @@ func (s *server) addNodes(
 		Claims:      claims.of(n),
 		Volumes:     volumes.of(n),
 		Snapshots:   snapshots.of(n),
+		Trash:       trash.of(n),
 		Registry:    s.registryName(),
 		UpstreamDNS: s.cfg.UpstreamDNS,
 		Front: func() ([]netip.Addr, wire.Door) {
@@ -80,9 +83,11 @@ func (s *server) named() (all []netip.Addr) {
 	return all
 }
 
-func (s *server) checkNodes(nodes *store.Cache[*resource.Node], claims *store.Cache[*resource.VNI]) func(context.Context) {
+func (s *server) checkNodes(
+	nodes *store.Cache[*resource.Node], claims *store.Cache[*resource.VNI], trash *store.Cache[*resource.Trash],
+) func(context.Context) {
 	return func(context.Context) {
-		known, overdue := map[string]bool{}, node.Overdue(claims.List(""), time.Now())
+		known, overdue := map[string]bool{}, node.Overdue(claims.List(""), trash.List(""), time.Now())
 		for _, n := range nodes.List("") {
 			known["node "+n.Name] = true
 			var err error

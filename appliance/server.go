@@ -86,11 +86,12 @@ func (s *server) boot() (err error) {
 	apps := addCache[resource.App](s, store)
 	volumes := addCache[resource.Volume](s, store)
 	snapshots := addCache[resource.Snapshot](s, store)
+	trash := addCache[resource.Trash](s, store)
 
 	identity := s.addIdentity(store)
 	tasks := s.addTasks(store)
-	hub := s.addNodes(store, identity, nodes, workspaces, machines, keys, claims, volumes, snapshots)
-	storage := s.addStorage(store, volumes, snapshots, nodes, machines, workspaces)
+	hub := s.addNodes(store, identity, nodes, workspaces, machines, keys, claims, volumes, snapshots, trash)
+	storage := s.addStorage(store, volumes, snapshots, trash, nodes, machines, workspaces)
 	planes := s.planes(database, payload, certificate, identity, storage, networks)
 	controller := s.addWorkspaces(store, database, planes, networks, accounts, nodes, workspaces, machines)
 	clusters.Workspaces = controller.value
@@ -100,7 +101,7 @@ func (s *server) boot() (err error) {
 	}
 	s.addApps(store, controller, registry, apps, workspaces)
 	s.addPlaneRouter(controller)
-	s.addHealth(database, identity, planes, nodes, claims)
+	s.addHealth(database, identity, planes, nodes, claims, trash)
 	s.addAPI(certificate, store, identity, controller, storage, registry, tasks, hub)
 	return nil
 }

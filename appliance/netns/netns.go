@@ -283,13 +283,18 @@ func makeNamed(path string) error {
 
 // makeOwned makes a new namespace that belongs to a new user namespace, and mounts it at path.
 func makeOwned(path string, first, count uint32) error {
-	return inUsers(first, count, unix.CLONE_NEWNET, func(proc string) error { return name(path, proc+"/ns/net") })
+	return inUsers(0, first, count, unix.CLONE_NEWNET, func(proc string) error { return name(path, proc+"/ns/net") })
 }
 
 // NewUsers makes a user namespace in which users and groups 0 and up are first and up
 // here, count of them. It is there until the file is closed.
-func NewUsers(first, count uint32) (users *os.File, err error) {
-	err = inUsers(first, count, 0, func(proc string) (err error) {
+func NewUsers(first, count uint32) (*os.File, error) { return ShiftUsers(0, first, count) }
+
+// ShiftUsers makes a user namespace in which users and groups from and up are first and up here, count
+// of them: for a mount (MOUNT_ATTR_IDMAP) of what belongs to the ones on the disk, and shall to the
+// others. It is there until the file is closed.
+func ShiftUsers(from, first, count uint32) (users *os.File, err error) {
+	err = inUsers(from, first, count, 0, func(proc string) (err error) {
 		users, err = os.Open(proc + "/ns/user")
 		return err
 	})
@@ -298,7 +303,7 @@ func NewUsers(first, count uint32) (users *os.File, err error) {
 
 // inUsers calls fn with the folder in /proc of a process in new namespaces, a user
 // namespace among them. Both end with the process, after fn, unless fn keeps them.
-func inUsers(first, count uint32, flags uintptr, fn func(proc string) error) error {
+func inUsers(from, first, count uint32, flags uintptr, fn func(proc string) error) error {
 	return thread.Do(func() (clean bool, err error) {
 		// What is counted per user in the new namespace (inotify, pending signals,
 		// namespaces) is counted for who made it too: user_namespaces(7) says so of the
@@ -308,7 +313,7 @@ func inUsers(first, count uint32, flags uintptr, fn func(proc string) error) err
 		}
 		// A process of several threads, as ours is, can't make a user namespace for
 		// itself. A child can, and as it is traced it stops before it runs anything.
-		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(first), Size: int(count)}}
+		ids := []syscall.SysProcIDMap{{ContainerID: int(from), HostID: int(first), Size: int(count)}}
 		child, err := os.StartProcess("/proc/self/exe", []string{"netns"}, &os.ProcAttr{Sys: &syscall.SysProcAttr{
 			Cloneflags:  unix.CLONE_NEWUSER | flags,
 			UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,

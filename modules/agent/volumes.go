@@ -15,6 +15,8 @@ import (
 // and may be concurrent for different items.
 type VolumeHost interface {
 	Ensure(ctx context.Context, v wire.Volume) error
+	// Keep puts a volume away that is in the trash: nobody sees it, and what is in it stays.
+	Keep(ctx context.Context, v wire.Volume) error
 	// Remove destroys what is in a volume.
 	Remove(ctx context.Context, uid string) error
 	// Leave lets go of all volumes, and returns where they are kept.
@@ -62,6 +64,9 @@ func (d volumes) Wanted(s *wire.State) []Item {
 		}) {
 			item.Needs = []Ref{source}
 		}
+		if v.Keep {
+			item.Ensure = func(ctx context.Context) error { return d.host.Keep(ctx, v) }
+		}
 		if v.Remove {
 			item.Remove = func(ctx context.Context) error { return d.host.Remove(ctx, v.UID) }
 		}
@@ -106,12 +111,15 @@ func (d volumes) Report(
 		rep.Key, rep.UID = v.Key, v.UID
 		rep.UsedBytes = steady(v.UID, rep.UsedBytes, rep.SizeBytes)
 		rep.Ready = rep.Ready && p.Problem == "" && rep.SizeBytes >= v.SizeBytes
+		if v.Keep {
+			rep.Ready = ok && rep.Fallen && p.Ready()
+		}
 		if p.Problem != "" {
 			rep.Message = p.Problem
 		} else if away != nil && !p.Removed {
 			rep.Message = "the disk with volumes of its host is away"
 		}
-		if p.Ready() && !v.Remove && (!ok || rep.Fallen) {
+		if p.Ready() && !v.Remove && (!ok || rep.Fallen != v.Keep) {
 			fallen = append(fallen, v.UID)
 		}
 		rep.Message = cut(rep.Message, maxText)

@@ -375,6 +375,9 @@ func (w worldVolumes) Ensure(_ context.Context, v wire.Volume) error {
 	}
 	return w.change("volume "+v.UID, true)
 }
+func (w worldVolumes) Keep(_ context.Context, v wire.Volume) error {
+	return w.change("kept "+v.UID, true)
+}
 func (w worldVolumes) Remove(_ context.Context, uid string) error {
 	return w.change("volume "+uid, false)
 }

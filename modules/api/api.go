@@ -226,6 +226,7 @@ func New(cfg Config) *API {
 	a.appOperations()
 	a.volumeOperations()
 	a.snapshotOperations()
+	a.trashOperations()
 	a.claimOperations()
 	a.imageOperations()
 	a.nodeOperations()

@@ -334,6 +334,9 @@ func (s *site) things() {
 			Spec: resource.SnapshotSpec{Volume: "data"}, Status: resource.SnapshotStatus{State: resource.State{Phase: resource.Ready}, Node: "secret-host", NodeUID: "secret-uid"}})
 		drop = append(drop, store.Of[resource.Snapshot](s.store).DeleteOp(&resource.Snapshot{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "fresh")}))
 		drop = append(drop, store.Of[resource.Volume](s.store).DeleteOp(&resource.Volume{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "fresh")}))
+		one(&drop, &make, store.Of[resource.Trash](s.store), &resource.Trash{InOrganization: resource.NewInOrganization(account+"/web", "old-1"),
+			Spec:   resource.TrashSpec{Volume: "old", Workspace: "shop", WorkspaceUID: "uid-" + account, NetworkID: "00002a", Was: resource.VolumeSpec{Class: resource.LocalVolume, SizeBytes: 1 << 30}, Until: time.Now().Add(time.Hour)},
+			Status: resource.VolumeStatus{State: resource.State{Phase: resource.Kept}, Node: "secret-host", NodeUID: "secret-uid", SizeBytes: 1 << 30}})
 		one(&drop, &make, store.Of[resource.Machine](s.store), &resource.Machine{InWorkspace: resource.NewInWorkspace(account+"/web/shop", "shop-1"), Spec: resource.MachineSpec{Node: "secret-host"}})
 		one(&drop, &make, store.Of[resource.Task](s.store), &resource.Task{Meta: meta(account + "-task"), Status: resource.TaskStatus{State: resource.TaskDone},
 			Spec: resource.TaskSpec{Operation: "workspace.create", Kind: "workspaces", Target: account + "/web/shop", Account: account, By: "owner@" + account + ".example"}})

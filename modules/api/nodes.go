@@ -138,7 +138,7 @@ func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
 	if err != nil {
 		return err
 	}
-	volumes, err := all(ctx, store.Of[resource.Volume](a.store), "")
+	volumes, err := a.store.OnHosts(ctx)
 	if err != nil {
 		return err
 	}
@@ -156,7 +156,7 @@ func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
 
 // keepNode refuses that a node is removed while volumes or snapshots are on it: they would be lost.
 func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
-	volumes, err := all(ctx, store.Of[resource.Volume](a.store), "")
+	volumes, err := a.store.OnHosts(ctx)
 	if err != nil {
 		return err
 	}
@@ -193,8 +193,8 @@ func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
 		what = fmt.Sprintf("%d volumes and snapshots are on node %s:", there, node.Name)
 	}
 	return conflict("in-use", fmt.Sprintf("%s %s.", what, strings.Join(some, ", ")),
-		fmt.Sprintf("What tenants keep there has to be deleted first. If the host will never come back, give it up, and what "+
-			"has no other copy with it: mp nodes remove %s --lost.", node.Name))
+		fmt.Sprintf("What tenants keep there, in the trash too, has to be deleted first. If the host will never come back, "+
+			"give it up, and what has no other copy with it: mp nodes remove %s --lost.", node.Name))
 }
 
 // checkAddress refuses for a node an address by which something else is reached: the

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/http"
 	"strings"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -80,7 +81,32 @@ func (a *API) volumeOperations() {
 	patch(volumes, "Make a volume larger", func(now *resource.Volume, body VolumePatch) {
 		set(&now.Spec.SizeBytes, body.Spec.SizeBytes)
 	})
-	volumes.remove("Delete a volume with all data in it")
+	add(a, volumes.operation("delete", http.MethodDelete, "Put a volume into the trash, or delete it with all data in it"),
+		func(ctx context.Context, in *struct {
+			Place
+			Match
+			Purge bool `query:"purge" doc:"Delete it at once, with all data in it"`
+		}) (*Output[resource.Accepted[*resource.Volume]], error) {
+			var obj *resource.Volume
+			var task string
+			err := volumes.retry(ctx, in.Place, in.Match, func(was *resource.Volume) (err error) {
+				obj = was
+				if !was.Deleting() {
+					if err := keepVolume(ctx, was); err != nil {
+						return err
+					}
+					if done, err := a.toTrash(ctx, was, in.Purge); done || err != nil {
+						return err
+					}
+				}
+				task, err = markDeleted(ctx, a, volumes.kind(), "volume.delete", was)
+				return err
+			})
+			if err != nil {
+				return nil, err
+			}
+			return accepted(obj, task), volumes.shown(ctx, obj)
+		})
 	a.bindOperations(volumes)
 }
 

@@ -15,7 +15,7 @@ import (
 // TestVolumesRefuse: what can't be is refused in words, and what holds a volume is named
 // with the way to let go.
 func TestVolumesRefuse(t *testing.T) {
-	s := newSite(t, func(c *api.Config) { c.Limits = resource.Limits{Volumes: 4, VolumeBytes: 4 << 30} })
+	s := newSite(t, func(c *api.Config) { c.Limits = resource.Limits{Volumes: 5, VolumeBytes: 5 << 30} })
 	s.people()
 	volumes := store.Of[resource.Volume](s.store)
 	const path = inShop + "/volumes/"
@@ -36,7 +36,7 @@ func TestVolumesRefuse(t *testing.T) {
 	refused(422, "PUT", "db", `{"spec":{}}`)
 	refused(422, "PUT", "db", `{"spec":{"class":"shared","sizeBytes":1073741824}}`)
 	refused(422, "PUT", "pvc-1", sized(1<<30), "were made for claims")
-	refused(409, "PUT", "db", sized(4<<30), "Storage: at most 4Gi, in use 1Gi, asked for 4Gi more")
+	refused(409, "PUT", "db", sized(4<<30), "Storage: at most 5Gi, in use 2Gi, asked for 4Gi more")
 
 	// Sizes are whole MiB; who writes says neither claim nor status.
 	got := into[resource.Accepted[resource.Volume]](t, s.want(http.StatusAccepted, dev, "PUT", path+"db",
@@ -45,7 +45,7 @@ func TestVolumesRefuse(t *testing.T) {
 		t.Errorf("made %+v, %+v, task %q", v.Spec, v.Status, got.Task)
 	}
 	refused(422, "PATCH", "db", sized(1<<30), "less than the volume has, 1025Mi: it can't shrink")
-	refused(409, "PATCH", "db", sized(4<<30), "Storage: at most 4Gi")
+	refused(409, "PATCH", "db", sized(4<<30), "Storage: at most 5Gi")
 	refused(404, "PATCH", "none", sized(1<<30))
 	s.want(http.StatusAccepted, dev, "PATCH", path+"db", sized(2<<30))
 	was := mustGet(t, volumes, inShopKey+"db")

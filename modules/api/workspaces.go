@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -78,13 +79,6 @@ func (a *API) workspaceOperations() {
 		},
 		made:    func() { failpoint.Reach("workspace/create/committed") },
 		changed: func() { failpoint.Reach("workspace/scale/committed") },
-		marked: func(ctx context.Context, ws *resource.Workspace) error {
-			failpoint.Reach("workspace/delete/marked")
-			// Nothing can be made in it any more. Killed before it is all marked, the
-			// workspace's controller does the rest, or the same request again.
-			_, err := a.store.Clear(ctx, ws)
-			return err
-		},
 	}
 	workspaces.list("The workspaces of an organization")
 	workspaces.get("One workspace")
@@ -93,7 +87,33 @@ func (a *API) workspaceOperations() {
 		set(&now.Spec.Machines, body.Spec.Machines)
 		set(&now.Spec.PodSecurity, body.Spec.PodSecurity)
 	})
-	workspaces.remove("Delete a workspace with all in it")
+	add(a, workspaces.operation("delete", http.MethodDelete, "Delete a workspace with all in it; its volumes go into the trash"),
+		func(ctx context.Context, in *struct {
+			Place
+			Match
+			PurgeVolumes bool `query:"purgeVolumes" doc:"Delete its volumes at once, with all data in them"`
+		}) (*Output[resource.Accepted[*resource.Workspace]], error) {
+			var obj *resource.Workspace
+			var task string
+			err := workspaces.retry(ctx, in.Place, in.Match, func(was *resource.Workspace) (err error) {
+				obj = was
+				if !was.Deleting() {
+					was.Status.PurgeVolumes = in.PurgeVolumes
+				}
+				task, err = markDeleted(ctx, a, workspaces.kind(), "workspace.delete", was)
+				return err
+			})
+			if err != nil {
+				return nil, err
+			}
+			failpoint.Reach("workspace/delete/marked")
+			// Nothing can be made in it any more. Killed before it is all marked, the
+			// workspace's controller does the rest, or the same request again.
+			if _, err := a.store.Clear(ctx, obj); err != nil {
+				return nil, err
+			}
+			return accepted(obj, task), workspaces.shown(ctx, obj)
+		})
 }
 
 func (a *API) workspace(ctx context.Context, path WorkspacePath) (*resource.Workspace, error) {

@@ -165,6 +165,18 @@ func TestDeletion(t *testing.T) {
 		}
 	}
 	s.images.names = nil
+	// What the trash holds is somebody's, and is purged first.
+	s.want(http.StatusConflict, owner, "DELETE", inWeb, "")
+	trash := store.Of[resource.Trash](s.store)
+	all, _, err := trash.List(t.Context(), "acme", "", 0)
+	for _, in := range all {
+		s.want(http.StatusAccepted, owner, "DELETE", inWeb+"/trash/"+in.Name, "")
+		in.Revision = 0
+		err = errors.Join(err, trash.Delete(t.Context(), in))
+	}
+	if err != nil || len(all) == 0 {
+		t.Fatalf("in the trash are %d, %v", len(all), err)
+	}
 	s.want(http.StatusNoContent, owner, "DELETE", inWeb, "")
 	s.want(http.StatusNoContent, owner, "DELETE", inAcme+"/organizations/spare", "")
 	s.want(http.StatusNotFound, dev, "GET", inAcme, "")

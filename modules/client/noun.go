@@ -23,13 +23,16 @@ type noun[V any] struct {
 	name    func(*V) string // for -o name and completion; the first column, if it is nil
 	empty   string          // said instead of a table of nothing
 
-	one   string // "app": in sentences; "apps" in the API's paths
-	in    depth  // the place it is in
-	place bool   // it is a place to work in, itself
-	tasks bool   // the platform works on what is written, and there is a task to wait for
-	gone  string // what one is when it was deleted, if that is not "deleted"
-	holds bool   // much is lost with one: to delete it, its name is typed
-	keeps bool   // create is content with one that is there already
+	one   string          // "app": in sentences; "apps" in the API's paths
+	path  string          // in the API's paths, if that is not so
+	in    depth           // the place it is in
+	place bool            // it is a place to work in, itself
+	tasks bool            // the platform works on what is written, and there is a task to wait for
+	gone  string          // what one is when it was deleted, if that is not "deleted"
+	kept  func(*V) string // what one is instead that was not deleted, but put away; nil: there is no such
+	left  func() string   // said of what a deletion leaves; nil: nothing
+	holds bool            // much is lost with one: to delete it, its name is typed
+	keeps bool            // create is content with one that is there already
 
 	query func(*call, url.Values) error // narrows a list down
 	pick  func(*call, []V) []V          // picks from what was listed
@@ -60,7 +63,7 @@ func standard[V any, P interface {
 }
 
 // many is the kind in the API's paths.
-func (n noun[V]) many() string { return n.one + "s" }
+func (n noun[V]) many() string { return cmp.Or(n.path, n.one+"s") }
 
 // phaseOf is the phase, or Deleting as soon as that was asked for.
 func phaseOf(m *resource.Meta, p resource.Phase) string {
@@ -118,6 +121,9 @@ func (n noun[V]) named(c *call, name string) (thing, error) {
 	t, err := c.need(n.in)
 	if err != nil {
 		return thing{}, err
+	}
+	if n.in == inOrganization {
+		t.Workspace, t.Namespace = "", "" // what it is in is no workspace
 	}
 	it := thing{Target: t, name: name, label: name, path: t.at(n.in, n.many(), name)}
 	if n.in == inNamespace {
@@ -324,13 +330,20 @@ func (n noun[V]) remove(c *call, ask, query string) error {
 			return err
 		}
 	}
+	left, put := "", ""
+	if n.left != nil {
+		left = " " + n.left()
+	}
+	if n.kept != nil {
+		put = n.kept(&accepted.Resource)
+	}
 	said := func(word string) func() error {
 		return func() error {
-			if accepted.Task == "" {
-				_, err := fmt.Fprintf(c.out, "%s is %s.\n", n.subject(it), word)
+			if accepted.Task == "" && put == "" {
+				_, err := fmt.Fprintf(c.out, "%s is %s.%s\n", n.subject(it), word, left)
 				return err
 			}
-			return n.printResult(c, &accepted.Resource, "%s is %s.", n.subject(it), word)
+			return n.printResult(c, &accepted.Resource, "%s is %s.%s", n.subject(it), cmp.Or(put, word), left)
 		}
 	}
 	return c.settle(accepted.Task, said("being deleted"), said(cmp.Or(n.gone, "deleted")))

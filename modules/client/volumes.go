@@ -19,6 +19,7 @@ func (p *program) volumes() noun[resource.Volume] {
 		tasks: true,
 		holds: true,
 		empty: "There are no volumes. Make one with 'mp volumes create NAME --size SIZE'; claims in the cluster make theirs.",
+		kept:  inTrash,
 		more:  explainVolume,
 		columns: standard([]column[resource.Volume]{
 			{head: "CLASS", cell: func(v *resource.Volume) string { return v.Spec.Class }},
@@ -98,8 +99,15 @@ is refused: delete them, or scale down what makes them.`,
 			flags:    flags(placeFlags(inWorkspace), yesFlag(), dryRunFlag(), resultFlag()),
 			run:      volumes.on((*call).unbindVolume),
 		},
-		volumes.delete("Delete volume %s with all data in it?",
-			help("delete a volume with all data in it", "mp volumes delete db --yes")),
+		volumes.delete("", command{
+			usage: "put a volume into the trash, from where it can be had back for " + trashLife(),
+			about: `It counts in the account's storage as long as it is there. 'mp volumes trash' lists what is
+in the trash, and brings it back. With --purge it is deleted at once, with all data in it.`,
+			examples: []string{"mp volumes delete db", "mp volumes delete db --purge"},
+			flags:    []cli.Flag{&cli.BoolFlag{Name: "purge", Usage: "delete it at once, with all data in it"}},
+			run:      (*call).deleteVolume,
+		}),
+		p.trashCommands(),
 	)
 	all.sub = append(all.sub, p.copyCommands(volumes)...)
 	return all

@@ -78,8 +78,14 @@ machines of this workspace. To change the number of machines, use 'mp cluster sc
 			examples: []string{"mp ws set shop --pod-security privileged", "mp ws set shop --pod-security baseline"},
 			flags:    []cli.Flag{&cli.StringFlag{Name: "pod-security", Usage: "`LEVEL`: baseline or privileged"}},
 		}, (*call).newSettings),
-		workspaces.delete("Delete workspace %s with its apps and data?", help("delete a workspace with everything in it",
-			"mp ws delete shop", "mp ws delete shop --yes --no-wait")),
+		workspaces.delete("", command{
+			usage: "delete a workspace with everything in it; its volumes go into the trash",
+			about: `What is in its volumes can be had back for ` + trashLife() + `, also in another workspace: see
+'mp volumes trash'. With --purge-volumes they are deleted with the workspace.`,
+			examples: []string{"mp ws delete shop", "mp ws delete shop --yes --no-wait", "mp ws delete shop --purge-volumes"},
+			flags:    []cli.Flag{&cli.BoolFlag{Name: "purge-volumes", Usage: "delete its volumes too, with all data in them"}},
+			run:      (*call).deleteWorkspace,
+		}),
 	)
 }
 

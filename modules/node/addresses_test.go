@@ -232,7 +232,7 @@ func TestWhatWasShownCountsForAWhile(t *testing.T) {
 	var passed atomic.Int64
 	p.now = func() time.Time { return began.Add(time.Duration(passed.Load())) }
 	at := func(d time.Duration) { passed.Store(int64(d)) }
-	monitor := &Monitor{Log: slog.New(slog.DiscardHandler), Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines, Claims: p.cfg.Claims, now: p.now}
+	monitor := &Monitor{Log: slog.New(slog.DiscardHandler), Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines, Claims: p.cfg.Claims, Trash: p.cfg.Trash, now: p.now}
 	h, virtual := p.join(t, "n1"), netip.MustParseAddr("203.0.113.9")
 	p.pace("n1").reports = flowcontrol.NewFakeAlwaysRateLimiter()
 	p.pace("n1").addresses = flowcontrol.NewTokenBucketRateLimiter(1e-9, 3) // shown three times anew; again costs nothing

@@ -83,8 +83,9 @@ func change(ctx context.Context, db *store.Store, claim *resource.VNI, how func(
 // them. Nodes that were removed with their machines' ends confirmed have no disk of
 // theirs; a network without machines on a host that is none of ours reaches nobody.
 func (m *Monitor) free(ctx context.Context) error {
+	trash := networksOf(m.Trash.List(""))
 	for _, claim := range m.Claims.List("") {
-		if !claim.Retired {
+		if !claim.Retired || trash[claim.Network] {
 			continue
 		}
 		if claim.Free() {
@@ -130,24 +131,36 @@ func (m *Monitor) there(ctx context.Context, name, uid string) (bool, error) {
 	return n.UID == uid, nil
 }
 
+// networksOf are the networks' IDs of workspaces of which volumes are in the trash: what is in them
+// belongs to users of those numbers, which nobody else gets.
+func networksOf(trash []*resource.Trash) map[string]bool {
+	all := map[string]bool{}
+	for _, t := range trash {
+		all[t.Spec.NetworkID] = true
+	}
+	return all
+}
+
 // keptFor is how long a node may hold something of a workspace that is gone before it is
 // a problem.
 const keptFor = 24 * time.Hour
 
-// Overdue says of nodes, by UID, which claims of workspaces long gone wait for their word.
-func Overdue(claims []*resource.VNI, now time.Time) map[string]error {
+// Overdue says of nodes, by UID, which claims of workspaces long gone wait for their word. Those
+// of which volumes are in the trash wait for nobody.
+func Overdue(claims []*resource.VNI, trash []*resource.Trash, now time.Time) map[string]error {
+	kept := networksOf(trash)
 	claims = slices.DeleteFunc(slices.Clone(claims), func(v *resource.VNI) bool {
-		return !v.Retired || v.RetiredAt.IsZero() || now.Sub(v.RetiredAt) < keptFor
+		return kept[v.Network] || !v.Retired || v.RetiredAt.IsZero() || now.Sub(v.RetiredAt) < keptFor
 	})
 	slices.SortFunc(claims, func(a, b *resource.VNI) int { return a.RetiredAt.Compare(b.RetiredAt) })
-	kept := map[string][]*resource.VNI{}
+	held := map[string][]*resource.VNI{}
 	for _, v := range claims {
 		for uid := range v.Nodes {
-			kept[uid] = append(kept[uid], v)
+			held[uid] = append(held[uid], v)
 		}
 	}
 	all := map[string]error{}
-	for uid, of := range kept {
+	for uid, of := range held {
 		all[uid] = fmt.Errorf("numbers kept for it: %d, the first is %s of workspace %s, gone since %s",
 			len(of), of[0].Name, of[0].Workspace, of[0].RetiredAt.UTC().Format(time.RFC3339))
 	}

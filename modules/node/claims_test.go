@@ -54,7 +54,7 @@ func TestClaimsOutliveWorkspaces(t *testing.T) {
 		m.Spec.Node, m.Spec.Index = name, i+1
 		must(machines.Create(ctx, m))
 	}
-	monitor := &Monitor{Log: slog.New(slog.DiscardHandler), Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines, Claims: p.cfg.Claims, now: time.Now}
+	monitor := &Monitor{Log: slog.New(slog.DiscardHandler), Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines, Claims: p.cfg.Claims, Trash: p.cfg.Trash, now: time.Now}
 	// look is what the monitor does, once the caches have what the store has.
 	look := func() {
 		t.Helper()
@@ -204,7 +204,7 @@ func TestClaimsThatNobodyGivesBackAreSaid(t *testing.T) {
 	}
 	used, before := claim("4", 100*time.Hour, "n1", "n4"), claim("5", 0, "n5")
 	used.Retired, before.RetiredAt = false, time.Time{}
-	got := Overdue([]*resource.VNI{claim("1", 25*time.Hour, "n1", "n2"), claim("2", 26*time.Hour, "n1"), claim("3", 23*time.Hour, "n2", "n3"), used, before, claim("6", 99*time.Hour)}, now)
+	got := Overdue([]*resource.VNI{claim("1", 25*time.Hour, "n1", "n2"), claim("2", 26*time.Hour, "n1"), claim("3", 23*time.Hour, "n2", "n3"), used, before, claim("6", 99*time.Hour)}, nil, now)
 	want := map[string]string{
 		"uid-n1": "numbers kept for it: 2, the first is 2 of workspace acme/web/w2, gone since 2030-01-09T10:00:00Z",
 		"uid-n2": "numbers kept for it: 1, the first is 1 of workspace acme/web/w1, gone since 2030-01-09T11:00:00Z",
@@ -255,7 +255,7 @@ func TestClaimsThatAreKeptCostNothing(t *testing.T) {
 	must(db.Commit(ctx, nodes.CreateOp(known)))
 	claim.Nodes[known.UID] = known.Name
 	must(claims.Create(ctx, claim))
-	m := &Monitor{Log: slog.New(slog.DiscardHandler), Store: db, Nodes: nodes.Cache(nil), Claims: claims.Cache(nil), now: time.Now}
+	m := &Monitor{Log: slog.New(slog.DiscardHandler), Store: db, Nodes: nodes.Cache(nil), Claims: claims.Cache(nil), Trash: store.Of[resource.Trash](db).Cache(nil), now: time.Now}
 	stop := parttest.Run(t, m.Nodes.Run)
 	parttest.Run(t, m.Claims.Run)
 	before := kv.asked.Load()

@@ -35,7 +35,7 @@ func FuzzAgentAPI(f *testing.F) {
 	log := slog.New(slog.DiscardHandler)
 	toks := &tokens{}
 	cfg := HubConfig{Log: log, Store: db, CA: ca, Tokens: toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: wire.DefaultPlan(),
-		Nodes: store.Of[resource.Node](db).Cache(log), Workspaces: store.Of[resource.Workspace](db).Cache(log), Machines: store.Of[resource.Machine](db).Cache(log), Keys: store.Of[resource.WorkspaceKeys](db).Cache(log), Claims: store.Of[resource.VNI](db).Cache(log), Volumes: store.Of[resource.Volume](db).Cache(log), Snapshots: store.Of[resource.Snapshot](db).Cache(log)}
+		Nodes: store.Of[resource.Node](db).Cache(log), Workspaces: store.Of[resource.Workspace](db).Cache(log), Machines: store.Of[resource.Machine](db).Cache(log), Keys: store.Of[resource.WorkspaceKeys](db).Cache(log), Claims: store.Of[resource.VNI](db).Cache(log), Volumes: store.Of[resource.Volume](db).Cache(log), Snapshots: store.Of[resource.Snapshot](db).Cache(log), Trash: store.Of[resource.Trash](db).Cache(log)}
 	hub := NewHub(cfg)
 	made := &resource.Node{}
 	made.Name = "n1"

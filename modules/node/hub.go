@@ -61,6 +61,7 @@ type HubConfig struct {
 	Claims      *store.Cache[*resource.VNI]
 	Volumes     *store.Cache[*resource.Volume]
 	Snapshots   *store.Cache[*resource.Snapshot]
+	Trash       *store.Cache[*resource.Trash]
 	Registry    string // host:port
 	UpstreamDNS []netip.AddrPort
 	// Front says at which addresses this server's front door is now, and how it is found
@@ -141,6 +142,7 @@ func NewHub(cfg HubConfig) *Hub {
 		return v
 	}, func(string) { h.wake() })
 	cfg.Snapshots.OnChangeOf(func(s *resource.Snapshot) any { s.Status.UsedBytes = 0; return s }, func(string) { h.wake() })
+	cfg.Trash.OnChange(func(string) { h.wake() })
 	if cfg.Own != nil {
 		cfg.Own.OnChange(h.wake)
 	}

@@ -57,9 +57,9 @@ func start(t *testing.T) *platform {
 	log := slog.New(slog.DiscardHandler)
 	p := &platform{ca: ca, store: db, toks: &tokens{}}
 	cfg := HubConfig{Log: log, Store: db, CA: ca, Storage: testpki.New(t), Tokens: p.toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: wire.DefaultPlan(),
-		Nodes: store.Of[resource.Node](db).Cache(log), Workspaces: store.Of[resource.Workspace](db).Cache(log), Machines: store.Of[resource.Machine](db).Cache(log), Keys: store.Of[resource.WorkspaceKeys](db).Cache(log), Claims: store.Of[resource.VNI](db).Cache(log), Volumes: store.Of[resource.Volume](db).Cache(log), Snapshots: store.Of[resource.Snapshot](db).Cache(log)}
+		Nodes: store.Of[resource.Node](db).Cache(log), Workspaces: store.Of[resource.Workspace](db).Cache(log), Machines: store.Of[resource.Machine](db).Cache(log), Keys: store.Of[resource.WorkspaceKeys](db).Cache(log), Claims: store.Of[resource.VNI](db).Cache(log), Volumes: store.Of[resource.Volume](db).Cache(log), Snapshots: store.Of[resource.Snapshot](db).Cache(log), Trash: store.Of[resource.Trash](db).Cache(log)}
 	p.Hub = NewHub(cfg)
-	for _, run := range []func(context.Context, func()) error{cfg.Nodes.Run, cfg.Workspaces.Run, cfg.Machines.Run, cfg.Keys.Run, cfg.Claims.Run, cfg.Volumes.Run, cfg.Snapshots.Run} {
+	for _, run := range []func(context.Context, func()) error{cfg.Nodes.Run, cfg.Workspaces.Run, cfg.Machines.Run, cfg.Keys.Run, cfg.Claims.Run, cfg.Volumes.Run, cfg.Snapshots.Run, cfg.Trash.Run} {
 		parttest.Run(t, run)
 	}
 	leaf, key, err := ca.Issue(pki.Request{CommonName: "s1", Server: true, Hosts: []string{"127.0.0.1"}})
@@ -324,7 +324,7 @@ func TestMonitorNoticesSilence(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := n.Status.HeartbeatAt
-	m := &Monitor{Log: slog.New(slog.DiscardHandler), Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines, Claims: p.cfg.Claims}
+	m := &Monitor{Log: slog.New(slog.DiscardHandler), Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines, Claims: p.cfg.Claims, Trash: p.cfg.Trash}
 	for _, step := range []struct {
 		after time.Duration
 		want  resource.Phase
@@ -449,7 +449,7 @@ func TestRemovedNodeSpendsItsToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &Monitor{Log: slog.New(slog.DiscardHandler), Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines, Claims: p.cfg.Claims}
+	m := &Monitor{Log: slog.New(slog.DiscardHandler), Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines, Claims: p.cfg.Claims, Trash: p.cfg.Trash}
 	m.now = time.Now
 	if err := m.look(t.Context(), n, now); err != nil {
 		t.Fatal(err)

@@ -21,6 +21,7 @@ type Monitor struct {
 	Nodes    *store.Cache[*resource.Node]
 	Machines *store.Cache[*resource.Machine]
 	Claims   *store.Cache[*resource.VNI]
+	Trash    *store.Cache[*resource.Trash]
 
 	now func() time.Time // nil: time.Now
 }

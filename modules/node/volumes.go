@@ -13,9 +13,10 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// volumesOf are the volumes and snapshots that a node shall have, those that it shall take away too.
-// Nothing is destroyed before its controller has looked whether something is still made from it.
+// volumesOf are the volumes and snapshots that a node shall have, those that it shall take away
+// or keep in the trash too. Nothing is destroyed before its controller has looked whether something is still made from it.
 func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []wire.Volume) {
+	inTrash := h.trashOf(node)
 	for _, v := range all {
 		shared, here := wire.Volume{}, v.Status.NodeUID == node.UID
 		if v.Spec.Class == resource.SharedVolume {
@@ -24,6 +25,11 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		if !here {
 			continue
 		}
+		// Of two caches one may be behind: what was written last is so.
+		if t := inTrash[v.UID]; t != nil && t.Revision > v.Revision {
+			continue
+		}
+		delete(inTrash, v.UID)
 		ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey())
 		if !ok {
 			continue // its cache follows: a workspace outlives its volumes
@@ -48,7 +54,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 				Remove: s.Deleting() && s.Status.Phase == resource.Deleting})
 		}
 	}
-	return volumes
+	return append(volumes, kept(inTrash)...)
 }
 
 // machinesAt are the machines of a volume's workspace on its host: all see it, so that no pod
@@ -62,7 +68,7 @@ func (h *Hub) machinesAt(node *resource.Node, v *resource.Volume) []*resource.Ma
 // keepsVolumes refuses that a node leaves while volumes are on it: they would be lost. Names
 // are tenants', and the operator at the host sees them.
 func (h *Hub) keepsVolumes(ctx context.Context, node *resource.Node) error {
-	all, _, err := store.Of[resource.Volume](h.cfg.Store).List(ctx, "", "", 0)
+	all, err := h.cfg.Store.OnHosts(ctx)
 	if err != nil {
 		return err
 	}
@@ -85,8 +91,8 @@ func (h *Hub) keepsVolumes(ctx context.Context, node *resource.Node) error {
 		return nil
 	}
 	some := on[:min(len(on), 5)]
-	return refuse(http.StatusConflict, "%d volumes and snapshots are on node %s, among them %s: their owners have to "+
-		"delete them first; to lose what is in them, give the node up with: mp nodes remove %s --lost",
+	return refuse(http.StatusConflict, "%d volumes and snapshots are on node %s, in the trash too, among them %s: their owners "+
+		"have to delete them first; to lose what is in them, give the node up with: mp nodes remove %s --lost",
 		len(on), node.Name, strings.Join(some, ", "), node.Name)
 }
 
@@ -113,6 +119,9 @@ func (h *Hub) has(node *resource.Node, v *resource.Volume) bool {
 
 // takeVolume takes down what is news of a volume.
 func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.VolumeReport) error {
+	if resource.OfWorkspace.Parent(rep.Key) == "" {
+		return h.takeTrash(ctx, node, rep) // which stands in the organization
+	}
 	seen, ok := h.cfg.Volumes.Get(rep.Key)
 	if !ok || seen.UID != rep.UID {
 		return h.takeSnapshot(ctx, node, rep)

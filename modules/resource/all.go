@@ -25,6 +25,7 @@ func Kinds() []Kind {
 		kindOf[Route](),
 		kindOf[Volume](),
 		kindOf[Snapshot](),
+		kindOf[Trash](), // behind workspaces and volumes: who looks for what is left finds what moves meanwhile
 		kindOf[Task](),
 	}
 }

@@ -225,6 +225,8 @@ type WorkspaceStatus struct {
 	// cluster would not let go. No machine gets such a name: it would become the old
 	// node, with its pods and their tokens.
 	StaleNodes []string `json:"staleNodes,omitempty" hidden:"true"`
+	// PurgeVolumes says that its volumes don't go into the trash with it.
+	PurgeVolumes bool `json:"purgeVolumes,omitempty" hidden:"true"`
 }
 
 // The conditions of a workspace, in the order they come true.

@@ -57,6 +57,8 @@ type VolumeStatus struct {
 	UsedBytes int64  `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`
 	// Bricks are the copies of a shared volume, in GlusterFS's order, an arbiter last.
 	Bricks []VolumeBrick `json:"bricks,omitempty" doc:"The copies of a shared volume"`
+	// Trash is said once, of a volume that goes there; it is not stored.
+	Trash string `json:"trash,omitempty" doc:"What it is called in the trash"`
 	// Attachments are the machines of the workspace on that host: all of them see it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty" doc:"The machines on that host, whose pods can use it"`
 }
@@ -73,6 +75,7 @@ type VolumeAttachment struct {
 const (
 	VolumePlaced  = "Placed"  // a host was chosen
 	VolumeReady   = "Ready"   // the host has made it, with the size that is wanted
+	VolumeKept    = "Kept"    // in the trash: no machine sees it any more
 	VolumeRemoved = "Removed" // the host has taken everything of it away
 )
 

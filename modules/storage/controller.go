@@ -35,6 +35,7 @@ type Config struct {
 
 	Volumes    *store.Cache[*resource.Volume]
 	Snapshots  *store.Cache[*resource.Snapshot]
+	Trash      *store.Cache[*resource.Trash]
 	Nodes      *store.Cache[*resource.Node]
 	Machines   *store.Cache[*resource.Machine]
 	Workspaces *store.Cache[*resource.Workspace]
@@ -58,6 +59,7 @@ type Controller struct {
 	quota quota.Quota             // grants what claims ask for
 	loop  *reconcile.Loop[string] // keys of volumes
 	snaps *reconcile.Loop[string] // keys of snapshots
+	trash *reconcile.Loop[string] // keys of what is in the trash
 
 	placing chan struct{} // full while somebody chooses a host, so that two don't take the same room
 	retries flowcontrol.RateLimiter
@@ -70,12 +72,14 @@ func New(cfg Config) *Controller {
 	}
 	c := &Controller{cfg: cfg, quota: quota.Quota{Store: cfg.Store, Limits: cfg.Limits}, placing: make(chan struct{}, 1),
 		retries: flowcontrol.NewTokenBucketRateLimiter(placingPace, placingBurst)}
-	loop := func(name string, look func(context.Context, string) (time.Duration, error)) *reconcile.Loop[string] {
+	loop := func(
+		name string, look func(context.Context, string) (time.Duration, error), tenant resource.Scope,
+	) *reconcile.Loop[string] {
 		return reconcile.New(reconcile.Config[string]{
 			Name:       name,
 			Log:        cfg.Log,
 			Reconcile:  look,
-			Tenant:     resource.OfWorkspace.Parent,
+			Tenant:     tenant.Parent,
 			Share:      share,
 			Workers:    workers,
 			Timeout:    30 * time.Second,
@@ -84,7 +88,9 @@ func New(cfg Config) *Controller {
 			Registerer: cfg.Registerer,
 		})
 	}
-	c.loop, c.snaps = loop("volume", c.reconcile), loop("snapshot", c.reconcileSnapshot)
+	c.loop = loop("volume", c.reconcile, resource.OfWorkspace)
+	c.snaps = loop("snapshot", c.reconcileSnapshot, resource.OfWorkspace)
+	c.trash = loop("trash", c.reconcileTrash, resource.OfOrganization)
 	// How much of one is used is for people alone.
 	cfg.Volumes.OnChangeOf(func(v *resource.Volume) any {
 		v.Status.UsedBytes = 0
@@ -94,6 +100,7 @@ func New(cfg Config) *Controller {
 		return v
 	}, c.loop.Add)
 	cfg.Snapshots.OnChangeOf(func(s *resource.Snapshot) any { s.Status.UsedBytes = 0; return s }, c.snaps.Add)
+	cfg.Trash.OnChange(c.trash.Add)
 	// A machine that came may be where a volume can be.
 	cfg.Machines.OnChange(func(key string) {
 		for _, v := range cfg.Volumes.List(resource.OfWorkspace.Parent(key)) {
@@ -111,6 +118,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	defer wg.Wait()
 	wg.Go(func() { c.followNodes(ctx) })
 	wg.Go(func() { c.snaps.Run(ctx) })
+	wg.Go(func() { c.trash.Run(ctx) })
 	ready()
 	c.loop.Run(ctx)
 	return nil
@@ -132,6 +140,11 @@ func (c *Controller) followNodes(ctx context.Context) {
 		for _, s := range c.cfg.Snapshots.List("") {
 			if e.Type == store.Synced || s.Status.Node == e.Key {
 				c.snaps.Add(s.Key())
+			}
+		}
+		for _, t := range c.cfg.Trash.List("") {
+			if e.Type == store.Synced || t.Status.Node == e.Key {
+				c.trash.Add(t.Key())
 			}
 		}
 	}
@@ -158,7 +171,7 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 		return c.reconcileShared(ctx, v)
 	}
 	if v.Deleting() {
-		return c.remove(ctx, v)
+		return end(ctx, c, store.Of[resource.Volume](c.cfg.Store), v, v.WorkspaceKey())
 	}
 	if v.Status.Node == "" {
 		again, err = c.place(ctx, v)
@@ -175,7 +188,7 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 	})
 }
 
-// host is the node that the volume is on, nil if that is not one of the platform's any
+// host is the node that a volume is on, nil if that is not one of the platform's any
 // more. The store is asked: a cache may be behind a join of a moment ago.
 func (c *Controller) host(ctx context.Context, v *resource.Volume) (*resource.Node, error) {
 	return c.nodeOf(ctx, v.Status.Node, v.Status.NodeUID)
@@ -203,56 +216,63 @@ func settle(v *resource.Volume, host *resource.Node) {
 			Message: "the host that it is on does not report: what it holds comes back with that"})
 	}
 	ready := s.Conditions.Is(resource.VolumeReady)
+	c := s.Conditions.Get(resource.VolumeReady)
 	switch {
 	case ready && s.SizeBytes >= v.Spec.SizeBytes:
 		s.Phase, s.ObservedGeneration = resource.Ready, v.Generation
 	case ready:
 		s.Phase = resource.Updating
-	case s.SizeBytes == 0:
+	case s.SizeBytes == 0 || c != nil && c.Reason == resource.VolumeRestored:
 		s.Phase = resource.Creating
 	default:
 		s.Phase = resource.Degraded
 	}
 }
 
-// remove takes a volume away: its host first, the resource last.
-func (c *Controller) remove(ctx context.Context, v *resource.Volume) (again time.Duration, err error) {
-	volumes := store.Of[resource.Volume](c.cfg.Store)
+// stored is a volume, in the trash or not.
+type stored interface {
+	resource.Object
+	Stored() *resource.VolumeStatus
+}
+
+// end takes a volume of a workspace away: its host first, the resource last.
+func end[T stored](
+	ctx context.Context, c *Controller, kind store.Kind[T], v T, workspace string,
+) (again time.Duration, err error) {
 	var host *resource.Node
-	if v.Status.Node != "" {
-		if host, err = c.host(ctx, v); err != nil {
+	s := v.Stored()
+	if s.Node != "" {
+		if host, err = c.nodeOf(ctx, s.Node, s.NodeUID); err != nil {
 			return 0, err
 		}
 	}
-	if host != nil && !v.Status.Conditions.Is(resource.VolumeRemoved) {
-		if v.Status.Phase != resource.Deleting { // or its host destroys it already
-			what, err := c.neededFor(ctx, v.WorkspaceKey(), v.UID)
+	if host != nil && !s.Conditions.Is(resource.VolumeRemoved) {
+		if s.Phase != resource.Deleting { // or its host destroys it already
+			what, err := c.neededFor(ctx, workspace, v.Metadata().UID)
 			if err != nil {
 				return 0, err
 			}
 			if what != "" {
-				return retryNeeded, volumes.Observe(ctx, v, func(now *resource.Volume) {
-					waitFor(&now.Status.Conditions, resource.VolumeRemoved, what)
-				})
+				return retryNeeded, kind.Observe(ctx, v, func(now T) { waitFor(&now.Stored().Conditions, resource.VolumeRemoved, what) })
 			}
 		}
-		// The hub has its host destroy it from now on.
-		return 0, volumes.Observe(ctx, v, func(now *resource.Volume) {
-			now.Status.Phase = resource.Deleting
-			leaving(now, host)
+		// The hub has its host destroy it from now on, and that reports.
+		return 0, kind.Observe(ctx, v, func(now T) {
+			now.Stored().Phase = resource.Deleting
+			leaving(now.Stored(), host)
 		})
 	}
 	failpoint.Reach("storage/volume/removed")
-	if err := volumes.Delete(ctx, v); err != nil && !errors.Is(err, store.ErrNotFound) {
+	if err := kind.Delete(ctx, v); err != nil && !errors.Is(err, store.ErrNotFound) {
 		return 0, err // a conflict too: it is looked at again
 	}
-	c.cfg.Log.Info("volume removed", "volume", v.Key(), "node", v.Status.Node, "hostGone", host == nil)
+	c.cfg.Log.Info("volume removed", "kind", kind.Name(), "volume", v.Key(), "node", s.Node, "hostGone", host == nil)
 	return 0, nil
 }
 
 // leaving says what a volume waits for that shall be removed. Its host reports when it is.
-func leaving(v *resource.Volume, host *resource.Node) {
-	if v.Status.Conditions.Is(resource.VolumeRemoved) {
+func leaving(s *resource.VolumeStatus, host *resource.Node) {
+	if s.Conditions.Is(resource.VolumeRemoved) {
 		return
 	}
 	c := resource.Condition{Type: resource.VolumeRemoved, Status: resource.False, Reason: "Removing",
@@ -261,7 +281,7 @@ func leaving(v *resource.Volume, host *resource.Node) {
 		c.Reason, c.Message = "HostSilent", "the host that it is on does not report: it goes once that does; "+
 			"if the host never comes back, the operator has to give it up"
 	}
-	v.Status.Conditions.Set(c)
+	s.Conditions.Set(c)
 }
 
 // place chooses the host of a volume that nobody waits for: one that a machine of its

@@ -23,7 +23,7 @@ func (c *Controller) promises(ctx context.Context) (p promises, err error) {
 	if p.machines, _, err = store.Of[resource.Machine](c.cfg.Store).List(ctx, "", "", 0); err != nil {
 		return p, err
 	}
-	if p.volumes, _, err = store.Of[resource.Volume](c.cfg.Store).List(ctx, "", "", 0); err != nil {
+	if p.volumes, err = c.cfg.Store.OnHosts(ctx); err != nil {
 		return p, err
 	}
 	snapshots, _, err := store.Of[resource.Snapshot](c.cfg.Store).List(ctx, "", "", 0)

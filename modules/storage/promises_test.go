@@ -108,14 +108,14 @@ func TestGoneFromASilentHost(t *testing.T) {
 	v, host := &resource.Volume{}, &resource.Node{}
 	host.Status.Phase = resource.Degraded
 	for _, want := range []string{"HostSilent", "Removing"} {
-		leaving(v, host)
+		leaving(&v.Status, host)
 		if c := v.Status.Conditions.Get(resource.VolumeRemoved); c.Reason != want || c.Status != resource.False {
 			t.Errorf("it says %+v, want %s", c, want)
 		}
 		host.Status.Phase = resource.Ready
 	}
 	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeRemoved, Status: resource.True})
-	if leaving(v, host); !v.Status.Conditions.Is(resource.VolumeRemoved) {
+	if leaving(&v.Status, host); !v.Status.Conditions.Is(resource.VolumeRemoved) {
 		t.Error("it was gone, and isn't any more")
 	}
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
@@ -12,8 +13,8 @@ import (
 // errGone: the place of a Clear isn't there any more, as it was.
 var errGone = errors.New("the place is gone")
 
-// Clear removes what tenants have made in a place that goes: what has a
-// controller is marked as deleted, the rest is deleted. It returns how many of
+// Clear removes what tenants have made in a place that goes: volumes go into the trash, unless the
+// workspace says otherwise, what else has a controller is marked as deleted, the rest is deleted. It returns how many of
 // each kind are left, for their controllers to take away. Call it once the place
 // itself is marked, and again until nothing is left.
 //
@@ -32,7 +33,13 @@ func (s *Store) Clear(ctx context.Context, place resource.Object) (left map[stri
 			return nil, err
 		}
 		for _, item := range items {
-			if _, ok := item.(resource.Stateful); !ok {
+			if kept := kept(item, place); kept != nil {
+				err = s.Commit(ctx, append(s.TrashOps(item.(*resource.Volume), kept), going)...)
+				if errors.Is(err, ErrConflict) { // it was written to: the next call has it
+					left[k.Name]++
+					continue
+				}
+			} else if _, ok := item.(resource.Stateful); !ok {
 				item.Metadata().Revision = 0 // whatever it is now
 				err = s.Commit(ctx, going, kind.DeleteOp(item))
 			} else if left[k.Name]++; !item.Metadata().Deleting() {
@@ -47,6 +54,16 @@ func (s *Store) Clear(ctx context.Context, place resource.Object) (left map[stri
 		}
 	}
 	return left, nil
+}
+
+// kept is what becomes of a volume whose workspace goes; nil: of this nothing is kept.
+func kept(item, place resource.Object) *resource.Trash {
+	v, ok := item.(*resource.Volume)
+	ws, in := place.(*resource.Workspace)
+	if !ok || !in || ws.Status.PurgeVolumes {
+		return nil
+	}
+	return v.ToTrash(ws, time.Now())
 }
 
 // goingOp writes nothing. The commit fails with errGone unless place is still

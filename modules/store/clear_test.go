@@ -106,3 +106,44 @@ func marked[T resource.Object](t *testing.T, kind store.Kind[T], place T) T {
 	must(t, err)
 	return place
 }
+
+// TestClearKeeps: volumes that hold something go into the trash with their workspace, as one, unless that says otherwise.
+func TestClearKeeps(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := storetest.New(t)
+	volumes, trash := store.Of[resource.Volume](s), store.Of[resource.Trash](s)
+	volume := func(workspace, name string, size int64) *resource.Volume {
+		t.Helper()
+		v := &resource.Volume{InWorkspace: resource.NewInWorkspace(workspace, name), Spec: resource.VolumeSpec{Class: "local", SizeBytes: 1 << 30}}
+		v.Status.SizeBytes = size
+		must(t, volumes.Create(ctx, v))
+		return v
+	}
+	shop := marked(t, store.Of[resource.Workspace](s), newShop())
+	made := volume(shop.Key(), "made", 1<<30)
+	volume(shop.Key(), "new", 0)
+	left, err := s.Clear(ctx, shop)
+	must(t, err)
+	if !maps.Equal(left, map[string]int{"volumes": 1}) {
+		t.Errorf("%v are left", left)
+	}
+	all, _, err := trash.List(ctx, "", "", 0)
+	must(t, err)
+	if len(all) != 1 || all[0].UID != made.UID || all[0].Was().Key() != made.Key() {
+		t.Errorf("in the trash are %+v", all)
+	}
+	if _, err := volumes.Get(ctx, made.Key()); err == nil {
+		t.Error("it is a volume still")
+	}
+
+	other := newShop()
+	other.Name, other.Status.PurgeVolumes = "other", true
+	other = marked(t, store.Of[resource.Workspace](s), other)
+	purged := volume(other.Key(), "made", 1<<30)
+	_, err = s.Clear(ctx, other)
+	must(t, err)
+	if v, err := volumes.Get(ctx, purged.Key()); err != nil || !v.Deleting() {
+		t.Errorf("purged: %+v, %v", v, err)
+	}
+}

@@ -71,22 +71,36 @@ func (h *Host) attach(dir, volume, machine string) error {
 }
 
 // usersFor is a user namespace by which a machine shall see whose the files in a volume at dir are; nil
-// if they are whose they shall be: in a volume that was made when its host had no users to give
-// they are the host's own, and so nobody's in a machine that was made since. (To change the owner of
+// if they are whose they shall be. In a volume that was made when its host had no users to give
+// they are the host's own, and so nobody's in a machine that was made since; in one that came back from
+// the trash to another workspace they are its former one's. (To change the owner of
 // each file would take as long as there are many, and be done half when it is cut off.)
 func (h *Host) usersFor(dir, volume, machine string) (*os.File, error) {
 	place := h.place(volume)
 	if dir != place.image().Mount {
 		return nil, nil // a shared one: its bricks' hosts may be others
 	}
-	if rec, err := place.record(); err != nil || !rec.HostUsers {
+	rec, err := place.record()
+	if err != nil {
 		return nil, nil // Ensure, which goes before, tells what is wrong with it
 	}
 	first, err := h.cfg.MachineUser(machine)
 	if err != nil || first == 0 {
 		return nil, err
 	}
-	return netns.NewUsers(first, resource.MachineUIDs)
+	if rec.HostUsers {
+		return netns.NewUsers(first, resource.MachineUIDs)
+	}
+	// A workspace's users begin at a multiple of their number, so that of the root tells whose they are.
+	var root unix.Stat_t
+	if err := hostmount.Do(func() error { return unix.Stat(dir, &root) }); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	from := root.Uid / resource.MachineUIDs * resource.MachineUIDs
+	if from == 0 || from == first {
+		return nil, nil
+	}
+	return netns.ShiftUsers(from, first, resource.MachineUIDs)
 }
 
 // sees says whether a machine has a volume as it shall. All that should be are asked for whenever
@@ -102,8 +116,8 @@ func (h *Host) sees(dir, volume, machine string) bool {
 
 // bind shows what is mounted as the folder name in dir, a machine's tmpfs. All is found by handle: once
 // that tmpfs was taken away, with its machine, nothing can be mounted there any more, least of
-// all in what the machine's removal deletes. If there are users, a user namespace, what belongs to
-// 0 and up on the disk belongs to them.
+// all in what the machine's removal deletes. If there are users, a user namespace, what
+// belongs to its own users on the disk belongs to those that they are here.
 func bind(own *mountinfo.Info, dir, name string, users *os.File) error {
 	in, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err == nil {

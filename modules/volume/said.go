@@ -14,6 +14,9 @@ import (
 // operators is where the rest is.
 const operators = "its host's operator finds more in the log there"
 
+const missing = "it was there before, and is missing: it is not made anew. Its host's operator may have it; " +
+	"if not, it can be deleted"
+
 const poolTrouble = "the disk with volumes of its host is not there, or does not answer: " +
 	"the host's operator finds more in its status"
 

@@ -152,6 +152,22 @@ func (p place) record() (r record, err error) {
 	return r, nil
 }
 
+// noted is the record of a volume, which is written if it is not as it shall be.
+func (h *Host) noted(v wire.Volume, made, brick bool) (record, error) {
+	p := h.place(v.UID)
+	rec, err := p.record()
+	if err != nil {
+		rec.Owned = made // the record of one that was made is lost
+	}
+	// The root of a copy is whose its source's is.
+	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Owned: rec.Owned || v.Source != "",
+		Brick: brick, Source: v.Source, HostUsers: h.ofHostUsers(v, rec, made)}
+	if err == nil && rec == want {
+		return rec, nil
+	}
+	return want, cmp.Or(os.MkdirAll(string(p), 0o700), atomicfile.WriteJSON(p.at(recordName), want))
+}
+
 // Ensure makes a volume, or finds it there, and mounts it. One that shall be larger grows while
 // it is used; none shrinks. It blocks for some tenths of a second, and up to ten seconds when
 // somebody has the disk still. A snapshot, or a volume that is made from something, comes at once
@@ -188,21 +204,11 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 		return err
 	}
 	if !there && v.Made {
-		return h.said("it was there before, and is missing: it is not made anew. Its host's operator may have it; "+
-			"if not, it can be deleted", &os.PathError{Op: "stat", Path: disk.File, Err: fs.ErrNotExist})
+		return h.said(missing, &os.PathError{Op: "stat", Path: disk.File, Err: fs.ErrNotExist})
 	}
-	rec, err := p.record()
+	rec, err := h.noted(v, there, brick)
 	if err != nil {
-		rec.Owned = there // the record of one that was made is lost
-	}
-	// The root of a copy is whose its source's is.
-	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Owned: rec.Owned || v.Source != "",
-		Brick: brick, Source: v.Source, HostUsers: h.ofHostUsers(v, rec, there)}
-	if err != nil || rec != want {
-		rec = want
-		if err := cmp.Or(os.MkdirAll(string(p), 0o700), atomicfile.WriteJSON(p.at(recordName), rec)); err != nil {
-			return err
-		}
+		return err
 	}
 	if !there {
 		failpoint.Reach("volume/make/recorded")
@@ -293,6 +299,38 @@ func (h *Host) letGo(uid string) error {
 		return err
 	}
 	return hostmount.Unmount(string(h.place(uid)))
+}
+
+// Keep puts a volume away that is in the trash: no machine sees it, nothing of it is mounted, and what
+// is in it stays. It blocks for up to ten seconds while somebody has it open, and fails then.
+func (h *Host) Keep(ctx context.Context, v wire.Volume) error {
+	err := checkUID("volume", v.UID)
+	if err == nil {
+		err = h.keep(ctx, v)
+	}
+	return h.outward("keep volume "+cmp.Or(v.Key, v.UID), err)
+}
+
+func (h *Host) keep(ctx context.Context, v wire.Volume) error {
+	if err := h.answers(); err != nil {
+		return h.said(poolTrouble, err)
+	}
+	disk := h.place(v.UID).image()
+	if there, err := exists(disk.File); err != nil {
+		return err
+	} else if !there {
+		return h.said(missing, &os.PathError{Op: "stat", Path: disk.File, Err: fs.ErrNotExist})
+	}
+	if _, err := h.noted(v, true, false); err != nil {
+		return err
+	}
+	if err := h.letGo(v.UID); err != nil {
+		return err
+	}
+	if err := diskimage.AwaitFree(ctx, disk.File); err != nil {
+		return h.said("somebody in a machine has it open still: delete the pods that use it", err)
+	}
+	return nil
 }
 
 // Remove destroys what is in a volume and takes everything of it away, from whatever state

@@ -226,6 +226,8 @@ type Volume struct {
 	Snapshot bool `json:"snapshot,omitempty"`
 	// Attachments are the machines on this host that shall see it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty"`
+	// Keep says: it is in the trash. No machine sees it, and what is in it stays.
+	Keep bool `json:"keep,omitempty"`
 	// Remove says: destroy what is in it, and report Removed.
 	Remove bool `json:"remove,omitempty"`
 }

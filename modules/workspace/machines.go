@@ -71,7 +71,7 @@ func (c *Controller) place(ctx context.Context, p *pass) (string, error) {
 		return "no users of the hosts are free for new machines of it: it is tried again, and the operator's log says more", nil
 	}
 	c.starved.LoadOrStore(w.Key(), "") // before it is looked who has room: what comes meanwhile is told
-	volumes, _, err := store.Of[resource.Volume](c.cfg.Store).List(ctx, "", "", 0)
+	volumes, err := c.cfg.Store.OnHosts(ctx)
 	if err != nil {
 		return "", err
 	}

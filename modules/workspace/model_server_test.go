@@ -71,7 +71,7 @@ func startServer(m *model) *server {
 	kv := &mortal{KV: m.etcd.Client.KV, left: -1, died: make(chan struct{})}
 	client.KV, client.Watcher, client.Lease = kv, m.etcd.Client.Watcher, m.etcd.Client.Lease
 	db := store.New(client)
-	claims := store.Of[resource.VNI](db).Cache(quiet)
+	claims, trash := store.Of[resource.VNI](db).Cache(quiet), store.Of[resource.Trash](db).Cache(quiet)
 	workspaces, machines, nodes, keys, all := store.Of[resource.Workspace](db).Cache(quiet), store.Of[resource.Machine](db).Cache(quiet), store.Of[resource.Node](db).Cache(quiet), store.Of[resource.WorkspaceKeys](db).Cache(quiet), store.Of[resource.App](db).Cache(quiet)
 	plan := wire.DefaultPlan()
 	here := netip.MustParseAddr("192.0.2.1")
@@ -80,10 +80,10 @@ func startServer(m *model) *server {
 		Server:    "s1", Address: here, Domain: "mp.example", Plan: plan, KubeAPI: "mp.example:6443",
 		Workspaces: workspaces, Machines: machines, Nodes: nodes})
 	hub := node.NewHub(node.HubConfig{Log: quiet, Store: db, CA: ca, Tokens: anyToken{}, Server: "s1", Address: here, Plan: plan, Pace: time.Microsecond,
-		Nodes: nodes, Workspaces: workspaces, Machines: machines, Keys: keys, Claims: claims, Volumes: store.Of[resource.Volume](db).Cache(quiet), Snapshots: store.Of[resource.Snapshot](db).Cache(quiet)})
+		Nodes: nodes, Workspaces: workspaces, Machines: machines, Keys: keys, Claims: claims, Volumes: store.Of[resource.Volume](db).Cache(quiet), Snapshots: store.Of[resource.Snapshot](db).Cache(quiet), Trash: trash})
 	deployer := apps.New(apps.Config{Log: quiet, Store: db, Clusters: noCluster{}, Images: noImages{}, Apps: all, Workspaces: workspaces, Domain: "mp.example", Registry: "mp.example:5000"})
 	tasks := task.New(task.Config{Store: db, Log: quiet})
-	monitor := &node.Monitor{Log: quiet, Store: db, Nodes: nodes, Machines: machines, Claims: claims}
+	monitor := &node.Monitor{Log: quiet, Store: db, Nodes: nodes, Machines: machines, Claims: claims, Trash: trash}
 
 	var wg sync.WaitGroup
 	run := func(part func(context.Context, func()) error) {

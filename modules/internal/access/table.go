@@ -172,6 +172,10 @@ func Table() []Rule {
 			// What becomes of claims is done as the user, and the cluster decides.
 			{"volumes.bind", InOrganization, members, HTTP},
 			{"volumes.unbind", InOrganization, members, HTTP},
+			{"trash.list", InOrganization, members, HTTP},
+			{"trash.get", InOrganization, members, HTTP},
+			{"trash.delete", InOrganization, members, HTTP},
+			{"trash.restore", InOrganization, members, HTTP},
 			{"claims.list", InOrganization, members, HTTP},
 			{"claims.put", InOrganization, members, HTTP},
 			{"claims.delete", InOrganization, members, HTTP},

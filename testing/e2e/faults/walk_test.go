@@ -355,14 +355,14 @@ spec:
 	s.reaches(t, "it is ready", shown("snapshots", "kept", "Ready"))
 	s.walk(t, operation{name: "snapshot deleted", on: s.Server, points: []string{"storage/snapshot/removed"},
 		ask: s.gone(t, owner, "snapshots", "delete", "kept", "--yes", "--no-wait"), reached: shown("snapshots", "kept", "")})
-	s.walkAgentAfter(t, "removed", s.mp(t, owner, "volumes", "delete", "second", "--yes", "--no-wait"),
+	s.walkAgentAfter(t, "removed", s.mp(t, owner, "volumes", "delete", "second", "--purge", "--yes", "--no-wait"),
 		"volume/remove/shut-down", "volume/remove/unmounted", "volume/remove/disk-deleted")
 	s.reaches(t, "it is gone", is("second", ""))
 	if r := s.Kube(t, kubeconfig, "", "delete", "pod/walked", "pvc/walked", "--now"); r.Code != 0 {
 		t.Fatal(r)
 	}
 	s.walk(t, operation{name: "deleted", on: s.Server, points: []string{"storage/volume/removed"},
-		ask: s.gone(t, owner, "volumes", "delete", "walked", "--yes", "--no-wait"), reached: is("walked", "")})
+		ask: s.gone(t, owner, "volumes", "delete", "walked", "--purge", "--yes", "--no-wait"), reached: is("walked", "")})
 	s.reaches(t, "nothing is left of them", func(context.Context) error {
 		r := s.MP(t, owner, "volumes", "list", "-o", "name")
 		left, _ := filepath.Glob(h.Data("volumes", "*"))

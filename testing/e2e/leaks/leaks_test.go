@@ -128,8 +128,9 @@ func round(t *testing.T, d *dctest.Datacenter, program v1.Image, n int) {
 		return nil
 	})
 	d.Must(t, datacenter.Owner, "apps", "delete", "leaf", "-w", name, "--yes", "--timeout", "5m")
-	d.Must(t, datacenter.Owner, "volumes", "delete", "leaf", "-w", name, "--yes", "--timeout", "5m")
 	d.Must(t, datacenter.Owner, "ws", "delete", name, "--yes", "--timeout", "5m")
+	trash := strings.TrimSpace(d.Must(t, datacenter.Owner, "volumes", "trash", "list", "-o", "name"))
+	d.Must(t, datacenter.Owner, "volumes", "trash", "purge", trash, "--yes", "--timeout", "5m")
 	d.Must(t, datacenter.Owner, "images", "delete", name, "--yes")
 	t.Logf("round %d (%s) took %s", n, kind, time.Since(began).Round(time.Second))
 }

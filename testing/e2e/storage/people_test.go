@@ -44,7 +44,7 @@ func (d *trial) people(t *testing.T) {
 	mp("volumes", "restore", "before", "back", "--size", "400Mi", "--timeout", "4m")
 	mp("volumes", "clone", "back", "twin", "--timeout", "4m")
 	mp("snapshots", "delete", "before", "--yes", "--timeout", "4m")
-	mp("volumes", "delete", "back", "--yes", "--timeout", "4m")
+	mp("volumes", "delete", "back", "--purge", "--yes", "--timeout", "4m")
 	mp("volumes", "bind", "twin", "--claim", "third", "--timeout", "4m")
 	d.Apply(t, d.pod("twin", "third", "wait"))
 	d.runs(t, "twin")
@@ -57,7 +57,12 @@ func (d *trial) people(t *testing.T) {
 		}
 		return nil
 	})
-	mp("volumes", "delete", "twin", "--yes", "--timeout", "4m")
+	mp("volumes", "delete", "twin", "--purge", "--yes", "--timeout", "4m")
+	// From the trash it comes back with all that the next pod reads.
+	said := mp("volumes", "delete", "db", "--yes")
+	trash := strings.TrimSpace(mp("volumes", "trash", "list", "-o", "name"))
+	d.check(t, strings.HasPrefix(trash, "db-") && strings.Contains(said, trash), "in the trash is %q after %s", trash, said)
+	mp("volumes", "trash", "restore", trash, "--timeout", "4m")
 	mp("volumes", "resize", "db", "--size", "512Mi", "--timeout", "4m")
 	refused("can't shrink", "volumes", "resize", "db", "--size", "400Mi")
 	mp("volumes", "bind", "db", "--claim", "second", "--timeout", "4m")
@@ -93,6 +98,6 @@ func (d *trial) people(t *testing.T) {
 		}
 		return nil
 	})
-	mp("volumes", "delete", "db", "--yes", "--timeout", "4m")
+	mp("volumes", "delete", "db", "--purge", "--yes", "--timeout", "4m")
 	d.gone(t, uid)
 }

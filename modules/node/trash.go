@@ -1,0 +1,74 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"reflect"
+	"slices"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// trashOf is what of a node's volumes is in the trash, by UID.
+func (h *Hub) trashOf(node *resource.Node) map[string]*resource.Trash {
+	all := map[string]*resource.Trash{}
+	for _, t := range h.cfg.Trash.List("") {
+		if t.Status.NodeUID == node.UID {
+			all[t.UID] = t
+		}
+	}
+	return all
+}
+
+// kept is what a node is told of the trash, in an order that stays.
+func kept(trash map[string]*resource.Trash) (volumes []wire.Volume) {
+	for _, t := range trash {
+		going := t.Deleting() && t.Status.Phase == resource.Deleting // see volumesOf
+		w := wire.Volume{Key: t.Key(), UID: t.UID, NetworkID: t.Spec.NetworkID, Class: t.Spec.Was.Class,
+			SizeBytes: t.Spec.Was.SizeBytes, FirstUID: t.Status.FirstUID, Made: true, Keep: !going, Remove: going}
+		if t.Spec.Was.Source != nil {
+			w.Source = t.Spec.Was.Source.UID
+		}
+		volumes = append(volumes, w)
+	}
+	slices.SortFunc(volumes, func(a, b wire.Volume) int { return cmp.Compare(a.Key, b.Key) })
+	return volumes
+}
+
+// takeTrash takes down what is news of a volume in the trash.
+func (h *Hub) takeTrash(ctx context.Context, node *resource.Node, rep wire.VolumeReport) error {
+	look := func(t *resource.Trash) {
+		c := resource.Condition{Type: resource.VolumeKept, Status: resource.False, Reason: "NotKept",
+			Message: clip(rep.Message, maxText)}
+		if rep.Ready {
+			c = resource.Condition{Type: resource.VolumeKept, Status: resource.True, Reason: "Kept"}
+		}
+		t.Status.Conditions.Set(c)
+		// What shall be kept is not removed because a node says so.
+		if rep.Removed && t.Deleting() {
+			t.Status.Conditions.Set(resource.Condition{Type: resource.VolumeRemoved, Status: resource.True, Reason: "Removed"})
+		}
+	}
+	// One that this server's cache has not heard of is looked for in the store: it is told once.
+	if seen, ok := h.cfg.Trash.Get(rep.Key); ok && seen.UID == rep.UID && !(rep.Removed && !seen.Deleting()) {
+		was := seen.Status
+		was.Conditions = slices.Clone(was.Conditions)
+		if look(seen); reflect.DeepEqual(was, seen.Status) {
+			return nil
+		}
+	}
+	_, err := store.Of[resource.Trash](h.cfg.Store).Modify(ctx, rep.Key, func(t *resource.Trash) error {
+		if t.UID != rep.UID || t.Status.NodeUID != node.UID {
+			return store.ErrSkip
+		}
+		look(t)
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,91 @@
+package resource
+
+import (
+	"time"
+)
+
+// Trash is a volume that was deleted and can be had back for a while. It stands in the
+// organization, since it outlives the workspace that the volume was of. What it holds is on its
+// host as it was; no machine sees it.
+//
+// A volume goes there, and comes back, in one commit, which keeps its UID: that of the two is
+// true which was written last.
+type Trash struct {
+	InOrganization
+	Spec   TrashSpec    `json:"spec" readOnly:"true"`
+	Status VolumeStatus `json:"status" readOnly:"true"`
+}
+
+// TrashSpec is what the volume was.
+type TrashSpec struct {
+	Volume       string     `json:"volume" doc:"What it was called" example:"db"`
+	Workspace    string     `json:"workspace" doc:"The workspace that it was of" example:"shop"`
+	WorkspaceUID string     `json:"workspaceUID"`
+	NetworkID    string     `json:"networkID,omitempty" hidden:"true"`
+	Was          VolumeSpec `json:"was"`
+	Until        time.Time  `json:"until" doc:"When it is deleted with all data in it"`
+}
+
+// TrashLife is how long a volume stays in the trash.
+const TrashLife = 7 * 24 * time.Hour
+
+// Kept is the phase of what is in the trash and can be had back.
+const Kept Phase = "Kept"
+
+// Kind is "trash".
+func (*Trash) Kind() string { return "trash" }
+
+// State is what its controller says.
+func (t *Trash) State() State { return t.Status.State }
+
+// Asks counts it as the volume was counted.
+func (t *Trash) Asks() Limits { return t.Was().Asks() }
+
+// Stored is what the platform sees of it.
+func (t *Trash) Stored() *VolumeStatus { return &t.Status }
+
+// Stored is what the platform sees of it.
+func (v *Volume) Stored() *VolumeStatus { return &v.Status }
+
+// Was is the volume as it was when it was deleted, as far as that matters to who counts what
+// is on hosts.
+func (t *Trash) Was() *Volume {
+	v := &Volume{InWorkspace: NewInWorkspace(t.Account+"/"+t.Organization+"/"+t.Spec.Workspace, t.Spec.Volume),
+		Spec: t.Spec.Was, Status: t.Status}
+	v.UID, v.Revision, v.DeletedAt = t.UID, t.Revision, t.DeletedAt
+	return v
+}
+
+// ToTrash is what a volume becomes that is deleted, at a time, from its workspace: nil if nothing is in
+// it that could be had back.
+func (v *Volume) ToTrash(ws *Workspace, now time.Time) *Trash {
+	c := v.Status.Conditions.Get(VolumeReady)
+	if v.Deleting() || v.Spec.Class != LocalVolume || v.Status.SizeBytes == 0 || c != nil && c.Final {
+		return nil
+	}
+	t := &Trash{InOrganization: NewInOrganization(v.Account+"/"+v.Organization, trashName(v)), Status: v.Status,
+		Spec: TrashSpec{Volume: v.Name, Workspace: v.Workspace, WorkspaceUID: ws.UID, NetworkID: ws.Status.ID,
+			Was: v.Spec, Until: now.Add(TrashLife).UTC().Truncate(time.Second)}}
+	t.UID = v.UID
+	t.Status.State, t.Status.Attachments = State{Phase: Updating}, nil // its host puts it away
+	return t
+}
+
+// trashName is what a volume is called in the trash: several of one name may be there.
+func trashName(v *Volume) string {
+	const some = 8 // of the UID: 32 bits
+	return v.Name[:min(len(v.Name), MaxName-some-1)] + "-" + v.UID[:min(len(v.UID), some)]
+}
+
+// Restored is the volume that comes back, under a name in the workspace with this key.
+func (t *Trash) Restored(workspace, name string) *Volume {
+	v := &Volume{InWorkspace: NewInWorkspace(workspace, name), Spec: t.Spec.Was, Status: t.Status}
+	v.UID, v.Spec.Claim, v.Spec.Provisioned = t.UID, "", false
+	v.Status.State = State{Phase: Creating}
+	v.Status.Conditions.Set(Condition{Type: VolumePlaced, Status: True, Reason: "Placed"})
+	v.Status.Conditions.Set(Condition{Type: VolumeReady, Status: False, Reason: VolumeRestored, Message: "its host brings it back"})
+	return v
+}
+
+// VolumeRestored is the reason why a volume isn't ready that comes back from the trash.
+const VolumeRestored = "Restored"
