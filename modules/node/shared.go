@@ -20,7 +20,8 @@ import (
 func (h *Hub) storageOf(node *resource.Node, volumes []*resource.Volume) *wire.Storage {
 	volumes = slices.DeleteFunc(slices.Clone(volumes), func(v *resource.Volume) bool { return len(v.Status.Bricks) == 0 })
 	s := &wire.Storage{}
-	part := node.Status.StorageMember
+	now, ok := h.cfg.Nodes.Get(node.Name) // who asks for a stream is as he was then
+	part := ok && now.UID == node.UID && now.Status.StorageMember
 	for _, v := range volumes {
 		ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey())
 		if !ok {

@@ -85,7 +85,9 @@ func TestShared(t *testing.T) {
 	none := func(s *wire.State) bool { return s.Storage == nil }
 
 	// n2 has the first brick of all and founds the cluster, be it silent.
-	s := told("n2", "to lead", leads)
+	s := told("n2", "to lead", func(s *wire.State) bool {
+		return leads(s) && len(s.Storage.Bricks) == 1 && len(s.Storage.Cluster.Volumes) == 1
+	})
 	want := wire.Brick{Key: v.Key(), Volume: v.UID, UID: "brick-n2", NetworkID: "00abcd", SizeBytes: 16 << 30, FirstUID: 1 << 28}
 	if !reflect.DeepEqual(s.Storage.Bricks, []wire.Brick{want}) {
 		t.Errorf("n2 has %+v", s.Storage.Bricks)
@@ -191,7 +193,9 @@ func TestShared(t *testing.T) {
 		brick(i, uid, wire.BrickReport{Removed: true})
 	}
 	// Who has no brick leaves the cluster; the last one is in none, and all is taken down.
-	told("n1", "its part, until it has left", func(s *wire.State) bool { return s.Storage != nil && s.Storage.Bricks == nil })
+	for _, name := range []string{"n1", "n2", "n3"} {
+		told(name, "its part, until it has left", func(s *wire.State) bool { return s.Storage != nil && s.Storage.Bricks == nil })
+	}
 	lead := slices.IndexFunc([]string{"n1", "n2", "n3"}, func(name string) bool {
 		node[name], _ = nodes.Get(t.Context(), name)
 		return leads(p.stateOf(node[name]))
@@ -202,11 +206,12 @@ func TestShared(t *testing.T) {
 	members(lead, addresses[lead])
 	for _, name := range []string{"n1", "n2", "n3"} {
 		wait.For(t, wait.Patience, name+" has no part", func(ctx context.Context) error {
-			n, err := nodes.Get(ctx, name)
-			if err == nil && p.stateOf(n).Storage != nil {
-				err = fmt.Errorf("it is told %+v", p.stateOf(n).Storage)
+			was := node[name] // as it was when it began to listen
+			was.Status.StorageMember = true
+			if s := p.stateOf(was).Storage; s != nil {
+				return fmt.Errorf("it is told %+v", s)
 			}
-			return err
+			return nil
 		})
 	}
 }

@@ -162,7 +162,7 @@ func replicated(v *resource.Volume, hosts map[string]*resource.Node, full bool) 
 		c.Reason, c.Message = "CopiesMissing", missing(v, hosts, full)
 	case there < len(v.Status.Bricks):
 		c.Reason, c.Message = "CopyMissing", missing(v, hosts, full)+". Reading and writing go on with the others; "+
-			"it is given by itself what it misses, and until then no other may fail"
+			"it is given what it misses once it is back, and until then no other may fail"
 	case heal > 0:
 		c.Reason, c.Message = "Healing", fmt.Sprintf("a copy that was away is given what it missed: %d files and folders to go. "+
 			"Reading and writing go on; until it has them no other may fail", heal)
