@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/cgroup"
+	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/appliance/netns"
 	"github.com/multipaas/multipaas/appliance/pki"
@@ -219,7 +220,28 @@ func TestShared(t *testing.T) {
 		}
 		return nil
 	})
-	for _, h := range s.hosts {
+	// The last leaves the platform with a brick that nobody has said may be lost.
+	h3.state.Storage = &wire.Storage{Bricks: []wire.Brick{brick("b5")}}
+	h3.tell()
+	s.until("a brick for who leaves", func() error { return h3.brick("b5", true, size) })
+	h3.mu.Lock()
+	h3.told = nil
+	close(h3.wake)
+	h3.mu.Unlock()
+	s.until("it has left", func() error {
+		_, err := os.Stat(filepath.Join(h3.dir, "node", "identity.json"))
+		if !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("it knows who it is: %w", err)
+		}
+		return nil
+	})
+	image := filepath.Join(h3.dir, "pool", "b5", "disk.img")
+	if info, err := os.Stat(image); err != nil || info.Size() != size {
+		t.Errorf("of its brick is left %v, %v", info, err)
+	}
+	must(t, diskimage.AwaitFree(t.Context(), image))
+	must(t, os.RemoveAll(filepath.Join(h3.dir, "pool")))
+	for _, h := range s.hosts[:2] {
 		h.state.Storage = nil
 		h.tell()
 	}
@@ -480,7 +502,14 @@ func (s *shared) run(h *sharedHost) {
 		}
 	})
 	h.tell()
-	h.stop = parttest.Run(t, a.Run)
+	h.stop = parttest.Run(t, func(ctx context.Context, ready func()) error {
+		err := a.Run(ctx, ready)
+		if errors.Is(err, agent.ErrRemoved) && !errors.Is(err, agent.ErrLeftovers) {
+			<-ctx.Done()
+			return nil
+		}
+		return err
+	})
 }
 
 // off ends everything on the host, as a power cut does.
@@ -507,8 +536,12 @@ func (s *shared) serve() string {
 		out := http.NewResponseController(w)
 		for {
 			h.mu.Lock()
-			line, wake := append(slices.Clone(h.told), '\n'), h.wake
+			line, wake, gone := append(slices.Clone(h.told), '\n'), h.wake, h.told == nil
 			h.mu.Unlock()
+			if gone {
+				w.WriteHeader(http.StatusGone) // or it ends, and is told so when it asks again
+				return nil
+			}
 			for told := false; !told; {
 				if _, err := w.Write(line); err != nil {
 					return nil
