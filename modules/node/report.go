@@ -114,14 +114,21 @@ func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, 
 // a newer agent's.
 func (h *Hub) takeItems(w http.ResponseWriter, r *http.Request, node *resource.Node) {
 	reply(h, w, r, func(page wire.Items) (nothing, error) {
+		var failed error
 		for _, item := range page.Items {
-			if take := h.items[item.Kind]; take != nil {
-				if err := take(r.Context(), node, item.Report); err != nil {
-					return nothing{}, err
-				}
+			take := h.items[item.Kind]
+			if take == nil || r.Context().Err() != nil {
+				continue
+			}
+			// The page comes again; one that always fails keeps none of the others from being taken down.
+			if err := take(r.Context(), node, item.Report); err != nil && failed == nil {
+				failed = err
 			}
 		}
-		return nothing{}, nil
+		if failed == nil {
+			failed = r.Context().Err()
+		}
+		return nothing{}, failed
 	})
 }
 

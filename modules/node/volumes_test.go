@@ -113,8 +113,18 @@ func TestVolumes(t *testing.T) {
 	if s := report(mine, good).Status; !s.Conditions.Is(resource.VolumeRemoved) {
 		t.Errorf("it was removed: %+v", s)
 	}
-	if err := mine.call(t.Context(), wire.ItemsPath, wire.Items{Items: []wire.Item{{Kind: wire.VolumeItem, Report: []byte("[]")}}}, nil); err == nil || !strings.Contains(err.Error(), "not understood") {
+	// One that is none is in the way of none.
+	good.UsedBytes = 7
+	text, err := json.Marshal(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := wire.Items{Items: []wire.Item{{Kind: wire.VolumeItem, Report: []byte("[]")}, {Kind: wire.VolumeItem, Report: text}}}
+	if err := mine.call(t.Context(), wire.ItemsPath, page, nil); err == nil || !strings.Contains(err.Error(), "not understood") {
 		t.Errorf("an item that is none: %v", err)
+	}
+	if now, err := volumes.Get(t.Context(), v.Key()); err != nil || now.Status.UsedBytes != 7 {
+		t.Errorf("what comes after it is not taken down: %+v, %v", now.Status, err)
 	}
 	var shown atomic.Int64
 	var placed atomic.Bool
