@@ -152,6 +152,8 @@ type Claims interface {
 	// volume. Both may be repeated, and go on where an earlier call has ended.
 	Bind(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error
 	Release(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error
+	// Users are names of pods that use the claim which a volume has, a few of them.
+	Users(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) ([]string, error)
 }
 
 // Images reaches the registry. All methods may be called concurrently.

@@ -52,8 +52,6 @@ type collection[V any, P pointer[V]] struct {
 	// show fills in what is computed for those who ask, and not stored, and takes out
 	// what the one who asks must not see.
 	show func(ctx context.Context, objs ...P) error
-	// keep says why one can't be deleted now; nil: any can.
-	keep func(ctx context.Context, obj P) error
 	// drop takes one away that no controller works for; nil: it is only stored.
 	drop func(ctx context.Context, obj P) error
 
@@ -247,11 +245,6 @@ func (c *collection[V, P]) remove(summary string) {
 		var task string
 		err := c.retry(ctx, in.Place, in.Match, func(was P) (err error) {
 			obj = was
-			if c.keep != nil && !was.Metadata().Deleting() {
-				if err := c.keep(ctx, was); err != nil {
-					return err
-				}
-			}
 			task, err = markDeleted(ctx, c.api, c.kind(), c.noun+".delete", was)
 			return err
 		})

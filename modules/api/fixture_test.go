@@ -118,6 +118,11 @@ func (c *clusters) Release(_ context.Context, _ *resource.Workspace, as resource
 	return c.claimsErr
 }
 
+func (c *clusters) Users(_ context.Context, _ *resource.Workspace, as resource.KubeUser, _ *resource.Volume) ([]string, error) {
+	c.as(as)
+	return []string{"writer-1", "writer-2"}, c.claimsErr
+}
+
 func (c *clusters) as(who resource.KubeUser) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

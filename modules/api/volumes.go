@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -72,7 +73,6 @@ func (a *API) volumeOperations() {
 			}
 			return "bind"
 		},
-		keep: keepVolume,
 		show: a.showVolumes,
 	}
 	volumes.list("The volumes of a workspace")
@@ -92,7 +92,7 @@ func (a *API) volumeOperations() {
 			err := volumes.retry(ctx, in.Place, in.Match, func(was *resource.Volume) (err error) {
 				obj = was
 				if !was.Deleting() {
-					if err := keepVolume(ctx, was); err != nil {
+					if err := a.keepVolume(ctx, was); err != nil {
 						return err
 					}
 					if done, err := a.toTrash(ctx, was, in.Purge); done || err != nil {
@@ -175,8 +175,11 @@ func checkVolume(_ context.Context, now, was *resource.Volume) error {
 	return nil
 }
 
+// askUsers is how long it is waited for a cluster that is asked which pods use a claim.
+const askUsers = 2 * time.Second
+
 // keepVolume names what holds a volume, and how to let go.
-func keepVolume(_ context.Context, v *resource.Volume) error {
+func (a *API) keepVolume(ctx context.Context, v *resource.Volume) error {
 	if v.Spec.Claim == "" {
 		return nil
 	}
@@ -186,7 +189,17 @@ func keepVolume(_ context.Context, v *resource.Volume) error {
 		remedy = fmt.Sprintf("Delete the claim, and the volume goes with it: `mp pvc delete %s --namespace %s`. "+
 			"If there is no such claim any more: `mp volumes unbind %s`.", claim, namespace, v.Name)
 	}
-	return conflict("in-use", fmt.Sprintf("The claim %s has the volume.", v.Spec.Claim), remedy)
+	text := fmt.Sprintf("The claim %s has the volume.", v.Spec.Claim)
+	// Which pods use it helps, and is known where the cluster answers.
+	ask, cancel := context.WithTimeout(ctx, askUsers)
+	defer cancel()
+	if ws, err := store.Of[resource.Workspace](a.store).Get(ask, v.WorkspaceKey()); err == nil {
+		if pods, err := a.cfg.Claims.Users(ask, ws, a.id.KubeUser(who(ctx), ws), v); err == nil && len(pods) > 0 {
+			namespace, _, _ := strings.Cut(v.Spec.Claim, "/")
+			text += fmt.Sprintf(" It is in use in namespace %s by: %s.", namespace, strings.Join(pods, ", "))
+		}
+	}
+	return conflict("in-use", text, remedy)
 }
 
 // showVolumes names the host that a volume is on only to those who may know it.

@@ -63,7 +63,8 @@ func TestVolumesRefuse(t *testing.T) {
 	}
 	change("db", func(v *resource.Volume) { v.Spec.Claim = "staging/files" })
 	refused(409, "PATCH", "db", sized(3<<30), "The claim staging/files has the volume", "kubectl -n staging edit pvc files")
-	refused(409, "DELETE", "db", "", "The claim staging/files has the volume", "mp volumes unbind db")
+	refused(409, "DELETE", "db", "", "The claim staging/files has the volume. It is in use in namespace staging by: writer-1, writer-2.",
+		"mp volumes unbind db")
 	change("db", func(v *resource.Volume) { v.Spec.Claim = "" })
 	first := into[resource.Accepted[resource.Volume]](t, s.want(http.StatusAccepted, dev, "DELETE", path+"db", ""))
 	again := into[resource.Accepted[resource.Volume]](t, s.want(http.StatusAccepted, dev, "DELETE", path+"db", ""))

@@ -465,15 +465,7 @@ func until(ctx context.Context, most time.Duration, done func() (bool, error)) e
 
 // unused refuses, naming the pods, while some use a claim.
 func unused(ctx context.Context, client kubernetes.Interface, namespace, claim string) error {
-	const most = 5
-	var pods []string
-	all, err := mirror.Each(ctx, mirror.Of(client.CoreV1().Pods(namespace)), metav1.ListOptions{}, func(o runtime.Object) bool {
-		pod, ok := o.(*corev1.Pod)
-		if ok && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed && uses(pod, claim) {
-			pods = append(pods, mirror.Cut(pod.Name, 253))
-		}
-		return len(pods) < most
-	})
+	pods, all, err := usersOf(ctx, client, namespace, claim)
 	if err != nil {
 		return err
 	}
@@ -490,6 +482,30 @@ func unused(ctx context.Context, client kubernetes.Interface, namespace, claim s
 	return &access.Refusal{Reason: access.ErrExists,
 		Text:   fmt.Sprintf("The claim is in use by %s %s in namespace %s.", what, strings.Join(pods, ", "), namespace),
 		Remedy: "Delete them, or scale down what makes them, then try again."}
+}
+
+// Users are names of pods that use a volume's claim, a few of them, as far as the user may see them.
+func (c Claims) Users(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) ([]string, error) {
+	client, err := c.Clusters.ClientAs(ctx, ws.Key(), as)
+	if err != nil {
+		return nil, err
+	}
+	namespace, claim, _ := strings.Cut(v.Spec.Claim, "/")
+	pods, _, err := usersOf(ctx, client, namespace, claim)
+	return pods, said(err)
+}
+
+// usersOf are names of pods that use a claim, a few of them. all says that no other pod is there.
+func usersOf(ctx context.Context, client kubernetes.Interface, namespace, claim string) (pods []string, all bool, err error) {
+	const most = 5
+	all, err = mirror.Each(ctx, mirror.Of(client.CoreV1().Pods(namespace)), metav1.ListOptions{}, func(o runtime.Object) bool {
+		pod, ok := o.(*corev1.Pod)
+		if ok && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed && uses(pod, claim) {
+			pods = append(pods, mirror.Cut(pod.Name, 253))
+		}
+		return len(pods) < most
+	})
+	return pods, all, err
 }
 
 func uses(pod *corev1.Pod, claim string) bool {
