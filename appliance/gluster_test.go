@@ -202,7 +202,6 @@ func TestShared(t *testing.T) {
 		}
 		return nil
 	})
-	cluster.Peers = cluster.Peers[:1]
 	for _, h := range s.hosts {
 		for i := range h.state.Storage.Bricks {
 			h.state.Storage.Bricks[i].Remove = true
@@ -214,6 +213,28 @@ func TestShared(t *testing.T) {
 	for i, uid := range []string{"b1", "b2", "b4"} {
 		s.until("bricks are gone", func() error { return s.hosts[i].removed(uid) })
 	}
+	// One is made anew that the others take for theirs.
+	h2.state.Storage = nil
+	h2.tell()
+	s.until("it knows nothing", func() error {
+		if served, _, err := h2.Left(); served {
+			return fmt.Errorf("it does: %w", err)
+		}
+		return nil
+	})
+	h2.state.Storage = &wire.Storage{}
+	h2.tell()
+	s.until("it serves", func() error { _, err := h2.Client().Peers(t.Context()); return err })
+	s.until("it is one of them again", func() error {
+		peers, err := h2.Client().Peers(t.Context())
+		if err == nil && (len(peers) != 2 || !peers[0].Member || !peers[1].Member) {
+			mine, _ := h1.Client().Peers(t.Context())
+			err = fmt.Errorf("it knows %+v; who leads, %+v", peers, mine)
+		}
+		return err
+	})
+	cluster.Peers = cluster.Peers[:1]
+	lead()
 	s.until("the host that leads is alone", func() error {
 		if rep := h1.last(); !slices.Equal(rep.StorageMembers, []netip.Addr{h1.address}) {
 			return fmt.Errorf("members are %v", rep.StorageMembers)

@@ -22,11 +22,12 @@ type Lead struct {
 	mu    sync.Mutex
 	last  look
 	heals map[string]heal
+	odd   map[netip.Addr]time.Time // since when nodes were seen that are asked in and no members
 }
 
 // NewLead makes the lead of the node with this address, whose certificate has this common name.
 func NewLead(c Client, own netip.Addr, name string) *Lead {
-	return &Lead{client: c, own: own, name: name, heals: map[string]heal{}}
+	return &Lead{client: c, own: own, name: name, heals: map[string]heal{}, odd: map[netip.Addr]time.Time{}}
 }
 
 // healEvery is how often a volume is asked what is to be healed while all its bricks are there and
@@ -111,7 +112,7 @@ func (l *Lead) Gather(ctx context.Context, nodes []netip.Addr) (members []netip.
 		case !p.Host.IsValid():
 			continue
 		case used[p.Host]:
-		case slices.Contains(nodes, p.Host):
+		case slices.Contains(nodes, p.Host) && !l.forgetful(p):
 			if !p.Member {
 				errs = append(errs, fmt.Errorf("node %v was asked in, and is no member yet", p.Host))
 			}
@@ -135,6 +136,28 @@ func (l *Lead) Gather(ctx context.Context, nodes []netip.Addr) (members []netip.
 		members = append(members, n)
 	}
 	return members, errors.Join(errs...)
+}
+
+// joinTime is more than it takes a node that is there to become a member.
+const joinTime = 30 * time.Second
+
+// forgetful says whether a node that the others take for theirs knows nothing of them: it was made
+// anew. It is asked in again.
+func (l *Lead) forgetful(p Peer) bool {
+	if p.Member || !p.Connected {
+		delete(l.odd, p.Host)
+		return false
+	}
+	since, ok := l.odd[p.Host]
+	if !ok {
+		l.odd[p.Host] = time.Now()
+		return false
+	}
+	if time.Since(since) < joinTime {
+		return false
+	}
+	delete(l.odd, p.Host)
+	return true
 }
 
 // look says how all volumes are.
