@@ -80,7 +80,7 @@ type SharedConfig struct {
 // this host leads it, mounts. It comes before attachments.
 func Shared(cfg SharedConfig) []Driver {
 	lead := &cluster{SharedConfig: cfg, seen: map[string][]wire.ClusterBrickReport{}}
-	return []Driver{serving{cfg}, bricks{cfg}, lead, mounts{cfg}}
+	return []Driver{serving{cfg}, bricks{cfg, &usage{}}, lead, mounts{cfg}}
 }
 
 // shares says whether a volume is one of the shared.
@@ -183,7 +183,10 @@ func (d serving) Report(_ context.Context, s *wire.State, _ func(string) Progres
 }
 
 // bricks drives bricks' disks. See volumes: one goes only by a wire.Brick that says so.
-type bricks struct{ SharedConfig }
+type bricks struct {
+	SharedConfig
+	used *usage
+}
 
 func (bricks) Kind() string { return wire.BrickItem }
 
@@ -220,11 +223,13 @@ func (d bricks) Report(_ context.Context, s *wire.State, progress func(string) P
 	if s.Storage == nil {
 		return nil, nil
 	}
+	steady := d.used.look()
 	for _, b := range s.Storage.Bricks {
 		hold(r, b.NetworkID)
 		p := progress(b.UID)
 		see, ok := seen[b.UID]
-		rep := wire.BrickReport{SizeBytes: see.SizeBytes, UsedBytes: see.UsedBytes, Message: see.Message}
+		rep := wire.BrickReport{SizeBytes: see.SizeBytes, Message: see.Message,
+			UsedBytes: steady(b.UID, see.UsedBytes, see.SizeBytes)}
 		rep.Ready = see.Ready && p.Problem == "" && see.SizeBytes >= b.SizeBytes
 		if p.Removed {
 			rep = wire.BrickReport{Removed: true}
