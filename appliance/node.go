@@ -184,7 +184,9 @@ func (h *host) facts() wire.Report {
 		// are files that grow, so the free space shrinks as they fill. A volume that the
 		// server doesn't know, from before the host was given up say, is no room for others. In
 		// whole GiB, or every log line would change the node's capacity.
-		taken := allocated(h.cfg.Paths.Machines(), f.Fsid, nil) + allocated(h.cfg.Paths.Volumes(), f.Fsid, h.agent.Wants)
+		taken := allocated(h.cfg.Paths.Machines(), f.Fsid, nil) + allocated(h.cfg.Paths.Volumes(), f.Fsid, func(uid string) bool {
+			return h.agent.Wants(uid) && !h.volumes.Shares(uid) // blocks that are shared count once
+		})
 		free := int64(f.Bavail)*f.Bsize + taken - reservedDisk
 		rep.Capacity.DiskBytes = max(0, free>>30<<30)
 	}

@@ -14,6 +14,8 @@ type Snapshot struct {
 type SnapshotSpec struct {
 	Volume    string `json:"volume" maxLength:"63" doc:"Name of the volume that it is of" example:"db"`
 	VolumeUID string `json:"volumeUID,omitempty" readOnly:"true"`
+	// Provisioned snapshots go when their cluster says so.
+	Provisioned bool `json:"provisioned,omitempty" readOnly:"true" doc:"It was made for a VolumeSnapshot, and goes with it"`
 	// SizeBytes is what the volume has at most; the snapshot is promised as much.
 	SizeBytes int64 `json:"sizeBytes,omitempty" readOnly:"true" doc:"The volume's limit when it was asked for"`
 }

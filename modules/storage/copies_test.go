@@ -7,9 +7,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
+	"github.com/multipaas/multipaas/testing/parttest"
 	"github.com/multipaas/multipaas/testing/wait"
 )
 
@@ -123,4 +128,105 @@ func TestSnapshots(t *testing.T) {
 	if now, err := volumes.Get(ctx, c.Key()); err != nil || now.Deleting() {
 		t.Errorf("what was made from it: %+v, %v", now, err)
 	}
+}
+
+// snapshotHosts do for snapshots what hosts do for volumes.
+func (w *world) snapshotHosts(ctx context.Context, ready func()) error {
+	ready()
+	for e := range store.Of[resource.Snapshot](w.db).Watch(ctx, "") {
+		if e.Object == nil {
+			continue
+		}
+		_, err := store.Of[resource.Snapshot](w.db).Modify(ctx, e.Key, func(s *resource.Snapshot) error {
+			switch {
+			case s.Deleting() && s.Status.Phase != resource.Deleting:
+				return store.ErrSkip
+			case s.Deleting():
+				s.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotRemoved, Status: resource.True})
+			default:
+				s.Status.SizeBytes = s.Spec.SizeBytes
+				s.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotReady, Status: resource.True})
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
+			w.t.Error(err)
+		}
+	}
+	return nil
+}
+
+// TestPlaneSnapshots: what a plane asks for snapshots, and for volumes that are made from them or from others.
+func TestPlaneSnapshots(t *testing.T) {
+	w := newWorld(t)
+	parttest.Run(t, w.snapshotHosts)
+	p, foreign, ctx := w.plane("acme/web/shop"), w.plane("evil/web/shop"), t.Context()
+	place := wire.Place(w.ws.UID, w.nodes[0].UID)
+	made, err := p.CreateVolume(ctx, claim("data", 2*gib, place))
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := made.Volume.VolumeId
+	ask := &csi.CreateSnapshotRequest{Name: "snapshot-1", SourceVolumeId: of}
+	first, err := p.CreateSnapshot(ctx, ask)
+	if err != nil || !first.Snapshot.ReadyToUse || first.Snapshot.SizeBytes != 2*gib || first.Snapshot.SourceVolumeId != of {
+		t.Fatalf("made: %v, %v", first, err)
+	}
+	id := first.Snapshot.SnapshotId
+	if again, err := p.CreateSnapshot(ctx, ask); err != nil || again.Snapshot.SnapshotId != id {
+		t.Errorf("asked again: %v, %v", again, err)
+	}
+	_, err = foreign.CreateSnapshot(ctx, ask)
+	want(t, "of another's volume", err, codes.NotFound, "no volume")
+	second, err := p.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snapshot-2", SourceVolumeId: of})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	page, err := p.ListSnapshots(ctx, &csi.ListSnapshotsRequest{MaxEntries: 1})
+	if err != nil || len(page.Entries) != 1 || page.Entries[0].Snapshot.SnapshotId != id {
+		t.Fatalf("a page: %v, %v", page, err)
+	}
+	page, err = p.ListSnapshots(ctx, &csi.ListSnapshotsRequest{MaxEntries: 1, StartingToken: page.NextToken})
+	if err != nil || len(page.Entries) != 1 || page.Entries[0].Snapshot.SnapshotId != second.Snapshot.SnapshotId || page.NextToken != "" {
+		t.Errorf("the next: %v, %v", page, err)
+	}
+	if list, err := foreign.ListSnapshots(ctx, &csi.ListSnapshotsRequest{SnapshotId: id}); err != nil || len(list.Entries) != 0 {
+		t.Errorf("another's: %v, %v", list, err)
+	}
+
+	restore := func(name string, size int64, places ...string) *csi.CreateVolumeRequest {
+		r := claim(name, size, places...)
+		r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
+			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: id}}}
+		return r
+	}
+	_, err = p.CreateVolume(ctx, restore("small", gib))
+	want(t, "a smaller one", err, codes.OutOfRange, "less than what it is made from has")
+	_, err = foreign.CreateVolume(ctx, restore("theirs", 2*gib))
+	want(t, "from another's", err, codes.NotFound, "no snapshot")
+	_, err = p.CreateVolume(ctx, restore("data", 2*gib))
+	want(t, "under a name that is another's", err, codes.AlreadyExists, "made from something else")
+	back, err := p.CreateVolume(ctx, restore("back", 3*gib, wire.Place(w.ws.UID, w.nodes[1].UID))) // the pod follows
+	if err != nil || back.Volume.ContentSource.GetSnapshot().GetSnapshotId() != id || back.Volume.AccessibleTopology[0].Segments[PlaceKey] != place {
+		t.Fatalf("restored: %v, %v", back, err)
+	}
+	twin := claim("twin", 3*gib)
+	twin.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{
+		Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: back.Volume.VolumeId}}}
+	if got, err := p.CreateVolume(ctx, twin); err != nil || got.Volume.ContentSource.GetVolume().GetVolumeId() != back.Volume.VolumeId {
+		t.Errorf("cloned: %v, %v", got, err)
+	}
+
+	if _, err := foreign.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: id}); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if _, err := p.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: second.Snapshot.SnapshotId}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.snapshotReported("acme/web/shop/snapshot-1", func(s *resource.Snapshot) { s.Spec.Provisioned = false })
+	_, err = p.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: id})
+	want(t, "a person's", err, codes.FailedPrecondition, "mp snapshots delete snapshot-1")
 }

@@ -112,6 +112,10 @@ func (e *endpoint) ControllerGetCapabilities(
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
 		csi.ControllerServiceCapability_RPC_LIST_VOLUMES,
 		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
+		// No CLONE_VOLUME, though it can: a claim that was cloned would stay for ever when it is deleted, for
+		// upstream's controller that lets go of those does not run in the plane yet.
 		csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 	} {
 		res.Capabilities = append(res.Capabilities, &csi.ControllerServiceCapability{
@@ -214,11 +218,24 @@ func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeReques
 	if err := checkCapabilities(spec.Class, req.GetVolumeCapabilities()); err != nil {
 		return nil, err
 	}
-	if req.GetVolumeContentSource() != nil {
-		return nil, refuse(codes.InvalidArgument, "a volume can't be made from another or from a snapshot yet")
-	}
 	if spec.SizeBytes, err = sizeOf(req.GetCapacityRange()); err != nil {
 		return nil, err
+	}
+	if from := req.GetVolumeContentSource(); from != nil {
+		if spec.Class != resource.LocalVolume {
+			return nil, refuse(codes.InvalidArgument, "class %s: copies are volumes of class %s", spec.Class, resource.LocalVolume)
+		}
+		var least int64
+		if spec.Source, least, err = e.sourceOf(ctx, from); err != nil {
+			return nil, err
+		}
+		switch most := req.GetCapacityRange().GetLimitBytes(); {
+		case req.GetCapacityRange().GetRequiredBytes() == 0 && (most == 0 || most >= least):
+			spec.SizeBytes = least
+		case spec.SizeBytes < least:
+			return nil, refuse(codes.OutOfRange, "%s is less than what it is made from has, %s",
+				resource.Bytes.Text(spec.SizeBytes), resource.Bytes.Text(least))
+		}
 	}
 	v, err := e.record(ctx, nameOf(req.GetName()), spec, placesOf(req.GetAccessibilityRequirements()))
 	if err != nil {
@@ -297,6 +314,8 @@ func (e *endpoint) record(
 			return nil, refuse(codes.Aborted, "volume %s is being deleted", name)
 		case err == nil && v.Spec.Claim != spec.Claim:
 			return nil, refuse(codes.AlreadyExists, "volume %s is there, and not of claim %q", name, spec.Claim)
+		case err == nil && uidOf(v.Spec.Source) != uidOf(spec.Source):
+			return nil, refuse(codes.AlreadyExists, "volume %s is there, and made from something else", name)
 		case err == nil && v.Spec.Class != spec.Class:
 			return nil, refuse(codes.AlreadyExists, "volume %s is there, and of class %s", name, v.Spec.Class)
 		case err == nil:
@@ -331,20 +350,24 @@ func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []st
 	if err != nil {
 		return refusal(err)
 	}
-	hosts, err := e.assign(ctx, fresh, places)
-	var short *shortError
-	if errors.As(err, &short) {
-		return refuse(codes.ResourceExhausted, "%s", short.Error())
+	var ops []store.Op
+	if fresh.Spec.Source != nil {
+		ops, err = e.assignCopy(ctx, fresh)
+	} else {
+		var hosts []*resource.Node
+		if hosts, err = e.assign(ctx, fresh, places); err == nil {
+			ops = e.stays(hosts...)
+		}
 	}
 	if err != nil {
-		return internal(err)
+		return short(err)
 	}
-	ops := append(e.stays(hosts...), granted, e.open(), store.Of[resource.Volume](e.cfg.Store).CreateOp(fresh))
+	ops = append(ops, granted, e.open(), store.Of[resource.Volume](e.cfg.Store).CreateOp(fresh))
 	if err := e.cfg.Store.Commit(ctx, ops...); err != nil {
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
 			return err
 		}
-		return refusal(err)
+		return short(refusal(err))
 	}
 	failpoint.Reach("storage/volume/recorded")
 	return nil
@@ -371,6 +394,13 @@ func messageOf(v *resource.Volume) string {
 // volume is v as CSI shows it.
 func (e *endpoint) volume(v *resource.Volume) *csi.Volume {
 	out := &csi.Volume{VolumeId: v.UID, CapacityBytes: max(v.Status.SizeBytes, v.Spec.SizeBytes)}
+	if from := v.Spec.Source; from != nil && from.Snapshot != "" {
+		out.ContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
+			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: from.UID}}}
+	} else if from != nil {
+		out.ContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{
+			Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: from.UID}}}
+	}
 	if v.Status.NodeUID != "" { // a shared one can be had everywhere
 		out.AccessibleTopology = []*csi.Topology{{Segments: map[string]string{PlaceKey: wire.Place(e.uid, v.Status.NodeUID)}}}
 	}
@@ -395,41 +425,11 @@ func (e *endpoint) find(ctx context.Context, uid string) (*resource.Volume, erro
 	return nil, refuse(codes.NotFound, "this workspace has no volume %q", uid)
 }
 
-// await waits until done says so of the volume as it is stored. Nearly at the end of ctx it
-// answers what for. NOT_FOUND: it is gone.
+// await is follow of a volume.
 func (e *endpoint) await(
 	ctx context.Context, v *resource.Volume, done func(*resource.Volume) (ok bool, why string),
 ) (*resource.Volume, error) {
-	why, gone := "", false
-	wait, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if end, ok := ctx.Deadline(); ok {
-		wait, cancel = context.WithDeadline(wait, end.Add(-answerBefore))
-		defer cancel()
-	}
-	for event := range store.Of[resource.Volume](e.cfg.Store).WatchKey(wait, v.Key()) {
-		switch event.Type {
-		case store.Put:
-			if gone = event.Object.UID != v.UID; gone {
-				break
-			}
-			var ok bool
-			if ok, why = done(event.Object); ok {
-				return event.Object, nil
-			}
-			if c := event.Object.Status.Conditions.Get(resource.VolumeReady); c != nil && c.Final {
-				return nil, refuse(codes.Internal, "volume %s: %s", v.Name, c.Message)
-			}
-		case store.Deleted:
-			gone = true
-		case store.Synced:
-			gone = gone || why == "" // nothing was told of it
-		}
-		if gone {
-			return nil, refuse(codes.NotFound, "volume %s is not there any more", v.Name)
-		}
-	}
-	return nil, refuse(codes.DeadlineExceeded, "volume %s: %s; it is tried again", v.Name, why)
+	return follow(ctx, store.Of[resource.Volume](e.cfg.Store), "volume", v, done)
 }
 
 // DeleteVolume deletes a volume that was made by CreateVolume, and waits until it is gone. Whether

@@ -119,6 +119,13 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 	return c.err
 }
 
+// Shares says whether a volume or snapshot may share blocks with what it was made from: what both files take
+// is less than their sum.
+func (h *Host) Shares(uid string) bool {
+	rec, err := h.place(uid).record()
+	return err == nil && rec.Source != "" && h.canReflink()
+}
+
 // beginCopy has a copy made, or returns nil while there are too many.
 func (h *Host) beginCopy(v wire.Volume, from diskimage.Image, to string) *copying {
 	h.mu.Lock()

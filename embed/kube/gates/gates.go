@@ -22,7 +22,8 @@ func init() {
 	err := feature.DefaultMutableFeatureGate.AddVersioned(map[featuregate.Feature]featuregate.VersionedSpecs{
 		"Topology":                    {{Version: v, Default: true, PreRelease: featuregate.GA}}, // of the provisioner
 		"AnnotateFsResize":            {{Version: v, PreRelease: featuregate.Alpha}},             // of the resizer
-		"ReleaseLeaderElectionOnExit": {{Version: v, PreRelease: featuregate.Alpha}},             // of all three
+		"ReleaseLeaderElectionOnExit": {{Version: v, PreRelease: featuregate.Alpha}},             // of all
+		"CSIVolumeGroupSnapshot":      {{Version: v, PreRelease: featuregate.Beta}},              // of the snapshotter
 	})
 	if err != nil {
 		panic(err)

@@ -1,9 +1,10 @@
 // Package storage runs upstream's controllers of volumes, which elsewhere are sidecars in a
-// cluster: external-provisioner makes a volume for a claim, external-resizer lets it grow.
+// cluster: external-provisioner makes a volume for a claim, external-resizer lets it grow,
+// external-snapshotter and the snapshot controller make snapshots.
 // Here they speak CSI to a unix socket that the platform's server opens beside the plane.
 //
 // It promises that claims go on by themselves whenever somebody answers at the socket, and
-// that nothing there ends the plane. The two share one connection and one cache of the
+// that nothing there ends the plane. They share one connection and one cache of the
 // cluster's objects.
 //
 // They act as a user who may do what volumes need and nothing else (embed/manifests has
@@ -27,6 +28,7 @@ import (
 	provisioning "github.com/kubernetes-csi/external-provisioner/v6/pkg/controller"
 	resizing "github.com/kubernetes-csi/external-resizer/v2/pkg/controller"
 	"github.com/kubernetes-csi/external-resizer/v2/pkg/resizer"
+	snapshotclient "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
@@ -169,7 +171,11 @@ func serve(ctx context.Context, cfg Config) error {
 	}
 	client := quiet{plain}
 	factory := informers.NewSharedInformerFactoryWithOptions(client, resync, informers.WithTransform(lean))
-	runs := []func(context.Context){d.provision(ctx, client, factory)}
+	snapshots, snap, err := d.snapshots(config, client, factory)
+	if err != nil {
+		return err
+	}
+	runs := []func(context.Context){snap, d.provision(ctx, client, snapshots, factory)}
 	resize, err := d.resize(client, factory)
 	if err != nil {
 		return err
@@ -196,7 +202,7 @@ func retries() workqueue.TypedRateLimiter[string] {
 }
 
 func (d *driver) provision(
-	ctx context.Context, client kubernetes.Interface, factory informers.SharedInformerFactory,
+	ctx context.Context, client kubernetes.Interface, snapshots snapshotclient.Interface, factory informers.SharedInformerFactory,
 ) func(context.Context) {
 	core, storage := factory.Core().V1(), factory.Storage().V1()
 	claims := core.PersistentVolumeClaims()
@@ -208,7 +214,7 @@ func (d *driver) provision(
 	provisioner := provisioning.NewCSIProvisioner(client, callTimeout, volumes.Driver,
 		"pvc", -1, // the prefix of names, then the claim's whole UID
 		d.conn,
-		nil, // snapshots: what answers has none
+		snapshots,
 		volumes.Driver, d.can, d.control,
 		"",          // it replaces no plugin of Kubernetes' own
 		true, false, // the place of the node that was chosen, no other; none if none was

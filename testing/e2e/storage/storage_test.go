@@ -33,6 +33,7 @@ func TestStorage(t *testing.T) {
 	}{
 		{"life", d.life},
 		{"people", d.people},
+		{"snapshots", d.snapshots},
 		{"refused", d.refused},
 		{"two machines of a host", d.twoMachines},
 		{"upstream", d.sanity},
