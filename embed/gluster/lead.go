@@ -1,12 +1,12 @@
 package gluster
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -376,19 +376,62 @@ func (l *Lead) Remove(ctx context.Context, v Wanted) error {
 	l.changed()
 	delete(l.heals, v.Name)
 	err := l.client.Remove(ctx, v.Name)
-	if !errors.Is(err, ErrAway) || slices.ContainsFunc(v.Bricks, func(b WantedBrick) bool { return !b.Lost }) {
+	lost := map[string]bool{}
+	for _, b := range v.Bricks {
+		if b.Lost {
+			lost[b.Path] = true
+		}
+	}
+	if !errors.Is(err, ErrAway) || len(lost) == 0 {
 		return err
 	}
 	now, err := l.client.Volume(ctx, v.Name)
-	var errs []error
-	for _, b := range now.Bricks {
-		errs = append(errs, l.client.Leave(ctx, b.Host))
+	if err == nil {
+		err = l.giveUp(ctx, now, lost)
 	}
 	if err == nil {
-		_, err = l.client.Volume(ctx, v.Name)
+		err = l.client.Remove(ctx, v.Name)
 	}
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, ErrNotFound) { // it has gone with its last node
 		return nil
 	}
-	return cmp.Or(errors.Join(errs...), err, fmt.Errorf("volume %s: %w", v.Name, ErrAway))
+	return err
+}
+
+// giveUp takes the bricks that are lost out of a volume that goes, and their nodes out of the cluster: no node leaves it
+// with a brick of a volume that others have bricks of, too.
+func (l *Lead) giveUp(ctx context.Context, now Volume, lost map[string]bool) error {
+	if !now.Started {
+		if err := l.client.StartBricks(ctx, now.Name); err != nil {
+			return err
+		}
+	}
+	var out []Brick
+	if n := len(now.Bricks); now.Arbiter {
+		out = now.Bricks[n-1:] // no other may go before it
+	}
+	for _, b := range now.Bricks {
+		if lost[b.Path] && !slices.Contains(out, b) {
+			out = append(slices.Clone(out), b)
+		}
+	}
+	left := len(now.Bricks)
+	for _, b := range out {
+		if left--; left == 0 {
+			break // all are lost: it goes with its last node
+		}
+		err := l.client.ask(ctx, nil, "volume", "remove-brick", now.Name, "replica", strconv.Itoa(left), b.String(), "force")
+		if err != nil {
+			return err
+		}
+	}
+	for _, b := range now.Bricks {
+		if !lost[b.Path] {
+			continue
+		}
+		if err := l.client.Leave(ctx, b.Host); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -34,7 +34,9 @@ func TestVolumesRefuse(t *testing.T) {
 	refused(422, "PUT", "db", sized(1<<48+1), "is too large")
 	refused(422, "PUT", "db", sized(-1))
 	refused(422, "PUT", "db", `{"spec":{}}`)
-	refused(422, "PUT", "db", `{"spec":{"class":"shared","sizeBytes":1073741824}}`)
+	refused(422, "PUT", "db", `{"spec":{"class":"gold","sizeBytes":1073741824}}`)
+	refused(422, "PUT", "db", `{"spec":{"sizeBytes":1073741824,"replicas":3}}`, "class local has one copy")
+	refused(422, "PUT", "db", `{"spec":{"class":"shared","sizeBytes":1073741824,"replicas":2}}`, "split brain")
 	refused(422, "PUT", "pvc-1", sized(1<<30), "were made for claims")
 	refused(409, "PUT", "db", sized(4<<30), "Storage: at most 5Gi, in use 2Gi, asked for 4Gi more")
 

@@ -98,6 +98,9 @@ func (a *API) workspaceOperations() {
 			err := workspaces.retry(ctx, in.Place, in.Match, func(was *resource.Workspace) (err error) {
 				obj = was
 				if !was.Deleting() {
+					if err := a.keepShared(ctx, was, in.PurgeVolumes); err != nil {
+						return err
+					}
 					was.Status.PurgeVolumes = in.PurgeVolumes
 				}
 				task, err = markDeleted(ctx, a, workspaces.kind(), "workspace.delete", was)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -34,7 +35,13 @@ func (p *program) volumes() noun[resource.Volume] {
 			{head: "MACHINES", cell: func(v *resource.Volume) string {
 				return strings.Join(attachedTo(v, func(a resource.VolumeAttachment) bool { return a.Attached }), ", ")
 			}},
-			{head: "HOST", wide: true, cell: func(v *resource.Volume) string { return v.Status.Node }},
+			{head: "HOST", wide: true, cell: func(v *resource.Volume) string {
+				hosts := []string{v.Status.Node}
+				for _, b := range v.Status.Bricks {
+					hosts = append(hosts, b.Node)
+				}
+				return strings.Join(slices.DeleteFunc(hosts, func(h string) bool { return h == "" }), ", ")
+			}},
 		}),
 	}
 }
@@ -55,14 +62,28 @@ func (p *program) volumeCommands() *command {
 			usage: "make a volume",
 			about: `A volume of the class local is on the disk of one host, and lost with it. It reads as fast as that disk; what is
 written and synced piece by piece takes up to twice as long.
+One of the class shared is on several hosts, a copy on each, and pods on all machines can use it
+at the same time: three copies if the platform has three hosts for it, else one. Two can't tell
+which one is right when they lose each other, so two take an arbiter, a third host without data.
 Its size is a limit, and counts in the account's storage; it can grow later, and not shrink.
 Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which are listed here too.`,
-			examples: []string{"mp volumes create db --size 10Gi", "mp volumes create db --size 10Gi --class local"},
+			examples: []string{"mp volumes create db --size 10Gi", "mp volumes create files --size 10Gi --class shared",
+				"mp volumes create files --size 10Gi --class shared --replicas 2 --arbiter"},
 			flags: []cli.Flag{
 				sizeFlag("`SIZE` of it, a limit: 10Gi"),
-				&cli.StringFlag{Name: "class", Usage: "`CLASS` of it: local, which is the default"},
+				&cli.StringFlag{Name: "class", Usage: "`CLASS` of it: local, which is the default, or shared"},
+				&cli.IntFlag{Name: "replicas", Usage: "`NUMBER` of copies of a shared one: 1 or 3, or 2 with an arbiter"},
+				&cli.BoolFlag{Name: "arbiter", Usage: "have a third host without data tell which of two copies is right"},
 			},
-		}, newVolume),
+		}, func(c *call) (any, error) {
+			size, err := neededSize(c)
+			return struct {
+				Class     string `json:"class,omitempty"`
+				SizeBytes int64  `json:"sizeBytes"`
+				Replicas  int    `json:"replicas,omitempty"`
+				Arbiter   bool   `json:"arbiter,omitempty"`
+			}{c.String("class"), size, c.Int("replicas"), c.Bool("arbiter")}, err
+		}),
 		volumes.list(help("list the workspace's volumes", "mp volumes list", "mp volumes list -o wide")),
 		volumes.show(help("show a volume, where its data is, and who has it", "mp volumes show db")),
 		volumes.set(command{
@@ -113,8 +134,8 @@ in the trash, and brings it back. With --purge it is deleted at once, with all d
 	return all
 }
 
-// newVolume is what is said of a new volume or claim.
-func newVolume(c *call) (any, error) {
+// newClaim is what is said of a new claim.
+func newClaim(c *call) (any, error) {
 	size, err := neededSize(c)
 	return struct {
 		Class     string `json:"class,omitempty"`
@@ -138,6 +159,8 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 	fmt.Fprintln(w)
 	there := strings.Join(attachedTo(v, func(resource.VolumeAttachment) bool { return true }), ", ")
 	switch {
+	case v.Spec.Class == resource.SharedVolume:
+		explainCopies(w, v)
 	case v.Spec.Class != resource.LocalVolume:
 	case !v.Status.Conditions.Is(resource.VolumePlaced):
 		fmt.Fprintln(w, "Its data will be on the disk of one host, which is not chosen yet.")
@@ -167,6 +190,44 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 		}
 	}
 	printConditions(w, "CONDITIONS", v.Status.Conditions)
+}
+
+// explainCopies says where the data of a shared volume is.
+func explainCopies(w io.Writer, v *resource.Volume) {
+	bricks, copies := v.Status.Bricks, v.Copies()
+	switch {
+	case len(bricks) == 0:
+		fmt.Fprintln(w, "Its data will be on hosts of the platform, which are not chosen yet.")
+		return
+	case copies == 1:
+		fmt.Fprintln(w, "Its data is on one host, and pods on all machines can use it as long as that host is there.")
+		fmt.Fprintln(w, "There is no copy of it: what it holds is lost with that host's disk.")
+	case copies < len(bricks):
+		fmt.Fprintf(w, "Its data is on %d hosts, a copy on each; a third one knows which is right: one may fail.\n", copies)
+	default:
+		fmt.Fprintf(w, "Its data is on %d hosts, a copy on each: one of them may fail.\n", copies)
+	}
+	if len(bricks) > 1 {
+		fmt.Fprintln(w, "Pods on all machines can use it.")
+	}
+	for i, b := range bricks {
+		name, is := fmt.Sprintf("copy %d", i+1), "there"
+		if b.Arbiter {
+			name = "arbiter"
+		}
+		switch {
+		case !b.Online && b.Message != "":
+			is = "not there: " + printable(b.Message)
+		case !b.Online || b.Replaces != "":
+			is = "not there"
+		case b.Heal > 0:
+			is = fmt.Sprintf("there; has %d files and folders that others are given", b.Heal)
+		}
+		if b.Node != "" {
+			name += " (" + printable(b.Node) + ")"
+		}
+		fmt.Fprintf(w, "  %s: %s\n", name, is)
+	}
 }
 
 func (c *call) bindVolume(it thing) error {
@@ -225,7 +286,7 @@ runs. The claim is of the cluster: kubectl shows it too, and what you may do the
 				sizeFlag("`SIZE` of the volume: 1Gi"),
 				&cli.StringFlag{Name: "class", Usage: "`CLASS` of the volume; the cluster's default one, if it is not given"},
 			},
-		}, newVolume),
+		}, newClaim),
 		claims.list(help("list the claims of a namespace", "mp pvc list", "mp pvc list --namespace staging")),
 		claims.delete("Delete claim %s, and if a volume was made for it, that with all data in it?",
 			help("delete a claim, and the volume that was made for it", "mp pvc delete data --yes")),

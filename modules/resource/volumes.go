@@ -21,7 +21,7 @@ const MaxVolumeBytes = 1 << 48
 
 // VolumeSpec is what the tenant wants.
 type VolumeSpec struct {
-	Class     string `json:"class,omitempty" enum:"local" doc:"local, the default: on one host's disk"`
+	Class     string `json:"class,omitempty" enum:"local,shared" doc:"local, the default, is on one host; shared is on several"`
 	SizeBytes int64  `json:"sizeBytes" minimum:"0" doc:"A limit, in whole MiB; it can grow and not shrink" example:"10737418240"`
 	// Replicas is how many hosts have a copy of a shared volume's data. 0: three, if the platform has so
 	// many hosts for it, else one. It is decided once; there are as many as Status.Bricks says.

@@ -92,7 +92,7 @@ func claimOf(pvc *corev1.PersistentVolumeClaim) resource.Claim {
 	case pvc.Status.Phase != corev1.ClaimPending:
 	case out.Class == "":
 		out.Message = "it has no class, and the cluster no default one"
-	case out.Volume == "" && pvc.Annotations[selectedNode] == "":
+	case out.Volume == "" && out.Class != resource.SharedVolume && pvc.Annotations[selectedNode] == "":
 		out.Message = "its volume is made where the first pod that uses it runs"
 	default:
 		out.Message = "kubectl describe pvc says what it waits for"

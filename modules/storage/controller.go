@@ -30,8 +30,6 @@ type Config struct {
 	Store *store.Store
 	// Limits is what each account may have unless a sysadmin said otherwise.
 	Limits resource.Limits
-	// Shared says that claims can have volumes of class shared.
-	Shared bool
 
 	Volumes    *store.Cache[*resource.Volume]
 	Snapshots  *store.Cache[*resource.Snapshot]

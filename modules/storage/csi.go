@@ -263,12 +263,8 @@ func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeReques
 // specOf is the volume that a StorageClass's parameters ask for, but for its size.
 func (e *endpoint) specOf(p map[string]string) (s resource.VolumeSpec, err error) {
 	s = resource.VolumeSpec{Class: cmp.Or(p[classParameter], resource.LocalVolume), Provisioned: true}
-	if s.Class != resource.LocalVolume && (s.Class != resource.SharedVolume || !e.cfg.Shared) {
-		there := "local"
-		if e.cfg.Shared {
-			there = "local and shared"
-		}
-		return s, refuse(codes.InvalidArgument, "class %q: there is %s", s.Class, there)
+	if s.Class != resource.LocalVolume && s.Class != resource.SharedVolume {
+		return s, refuse(codes.InvalidArgument, "class %q: there are local and shared", s.Class)
 	}
 	if text := p[replicasParameter]; text != "" {
 		if s.Replicas, err = strconv.Atoi(text); err != nil {

@@ -17,7 +17,10 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 	served := s.Conditions.Is(resource.VolumeServed)
 	_, source := lostOf(v, hosts)
 	size, there, reporting := v.Spec.SizeBytes, 0, 0
-	for _, b := range s.Bricks {
+	for i, b := range s.Bricks {
+		if hosts[b.NodeUID] == nil {
+			s.Bricks[i].Online, s.Bricks[i].Ready, s.Bricks[i].Heal = false, false, 0 // nobody reports of it any more
+		}
 		if !b.Arbiter {
 			size = min(size, b.SizeBytes)
 		}
@@ -162,7 +165,7 @@ func replicated(v *resource.Volume, hosts map[string]*resource.Node, full bool) 
 		c.Reason, c.Message = "CopiesMissing", missing(v, hosts, full)
 	case there < len(v.Status.Bricks):
 		c.Reason, c.Message = "CopyMissing", missing(v, hosts, full)+". Reading and writing go on with the others; "+
-			"it is given what it misses once it is back, and until then no other may fail"
+			"it is given what it misses once it is there, and until then no other may fail"
 	case heal > 0:
 		c.Reason, c.Message = "Healing", fmt.Sprintf("a copy that was away is given what it missed: %d files and folders to go. "+
 			"Reading and writing go on; until it has them no other may fail", heal)

@@ -262,7 +262,6 @@ func TestFew(t *testing.T) {
 // TestSharedClaims: what claims can ask of class shared, and get.
 func TestSharedClaims(t *testing.T) {
 	w := newWorld(t)
-	w.cfg.Shared = true
 	w.shared()
 	p, ctx := w.plane("acme/web/shop"), t.Context()
 	mode := func(m csi.VolumeCapability_AccessMode_Mode) []*csi.VolumeCapability {
@@ -287,7 +286,7 @@ func TestSharedClaims(t *testing.T) {
 		{ask("a", "shared", many, "arbiter", "yes"), "want true or false"},
 		{ask("a", "local", once[0].AccessMode.Mode, "replicas", "3"), "has one copy"},
 		{ask("a", "local", many), "one machine at a time"},
-		{ask("a", "gold", many), "there is local and shared"},
+		{ask("a", "gold", many), "there are local and shared"},
 	} {
 		_, err := p.CreateVolume(ctx, c.request)
 		want(t, c.text, err, codes.InvalidArgument, c.text)
