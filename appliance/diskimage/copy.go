@@ -25,6 +25,9 @@ var ErrTooMuch = errors.New("it has too much in it to be copied while it is in u
 // MaxLiveCopy is how many bytes that is: a disk of 200 MB/s reads them in 20 s.
 const MaxLiveCopy = 4 << 30
 
+// frozenTime is how long that may take: of a slow disk it is ErrTooMuch, too.
+const frozenTime = 30 * time.Second
+
 // maxLiveCopy is MaxLiveCopy but in tests.
 var maxLiveCopy int64 = MaxLiveCopy
 
@@ -86,7 +89,12 @@ func (d Image) copy(ctx context.Context, to string, tell func(done, of int64)) (
 	if err := d.checkLive(c.from); err != nil { // it may have grown
 		return err
 	}
-	if err := d.frozen(func() error { return c.pass(ctx, false, func(int64, int64) {}) }); err != nil {
+	err = d.frozen(func() error {
+		ctx, cancel := context.WithTimeoutCause(ctx, frozenTime, ErrTooMuch)
+		defer cancel()
+		return c.pass(ctx, false, func(int64, int64) {})
+	})
+	if err != nil {
 		return err
 	}
 	if err := c.to.Sync(); err != nil {

@@ -7,6 +7,9 @@ import (
 	"github.com/multipaas/multipaas/modules/internal/access"
 )
 
+// CompleteVolume is what a change of a volume goes through.
+var CompleteVolume = completeVolume
+
 // Share gives each one so much of the API from now on.
 func (a *API) Share(perSecond float64, atOnce int) { a.shares = newShares(perSecond, atOnce) }
 

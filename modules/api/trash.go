@@ -106,6 +106,11 @@ func (a *API) restore(ctx context.Context, t *resource.Trash, to Restore) (*reso
 	case ws.Deleting():
 		return nil, "", deleting("workspace", ws.Name)
 	}
+	elsewhere := ws.UID != t.Spec.WorkspaceUID
+	if elsewhere && !t.Status.Conditions.Is(resource.VolumeKept) {
+		return nil, "", conflict("conflict", "Its host has not put it away yet: machines of its workspace may still write to it.",
+			"Try it again in a moment; `mp volumes trash show "+t.Name+"` says more.")
+	}
 	if err := access.Authorize(who(ctx), "volumes.put", t.Account, t.Organization); err != nil {
 		return nil, "", err
 	}
@@ -127,6 +132,13 @@ func (a *API) restore(ctx context.Context, t *resource.Trash, to Restore) (*reso
 	if err != nil {
 		return nil, "", err
 	}
+	if elsewhere {
+		owner, err := a.ownerOf(ctx, t)
+		if err != nil {
+			return nil, "", err
+		}
+		held = append(held, owner...)
+	}
 	task, begin := a.cfg.Tasks.Begin("volume.restore", who(ctx).Name(), v)
 	err = a.store.Commit(store.WithReserve(ctx), append(ops, append(held, begin)...)...)
 	if errors.Is(err, store.ErrExists) {
@@ -134,6 +146,21 @@ func (a *API) restore(ctx context.Context, t *resource.Trash, to Restore) (*reso
 			"Choose another name: `mp volumes trash restore "+t.Name+" --as NAME`.")
 	}
 	return v, task.Name, err
+}
+
+// ownerOf are writes by which nobody ever gets the number that files of a volume belong to.
+func (a *API) ownerOf(ctx context.Context, t *resource.Trash) (ops []store.Op, err error) {
+	claims := store.Of[resource.VNI](a.store)
+	all, _, err := claims.List(ctx, "", "", 0)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range all {
+		if n.Network == t.Spec.NetworkID && !n.Owns {
+			ops = append(ops, claims.ModifyOp(n.Key(), func(n *resource.VNI) error { n.Owns = true; return nil }))
+		}
+	}
+	return ops, nil
 }
 
 // holds are writes by which the numbers of a workspace are kept for the host of a volume that comes

@@ -123,7 +123,8 @@ func completeVolume(now, was *resource.Volume) {
 	}
 	spec := &now.Spec
 	if spec.Source != nil {
-		spec.Source.UID = "" // not the caller's to say
+		spec.Source = new(*spec.Source) // a change begins with what is stored, and shares this
+		spec.Source.UID = ""            // not the caller's to say
 		if from.Source != nil {
 			spec.Source.UID = from.Source.UID
 		}

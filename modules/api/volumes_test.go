@@ -195,3 +195,21 @@ func TestNodesKeepVolumes(t *testing.T) {
 }
 
 const inShopKey = "acme/web/shop/"
+
+// TestSourceStays: what a volume is made from is the same after a change that does not speak of it.
+func TestSourceStays(t *testing.T) {
+	was := &resource.Volume{Spec: resource.VolumeSpec{Class: resource.LocalVolume, SizeBytes: resource.MinVolumeBytes,
+		Source: &resource.VolumeSource{Volume: "db", UID: "its"}}}
+	now := *was // as a change begins
+	now.Spec.SizeBytes *= 2
+	api.CompleteVolume(&now, was)
+	if now.Spec.Source == nil || now.Spec.Source.UID != "its" || was.Spec.Source.UID != "its" {
+		t.Errorf("it is made from %+v, was from %+v", now.Spec.Source, was.Spec.Source)
+	}
+	now = *was
+	now.Spec.Source = &resource.VolumeSource{Volume: "db", UID: "another's"}
+	api.CompleteVolume(&now, was)
+	if now.Spec.Source.UID != "its" {
+		t.Errorf("a caller says that it is made from %+v", now.Spec.Source)
+	}
+}

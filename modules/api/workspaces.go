@@ -97,6 +97,10 @@ func (a *API) workspaceOperations() {
 			var task string
 			err := workspaces.retry(ctx, in.Place, in.Match, func(was *resource.Workspace) (err error) {
 				obj = was
+				if was.Deleting() && in.PurgeVolumes && !was.Status.PurgeVolumes {
+					return conflict("conflict", "It is being deleted already, and its volumes go into the trash.",
+						"Delete them there: `mp volumes trash list`, `mp volumes trash purge NAME`.")
+				}
 				if !was.Deleting() {
 					if err := a.keepShared(ctx, was, in.PurgeVolumes); err != nil {
 						return err

@@ -21,7 +21,8 @@ func (p *program) trash() noun[resource.Trash] {
 		tasks: true,
 		holds: true,
 		gone:  "deleted for good",
-		empty: "The trash is empty. Volumes that are deleted come here for " + trashLife() + ".",
+		empty: "The trash is empty. Volumes that are deleted come here for " + trashLife() +
+			"; what was made for a claim goes with that.",
 		columns: standard([]column[resource.Trash]{
 			{head: "VOLUME", cell: func(t *resource.Trash) string { return t.Spec.Volume }},
 			{head: "WORKSPACE", cell: func(t *resource.Trash) string { return t.Spec.Workspace }},
@@ -110,7 +111,7 @@ func inTrash(v *resource.Volume) string {
 
 // deleteWorkspace says before and after what becomes of the volumes.
 func (c *call) deleteWorkspace() error {
-	workspaces, ask := c.workspaces(), "Delete workspace %s with its apps and data?"
+	workspaces, ask := c.workspaces(), "Delete workspace %s with its apps, snapshots and data?"
 	it, err := workspaces.arg(c)
 	if err != nil {
 		return err

@@ -377,11 +377,14 @@ type VNI struct {
 	Lost  map[string]string `json:"lost,omitempty"`
 	// Servers may have folders of its plane.
 	Servers []string `json:"servers,omitempty"`
+	// Owns: what is in volumes of other workspaces belongs to users of this number, for they were this
+	// workspace's before. Nobody gets it any more.
+	Owns bool `json:"owns,omitempty"`
 }
 
 // Free says whether the claim has no purpose any more.
 func (v *VNI) Free() bool {
-	return v.Retired && len(v.Nodes) == 0 && len(v.Lost) == 0 && len(v.Servers) == 0
+	return v.Retired && !v.Owns && len(v.Nodes) == 0 && len(v.Lost) == 0 && len(v.Servers) == 0
 }
 
 // Kind is "vnis".

@@ -369,6 +369,14 @@ func (c *Controller) roomToGrow(ctx context.Context, v *resource.Volume, more in
 	if !placed(v) {
 		return nil
 	}
+	// What is made from it was promised as much as it has now.
+	what, err := c.neededFor(ctx, v.WorkspaceKey(), v.UID)
+	if err != nil {
+		return internal(err)
+	}
+	if what != "" {
+		return refuse(codes.ResourceExhausted, "%s is being made from it: try it again when that is Ready", what)
+	}
 	have, err := c.promises(ctx)
 	if err != nil {
 		return internal(err)

@@ -1,9 +1,11 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
@@ -19,13 +21,14 @@ type origin struct {
 }
 
 // volumeOrigin finds a volume to copy. The error is a *shortError if it can't be copied now.
-func (c *Controller) volumeOrigin(ctx context.Context, workspace, name, uid string) (origin, error) {
+func (c *Controller) volumeOrigin(ctx context.Context, workspace, name, uid string, size int64) (origin, error) {
 	volumes := store.Of[resource.Volume](c.cfg.Store)
 	v, err := volumes.Get(ctx, workspace+"/"+name)
 	if err == nil && v.Spec.Class != resource.LocalVolume {
 		err = &shortError{fmt.Sprintf("copies are made of volumes of class %s, and %s is %s", resource.LocalVolume, name, v.Spec.Class)}
 	} else if err == nil {
-		err = checkOrigin(name, uid, v.UID, v.Made(), v.Deleting())
+		err = cmp.Or(checkOrigin(name, uid, v.UID, v.Made(), v.Deleting()),
+			checkSize(name, size, max(v.Spec.SizeBytes, v.Status.SizeBytes)))
 	} else if errors.Is(err, store.ErrNotFound) {
 		err = checkOrigin(name, uid, "", false, false)
 	}
@@ -39,11 +42,11 @@ func (c *Controller) volumeOrigin(ctx context.Context, workspace, name, uid stri
 }
 
 // snapshotOrigin is volumeOrigin of a snapshot.
-func (c *Controller) snapshotOrigin(ctx context.Context, workspace, name, uid string) (origin, error) {
+func (c *Controller) snapshotOrigin(ctx context.Context, workspace, name, uid string, size int64) (origin, error) {
 	snapshots := store.Of[resource.Snapshot](c.cfg.Store)
 	s, err := snapshots.Get(ctx, workspace+"/"+name)
 	if err == nil {
-		err = checkOrigin(name, uid, s.UID, s.Made(), s.Deleting())
+		err = cmp.Or(checkOrigin(name, uid, s.UID, s.Made(), s.Deleting()), checkSize(name, size, s.Asks().VolumeBytes))
 	} else if errors.Is(err, store.ErrNotFound) {
 		err = checkOrigin(name, uid, "", false, false)
 	}
@@ -58,9 +61,9 @@ func (c *Controller) snapshotOrigin(ctx context.Context, workspace, name, uid st
 
 func (c *Controller) originOf(ctx context.Context, v *resource.Volume) (origin, error) {
 	if from := v.Spec.Source; from.Snapshot != "" {
-		return c.snapshotOrigin(ctx, v.WorkspaceKey(), from.Snapshot, from.UID)
+		return c.snapshotOrigin(ctx, v.WorkspaceKey(), from.Snapshot, from.UID, v.Spec.SizeBytes)
 	}
-	return c.volumeOrigin(ctx, v.WorkspaceKey(), v.Spec.Source.Volume, v.Spec.Source.UID)
+	return c.volumeOrigin(ctx, v.WorkspaceKey(), v.Spec.Source.Volume, v.Spec.Source.UID, v.Spec.SizeBytes)
 }
 
 func checkOrigin(name, want, uid string, made, deleting bool) error {
@@ -71,6 +74,15 @@ func checkOrigin(name, want, uid string, made, deleting bool) error {
 		return &shortError{fmt.Sprintf("%s is being deleted", name)}
 	case !made:
 		return &shortError{fmt.Sprintf("%s is not made yet", name)}
+	}
+	return nil
+}
+
+// checkSize says whether a copy may have as much as what it is made from: it is as large on the
+// host. The caller is alone, so what it is made from grows only afterwards, when it is refused.
+func checkSize(name string, size, least int64) error {
+	if size < least {
+		return &shortError{fmt.Sprintf("%s has %s by now: a copy of it can't be smaller", name, resource.Bytes.Text(least))}
 	}
 	return nil
 }
@@ -106,7 +118,7 @@ func (c *Controller) beside(ctx context.Context, from origin, size int64, mounts
 		why = have.crowded(host, mounts)
 	case have.free(host) < size:
 		why = fmt.Sprintf("a copy is where what it is made from is, and that host has not %s free for it: "+
-			"delete what is not needed any more, or ask the operator for more disk", resource.Bytes.Text(size))
+			"delete what is not needed any more, also from the trash, or ask the operator for more disk", resource.Bytes.Text(size))
 	default:
 		return spot{host, from.firstUID}, append(c.stays(host), from.still), nil
 	}
@@ -118,7 +130,7 @@ func (c *Controller) beside(ctx context.Context, from origin, size int64, mounts
 func (c *Controller) Snapshot(ctx context.Context, now *resource.Snapshot, commit func(...store.Op) error) error {
 	return c.besides(ctx, now.Spec.SizeBytes, "",
 		func() (origin, error) {
-			return c.volumeOrigin(ctx, now.WorkspaceKey(), now.Spec.Volume, now.Spec.VolumeUID)
+			return c.volumeOrigin(ctx, now.WorkspaceKey(), now.Spec.Volume, now.Spec.VolumeUID, now.Spec.SizeBytes)
 		},
 		func(at spot, ops []store.Op) error { noteSnapshot(at, now); return commit(ops...) })
 }
@@ -159,9 +171,12 @@ func noteSnapshot(at spot, s *resource.Snapshot) {
 }
 
 // neededFor names what is still to be made from a volume or snapshot that was marked as deleted. What
-// is begun afterwards fails, for it wants it not to be marked: so once there is nothing, nothing comes.
+// is begun afterwards fails, for it wants it not to be marked: so once there is nothing, nothing comes. All
+// of the organization is looked at: what is made from a volume stays where it is when that comes back
+// from the trash elsewhere.
 func (c *Controller) neededFor(ctx context.Context, workspace, uid string) (what string, err error) {
-	volumes, _, err := store.Of[resource.Volume](c.cfg.Store).List(ctx, workspace, "", 0)
+	organization := path.Dir(workspace)
+	volumes, _, err := store.Of[resource.Volume](c.cfg.Store).List(ctx, organization, "", 0)
 	if err != nil {
 		return "", err
 	}
@@ -170,7 +185,7 @@ func (c *Controller) neededFor(ctx context.Context, workspace, uid string) (what
 			return "volume " + v.Name, nil
 		}
 	}
-	snapshots, _, err := store.Of[resource.Snapshot](c.cfg.Store).List(ctx, workspace, "", 0)
+	snapshots, _, err := store.Of[resource.Snapshot](c.cfg.Store).List(ctx, organization, "", 0)
 	for _, s := range snapshots {
 		if s.Spec.VolumeUID == uid && !s.Made() && !s.Deleting() && s.Status.Phase != resource.Failed {
 			return "snapshot " + s.Name, nil

@@ -86,7 +86,7 @@ func (e *endpoint) makeSnapshot(ctx context.Context, fresh *resource.Snapshot) e
 	if err != nil {
 		return refusal(err)
 	}
-	from, err := e.volumeOrigin(ctx, e.workspace, fresh.Spec.Volume, fresh.Spec.VolumeUID)
+	from, err := e.volumeOrigin(ctx, e.workspace, fresh.Spec.Volume, fresh.Spec.VolumeUID, fresh.Spec.SizeBytes)
 	if err != nil {
 		return short(err)
 	}

@@ -54,7 +54,7 @@ func (p promises) crowded(n *resource.Node, workspace string) string {
 	switch {
 	case own >= resource.MaxWorkspaceVolumesOnHost:
 		return fmt.Sprintf("the host that could have it has %d volumes of this workspace, and no more are possible: "+
-			"delete some, or add machines on other hosts", own)
+			"delete some, also from the trash, or add machines on other hosts", own)
 	case all >= resource.MaxVolumesOnHost:
 		return "the host that could have it has as many volumes as are possible: ask the operator for another host"
 	}

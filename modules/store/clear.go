@@ -34,7 +34,7 @@ func (s *Store) Clear(ctx context.Context, place resource.Object) (left map[stri
 		}
 		for _, item := range items {
 			if kept := kept(item, place); kept != nil {
-				err = s.Commit(ctx, append(s.TrashOps(item.(*resource.Volume), kept), going)...)
+				err = s.Commit(WithReserve(ctx), append(s.TrashOps(item.(*resource.Volume), kept), going)...)
 				if errors.Is(err, ErrConflict) { // it was written to: the next call has it
 					left[k.Name]++
 					continue

@@ -91,6 +91,10 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 			return err
 		}
 		from := h.place(v.Source).image()
+		// The server lets nothing grow of which copies are being made: they were promised so much.
+		if info, err := os.Stat(from.File); err == nil && info.Size() > wholeMiB(v.SizeBytes) {
+			return saidf("what it is to be made from has grown: delete this one, and ask for one that is as large")
+		}
 		err := from.Clone(ctx, to)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

@@ -10,7 +10,7 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-var testSnapshot = wire.Volume{Key: "acme/web/shop/before", UID: "snapshot", NetworkID: "00002a", SizeBytes: 320 * mib, Source: testUID, Snapshot: true}
+var testSnapshot = wire.Volume{Key: "acme/web/shop/before", UID: "snapshot", NetworkID: "00002a", SizeBytes: 400 * mib, Source: testUID, Snapshot: true}
 
 const copyingText = "it is being copied"
 

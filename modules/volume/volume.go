@@ -206,6 +206,9 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 	if !there && v.Made {
 		return h.said(missing, &os.PathError{Op: "stat", Path: disk.File, Err: fs.ErrNotExist})
 	}
+	if was, err := p.record(); err == nil && was.Source != "" && v.Source == "" && !there {
+		return saidf("it was to be made from another volume or a snapshot, and is not made empty instead")
+	}
 	rec, err := h.noted(v, there, brick)
 	if err != nil {
 		return err
@@ -286,6 +289,9 @@ func (h *Host) mount(ctx context.Context, v wire.Volume, disk diskimage.Image, t
 // letGo unmounts a volume, and where machines have it.
 func (h *Host) letGo(uid string) error {
 	h.endCopies(uid)
+	if err := h.thaw(uid); err != nil { // what is unmounted frozen keeps its disk
+		return err
+	}
 	attached, err := h.Attached()
 	if err != nil {
 		return err
@@ -324,13 +330,28 @@ func (h *Host) keep(ctx context.Context, v wire.Volume) error {
 	if _, err := h.noted(v, true, false); err != nil {
 		return err
 	}
-	if err := h.letGo(v.UID); err != nil {
+	// One that is put away already may be being copied, which letGo would end.
+	put, err := h.putAway(v.UID)
+	if err == nil && !put {
+		err = h.letGo(v.UID)
+	}
+	if err != nil {
 		return err
 	}
 	if err := diskimage.AwaitFree(ctx, disk.File); err != nil {
 		return h.said("somebody in a machine has it open still: delete the pods that use it", err)
 	}
 	return nil
+}
+
+// putAway says whether no machine has a volume, and nothing of it is mounted.
+func (h *Host) putAway(uid string) (bool, error) {
+	attached, err := h.Attached()
+	if err != nil || len(attached[uid]) > 0 {
+		return false, err
+	}
+	mounted, err := hostmount.Has(h.place(uid).image().Mount)
+	return !mounted, err
 }
 
 // Remove destroys what is in a volume and takes everything of it away, from whatever state
@@ -355,6 +376,9 @@ func (h *Host) remove(ctx context.Context, uid string) error {
 		return err
 	}
 	if mounted {
+		if err := h.thaw(uid); err != nil {
+			return err
+		}
 		// Root in a machine may have it mounted where nobody else can take it away. Once it is shut
 		// down nobody writes to it any more, and its room is given back now.
 		if err := disk.ShutDown(); err != nil {
