@@ -260,12 +260,17 @@ func end[T stored](
 			leaving(now.Stored(), host)
 		})
 	}
+	return 0, forget(ctx, c, kind, v)
+}
+
+// forget deletes the resource of a volume of which nothing is left on hosts.
+func forget[T resource.Object](ctx context.Context, c *Controller, kind store.Kind[T], v T) error {
 	failpoint.Reach("storage/volume/removed")
 	if err := kind.Delete(ctx, v); err != nil && !errors.Is(err, store.ErrNotFound) {
-		return 0, err // a conflict too: it is looked at again
+		return err // a conflict too: it is looked at again
 	}
-	c.cfg.Log.Info("volume removed", "kind", kind.Name(), "volume", v.Key(), "node", s.Node, "hostGone", host == nil)
-	return 0, nil
+	c.cfg.Log.Info("volume removed", "kind", kind.Name(), "volume", v.Key())
+	return nil
 }
 
 // leaving says what a volume waits for that shall be removed. Its host reports when it is.
@@ -311,11 +316,16 @@ func (c *Controller) place(ctx context.Context, v *resource.Volume) (again time.
 		at.note(now)
 		return nil
 	}))
+	return time.Second, c.settlePlace(ctx, ops) // the cache tells sooner
+}
+
+// settlePlace writes which hosts a volume has. One that is gone needs none.
+func (c *Controller) settlePlace(ctx context.Context, ops []store.Op) error {
 	if err := c.cfg.Store.Commit(ctx, ops...); err != nil && !errors.Is(err, store.ErrNotFound) {
-		return 0, err
+		return err
 	}
 	failpoint.Reach("storage/volume/placed")
-	return time.Second, nil // the cache tells sooner
+	return nil
 }
 
 // spot is where a volume can be.

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -176,11 +175,7 @@ func (c *Controller) placeShared(ctx context.Context, v *resource.Volume) (again
 		at.note(now)
 		return nil
 	}))
-	if err := c.cfg.Store.Commit(ctx, ops...); err != nil && !errors.Is(err, store.ErrNotFound) {
-		return 0, err
-	}
-	failpoint.Reach("storage/volume/placed")
-	return time.Second, nil // the cache tells sooner
+	return time.Second, c.settlePlace(ctx, ops) // the cache tells sooner
 }
 
 // reconcileShared takes the next step for a shared volume.
@@ -283,10 +278,9 @@ func (c *Controller) replaceLost(
 		}
 		return nil
 	}))
-	if err := c.cfg.Store.Commit(ctx, ops...); err != nil && !errors.Is(err, store.ErrNotFound) {
+	if err := c.settlePlace(ctx, ops); err != nil {
 		return false, false, err
 	}
-	failpoint.Reach("storage/volume/placed")
 	c.cfg.Log.Info("copies of a volume whose hosts are lost are made anew", "volume", v.Key(), "copies", len(found))
 	return true, false, nil
 }
@@ -326,10 +320,5 @@ func (c *Controller) removeShared(ctx context.Context, v *resource.Volume) error
 			now.Status.Phase = resource.Deleting
 		})
 	}
-	failpoint.Reach("storage/volume/removed")
-	if err := store.Of[resource.Volume](c.cfg.Store).Delete(ctx, v); err != nil && !errors.Is(err, store.ErrNotFound) {
-		return err // a conflict too: it is looked at again
-	}
-	c.cfg.Log.Info("volume removed", "volume", v.Key(), "copies", len(v.Status.Bricks))
-	return nil
+	return forget(ctx, c, store.Of[resource.Volume](c.cfg.Store), v)
 }
