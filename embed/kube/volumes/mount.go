@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -21,9 +22,15 @@ type handle struct {
 	fd    int
 	mount uint64 // the mount that it is in
 	stat  unix.Statx_t
+	// stopped: its file system has given up, and stat is empty.
+	stopped bool
 }
 
-func (p *handle) Close() { _ = unix.Close(p.fd) }
+// Close may be called again.
+func (p *handle) Close() {
+	_ = unix.Close(p.fd)
+	p.fd = -1
+}
 
 // at is how the kernel names what is below p, without looking up the way to it again.
 func (p *handle) at(name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", p.fd, name) }
@@ -47,7 +54,11 @@ func (p *handle) open(path string, flags uint64) (*handle, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	return newHandle(fd, path)
+	o, err := newHandle(fd, path)
+	if err == nil && o.stopped && o.mount != p.mount {
+		o.stat.Attributes |= unix.STATX_ATTR_MOUNT_ROOT // what is opened here is that, or in the machine's own file system
+	}
+	return o, err
 }
 
 // makeAll opens a folder below p, and makes what is missing on the way. The kubelet has made
@@ -76,6 +87,14 @@ func newHandle(fd int, path string) (*handle, error) {
 	p := &handle{fd: fd}
 	// What the file system last said will do: it may not answer.
 	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_INO|unix.STATX_TYPE|unix.STATX_MNT_ID, &p.stat)
+	if errors.Is(err, unix.EIO) {
+		// XFS that has stopped says nothing of what is in it; in which mount it is the kernel knows all the same.
+		p.stopped = true
+		p.mount, err = mountOf(fd)
+		if err == nil {
+			return p, nil
+		}
+	}
 	if err == nil && p.stat.Mask&unix.STATX_MNT_ID == 0 {
 		err = errors.New("the kernel doesn't say in which mount it is: want Linux 5.8 or newer")
 	}
@@ -85,6 +104,20 @@ func newHandle(fd int, path string) (*handle, error) {
 	}
 	p.mount = p.stat.Mnt_id
 	return p, nil
+}
+
+// mountOf is the ID of the mount that a file is open in, without asking its file system (proc_pid_fdinfo(5)).
+func mountOf(fd int) (id uint64, err error) {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(info)) {
+		if text, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			return strconv.ParseUint(strings.TrimSpace(text), 10, 64)
+		}
+	}
+	return 0, errors.New("the kernel doesn't say in which mount it is")
 }
 
 // sameAs says whether both are one folder, by whatever mount.
@@ -130,6 +163,9 @@ func (n *Node) publish(id, target string, readOnly bool, mode csi.VolumeCapabili
 		return err
 	}
 	defer volume.Close()
+	if _, err := volume.readOnly(); volume.stopped || errors.Is(err, unix.ENOTCONN) {
+		return status.Errorf(codes.Unavailable, "the file system of volume %s has stopped; its host mounts it anew", id)
+	}
 	pods, err := openRoot(n.cfg.Pods)
 	if err != nil {
 		return err
@@ -152,6 +188,13 @@ func (n *Node) publish(id, target string, readOnly bool, mode csi.VolumeCapabili
 	if at.mount != parent.mount {
 		has, err := at.readOnly()
 		switch {
+		case at.stopped || errors.Is(err, unix.ENOTCONN):
+			// It was bound before its host has mounted it anew, and stays dead.
+			at.Close()
+			if err := n.takeOff(target); err != nil {
+				return err
+			}
+			return n.publish(id, target, readOnly, mode)
 		case err != nil:
 			return err
 		case !at.sameAs(volume):

@@ -497,3 +497,42 @@ func TestConfig(t *testing.T) {
 		}
 	}
 }
+
+// TestDead: what FUSE has mounted is dead once its client is, also where it is bound. A volume is not given to
+// a pod then, and where it was, it is taken off and bound anew once the host has mounted it anew.
+func TestDead(t *testing.T) {
+	m := newMachine(t)
+	source, target := filepath.Join(m.cfg.Folder, one), m.target("a")
+	for _, dir := range []string{source, target} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	client, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("dead", source, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40755,user_id=0,group_id=0", client.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(client.Close(), unix.Mount(source, target, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	both := func(r *csi.NodePublishVolumeRequest) {
+		r.VolumeCapability.AccessMode.Mode = csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
+	}
+	m.wantErr("a dead one", m.publish(one, target, both), codes.Unavailable, "mounts it anew")
+	if err := errors.Join(unix.Unmount(source, unix.MNT_DETACH), os.Remove(source)); err != nil {
+		t.Fatal(err)
+	}
+	m.attach(one, 0)
+	if err := m.publish(one, target, both); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(target, "id")); err != nil || string(got) != one || mounts(t, target) != 1 {
+		t.Errorf("the pod reads %q, %v; %d mounts", got, err, mounts(t, target))
+	}
+	if err := m.unpublish(one, target); err != nil {
+		t.Error(err)
+	}
+}

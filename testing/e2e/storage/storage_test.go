@@ -34,6 +34,7 @@ func TestStorage(t *testing.T) {
 		{"life", d.life},
 		{"people", d.people},
 		{"snapshots", d.snapshots},
+		{"shared", d.shared},
 		{"refused", d.refused},
 		{"two machines of a host", d.twoMachines},
 		{"upstream", d.sanity},
