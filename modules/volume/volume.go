@@ -245,12 +245,14 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 		if err != nil {
 			return fmt.Errorf("users of its machines: %w", err)
 		}
-		root := disk.Mount
+		root, mode := disk.Mount, os.FileMode(0o755)
 		if brick {
-			root = filepath.Join(root, brickRoot)
+			// Root of a machine is a user like others to GlusterFS, so a kubelet can't give this to a
+			// pod's fsGroup: all of the workspace may write there.
+			root, mode = filepath.Join(root, brickRoot), 0o777
 		}
 		err = hostmount.Do(func() error {
-			return cmp.Or(os.MkdirAll(root, 0o700), os.Chown(root, int(first), int(first)), os.Chmod(root, 0o755))
+			return cmp.Or(os.MkdirAll(root, 0o700), os.Chown(root, int(first), int(first)), os.Chmod(root, mode))
 		})
 		if err != nil {
 			return err
