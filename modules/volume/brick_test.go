@@ -31,7 +31,7 @@ func TestBrick(t *testing.T) {
 	root := filepath.Join(r.cfg.Bricks, testUID, brickRoot)
 	var st unix.Stat_t
 	r.must(unix.Stat(root, &st))
-	if st.Uid != testFirst || st.Gid != testFirst || st.Mode&0o777 != 0o755 {
+	if st.Uid != testFirst || st.Gid != testFirst || st.Mode&0o777 != 0o777 {
 		t.Errorf("its root is of %d:%d, %o", st.Uid, st.Gid, st.Mode)
 	}
 	file := filepath.Join(root, "file")
