@@ -558,7 +558,9 @@ func newHosts(t *testing.T, count int) []*testHost {
 		x.cmd = exec.Command("/proc/self/exe")
 		x.cmd.Env = append(os.Environ(), hostEnv+"="+x.address.String())
 		x.cmd.Stderr = os.Stderr
-		x.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+		// It ends with its input. No Pdeathsig: that would follow the thread which forked, and threads end as
+		// namespaces are made (golang/go#27505).
+		x.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS}
 		in, err := x.cmd.StdinPipe()
 		if err != nil {
 			t.Fatal(err)

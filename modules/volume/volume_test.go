@@ -345,6 +345,8 @@ type inside struct {
 
 func newInside(t *testing.T) *inside {
 	t.Helper()
+	// It ends with its input. No Pdeathsig: that would follow the thread which forked, and threads end as
+	// volumes are mounted (golang/go#27505).
 	cmd := exec.Command("/bin/sh")
 	users := []syscall.SysProcIDMap{{ContainerID: 0, HostID: testFirst, Size: 1 << 16}}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -352,7 +354,6 @@ func newInside(t *testing.T) *inside {
 		UidMappings: users,
 		GidMappings: users,
 		Credential:  &syscall.Credential{Uid: 0, Gid: 0},
-		Pdeathsig:   unix.SIGKILL,
 	}
 	cmd.Dir = "/"
 	in, err := cmd.StdinPipe()
