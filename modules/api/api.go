@@ -147,9 +147,11 @@ type Claims interface {
 		now resource.Claim, made bool, err error)
 	// Delete begins it: a claim stays while pods use it.
 	Delete(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, namespace, name string) error
+	// CheckBind says why the cluster would refuse the user the claim that Spec.Claim names.
+	CheckBind(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error
 	// Bind gives a volume that is ready to the claim that Spec.Claim names, which it
 	// makes. Release takes it from that claim, which it deletes, and keeps what is in the
-	// volume. Both may be repeated, and go on where an earlier call has ended.
+	// volume. Both may be repeated, and go on where an earlier call has ended, refused or not.
 	Bind(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error
 	Release(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error
 	// Users are names of pods that use the claim which a volume has, a few of them.

@@ -3,11 +3,9 @@ package api
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 
-	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -107,7 +105,7 @@ func (a *API) bindOperations(volumes *collection[resource.Volume, *resource.Volu
 	}
 	// claimed writes which claim has a volume.
 	claimed := func(ctx context.Context, in Place, match Match, check func(was *resource.Volume) error, claim string,
-	) (was string, out *written[*resource.Volume], err error) {
+	) (out *written[*resource.Volume], err error) {
 		err = volumes.retry(ctx, in, match, func(v *resource.Volume) (err error) {
 			if v.Deleting() {
 				return deleting("volume", v.Name)
@@ -115,7 +113,6 @@ func (a *API) bindOperations(volumes *collection[resource.Volume, *resource.Volu
 			if err := check(v); err != nil {
 				return err
 			}
-			was = v.Spec.Claim
 			out, err = volumes.update(ctx, v, func(now *resource.Volume) {
 				if now.Spec.Claim != claim {
 					now.Spec.Claim, now.Spec.Provisioned = claim, false
@@ -123,7 +120,7 @@ func (a *API) bindOperations(volumes *collection[resource.Volume, *resource.Volu
 			})
 			return err
 		})
-		return was, out, err
+		return out, err
 	}
 	add(a, change("bind", http.MethodPut, "Give a volume to a claim, which is made"),
 		func(ctx context.Context, in *struct {
@@ -136,26 +133,24 @@ func (a *API) bindOperations(volumes *collection[resource.Volume, *resource.Volu
 				return nil, err
 			}
 			claim := in.Body.Namespace + "/" + cmp.Or(in.Body.Claim, in.name())
-			was, out, err := claimed(ctx, in.Place, in.Match, func(v *resource.Volume) error { return mayBind(v, claim) }, claim)
+			v, err := volumes.find(ctx, in.Place)
 			if err != nil {
 				return nil, err
 			}
-			err = a.cfg.Claims.Bind(ctx, ws, a.id.KubeUser(who(ctx), ws), out.obj)
-			var no *access.Refusal
-			if was == "" && errors.As(err, &no) {
-				// Nothing was made. If this isn't written any more, the same command
-				// or unbind sees to it.
-				_, _, undo := claimed(ctx, in.Place, Match{}, func(v *resource.Volume) error {
-					if v.Spec.Claim != claim {
-						return conflict("conflict", "The volume was given to another claim meanwhile.", "")
-					}
-					return nil
-				}, "")
-				if undo != nil {
-					a.log.Warn("a claim that was refused is still written down", "volume", out.obj.Key(), "claim", claim, "err", undo)
-				}
+			user, may := a.id.KubeUser(who(ctx), ws), func(v *resource.Volume) error { return mayBind(v, claim) }
+			if err := may(v); err != nil {
+				return nil, err
 			}
+			// What the cluster refuses is not written down first.
+			v.Spec.Claim = claim
+			if err := a.cfg.Claims.CheckBind(ctx, ws, user, v); err != nil {
+				return nil, err
+			}
+			out, err := claimed(ctx, in.Place, in.Match, may, claim)
 			if err != nil {
+				return nil, err
+			}
+			if err := a.cfg.Claims.Bind(ctx, ws, user, out.obj); err != nil {
 				return nil, err
 			}
 			return accepted(out.obj, out.task), volumes.shown(ctx, out.obj)
@@ -182,7 +177,7 @@ func (a *API) bindOperations(volumes *collection[resource.Volume, *resource.Volu
 			if err := a.cfg.Claims.Release(ctx, ws, a.id.KubeUser(who(ctx), ws), v); err != nil {
 				return nil, err
 			}
-			_, out, err := claimed(ctx, in.Place, Match{}, func(now *resource.Volume) error {
+			out, err := claimed(ctx, in.Place, Match{}, func(now *resource.Volume) error {
 				if now.UID != v.UID || now.Spec.Claim != v.Spec.Claim {
 					return conflict("conflict", "The volume was given to another claim meanwhile.", "Look at it again.")
 				}
@@ -199,6 +194,8 @@ func (a *API) bindOperations(volumes *collection[resource.Volume, *resource.Volu
 // mayBind says why a claim can't have a volume.
 func mayBind(v *resource.Volume, claim string) error {
 	switch {
+	case v.Deleting():
+		return deleting("volume", v.Name)
 	case v.Spec.Claim == claim:
 		return nil // it was begun
 	case v.Spec.Claim != "":

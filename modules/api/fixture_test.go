@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -89,7 +90,7 @@ func (c *clusters) ClusterNodes(context.Context, string) ([]resource.ClusterNode
 	return []resource.ClusterNode{{Name: "shop-1", Ready: true, Node: "host1"}}, c.err
 }
 
-// List, Create, Delete, Bind and Release are of the claims of a cluster: the user has to be
+// List, Create, Delete, CheckBind, Bind and Release are of the claims of a cluster: the user has to be
 // somebody.
 func (c *clusters) List(_ context.Context, _ *resource.Workspace, _ resource.KubeUser, namespace string) ([]resource.Claim, error) {
 	return []resource.Claim{{Name: "data", Namespace: namespace, SizeBytes: 1 << 30}}, c.claimsErr
@@ -105,6 +106,14 @@ func (c *clusters) Create(_ context.Context, _ *resource.Workspace, as resource.
 
 func (c *clusters) Delete(_ context.Context, _ *resource.Workspace, as resource.KubeUser, _, _ string) error {
 	c.as(as)
+	return c.claimsErr
+}
+
+func (c *clusters) CheckBind(_ context.Context, _ *resource.Workspace, as resource.KubeUser, _ *resource.Volume) error {
+	c.as(as)
+	if errors.Is(c.claimsErr, resource.ErrNotReady) {
+		return nil // it is from a moment later on
+	}
 	return c.claimsErr
 }
 

@@ -164,10 +164,25 @@ func (c Claims) Delete(ctx context.Context, ws *resource.Workspace, as resource.
 	return client.CoreV1().PersistentVolumeClaims(namespace).Delete(ctx, name, metav1.DeleteOptions{})
 }
 
+// CheckBind says why the cluster refuses the user the claim that a volume's spec names, by rights, by a quota or by a
+// webhook. It makes nothing.
+func (c Claims) CheckBind(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error {
+	platform, user, err := c.both(ctx, ws, as)
+	if err != nil {
+		return err
+	}
+	claim, dry := claimFor(v), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
+	_, err = user.CoreV1().PersistentVolumeClaims(claim.Namespace).Create(ctx, claim, dry)
+	if apierrors.IsAlreadyExists(err) {
+		_, err = begun(ctx, platform, v)
+	}
+	return said(err)
+}
+
 // Bind gives a volume to the claim that its spec names: it makes the PersistentVolume, which
-// is called as the volume is, and then the claim, as the user. If the cluster refuses that,
-// by rights, by a quota or by a webhook, nothing is left. A call that was cut off can be
-// repeated.
+// is called as the volume is, and then the claim, as the user. A call that was cut off can be
+// repeated, and so can one that the cluster refused after CheckBind: to undo that could hit another that
+// asks for the same and was not refused.
 func (c Claims) Bind(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error {
 	return again(func() error { return c.bind(ctx, ws, as, v) })
 }
@@ -177,25 +192,18 @@ func (c Claims) bind(ctx context.Context, ws *resource.Workspace, as resource.Ku
 	if err != nil {
 		return err
 	}
-	namespace, name, _ := strings.Cut(v.Spec.Claim, "/")
-	claims, volumes := user.CoreV1().PersistentVolumeClaims(namespace), platform.CoreV1().PersistentVolumes()
-	taken := &access.Refusal{Reason: access.ErrExists,
-		Text:   fmt.Sprintf("There is a claim %s in the cluster already.", v.Spec.Claim),
-		Remedy: "Choose another name with --claim, or delete that one."}
-	pvc, err := claims.Get(ctx, name, metav1.GetOptions{})
-	there := err == nil
-	switch {
-	case err != nil && !apierrors.IsNotFound(err):
+	volumes := platform.CoreV1().PersistentVolumes()
+	pvc, err := begun(ctx, platform, v)
+	if err != nil {
 		return err
-	case there && (pvc.Spec.VolumeName != v.Name || pvc.DeletionTimestamp != nil):
-		return taken
 	}
-	want := persistentVolume(ws, v)
-	want.Spec.ClaimRef = &corev1.ObjectReference{Kind: "PersistentVolumeClaim", APIVersion: "v1", Namespace: namespace, Name: name}
-	if there {
+	want, claim := persistentVolume(ws, v), claimFor(v)
+	want.Spec.ClaimRef = &corev1.ObjectReference{Kind: "PersistentVolumeClaim", APIVersion: "v1",
+		Namespace: claim.Namespace, Name: claim.Name}
+	if pvc != nil {
 		want.Spec.ClaimRef.UID = pvc.UID
 	}
-	if err := reserve(ctx, volumes, want); err != nil || there {
+	if err := reserve(ctx, volumes, want); err != nil || pvc != nil {
 		return err
 	}
 	// The cluster's controller looks for what a claim names when that is made, and then each
@@ -204,42 +212,45 @@ func (c Claims) bind(ctx context.Context, ws *resource.Workspace, as resource.Ku
 		pv, err := volumes.Get(ctx, v.Name, metav1.GetOptions{})
 		return err == nil && pv.Status.Phase == corev1.VolumeAvailable, err
 	})
-	made, err := claims.Create(ctx, newClaim(resource.Claim{
-		Namespace: namespace, Name: name, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes, Volume: v.Name,
-	}), metav1.CreateOptions{})
-	if err == nil {
-		// Who was refused the same at this very moment may have taken it away.
-		want.Spec.ClaimRef.UID = made.UID
-		return reserve(ctx, volumes, want)
-	}
-	var no *access.Refusal
-	if !errors.As(said(err), &no) {
-		return err
-	}
-	// The same command may have been given twice, and the other one has made the claim.
-	pv, err2 := volumes.Get(ctx, v.Name, metav1.GetOptions{})
-	if err2 != nil && !apierrors.IsNotFound(err2) {
-		return err2
-	}
-	switch pvc, err := platform.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, name, metav1.GetOptions{}); {
-	case err == nil && pvc.Spec.VolumeName == v.Name && pvc.DeletionTimestamp == nil:
-		want.Spec.ClaimRef.UID = pvc.UID
-		return reserve(ctx, volumes, want)
-	case err != nil && !apierrors.IsNotFound(err):
-		return err
-	}
-	if err2 == nil && isOf(pv, v.UID) {
-		// If that happens from here on, this one is another by then, and all begins anew.
-		unchanged := preconditions(pv.UID)
-		unchanged.Preconditions.ResourceVersion = &pv.ResourceVersion
-		if err := volumes.Delete(ctx, v.Name, unchanged); err != nil && !apierrors.IsNotFound(err) {
-			return err
+	made, err := user.CoreV1().PersistentVolumeClaims(claim.Namespace).Create(ctx, claim, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) { // the same command may have been given twice
+		if made, err = begun(ctx, platform, v); err == nil && made == nil {
+			return taken(v) // it went again
 		}
 	}
-	if apierrors.IsAlreadyExists(err) {
-		return taken // since a moment
+	if err != nil {
+		return err
 	}
-	return err
+	want.Spec.ClaimRef.UID = made.UID
+	return reserve(ctx, volumes, want)
+}
+
+// begun is the claim that a volume's spec names, if it is there and for the volume; nil if there is none.
+func begun(ctx context.Context, platform kubernetes.Interface, v *resource.Volume) (*corev1.PersistentVolumeClaim, error) {
+	namespace, name, _ := strings.Cut(v.Spec.Claim, "/")
+	pvc, err := platform.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case pvc.Spec.VolumeName != v.Name || pvc.DeletionTimestamp != nil:
+		return nil, taken(v)
+	}
+	return pvc, nil
+}
+
+func taken(v *resource.Volume) error {
+	return &access.Refusal{Reason: access.ErrExists,
+		Text:   fmt.Sprintf("There is a claim %s in the cluster already.", v.Spec.Claim),
+		Remedy: "Choose another name with --claim, or delete that one."}
+}
+
+// claimFor is the claim that a volume's spec names.
+func claimFor(v *resource.Volume) *corev1.PersistentVolumeClaim {
+	namespace, name, _ := strings.Cut(v.Spec.Claim, "/")
+	return newClaim(resource.Claim{
+		Namespace: namespace, Name: name, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes, Volume: v.Name})
 }
 
 // again does what can be repeated anew while others write to the same objects: the cluster's

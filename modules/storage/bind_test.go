@@ -269,7 +269,13 @@ func TestClaims(t *testing.T) {
 	if err != nil || made {
 		t.Errorf("create again: %v, %v", made, err)
 	}
+	refused(claims.CheckBind(ctx, ws, dev, volume("other", "default/mine")), "There is a claim default/mine")
 	refused(claims.Bind(ctx, ws, dev, volume("other", "default/mine")), "There is a claim default/mine")
+	must(claims.CheckBind(ctx, ws, dev, db)) // it was begun
+	must(claims.CheckBind(ctx, ws, dev, volume("other", "default/fresh")))
+	if pvc("default", "fresh") != nil || pv("other") != nil {
+		t.Error("to ask has made something")
+	}
 	foreign := persistentVolume(ws, volume("taken", ""))
 	foreign.Spec.CSI.VolumeHandle = "another"
 	_, err = client.CoreV1().PersistentVolumes().Create(ctx, foreign, metav1.CreateOptions{})
@@ -282,7 +288,7 @@ func TestClaims(t *testing.T) {
 
 	// What is not open to the user is the cluster's to refuse.
 	closed := volume("closed", "closed/files")
-	if err := claims.Bind(ctx, ws, dev, closed); !errors.Is(err, access.ErrDenied) || pv("closed") != nil || pvc("closed", "files") != nil {
+	if err := claims.CheckBind(ctx, ws, dev, closed); !errors.Is(err, access.ErrDenied) {
 		t.Errorf("bound where he may not: %v", err)
 	}
 	if _, err := claims.List(ctx, ws, dev, "closed"); !errors.Is(err, access.ErrDenied) {

@@ -114,8 +114,7 @@ func (e *endpoint) ControllerGetCapabilities(
 		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
 		csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
-		// No CLONE_VOLUME, though it can: a claim that was cloned would stay for ever when it is deleted, for
-		// upstream's controller that lets go of those does not run in the plane yet.
+		csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
 		csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 	} {
 		res.Capabilities = append(res.Capabilities, &csi.ControllerServiceCapability{
@@ -244,7 +243,7 @@ func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeReques
 	if err := e.fits(v, req.GetCapacityRange()); err != nil {
 		return nil, err
 	}
-	v, err = e.await(ctx, v, func(v *resource.Volume) (bool, string) {
+	v, err = follow(ctx, store.Of[resource.Volume](e.cfg.Store), "volume", v, func(v *resource.Volume) (bool, string) {
 		if c := v.Status.Conditions.Get(resource.VolumeReady); c == nil || c.Status != resource.True {
 			return false, messageOf(v)
 		}
@@ -421,13 +420,6 @@ func (e *endpoint) find(ctx context.Context, uid string) (*resource.Volume, erro
 	return nil, refuse(codes.NotFound, "this workspace has no volume %q", uid)
 }
 
-// await is follow of a volume.
-func (e *endpoint) await(
-	ctx context.Context, v *resource.Volume, done func(*resource.Volume) (ok bool, why string),
-) (*resource.Volume, error) {
-	return follow(ctx, store.Of[resource.Volume](e.cfg.Store), "volume", v, done)
-}
-
 // DeleteVolume deletes a volume that was made by CreateVolume, and waits until it is gone. Whether
 // a pod uses it is for its cluster to know, which asks once none does. None there is no error. What
 // people have made, bound or unbound is not the cluster's to delete: it may be of a
@@ -440,27 +432,15 @@ func (e *endpoint) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeReques
 	if err != nil {
 		return nil, err
 	}
-	_, err = store.Of[resource.Volume](e.cfg.Store).Modify(ctx, v.Key(), func(now *resource.Volume) error {
-		switch {
-		case now.UID != v.UID:
-			return store.ErrNotFound
-		case now.Deleting():
-			return store.ErrSkip
-		case !now.Spec.Provisioned:
-			return refuse(codes.FailedPrecondition, "volume %s was not made for this claim, and stays: have the PersistentVolume "+
-				"keep it (persistentVolumeReclaimPolicy: Retain); who wants it gone types: mp volumes delete %s", now.Name, now.Name)
+	stays := func(now *resource.Volume) error {
+		if now.Spec.Provisioned {
+			return nil
 		}
-		now.DeletedAt = new(time.Now().UTC())
-		return nil
-	})
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return nil, refusal(err)
+		return refuse(codes.FailedPrecondition, "volume %s was not made for this claim, and stays: have the PersistentVolume "+
+			"keep it (persistentVolumeReclaimPolicy: Retain); who wants it gone types: mp volumes delete %s", now.Name, now.Name)
 	}
-	_, err = e.await(ctx, v, func(now *resource.Volume) (bool, string) { return false, "its host takes it away" })
-	if status.Code(err) != codes.NotFound {
-		return nil, err
-	}
-	return &csi.DeleteVolumeResponse{}, nil
+	return &csi.DeleteVolumeResponse{},
+		erase(ctx, store.Of[resource.Volume](e.cfg.Store), "volume", v, stays, resource.VolumeRemoved)
 }
 
 // ControllerExpandVolume has a volume grow, under the account's limits, and waits until it has.
@@ -488,7 +468,7 @@ func (e *endpoint) ControllerExpandVolume(
 				return nil, err
 			}
 		}
-		v, err = e.await(ctx, v, func(now *resource.Volume) (bool, string) {
+		v, err = follow(ctx, store.Of[resource.Volume](e.cfg.Store), "volume", v, func(now *resource.Volume) (bool, string) {
 			if now.Status.SizeBytes < size {
 				return false, messageOf(now)
 			}

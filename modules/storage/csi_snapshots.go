@@ -58,7 +58,7 @@ func (e *endpoint) recordSnapshot(ctx context.Context, name, of string) (*resour
 		case !errors.Is(err, store.ErrNotFound):
 			return nil, internal(err)
 		}
-		v, err := e.find(ctx, of)
+		v, err := e.copied(ctx, of)
 		if err != nil {
 			return nil, err
 		}
@@ -147,33 +147,15 @@ func (e *endpoint) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRe
 	if i < 0 {
 		return &csi.DeleteSnapshotResponse{}, nil
 	}
-	snapshots, s := store.Of[resource.Snapshot](e.cfg.Store), all[i]
-	_, err = snapshots.Modify(ctx, s.Key(), func(now *resource.Snapshot) error {
-		switch {
-		case now.UID != s.UID:
-			return store.ErrNotFound
-		case now.Deleting():
-			return store.ErrSkip
-		case !now.Spec.Provisioned:
-			return refuse(codes.FailedPrecondition, "snapshot %s was not made by this cluster, and stays: have the "+
-				"VolumeSnapshotContent keep it (deletionPolicy: Retain); who wants it gone types: mp snapshots delete %s", now.Name, now.Name)
+	stays := func(now *resource.Snapshot) error {
+		if now.Spec.Provisioned {
+			return nil
 		}
-		now.DeletedAt = new(time.Now().UTC())
-		return nil
-	})
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return nil, refusal(err)
+		return refuse(codes.FailedPrecondition, "snapshot %s was not made by this cluster, and stays: have the "+
+			"VolumeSnapshotContent keep it (deletionPolicy: Retain); who wants it gone types: mp snapshots delete %s", now.Name, now.Name)
 	}
-	_, err = follow(ctx, snapshots, "snapshot", s, func(now *resource.Snapshot) (bool, string) {
-		if c := now.Status.Conditions.Get(resource.SnapshotRemoved); c != nil && c.Message != "" {
-			return false, c.Message
-		}
-		return false, "its host takes it away"
-	})
-	if status.Code(err) != codes.NotFound {
-		return nil, err
-	}
-	return &csi.DeleteSnapshotResponse{}, nil
+	return &csi.DeleteSnapshotResponse{},
+		erase(ctx, store.Of[resource.Snapshot](e.cfg.Store), "snapshot", all[i], stays, resource.SnapshotRemoved)
 }
 
 // ListSnapshots lists the workspace's snapshots by their names: all, one, or those of one volume.
@@ -221,13 +203,23 @@ func (e *endpoint) sourceOf(ctx context.Context, from *csi.VolumeContentSource) 
 		}
 		return nil, 0, err
 	case from.GetVolume() != nil:
-		v, err := e.find(ctx, from.GetVolume().GetVolumeId())
+		v, err := e.copied(ctx, from.GetVolume().GetVolumeId())
 		if err != nil {
 			return nil, 0, err
 		}
 		return &resource.VolumeSource{Volume: v.Name, UID: v.UID}, v.Spec.SizeBytes, nil
 	}
 	return nil, 0, refuse(codes.InvalidArgument, "a volume is made from a snapshot or from another volume, and from nothing else")
+}
+
+// copied is find of a volume of which copies can be made.
+func (e *endpoint) copied(ctx context.Context, uid string) (*resource.Volume, error) {
+	v, err := e.find(ctx, uid)
+	if err == nil && v.Spec.Class != resource.LocalVolume {
+		return nil, refuse(codes.InvalidArgument, "volume %s is of class %s: copies are made of volumes of class %s, "+
+			"so copy what is in it by a pod", v.Name, v.Spec.Class, resource.LocalVolume)
+	}
+	return v, err
 }
 
 func uidOf(s *resource.VolumeSource) string {
@@ -256,6 +248,36 @@ func (e *endpoint) assignCopy(ctx context.Context, v *resource.Volume) (ops []st
 		at.note(v)
 	}
 	return ops, err
+}
+
+// erase marks what a cluster wants gone as deleted, unless stays says why it isn't the cluster's to delete, and waits until
+// it is gone. removed is the condition that says what for.
+func erase[P resource.Stateful](
+	ctx context.Context, kind store.Kind[P], noun string, obj P, stays func(P) error, removed string,
+) error {
+	_, err := kind.Modify(ctx, obj.Key(), func(now P) error {
+		if now.Metadata().UID != obj.Metadata().UID {
+			return store.ErrNotFound
+		}
+		if now.Metadata().Deleting() {
+			return store.ErrSkip
+		}
+		now.Metadata().DeletedAt = new(time.Now().UTC())
+		return stays(now)
+	})
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return refusal(err)
+	}
+	_, err = follow(ctx, kind, noun, obj, func(now P) (bool, string) {
+		if c := now.State().Conditions.Get(removed); c != nil && c.Message != "" {
+			return false, c.Message
+		}
+		return false, "its host takes it away"
+	})
+	if status.Code(err) == codes.NotFound {
+		return nil
+	}
+	return err
 }
 
 // follow waits until done says so of an object as it is stored. Nearly at the end of ctx it

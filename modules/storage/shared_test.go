@@ -324,4 +324,12 @@ func TestSharedClaims(t *testing.T) {
 	if err != nil || ok.Confirmed == nil {
 		t.Errorf("validate: %v, %v", ok, err)
 	}
+	// Copies of it are refused for good.
+	_, err = p.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snapshot-a", SourceVolumeId: v.UID})
+	want(t, "a snapshot", err, codes.InvalidArgument, "copies are made of volumes of class local")
+	twin := ask("twin", "local", once[0].AccessMode.Mode)
+	twin.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{
+		Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: v.UID}}}
+	_, err = p.CreateVolume(ctx, twin)
+	want(t, "a clone", err, codes.InvalidArgument, "copies are made of volumes of class local")
 }

@@ -1,15 +1,17 @@
 package storage
 
 import (
-	"regexp"
+	"context"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
-// quiet is a client whose events say what the platform said, and no more: upstream signs
-// them with the name of the host, which is the server's, and wraps each sentence in gRPC's words.
+// quiet is a client whose events name no host: upstream signs them with the name of its own, which
+// is the server's.
 type quiet struct{ kubernetes.Interface }
 
 func (c quiet) CoreV1() typedcorev1.CoreV1Interface { return quietCore{c.Interface.CoreV1()} }
@@ -28,8 +30,22 @@ func (e quietEvents) CreateWithEventNamespace(event *corev1.Event) (*corev1.Even
 	said := event.DeepCopy()
 	said.Source = corev1.EventSource{Component: "multipaas"}
 	said.ReportingController, said.ReportingInstance = "multipaas", ""
-	said.Message = grpcWords.ReplaceAllString(said.Message, "")
 	return e.EventInterface.CreateWithEventNamespace(said)
 }
 
-var grpcWords = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+// plain has errors say what the platform said, and no more: what upstream's controllers put into events and into the
+// status of objects has gRPC's words around each sentence otherwise. They find codes as ever.
+func plain(
+	ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
+) error {
+	err := invoke(ctx, method, req, reply, conn, opts...)
+	if s, ok := status.FromError(err); ok && err != nil {
+		return said{s}
+	}
+	return err
+}
+
+type said struct{ status *status.Status }
+
+func (s said) Error() string              { return s.status.Message() }
+func (s said) GRPCStatus() *status.Status { return s.status }

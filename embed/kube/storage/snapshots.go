@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	provisioning "github.com/kubernetes-csi/external-provisioner/v6/pkg/controller"
 	snapshotapi "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	snapshotclient "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
 	snapshotscheme "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned/scheme"
@@ -15,11 +16,15 @@ import (
 	"github.com/kubernetes-csi/external-snapshotter/v8/pkg/snapshotter"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
 	"github.com/multipaas/multipaas/embed/kube/volumes"
@@ -32,9 +37,11 @@ func init() { utilruntime.Must(snapshotscheme.AddToScheme(scheme.Scheme)) }
 // snapshotClass is what VolumeSnapshots have that name no class.
 const snapshotClass = "local"
 
-// lookForKinds is how often it is looked whether the cluster has VolumeSnapshots: a new one gets them with what
-// every cluster gets, and its admin may take them away.
-const lookForKinds = 10 * time.Second
+// lastKind is the last that a new cluster gets of the kinds of snapshots. Its admin may take them away.
+const lastKind = "volumesnapshotclasses.snapshot.storage.k8s.io"
+
+// sweep is how often upstream lets go of snapshots that it held for claims which are made, or gone.
+const sweep = 5 * time.Minute
 
 // snapshots makes snapshots of volumes for VolumeSnapshots: what elsewhere are the snapshot controller
 // and the sidecar external-snapshotter. It runs nothing before the cluster has those kinds.
@@ -44,6 +51,10 @@ func (d *driver) snapshots(
 	config = rest.CopyConfig(config)
 	config.ContentType = "application/json" // kinds that a cluster has been given know no other
 	own, err := snapshotclient.NewForConfig(config)
+	if err != nil {
+		return nil, nil, err
+	}
+	definitions, err := metadata.NewForConfig(config)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -63,8 +74,9 @@ func (d *driver) snapshots(
 		"snapshot", -1, // the prefix of names, then the VolumeSnapshot's whole UID
 		"", -1, false, retries(), false, nil, nil, retries(),
 	)
+	lets := provisioning.NewSnapshotFinalizerController(own, core.PersistentVolumeClaims().Lister(), d.control, sweep)
 	return own, func(ctx context.Context) {
-		if !awaitKinds(ctx, own) {
+		if !awaitKinds(ctx, definitions, own) {
 			return
 		}
 		kinds.Start(ctx.Done())
@@ -72,6 +84,9 @@ func (d *driver) snapshots(
 		var running sync.WaitGroup
 		running.Go(func() { binds.Run(workers, ctx.Done(), new(sync.WaitGroup)) })
 		running.Go(func() { makes.Run(workers, ctx.Done(), new(sync.WaitGroup)) })
+		if lets != nil {
+			running.Go(func() { lets.Run(ctx, new(sync.WaitGroup)) })
+		}
 		running.Wait()
 		kinds.Shutdown()
 	}, nil
@@ -79,24 +94,47 @@ func (d *driver) snapshots(
 
 // awaitKinds waits until the cluster has the kinds, and gives it a class if it has none of this name. It is false
 // if ctx ended first.
-func awaitKinds(ctx context.Context, client snapshotclient.Interface) bool {
-	for {
-		classes := client.SnapshotV1().VolumeSnapshotClasses()
-		_, err := classes.Create(ctx, &snapshotapi.VolumeSnapshotClass{
+func awaitKinds(ctx context.Context, definitions metadata.Interface, client snapshotclient.Interface) bool {
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	changed := make(chan struct{}, 1)
+	kind := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	informer := metadatainformer.NewFilteredMetadataInformer(definitions, kind, "", 0, cache.Indexers{},
+		func(o *metav1.ListOptions) { o.FieldSelector = "metadata.name=" + lastKind }).Informer()
+	tell := func(any) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: tell, UpdateFunc: func(_, now any) { tell(now) }}); err != nil {
+		klog.ErrorS(err, "The kinds of snapshots can't be watched")
+		return false
+	}
+	go informer.RunWithContext(watching)
+	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		_, err := client.SnapshotV1().VolumeSnapshotClasses().Create(ctx, &snapshotapi.VolumeSnapshotClass{
 			ObjectMeta: metav1.ObjectMeta{Name: snapshotClass,
 				Annotations: map[string]string{"snapshot.storage.kubernetes.io/is-default-class": "true"}},
 			Driver: volumes.Driver, DeletionPolicy: snapshotapi.VolumeSnapshotContentDelete,
 		}, metav1.CreateOptions{})
-		switch {
-		case err == nil, apierrors.IsAlreadyExists(err):
+		if err == nil || apierrors.IsAlreadyExists(err) {
 			return true
-		case !apierrors.IsNotFound(err):
-			klog.ErrorS(err, "The class of snapshots can't be made; trying again")
+		}
+		// Defined, but not served yet, or something else is wrong: that comes true without a word.
+		var soon <-chan time.Time
+		if gone := apierrors.IsNotFound(err); !gone || len(informer.GetStore().List()) > 0 {
+			soon = time.After(wait)
+			if !gone {
+				klog.ErrorS(err, "The class of snapshots can't be made; trying again")
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return false
-		case <-time.After(lookForKinds):
+		case <-changed:
+		case <-soon:
 		}
 	}
 }

@@ -93,6 +93,7 @@ func dial(socket string) (*grpc.ClientConn, error) {
 	return grpc.NewClient("unix:"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
+		grpc.WithUnaryInterceptor(plain),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
 			MinConnectTimeout: helloTimeout,
@@ -165,11 +166,11 @@ func serve(ctx context.Context, cfg Config) error {
 	}
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	config.QPS, config.Burst = 50, 100
-	plain, err := kubernetes.NewForConfig(config)
+	loud, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return err
 	}
-	client := quiet{plain}
+	client := quiet{loud}
 	factory := informers.NewSharedInformerFactoryWithOptions(client, resync, informers.WithTransform(lean))
 	snapshots, snap, err := d.snapshots(config, client, factory)
 	if err != nil {
@@ -242,7 +243,17 @@ func (d *driver) provision(
 		controller.ClassesInformer(storage.StorageClasses().Informer()),
 		controller.AddFinalizer(true),
 	)
-	return run.Run
+	// What a claim is cloned from stays until that is done, by a finalizer that this takes away.
+	protects := provisioning.NewCloningProtectionController(client, claims.Lister(), claims.Informer(),
+		workqueue.NewTypedRateLimitingQueue(retries()), d.control)
+	return func(ctx context.Context) {
+		var running sync.WaitGroup
+		if protects != nil {
+			running.Go(func() { protects.Run(ctx, 1, new(sync.WaitGroup)) })
+		}
+		run.Run(ctx)
+		running.Wait()
+	}
 }
 
 func (d *driver) resize(client kubernetes.Interface, factory informers.SharedInformerFactory) (func(context.Context), error) {

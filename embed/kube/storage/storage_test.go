@@ -10,6 +10,8 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
@@ -56,16 +58,40 @@ func TestAnotherAnswers(t *testing.T) {
 	}
 }
 
-// TestEvents: they say the platform's sentence, and don't name the server that wrote them.
+// TestPlain: what the platform says comes without gRPC's words, and with its code.
+func TestPlain(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(grpc.UnaryInterceptor(func(context.Context, any, *grpc.UnaryServerInfo, grpc.UnaryHandler) (any, error) {
+		return nil, status.Error(codes.ResourceExhausted, "the host is full")
+	}))
+	csi.RegisterControllerServer(server, csi.UnimplementedControllerServer{})
+	go func() { _ = server.Serve(ln) }()
+	defer server.Stop()
+	conn, err := dial(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, err = csi.NewControllerClient(conn).CreateVolume(t.Context(), &csi.CreateVolumeRequest{})
+	if err == nil || err.Error() != "the host is full" || status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("got %v, code %v", err, status.Code(err))
+	}
+}
+
+// TestEvents: they don't name the server that wrote them.
 func TestEvents(t *testing.T) {
-	plain := fake.NewClientset()
-	_, err := quiet{plain}.CoreV1().Events("").CreateWithEventNamespace(&corev1.Event{ObjectMeta: metav1.ObjectMeta{Name: "e", Namespace: "default"},
-		Message: "failed to provision: rpc error: code = ResourceExhausted desc = the host is full", Source: corev1.EventSource{Component: "x_server-1_uuid", Host: "server-1"},
+	loud := fake.NewClientset()
+	_, err := quiet{loud}.CoreV1().Events("").CreateWithEventNamespace(&corev1.Event{ObjectMeta: metav1.ObjectMeta{Name: "e", Namespace: "default"},
+		Message: "failed to provision: the host is full", Source: corev1.EventSource{Component: "x_server-1_uuid", Host: "server-1"},
 		ReportingController: "x_server-1_uuid", ReportingInstance: "server-1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := plain.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
+	got, err := loud.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
 	if err != nil || len(got.Items) != 1 {
 		t.Fatalf("%v, %v", got, err)
 	}

@@ -47,6 +47,10 @@ const (
 	HostLabel = Driver + "/host"
 )
 
+// appears is Config.Appears of machines. A volume can be had once one machine sees it, and others see a shared one some seconds
+// later; the kubelet tries again by itself, after longer and longer pauses.
+const appears = 5 * time.Second
+
 // patience bounds what mounts and looks at mounts. The kubelet gives up after two minutes.
 const patience = time.Minute
 
@@ -56,13 +60,15 @@ type Config struct {
 	Machine string // the machine's UID
 	Place   string // what its workspace calls the host
 	Pods    string // the folder below which the kubelet has its pods
+	// Appears is how long it is waited for a volume that the host has not shown yet.
+	Appears time.Duration
 }
 
 // Environment is the Config that the environment says: MULTIPAAS_VOLUMES,
 // MULTIPAAS_MACHINE_UID and MULTIPAAS_PLACE. Without the first there are no volumes.
 func Environment(getenv func(string) string, pods string) (cfg Config, there bool) {
 	cfg = Config{Folder: getenv("MULTIPAAS_VOLUMES"), Machine: getenv("MULTIPAAS_MACHINE_UID"), Place: getenv("MULTIPAAS_PLACE")}
-	cfg.Pods = pods
+	cfg.Pods, cfg.Appears = pods, appears
 	return cfg, cfg.Folder != ""
 }
 
@@ -209,11 +215,21 @@ func (n *Node) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolume
 		return nil, err
 	}
 	mode := req.VolumeCapability.AccessMode.Mode
-	err = n.within(ctx, "mount", req.VolumeId, target, func() error { return n.publish(req.VolumeId, target, readOnly, mode) })
-	if err != nil {
-		return nil, err
+	const lookEvery = 100 * time.Millisecond
+	for began := time.Now(); ; {
+		err = n.within(ctx, "mount", req.VolumeId, target, func() error { return n.publish(req.VolumeId, target, readOnly, mode) })
+		if err == nil {
+			return &csi.NodePublishVolumeResponse{}, nil
+		}
+		if status.Code(err) != codes.NotFound || time.Since(began) >= n.cfg.Appears {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(lookEvery):
+		}
 	}
-	return &csi.NodePublishVolumeResponse{}, nil
 }
 
 // wanted says whether the volume is to be read only, and refuses what can't be had.

@@ -242,6 +242,29 @@ func TestPublish(t *testing.T) {
 	}
 }
 
+// TestAppears: a pod waits for a moment for what the host has not shown its machine yet.
+func TestAppears(t *testing.T) {
+	m := newMachine(t)
+	cfg := m.cfg
+	cfg.Appears = time.Minute
+	patient, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := make(chan error)
+	go func() {
+		_, err := patient.NodePublishVolume(t.Context(), request(one, m.target("a"), nil))
+		shown <- err
+	}()
+	m.attach(one, 0)
+	if err := <-shown; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: one, TargetPath: m.target("a")}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestPublishRefuses is what a hostile API server could ask for, and what a tenant writes into his PersistentVolume.
 func TestPublishRefuses(t *testing.T) {
 	m := newMachine(t)
@@ -485,13 +508,13 @@ func TestIdentity(t *testing.T) {
 func TestConfig(t *testing.T) {
 	env := map[string]string{"MULTIPAAS_VOLUMES": "/run/volumes", "MULTIPAAS_MACHINE_UID": machineUID, "MULTIPAAS_PLACE": "host-1"}
 	cfg, there := Environment(func(k string) string { return env[k] }, "/var/lib/kubelet/pods")
-	if want := (Config{"/run/volumes", machineUID, "host-1", "/var/lib/kubelet/pods"}); !there || cfg != want {
+	if want := (Config{"/run/volumes", machineUID, "host-1", "/var/lib/kubelet/pods", appears}); !there || cfg != want {
 		t.Errorf("%+v, %t", cfg, there)
 	}
 	if _, there := Environment(func(string) string { return "" }, "/p"); there {
 		t.Error("volumes without a folder")
 	}
-	for _, bad := range []Config{{"volumes", machineUID, "x", "/p"}, {"/v", "m1", "x", "/p"}, {"/v", machineUID, "", "/p"}, {"/v", machineUID, "x", ""}} {
+	for _, bad := range []Config{{"volumes", machineUID, "x", "/p", 0}, {"/v", "m1", "x", "/p", 0}, {"/v", machineUID, "", "/p", 0}, {"/v", machineUID, "x", "", 0}} {
 		if _, err := New(bad); err == nil {
 			t.Errorf("%+v: accepted", bad)
 		}

@@ -10,8 +10,8 @@ import (
 	"github.com/multipaas/multipaas/testing/wait"
 )
 
-// snapshots: what tools ask of any cluster: a VolumeSnapshot of a claim, and a claim that is made from it. Both
-// go with their objects.
+// snapshots: what tools ask of any cluster: a VolumeSnapshot of a claim, a claim that is made from it, and one that
+// is cloned from the claim. All go with their objects.
 func (d *trial) snapshots(t *testing.T) {
 	d.Apply(t, claim("data", "320Mi", "")+d.pod("first", "data", "wait"))
 	d.runs(t, "first")
@@ -36,8 +36,14 @@ spec: {source: {persistentVolumeClaimName: data}}
 	d.runs(t, "second")
 	r := d.Kube(t, d.Kubeconfig(), "", "exec", "second", "--", "/probe", "read", "/data/full")
 	d.check(t, r.Code == 0 && strings.Contains(r.Out, fmt.Sprint("of ", full)), "the second pod reads: %s", r)
-	uids := []string{d.volumeOf(t, "data"), d.volumeOf(t, "back")}
-	d.delete(t, "volumesnapshot/before", "pod/first", "pod/second", "pvc/data", "pvc/back")
+	d.Apply(t, claim("twin", "320Mi", ", dataSource: {kind: PersistentVolumeClaim, name: data}")+d.pod("third", "twin", "wait"))
+	d.runs(t, "third")
+	r = d.Kube(t, d.Kubeconfig(), "", "exec", "third", "--", "/probe", "read", "/data/full")
+	d.check(t, r.Code == 0 && strings.Contains(r.Out, fmt.Sprint("of ", full)), "the pod with the clone reads: %s", r)
+	uids := []string{d.volumeOf(t, "data"), d.volumeOf(t, "back"), d.volumeOf(t, "twin")}
+	// The first goes although it was held for its clone.
+	d.delete(t, "pod/first", "pvc/data")
+	d.delete(t, "volumesnapshot/before", "pod/second", "pod/third", "pvc/back", "pvc/twin")
 	for _, uid := range uids {
 		d.gone(t, uid)
 	}
