@@ -130,7 +130,7 @@ func (a *API) nodeOperations() {
 		})
 }
 
-// allocated says of nodes what machines and volumes have been promised of them. It is asked
+// allocated says of nodes and their pools what machines and volumes have been promised. It is asked
 // for by a few sysadmins and computed from the machines there are, so it is
 // never behind, whoever places machines.
 func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
@@ -149,7 +149,13 @@ func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
 	promised, kept := resource.Promised(machines), resource.PromisedToVolumes(volumes)
 	copies := resource.PromisedToSnapshots(snapshots)
 	for _, n := range nodes {
-		n.Status.Allocated = promised[n.Name].Add(resource.Size{DiskBytes: kept[n.UID] + copies[n.UID]})
+		own := resource.PoolAt{Node: n.UID}
+		n.Status.Pools = slices.Clone(n.Status.Pools) // the caller may store it
+		for i := range n.Status.Pools {
+			at := resource.PoolAt{Node: n.UID, Pool: n.Status.Pools[i].UID}
+			n.Status.Pools[i].PromisedBytes = kept[at] + copies[at]
+		}
+		n.Status.Allocated = promised[n.Name].Add(resource.Size{DiskBytes: kept[own] + copies[own]})
 	}
 	return nil
 }

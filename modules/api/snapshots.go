@@ -40,7 +40,7 @@ func (a *API) snapshotOperations() {
 		show: func(ctx context.Context, all ...*resource.Snapshot) error {
 			if !a.seesHosts(ctx) {
 				for _, s := range all {
-					s.Status.Node, s.Status.NodeUID = "", ""
+					s.Status.Node, s.Status.NodeUID, s.Status.Pool = "", "", ""
 				}
 			}
 			return nil

@@ -29,7 +29,7 @@ func (a *API) trashOperations() {
 		show: func(ctx context.Context, all ...*resource.Trash) error {
 			for _, t := range all {
 				if !a.seesHosts(ctx) {
-					t.Status.Node, t.Status.NodeUID = "", ""
+					t.Status.Node, t.Status.NodeUID, t.Status.Pool = "", "", ""
 				}
 			}
 			return nil

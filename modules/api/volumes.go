@@ -228,9 +228,10 @@ func (a *API) showVolumes(ctx context.Context, volumes ...*resource.Volume) erro
 		return nil
 	}
 	for _, v := range volumes {
-		v.Status.Node, v.Status.NodeUID = "", ""
+		v.Status.Node, v.Status.NodeUID, v.Status.Pool = "", "", ""
 		for i := range v.Status.Bricks {
-			v.Status.Bricks[i].Node, v.Status.Bricks[i].NodeUID = "", ""
+			b := &v.Status.Bricks[i]
+			b.Node, b.NodeUID, b.Pool = "", "", ""
 		}
 	}
 	return nil

@@ -127,7 +127,8 @@ func NewHub(cfg HubConfig) *Hub {
 	// Heartbeats change nodes every ten seconds, and no agent is told of them.
 	cfg.Nodes.OnChangeOf(func(n *resource.Node) any {
 		// The last two count for who leads the hosts with shared volumes.
-		return []any{n.Status.Address, n.Status.Addresses, n.Gone(), n.Status.StorageMember, n.Status.Phase == resource.Degraded}
+		return []any{n.Status.Address, n.Status.Addresses, n.Gone(), wantedPools(n), n.Status.StorageMember,
+			n.Status.Phase == resource.Degraded}
 	}, h.nodeChanged)
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })
@@ -490,6 +491,7 @@ func (h *Hub) stateOf(node *resource.Node) *wire.State {
 	}
 	volumes := h.cfg.Volumes.List("")
 	state.Volumes, state.Storage = h.volumesOf(node, volumes), h.storageOf(node, volumes)
+	state.Pools = h.poolsOf(node)
 	return state
 }
 

@@ -104,6 +104,9 @@ func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, 
 			return answer, err
 		}
 	}
+	if err := h.dropPools(ctx, node, rep.Pools); err != nil {
+		return answer, err
+	}
 	if err := h.takeMembers(ctx, node, rep.StorageMembers); err != nil {
 		return answer, err
 	}
@@ -166,7 +169,7 @@ func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) (show [
 	for _, d := range rep.Drivers[:min(len(rep.Drivers), maxItems)] {
 		s.Drivers = append(s.Drivers, clip(d, maxName))
 	}
-	s.Pools = pools(rep.Pools)
+	notePools(n, rep.Pools)
 	was := s.Conditions
 	s.Conditions = nil
 	say := func(c resource.Condition) {

@@ -32,7 +32,7 @@ func (h *Hub) storageOf(node *resource.Node, volumes []*resource.Volume) *wire.S
 				continue
 			}
 			part = true
-			s.Bricks = append(s.Bricks, wire.Brick{Key: v.Key(), Volume: v.UID, UID: b.UID, NetworkID: ws.Status.ID,
+			s.Bricks = append(s.Bricks, wire.Brick{Key: v.Key(), Volume: v.UID, UID: b.UID, NetworkID: ws.Status.ID, Pool: b.Pool,
 				SizeBytes: resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter), FirstUID: v.Status.FirstUID, Made: b.SizeBytes > 0,
 				Remove: v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved)})
 		}

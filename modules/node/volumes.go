@@ -35,7 +35,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 			continue // its cache follows: a workspace outlives its volumes
 		}
 		w := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
-			FirstUID: v.Status.FirstUID, Made: v.Made(), Servers: shared.Servers,
+			Pool: v.Status.Pool, FirstUID: v.Status.FirstUID, Made: v.Made(), Servers: shared.Servers,
 			Remove: v.Deleting() && v.Status.Phase == resource.Deleting}
 		if v.Spec.Source != nil {
 			w.Source = v.Spec.Source.UID
@@ -50,7 +50,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 	for _, s := range h.cfg.Snapshots.List("") {
 		if ws, ok := h.cfg.Workspaces.Get(s.WorkspaceKey()); ok && s.Status.NodeUID == node.UID {
 			volumes = append(volumes, wire.Volume{Key: s.Key(), UID: s.UID, NetworkID: ws.Status.ID, Class: resource.LocalVolume,
-				SizeBytes: s.Spec.SizeBytes, Made: s.Made(), Source: s.Spec.VolumeUID, Snapshot: true,
+				Pool: s.Status.Pool, SizeBytes: s.Spec.SizeBytes, Made: s.Made(), Source: s.Spec.VolumeUID, Snapshot: true,
 				Remove: s.Deleting() && s.Status.Phase == resource.Deleting})
 		}
 	}
@@ -94,19 +94,6 @@ func (h *Hub) keepsVolumes(ctx context.Context, node *resource.Node) error {
 	return refuse(http.StatusConflict, "%d volumes and snapshots are on node %s, in the trash too, among them %s: their owners "+
 		"have to delete them first; to lose what is in them, give the node up with: mp nodes remove %s --lost",
 		len(on), node.Name, strings.Join(some, ", "), node.Name)
-}
-
-// maxPools is how many pools of a node are believed to be.
-const maxPools = 16
-
-// pools are what a node says of where it has volumes, as far as it is believed.
-func pools(said []resource.Pool) (pools []resource.Pool) {
-	for _, p := range said[:min(len(said), maxPools)] {
-		pools = append(pools, resource.Pool{Name: clip(p.Name, maxName), Path: clip(p.Path, maxText),
-			SizeBytes: amount(p.SizeBytes), FreeBytes: amount(p.FreeBytes), Reflink: p.Reflink, Copies: p.Copies,
-			Message: clip(p.Message, maxText)})
-	}
-	return pools
 }
 
 // has says whether a node has a volume, or if it is a shared one, machines that see it.

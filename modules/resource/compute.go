@@ -38,6 +38,8 @@ type NodeSpec struct {
 	// Capacity is what the host may promise to machines if it has that; of what is 0,
 	// what it had at first.
 	Capacity Size `json:"capacity,omitzero" doc:"What of the host machines may have; of what is 0, what the host had when it joined"`
+	// Pools are where the host shall have volumes besides its own folder. Its agent makes them.
+	Pools []NodePool `json:"pools,omitempty" doc:"Where the host shall have volumes, besides its own folder"`
 }
 
 // Gone says that the host was given up: nothing that it has or says counts any more,

@@ -11,6 +11,7 @@ type VolumeBrick struct {
 	// Node is the host that it is on: a copy that is somewhere else is another brick.
 	Node    string `json:"node,omitempty" doc:"The host that it is on"`
 	NodeUID string `json:"nodeUID,omitempty"`
+	Pool    string `json:"pool,omitempty" hidden:"true"` // UID of that host's pool; see VolumeStatus.Pool
 	Arbiter bool   `json:"arbiter,omitempty" doc:"It has the names of files and no data, and knows which copy is right"`
 	// Replaces is the brick whose place it takes, until GlusterFS has it there.
 	Replaces  string `json:"replaces,omitempty"`

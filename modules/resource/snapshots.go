@@ -26,6 +26,7 @@ type SnapshotStatus struct {
 	// Node is the host that it is on, its volume's.
 	Node      string     `json:"node,omitempty" doc:"The host that it is on"`
 	NodeUID   string     `json:"nodeUID,omitempty"`
+	Pool      string     `json:"pool,omitempty" hidden:"true"` // UID of that host's pool, its volume's; see VolumeStatus.Pool
 	FirstUID  uint32     `json:"firstUID,omitempty"`
 	SizeBytes int64      `json:"sizeBytes,omitempty" doc:"What a volume has at least that is made from it"`
 	UsedBytes int64      `json:"usedBytes,omitempty" doc:"What it takes of the host's disk, what it shares with others included"`
@@ -51,12 +52,3 @@ func (s *Snapshot) Asks() Limits {
 
 // Made says that its host has had it.
 func (s *Snapshot) Made() bool { return s.Status.SizeBytes > 0 }
-
-// PromisedToSnapshots sums up by the UIDs of nodes what snapshots have been promised, in bytes.
-func PromisedToSnapshots(snapshots []*Snapshot) map[string]int64 {
-	promised := map[string]int64{}
-	for _, s := range snapshots {
-		promised[s.Status.NodeUID] += s.Asks().VolumeBytes
-	}
-	return promised
-}

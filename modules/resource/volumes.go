@@ -51,6 +51,8 @@ type VolumeStatus struct {
 	// Node is the host that it is on: it is chosen once.
 	Node    string `json:"node,omitempty" doc:"The host that it is on"`
 	NodeUID string `json:"nodeUID,omitempty"`
+	// Pool is the UID of that host's pool that it is in, for good; empty: in the host's own folder.
+	Pool string `json:"pool,omitempty" hidden:"true"`
 	// FirstUID is the host's user that its root folder belongs to: root in the machines.
 	FirstUID  uint32 `json:"firstUID,omitempty"`
 	SizeBytes int64  `json:"sizeBytes,omitempty" doc:"What it has now"`
@@ -104,47 +106,9 @@ func (v *Volume) State() State { return v.Status.State }
 // Asks counts it by the size that it may grow to.
 func (v *Volume) Asks() Limits { return Limits{Volumes: 1, VolumeBytes: v.Spec.SizeBytes} }
 
-// PromisedToVolumes sums up by the UIDs of nodes what volumes have been promised, in bytes.
-func PromisedToVolumes(volumes []*Volume) map[string]int64 {
-	promised := map[string]int64{}
-	for _, v := range volumes {
-		if v.Status.NodeUID != "" {
-			promised[v.Status.NodeUID] += v.Spec.SizeBytes
-		}
-		for _, b := range v.Status.Bricks {
-			if !b.Removed {
-				promised[b.NodeUID] += BrickBytes(v.Spec.SizeBytes, b.Arbiter)
-			}
-		}
-	}
-	return promised
-}
-
 // How many volumes may be on a host, and how many of one workspace: each is mounted once, and
 // once more for each machine there that sees it. A kernel has 100,000 mounts in one namespace.
 const (
 	MaxVolumesOnHost          = 1000
 	MaxWorkspaceVolumesOnHost = 250
 )
-
-// HasPool says whether volumes can be made on it now. away is whether it has a place for some that isn't there.
-func (n *Node) HasPool() (ok, away bool) {
-	for _, p := range n.Status.Pools {
-		ok, away = ok || p.Message == "", away || p.Message != ""
-	}
-	return ok, away && !ok
-}
-
-// Pool is where a node has volumes.
-type Pool struct {
-	Name      string `json:"name" example:"default"`
-	Path      string `json:"path"`
-	SizeBytes int64  `json:"sizeBytes"`
-	FreeBytes int64  `json:"freeBytes"`
-	// Reflink: copies of volumes share blocks there.
-	Reflink bool `json:"reflink,omitempty" doc:"Snapshots and clones take no time and no room"`
-	// Copies: its agent knows snapshots, and volumes that are made from something. One from before
-	// would make them empty.
-	Copies  bool   `json:"copies,omitempty" doc:"Volumes can be copied there"`
-	Message string `json:"message,omitempty" doc:"Why it is not there now"`
-}

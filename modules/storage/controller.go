@@ -309,7 +309,7 @@ func (c *Controller) place(ctx context.Context, v *resource.Volume) (again time.
 	if err != nil {
 		return 0, err
 	}
-	ops := append(c.stays(at.host), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
+	ops := append(c.stays(at), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
 		if now.UID != v.UID || now.Deleting() || now.Status.Node != "" {
 			return store.ErrSkip
 		}
@@ -331,26 +331,28 @@ func (c *Controller) settlePlace(ctx context.Context, ops []store.Op) error {
 // spot is where a volume can be.
 type spot struct {
 	host *resource.Node
+	pool string // UID of the host's
 	// firstUID is the host's user who is root in the workspace's machines there.
 	firstUID uint32
 }
 
 // note writes down that a volume is there.
 func (at spot) note(v *resource.Volume) {
-	v.Status.Node, v.Status.NodeUID, v.Status.FirstUID, v.Status.Phase = at.host.Name, at.host.UID, at.firstUID, resource.Creating
+	v.Status.Node, v.Status.NodeUID, v.Status.Pool = at.host.Name, at.host.UID, at.pool
+	v.Status.FirstUID, v.Status.Phase = at.firstUID, resource.Creating
 	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumePlaced, Status: resource.True, Reason: "Placed"})
 	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "Creating",
 		Message: "its host is making it"})
 }
 
-// stays counts on hosts that a volume was placed there, and fails if one is going when the commit
-// happens: a volume on one that is no more would be lost at its birth. Who removes a host, and
+// stays counts on hosts that a volume was placed there, and fails if one, or the pool, is going when the
+// commit happens: a volume on one that is no more would be lost at its birth. Who removes a host or a pool, and
 // has looked for volumes before, notices that there is one more.
-func (c *Controller) stays(hosts ...*resource.Node) (ops []store.Op) {
-	for _, host := range hosts {
-		ops = append(ops, store.Of[resource.Node](c.cfg.Store).ModifyOp(host.Name, func(n *resource.Node) error {
-			if n.Deleting() || n.UID != host.UID {
-				return fmt.Errorf("node %s is being removed", host.Name)
+func (c *Controller) stays(at ...spot) (ops []store.Op) {
+	for _, at := range at {
+		ops = append(ops, store.Of[resource.Node](c.cfg.Store).ModifyOp(at.host.Name, func(n *resource.Node) error {
+			if n.Deleting() || n.UID != at.host.UID || !n.Keeps(at.pool) {
+				return fmt.Errorf("node %s, or its disk, is being removed", at.host.Name)
 			}
 			n.Status.Placings++
 			return nil
@@ -398,7 +400,7 @@ func (c *Controller) roomToGrow(ctx context.Context, v *resource.Volume, more in
 	if err != nil {
 		return internal(err)
 	}
-	if host != nil && have.free(host) < more {
+	if host != nil && have.free(host, v.Status.Pool) < more {
 		return refuse(codes.ResourceExhausted, "its host has not %s more free for it: ask the operator for more disk",
 			resource.Bytes.Text(more))
 	}
@@ -450,7 +452,12 @@ func (c *Controller) choose(ctx context.Context, workspace string, size int64, p
 	}
 	why := fmt.Sprintf("no host of its machines has %s free for it: ask for a smaller one, or the operator for more disk",
 		resource.Bytes.Text(size))
-	var fit []*resource.Node
+	type room struct {
+		n    *resource.Node
+		pool string
+		free int64
+	}
+	var fit []room
 	for _, n := range c.cfg.Nodes.List("") {
 		has, away := n.HasPool()
 		switch _, here := own[n.Name]; {
@@ -467,15 +474,17 @@ func (c *Controller) choose(ctx context.Context, workspace string, size int64, p
 			why = "the host that could have it keeps no volumes: the operator has to upgrade it first"
 		case have.crowded(n, workspace) != "":
 			why = have.crowded(n, workspace)
-		case have.free(n) >= size:
-			fit = append(fit, n)
+		default:
+			if pool, free := have.best(n); free >= size {
+				fit = append(fit, room{n, pool, free})
+			}
 		}
 	}
 	if len(fit) == 0 {
 		return at, &shortError{why}
 	}
-	host := slices.MaxFunc(fit, func(a, b *resource.Node) int {
-		return cmp.Or(cmp.Compare(have.free(a), have.free(b)), cmp.Compare(b.Name, a.Name))
+	best := slices.MaxFunc(fit, func(a, b room) int {
+		return cmp.Or(cmp.Compare(a.free, b.free), cmp.Compare(b.n.Name, a.n.Name))
 	})
-	return spot{host, own[host.Name]}, nil
+	return spot{best.n, best.pool, own[best.n.Name]}, nil
 }

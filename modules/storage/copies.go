@@ -15,9 +15,9 @@ import (
 
 // origin is a volume or a snapshot that a copy is made of, which is on the same host.
 type origin struct {
-	node, nodeUID string
-	firstUID      uint32
-	still         store.Op // writes nothing, and fails if it is going when the commit happens
+	node, nodeUID, pool string
+	firstUID            uint32
+	still               store.Op // writes nothing, and fails if it is going when the commit happens
 }
 
 // volumeOrigin finds a volume to copy. The error is a *shortError if it can't be copied now.
@@ -38,7 +38,7 @@ func (c *Controller) volumeOrigin(ctx context.Context, workspace, name, uid stri
 	still := volumes.ModifyOp(v.Key(), func(now *resource.Volume) error {
 		return stillThere(checkOrigin(name, uid, now.UID, true, now.Deleting()))
 	})
-	return origin{v.Status.Node, v.Status.NodeUID, v.Status.FirstUID, still}, nil
+	return origin{v.Status.Node, v.Status.NodeUID, v.Status.Pool, v.Status.FirstUID, still}, nil
 }
 
 // snapshotOrigin is volumeOrigin of a snapshot.
@@ -56,7 +56,7 @@ func (c *Controller) snapshotOrigin(ctx context.Context, workspace, name, uid st
 	still := snapshots.ModifyOp(s.Key(), func(now *resource.Snapshot) error {
 		return stillThere(checkOrigin(name, uid, now.UID, true, now.Deleting()))
 	})
-	return origin{s.Status.Node, s.Status.NodeUID, s.Status.FirstUID, still}, nil
+	return origin{s.Status.Node, s.Status.NodeUID, s.Status.Pool, s.Status.FirstUID, still}, nil
 }
 
 func (c *Controller) originOf(ctx context.Context, v *resource.Volume) (origin, error) {
@@ -116,11 +116,14 @@ func (c *Controller) beside(ctx context.Context, from origin, size int64, mounts
 		why = "the host that has it can't copy volumes yet: the operator has to upgrade it first"
 	case mounts != "" && have.crowded(host, mounts) != "":
 		why = have.crowded(host, mounts)
-	case have.free(host) < size:
+	case !host.TakesIn(from.pool):
+		why = "the disk that has it is away, or is being taken away: try it again later, or ask the operator"
+	case have.free(host, from.pool) < size:
 		why = fmt.Sprintf("a copy is where what it is made from is, and that host has not %s free for it: "+
 			"delete what is not needed any more, also from the trash, or ask the operator for more disk", resource.Bytes.Text(size))
 	default:
-		return spot{host, from.firstUID}, append(c.stays(host), from.still), nil
+		at = spot{host, from.pool, from.firstUID}
+		return at, append(c.stays(at), from.still), nil
 	}
 	return at, nil, &shortError{why}
 }
@@ -165,7 +168,8 @@ func (c *Controller) besides(
 }
 
 func noteSnapshot(at spot, s *resource.Snapshot) {
-	s.Status.Node, s.Status.NodeUID, s.Status.FirstUID, s.Status.Phase = at.host.Name, at.host.UID, at.firstUID, resource.Creating
+	s.Status.Node, s.Status.NodeUID, s.Status.Pool = at.host.Name, at.host.UID, at.pool
+	s.Status.FirstUID, s.Status.Phase = at.firstUID, resource.Creating
 	s.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Reason: "Creating",
 		Message: "its host is making it"})
 }

@@ -349,9 +349,9 @@ func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []st
 	if fresh.Spec.Source != nil {
 		ops, err = e.assignCopy(ctx, fresh)
 	} else {
-		var hosts []*resource.Node
-		if hosts, err = e.assign(ctx, fresh, places); err == nil {
-			ops = e.stays(hosts...)
+		var at []spot
+		if at, err = e.assign(ctx, fresh, places); err == nil {
+			ops = e.stays(at...)
 		}
 	}
 	if err != nil {

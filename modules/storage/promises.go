@@ -10,11 +10,10 @@ import (
 
 // promises are what hosts have been promised to.
 type promises struct {
-	machines   []*resource.Machine
-	volumes    []*resource.Volume
-	toMachines map[string]resource.Size // by node's name
-	// By node's UID.
-	toVolumes, toSnapshots map[string]int64
+	machines               []*resource.Machine
+	volumes                []*resource.Volume
+	toMachines             map[string]resource.Size // by node's name
+	toVolumes, toSnapshots map[resource.PoolAt]int64
 }
 
 // promises asks the store, for caches may be behind what the lock let others write. The caller is
@@ -35,9 +34,36 @@ func (c *Controller) promises(ctx context.Context) (p promises, err error) {
 	return p, nil
 }
 
-// free says how much of a node's disk nobody was promised.
-func (p promises) free(n *resource.Node) int64 {
-	return n.Status.Capacity.DiskBytes - p.toMachines[n.Name].DiskBytes - p.toVolumes[n.UID] - p.toSnapshots[n.UID]
+// free says how much of a node's pool nobody was promised. A host's own folder shares the host's disk with machines.
+func (p promises) free(n *resource.Node, pool string) int64 {
+	at := resource.PoolAt{Node: n.UID, Pool: pool}
+	taken := p.toVolumes[at] + p.toSnapshots[at]
+	if pool == "" {
+		return n.Status.Capacity.DiskBytes - p.toMachines[n.Name].DiskBytes - taken
+	}
+	if has := n.Pool(pool); has != nil {
+		return has.CapacityBytes - taken
+	}
+	return 0
+}
+
+// best is the node's pool with the most room of those that take in new volumes; none has none.
+func (p promises) best(n *resource.Node) (pool string, free int64) {
+	for _, has := range n.Status.Pools {
+		if room := p.free(n, has.UID); n.TakesIn(has.UID) && room > free {
+			pool, free = has.UID, room
+		}
+	}
+	return pool, free
+}
+
+// poolsOf are the pools in which hosts have room.
+func (p promises) poolsOf(hosts []*resource.Node) (pools []string) {
+	for _, n := range hosts {
+		pool, _ := p.best(n)
+		pools = append(pools, pool)
+	}
+	return pools
 }
 
 // crowded says why a node can't have one volume more of a workspace, whatever its size; "" if it can.
@@ -61,12 +87,13 @@ func (p promises) crowded(n *resource.Node, workspace string) string {
 	return ""
 }
 
-// room says how much of a node's disk one more volume of a workspace can have.
+// room says how much of a node's disks one more volume of a workspace can have.
 func (p promises) room(workspace string) func(*resource.Node) int64 {
 	return func(n *resource.Node) int64 {
 		if p.crowded(n, workspace) != "" {
 			return 0
 		}
-		return p.free(n)
+		_, free := p.best(n)
+		return free
 	}
 }

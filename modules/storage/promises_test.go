@@ -26,7 +26,7 @@ func TestCrowded(t *testing.T) {
 		many = append(many, on("u1", 100, fmt.Sprint("evil/web/", i))...)
 	}
 	n := &resource.Node{Meta: resource.Meta{UID: "u1"}}
-	n.Status.Capacity.DiskBytes = gib
+	n.Status.Capacity.DiskBytes, n.Status.Pools = gib, []resource.Pool{{}}
 	for what, c := range map[string]struct {
 		volumes []*resource.Volume
 		want    string
@@ -46,6 +46,32 @@ func TestCrowded(t *testing.T) {
 		if room := p.room("acme/web/shop")(n); (room == 0) != (why != "") {
 			t.Errorf("%s: room for %d", what, room)
 		}
+	}
+}
+
+// TestBest: new volumes go into the pool with the most room of those that are there, stay and are not full.
+func TestBest(t *testing.T) {
+	n := &resource.Node{Meta: resource.Meta{UID: "u1", Name: "n1"}}
+	n.Status.Capacity.DiskBytes = 4 * gib
+	n.Spec.Pools = []resource.NodePool{{UID: "p1"}, {UID: "p2"}}
+	n.Status.Pools = []resource.Pool{{}, {UID: "p1", CapacityBytes: 8 * gib}, {UID: "p2", CapacityBytes: 6 * gib}, {UID: "strange", CapacityBytes: 99 * gib}}
+	v := &resource.Volume{Spec: resource.VolumeSpec{SizeBytes: 3 * gib}}
+	v.Status.NodeUID, v.Status.Pool = "u1", "p1"
+	p := promises{toVolumes: resource.PromisedToVolumes([]*resource.Volume{v}),
+		toSnapshots: map[resource.PoolAt]int64{{Node: "u1", Pool: "p2"}: gib / 2}}
+	want := func(what, pool string, free int64) {
+		t.Helper()
+		if got, room := p.best(n); got != pool || room != free {
+			t.Errorf("%s: pool %q with %d, want %q with %d", what, got, room, pool, free)
+		}
+	}
+	want("all are there", "p2", 5*gib+gib/2)
+	n.Spec.Pools[1].Removing = true
+	want("one is being taken away", "p1", 5*gib)
+	n.Status.Pools[1].Message = "away"
+	want("the other is away", "", 4*gib)
+	if n.Keeps("p2") || n.Keeps("strange") || !n.Keeps("p1") || !n.Keeps("") {
+		t.Error("what stays is not known")
 	}
 }
 

@@ -177,7 +177,7 @@ func replicated(v *resource.Volume, hosts map[string]*resource.Node, full bool) 
 
 // roomForCopies says why a shared volume can't have so many bytes more. The caller is alone.
 func (c *Controller) roomForCopies(
-	ctx context.Context, v *resource.Volume, more int64, free func(*resource.Node) int64,
+	ctx context.Context, v *resource.Volume, more int64, free func(n *resource.Node, pool string) int64,
 ) error {
 	hosts, err := c.hostsOf(ctx, v)
 	if err != nil {
@@ -185,7 +185,7 @@ func (c *Controller) roomForCopies(
 	}
 	for _, b := range v.Status.Bricks {
 		grows := resource.BrickBytes(v.Spec.SizeBytes+more, b.Arbiter) - resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter)
-		if h := hosts[b.NodeUID]; h != nil && free(h) < grows {
+		if h := hosts[b.NodeUID]; h != nil && free(h, b.Pool) < grows {
 			return refuse(codes.ResourceExhausted, "one of the hosts with its copies has not %s more free for it: "+
 				"ask the operator for more disk", resource.Bytes.Text(grows))
 		}

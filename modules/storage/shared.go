@@ -20,7 +20,8 @@ const fullCopies = 3
 // copies are the hosts of a shared volume's bricks, in order.
 type copies struct {
 	hosts   []*resource.Node
-	arbiter bool // the last one's
+	pools   []string // UIDs of the hosts', in this order
+	arbiter bool     // the last one's
 	// firstUID is the host's user who is root in the workspace's machines, on all hosts.
 	firstUID uint32
 }
@@ -29,7 +30,7 @@ type copies struct {
 func (at copies) note(v *resource.Volume) {
 	v.Status.FirstUID, v.Status.Phase = at.firstUID, resource.Creating
 	for i, n := range at.hosts {
-		v.Status.Bricks = append(v.Status.Bricks, resource.VolumeBrick{UID: store.NewUID(), Node: n.Name, NodeUID: n.UID,
+		v.Status.Bricks = append(v.Status.Bricks, resource.VolumeBrick{UID: store.NewUID(), Node: n.Name, NodeUID: n.UID, Pool: at.pools[i],
 			Arbiter: at.arbiter && i == len(at.hosts)-1})
 	}
 	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumePlaced, Status: resource.True, Reason: "Placed"})
@@ -37,21 +38,31 @@ func (at copies) note(v *resource.Volume) {
 		Message: "its hosts are making its copies"})
 }
 
-// assign chooses the host or hosts of a volume, one of these places for a local one, if any are given, and
+// spots are the places of its bricks.
+func (at copies) spots() (all []spot) {
+	for i, n := range at.hosts {
+		all = append(all, spot{host: n, pool: at.pools[i]})
+	}
+	return all
+}
+
+// assign chooses the place or places of a volume, one of these places for a local one, if any are given, and
 // writes them down in it. The caller is alone. The error is a *shortError if none has room.
-func (c *Controller) assign(ctx context.Context, v *resource.Volume, places []string) (hosts []*resource.Node, err error) {
+func (c *Controller) assign(ctx context.Context, v *resource.Volume, places []string) (at []spot, err error) {
 	if v.Spec.Class == resource.SharedVolume {
-		at, err := c.chooseShared(ctx, v)
-		if err == nil {
-			at.note(v)
+		all, err := c.chooseShared(ctx, v)
+		if err != nil {
+			return nil, err
 		}
-		return at.hosts, err
+		all.note(v)
+		return all.spots(), nil
 	}
-	at, err := c.choose(ctx, v.WorkspaceKey(), v.Spec.SizeBytes, places)
-	if err == nil {
-		at.note(v)
+	one, err := c.choose(ctx, v.WorkspaceKey(), v.Spec.SizeBytes, places)
+	if err != nil {
+		return nil, err
 	}
-	return []*resource.Node{at.host}, err
+	one.note(v)
+	return []spot{one}, nil
 }
 
 // chooseShared picks the hosts of a shared volume's copies, which may be any of the platform's.
@@ -80,6 +91,7 @@ func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at c
 		return at, &shortError{fmt.Sprintf("%s for its copies, and %d can have one now: wait, ask for a smaller one, "+
 			"for one copy (replicas: 1), or the operator for more disk", hostsWith(need), len(at.hosts))}
 	}
+	at.pools = have.poolsOf(at.hosts)
 	return at, nil
 }
 
@@ -168,7 +180,7 @@ func (c *Controller) placeShared(ctx context.Context, v *resource.Volume) (again
 	if err != nil {
 		return 0, err
 	}
-	ops := append(c.stays(at.hosts...), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
+	ops := append(c.stays(at.spots()...), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
 		if now.UID != v.UID || now.Deleting() || len(now.Status.Bricks) > 0 {
 			return store.ErrSkip
 		}
@@ -261,17 +273,18 @@ func (c *Controller) replaceLost(
 			need = append(need, resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter))
 		}
 	}
-	found := spread(nodes, have.room(v.WorkspaceKey()), need, taken)
-	if len(found) == 0 {
+	at := copies{hosts: spread(nodes, have.room(v.WorkspaceKey()), need, taken)}
+	if len(at.hosts) == 0 {
 		return false, true, nil
 	}
-	ops := append(c.stays(found...), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
+	at.pools = have.poolsOf(at.hosts)
+	ops := append(c.stays(at.spots()...), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
 		if now.UID != v.UID || now.Deleting() {
 			return store.ErrSkip
 		}
-		for i, n := range found {
+		for i, n := range at.hosts {
 			if was := now.Brick(lost[i]); was != nil {
-				*was = resource.VolumeBrick{UID: store.NewUID(), Node: n.Name, NodeUID: n.UID, Arbiter: was.Arbiter,
+				*was = resource.VolumeBrick{UID: store.NewUID(), Node: n.Name, NodeUID: n.UID, Pool: at.pools[i], Arbiter: was.Arbiter,
 					// One that never came in its place is known to nobody.
 					Replaces: cmp.Or(was.Replaces, was.UID)}
 			}
@@ -281,7 +294,7 @@ func (c *Controller) replaceLost(
 	if err := c.settlePlace(ctx, ops); err != nil {
 		return false, false, err
 	}
-	c.cfg.Log.Info("copies of a volume whose hosts are lost are made anew", "volume", v.Key(), "copies", len(found))
+	c.cfg.Log.Info("copies of a volume whose hosts are lost are made anew", "volume", v.Key(), "copies", len(at.hosts))
 	return true, false, nil
 }
 

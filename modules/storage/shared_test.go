@@ -102,7 +102,7 @@ func TestShared(t *testing.T) {
 	if !now.Status.Conditions.Is(resource.VolumeReplicated) || now.Status.SizeBytes != gib || now.Status.ObservedGeneration != now.Generation {
 		t.Errorf("it is %+v", now.Status)
 	}
-	if all, _, err := store.Of[resource.Volume](w.db).List(t.Context(), "", "", 0); err != nil || resource.PromisedToVolumes(all)[w.nodes[2].UID] != gib {
+	if all, _, err := store.Of[resource.Volume](w.db).List(t.Context(), "", "", 0); err != nil || resource.PromisedToVolumes(all)[resource.PoolAt{Node: w.nodes[2].UID}] != gib {
 		t.Errorf("promised %v, %v", resource.PromisedToVolumes(all), err)
 	}
 

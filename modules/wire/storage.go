@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
 )
 
 // Hosts with shared volumes know each other by certificates of an authority that is used for
@@ -16,6 +18,13 @@ const (
 	StorageCertificateLife  = 5 * 365 * 24 * time.Hour
 	StorageCertificateRenew = 365 * 24 * time.Hour
 )
+
+// Pool is a disk or folder in which a host shall have volumes.
+type Pool struct {
+	resource.NodePool
+	// Made says that the host has had it: one that isn't there is away, and none is made anew.
+	Made bool `json:"made,omitempty"`
+}
 
 // StorageDriver is among the Drivers in the reports of hosts that can have shared volumes.
 const StorageDriver = "glusterfs"
@@ -32,10 +41,11 @@ type Storage struct {
 
 // Brick is one replica of a shared volume on a host.
 type Brick struct {
-	Key       string `json:"key"`       // of the volume
-	Volume    string `json:"volume"`    // the volume's UID
-	UID       string `json:"uid"`       // the brick's; no other ever has it
-	NetworkID string `json:"networkId"` // of its workspace
+	Key       string `json:"key"`            // of the volume
+	Volume    string `json:"volume"`         // the volume's UID
+	UID       string `json:"uid"`            // the brick's; no other ever has it
+	NetworkID string `json:"networkId"`      // of its workspace
+	Pool      string `json:"pool,omitempty"` // see Volume
 	SizeBytes int64  `json:"sizeBytes"`
 	// FirstUID is the host's user that owns the volume's root.
 	FirstUID uint32 `json:"firstUID"`

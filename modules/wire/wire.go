@@ -96,6 +96,8 @@ type State struct {
 	Networks []Network `json:"networks"`
 	Machines []Machine `json:"machines"`
 	Volumes  []Volume  `json:"volumes,omitempty"`
+	// Pools are where it shall have volumes, those that it shall let go of too, besides its own folder.
+	Pools []Pool `json:"pools,omitempty"`
 	// Storage is its part in shared volumes, nil for none.
 	Storage *Storage `json:"storage,omitempty"`
 	// Registry is host:port of the platform's registry, where nodes pull for
@@ -211,6 +213,7 @@ type Volume struct {
 	UID       string `json:"uid"`
 	NetworkID string `json:"networkId"` // of its workspace
 	Class     string `json:"class"`
+	Pool      string `json:"pool,omitempty"` // UID of the pool that it is in; empty: the host's own folder
 	SizeBytes int64  `json:"sizeBytes"`
 	// FirstUID is the host's user that owns its root: root in the workspace's machines.
 	FirstUID uint32 `json:"firstUID"`

@@ -125,7 +125,7 @@ func (c *Controller) free(
 	var out []*candidate
 	for _, n := range c.cfg.Nodes.List("") {
 		k := &candidate{name: n.Name, free: n.Status.Capacity.Sub(promised[n.Name]).
-			Sub(resource.Size{DiskBytes: kept[n.UID] + copies[n.UID]})}
+			Sub(resource.Size{DiskBytes: kept[resource.PoolAt{Node: n.UID}] + copies[resource.PoolAt{Node: n.UID}]})}
 		switch {
 		case n.Deleting():
 			k.usable = "is being removed"
