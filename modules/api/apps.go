@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
 )
 
 // AppPatch is the body of apps.patch: what is left out stays.
@@ -50,7 +52,7 @@ func (a *API) appOperations() {
 		},
 		adopt:    func(now, body *resource.App) { now.Spec = body.Spec },
 		complete: completeApp,
-		check: func(_ context.Context, now, was *resource.App) error {
+		check: func(ctx context.Context, now, was *resource.App) error {
 			port, setsPort := now.Spec.Env[portVariable]
 			if was != nil {
 				old, had := was.Spec.Env[portVariable]
@@ -63,7 +65,7 @@ func (a *API) appOperations() {
 				return invalid("body.spec.namespace", fmt.Sprintf("can't be changed: the app is in %q", was.Spec.Namespace),
 					"Deploy the app under another name there, then delete this one.")
 			}
-			return nil
+			return a.checkShared(ctx, now, was)
 		},
 		verb: func(now, was *resource.App) string {
 			scaled := *was
@@ -132,10 +134,6 @@ func checkApp(spec resource.AppSpec, setsPort bool) error {
 	} else if resource.IsSystemNamespace(spec.Namespace) {
 		wrong("namespace", "names that begin with kube- belong to Kubernetes")
 	}
-	if len(spec.Volumes) > 0 && spec.Instances > 1 {
-		wrong("instances", "%d are too many for an app with volumes: these are on one machine at a time, so it has one instance",
-			spec.Instances)
-	}
 	checkAppVolumes(spec.Volumes, wrong)
 	if setsPort {
 		wrong("env", "%s is the port that the app listens on: set that instead, with `port` or mp's --port", portVariable)
@@ -169,6 +167,40 @@ func checkApp(spec resource.AppSpec, setsPort bool) error {
 	}
 	if spec.MemoryBytes < 0 || spec.MemoryBytes > maxMemoryBytes {
 		wrong("memoryBytes", "%d is out of bounds: 0 (no limit) to %d", spec.MemoryBytes, int64(maxMemoryBytes))
+	}
+	if fields == nil {
+		return nil
+	}
+	return invalidFields("Correct what is listed.", fields)
+}
+
+// checkShared says which volume keeps an app from having several instances: they run on several
+// machines, of which one at a time has a volume that is not shared. It asks the cluster, as the user.
+func (a *API) checkShared(ctx context.Context, app, was *resource.App) error {
+	if len(app.Spec.Volumes) == 0 || app.Spec.Instances < 2 ||
+		was != nil && was.Spec.Instances > 1 && slices.Equal(was.Spec.Volumes, app.Spec.Volumes) {
+		return nil
+	}
+	ws, err := find(ctx, store.Of[resource.Workspace](a.store), app.WorkspaceKey())
+	if err != nil {
+		return err
+	}
+	claims, err := a.cfg.Claims.List(ctx, ws, a.id.KubeUser(who(ctx), ws), app.Spec.Namespace)
+	if err != nil {
+		return err
+	}
+	var fields []ProblemField
+	for _, v := range app.Spec.Volumes {
+		i := slices.IndexFunc(claims, func(c resource.Claim) bool { return c.Name == v.Claim })
+		switch {
+		case i < 0:
+			fields = append(fields, ProblemField{"body.spec.volumes", fmt.Sprintf(
+				"there is no claim %s in namespace %s yet: make a shared one first, or have one instance", v.Claim, app.Spec.Namespace)})
+		case !claims[i].Shared:
+			fields = append(fields, ProblemField{"body.spec.instances", fmt.Sprintf(
+				"%d are too many: the claim %s is not shared, so one machine has it at a time, and the app one instance",
+				app.Spec.Instances, v.Claim)})
+		}
 	}
 	if fields == nil {
 		return nil

@@ -93,7 +93,8 @@ func (c *clusters) ClusterNodes(context.Context, string) ([]resource.ClusterNode
 // List, Create, Delete, CheckBind, Bind and Release are of the claims of a cluster: the user has to be
 // somebody.
 func (c *clusters) List(_ context.Context, _ *resource.Workspace, _ resource.KubeUser, namespace string) ([]resource.Claim, error) {
-	return []resource.Claim{{Name: "data", Namespace: namespace, SizeBytes: 1 << 30}}, c.claimsErr
+	return []resource.Claim{{Name: "data", Namespace: namespace, SizeBytes: 1 << 30},
+		{Name: "files", Namespace: namespace, SizeBytes: 1 << 30, Shared: true}}, c.claimsErr
 }
 
 func (c *clusters) Create(_ context.Context, _ *resource.Workspace, as resource.KubeUser, want resource.Claim) (resource.Claim, bool, error) {

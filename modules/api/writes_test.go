@@ -303,7 +303,8 @@ func TestApp(t *testing.T) {
 		`{"spec":{"image":"hello:1","env":{"PORT":"8080"}}}`:                                                                         "--port",
 		`{"spec":{"image":"hello:1","env":{"PORT":""}}}`:                                                                             "--port",
 		`{"spec":{"image":"hello:1","healthPath":"x"}}`:                                                                              "healthPath",
-		`{"spec":{"image":"hello:1","instances":2,"volumes":[{"claim":"a","path":"/a"}]}}`:                                           "one instance",
+		`{"spec":{"image":"hello:1","instances":2,"volumes":[{"claim":"a","path":"/a"}]}}`:                                           "no claim a",
+		`{"spec":{"image":"hello:1","instances":2,"volumes":[{"claim":"data","path":"/a"}]}}`:                                        "one instance",
 		`{"spec":{"image":"hello:1","volumes":[{"claim":"a","path":"/a"},{"claim":"a","path":"/b"}]}}`:                               "twice",
 		`{"spec":{"image":"hello:1","volumes":[{"claim":"a","path":"/a"},{"claim":"b","path":"/a"}]}}`:                               "two volumes at /a",
 		`{"spec":{"image":"hello:1","volumes":[{"claim":"A/b","path":"/a"}]}}`:                                                       "name of a claim",
@@ -319,6 +320,9 @@ func TestApp(t *testing.T) {
 			t.Errorf("%.60s: %q is missing in %s", body, word, got.body)
 		}
 	}
+	// All that several instances have is shared.
+	s.want(http.StatusAccepted, dev, "PUT", inShop+"/apps/many",
+		`{"spec":{"image":"acme/web/hello:1","instances":2,"volumes":[{"claim":"files","path":"/files"}]}}`)
 	// An app that has a PORT from before that was refused can be changed as ever.
 	s.want(http.StatusUnprocessableEntity, dev, "PUT", app, `{"spec":{"image":"acme/web/hello:1","env":{"PORT":""}}}`)
 	if _, err := store.Of[resource.App](s.store).Modify(t.Context(), "acme/web/shop/web", func(a *resource.App) error {

@@ -356,7 +356,14 @@ func TestApps(t *testing.T) {
 		pod.Containers[0].VolumeMounts[0].MountPath != "/data" || *pod.SecurityContext.FSGroup != volumesGroup {
 		t.Errorf("with a volume: %+v", d.Spec)
 	}
-	f.change("hello", func(a *resource.App) { a.Spec.Volumes = nil })
+	// Several have shared volumes only, and go on while their next release begins.
+	f.change("hello", func(a *resource.App) { a.Spec.Instances = 2 })
+	f.app("hello", "without its claim", says(resource.AppInstancesReady, `persistentvolumeclaim "data" not found`))
+	if d, err = client.AppsV1().Deployments("other").Get(f.ctx, "hello", metav1.GetOptions{}); err != nil ||
+		d.Spec.Strategy.Type != appsv1.RollingUpdateDeploymentStrategyType || *d.Spec.Replicas != 2 {
+		t.Errorf("two instances: %+v, %v", d.Spec, err)
+	}
+	f.change("hello", func(a *resource.App) { a.Spec.Volumes, a.Spec.Instances = nil, 1 })
 	f.app("hello", "without volumes", ready)
 	if d, err = client.AppsV1().Deployments("other").Get(f.ctx, "hello", metav1.GetOptions{}); err != nil ||
 		d.Spec.Strategy.Type != appsv1.RollingUpdateDeploymentStrategyType || len(d.Spec.Template.Spec.Volumes) != 0 {

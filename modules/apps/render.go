@@ -111,8 +111,10 @@ func render(app *resource.App, image string) objects {
 			WithMaxUnavailable(intstr.FromInt32(0)).
 			WithMaxSurge(intstr.FromInt32(1)))
 	if len(app.Spec.Volumes) > 0 {
-		// Two releases never write to one volume, and a volume is on one machine at a time.
-		strategy = appsapply.DeploymentStrategy().WithType(appsv1.RecreateDeploymentStrategyType)
+		if app.Spec.Instances < 2 { // several have shared volumes only, which the API has seen to
+			// Two releases never write to one volume, and a volume is on one machine at a time.
+			strategy = appsapply.DeploymentStrategy().WithType(appsv1.RecreateDeploymentStrategyType)
+		}
 		pod.Spec.WithVolumes(volumes(app)...).
 			// What the app runs as may write: kubelet gives the volume to the group, once.
 			WithSecurityContext(coreapply.PodSecurityContext().

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -39,8 +41,14 @@ func (c *Controller) adoptScale(ctx context.Context, k *cluster, app *resource.A
 		return false, nil
 	}
 	want := min(int(*d.Spec.Replicas), resource.MaxInstances)
-	if len(app.Spec.Volumes) > 0 {
-		want = min(want, 1)
+	if want > 1 && app.Spec.Instances < 2 {
+		shared, err := k.shared(ctx, app)
+		if err != nil {
+			return false, err
+		}
+		if !shared {
+			want = 1
+		}
 	}
 	if want == app.Spec.Instances {
 		return false, nil
@@ -57,6 +65,20 @@ func (c *Controller) adoptScale(ctx context.Context, k *cluster, app *resource.A
 		return false, unlessGone(err)
 	}
 	c.cfg.Log.Info("app was scaled in its cluster", "app", app.Key(), "from", app.Spec.Instances, "to", want, "by", by)
+	return true, nil
+}
+
+// shared says whether several machines may have all of an app's volumes at once.
+func (k *cluster) shared(ctx context.Context, app *resource.App) (bool, error) {
+	for _, v := range app.Spec.Volumes {
+		pvc, err := k.client.CoreV1().PersistentVolumeClaims(namespaceOf(app)).Get(ctx, v.Claim, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err == nil && !slices.Contains(pvc.Spec.AccessModes, corev1.ReadWriteMany) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("get claim %s/%s: %w", namespaceOf(app), v.Claim, err)
+		}
+	}
 	return true, nil
 }
 

@@ -62,7 +62,7 @@ func (p *program) appCommands() *command {
 			args:  "[NAME] [COMMAND]...",
 			names: apps.names,
 			about: `In an app that exists, what no flag names stays as it is; --env KEY= removes a variable, and
---volume NAME: a volume. An app with volumes has one instance, which ends before the next begins.
+--volume NAME: a volume. With one that is not shared, an app has one instance, which ends before the next begins.
 With --image, what the tag names now is taken, also if the app had that tag before; scaling
 and other changes keep the image that runs. Values and arguments reach the app byte for byte.
 The app gets an address below the platform's domain, unless --no-route is given.`,

@@ -86,6 +86,7 @@ type Claim struct {
 	Namespace string    `json:"namespace"`
 	Phase     string    `json:"phase"`
 	Class     string    `json:"class" doc:"The StorageClass"`
+	Shared    bool      `json:"shared,omitempty" doc:"Pods on several machines may use it at once"`
 	SizeBytes int64     `json:"sizeBytes" doc:"What it has; while it has nothing, what it asks for"`
 	Volume    string    `json:"volume,omitempty" doc:"The volume that it has"`
 	Message   string    `json:"message,omitempty" doc:"What it waits for"`

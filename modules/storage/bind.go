@@ -76,7 +76,7 @@ func claimOf(pvc *corev1.PersistentVolumeClaim) resource.Claim {
 	cut := func(s string) string { return mirror.Cut(s, maxText) }
 	out := resource.Claim{
 		Name: cut(pvc.Name), Namespace: cut(pvc.Namespace), Phase: cut(string(pvc.Status.Phase)), Volume: cut(pvc.Spec.VolumeName),
-		CreatedAt: pvc.CreationTimestamp.Time,
+		Shared: slices.Contains(pvc.Spec.AccessModes, corev1.ReadWriteMany), CreatedAt: pvc.CreationTimestamp.Time,
 	}
 	if pvc.Spec.StorageClassName != nil {
 		out.Class = cut(*pvc.Spec.StorageClassName)

@@ -40,6 +40,14 @@ const (
 	Owner = "tenant" // owner of the account
 )
 
+// VolumesApp is the app with a volume of its own. Both apps have theirs by the claims of these names.
+const (
+	VolumesApp  = "notes"
+	SharedClaim = "files"
+	LocalClaim  = "notes"
+	VolumesPath = "/data"
+)
+
 // Files at the desk.
 const (
 	CAFile         = "ca.crt" // the platform's authority
@@ -93,10 +101,11 @@ type Spec struct {
 	Memory    string
 	Disk      string
 	Instances int           // of the app
+	Volumes   bool          // the app has a shared one, and another app one of its own
 	Patience  time.Duration // for one step
 }
 
-// Usual is what `lab up` makes.
+// Usual is what the suites need; `lab up` adds volumes.
 var Usual = Spec{
 	Nodes:     2,
 	Machines:  2,
@@ -130,18 +139,23 @@ func (d *Datacenter) URL() string { return fmt.Sprintf("https://%s:7443", d.Serv
 func (d *Datacenter) Up(ctx context.Context) error {
 	workspace := fmt.Sprintf("workspace %s: a Kubernetes cluster of %d machines", Workspace, d.Spec.Machines)
 	app := fmt.Sprintf("app %s with %d instances", App, d.Spec.Instances)
-	for _, s := range []struct {
+	type step struct {
 		what string
 		do   func(context.Context) error
-	}{
+	}
+	steps := []step{
 		{"the server", d.StartServer},
 		{"the nodes join", d.JoinNodes},
 		{"account " + Account, d.MakeAccount},
 		{"organization " + Organization, d.MakeOrganization},
 		{workspace, d.MakeWorkspace},
-		{app, d.DeployApp},
-		{"an answer over TLS", d.awaitAnswer},
-	} {
+	}
+	if d.Spec.Volumes {
+		steps = append(steps,
+			step{fmt.Sprintf("claims %s, which is shared, and %s", SharedClaim, LocalClaim), d.MakeClaims},
+			step{"app " + VolumesApp + " with a volume of its own", d.DeployVolumesApp})
+	}
+	for _, s := range append(steps, step{app, d.DeployApp}, step{"an answer over TLS", d.awaitAnswer}) {
 		if err := d.step(ctx, s.what, s.do); err != nil {
 			return err
 		}
@@ -349,10 +363,32 @@ func (d *Datacenter) MakeWorkspace(ctx context.Context) error {
 	return err
 }
 
+// MakeClaims makes the claims of both apps.
+func (d *Datacenter) MakeClaims(ctx context.Context) error {
+	for claim, class := range map[string]string{SharedClaim: "shared", LocalClaim: "local"} {
+		if _, err := d.Desk.MP(ctx, Owner, "pvc", "create", claim, "--size", "1Gi", "--class", class); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // DeployApp deploys the app. Of one that is there, what differs is changed: nothing.
 func (d *Datacenter) DeployApp(ctx context.Context) error {
-	_, err := d.Desk.MP(ctx, Owner, "apps", "deploy", App, "--image", image, "--port", "8080",
-		"--instances", strconv.Itoa(d.Spec.Instances), "--timeout", d.Spec.Patience.String())
+	if d.Spec.Volumes {
+		return d.deploy(ctx, App, d.Spec.Instances, "--volume", SharedClaim+":"+VolumesPath)
+	}
+	return d.deploy(ctx, App, d.Spec.Instances)
+}
+
+// DeployVolumesApp deploys the app with a volume of its own.
+func (d *Datacenter) DeployVolumesApp(ctx context.Context) error {
+	return d.deploy(ctx, VolumesApp, 1, "--volume", LocalClaim+":"+VolumesPath)
+}
+
+func (d *Datacenter) deploy(ctx context.Context, app string, instances int, more ...string) error {
+	_, err := d.Desk.MP(ctx, Owner, append([]string{"apps", "deploy", app, "--image", image, "--port", "8080",
+		"--instances", strconv.Itoa(instances), "--timeout", d.Spec.Patience.String()}, more...)...)
 	return err
 }
 

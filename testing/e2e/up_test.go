@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/multipaas/multipaas/testing/datacenter"
 )
 
 // testUp asks the app that `lab up` has deployed for all that a balancer can
@@ -50,6 +52,7 @@ func testUp(t *testing.T, d *suite) {
 			}
 		}
 	})
+	t.Run("volumes", d.demoVolumes)
 	t.Run("no way out", func(t *testing.T) {
 		for _, h := range d.Lab.Hosts() {
 			if out, err := h.Run(t.Context(), "ip", "route", "show", "default"); err != nil || len(out) > 0 {
@@ -163,6 +166,38 @@ func (d *suite) labUp(t *testing.T) {
 	if want := "dist/lab -C " + d.Dir + " down"; !strings.Contains(string(out), want) {
 		t.Errorf("lab up does not say %q:\n%s", want, out)
 	}
+}
+
+// demoVolumes tries the volumes that `lab up` has made: what one instance of the app is left, both
+// show; the other app's volume is its own. They go, since other tests look at what is left of their own.
+func (d *suite) demoVolumes(t *testing.T) {
+	c := d.Client()
+	url := "https://" + appHost + "/notes"
+	resp, err := c.Post(url, "text/plain", strings.NewReader("ahoy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("leave a note: %s, %q, %v", resp.Status, left, err)
+	}
+	for _, p := range d.Pods(t, "app.kubernetes.io/name="+datacenter.App) {
+		r := d.Kube(t, d.Kubeconfig(), "", "get", "--raw", "/api/v1/namespaces/default/pods/"+p.Name+":8080/proxy/notes")
+		if r.Code != 0 || r.Out != string(left) {
+			t.Errorf("on %s, %s has the notes %q, want %q: %s", p.Node, p.Name, r.Out, left, r)
+		}
+	}
+	listed := d.Must(t, owner, "volumes", "list")
+	for _, want := range []string{"default/" + datacenter.SharedClaim, "default/" + datacenter.LocalClaim} {
+		if !strings.Contains(listed, want) {
+			t.Errorf("volumes list has no %s:\n%s", want, listed)
+		}
+	}
+	d.Must(t, owner, "apps", "deploy", datacenter.App, "--volume", datacenter.SharedClaim+":", "--timeout", "5m")
+	d.Must(t, owner, "apps", "delete", datacenter.VolumesApp, "--yes", "--timeout", "5m")
+	d.Kubectl(t, "delete", "pvc", datacenter.SharedClaim, datacenter.LocalClaim)
+	d.Answers(t)
 }
 
 // hosts is the process 1 of each host.

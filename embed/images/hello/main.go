@@ -9,6 +9,7 @@
 //	/upload     how many bytes the request's body had, and their SHA-256
 //	/slow?d=D   answers after D ("2s")
 //	/env        the variables it knows: PORT and nothing else
+//	/notes      what was left there by POST, a line each, by all instances that have one volume at /data
 //
 // It listens on PORT (8080). On SIGTERM it fails /healthz, finishes what it
 // has begun and ends.
@@ -20,13 +21,16 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -45,6 +49,10 @@ const (
 	maxDelay = 5 * time.Minute
 	// drainTimeout is within the 30 s that Kubernetes gives a pod to end.
 	drainTimeout = 25 * time.Second
+	// dataDir is where a volume may be. maxNote bounds what is left at once, maxNotes all of it.
+	dataDir  = "/data"
+	maxNote  = 1 << 10
+	maxNotes = 1 << 20
 )
 
 func main() { os.Exit(run()) }
@@ -61,7 +69,7 @@ func run() int {
 	listener, err := net.Listen("tcp", net.JoinHostPort("", port()))
 	if err == nil {
 		log.Info("serving", "address", listener.Addr().String(), "instance", instance)
-		err = serve(ctx, listener, instance)
+		err = serve(ctx, listener, &app{instance: instance, dir: dataDir})
 	}
 	if err != nil {
 		log.Error("serve", "err", err)
@@ -73,8 +81,7 @@ func run() int {
 func port() string { return cmp.Or(os.Getenv("PORT"), "8080") }
 
 // serve answers on listener until ctx is done and what was begun has ended.
-func serve(ctx context.Context, listener net.Listener, instance string) error {
-	a := &app{instance: instance}
+func serve(ctx context.Context, listener net.Listener, a *app) error {
 	server := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
@@ -91,6 +98,7 @@ func serve(ctx context.Context, listener net.Listener, instance string) error {
 
 type app struct {
 	instance string
+	dir      string
 	stopping atomic.Bool
 }
 
@@ -103,6 +111,8 @@ func (a *app) handler() http.Handler {
 	mux.HandleFunc("GET /slow", a.slow)
 	mux.HandleFunc("GET /env", a.env)
 	mux.HandleFunc("/upload", a.upload)
+	mux.HandleFunc("GET /notes", a.notes)
+	mux.HandleFunc("POST /notes", a.note)
 	return mux
 }
 
@@ -187,6 +197,52 @@ func (a *app) upload(w http.ResponseWriter, r *http.Request) {
 
 func (a *app) env(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintf(w, "PORT=%s\n", port())
+}
+
+func (a *app) notes(w http.ResponseWriter, r *http.Request) {
+	f, err := a.openNotes(os.O_RDONLY)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	defer f.Close()
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = io.CopyN(w, f, maxNotes)
+}
+
+// note answers once the note is on the disk.
+func (a *app) note(w http.ResponseWriter, r *http.Request) {
+	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxNote))
+	if err != nil {
+		http.Error(w, "body: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	f, err := a.openNotes(os.O_WRONLY | os.O_APPEND)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	line := fmt.Sprintf("%s: %s\n", a.instance, strings.Join(strings.Fields(string(text)), " "))
+	info, err := f.Stat()
+	if err == nil && info.Size()+int64(len(line)) > maxNotes {
+		err = errors.New("there is no room for more notes")
+	}
+	if err == nil {
+		_, err = f.WriteString(line)
+	}
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		http.Error(w, err.Error(), http.StatusInsufficientStorage)
+		return
+	}
+	_, _ = io.WriteString(w, line)
+}
+
+// openNotes opens the file of notes, which is made if there is a volume for it.
+func (a *app) openNotes(flags int) (*os.File, error) {
+	if _, err := os.Stat(a.dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("this app has no volume at %s", a.dir)
+	}
+	return os.OpenFile(filepath.Join(a.dir, "notes"), flags|os.O_CREATE, 0o660)
 }
 
 func writeJSON(w http.ResponseWriter, value any) {

@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,7 +18,7 @@ import (
 
 // start serves until the returned function, which fails unless all that was
 // begun ended well.
-func start(t *testing.T) (url string, stop func()) {
+func start(t *testing.T, dir string) (url string, stop func()) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -24,7 +26,7 @@ func start(t *testing.T) (url string, stop func()) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	go func() { served <- serve(ctx, listener, "instance-1") }()
+	go func() { served <- serve(ctx, listener, &app{instance: "instance-1", dir: dir}) }()
 	return "http://" + listener.Addr().String(), func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -59,7 +61,7 @@ func get(t *testing.T, url string) (int, string) {
 func TestHello(t *testing.T) {
 	t.Setenv("PORT", "1234")
 	t.Setenv("SECRET", "hidden")
-	url, stop := start(t)
+	url, stop := start(t, "/none")
 	defer stop()
 	for _, test := range []struct {
 		path string
@@ -93,8 +95,43 @@ func TestHello(t *testing.T) {
 	}
 }
 
+// TestNotes: instances that have one volume see what each other was left.
+func TestNotes(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	one, stop := start(t, dir)
+	defer stop()
+	two, stop := start(t, dir)
+	defer stop()
+	leave := func(url, text string) int {
+		request, _ := http.NewRequest(http.MethodPost, url+"/notes", strings.NewReader(text))
+		code, _ := fetch(t, request)
+		return code
+	}
+	if code, body := get(t, one+"/notes"); code != 404 || !strings.Contains(body, "no volume") || leave(two, "x") != 404 {
+		t.Errorf("without a volume: %d %s", code, body)
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if code := leave(one, "a\nb"); code != 200 {
+		t.Errorf("leave a note: %d", code)
+	}
+	if code, body := get(t, two+"/notes"); code != 200 || body != "instance-1: a b\n" {
+		t.Errorf("notes: %d %q", code, body)
+	}
+	if code := leave(one, strings.Repeat("x", maxNote+1)); code != 400 {
+		t.Errorf("leave a long note: %d", code)
+	}
+	if err := os.Truncate(filepath.Join(dir, "notes"), maxNotes); err != nil {
+		t.Fatal(err)
+	}
+	if code := leave(one, "more"); code != http.StatusInsufficientStorage {
+		t.Errorf("leave a note too many: %d", code)
+	}
+}
+
 func TestEcho(t *testing.T) {
-	url, stop := start(t)
+	url, stop := start(t, "/none")
 	defer stop()
 	conn, _, err := websocket.Dial(t.Context(), url+"/ws", nil)
 	if err != nil {
@@ -115,7 +152,7 @@ func TestEcho(t *testing.T) {
 // TestDrain stops while a request is being answered: more than fits into the
 // buffers between, so the server is still writing.
 func TestDrain(t *testing.T) {
-	url, stop := start(t)
+	url, stop := start(t, "/none")
 	const size = 64 << 20
 	response, err := http.Get(fmt.Sprintf("%s/bytes?n=%d", url, size))
 	if err != nil {

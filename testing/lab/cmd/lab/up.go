@@ -31,7 +31,9 @@ func up(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	d, err := datacenter.OnLab(ctx, l, binary, datacenter.Usual, say)
+	spec := datacenter.Usual
+	spec.Volumes = true
+	d, err := datacenter.OnLab(ctx, l, binary, spec, say)
 	if err != nil {
 		return fmt.Errorf("%w\n\n%s", err, lookAround(dir))
 	}
@@ -65,9 +67,11 @@ func finish(d *datacenter.Datacenter, dir string, took time.Duration) error {
 		return err
 	}
 	fmt.Printf("\nThe datacenter is up (%s).\n\n%s\nThe same stands in %s. What to try next:\n\n", took.Round(time.Second), env.String(), envFile(dir))
-	fmt.Printf("  curl --cacert %s --resolve %s:443:%s https://%[2]s/\n", ca, datacenter.AppHost, address)
-	fmt.Printf("  KUBECONFIG=%s %s kubectl get nodes,pods -A\n", kubeconfig, builtBinary)
+	curl := fmt.Sprintf("curl --cacert %s --resolve %s:443:%s https://%[2]s/", ca, datacenter.AppHost, address)
+	fmt.Printf("  %[1]s\n  %[1]snotes -d 'both instances see this'; %[1]snotes\n", curl)
+	fmt.Printf("  KUBECONFIG=%s %s kubectl get nodes,pods,pvc -A\n", kubeconfig, builtBinary)
 	fmt.Printf("  MP_CONFIG=%s %s mp apps list\n", config(datacenter.Owner), builtBinary)
+	fmt.Printf("  MP_CONFIG=%s %s mp volumes list\n", config(datacenter.Owner), builtBinary)
 	fmt.Printf("  MP_CONFIG=%s %s mp nodes list    # as the sysadmin\n", config(datacenter.Admin), builtBinary)
 	fmt.Print(whatNext(dir))
 	return nil
