@@ -185,6 +185,10 @@ func (s *sharing) Bring(
 	return all, s.words(fmt.Sprintf("shared volume %s", v.Key), err)
 }
 
+func (s *sharing) Heal(ctx context.Context, v wire.ClusterVolume) error {
+	return s.words(fmt.Sprintf("look at shared volume %s", v.Key), s.lead.Heal(ctx, wire.GlusterName(v.UID)))
+}
+
 func (s *sharing) Remove(ctx context.Context, v wire.ClusterVolume) error {
 	return s.words(fmt.Sprintf("remove shared volume %s", v.Key), s.lead.Remove(ctx, wanted(v)))
 }

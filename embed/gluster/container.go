@@ -158,7 +158,14 @@ func (c container) end(ctx context.Context) error {
 	if err := hostmount.Unmount(c.at("root")); err != nil {
 		return err
 	}
-	return cgroup.Remove(c.group)
+	// What was starting something in it when it was killed may leave a process there still.
+	for {
+		err := cgroup.Kill(ctx, c.group)
+		if !errors.Is(err, unix.EBUSY) || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // ask has the first process end, and returns when it has, or shows no sign of it.

@@ -194,20 +194,24 @@ func (h *Host) ensure(ctx context.Context, replace bool) (old bool, err error) {
 		return false, err
 	}
 	began := time.Now()
-	started, old, err := b.ensure(ctx, spec, image, replace, func() error {
-		// glusterd's own switch for TLS: what is in its state is over the image's.
-		files[h.at("lib", "secure-access")] = nil
-		for name, data := range files {
-			if err := writeIfOther(name, data); err != nil {
-				return err
+	// What is adopted may be ending: who asked it to was killed. It is started anew then.
+	started, err := false, errEnded
+	for try := 0; try < 2 && errors.Is(err, errEnded); try++ {
+		started, old, err = b.ensure(ctx, spec, image, replace, func() error {
+			// glusterd's own switch for TLS: what is in its state is over the image's.
+			files[h.at("lib", "secure-access")] = nil
+			for name, data := range files {
+				if err := writeIfOther(name, data); err != nil {
+					return err
+				}
 			}
+			return nil
+		})
+		if err == nil {
+			err = h.answers(ctx)
 		}
-		return nil
-	})
-	if err != nil {
-		return old, err
 	}
-	if err := h.answers(ctx); err != nil {
+	if err != nil {
 		return old, err
 	}
 	if started {
@@ -216,7 +220,9 @@ func (h *Host) ensure(ctx context.Context, replace bool) (old bool, err error) {
 	return old, h.Client().SetAll(ctx, clusterOptions)
 }
 
-// answers waits until glusterd does.
+var errEnded = errors.New("its container has ended")
+
+// answers waits until glusterd does, or has ended.
 func (h *Host) answers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -224,6 +230,9 @@ func (h *Host) answers(ctx context.Context) error {
 		_, err := h.Client().Peers(ctx)
 		if err == nil {
 			return nil
+		}
+		if running, errState := h.Running(ctx); errState == nil && !running {
+			return fmt.Errorf("glusterd does not answer: %w: %w", errEnded, err)
 		}
 		select {
 		case <-time.After(pause):

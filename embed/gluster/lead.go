@@ -13,26 +13,28 @@ import (
 
 // Lead makes a cluster be as somebody wants it: its nodes, its volumes. One node's glusterd is
 // asked, and only one of a cluster's nodes ought to lead at a time; a second one does no harm, but gets ErrBusy. It
-// is safe for concurrent use, and does one thing after the other, as glusterd does.
+// is safe for concurrent use, and makes one change after the other, as glusterd does. What is to be healed it asks
+// apart from that, one volume at a time: see Heal.
 type Lead struct {
 	client Client
 	own    netip.Addr
 	name   string // of its node's certificate
 
-	mu    sync.Mutex
-	last  look
-	heals map[string]heal
-	odd   map[netip.Addr]time.Time // since when nodes were seen that are asked in and no members
+	mu   sync.Mutex // of changes
+	last look
+	odd  map[netip.Addr]time.Time // since when nodes were seen that are asked in and no members
+
+	asking chan struct{} // full while somebody asks what is to be healed
+
+	muHeals sync.Mutex // of this alone: nobody waits with it
+	heals   map[string]heal
 }
 
 // NewLead makes the lead of the node with this address, whose certificate has this common name.
 func NewLead(c Client, own netip.Addr, name string) *Lead {
-	return &Lead{client: c, own: own, name: name, heals: map[string]heal{}, odd: map[netip.Addr]time.Time{}}
+	return &Lead{client: c, own: own, name: name, heals: map[string]heal{}, odd: map[netip.Addr]time.Time{},
+		asking: make(chan struct{}, 1)}
 }
-
-// healEvery is how often a volume is asked what is to be healed while all its bricks are there and
-// nothing was: it takes a client of its own, and a second.
-const healEvery = 5 * time.Minute
 
 // lookEvery is for how long what was seen of all volumes is taken to be so: a look is two commands of
 // some tenths of a second and more the more volumes there are, and takes lookPart of the time at most.
@@ -46,12 +48,6 @@ type look struct {
 	until   time.Time // so long it holds
 	volumes []Volume
 	bricks  map[string][]BrickState
-}
-
-// heal is what a volume's bricks have that others lack.
-type heal struct {
-	pending map[Brick]int64 // of those that could be asked
-	well    time.Time       // when there was nothing; zero: there is something, or perhaps
 }
 
 // Wanted is a volume as it shall be.
@@ -268,7 +264,11 @@ func (l *Lead) create(ctx context.Context, nodes []netip.Addr, v Wanted) error {
 		}
 		bricks = append(bricks, b.Brick)
 	}
-	return l.client.Create(ctx, v.Name, bricks, v.Arbiter, VolumeOptions(sorted(v.Hosts)))
+	if err := l.client.Create(ctx, v.Name, bricks, v.Arbiter, VolumeOptions(sorted(v.Hosts))); err != nil {
+		return err
+	}
+	l.nothingToHeal(v.Name, bricks)
+	return nil
 }
 
 // member says why no brick of a node can be used now.
@@ -310,62 +310,38 @@ func (l *Lead) replace(ctx context.Context, now *Volume, v Wanted) error {
 			continue
 		}
 		now.Bricks[i] = b.Brick
-		delete(l.heals, v.Name)
+		l.forgetHeal(v.Name)
 	}
 	return errors.Join(errs...)
 }
 
-// see says how a volume's bricks are, and starts what of them is down.
+// see says how a volume's bricks are, and starts what of them is down. What is to be healed is what Heal was
+// told last.
 func (l *Lead) see(ctx context.Context, now Volume, states []BrickState) (seen []SeenBrick, err error) {
-	down, away := false, false
+	pids, down := map[Brick]int{}, false
 	for _, b := range now.Bricks {
 		i := slices.IndexFunc(states, func(s BrickState) bool { return s.Brick == b })
 		online := i >= 0 && states[i].Online
-		away, down = away || i < 0, down || i >= 0 && !online
+		if down = down || i >= 0 && !online; online {
+			pids[b] = states[i].PID
+		}
 		seen = append(seen, SeenBrick{Brick: b, Online: online})
+	}
+	if len(now.Bricks) > 1 {
+		pending := l.noteBricks(now.Name, pids, len(pids) == len(now.Bricks))
+		for i, b := range seen {
+			n, ok := pending[b.Brick]
+			if !ok {
+				n = -1
+			}
+			seen[i].Pending = n
+		}
 	}
 	if down {
 		l.changed()
-		if err := l.client.StartBricks(ctx, now.Name); err != nil {
-			return seen, err
-		}
-	}
-	if len(now.Bricks) == 1 {
-		return seen, nil
-	}
-	h := l.heals[now.Name]
-	if down || away || h.well.IsZero() || time.Since(h.well) > healEvery {
-		if h, err = l.healing(ctx, now.Name); err != nil {
-			return seen, err
-		}
-		if down || away {
-			h.well = time.Time{}
-		}
-		l.heals[now.Name] = h
-	}
-	for i, b := range seen {
-		pending, ok := h.pending[b.Brick]
-		if !ok {
-			pending = -1
-		}
-		seen[i].Pending = pending
+		return seen, l.client.StartBricks(ctx, now.Name)
 	}
 	return seen, nil
-}
-
-// healing asks what has to be healed.
-func (l *Lead) healing(ctx context.Context, name string) (heal, error) {
-	now := heal{pending: map[Brick]int64{}, well: time.Now()}
-	all, err := l.client.Healing(ctx, name)
-	for _, h := range all {
-		if h.Connected {
-			now.pending[h.Brick] = h.Pending
-		}
-		if !h.Connected || h.Pending > 0 {
-			now.well = time.Time{}
-		}
-	}
-	return now, err
 }
 
 // Remove has glusterd forget a volume, as Client.Remove does. One of which all bricks were on nodes
@@ -374,7 +350,7 @@ func (l *Lead) Remove(ctx context.Context, v Wanted) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.changed()
-	delete(l.heals, v.Name)
+	l.forgetHeal(v.Name)
 	err := l.client.Remove(ctx, v.Name)
 	lost := map[string]bool{}
 	for _, b := range v.Bricks {

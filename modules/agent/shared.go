@@ -43,6 +43,9 @@ type SharedHost interface {
 	Gather(ctx context.Context, peers []wire.Peer) (members []netip.Addr, err error)
 	// Bring has a volume be as it shall. What is seen of its bricks is returned also with some errors.
 	Bring(ctx context.Context, peers []wire.Peer, v wire.ClusterVolume) ([]wire.ClusterBrickReport, error)
+	// Heal asks what of a volume is to be healed, if it is time to: Bring returns it later. One volume is asked at
+	// a time, and it may take a minute.
+	Heal(ctx context.Context, v wire.ClusterVolume) error
 	// Remove has all hosts forget a volume. What is in its bricks stays.
 	Remove(ctx context.Context, v wire.ClusterVolume) error
 
@@ -80,7 +83,7 @@ type SharedConfig struct {
 // this host leads it, mounts. It comes before attachments.
 func Shared(cfg SharedConfig) []Driver {
 	lead := &cluster{SharedConfig: cfg, seen: map[string][]wire.ClusterBrickReport{}}
-	return []Driver{serving{cfg}, bricks{cfg, &usage{}}, lead, mounts{cfg}}
+	return []Driver{serving{cfg}, bricks{cfg, &usage{}}, lead, heals{cfg}, mounts{cfg}}
 }
 
 // shares says whether a volume is one of the shared.
@@ -323,6 +326,38 @@ func (d *cluster) Report(_ context.Context, s *wire.State, progress func(string)
 			Message: cut(p.Problem, maxText)}
 		r.Items[Ref{wire.ClusterItem, v.UID}] = &rep
 	}
+	return nil, nil
+}
+
+// heals drives, on the host that leads, what is asked of volumes that takes long: it holds up nothing of cluster.
+type heals struct{ SharedConfig }
+
+const (
+	healKind  = "heal"
+	healEvery = 5 * time.Second // how often it is looked whether it is time to ask
+)
+
+func (heals) Kind() string { return healKind }
+
+func (d heals) Wanted(s *wire.State) (items []Item) {
+	if s.Storage == nil || s.Storage.Cluster == nil {
+		return nil
+	}
+	for _, v := range s.Storage.Cluster.Volumes {
+		if v.Remove || len(v.Bricks) < 2 {
+			continue
+		}
+		items = append(items, Item{Key: v.UID, Workspace: v.NetworkID, Needs: []Ref{{servingKind, serverKey}}, Every: healEvery,
+			Ensure: func(ctx context.Context) error { return d.Host.Heal(ctx, v) }})
+	}
+	return items
+}
+
+func (heals) Drop(context.Context, string) error { return nil }
+
+func (heals) List(context.Context) ([]string, error) { return nil, nil }
+
+func (heals) Report(context.Context, *wire.State, func(string) Progress, *Report) ([]string, error) {
 	return nil, nil
 }
 

@@ -89,6 +89,8 @@ func TestSharedWanted(t *testing.T) {
 			Storage: &wire.Storage{Bricks: []wire.Brick{{UID: "b1", SizeBytes: 8}}}},
 		"storage identity, storage server after storage identity, cluster members after storage server, cluster V1 after storage server": {
 			Storage: &wire.Storage{Cluster: &wire.Cluster{Volumes: []wire.ClusterVolume{{UID: "V1"}}}}},
+		"storage identity, storage server after storage identity, cluster members after storage server, cluster V1 after storage server, heal V1 after storage server": {
+			Storage: &wire.Storage{Cluster: &wire.Cluster{Volumes: []wire.ClusterVolume{{UID: "V1", Bricks: make([]wire.ClusterBrick, 3)}}}}},
 	}
 	for want, s := range states {
 		got := ""
@@ -108,7 +110,7 @@ func TestSharedWanted(t *testing.T) {
 	r := Report{Items: map[Ref]any{}}
 	r.Holds = []string{}
 	s := &wire.State{Volumes: []wire.Volume{volume}, Storage: &wire.Storage{Bricks: []wire.Brick{{UID: "b1", NetworkID: "00002a", SizeBytes: 16}, {UID: "b2", NetworkID: "00002c"}}}}
-	for _, d := range drivers[:4] {
+	for _, d := range drivers[:5] {
 		fallen, err := d.Report(t.Context(), s, func(string) Progress { return Progress{serial: 1} }, &r)
 		if err != nil || d.Kind() == wire.BrickItem != slices.Equal(fallen, []string{"b2"}) {
 			t.Errorf("%s: fallen are %v, %v", d.Kind(), fallen, err)

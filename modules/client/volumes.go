@@ -220,6 +220,8 @@ func explainCopies(w io.Writer, v *resource.Volume) {
 			is = "not there: " + printable(b.Message)
 		case !b.Online || b.Replaces != "":
 			is = "not there"
+		case b.Heal < 0:
+			is = "there; it is being found out what others have missed"
 		case b.Heal > 0:
 			is = fmt.Sprintf("there; has %d files and folders that others are given", b.Heal)
 		}

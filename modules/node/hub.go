@@ -106,6 +106,9 @@ type Hub struct {
 	changed chan struct{}     // closed and replaced when anything an agent is told may have changed
 	paces   map[string]*paces // of each node, by name
 
+	sharing sync.Mutex // while cluster is made
+	cluster *cluster
+
 	items map[string]itemTaker // by kind
 }
 
@@ -194,7 +197,7 @@ func (h *Hub) wake() {
 	h.changed = make(chan struct{})
 }
 
-func (h *Hub) waitChange() <-chan struct{} {
+func (h *Hub) waitChange() chan struct{} {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.changed
@@ -489,8 +492,8 @@ func (h *Hub) stateOf(node *resource.Node) *wire.State {
 				Remove: m.Deleting() && m.Status.Conditions.Is(resource.MachineDrained)})
 		}
 	}
-	volumes := h.cfg.Volumes.List("")
-	state.Volumes, state.Storage = h.volumesOf(node, volumes), h.storageOf(node, volumes)
+	c := h.shared()
+	state.Volumes, state.Storage = h.volumesOf(node, c.volumes), h.storageOf(node, c)
 	state.Pools = h.poolsOf(node)
 	return state
 }

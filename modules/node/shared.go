@@ -15,130 +15,6 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// storageOf is a node's part in shared volumes, nil if it has none: its bricks, and on the one host that
-// leads the cluster as it shall be.
-func (h *Hub) storageOf(node *resource.Node, volumes []*resource.Volume) *wire.Storage {
-	volumes = slices.DeleteFunc(slices.Clone(volumes), func(v *resource.Volume) bool { return len(v.Status.Bricks) == 0 })
-	s := &wire.Storage{}
-	now, ok := h.cfg.Nodes.Get(node.Name) // who asks for a stream is as he was then
-	part := ok && now.UID == node.UID && now.Status.StorageMember
-	for _, v := range volumes {
-		ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey())
-		if !ok {
-			continue // its cache follows: a workspace outlives its volumes
-		}
-		for _, b := range v.Status.Bricks {
-			if b.NodeUID != node.UID || b.Removed {
-				continue
-			}
-			part = true
-			s.Bricks = append(s.Bricks, wire.Brick{Key: v.Key(), Volume: v.UID, UID: b.UID, NetworkID: ws.Status.ID, Pool: b.Pool,
-				SizeBytes: resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter), FirstUID: v.Status.FirstUID, Made: b.SizeBytes > 0,
-				Remove: v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved)})
-		}
-	}
-	if lead := h.leads(volumes); lead != nil && lead.UID == node.UID {
-		part, s.Cluster = true, h.cluster(volumes)
-	}
-	if !part {
-		return nil
-	}
-	return s
-}
-
-// leads is the host that has the cluster changed. It has to be in it: one that isn't would found
-// another, which the hosts of the first can't join. So the first of all is the host of the oldest brick,
-// and waited for, until it says who is in it; from then on the first of those that reports. Nil:
-// there is none now.
-func (h *Hub) leads(volumes []*resource.Volume) *resource.Node {
-	nodes := map[string]*resource.Node{}
-	var members []*resource.Node
-	for _, n := range h.cfg.Nodes.List("") {
-		if n.Gone() {
-			continue
-		}
-		if nodes[n.UID] = n; n.Status.StorageMember {
-			members = append(members, n)
-		}
-	}
-	volumes = slices.Clone(volumes)
-	slices.SortFunc(volumes, func(a, b *resource.Volume) int {
-		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), strings.Compare(a.UID, b.UID))
-	})
-	var order []string // the UIDs of hosts with bricks, those with the oldest first
-	for _, v := range volumes {
-		for _, b := range v.Status.Bricks {
-			if nodes[b.NodeUID] != nil && !b.Removed && !slices.Contains(order, b.NodeUID) {
-				order = append(order, b.NodeUID)
-			}
-		}
-	}
-	if members == nil {
-		if order == nil {
-			return nil
-		}
-		return nodes[order[0]]
-	}
-	members = slices.DeleteFunc(members, func(n *resource.Node) bool { return n.Status.Phase == resource.Degraded })
-	if len(members) == 0 {
-		return nil
-	}
-	rank := func(n *resource.Node) int {
-		if i := slices.Index(order, n.UID); i >= 0 {
-			return i
-		}
-		return len(order) // it has none any more: the last, so that it can be let go
-	}
-	return slices.MinFunc(members, func(a, b *resource.Node) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), strings.Compare(a.UID, b.UID))
-	})
-}
-
-// cluster is what the host that leads is told.
-func (h *Hub) cluster(volumes []*resource.Volume) *wire.Cluster {
-	c := &wire.Cluster{}
-	with := map[string]bool{}
-	for _, v := range volumes {
-		ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey())
-		if !ok || v.Status.Conditions.Is(resource.VolumeUnserved) {
-			continue
-		}
-		cv := wire.ClusterVolume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID,
-			Made: v.Status.Conditions.Is(resource.VolumeServed), Remove: v.Deleting()}
-		for _, b := range v.Status.Bricks {
-			n := h.brickHost(b)
-			cb := wire.ClusterBrick{UID: b.UID, Ready: b.Ready, Replaces: b.Replaces, Lost: n == nil}
-			if n != nil {
-				cb.Address, with[n.Name] = n.Status.Address, true
-				cv.Hosts = append(cv.Hosts, n.UID)
-			}
-			cv.Bricks, cv.Arbiter = append(cv.Bricks, cb), b.Arbiter
-		}
-		for _, m := range h.cfg.Machines.List(v.WorkspaceKey()) {
-			if n, ok := h.cfg.Nodes.Get(m.Spec.Node); ok && m.Lives() {
-				cv.Hosts = append(cv.Hosts, n.UID)
-			}
-		}
-		slices.Sort(cv.Hosts)
-		cv.Hosts = slices.Compact(cv.Hosts)
-		c.Volumes = append(c.Volumes, cv)
-	}
-	// A host whose bricks go has a part in it until they are gone.
-	for _, v := range volumes {
-		for _, b := range v.Status.Bricks {
-			if n := h.brickHost(b); n != nil && !b.Removed {
-				with[n.Name] = true
-			}
-		}
-	}
-	for _, n := range h.cfg.Nodes.List("") {
-		if with[n.Name] {
-			c.Peers = append(c.Peers, wire.Peer{UID: n.UID, Name: n.Name, Address: n.Status.Address})
-		}
-	}
-	return c
-}
-
 // brickHost is the node that a brick is on, nil if it was given up or is none any more.
 func (h *Hub) brickHost(b resource.VolumeBrick) *resource.Node {
 	if n, ok := h.cfg.Nodes.Get(b.Node); ok && n.UID == b.NodeUID && !n.Gone() {
@@ -226,7 +102,7 @@ func (h *Hub) takeBrick(ctx context.Context, node *resource.Node, rep wire.Brick
 // takeCluster takes down what is news of a shared volume as the cluster has it. Only the host that
 // leads is believed.
 func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.ClusterReport) error {
-	if lead := h.leads(h.cfg.Volumes.List("")); lead == nil || lead.UID != node.UID {
+	if !h.shared().leads(node) {
 		return nil
 	}
 	if rep.Message != "" { // of addresses and GlusterFS: not for tenants
@@ -256,6 +132,11 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 		if rep.Bricks == nil {
 			return // they could not be asked for
 		}
+		// What one that was away has missed is not known before its others were asked.
+		back := slices.ContainsFunc(rep.Bricks, func(r wire.ClusterBrickReport) bool {
+			b := v.Brick(r.UID)
+			return b != nil && r.Online && (!b.Online || b.Replaces != "")
+		})
 		for i := range s.Bricks {
 			b := &s.Bricks[i]
 			at := slices.IndexFunc(rep.Bricks, func(r wire.ClusterBrickReport) bool { return r.UID == b.UID })
@@ -265,10 +146,12 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 			}
 			seen := rep.Bricks[at]
 			b.Replaces, b.Online = "", seen.Online
-			if seen.Heal < 0 {
-				continue // it could not be asked
+			switch {
+			case seen.Heal < 0 && back && len(rep.Bricks) > 1:
+				b.Heal = -1
+			case seen.Heal >= 0:
+				b.Heal = amount(seen.Heal)
 			}
-			b.Heal = amount(seen.Heal)
 			switch {
 			case b.Heal == 0:
 				b.HealingSince = time.Time{}
@@ -284,13 +167,24 @@ func (h *Hub) takeMembers(ctx context.Context, node *resource.Node, members []ne
 	if len(members) == 0 {
 		return nil
 	}
-	if lead := h.leads(h.cfg.Volumes.List("")); lead == nil || lead.UID != node.UID {
+	if !h.shared().leads(node) {
 		return nil
 	}
-	for _, n := range h.cfg.Nodes.List("") {
+	nodes := h.cfg.Nodes.List("")
+	// Itself first: of some members that are known another would lead.
+	slices.SortStableFunc(nodes, func(a, b *resource.Node) int {
+		switch node.UID {
+		case a.UID:
+			return -1
+		case b.UID:
+			return 1
+		}
+		return 0
+	})
+	for _, n := range nodes {
 		is := slices.Contains(members, n.Status.Address)
 		if n.UID == node.UID && len(members) == 1 && is {
-			is = h.holds(n) // a cluster of one host without bricks is none
+			is = h.shared().keeps(n) // a cluster of one host without bricks is none
 		}
 		if n.Status.StorageMember == is {
 			continue
@@ -307,13 +201,6 @@ func (h *Hub) takeMembers(ctx context.Context, node *resource.Node, members []ne
 		}
 	}
 	return nil
-}
-
-// holds says whether a node has bricks.
-func (h *Hub) holds(n *resource.Node) bool {
-	return slices.ContainsFunc(h.cfg.Volumes.List(""), func(v *resource.Volume) bool {
-		return len(v.Status.Bricks) > 0 && v.IsOn(n.UID)
-	})
 }
 
 // noteVolume writes down what is news of the volume called key, if it is the one that is meant. removed: it may be

@@ -140,6 +140,12 @@ func TestShared(t *testing.T) {
 	if b := now.Bricks; !now.Conditions.Is(resource.VolumeServed) || !b[0].Online || b[1].Online || b[2].Heal != 3 || b[2].HealingSince.IsZero() {
 		t.Errorf("after the lead's report it is %+v", now)
 	}
+	unknown := wire.ClusterReport{Ready: true, Bricks: []wire.ClusterBrickReport{{UID: "brick-n2", Online: true, Heal: -1}, {UID: "brick-n1", Online: true, Heal: -1}, {UID: "brick-n3", Online: true, Heal: -1}}}
+	for range 2 {
+		if b := cluster(1, unknown).Status.Bricks; b[0].Heal != -1 || b[1].Heal != -1 || !b[1].Online {
+			t.Errorf("once all are back it is %+v", b)
+		}
+	}
 	// Those who are in the cluster are known now, so another of them leads when one is silent.
 	for _, name := range []string{"n1", "n2", "n3"} {
 		change(name, func(n *resource.Node) {

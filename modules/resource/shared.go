@@ -19,8 +19,9 @@ type VolumeBrick struct {
 	UsedBytes int64  `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`
 	Ready     bool   `json:"ready,omitempty" doc:"Its host has it, with its size"`
 	Online    bool   `json:"online,omitempty" doc:"The others reach it"`
-	// Heal counts what it has and others lack; HealingSince is by the server's clock.
-	Heal         int64     `json:"heal,omitempty" doc:"How many files and folders others have to be given by it"`
+	// Heal counts what it has and others lack; -1: some were away, and how many there are isn't known yet. HealingSince is
+	// by the server's clock.
+	Heal         int64     `json:"heal,omitempty" doc:"How many files and folders others have to be given by it; -1: not known yet"`
 	HealingSince time.Time `json:"healingSince,omitzero" doc:"Since when there are some"`
 	Removed      bool      `json:"removed,omitempty" doc:"Its host has taken it away"`
 	Message      string    `json:"message,omitempty" doc:"Why it isn't ready"`

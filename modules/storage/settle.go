@@ -154,10 +154,10 @@ func noQuorum(v *resource.Volume, hosts map[string]*resource.Node, full bool) st
 // replicated says whether a volume could lose one of its copies now, to somebody who has never seen GlusterFS.
 func replicated(v *resource.Volume, hosts map[string]*resource.Node, full bool) resource.Condition {
 	c := resource.Condition{Type: resource.VolumeReplicated, Status: resource.False}
-	there, heal := 0, int64(0)
+	there, heal, unknown := 0, int64(0), false
 	for _, b := range v.Status.Bricks {
 		if has(b, hosts[b.NodeUID]) {
-			there, heal = there+1, max(heal, b.Heal)
+			there, heal, unknown = there+1, max(heal, b.Heal), unknown || b.Heal < 0
 		}
 	}
 	switch {
@@ -169,6 +169,9 @@ func replicated(v *resource.Volume, hosts map[string]*resource.Node, full bool) 
 	case heal > 0:
 		c.Reason, c.Message = "Healing", fmt.Sprintf("a copy that was away is given what it missed: %d files and folders to go. "+
 			"Reading and writing go on; until it has them no other may fail", heal)
+	case unknown:
+		c.Reason, c.Message = "Healing", "a copy that was away is back, and it is being found out what it missed. "+
+			"Reading and writing go on; until it has that no other may fail"
 	default:
 		c.Status, c.Reason = resource.True, "Replicated"
 	}

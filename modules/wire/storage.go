@@ -128,6 +128,6 @@ type ClusterReport struct {
 type ClusterBrickReport struct {
 	UID    string `json:"uid"`
 	Online bool   `json:"online"`
-	// Heal is how many files and folders others have to be given by it; -1 if it can't be asked.
+	// Heal is how many files and folders others have to be given by it; -1 if nobody could be asked since bricks came or went.
 	Heal int64 `json:"heal,omitempty"`
 }

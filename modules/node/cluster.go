@@ -1,0 +1,167 @@
+package node
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// cluster is what all hosts with shared volumes are to be together. It is made once for each change that an agent
+// may be told of, not for each node and change. Nobody changes it.
+type cluster struct {
+	of      chan struct{}      // Hub.changed as it was then
+	volumes []*resource.Volume // all that there are
+	lead    *resource.Node     // see leadOf
+	told    *wire.Cluster      // what the lead is told
+	bricks  map[string][]wire.Brick
+	kept    map[string]bool // UIDs of nodes with a brick that isn't taken away
+}
+
+// shared is what it is now.
+func (h *Hub) shared() *cluster {
+	h.sharing.Lock()
+	defer h.sharing.Unlock()
+	now := h.waitChange() // before reading, so that nothing is missed
+	if h.cluster == nil || h.cluster.of != now {
+		h.cluster = h.newCluster(now)
+	}
+	return h.cluster
+}
+
+func (h *Hub) newCluster(of chan struct{}) *cluster {
+	c := &cluster{of: of, volumes: h.cfg.Volumes.List(""), bricks: map[string][]wire.Brick{}, kept: map[string]bool{}}
+	shared := slices.DeleteFunc(slices.Clone(c.volumes), func(v *resource.Volume) bool { return len(v.Status.Bricks) == 0 })
+	for _, v := range shared {
+		ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey()) // its cache follows: a workspace outlives its volumes
+		for _, b := range v.Status.Bricks {
+			if b.Removed {
+				continue
+			}
+			c.kept[b.NodeUID] = true
+			if ok {
+				c.bricks[b.NodeUID] = append(c.bricks[b.NodeUID], wire.Brick{
+					Key: v.Key(), Volume: v.UID, UID: b.UID, Pool: b.Pool, NetworkID: ws.Status.ID,
+					SizeBytes: resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter), FirstUID: v.Status.FirstUID, Made: b.SizeBytes > 0,
+					Remove: v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved)})
+			}
+		}
+	}
+	if c.lead = h.leadOf(shared); c.lead != nil {
+		c.told = h.told(shared)
+	}
+	return c
+}
+
+// leads says whether a node does.
+func (c *cluster) leads(n *resource.Node) bool { return c.lead != nil && c.lead.UID == n.UID }
+
+// keeps says whether a node has bricks.
+func (c *cluster) keeps(n *resource.Node) bool { return c.kept[n.UID] }
+
+// storageOf is a node's part in shared volumes, nil if it has none: its bricks, and on the one host that
+// leads the cluster as it shall be.
+func (h *Hub) storageOf(node *resource.Node, c *cluster) *wire.Storage {
+	s := &wire.Storage{Bricks: c.bricks[node.UID]}
+	now, ok := h.cfg.Nodes.Get(node.Name) // who asks for a stream is as he was then
+	part := s.Bricks != nil || ok && now.UID == node.UID && now.Status.StorageMember
+	if c.leads(node) {
+		part, s.Cluster = true, c.told
+	}
+	if !part {
+		return nil
+	}
+	return s
+}
+
+// leadOf is the host that has the cluster changed. It has to be in it: one that isn't would found
+// another, which the hosts of the first can't join. So the first of all is the host of the oldest brick,
+// and waited for, until it says who is in it; from then on the first of those that reports. Nil:
+// there is none now.
+func (h *Hub) leadOf(volumes []*resource.Volume) *resource.Node {
+	nodes := map[string]*resource.Node{}
+	var members []*resource.Node
+	for _, n := range h.cfg.Nodes.List("") {
+		if n.Gone() {
+			continue
+		}
+		if nodes[n.UID] = n; n.Status.StorageMember {
+			members = append(members, n)
+		}
+	}
+	volumes = slices.Clone(volumes)
+	slices.SortFunc(volumes, func(a, b *resource.Volume) int {
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), strings.Compare(a.UID, b.UID))
+	})
+	var order []string // the UIDs of hosts with bricks, those with the oldest first
+	for _, v := range volumes {
+		for _, b := range v.Status.Bricks {
+			if nodes[b.NodeUID] != nil && !b.Removed && !slices.Contains(order, b.NodeUID) {
+				order = append(order, b.NodeUID)
+			}
+		}
+	}
+	if members == nil {
+		if order == nil {
+			return nil
+		}
+		return nodes[order[0]]
+	}
+	members = slices.DeleteFunc(members, func(n *resource.Node) bool { return n.Status.Phase == resource.Degraded })
+	if len(members) == 0 {
+		return nil
+	}
+	rank := func(n *resource.Node) int {
+		if i := slices.Index(order, n.UID); i >= 0 {
+			return i
+		}
+		return len(order) // it has none any more: the last, so that it can be let go
+	}
+	return slices.MinFunc(members, func(a, b *resource.Node) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), strings.Compare(a.UID, b.UID))
+	})
+}
+
+// told is what the host that leads is told.
+func (h *Hub) told(volumes []*resource.Volume) *wire.Cluster {
+	c := &wire.Cluster{}
+	with := map[string]bool{} // UIDs of hosts with a part in it
+	for _, v := range volumes {
+		for _, b := range v.Status.Bricks {
+			if n := h.brickHost(b); n != nil && !b.Removed { // one whose bricks go, too, until they are gone
+				with[n.UID] = true
+			}
+		}
+		ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey())
+		if !ok || v.Status.Conditions.Is(resource.VolumeUnserved) {
+			continue
+		}
+		cv := wire.ClusterVolume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID,
+			Made: v.Status.Conditions.Is(resource.VolumeServed), Remove: v.Deleting()}
+		for _, b := range v.Status.Bricks {
+			n := h.brickHost(b)
+			cb := wire.ClusterBrick{UID: b.UID, Ready: b.Ready, Replaces: b.Replaces, Lost: n == nil}
+			if n != nil {
+				cb.Address, with[n.UID] = n.Status.Address, true
+				cv.Hosts = append(cv.Hosts, n.UID)
+			}
+			cv.Bricks, cv.Arbiter = append(cv.Bricks, cb), b.Arbiter
+		}
+		for _, m := range h.cfg.Machines.List(v.WorkspaceKey()) {
+			if n, ok := h.cfg.Nodes.Get(m.Spec.Node); ok && m.Lives() {
+				cv.Hosts = append(cv.Hosts, n.UID)
+			}
+		}
+		slices.Sort(cv.Hosts)
+		cv.Hosts = slices.Compact(cv.Hosts)
+		c.Volumes = append(c.Volumes, cv)
+	}
+	for _, n := range h.cfg.Nodes.List("") {
+		if with[n.UID] {
+			c.Peers = append(c.Peers, wire.Peer{UID: n.UID, Name: n.Name, Address: n.Status.Address})
+		}
+	}
+	return c
+}
