@@ -18,17 +18,12 @@ func (p *program) snapshots() noun[resource.Snapshot] {
 			{head: "VOLUME", cell: func(s *resource.Snapshot) string { return s.Spec.Volume }},
 			{head: "SIZE", cell: func(s *resource.Snapshot) string { return resource.Bytes.Text(s.Asks().VolumeBytes) }},
 			{head: "USED", cell: func(s *resource.Snapshot) string {
-				if !s.Made() {
-					return ""
+				if s.Status.UsedBytes == 0 {
+					return "" // it isn't known yet
 				}
 				return resource.Size{DiskBytes: s.Status.UsedBytes}.Disk()
 			}},
-			{head: "WAITS", cell: func(s *resource.Snapshot) string {
-				if c := s.Status.Conditions.Get(resource.SnapshotReady); c != nil && c.Status != resource.True {
-					return c.Message
-				}
-				return ""
-			}},
+			{head: "WAITS", cell: func(s *resource.Snapshot) string { return waits(s.Status.Conditions, resource.SnapshotReady) }},
 			{head: "HOST", wide: true, cell: func(s *resource.Snapshot) string { return s.Status.Node }},
 		}),
 	}

@@ -29,6 +29,7 @@ func (p *program) trash() noun[resource.Trash] {
 			{head: "CLASS", cell: func(t *resource.Trash) string { return t.Spec.Was.Class }},
 			{head: "SIZE", cell: func(t *resource.Trash) string { return resource.Bytes.Text(t.Spec.Was.SizeBytes) }},
 			{head: "UNTIL", cell: func(t *resource.Trash) string { return t.Spec.Until.Format(when) }},
+			{head: "WAITS", cell: func(t *resource.Trash) string { return waits(t.Status.Conditions, resource.VolumeKept) }},
 			{head: "CLAIM", wide: true, cell: func(t *resource.Trash) string { return t.Spec.Was.Claim }},
 			{head: "HOST", wide: true, cell: func(t *resource.Trash) string { return t.Status.Node }},
 		}),
@@ -38,6 +39,14 @@ func (p *program) trash() noun[resource.Trash] {
 			printConditions(w, "CONDITIONS", t.Status.Conditions)
 		},
 	}
+}
+
+// waits is what something waits for until a condition is true.
+func waits(all resource.Conditions, until string) string {
+	if c := all.Get(until); c != nil && c.Status != resource.True {
+		return c.Message
+	}
+	return ""
 }
 
 // trashLife is how long a volume stays in the trash, in words.
@@ -111,17 +120,28 @@ func inTrash(v *resource.Volume) string {
 
 // deleteWorkspace says before and after what becomes of the volumes.
 func (c *call) deleteWorkspace() error {
-	workspaces, ask := c.workspaces(), "Delete workspace %s with its apps, snapshots and data?"
+	workspaces, ask := c.workspaces(), "Delete workspace %s with its apps and data?"
 	it, err := workspaces.arg(c)
 	if err != nil {
 		return err
 	}
 	all, err := c.volumes().all(c, it.Target)
+	var snapshots []resource.Snapshot
+	if err == nil {
+		snapshots, err = c.snapshots().all(c, it.Target)
+	}
 	if no, ok := errors.AsType[*Problem](err); ok && no.exitCode() == ExitNotFound {
 		err = nil // the deletion says more
 	}
 	if err != nil {
 		return err
+	}
+	switch n := len(snapshots); n {
+	case 0:
+	case 1:
+		ask += " A snapshot in it is lost, also if its volume is kept."
+	default:
+		ask += fmt.Sprintf(" The %d snapshots in it are lost, also if their volumes are kept.", n)
 	}
 	kept := 0
 	for i := range all {

@@ -343,11 +343,8 @@ func amount(x int64) int64 { return min(max(x, 0), maxAmount) }
 
 // takeMachine takes down what is news of a machine.
 func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.MachineReport) error {
-	seen, ok := h.cfg.Machines.Get(rep.Key)
-	if !ok || seen.UID != rep.UID || seen.Spec.Node != node.Name {
-		return nil // gone, or not this node's: nothing to take down
-	}
-	look := func(m *resource.Machine) {
+	own := func(m *resource.Machine) bool { return m.UID == rep.UID && m.Spec.Node == node.Name }
+	return takeDown(ctx, h.cfg.Machines, store.Of[resource.Machine](h.cfg.Store), rep.Key, false, own, func(m *resource.Machine) {
 		c := resource.Condition{Type: resource.MachineRunning, Status: resource.False, Reason: "NotRunning",
 			Message: clip(rep.Message, maxText)}
 		if rep.Running {
@@ -359,20 +356,32 @@ func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.Mac
 			m.Status.Conditions.Set(resource.Condition{Type: resource.MachineRemoved, Status: resource.True, Reason: "Removed"})
 		}
 		m.Status.StartedAt, m.Status.Restarts, m.Status.NoVolumes = rep.StartedAt, rep.Restarts, rep.NoVolumes
+	})
+}
+
+// takeDown has look write down what is news of the object with this key, as far as that is meant: what a node has to
+// say of it. What the cache knows so already is not written. unheard: it may be news of what this server's cache has not heard of,
+// that something shall be removed say. What is told once is believed of the store, if the cache has no such object.
+func takeDown[P resource.Object](
+	ctx context.Context, cache *store.Cache[P], kind store.Kind[P], key string, unheard bool, meant func(P) bool, look func(P),
+) error {
+	if seen, ok := cache.Get(key); ok {
+		was, _ := cache.Get(key) // a copy of its own
+		if !meant(seen) {
+			return nil // another, or not this node's: nothing to take down
+		}
+		if look(seen); !unheard && reflect.DeepEqual(was, seen) {
+			return nil
+		}
 	}
-	was := seen.Status
-	was.Conditions = append(resource.Conditions(nil), was.Conditions...)
-	if look(seen); reflect.DeepEqual(was, seen.Status) {
-		return nil
-	}
-	_, err := store.Of[resource.Machine](h.cfg.Store).Modify(ctx, rep.Key, func(m *resource.Machine) error {
-		if m.UID != rep.UID || m.Spec.Node != node.Name {
+	_, err := kind.Modify(ctx, key, func(now P) error {
+		if !meant(now) {
 			return store.ErrSkip
 		}
-		look(m)
+		look(now)
 		return nil
 	})
-	if errors.Is(err, store.ErrNotFound) {
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
 		return nil
 	}
 	return err

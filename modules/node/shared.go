@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -203,29 +202,9 @@ func (h *Hub) takeMembers(ctx context.Context, node *resource.Node, members []ne
 	return nil
 }
 
-// noteVolume writes down what is news of the volume called key, if it is the one that is meant. removed: it may be
-// news although this server's cache doesn't know yet that something of it shall be removed.
+// noteVolume is takeDown for volumes.
 func (h *Hub) noteVolume(
 	ctx context.Context, key string, removed bool, meant func(*resource.Volume) bool, look func(*resource.Volume),
 ) error {
-	seen, ok := h.cfg.Volumes.Get(key)
-	if !ok || !meant(seen) {
-		return nil
-	}
-	was := seen.Status
-	was.Conditions, was.Bricks = slices.Clone(was.Conditions), slices.Clone(was.Bricks)
-	if look(seen); reflect.DeepEqual(was, seen.Status) && !removed {
-		return nil
-	}
-	_, err := store.Of[resource.Volume](h.cfg.Store).Modify(ctx, key, func(v *resource.Volume) error {
-		if v.UID != seen.UID || !meant(v) {
-			return store.ErrSkip
-		}
-		look(v)
-		return nil
-	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
+	return takeDown(ctx, h.cfg.Volumes, store.Of[resource.Volume](h.cfg.Store), key, removed, meant, look)
 }

@@ -3,8 +3,6 @@ package node
 import (
 	"cmp"
 	"context"
-	"errors"
-	"reflect"
 	"slices"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -40,9 +38,10 @@ func kept(trash map[string]*resource.Trash) (volumes []wire.Volume) {
 
 // takeTrash takes down what is news of a volume in the trash.
 func (h *Hub) takeTrash(ctx context.Context, node *resource.Node, rep wire.VolumeReport) error {
-	look := func(t *resource.Trash) {
+	own := func(t *resource.Trash) bool { return t.UID == rep.UID && t.Status.NodeUID == node.UID }
+	return takeDown(ctx, h.cfg.Trash, store.Of[resource.Trash](h.cfg.Store), rep.Key, rep.Removed, own, func(t *resource.Trash) {
 		c := resource.Condition{Type: resource.VolumeKept, Status: resource.False, Reason: "NotKept",
-			Message: clip(rep.Message, maxText)}
+			Message: cmp.Or(clip(rep.Message, maxText), resource.PutAway)}
 		if rep.Ready {
 			c = resource.Condition{Type: resource.VolumeKept, Status: resource.True, Reason: "Kept"}
 		}
@@ -51,24 +50,5 @@ func (h *Hub) takeTrash(ctx context.Context, node *resource.Node, rep wire.Volum
 		if rep.Removed && t.Deleting() {
 			t.Status.Conditions.Set(resource.Condition{Type: resource.VolumeRemoved, Status: resource.True, Reason: "Removed"})
 		}
-	}
-	// One that this server's cache has not heard of is looked for in the store: it is told once.
-	if seen, ok := h.cfg.Trash.Get(rep.Key); ok && seen.UID == rep.UID && !(rep.Removed && !seen.Deleting()) {
-		was := seen.Status
-		was.Conditions = slices.Clone(was.Conditions)
-		if look(seen); reflect.DeepEqual(was, seen.Status) {
-			return nil
-		}
-	}
-	_, err := store.Of[resource.Trash](h.cfg.Store).Modify(ctx, rep.Key, func(t *resource.Trash) error {
-		if t.UID != rep.UID || t.Status.NodeUID != node.UID {
-			return store.ErrSkip
-		}
-		look(t)
-		return nil
 	})
-	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) {
-		return nil
-	}
-	return err
 }

@@ -2,9 +2,7 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -36,37 +34,16 @@ func TestTrash(t *testing.T) {
 	if err := p.store.Commit(t.Context(), p.store.TrashOps(v, in)...); err != nil {
 		t.Fatal(err)
 	}
-	told := func(want ...wire.Volume) {
-		t.Helper()
-		wait.For(t, wait.Patience, "the hub knows of it", func(context.Context) error {
-			if got := p.stateOf(node).Volumes; fmt.Sprint(got) != fmt.Sprint(want) {
-				return fmt.Errorf("n1 is told %+v, want %+v", got, want)
-			}
-			return nil
-		})
-	}
 	want := wire.Volume{Key: in.Key(), UID: v.UID, NetworkID: "00abcd", Class: "local", SizeBytes: 1 << 30, FirstUID: 1 << 28, Made: true, Keep: true}
-	told(want)
+	p.tells(t, node, want)
 	if err := mine.call(t.Context(), wire.LeavePath, struct{}{}, nil); err == nil || !strings.Contains(err.Error(), "acme/web/shop/data") {
 		t.Errorf("it leaves with trash: %v", err)
 	}
 	report := func(h *host, rep wire.VolumeReport) resource.Conditions {
-		t.Helper()
-		text, err := json.Marshal(rep)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := h.call(t.Context(), wire.ItemsPath, wire.Items{Items: []wire.Item{{Kind: wire.VolumeItem, Report: text}}}, nil); err != nil {
-			t.Fatal(err)
-		}
-		now, err := trash.Get(t.Context(), in.Key())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return now.Status.Conditions
+		return told(t, h, rep, trash, in.Key()).Status.Conditions
 	}
 	rep := wire.VolumeReport{Key: in.Key(), UID: v.UID, Ready: true, Removed: true}
-	if got := report(other, rep); got != nil {
+	if got := report(other, rep); got.Is(resource.VolumeKept) || got.Get(resource.VolumeKept).Message != resource.PutAway {
 		t.Errorf("another node is believed: %+v", got)
 	}
 	if got := report(mine, rep); !got.Is(resource.VolumeKept) || got.Is(resource.VolumeRemoved) {
@@ -107,7 +84,7 @@ func TestTrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	want.Keep, want.Remove = false, true
-	told(want)
+	p.tells(t, node, want)
 	if got := report(mine, rep); !got.Is(resource.VolumeRemoved) {
 		t.Errorf("removed, it is %+v", got)
 	}
@@ -118,7 +95,7 @@ func TestTrash(t *testing.T) {
 	if err := trash.Delete(t.Context(), now); err != nil {
 		t.Fatal(err)
 	}
-	told()
+	p.tells(t, node)
 	wait.For(t, wait.Patience, "the number is free", func(context.Context) error {
 		if !freed() {
 			return errors.New("it is kept")

@@ -2,9 +2,7 @@ package node
 
 import (
 	"context"
-	"errors"
 	"net/http"
-	"reflect"
 	"slices"
 	"strings"
 
@@ -113,10 +111,8 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 	if !ok || seen.UID != rep.UID {
 		return h.takeSnapshot(ctx, node, rep)
 	}
-	if !h.has(node, seen) {
-		return nil // gone, or not this node's: nothing to take down
-	}
-	look := func(v *resource.Volume) {
+	own := func(v *resource.Volume) bool { return v.UID == rep.UID && h.has(node, v) }
+	return takeDown(ctx, h.cfg.Volumes, store.Of[resource.Volume](h.cfg.Store), rep.Key, rep.Removed, own, func(v *resource.Volume) {
 		if v.Spec.Class == resource.SharedVolume {
 			h.noteShared(node, v, rep)
 			return
@@ -140,44 +136,22 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 		if rep.Removed && v.Deleting() {
 			s.Conditions.Set(resource.Condition{Type: resource.VolumeRemoved, Status: resource.True, Reason: "Removed"})
 		}
-	}
-	was := seen.Status
-	was.Conditions, was.Attachments = slices.Clone(was.Conditions), slices.Clone(was.Attachments)
-	// That it is gone is said of one that the host was told to remove, of which this server's cache
-	// may not have heard.
-	unheard := rep.Removed && !seen.Deleting()
-	if look(seen); reflect.DeepEqual(was, seen.Status) && !unheard {
-		return nil
-	}
-	_, err := store.Of[resource.Volume](h.cfg.Store).Modify(ctx, rep.Key, func(v *resource.Volume) error {
-		if v.UID != rep.UID || !h.has(node, v) {
-			return store.ErrSkip
-		}
-		look(v)
-		return nil
 	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
 }
 
 // takeSnapshot takes down what is news of a snapshot.
 func (h *Hub) takeSnapshot(ctx context.Context, node *resource.Node, rep wire.VolumeReport) error {
-	seen, ok := h.cfg.Snapshots.Get(rep.Key)
-	if !ok || seen.UID != rep.UID || seen.Status.NodeUID != node.UID {
-		return nil // gone, or not this node's: nothing to take down
-	}
-	most := seen.Spec.SizeBytes // or, of a volume that has grown meanwhile, what that has
-	if v, ok := h.cfg.Volumes.Get(seen.WorkspaceKey() + "/" + seen.Spec.Volume); ok && v.UID == seen.Spec.VolumeUID {
-		most = max(most, v.Spec.SizeBytes)
-	}
-	look := func(s *resource.Snapshot) {
+	own := func(s *resource.Snapshot) bool { return s.UID == rep.UID && s.Status.NodeUID == node.UID }
+	return takeDown(ctx, h.cfg.Snapshots, store.Of[resource.Snapshot](h.cfg.Store), rep.Key, rep.Removed, own, func(s *resource.Snapshot) {
 		c := resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Reason: "Creating",
 			Message: clip(rep.Message, maxText)}
 		if rep.Ready {
 			c = resource.Condition{Type: resource.SnapshotReady, Status: resource.True, Reason: "Ready"}
 			if !s.Made() {
+				most := s.Spec.SizeBytes // or, of a volume that has grown meanwhile, what that has
+				if v, ok := h.cfg.Volumes.Get(s.WorkspaceKey() + "/" + s.Spec.Volume); ok && v.UID == s.Spec.VolumeUID {
+					most = max(most, v.Spec.SizeBytes)
+				}
 				s.Status.SizeBytes, s.Status.ReadyAt = min(amount(rep.SizeBytes), most), new(h.now().UTC())
 			}
 			s.Status.UsedBytes = amount(rep.UsedBytes)
@@ -187,22 +161,5 @@ func (h *Hub) takeSnapshot(ctx context.Context, node *resource.Node, rep wire.Vo
 		if rep.Removed && s.Deleting() {
 			s.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotRemoved, Status: resource.True, Reason: "Removed"})
 		}
-	}
-	was := seen.Status
-	was.Conditions = slices.Clone(was.Conditions)
-	unheard := rep.Removed && !seen.Deleting() // see takeVolume
-	if look(seen); reflect.DeepEqual(was, seen.Status) && !unheard {
-		return nil
-	}
-	_, err := store.Of[resource.Snapshot](h.cfg.Store).Modify(ctx, rep.Key, func(s *resource.Snapshot) error {
-		if s.UID != rep.UID || s.Status.NodeUID != node.UID {
-			return store.ErrSkip
-		}
-		look(s)
-		return nil
 	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	return err
 }

@@ -15,6 +15,47 @@ import (
 	"github.com/multipaas/multipaas/testing/wait"
 )
 
+// say reports items of this host, in one page.
+func (h *host) say(t *testing.T, reports ...any) error {
+	t.Helper()
+	var page wire.Items
+	for _, rep := range reports {
+		text, ok := rep.(json.RawMessage)
+		if !ok {
+			var err error
+			if text, err = json.Marshal(rep); err != nil {
+				t.Fatal(err)
+			}
+		}
+		page.Items = append(page.Items, wire.Item{Kind: wire.VolumeItem, Report: text})
+	}
+	return h.call(t.Context(), wire.ItemsPath, page, nil)
+}
+
+// told reports a volume, or a snapshot, and returns what is stored then.
+func told[P resource.Object](t *testing.T, h *host, rep wire.VolumeReport, kind store.Kind[P], key string) P {
+	t.Helper()
+	if err := h.say(t, rep); err != nil {
+		t.Fatal(err)
+	}
+	now, err := kind.Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return now
+}
+
+// tells waits until a node is told of these volumes, and of no others.
+func (p *platform) tells(t *testing.T, node *resource.Node, want ...wire.Volume) {
+	t.Helper()
+	wait.For(t, wait.Patience, "the hub knows of it", func(context.Context) error {
+		if got := p.stateOf(node).Volumes; fmt.Sprint(got) != fmt.Sprint(want) {
+			return fmt.Errorf("%s is told %+v, want %+v", node.Name, got, want)
+		}
+		return nil
+	})
+}
+
 // TestVolumes: a node is told of the volumes on it and of no others, and believed about
 // those alone.
 func TestVolumes(t *testing.T) {
@@ -43,12 +84,7 @@ func TestVolumes(t *testing.T) {
 	}
 	want := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: "00abcd", Class: "local", SizeBytes: 1 << 30, FirstUID: 1 << 28,
 		Attachments: []wire.VolumeAttachment{{MachineUID: m.UID}}}
-	wait.For(t, wait.Patience, "the hub knows of the volume", func(context.Context) error {
-		if got := p.stateOf(node).Volumes; fmt.Sprint(got) != fmt.Sprint([]wire.Volume{want}) {
-			return fmt.Errorf("n1 is told %+v, want %+v", got, want)
-		}
-		return nil
-	})
+	p.tells(t, node, want)
 	n2, err := store.Of[resource.Node](p.store).Get(t.Context(), "n2")
 	if err != nil {
 		t.Fatal(err)
@@ -58,23 +94,7 @@ func TestVolumes(t *testing.T) {
 	}
 
 	good := wire.VolumeReport{Key: v.Key(), UID: v.UID, Ready: true, SizeBytes: 1 << 50, UsedBytes: 5, Attached: []string{m.UID}, Failed: map[string]string{m.UID: "no\x1b[31m"}, Removed: true}
-	report := func(h *host, rep wire.VolumeReport) *resource.Volume {
-		t.Helper()
-		text, err := json.Marshal(rep)
-		if err != nil {
-			t.Fatal(err)
-		}
-		// Kinds of a newer agent are in nobody's way.
-		page := wire.Items{Items: []wire.Item{{Kind: "dream", Report: []byte("7")}, {Kind: wire.VolumeItem, Report: text}}}
-		if err := h.call(t.Context(), wire.ItemsPath, page, nil); err != nil {
-			t.Fatal(err)
-		}
-		now, err := volumes.Get(t.Context(), v.Key())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return now
-	}
+	report := func(h *host, rep wire.VolumeReport) *resource.Volume { return told(t, h, rep, volumes, v.Key()) }
 	lie := good
 	lie.UID = "another"
 	for name, got := range map[string]*resource.Volume{"another node": report(other, good), "of another UID": report(mine, lie)} {
@@ -114,12 +134,11 @@ func TestVolumes(t *testing.T) {
 	}
 	// One that is none is in the way of none.
 	good.UsedBytes = 7
-	text, err := json.Marshal(good)
-	if err != nil {
-		t.Fatal(err)
+	// Kinds of a newer agent are in nobody's way.
+	if err := mine.call(t.Context(), wire.ItemsPath, wire.Items{Items: []wire.Item{{Kind: "dream", Report: []byte("7")}}}, nil); err != nil {
+		t.Error(err)
 	}
-	page := wire.Items{Items: []wire.Item{{Kind: wire.VolumeItem, Report: []byte("[]")}, {Kind: wire.VolumeItem, Report: text}}}
-	if err := mine.call(t.Context(), wire.ItemsPath, page, nil); err == nil || !strings.Contains(err.Error(), "not understood") {
+	if err := mine.say(t, json.RawMessage("[]"), good); err == nil || !strings.Contains(err.Error(), "not understood") {
 		t.Errorf("an item that is none: %v", err)
 	}
 	if now, err := volumes.Get(t.Context(), v.Key()); err != nil || now.Status.UsedBytes != 7 {
@@ -178,33 +197,10 @@ func TestSnapshots(t *testing.T) {
 	if err := p.store.Commit(t.Context(), store.Of[resource.Workspace](p.store).CreateOp(ws), snapshots.CreateOp(s)); err != nil {
 		t.Fatal(err)
 	}
-	told := func(what string, want wire.Volume) {
-		t.Helper()
-		wait.For(t, wait.Patience, what, func(context.Context) error {
-			if got := p.stateOf(node).Volumes; fmt.Sprint(got) != fmt.Sprint([]wire.Volume{want}) {
-				return fmt.Errorf("n1 is told %+v, want %+v", got, want)
-			}
-			return nil
-		})
-	}
 	want := wire.Volume{Key: s.Key(), UID: s.UID, NetworkID: "00abcd", Class: "local", SizeBytes: 1 << 30, Source: "of", Snapshot: true}
-	told("the hub knows of the snapshot", want)
+	p.tells(t, node, want)
 	rep := wire.VolumeReport{Key: s.Key(), UID: s.UID, Ready: true, SizeBytes: 1 << 50, UsedBytes: 5, Removed: true}
-	report := func(h *host) resource.SnapshotStatus {
-		t.Helper()
-		text, err := json.Marshal(rep)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := h.call(t.Context(), wire.ItemsPath, wire.Items{Items: []wire.Item{{Kind: wire.VolumeItem, Report: text}}}, nil); err != nil {
-			t.Fatal(err)
-		}
-		now, err := snapshots.Get(t.Context(), s.Key())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return now.Status
-	}
+	report := func(h *host) resource.SnapshotStatus { return told(t, h, rep, snapshots, s.Key()).Status }
 	if got := report(other); got.SizeBytes != 0 || got.Conditions != nil {
 		t.Errorf("another node is believed: %+v", got)
 	}
@@ -224,7 +220,7 @@ func TestSnapshots(t *testing.T) {
 		t.Fatal(err)
 	}
 	want.Made, want.Remove = true, true
-	told("it shall be removed", want)
+	p.tells(t, node, want)
 	if got := report(mine); !got.Conditions.Is(resource.SnapshotRemoved) {
 		t.Errorf("it was removed: %+v", got)
 	}

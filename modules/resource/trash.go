@@ -32,6 +32,9 @@ const TrashLife = 7 * 24 * time.Hour
 // Kept is the phase of what is in the trash and can be had back.
 const Kept Phase = "Kept"
 
+// PutAway is what a volume in the trash waits for until it is Kept.
+const PutAway = "its host puts it away"
+
 // Kind is "trash".
 func (*Trash) Kind() string { return "trash" }
 
@@ -67,7 +70,8 @@ func (v *Volume) ToTrash(ws *Workspace, now time.Time) *Trash {
 		Spec: TrashSpec{Volume: v.Name, Workspace: v.Workspace, WorkspaceUID: ws.UID, NetworkID: ws.Status.ID,
 			Was: v.Spec, Until: now.Add(TrashLife).UTC().Truncate(time.Second)}}
 	t.UID = v.UID
-	t.Status.State, t.Status.Attachments = State{Phase: Updating}, nil // its host puts it away
+	t.Status.State, t.Status.Attachments = State{Phase: Updating}, nil
+	t.Status.Conditions.Set(Condition{Type: VolumeKept, Status: False, Reason: "NotKept", Message: PutAway})
 	return t
 }
 

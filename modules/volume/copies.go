@@ -159,22 +159,35 @@ func (h *Host) beginCopy(v wire.Volume, from diskimage.Image, to string) *copyin
 	return c
 }
 
+// endTime is how long it is waited for copies to end: they do at the next block, if the disk answers.
+const endTime = 10 * time.Second
+
 // endCopies ends the copies that are made of a volume or snapshot, and of another to it, or all if it
-// is "", and waits for that.
-func (h *Host) endCopies(uid string) {
+// is "", and waits for that. The error is of those that don't end.
+func (h *Host) endCopies(uid string) error {
+	ended := map[string]*copying{}
 	h.mu.Lock()
-	var ended []*copying
 	for to, c := range h.copies {
 		if uid == "" || to == uid || c.source == uid {
-			ended = append(ended, c)
-			delete(h.copies, to)
+			c.end()
+			ended[to] = c
 		}
 	}
 	h.mu.Unlock()
-	for _, c := range ended {
-		c.end()
-		<-c.done
+	late := time.After(endTime)
+	for to, c := range ended {
+		select {
+		case <-c.done:
+		case <-late:
+			return saidf("a copy that is made of it, or to it, does not end: the disk of its host may hang")
+		}
+		h.mu.Lock()
+		if h.copies[to] == c {
+			delete(h.copies, to)
+		}
+		h.mu.Unlock()
 	}
+	return nil
 }
 
 // thaw has a volume be written to again that was frozen when the process before this one was killed.

@@ -85,7 +85,9 @@ func (h *Host) Run(ctx context.Context, ready func()) error {
 	h.mu.Lock()
 	h.closed = true
 	h.mu.Unlock()
-	h.endCopies("")
+	if err := h.endCopies(""); err != nil {
+		h.cfg.Log.Warn("copies of volumes", "err", err)
+	}
 	return nil
 }
 
@@ -290,7 +292,9 @@ func (h *Host) mount(ctx context.Context, v wire.Volume, disk diskimage.Image, t
 
 // letGo unmounts a volume, and where machines have it.
 func (h *Host) letGo(uid string) error {
-	h.endCopies(uid)
+	if err := h.endCopies(uid); err != nil {
+		return err
+	}
 	if err := h.thaw(uid); err != nil { // what is unmounted frozen keeps its disk
 		return err
 	}
@@ -370,7 +374,9 @@ func (h *Host) remove(ctx context.Context, uid string) error {
 	if err := h.answers(); err != nil {
 		return h.said(poolTrouble, err) // what isn't there is not removed
 	}
-	h.endCopies(uid)
+	if err := h.endCopies(uid); err != nil {
+		return err
+	}
 	p := h.place(uid)
 	disk := p.image()
 	mounted, err := hostmount.Has(disk.Mount)
