@@ -147,6 +147,14 @@ func (c *clusters) Grow(_ context.Context, _ *resource.Volume, more int64, commi
 	return commit()
 }
 
+// Restore has room for all but what is called crowded.
+func (c *clusters) Restore(_ context.Context, v *resource.Volume, commit func() error) error {
+	if v.Name == "crowded" {
+		return &access.Refusal{Reason: access.ErrExists, Text: "It can't be there: the host has 250 volumes of this workspace."}
+	}
+	return commit()
+}
+
 // Snapshot has room for what is up to 100 GiB.
 func (c *clusters) Snapshot(_ context.Context, now *resource.Snapshot, commit func(...store.Op) error) error {
 	return c.room(now.Spec.SizeBytes, commit)

@@ -140,7 +140,12 @@ func (a *API) restore(ctx context.Context, t *resource.Trash, to Restore) (*reso
 		held = append(held, owner...)
 	}
 	task, begin := a.cfg.Tasks.Begin("volume.restore", who(ctx).Name(), v)
-	err = a.store.Commit(store.WithReserve(ctx), append(ops, append(held, begin)...)...)
+	commit := func() error { return a.store.Commit(store.WithReserve(ctx), append(ops, append(held, begin)...)...) }
+	if elsewhere {
+		err = a.cfg.Volumes.Restore(ctx, v, commit)
+	} else {
+		err = commit()
+	}
 	if errors.Is(err, store.ErrExists) {
 		return nil, "", conflict("conflict", fmt.Sprintf("There is a volume %q in workspace %s.", name, ws.Name),
 			"Choose another name: `mp volumes trash restore "+t.Name+" --as NAME`.")

@@ -359,9 +359,9 @@ func (h *Hub) takeMachine(ctx context.Context, node *resource.Node, rep wire.Mac
 	})
 }
 
-// takeDown has look write down what is news of the object with this key, as far as that is meant: what a node has to
-// say of it. What the cache knows so already is not written. unheard: it may be news of what this server's cache has not heard of,
-// that something shall be removed say. What is told once is believed of the store, if the cache has no such object.
+// takeDown has look write down what is news of the object with this key, if it is meant. What the cache
+// knows so already is not written. unheard: it may be news although this server's cache doesn't know yet that
+// something of it shall be removed. One that the cache has not heard of is looked for in the store: it is told once.
 func takeDown[P resource.Object](
 	ctx context.Context, cache *store.Cache[P], kind store.Kind[P], key string, unheard bool, meant func(P) bool, look func(P),
 ) error {

@@ -142,7 +142,8 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 // takeSnapshot takes down what is news of a snapshot.
 func (h *Hub) takeSnapshot(ctx context.Context, node *resource.Node, rep wire.VolumeReport) error {
 	own := func(s *resource.Snapshot) bool { return s.UID == rep.UID && s.Status.NodeUID == node.UID }
-	return takeDown(ctx, h.cfg.Snapshots, store.Of[resource.Snapshot](h.cfg.Store), rep.Key, rep.Removed, own, func(s *resource.Snapshot) {
+	kind := store.Of[resource.Snapshot](h.cfg.Store)
+	return takeDown(ctx, h.cfg.Snapshots, kind, rep.Key, rep.Removed, own, func(s *resource.Snapshot) {
 		c := resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Reason: "Creating",
 			Message: clip(rep.Message, maxText)}
 		if rep.Ready {

@@ -112,3 +112,10 @@ const (
 	MaxVolumesOnHost          = 1000
 	MaxWorkspaceVolumesOnHost = 250
 )
+
+// How many snapshots may be on a host, and how many of one workspace: nothing of them is mounted, but all are
+// told to the host, some 300 bytes each, and looked at.
+const (
+	MaxSnapshotsOnHost          = 4000
+	MaxWorkspaceSnapshotsOnHost = 1000
+)

@@ -94,10 +94,14 @@ func stillThere(err error) error {
 	return err
 }
 
-// beside is a place for so many bytes on the host of what is copied, and what else is to be
-// written with who takes it. What is mounted there is a volume of the workspace mounts; "" if it is
-// not mounted. The caller is alone. The error is a *shortError if there is none.
-func (c *Controller) beside(ctx context.Context, from origin, size int64, mounts string) (at spot, ops []store.Op, err error) {
+// limit says why a host can't have one thing more of a workspace: promises.crowded for volumes, promises.snapped for snapshots.
+type limit func(have promises, host *resource.Node, workspace string) string
+
+// beside is a place for so many bytes of a workspace on the host of what is copied, and what else is to be
+// written with who takes it. The caller is alone. The error is a *shortError if there is none.
+func (c *Controller) beside(
+	ctx context.Context, from origin, size int64, workspace string, full limit,
+) (at spot, ops []store.Op, err error) {
 	host, err := c.nodeOf(ctx, from.node, from.nodeUID)
 	if err != nil {
 		return at, nil, err
@@ -114,8 +118,8 @@ func (c *Controller) beside(ctx context.Context, from origin, size int64, mounts
 		why = "the host that has it does not report: try it again later"
 	case !slices.ContainsFunc(host.Status.Pools, func(p resource.Pool) bool { return p.Copies }):
 		why = "the host that has it can't copy volumes yet: the operator has to upgrade it first"
-	case mounts != "" && have.crowded(host, mounts) != "":
-		why = have.crowded(host, mounts)
+	case full(have, host, workspace) != "":
+		why = full(have, host, workspace)
 	case !host.TakesIn(from.pool):
 		why = "the disk that has it is away, or is being taken away: try it again later, or ask the operator"
 	case have.free(host, from.pool) < size:
@@ -131,7 +135,7 @@ func (c *Controller) beside(ctx context.Context, from origin, size int64, mounts
 // Snapshot calls commit, which stores a snapshot that is new, with what is to be written
 // besides; now has been given its place, which is its volume's. An *access.Refusal says why it can't be.
 func (c *Controller) Snapshot(ctx context.Context, now *resource.Snapshot, commit func(...store.Op) error) error {
-	return c.besides(ctx, now.Spec.SizeBytes, "",
+	return c.besides(ctx, now.Spec.SizeBytes, now.WorkspaceKey(), promises.snapped,
 		func() (origin, error) {
 			return c.volumeOrigin(ctx, now.WorkspaceKey(), now.Spec.Volume, now.Spec.VolumeUID, now.Spec.SizeBytes)
 		},
@@ -140,12 +144,14 @@ func (c *Controller) Snapshot(ctx context.Context, now *resource.Snapshot, commi
 
 // Copy is Snapshot for a volume that is made from another, or from a snapshot.
 func (c *Controller) Copy(ctx context.Context, now *resource.Volume, commit func(...store.Op) error) error {
-	return c.besides(ctx, now.Spec.SizeBytes, now.WorkspaceKey(), func() (origin, error) { return c.originOf(ctx, now) },
+	return c.besides(ctx, now.Spec.SizeBytes, now.WorkspaceKey(), promises.crowded,
+		func() (origin, error) { return c.originOf(ctx, now) },
 		func(at spot, ops []store.Op) error { at.note(now); return commit(ops...) })
 }
 
 func (c *Controller) besides(
-	ctx context.Context, size int64, mounts string, find func() (origin, error), commit func(at spot, ops []store.Op) error,
+	ctx context.Context, size int64, workspace string, full limit,
+	find func() (origin, error), commit func(at spot, ops []store.Op) error,
 ) error {
 	done, err := c.alone(ctx)
 	if err != nil {
@@ -156,7 +162,7 @@ func (c *Controller) besides(
 	if err == nil {
 		var at spot
 		var ops []store.Op
-		if at, ops, err = c.beside(ctx, from, size, mounts); err == nil {
+		if at, ops, err = c.beside(ctx, from, size, workspace, full); err == nil {
 			err = commit(at, ops)
 		}
 	}

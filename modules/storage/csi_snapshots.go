@@ -90,7 +90,7 @@ func (e *endpoint) makeSnapshot(ctx context.Context, fresh *resource.Snapshot) e
 	if err != nil {
 		return short(err)
 	}
-	at, ops, err := e.beside(ctx, from, fresh.Spec.SizeBytes, "")
+	at, ops, err := e.beside(ctx, from, fresh.Spec.SizeBytes, e.workspace, promises.snapped)
 	if err != nil {
 		return short(err)
 	}
@@ -243,7 +243,7 @@ func (e *endpoint) assignCopy(ctx context.Context, v *resource.Volume) (ops []st
 	}) {
 		return nil, &shortError{"what it is made from is on a host on which the workspace has no machine now: no pod could use it"}
 	}
-	at, ops, err := e.beside(ctx, from, v.Spec.SizeBytes, e.workspace)
+	at, ops, err := e.beside(ctx, from, v.Spec.SizeBytes, e.workspace, promises.crowded)
 	if err == nil {
 		at.note(v)
 	}

@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -12,6 +13,7 @@ import (
 type promises struct {
 	machines               []*resource.Machine
 	volumes                []*resource.Volume
+	snapshots              []*resource.Snapshot
 	toMachines             map[string]resource.Size // by node's name
 	toVolumes, toSnapshots map[resource.PoolAt]int64
 }
@@ -25,11 +27,10 @@ func (c *Controller) promises(ctx context.Context) (p promises, err error) {
 	if p.volumes, err = c.cfg.Store.OnHosts(ctx); err != nil {
 		return p, err
 	}
-	snapshots, _, err := store.Of[resource.Snapshot](c.cfg.Store).List(ctx, "", "", 0)
-	if err != nil {
+	if p.snapshots, _, err = store.Of[resource.Snapshot](c.cfg.Store).List(ctx, "", "", 0); err != nil {
 		return p, err
 	}
-	p.toSnapshots = resource.PromisedToSnapshots(snapshots)
+	p.toSnapshots = resource.PromisedToSnapshots(p.snapshots)
 	p.toMachines, p.toVolumes = resource.Promised(p.machines), resource.PromisedToVolumes(p.volumes)
 	return p, nil
 }
@@ -66,11 +67,18 @@ func (p promises) poolsOf(hosts []*resource.Node) (pools []string) {
 	return pools
 }
 
-// crowded says why a node can't have one volume more of a workspace, whatever its size; "" if it can.
+// crowded says why a node can't have one volume more of a workspace, whatever its size; "" if it can. A host of which machines
+// see shared volumes has these, too.
 func (p promises) crowded(n *resource.Node, workspace string) string {
+	here := map[string]bool{} // workspaces with machines there
+	for _, m := range p.machines {
+		if m.Spec.Node == n.Name && !m.Deleting() {
+			here[m.WorkspaceKey()] = true
+		}
+	}
 	all, own := 0, 0
 	for _, v := range p.volumes {
-		if v.IsOn(n.UID) {
+		if v.IsOn(n.UID) || v.Spec.Class == resource.SharedVolume && here[v.WorkspaceKey()] {
 			all++
 			if v.WorkspaceKey() == workspace {
 				own++
@@ -83,6 +91,40 @@ func (p promises) crowded(n *resource.Node, workspace string) string {
 			"delete some, also from the trash, or add machines on other hosts", own)
 	case all >= resource.MaxVolumesOnHost:
 		return "the host that could have it has as many volumes as are possible: ask the operator for another host"
+	}
+	return ""
+}
+
+// snapped is crowded for a snapshot.
+func (p promises) snapped(n *resource.Node, workspace string) string {
+	all, own := 0, 0
+	for _, s := range p.snapshots {
+		if s.Status.NodeUID == n.UID {
+			all++
+			if s.WorkspaceKey() == workspace {
+				own++
+			}
+		}
+	}
+	switch {
+	case own >= resource.MaxWorkspaceSnapshotsOnHost:
+		return fmt.Sprintf("its host has %d snapshots of this workspace, and no more are possible: delete some", own)
+	case all >= resource.MaxSnapshotsOnHost:
+		return "its host has as many snapshots as are possible: delete some, or ask the operator for another host"
+	}
+	return ""
+}
+
+// seen says why the hosts of a workspace's machines, which all see its shared volumes, can't have one more; "" if they can.
+func (p promises) seen(nodes []*resource.Node, workspace string) string {
+	for _, m := range p.machines {
+		i := slices.IndexFunc(nodes, func(n *resource.Node) bool { return n.Name == m.Spec.Node })
+		if m.WorkspaceKey() != workspace || m.Deleting() || i < 0 {
+			continue
+		}
+		if why := p.crowded(nodes[i], workspace); why != "" {
+			return "all of the workspace's machines see it, and " + why
+		}
 	}
 	return ""
 }

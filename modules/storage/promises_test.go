@@ -75,6 +75,38 @@ func TestBest(t *testing.T) {
 	}
 }
 
+// TestCrowdedBySight: a host has shared volumes, too, that its machines see, wherever their copies are. Snapshots have a
+// limit of their own.
+func TestCrowdedBySight(t *testing.T) {
+	n := &resource.Node{Meta: resource.Meta{Name: "n1", UID: "u1"}}
+	m := &resource.Machine{InWorkspace: resource.NewInWorkspace("acme/web/shop", "shop-1")}
+	m.Spec.Node = "n1"
+	p := promises{machines: []*resource.Machine{m}}
+	for i := range resource.MaxWorkspaceVolumesOnHost {
+		v := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", fmt.Sprint(i)), Spec: resource.VolumeSpec{Class: resource.SharedVolume}}
+		v.Status.Bricks = []resource.VolumeBrick{{NodeUID: "elsewhere"}}
+		p.volumes = append(p.volumes, v)
+	}
+	nodes := []*resource.Node{n}
+	if why := p.seen(nodes, "acme/web/shop"); !strings.Contains(why, "250 volumes of this workspace") {
+		t.Errorf("a host that sees 250: %q", why)
+	}
+	if why := p.crowded(n, "acme/web/other"); why != "" {
+		t.Errorf("another workspace: %q", why)
+	}
+	if p.volumes = p.volumes[1:]; p.seen(nodes, "acme/web/shop") != "" {
+		t.Errorf("a host that sees one less: %q", p.seen(nodes, "acme/web/shop"))
+	}
+	for i := range resource.MaxWorkspaceSnapshotsOnHost {
+		s := &resource.Snapshot{InWorkspace: resource.NewInWorkspace("acme/web/shop", fmt.Sprint(i))}
+		s.Status.NodeUID = "u1"
+		p.snapshots = append(p.snapshots, s)
+	}
+	if why := p.snapped(n, "acme/web/shop"); !strings.Contains(why, "1000 snapshots of this workspace") || p.snapped(n, "acme/web/other") != "" {
+		t.Errorf("a host with 1000 snapshots: %q, of another %q", why, p.snapped(n, "acme/web/other"))
+	}
+}
+
 // TestPoolAway: a host whose disk with volumes is away isn't one that has to be upgraded. And who
 // looked whether a host has volumes can't mark it as removed when one has come since.
 func TestPoolAway(t *testing.T) {

@@ -30,8 +30,8 @@ type copies struct {
 func (at copies) note(v *resource.Volume) {
 	v.Status.FirstUID, v.Status.Phase = at.firstUID, resource.Creating
 	for i, n := range at.hosts {
-		v.Status.Bricks = append(v.Status.Bricks, resource.VolumeBrick{UID: store.NewUID(), Node: n.Name, NodeUID: n.UID, Pool: at.pools[i],
-			Arbiter: at.arbiter && i == len(at.hosts)-1})
+		v.Status.Bricks = append(v.Status.Bricks, resource.VolumeBrick{UID: store.NewUID(), Node: n.Name, NodeUID: n.UID,
+			Pool: at.pools[i], Arbiter: at.arbiter && i == len(at.hosts)-1})
 	}
 	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumePlaced, Status: resource.True, Reason: "Placed"})
 	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "Creating",
@@ -83,6 +83,9 @@ func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at c
 	nodes, _, err := store.Of[resource.Node](c.cfg.Store).List(ctx, "", "", 0)
 	if err != nil {
 		return at, err
+	}
+	if why := have.seen(nodes, v.WorkspaceKey()); why != "" {
+		return at, &shortError{why}
 	}
 	need := bricksOf(v.Spec, nodes)
 	at.arbiter = v.Spec.Arbiter

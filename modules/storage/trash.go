@@ -1,10 +1,13 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -45,6 +48,39 @@ func (c *Controller) reconcileTrash(ctx context.Context, key string) (again time
 		return 0, err
 	}
 	return min(left, trashLook), trash.Observe(ctx, t, func(now *resource.Trash) { settleTrash(now, host) })
+}
+
+// Restore calls commit, which writes that a volume comes back from the trash to another workspace than it was of, unless
+// its hosts have as many of that as they can: an *access.Refusal.
+func (c *Controller) Restore(ctx context.Context, v *resource.Volume, commit func() error) error {
+	done, err := c.alone(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	have, err := c.promises(ctx)
+	if err != nil {
+		return err
+	}
+	nodes, _, err := store.Of[resource.Node](c.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return err
+	}
+	// It is on its hosts as it is; of all volumes there are no more than before.
+	have.volumes = slices.DeleteFunc(have.volumes, func(o *resource.Volume) bool { return o.UID == v.UID })
+	why := ""
+	for _, n := range nodes {
+		if v.IsOn(n.UID) {
+			why = cmp.Or(why, have.crowded(n, v.WorkspaceKey()))
+		}
+	}
+	if v.Spec.Class == resource.SharedVolume {
+		why = cmp.Or(why, have.seen(nodes, v.WorkspaceKey()))
+	}
+	if why != "" {
+		return &access.Refusal{Reason: access.ErrExists, Text: "It can't be there: " + why + "."}
+	}
+	return commit()
 }
 
 // settleTrash computes the phase from what was seen.

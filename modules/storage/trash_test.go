@@ -66,6 +66,10 @@ func TestTrash(t *testing.T) {
 	if used, err := w.quota.Used(ctx, &resource.Account{Meta: resource.Meta{Name: "acme"}}); err != nil || used.Volumes != 2 || used.VolumeBytes != 2*gib {
 		t.Errorf("the account has %+v, %v", used, err)
 	}
+	done := errors.New("done")
+	if err := w.Restore(ctx, kept.Restored("acme/web/other", "back"), func() error { return done }); !errors.Is(err, done) {
+		t.Errorf("restored: %v", err)
+	}
 	report(over.Key(), resource.VolumeRemoved)
 	gone := func(now *resource.Trash) bool { return now == nil }
 	await("it is gone", over.Key(), gone)
