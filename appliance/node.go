@@ -10,10 +10,12 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/preflight"
 	"github.com/multipaas/multipaas/appliance/status"
@@ -39,6 +41,8 @@ type host struct {
 	volumes  *volume.Host
 	sharing  *sharing
 	agent    *agent.Agent
+	// canEncrypt is asked once: it may have the kernel look for a module.
+	canEncrypt func() error
 }
 
 // errLeft ends a node that is none any more, as was asked for. The unit
@@ -49,7 +53,7 @@ var errLeft = cli.Exit("", 3)
 // returns. The error is errLeft when the node was removed from the platform and
 // everything of it is gone.
 func RunNode(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
-	h := &host{base: newBase("node", cfg, version, log)}
+	h := &host{base: newBase("node", cfg, version, log), canEncrypt: sync.OnceValue(diskimage.CanEncrypt)}
 	h.answers = h
 	release, err := h.prepare(ctx, preflight.NodeModules(), preflight.Node(cfg.Paths.Data))
 	if err != nil {
@@ -105,6 +109,7 @@ func (h *host) boot() error {
 		Shared:      func(uid string) string { return h.sharing.At(wire.GlusterName(uid)) },
 		Mark:        filepath.Join(h.cfg.Paths.Node(), "pool.json"),
 		Tools:       h.machines.Image,
+		Encryption:  volume.Encryption{Key: client.VolumeKey, Tools: h.sharing.Image},
 		HostUser:    h.machines.HostUser,
 		MachineUser: h.machines.UserOf,
 		Log:         h.part("volumes"),
@@ -167,6 +172,9 @@ func (h *host) facts() wire.Report {
 		h.problems.Update(machine.UsersShared, "", h.machines.SharedUsers())
 		if h.sharing.Supports() == nil {
 			rep.Drivers = append(rep.Drivers, wire.StorageDriver)
+		}
+		if h.canEncrypt() == nil {
+			rep.Drivers = append(rep.Drivers, wire.EncryptionDriver)
 		}
 	}
 	var u unix.Utsname

@@ -45,6 +45,7 @@ func (s *server) addNodes(
 		Store:       from.of(n),
 		CA:          s.ca,
 		Storage:     s.storageCA,
+		Seal:        s.seal,
 		Tokens:      id.of(n),
 		Server:      s.cfg.Name,
 		Address:     s.cfg.Address,

@@ -13,6 +13,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/pki"
 	"github.com/multipaas/multipaas/appliance/preflight"
+	"github.com/multipaas/multipaas/appliance/seal"
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/resource"
 )
@@ -23,7 +24,9 @@ type server struct {
 	ca *pki.CA // the platform's: servers, nodes, tenants' hosts
 	// storageCA is of shared volumes alone: whom it has certified may ask any host for them.
 	storageCA *pki.CA
-	versions  []string // of Kubernetes, newest last
+	// seal seals secrets that lie in the datastore.
+	seal     *seal.Key
+	versions []string // of Kubernetes, newest last
 }
 
 // RunServer runs a server until ctx is done. Starting again on the same data
@@ -50,6 +53,9 @@ func (s *server) boot() (err error) {
 	}
 	failpoint.Reach("bootstrap/platform-authority-made")
 	if s.storageCA, err = pki.LoadOrCreateCA(filepath.Join(s.cfg.Paths.PKI(), "storage"), "MultiPaaS storage"); err != nil {
+		return err
+	}
+	if s.seal, err = seal.LoadOrCreate(filepath.Join(s.cfg.Paths.PKI(), "volumes.key")); err != nil {
 		return err
 	}
 	s.versions = s.cfg.KubernetesVersions

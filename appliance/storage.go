@@ -22,6 +22,7 @@ func (s *server) addStorage(
 		Log:        s.part("storage"),
 		Store:      from.of(n),
 		Limits:     s.cfg.Limits,
+		Seal:       s.seal,
 		Volumes:    volumes.of(n),
 		Snapshots:  snapshots.of(n),
 		Trash:      trash.of(n),

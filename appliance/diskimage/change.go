@@ -26,14 +26,14 @@ var ErrNoReflink = errors.New("files here can't share blocks")
 
 // Grow makes a mounted XFS image so large, while it is used, and returns ErrShrink if it is
 // larger. One that was cut off goes on where it was. It blocks for some milliseconds.
-func (d Image) Grow(_ context.Context, sizeBytes int64) error {
-	if err := d.grow(sizeBytes); err != nil {
+func (d Image) Grow(ctx context.Context, sizeBytes int64) error {
+	if err := d.grow(ctx, sizeBytes); err != nil {
 		return fmt.Errorf("grow disk %s: %w", d.File, err)
 	}
 	return nil
 }
 
-func (d Image) grow(sizeBytes int64) error {
+func (d Image) grow(ctx context.Context, sizeBytes int64) error {
 	if d.has(sizeBytes) {
 		return nil
 	}
@@ -57,7 +57,13 @@ func (d Image) grow(sizeBytes int64) error {
 	if err != nil {
 		return err
 	}
-	if at.Dev != of.Rdev {
+	dev := of.Rdev
+	if d.Encryption != nil {
+		if dev, err = mapped(d.Encryption.Name); err != nil {
+			return err
+		}
+	}
+	if at.Dev != dev {
 		return fmt.Errorf("something else is mounted at %s", d.Mount)
 	}
 	if kind.Type != unix.XFS_SUPER_MAGIC {
@@ -67,15 +73,20 @@ func (d Image) grow(sizeBytes int64) error {
 	if err != nil {
 		return err
 	}
-	if info.Size() > sizeBytes {
-		return fmt.Errorf("it has %d bytes, and shall have %d: %w", info.Size(), sizeBytes, ErrShrink)
+	if info.Size() > d.fileBytes(sizeBytes) {
+		return fmt.Errorf("it has %d bytes, and shall have %d: %w", info.Size(), d.fileBytes(sizeBytes), ErrShrink)
 	}
-	if err := os.Truncate(d.File, sizeBytes); err != nil {
+	if err := os.Truncate(d.File, d.fileBytes(sizeBytes)); err != nil {
 		return err
 	}
 	failpoint.Reach("disk/file-grown")
 	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
 		return fmt.Errorf("tell %s of it: %w", devices[0], err)
+	}
+	if d.Encryption != nil {
+		if err := d.cryptsetup(ctx, false, "resize", d.Encryption.Name); err != nil {
+			return err
+		}
 	}
 	return hostmount.Do(func() error { return growXFS(d.Mount, sizeBytes) })
 }
@@ -83,7 +94,7 @@ func (d Image) grow(sizeBytes int64) error {
 // has says whether file and file system have this size: what is asked often costs little.
 func (d Image) has(sizeBytes int64) bool {
 	info, err := os.Stat(d.File)
-	if err != nil || info.Size() != sizeBytes {
+	if err != nil || info.Size() != d.fileBytes(sizeBytes) {
 		return false
 	}
 	return hostmount.Do(func() error {

@@ -11,9 +11,11 @@ package diskimage
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -38,17 +40,24 @@ type Image struct {
 	// Reflink has files in it share blocks (cp --reflink), which costs each write a look
 	// whether its blocks are shared. It is read when the image is made.
 	Reflink bool
+	// Encryption is nil for an image that isn't encrypted. Its file system has MinXFS bytes at least.
+	Encryption *Encryption
 }
 
 // Ensure makes the image with so many bytes if there is none, and mounts it. With 0 bytes it
 // must be there, and fs.ErrNotExist is returned otherwise: so no empty image takes the place of
 // one whose disk isn't mounted. One that is there keeps its size. root is a Debian's root file
-// system with mkfs.xfs in it, for small images with mkfs.ext4. It blocks for some tenths of a
+// system with mkfs.xfs in it, for small images with mkfs.ext4. ErrNoEncryption: see Encryption. It blocks for some tenths of a
 // second, and up to ten seconds when a process that was killed has the image still.
 func (d Image) Ensure(ctx context.Context, sizeBytes int64, root string) error {
 	mounted, err := hostmount.Has(d.Mount)
 	if err != nil || mounted {
 		return err
+	}
+	if d.Encryption != nil { // a process that was killed may have left the device
+		if err := cmp.Or(CanEncrypt(), Release(d.Encryption.Name)); err != nil {
+			return err
+		}
 	}
 	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) && sizeBytes > 0 {
 		if err := d.format(ctx, sizeBytes, root); err != nil {
@@ -64,11 +73,11 @@ func (d Image) Ensure(ctx context.Context, sizeBytes int64, root string) error {
 	if err := os.MkdirAll(d.Mount, 0o700); err != nil {
 		return err
 	}
-	err = d.mount(true)
+	err = d.mount(ctx, true)
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
 		// Since it was cloned its blocks are shared, and it is written by whole blocks of the file
 		// system it stands on: too large ones for an image with sectors of 512 bytes.
-		err = d.mount(false)
+		err = d.mount(ctx, false)
 	}
 	if err != nil {
 		return fmt.Errorf("mount disk %s: %w", d.File, err)
@@ -76,21 +85,28 @@ func (d Image) Ensure(ctx context.Context, sizeBytes int64, root string) error {
 	return nil
 }
 
-func (d Image) mount(direct bool) error {
+func (d Image) mount(ctx context.Context, direct bool) (err error) {
 	// There too: by the path at which the device's file was opened others know it, and a
 	// path in our own mounts ends with us.
-	var device *os.File
-	err := hostmount.Do(func() (err error) { device, err = openLoop(d.File, direct); return err })
+	var loop *os.File
+	err = hostmount.Do(func() (err error) { loop, err = openLoop(d.File, direct); return err })
 	if err != nil {
 		return err
 	}
-	defer device.Close() // the mount keeps it
+	defer loop.Close() // the mount keeps it
 	failpoint.Reach("disk/loop-attached")
+	device := loop.Name()
+	if d.Encryption != nil {
+		if device, err = d.unlock(ctx, device); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, Release(d.Encryption.Name)) }() // so is this
+	}
 	for _, kind := range []struct{ name, options string }{
 		{"xfs", "nouuid,discard"}, // what is deleted inside is free outside; copies have one UUID
 		{"ext4", "discard"},
 	} {
-		err = hostmount.Do(func() error { return unix.Mount(device.Name(), d.Mount, kind.name, unix.MS_NODEV, kind.options) })
+		err = hostmount.Do(func() error { return unix.Mount(device, d.Mount, kind.name, unix.MS_NODEV, kind.options) })
 		if err == nil {
 			return nil
 		}
@@ -116,22 +132,11 @@ func (d Image) format(ctx context.Context, sizeBytes int64, root string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Truncate(sizeBytes), f.Close()); err != nil {
+	if err := errors.Join(f.Truncate(d.fileBytes(sizeBytes)), f.Close()); err != nil {
 		return err
 	}
 	failpoint.Reach("disk/file-made")
-	if sizeBytes >= MinXFS {
-		reflink := "reflink=0"
-		if d.Reflink {
-			reflink = "reflink=1"
-		}
-		// Sectors of 4 KiB: files that share blocks are written by whole blocks, and so is the
-		// device of a clone, on which XFS doesn't mount with smaller ones (Linux 6.18).
-		err = runFrom(ctx, root, "usr/sbin/mkfs.xfs", "-q", "-f", "-s", "size=4096", "-m", reflink, partial)
-	} else {
-		err = runFrom(ctx, root, "usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", partial)
-	}
-	if err != nil {
+	if err := d.makeFS(ctx, sizeBytes, root, partial); err != nil {
 		return errors.Join(err, os.Remove(partial))
 	}
 	failpoint.Reach("disk/formatted")
@@ -139,6 +144,38 @@ func (d Image) format(ctx context.Context, sizeBytes int64, root string) error {
 		return err
 	}
 	return atomicfile.SyncDir(filepath.Dir(d.File))
+}
+
+// makeFS makes a file system in a file.
+func (d Image) makeFS(ctx context.Context, sizeBytes int64, root, file string) (err error) {
+	at := file
+	if d.Encryption != nil {
+		if sizeBytes < MinXFS {
+			return fmt.Errorf("%d bytes: an encrypted one has %d at least", sizeBytes, int64(MinXFS))
+		}
+		if err := d.seal(ctx, file); err != nil {
+			return err
+		}
+		var loop *os.File
+		if err := hostmount.Do(func() (err error) { loop, err = openLoop(file, true); return err }); err != nil {
+			return err
+		}
+		defer loop.Close()
+		if at, err = d.unlock(ctx, loop.Name()); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, Release(d.Encryption.Name)) }()
+	}
+	if sizeBytes >= MinXFS {
+		reflink := "reflink=0"
+		if d.Reflink {
+			reflink = "reflink=1"
+		}
+		// Sectors of 4 KiB: files that share blocks are written by whole blocks, and so is the
+		// device of a clone, on which XFS doesn't mount with smaller ones (Linux 6.18).
+		return runFrom(ctx, root, nil, "usr/sbin/mkfs.xfs", "-q", "-f", "-s", "size=4096", "-m", reflink, at)
+	}
+	return runFrom(ctx, root, nil, "usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", at)
 }
 
 // Partial is what the name of a file ends with that is not yet an image.
@@ -157,12 +194,16 @@ func Failpoints() []failpoint.Point {
 
 // runFrom runs a program of an unpacked root file system by its own loader with
 // its own libraries, so that the host needs no such tool. A chroot would need
-// /dev and /proc in a folder that all share who use the image.
-func runFrom(ctx context.Context, root, program string, args ...string) error {
+// /dev and /proc in a folder that all share who use the image. in is its standard input, nil for none.
+func runFrom(ctx context.Context, root string, in io.Reader, program string, args ...string) error {
 	libraries := filepath.Join(root, "usr/lib/x86_64-linux-gnu")
 	loader := filepath.Join(libraries, "ld-linux-x86-64.so.2")
 	cmd := exec.CommandContext(ctx, loader, append([]string{"--library-path", libraries, filepath.Join(root, program)}, args...)...)
-	cmd.Env = []string{"PATH=/nonexistent", "MKE2FS_CONFIG=" + filepath.Join(root, "etc/mke2fs.conf")}
+	cmd.Stdin = in
+	cmd.Env = []string{"PATH=/nonexistent", "MKE2FS_CONFIG=" + filepath.Join(root, "etc/mke2fs.conf"),
+		"OPENSSL_CONF=/dev/null", // the host's own says nothing here
+		"DM_DISABLE_UDEV=1",      // which may be another's, or not there
+	}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := child.Command(cmd); err != nil {

@@ -93,6 +93,11 @@ func (h *Host) at(elem ...string) string {
 
 func (h *Host) imageLayout() string { return filepath.Join(h.cfg.Payload, "images", "storage") }
 
+// Image is the root file system that storage runs from, unpacked for it. It may block for seconds.
+func (h *Host) Image(ctx context.Context) (root string, err error) {
+	return h.images.Unpack(ctx, h.imageLayout())
+}
+
 // BrickDir is the folder below which bricks' file systems are to be mounted, where all of the host
 // sees it, each at a folder of its own. It is there after Ensure. It is in memory and small: what
 // is written beside a file system that isn't mounted fills no disk. What is mounted there as ID is
@@ -180,7 +185,7 @@ func (h *Host) ensure(ctx context.Context, replace bool) (old bool, err error) {
 	if err := h.share("bricks"); err != nil {
 		return false, err
 	}
-	image, err := h.images.Unpack(ctx, h.imageLayout())
+	image, err := h.Image(ctx)
 	if err != nil {
 		return false, err
 	}

@@ -186,6 +186,16 @@ func (c *Client) call(ctx context.Context, path string, body, into any) error {
 	return readAnswer(res, into)
 }
 
+// VolumeKey is the key of an encrypted volume on this host, or that a brick with this UID is of. The server
+// alone has it: while that is away the error says so.
+func (c *Client) VolumeKey(ctx context.Context, key, uid string) ([]byte, error) {
+	var res wire.VolumeKey
+	if err := c.call(ctx, wire.VolumeKeyPath, wire.VolumeKeyRequest{Key: key, UID: uid}, &res); err != nil {
+		return nil, fmt.Errorf("ask %s for the key of volume %s: %w", c.server, key, err)
+	}
+	return res.Key, nil
+}
+
 // showTimeout is for one address: who has no way from there hears nothing.
 const showTimeout = 5 * time.Second
 

@@ -129,6 +129,8 @@ type Volumes interface {
 	// Grow calls commit, which writes that a volume shall have so many bytes more, unless
 	// its host has not so much free: an *access.Refusal. Two don't get the same room.
 	Grow(ctx context.Context, v *resource.Volume, more int64, commit func() error) error
+	// CheckEncryption says with an *access.Refusal that nowhere a volume can be encrypted that shall be.
+	CheckEncryption(v *resource.Volume) error
 	// Snapshot calls commit with what else is to be written with a snapshot that is new, and has been
 	// given its place, unless it can't be made where its volume is: an *access.Refusal.
 	Snapshot(ctx context.Context, now *resource.Snapshot, commit func(...store.Op) error) error

@@ -39,6 +39,7 @@ type clusters struct {
 	err        error
 	claimsErr  error
 	users      []string // who changed claims
+	encrypts   bool     // some host can
 }
 
 func (c *clusters) Access(_ context.Context, ws *resource.Workspace) (resource.KubeAccess, error) {
@@ -158,6 +159,13 @@ func (c *clusters) Restore(_ context.Context, v *resource.Volume, commit func() 
 // Snapshot has room for what is up to 100 GiB.
 func (c *clusters) Snapshot(_ context.Context, now *resource.Snapshot, commit func(...store.Op) error) error {
 	return c.room(now.Spec.SizeBytes, commit)
+}
+
+func (c *clusters) CheckEncryption(v *resource.Volume) error {
+	if v.Spec.Encrypted && !c.encrypts {
+		return &access.Refusal{Reason: access.ErrExists, Text: "It can't be made."}
+	}
+	return nil
 }
 
 func (c *clusters) Copy(_ context.Context, now *resource.Volume, commit func(...store.Op) error) error {

@@ -31,7 +31,7 @@ func (a *API) snapshotOperations() {
 			if err != nil {
 				return err
 			}
-			now.Spec.VolumeUID, now.Spec.SizeBytes = v.UID, v.Spec.SizeBytes
+			now.Spec.VolumeUID, now.Spec.SizeBytes, now.Spec.Encrypted = v.UID, v.Spec.SizeBytes, v.Spec.Encrypted
 			return nil
 		},
 		within: func(ctx context.Context, now, _ *resource.Snapshot, commit func(...store.Op) error) error {
@@ -75,7 +75,7 @@ func (a *API) copied(ctx context.Context, field, workspace, name string) (*resou
 
 // findSource finds what a new volume is made from, and takes from it what is left out.
 func (a *API) findSource(ctx context.Context, now *resource.Volume) error {
-	from, size := now.Spec.Source, int64(0)
+	from, size, encrypted := now.Spec.Source, int64(0), false
 	switch {
 	case now.Spec.Class != resource.LocalVolume:
 		return invalid("body.spec.class", "copies are volumes of class "+resource.LocalVolume, "Leave it out.")
@@ -86,7 +86,7 @@ func (a *API) findSource(ctx context.Context, now *resource.Volume) error {
 		if err != nil {
 			return err
 		}
-		from.UID, size = v.UID, v.Spec.SizeBytes
+		from.UID, size, encrypted = v.UID, v.Spec.SizeBytes, v.Spec.Encrypted
 	default:
 		s, err := store.Of[resource.Snapshot](a.store).Get(ctx, now.WorkspaceKey()+"/"+from.Snapshot)
 		switch {
@@ -101,8 +101,13 @@ func (a *API) findSource(ctx context.Context, now *resource.Volume) error {
 			return conflict("not-ready", fmt.Sprintf("The snapshot %s is not made yet.", from.Snapshot),
 				"Wait until it is Ready; `mp snapshots show "+from.Snapshot+"` says more.")
 		}
-		from.UID, size = s.UID, s.Asks().VolumeBytes
+		from.UID, size, encrypted = s.UID, s.Asks().VolumeBytes, s.Spec.Encrypted
 	}
+	if now.Spec.Encrypted && !encrypted {
+		return invalid("body.spec.encrypted", "what it is made from is not encrypted, and a copy is as that is",
+			"Leave it out, or make an empty volume and copy the data by a pod.")
+	}
+	now.Spec.Encrypted = encrypted
 	if now.Spec.SizeBytes == 0 {
 		now.Spec.SizeBytes = size
 	}

@@ -41,7 +41,7 @@ func (a *API) volumeOperations() {
 		// Which claim has it is not for the caller to say.
 		adopt: func(now, body *resource.Volume) {
 			now.Spec.Class, now.Spec.SizeBytes, now.Spec.Source = body.Spec.Class, body.Spec.SizeBytes, body.Spec.Source
-			now.Spec.Replicas, now.Spec.Arbiter = body.Spec.Replicas, body.Spec.Arbiter
+			now.Spec.Replicas, now.Spec.Arbiter, now.Spec.Encrypted = body.Spec.Replicas, body.Spec.Arbiter, body.Spec.Encrypted
 		},
 		complete: completeVolume,
 		check: func(ctx context.Context, now, was *resource.Volume) error {
@@ -56,8 +56,11 @@ func (a *API) volumeOperations() {
 			if was == nil && now.Spec.Source != nil {
 				return a.cfg.Volumes.Copy(ctx, now, commit)
 			}
-			if was == nil {
-				return commit() // its host is chosen later
+			if was == nil { // its host is chosen later
+				if err := a.cfg.Volumes.CheckEncryption(now); err != nil {
+					return err
+				}
+				return commit()
 			}
 			if more := now.Spec.SizeBytes - was.Spec.SizeBytes; more > 0 {
 				return a.cfg.Volumes.Grow(ctx, was, more, func() error { return commit() })
@@ -134,6 +137,7 @@ func completeVolume(now, was *resource.Volume) {
 	}
 	spec.Class = cmp.Or(spec.Class, from.Class)
 	spec.Replicas, spec.Arbiter = cmp.Or(spec.Replicas, from.Replicas), spec.Arbiter || from.Arbiter
+	spec.Encrypted = spec.Encrypted || from.Encrypted
 	if spec.SizeBytes != from.SizeBytes && spec.SizeBytes <= resource.MaxVolumeBytes {
 		spec.SizeBytes = (spec.SizeBytes + volumeStep - 1) / volumeStep * volumeStep
 	}
@@ -158,6 +162,9 @@ func checkVolume(_ context.Context, now, was *resource.Volume) error {
 			"Leave it out, or make another volume and copy the data.")
 	case was != nil && (now.Spec.Replicas != was.Spec.Replicas || now.Spec.Arbiter != was.Spec.Arbiter):
 		return invalid("body.spec.replicas", "how many copies there are can't be changed",
+			"Leave it out, or make another volume and copy the data.")
+	case was != nil && now.Spec.Encrypted != was.Spec.Encrypted:
+		return invalid("body.spec.encrypted", "can't be changed: what is on the disk would stay there as it is",
 			"Leave it out, or make another volume and copy the data.")
 	case why != "":
 		return invalid("body.spec.replicas", why, remedy)

@@ -38,6 +38,7 @@ func TestVolumesRefuse(t *testing.T) {
 	refused(422, "PUT", "db", `{"spec":{"sizeBytes":1073741824,"replicas":3}}`, "class local has one copy")
 	refused(422, "PUT", "db", `{"spec":{"class":"shared","sizeBytes":1073741824,"replicas":2}}`, "split brain")
 	refused(422, "PUT", "pvc-1", sized(1<<30), "were made for claims")
+	refused(409, "PUT", "db", `{"spec":{"sizeBytes":1073741824,"encrypted":true}}`, "can't be made")
 	refused(409, "PUT", "db", sized(4<<30), "Storage: at most 5Gi, in use 2Gi, asked for 4Gi more")
 
 	// Sizes are whole MiB; who writes says neither claim nor status.
@@ -49,6 +50,7 @@ func TestVolumesRefuse(t *testing.T) {
 	refused(422, "PATCH", "db", sized(1<<30), "less than the volume has, 1025Mi: it can't shrink")
 	refused(409, "PATCH", "db", sized(4<<30), "Storage: at most 5Gi")
 	refused(404, "PATCH", "none", sized(1<<30))
+	refused(422, "PUT", "db", `{"spec":{"sizeBytes":1074790400,"encrypted":true}}`, "body.spec.encrypted", "can't be changed")
 	s.want(http.StatusAccepted, dev, "PATCH", path+"db", sized(2<<30))
 	was := mustGet(t, volumes, inShopKey+"db")
 	s.want(http.StatusAccepted, dev, "PUT", path+"db", sized(2<<30), "If-Match", "*") // the task goes on

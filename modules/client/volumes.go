@@ -66,6 +66,8 @@ One of the class shared is on several hosts, a copy on each, and pods on all mac
 at the same time: three copies if the platform has three hosts for it, else one. Two can't tell
 which one is right when they lose each other, so two take an arbiter, a third host without data.
 Its size is a limit, and counts in the account's storage; it can grow later, and not shrink.
+With --encrypted nobody reads it from a disk of its hosts without its key, which the platform's servers keep, and which
+is destroyed with the volume; snapshots and clones of it are encrypted too.
 Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which are listed here too.`,
 			examples: []string{"mp volumes create db --size 10Gi", "mp volumes create files --size 10Gi --class shared",
 				"mp volumes create files --size 10Gi --class shared --replicas 2 --arbiter"},
@@ -74,6 +76,7 @@ Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which a
 				&cli.StringFlag{Name: "class", Usage: "`CLASS` of it: local, which is the default, or shared"},
 				&cli.IntFlag{Name: "replicas", Usage: "`NUMBER` of copies of a shared one: 1 or 3, or 2 with an arbiter"},
 				&cli.BoolFlag{Name: "arbiter", Usage: "have a third host without data tell which of two copies is right"},
+				&cli.BoolFlag{Name: "encrypted", Usage: "encrypt what is on its hosts' disks"},
 			},
 		}, func(c *call) (any, error) {
 			size, err := neededSize(c)
@@ -82,7 +85,8 @@ Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which a
 				SizeBytes int64  `json:"sizeBytes"`
 				Replicas  int    `json:"replicas,omitempty"`
 				Arbiter   bool   `json:"arbiter,omitempty"`
-			}{c.String("class"), size, c.Int("replicas"), c.Bool("arbiter")}, err
+				Encrypted bool   `json:"encrypted,omitempty"`
+			}{c.String("class"), size, c.Int("replicas"), c.Bool("arbiter"), c.Bool("encrypted")}, err
 		}),
 		volumes.list(help("list the workspace's volumes", "mp volumes list", "mp volumes list -o wide")),
 		volumes.show(help("show a volume, where its data is, and who has it", "mp volumes show db")),
@@ -173,6 +177,9 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 	}
 	if v.Spec.Class == resource.LocalVolume {
 		fmt.Fprintln(w, "There is no copy of it: what it holds is lost with that host's disk.")
+	}
+	if v.Spec.Encrypted {
+		fmt.Fprintln(w, "It is encrypted there. The platform's servers have its key, and destroy it with the volume.")
 	}
 	if from := v.Spec.Source; from != nil && from.Snapshot != "" {
 		fmt.Fprintf(w, "It was made from snapshot %s.\n", printable(from.Snapshot))

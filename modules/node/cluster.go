@@ -45,7 +45,7 @@ func (h *Hub) newCluster(of chan struct{}) *cluster {
 				c.bricks[b.NodeUID] = append(c.bricks[b.NodeUID], wire.Brick{
 					Key: v.Key(), Volume: v.UID, UID: b.UID, Pool: b.Pool, NetworkID: ws.Status.ID,
 					SizeBytes: resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter), FirstUID: v.Status.FirstUID, Made: b.SizeBytes > 0,
-					Remove: v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved)})
+					Encrypted: v.Spec.Encrypted, Remove: v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved)})
 			}
 		}
 	}

@@ -31,6 +31,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/appliance/seal"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -47,8 +48,9 @@ const maxBody = 1 << 20
 type HubConfig struct {
 	Log     *slog.Logger
 	Store   *store.Store
-	CA      *pki.CA // signs nodes' certificates
-	Storage *pki.CA // signs those by which hosts with shared volumes know each other, and nothing else
+	CA      *pki.CA   // signs nodes' certificates
+	Storage *pki.CA   // signs those by which hosts with shared volumes know each other, and nothing else
+	Seal    *seal.Key // opens the keys of encrypted volumes
 	Tokens  Tokens
 	Server  string     // this server's name
 	Address netip.Addr // this server's underlay address
@@ -166,6 +168,7 @@ func NewHub(cfg HubConfig) *Hub {
 	h.mux.HandleFunc("POST "+wire.CertificatePath, asked(h, h.renew))
 	h.mux.HandleFunc("POST "+wire.StorageCertificatePath, asked(h, h.storageCertificate))
 	h.mux.HandleFunc("POST "+wire.MachineCertificatesPath, asked(h, h.machineCertificates))
+	h.mux.HandleFunc("POST "+wire.VolumeKeyPath, asked(h, h.volumeKey))
 	h.mux.HandleFunc("POST "+wire.LeavePath, asked(h, h.leave))
 	h.mux.HandleFunc("POST "+wire.WipedPath, func(w http.ResponseWriter, r *http.Request) {
 		err := h.wiped(r)

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/pki"
+	"github.com/multipaas/multipaas/appliance/seal"
 	"github.com/multipaas/multipaas/modules/agent"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -56,7 +57,11 @@ func start(t *testing.T) *platform {
 	db := storetest.New(t)
 	log := slog.New(slog.DiscardHandler)
 	p := &platform{ca: ca, store: db, toks: &tokens{}}
-	cfg := HubConfig{Log: log, Store: db, CA: ca, Storage: testpki.New(t), Tokens: p.toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: wire.DefaultPlan(),
+	sealed, err := seal.New(make([]byte, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := HubConfig{Log: log, Store: db, Seal: sealed, CA: ca, Storage: testpki.New(t), Tokens: p.toks, Server: "s1", Address: netip.MustParseAddr("192.0.2.1"), Plan: wire.DefaultPlan(),
 		Nodes: store.Of[resource.Node](db).Cache(log), Workspaces: store.Of[resource.Workspace](db).Cache(log), Machines: store.Of[resource.Machine](db).Cache(log), Keys: store.Of[resource.WorkspaceKeys](db).Cache(log), Claims: store.Of[resource.VNI](db).Cache(log), Volumes: store.Of[resource.Volume](db).Cache(log), Snapshots: store.Of[resource.Snapshot](db).Cache(log), Trash: store.Of[resource.Trash](db).Cache(log)}
 	p.Hub = NewHub(cfg)
 	for _, run := range []func(context.Context, func()) error{cfg.Nodes.Run, cfg.Workspaces.Run, cfg.Machines.Run, cfg.Keys.Run, cfg.Claims.Run, cfg.Volumes.Run, cfg.Snapshots.Run, cfg.Trash.Run} {

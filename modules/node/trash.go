@@ -27,6 +27,7 @@ func kept(trash map[string]*resource.Trash) (volumes []wire.Volume) {
 		going := t.Deleting() && t.Status.Phase == resource.Deleting // see volumesOf
 		w := wire.Volume{Key: t.Key(), UID: t.UID, NetworkID: t.Spec.NetworkID, Class: t.Spec.Was.Class,
 			Pool: t.Status.Pool, SizeBytes: t.Spec.Was.SizeBytes, FirstUID: t.Status.FirstUID, Made: true, Keep: !going, Remove: going}
+		w.Encrypted = t.Spec.Was.Encrypted
 		if t.Spec.Was.Source != nil {
 			w.Source = t.Spec.Was.Source.UID
 		}

@@ -34,7 +34,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		}
 		w := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
 			Pool: v.Status.Pool, FirstUID: v.Status.FirstUID, Made: v.Made(), Servers: shared.Servers,
-			Remove: v.Deleting() && v.Status.Phase == resource.Deleting}
+			Encrypted: v.Spec.Encrypted, Remove: v.Deleting() && v.Status.Phase == resource.Deleting}
 		if v.Spec.Source != nil {
 			w.Source = v.Spec.Source.UID
 		}
@@ -49,7 +49,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		if ws, ok := h.cfg.Workspaces.Get(s.WorkspaceKey()); ok && s.Status.NodeUID == node.UID {
 			volumes = append(volumes, wire.Volume{Key: s.Key(), UID: s.UID, NetworkID: ws.Status.ID, Class: resource.LocalVolume,
 				Pool: s.Status.Pool, SizeBytes: s.Spec.SizeBytes, Made: s.Made(), Source: s.Spec.VolumeUID, Snapshot: true,
-				Remove: s.Deleting() && s.Status.Phase == resource.Deleting})
+				Encrypted: s.Spec.Encrypted, Remove: s.Deleting() && s.Status.Phase == resource.Deleting})
 		}
 	}
 	return append(volumes, kept(inTrash)...)

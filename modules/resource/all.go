@@ -26,6 +26,7 @@ func Kinds() []Kind {
 		kindOf[Volume](),
 		kindOf[Snapshot](),
 		kindOf[Trash](), // behind workspaces and volumes: who looks for what is left finds what moves meanwhile
+		kindOf[VolumeKey](),
 		kindOf[Task](),
 	}
 }

@@ -27,7 +27,8 @@ type VolumeSpec struct {
 	// many hosts for it, else one. It is decided once; there are as many as Status.Bricks says.
 	Replicas int `json:"replicas,omitempty" minimum:"0" maximum:"3" doc:"Of a shared volume: on how many hosts its data is"`
 	// Arbiter makes two copies safe: a third host that keeps names and no data.
-	Arbiter bool `json:"arbiter,omitempty" doc:"Of a shared volume with 2 replicas: a third host knows which one is right"`
+	Arbiter   bool `json:"arbiter,omitempty" doc:"Of a shared volume with 2 replicas: a third host knows which one is right"`
+	Encrypted bool `json:"encrypted,omitempty" doc:"Its data can't be read from its hosts' disks without a key of the servers"`
 	// Source is what it is made from; nil: it is made with nothing in it.
 	Source *VolumeSource `json:"source,omitempty" doc:"What it is made from; it can't be changed later"`
 	// Claim is the PersistentVolumeClaim that it was made for or is bound to.
@@ -119,3 +120,15 @@ const (
 	MaxSnapshotsOnHost          = 4000
 	MaxWorkspaceSnapshotsOnHost = 1000
 )
+
+// VolumeKey is what an encrypted volume is encrypted with, or a snapshot of one, under the name of its UID. It is
+// there from when that is placed until its host is told to destroy it: without it nobody
+// reads what is left. It stands in the organization, for it outlives the workspace in the trash. No API
+// operation returns one.
+type VolumeKey struct {
+	InOrganization
+	Sealed []byte `json:"sealed"` // with the servers' key, for the organization
+}
+
+// Kind is "volumekeys".
+func (*VolumeKey) Kind() string { return "volumekeys" }

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/appliance/seal"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/internal/quota"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
@@ -28,6 +29,8 @@ import (
 type Config struct {
 	Log   *slog.Logger
 	Store *store.Store
+	// Seal seals the keys of encrypted volumes.
+	Seal *seal.Key
 	// Limits is what each account may have unless a sysadmin said otherwise.
 	Limits resource.Limits
 
@@ -254,17 +257,23 @@ func end[T stored](
 				return retryNeeded, kind.Observe(ctx, v, func(now T) { waitFor(&now.Stored().Conditions, resource.VolumeRemoved, what) })
 			}
 		}
+		if err := c.dropKey(ctx, workspace, v.Metadata().UID); err != nil {
+			return 0, err
+		}
 		// The hub has its host destroy it from now on, and that reports.
 		return 0, kind.Observe(ctx, v, func(now T) {
 			now.Stored().Phase = resource.Deleting
 			leaving(now.Stored(), host)
 		})
 	}
-	return 0, forget(ctx, c, kind, v)
+	return 0, forget(ctx, c, kind, v, workspace)
 }
 
 // forget deletes the resource of a volume of which nothing is left on hosts.
-func forget[T resource.Object](ctx context.Context, c *Controller, kind store.Kind[T], v T) error {
+func forget[T resource.Object](ctx context.Context, c *Controller, kind store.Kind[T], v T, workspace string) error {
+	if err := c.dropKey(ctx, workspace, v.Metadata().UID); err != nil {
+		return err
+	}
 	failpoint.Reach("storage/volume/removed")
 	if err := kind.Delete(ctx, v); err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err // a conflict too: it is looked at again
@@ -301,7 +310,7 @@ func (c *Controller) place(ctx context.Context, v *resource.Volume) (again time.
 		return 0, err
 	}
 	defer done()
-	at, err := c.choose(ctx, v.WorkspaceKey(), v.Spec.SizeBytes, nil)
+	at, err := c.choose(ctx, v, nil)
 	var short *shortError
 	if errors.As(err, &short) {
 		return retryPlacing, c.unplaced(ctx, v, short.Error())
@@ -309,9 +318,10 @@ func (c *Controller) place(ctx context.Context, v *resource.Volume) (again time.
 	if err != nil {
 		return 0, err
 	}
-	ops := append(c.stays(at), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
+	ops := append(c.stays(at), c.newKey(v))
+	ops = append(ops, store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
 		if now.UID != v.UID || now.Deleting() || now.Status.Node != "" {
-			return store.ErrSkip
+			return store.ErrNotFound // nothing of all this is to be written
 		}
 		at.note(now)
 		return nil
@@ -425,10 +435,11 @@ func (c *Controller) Grow(ctx context.Context, v *resource.Volume, more int64, c
 	return commit()
 }
 
-// choose picks the host with the most room of those that run a machine of the workspace,
+// choose picks the host of a volume: the one with the most room of those that run a machine of its workspace,
 // and of these one in places, if any are given. The caller is alone. The error is a
 // *shortError if none has room.
-func (c *Controller) choose(ctx context.Context, workspace string, size int64, places []string) (at spot, err error) {
+func (c *Controller) choose(ctx context.Context, v *resource.Volume, places []string) (at spot, err error) {
+	workspace, size := v.WorkspaceKey(), v.Spec.SizeBytes
 	ws, err := store.Of[resource.Workspace](c.cfg.Store).Get(ctx, workspace)
 	if err != nil {
 		return at, err
@@ -472,6 +483,8 @@ func (c *Controller) choose(ctx context.Context, workspace string, size int64, p
 			why = "the disk with volumes of the host that could have it is away: the operator is told, and it is tried again"
 		case !has:
 			why = "the host that could have it keeps no volumes: the operator has to upgrade it first"
+		case v.Spec.Encrypted && !encrypts(n):
+			why = noEncryption
 		case have.crowded(n, workspace) != "":
 			why = have.crowded(n, workspace)
 		default:

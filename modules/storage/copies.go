@@ -139,14 +139,28 @@ func (c *Controller) Snapshot(ctx context.Context, now *resource.Snapshot, commi
 		func() (origin, error) {
 			return c.volumeOrigin(ctx, now.WorkspaceKey(), now.Spec.Volume, now.Spec.VolumeUID, now.Spec.SizeBytes)
 		},
-		func(at spot, ops []store.Op) error { noteSnapshot(at, now); return commit(ops...) })
+		func(at spot, ops []store.Op) error {
+			noteSnapshot(at, now)
+			key, err := c.copyKey(ctx, now.WorkspaceKey(), now.Spec.Encrypted, now.Spec.VolumeUID, &now.Meta)
+			if err != nil {
+				return err
+			}
+			return commit(append(ops, key)...)
+		})
 }
 
 // Copy is Snapshot for a volume that is made from another, or from a snapshot.
 func (c *Controller) Copy(ctx context.Context, now *resource.Volume, commit func(...store.Op) error) error {
 	return c.besides(ctx, now.Spec.SizeBytes, now.WorkspaceKey(), promises.crowded,
 		func() (origin, error) { return c.originOf(ctx, now) },
-		func(at spot, ops []store.Op) error { at.note(now); return commit(ops...) })
+		func(at spot, ops []store.Op) error {
+			at.note(now)
+			key, err := c.copyKey(ctx, now.WorkspaceKey(), now.Spec.Encrypted, now.Spec.Source.UID, &now.Meta)
+			if err != nil {
+				return err
+			}
+			return commit(append(ops, key)...)
+		})
 }
 
 func (c *Controller) besides(

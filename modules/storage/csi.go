@@ -38,6 +38,8 @@ const (
 	// Of class shared.
 	replicasParameter = "replicas"
 	arbiterParameter  = "arbiter"
+	// encryptedParameter is "true" for volumes that shall be encrypted on their hosts' disks.
+	encryptedParameter = "encrypted"
 )
 
 // defaultVolumeBytes is the size of a volume of which nobody says one.
@@ -225,9 +227,15 @@ func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeReques
 			return nil, refuse(codes.InvalidArgument, "class %s: copies are volumes of class %s", spec.Class, resource.LocalVolume)
 		}
 		var least int64
-		if spec.Source, least, err = e.sourceOf(ctx, from); err != nil {
+		var encrypted bool
+		if spec.Source, least, encrypted, err = e.sourceOf(ctx, from); err != nil {
 			return nil, err
 		}
+		if spec.Encrypted && !encrypted {
+			return nil, refuse(codes.InvalidArgument, "what it is made from is not encrypted, and a copy is as that is: "+
+				"name a class without the parameter %s", encryptedParameter)
+		}
+		spec.Encrypted = encrypted
 		switch most := req.GetCapacityRange().GetLimitBytes(); {
 		case req.GetCapacityRange().GetRequiredBytes() == 0 && (most == 0 || most >= least):
 			spec.SizeBytes = least
@@ -270,12 +278,14 @@ func (e *endpoint) specOf(p map[string]string) (s resource.VolumeSpec, err error
 			return s, refuse(codes.InvalidArgument, "%s %q: want a number", replicasParameter, text)
 		}
 	}
-	switch text := p[arbiterParameter]; text {
-	case "", "false":
-	case "true":
-		s.Arbiter = true
-	default:
-		return s, refuse(codes.InvalidArgument, "%s %q: want true or false", arbiterParameter, text)
+	for name, is := range map[string]*bool{arbiterParameter: &s.Arbiter, encryptedParameter: &s.Encrypted} {
+		switch text := p[name]; text {
+		case "", "false":
+		case "true":
+			*is = true
+		default:
+			return s, refuse(codes.InvalidArgument, "%s %q: want true or false", name, text)
+		}
 	}
 	if why, remedy := s.CheckCopies(); why != "" {
 		return s, refuse(codes.InvalidArgument, "%s %d: %s. %s", replicasParameter, s.Replicas, why, remedy)
@@ -311,6 +321,8 @@ func (e *endpoint) record(
 			return nil, refuse(codes.AlreadyExists, "volume %s is there, and not of claim %q", name, spec.Claim)
 		case err == nil && uidOf(v.Spec.Source) != uidOf(spec.Source):
 			return nil, refuse(codes.AlreadyExists, "volume %s is there, and made from something else", name)
+		case err == nil && spec.Source == nil && v.Spec.Encrypted != spec.Encrypted:
+			return nil, refuse(codes.AlreadyExists, "volume %s is there, and encrypted is %t", name, v.Spec.Encrypted)
 		case err == nil && v.Spec.Class != spec.Class:
 			return nil, refuse(codes.AlreadyExists, "volume %s is there, and of class %s", name, v.Spec.Class)
 		case err == nil:
@@ -351,7 +363,8 @@ func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []st
 	} else {
 		var at []spot
 		if at, err = e.assign(ctx, fresh, places); err == nil {
-			ops = e.stays(at...)
+			fresh.UID = store.NewUID()
+			ops = append(e.stays(at...), e.newKey(fresh))
 		}
 	}
 	if err != nil {

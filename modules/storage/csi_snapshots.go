@@ -63,7 +63,8 @@ func (e *endpoint) recordSnapshot(ctx context.Context, name, of string) (*resour
 			return nil, err
 		}
 		fresh := &resource.Snapshot{InWorkspace: resource.NewInWorkspace(e.workspace, name),
-			Spec: resource.SnapshotSpec{Volume: v.Name, VolumeUID: v.UID, SizeBytes: v.Spec.SizeBytes, Provisioned: true}}
+			Spec: resource.SnapshotSpec{Volume: v.Name, VolumeUID: v.UID, SizeBytes: v.Spec.SizeBytes, Encrypted: v.Spec.Encrypted,
+				Provisioned: true}}
 		err = e.makeSnapshot(ctx, fresh)
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
 			continue // see record
@@ -95,7 +96,11 @@ func (e *endpoint) makeSnapshot(ctx context.Context, fresh *resource.Snapshot) e
 		return short(err)
 	}
 	noteSnapshot(at, fresh)
-	err = e.cfg.Store.Commit(ctx, append(ops, granted, e.open(), store.Of[resource.Snapshot](e.cfg.Store).CreateOp(fresh))...)
+	key, err := e.copyKey(ctx, e.workspace, fresh.Spec.Encrypted, fresh.Spec.VolumeUID, &fresh.Meta)
+	if err != nil {
+		return short(err)
+	}
+	err = e.cfg.Store.Commit(ctx, append(ops, key, granted, e.open(), store.Of[resource.Snapshot](e.cfg.Store).CreateOp(fresh))...)
 	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
 		return err
 	}
@@ -188,28 +193,31 @@ func (e *endpoint) ListSnapshots(ctx context.Context, req *csi.ListSnapshotsRequ
 	return res, nil
 }
 
-// sourceOf is what a new volume shall be made from, and how much that has.
-func (e *endpoint) sourceOf(ctx context.Context, from *csi.VolumeContentSource) (*resource.VolumeSource, int64, error) {
+// sourceOf is what a new volume shall be made from, how much that has, and whether it is encrypted.
+func (e *endpoint) sourceOf(
+	ctx context.Context, from *csi.VolumeContentSource,
+) (source *resource.VolumeSource, least int64, encrypted bool, err error) {
 	switch {
 	case from.GetSnapshot() != nil:
 		all, err := e.snapshots(ctx)
 		for _, s := range all {
 			if s.UID == from.GetSnapshot().GetSnapshotId() {
-				return &resource.VolumeSource{Snapshot: s.Name, UID: s.UID}, s.Asks().VolumeBytes, nil
+				return &resource.VolumeSource{Snapshot: s.Name, UID: s.UID}, s.Asks().VolumeBytes, s.Spec.Encrypted, nil
 			}
 		}
 		if err == nil {
 			err = refuse(codes.NotFound, "this workspace has no snapshot %q", from.GetSnapshot().GetSnapshotId())
 		}
-		return nil, 0, err
+		return nil, 0, false, err
 	case from.GetVolume() != nil:
 		v, err := e.copied(ctx, from.GetVolume().GetVolumeId())
 		if err != nil {
-			return nil, 0, err
+			return nil, 0, false, err
 		}
-		return &resource.VolumeSource{Volume: v.Name, UID: v.UID}, v.Spec.SizeBytes, nil
+		return &resource.VolumeSource{Volume: v.Name, UID: v.UID}, v.Spec.SizeBytes, v.Spec.Encrypted, nil
 	}
-	return nil, 0, refuse(codes.InvalidArgument, "a volume is made from a snapshot or from another volume, and from nothing else")
+	return nil, 0, false, refuse(codes.InvalidArgument,
+		"a volume is made from a snapshot or from another volume, and from nothing else")
 }
 
 // copied is find of a volume of which copies can be made.
@@ -244,10 +252,12 @@ func (e *endpoint) assignCopy(ctx context.Context, v *resource.Volume) (ops []st
 		return nil, &shortError{"what it is made from is on a host on which the workspace has no machine now: no pod could use it"}
 	}
 	at, ops, err := e.beside(ctx, from, v.Spec.SizeBytes, e.workspace, promises.crowded)
-	if err == nil {
-		at.note(v)
+	if err != nil {
+		return nil, err
 	}
-	return ops, err
+	at.note(v)
+	key, err := e.copyKey(ctx, e.workspace, v.Spec.Encrypted, v.Spec.Source.UID, &v.Meta)
+	return append(ops, key), err
 }
 
 // erase marks what a cluster wants gone as deleted, unless stays says why it isn't the cluster's to delete, and waits until

@@ -122,9 +122,10 @@ func TestPoolAway(t *testing.T) {
 			awaitNode(t, w, now)
 		}
 	}
+	one := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "one"), Spec: resource.VolumeSpec{SizeBytes: gib}}
 	for want, pools := range map[string][]resource.Pool{"is away": {{Name: "default", Message: "no answer"}}, "upgrade": nil} {
 		change(pools...)
-		_, err := w.choose(t.Context(), "acme/web/shop", gib, nil)
+		_, err := w.choose(t.Context(), one, nil)
 		if short, ok := errors.AsType[*shortError](err); !ok || !strings.Contains(short.text, want) {
 			t.Errorf("pools %v: %v", pools, err)
 		}
@@ -139,10 +140,10 @@ func TestPoolAway(t *testing.T) {
 		}
 	}
 	oldAt(true)
-	if at, err := w.choose(t.Context(), "acme/web/shop", gib, nil); err != nil || at.host.Name != "n1" {
+	if at, err := w.choose(t.Context(), one, nil); err != nil || at.host.Name != "n1" {
 		t.Errorf("it is on %v, %v", at.host, err)
 	}
-	_, err := w.choose(t.Context(), "acme/web/shop", gib, []string{wire.Place(w.ws.UID, w.nodes[1].UID)})
+	_, err := w.choose(t.Context(), one, []string{wire.Place(w.ws.UID, w.nodes[1].UID)})
 	if short, ok := errors.AsType[*shortError](err); !ok || short.text != oldMachines {
 		t.Errorf("where a machine is old: %v", err)
 	}

@@ -57,7 +57,7 @@ func (c *Controller) assign(ctx context.Context, v *resource.Volume, places []st
 		all.note(v)
 		return all.spots(), nil
 	}
-	one, err := c.choose(ctx, v.WorkspaceKey(), v.Spec.SizeBytes, places)
+	one, err := c.choose(ctx, v, places)
 	if err != nil {
 		return nil, err
 	}
@@ -86,6 +86,9 @@ func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at c
 	}
 	if why := have.seen(nodes, v.WorkspaceKey()); why != "" {
 		return at, &shortError{why}
+	}
+	if nodes = able(v, nodes); v.Spec.Encrypted && len(nodes) == 0 {
+		return at, &shortError{noEncryption}
 	}
 	need := bricksOf(v.Spec, nodes)
 	at.arbiter = v.Spec.Arbiter
@@ -183,9 +186,10 @@ func (c *Controller) placeShared(ctx context.Context, v *resource.Volume) (again
 	if err != nil {
 		return 0, err
 	}
-	ops := append(c.stays(at.spots()...), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
+	ops := append(c.stays(at.spots()...), c.newKey(v))
+	ops = append(ops, store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
 		if now.UID != v.UID || now.Deleting() || len(now.Status.Bricks) > 0 {
-			return store.ErrSkip
+			return store.ErrNotFound // see place
 		}
 		at.note(now)
 		return nil
@@ -276,7 +280,7 @@ func (c *Controller) replaceLost(
 			need = append(need, resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter))
 		}
 	}
-	at := copies{hosts: spread(nodes, have.room(v.WorkspaceKey()), need, taken)}
+	at := copies{hosts: spread(able(v, nodes), have.room(v.WorkspaceKey()), need, taken)}
 	if len(at.hosts) == 0 {
 		return false, true, nil
 	}
@@ -332,9 +336,12 @@ func (c *Controller) removeShared(ctx context.Context, v *resource.Volume) error
 		if v.Status.Phase == resource.Deleting {
 			return nil // hosts report
 		}
+		if err := c.dropKey(ctx, v.WorkspaceKey(), v.UID); err != nil {
+			return err
+		}
 		return store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
 			now.Status.Phase = resource.Deleting
 		})
 	}
-	return forget(ctx, c, store.Of[resource.Volume](c.cfg.Store), v)
+	return forget(ctx, c, store.Of[resource.Volume](c.cfg.Store), v, v.WorkspaceKey())
 }

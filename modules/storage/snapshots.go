@@ -75,6 +75,11 @@ func (c *Controller) removeSnapshot(
 				waitFor(&now.Status.Conditions, resource.SnapshotRemoved, what)
 			})
 		}
+	}
+	if err := c.dropKey(ctx, s.WorkspaceKey(), s.UID); err != nil {
+		return 0, err
+	}
+	if host != nil && !s.Status.Conditions.Is(resource.SnapshotRemoved) {
 		return 0, snapshots.Observe(ctx, s, func(now *resource.Snapshot) { now.Status.Phase = resource.Deleting })
 	}
 	failpoint.Reach("storage/snapshot/removed")

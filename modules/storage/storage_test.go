@@ -63,7 +63,7 @@ func newWorld(t *testing.T) *world {
 	if err := db.Commit(t.Context(), ops...); err != nil {
 		t.Fatal(err)
 	}
-	cfg := Config{Store: db, Limits: resource.Limits{Volumes: 4, VolumeBytes: 30 * gib},
+	cfg := Config{Store: db, Seal: testSeal(t), Limits: resource.Limits{Volumes: 4, VolumeBytes: 30 * gib},
 		Volumes: store.Of[resource.Volume](db).Cache(nil), Snapshots: store.Of[resource.Snapshot](db).Cache(nil), Trash: store.Of[resource.Trash](db).Cache(nil), Nodes: store.Of[resource.Node](db).Cache(nil),
 		Machines: store.Of[resource.Machine](db).Cache(nil), Workspaces: store.Of[resource.Workspace](db).Cache(nil)}
 	for _, run := range []func(context.Context, func()) error{cfg.Volumes.Run, cfg.Snapshots.Run, cfg.Trash.Run, cfg.Nodes.Run, cfg.Machines.Run, cfg.Workspaces.Run} {

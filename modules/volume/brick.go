@@ -22,7 +22,8 @@ const brickRoot = "volume/brick"
 func (h *Host) EnsureBrick(ctx context.Context, b wire.Brick) error {
 	err := cmp.Or(checkUID("brick", b.UID), checkSize(b.SizeBytes))
 	if err == nil {
-		v := wire.Volume{Key: b.Key, UID: b.UID, NetworkID: b.NetworkID, SizeBytes: b.SizeBytes, FirstUID: b.FirstUID, Made: b.Made}
+		v := wire.Volume{Key: b.Key, UID: b.UID, NetworkID: b.NetworkID, SizeBytes: b.SizeBytes, FirstUID: b.FirstUID, Made: b.Made,
+			Encrypted: b.Encrypted}
 		err = h.ensure(ctx, v, true)
 	}
 	if err == nil {

@@ -46,7 +46,7 @@ func (h *Host) snapshot(ctx context.Context, v wire.Volume) error {
 			&os.PathError{Op: "stat", Path: p.image().File, Err: fs.ErrNotExist})
 	}
 	rec, err := p.record()
-	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Source: v.Source, Snapshot: true,
+	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Source: v.Source, Snapshot: true, Encrypted: v.Encrypted,
 		HostUsers: h.ofHostUsers(v, rec, there)}
 	if err != nil || rec != want {
 		if err := os.MkdirAll(string(p), 0o700); err != nil {
@@ -92,7 +92,7 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 		}
 		from := h.place(v.Source).image()
 		// The server lets nothing grow of which copies are being made: they were promised so much.
-		if info, err := os.Stat(from.File); err == nil && info.Size() > wholeMiB(v.SizeBytes) {
+		if info, err := os.Stat(from.File); err == nil && sizeOf(info, v.Encrypted) > wholeMiB(v.SizeBytes) {
 			return saidf("what it is to be made from has grown: delete this one, and ask for one that is as large")
 		}
 		err := from.Clone(ctx, to)

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/appliance/rootfs"
 )
 
 const (
@@ -75,9 +77,20 @@ func takeStep(text string) error {
 		return err
 	}
 	h := newHost(s.Dir, s.Machines, s.Root)
+	v := testVolume(s.SizeBytes)
+	if s.Do, v.Encrypted = strings.CutPrefix(s.Do, "encrypted "); v.Encrypted { // with a key that all steps have
+		h.cfg.Encryption = Encryption{Tools: h.cfg.Tools,
+			Key: func(context.Context, string, string) ([]byte, error) { return bytes.Repeat([]byte("k"), 64), nil }}
+	}
 	switch s.Do {
+	case "unpack": // an image's layout: testing/vm has no other way
+		root, err := (rootfs.Store{Dir: s.Dir}).Unpack(context.Background(), s.Root)
+		if err == nil {
+			err = os.Symlink(root, s.Machines)
+		}
+		return err
 	case "ensure":
-		return h.Ensure(context.Background(), testVolume(s.SizeBytes))
+		return h.Ensure(context.Background(), v)
 	case "snapshot":
 		for {
 			err := h.Ensure(context.Background(), testSnapshot)

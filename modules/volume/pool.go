@@ -150,7 +150,7 @@ func (h *Host) pool() (room, error) {
 			p := h.place(uid)
 			f.rec, f.err = p.record()
 			if info, err := os.Stat(p.image().File); err == nil {
-				f.sizeBytes = info.Size()
+				f.sizeBytes = sizeOf(info, f.rec.Encrypted)
 				if st, ok := info.Sys().(*syscall.Stat_t); ok {
 					f.takesBytes = st.Blocks * 512
 				}

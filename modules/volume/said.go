@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/diskimage"
 )
 
 // Errors of this package's calls, and messages of its reports, are read by the tenants whose
@@ -57,6 +59,8 @@ func (h *Host) words(text string, err error) error {
 		return said
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return saidError{"it takes too long; it is tried again", err}
+	case errors.Is(err, diskimage.ErrNoEncryption):
+		text = "it is encrypted, and the kernel of its host can't encrypt disks"
 	case errors.Is(err, unix.ENOSPC):
 		text = "the disk with volumes of its host is full"
 	}

@@ -42,6 +42,8 @@ type Config struct {
 	Mark   string // a file by which the host knows the disk that Dir is on; on another than that
 	// Tools is the root file system of a Debian with mkfs.xfs. It may block for seconds.
 	Tools func(ctx context.Context) (root string, err error)
+	// Encryption is how volumes are encrypted.
+	Encryption Encryption
 	// HostUser is the host's user that root in machines is, of whom the server says that it
 	// is first: 0, where the host can't do better.
 	HostUser func(first uint32) (uint32, error)
@@ -134,6 +136,8 @@ type record struct {
 	Brick bool `json:"brick,omitempty"`
 	// Source is the UID of what it was made from.
 	Source string `json:"source,omitempty"`
+	// Encrypted says that its disk is. The key is nowhere on this host.
+	Encrypted bool `json:"encrypted,omitempty"`
 	// Snapshot says that it is a copy that nobody mounts.
 	Snapshot bool `json:"snapshot,omitempty"`
 	// HostUsers says that it was made when machines here had no users of their own: files in it
@@ -163,7 +167,7 @@ func (h *Host) noted(v wire.Volume, made, brick bool) (record, error) {
 	}
 	// The root of a copy is whose its source's is.
 	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Owned: rec.Owned || v.Source != "",
-		Brick: brick, Source: v.Source, HostUsers: h.ofHostUsers(v, rec, made)}
+		Brick: brick, Source: v.Source, Encrypted: v.Encrypted, HostUsers: h.ofHostUsers(v, rec, made)}
 	if err == nil && rec == want {
 		return rec, nil
 	}
@@ -200,7 +204,7 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 		return err
 	}
 	p := h.place(v.UID)
-	disk := p.image()
+	disk := h.disk(v)
 	there, err := exists(disk.File)
 	if err != nil {
 		return err
@@ -310,7 +314,10 @@ func (h *Host) letGo(uid string) error {
 	if err := h.hide(uid); err != nil {
 		return err
 	}
-	return hostmount.Unmount(string(h.place(uid)))
+	if err := hostmount.Unmount(string(h.place(uid))); err != nil {
+		return err
+	}
+	return h.release(uid)
 }
 
 // Keep puts a volume away that is in the trash: no machine sees it, nothing of it is mounted, and what
@@ -340,6 +347,8 @@ func (h *Host) keep(ctx context.Context, v wire.Volume) error {
 	put, err := h.putAway(v.UID)
 	if err == nil && !put {
 		err = h.letGo(v.UID)
+	} else if err == nil {
+		err = h.release(v.UID)
 	}
 	if err != nil {
 		return err

@@ -52,6 +52,8 @@ type Brick struct {
 	// Made says that the host has had it: an image that isn't there is a loss, and no empty
 	// one takes its place.
 	Made bool `json:"made,omitempty"`
+	// Encrypted is as a Volume's.
+	Encrypted bool `json:"encrypted,omitempty"`
 	// Remove says: destroy it, and report Removed.
 	Remove bool `json:"remove,omitempty"`
 }

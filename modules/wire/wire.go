@@ -67,6 +67,7 @@ const (
 	AddressPath             = AgentPath + "address"              // AddressShown, from that address
 	CertificatePath         = AgentPath + "certificate"          // JoinRequest with the CSR alone: JoinResponse
 	MachineCertificatesPath = AgentPath + "machine-certificates" // MachineCertificatesRequest: MachineCertificates
+	VolumeKeyPath           = AgentPath + "volume-key"           // VolumeKeyRequest: VolumeKey
 	LeavePath               = AgentPath + "leave"
 	WipedPath               = AgentPath + "wiped" // nothing: all that a removed node had is gone from its disk
 )
@@ -227,12 +228,29 @@ type Volume struct {
 	Source string `json:"source,omitempty"`
 	// Snapshot says that it is a copy of Source that nobody mounts.
 	Snapshot bool `json:"snapshot,omitempty"`
+	// Encrypted says that its image is. The host asks for the key when it needs it (VolumeKeyPath), and
+	// keeps it nowhere. Only a host whose Drivers name EncryptionDriver is told.
+	Encrypted bool `json:"encrypted,omitempty"`
 	// Attachments are the machines on this host that shall see it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty"`
 	// Keep says: it is in the trash. No machine sees it, and what is in it stays.
 	Keep bool `json:"keep,omitempty"`
 	// Remove says: destroy what is in it, and report Removed.
 	Remove bool `json:"remove,omitempty"`
+}
+
+// EncryptionDriver is among the Drivers in the reports of hosts that can encrypt volumes.
+const EncryptionDriver = "luks"
+
+// VolumeKeyRequest asks for the key of a volume that is on the asking host, or of which a brick is.
+type VolumeKeyRequest struct {
+	Key string `json:"key"`
+	UID string `json:"uid"` // the volume's or the brick's
+}
+
+// VolumeKey is what the image is encrypted with.
+type VolumeKey struct {
+	Key []byte `json:"key"`
 }
 
 // VolumeAttachment is a machine that shall have a volume: in it, the volume is the

@@ -1,0 +1,87 @@
+package storage
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+
+	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// volumeKeyBytes is how many random bytes a volume's key has: no fewer than the cipher's own.
+const volumeKeyBytes = 64
+
+// encrypts says whether a host can encrypt volumes.
+func encrypts(n *resource.Node) bool { return slices.Contains(n.Status.Drivers, wire.EncryptionDriver) }
+
+// able are the nodes that can have a volume encrypted, if it shall be: all others can have.
+func able(v *resource.Volume, nodes []*resource.Node) []*resource.Node {
+	if !v.Spec.Encrypted {
+		return nodes
+	}
+	return slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool { return !encrypts(n) })
+}
+
+const noEncryption = "no host that could have it can encrypt volumes: their kernels have no dm-crypt. " +
+	"Ask the operator for such a host, or for a volume that isn't encrypted"
+
+// newKey is the write of the key of a volume that gets its place with the same commit; the zero Op for one
+// that is not encrypted. The volume has its UID by then.
+func (c *Controller) newKey(v *resource.Volume) store.Op {
+	if !v.Spec.Encrypted {
+		return store.Op{}
+	}
+	key := make([]byte, volumeKeyBytes)
+	_, _ = rand.Read(key) // it never fails
+	defer clear(key)
+	organization := path.Dir(v.WorkspaceKey())
+	return c.createKey(organization, v.UID, c.cfg.Seal.Seal(key, organization))
+}
+
+// copyKey is newKey of a copy of what has the UID from: the key is that one's.
+func (c *Controller) copyKey(
+	ctx context.Context, workspace string, encrypted bool, from string, of *resource.Meta,
+) (store.Op, error) {
+	if !encrypted {
+		return store.Op{}, nil
+	}
+	key, err := store.Of[resource.VolumeKey](c.cfg.Store).Get(ctx, path.Dir(workspace)+"/"+from)
+	if errors.Is(err, store.ErrNotFound) {
+		return store.Op{}, &shortError{"what it is made from is being deleted, and its key is destroyed"}
+	}
+	if err != nil {
+		return store.Op{}, err
+	}
+	of.UID = cmp.Or(of.UID, store.NewUID())
+	return c.createKey(path.Dir(workspace), of.UID, key.Sealed), nil
+}
+
+func (c *Controller) createKey(organization, uid string, sealed []byte) store.Op {
+	return store.Of[resource.VolumeKey](c.cfg.Store).CreateOp(&resource.VolumeKey{
+		InOrganization: resource.NewInOrganization(organization, uid), Sealed: sealed})
+}
+
+// dropKey destroys the key of a volume or snapshot, before its host is told to destroy it: what is left
+// somewhere then, nobody reads. None there is no error.
+func (c *Controller) dropKey(ctx context.Context, workspace, uid string) error {
+	key := &resource.VolumeKey{InOrganization: resource.NewInOrganization(path.Dir(workspace), uid)}
+	if err := store.Of[resource.VolumeKey](c.cfg.Store).Delete(ctx, key); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("destroy the key of %s: %w", uid, err)
+	}
+	return nil
+}
+
+// CheckEncryption says with an *access.Refusal that no host of the platform can encrypt a volume.
+func (c *Controller) CheckEncryption(v *resource.Volume) error {
+	if v.Spec.Encrypted && !slices.ContainsFunc(c.cfg.Nodes.List(""), encrypts) {
+		return &access.Refusal{Reason: access.ErrExists, Text: "It can't be made: " + noEncryption + "."}
+	}
+	return nil
+}
