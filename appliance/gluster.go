@@ -161,7 +161,7 @@ func (s *sharing) Gather(ctx context.Context, peers []wire.Peer) ([]netip.Addr, 
 func brickPath(uid string) string { return path.Join("/bricks", uid, "volume/brick") }
 
 func wanted(v wire.ClusterVolume) gluster.Wanted {
-	w := gluster.Wanted{Name: wire.GlusterName(v.UID), Arbiter: v.Arbiter, Hosts: v.Hosts, Made: v.Made}
+	w := gluster.Wanted{Name: wire.GlusterName(v.UID), Arbiter: v.Arbiter, Hosts: v.Hosts, Made: v.Made, Stopped: v.Stop}
 	for _, b := range v.Bricks {
 		one := gluster.WantedBrick{Brick: gluster.Brick{Host: b.Address, Path: brickPath(b.UID)}, Ready: b.Ready, Lost: b.Lost}
 		if b.Replaces != "" {

@@ -58,6 +58,8 @@ type Wanted struct {
 	Hosts   []string // the common names of hosts that may have it
 	// Made says that there was one: if glusterd has none, it isn't made anew.
 	Made bool
+	// Stopped says that nobody shall have it.
+	Stopped bool
 }
 
 // WantedBrick is a brick of a Wanted.
@@ -181,7 +183,7 @@ func (l *Lead) look(ctx context.Context) (look, error) {
 func (l *Lead) changed() { l.last.until = time.Time{} }
 
 // Bring has a volume be as it shall: made once all its bricks are there, by nodes of a cluster that nodes
-// are those of; started, and what of it is down; with bricks in the place of others, as far as
+// are those of; started, and what of it is down, or stopped; with bricks in the place of others, as far as
 // they are ready. It returns what the volume has, also with an error if that is known. What was seen
 // some seconds ago it does not ask for again.
 func (l *Lead) Bring(ctx context.Context, nodes []netip.Addr, v Wanted) ([]SeenBrick, error) {
@@ -209,6 +211,9 @@ func (l *Lead) Bring(ctx context.Context, nodes []netip.Addr, v Wanted) ([]SeenB
 		}
 	}
 	now := all.volumes[i]
+	if v.Stopped {
+		return nil, l.stop(ctx, now, v)
+	}
 	now.Bricks = slices.Clone(now.Bricks)
 	err = l.replace(ctx, &now, v)
 	if err := l.set(ctx, v.Name, now.Options, v.Hosts); err != nil {
@@ -226,6 +231,17 @@ func (l *Lead) Bring(ctx context.Context, nodes []netip.Addr, v Wanted) ([]SeenB
 	} else {
 		return nil, errors.Join(err, errLook)
 	}
+}
+
+// stop takes a volume from all who have it. Once it is started again only those get it who may have it then: clients that
+// are left come back by themselves, and are let in anew.
+func (l *Lead) stop(ctx context.Context, now Volume, v Wanted) error {
+	if err := l.set(ctx, v.Name, now.Options, v.Hosts); err != nil || !now.Started {
+		return err
+	}
+	l.changed()
+	l.forgetHeal(v.Name)
+	return l.client.ask(ctx, nil, "volume", "stop", v.Name, "force")
 }
 
 // set lets these hosts have a volume, and no others.

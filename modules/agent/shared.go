@@ -82,7 +82,7 @@ type SharedConfig struct {
 // Shared drives a host's part in shared volumes: what serves them, their bricks, the cluster if
 // this host leads it, mounts. It comes before attachments.
 func Shared(cfg SharedConfig) []Driver {
-	lead := &cluster{SharedConfig: cfg, seen: map[string][]wire.ClusterBrickReport{}}
+	lead := &cluster{SharedConfig: cfg, seen: map[string][]wire.ClusterBrickReport{}, stopped: map[string]bool{}}
 	return []Driver{serving{cfg}, bricks{cfg, &usage{}}, lead, heals{cfg}, mounts{cfg}}
 }
 
@@ -259,6 +259,7 @@ type cluster struct {
 	mu      sync.Mutex
 	members []netip.Addr
 	seen    map[string][]wire.ClusterBrickReport // by UID of the volume
+	stopped map[string]bool                      // since it was asked for; by UID
 }
 
 const (
@@ -284,12 +285,12 @@ func (d *cluster) Wanted(s *wire.State) (items []Item) {
 	for _, v := range c.Volumes {
 		item := Item{Key: v.UID, Workspace: v.NetworkID, Needs: needs, Every: clusterEvery, Ensure: func(ctx context.Context) error {
 			seen, err := d.Host.Bring(ctx, c.Peers, v)
-			d.see(v.UID, seen)
+			d.see(v.UID, seen, v.Stop && err == nil)
 			return err
 		}}
 		if v.Remove {
 			item.Remove = func(ctx context.Context) error {
-				d.see(v.UID, nil)
+				d.see(v.UID, nil, false)
 				return d.Host.Remove(ctx, v)
 			}
 		}
@@ -298,9 +299,14 @@ func (d *cluster) Wanted(s *wire.State) (items []Item) {
 	return items
 }
 
-func (d *cluster) see(uid string, seen []wire.ClusterBrickReport) {
+func (d *cluster) see(uid string, seen []wire.ClusterBrickReport, stopped bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if stopped {
+		d.stopped[uid] = true
+	} else {
+		delete(d.stopped, uid)
+	}
 	if seen == nil {
 		delete(d.seen, uid)
 	} else {
@@ -316,14 +322,14 @@ func (d *cluster) Report(_ context.Context, s *wire.State, progress func(string)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if s.Storage == nil || s.Storage.Cluster == nil {
-		d.members, d.seen = nil, map[string][]wire.ClusterBrickReport{} // another leads
+		d.members, d.seen, d.stopped = nil, map[string][]wire.ClusterBrickReport{}, map[string]bool{} // another leads
 		return nil, nil
 	}
 	r.StorageMembers = d.members
 	for _, v := range s.Storage.Cluster.Volumes {
 		p := progress(v.UID)
 		rep := wire.ClusterReport{Key: v.Key, UID: v.UID, Ready: p.Ready() && !v.Remove, Removed: p.Removed, Bricks: d.seen[v.UID],
-			Message: cut(p.Problem, maxText)}
+			Stopped: v.Stop && p.Ready() && d.stopped[v.UID], Message: cut(p.Problem, maxText)}
 		r.Items[Ref{wire.ClusterItem, v.UID}] = &rep
 	}
 	return nil, nil
@@ -344,7 +350,7 @@ func (d heals) Wanted(s *wire.State) (items []Item) {
 		return nil
 	}
 	for _, v := range s.Storage.Cluster.Volumes {
-		if v.Remove || len(v.Bricks) < 2 {
+		if v.Remove || v.Stop || len(v.Bricks) < 2 {
 			continue
 		}
 		items = append(items, Item{Key: v.UID, Workspace: v.NetworkID, Needs: []Ref{{servingKind, serverKey}}, Every: healEvery,

@@ -29,7 +29,7 @@ func (a *API) trashOperations() {
 		show: func(ctx context.Context, all ...*resource.Trash) error {
 			for _, t := range all {
 				if !a.seesHosts(ctx) {
-					t.Status.Node, t.Status.NodeUID, t.Status.Pool = "", "", ""
+					t.Status.HideHosts()
 				}
 			}
 			return nil
@@ -111,6 +111,10 @@ func (a *API) restore(ctx context.Context, t *resource.Trash, to Restore) (*reso
 		return nil, "", conflict("conflict", "Its host has not put it away yet: machines of its workspace may still write to it.",
 			"Try it again in a moment; `mp volumes trash show "+t.Name+"` says more.")
 	}
+	if elsewhere && t.Spec.Was.Class == resource.SharedVolume && t.Status.FirstUID != 0 {
+		return nil, "", conflict("not-possible", "Its files belong to users of the workspace that it was of, since it is from before "+
+			"shared volumes had users of their own.", "Bring it back to that workspace, and copy what is in it by a pod.")
+	}
 	if err := access.Authorize(who(ctx), "volumes.put", t.Account, t.Organization); err != nil {
 		return nil, "", err
 	}
@@ -132,7 +136,7 @@ func (a *API) restore(ctx context.Context, t *resource.Trash, to Restore) (*reso
 	if err != nil {
 		return nil, "", err
 	}
-	if elsewhere {
+	if elsewhere && t.Spec.Was.Class != resource.SharedVolume {
 		owner, err := a.ownerOf(ctx, t)
 		if err != nil {
 			return nil, "", err
@@ -171,6 +175,9 @@ func (a *API) ownerOf(ctx context.Context, t *resource.Trash) (ops []store.Op, e
 // holds are writes by which the numbers of a workspace are kept for the host of a volume that comes
 // to it: no machine of it may have been there.
 func (a *API) holds(ctx context.Context, ws *resource.Workspace, t *resource.Trash) (ops []store.Op, err error) {
+	if t.Status.NodeUID == "" { // a shared one has no numbers of a workspace's
+		return nil, nil
+	}
 	claims := store.Of[resource.VNI](a.store)
 	for _, name := range ws.Status.Claims() {
 		if _, err := claims.Get(ctx, name); errors.Is(err, store.ErrNotFound) {

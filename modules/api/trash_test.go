@@ -100,6 +100,31 @@ func TestTrash(t *testing.T) {
 	}
 }
 
+// TestTrashOfShared: a shared volume goes to the trash and comes back as GlusterFS has it, and its hosts are not for tenants.
+func TestTrashOfShared(t *testing.T) {
+	s := newSite(t)
+	s.people()
+	volumes := store.Of[resource.Volume](s.store)
+	v := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "share"), Spec: resource.VolumeSpec{Class: resource.SharedVolume, SizeBytes: 2 << 30}}
+	v.Status.SizeBytes, v.Status.Bricks = 2<<30, []resource.VolumeBrick{{UID: "b1", Node: "secret-host", NodeUID: "secret-uid"}}
+	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeServed, Status: resource.True})
+	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.True})
+	if err := volumes.Create(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	said := into[resource.Accepted[resource.Volume]](t, s.want(http.StatusOK, dev, "DELETE", inShop+"/volumes/share", ""))
+	got := s.want(http.StatusOK, dev, "GET", inWeb+"/trash/"+said.Resource.Status.Trash, "")
+	if in := into[resource.Trash](t, got); in.UID != v.UID || in.Asks() != v.Asks() || !in.Status.Conditions.Is(resource.VolumeServed) ||
+		in.Status.Conditions.Get(resource.VolumeReady) != nil || strings.Contains(got.body, "secret") {
+		t.Errorf("in the trash it is %s", got.body)
+	}
+	s.want(http.StatusAccepted, dev, "POST", inWeb+"/trash/"+said.Resource.Status.Trash+"/restore", `{"volume":"back"}`)
+	now := mustGet(t, volumes, inShopKey+"back")
+	if now.UID != v.UID || len(now.Status.Bricks) != 1 || !now.Status.Conditions.Is(resource.VolumeServed) || now.Status.Conditions.Is(resource.VolumeReady) {
+		t.Errorf("it came back as %+v", now)
+	}
+}
+
 // TestWorkspaceLeavesTrash: what is in volumes outlives their workspace, unless that is asked for.
 func TestWorkspaceLeavesTrash(t *testing.T) {
 	for _, purge := range []bool{false, true} {

@@ -98,10 +98,6 @@ func (a *API) volumeOperations() {
 					if err := a.keepVolume(ctx, was); err != nil {
 						return err
 					}
-					if was.Spec.Class == resource.SharedVolume && was.Made() && !in.Purge {
-						return conflict("in-use", "Volumes of class "+resource.SharedVolume+" don't go into the trash.",
-							"To delete it with all data in it: `mp volumes delete "+was.Name+" --purge`.")
-					}
 					if done, err := a.toTrash(ctx, was, in.Purge); done || err != nil {
 						return err
 					}
@@ -190,21 +186,6 @@ func checkVolume(_ context.Context, now, was *resource.Volume) error {
 // askUsers is how long it is waited for a cluster that is asked which pods use a claim.
 const askUsers = 2 * time.Second
 
-// keepShared refuses that a workspace is deleted while there are volumes in it that don't go into the trash.
-func (a *API) keepShared(ctx context.Context, ws *resource.Workspace, purge bool) error {
-	volumes, err := all(ctx, store.Of[resource.Volume](a.store), ws.Key())
-	if err != nil || purge {
-		return err
-	}
-	for _, v := range volumes {
-		if v.Spec.Class == resource.SharedVolume && v.Made() && !v.Deleting() {
-			return conflict("in-use", fmt.Sprintf("Volumes of class %s, as %s is, don't go into the trash.", v.Spec.Class, v.Name),
-				"To delete the workspace with all data in its volumes, add --purge-volumes.")
-		}
-	}
-	return nil
-}
-
 // keepVolume names what holds a volume, and how to let go.
 func (a *API) keepVolume(ctx context.Context, v *resource.Volume) error {
 	if v.Spec.Claim == "" {
@@ -235,11 +216,7 @@ func (a *API) showVolumes(ctx context.Context, volumes ...*resource.Volume) erro
 		return nil
 	}
 	for _, v := range volumes {
-		v.Status.Node, v.Status.NodeUID, v.Status.Pool = "", "", ""
-		for i := range v.Status.Bricks {
-			b := &v.Status.Bricks[i]
-			b.Node, b.NodeUID, b.Pool = "", "", ""
-		}
+		v.Status.HideHosts()
 	}
 	return nil
 }

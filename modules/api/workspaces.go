@@ -102,9 +102,6 @@ func (a *API) workspaceOperations() {
 						"Delete them there: `mp volumes trash list`, `mp volumes trash purge NAME`.")
 				}
 				if !was.Deleting() {
-					if err := a.keepShared(ctx, was, in.PurgeVolumes); err != nil {
-						return err
-					}
 					was.Status.PurgeVolumes = in.PurgeVolumes
 				}
 				task, err = markDeleted(ctx, a, workspaces.kind(), "workspace.delete", was)

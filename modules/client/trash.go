@@ -31,7 +31,7 @@ func (p *program) trash() noun[resource.Trash] {
 			{head: "UNTIL", cell: func(t *resource.Trash) string { return t.Spec.Until.Format(when) }},
 			{head: "WAITS", cell: func(t *resource.Trash) string { return waits(t.Status.Conditions, resource.VolumeKept) }},
 			{head: "CLAIM", wide: true, cell: func(t *resource.Trash) string { return t.Spec.Was.Claim }},
-			{head: "HOST", wide: true, cell: func(t *resource.Trash) string { return t.Status.Node }},
+			{head: "HOST", wide: true, cell: func(t *resource.Trash) string { return hosts(t.Status) }},
 		}),
 		more: func(w io.Writer, t *resource.Trash) {
 			fmt.Fprintf(w, "\nIt is deleted for good at %s. Until then 'mp volumes trash restore %s' brings it back,\n"+

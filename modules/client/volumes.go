@@ -13,6 +13,15 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
+// hosts are those that a volume is on.
+func hosts(s resource.VolumeStatus) string {
+	all := []string{s.Node}
+	for _, b := range s.Bricks {
+		all = append(all, b.Node)
+	}
+	return strings.Join(slices.DeleteFunc(all, func(h string) bool { return h == "" }), ", ")
+}
+
 func (p *program) volumes() noun[resource.Volume] {
 	return noun[resource.Volume]{
 		one:   "volume",
@@ -35,13 +44,7 @@ func (p *program) volumes() noun[resource.Volume] {
 			{head: "MACHINES", cell: func(v *resource.Volume) string {
 				return strings.Join(attachedTo(v, func(a resource.VolumeAttachment) bool { return a.Attached }), ", ")
 			}},
-			{head: "HOST", wide: true, cell: func(v *resource.Volume) string {
-				hosts := []string{v.Status.Node}
-				for _, b := range v.Status.Bricks {
-					hosts = append(hosts, b.Node)
-				}
-				return strings.Join(slices.DeleteFunc(hosts, func(h string) bool { return h == "" }), ", ")
-			}},
+			{head: "HOST", wide: true, cell: func(v *resource.Volume) string { return hosts(v.Status) }},
 		}),
 	}
 }

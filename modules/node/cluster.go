@@ -2,6 +2,7 @@ package node
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
@@ -33,17 +34,16 @@ func (h *Hub) shared() *cluster {
 
 func (h *Hub) newCluster(of chan struct{}) *cluster {
 	c := &cluster{of: of, volumes: h.cfg.Volumes.List(""), bricks: map[string][]wire.Brick{}, kept: map[string]bool{}}
-	shared := slices.DeleteFunc(slices.Clone(c.volumes), func(v *resource.Volume) bool { return len(v.Status.Bricks) == 0 })
+	shared := h.served(c.volumes)
 	for _, v := range shared {
-		ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey()) // its cache follows: a workspace outlives its volumes
 		for _, b := range v.Status.Bricks {
 			if b.Removed {
 				continue
 			}
 			c.kept[b.NodeUID] = true
-			if ok {
+			if v.networkID != "" {
 				c.bricks[b.NodeUID] = append(c.bricks[b.NodeUID], wire.Brick{
-					Key: v.Key(), Volume: v.UID, UID: b.UID, Pool: b.Pool, NetworkID: ws.Status.ID,
+					Key: v.key, Volume: v.UID, UID: b.UID, Pool: b.Pool, NetworkID: v.networkID,
 					SizeBytes: resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter), FirstUID: v.Status.FirstUID, Made: b.SizeBytes > 0,
 					Encrypted: v.Spec.Encrypted, Remove: v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved)})
 			}
@@ -53,6 +53,41 @@ func (h *Hub) newCluster(of chan struct{}) *cluster {
 		c.told = h.told(shared)
 	}
 	return c
+}
+
+// served is a shared volume as hosts are told of it.
+type served struct {
+	*resource.Volume
+	key       string
+	networkID string // of its workspace; empty: that isn't known yet, whose cache follows
+	trash     bool
+}
+
+// served are all shared volumes that have bricks, those in the trash too. Of two caches one may be behind: what was
+// written last is so.
+func (h *Hub) served(volumes []*resource.Volume) (all []served) {
+	trash := map[string]*resource.Trash{}
+	for _, t := range h.cfg.Trash.List("") {
+		if len(t.Status.Bricks) > 0 {
+			trash[t.UID] = t
+		}
+	}
+	for _, v := range volumes {
+		if t := trash[v.UID]; len(v.Status.Bricks) == 0 || t != nil && t.Revision > v.Revision {
+			continue
+		}
+		delete(trash, v.UID)
+		one := served{Volume: v, key: v.Key()}
+		if ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey()); ok {
+			one.networkID = ws.Status.ID
+		}
+		all = append(all, one)
+	}
+	for _, uid := range slices.Sorted(maps.Keys(trash)) {
+		t := trash[uid]
+		all = append(all, served{t.Was(), t.Key(), t.Spec.NetworkID, true})
+	}
+	return all
 }
 
 // leads says whether a node does.
@@ -80,7 +115,7 @@ func (h *Hub) storageOf(node *resource.Node, c *cluster) *wire.Storage {
 // another, which the hosts of the first can't join. So the first of all is the host of the oldest brick,
 // and waited for, until it says who is in it; from then on the first of those that reports. Nil:
 // there is none now.
-func (h *Hub) leadOf(volumes []*resource.Volume) *resource.Node {
+func (h *Hub) leadOf(volumes []served) *resource.Node {
 	nodes := map[string]*resource.Node{}
 	var members []*resource.Node
 	for _, n := range h.cfg.Nodes.List("") {
@@ -92,7 +127,7 @@ func (h *Hub) leadOf(volumes []*resource.Volume) *resource.Node {
 		}
 	}
 	volumes = slices.Clone(volumes)
-	slices.SortFunc(volumes, func(a, b *resource.Volume) int {
+	slices.SortFunc(volumes, func(a, b served) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), strings.Compare(a.UID, b.UID))
 	})
 	var order []string // the UIDs of hosts with bricks, those with the oldest first
@@ -125,7 +160,7 @@ func (h *Hub) leadOf(volumes []*resource.Volume) *resource.Node {
 }
 
 // told is what the host that leads is told.
-func (h *Hub) told(volumes []*resource.Volume) *wire.Cluster {
+func (h *Hub) told(volumes []served) *wire.Cluster {
 	c := &wire.Cluster{}
 	with := map[string]bool{} // UIDs of hosts with a part in it
 	for _, v := range volumes {
@@ -134,12 +169,11 @@ func (h *Hub) told(volumes []*resource.Volume) *wire.Cluster {
 				with[n.UID] = true
 			}
 		}
-		ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey())
-		if !ok || v.Status.Conditions.Is(resource.VolumeUnserved) {
+		if v.networkID == "" || v.Status.Conditions.Is(resource.VolumeUnserved) {
 			continue
 		}
-		cv := wire.ClusterVolume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID,
-			Made: v.Status.Conditions.Is(resource.VolumeServed), Remove: v.Deleting()}
+		cv := wire.ClusterVolume{Key: v.key, UID: v.UID, NetworkID: v.networkID,
+			Made: v.Status.Conditions.Is(resource.VolumeServed), Stop: v.trash, Remove: v.Deleting()}
 		for _, b := range v.Status.Bricks {
 			n := h.brickHost(b)
 			cb := wire.ClusterBrick{UID: b.UID, Ready: b.Ready, Replaces: b.Replaces, Lost: n == nil}
@@ -150,6 +184,9 @@ func (h *Hub) told(volumes []*resource.Volume) *wire.Cluster {
 			cv.Bricks, cv.Arbiter = append(cv.Bricks, cb), b.Arbiter
 		}
 		for _, m := range h.cfg.Machines.List(v.WorkspaceKey()) {
+			if v.trash {
+				break
+			}
 			if n, ok := h.cfg.Nodes.Get(m.Spec.Node); ok && m.Lives() {
 				cv.Hosts = append(cv.Hosts, n.UID)
 			}

@@ -16,7 +16,7 @@ import (
 func (h *Hub) volumeKey(ctx context.Context, node *resource.Node, req wire.VolumeKeyRequest) (res wire.VolumeKey, err error) {
 	none := refuse(http.StatusNotFound, "node %s has no encrypted volume %q with this UID, or its key was destroyed",
 		node.Name, req.Key)
-	v, err := store.Of[resource.Volume](h.cfg.Store).Get(ctx, req.Key)
+	v, err := h.storedVolume(ctx, req.Key)
 	switch {
 	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrInvalidKey):
 		return res, none
@@ -37,4 +37,16 @@ func (h *Hub) volumeKey(ctx context.Context, node *resource.Node, req wire.Volum
 		return res, fmt.Errorf("key of volume %s: %w", v.Key(), err)
 	}
 	return res, nil
+}
+
+// storedVolume is a volume from the store, be it in the trash.
+func (h *Hub) storedVolume(ctx context.Context, key string) (*resource.Volume, error) {
+	if !inTrash(key) {
+		return store.Of[resource.Volume](h.cfg.Store).Get(ctx, key)
+	}
+	t, err := store.Of[resource.Trash](h.cfg.Store).Get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return t.Was(), nil
 }

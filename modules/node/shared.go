@@ -123,6 +123,15 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 					"volumes are there: one of them is away, or busy")
 			}
 			return
+		case inTrash(rep.Key):
+			if !rep.Stopped {
+				return
+			}
+			set(resource.VolumeKept, resource.True, "Kept", "")
+			for i := range s.Bricks {
+				s.Bricks[i].Online = false // until it is started again
+			}
+			return
 		case rep.Ready:
 			set(resource.VolumeServed, resource.True, "Served", "")
 		case !served: // one that was is not taken back: which of its bricks are there says how it is
@@ -202,9 +211,18 @@ func (h *Hub) takeMembers(ctx context.Context, node *resource.Node, members []ne
 	return nil
 }
 
-// noteVolume is takeDown for volumes.
+// noteVolume is takeDown for volumes, in the trash or not.
 func (h *Hub) noteVolume(
 	ctx context.Context, key string, removed bool, meant func(*resource.Volume) bool, look func(*resource.Volume),
 ) error {
+	if inTrash(key) {
+		return takeDown(ctx, h.cfg.Trash, store.Of[resource.Trash](h.cfg.Store), key, removed,
+			func(t *resource.Trash) bool { return meant(t.Was()) },
+			func(t *resource.Trash) {
+				v := t.Was()
+				look(v)
+				t.Status = v.Status
+			})
+	}
 	return takeDown(ctx, h.cfg.Volumes, store.Of[resource.Volume](h.cfg.Store), key, removed, meant, look)
 }

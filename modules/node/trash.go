@@ -10,6 +10,9 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
+// inTrash says whether a volume's key is that of one in the trash, which stands in the organization.
+func inTrash(key string) bool { return resource.OfWorkspace.Parent(key) == "" }
+
 // trashOf is what of a node's volumes is in the trash, by UID.
 func (h *Hub) trashOf(node *resource.Node) map[string]*resource.Trash {
 	all := map[string]*resource.Trash{}

@@ -2,7 +2,9 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -102,4 +104,81 @@ func TestTrash(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestTrashOfShared: hosts keep the bricks of a shared volume that is in the trash, and nobody has it; its lead is believed once it
+// has stopped it, and its bricks go only when GlusterFS has forgotten it.
+func TestTrashOfShared(t *testing.T) {
+	p := start(t)
+	mine := p.join(t, "n1")
+	nodes, trash := store.Of[resource.Node](p.store), store.Of[resource.Trash](p.store)
+	node, err := nodes.Modify(t.Context(), "n1", func(n *resource.Node) error { n.Status.Address, n.Status.Phase = n1Address, resource.Ready; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ws := &resource.Workspace{InOrganization: resource.NewInOrganization("acme/web", "shop")}
+	ws.Status.ID = "00abcd"
+	v := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "share"), Spec: resource.VolumeSpec{Class: resource.SharedVolume, SizeBytes: 1 << 30}}
+	v.UID, v.Status.SizeBytes = store.NewUID(), 1<<30
+	v.Status.Bricks = []resource.VolumeBrick{{UID: "b1", Node: "n1", NodeUID: node.UID, SizeBytes: 1 << 30, Ready: true, Online: true}}
+	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeServed, Status: resource.True})
+	in := v.ToTrash(ws, time.Now()) // of a workspace that is gone
+	if err := trash.Create(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	told := func(remove, stop, brick bool) {
+		t.Helper()
+		wait.For(t, wait.Patience, "the hub knows of it", func(context.Context) error {
+			s := p.stateOf(node).Storage
+			if s == nil || s.Cluster == nil || len(s.Bricks) != 1 || s.Bricks[0].Remove != brick || !s.Bricks[0].Made || s.Bricks[0].Key != in.Key() ||
+				s.Bricks[0].NetworkID != "00abcd" || len(s.Cluster.Volumes) > 0 == brick {
+				return fmt.Errorf("n1 is told %+v", s)
+			}
+			if brick {
+				return nil
+			}
+			if c := s.Cluster.Volumes[0]; c.Remove != remove || c.Stop != stop || !c.Made || fmt.Sprint(c.Hosts) != fmt.Sprint([]string{node.UID}) {
+				return fmt.Errorf("of the cluster n1 is told %+v", c)
+			}
+			return nil
+		})
+	}
+	say := func(kind string, rep any) resource.VolumeStatus {
+		t.Helper()
+		text, err := json.Marshal(rep)
+		if err == nil {
+			err = mine.call(t.Context(), wire.ItemsPath, wire.Items{Items: []wire.Item{{Kind: kind, Report: text}}}, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := trash.Get(t.Context(), in.Key())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now.Status
+	}
+	told(false, true, false)
+	rep := wire.ClusterReport{Key: in.Key(), UID: v.UID, Ready: true}
+	if got := say(wire.ClusterItem, rep); got.Conditions.Is(resource.VolumeKept) {
+		t.Errorf("before it is stopped it is %+v", got)
+	}
+	rep.Stopped = true
+	if got := say(wire.ClusterItem, rep); !got.Conditions.Is(resource.VolumeKept) || got.Bricks[0].Online {
+		t.Errorf("stopped it is %+v", got)
+	}
+	if got := say(wire.BrickItem, wire.BrickReport{Key: in.Key(), UID: "b1", Ready: true, UsedBytes: 7, Removed: true}); got.Bricks[0].Removed || got.UsedBytes != 7 {
+		t.Errorf("its brick is %+v", got.Bricks)
+	}
+	if _, err := trash.MarkDeleted(t.Context(), in.Key()); err != nil {
+		t.Fatal(err)
+	}
+	told(true, true, false)
+	if got := say(wire.ClusterItem, wire.ClusterReport{Key: in.Key(), UID: v.UID, Removed: true}); !got.Conditions.Is(resource.VolumeUnserved) {
+		t.Errorf("forgotten it is %+v", got)
+	}
+	told(false, false, true)
+	if got := say(wire.BrickItem, wire.BrickReport{Key: in.Key(), UID: "b1", Removed: true}); !got.Bricks[0].Removed {
+		t.Errorf("its brick is %+v", got.Bricks)
+	}
 }

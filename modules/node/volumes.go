@@ -14,7 +14,7 @@ import (
 // volumesOf are the volumes and snapshots that a node shall have, those that it shall take away
 // or keep in the trash too. Nothing is destroyed before its controller has looked whether something is still made from it.
 func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []wire.Volume) {
-	inTrash := h.trashOf(node)
+	put := h.trashOf(node)
 	for _, v := range all {
 		shared, here := wire.Volume{}, v.Status.NodeUID == node.UID
 		if v.Spec.Class == resource.SharedVolume {
@@ -24,10 +24,10 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 			continue
 		}
 		// Of two caches one may be behind: what was written last is so.
-		if t := inTrash[v.UID]; t != nil && t.Revision > v.Revision {
+		if t := put[v.UID]; t != nil && t.Revision > v.Revision {
 			continue
 		}
-		delete(inTrash, v.UID)
+		delete(put, v.UID)
 		ws, ok := h.cfg.Workspaces.Get(v.WorkspaceKey())
 		if !ok {
 			continue // its cache follows: a workspace outlives its volumes
@@ -52,7 +52,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 				Encrypted: s.Spec.Encrypted, Remove: s.Deleting() && s.Status.Phase == resource.Deleting})
 		}
 	}
-	return append(volumes, kept(inTrash)...)
+	return append(volumes, kept(put)...)
 }
 
 // machinesAt are the machines of a volume's workspace on its host: all see it, so that no pod
@@ -104,8 +104,8 @@ func (h *Hub) has(node *resource.Node, v *resource.Volume) bool {
 
 // takeVolume takes down what is news of a volume.
 func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.VolumeReport) error {
-	if resource.OfWorkspace.Parent(rep.Key) == "" {
-		return h.takeTrash(ctx, node, rep) // which stands in the organization
+	if inTrash(rep.Key) {
+		return h.takeTrash(ctx, node, rep)
 	}
 	seen, ok := h.cfg.Volumes.Get(rep.Key)
 	if !ok || seen.UID != rep.UID {

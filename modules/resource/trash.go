@@ -6,7 +6,7 @@ import (
 
 // Trash is a volume that was deleted and can be had back for a while. It stands in the
 // organization, since it outlives the workspace that the volume was of. What it holds is on its
-// host as it was; no machine sees it.
+// host or hosts as it was; no machine sees it.
 //
 // A volume goes there, and comes back, in one commit, which keeps its UID: that of the two is
 // true which was written last.
@@ -63,14 +63,14 @@ func (t *Trash) Was() *Volume {
 // it that could be had back.
 func (v *Volume) ToTrash(ws *Workspace, now time.Time) *Trash {
 	c := v.Status.Conditions.Get(VolumeReady)
-	if v.Deleting() || v.Spec.Class != LocalVolume || v.Status.SizeBytes == 0 || c != nil && c.Final {
+	if v.Deleting() || v.Status.SizeBytes == 0 || c != nil && c.Final {
 		return nil
 	}
 	t := &Trash{InOrganization: NewInOrganization(v.Account+"/"+v.Organization, trashName(v)), Status: v.Status,
 		Spec: TrashSpec{Volume: v.Name, Workspace: v.Workspace, WorkspaceUID: ws.UID, NetworkID: ws.Status.ID,
 			Was: v.Spec, Until: now.Add(TrashLife).UTC().Truncate(time.Second)}}
 	t.UID = v.UID
-	t.Status.State, t.Status.Attachments = State{Phase: Updating}, nil
+	t.Status.State, t.Status.Attachments = State{Phase: Updating, Conditions: v.served()}, nil
 	t.Status.Conditions.Set(Condition{Type: VolumeKept, Status: False, Reason: "NotKept", Message: PutAway})
 	return t
 }
@@ -85,10 +85,20 @@ func trashName(v *Volume) string {
 func (t *Trash) Restored(workspace, name string) *Volume {
 	v := &Volume{InWorkspace: NewInWorkspace(workspace, name), Spec: t.Spec.Was, Status: t.Status}
 	v.UID, v.Spec.Claim, v.Spec.Provisioned = t.UID, "", false
-	v.Status.State = State{Phase: Creating}
+	v.Status.State = State{Phase: Creating, Conditions: v.served()}
 	v.Status.Conditions.Set(Condition{Type: VolumePlaced, Status: True, Reason: "Placed"})
 	v.Status.Conditions.Set(Condition{Type: VolumeReady, Status: False, Reason: VolumeRestored, Message: "its host brings it back"})
 	return v
+}
+
+// served is what is true of a shared volume wherever it is: that GlusterFS has it.
+func (v *Volume) served() (kept Conditions) {
+	for _, c := range v.Status.Conditions {
+		if c.Type == VolumeServed {
+			kept = append(kept, c)
+		}
+	}
+	return kept
 }
 
 // VolumeRestored is the reason why a volume isn't ready that comes back from the trash.

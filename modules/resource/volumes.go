@@ -66,6 +66,15 @@ type VolumeStatus struct {
 	Attachments []VolumeAttachment `json:"attachments,omitempty" doc:"The machines on that host, whose pods can use it"`
 }
 
+// HideHosts takes out where it is, which is not for tenants.
+func (s *VolumeStatus) HideHosts() {
+	s.Node, s.NodeUID, s.Pool = "", "", ""
+	for i := range s.Bricks {
+		b := &s.Bricks[i]
+		b.Node, b.NodeUID, b.Pool = "", "", ""
+	}
+}
+
 // VolumeAttachment is a machine that shall see a volume.
 type VolumeAttachment struct {
 	Machine    string `json:"machine" doc:"Its name" example:"shop-1"`

@@ -144,7 +144,7 @@ func (c *Controller) followNodes(ctx context.Context) {
 			}
 		}
 		for _, t := range c.cfg.Trash.List("") {
-			if e.Type == store.Synced || t.Status.Node == e.Key {
+			if e.Type == store.Synced || on(t.Was(), e.Key) {
 				c.trash.Add(t.Key())
 			}
 		}

@@ -35,6 +35,8 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 		s.SizeBytes = max(s.SizeBytes, size) // the copies of lost hosts come again, and are small at first
 	}
 	ready := resource.Condition{Type: resource.VolumeReady, Status: resource.False}
+	was := s.Conditions.Get(resource.VolumeReady)
+	back := was != nil && was.Status != resource.True && was.Reason == resource.VolumeRestored // from the trash
 	switch {
 	case served && !source:
 		ready.Reason, ready.Final = "CopiesLost", true
@@ -46,6 +48,8 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 		ready.Reason, ready.Message = "Creating", creating(v, hosts)
 	case reporting == 0:
 		ready.Reason, ready.Message = "HostsSilent", "none of the hosts with a copy of it reports: nobody can say how it is"
+	case there <= len(s.Bricks)/2 && back && reporting == len(s.Bricks):
+		ready.Reason, ready.Message = resource.VolumeRestored, "its hosts bring it back"
 	case there <= len(s.Bricks)/2:
 		ready.Reason, ready.Message = "NoQuorum", noQuorum(v, hosts, full)
 	default:
@@ -63,7 +67,7 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 		s.Phase, s.ObservedGeneration = resource.Degraded, v.Generation
 	case now:
 		s.Phase, s.ObservedGeneration = resource.Ready, v.Generation
-	case s.SizeBytes == 0:
+	case s.SizeBytes == 0 || ready.Reason == resource.VolumeRestored:
 		s.Phase = resource.Creating
 	default:
 		s.Phase = resource.Degraded

@@ -200,7 +200,7 @@ func (c *Controller) placeShared(ctx context.Context, v *resource.Volume) (again
 // reconcileShared takes the next step for a shared volume.
 func (c *Controller) reconcileShared(ctx context.Context, v *resource.Volume) (again time.Duration, err error) {
 	if v.Deleting() {
-		return 0, c.removeShared(ctx, v)
+		return 0, removeShared(ctx, c, store.Of[resource.Volume](c.cfg.Store), v, v)
 	}
 	if len(v.Status.Bricks) == 0 {
 		return c.placeShared(ctx, v)
@@ -318,30 +318,30 @@ func lostOf(v *resource.Volume, hosts map[string]*resource.Node) (lost []string,
 	return lost, source
 }
 
-// removeShared takes a shared volume away: from GlusterFS first, so that nobody can use it, then its bricks, the resource
-// last. Hosts unmount it meanwhile; nobody waits for them, since who has it mounted loses it with its bricks.
-func (c *Controller) removeShared(ctx context.Context, v *resource.Volume) error {
-	hosts, err := c.hostsOf(ctx, v)
+// removeShared takes a shared volume away, in the trash or not: from GlusterFS first, so that nobody can use it, then its bricks,
+// the resource last. Hosts unmount it meanwhile; nobody waits for them, since who has it mounted loses it with its bricks. is
+// obj as a volume.
+func removeShared[T stored](ctx context.Context, c *Controller, kind store.Kind[T], obj T, is *resource.Volume) error {
+	hosts, err := c.hostsOf(ctx, is)
 	if err != nil {
 		return err
 	}
-	left := slices.ContainsFunc(v.Status.Bricks, func(b resource.VolumeBrick) bool { return hosts[b.NodeUID] != nil && !b.Removed })
-	forgotten := v.Status.Conditions.Is(resource.VolumeUnserved)
-	if !forgotten && len(v.Status.Bricks) > 0 {
+	s := obj.Stored()
+	left := slices.ContainsFunc(s.Bricks, func(b resource.VolumeBrick) bool { return hosts[b.NodeUID] != nil && !b.Removed })
+	forgotten := s.Conditions.Is(resource.VolumeUnserved)
+	if !forgotten && len(s.Bricks) > 0 {
 		// Nobody could forget it where no host of the platform has a part in shared volumes any more.
 		member := func(n *resource.Node) bool { return n.Status.StorageMember && !n.Gone() }
 		forgotten = !left && !slices.ContainsFunc(c.cfg.Nodes.List(""), member)
 	}
-	if len(v.Status.Bricks) > 0 && (left || !forgotten) {
-		if v.Status.Phase == resource.Deleting {
+	if len(s.Bricks) > 0 && (left || !forgotten) {
+		if s.Phase == resource.Deleting {
 			return nil // hosts report
 		}
-		if err := c.dropKey(ctx, v.WorkspaceKey(), v.UID); err != nil {
+		if err := c.dropKey(ctx, is.WorkspaceKey(), is.UID); err != nil {
 			return err
 		}
-		return store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
-			now.Status.Phase = resource.Deleting
-		})
+		return kind.Observe(ctx, obj, func(now T) { now.Stored().Phase = resource.Deleting })
 	}
-	return forget(ctx, c, store.Of[resource.Volume](c.cfg.Store), v, v.WorkspaceKey())
+	return forget(ctx, c, kind, obj, is.WorkspaceKey())
 }

@@ -26,7 +26,11 @@ func (c *Controller) reconcileTrash(ctx context.Context, key string) (again time
 	if err != nil {
 		return 0, err
 	}
-	if t.Deleting() {
+	shared := t.Spec.Was.Class == resource.SharedVolume
+	switch {
+	case t.Deleting() && shared:
+		return 0, removeShared(ctx, c, trash, t, t.Was())
+	case t.Deleting():
 		return end(ctx, c, trash, t, t.Was().WorkspaceKey())
 	}
 	left := time.Until(t.Spec.Until)
@@ -43,11 +47,28 @@ func (c *Controller) reconcileTrash(ctx context.Context, key string) (again time
 		}
 		return 0, err
 	}
-	host, err := c.nodeOf(ctx, t.Status.Node, t.Status.NodeUID)
-	if err != nil {
-		return 0, err
+	var lost, silent bool
+	if shared {
+		hosts, err := c.hostsOf(ctx, t.Was())
+		if err != nil {
+			return 0, err
+		}
+		reporting := 0
+		for _, b := range t.Status.Bricks {
+			if n := hosts[b.NodeUID]; n != nil && n.Status.Phase != resource.Degraded {
+				reporting++
+			}
+		}
+		_, source := lostOf(t.Was(), hosts)
+		lost, silent = !source, reporting <= len(t.Status.Bricks)/2
+	} else {
+		host, err := c.nodeOf(ctx, t.Status.Node, t.Status.NodeUID)
+		if err != nil {
+			return 0, err
+		}
+		lost, silent = host == nil, host != nil && host.Status.Phase == resource.Degraded
 	}
-	return min(left, trashLook), trash.Observe(ctx, t, func(now *resource.Trash) { settleTrash(now, host) })
+	return min(left, trashLook), trash.Observe(ctx, t, func(now *resource.Trash) { settleTrash(now, lost, silent) })
 }
 
 // Restore calls commit, which writes that a volume comes back from the trash to another workspace than it was of, unless
@@ -83,18 +104,28 @@ func (c *Controller) Restore(ctx context.Context, v *resource.Volume, commit fun
 	return commit()
 }
 
-// settleTrash computes the phase from what was seen.
-func settleTrash(t *resource.Trash, host *resource.Node) {
+// settleTrash computes the phase from what was seen. lost: no host has what it holds any more; silent: those that do don't
+// report, or too few of them.
+func settleTrash(t *resource.Trash, lost, silent bool) {
 	s := &t.Status
 	s.ObservedGeneration = t.Generation
+	shared := t.Spec.Was.Class == resource.SharedVolume
+	not := resource.Condition{Type: resource.VolumeKept, Status: resource.False}
 	switch {
-	case host == nil:
-		s.Conditions.Set(resource.Condition{Type: resource.VolumeKept, Status: resource.False, Reason: "HostRemoved", Final: true,
-			Message: "the host that it was on is not part of the platform any more, and what it held is lost with it"})
+	case lost:
+		not.Reason, not.Final = "HostRemoved", true
+		not.Message = "the host that it was on is not part of the platform any more, and what it held is lost with it"
+		if shared {
+			not.Message = "every host with a copy of it was given up, and what it held is lost with them"
+		}
+		s.Conditions.Set(not)
 		s.Phase = resource.Failed
-	case host.Status.Phase == resource.Degraded:
-		s.Conditions.Set(resource.Condition{Type: resource.VolumeKept, Status: resource.False, Reason: "HostSilent",
-			Message: "the host that it is on does not report: it can be had back once that does"})
+	case silent && shared:
+		// What was put away stays so: one copy alone serves nobody, and the others don't.
+		s.Phase = resource.Degraded
+	case silent:
+		not.Reason, not.Message = "HostSilent", "the host that it is on does not report: it can be had back once that does"
+		s.Conditions.Set(not)
 		s.Phase = resource.Degraded
 	case s.Conditions.Is(resource.VolumeKept):
 		s.Phase = resource.Kept

@@ -96,3 +96,64 @@ func TestTrash(t *testing.T) {
 	}
 	await("it went with its host", kept.Key(), gone)
 }
+
+// TestTrashOfShared: a shared volume in the trash goes from GlusterFS first, then from its hosts; it is lost with all of them.
+func TestTrashOfShared(t *testing.T) {
+	w := newWorld(t)
+	ctx, trash := t.Context(), store.Of[resource.Trash](w.db)
+	v := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "share"), Spec: resource.VolumeSpec{Class: resource.SharedVolume, SizeBytes: gib}}
+	v.UID, v.Status.SizeBytes = store.NewUID(), gib
+	v.Status.Bricks = []resource.VolumeBrick{{UID: "b1", Node: "n1", NodeUID: w.nodes[0].UID}, {UID: "b2", Node: "n2", NodeUID: w.nodes[1].UID}}
+	v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeServed, Status: resource.True})
+	in := v.ToTrash(w.ws, time.Now())
+	if err := trash.Create(ctx, in); err != nil {
+		t.Fatal(err)
+	}
+	await := func(what string, ok func(*resource.Trash) bool) {
+		t.Helper()
+		wait.For(t, wait.Patience, what, func(ctx context.Context) error {
+			now, err := trash.Get(ctx, in.Key())
+			if errors.Is(err, store.ErrNotFound) {
+				now, err = nil, nil
+			}
+			if err != nil || !ok(now) {
+				return fmt.Errorf("it is %+v, %v", now, err)
+			}
+			return nil
+		})
+	}
+	change := func(how func(*resource.Trash)) {
+		t.Helper()
+		if _, err := trash.Modify(ctx, in.Key(), func(now *resource.Trash) error { how(now); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept := resource.Condition{Type: resource.VolumeKept, Status: resource.True}
+	change(func(now *resource.Trash) { now.Status.Conditions.Set(kept) })
+	await("it is kept", func(now *resource.Trash) bool { return now.Status.Phase == resource.Kept })
+	for i, phase := range []resource.Phase{resource.Degraded, resource.Degraded, resource.Ready, resource.Ready} {
+		w.node(i%2, func(n *resource.Node) { n.Status.Phase = phase })
+	}
+	await("its hosts are back", func(now *resource.Trash) bool { return now.Status.Phase == resource.Kept && now.Status.Conditions.Is(resource.VolumeKept) })
+	if _, err := trash.MarkDeleted(ctx, in.Key()); err != nil {
+		t.Fatal(err)
+	}
+	await("GlusterFS is to forget it", func(now *resource.Trash) bool { return now.Status.Phase == resource.Deleting })
+	change(func(now *resource.Trash) {
+		now.Status.Conditions.Set(resource.Condition{Type: resource.VolumeUnserved, Status: resource.True})
+		now.Status.Bricks[0].Removed = true
+	})
+	await("one host has it still", func(now *resource.Trash) bool { return now != nil && now.Status.Bricks[0].Removed })
+	change(func(now *resource.Trash) { now.Status.Bricks[1].Removed = true })
+	await("it is gone", func(now *resource.Trash) bool { return now == nil })
+
+	for what, c := range map[string]struct {
+		lost, silent bool
+		phase        resource.Phase
+	}{"lost": {true, true, resource.Failed}, "silent": {false, true, resource.Degraded}, "there": {false, false, resource.Updating}} {
+		now := *in
+		if settleTrash(&now, c.lost, c.silent); now.Status.Phase != c.phase {
+			t.Errorf("%s: %s", what, now.Status.Phase)
+		}
+	}
+}

@@ -84,6 +84,8 @@ type ClusterVolume struct {
 	Hosts []string `json:"hosts"`
 	// Made says that glusterd has had it: if it has it no more, none is made anew.
 	Made bool `json:"made,omitempty"`
+	// Stop says: it is in the trash. Nobody has it, not even who had it, and what is in its bricks stays.
+	Stop bool `json:"stop,omitempty"`
 	// Remove says: have glusterd forget it, and report Removed. Bricks stay.
 	Remove bool `json:"remove,omitempty"`
 }
@@ -120,6 +122,7 @@ type ClusterReport struct {
 	Key     string `json:"key"`
 	UID     string `json:"uid"`
 	Ready   bool   `json:"ready"` // glusterd has it as it shall be, and started
+	Stopped bool   `json:"stopped,omitempty"` // nobody has it any more; only of one that shall be
 	Removed bool   `json:"removed,omitempty"`
 	// Bricks are those that glusterd has in it, in order. None: they could not be asked for.
 	Bricks  []ClusterBrickReport `json:"bricks,omitempty"`

@@ -35,6 +35,7 @@ func TestStorage(t *testing.T) {
 		{"people", d.people},
 		{"snapshots", d.snapshots},
 		{"shared", d.shared},
+		{"shared trash", d.sharedTrash},
 		{"refused", d.refused},
 		{"two machines of a host", d.twoMachines},
 		{"upstream", d.sanity},
