@@ -38,7 +38,7 @@ type AppSpec struct {
 	// Empty: a TCP connection to Port must succeed.
 	HealthPath string `json:"healthPath,omitempty" example:"/healthz"`
 	// Volumes are claims that the app's instances have as folders.
-	Volumes []AppVolume `json:"volumes,omitempty" maxItems:"16" doc:"Claims that are its folders; several instances need shared ones"`
+	Volumes []AppVolume `json:"volumes,omitempty" maxItems:"16" doc:"Claims that are its folders; several instances share them all"`
 	NoRoute bool        `json:"noRoute,omitempty" doc:"Do not expose the app"`
 }
 
