@@ -151,6 +151,9 @@ func VolumeOptions(hosts []string) map[string]string {
 		"client.ssl": "on", "server.ssl": "on", "auth.ssl-allow": strings.Join(hosts, ","),
 		"performance.flush-behind": "off",
 		"network.ping-timeout":     "10",
+		// What a brick has missed without having been away, for want of room, is looked for as often: seconds.
+		// Where there is nothing it is a folder that is read. Of itself it is 600.
+		"cluster.heal-timeout": "60",
 	}
 }
 

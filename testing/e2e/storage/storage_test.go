@@ -40,6 +40,7 @@ func TestStorage(t *testing.T) {
 		{"two machines of a host", d.twoMachines},
 		{"upstream", d.sanity},
 		{"bad days", d.badDays},
+		{"three hosts", d.threeHosts},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			defer d.Tell(t)
