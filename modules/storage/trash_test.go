@@ -134,7 +134,9 @@ func TestTrashOfShared(t *testing.T) {
 	for i, phase := range []resource.Phase{resource.Degraded, resource.Degraded, resource.Ready, resource.Ready} {
 		w.node(i%2, func(n *resource.Node) { n.Status.Phase = phase })
 	}
-	await("its hosts are back", func(now *resource.Trash) bool { return now.Status.Phase == resource.Kept && now.Status.Conditions.Is(resource.VolumeKept) })
+	await("its hosts are back", func(now *resource.Trash) bool {
+		return now.Status.Phase == resource.Kept && now.Status.Conditions.Is(resource.VolumeKept)
+	})
 	if _, err := trash.MarkDeleted(ctx, in.Key()); err != nil {
 		t.Fatal(err)
 	}

@@ -121,7 +121,7 @@ type BrickReport struct {
 type ClusterReport struct {
 	Key     string `json:"key"`
 	UID     string `json:"uid"`
-	Ready   bool   `json:"ready"` // glusterd has it as it shall be, and started
+	Ready   bool   `json:"ready"`             // glusterd has it as it shall be, and started
 	Stopped bool   `json:"stopped,omitempty"` // nobody has it any more; only of one that shall be
 	Removed bool   `json:"removed,omitempty"`
 	// Bricks are those that glusterd has in it, in order. None: they could not be asked for.
