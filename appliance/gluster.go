@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/paths"
 	"github.com/multipaas/multipaas/embed/gluster"
 	"github.com/multipaas/multipaas/modules/agent"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -23,20 +25,22 @@ import (
 // that tenants may read.
 type sharing struct {
 	*gluster.Host
-	lead *gluster.Lead
-	log  *slog.Logger
-	told sync.Map // when the log was told of errors, by what everybody is told
+	lead  *gluster.Lead
+	log   *slog.Logger
+	users func(machine string) (*os.File, uint32, error) // machine.Sandbox.Users
+	told  sync.Map                                       // when the log was told of errors, by what everybody is told
 
 	mu     sync.Mutex // of what serves bricks: one thing after the other
 	served time.Time  // when that was last seen to be so
 	old    atomic.Bool
 }
 
-// newSharing changes nothing on the host. uid is the node's.
-func newSharing(cfg gluster.HostConfig, uid string) *sharing {
+// newSharing changes nothing on the host. uid is the node's. users opens the user namespace of a machine, nil if
+// it has none of its own.
+func newSharing(cfg gluster.HostConfig, uid string, users func(machine string) (*os.File, uint32, error)) *sharing {
 	cfg.ID = uid
 	h := gluster.NewHost(cfg)
-	return &sharing{Host: h, lead: gluster.NewLead(h.Client(), cfg.Address, uid), log: cfg.Log}
+	return &sharing{Host: h, lead: gluster.NewLead(h.Client(), cfg.Address, uid), log: cfg.Log, users: users}
 }
 
 // storageTraces are what shared volumes are on a host. Which are wanted, bricks say.
@@ -193,10 +197,60 @@ func (s *sharing) Remove(ctx context.Context, v wire.ClusterVolume) error {
 	return s.words(fmt.Sprintf("remove shared volume %s", v.Key), s.lead.Remove(ctx, wanted(v)))
 }
 
-func (s *sharing) Mount(ctx context.Context, v wire.Volume) error {
-	return s.words(fmt.Sprintf("mount shared volume %s", v.Key), s.Host.Mount(ctx, wire.GlusterName(v.UID), v.Servers))
+func (s *sharing) Mount(ctx context.Context, v wire.Volume, machine string) error {
+	return s.words(fmt.Sprintf("mount shared volume %s", v.Key), s.mount(ctx, v, machine))
 }
 
-func (s *sharing) Unmount(ctx context.Context, name string) error {
-	return s.words("unmount shared volume "+name, s.Host.Unmount(ctx, name))
+func (s *sharing) mount(ctx context.Context, v wire.Volume, machine string) error {
+	var users *gluster.Users
+	if v.FirstUID == 0 {
+		file, first, err := s.users(machine)
+		if err != nil {
+			return err
+		}
+		if file != nil {
+			defer file.Close()
+			users = &gluster.Users{File: file, First: first, Count: resource.MachineUIDs}
+		}
+	}
+	return s.Host.Mount(ctx, gluster.Mount{Volume: wire.GlusterName(v.UID), Machine: machine}, users, v.Servers)
+}
+
+func (s *sharing) Unmount(ctx context.Context, name, machine string) error {
+	return s.words("unmount shared volume "+name, s.Host.Unmount(ctx, gluster.Mount{Volume: name, Machine: machine}))
+}
+
+func (s *sharing) Mounted() (all []agent.SharedMount, err error) {
+	mounted, err := s.Host.Mounted()
+	for _, m := range mounted {
+		all = append(all, agent.SharedMount{Name: m.Volume, Machine: m.Machine})
+	}
+	return all, err
+}
+
+// sharedMounts are for modules/volume.
+type sharedMounts struct{ *sharing }
+
+// mountPatience bounds a look for what is mounted, which asks runc and no file system.
+const mountPatience = 10 * time.Second
+
+func (s sharedMounts) Device(volume, machine string) (uint64, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), mountPatience)
+	defer cancel()
+	device, err := s.Host.Device(ctx, gluster.Mount{Volume: wire.GlusterName(volume), Machine: machine})
+	return device, unmounted(err)
+}
+
+func (s sharedMounts) Take(volume, machine string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), mountPatience)
+	defer cancel()
+	tree, err := s.Host.Take(ctx, gluster.Mount{Volume: wire.GlusterName(volume), Machine: machine})
+	return tree, unmounted(err)
+}
+
+func unmounted(err error) error {
+	if errors.Is(err, gluster.ErrNotMounted) {
+		return fs.ErrNotExist
+	}
+	return err
 }

@@ -16,6 +16,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,6 +34,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/rootfs"
 	"github.com/multipaas/multipaas/embed/gluster"
 	"github.com/multipaas/multipaas/modules/agent"
+	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/volume"
 	"github.com/multipaas/multipaas/modules/wire"
 	"github.com/multipaas/multipaas/testing/parttest"
@@ -76,7 +78,7 @@ func TestShared(t *testing.T) {
 	h1, h2, h3 := s.hosts[0], s.hosts[1], s.hosts[2]
 	const size = 320 << 20
 	brick := func(uid string) wire.Brick {
-		return wire.Brick{Key: "acme/web/shop/data", Volume: sharedUID, UID: uid, NetworkID: "00002a", SizeBytes: size, FirstUID: 70000}
+		return wire.Brick{Key: "acme/web/shop/data", Volume: sharedUID, UID: uid, NetworkID: "00002a", SizeBytes: size}
 	}
 	v := wire.ClusterVolume{Key: "acme/web/shop/data", UID: sharedUID, NetworkID: "00002a", Hosts: []string{h1.name, h2.name, h3.name}}
 	cluster := &wire.Cluster{}
@@ -119,22 +121,35 @@ func TestShared(t *testing.T) {
 		}
 		return nil
 	})
-	in := filepath.Join(h2.dir, "machines", "m1", wire.VolumesOfMachine, sharedUID)
-	var st unix.Stat_t
-	if err := unix.Stat(in, &st); err != nil || st.Uid != 70000 || st.Gid != 70000 {
-		t.Errorf("its root is of %d:%d, %v", st.Uid, st.Gid, err)
+	// in runs a script as root of the machine, in the volume.
+	in := func(script string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), "nsenter", fmt.Sprintf("--user=/proc/%d/fd/%d", os.Getpid(), s.users.Fd()), "--", "sh", "-euc",
+			"cd "+filepath.Join(h2.dir, "machines", "m1", wire.VolumesOfMachine, sharedUID)+"; "+script)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return strings.TrimSpace(string(out)), err
+	}
+	if got, err := in("stat -c %u:%g:%a ."); err != nil || got != "0:0:755" {
+		t.Errorf("its root is %s, %v", got, err)
 	}
 	write := func(name string) error {
-		f, err := os.Create(filepath.Join(in, name))
-		if err != nil {
-			return err
-		}
-		_, err = f.Write(bytes.Repeat([]byte(name), 1<<18))
-		return errors.Join(err, f.Sync(), f.Close())
+		_, err := in(fmt.Sprintf("yes %s | tr -d '\\n' | dd of=%[1]s bs=%d count=1 iflag=fullblock conv=fsync status=none; chown 999:999 %[1]s",
+			name, len(name)<<18))
+		return err
 	}
 	must(t, write("first"))
 	same := func(name string, h *sharedHost, uid string) error {
-		got, err := os.ReadFile(filepath.Join(h.BrickDir(), uid, "volume/brick", name))
+		file := filepath.Join(h.BrickDir(), uid, "volume/brick", name)
+		got, err := os.ReadFile(file)
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Stat(file, &st)
+		}
+		if err == nil && st.Uid != 999 {
+			err = fmt.Errorf("%s of brick %s is of %d", name, uid, st.Uid)
+		}
 		if err == nil && !bytes.Equal(got, bytes.Repeat([]byte(name), 1<<18)) {
 			err = fmt.Errorf("%s of brick %s has %d bytes, others or too few", name, uid, len(got))
 		}
@@ -158,9 +173,8 @@ func TestShared(t *testing.T) {
 		t.Error("what nobody serves is written to")
 	}
 	s.until("it is mounted and attached anew", func() error {
-		var f unix.Statfs_t
-		if err := unix.Statfs(in, &f); err != nil || f.Type != unix.FUSE_SUPER_MAGIC {
-			return fmt.Errorf("there is %#x, %w", f.Type, err)
+		if got, err := in("stat -f -c %t ."); err != nil || got != "65735546" {
+			return fmt.Errorf("there is %s, %w", got, err)
 		}
 		return write("third")
 	})
@@ -184,9 +198,9 @@ func TestShared(t *testing.T) {
 		h.tell()
 	}
 	s.until("it is larger", func() error {
-		var f unix.Statfs_t
-		if err := unix.Statfs(in, &f); err != nil || int64(f.Blocks)*f.Bsize < size {
-			return fmt.Errorf("%d MiB, %w", int64(f.Blocks)*f.Bsize>>20, err)
+		got, err := in("echo $(($(stat -f -c '%b * %S' .)))")
+		if n, _ := strconv.ParseInt(got, 10, 64); err != nil || n < size {
+			return fmt.Errorf("%s bytes, %w", got, err)
 		}
 		return h1.brick("b1", true, size+128<<20)
 	})
@@ -298,8 +312,12 @@ type shared struct {
 	url     string
 	payload string
 	images  string
+	users   *os.File // a machine's user namespace
 	hosts   []*sharedHost
 }
+
+// sharedUsers is the first of those in it.
+const sharedUsers = 0x2000_0000
 
 // sharedHost is one of them, and what it was told and has said.
 type sharedHost struct {
@@ -427,6 +445,10 @@ func newShared(t *testing.T, count int) *shared {
 	t.Helper()
 	s := &shared{t: t, ca: testpki.New(t), own: testpki.New(t)}
 	s.url = s.serve()
+	users, err := netns.NewUsers(sharedUsers, resource.MachineUIDs)
+	must(t, err)
+	t.Cleanup(func() { users.Close() })
+	s.users = users
 	network := newNamespace(t, "switch")
 	handle, err := network.Netlink()
 	must(t, err)
@@ -434,6 +456,9 @@ func newShared(t *testing.T, count int) *shared {
 	bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
 	bridge.Name = "br"
 	must(t, errors.Join(handle.LinkAdd(bridge), handle.LinkSetUp(bridge)))
+	for _, dir := range []string{t.TempDir(), filepath.Dir(t.TempDir())} { // as ours are: others pass through
+		must(t, os.Chmod(dir, 0o711))
+	}
 	s.payload, s.images = os.Getenv("MULTIPAAS_PAYLOAD"), t.TempDir()
 	if s.payload == "" {
 		s.payload, _ = filepath.Abs("../dist/payload")
@@ -496,21 +521,24 @@ func (s *shared) run(h *sharedHost) {
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil)).With("host", h.name[len(h.name)-2:])
 	h.sharing = newSharing(gluster.HostConfig{Dir: at("storage"), Images: s.images, Runc: at("runc"), Payload: s.payload, Network: h.ns.Path(),
-		Address: h.address, Log: log}, client.UID())
+		Address: h.address, Log: log}, client.UID(), func(string) (*os.File, uint32, error) {
+		users, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", s.users.Fd())) // as a machine's, which goes on
+		return users, sharedUsers, err
+	})
 	volumes := volume.New(volume.Config{Dir: at("pool"), Machines: at("machines"), Mark: at("node/pool.json"), Bricks: h.BrickDir(),
-		Shared: func(uid string) string { return h.At(wire.GlusterName(uid)) },
+		Shared: sharedMounts{h.sharing},
 		Tools: func(ctx context.Context) (string, error) {
 			return (rootfs.Store{Dir: s.images}).Unpack(ctx, filepath.Join(s.payload, "images", "storage"))
 		},
 		HostUser: func(first uint32) (uint32, error) { return first, nil }, Log: log})
 	seen := at("machines/m1/" + wire.VolumesOfMachine)
-	must(t, os.MkdirAll(seen, 0o700))
+	must(t, os.MkdirAll(seen, 0o755))
 	must(t, unix.Mount("tmpfs", seen, "tmpfs", 0, "size=64k"))
 	a := agent.New(agent.Config{Log: log, Client: client, Facts: func() wire.Report { return wire.Report{Address: h.address} },
 		Heard: func(*wire.State) {},
 		Drivers: slices.Concat([]agent.Driver{agent.Volumes(volumes)},
 			agent.Shared(agent.SharedConfig{Log: log, Client: client, Host: h.sharing, Bricks: volumes}),
-			[]agent.Driver{sharedMachines{}, agent.Attachments(volumes)})})
+			[]agent.Driver{sharedMachines{}, agent.Mounts(h.sharing), agent.Attachments(volumes)})})
 	t.Cleanup(func() {
 		if err := h.Clear(context.Background()); err != nil {
 			t.Error(err)

@@ -101,12 +101,12 @@ func (h *host) boot() error {
 		Payload: h.tree,
 		Address: h.cfg.Address,
 		Log:     h.part("storage"),
-	}, client.UID())
+	}, client.UID(), h.machines.Users)
 	h.volumes = volume.New(volume.Config{
 		Dir:         h.cfg.Paths.Volumes(),
 		Machines:    h.cfg.Paths.Machines(),
 		Bricks:      h.sharing.BrickDir(),
-		Shared:      func(uid string) string { return h.sharing.At(wire.GlusterName(uid)) },
+		Shared:      sharedMounts{h.sharing},
 		Mark:        filepath.Join(h.cfg.Paths.Node(), "pool.json"),
 		Tools:       h.machines.Image,
 		Encryption:  volume.Encryption{Key: client.VolumeKey, Tools: h.sharing.Image},
@@ -142,6 +142,7 @@ func (h *host) boot() error {
 					Runner:    h.machines,
 					Endpoints: endpoints,
 				}),
+				agent.Mounts(h.sharing),
 				agent.Attachments(h.volumes),
 			}),
 		Facts: h.facts,

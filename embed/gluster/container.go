@@ -42,9 +42,9 @@ func (h *Host) server() container {
 	return container{host: h, id: "server", dir: h.at("server"), group: h.group("server"), patience: 10 * time.Second}
 }
 
-func (h *Host) client(volume string) container {
-	id := "client-" + volume
-	return container{host: h, id: id, dir: h.at("clients", volume), group: h.group(id), patience: 2 * time.Second}
+func (h *Host) client(m Mount) container {
+	id := "client-" + m.name()
+	return container{host: h, id: id, dir: h.at("clients", m.name()), group: h.group(id), patience: 2 * time.Second}
 }
 
 // group is the name of a control group of this host's.
@@ -197,8 +197,8 @@ func (c container) said() string {
 	return runc.LastLine(string(text))
 }
 
-// base is what all containers of storage have. They are root of the host, in its user namespace,
-// with capabilities; DESIGN.md has what that comes to.
+// base is what all containers of storage have. They are root, of the host or of a machine, with
+// capabilities; DESIGN.md has what that comes to.
 func (c container) base(image string, args []string, memory int64, caps []string, mounts ...specs.Mount) (*specs.Spec, error) {
 	groupPath, err := cgroup.Path(c.group)
 	if err != nil {
@@ -273,12 +273,12 @@ func (h *Host) serverSpec(c container, image string, files map[string][]byte) (*
 	spec.Annotations["files"] = digest(files)
 	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
 	spec.Linux.RootfsPropagation = "rslave"
+	spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}}
 	return spec, mayMount(spec) // glusterd mounts a volume for a moment to replace one of its bricks
 }
 
-// mayMount lets a container mount what FUSE serves.
+// mayMount lets a container that has the device mount what FUSE serves.
 func mayMount(spec *specs.Spec) (err error) {
-	spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}}
 	spec.Linux.Resources.Devices = append(spec.Linux.Resources.Devices,
 		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: new(int64(10)), Minor: new(int64(229)), Access: "rw"})
 	spec.Linux.Seccomp, err = syscalls(spec)

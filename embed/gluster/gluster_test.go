@@ -105,13 +105,15 @@ func TestCluster(t *testing.T) {
 	}
 
 	servers := []netip.Addr{a.address, b.address}
-	if err := a.Mount(t.Context(), "v1", servers); err != nil {
+	m := Mount{"v1", "m0"}
+	if err := a.Mount(t.Context(), m, nil, servers); err != nil {
 		t.Fatal(err)
 	}
+	a.show(t, m)
 	write := func(name string) {
 		t.Helper()
 		wait.For(t, wait.Patience, "a write", func(context.Context) error {
-			f, err := os.Create(filepath.Join(a.At("v1"), name))
+			f, err := os.Create(filepath.Join(a.seen(m), name))
 			if err != nil {
 				return err
 			}
@@ -136,9 +138,10 @@ func TestCluster(t *testing.T) {
 		t.Errorf("a brick is %+v", on[0])
 	}
 
-	testOutlives(t, a, "v1", bricks[0], servers)
-	testMounts(t, a, "v1", servers)
-	testStrangers(t, c, "v1", servers)
+	testOutlives(t, a, m, bricks[0], servers)
+	testMounts(t, a, m, servers)
+	testUsers(t, a, "v1", bricks[0], servers)
+	testStrangers(t, c, m, servers)
 
 	// A brick is killed; what it misses is known, and it gets it.
 	for _, s := range online(b, 3) {
@@ -265,7 +268,7 @@ func testAway(t *testing.T, c *cluster, first Brick, write func(string), togethe
 	if err := a.Leave(t.Context(), d.address); !errors.As(err, &refused) || !strings.Contains(refused.Text, "brick") {
 		t.Errorf("a node with a brick leaves: %v", err)
 	}
-	if err := a.Unmount(t.Context(), "v1"); err != nil {
+	if err := a.Unmount(t.Context(), Mount{"v1", "m0"}); err != nil {
 		t.Error(err)
 	}
 	if err := a.Remove(t.Context(), "v1"); !errors.Is(err, ErrAway) {

@@ -2,6 +2,7 @@ package gluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -69,7 +70,8 @@ type Host struct {
 	patience time.Duration // with a mount
 
 	mu    sync.Mutex
-	looks map[string]chan error // at mounts, by volume; see look
+	found map[Mount]*found     // that were, and may be no more; see find
+	looks map[Mount]chan error // that wait; see ask
 }
 
 // patience is more than it takes until a host that is gone is given up.
@@ -83,7 +85,8 @@ func NewHost(cfg HostConfig) *Host {
 	return &Host{cfg: cfg,
 		runc:     runc.Runc{Binary: filepath.Join(cfg.Payload, "runtime", "runc"), Root: cfg.Runc},
 		images:   rootfs.Store{Dir: cfg.Images},
-		looks:    map[string]chan error{},
+		found:    map[Mount]*found{},
+		looks:    map[Mount]chan error{},
 		patience: patience}
 }
 
@@ -180,12 +183,12 @@ func (h *Host) ensure(ctx context.Context, replace bool) (old bool, err error) {
 	if _, err := os.Stat(h.at("etc", "identity.pem")); err != nil {
 		return false, fmt.Errorf("no identity: %w", err)
 	}
-	for _, dir := range []string{"server", "lib", "log/init", "log/bricks", "log/clients"} {
+	for _, dir := range []string{"server", "lib", "log/init", "log/bricks"} {
 		if err := os.MkdirAll(h.at(dir), 0o700); err != nil {
 			return false, err
 		}
 	}
-	if err := h.share("bricks"); err != nil {
+	if err := h.shareBricks(); err != nil {
 		return false, err
 	}
 	image, err := h.Image(ctx)
@@ -295,25 +298,25 @@ func (h *Host) Left() (served, any bool, err error) {
 }
 
 // ShareBricks makes BrickDir, so that what is mounted there is so before bricks are started.
-func (h *Host) ShareBricks() error { return h.share("bricks") }
+func (h *Host) ShareBricks() error { return h.shareBricks() }
 
 // Clear takes away all of GlusterFS that is on this host, with mounts, and what glusterd knows of
 // the cluster, which has to have forgotten the host. Bricks' images are not in Dir; what is mounted
 // of them there is unmounted. Nothing there is no error.
 func (h *Host) Clear(ctx context.Context) error {
-	entries, err := os.ReadDir(h.at("clients"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	mounted, err := h.Mounted()
+	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if err := h.Unmount(ctx, e.Name()); err != nil {
+	for _, m := range mounted {
+		if err := h.Unmount(ctx, m); err != nil {
 			return err
 		}
 	}
 	if err := h.Stop(ctx); err != nil {
 		return err
 	}
-	for _, name := range []string{"bricks", "mounts"} {
+	for _, name := range []string{"bricks", "dev"} {
 		if err := hostmount.Unmount(h.at(name)); err != nil {
 			return err
 		}
@@ -350,26 +353,32 @@ func (h *Host) Client() Client {
 	}}
 }
 
-// share makes a folder whose mounts appear in containers, and the other way round, as far as they
-// are told to.
-func (h *Host) share(name string) error {
+// shareBricks makes the folder whose mounts appear in the server's container.
+func (h *Host) shareBricks() error {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	return h.tmpfs("bricks", flags, "size=1m,nr_inodes=16k,mode=700", func(dir string) error {
+		return unix.Mount("", dir, "", unix.MS_SHARED, "") // what is shared stays so; we may have been killed before
+	})
+}
+
+// tmpfs has one be mounted at a folder that nobody but root enters, and done with as then says, each time.
+func (h *Host) tmpfs(name string, flags uintptr, options string, then func(dir string) error) error {
 	dir := h.at(name)
 	there, err := hostmount.Has(dir)
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	return hostmount.Do(func() error {
 		// Not what is there bound to itself: on a host whose mounts are shared, all would be mounted
 		// at both.
-		const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 		if !there {
-			err = unix.Mount("tmpfs", dir, "tmpfs", flags, "size=1m,nr_inodes=16k,mode=711")
+			err = unix.Mount("tmpfs", dir, "tmpfs", flags, options)
 		}
-		if err == nil { // what is shared stays so; we may have been killed before
-			err = unix.Mount("", dir, "", unix.MS_SHARED, "")
+		if err = cmp.Or(err, os.Chmod(dir, 0o700)); err == nil {
+			err = then(dir)
 		}
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", dir, err)
@@ -387,7 +396,7 @@ func (h *Host) prune() {
 // logBytes bounds each log file; there are at most two of a name.
 const logBytes = 8 << 20
 
-// keepLogs bounds the logs of all daemons and mounts, for they don't themselves. They append, so
+// keepLogs bounds the logs of all daemons, for they don't themselves. They append, so
 // what is cut goes on at its beginning. It is no part of ours, which may be away.
 const keepLogs = `while :; do
 	find /var/log/glusterfs -type f -name '*.log' -size +%dk | while read -r f; do

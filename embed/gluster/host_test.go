@@ -1,7 +1,6 @@
 package gluster
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -10,8 +9,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -40,9 +39,9 @@ func TestRefused(t *testing.T) {
 		"at 127.0.0.1":          ensure(at("127.0.0.1")),
 		"at any address":        ensure(at("0.0.0.0")),
 		"at an address of IPv6": ensure(at("fd00::1")),
-		"a mount of no server":  h.Mount(t.Context(), "v1", nil),
-		"a mount that leads up": h.Mount(t.Context(), "..", []netip.Addr{h.cfg.Address}),
-		"an end that leads up":  h.Unmount(t.Context(), "../x"),
+		"a mount of no server":  h.Mount(t.Context(), Mount{"v1", "m"}, nil, nil),
+		"a mount that leads up": h.Mount(t.Context(), Mount{"v1", ".."}, nil, []netip.Addr{h.cfg.Address}),
+		"an end that leads up":  h.Unmount(t.Context(), Mount{"../x", "m"}),
 		"nobody's identity":     h.Trust(Identity{}),
 	} {
 		if err == nil {
@@ -51,7 +50,7 @@ func TestRefused(t *testing.T) {
 			t.Logf("%s: %v", what, err)
 		}
 	}
-	if all, err := h.Mounts(t.Context()); err != nil || len(all) > 0 {
+	if all, err := h.Mounted(); err != nil || len(all) > 0 {
 		t.Errorf("mounts %v, %v", all, err)
 	}
 	if running, err := h.Running(t.Context()); err != nil || running {
@@ -64,7 +63,7 @@ func TestRefused(t *testing.T) {
 
 // testOutlives: what runs is adopted by the next of us, as it is; and glusterd comes back when it
 // dies, and leaves the bricks alone.
-func testOutlives(t *testing.T, a *node, volume string, brick Brick, servers []netip.Addr) {
+func testOutlives(t *testing.T, a *node, m Mount, brick Brick, servers []netip.Addr) {
 	pid := func(c container) int {
 		t.Helper()
 		now, ok, err := a.runc.State(t.Context(), c.id)
@@ -73,11 +72,11 @@ func testOutlives(t *testing.T, a *node, volume string, brick Brick, servers []n
 		}
 		return now.PID
 	}
-	long := a.at("log", "clients", "long.log")
+	long := a.at("log", "bricks", "long.log")
 	if err := os.WriteFile(long, append(make([]byte, 2*logBytes), "the end"...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	server, client := pid(a.server()), pid(a.client(volume))
+	server, client := pid(a.server()), pid(a.client(m))
 	again := a.config(t)
 	for _, memory := range []int64{0, 2 << 30} {
 		again.Memory = memory
@@ -86,19 +85,19 @@ func testOutlives(t *testing.T, a *node, volume string, brick Brick, servers []n
 		if err != nil || old != (memory != 0) {
 			t.Errorf("the next, with a bound of %d: old %v, %v", memory, old, err)
 		}
-		if err := next.Mount(t.Context(), volume, servers); err != nil {
+		if err := next.Mount(t.Context(), m, nil, servers); err != nil {
 			t.Error(err)
 		}
 	}
 	if now := pid(a.server()); now != server {
 		t.Errorf("glusterd's container was process %d, is %d", server, now)
 	}
-	if now := pid(a.client(volume)); now != client {
+	if now := pid(a.client(m)); now != client {
 		t.Errorf("the mount was process %d, is %d", client, now)
 	}
 
 	brickPID := func() int {
-		all, err := a.Bricks(t.Context(), volume)
+		all, err := a.Bricks(t.Context(), m.Volume)
 		for _, b := range all {
 			if b.Brick == brick && b.Online {
 				return b.PID
@@ -133,7 +132,7 @@ func testOutlives(t *testing.T, a *node, volume string, brick Brick, servers []n
 	if now := pid(a.server()); now == server {
 		t.Error("it was not started anew")
 	}
-	if now := pid(a.client(volume)); now != client {
+	if now := pid(a.client(m)); now != client {
 		t.Errorf("the mount was process %d, is %d", client, now)
 	}
 	a.cfg.Memory = again.Memory
@@ -184,47 +183,20 @@ func testOutlives(t *testing.T, a *node, volume string, brick Brick, servers []n
 	})
 }
 
-// testMounts: groups count, a client that died or hangs is seen, and a volume is mounted again.
-func testMounts(t *testing.T, a *node, volume string, servers []netip.Addr) {
-	at := a.At(volume)
-	as := func(groups []uint32, name string) error {
-		cmd := exec.Command("touch", filepath.Join(at, name))
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000, Groups: groups}}
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
-		}
-		return err
-	}
-	folder := filepath.Join(at, "folder")
-	if err := cmp.Or(os.Mkdir(folder, 0o770), os.Chown(folder, 5000, 5000), os.Chmod(folder, os.ModeSetgid|0o770)); err != nil {
-		t.Fatal(err)
-	}
-	for _, parent := range []string{a.cluster.dir, filepath.Dir(a.cluster.dir), filepath.Dir(a.cfg.Dir), a.cfg.Dir, at} {
-		if err := os.Chmod(parent, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := as([]uint32{5000}, "folder/by-group"); err != nil {
-		t.Errorf("who is in the group besides: %v", err)
-	}
-	if err := as(nil, "folder/by-none"); err == nil {
-		t.Error("who isn't in the group writes there")
-	}
-	if info, err := os.Stat(filepath.Join(at, "folder", "by-group")); err != nil {
-		t.Error(err)
-	} else if st := info.Sys().(*syscall.Stat_t); st.Uid != 1000 || st.Gid != 5000 {
-		t.Errorf("the file is of %d:%d", st.Uid, st.Gid)
-	}
+// testMounts: a client that died or hangs is seen, and a volume is mounted again.
+func testMounts(t *testing.T, a *node, m Mount, servers []netip.Addr) {
+	at := a.seen(m)
 	var st unix.Statfs_t
 	if err := unix.Statfs(at, &st); err != nil || st.Flags&(unix.ST_NOSUID|unix.ST_NODEV) != unix.ST_NOSUID|unix.ST_NODEV {
 		t.Errorf("flags %#x: %v", st.Flags, err)
 	}
-
 	state := func(want error) error {
-		all, err := a.Mounts(t.Context())
-		if err == nil && (len(all) != 1 || all[0].Volume != volume || all[0].Old || !errors.Is(all[0].Err, want)) {
-			err = fmt.Errorf("mounts %+v, want %v", all, want)
+		all, err := a.Mounted()
+		if err == nil && !slices.Equal(all, []Mount{m}) {
+			err = fmt.Errorf("mounts %+v", all)
+		}
+		if is := a.Look(t.Context(), m); !errors.Is(is, want) {
+			err = fmt.Errorf("%w, want %w", is, want)
 		}
 		return err
 	}
@@ -234,16 +206,17 @@ func testMounts(t *testing.T, a *node, volume string, servers []netip.Addr) {
 	nobody := netip.MustParseAddr("127.0.0.1") // where no glusterd listens
 	mounted := func(from ...netip.Addr) {
 		t.Helper()
-		if err := a.Mount(t.Context(), volume, from); err != nil {
+		if err := a.Mount(t.Context(), m, nil, from); err != nil {
 			t.Fatal(err)
 		}
+		a.show(t, m)
 		if err := errors.Join(state(nil), has(filepath.Join(at, "first"))); err != nil {
 			t.Error(err)
 		}
 	}
 	signal := func(s syscall.Signal) {
 		t.Helper()
-		now, _, err := a.runc.State(t.Context(), a.client(volume).id)
+		now, _, err := a.runc.State(t.Context(), a.client(m).id)
 		if err == nil {
 			err = syscall.Kill(now.PID, s)
 		}
@@ -265,24 +238,25 @@ func testMounts(t *testing.T, a *node, volume string, servers []netip.Addr) {
 			t.Error(err)
 		}
 	}
-	if err := a.Mount(t.Context(), volume, servers); !errors.Is(err, ErrHung) {
+	a.found[m].answered = time.Time{}
+	if err := a.Mount(t.Context(), m, nil, servers); !errors.Is(err, ErrHung) {
 		t.Errorf("mount of one that hangs: %v", err)
 	}
 	signal(syscall.SIGCONT)
 	a.patience = patience
 	wait.For(t, wait.Patience, "it goes on", func(context.Context) error { return state(nil) })
-	killed(t, job{Config: a.config(t), Volume: volume, Servers: servers})
+	killed(t, job{Config: a.config(t), Mount: m, Servers: servers})
 	mounted(servers...)
 	signal(syscall.SIGSTOP)
 	for range 2 {
-		if err := a.Unmount(t.Context(), volume); err != nil {
+		if err := a.Unmount(t.Context(), m); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if all, err := a.Mounts(t.Context()); err != nil || len(all) > 0 {
+	if all, err := a.Mounted(); err != nil || len(all) > 0 {
 		t.Errorf("left is %+v, %v", all, err)
 	}
-	if err := a.Mount(t.Context(), "none", servers); err == nil {
+	if err := a.Mount(t.Context(), Mount{"none", "m0"}, nil, servers); err == nil {
 		t.Error("a volume that there isn't was mounted")
 	} else {
 		t.Logf("a volume that there isn't: %v", err)
@@ -292,7 +266,7 @@ func testMounts(t *testing.T, a *node, volume string, servers []netip.Addr) {
 
 // testStrangers: who has no certificate of the authority gets no answer, neither from glusterd nor
 // from a brick; who has one of another name gets no file. A new certificate counts at once.
-func testStrangers(t *testing.T, c *cluster, volume string, servers []netip.Addr) {
+func testStrangers(t *testing.T, c *cluster, m Mount, servers []netip.Addr) {
 	a := c.nodes[0]
 	ports := map[string]int{"glusterd": Port}
 	for _, at := range a.listening(t) {
@@ -376,7 +350,7 @@ func testStrangers(t *testing.T, c *cluster, volume string, servers []netip.Addr
 			t.Fatal(err)
 		}
 		short, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		err := foreign.Mount(short, volume, servers)
+		err := foreign.Mount(short, m, nil, servers)
 		cancel()
 		if err == nil {
 			t.Errorf("a host %s mounts the volume", what)
@@ -401,7 +375,7 @@ func testStrangers(t *testing.T, c *cluster, volume string, servers []netip.Addr
 			t.Errorf("%s shows the certificate that it had: %v", what, err)
 		}
 	}
-	if err := has(filepath.Join(a.At(volume), "first")); err != nil {
+	if err := has(filepath.Join(a.seen(m), "first")); err != nil {
 		t.Errorf("after its host's certificate was changed: %v", err)
 	}
 }

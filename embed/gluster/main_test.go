@@ -27,7 +27,7 @@ const (
 
 type job struct {
 	Config  HostConfig
-	Volume  string // to mount and unmount; "": glusterd is started and stopped
+	Mount   Mount // to mount and unmount; none: glusterd is started and stopped
 	Servers []netip.Addr
 }
 
@@ -82,11 +82,11 @@ func work(text string) {
 	h, ctx := NewHost(j.Config), context.Background()
 	for {
 		var err error
-		if j.Volume == "" {
+		if j.Mount == (Mount{}) {
 			_, err = h.Ensure(ctx, true)
 			err = errors.Join(err, h.Stop(ctx))
 		} else {
-			err = errors.Join(h.Mount(ctx, j.Volume, j.Servers), h.Unmount(ctx, j.Volume))
+			err = errors.Join(h.Mount(ctx, j.Mount, nil, j.Servers), h.Unmount(ctx, j.Mount))
 		}
 		if err != nil {
 			fmt.Println(err)

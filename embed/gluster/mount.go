@@ -1,6 +1,7 @@
 package gluster
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -12,15 +13,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
-
-	"github.com/multipaas/multipaas/appliance/hostmount"
+	"github.com/multipaas/multipaas/appliance/child"
+	"github.com/multipaas/multipaas/appliance/runc"
 )
 
-// ErrNotMounted is returned for a volume that isn't mounted, or whose client has died: what was
-// bound from there answers ENOTCONN for ever, and has to be bound anew.
+// ErrNotMounted is returned for a mount that isn't there, or whose client has died: what was
+// shown of it answers ENOTCONN for ever, and has to be taken anew.
 var ErrNotMounted = errors.New("it is not mounted")
 
 // ErrAwayBricks is returned for a mount whose client lives, and reaches too few of the volume's
@@ -31,104 +29,136 @@ var ErrAwayBricks = errors.New("too few of its bricks can be reached")
 // all wait.
 var ErrHung = errors.New("it does not answer")
 
-// MountState is how a mount is.
-type MountState struct {
-	Volume string
-	// Old says that it runs by another image, or another way, than it would be mounted now.
-	// To change it, it has to be unmounted.
-	Old bool
-	// Err is nil if it answers, and else one of ErrNotMounted, ErrAwayBricks, ErrHung.
-	Err error
+// Mount is a volume as one machine of this host has it.
+type Mount struct{ Volume, Machine string }
+
+func (m Mount) String() string { return m.Volume + " for " + m.Machine }
+
+// name is that of its folder and its container.
+func (m Mount) name() string { return m.Volume + "." + m.Machine }
+
+func (m Mount) check() error { return errors.Join(checkName(m.Volume), checkName(m.Machine)) }
+
+// Users is the user namespace of a machine: FUSE answers to who is in it, or below, and to nobody
+// else, and what is 0 there is 0 in the volume.
+type Users struct {
+	File *os.File // open until Mount returns
+	// First is the host's user and group that is 0 in it, of Count that follow one another.
+	First, Count uint32
 }
 
-// At is where a volume is mounted.
-func (h *Host) At(volume string) string { return h.at("mounts", volume) }
+// have says whether a process is in it; in ours, if it is nil.
+func (u *Users) have(pid int) (bool, error) {
+	is, err := os.Stat(fmt.Sprintf("/proc/%d/ns/user", pid))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	var want os.FileInfo
+	switch {
+	case err != nil:
+		return false, err
+	case u == nil:
+		want, err = os.Stat("/proc/self/ns/user")
+	default:
+		want, err = u.File.Stat()
+	}
+	return err == nil && os.SameFile(is, want), err
+}
 
-// Mount has a volume mounted At its place, and returns when it answers. servers are hosts whose
-// glusterd is asked for the volume, one after the other until one answers. One that is mounted is
-// left alone; one whose client died is mounted anew. After an error nothing is mounted, unless it
-// is ErrAwayBricks or ErrHung of one that was. Trust comes first. Unmount must have been called for
-// what else was bound from a mount that died: it is another file system.
-func (h *Host) Mount(ctx context.Context, volume string, servers []netip.Addr) error {
-	err := checkName(volume)
+// Mount has a volume mounted for a machine, and returns when it answers. It is seen by nobody: see
+// Take. users are the machine's, nil if they are the host's. servers are hosts whose glusterd is asked
+// for the volume, one after the other until one answers. What is mounted is left alone; what has no
+// client any more, or one of other users, is mounted anew, as another file system. After an error
+// nothing is mounted, unless it is ErrAwayBricks or ErrHung of what was. Trust comes first.
+func (h *Host) Mount(ctx context.Context, m Mount, users *Users, servers []netip.Addr) error {
+	err := m.check()
 	if err == nil && len(servers) == 0 {
 		err = errors.New("no server to ask for it")
 	}
 	if err == nil {
-		err = h.mount(ctx, volume, servers)
+		err = h.mount(ctx, m, users, servers)
 	}
 	if err != nil {
-		return fmt.Errorf("mount volume %s: %w", volume, err)
+		return fmt.Errorf("mount volume %v: %w", m, err)
 	}
 	return nil
 }
 
-func (h *Host) mount(ctx context.Context, volume string, servers []netip.Addr) error {
-	err := h.look(ctx, volume)
+func (h *Host) mount(ctx context.Context, m Mount, users *Users, servers []netip.Addr) error {
+	now, err := h.find(ctx, m)
+	if err == nil {
+		var same bool
+		if same, err = users.have(now.pid); err != nil {
+			return err
+		}
+		if same {
+			err = h.look(ctx, m, now)
+		} else {
+			err = ErrNotMounted
+		}
+	}
 	if !errors.Is(err, ErrNotMounted) {
 		return err
 	}
-	if err := h.unmount(ctx, volume); err != nil {
+	if err := h.unmount(ctx, m); err != nil {
 		return err
 	}
 	image, err := h.images.Unpack(ctx, h.imageLayout())
 	if err != nil {
 		return err
 	}
-	if err := h.share("mounts"); err != nil {
+	c := h.client(m)
+	if err := h.prepare(c, users); err != nil {
 		return err
 	}
-	for _, dir := range []string{h.at("log", "clients"), h.client(volume).dir, h.At(volume)} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-	}
-	c := h.client(volume)
-	spec, err := h.clientSpec(c, image, volume, servers)
+	spec, err := h.clientSpec(c, image, m.Volume, users, servers)
 	if err != nil {
 		return err
 	}
 	began := time.Now()
 	_, _, err = c.ensure(ctx, spec, image, true, func() error { return nil })
 	if err == nil {
-		err = h.awaitMount(ctx, volume)
+		err = h.awaitMount(ctx, m)
 	}
 	if err != nil {
-		return errors.Join(err, h.unmount(context.WithoutCancel(ctx), volume))
+		return errors.Join(err, h.unmount(context.WithoutCancel(ctx), m))
 	}
-	h.cfg.Log.Info("volume mounted", "volume", volume, "took", time.Since(began).Round(time.Millisecond))
+	h.cfg.Log.Info("volume mounted", "volume", m.Volume, "machine", m.Machine, "took", time.Since(began).Round(time.Millisecond))
 	return nil
 }
 
-// awaitMount waits until a volume whose client was started is mounted and answers, or its client
+// awaitMount waits until what a client was started for is mounted and answers, or the client
 // has ended.
-func (h *Host) awaitMount(ctx context.Context, volume string) error {
+func (h *Host) awaitMount(ctx context.Context, m Mount) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	c := h.client(volume)
+	c := h.client(m)
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		now, _, err := h.runc.State(ctx, c.id)
+		state, _, err := h.runc.State(ctx, c.id)
 		if err != nil {
 			return err
 		}
-		if !now.Running() {
-			return fmt.Errorf("its client ended: %s", cmp.Or(h.lastError(volume), c.said(), "it said nothing"))
+		if !state.Running() {
+			return fmt.Errorf("its client ended: %s", cmp.Or(c.lastError(), c.said(), "it said nothing"))
 		}
-		err = h.look(ctx, volume)
+		now, err := h.find(ctx, m)
+		if err == nil {
+			err = h.look(ctx, m, now)
+		}
 		if err == nil {
 			return nil
 		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %s", err, h.lastError(volume))
+			return fmt.Errorf("%w: %s", err, c.lastError())
 		}
 	}
 }
 
 // lastError is the last error in a client's log.
-func (h *Host) lastError(volume string) (last string) {
-	text, err := os.ReadFile(h.at("log", "clients", volume+".log"))
+func (c container) lastError() (last string) {
+	text, err := os.ReadFile(c.at(clientLog))
 	if err != nil {
 		return ""
 	}
@@ -140,143 +170,117 @@ func (h *Host) lastError(volume string) (last string) {
 	return last[:min(len(last), 500)]
 }
 
-// clientSpec is the container of one mount.
-func (h *Host) clientSpec(c container, image, volume string, servers []netip.Addr) (*specs.Spec, error) {
-	args := []string{"/usr/sbin/glusterfs", "--process-name=fuse", "--no-daemon", "--direct-io-mode=disable",
-		"--log-file=/var/log/glusterfs/" + volume + ".log", "--log-level=WARNING", "--fuse-mountopts=nosuid,nodev"}
-	for _, s := range servers {
-		args = append(args, "--volfile-server="+s.String())
-	}
-	args = append(args, "--volfile-id="+volume, "/mnt")
-	spec, err := c.base(image, args, cmp.Or(h.cfg.ClientMemory, 1<<30), []string{"CAP_SYS_ADMIN"},
-		bind(h.At(volume), "/mnt", "rshared"), bind(h.at("log", "clients"), "/var/log/glusterfs"))
-	if err != nil {
-		return nil, err
-	}
-	// It has the host's processes: of who wants a file it has to know what groups he is in, and
-	// that it reads by the number that the kernel gives it, which is 0 for a process that its
-	// mounter can't see.
-	spec.Linux.RootfsPropagation = "rshared"
-	return spec, mayMount(spec)
-}
-
-// Unmount takes a volume's mount away, whether it answers or not. What was bound from it answers
-// ENOTCONN then. None there is no error.
-func (h *Host) Unmount(ctx context.Context, volume string) error {
-	err := checkName(volume)
+// Unmount ends a mount, whether it answers or not. Who has taken it gets ENOTCONN then. None there is
+// no error.
+func (h *Host) Unmount(ctx context.Context, m Mount) error {
+	err := m.check()
 	if err == nil {
-		err = h.unmount(ctx, volume)
+		err = h.unmount(ctx, m)
 	}
 	if err != nil {
-		return fmt.Errorf("unmount volume %s: %w", volume, err)
+		return fmt.Errorf("unmount volume %v: %w", m, err)
 	}
 	h.prune()
 	return nil
 }
 
-func (h *Host) unmount(ctx context.Context, volume string) error {
-	err := hostmount.Do(func() error {
-		for { // one on the other, if we were killed between two looks
-			err := unix.Unmount(h.At(volume), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-			switch {
-			case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
-				return nil
-			case err != nil:
-				return fmt.Errorf("unmount %s: %w", h.At(volume), err)
-			}
-		}
-	})
-	if err != nil {
-		return err
-	}
-	// What waits for it is let go when its client ends.
-	c := h.client(volume)
+func (h *Host) unmount(ctx context.Context, m Mount) error {
+	// It is in its client's mounts, and ends with them. What waits for it is let go.
+	c := h.client(m)
 	if err := c.end(ctx); err != nil {
 		return err
 	}
-	if err := os.Remove(h.At(volume)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	// The folder last: as long as it is there, Mounts shows it.
+	h.remember(m, nil)
+	// The folder last: as long as it is there, Mounted shows it.
 	return os.RemoveAll(c.dir)
 }
 
-// Mounted lists the volumes of whose mounts there is something. It asks none.
-func (h *Host) Mounted() (volumes []string, err error) {
+// Mounted lists the mounts of which there is something. It asks none.
+func (h *Host) Mounted() (all []Mount, err error) {
 	entries, err := os.ReadDir(h.at("clients"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	for _, e := range entries {
-		if checkName(e.Name()) == nil {
-			volumes = append(volumes, e.Name())
+		volume, machine, _ := strings.Cut(e.Name(), ".")
+		if m := (Mount{volume, machine}); m.check() == nil {
+			all = append(all, m)
 		}
 	}
-	return volumes, err
+	return all, err
 }
 
-// Mounts says how all mounts are of which there is something, by volume.
-func (h *Host) Mounts(ctx context.Context) ([]MountState, error) {
-	volumes, err := h.Mounted()
-	if err != nil || len(volumes) == 0 {
-		return nil, err
-	}
+// Old says whether a mount that is there runs by another image than it would be mounted by now. To change it, it has
+// to be unmounted.
+func (h *Host) Old(ctx context.Context, m Mount) (bool, error) {
 	image, err := h.images.Unpack(ctx, h.imageLayout())
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	var all []MountState
-	for _, v := range volumes {
-		s := MountState{Volume: v, Err: h.look(ctx, v)}
-		if bundle, err := os.ReadFile(h.client(v).at("bundle/config.json")); err == nil {
-			s.Old = !strings.Contains(string(bundle), `"`+filepath.Base(image)+`"`)
-		}
-		all = append(all, s)
-	}
-	return all, nil
+	bundle, err := os.ReadFile(h.client(m).at("bundle/config.json"))
+	return err == nil && !bytes.Contains(bundle, []byte(`"`+filepath.Base(image)+`"`)), err
 }
 
-// look says how a mount is. It waits for it no longer than patience, and leaves one goroutine
-// at most waiting for each: only the end of its client lets that go. One that answers costs
-// little: it is looked at often.
-func (h *Host) look(ctx context.Context, volume string) error {
-	said := h.ask(ctx, volume)
-	if said == nil || errors.Is(said, ErrHung) {
-		return said
+// Look says how a mount is: nil if it answers, and else ErrNotMounted, ErrAwayBricks or ErrHung.
+func (h *Host) Look(ctx context.Context, m Mount) error {
+	if err := m.check(); err != nil {
+		return err
 	}
-	_, _, alive, err := h.client(volume).running(ctx)
+	now, err := h.find(ctx, m)
 	if err != nil {
 		return err
 	}
-	there, err := h.mounted(volume)
-	if err != nil {
-		return err
+	h.mu.Lock()
+	now.answered = time.Time{}
+	h.mu.Unlock()
+	return h.look(ctx, m, now)
+}
+
+// askEvery is for how long what answered, and whose client lives, is taken to answer: to ask is to
+// start a program, of 30 ms of a CPU, and a hundred mounts are looked at every 10 s.
+const askEvery = 2 * time.Minute
+
+// look says how a mount whose client lives is. It waits for it no longer than patience, and leaves one
+// goroutine at most waiting for each: only the end of its client lets that go.
+func (h *Host) look(ctx context.Context, m Mount, now *found) error {
+	h.mu.Lock()
+	fresh := time.Since(now.answered) < askEvery
+	h.mu.Unlock()
+	if fresh {
+		return nil
 	}
-	if !alive || !there {
+	said := h.ask(ctx, m)
+	switch {
+	case said == nil:
+		h.mu.Lock()
+		now.answered = time.Now()
+		h.mu.Unlock()
+		h.client(m).boundLog()
+	case !now.alive():
 		return ErrNotMounted
-	}
-	if errors.Is(said, unix.ENOTCONN) {
-		return ErrAwayBricks
 	}
 	return said
 }
 
-// ask asks what is at a mount's place: nil if that is FUSE, and answers.
-func (h *Host) ask(ctx context.Context, volume string) error {
+// boundLog bounds a client's log, which it does not itself. It appends, so what is cut goes on at its beginning.
+func (c container) boundLog() {
+	if info, err := os.Stat(c.at(clientLog)); err == nil && info.Size() > logBytes {
+		_ = os.Truncate(c.at(clientLog), 0)
+	}
+}
+
+// ask asks how much a mounted file system holds. In its client's container, since FUSE answers nobody of
+// other users; so who waits there for ever counts as the client's, and ends with it.
+func (h *Host) ask(ctx context.Context, m Mount) error {
 	h.mu.Lock()
-	answer := h.looks[volume]
+	answer := h.looks[m]
 	if answer == nil {
 		answer = make(chan error, 1)
-		h.looks[volume] = answer
+		h.looks[m] = answer
 		go func() {
-			// What the kernel remembers of it, as stat(2) tells, says nothing.
-			var st unix.Statfs_t
-			err := unix.Statfs(h.At(volume), &st)
-			if err == nil && st.Type != unix.FUSE_SUPER_MAGIC {
-				err = ErrNotMounted
-			}
+			err := h.statfs(m)
 			h.mu.Lock()
-			delete(h.looks, volume)
+			delete(h.looks, m)
 			h.mu.Unlock()
 			answer <- err
 			close(answer)
@@ -288,7 +292,7 @@ func (h *Host) ask(ctx context.Context, volume string) error {
 	select {
 	case err, ok := <-answer:
 		if !ok { // another took it
-			return h.ask(ctx, volume)
+			return h.ask(ctx, m)
 		}
 		return err
 	case <-ctx.Done():
@@ -296,19 +300,25 @@ func (h *Host) ask(ctx context.Context, volume string) error {
 	}
 }
 
-// mounted says whether something is mounted at a volume's place. It does not look at it, which
-// might never end.
-func (h *Host) mounted(volume string) (there bool, err error) {
-	err = hostmount.Do(func() error {
-		dir, err := filepath.EvalSymlinks(h.at("mounts"))
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(filepath.Join(dir, volume)))
-		there = len(infos) > 0
-		return err
-	})
-	return there, err
+// statfs returns when it is answered, or the client has ended.
+func (h *Host) statfs(m Mount) error {
+	cmd := h.runc.Command(context.Background(), "exec", h.client(m).id, "/usr/bin/stat", "--file-system", "--format=%t", mountPoint)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := child.Command(cmd)
+	switch said := runc.LastLine(errOut.String()); {
+	case err != nil && strings.HasSuffix(said, notConnected):
+		return ErrAwayBricks
+	case err != nil:
+		return fmt.Errorf("%w: %s", err, said)
+	case strings.TrimSpace(out.String()) != fuseMagic: // its client has unmounted it, and ends
+		return ErrNotMounted
+	}
+	return nil
 }
+
+// fuseMagic is the kind of a file system that FUSE serves, as statfs(2) has it.
+const fuseMagic = "65735546"
+
+// notConnected is how the C library says ENOTCONN.
+const notConnected = "Transport endpoint is not connected"

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -49,13 +50,19 @@ type SharedHost interface {
 	// Remove has all hosts forget a volume. What is in its bricks stays.
 	Remove(ctx context.Context, v wire.ClusterVolume) error
 
-	// Mount has a volume mounted and answer. Called again soon, it costs little.
-	Mount(ctx context.Context, v wire.Volume) error
-	Unmount(ctx context.Context, name string) error
-	// Mounted are the names (wire.GlusterName) of those of whose mounts there is something. It
-	// does not block.
-	Mounted() ([]string, error)
+	// Mount has a volume mounted for a machine, which runs, and answer. Called again soon, it costs little.
+	Mount(ctx context.Context, v wire.Volume, machine string) error
+	// Unmount takes the name (wire.GlusterName) of a volume.
+	Unmount(ctx context.Context, name, machine string) error
+	// Mounted are the mounts of which there is something. It does not block.
+	Mounted() ([]SharedMount, error)
 }
+
+// SharedMount is a shared volume, by its wire.GlusterName, as one machine has it.
+type SharedMount struct{ Name, Machine string }
+
+// key is that of the item.
+func (m SharedMount) key() string { return m.Name + "/" + m.Machine }
 
 // BrickHost keeps the disks of bricks. Implemented by modules/volume. See VolumeHost.
 type BrickHost interface {
@@ -80,11 +87,15 @@ type SharedConfig struct {
 }
 
 // Shared drives a host's part in shared volumes: what serves them, their bricks, the cluster if
-// this host leads it, mounts. It comes before attachments.
+// this host leads it.
 func Shared(cfg SharedConfig) []Driver {
 	lead := &cluster{SharedConfig: cfg, seen: map[string][]wire.ClusterBrickReport{}, stopped: map[string]bool{}}
-	return []Driver{serving{cfg}, bricks{cfg, &usage{}}, lead, heals{cfg}, mounts{cfg}}
+	return []Driver{serving{cfg}, bricks{cfg, &usage{}}, lead, heals{cfg}}
 }
+
+// Mounts drives the mounts of shared volumes, each of which is one machine's. It comes after
+// machines, in whose user namespaces they are, and before attachments.
+func Mounts(host SharedHost) Driver { return mounts{host} }
 
 // shares says whether a volume is one of the shared.
 func shares(v wire.Volume) bool { return v.Class == resource.SharedVolume }
@@ -367,8 +378,8 @@ func (heals) Report(context.Context, *wire.State, func(string) Progress, *Report
 	return nil, nil
 }
 
-// mounts drives the mounts of shared volumes. One that nobody wants is dropped: no data is in it.
-type mounts struct{ SharedConfig }
+// mounts is Mounts. One that nobody wants is dropped: no data is in it.
+type mounts struct{ host SharedHost }
 
 const (
 	mountKind  = "mount"
@@ -382,23 +393,39 @@ func (d mounts) Wanted(s *wire.State) (items []Item) {
 		if !shares(v) || v.Remove {
 			continue
 		}
-		items = append(items, Item{
-			Key:       wire.GlusterName(v.UID),
-			Workspace: v.NetworkID,
-			Needs:     []Ref{{servingKind, identityKey}},
-			Every:     mountEvery,
-			Ensure:    func(ctx context.Context) error { return d.Host.Mount(ctx, v) },
-		})
+		for _, a := range v.Attachments {
+			items = append(items, Item{
+				Key:       mountOf(v, a).key(),
+				Workspace: v.NetworkID,
+				Needs:     []Ref{{servingKind, identityKey}, {machineKind, a.MachineUID}},
+				Every:     mountEvery,
+				Ensure:    func(ctx context.Context) error { return d.host.Mount(ctx, v, a.MachineUID) },
+			})
+		}
 	}
 	return items
 }
 
-func (d mounts) Drop(ctx context.Context, name string) error { return d.Host.Unmount(ctx, name) }
+func mountOf(v wire.Volume, a wire.VolumeAttachment) SharedMount {
+	return SharedMount{wire.GlusterName(v.UID), a.MachineUID}
+}
 
-func (d mounts) List(context.Context) ([]string, error) { return d.Host.Mounted() }
+func (d mounts) Drop(ctx context.Context, key string) error {
+	name, machine, _ := strings.Cut(key, "/")
+	return d.host.Unmount(ctx, name, machine)
+}
 
+func (d mounts) List(context.Context) (keys []string, err error) {
+	mounted, err := d.host.Mounted()
+	for _, m := range mounted {
+		keys = append(keys, m.key())
+	}
+	return keys, err
+}
+
+// Report says of a volume what is wrong with its first mount of which something is.
 func (d mounts) Report(_ context.Context, s *wire.State, progress func(string) Progress, r *Report) ([]string, error) {
-	mounted, err := d.Host.Mounted()
+	mounted, err := d.host.Mounted()
 	if err != nil {
 		return nil, err
 	}
@@ -406,12 +433,16 @@ func (d mounts) Report(_ context.Context, s *wire.State, progress func(string) P
 		if !shares(v) {
 			continue
 		}
-		name := wire.GlusterName(v.UID)
-		mounted = slices.DeleteFunc(mounted, func(m string) bool { return m == name })
 		hold(r, v.NetworkID)
-		p := progress(name)
-		r.Items[Ref{wire.VolumeItem, v.UID}] = &wire.VolumeReport{
-			Key: v.Key, UID: v.UID, Ready: p.Ready(), Message: cut(p.Problem, maxText)}
+		rep := &wire.VolumeReport{Key: v.Key, UID: v.UID, Ready: true}
+		for _, a := range v.Attachments {
+			of := mountOf(v, a)
+			mounted = slices.DeleteFunc(mounted, func(m SharedMount) bool { return m == of })
+			p := progress(of.key())
+			rep.Ready = rep.Ready && p.Ready()
+			rep.Message = cmp.Or(rep.Message, cut(p.Problem, maxText))
+		}
+		r.Items[Ref{wire.VolumeItem, v.UID}] = rep
 	}
 	if len(mounted) > 0 {
 		hold(r, wire.HoldsUnknown)

@@ -22,7 +22,7 @@ type sharedWorld struct {
 
 func (w *sharedWorld) Left() (served, any bool, err error)         { return w.served, w.any, nil }
 func (w *sharedWorld) Old() bool                                   { return true }
-func (w *sharedWorld) Mounted() ([]string, error)                  { return []string{"other"}, nil }
+func (w *sharedWorld) Mounted() ([]SharedMount, error)             { return []SharedMount{{"other", "m"}}, nil }
 func (w *sharedWorld) Bricks() ([]wire.VolumeReport, error)        { return w.bricks, w.away }
 func (*sharedWorld) EnsureBrick(context.Context, wire.Brick) error { return nil }
 func (*sharedWorld) RemoveBrick(context.Context, string) error     { return nil }
@@ -39,7 +39,7 @@ func (w *sharedWorld) Clear(context.Context) error {
 // all is cleared; bricks and volumes of the cluster are never dropped, mounts are.
 func TestSharedAbsence(t *testing.T) {
 	w := &sharedWorld{served: true, any: true, bricks: []wire.VolumeReport{{UID: "b1", NetworkID: "00002a"}}}
-	drivers := Shared(SharedConfig{Host: w, Bricks: w})
+	drivers := append(Shared(SharedConfig{Host: w, Bricks: w}), Mounts(w))
 	list := func() (all []string) {
 		for _, d := range drivers {
 			keys, err := d.List(t.Context())
@@ -58,11 +58,11 @@ func TestSharedAbsence(t *testing.T) {
 			t.Errorf("may be dropped: %v, want %v", got, want)
 		}
 	}
-	want("mount other")
+	want("mount other/m")
 	w.bricks, w.away = nil, errors.New("the disk is away")
-	want("mount other")
+	want("mount other/m")
 	w.away = nil
-	want("storage server", "storage identity", "mount other")
+	want("storage server", "storage identity", "mount other/m")
 	if err := drivers[0].Drop(t.Context(), identityKey); err == nil {
 		t.Error("it is cleared while bricks are served")
 	}
@@ -71,7 +71,7 @@ func TestSharedAbsence(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	want("mount other")
+	want("mount other/m")
 	if fmt.Sprint(w.did) != "[forget clear]" {
 		t.Errorf("it did %v", w.did)
 	}
@@ -80,11 +80,11 @@ func TestSharedAbsence(t *testing.T) {
 // TestSharedWanted: what of shared volumes a state wants, and what waits for what.
 func TestSharedWanted(t *testing.T) {
 	w := &sharedWorld{bricks: []wire.VolumeReport{{UID: "b1", NetworkID: "00002a", Ready: true, SizeBytes: 8}, {UID: "b9", NetworkID: "00002b"}}}
-	drivers := append(Shared(SharedConfig{Host: w, Bricks: w}), Volumes(nil), Attachments(nil))
+	drivers := append(Shared(SharedConfig{Host: w, Bricks: w}), Mounts(w), Volumes(nil), Attachments(nil))
 	volume := wire.Volume{Key: "a/b/c/d", UID: "V1", NetworkID: "00002a", Class: resource.SharedVolume, Attachments: []wire.VolumeAttachment{{MachineUID: "m"}}}
 	states := map[string]*wire.State{
 		"": {},
-		"storage identity, mount v1 after storage identity, attachment V1/m after mount v1 machine m": {Volumes: []wire.Volume{volume}},
+		"storage identity, mount v1/m after storage identity machine m, attachment V1/m after mount v1/m machine m": {Volumes: []wire.Volume{volume}},
 		"storage identity, storage server after storage identity, brick b1 after storage identity": {
 			Storage: &wire.Storage{Bricks: []wire.Brick{{UID: "b1", SizeBytes: 8}}}},
 		"storage identity, storage server after storage identity, cluster members after storage server, cluster V1 after storage server": {

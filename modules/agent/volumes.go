@@ -28,7 +28,7 @@ type VolumeHost interface {
 	Pools() []resource.Pool
 
 	Attach(volume, machine string) error
-	// AttachShared is Attach of a volume that others have mounted. It waits for nothing that is in it.
+	// AttachShared is Attach of a volume that others have mounted for the machine. It waits for nothing that is in it.
 	AttachShared(volume, machine string) error
 	Detach(volume, machine string) error
 	// Attached are the machines that see volumes, by the volumes' UIDs. It does not block.
@@ -152,7 +152,7 @@ func (d attachments) Wanted(s *wire.State) []Item {
 				Ensure:    func(context.Context) error { return d.host.Attach(v.UID, a.MachineUID) },
 			}
 			if shares(v) {
-				item.Needs[0] = Ref{mountKind, wire.GlusterName(v.UID)}
+				item.Needs[0] = Ref{mountKind, mountOf(v, a).key()}
 				item.Ensure = func(context.Context) error { return d.host.AttachShared(v.UID, a.MachineUID) }
 				item.Every = mountEvery // what was mounted anew has to be attached anew
 			}

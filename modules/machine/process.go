@@ -19,12 +19,18 @@ import (
 	"github.com/multipaas/multipaas/appliance/netns"
 )
 
+// process is one that is none of our children.
+type process struct {
+	pid      int
+	*os.File // of pidfd_open(2)
+}
+
 // watch calls Exited when the machine's first process ends. Watching it already
 // is no error.
 func (s *Sandbox) watch(uid string, pid int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.watched[uid] != nil {
+	if s.watched[uid].File != nil {
 		return nil
 	}
 	// Not one of ours, so wait(2) is of no use.
@@ -33,11 +39,11 @@ func (s *Sandbox) watch(uid string, pid int) error {
 		return fmt.Errorf("open process %d: %w", pid, err)
 	}
 	f := os.NewFile(uintptr(fd), "pidfd")
-	s.watched[uid] = f
+	s.watched[uid] = process{pid, f}
 	go func() {
 		awaitExit(f)
 		s.mu.Lock()
-		ours := s.watched[uid] == f
+		ours := s.watched[uid].File == f
 		if ours {
 			delete(s.watched, uid)
 		}
@@ -54,7 +60,7 @@ func (s *Sandbox) watch(uid string, pid int) error {
 func (s *Sandbox) unwatch(uid string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f := s.watched[uid]; f != nil {
+	if f := s.watched[uid].File; f != nil {
 		delete(s.watched, uid)
 		f.SetReadDeadline(time.Now()) // wakes the goroutine, which closes it
 	}

@@ -60,7 +60,7 @@ type Sandbox struct {
 	noUsers error
 
 	mu      sync.Mutex
-	watched map[string]*os.File // pidfd of each machine that is watched, by UID
+	watched map[string]process // first of each machine that is watched, by UID
 
 	looking   sync.Map // UIDs of machines that keep who looks at them waiting
 	quiet     sync.Map // UIDs of machines, and how many looks in a row were not heard of
@@ -72,7 +72,7 @@ func NewSandbox(cfg Config) *Sandbox {
 	return &Sandbox{cfg: cfg,
 		runc:    runc.Runc{Binary: cfg.payload("runtime", "runc"), Root: cfg.Runc},
 		images:  rootfs.Store{Dir: cfg.Images},
-		watched: map[string]*os.File{}}
+		watched: map[string]process{}}
 }
 
 // Traces are what machines are on a host, kept as cfg says.

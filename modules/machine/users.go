@@ -36,6 +36,27 @@ func (s *Sandbox) UserOf(uid string) (uint32, error) {
 	return rec.Machine.Spec.FirstUID, err
 }
 
+// Users opens the user namespace of a machine that runs, and was seen to by Ensure: first and up, resource.MachineUIDs
+// of the host's users, are 0 and up in it. nil: its users are the host's.
+func (s *Sandbox) Users(uid string) (users *os.File, first uint32, err error) {
+	if first, err = s.UserOf(uid); err != nil || first == 0 {
+		return nil, 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.watched[uid]
+	if p.File == nil {
+		return nil, 0, fmt.Errorf("machine %s does not run", uid)
+	}
+	if users, err = os.Open(fmt.Sprintf("/proc/%d/ns/user", p.pid)); err != nil {
+		return nil, 0, err
+	}
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.Fd()), Events: unix.POLLIN}}, 0); n != 0 || err != nil { // or it is another's
+		return nil, 0, errors.Join(fmt.Errorf("machine %s has ended", uid), err, users.Close())
+	}
+	return users, first, nil
+}
+
 // HostUser is the host's user that root is in machines that are made now, of whom the server
 // says that it is first. See FirstUID.
 func (s *Sandbox) HostUser(first uint32) (uint32, error) {

@@ -44,7 +44,7 @@ func (h *Hub) newCluster(of chan struct{}) *cluster {
 			if v.networkID != "" {
 				c.bricks[b.NodeUID] = append(c.bricks[b.NodeUID], wire.Brick{
 					Key: v.key, Volume: v.UID, UID: b.UID, Pool: b.Pool, NetworkID: v.networkID,
-					SizeBytes: resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter), FirstUID: v.Status.FirstUID, Made: b.SizeBytes > 0,
+					SizeBytes: resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter), Made: b.SizeBytes > 0,
 					Encrypted: v.Spec.Encrypted, Remove: v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved)})
 			}
 		}

@@ -88,7 +88,7 @@ func TestShared(t *testing.T) {
 	s := told("n2", "to lead", func(s *wire.State) bool {
 		return leads(s) && len(s.Storage.Bricks) == 1 && len(s.Storage.Cluster.Volumes) == 1
 	})
-	want := wire.Brick{Key: v.Key(), Volume: v.UID, UID: "brick-n2", NetworkID: "00abcd", SizeBytes: 16 << 30, FirstUID: 1 << 28}
+	want := wire.Brick{Key: v.Key(), Volume: v.UID, UID: "brick-n2", NetworkID: "00abcd", SizeBytes: 16 << 30}
 	if !reflect.DeepEqual(s.Storage.Bricks, []wire.Brick{want}) {
 		t.Errorf("n2 has %+v", s.Storage.Bricks)
 	}

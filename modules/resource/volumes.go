@@ -54,7 +54,8 @@ type VolumeStatus struct {
 	NodeUID string `json:"nodeUID,omitempty"`
 	// Pool is the UID of that host's pool that it is in, for good; empty: in the host's own folder.
 	Pool string `json:"pool,omitempty" hidden:"true"`
-	// FirstUID is the host's user that its root folder belongs to: root in the machines.
+	// FirstUID is the host's user that its root folder belongs to: root in the machines. In shared ones it is 0: see
+	// wire.Volume.
 	FirstUID  uint32 `json:"firstUID,omitempty"`
 	SizeBytes int64  `json:"sizeBytes,omitempty" doc:"What it has now"`
 	UsedBytes int64  `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`

@@ -22,13 +22,11 @@ type copies struct {
 	hosts   []*resource.Node
 	pools   []string // UIDs of the hosts', in this order
 	arbiter bool     // the last one's
-	// firstUID is the host's user who is root in the workspace's machines, on all hosts.
-	firstUID uint32
 }
 
 // note writes down that a volume's bricks are there.
 func (at copies) note(v *resource.Volume) {
-	v.Status.FirstUID, v.Status.Phase = at.firstUID, resource.Creating
+	v.Status.Phase = resource.Creating
 	for i, n := range at.hosts {
 		v.Status.Bricks = append(v.Status.Bricks, resource.VolumeBrick{UID: store.NewUID(), Node: n.Name, NodeUID: n.UID,
 			Pool: at.pools[i], Arbiter: at.arbiter && i == len(at.hosts)-1})
@@ -72,12 +70,9 @@ func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at c
 	if err != nil {
 		return at, err
 	}
-	for _, m := range have.machines {
-		if m.WorkspaceKey() == v.WorkspaceKey() && !m.Deleting() && m.Spec.FirstUID != 0 {
-			at.firstUID = m.Spec.FirstUID
-		}
-	}
-	if at.firstUID == 0 {
+	if !slices.ContainsFunc(have.machines, func(m *resource.Machine) bool {
+		return m.WorkspaceKey() == v.WorkspaceKey() && !m.Deleting()
+	}) {
 		return at, &shortError{noMachine}
 	}
 	nodes, _, err := store.Of[resource.Node](c.cfg.Store).List(ctx, "", "", 0)

@@ -84,7 +84,7 @@ func TestShared(t *testing.T) {
 	w.shared()
 	v := w.make("data", resource.VolumeSpec{SizeBytes: gib})
 	now := w.await(v.Key(), "it has hosts", func(v *resource.Volume) bool { return v.Status.Phase == resource.Creating && len(v.Status.Bricks) == 3 })
-	if s := now.Status; s.FirstUID != 1<<28 || s.Node != "" || s.Bricks[0].Node != "n3" || !now.IsOn(w.nodes[0].UID) {
+	if s := now.Status; s.FirstUID != 0 || s.Node != "" || s.Bricks[0].Node != "n3" || !now.IsOn(w.nodes[0].UID) {
 		t.Errorf("it is %+v", s)
 	}
 	says := func(now *resource.Volume, condition, text string) {

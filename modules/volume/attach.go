@@ -22,26 +22,16 @@ import (
 // Attach has a machine see a volume that is mounted, as the folder wire.VolumesInMachine/VOLUME. It
 // is seen at once, also by one that runs. What is attached as it shall be stays.
 func (h *Host) Attach(volume, machine string) error {
-	return h.attachFrom(h.place(volume).image().Mount, volume, machine)
-}
-
-// AttachShared is Attach of a volume that Config.Shared says where it is mounted. One that was mounted
-// anew is attached anew. It asks nothing of who serves it, who may not answer.
-func (h *Host) AttachShared(volume, machine string) error {
-	return h.attachFrom(h.cfg.Shared(volume), volume, machine)
-}
-
-func (h *Host) attachFrom(dir, volume, machine string) error {
 	err := errors.Join(checkUID("volume", volume), checkUID("machine", machine))
 	if err == nil {
-		err = h.attach(dir, volume, machine)
+		err = h.attach(volume, machine)
 	}
 	return h.outward("attach volume "+volume+" to machine "+machine, err)
 }
 
-// attach shows a machine what is mounted at dir.
-func (h *Host) attach(dir, volume, machine string) error {
-	if h.sees(dir, volume, machine) {
+func (h *Host) attach(volume, machine string) error {
+	dir := h.place(volume).image().Mount
+	if dev, mounted, err := device(dir); err == nil && mounted && h.sees(dev, volume, machine) {
 		return nil
 	}
 	_, own, err := h.mountAt(dir)
@@ -49,25 +39,62 @@ func (h *Host) attach(dir, volume, machine string) error {
 		return err
 	}
 	if own == nil {
-		return saidf("it is not mounted on this host")
-	}
-	target, now, err := h.mountAt(h.shown(machine, volume))
-	switch {
-	case err != nil:
-		return err
-	case now != nil:
-		if err := hostmount.Unmount(target); err != nil {
-			return err
-		}
+		return errUnmounted
 	}
 	users, err := h.usersFor(dir, volume, machine)
 	if err != nil {
 		return err
 	}
-	if users != nil {
-		defer users.Close()
+	defer users.Close() // nil has none
+	tree, err := clone(own, users)
+	if err != nil {
+		return err
 	}
-	return hostmount.Do(func() error { return bind(own, h.shown(machine), volume, users) })
+	defer tree.Close()
+	return h.appear(tree, volume, machine)
+}
+
+// AttachShared is Attach of a volume that Config.Shared has mounted. One that was mounted
+// anew is attached anew. It asks nothing of who serves it, who may not answer.
+func (h *Host) AttachShared(volume, machine string) error {
+	err := errors.Join(checkUID("volume", volume), checkUID("machine", machine))
+	if err == nil {
+		err = h.attachShared(volume, machine)
+	}
+	return h.outward("attach volume "+volume+" to machine "+machine, err)
+}
+
+func (h *Host) attachShared(volume, machine string) error {
+	dev, err := h.cfg.Shared.Device(volume, machine)
+	if err == nil && h.sees(dev, volume, machine) {
+		return nil
+	}
+	var tree *os.File
+	if err == nil {
+		tree, err = h.cfg.Shared.Take(volume, machine)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return errUnmounted
+	}
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	return h.appear(tree, volume, machine)
+}
+
+var errUnmounted = saidf("it is not mounted on this host")
+
+// appear has a machine see a mount that is nowhere yet, in the place of what it saw.
+func (h *Host) appear(tree *os.File, volume, machine string) error {
+	target, now, err := h.mountAt(h.shown(machine, volume))
+	if err == nil && now != nil {
+		err = hostmount.Unmount(target)
+	}
+	if err != nil {
+		return err
+	}
+	return put(tree, h.shown(machine), volume)
 }
 
 // usersFor is a user namespace by which a machine shall see whose the files in a volume at dir are; nil
@@ -76,11 +103,7 @@ func (h *Host) attach(dir, volume, machine string) error {
 // the trash to another workspace they are its former one's. (To change the owner of
 // each file would take as long as there are many, and be done half when it is cut off.)
 func (h *Host) usersFor(dir, volume, machine string) (*os.File, error) {
-	place := h.place(volume)
-	if dir != place.image().Mount {
-		return nil, nil // a shared one: its bricks' hosts may be others
-	}
-	rec, err := place.record()
+	rec, err := h.place(volume).record()
 	if err != nil {
 		return nil, nil // Ensure, which goes before, tells what is wrong with it
 	}
@@ -103,22 +126,52 @@ func (h *Host) usersFor(dir, volume, machine string) (*os.File, error) {
 	return netns.ShiftUsers(from, first, resource.MachineUIDs)
 }
 
-// sees says whether a machine has a volume as it shall. All that should be are asked for whenever
-// the host's state changes: it reads no list of mounts, of which there are as many.
-func (h *Host) sees(dir, volume, machine string) bool {
-	want, mounted, err := device(dir)
-	if err != nil || !mounted {
-		return false
-	}
+// sees says whether a machine has a volume as it shall, by the number of its device. All that should be are
+// asked for whenever the host's state changes: it reads no list of mounts, of which there are as many.
+func (h *Host) sees(want uint64, volume, machine string) bool {
 	have, mounted, err := device(h.shown(machine, volume))
 	return err == nil && mounted && have == want
 }
 
-// bind shows what is mounted as the folder name in dir, a machine's tmpfs. All is found by handle: once
-// that tmpfs was taken away, with its machine, nothing can be mounted there any more, least of
-// all in what the machine's removal deletes. If there are users, a user namespace, what
-// belongs to its own users on the disk belongs to those that they are here.
-func bind(own *mountinfo.Info, dir, name string, users *os.File) error {
+// clone returns what is mounted on the host as a mount that is nowhere yet. If there are users, a user namespace,
+// what belongs to its own users on the disk belongs to those that they are here.
+func clone(own *mountinfo.Info, users *os.File) (tree *os.File, err error) {
+	err = hostmount.Do(func() error {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, own.Mountpoint, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil {
+			return fmt.Errorf("clone mount %s: %w", own.Mountpoint, err)
+		}
+		tree = os.NewFile(uintptr(fd), own.Mountpoint)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	dev, err := deviceOf(int(tree.Fd()), "", unix.AT_EMPTY_PATH)
+	if err == nil && dev != unix.Mkdev(uint32(own.Major), uint32(own.Minor)) {
+		err = saidf("it was unmounted meanwhile")
+	}
+	if err == nil && users != nil {
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users.Fd())}
+		if err = unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
+			err = fmt.Errorf("set mount's users: %w", err)
+		}
+	}
+	if err != nil {
+		tree.Close()
+		return nil, err
+	}
+	return tree, nil
+}
+
+// put mounts what is nowhere yet as the folder name in dir, a tmpfs: a machine's, or that of
+// bricks. All is found by handle: once that tmpfs was taken away, with its machine, nothing can be mounted there any more,
+// least of all in what the machine's removal deletes.
+func put(tree *os.File, dir, name string) error {
+	return hostmount.Do(func() error { return putHere(tree, dir, name) })
+}
+
+func putHere(tree *os.File, dir, name string) error {
 	in, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err == nil {
 		defer unix.Close(in)
@@ -143,27 +196,12 @@ func bind(own *mountinfo.Info, dir, name string, users *os.File) error {
 		return &os.PathError{Op: "open", Path: filepath.Join(dir, name), Err: err}
 	}
 	defer unix.Close(at)
-	tree, err := unix.OpenTree(unix.AT_FDCWD, own.Mountpoint, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
-	if err != nil {
-		return fmt.Errorf("clone mount %s: %w", own.Mountpoint, err)
-	}
-	defer unix.Close(tree)
-	dev, err := deviceOf(tree, "", unix.AT_EMPTY_PATH)
-	if err != nil {
-		return err
-	}
-	if dev != unix.Mkdev(uint32(own.Major), uint32(own.Minor)) {
-		return saidf("it was unmounted meanwhile")
-	}
 	// Before anybody sees it: flags that are set later reach no machine.
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
-	if users != nil {
-		attr.Attr_set, attr.Userns_fd = attr.Attr_set|unix.MOUNT_ATTR_IDMAP, uint64(users.Fd())
-	}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+	if err := unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return fmt.Errorf("set mount's flags: %w", err)
 	}
-	err = unix.MoveMount(tree, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	err = unix.MoveMount(int(tree.Fd()), "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 	if err != nil {
 		return fmt.Errorf("mount at %s: %w", filepath.Join(dir, name), err)
 	}

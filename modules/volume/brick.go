@@ -22,7 +22,7 @@ const brickRoot = "volume/brick"
 func (h *Host) EnsureBrick(ctx context.Context, b wire.Brick) error {
 	err := cmp.Or(checkUID("brick", b.UID), checkSize(b.SizeBytes))
 	if err == nil {
-		v := wire.Volume{Key: b.Key, UID: b.UID, NetworkID: b.NetworkID, SizeBytes: b.SizeBytes, FirstUID: b.FirstUID, Made: b.Made,
+		v := wire.Volume{Key: b.Key, UID: b.UID, NetworkID: b.NetworkID, SizeBytes: b.SizeBytes, Made: b.Made,
 			Encrypted: b.Encrypted}
 		err = h.ensure(ctx, v, true)
 	}
@@ -56,7 +56,12 @@ func (h *Host) show(uid string) error {
 			return err
 		}
 	}
-	return hostmount.Do(func() error { return bind(own, h.cfg.Bricks, uid, nil) })
+	tree, err := clone(own, nil)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	return put(tree, h.cfg.Bricks, uid)
 }
 
 // hide is the contrary of show. Of none, and of what is no brick, it is no error.

@@ -18,7 +18,7 @@ func TestBrick(t *testing.T) {
 	r.cfg.Bricks = t.TempDir()
 	r.must(unix.Mount("tmpfs", r.cfg.Bricks, "tmpfs", 0, "size=64k"))
 	t.Cleanup(func() { r.must(hostmount.Unmount(r.cfg.Bricks)) })
-	b := wire.Brick{Key: "acme/web/shop/data", Volume: "0a1b", UID: testUID, NetworkID: "00002a", SizeBytes: 320 * mib, FirstUID: testFirst}
+	b := wire.Brick{Key: "acme/web/shop/data", Volume: "0a1b", UID: testUID, NetworkID: "00002a", SizeBytes: 320 * mib}
 	ensure := func() { t.Helper(); r.must(r.EnsureBrick(t.Context(), b)) }
 	seen := func(ready bool) {
 		t.Helper()
@@ -31,8 +31,15 @@ func TestBrick(t *testing.T) {
 	root := filepath.Join(r.cfg.Bricks, testUID, brickRoot)
 	var st unix.Stat_t
 	r.must(unix.Stat(root, &st))
-	if st.Uid != testFirst || st.Gid != testFirst || st.Mode&0o777 != 0o777 {
+	if st.Uid != 0 || st.Gid != 0 || st.Mode&0o777 != 0o755 {
 		t.Errorf("its root is of %d:%d, %o", st.Uid, st.Gid, st.Mode)
+	}
+	const flags = unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC
+	for _, dir := range []string{root, r.disk().Mount} {
+		var f unix.Statfs_t
+		if r.must(unix.Statfs(dir, &f)); f.Flags&flags != flags {
+			t.Errorf("%s has flags %#x", dir, f.Flags)
+		}
 	}
 	file := filepath.Join(root, "file")
 	r.must(os.WriteFile(file, []byte("text"), 0o600))

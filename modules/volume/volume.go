@@ -37,9 +37,8 @@ type Config struct {
 	Dir      string // a folder for each volume; survives a reboot
 	Machines string // a folder for each machine, with one in it in which its volumes appear
 	Bricks   string // a tmpfs, somebody else's, in which bricks appear
-	// Shared says where others mount a shared volume, by its UID.
-	Shared func(volume string) string
-	Mark   string // a file by which the host knows the disk that Dir is on; on another than that
+	Shared   Mounts // of shared volumes
+	Mark     string // a file by which the host knows the disk that Dir is on; on another than that
 	// Tools is the root file system of a Debian with mkfs.xfs. It may block for seconds.
 	Tools func(ctx context.Context) (root string, err error)
 	// Encryption is how volumes are encrypted.
@@ -50,6 +49,15 @@ type Config struct {
 	// MachineUser is the host's user that root in this machine is; 0: the host's own root.
 	MachineUser func(machine string) (uint32, error)
 	Log         *slog.Logger
+}
+
+// Mounts are those of shared volumes, which others serve: of each, one for each machine. Implemented by
+// package appliance, with embed/gluster. Nobody who serves one is waited for.
+type Mounts interface {
+	// Device is the number of the device that a volume is for a machine. fs.ErrNotExist: it isn't mounted.
+	Device(volume, machine string) (uint64, error)
+	// Take returns that mount, as one that is nowhere yet (open_tree(2)). The caller closes it.
+	Take(volume, machine string) (*os.File, error)
 }
 
 // Host is the volumes of this host. Calls for one volume, those for its attachments apart,
@@ -245,25 +253,32 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 			return err
 		}
 	}
+	if brick {
+		// Whoever a machine's root makes files for, and whatever they may be there: here they are the
+		// host's users.
+		err := hostmount.Do(func() error {
+			return unix.MountSetattr(unix.AT_FDCWD, disk.Mount, 0, &unix.MountAttr{
+				Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC})
+		})
+		if err != nil {
+			return &os.PathError{Op: "mount_setattr", Path: disk.Mount, Err: err}
+		}
+	}
 	if !rec.Owned {
 		failpoint.Reach("volume/make/mounted")
-		first, err := h.cfg.HostUser(v.FirstUID)
-		if err != nil {
+		root, first := disk.Mount, uint32(0)
+		if brick { // what is root's in a machine is 0's in a brick
+			root = filepath.Join(root, brickRoot)
+		} else if first, err = h.cfg.HostUser(v.FirstUID); err != nil {
 			return fmt.Errorf("users of its machines: %w", err)
 		}
-		root, mode := disk.Mount, os.FileMode(0o755)
-		if brick {
-			// Root of a machine is a user like others to GlusterFS, so a kubelet can't give this to a
-			// pod's fsGroup: all of the workspace may write there.
-			root, mode = filepath.Join(root, brickRoot), 0o777
-		}
 		err = hostmount.Do(func() error {
-			return cmp.Or(os.MkdirAll(root, 0o700), os.Chown(root, int(first), int(first)), os.Chmod(root, mode))
+			return cmp.Or(os.MkdirAll(root, 0o700), os.Chown(root, int(first), int(first)), os.Chmod(root, 0o755))
 		})
 		if err != nil {
 			return err
 		}
-		rec.Owned, rec.HostUsers = true, first == 0
+		rec.Owned, rec.HostUsers = true, first == 0 && !brick
 		if err := atomicfile.WriteJSON(p.at(recordName), rec); err != nil {
 			return err
 		}

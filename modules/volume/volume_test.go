@@ -471,10 +471,12 @@ func TestAttach(t *testing.T) {
 	r.must(err)
 	defer unix.Close(in)
 	r.must(hostmount.Unmount(filepath.Join(r.cfg.Machines, "m1")))
-	if err := bind(own, fmt.Sprintf("/proc/self/fd/%d/.", in), testUID, nil); err == nil {
+	tree, err := clone(own, nil)
+	r.must(err)
+	if err := putHere(tree, fmt.Sprintf("/proc/self/fd/%d/.", in), testUID); err == nil {
 		t.Error("mounted where nobody is any more")
 	}
-	r.must(os.Remove(r.shown("m1")))
+	r.must(errors.Join(tree.Close(), os.Remove(r.shown("m1"))))
 	r.reads("file", "written\n")
 	r.must(r.Remove(t.Context(), testUID))
 }

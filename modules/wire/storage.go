@@ -47,8 +47,6 @@ type Brick struct {
 	NetworkID string `json:"networkId"`      // of its workspace
 	Pool      string `json:"pool,omitempty"` // see Volume
 	SizeBytes int64  `json:"sizeBytes"`
-	// FirstUID is the host's user that owns the volume's root.
-	FirstUID uint32 `json:"firstUID"`
 	// Made says that the host has had it: an image that isn't there is a loss, and no empty
 	// one takes its place.
 	Made bool `json:"made,omitempty"`

@@ -216,7 +216,8 @@ type Volume struct {
 	Class     string `json:"class"`
 	Pool      string `json:"pool,omitempty"` // UID of the pool that it is in; empty: the host's own folder
 	SizeBytes int64  `json:"sizeBytes"`
-	// FirstUID is the host's user that owns its root: root in the workspace's machines.
+	// FirstUID is the host's user that owns its root: root in the workspace's machines. In a shared one
+	// that is 0; another is of one from before, whose owners are the host's users as such.
 	FirstUID uint32 `json:"firstUID"`
 	// Made says that the host has had it: if it isn't there, its disk is away, and no empty
 	// one takes its place.
