@@ -160,7 +160,8 @@ func (a *API) allocated(ctx context.Context, nodes ...*resource.Node) error {
 	return nil
 }
 
-// keepNode refuses that a node is removed while volumes or snapshots are on it: they would be lost.
+// keepNode refuses that a node is removed while volumes or snapshots are on it that would be lost: copies of shared ones
+// go to other hosts.
 func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
 	volumes, err := a.store.OnHosts(ctx)
 	if err != nil {
@@ -170,9 +171,13 @@ func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
 	if err != nil {
 		return err
 	}
+	nodes, err := all(ctx, store.Of[resource.Node](a.store), "")
+	if err != nil {
+		return err
+	}
 	const most = 5
 	var some []string
-	there := 0
+	there, shared := 0, false
 	for _, s := range snapshots {
 		if s.Status.NodeUID == node.UID && !s.Deleting() {
 			if there++; there <= most {
@@ -181,9 +186,10 @@ func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
 		}
 	}
 	for _, v := range volumes {
-		if !v.IsOn(node.UID) || v.Deleting() {
+		if !v.IsOn(node.UID) || v.Deleting() || v.MovesFrom(node, nodes) {
 			continue
 		}
+		shared = shared || len(v.Status.Bricks) > 0
 		if there++; there <= most {
 			some = append(some, v.Key())
 		}
@@ -198,8 +204,12 @@ func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
 	case there <= most:
 		what = fmt.Sprintf("%d volumes and snapshots are on node %s:", there, node.Name)
 	}
+	remedy := "What tenants keep there, in the trash too, has to be deleted first. "
+	if shared {
+		remedy += "Shared volumes with three copies go to another host by themselves, if there is one that has none of theirs. "
+	}
 	return conflict("in-use", fmt.Sprintf("%s %s.", what, strings.Join(some, ", ")),
-		fmt.Sprintf("What tenants keep there, in the trash too, has to be deleted first. If the host will never come back, "+
+		remedy+fmt.Sprintf("If the host will never come back, "+
 			"give it up, and what has no other copy with it: mp nodes remove %s --lost.", node.Name))
 }
 

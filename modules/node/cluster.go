@@ -2,6 +2,7 @@ package node
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -18,7 +19,7 @@ type cluster struct {
 	lead    *resource.Node     // see leadOf
 	told    *wire.Cluster      // what the lead is told
 	bricks  map[string][]wire.Brick
-	kept    map[string]bool // UIDs of nodes with a brick that isn't taken away
+	kept    map[string][]served // by UID of a node, the volumes of its bricks that aren't taken away
 }
 
 // shared is what it is now.
@@ -33,19 +34,21 @@ func (h *Hub) shared() *cluster {
 }
 
 func (h *Hub) newCluster(of chan struct{}) *cluster {
-	c := &cluster{of: of, volumes: h.cfg.Volumes.List(""), bricks: map[string][]wire.Brick{}, kept: map[string]bool{}}
+	c := &cluster{of: of, volumes: h.cfg.Volumes.List(""), bricks: map[string][]wire.Brick{}, kept: map[string][]served{}}
 	shared := h.served(c.volumes)
 	for _, v := range shared {
-		for _, b := range v.Status.Bricks {
+		unserved, whole := v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved), v.Whole()
+		for i, b := range v.AllBricks() {
 			if b.Removed {
 				continue
 			}
-			c.kept[b.NodeUID] = true
+			c.kept[b.NodeUID] = append(c.kept[b.NodeUID], v)
+			leaving := i >= len(v.Status.Bricks)
 			if v.networkID != "" {
 				c.bricks[b.NodeUID] = append(c.bricks[b.NodeUID], wire.Brick{
 					Key: v.key, Volume: v.UID, UID: b.UID, Pool: b.Pool, NetworkID: v.networkID,
 					SizeBytes: resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter), Made: b.SizeBytes > 0,
-					Encrypted: v.Spec.Encrypted, Remove: v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved)})
+					Encrypted: v.Spec.Encrypted, Remove: unserved || leaving && whole})
 			}
 		}
 	}
@@ -94,7 +97,23 @@ func (h *Hub) served(volumes []*resource.Volume) (all []served) {
 func (c *cluster) leads(n *resource.Node) bool { return c.lead != nil && c.lead.UID == n.UID }
 
 // keeps says whether a node has bricks.
-func (c *cluster) keeps(n *resource.Node) bool { return c.kept[n.UID] }
+func (c *cluster) keeps(n *resource.Node) bool { return c.kept[n.UID] != nil }
+
+// moving says how far a node is that is removed with copies leaving it; "" if none is on it.
+func (c *cluster) moving(n *resource.Node) string {
+	left := c.kept[n.UID]
+	if left == nil {
+		return ""
+	}
+	text := fmt.Sprintf("%d copies of shared volumes are on it still: each is made on another host, and filled there, "+
+		"while all others of its volume are there", len(left))
+	for _, v := range left {
+		if stays := v.Status.Conditions.Get(resource.VolumeCopiesStay); stays != nil && stays.Reason == resource.NoCapacity {
+			return text + "; " + v.key + " waits: " + stays.Message
+		}
+	}
+	return text
+}
 
 // storageOf is a node's part in shared volumes, nil if it has none: its bricks, and on the one host that
 // leads the cluster as it shall be.
@@ -164,7 +183,7 @@ func (h *Hub) told(volumes []served) *wire.Cluster {
 	c := &wire.Cluster{}
 	with := map[string]bool{} // UIDs of hosts with a part in it
 	for _, v := range volumes {
-		for _, b := range v.Status.Bricks {
+		for _, b := range v.AllBricks() {
 			if n := h.brickHost(b); n != nil && !b.Removed { // one whose bricks go, too, until they are gone
 				with[n.UID] = true
 			}

@@ -140,12 +140,13 @@ func NewHub(cfg HubConfig) *Hub {
 	cfg.Keys.OnChange(func(string) { h.wake() })
 	// Nor are they told what they say themselves.
 	cfg.Volumes.OnChangeOf(func(v *resource.Volume) any {
+		goes := len(v.Status.Leaving) > 0 && v.Whole() // what is leaving
 		v.Status.UsedBytes, v.Status.Attachments = 0, nil
 		for i := range v.Status.Bricks {
 			b := &v.Status.Bricks[i]
 			b.UsedBytes, b.Online, b.Heal, b.HealingSince, b.Message = 0, false, 0, time.Time{}, ""
 		}
-		return v
+		return []any{v, goes}
 	}, func(string) { h.wake() })
 	cfg.Snapshots.OnChangeOf(func(s *resource.Snapshot) any { s.Status.UsedBytes = 0; return s }, func(string) { h.wake() })
 	cfg.Trash.OnChange(func(string) { h.wake() })

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/failpoint"
@@ -142,6 +143,9 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 			return nil
 		}
 	}
+	if keeps, err := m.keepsCopies(ctx, n); err != nil || keeps {
+		return err
+	}
 	fresh, err := store.Of[resource.Node](m.Store).Get(ctx, n.Name)
 	if errors.Is(err, store.ErrNotFound) || (err == nil && fresh.UID != n.UID) {
 		return nil
@@ -157,6 +161,18 @@ func (m *Monitor) remove(ctx context.Context, n *resource.Node) error {
 	failpoint.Reach("node/leave/deleted")
 	m.Log.Info("node removed", "node", n.Name)
 	return nil
+}
+
+// keepsCopies says whether copies of shared volumes are on a node that others shall have first, or those who keep them
+// still take it for one of theirs.
+func (m *Monitor) keepsCopies(ctx context.Context, n *resource.Node) (bool, error) {
+	if n.Spec.Lost || n.Status.StorageMember {
+		return !n.Spec.Lost, nil
+	}
+	volumes, err := m.Store.OnHosts(ctx)
+	return slices.ContainsFunc(volumes, func(v *resource.Volume) bool {
+		return v.Spec.Class == resource.SharedVolume && v.IsOn(n.UID)
+	}), err
 }
 
 // spend makes the join tokens that a node has used worthless for good: for some

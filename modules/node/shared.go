@@ -78,8 +78,16 @@ func (h *Hub) takeBrick(ctx context.Context, node *resource.Node, rep wire.Brick
 		}
 		return nil // gone, or not this node's: nothing to take down
 	}
-	return h.noteVolume(ctx, rep.Key, rep.Removed, func(v *resource.Volume) bool { return own(v) != nil }, func(v *resource.Volume) {
+	leaves := func(b resource.VolumeBrick) bool { return b.UID == rep.UID && b.NodeUID == node.UID }
+	meant := func(v *resource.Volume) bool {
+		return own(v) != nil || rep.Removed && slices.ContainsFunc(v.Status.Leaving, leaves)
+	}
+	return h.noteVolume(ctx, rep.Key, rep.Removed, meant, func(v *resource.Volume) {
 		b := own(v)
+		if b == nil {
+			v.Status.Leaving = slices.DeleteFunc(slices.Clone(v.Status.Leaving), leaves)
+			return
+		}
 		b.Ready, b.Message = rep.Ready, clip(rep.Message, maxText)
 		if rep.Ready {
 			b.Message = ""

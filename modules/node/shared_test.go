@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -178,6 +179,50 @@ func TestShared(t *testing.T) {
 	}
 	if err := hosts[2].call(t.Context(), wire.LeavePath, struct{}{}, nil); err == nil || !strings.Contains(err.Error(), "acme/web/shop/data") {
 		t.Errorf("a host leaves with a copy: %v", err)
+	}
+
+	// A copy leaves n3: it is kept until all others are there, and n3 until it is gone.
+	leave := func(heal int64) {
+		t.Helper()
+		if _, err := volumes.Modify(t.Context(), v.Key(), func(v *resource.Volume) error {
+			v.Status.Leaving = []resource.VolumeBrick{{UID: "old", Node: "n3", NodeUID: node["n3"].UID, SizeBytes: 1}}
+			for i := range v.Status.Bricks {
+				v.Status.Bricks[i].Online, v.Status.Bricks[i].Heal = true, heal
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := func(remove bool) func(*wire.State) bool {
+		return func(s *wire.State) bool {
+			return s.Storage != nil && len(s.Storage.Bricks) == 2 && s.Storage.Bricks[1].UID == "old" && s.Storage.Bricks[1].Made && s.Storage.Bricks[1].Remove == remove
+		}
+	}
+	leave(1)
+	told("n3", "to keep it", old(false))
+	monitor := &Monitor{Log: p.cfg.Log, Store: p.store, Nodes: p.cfg.Nodes, Machines: p.cfg.Machines}
+	for _, member := range []bool{true, false} {
+		going := *node["n3"]
+		going.DeletedAt, going.Status.StorageMember = new(time.Now()), member
+		if keeps, err := monitor.keepsCopies(t.Context(), &going); err != nil || !keeps {
+			t.Errorf("n3 goes with a copy on it: %v", err)
+		}
+		going.Spec.Lost = true
+		if keeps, err := monitor.keepsCopies(t.Context(), &going); err != nil || keeps {
+			t.Errorf("n3 is given up, and does not go: %v", err)
+		}
+		if text := p.shared().moving(&going); !strings.HasPrefix(text, "2 copies of shared volumes are on it still") {
+			t.Errorf("it says %q", text)
+		}
+	}
+	leave(0)
+	told("n3", "to take it away", old(true))
+	if now := brick(0, "old", wire.BrickReport{Removed: true}); len(now.Status.Leaving) != 1 {
+		t.Error("n1 is believed about a copy of n3's")
+	}
+	if now := brick(2, "old", wire.BrickReport{Removed: true}); len(now.Status.Leaving) > 0 {
+		t.Errorf("leaving are %+v", now.Status.Leaving)
 	}
 
 	if _, err := volumes.MarkDeleted(t.Context(), v.Key()); err != nil {

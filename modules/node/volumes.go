@@ -63,16 +63,20 @@ func (h *Hub) machinesAt(node *resource.Node, v *resource.Volume) []*resource.Ma
 	})
 }
 
-// keepsVolumes refuses that a node leaves while volumes are on it: they would be lost. Names
-// are tenants', and the operator at the host sees them.
+// keepsVolumes refuses that a node leaves while volumes are on it that would be lost: copies of shared ones go to other
+// hosts. Names are tenants', and the operator at the host sees them.
 func (h *Hub) keepsVolumes(ctx context.Context, node *resource.Node) error {
 	all, err := h.cfg.Store.OnHosts(ctx)
 	if err != nil {
 		return err
 	}
+	nodes, _, err := store.Of[resource.Node](h.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return err
+	}
 	var on []string
 	for _, v := range all {
-		if v.IsOn(node.UID) && !v.Deleting() {
+		if v.IsOn(node.UID) && !v.Deleting() && !v.MovesFrom(node, nodes) {
 			on = append(on, v.Key())
 		}
 	}

@@ -87,6 +87,7 @@ const (
 	NodeAddressConfirmed  = "AddressConfirmed"
 	NodeAddressesShown    = "AddressesShown"
 	NodeCapacityConfirmed = "CapacityConfirmed"
+	NodeCopiesMoved       = "CopiesMoved" // of shared volumes, from a node that is removed
 )
 
 // DiskGrown is the reason of a capacity that is not confirmed for its disk alone:

@@ -56,7 +56,7 @@ func PromisedToVolumes(volumes []*Volume) map[PoolAt]int64 {
 		if v.Status.NodeUID != "" {
 			promised[PoolAt{v.Status.NodeUID, v.Status.Pool}] += v.Spec.SizeBytes
 		}
-		for _, b := range v.Status.Bricks {
+		for _, b := range v.AllBricks() {
 			if !b.Removed {
 				promised[PoolAt{b.NodeUID, b.Pool}] += BrickBytes(v.Spec.SizeBytes, b.Arbiter)
 			}

@@ -1,6 +1,12 @@
 package resource
 
-import "time"
+import (
+	"slices"
+	"time"
+)
+
+// StorageDriver is among the Drivers of hosts that can have shared volumes.
+const StorageDriver = "glusterfs"
 
 // SharedVolume has copies on several hosts, and all machines of its workspace see it.
 const SharedVolume = "shared"
@@ -32,6 +38,8 @@ const (
 	VolumeServed     = "Served"     // GlusterFS has it, made of its bricks
 	VolumeReplicated = "Replicated" // all its copies are there, and the same; none of a volume with one
 	VolumeUnserved   = "Unserved"   // GlusterFS has forgotten it: its bricks can be taken away
+	// VolumeCopiesStay is False while a copy is on a host that is being removed.
+	VolumeCopiesStay = "CopiesStay"
 )
 
 // BrickBytes is what a brick takes of its host's disk. For each file an arbiter has an inode of 512
@@ -54,9 +62,39 @@ func (v *Volume) Brick(uid string) *VolumeBrick {
 	return nil
 }
 
+// AllBricks are its copies, and those that are leaving.
+func (v *Volume) AllBricks() []VolumeBrick { return slices.Concat(v.Status.Bricks, v.Status.Leaving) }
+
+// Whole says whether all its copies are there, and the same, as far as was heard last.
+func (v *Volume) Whole() bool {
+	return len(v.Status.Bricks) > 0 && !slices.ContainsFunc(v.Status.Bricks, func(b VolumeBrick) bool {
+		return !b.Online || b.Replaces != "" || b.Heal != 0
+	})
+}
+
+// Shares says whether a host is one for shared volumes, be it silent now.
+func (n *Node) Shares() bool {
+	has, away := n.HasPool()
+	return !n.Deleting() && (has || away) && n.Status.Address.IsValid() && slices.Contains(n.Status.Drivers, StorageDriver)
+}
+
+// MovesFrom says whether a volume leaves a node by itself that is removed: others have what is in it, and one of nodes could
+// have its copy, if there is room. In the trash it doesn't.
+func (v *Volume) MovesFrom(node *Node, nodes []*Node) bool {
+	if v.Spec.Class != SharedVolume || len(v.Status.Bricks) < 3 || v.Status.Conditions.Get(VolumeKept) != nil {
+		return false
+	}
+	if !slices.ContainsFunc(v.Status.Bricks, func(b VolumeBrick) bool { return b.NodeUID == node.UID && !b.Removed }) {
+		return true // it is leaving already
+	}
+	return slices.ContainsFunc(nodes, func(n *Node) bool {
+		return n.UID != node.UID && n.Shares() && !n.Spec.Unschedulable && !v.IsOn(n.UID)
+	})
+}
+
 // IsOn says whether a node, by its UID, has the volume or a copy of it.
 func (v *Volume) IsOn(node string) bool {
-	for _, b := range v.Status.Bricks {
+	for _, b := range v.AllBricks() {
 		if b.NodeUID == node && !b.Removed {
 			return true
 		}

@@ -61,6 +61,9 @@ type VolumeStatus struct {
 	UsedBytes int64  `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`
 	// Bricks are the copies of a shared volume, in GlusterFS's order, an arbiter last.
 	Bricks []VolumeBrick `json:"bricks,omitempty" doc:"The copies of a shared volume"`
+	// Leaving are bricks whose places others have taken, on hosts that are being removed: they are kept until those
+	// have all that is in them, and their hosts have then taken them away.
+	Leaving []VolumeBrick `json:"leaving,omitempty" doc:"Copies whose place others have taken, until they are gone"`
 	// Trash is said once, of a volume that goes there; it is not stored.
 	Trash string `json:"trash,omitempty" doc:"What it is called in the trash"`
 	// Attachments are the machines of the workspace on that host: all of them see it.
@@ -69,7 +72,7 @@ type VolumeStatus struct {
 
 // HideHosts takes out where it is, which is not for tenants.
 func (s *VolumeStatus) HideHosts() {
-	s.Node, s.NodeUID, s.Pool = "", "", ""
+	s.Node, s.NodeUID, s.Pool, s.Leaving = "", "", "", nil
 	for i := range s.Bricks {
 		b := &s.Bricks[i]
 		b.Node, b.NodeUID, b.Pool = "", "", ""

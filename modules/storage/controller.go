@@ -156,7 +156,7 @@ func placed(v *resource.Volume) bool { return v.Status.Node != "" || len(v.Statu
 
 func on(v *resource.Volume, node string) bool {
 	return v.Status.Node == node ||
-		slices.ContainsFunc(v.Status.Bricks, func(b resource.VolumeBrick) bool { return b.Node == node })
+		slices.ContainsFunc(v.AllBricks(), func(b resource.VolumeBrick) bool { return b.Node == node })
 }
 
 // reconcile takes the next step for one volume.

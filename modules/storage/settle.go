@@ -113,7 +113,7 @@ func why(b resource.VolumeBrick, host *resource.Node, full bool) string {
 	case !b.Ready:
 		return "its host is making it"
 	case b.Replaces != "":
-		return "it is new, and takes the place of one that was lost"
+		return "it is new, and takes the place of another"
 	}
 	return "its host reports, and the others don't reach what serves it there: it is started again"
 }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
-	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // fullCopies is how many copies are needed so that one of them can be away: two that lose each
@@ -113,7 +112,7 @@ func bricksOf(spec resource.VolumeSpec, nodes []*resource.Node) (need []int64) {
 	}
 	if n == 0 {
 		n = 1
-		if able := slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool { return !shares(n) }); len(able) >= fullCopies {
+		if able := slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool { return !n.Shares() }); len(able) >= fullCopies {
 			n = fullCopies
 		}
 	}
@@ -124,13 +123,6 @@ func bricksOf(spec resource.VolumeSpec, nodes []*resource.Node) (need []int64) {
 		need = append(need, resource.BrickBytes(spec.SizeBytes, true))
 	}
 	return need
-}
-
-// shares says whether a host is one for shared volumes.
-func shares(n *resource.Node) bool {
-	has, away := n.HasPool()
-	return !n.Deleting() && (has || away) && n.Status.Address.IsValid() &&
-		slices.Contains(n.Status.Drivers, wire.StorageDriver)
 }
 
 // spread picks a host for each brick of such a size, none of those that are taken: of those with room one
@@ -147,7 +139,7 @@ func spread(
 	for _, bytes := range need {
 		fit := slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool {
 			has, _ := n.HasPool()
-			return !has || !shares(n) || n.Spec.Unschedulable || n.Status.Phase != resource.Ready || free(n) < bytes ||
+			return !has || !n.Shares() || n.Spec.Unschedulable || n.Status.Phase != resource.Ready || free(n) < bytes ||
 				slices.ContainsFunc(slices.Concat(taken, hosts), func(t *resource.Node) bool { return t.UID == n.UID })
 		})
 		if len(fit) == 0 {
@@ -208,11 +200,15 @@ func (c *Controller) reconcileShared(ctx context.Context, v *resource.Volume) (a
 	if err != nil || replaced {
 		return time.Second, err // the cache tells sooner
 	}
+	leave, err := c.moveCopy(ctx, v, hosts)
+	if err != nil {
+		return 0, err
+	}
 	machines := map[string]bool{}
 	for _, m := range c.cfg.Machines.List(v.WorkspaceKey()) {
 		machines[m.UID] = m.Lives()
 	}
-	if full {
+	if full || leave != nil {
 		again = retryPlacing
 	}
 	return again, store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
@@ -220,15 +216,19 @@ func (c *Controller) reconcileShared(ctx context.Context, v *resource.Volume) (a
 		now.Status.Attachments = slices.DeleteFunc(now.Status.Attachments, func(a resource.VolumeAttachment) bool {
 			return !machines[a.MachineUID]
 		})
+		if leave != nil {
+			now.Status.Conditions.Set(*leave)
+		}
+		now.Status.Leaving = slices.DeleteFunc(now.Status.Leaving, func(b resource.VolumeBrick) bool { return hosts[b.NodeUID] == nil })
 		settleShared(now, hosts, full)
 	})
 }
 
-// hostsOf are the nodes that have a volume's bricks, by UID. Those that were given up, or are none of the
+// hostsOf are the nodes that have a volume's bricks, those that leave too, by UID. Those that were given up, or are none of the
 // platform's any more, are left out. The store is asked: see host.
 func (c *Controller) hostsOf(ctx context.Context, v *resource.Volume) (map[string]*resource.Node, error) {
 	hosts := map[string]*resource.Node{}
-	for _, b := range v.Status.Bricks {
+	for _, b := range v.AllBricks() {
 		n, err := store.Of[resource.Node](c.cfg.Store).Get(ctx, b.Node)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return nil, err
@@ -322,7 +322,9 @@ func removeShared[T stored](ctx context.Context, c *Controller, kind store.Kind[
 		return err
 	}
 	s := obj.Stored()
-	left := slices.ContainsFunc(s.Bricks, func(b resource.VolumeBrick) bool { return hosts[b.NodeUID] != nil && !b.Removed })
+	left := slices.ContainsFunc(slices.Concat(s.Bricks, s.Leaving), func(b resource.VolumeBrick) bool {
+		return hosts[b.NodeUID] != nil && !b.Removed
+	})
 	forgotten := s.Conditions.Is(resource.VolumeUnserved)
 	if !forgotten && len(s.Bricks) > 0 {
 		// Nobody could forget it where no host of the platform has a part in shared volumes any more.

@@ -27,7 +27,7 @@ type Pool struct {
 }
 
 // StorageDriver is among the Drivers in the reports of hosts that can have shared volumes.
-const StorageDriver = "glusterfs"
+const StorageDriver = resource.StorageDriver
 
 // Storage is a host's part in shared volumes. A host has one as long as it has a brick, and then
 // until the cluster has forgotten it (Report.StorageMembers): one that the others take for theirs

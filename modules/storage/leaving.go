@@ -1,0 +1,91 @@
+package storage
+
+import (
+	"context"
+	"slices"
+
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+)
+
+// maxMoving is how many volumes have a copy filled at a time because a host is removed: that reads and writes all of them
+// on three hosts, whose tenants shall notice little.
+const maxMoving = 2
+
+// moveCopy has another host have the copy that is on one which is being removed, once all copies of the volume are there
+// and the same. What is in the old one is kept until the new one has it. leave says how far it is; nil: none has to go.
+func (c *Controller) moveCopy(
+	ctx context.Context, v *resource.Volume, hosts map[string]*resource.Node,
+) (leave *resource.Condition, err error) {
+	at := slices.IndexFunc(v.Status.Bricks, func(b resource.VolumeBrick) bool {
+		return hosts[b.NodeUID] != nil && hosts[b.NodeUID].Deleting()
+	})
+	waits := func(reason, message string) *resource.Condition {
+		return &resource.Condition{Type: resource.VolumeCopiesStay, Status: resource.False, Reason: reason, Message: message}
+	}
+	switch was := v.Status.Conditions.Get(resource.VolumeCopiesStay); {
+	case at < 0 && len(v.Status.Leaving) > 0:
+		return waits("Moving", "a copy of it is being made on another host, since its host is being removed"), nil
+	case at < 0 && was != nil:
+		return &resource.Condition{Type: resource.VolumeCopiesStay, Status: resource.True, Reason: "Moved"}, nil
+	case at < 0:
+		return nil, nil
+	case len(v.Status.Bricks) < fullCopies:
+		return waits("OnlyCopy", "the host with its only copy is being removed: it has to be deleted, or the host given up"), nil
+	case !v.Whole() || len(v.Status.Leaving) > 0:
+		return waits("Waits", "a host with a copy of it is being removed: it goes to another once all of its copies are there"), nil
+	case was != nil && was.Reason == resource.NoCapacity && !c.retries.TryAccept():
+		return was, nil
+	}
+	done, err := c.alone(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	have, err := c.promises(ctx)
+	if err != nil {
+		return nil, err
+	}
+	moving := 0
+	for _, other := range have.volumes {
+		if len(other.Status.Leaving) > 0 && !other.Whole() && !other.Deleting() {
+			moving++
+		}
+	}
+	if moving >= maxMoving {
+		return waits("Waits", "a host with a copy of it is being removed: it goes to another once those of other volumes have"), nil
+	}
+	nodes, _, err := store.Of[resource.Node](c.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return nil, err
+	}
+	old := v.Status.Bricks[at]
+	var taken []*resource.Node
+	for _, b := range v.Status.Bricks {
+		if b.UID != old.UID && hosts[b.NodeUID] != nil {
+			taken = append(taken, hosts[b.NodeUID])
+		}
+	}
+	need := []int64{resource.BrickBytes(v.Spec.SizeBytes, old.Arbiter)}
+	to := copies{hosts: spread(able(v, nodes), have.room(v.WorkspaceKey()), need, taken)}
+	if len(to.hosts) == 0 {
+		return waits(resource.NoCapacity, "its host is being removed, and no other host has room for a copy of it now"), nil
+	}
+	to.pools = have.poolsOf(to.hosts)
+	host := to.hosts[0]
+	ops := append(c.stays(to.spots()...), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
+		was := now.Brick(old.UID)
+		if now.UID != v.UID || now.Deleting() || was == nil || !now.Whole() || len(now.Status.Leaving) > 0 {
+			return store.ErrSkip
+		}
+		now.Status.Leaving = append(now.Status.Leaving, *was)
+		*was = resource.VolumeBrick{UID: store.NewUID(), Node: host.Name, NodeUID: host.UID, Pool: to.pools[0], Arbiter: old.Arbiter,
+			Replaces: old.UID}
+		return nil
+	}))
+	if err := c.settlePlace(ctx, ops); err != nil {
+		return nil, err
+	}
+	c.cfg.Log.Info("a copy of a volume goes to another host", "volume", v.Key(), "from", old.Node, "to", host.Name)
+	return waits("Moving", "a copy of it is being made on another host, since its host is being removed"), nil
+}
