@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/multipaas/multipaas/appliance/doctor"
 	"github.com/multipaas/multipaas/appliance/inventory"
@@ -108,9 +109,23 @@ func traces(p paths.Paths) []inventory.Traces {
 		planeTraces(p.Planes()),
 		network.Traces(),
 		machine.Traces(machine.Config{Dir: p.Machines(), Images: p.Images(), Runc: p.Runc()}),
-		volume.Traces(p.Volumes()),
+		volume.Traces(poolDirs(p)...),
 		storageTraces(p),
 		agent.Traces(p.Node()),
 		registry.Traces(p.Registry()),
 	}
+}
+
+// poolDirs are the folders in which this host has volumes: its own, disks' mounts, and folders that its server has named.
+func poolDirs(p paths.Paths) []string {
+	disks, _ := filepath.Glob(filepath.Join(p.Pools(), "*"))
+	dirs := append([]string{p.Volumes()}, disks...)
+	if s, err := agent.StateOnDisk(p.Node()); err == nil {
+		for _, pool := range s.Pools {
+			if pool.Path != "" {
+				dirs = append(dirs, pool.Path)
+			}
+		}
+	}
+	return dirs
 }

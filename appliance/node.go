@@ -18,6 +18,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/lifecycle"
 	"github.com/multipaas/multipaas/appliance/preflight"
+	"github.com/multipaas/multipaas/appliance/problem"
 	"github.com/multipaas/multipaas/appliance/status"
 	"github.com/multipaas/multipaas/embed/gluster"
 	"github.com/multipaas/multipaas/modules/agent"
@@ -43,6 +44,7 @@ type host struct {
 	agent    *agent.Agent
 	// canEncrypt is asked once: it may have the kernel look for a module.
 	canEncrypt func() error
+	troubled   []string // the pools of which checkVolumes has told
 }
 
 // errLeft ends a node that is none any more, as was asked for. The unit
@@ -104,6 +106,8 @@ func (h *host) boot() error {
 	}, client.UID(), h.machines.Users)
 	h.volumes = volume.New(volume.Config{
 		Dir:         h.cfg.Paths.Volumes(),
+		Pools:       h.cfg.Paths.Pools(),
+		Others:      []string{h.cfg.Paths.Data, h.cfg.Paths.Run},
 		Machines:    h.cfg.Paths.Machines(),
 		Bricks:      h.sharing.BrickDir(),
 		Shared:      sharedMounts{h.sharing},
@@ -127,7 +131,7 @@ func (h *host) boot() error {
 		Log:    h.part("agent"),
 		Client: client,
 		Drivers: slices.Concat(
-			[]agent.Driver{agent.Networks(networks), agent.Volumes(h.volumes)},
+			[]agent.Driver{agent.Networks(networks), agent.Pools(h.volumes), agent.Volumes(h.volumes)},
 			agent.Shared(agent.SharedConfig{
 				Log:    h.part("agent"),
 				Client: client,
@@ -202,12 +206,22 @@ func (h *host) facts() wire.Report {
 	return rep
 }
 
-// checkVolumes looks whether the disk with volumes is there, and how full it is.
+// checkVolumes looks whether the disks with volumes are there, and how full they are.
 func (h *host) checkVolumes(context.Context) {
-	path, away, filling, full := h.volumes.Trouble()
-	h.problems.Update(volume.PoolAway, path, away)
-	h.problems.Update(volume.PoolFilling, path, filling)
-	h.problems.Update(volume.PoolFull, path, full)
+	told := h.troubled
+	h.troubled = nil
+	for _, t := range h.volumes.Troubles() {
+		h.problems.Update(volume.PoolAway, t.Pool, t.Away)
+		h.problems.Update(volume.PoolFilling, t.Pool, t.Filling)
+		h.problems.Update(volume.PoolFull, t.Pool, t.Full)
+		told = slices.DeleteFunc(told, func(was string) bool { return was == t.Pool })
+		h.troubled = append(h.troubled, t.Pool)
+	}
+	for _, was := range told { // it is none any more
+		for _, p := range []problem.Problem{volume.PoolAway, volume.PoolFilling, volume.PoolFull} {
+			h.problems.Update(p, was, nil)
+		}
+	}
 }
 
 // allocated is the disk space that the files in the folders in dir take, which belong to

@@ -59,6 +59,9 @@ func (p Paths) Machines() string { return p.data("machines") }
 // Volumes holds a folder for each volume on this node: the disk in which a tenant's data is.
 func (p Paths) Volumes() string { return p.data("volumes") }
 
+// Pools holds a folder for each disk that was given this node for volumes, where it is mounted.
+func (p Paths) Pools() string { return p.data("pools") }
+
 // Storage is what GlusterFS keeps on this node, and where its volumes are mounted; bricks are
 // among Volumes. StorageImages holds what of its image is unpacked, and StorageRunc what runc knows of it.
 func (p Paths) Storage() string       { return p.data("storage") }

@@ -67,7 +67,7 @@ func (m SharedMount) key() string { return m.Name + "/" + m.Machine }
 // BrickHost keeps the disks of bricks. Implemented by modules/volume. See VolumeHost.
 type BrickHost interface {
 	EnsureBrick(ctx context.Context, b wire.Brick) error
-	RemoveBrick(ctx context.Context, uid string) error
+	RemoveBrick(ctx context.Context, b wire.Brick) error
 	Bricks() ([]wire.VolumeReport, error)
 }
 
@@ -216,7 +216,7 @@ func (d bricks) Wanted(s *wire.State) (items []Item) {
 			Ensure:    func(ctx context.Context) error { return d.Bricks.EnsureBrick(ctx, b) },
 		}
 		if b.Remove {
-			item.Remove = func(ctx context.Context) error { return d.Bricks.RemoveBrick(ctx, b.UID) }
+			item.Remove = func(ctx context.Context) error { return d.Bricks.RemoveBrick(ctx, b) }
 		}
 		items = append(items, item)
 	}
@@ -251,7 +251,7 @@ func (d bricks) Report(_ context.Context, s *wire.State, progress func(string) P
 		rep.Key, rep.UID = b.Key, b.UID
 		if p.Problem != "" {
 			rep.Message = p.Problem
-		} else if away != nil && !p.Removed {
+		} else if away != nil && !ok && !p.Removed {
 			rep.Message = "the disk with volumes of its host is away"
 		}
 		if p.Ready() && !b.Remove && (!ok || see.Fallen) {

@@ -25,7 +25,7 @@ func (w *sharedWorld) Old() bool                                   { return true
 func (w *sharedWorld) Mounted() ([]SharedMount, error)             { return []SharedMount{{"other", "m"}}, nil }
 func (w *sharedWorld) Bricks() ([]wire.VolumeReport, error)        { return w.bricks, w.away }
 func (*sharedWorld) EnsureBrick(context.Context, wire.Brick) error { return nil }
-func (*sharedWorld) RemoveBrick(context.Context, string) error     { return nil }
+func (*sharedWorld) RemoveBrick(context.Context, wire.Brick) error { return nil }
 func (w *sharedWorld) Forget(context.Context) error {
 	w.did, w.served = append(w.did, "forget"), false
 	return nil

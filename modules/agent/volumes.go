@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -18,14 +17,12 @@ type VolumeHost interface {
 	// Keep puts a volume away that is in the trash: nobody sees it, and what is in it stays.
 	Keep(ctx context.Context, v wire.Volume) error
 	// Remove destroys what is in a volume.
-	Remove(ctx context.Context, uid string) error
+	Remove(ctx context.Context, v wire.Volume) error
 	// Leave lets go of all volumes, and returns where they are kept.
 	Leave() (kept []string, err error)
 	// List returns what is there, mounted or not. Nothing keeps it waiting for long. The error
-	// says that where volumes are is away.
+	// says that some of where volumes are is away.
 	List() ([]wire.VolumeReport, error)
-	// Pools are where this host can have volumes.
-	Pools() []resource.Pool
 
 	Attach(volume, machine string) error
 	// AttachShared is Attach of a volume that others have mounted for the machine. It waits for nothing that is in it.
@@ -68,7 +65,7 @@ func (d volumes) Wanted(s *wire.State) []Item {
 			item.Ensure = func(ctx context.Context) error { return d.host.Keep(ctx, v) }
 		}
 		if v.Remove {
-			item.Remove = func(ctx context.Context) error { return d.host.Remove(ctx, v.UID) }
+			item.Remove = func(ctx context.Context) error { return d.host.Remove(ctx, v) }
 		}
 		items = append(items, item)
 	}
@@ -88,7 +85,6 @@ func (d volumes) Report(
 	progress func(string) Progress,
 	r *Report,
 ) (fallen []string, err error) {
-	r.Pools = d.host.Pools()
 	there, away := d.host.List() // of which all else shall be told all the same
 	if away != nil {
 		hold(r, wire.HoldsUnknown)
@@ -116,7 +112,7 @@ func (d volumes) Report(
 		}
 		if p.Problem != "" {
 			rep.Message = p.Problem
-		} else if away != nil && !p.Removed {
+		} else if away != nil && !ok && !p.Removed {
 			rep.Message = "the disk with volumes of its host is away"
 		}
 		if p.Ready() && !v.Remove && (!ok || rep.Fallen != v.Keep) {

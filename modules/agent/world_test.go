@@ -378,7 +378,8 @@ func (w worldVolumes) Ensure(_ context.Context, v wire.Volume) error {
 func (w worldVolumes) Keep(_ context.Context, v wire.Volume) error {
 	return w.change("kept "+v.UID, true)
 }
-func (w worldVolumes) Remove(_ context.Context, uid string) error {
+func (w worldVolumes) Remove(_ context.Context, v wire.Volume) error {
+	uid := v.UID
 	return w.change("volume "+uid, false)
 }
 func (w worldVolumes) Leave() (kept []string, err error) { return w.list("volume"), nil }
@@ -394,7 +395,9 @@ func (w worldVolumes) List() (all []wire.VolumeReport, err error) {
 	}
 	return all, nil
 }
-func (w worldVolumes) Pools() []resource.Pool { return []resource.Pool{{Name: "default"}} }
+func (w worldVolumes) EnsurePool(context.Context, wire.Pool) error { return nil }
+func (w worldVolumes) RemovePool(context.Context, wire.Pool) error { return nil }
+func (w worldVolumes) Pools([]wire.Pool) []resource.Pool           { return []resource.Pool{{Name: "default"}} }
 func (w worldVolumes) Attach(volume, machine string) error {
 	return w.change("attachment "+volume+"/"+machine, true)
 }
@@ -448,7 +451,7 @@ func run(t *testing.T, s *server, dir string, w *world, with ...func(*Agent)) (a
 	a = New(Config{
 		Log:     log,
 		Client:  c,
-		Drivers: []Driver{Networks(worldNetworks{w}), Volumes(worldVolumes{w}), machines, Attachments(worldVolumes{w})},
+		Drivers: []Driver{Networks(worldNetworks{w}), Pools(worldVolumes{w}), Volumes(worldVolumes{w}), machines, Attachments(worldVolumes{w})},
 		Facts:   func() wire.Report { return wire.Report{} },
 		Heard:   worldEndpoints{w}.SetState,
 	})

@@ -239,6 +239,7 @@ func New(cfg Config) *API {
 	a.claimOperations()
 	a.imageOperations()
 	a.nodeOperations()
+	a.poolOperations()
 	a.tokenOperations()
 	a.taskOperations()
 	delete(a.huma.OpenAPI().Components.Schemas.Map(), "ErrorModel") // what huma would answer with

@@ -374,7 +374,8 @@ func (s *site) things() {
 	}
 	one(&drop, &make, store.Of[resource.Membership](s.store), &resource.Membership{Meta: meta("second@acme.example"), Account: "acme", Role: resource.RoleOwner})
 	one(&drop, &make, store.Of[resource.User](s.store), &resource.User{Meta: meta("spare@mp.example")})
-	one(&drop, &make, store.Of[resource.Node](s.store), &resource.Node{Meta: meta("host1")})
+	one(&drop, &make, store.Of[resource.Node](s.store),
+		&resource.Node{Meta: meta("host1"), Spec: resource.NodeSpec{Pools: []resource.NodePool{{Name: "old", UID: "u1", Path: "/old"}}}})
 	one(&drop, &make, store.Of[resource.JoinToken](s.store), &resource.JoinToken{Meta: meta("token1"), SecretHash: "secret-hash", ExpiresAt: time.Now().Add(time.Hour)})
 	for _, org := range []string{"", "web"} {
 		drop = append(drop, store.Of[resource.Membership](s.store).DeleteOp(&resource.Membership{Meta: meta("spare@acme.example"), Account: "acme", Organization: org}))

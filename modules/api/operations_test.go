@@ -104,6 +104,8 @@ func samples() []sample {
 		{"nodes.list", "GET", "/v1/nodes", "", 200},
 		{"nodes.get", "GET", "/v1/nodes/host1", "", 200},
 		{"nodes.patch", "PATCH", "/v1/nodes/host1", `{"spec":{"unschedulable":true}}`, 200},
+		{"nodes.addpool", "POST", "/v1/nodes/host1/pools", `{"name":"fast","device":"/dev/sdb"}`, 200},
+		{"nodes.removepool", "DELETE", "/v1/nodes/host1/pools/old", "", 200},
 		{"nodes.delete", "DELETE", "/v1/nodes/host1?lost=true", "", 202},
 		{"tokens.create", "POST", "/v1/tokens", `{"role":"node"}`, 201},
 		{"tokens.list", "GET", "/v1/tokens", "", 200},

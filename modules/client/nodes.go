@@ -41,7 +41,7 @@ func (p *program) nodes() noun[resource.Node] {
 
 func (p *program) nodeCommands() *command {
 	nodes := p.nodes()
-	return group("nodes, node", "list, show, cordon, set and remove the platform's hosts (for sysadmins)",
+	return group("nodes, node", "list, show, cordon, set and remove the platform's hosts, and their storage (for sysadmins)",
 		nodes.list(help("list the nodes, and how much of each is allocated", "mp nodes list", "mp nodes list -o wide")),
 		nodes.show(help("show a node", "mp nodes show host1")),
 		&command{
@@ -116,6 +116,7 @@ lost with it.`,
 				return nodes.remove(c, "Remove node %s? Its machines are drained and created again elsewhere.", query)
 			},
 		}),
+		p.poolCommands(),
 	)
 }
 

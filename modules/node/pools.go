@@ -77,11 +77,27 @@ func (h *Hub) dropPools(ctx context.Context, node *resource.Node, said []resourc
 	if !slices.ContainsFunc(node.Spec.Pools, gone) {
 		return nil
 	}
-	_, err := store.Of[resource.Node](h.cfg.Store).Modify(ctx, node.Name, func(n *resource.Node) error {
+	// Of one that is lost there may be volumes yet: their host has to know that until they are gone.
+	volumes, err := h.cfg.Store.OnHosts(ctx)
+	if err != nil {
+		return err
+	}
+	snapshots, _, err := store.Of[resource.Snapshot](h.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return err
+	}
+	empty := func(p resource.NodePool) bool {
+		at := resource.PoolAt{Node: node.UID, Pool: p.UID}
+		return !slices.ContainsFunc(volumes, func(v *resource.Volume) bool { return v.IsIn(at) }) &&
+			!slices.ContainsFunc(snapshots, func(s *resource.Snapshot) bool {
+				return at == resource.PoolAt{Node: s.Status.NodeUID, Pool: s.Status.Pool}
+			})
+	}
+	_, err = store.Of[resource.Node](h.cfg.Store).Modify(ctx, node.Name, func(n *resource.Node) error {
 		if n.UID != node.UID {
 			return store.ErrSkip
 		}
-		n.Spec.Pools = slices.DeleteFunc(n.Spec.Pools, gone)
+		n.Spec.Pools = slices.DeleteFunc(n.Spec.Pools, func(p resource.NodePool) bool { return gone(p) && empty(p) })
 		notePools(n, n.Status.Pools)
 		return nil
 	})

@@ -113,3 +113,13 @@ func (n *Node) HasPool() (ok, away bool) {
 	}
 	return ok, away && !ok
 }
+
+// IsIn says whether a volume, or a copy of it, is in a pool.
+func (v *Volume) IsIn(at PoolAt) bool {
+	for _, b := range v.Status.Bricks {
+		if !b.Removed && at == (PoolAt{b.NodeUID, b.Pool}) {
+			return true
+		}
+	}
+	return v.Status.NodeUID != "" && at == (PoolAt{v.Status.NodeUID, v.Status.Pool})
+}

@@ -22,8 +22,8 @@ const brickRoot = "volume/brick"
 func (h *Host) EnsureBrick(ctx context.Context, b wire.Brick) error {
 	err := cmp.Or(checkUID("brick", b.UID), checkSize(b.SizeBytes))
 	if err == nil {
-		v := wire.Volume{Key: b.Key, UID: b.UID, NetworkID: b.NetworkID, SizeBytes: b.SizeBytes, Made: b.Made,
-			Encrypted: b.Encrypted}
+		v := wire.Volume{Key: b.Key, UID: b.UID, NetworkID: b.NetworkID, Pool: b.Pool,
+			SizeBytes: b.SizeBytes, Made: b.Made, Encrypted: b.Encrypted}
 		err = h.ensure(ctx, v, true)
 	}
 	if err == nil {
@@ -81,19 +81,19 @@ func (h *Host) hide(uid string) error {
 
 // RemoveBrick destroys what is in a brick and takes everything of it away, also from GlusterFS if that
 // has it. None there is no error.
-func (h *Host) RemoveBrick(ctx context.Context, uid string) error {
-	err := checkUID("brick", uid)
+func (h *Host) RemoveBrick(ctx context.Context, b wire.Brick) error {
+	err := checkUID("brick", b.UID)
 	if err == nil {
-		err = h.remove(ctx, uid)
+		err = h.remove(ctx, wire.Volume{UID: b.UID, Pool: b.Pool})
 	}
-	return h.outward("remove brick "+uid, err)
+	return h.outward("remove brick "+b.UID, err)
 }
 
 // Bricks is List for bricks. One that doesn't appear has Fallen.
 func (h *Host) Bricks() ([]wire.VolumeReport, error) {
-	all, err := h.list(true)
-	if err != nil || len(all) == 0 {
-		return nil, err
+	all, away := h.list(true)
+	if len(all) == 0 {
+		return nil, away
 	}
 	real, infos, err := hostmount.Infos(h.cfg.Bricks)
 	if err != nil {
@@ -114,5 +114,5 @@ func (h *Host) Bricks() ([]wire.VolumeReport, error) {
 			b.Message = "its file system has stopped after an error of the disk below"
 		}
 	}
-	return all, nil
+	return all, away
 }

@@ -72,13 +72,13 @@ func TestBrick(t *testing.T) {
 	open, err := os.Open(file)
 	r.must(err)
 	removed := make(chan error)
-	go func() { removed <- r.RemoveBrick(t.Context(), testUID) }()
+	go func() { removed <- r.RemoveBrick(t.Context(), wire.Brick{UID: testUID}) }()
 	for err := error(nil); err == nil; { // until it has stopped
 		_, err = open.Stat()
 	}
 	r.must(open.Close())
 	r.must(<-removed)
-	r.must(r.RemoveBrick(t.Context(), testUID))
+	r.must(r.RemoveBrick(t.Context(), wire.Brick{UID: testUID}))
 	for _, dir := range []string{r.cfg.Bricks, r.cfg.Dir} {
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 			t.Errorf("left in %s: %v, %v", dir, left, err)

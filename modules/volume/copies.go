@@ -127,7 +127,7 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 // is less than their sum.
 func (h *Host) Shares(uid string) bool {
 	rec, err := h.place(uid).record()
-	return err == nil && rec.Source != "" && h.canReflink()
+	return err == nil && rec.Source != "" && h.canReflink(h.poolOf(uid))
 }
 
 // beginCopy has a copy made, or returns nil while there are too many.

@@ -52,7 +52,7 @@ func TestSnapshots(t *testing.T) {
 	if s := seen("snapshot"); !s.Ready || s.Fallen || s.SizeBytes != 320*mib || s.UsedBytes == 0 || s.Key != snapshot.Key {
 		t.Errorf("seen as %+v", s)
 	}
-	r.must(r.Remove(t.Context(), testUID))
+	r.must(r.Remove(t.Context(), wire.Volume{UID: testUID}))
 
 	restored := testVolume(400 * mib)
 	restored.UID, restored.Source = "restored", "snapshot"
@@ -72,12 +72,12 @@ func TestSnapshots(t *testing.T) {
 	}
 	snapshot.Made = true
 	for _, uid := range []string{"snapshot", "restored", "other"} {
-		r.must(r.Remove(t.Context(), uid))
+		r.must(r.Remove(t.Context(), wire.Volume{UID: uid}))
 	}
 	if err := r.Ensure(t.Context(), snapshot); err == nil {
 		t.Error("a snapshot that is lost was made anew")
 	}
-	r.must(r.Remove(t.Context(), "snapshot"))
+	r.must(r.Remove(t.Context(), wire.Volume{UID: "snapshot"}))
 	if left, _ := os.ReadDir(r.cfg.Dir); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}

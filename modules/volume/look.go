@@ -82,30 +82,33 @@ func (a *asker[T]) ask(patience <-chan time.Time, what string, do func() (T, err
 }
 
 // List says of every volume of which there is something what is seen of it; of what is used of a
-// snapshot, what its file takes. It blocks for twice lookTime at most. The error says that the pool is
-// not there, or does not answer.
+// snapshot, what its file takes. It blocks for twice lookTime at most. The error says of which pools nothing can be said:
+// they are not there, or don't answer.
 func (h *Host) List() ([]wire.VolumeReport, error) { return h.list(false) }
 
 // list is List of volumes, or of bricks.
-func (h *Host) list(bricks bool) ([]wire.VolumeReport, error) {
-	pool, err := h.pool()
-	if err != nil {
-		return nil, err
-	}
-	real, infos, err := hostmount.Infos(h.cfg.Dir)
-	if err != nil {
-		return nil, fmt.Errorf("list volumes: %w", err)
-	}
+func (h *Host) list(bricks bool) (all []wire.VolumeReport, away error) {
+	var volumes []found
 	mounted := map[string]bool{}
-	for _, info := range infos {
-		if rest, err := filepath.Rel(real, info.Mountpoint); err == nil && filepath.Base(rest) == "mount" {
-			mounted[filepath.Dir(rest)] = true
+	for _, l := range h.look() {
+		if l.err != nil {
+			away = errors.Join(away, l.err)
+			continue
+		}
+		volumes = append(volumes, l.volumes...)
+		real, infos, err := hostmount.Infos(l.dir)
+		if err != nil {
+			return nil, fmt.Errorf("list volumes: %w", err)
+		}
+		for _, info := range infos {
+			if rest, err := filepath.Rel(real, info.Mountpoint); err == nil && filepath.Base(rest) == "mount" {
+				mounted[filepath.Dir(rest)] = true
+			}
 		}
 	}
-	answers := h.askVolumes(pool.volumes, mounted)
+	answers := h.askVolumes(volumes, mounted)
 	patience := time.After(lookTime)
-	var all []wire.VolumeReport
-	for _, f := range pool.volumes {
+	for _, f := range volumes {
 		if f.rec.Brick != bricks {
 			continue
 		}
@@ -130,7 +133,7 @@ func (h *Host) list(bricks bool) ([]wire.VolumeReport, error) {
 		}
 		all = append(all, r)
 	}
-	return all, nil
+	return all, away
 }
 
 // askVolumes asks each file system that is mounted.
@@ -147,7 +150,7 @@ func (h *Host) askVolumes(all []found, mounted map[string]bool) map[string]*answ
 			a = &asker[int64]{}
 		}
 		askers[f.uid] = a
-		dir := h.place(f.uid).image().Mount
+		dir := f.place.image().Mount
 		answers[f.uid] = a.begin(func() (int64, error) { return usedBytes(dir) })
 	}
 	h.asked = askers

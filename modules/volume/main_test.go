@@ -19,6 +19,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/rootfs"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 const (
@@ -103,7 +104,7 @@ func takeStep(text string) error {
 	case "detach":
 		return h.Detach(testUID, s.Machine)
 	case "remove":
-		return h.Remove(context.Background(), testUID)
+		return h.Remove(context.Background(), wire.Volume{UID: testUID})
 	}
 	return fmt.Errorf("step %q", s.Do)
 }

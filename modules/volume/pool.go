@@ -8,18 +8,35 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/appliance/disk"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// poolName is the one pool's.
-const poolName = "default"
+// pool is a folder in which there is one for each volume.
+type pool struct {
+	uid, name, dir string // no UID: the host's own
+	want           wire.Pool
+
+	asking asker[room]
+	// askPresent is apart, for it is asked often.
+	askPresent asker[struct{}]
+
+	mu      sync.Mutex
+	reflink *bool // nil: it was not found out yet
+	// What EnsurePool has found last.
+	device  disk.Device
+	note    string
+	problem error
+}
+
+func (p *pool) place(uid string) place { return place(filepath.Join(p.dir, uid)) }
 
 // markName is the file that tells a pool's disk from the folder that it is mounted at.
 const markName = "pool.json"
@@ -45,15 +62,18 @@ func readMark(file string) (m mark, err error) {
 }
 
 // markIn is the pool's own mark.
-func (h *Host) markIn() string { return filepath.Join(h.cfg.Dir, markName) }
+func (p *pool) markIn() string { return filepath.Join(p.dir, markName) }
 
-// present says why the pool is not there. One of which this host has not heard is.
-func (h *Host) present() error {
+// present says why a pool is not there. The host's own is, if it has not heard of it.
+func (h *Host) present(p *pool) error {
+	if p != h.own {
+		return p.present()
+	}
 	known, err := readMark(h.cfg.Mark)
 	if err != nil || known.ID == "" {
 		return err
 	}
-	own, err := readMark(h.markIn())
+	own, err := readMark(h.own.markIn())
 	if err != nil || own == known {
 		return err
 	}
@@ -66,12 +86,18 @@ var errAway = errors.New("the disk with volumes is not")
 // begin makes the folder of a volume that is new, in a pool that is marked as one that has volumes:
 // as one step, or who removes the last of the others would take the mark away in between.
 func (h *Host) begin(v wire.Volume) error {
-	h.marking.Lock()
-	defer h.marking.Unlock()
-	if err := h.markPool(); err != nil || v.Made {
-		return err
+	at := h.poolOf(v.UID)
+	if at == h.own {
+		h.marking.Lock()
+		defer h.marking.Unlock()
+		if err := h.markPool(); err != nil {
+			return err
+		}
 	}
-	return os.MkdirAll(string(h.place(v.UID)), 0o700)
+	if v.Made {
+		return nil
+	}
+	return os.MkdirAll(string(at.place(v.UID)), 0o700)
 }
 
 // markPool marks the pool as one that has volumes, before it has any. The caller holds h.marking.
@@ -80,7 +106,7 @@ func (h *Host) markPool() error {
 	if err != nil || known.ID != "" {
 		return err
 	}
-	own, err := readMark(h.markIn())
+	own, err := readMark(h.own.markIn())
 	if err != nil {
 		return err
 	}
@@ -89,7 +115,7 @@ func (h *Host) markPool() error {
 		if err := os.MkdirAll(h.cfg.Dir, 0o700); err != nil {
 			return err
 		}
-		if err := atomicfile.WriteJSON(h.markIn(), own); err != nil {
+		if err := atomicfile.WriteJSON(h.own.markIn(), own); err != nil {
 			return err
 		}
 	}
@@ -103,11 +129,11 @@ func (h *Host) markPool() error {
 func (h *Host) unmarkPool() error {
 	h.marking.Lock()
 	defer h.marking.Unlock()
-	uids, err := h.uids()
+	uids, err := h.own.uids()
 	if err != nil || len(uids) > 0 {
 		return err
 	}
-	for _, file := range []string{h.cfg.Mark, h.markIn()} {
+	for _, file := range []string{h.cfg.Mark, h.own.markIn()} {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -115,7 +141,21 @@ func (h *Host) unmarkPool() error {
 	return nil
 }
 
-// room is what a look at the pool has found.
+// uids are those of all volumes of which there is something.
+func (p *pool) uids() (uids []string, err error) {
+	entries, err := os.ReadDir(p.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		if e.IsDir() && checkUID("volume", e.Name()) == nil {
+			uids = append(uids, e.Name())
+		}
+	}
+	return uids, err
+}
+
+// room is what a look at a pool has found.
 type room struct {
 	volumes []found
 	disk    unix.Statfs_t
@@ -124,6 +164,7 @@ type room struct {
 
 // found is a volume's folder.
 type found struct {
+	place      place
 	uid        string
 	rec        record
 	err        error // of the record
@@ -131,77 +172,87 @@ type found struct {
 	takesBytes int64 // of the pool
 }
 
-// pool looks at the pool. A disk that doesn't answer keeps nobody waiting for more than lookTime.
-func (h *Host) pool() (room, error) {
-	return h.askPool.ask(time.After(lookTime), "the disk with volumes", func() (r room, err error) {
-		if err := h.present(); err != nil {
-			return r, err
-		}
-		if err := os.MkdirAll(h.cfg.Dir, 0o700); err != nil {
-			return r, err
-		}
-		if err := unix.Statfs(h.cfg.Dir, &r.disk); err != nil {
-			return r, &os.PathError{Op: "statfs", Path: h.cfg.Dir, Err: err}
-		}
-		r.reflink = h.canReflink()
-		uids, err := h.uids()
-		for _, uid := range uids {
-			f := found{uid: uid}
-			p := h.place(uid)
-			f.rec, f.err = p.record()
-			if info, err := os.Stat(p.image().File); err == nil {
-				f.sizeBytes = sizeOf(info, f.rec.Encrypted)
-				if st, ok := info.Sys().(*syscall.Stat_t); ok {
-					f.takesBytes = st.Blocks * 512
-				}
-			}
-			r.volumes = append(r.volumes, f)
-		}
-		return r, err
-	})
+// looked is what a look at one of the pools has found.
+type looked struct {
+	*pool
+	room
+	err error
 }
 
-// answers says why the pool is not there, or does not answer within lookTime.
-func (h *Host) answers() error {
-	_, err := h.askPresent.ask(time.After(lookTime), "the disk with volumes", func() (none struct{}, err error) {
-		return none, h.present()
+// look looks at all pools. Disks that don't answer keep nobody waiting for more than lookTime.
+func (h *Host) look() (all []looked) {
+	pools := h.all()
+	var answers []*answer[room]
+	for _, p := range pools {
+		answers = append(answers, p.asking.begin(func() (room, error) { return h.roomIn(p) }))
+	}
+	patience := time.After(lookTime)
+	for i, p := range pools {
+		r, err := answers[i].get(patience, aDisk)
+		if errors.Is(err, errSilent) {
+			closed := make(chan time.Time)
+			close(closed)
+			patience = closed // it is over
+		}
+		all = append(all, looked{p, r, err})
+	}
+	return all
+}
+
+const aDisk = "the disk with volumes"
+
+func (h *Host) roomIn(p *pool) (r room, err error) {
+	if err := h.present(p); err != nil {
+		return r, err
+	}
+	if p == h.own {
+		if err := os.MkdirAll(p.dir, 0o700); err != nil {
+			return r, err
+		}
+	}
+	if err := unix.Statfs(p.dir, &r.disk); err != nil {
+		return r, &os.PathError{Op: "statfs", Path: p.dir, Err: err}
+	}
+	r.reflink = h.canReflink(p)
+	uids, err := p.uids()
+	for _, uid := range uids {
+		f := found{uid: uid, place: p.place(uid)}
+		f.rec, f.err = f.place.record()
+		if info, err := os.Stat(f.place.image().File); err == nil {
+			f.sizeBytes = sizeOf(info, f.rec.Encrypted)
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				f.takesBytes = st.Blocks * 512
+			}
+		}
+		r.volumes = append(r.volumes, f)
+	}
+	return r, err
+}
+
+// answers says why a pool is not there, or does not answer within lookTime.
+func (h *Host) answers(p *pool) error {
+	_, err := p.askPresent.ask(time.After(lookTime), aDisk, func() (none struct{}, err error) {
+		return none, h.present(p)
 	})
 	return err
 }
 
-// Pools are where this host can have volumes, those that are away too. Free is told in whole
-// GiB. It blocks for lookTime at most.
-func (h *Host) Pools() []resource.Pool {
-	r, err := h.pool()
-	if err != nil {
-		return []resource.Pool{{Name: poolName, Path: h.cfg.Dir, Message: err.Error()}}
-	}
-	return []resource.Pool{{
-		Name:      poolName,
-		Path:      h.cfg.Dir,
-		SizeBytes: int64(r.disk.Blocks) * r.disk.Bsize,
-		FreeBytes: int64(r.disk.Bavail) * r.disk.Bsize >> 30 << 30,
-		Reflink:   r.reflink,
-		Copies:    true,
-	}}
-}
-
-// canReflink says whether files in the pool can share blocks. It is found out once.
-func (h *Host) canReflink() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.reflink == nil {
-		err := tryReflink(h.cfg.Dir)
+// canReflink says whether files in a pool can share blocks. It is found out once.
+func (h *Host) canReflink(p *pool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reflink == nil {
+		err := tryReflink(p.dir)
 		for _, e := range []error{unix.EOPNOTSUPP, unix.ENOTTY, unix.EINVAL, unix.EXDEV, unix.EISDIR, unix.ENOENT} {
 			if err == nil || errors.Is(err, e) {
-				h.reflink = new(err == nil)
+				p.reflink = new(err == nil)
 			}
 		}
-		if h.reflink == nil { // that passes
+		if p.reflink == nil { // that passes
 			return false
 		}
 	}
-	return *h.reflink
+	return *p.reflink
 }
 
 // tryReflink has two files without names share a block.
@@ -221,23 +272,30 @@ func tryReflink(dir string) error {
 	return unix.IoctlFileClone(int(files[1].Fd()), int(files[0].Fd()))
 }
 
-// Trouble says what is wrong with the pool, for problems: its path, and for each of PoolAway,
-// PoolFilling and PoolFull an error, or nil. Of one without volumes nothing is said. It blocks for
-// lookTime at most.
-func (h *Host) Trouble() (path string, away, filling, full error) {
-	r, err := h.pool()
-	if err != nil || len(r.volumes) == 0 {
-		return h.cfg.Dir, err, nil, nil
+// Trouble is what is wrong with a pool, for problems: its name, and for each of PoolAway, PoolFilling and PoolFull
+// an error, or nil.
+type Trouble struct {
+	Pool                string
+	Away, Filling, Full error
+}
+
+// Troubles says how all pools are. Of the host's own nothing is said if no volumes are in it. It blocks for lookTime at most.
+func (h *Host) Troubles() (all []Trouble) {
+	for _, l := range h.look() {
+		t := Trouble{Pool: l.dir, Away: l.err}
+		if l.err == nil && (l.pool != h.own || len(l.volumes) > 0) {
+			free := l.disk.Bavail
+			used := l.disk.Blocks - l.disk.Bfree
+			percent := used * 100 / max(used+free, 1) // as df says it
+			text := fmt.Errorf("%d %% of %s are used, %.1f GiB are free", percent, l.dir, float64(int64(free)*l.disk.Bsize)/(1<<30))
+			switch {
+			case percent >= fullPercent:
+				t.Full = text
+			case percent >= fillingPercent:
+				t.Filling = text
+			}
+		}
+		all = append(all, t)
 	}
-	free := r.disk.Bavail
-	used := r.disk.Blocks - r.disk.Bfree
-	percent := used * 100 / max(used+free, 1) // as df says it
-	text := fmt.Errorf("%d %% of %s are used, %.1f GiB are free", percent, h.cfg.Dir, float64(int64(free)*r.disk.Bsize)/(1<<30))
-	switch {
-	case percent >= fullPercent:
-		full = text
-	case percent >= fillingPercent:
-		filling = text
-	}
-	return h.cfg.Dir, nil, filling, full
+	return all
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/hostmount"
+	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // TestTrash: what is put away is nowhere mounted, and holds what it held. For machines of another workspace,
@@ -62,7 +63,7 @@ func TestTrash(t *testing.T) {
 	}
 	machine.end()
 	r.must(r.Keep(t.Context(), in))
-	r.must(r.Remove(t.Context(), testUID))
+	r.must(r.Remove(t.Context(), wire.Volume{UID: testUID}))
 	if err := r.Keep(t.Context(), in); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("one that is gone is kept: %v", err)
 	}

@@ -34,11 +34,13 @@ import (
 
 // Config says where things are.
 type Config struct {
-	Dir      string // a folder for each volume; survives a reboot
-	Machines string // a folder for each machine, with one in it in which its volumes appear
-	Bricks   string // a tmpfs, somebody else's, in which bricks appear
-	Shared   Mounts // of shared volumes
-	Mark     string // a file by which the host knows the disk that Dir is on; on another than that
+	Dir      string   // the pool that each host has: a folder for each volume; survives a reboot
+	Pools    string   // a folder for each disk that is a pool, where it is mounted
+	Others   []string // folders that are the platform's: no pool is in one of them, or around it
+	Machines string   // a folder for each machine, with one in it in which its volumes appear
+	Bricks   string   // a tmpfs, somebody else's, in which bricks appear
+	Shared   Mounts   // of shared volumes
+	Mark     string   // a file by which the host knows the disk that Dir is on; on another than that
 	// Tools is the root file system of a Debian with mkfs.xfs. It may block for seconds.
 	Tools func(ctx context.Context) (root string, err error)
 	// Encryption is how volumes are encrypted.
@@ -65,25 +67,27 @@ type Mounts interface {
 type Host struct {
 	cfg Config
 
-	marking sync.Mutex // of the pool
-	askPool asker[room]
-	// askPresent is apart, for it is asked often.
-	askPresent asker[struct{}]
+	marking sync.Mutex // of the host's own pool
+	own     *pool
+
+	knowing sync.Mutex
+	pools   map[string]*pool // the others, by UID
+	where   map[string]*pool // what was asked for by volumes' UIDs; all else is in the host's own
 
 	thawing sync.Mutex
 	thawed  map[string]bool // by UID
 
-	mu      sync.Mutex
-	copies  map[string]*copying      // that are being made, or have ended and nobody has looked since; by UID
-	closed  bool                     // none are begun any more
-	asked   map[string]*asker[int64] // what file systems have in use, by UID
-	reflink *bool                    // nil: it was not found out yet
-	told    map[string]bool          // what the log has of errors
+	mu     sync.Mutex
+	copies map[string]*copying      // that are being made, or have ended and nobody has looked since; by UID
+	closed bool                     // none are begun any more
+	asked  map[string]*asker[int64] // what file systems have in use, by UID
+	told   map[string]bool          // what the log has of errors
 }
 
 // New changes nothing on the host.
 func New(cfg Config) *Host {
-	return &Host{cfg: cfg, asked: map[string]*asker[int64]{}, told: map[string]bool{}, copies: map[string]*copying{},
+	return &Host{cfg: cfg, own: &pool{name: resource.DefaultPool, dir: cfg.Dir}, pools: map[string]*pool{},
+		where: map[string]*pool{}, asked: map[string]*asker[int64]{}, told: map[string]bool{}, copies: map[string]*copying{},
 		thawed: map[string]bool{}}
 }
 
@@ -101,18 +105,19 @@ func (h *Host) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// Traces are what volumes are on a host, kept in dir.
-func Traces(dir string) inventory.Traces {
+// Traces are what volumes are on a host, kept in these folders: its own pool's, and those of other pools.
+func Traces(pools ...string) inventory.Traces {
 	owner := func(name string) inventory.Owner {
 		if checkUID("volume", name) != nil { // the pool's mark, lost+found
 			return inventory.Appliance
 		}
 		return inventory.Volume(name)
 	}
-	return inventory.Traces{
-		Folders: []inventory.OwnedFolder{{Dir: dir, Owner: owner, HalfWritten: true}},
-		Closed:  []string{dir},
+	t := inventory.Traces{Closed: pools}
+	for _, dir := range pools {
+		t.Folders = append(t.Folders, inventory.OwnedFolder{Dir: dir, Owner: owner, HalfWritten: true})
 	}
+	return t
 }
 
 // place is the folder of a volume's things. Nothing in it is a tenant's but what is below mount.
@@ -124,7 +129,7 @@ func (p place) image() diskimage.Image {
 	return diskimage.Image{File: p.at("disk.img"), Mount: p.at("mount")}
 }
 
-func (h *Host) place(uid string) place { return place(filepath.Join(h.cfg.Dir, uid)) }
+func (h *Host) place(uid string) place { return h.poolOf(uid).place(uid) }
 
 // shown is where a machine's volumes appear, or one of them.
 func (h *Host) shown(machine string, volume ...string) string {
@@ -199,8 +204,8 @@ func (h *Host) Ensure(ctx context.Context, v wire.Volume) error {
 }
 
 func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
-	if err := h.answers(); err != nil {
-		return h.said(poolTrouble, err)
+	if err := h.locate(v); err != nil {
+		return err
 	}
 	if err := h.begin(v); err != nil {
 		return err
@@ -346,8 +351,8 @@ func (h *Host) Keep(ctx context.Context, v wire.Volume) error {
 }
 
 func (h *Host) keep(ctx context.Context, v wire.Volume) error {
-	if err := h.answers(); err != nil {
-		return h.said(poolTrouble, err)
+	if err := h.locate(v); err != nil {
+		return err
 	}
 	disk := h.place(v.UID).image()
 	if there, err := exists(disk.File); err != nil {
@@ -386,17 +391,21 @@ func (h *Host) putAway(uid string) (bool, error) {
 
 // Remove destroys what is in a volume and takes everything of it away, from whatever state
 // it is in, also from those who use it. None there is no error.
-func (h *Host) Remove(ctx context.Context, uid string) error {
-	err := checkUID("volume", uid)
+func (h *Host) Remove(ctx context.Context, v wire.Volume) error {
+	err := checkUID("volume", v.UID)
 	if err == nil {
-		err = h.remove(ctx, uid)
+		err = h.remove(ctx, v)
 	}
-	return h.outward("remove volume "+uid, err)
+	return h.outward("remove volume "+v.UID, err)
 }
 
-func (h *Host) remove(ctx context.Context, uid string) error {
-	if err := h.answers(); err != nil {
-		return h.said(poolTrouble, err) // what isn't there is not removed
+func (h *Host) remove(ctx context.Context, v wire.Volume) error {
+	uid := v.UID
+	if h.isLost(v.Pool) {
+		return h.letGo(uid) // of what is mounted still; what is in it went with its disk
+	}
+	if err := h.locate(v); err != nil {
+		return err // what isn't there is not removed
 	}
 	if err := h.endCopies(uid); err != nil {
 		return err
@@ -450,39 +459,10 @@ func (h *Host) remove(ctx context.Context, uid string) error {
 		}
 		h.cfg.Log.Info("volume removed", "uid", uid)
 	}
+	if h.poolOf(uid) != h.own {
+		return nil
+	}
 	return h.unmarkPool()
-}
-
-// Leave lets go of all volumes, which this host has no use for any more, and returns the folders
-// of those that are kept: of all. If their disk is away, that is the pool's.
-func (h *Host) Leave() (kept []string, err error) {
-	pool, err := h.pool()
-	if err != nil {
-		h.cfg.Log.Warn("look at volumes", "err", err)
-		return []string{h.cfg.Dir}, nil
-	}
-	for _, f := range pool.volumes {
-		uid := f.uid
-		if err := h.letGo(uid); err != nil {
-			return nil, err
-		}
-		kept = append(kept, string(h.place(uid)))
-	}
-	return kept, nil
-}
-
-// uids are those of all volumes of which there is something.
-func (h *Host) uids() (uids []string, err error) {
-	entries, err := os.ReadDir(h.cfg.Dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	for _, e := range entries {
-		if e.IsDir() && checkUID("volume", e.Name()) == nil {
-			uids = append(uids, e.Name())
-		}
-	}
-	return uids, err
 }
 
 // wholeMiB is a size that no block or sector divides otherwise, at least n.

@@ -236,16 +236,16 @@ func TestVolume(t *testing.T) {
 	r.must(os.Rename(pool, pool+".away"))
 	for name, do := range map[string]func() error{
 		"made":    func() error { return r.Ensure(t.Context(), testVolume(500*mib)) },
-		"removed": func() error { return r.Remove(t.Context(), testUID) },
+		"removed": func() error { return r.Remove(t.Context(), wire.Volume{UID: testUID}) },
 		"listed":  func() error { _, err := r.List(); return err },
-		"told":    func() error { _, away, _, _ := r.Trouble(); return away },
+		"told":    func() error { return r.Troubles()[0].Away },
 	} {
 		if err := do(); !errors.Is(err, errAway) {
 			t.Errorf("%s while the pool's disk is away: %v", name, err)
 		}
 	}
-	if kept, err := r.Leave(); err != nil || len(kept) != 1 || len(r.Pools()) != 1 || r.Pools()[0].Message == "" {
-		t.Errorf("left while the pool's disk is away: %v, %v, pools %+v", kept, err, r.Pools())
+	if kept, err := r.Leave(); err != nil || len(kept) != 1 || len(r.Pools(nil)) != 1 || r.Pools(nil)[0].Message == "" {
+		t.Errorf("left while the pool's disk is away: %v, %v, pools %+v", kept, err, r.Pools(nil))
 	}
 	if left, err := os.ReadDir(pool); err == nil && len(left) > 0 {
 		t.Errorf("in its place there is %v", left)
@@ -262,7 +262,7 @@ func TestVolume(t *testing.T) {
 	r.reads("file", "kept")
 
 	for range 2 {
-		r.must(r.Remove(t.Context(), testUID))
+		r.must(r.Remove(t.Context(), wire.Volume{UID: testUID}))
 		if left, err := os.ReadDir(pool); err != nil || len(left) > 0 {
 			t.Errorf("left: %v, %v", left, err)
 		}
@@ -271,7 +271,7 @@ func TestVolume(t *testing.T) {
 		}
 	}
 	for _, uid := range []string{"", "..", "a/b", "-x"} {
-		if err := r.Remove(t.Context(), uid); err == nil {
+		if err := r.Remove(t.Context(), wire.Volume{UID: uid}); err == nil {
 			t.Errorf("removed %q", uid)
 		}
 	}
@@ -320,8 +320,8 @@ func TestSilent(t *testing.T) {
 
 	// Nor does the pool's own disk.
 	release = make(chan struct{})
-	silentPool := r.askPool.begin(func() (room, error) { <-release; return room{}, nil })
-	silentToo := r.askPresent.begin(func() (none struct{}, err error) { <-release; return none, nil })
+	silentPool := r.own.asking.begin(func() (room, error) { <-release; return room{}, nil })
+	silentToo := r.own.askPresent.begin(func() (none struct{}, err error) { <-release; return none, nil })
 	for name, do := range map[string]func() error{
 		"listed": func() error { _, err := r.List(); return err },
 		"made":   func() error { return r.Ensure(t.Context(), testVolume(300*mib)) },
@@ -478,7 +478,7 @@ func TestAttach(t *testing.T) {
 	}
 	r.must(errors.Join(tree.Close(), os.Remove(r.shown("m1"))))
 	r.reads("file", "written\n")
-	r.must(r.Remove(t.Context(), testUID))
+	r.must(r.Remove(t.Context(), wire.Volume{UID: testUID}))
 }
 
 // TestRemoveHeld: a volume goes also if root in a machine holds on to it, and its room at once.
@@ -494,7 +494,7 @@ func TestRemoveHeld(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // or it waits ten seconds for who holds it
 	for range 2 {
-		if err := r.Remove(ctx, testUID); err == nil || !errors.Is(err, diskimage.ErrInUse) || !strings.Contains(err.Error(), "its data is gone") {
+		if err := r.Remove(ctx, wire.Volume{UID: testUID}); err == nil || !errors.Is(err, diskimage.ErrInUse) || !strings.Contains(err.Error(), "its data is gone") {
 			t.Errorf("while it is held: %v", err)
 		}
 	}
@@ -509,7 +509,7 @@ func TestRemoveHeld(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	machine.end()
-	r.must(r.Remove(t.Context(), testUID))
+	r.must(r.Remove(t.Context(), wire.Volume{UID: testUID}))
 	if _, err := os.Stat(string(r.place(testUID))); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("left: %v", err)
 	}
@@ -554,7 +554,7 @@ func TestKilled(t *testing.T) {
 		}
 		walk("snapshot", 0, "volume/snapshot/recorded", "disk/copy-frozen")
 		r.write("file", "it is not frozen")
-		r.must(r.Remove(t.Context(), testSnapshot.UID))
+		r.must(r.Remove(t.Context(), wire.Volume{UID: testSnapshot.UID}))
 		walk("attach", 0, "volume/attach/folder-made")
 		r.wantAttached(wire.VolumeAttachment{MachineUID: "m1"})
 		walk("detach", 0)
@@ -571,7 +571,7 @@ func TestKilled(t *testing.T) {
 // TestPool: how much room there is, and from when on too little.
 func TestPool(t *testing.T) {
 	r := newRig(t)
-	pools := r.Pools()
+	pools := r.Pools(nil)
 	if len(pools) != 1 || pools[0].Path != r.cfg.Dir || pools[0].SizeBytes <= pools[0].FreeBytes || pools[0].FreeBytes%(1<<30) != 0 {
 		t.Errorf("%+v", pools)
 	}
@@ -583,7 +583,7 @@ func TestPool(t *testing.T) {
 		}
 	}()
 	other := newHost(r.cfg.Dir, r.cfg.Machines, "")
-	if pools := other.Pools(); len(pools) != 1 || !pools[0].Reflink {
+	if pools := other.Pools(nil); len(pools) != 1 || !pools[0].Reflink {
 		t.Errorf("on XFS with reflink: %+v", pools)
 	}
 	left, err := os.ReadDir(r.cfg.Dir)
@@ -609,11 +609,11 @@ func TestPool(t *testing.T) {
 		file, err := os.Create(fill)
 		r.must(err)
 		r.must(errors.Join(unix.Fallocate(int(file.Fd()), 0, 0, all*percent/100-used+2*mib), file.Close()))
-		path, away, one, two := r.Trouble()
-		if path != r.cfg.Dir || away != nil {
-			t.Errorf("it is told of %s, %v", path, away)
+		told := r.Troubles()
+		if len(told) != 1 || told[0].Pool != r.cfg.Dir || told[0].Away != nil {
+			t.Errorf("it is told of %+v", told)
 		}
-		return one != nil, two != nil
+		return told[0].Filling != nil, told[0].Full != nil
 	}
 	if one, two := taken(95); one || two {
 		t.Error("something is said of a pool without volumes")

@@ -189,7 +189,7 @@ func Table() []Rule {
 		},
 
 		// The platform's own machines.
-		plain("nodes", Platform, Sysadmin, Sysadmin, "patch", "delete"),
+		plain("nodes", Platform, Sysadmin, Sysadmin, "patch", "delete", "addpool", "removepool"),
 		[]Rule{
 			{"tokens.create", Platform, Sysadmin, HTTP},
 			{"tokens.list", Platform, Sysadmin, HTTP},
