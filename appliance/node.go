@@ -112,6 +112,7 @@ func (h *host) boot() error {
 		Bricks:      h.sharing.BrickDir(),
 		Shared:      sharedMounts{h.sharing},
 		Mark:        filepath.Join(h.cfg.Paths.Node(), "pool.json"),
+		Fetch:       client.Fetch,
 		Tools:       h.machines.Image,
 		Encryption:  volume.Encryption{Key: client.VolumeKey, Tools: h.sharing.Image},
 		HostUser:    h.machines.HostUser,
@@ -148,6 +149,7 @@ func (h *host) boot() error {
 				}),
 				agent.Mounts(h.sharing),
 				agent.Attachments(h.volumes),
+				agent.Sends(h.part("agent"), client, h.volumes),
 			}),
 		Facts: h.facts,
 		Heard: endpoints.SetState,
@@ -173,7 +175,7 @@ func (h *host) facts() wire.Report {
 	err := h.machines.Supports()
 	h.problems.Update(machine.CantRun, "", err)
 	if err == nil {
-		rep.Drivers = []string{"sandbox"}
+		rep.Drivers = []string{"sandbox", wire.MoveDriver}
 		h.problems.Update(machine.UsersShared, "", h.machines.SharedUsers())
 		if h.sharing.Supports() == nil {
 			rep.Drivers = append(rep.Drivers, wire.StorageDriver)

@@ -4,6 +4,7 @@ import (
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/storage"
 	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/workspace"
 )
 
 // addStorage adds who takes volumes through their life, and serves what planes ask for
@@ -31,4 +32,18 @@ func (s *server) addStorage(
 		Workspaces: workspaces.of(n),
 		Registerer: s.metrics,
 	}))
+}
+
+// addFollower adds who tells clusters where volumes are that move.
+func (s *server) addFollower(
+	from part[*store.Store], volumes cacheOf[*resource.Volume], controller part[*workspace.Controller],
+) {
+	n := &needs{}
+	add(s.graph, "storage-follower", n, &storage.Follower{
+		Log:        s.part("storage"),
+		Store:      from.of(n),
+		Volumes:    volumes.of(n),
+		Clusters:   controller.of(n),
+		Registerer: s.metrics,
+	})
 }

@@ -190,6 +190,9 @@ func (p *Plane) apiServerFlags() []string {
 		"--client-ca-file=" + in("client-ca.crt"),
 		"--authentication-config=" + p.path("authentication.json"),
 		"--authorization-mode=Node,RBAC",
+		// A local volume that moves to another host takes its PersistentVolume along. (Alpha since 1.35; all
+		// it does is to let that field change.)
+		"--feature-gates=MutablePVNodeAffinity=true",
 		// With externalIPs a Service takes any address, the plane's own too: the machines
 		// would not reach it any more, nor hear that the Service was deleted.
 		"--enable-admission-plugins=NodeRestriction,DenyServiceExternalIPs",

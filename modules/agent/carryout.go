@@ -57,6 +57,9 @@ func (a *Agent) reconcile(ctx context.Context, ref Ref) (again time.Duration, er
 	case waits:
 		return 0, nil // it is queued when what it needs is there
 	}
+	if removed { // and is wanted again
+		a.note(ref, func(d *Progress) { d.Removed = false })
+	}
 	if err := item.Ensure(ctx); err != nil {
 		return 0, err
 	}

@@ -57,7 +57,7 @@ func (d volumes) Wanted(s *wire.State) []Item {
 			Ensure:    func(ctx context.Context) error { return d.host.Ensure(ctx, v) },
 		}
 		if source := (Ref{volumeKind, v.Source}); slices.ContainsFunc(s.Volumes, func(of wire.Volume) bool {
-			return v.Source != "" && !v.Made && of.UID == v.Source && !of.Remove
+			return v.Source != "" && !v.Made && !v.Incoming && of.UID == v.Source && !of.Remove
 		}) {
 			item.Needs = []Ref{source}
 		}
@@ -104,10 +104,11 @@ func (d volumes) Report(
 		if p.Removed {
 			rep = wire.VolumeReport{Removed: true}
 		}
-		rep.Key, rep.UID = v.Key, v.UID
+		rep.Key, rep.UID, rep.Move = v.Key, v.UID, v.Move
 		rep.UsedBytes = steady(v.UID, rep.UsedBytes, rep.SizeBytes)
 		rep.Ready = rep.Ready && p.Problem == "" && rep.SizeBytes >= v.SizeBytes
-		if v.Keep {
+		unmounted := v.Keep || v.Incoming // as it shall be
+		if unmounted {
 			rep.Ready = ok && rep.Fallen && p.Ready()
 		}
 		if p.Problem != "" {
@@ -115,7 +116,7 @@ func (d volumes) Report(
 		} else if away != nil && !ok && !p.Removed {
 			rep.Message = "the disk with volumes of its host is away"
 		}
-		if p.Ready() && !v.Remove && (!ok || rep.Fallen != v.Keep) {
+		if p.Ready() && !v.Remove && (!ok || rep.Fallen != unmounted) {
 			fallen = append(fallen, v.UID)
 		}
 		rep.Message = cut(rep.Message, maxText)

@@ -131,6 +131,9 @@ type Volumes interface {
 	Grow(ctx context.Context, v *resource.Volume, more int64, commit func() error) error
 	// CheckEncryption says with an *access.Refusal that nowhere a volume can be encrypted that shall be.
 	CheckEncryption(v *resource.Volume) error
+	// Move calls commit with what else is to be written with a volume that shall be at Spec.Place, or if
+	// that is "" stay where it is, and has been given its way, unless it can't be: an *access.Refusal.
+	Move(ctx context.Context, now *resource.Volume, commit func(...store.Op) error) error
 	// Snapshot calls commit with what else is to be written with a snapshot that is new, and has been
 	// given its place, unless it can't be made where its volume is: an *access.Refusal.
 	Snapshot(ctx context.Context, now *resource.Snapshot, commit func(...store.Op) error) error
@@ -159,6 +162,8 @@ type Claims interface {
 	// volume. Both may be repeated, and go on where an earlier call has ended, refused or not.
 	Bind(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error
 	Release(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) error
+	// Unused refuses while pods use the claim which a volume has.
+	Unused(ctx context.Context, ws *resource.Workspace, v *resource.Volume) error
 	// Users are names of pods that use the claim which a volume has, a few of them.
 	Users(ctx context.Context, ws *resource.Workspace, as resource.KubeUser, v *resource.Volume) ([]string, error)
 }

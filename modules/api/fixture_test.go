@@ -134,6 +134,10 @@ func (c *clusters) Users(_ context.Context, _ *resource.Workspace, as resource.K
 	return []string{"writer-1", "writer-2"}, c.claimsErr
 }
 
+func (c *clusters) Unused(context.Context, *resource.Workspace, *resource.Volume) error {
+	return c.claimsErr
+}
+
 func (c *clusters) as(who resource.KubeUser) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -153,6 +157,10 @@ func (c *clusters) Restore(_ context.Context, v *resource.Volume, commit func() 
 	if v.Name == "crowded" {
 		return &access.Refusal{Reason: access.ErrExists, Text: "It can't be there: the host has 250 volumes of this workspace."}
 	}
+	return commit()
+}
+
+func (c *clusters) Move(_ context.Context, _ *resource.Volume, commit func(...store.Op) error) error {
 	return commit()
 }
 
@@ -376,6 +384,7 @@ func (s *site) things() {
 	one(&drop, &make, store.Of[resource.User](s.store), &resource.User{Meta: meta("spare@mp.example")})
 	one(&drop, &make, store.Of[resource.Node](s.store),
 		&resource.Node{Meta: meta("host1"), Spec: resource.NodeSpec{Pools: []resource.NodePool{{Name: "old", UID: "u1", Path: "/old"}}}})
+	one(&drop, &make, store.Of[resource.Node](s.store), &resource.Node{Meta: meta("secret-host")})
 	one(&drop, &make, store.Of[resource.JoinToken](s.store), &resource.JoinToken{Meta: meta("token1"), SecretHash: "secret-hash", ExpiresAt: time.Now().Add(time.Hour)})
 	for _, org := range []string{"", "web"} {
 		drop = append(drop, store.Of[resource.Membership](s.store).DeleteOp(&resource.Membership{Meta: meta("spare@acme.example"), Account: "acme", Organization: org}))

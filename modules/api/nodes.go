@@ -204,7 +204,8 @@ func (a *API) keepNode(ctx context.Context, node *resource.Node) error {
 	case there <= most:
 		what = fmt.Sprintf("%d volumes and snapshots are on node %s:", there, node.Name)
 	}
-	remedy := "What tenants keep there, in the trash too, has to be deleted first. "
+	remedy := "Local volumes can be moved to the hosts of other machines of their workspaces " +
+		"(`mp volumes move NAME --to MACHINE`); snapshots, and what is in the trash, have to be deleted first. "
 	if shared {
 		remedy += "Shared volumes with three copies go to another host by themselves, if there is one that has none of theirs. "
 	}

@@ -92,6 +92,7 @@ func samples() []sample {
 		{"snapshots.delete", "DELETE", inShop + "/snapshots/before", "", 202},
 		{"volumes.bind", "PUT", inShop + "/volumes/data/claim", `{"claim":"files"}`, 202},
 		{"volumes.unbind", "DELETE", inShop + "/volumes/data/claim", "", 200},
+		{"volumes.move", "POST", inShop + "/volumes/data/move", `{"to":"shop-1"}`, 202},
 		{"trash.list", "GET", inWeb + "/trash", "", 200},
 		{"trash.get", "GET", inWeb + "/trash/old-1", "", 200},
 		{"trash.delete", "DELETE", inWeb + "/trash/old-1", "", 202},
@@ -453,7 +454,7 @@ func TestNodesSayWhatIsPromisedOfThem(t *testing.T) {
 	}
 	var list resource.List[*resource.Node]
 	read(s.want(200, root, "GET", "/v1/nodes", ""), &list)
-	if len(list.Items) != 1 || list.Items[0].Status.Allocated != four {
+	if len(list.Items) != 2 || list.Items[0].Status.Allocated != four {
 		t.Errorf("the list says %+v, want %+v of host1", list.Items, four)
 	}
 	for method, body := range map[string]string{"GET": "", "PATCH": `{"spec":{"unschedulable":true}}`} {

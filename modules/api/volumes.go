@@ -62,6 +62,9 @@ func (a *API) volumeOperations() {
 				}
 				return commit()
 			}
+			if now.Spec.Place != was.Spec.Place {
+				return a.cfg.Volumes.Move(ctx, now, commit)
+			}
 			if more := now.Spec.SizeBytes - was.Spec.SizeBytes; more > 0 {
 				return a.cfg.Volumes.Grow(ctx, was, more, func() error { return commit() })
 			}
@@ -69,6 +72,8 @@ func (a *API) volumeOperations() {
 		},
 		verb: func(now, was *resource.Volume) string {
 			switch {
+			case now.Spec.Place != was.Spec.Place:
+				return "move"
 			case now.Spec.Claim == was.Spec.Claim:
 				return "resize"
 			case now.Spec.Claim == "":
@@ -111,6 +116,7 @@ func (a *API) volumeOperations() {
 			return accepted(obj, task), volumes.shown(ctx, obj)
 		})
 	a.bindOperations(volumes)
+	a.moveOperation(volumes)
 }
 
 // completeVolume takes a class that is left out from what is there, or the default, and

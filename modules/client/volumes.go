@@ -60,7 +60,7 @@ func attachedTo(v *resource.Volume, which func(resource.VolumeAttachment) bool) 
 
 func (p *program) volumeCommands() *command {
 	volumes := p.volumes()
-	all := group("volumes, volume", "create, list, show, resize, bind, copy and delete a workspace's volumes",
+	all := group("volumes, volume", "create, list, show, resize, bind, copy, move and delete a workspace's volumes",
 		volumes.create(command{
 			usage: "make a volume",
 			about: `A volume of the class local is on the disk of one host, and lost with it. It reads as fast as that disk; what is
@@ -127,6 +127,7 @@ is refused: delete them, or scale down what makes them.`,
 			flags:    flags(placeFlags(inWorkspace), yesFlag(), dryRunFlag(), resultFlag()),
 			run:      volumes.on((*call).unbindVolume),
 		},
+		p.moveCommand(volumes),
 		volumes.delete("", command{
 			usage: "put a volume into the trash, from where it can be had back for " + trashLife(),
 			about: `It counts in the account's storage as long as it is there. 'mp volumes trash' lists what is
@@ -169,6 +170,8 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 	case v.Spec.Class == resource.SharedVolume:
 		explainCopies(w, v)
 	case v.Spec.Class != resource.LocalVolume:
+	case v.Status.Moving != nil && v.Status.Moving.Stage != resource.MoveRemoving:
+		fmt.Fprintln(w, "Its data is on its way to the disk of another host: pods that use it wait for that.")
 	case !v.Status.Conditions.Is(resource.VolumePlaced):
 		fmt.Fprintln(w, "Its data will be on the disk of one host, which is not chosen yet.")
 	case v.Status.SizeBytes == 0:

@@ -112,6 +112,7 @@ type Hub struct {
 	cluster *cluster
 
 	items map[string]itemTaker // by kind
+	sends sends
 }
 
 // paces are how often a node may say something.
@@ -165,6 +166,8 @@ func NewHub(cfg HubConfig) *Hub {
 	h.mux.HandleFunc("GET "+wire.StatePath, h.asNode(h.state))
 	h.mux.HandleFunc("POST "+wire.ReportPath, h.asNode(h.paced(h.takeReport)))
 	h.mux.HandleFunc("POST "+wire.ItemsPath, h.asNode(h.paced(h.takeItems)))
+	h.mux.HandleFunc("GET "+wire.FetchPath, h.asNode(h.fetch))
+	h.mux.HandleFunc("POST "+wire.SendPath, h.asNode(h.send))
 	h.mux.HandleFunc("POST "+wire.AddressPath, h.asNode(h.takeAddress))
 	h.mux.HandleFunc("POST "+wire.CertificatePath, asked(h, h.renew))
 	h.mux.HandleFunc("POST "+wire.StorageCertificatePath, asked(h, h.storageCertificate))
@@ -180,7 +183,9 @@ func NewHub(cfg HubConfig) *Hub {
 
 // ServeHTTP answers agents.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	if r.URL.Path != wire.SendPath { // a volume is as large as it is
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	}
 	h.mux.ServeHTTP(w, r)
 }
 
@@ -496,6 +501,7 @@ func (h *Hub) stateOf(node *resource.Node) *wire.State {
 				Remove: m.Deleting() && m.Status.Conditions.Is(resource.MachineDrained)})
 		}
 	}
+	state.Sends = h.sends.of(node.UID)
 	c := h.shared()
 	state.Volumes, state.Storage = h.volumesOf(node, c.volumes), h.storageOf(node, c)
 	state.Pools = h.poolsOf(node)

@@ -17,7 +17,7 @@ func inTrash(key string) bool { return resource.OfWorkspace.Parent(key) == "" }
 func (h *Hub) trashOf(node *resource.Node) map[string]*resource.Trash {
 	all := map[string]*resource.Trash{}
 	for _, t := range h.cfg.Trash.List("") {
-		if t.Status.NodeUID == node.UID {
+		if t.Status.NodeUID == node.UID || t.Status.MovingOn(node.UID) {
 			all[t.UID] = t
 		}
 	}
@@ -25,7 +25,7 @@ func (h *Hub) trashOf(node *resource.Node) map[string]*resource.Trash {
 }
 
 // kept is what a node is told of the trash, in an order that stays.
-func kept(trash map[string]*resource.Trash) (volumes []wire.Volume) {
+func kept(node *resource.Node, trash map[string]*resource.Trash) (volumes []wire.Volume) {
 	for _, t := range trash {
 		going := t.Deleting() && t.Status.Phase == resource.Deleting // see volumesOf
 		w := wire.Volume{Key: t.Key(), UID: t.UID, NetworkID: t.Spec.NetworkID, Class: t.Spec.Was.Class,
@@ -33,6 +33,10 @@ func kept(trash map[string]*resource.Trash) (volumes []wire.Volume) {
 		w.Encrypted = t.Spec.Was.Encrypted
 		if t.Spec.Was.Source != nil {
 			w.Source = t.Spec.Was.Source.UID
+		}
+		w.Move = t.Status.Moving.Step()
+		if t.Status.MovingOn(node.UID) {
+			w = otherHost(w, t.Status.Moving)
 		}
 		volumes = append(volumes, w)
 	}
@@ -42,8 +46,13 @@ func kept(trash map[string]*resource.Trash) (volumes []wire.Volume) {
 
 // takeTrash takes down what is news of a volume in the trash.
 func (h *Hub) takeTrash(ctx context.Context, node *resource.Node, rep wire.VolumeReport) error {
-	own := func(t *resource.Trash) bool { return t.UID == rep.UID && t.Status.NodeUID == node.UID }
+	own := func(t *resource.Trash) bool {
+		return t.UID == rep.UID && (t.Status.NodeUID == node.UID || t.Status.MovingOn(node.UID))
+	}
 	return takeDown(ctx, h.cfg.Trash, store.Of[resource.Trash](h.cfg.Store), rep.Key, rep.Removed, own, func(t *resource.Trash) {
+		if lookMoving(&t.Status, node, rep) {
+			return
+		}
 		c := resource.Condition{Type: resource.VolumeKept, Status: resource.False, Reason: "NotKept",
 			Message: cmp.Or(clip(rep.Message, maxText), resource.PutAway)}
 		if rep.Ready {

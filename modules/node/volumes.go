@@ -16,7 +16,7 @@ import (
 func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []wire.Volume) {
 	put := h.trashOf(node)
 	for _, v := range all {
-		shared, here := wire.Volume{}, v.Status.NodeUID == node.UID
+		shared, here := wire.Volume{}, v.Status.NodeUID == node.UID || v.Status.MovingOn(node.UID)
 		if v.Spec.Class == resource.SharedVolume {
 			shared, here = h.sharedAt(node, v)
 		}
@@ -38,8 +38,17 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		if v.Spec.Source != nil {
 			w.Source = v.Spec.Source.UID
 		}
+		m := v.Status.Moving
+		w.Move = m.Step()
+		switch {
+		case v.Status.MovingOn(node.UID):
+			volumes = append(volumes, otherHost(w, m))
+			continue
+		case m != nil && m.Stage == resource.MoveCopying:
+			w.Keep = !w.Remove
+		}
 		for _, m := range h.machinesAt(node, v) {
-			if !w.Remove {
+			if !w.Remove && !w.Keep {
 				w.Attachments = append(w.Attachments, wire.VolumeAttachment{MachineUID: m.UID})
 			}
 		}
@@ -52,7 +61,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 				Encrypted: s.Spec.Encrypted, Remove: s.Deleting() && s.Status.Phase == resource.Deleting})
 		}
 	}
-	return append(volumes, kept(put)...)
+	return append(volumes, kept(node, put)...)
 }
 
 // machinesAt are the machines of a volume's workspace on its host: all see it, so that no pod
@@ -93,8 +102,9 @@ func (h *Hub) keepsVolumes(ctx context.Context, node *resource.Node) error {
 		return nil
 	}
 	some := on[:min(len(on), 5)]
-	return refuse(http.StatusConflict, "%d volumes and snapshots are on node %s, in the trash too, among them %s: their owners "+
-		"have to delete them first; to lose what is in them, give the node up with: mp nodes remove %s --lost",
+	return refuse(http.StatusConflict, "%d volumes and snapshots are on node %s, in the trash too, among them %s: local "+
+		"volumes can be moved (`mp volumes move NAME --to MACHINE`), all else has to be deleted by its owners first; "+
+		"to lose what is in them, give the node up with: mp nodes remove %s --lost",
 		len(on), node.Name, strings.Join(some, ", "), node.Name)
 }
 
@@ -103,7 +113,7 @@ func (h *Hub) has(node *resource.Node, v *resource.Volume) bool {
 	if v.Spec.Class == resource.SharedVolume {
 		return len(h.machinesAt(node, v)) > 0
 	}
-	return v.Status.NodeUID == node.UID
+	return v.Status.NodeUID == node.UID || v.Status.MovingOn(node.UID)
 }
 
 // takeVolume takes down what is news of a volume.
@@ -122,6 +132,9 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 			return
 		}
 		s := &v.Status
+		if lookMoving(s, node, rep) {
+			return
+		}
 		c := resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "NotReady",
 			Message: clip(rep.Message, maxText)}
 		if rep.Ready {

@@ -56,6 +56,9 @@ func PromisedToVolumes(volumes []*Volume) map[PoolAt]int64 {
 		if v.Status.NodeUID != "" {
 			promised[PoolAt{v.Status.NodeUID, v.Status.Pool}] += v.Spec.SizeBytes
 		}
+		if m := v.Status.Moving; m != nil {
+			promised[PoolAt{m.NodeUID, m.Pool}] += v.Spec.SizeBytes
+		}
 		for _, b := range v.AllBricks() {
 			if !b.Removed {
 				promised[PoolAt{b.NodeUID, b.Pool}] += BrickBytes(v.Spec.SizeBytes, b.Arbiter)
@@ -116,10 +119,13 @@ func (n *Node) HasPool() (ok, away bool) {
 
 // IsIn says whether a volume, or a copy of it, is in a pool.
 func (v *Volume) IsIn(at PoolAt) bool {
-	for _, b := range v.Status.Bricks {
+	for _, b := range v.AllBricks() {
 		if !b.Removed && at == (PoolAt{b.NodeUID, b.Pool}) {
 			return true
 		}
+	}
+	if m := v.Status.Moving; m != nil && !m.Removed && at == (PoolAt{m.NodeUID, m.Pool}) {
+		return true
 	}
 	return v.Status.NodeUID != "" && at == (PoolAt{v.Status.NodeUID, v.Status.Pool})
 }

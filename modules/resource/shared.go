@@ -92,14 +92,15 @@ func (v *Volume) MovesFrom(node *Node, nodes []*Node) bool {
 	})
 }
 
-// IsOn says whether a node, by its UID, has the volume or a copy of it.
+// IsOn says whether a node, by its UID, has the volume or a copy of it, or something of it
+// that comes or goes.
 func (v *Volume) IsOn(node string) bool {
 	for _, b := range v.AllBricks() {
 		if b.NodeUID == node && !b.Removed {
 			return true
 		}
 	}
-	return v.Status.NodeUID == node && node != ""
+	return v.Status.NodeUID == node && node != "" || v.Status.MovingOn(node)
 }
 
 // Copies are how many copies of the data there are to be.

@@ -72,6 +72,7 @@ func (v *Volume) ToTrash(ws *Workspace, now time.Time) *Trash {
 	t.UID = v.UID
 	t.Status.State, t.Status.Attachments = State{Phase: Updating, Conditions: v.served()}, nil
 	t.Status.Conditions.Set(Condition{Type: VolumeKept, Status: False, Reason: "NotKept", Message: PutAway})
+	t.Status.Moving = v.Status.remains() // in the trash nothing moves
 	return t
 }
 
@@ -85,6 +86,7 @@ func trashName(v *Volume) string {
 func (t *Trash) Restored(workspace, name string) *Volume {
 	v := &Volume{InWorkspace: NewInWorkspace(workspace, name), Spec: t.Spec.Was, Status: t.Status}
 	v.UID, v.Spec.Claim, v.Spec.Provisioned = t.UID, "", false
+	v.Spec.Place = ""
 	v.Status.State = State{Phase: Creating, Conditions: v.served()}
 	v.Status.Conditions.Set(Condition{Type: VolumePlaced, Status: True, Reason: "Placed"})
 	v.Status.Conditions.Set(Condition{Type: VolumeReady, Status: False, Reason: VolumeRestored, Message: "its host brings it back"})

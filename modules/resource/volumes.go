@@ -33,6 +33,8 @@ type VolumeSpec struct {
 	Source *VolumeSource `json:"source,omitempty" doc:"What it is made from; it can't be changed later"`
 	// Claim is the PersistentVolumeClaim that it was made for or is bound to.
 	Claim string `json:"claim,omitempty" readOnly:"true" doc:"The claim that has it: NAMESPACE/NAME" example:"default/data"`
+	// Place is the host that it was moved to last, as the workspace calls it; "" if it never was.
+	Place string `json:"place,omitempty" readOnly:"true" doc:"The host that it was moved to last"`
 	// Provisioned volumes go when their cluster says so. The mark goes once a person has bound or
 	// unbound one: from then on it is a person who deletes it.
 	Provisioned bool `json:"provisioned,omitempty" readOnly:"true" doc:"It was made for its claim, and goes with it"`
@@ -64,6 +66,8 @@ type VolumeStatus struct {
 	// Leaving are bricks whose places others have taken, on hosts that are being removed: they are kept until those
 	// have all that is in them, and their hosts have then taken them away.
 	Leaving []VolumeBrick `json:"leaving,omitempty" doc:"Copies whose place others have taken, until they are gone"`
+	// Moving is of one on its way to another host, until its former one has nothing of it any more.
+	Moving *VolumeMove `json:"moving,omitempty" doc:"Of a local volume on its way to another host"`
 	// Trash is said once, of a volume that goes there; it is not stored.
 	Trash string `json:"trash,omitempty" doc:"What it is called in the trash"`
 	// Attachments are the machines of the workspace on that host: all of them see it.
@@ -73,6 +77,9 @@ type VolumeStatus struct {
 // HideHosts takes out where it is, which is not for tenants.
 func (s *VolumeStatus) HideHosts() {
 	s.Node, s.NodeUID, s.Pool, s.Leaving = "", "", "", nil
+	if m := s.Moving; m != nil {
+		m.Node, m.NodeUID, m.Pool = "", "", ""
+	}
 	for i := range s.Bricks {
 		b := &s.Bricks[i]
 		b.Node, b.NodeUID, b.Pool = "", "", ""

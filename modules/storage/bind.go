@@ -336,13 +336,18 @@ func persistentVolume(ws *resource.Workspace, v *resource.Volume) *corev1.Persis
 		},
 	}
 	if v.Status.NodeUID != "" {
-		pv.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-			MatchExpressions: []corev1.NodeSelectorRequirement{{
-				Key: PlaceKey, Operator: corev1.NodeSelectorOpIn, Values: []string{wire.Place(ws.UID, v.Status.NodeUID)},
-			}},
-		}}}}
+		pv.Spec.NodeAffinity = affinityOf(wire.Place(ws.UID, v.Status.Home()))
 	}
 	return pv
+}
+
+// affinityOf has pods run where machines have that place.
+func affinityOf(place string) *corev1.VolumeNodeAffinity {
+	return &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+		MatchExpressions: []corev1.NodeSelectorRequirement{{
+			Key: PlaceKey, Operator: corev1.NodeSelectorOpIn, Values: []string{place},
+		}},
+	}}}}
 }
 
 // isOf says whether a PersistentVolume, which a tenant may have made, is a volume's.

@@ -228,6 +228,15 @@ func TestClaims(t *testing.T) {
 		terms[0].MatchExpressions[0].Key != PlaceKey || terms[0].MatchExpressions[0].Values[0] != wire.Place("uid-shop", "uid-host1") {
 		t.Errorf("the PersistentVolume: %+v", got.Spec)
 	}
+	// On its way to another host pods wait for it there; its claim keeps it.
+	for _, place := range []string{wire.Place("uid-shop", "uid-host2"), wire.Place("uid-shop", "uid-host1")} {
+		must(moveAffinity(ctx, client.CoreV1().PersistentVolumes(), db, place))
+		if at := pv("db").Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Values[0]; at != place {
+			t.Errorf("its PersistentVolume names %s, want %s", at, place)
+		}
+	}
+	bound("files")
+	must(claims.Unused(ctx, ws, db))
 	list, err := claims.List(ctx, ws, dev, "default")
 	must(err)
 	if len(list) != 1 || list[0].Name != "files" || list[0].Volume != "db" || list[0].Phase != "Bound" || list[0].SizeBytes != 1<<30 || list[0].Class != "local" {
@@ -244,6 +253,7 @@ func TestClaims(t *testing.T) {
 		return err // its service account takes a moment
 	})
 	refused(claims.Release(ctx, ws, dev, db), "in use by pod writer in namespace default")
+	refused(claims.Unused(ctx, ws, db), "in use by pod writer in namespace default")
 	if c := pvc("default", "files"); c == nil || c.DeletionTimestamp != nil {
 		t.Errorf("refused, and the claim is %+v", c)
 	}

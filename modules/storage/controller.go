@@ -155,7 +155,7 @@ func (c *Controller) followNodes(ctx context.Context) {
 func placed(v *resource.Volume) bool { return v.Status.Node != "" || len(v.Status.Bricks) > 0 }
 
 func on(v *resource.Volume, node string) bool {
-	return v.Status.Node == node ||
+	return v.Status.Node == node || v.Status.Moving != nil && v.Status.Moving.Node == node ||
 		slices.ContainsFunc(v.AllBricks(), func(b resource.VolumeBrick) bool { return b.Node == node })
 }
 
@@ -184,8 +184,13 @@ func (c *Controller) reconcile(ctx context.Context, key string) (again time.Dura
 	if err != nil {
 		return 0, err
 	}
+	if v.Status.Moving != nil {
+		return 0, c.move(ctx, v, host)
+	}
 	return 0, store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
-		settle(now, host)
+		if now.Status.Moving == nil {
+			settle(now, host)
+		}
 	})
 }
 
@@ -240,6 +245,9 @@ type stored interface {
 func end[T stored](
 	ctx context.Context, c *Controller, kind store.Kind[T], v T, workspace string,
 ) (again time.Duration, err error) {
+	if over, err := endMove(ctx, c, kind, v); !over || err != nil {
+		return 0, err
+	}
 	var host *resource.Node
 	s := v.Stored()
 	if s.Node != "" {
@@ -390,6 +398,9 @@ func (c *Controller) alone(ctx context.Context) (done func(), err error) {
 func (c *Controller) roomToGrow(ctx context.Context, v *resource.Volume, more int64) error {
 	if !placed(v) {
 		return nil
+	}
+	if v.Status.Moving != nil {
+		return refuse(codes.ResourceExhausted, "it is on its way to another host: try it again when it is there")
 	}
 	// What is made from it was promised as much as it has now.
 	what, err := c.neededFor(ctx, v.WorkspaceKey(), v.UID)

@@ -26,6 +26,8 @@ func (c *Controller) volumeOrigin(ctx context.Context, workspace, name, uid stri
 	v, err := volumes.Get(ctx, workspace+"/"+name)
 	if err == nil && v.Spec.Class != resource.LocalVolume {
 		err = &shortError{fmt.Sprintf("copies are made of volumes of class %s, and %s is %s", resource.LocalVolume, name, v.Spec.Class)}
+	} else if err == nil && v.Status.Moving != nil {
+		err = &shortError{name + " is on its way to another host"}
 	} else if err == nil {
 		err = cmp.Or(checkOrigin(name, uid, v.UID, v.Made(), v.Deleting()),
 			checkSize(name, size, max(v.Spec.SizeBytes, v.Status.SizeBytes)))
@@ -36,6 +38,9 @@ func (c *Controller) volumeOrigin(ctx context.Context, workspace, name, uid stri
 		return origin{}, err
 	}
 	still := volumes.ModifyOp(v.Key(), func(now *resource.Volume) error {
+		if now.Status.Moving != nil {
+			return &shortError{name + " is on its way to another host"}
+		}
 		return stillThere(checkOrigin(name, uid, now.UID, true, now.Deleting()))
 	})
 	return origin{v.Status.Node, v.Status.NodeUID, v.Status.Pool, v.Status.FirstUID, still}, nil

@@ -410,7 +410,7 @@ func (e *endpoint) volume(v *resource.Volume) *csi.Volume {
 			Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: from.UID}}}
 	}
 	if v.Status.NodeUID != "" { // a shared one can be had everywhere
-		out.AccessibleTopology = []*csi.Topology{{Segments: map[string]string{PlaceKey: wire.Place(e.uid, v.Status.NodeUID)}}}
+		out.AccessibleTopology = []*csi.Topology{{Segments: map[string]string{PlaceKey: wire.Place(e.uid, v.Status.Home())}}}
 	}
 	return out
 }

@@ -33,6 +33,11 @@ func (c *Controller) reconcileTrash(ctx context.Context, key string) (again time
 	case t.Deleting():
 		return end(ctx, c, trash, t, t.Was().WorkspaceKey())
 	}
+	if t.Status.Moving != nil {
+		if _, err := endMove(ctx, c, trash, t); err != nil {
+			return 0, err
+		}
+	}
 	left := time.Until(t.Spec.Until)
 	if left <= 0 {
 		_, err := trash.Modify(ctx, key, func(now *resource.Trash) error {

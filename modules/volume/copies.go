@@ -34,6 +34,9 @@ type copying struct {
 	copied, of      atomic.Int64 // bytes
 }
 
+// tell is told how far it is.
+func (c *copying) tell(done, of int64) { c.copied.Store(done); c.of.Store(of) }
+
 // snapshot makes a copy of a volume that nobody mounts, or finds it there.
 func (h *Host) snapshot(ctx context.Context, v wire.Volume) error {
 	p := h.place(v.UID)
@@ -102,24 +105,33 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 		case !errors.Is(err, diskimage.ErrNoReflink):
 			return err
 		}
-		if c = h.beginCopy(v, from, to); c == nil {
-			return saidf("it waits for other copies that its host makes")
-		}
+		c = h.beginCopy(v, func(ctx context.Context, c *copying) error {
+			return from.Copy(ctx, to, c.tell)
+		})
+	}
+	err := h.await(ctx, v, c, "it is being copied")
+	if errors.Is(err, diskimage.ErrTooMuch) {
+		return h.said(fmt.Sprintf("files on the disk with volumes of its host can't share blocks, as on XFS they can, and there "+
+			"volumes with up to %s in them can be copied while machines have them", resource.Bytes.Text(diskimage.MaxLiveCopy)), err)
+	}
+	return err
+}
+
+// await waits a moment for a copy's end; nil is none that could be begun. The error says how far it is.
+func (h *Host) await(ctx context.Context, v wire.Volume, c *copying, what string) error {
+	if c == nil {
+		return saidf("it waits for other copies that its host makes")
 	}
 	select {
 	case <-c.done:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-time.After(copyPatience):
-		return saidf("it is being copied: %s of %s", resource.Bytes.Text(c.copied.Load()), resource.Bytes.Text(c.of.Load()))
+		return saidf("%s: %s of %s", what, resource.Bytes.Text(c.copied.Load()), resource.Bytes.Text(c.of.Load()))
 	}
 	h.mu.Lock()
 	delete(h.copies, v.UID)
 	h.mu.Unlock()
-	if errors.Is(c.err, diskimage.ErrTooMuch) {
-		return h.said(fmt.Sprintf("files on the disk with volumes of its host can't share blocks, as on XFS they can, and there "+
-			"volumes with up to %s in them can be copied while machines have them", resource.Bytes.Text(diskimage.MaxLiveCopy)), c.err)
-	}
 	return c.err
 }
 
@@ -130,8 +142,8 @@ func (h *Host) Shares(uid string) bool {
 	return err == nil && rec.Source != "" && h.canReflink(h.poolOf(uid))
 }
 
-// beginCopy has a copy made, or returns nil while there are too many.
-func (h *Host) beginCopy(v wire.Volume, from diskimage.Image, to string) *copying {
+// beginCopy has a copy made by do, or returns nil while there are too many.
+func (h *Host) beginCopy(v wire.Volume, do func(ctx context.Context, c *copying) error) *copying {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -154,7 +166,7 @@ func (h *Host) beginCopy(v wire.Volume, from diskimage.Image, to string) *copyin
 	go func() {
 		defer close(c.done)
 		defer end()
-		c.err = from.Copy(ctx, to, func(done, of int64) { c.copied.Store(done); c.of.Store(of) })
+		c.err = do(ctx, c)
 	}()
 	return c
 }

@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -48,6 +49,8 @@ type Config struct {
 	// HostUser is the host's user that root in machines is, of whom the server says that it
 	// is first: 0, where the host can't do better.
 	HostUser func(first uint32) (uint32, error)
+	// Fetch asks the host that has a volume for it, from an offset on: what that one's Send writes.
+	Fetch func(ctx context.Context, v wire.Volume, from int64) (io.ReadCloser, error)
 	// MachineUser is the host's user that root in this machine is; 0: the host's own root.
 	MachineUser func(machine string) (uint32, error)
 	Log         *slog.Logger
@@ -212,6 +215,9 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 	}
 	if v.Snapshot {
 		return h.snapshot(ctx, v)
+	}
+	if v.Incoming {
+		return h.receive(ctx, v)
 	}
 	if err := h.thaw(v.UID); err != nil {
 		return err

@@ -29,6 +29,10 @@ type Pool struct {
 // StorageDriver is among the Drivers in the reports of hosts that can have shared volumes.
 const StorageDriver = resource.StorageDriver
 
+// MoveDriver is among the Drivers in the reports of hosts whose volumes can move: an agent that knows no
+// Volume.Incoming would make an empty one.
+const MoveDriver = "move"
+
 // Storage is a host's part in shared volumes. A host has one as long as it has a brick, and then
 // until the cluster has forgotten it (Report.StorageMembers): one that the others take for theirs
 // and that knows nothing of them could not come back.

@@ -101,6 +101,8 @@ type State struct {
 	Pools []Pool `json:"pools,omitempty"`
 	// Storage is its part in shared volumes, nil for none.
 	Storage *Storage `json:"storage,omitempty"`
+	// Sends are what others wait for that this node has.
+	Sends []Send `json:"sends,omitempty"`
 	// Registry is host:port of the platform's registry, where nodes pull for
 	// their machines.
 	Registry string `json:"registry"`
@@ -234,7 +236,12 @@ type Volume struct {
 	Encrypted bool `json:"encrypted,omitempty"`
 	// Attachments are the machines on this host that shall see it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty"`
-	// Keep says: it is in the trash. No machine sees it, and what is in it stays.
+	// Incoming says: it comes from another host, by wire.FetchPath, and nothing of it is mounted yet.
+	Incoming bool `json:"incoming,omitempty"`
+	// Move is which step of which move this is of, "" while it stays where it is: what a host has
+	// said of an earlier step tells nothing of this one.
+	Move string `json:"move,omitempty"`
+	// Keep says: it is in the trash, or on its way to another host. No machine sees it, and what is in it stays.
 	Keep bool `json:"keep,omitempty"`
 	// Remove says: destroy what is in it, and report Removed.
 	Remove bool `json:"remove,omitempty"`
@@ -369,9 +376,10 @@ type MachineReport struct {
 type VolumeReport struct {
 	Key       string `json:"key"`
 	UID       string `json:"uid"`
-	NetworkID string `json:"-"`     // "" if that could not be found out
-	Ready     bool   `json:"ready"` // it is there, with SizeBytes
-	Fallen    bool   `json:"-"`     // it isn't mounted, or its file system has stopped
+	NetworkID string `json:"-"`              // "" if that could not be found out
+	Ready     bool   `json:"ready"`          // it is there, with SizeBytes
+	Move      string `json:"move,omitempty"` // the Volume\'s of which all this is said
+	Fallen    bool   `json:"-"`              // it isn't mounted, or its file system has stopped
 	SizeBytes int64  `json:"sizeBytes,omitempty"`
 	UsedBytes int64  `json:"usedBytes,omitempty"`
 	// Attached are the UIDs of machines that have it; Failed says of others why not.

@@ -114,7 +114,7 @@ func Start(t testing.TB) *rest.Config {
 		"apiserver": []string{"--bind-address=127.0.0.1", "--secure-port=6443", "--advertise-address=127.0.0.1",
 			"--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.43.0.0/16",
 			"--tls-cert-file=" + in("apiserver.crt"), "--tls-private-key-file=" + in("apiserver.key"),
-			"--client-ca-file=" + in("ca.crt"), "--authorization-mode=Node,RBAC",
+			"--client-ca-file=" + in("ca.crt"), "--authorization-mode=Node,RBAC", "--feature-gates=MutablePVNodeAffinity=true",
 			"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 			"--service-account-key-file=" + in("sa.key"), "--service-account-signing-key-file=" + in("sa.key"),
 			"--etcd-servers=unix://" + in("kine")},

@@ -172,6 +172,7 @@ func Table() []Rule {
 			// What becomes of claims is done as the user, and the cluster decides.
 			{"volumes.bind", InOrganization, members, HTTP},
 			{"volumes.unbind", InOrganization, members, HTTP},
+			{"volumes.move", InOrganization, members, HTTP},
 			{"trash.list", InOrganization, members, HTTP},
 			{"trash.get", InOrganization, members, HTTP},
 			{"trash.delete", InOrganization, members, HTTP},

@@ -34,6 +34,7 @@ func TestStorage(t *testing.T) {
 		{"life", d.life},
 		{"people", d.people},
 		{"snapshots", d.snapshots},
+		{"moves", d.moves},
 		{"shared", d.shared},
 		{"shared trash", d.sharedTrash},
 		{"refused", d.refused},

@@ -1,0 +1,120 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// TestMove: a volume that one host has put away comes to another, is there what it was, and is then taken away
+// from the first.
+func TestMove(t *testing.T) {
+	a, b := newRig(t), newRig(t)
+	a.ensure(320 * mib)
+	a.write("file", "text")
+	v := testVolume(320 * mib)
+	v.Made = true
+	asked := 0
+	b.cfg.Fetch = func(ctx context.Context, v wire.Volume, from int64) (io.ReadCloser, error) {
+		asked++
+		read, write := io.Pipe()
+		go func() { _ = write.CloseWithError(a.Send(ctx, v.UID, from, write)) }()
+		return read, nil
+	}
+	coming := v
+	coming.Made, coming.Incoming = false, true
+	b.waits(coming, "was cut off") // it is mounted still
+	if seen := b.seen(); seen.Ready || seen.SizeBytes != 0 {
+		t.Errorf("before anything came it is seen as %+v", seen)
+	}
+	a.must(a.Keep(t.Context(), v))
+	for {
+		err := b.Ensure(t.Context(), coming)
+		if err == nil {
+			break
+		}
+		if !strings.Contains(err.Error(), "it is copied") {
+			t.Fatal(err)
+		}
+	}
+	n := asked
+	b.must(b.Ensure(t.Context(), coming)) // it stays
+	if seen := b.seen(); asked != n || !seen.Fallen || seen.SizeBytes != 320*mib {
+		t.Errorf("asked %d times more; it is seen as %+v", asked-n, seen)
+	}
+	b.must(b.Ensure(t.Context(), v))
+	b.reads("file", "text")
+	if seen := b.seen(); !seen.Ready || seen.Fallen {
+		t.Errorf("there it is seen as %+v", seen)
+	}
+	b.machine("m1")
+	b.must(b.Attach(testUID, "m1"))
+	a.must(a.Remove(t.Context(), wire.Volume{UID: testUID}))
+	if left, _ := os.ReadDir(a.cfg.Dir); len(left) > 0 {
+		t.Errorf("left on the first host: %v", left)
+	}
+	b.must(b.Detach(testUID, "m1"))
+	b.must(b.Remove(t.Context(), wire.Volume{UID: testUID}))
+}
+
+// TestMoveGivenUp: nothing is left of what came, and what it was stays.
+func TestMoveGivenUp(t *testing.T) {
+	a, b := newRig(t), newRig(t)
+	a.ensure(320 * mib)
+	v := testVolume(320 * mib)
+	v.Made = true
+	a.must(a.Keep(t.Context(), v))
+	b.cfg.Fetch = func(ctx context.Context, v wire.Volume, from int64) (io.ReadCloser, error) {
+		read, write := io.Pipe()
+		go func() {
+			err := a.Send(ctx, v.UID, from, &cutWriter{write, mib + 5000})
+			_ = write.CloseWithError(err)
+		}()
+		return read, nil
+	}
+	coming := v
+	coming.Made, coming.Incoming = false, true
+	b.waits(coming, "was cut off")
+	b.waits(coming, "was cut off")
+	b.must(b.Remove(t.Context(), wire.Volume{UID: testUID}))
+	if left, _ := os.ReadDir(b.cfg.Dir); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	a.must(a.Ensure(t.Context(), v))
+	if seen := a.seen(); !seen.Ready {
+		t.Errorf("it is seen as %+v", seen)
+	}
+}
+
+// waits has a volume come, which fails for a reason.
+func (r *rig) waits(v wire.Volume, why string) {
+	r.t.Helper()
+	for {
+		err := r.Ensure(r.t.Context(), v)
+		if err != nil && strings.Contains(err.Error(), "it is copied") {
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), why) || strings.Contains(err.Error(), r.cfg.Dir) {
+			r.t.Fatalf("%v, want %q", err, why)
+		}
+		return
+	}
+}
+
+type cutWriter struct {
+	io.Writer
+	left int
+}
+
+func (c *cutWriter) Write(p []byte) (int, error) {
+	if len(p) > c.left {
+		return 0, errors.New("cut off here")
+	}
+	c.left -= len(p)
+	return c.Writer.Write(p)
+}
