@@ -135,6 +135,10 @@ func TestAnAddressIsShownAndMoves(t *testing.T) {
 	for _, name := range []string{"n1", "n2"} {
 		hosts[name] = p.join(t, name)
 		report(name)
+		wait.True(t, wait.Patience, "the cache knows where it is", func() bool {
+			c, ok := p.cfg.Nodes.Get(name)
+			return ok && c.Status.Address.IsValid()
+		})
 	}
 	if got := report("n1", virtual).Show; !slices.Equal(got, []netip.Addr{virtual}) {
 		t.Fatalf("it shall show %v", got)
