@@ -15,6 +15,7 @@ import (
 	"github.com/multipaas/multipaas/modules/identity"
 	"github.com/multipaas/multipaas/modules/network"
 	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/storage"
 )
 
 // Every healthEvery it is looked whether the machine is well; `multipaas status`
@@ -76,11 +77,11 @@ func (b *base) checkDisk(context.Context) {
 // addHealth adds who looks whether the server is well.
 func (s *server) addHealth(
 	d *database, users part[*identity.Identity], planes part[*planes], nodes cacheOf[*resource.Node], claims cacheOf[*resource.VNI],
-	trash cacheOf[*resource.Trash],
+	trash cacheOf[*resource.Trash], volumes part[*storage.Controller],
 ) {
 	n := &needs{}
 	add(s.graph, "health", n, s.watchHealth(s.checkDisk, s.checkDatabase(d), s.checkNodes(nodes.of(n), claims.of(n), trash.of(n)),
-		planes.value.check, s.checkFirstAdmin(users.of(n))))
+		planes.value.check, s.checkFirstAdmin(users.of(n)), s.checkVolumeKeys(volumes.of(n))))
 }
 
 // addWatches adds who knows this host's other addresses, who looks whether another host

@@ -1,6 +1,10 @@
 package appliance
 
 import (
+	"context"
+	"errors"
+
+	"github.com/multipaas/multipaas/appliance/seal"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/storage"
 	"github.com/multipaas/multipaas/modules/store"
@@ -32,6 +36,21 @@ func (s *server) addStorage(
 		Workspaces: workspaces.of(n),
 		Registerer: s.metrics,
 	}))
+}
+
+// checkVolumeKeys looks once whether the server has the file that the keys of encrypted volumes were sealed
+// with: it is read at the start.
+func (s *server) checkVolumeKeys(c *storage.Controller) func(context.Context) {
+	looked := false
+	return func(ctx context.Context) {
+		if looked {
+			return
+		}
+		err := c.CheckKeys(ctx)
+		if looked = err == nil || errors.Is(err, seal.ErrOtherKey); looked {
+			s.problems.Update(storage.OtherSeal, "", err)
+		}
+	}
 }
 
 // addFollower adds who tells clusters where volumes are that move.

@@ -5,6 +5,7 @@
 package seal
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
@@ -73,9 +74,12 @@ func (k *Key) Seal(secret []byte, what string) []byte {
 	return k.aead.Seal(append([]byte(nil), k.id...), nil, secret, []byte(what))
 }
 
+// Made says whether this key has sealed it.
+func (k *Key) Made(sealed []byte) bool { return bytes.HasPrefix(sealed, k.id) }
+
 // Open is the contrary of Seal. ErrOtherKey: another key has sealed it.
 func (k *Key) Open(sealed []byte, what string) ([]byte, error) {
-	if len(sealed) < idBytes || string(sealed[:idBytes]) != string(k.id) {
+	if !k.Made(sealed) {
 		return nil, ErrOtherKey
 	}
 	return k.aead.Open(nil, nil, sealed[idBytes:], []byte(what))

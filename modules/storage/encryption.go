@@ -9,6 +9,8 @@ import (
 	"path"
 	"slices"
 
+	"github.com/multipaas/multipaas/appliance/problem"
+	"github.com/multipaas/multipaas/appliance/seal"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -84,4 +86,33 @@ func (c *Controller) CheckEncryption(v *resource.Volume) error {
 		return &access.Refusal{Reason: access.ErrExists, Text: "It can't be made: " + noEncryption + "."}
 	}
 	return nil
+}
+
+// OtherSeal is raised while CheckKeys says so.
+var OtherSeal = problem.Problem{
+	Code:     "volume-keys-sealed",
+	Title:    "Encrypted volumes can't be read: this server has another file than their keys were sealed with",
+	Severity: problem.High,
+	Text: "Volumes that are mounted go on until their hosts start anew. What is made from now on is sealed with " +
+		"the file that is there, and can't be read once the former is back.",
+	Remedy: "Put the former file pki/volumes.key back into the data directory, and restart the server; " +
+		"without it what these volumes hold is lost, and they can be deleted.",
+}
+
+// CheckKeys returns an error if there are keys of volumes that can't be opened here. It reads all.
+func (c *Controller) CheckKeys(ctx context.Context) error {
+	keys, _, err := store.Of[resource.VolumeKey](c.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return fmt.Errorf("look at the keys of encrypted volumes: %w", err)
+	}
+	other := 0
+	for _, k := range keys {
+		if !c.cfg.Seal.Made(k.Sealed) {
+			other++
+		}
+	}
+	if other == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d of %d keys: %w", other, len(keys), seal.ErrOtherKey)
 }

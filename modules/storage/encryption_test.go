@@ -96,6 +96,16 @@ func TestEncryption(t *testing.T) {
 	if own == nil {
 		t.Fatal("it has no key")
 	}
+	other := &Controller{cfg: w.cfg}
+	if other.cfg.Seal, err = seal.New(bytes.Repeat([]byte{1}, 32)); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.CheckKeys(ctx); !errors.Is(err, seal.ErrOtherKey) {
+		t.Errorf("with another file: %v", err)
+	}
+	if err := w.CheckKeys(ctx); err != nil {
+		t.Error(err)
+	}
 	s := &resource.Snapshot{InWorkspace: resource.NewInWorkspace("acme/web/shop", "before"),
 		Spec: resource.SnapshotSpec{Volume: v.Name, VolumeUID: v.UID, SizeBytes: gib, Encrypted: true}}
 	if err := w.Snapshot(ctx, s, func(more ...store.Op) error { return w.db.Commit(ctx, append(more, snapshots.CreateOp(s))...) }); err != nil {
