@@ -28,8 +28,8 @@ type pool struct {
 	// askPresent is apart, for it is asked often.
 	askPresent asker[struct{}]
 
-	mu      sync.Mutex
-	reflink *bool // nil: it was not found out yet
+	mu      sync.Mutex // nothing that asks a disk is done with it
+	reflink *bool      // nil: it was not found out yet
 	// What EnsurePool has found last.
 	device  disk.Device
 	note    string
@@ -237,22 +237,25 @@ func (h *Host) answers(p *pool) error {
 	return err
 }
 
-// canReflink says whether files in a pool can share blocks. It is found out once.
+// canReflink says whether files in a pool can share blocks. It is found out once, and may take as long as the disk does: who
+// waits for p.mu doesn't.
 func (h *Host) canReflink(p *pool) bool {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.reflink == nil {
-		err := tryReflink(p.dir)
-		for _, e := range []error{unix.EOPNOTSUPP, unix.ENOTTY, unix.EINVAL, unix.EXDEV, unix.EISDIR, unix.ENOENT} {
-			if err == nil || errors.Is(err, e) {
-				p.reflink = new(err == nil)
-			}
-		}
-		if p.reflink == nil { // that passes
-			return false
+	known := p.reflink
+	p.mu.Unlock()
+	if known != nil {
+		return *known
+	}
+	err := tryReflink(p.dir)
+	for _, e := range []error{unix.EOPNOTSUPP, unix.ENOTTY, unix.EINVAL, unix.EXDEV, unix.EISDIR, unix.ENOENT} {
+		if err == nil || errors.Is(err, e) {
+			p.mu.Lock()
+			p.reflink = new(err == nil)
+			p.mu.Unlock()
+			break
 		}
 	}
-	return *p.reflink
+	return err == nil // any other error passes
 }
 
 // tryReflink has two files without names share a block.

@@ -136,11 +136,11 @@ func (h *Host) Pools(wanted []wire.Pool) (all []resource.Pool) {
 	for _, l := range h.look() {
 		l.pool.mu.Lock()
 		p := resource.Pool{Name: l.name, UID: l.uid, Path: l.dir, Device: l.device.Name, Serial: l.device.Serial, Note: l.note}
-		if l.want.Device != "" {
-			p.Health = l.device.Health()
-		}
-		problem := l.problem
+		isDisk, device, problem := l.want.Device != "", l.device, l.problem
 		l.pool.mu.Unlock()
+		if isDisk {
+			p.Health = device.Health()
+		}
 		if l.pool != h.own && l.err == nil {
 			l.err = problem
 		}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,6 +62,45 @@ func plug(t *testing.T, file string) plugged {
 	}
 }
 
+// hangs has the disk of a pool hang while it is asked whether its files can share blocks: nobody else is kept waiting.
+func (r *rig) hangs(at string) {
+	r.t.Helper()
+	const freeze, thaw = 0xc004_5877, 0xc004_5878 // FIFREEZE and FITHAW of linux/fs.h
+	p := r.all()[1]
+	p.reflink = nil
+	disk, err := os.Open(at)
+	r.must(err)
+	defer disk.Close()
+	r.must(unix.IoctlSetInt(int(disk.Fd()), freeze, 0))
+	answer := p.asking.begin(func() (room, error) { return r.roomIn(p) })
+	for waits := false; !waits; { // a thread that waits for a disk is in state D
+		stats, err := filepath.Glob("/proc/self/task/*/stat")
+		r.must(err)
+		for _, file := range stats {
+			stat, _ := os.ReadFile(file)
+			waits = waits || strings.Contains(string(stat), ") D ")
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		r.know(p.want)
+		r.isLost(poolUID)
+		r.all()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		r.t.Error("a disk that hangs holds up who asks nothing of it")
+	}
+	r.must(unix.IoctlSetInt(int(disk.Fd()), thaw, 0))
+	<-answer.done
+	<-done
+	if !answer.value.reflink {
+		r.t.Errorf("it says %+v, %v", answer.value, answer.err)
+	}
+}
+
 // TestPools: a disk becomes a pool only if it holds nothing, or its serial number is typed; it is found again under another name,
 // and while it is away nothing takes its place.
 func TestPools(t *testing.T) {
@@ -100,6 +140,7 @@ func TestPools(t *testing.T) {
 	if now := r.Pools([]wire.Pool{want})[1]; now.Message != "" || !now.Made || !now.Reflink || now.Device != d.name || now.CapacityBytes != 1<<30 {
 		t.Errorf("it is told of %+v", now)
 	}
+	r.hangs(at)
 	r.must(r.Ensure(t.Context(), v))
 	r.must(os.WriteFile(filepath.Join(at, testUID, "mount", "file"), []byte("kept"), 0o600))
 	copied := testSnapshot

@@ -73,7 +73,7 @@ type Host struct {
 	marking sync.Mutex // of the host's own pool
 	own     *pool
 
-	knowing sync.Mutex
+	knowing sync.Mutex       // as pool.mu
 	pools   map[string]*pool // the others, by UID
 	where   map[string]*pool // what was asked for by volumes' UIDs; all else is in the host's own
 
