@@ -21,7 +21,7 @@ func syscalls(b *specs.Spec, mapped bool) (*specs.LinuxSeccomp, error) {
 	refused := []string{
 		// Below, by what they are asked for; socketcall is the same behind a pointer, for
 		// old programs of 32 bits.
-		"socket", "socketcall", "keyctl",
+		"socket", "socketcall", "keyctl", "ioctl",
 		// Where kernels have been broken into.
 		"perf_event_open", "io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd",
 		"fanotify_init", "fanotify_mark", "lookup_dcookie", "quotactl", "quotactl_fd", "syslog", "open_by_handle_at",
@@ -44,6 +44,17 @@ func syscalls(b *specs.Spec, mapped bool) (*specs.LinuxSeccomp, error) {
 	allow("socket", unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK, unix.AF_PACKET)
 	// runc gives each container a keyring of its own.
 	allow("keyctl", unix.KEYCTL_GET_KEYRING_ID, unix.KEYCTL_JOIN_SESSION_KEYRING, unix.KEYCTL_SETPERM, unix.KEYCTL_DESCRIBE)
+	// All but NS_MNT_GET_INFO, _NEXT and _PREV (0xb70a to 0xb70c of linux/nsfs.h) and their neighbours: by them root
+	// walks to all mounts that his user namespace owns, a shared volume's client's among them (embed/gluster), whose
+	// process has the host's key for shared volumes. Linux before e6b899f08066 lets him. There is no "unless": each
+	// rule allows what differs in one bit.
+	const neighbours, mask = 0xb708, 0xff08
+	for bit := uint64(1); bit <= mask; bit <<= 1 {
+		if mask&bit != 0 {
+			filter.Syscalls = append(filter.Syscalls, specs.LinuxSyscall{Names: []string{"ioctl"}, Action: specs.ActAllow,
+				Args: []specs.LinuxSeccompArg{{Index: 1, Value: bit, ValueTwo: ^uint64(neighbours) & bit, Op: specs.OpMaskedEqual}}})
+		}
+	}
 	// runc, for pods.
 	filter.Syscalls = append(filter.Syscalls, specs.LinuxSyscall{Names: []string{"pivot_root"}, Action: specs.ActAllow})
 	return filter, nil
