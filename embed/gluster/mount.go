@@ -85,6 +85,7 @@ func (h *Host) Mount(ctx context.Context, m Mount, users *Users, servers []netip
 }
 
 func (h *Host) mount(ctx context.Context, m Mount, users *Users, servers []netip.Addr) error {
+	h.client(m).boundLog()
 	now, err := h.find(ctx, m)
 	if err == nil {
 		var same bool
@@ -255,7 +256,6 @@ func (h *Host) look(ctx context.Context, m Mount, now *found) error {
 		h.mu.Lock()
 		now.answered = time.Now()
 		h.mu.Unlock()
-		h.client(m).boundLog()
 	case !now.alive():
 		return ErrNotMounted
 	}
