@@ -163,7 +163,7 @@ func (h *Hub) leadOf(volumes []served) *resource.Node {
 		}
 		return nodes[order[0]]
 	}
-	members = slices.DeleteFunc(members, func(n *resource.Node) bool { return n.Status.Phase == resource.Degraded })
+	members = slices.DeleteFunc(members, (*resource.Node).Silent)
 	if len(members) == 0 {
 		return nil
 	}

@@ -134,7 +134,7 @@ func NewHub(cfg HubConfig) *Hub {
 	cfg.Nodes.OnChangeOf(func(n *resource.Node) any {
 		// The last two count for who leads the hosts with shared volumes.
 		return []any{n.Status.Address, n.Status.Addresses, n.Gone(), wantedPools(n), n.Status.StorageMember,
-			n.Status.Phase == resource.Degraded}
+			n.Silent()}
 	}, h.nodeChanged)
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })

@@ -68,21 +68,32 @@ func (m *Monitor) look(ctx context.Context, n *resource.Node, began time.Time) e
 			return err
 		}
 	}
-	if n.Deleting() {
-		return m.remove(ctx, n)
-	}
 	last := n.Status.HeartbeatAt
 	if last.Before(began) {
 		last = began
 	}
-	if n.Status.Phase != resource.Ready || m.now().Sub(last) < wire.SilentAfter {
-		return nil
+	silent := func(n *resource.Node, last time.Time) bool {
+		return (n.Status.Phase == resource.Ready || n.Deleting()) && !n.Silent() && m.now().Sub(last) >= wire.SilentAfter
 	}
+	var err error
+	if silent(n, last) {
+		err = m.silence(ctx, n, silent)
+	}
+	if n.Deleting() {
+		err = errors.Join(err, m.remove(ctx, n))
+	}
+	return err
+}
+
+// silence takes down that nothing is heard from a node. One that is removed has a part in shared volumes until it is gone.
+func (m *Monitor) silence(ctx context.Context, n *resource.Node, still func(n *resource.Node, last time.Time) bool) error {
 	_, err := store.Of[resource.Node](m.Store).Modify(ctx, n.Name, func(n *resource.Node) error {
-		if n.Status.Phase != resource.Ready || m.now().Sub(n.Status.HeartbeatAt) < wire.SilentAfter {
+		if !still(n, n.Status.HeartbeatAt) {
 			return store.ErrSkip
 		}
-		n.Status.Phase = resource.Degraded
+		if !n.Deleting() {
+			n.Status.Phase = resource.Degraded
+		}
 		n.Status.Conditions.Set(resource.Condition{Type: resource.NodeReporting, Status: resource.False, Reason: "Silent",
 			Message: fmt.Sprintf("no report since %s: check the host, its network and its multipaas service",
 				n.Status.HeartbeatAt.Format(time.RFC3339))})

@@ -72,7 +72,7 @@ func (h *Hub) takeReport(w http.ResponseWriter, r *http.Request, node *resource.
 // report takes down a report that came from this address. One without news costs
 // a write of the node every ReportEvery, and wakes nobody.
 func (h *Hub) report(ctx context.Context, node *resource.Node, rep wire.Report, source netip.Addr) (wire.ReportAnswer, error) {
-	answer := wire.ReportAnswer{Anew: node.Status.Phase == resource.Degraded}
+	answer := wire.ReportAnswer{Anew: node.Silent()}
 	look := func(n *resource.Node) { answer.Show = h.note(n, rep, source) }
 	if left := without(node.Status.Addresses, append(rep.Addresses, node.Spec.Addresses...)); left != nil &&
 		!h.pace(node.Name).addresses.TryAccept() {
@@ -213,8 +213,10 @@ func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) (show [
 	if reason, trouble := noteCapacity(n, rep.Capacity); trouble != "" {
 		no(resource.NodeCapacityConfirmed, reason, trouble)
 	}
-	if trouble := h.shared().moving(n); trouble != "" && n.Deleting() {
-		no(resource.NodeCopiesMoved, "Moving", trouble)
+	if n.Deleting() {
+		if trouble := h.shared().moving(n); trouble != "" {
+			no(resource.NodeCopiesMoved, "Moving", trouble)
+		}
 	}
 	switch {
 	case n.Deleting():

@@ -42,6 +42,12 @@ type NodeSpec struct {
 	Pools []NodePool `json:"pools,omitempty" doc:"Where the host shall have volumes, besides its own folder"`
 }
 
+// Silent says whether nothing is heard from it, be it removed or not.
+func (n *Node) Silent() bool {
+	c := n.Status.Conditions.Get(NodeReporting)
+	return n.Status.Phase == Degraded || c != nil && c.Status == False
+}
+
 // Gone says that the host was given up: nothing that it has or says counts any more,
 // though its machines are still being taken out of the books.
 func (n *Node) Gone() bool { return n.Deleting() && n.Spec.Lost }

@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"slices"
 	"time"
 )
 
@@ -71,6 +72,10 @@ func (v *Volume) ToTrash(ws *Workspace, now time.Time) *Trash {
 			Was: v.Spec, Until: now.Add(TrashLife).UTC().Truncate(time.Second)}}
 	t.UID = v.UID
 	t.Status.State, t.Status.Attachments = State{Phase: Updating, Conditions: v.served()}, nil
+	t.Status.Bricks = slices.Clone(t.Status.Bricks)
+	for i := range t.Status.Bricks { // until GlusterFS is seen to have it again
+		t.Status.Bricks[i].Online = false
+	}
 	t.Status.Conditions.Set(Condition{Type: VolumeKept, Status: False, Reason: "NotKept", Message: PutAway})
 	t.Status.Moving = v.Status.remains() // in the trash nothing moves
 	return t

@@ -217,7 +217,7 @@ func settle(v *resource.Volume, host *resource.Node) {
 		s.Phase, s.ObservedGeneration = resource.Failed, v.Generation
 		return
 	}
-	if host.Status.Phase == resource.Degraded {
+	if host.Silent() {
 		s.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "HostSilent",
 			Message: "the host that it is on does not report: what it holds comes back with that"})
 	}
@@ -297,7 +297,7 @@ func leaving(s *resource.VolumeStatus, host *resource.Node) {
 	}
 	c := resource.Condition{Type: resource.VolumeRemoved, Status: resource.False, Reason: "Removing",
 		Message: "its host takes it away"}
-	if host.Status.Phase == resource.Degraded {
+	if host.Silent() {
 		c.Reason, c.Message = "HostSilent", "the host that it is on does not report: it goes once that does; "+
 			"if the host never comes back, the operator has to give it up"
 	}

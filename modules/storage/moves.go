@@ -158,7 +158,7 @@ func stepMove(v *resource.Volume, host, other *resource.Node) {
 	if s.Phase == resource.Degraded && s.Moving.Stage != resource.MoveRemoving {
 		s.Phase = resource.Updating
 	}
-	if other != nil && other.Status.Phase == resource.Degraded && s.Moving.Stage == resource.MoveCopying {
+	if other != nil && other.Silent() && s.Moving.Stage == resource.MoveCopying {
 		s.Conditions.Set(moving("the host that it goes to does not report: it goes on with that"))
 	}
 }

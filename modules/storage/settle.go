@@ -24,7 +24,7 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 		if !b.Arbiter {
 			size = min(size, b.SizeBytes)
 		}
-		if h := hosts[b.NodeUID]; h != nil && h.Status.Phase != resource.Degraded {
+		if h := hosts[b.NodeUID]; h != nil && !h.Silent() {
 			reporting++
 		}
 		if has(b, hosts[b.NodeUID]) {
@@ -84,7 +84,7 @@ func creating(v *resource.Volume, hosts map[string]*resource.Node) string {
 	for _, b := range v.Status.Bricks {
 		switch h := hosts[b.NodeUID]; {
 		case b.Ready:
-		case h == nil || h.Status.Phase == resource.Degraded || b.Message != "":
+		case h == nil || h.Silent() || b.Message != "":
 			return "a host that shall have a copy of it has not made it: " + why(b, h, false)
 		}
 	}
@@ -106,7 +106,7 @@ func why(b resource.VolumeBrick, host *resource.Node, full bool) string {
 		return "its host was given up, and no other has room for one now"
 	case host == nil:
 		return "its host was given up"
-	case host.Status.Phase == resource.Degraded:
+	case host.Silent():
 		return "its host does not report"
 	case b.Message != "":
 		return b.Message

@@ -43,7 +43,7 @@ func settleSnapshot(s *resource.Snapshot, host *resource.Node) {
 			Message: "the host that it was on is not part of the platform any more, and it is lost with that"})
 		now.Phase, now.ObservedGeneration = resource.Failed, s.Generation
 		return
-	case host.Status.Phase == resource.Degraded:
+	case host.Silent():
 		now.Conditions.Set(resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Reason: "HostSilent",
 			Message: "the host that it is on does not report: it comes back with that"})
 	}

@@ -60,7 +60,7 @@ func (c *Controller) reconcileTrash(ctx context.Context, key string) (again time
 		}
 		reporting := 0
 		for _, b := range t.Status.Bricks {
-			if n := hosts[b.NodeUID]; n != nil && n.Status.Phase != resource.Degraded {
+			if n := hosts[b.NodeUID]; n != nil && !n.Silent() {
 				reporting++
 			}
 		}
@@ -71,7 +71,7 @@ func (c *Controller) reconcileTrash(ctx context.Context, key string) (again time
 		if err != nil {
 			return 0, err
 		}
-		lost, silent = host == nil, host != nil && host.Status.Phase == resource.Degraded
+		lost, silent = host == nil, host != nil && host.Silent()
 	}
 	return min(left, trashLook), trash.Observe(ctx, t, func(now *resource.Trash) { settleTrash(now, lost, silent) })
 }
