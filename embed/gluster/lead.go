@@ -20,9 +20,10 @@ type Lead struct {
 	own    netip.Addr
 	name   string // of its node's certificate
 
-	mu   sync.Mutex // of changes
-	last look
-	odd  map[netip.Addr]time.Time // since when nodes were seen that are asked in and no members
+	mu      sync.Mutex // of changes
+	last    look
+	started map[string]start
+	odd     map[netip.Addr]time.Time // since when nodes were seen that are asked in and no members
 
 	asking chan struct{} // full while somebody asks what is to be healed
 
@@ -33,7 +34,18 @@ type Lead struct {
 // NewLead makes the lead of the node with this address, whose certificate has this common name.
 func NewLead(c Client, own netip.Addr, name string) *Lead {
 	return &Lead{client: c, own: own, name: name, heals: map[string]heal{}, odd: map[netip.Addr]time.Time{},
-		asking: make(chan struct{}, 1)}
+		started: map[string]start{},
+		asking:  make(chan struct{}, 1)}
+}
+
+// startEvery is how often the same bricks of a volume are started: it takes some seconds, in which no other
+// volume is changed, and those on a broken disk stay down.
+const startEvery = time.Minute
+
+// start is which bricks of a volume were last to be started.
+type start struct {
+	at   time.Time
+	down []Brick
 }
 
 // lookEvery is for how long what was seen of all volumes is taken to be so: a look is two commands of
@@ -334,12 +346,16 @@ func (l *Lead) replace(ctx context.Context, now *Volume, v Wanted) error {
 // see says how a volume's bricks are, and starts what of them is down. What is to be healed is what Heal was
 // told last.
 func (l *Lead) see(ctx context.Context, now Volume, states []BrickState) (seen []SeenBrick, err error) {
-	pids, down := map[Brick]int{}, false
+	pids := map[Brick]int{}
+	var down []Brick
 	for _, b := range now.Bricks {
 		i := slices.IndexFunc(states, func(s BrickState) bool { return s.Brick == b })
 		online := i >= 0 && states[i].Online
-		if down = down || i >= 0 && !online; online {
+		switch {
+		case online:
 			pids[b] = states[i].PID
+		case i >= 0:
+			down = append(down, b)
 		}
 		seen = append(seen, SeenBrick{Brick: b, Online: online})
 	}
@@ -353,9 +369,14 @@ func (l *Lead) see(ctx context.Context, now Volume, states []BrickState) (seen [
 			seen[i].Pending = n
 		}
 	}
-	if down {
+	if down == nil {
+		delete(l.started, now.Name)
+	} else if last := l.started[now.Name]; time.Since(last.at) > startEvery || !slices.Equal(last.down, down) {
+		l.started[now.Name] = start{time.Now(), down}
+		if err := l.client.StartBricks(ctx, now.Name); err != nil {
+			return seen, err
+		}
 		l.changed()
-		return seen, l.client.StartBricks(ctx, now.Name)
 	}
 	return seen, nil
 }
@@ -367,6 +388,7 @@ func (l *Lead) Remove(ctx context.Context, v Wanted) error {
 	defer l.mu.Unlock()
 	l.changed()
 	l.forgetHeal(v.Name)
+	delete(l.started, v.Name)
 	err := l.client.Remove(ctx, v.Name)
 	lost := map[string]bool{}
 	for _, b := range v.Bricks {

@@ -69,7 +69,7 @@ func (u *Users) have(pid int) (bool, error) {
 // Take. users are the machine's, nil if they are the host's. servers are hosts whose glusterd is asked
 // for the volume, one after the other until one answers. What is mounted is left alone; what has no
 // client any more, or one of other users, is mounted anew, as another file system. After an error
-// nothing is mounted, unless it is ErrAwayBricks or ErrHung of what was. Trust comes first.
+// nothing is mounted, unless it is ErrAwayBricks or ErrHung: it goes on by itself. Trust comes first.
 func (h *Host) Mount(ctx context.Context, m Mount, users *Users, servers []netip.Addr) error {
 	err := m.check()
 	if err == nil && len(servers) == 0 {
@@ -121,6 +121,9 @@ func (h *Host) mount(ctx context.Context, m Mount, users *Users, servers []netip
 	if err == nil {
 		err = h.awaitMount(ctx, m)
 	}
+	if errors.Is(err, ErrAwayBricks) || errors.Is(err, ErrHung) {
+		return err // it goes on by itself when they are back
+	}
 	if err != nil {
 		return errors.Join(err, h.unmount(context.WithoutCancel(ctx), m))
 	}
@@ -128,12 +131,15 @@ func (h *Host) mount(ctx context.Context, m Mount, users *Users, servers []netip
 	return nil
 }
 
+// awayTime is for how long a new mount is waited for that reaches too few bricks: others wait for who waits.
+const awayTime = 5 * time.Second
+
 // awaitMount waits until what a client was started for is mounted and answers, or the client
 // has ended.
 func (h *Host) awaitMount(ctx context.Context, m Mount) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	c := h.client(m)
+	c, patient := h.client(m), time.Now().Add(awayTime)
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		state, _, err := h.runc.State(ctx, c.id)
 		if err != nil {
@@ -146,8 +152,8 @@ func (h *Host) awaitMount(ctx context.Context, m Mount) error {
 		if err == nil {
 			err = h.look(ctx, m, now)
 		}
-		if err == nil {
-			return nil
+		if err == nil || time.Now().After(patient) && (errors.Is(err, ErrAwayBricks) || errors.Is(err, ErrHung)) {
+			return err
 		}
 		select {
 		case <-time.After(pause):

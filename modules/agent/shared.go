@@ -249,7 +249,9 @@ func (d bricks) Report(_ context.Context, s *wire.State, progress func(string) P
 			rep = wire.BrickReport{Removed: true}
 		}
 		rep.Key, rep.UID = b.Key, b.UID
-		if p.Problem != "" {
+		if strings.HasPrefix(p.Problem, servingKind+" ") { // of the host's own: the log has it
+			rep.Message = "its host is not ready to serve shared volumes: it is tried again"
+		} else if p.Problem != "" {
 			rep.Message = p.Problem
 		} else if away != nil && !ok && !p.Removed {
 			rep.Message = "the disk with volumes of its host is away"

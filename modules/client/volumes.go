@@ -69,8 +69,8 @@ One of the class shared is on several hosts, a copy on each, and pods on all mac
 at the same time: three copies if the platform has three hosts for it, else one. Two can't tell
 which one is right when they lose each other, so two take an arbiter, a third host without data.
 Its size is a limit, and counts in the account's storage; it can grow later, and not shrink.
-With --encrypted nobody reads it from a disk of its hosts without its key, which the platform's servers keep, and which
-is destroyed with the volume; snapshots and clones of it are encrypted too.
+With --encrypted nobody reads it from a disk of its hosts without its key, which the platform's servers keep. Snapshots and
+clones are encrypted with the same key, which is destroyed with the last of them.
 Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which are listed here too.`,
 			examples: []string{"mp volumes create db --size 10Gi", "mp volumes create files --size 10Gi --class shared",
 				"mp volumes create files --size 10Gi --class shared --replicas 2 --arbiter"},
@@ -185,7 +185,8 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 		fmt.Fprintln(w, "There is no copy of it: what it holds is lost with that host's disk.")
 	}
 	if v.Spec.Encrypted {
-		fmt.Fprintln(w, "It is encrypted there. The platform's servers have its key, and destroy it with the volume.")
+		fmt.Fprintln(w, "It is encrypted there. The platform's servers have its key, and destroy it "+
+			"with the last of it, its snapshots and clones.")
 	}
 	if from := v.Spec.Source; from != nil && from.Snapshot != "" {
 		fmt.Fprintf(w, "It was made from snapshot %s.\n", printable(from.Snapshot))

@@ -71,7 +71,7 @@ func (c *Controller) createKey(organization, uid string, sealed []byte) store.Op
 }
 
 // dropKey destroys the key of a volume or snapshot, before its host is told to destroy it: what is left
-// somewhere then, nobody reads. None there is no error.
+// somewhere then, nobody reads, once no copy of it has the same key any more. None there is no error.
 func (c *Controller) dropKey(ctx context.Context, workspace, uid string) error {
 	key := &resource.VolumeKey{InOrganization: resource.NewInOrganization(path.Dir(workspace), uid)}
 	if err := store.Of[resource.VolumeKey](c.cfg.Store).Delete(ctx, key); err != nil && !errors.Is(err, store.ErrNotFound) {
