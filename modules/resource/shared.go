@@ -8,6 +8,9 @@ import (
 // StorageDriver is among the Drivers of hosts that can have shared volumes.
 const StorageDriver = "glusterfs"
 
+// EncryptionDriver is among the Drivers of hosts that can encrypt volumes.
+const EncryptionDriver = "luks"
+
 // SharedVolume has copies on several hosts, and all machines of its workspace see it.
 const SharedVolume = "shared"
 
@@ -78,6 +81,9 @@ func (n *Node) Shares() bool {
 	return !n.Deleting() && (has || away) && n.Status.Address.IsValid() && slices.Contains(n.Status.Drivers, StorageDriver)
 }
 
+// Encrypts says whether a host can encrypt volumes.
+func (n *Node) Encrypts() bool { return slices.Contains(n.Status.Drivers, EncryptionDriver) }
+
 // MovesFrom says whether a volume leaves a node by itself that is removed: others have what is in it, and one of nodes could
 // have its copy, if there is room. In the trash it doesn't.
 func (v *Volume) MovesFrom(node *Node, nodes []*Node) bool {
@@ -88,7 +94,7 @@ func (v *Volume) MovesFrom(node *Node, nodes []*Node) bool {
 		return true // it is leaving already
 	}
 	return slices.ContainsFunc(nodes, func(n *Node) bool {
-		return n.UID != node.UID && n.Shares() && !n.Spec.Unschedulable && !v.IsOn(n.UID)
+		return n.UID != node.UID && n.Shares() && !n.Spec.Unschedulable && !v.IsOn(n.UID) && (!v.Spec.Encrypted || n.Encrypts())
 	})
 }
 

@@ -494,7 +494,7 @@ func (c *Controller) choose(ctx context.Context, v *resource.Volume, places []st
 			why = "the disk with volumes of the host that could have it is away: the operator is told, and it is tried again"
 		case !has:
 			why = "the host that could have it keeps no volumes: the operator has to upgrade it first"
-		case v.Spec.Encrypted && !encrypts(n):
+		case v.Spec.Encrypted && !n.Encrypts():
 			why = noEncryption
 		case have.crowded(n, workspace) != "":
 			why = have.crowded(n, workspace)

@@ -14,21 +14,17 @@ import (
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
-	"github.com/multipaas/multipaas/modules/wire"
 )
 
 // volumeKeyBytes is how many random bytes a volume's key has: no fewer than the cipher's own.
 const volumeKeyBytes = 64
-
-// encrypts says whether a host can encrypt volumes.
-func encrypts(n *resource.Node) bool { return slices.Contains(n.Status.Drivers, wire.EncryptionDriver) }
 
 // able are the nodes that can have a volume encrypted, if it shall be: all others can have.
 func able(v *resource.Volume, nodes []*resource.Node) []*resource.Node {
 	if !v.Spec.Encrypted {
 		return nodes
 	}
-	return slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool { return !encrypts(n) })
+	return slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool { return !n.Encrypts() })
 }
 
 const noEncryption = "no host that could have it can encrypt volumes: their kernels have no dm-crypt. " +
@@ -82,7 +78,7 @@ func (c *Controller) dropKey(ctx context.Context, workspace, uid string) error {
 
 // CheckEncryption says with an *access.Refusal that no host of the platform can encrypt a volume.
 func (c *Controller) CheckEncryption(v *resource.Volume) error {
-	if v.Spec.Encrypted && !slices.ContainsFunc(c.cfg.Nodes.List(""), encrypts) {
+	if v.Spec.Encrypted && !slices.ContainsFunc(c.cfg.Nodes.List(""), (*resource.Node).Encrypts) {
 		return &access.Refusal{Reason: access.ErrExists, Text: "It can't be made: " + noEncryption + "."}
 	}
 	return nil

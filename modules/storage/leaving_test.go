@@ -54,6 +54,10 @@ func TestLeaving(t *testing.T) {
 	if all = append(all, n4); !now.MovesFrom(leaves, all) {
 		t.Error("it doesn't move")
 	}
+	secret := *now
+	if secret.Spec.Encrypted = true; secret.MovesFrom(leaves, all) {
+		t.Error("it moves to a host that can't encrypt it")
+	}
 	now = w.await(v.Key(), "another host shall have it", func(v *resource.Volume) bool { return v.Status.Bricks[2].Node == "n4" })
 	if b := now.Status.Bricks[2]; b.Replaces != was.UID || len(now.Status.Leaving) != 1 || now.Status.Leaving[0] != was || !now.IsOn(was.NodeUID) || now.Whole() {
 		t.Errorf("it has %+v, leaving %+v", b, now.Status.Leaving)

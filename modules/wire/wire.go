@@ -248,7 +248,7 @@ type Volume struct {
 }
 
 // EncryptionDriver is among the Drivers in the reports of hosts that can encrypt volumes.
-const EncryptionDriver = "luks"
+const EncryptionDriver = resource.EncryptionDriver
 
 // VolumeKeyRequest asks for the key of a volume that is on the asking host, or of which a brick is.
 type VolumeKeyRequest struct {
