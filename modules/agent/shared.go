@@ -390,23 +390,61 @@ const (
 
 func (mounts) Kind() string { return mountKind }
 
+// Wanted has no more than so many mounted, whatever the server says. What is mounted stays: who comes later is told.
 func (d mounts) Wanted(s *wire.State) (items []Item) {
+	type mount struct {
+		v  wire.Volume
+		of SharedMount
+	}
+	var all []mount
 	for _, v := range s.Volumes {
 		if !shares(v) || v.Remove {
 			continue
 		}
 		for _, a := range v.Attachments {
-			items = append(items, Item{
-				Key:       mountOf(v, a).key(),
-				Workspace: v.NetworkID,
-				Needs:     []Ref{{servingKind, identityKey}, {machineKind, a.MachineUID}},
-				Every:     mountEvery,
-				Ensure:    func(ctx context.Context) error { return d.host.Mount(ctx, v, a.MachineUID) },
-			})
+			all = append(all, mount{v, mountOf(v, a)})
 		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	there := map[SharedMount]int{}
+	mounted, _ := d.host.Mounted() // who can't say mounts none either
+	for _, of := range mounted {
+		there[of] = -1
+	}
+	slices.SortFunc(all, func(a, b mount) int {
+		return cmp.Or(cmp.Compare(there[a.of], there[b.of]), cmp.Compare(a.of.Name, b.of.Name), cmp.Compare(a.of.Machine, b.of.Machine))
+	})
+	own, taken := map[string]int{}, 0
+	for _, m := range all {
+		item := Item{
+			Key:       m.of.key(),
+			Workspace: m.v.NetworkID,
+			Needs:     []Ref{{servingKind, identityKey}, {machineKind, m.of.Machine}},
+			Every:     mountEvery,
+			Ensure:    func(ctx context.Context) error { return d.host.Mount(ctx, m.v, m.of.Machine) },
+		}
+		switch {
+		case own[m.v.NetworkID] >= resource.MaxWorkspaceMountsOnHost:
+			item.Ensure = func(context.Context) error { return errOwnMounts }
+		case taken >= resource.MaxMountsOnHost:
+			item.Ensure = func(context.Context) error { return errAllMounts }
+		default:
+			own[m.v.NetworkID]++
+			taken++
+		}
+		items = append(items, item)
 	}
 	return items
 }
+
+var (
+	errOwnMounts = fmt.Errorf("the machines of the workspace on one host have shared volumes mounted %d times, and no more is "+
+		"possible: delete some of them, or have fewer machines on it", resource.MaxWorkspaceMountsOnHost)
+	errAllMounts = errors.New("the machine's host has as many shared volumes mounted as are possible: " +
+		"ask the operator for another host, and have the machine replaced")
+)
 
 func mountOf(v wire.Volume, a wire.VolumeAttachment) SharedMount {
 	return SharedMount{wire.GlusterName(v.UID), a.MachineUID}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -126,6 +127,50 @@ func TestSharedWanted(t *testing.T) {
 		t.Errorf("its mount is %+v", v)
 	}
 }
+
+// TestMountsBounded: no more clients run on a host than it has memory for, and those of what is mounted go first.
+func TestMountsBounded(t *testing.T) {
+	s := &wire.State{}
+	for i := range 6 { // workspaces: 5 with 200 mounts, and one with 300
+		for j := range 100 {
+			v := wire.Volume{UID: fmt.Sprintf("v%d%02d", i, j), NetworkID: fmt.Sprint(i), Class: resource.SharedVolume}
+			for m := range 2 + i/5 {
+				v.Attachments = append(v.Attachments, wire.VolumeAttachment{MachineUID: fmt.Sprint("m", m)})
+			}
+			s.Volumes = append(s.Volumes, v)
+		}
+	}
+	refused := func(mounted ...SharedMount) (all []string) {
+		for _, item := range Mounts(&boundedHost{mounted: mounted}).Wanted(s) {
+			if err := item.Ensure(t.Context()); err != nil {
+				all = append(all, item.Key)
+			}
+		}
+		return all
+	}
+	if all := refused(); len(all) != 300 || all[0] != wire.GlusterName("v500")+"/m0" {
+		t.Errorf("%d mounts are refused", len(all))
+	}
+	late := SharedMount{wire.GlusterName("v599"), "m2"}
+	if all := refused(late); len(all) != 300 || slices.Contains(all, late.key()) || all[0] != wire.GlusterName("v499")+"/m1" {
+		t.Errorf("%d mounts are refused beside one that is there: %v", len(all), all[0])
+	}
+	s.Volumes = s.Volumes[500:]
+	if all := refused(); len(all) != 50 || all[0] != wire.GlusterName("v583")+"/m1" {
+		t.Errorf("%d mounts of one workspace are refused", len(all))
+	}
+	if err := Mounts(&boundedHost{}).Wanted(s)[299].Ensure(t.Context()); !strings.Contains(fmt.Sprint(err), "mounted 250 times") {
+		t.Errorf("it says %v", err)
+	}
+}
+
+type boundedHost struct {
+	SharedHost
+	mounted []SharedMount
+}
+
+func (h *boundedHost) Mounted() ([]SharedMount, error)                { return h.mounted, nil }
+func (*boundedHost) Mount(context.Context, wire.Volume, string) error { return nil }
 
 // inOrder are the items that a state wants of drivers.
 func inOrder(drivers []Driver, s *wire.State) func(func(Ref, Item) bool) {

@@ -134,6 +134,13 @@ const (
 	MaxWorkspaceVolumesOnHost = 250
 )
 
+// How many mounts of shared volumes a host has, and how many of one workspace: for each machine there and each volume a client
+// runs, which takes 11 MB.
+const (
+	MaxMountsOnHost          = 1000
+	MaxWorkspaceMountsOnHost = MaxWorkspaceVolumesOnHost
+)
+
 // How many snapshots may be on a host, and how many of one workspace: nothing of them is mounted, but all are
 // told to the host, some 300 bytes each, and looked at.
 const (

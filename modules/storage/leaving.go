@@ -67,7 +67,7 @@ func (c *Controller) moveCopy(
 		}
 	}
 	need := []int64{resource.BrickBytes(v.Spec.SizeBytes, old.Arbiter)}
-	to := copies{hosts: spread(able(v, nodes), have.room(v.WorkspaceKey()), need, taken)}
+	to := copies{hosts: spread(able(v, nodes), have.without(v).room(v.WorkspaceKey()), need, taken)}
 	if len(to.hosts) == 0 {
 		return waits(resource.NoCapacity, "its host is being removed, and no other host has room for a copy of it now"), nil
 	}

@@ -67,29 +67,59 @@ func (p promises) poolsOf(hosts []*resource.Node) (pools []string) {
 	return pools
 }
 
-// crowded says why a node can't have one volume more of a workspace, whatever its size; "" if it can. A host of which machines
-// see shared volumes has these, too.
-func (p promises) crowded(n *resource.Node, workspace string) string {
-	here := map[string]bool{} // workspaces with machines there
+// without is have without a volume that is placed already, for whom a host of one thing more of it is looked for.
+func (p promises) without(v *resource.Volume) promises {
+	p.volumes = slices.DeleteFunc(slices.Clone(p.volumes), func(o *resource.Volume) bool { return o.UID == v.UID })
+	return p
+}
+
+// load is what a host has of volumes.
+type load struct {
+	all, own int // volumes and copies on it: of everybody, and of a workspace
+	sees     int // machines of the workspace there
+	// mounted is own, and what those machines see of shared volumes besides: each has a client run for each.
+	mounted int
+}
+
+func (p promises) load(n *resource.Node, workspace string) (l load) {
 	for _, m := range p.machines {
-		if m.Spec.Node == n.Name && !m.Deleting() {
-			here[m.WorkspaceKey()] = true
+		if m.Spec.Node == n.Name && m.WorkspaceKey() == workspace && !m.Deleting() {
+			l.sees++
 		}
 	}
-	all, own := 0, 0
 	for _, v := range p.volumes {
-		if v.IsOn(n.UID) || v.Spec.Class == resource.SharedVolume && here[v.WorkspaceKey()] {
-			all++
-			if v.WorkspaceKey() == workspace {
-				own++
-			}
+		here, own := v.IsOn(n.UID), v.WorkspaceKey() == workspace
+		if here {
+			l.all++
+		}
+		if here && own {
+			l.own++
+		}
+		switch {
+		case own && v.Spec.Class == resource.SharedVolume && placed(v) && l.sees > 0:
+			l.mounted += l.sees
+		case here && own:
+			l.mounted++
 		}
 	}
+	return l
+}
+
+// crowded says why a node can't have one volume more of a workspace, whatever its size; "" if it can. What its machines there
+// see of shared volumes counts for the workspace, and for nobody else.
+func (p promises) crowded(n *resource.Node, workspace string) string {
+	l := p.load(n, workspace)
+	return l.crowded(l.mounted, 1)
+}
+
+// crowded is that, where a workspace has so many of what is counted of it, for some more.
+func (l load) crowded(has, more int) string {
 	switch {
-	case own >= resource.MaxWorkspaceVolumesOnHost:
-		return fmt.Sprintf("the host that could have it has %d volumes of this workspace, and no more are possible: "+
-			"delete some, also from the trash, or add machines on other hosts", own)
-	case all >= resource.MaxVolumesOnHost:
+	case has+more > resource.MaxWorkspaceVolumesOnHost:
+		return fmt.Sprintf("the host that could have it has %d volumes of this workspace, shared ones once for each of its machines "+
+			"there, and no more than %d are possible: delete some, also from the trash, or add machines on other hosts",
+			has, resource.MaxWorkspaceVolumesOnHost)
+	case l.all >= resource.MaxVolumesOnHost:
 		return "the host that could have it has as many volumes as are possible: ask the operator for another host"
 	}
 	return ""
@@ -115,24 +145,33 @@ func (p promises) snapped(n *resource.Node, workspace string) string {
 	return ""
 }
 
-// seen says why the hosts of a workspace's machines, which all see its shared volumes, can't have one more; "" if they can.
+// seen says why the hosts of a workspace's machines, which all see its shared volumes, can't have one more; "" if they can. How
+// many others are on them doesn't matter for that.
 func (p promises) seen(nodes []*resource.Node, workspace string) string {
+	hosts := map[string]bool{}
 	for _, m := range p.machines {
-		i := slices.IndexFunc(nodes, func(n *resource.Node) bool { return n.Name == m.Spec.Node })
-		if m.WorkspaceKey() != workspace || m.Deleting() || i < 0 {
+		if m.WorkspaceKey() == workspace && !m.Deleting() {
+			hosts[m.Spec.Node] = true
+		}
+	}
+	for _, n := range nodes {
+		if !hosts[n.Name] {
 			continue
 		}
-		if why := p.crowded(nodes[i], workspace); why != "" {
+		l := p.load(n, workspace)
+		l.all = 0
+		if why := l.crowded(l.mounted, l.sees); why != "" {
 			return "all of the workspace's machines see it, and " + why
 		}
 	}
 	return ""
 }
 
-// room says how much of a node's disks one more volume of a workspace can have.
+// room says how much of a node's disks one more copy of a workspace's shared volume can have. What its machines see there is the
+// same wherever the copies are, so it doesn't count.
 func (p promises) room(workspace string) func(*resource.Node) int64 {
 	return func(n *resource.Node) int64 {
-		if p.crowded(n, workspace) != "" {
+		if l := p.load(n, workspace); l.crowded(l.own, 1) != "" {
 			return 0
 		}
 		_, free := p.best(n)

@@ -88,14 +88,46 @@ func TestCrowdedBySight(t *testing.T) {
 		p.volumes = append(p.volumes, v)
 	}
 	nodes := []*resource.Node{n}
-	if why := p.seen(nodes, "acme/web/shop"); !strings.Contains(why, "250 volumes of this workspace") {
+	if why := p.seen(nodes, "acme/web/shop"); !strings.Contains(why, "has 250 volumes of this workspace") {
 		t.Errorf("a host that sees 250: %q", why)
 	}
 	if why := p.crowded(n, "acme/web/other"); why != "" {
 		t.Errorf("another workspace: %q", why)
 	}
+	// The copy of one of them that is lost can be made there all the same, and others can have theirs.
+	n.Status.Capacity.DiskBytes, n.Status.Pools = gib, []resource.Pool{{}}
+	if p.room("acme/web/shop")(n) != gib {
+		t.Error("no copy can be where 250 are seen")
+	}
+	for _, v := range p.volumes[1:] {
+		v.Status.Bricks[0].NodeUID = "u1"
+	}
+	lost := p.volumes[0]
+	lost.Status.Bricks = append(lost.Status.Bricks, resource.VolumeBrick{NodeUID: "u1"})
+	if p.room("acme/web/shop")(n) != 0 || p.without(lost).room("acme/web/shop")(n) != gib {
+		t.Error("the volume whose copy it is counts")
+	}
 	if p.volumes = p.volumes[1:]; p.seen(nodes, "acme/web/shop") != "" {
 		t.Errorf("a host that sees one less: %q", p.seen(nodes, "acme/web/shop"))
+	}
+	// A second machine there has each of them mounted once more; one that has no hosts yet is mounted by nobody.
+	p.machines = append(p.machines, m)
+	p.volumes = p.volumes[:resource.MaxWorkspaceVolumesOnHost/2]
+	if why := p.seen(nodes, "acme/web/shop"); !strings.Contains(why, "has 250 volumes of this workspace") || p.room("acme/web/shop")(n) == 0 {
+		t.Errorf("125 for two machines: %q", why)
+	}
+	if p.volumes[0].Status.Bricks = nil; p.seen(nodes, "acme/web/shop") != "" {
+		t.Errorf("124 for two machines: %q", p.seen(nodes, "acme/web/shop"))
+	}
+	// What one account's machines see, though no copy of it is on their hosts, is in nobody else's way.
+	p.volumes = nil
+	for i := range resource.MaxVolumesOnHost {
+		v := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", fmt.Sprint(i)), Spec: resource.VolumeSpec{Class: resource.SharedVolume}}
+		v.Status.Bricks = []resource.VolumeBrick{{NodeUID: "elsewhere"}}
+		p.volumes = append(p.volumes, v)
+	}
+	if why := p.crowded(n, "acme/web/other"); why != "" {
+		t.Errorf("where another sees 1000: %q", why)
 	}
 	for i := range resource.MaxWorkspaceSnapshotsOnHost {
 		s := &resource.Snapshot{InWorkspace: resource.NewInWorkspace("acme/web/shop", fmt.Sprint(i))}

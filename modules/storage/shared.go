@@ -132,21 +132,28 @@ func spread(
 	nodes []*resource.Node, free func(*resource.Node) int64, need []int64, taken []*resource.Node,
 ) (hosts []*resource.Node) {
 	zone := func(n *resource.Node) string { return cmp.Or(n.Spec.Zone, "host "+n.Name) }
+	nodes = slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool {
+		has, _ := n.HasPool()
+		return !has || !n.Shares() || n.Spec.Unschedulable || n.Status.Phase != resource.Ready
+	})
+	room := map[string]int64{} // asked once for each host, for it looks at all volumes
+	for _, n := range nodes {
+		room[n.UID] = free(n)
+	}
 	used := map[string]int{}
 	for _, n := range taken {
 		used[zone(n)]++
 	}
 	for _, bytes := range need {
 		fit := slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool {
-			has, _ := n.HasPool()
-			return !has || !n.Shares() || n.Spec.Unschedulable || n.Status.Phase != resource.Ready || free(n) < bytes ||
+			return room[n.UID] < bytes ||
 				slices.ContainsFunc(slices.Concat(taken, hosts), func(t *resource.Node) bool { return t.UID == n.UID })
 		})
 		if len(fit) == 0 {
 			return hosts
 		}
 		best := slices.MinFunc(fit, func(a, b *resource.Node) int {
-			return cmp.Or(cmp.Compare(used[zone(a)], used[zone(b)]), cmp.Compare(free(b), free(a)), cmp.Compare(a.Name, b.Name))
+			return cmp.Or(cmp.Compare(used[zone(a)], used[zone(b)]), cmp.Compare(room[b.UID], room[a.UID]), cmp.Compare(a.Name, b.Name))
 		})
 		used[zone(best)]++
 		hosts = append(hosts, best)
@@ -275,7 +282,7 @@ func (c *Controller) replaceLost(
 			need = append(need, resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter))
 		}
 	}
-	at := copies{hosts: spread(able(v, nodes), have.room(v.WorkspaceKey()), need, taken)}
+	at := copies{hosts: spread(able(v, nodes), have.without(v).room(v.WorkspaceKey()), need, taken)}
 	if len(at.hosts) == 0 {
 		return false, true, nil
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/multipaas/multipaas/modules/internal/access"
@@ -93,7 +92,7 @@ func (c *Controller) Restore(ctx context.Context, v *resource.Volume, commit fun
 		return err
 	}
 	// It is on its hosts as it is; of all volumes there are no more than before.
-	have.volumes = slices.DeleteFunc(have.volumes, func(o *resource.Volume) bool { return o.UID == v.UID })
+	have = have.without(v)
 	why := ""
 	for _, n := range nodes {
 		if v.IsOn(n.UID) {
