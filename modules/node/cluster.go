@@ -38,6 +38,9 @@ func (h *Hub) newCluster(of chan struct{}) *cluster {
 	shared := h.served(c.volumes)
 	for _, v := range shared {
 		unserved, whole := v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved), v.Whole()
+		for _, b := range v.Status.Bricks { // of a host that was given up nobody has said yet that it isn't there
+			whole = whole && h.brickHost(b) != nil
+		}
 		for i, b := range v.AllBricks() {
 			if b.Removed {
 				continue
@@ -105,8 +108,17 @@ func (c *cluster) moving(n *resource.Node) string {
 	if left == nil {
 		return ""
 	}
+	trash := 0
+	for _, v := range left {
+		if v.trash {
+			trash++
+		}
+	}
 	text := fmt.Sprintf("%d copies of shared volumes are on it still: each is made on another host, and filled there, "+
 		"while all others of its volume are there", len(left))
+	if trash > 0 {
+		text += fmt.Sprintf("; %d are in the trash: they have to be purged, or restored, first", trash)
+	}
 	for _, v := range left {
 		if stays := v.Status.Conditions.Get(resource.VolumeCopiesStay); stays != nil && stays.Reason == resource.NoCapacity {
 			return text + "; " + v.key + " waits: " + stays.Message

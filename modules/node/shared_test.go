@@ -266,3 +266,12 @@ func TestShared(t *testing.T) {
 		})
 	}
 }
+
+// TestMovingTrash: who removes a host is told of copies that never leave it by themselves.
+func TestMovingTrash(t *testing.T) {
+	c := &cluster{kept: map[string][]served{"u": {{Volume: &resource.Volume{}}, {Volume: &resource.Volume{}, trash: true}}}}
+	text := c.moving(&resource.Node{Meta: resource.Meta{UID: "u"}})
+	if !strings.HasPrefix(text, "2 copies") || !strings.Contains(text, "1 are in the trash: they have to be purged, or restored, first") {
+		t.Errorf("it says %q", text)
+	}
+}

@@ -64,6 +64,7 @@ type Controller struct {
 
 	placing chan struct{} // full while somebody chooses a host, so that two don't take the same room
 	retries flowcontrol.RateLimiter
+	moves   flowcontrol.RateLimiter // of copies on hosts that are removed, all of which ask: they don't hold up retries
 }
 
 // New makes a Controller.
@@ -72,7 +73,8 @@ func New(cfg Config) *Controller {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Controller{cfg: cfg, quota: quota.Quota{Store: cfg.Store, Limits: cfg.Limits}, placing: make(chan struct{}, 1),
-		retries: flowcontrol.NewTokenBucketRateLimiter(placingPace, placingBurst)}
+		retries: flowcontrol.NewTokenBucketRateLimiter(placingPace, placingBurst),
+		moves:   flowcontrol.NewTokenBucketRateLimiter(placingPace, placingBurst)}
 	loop := func(
 		name string, look func(context.Context, string) (time.Duration, error), tenant resource.Scope,
 	) *reconcile.Loop[string] {

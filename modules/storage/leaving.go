@@ -23,7 +23,13 @@ func (c *Controller) moveCopy(
 	waits := func(reason, message string) *resource.Condition {
 		return &resource.Condition{Type: resource.VolumeCopiesStay, Status: resource.False, Reason: reason, Message: message}
 	}
+	const others = "a host with a copy of it is being removed: it goes to another once those of other volumes have"
+	lost, _ := lostOf(v, hosts)
 	switch was := v.Status.Conditions.Get(resource.VolumeCopiesStay); {
+	case stuck(v, hosts):
+		return waits("OperatorNeeded", "a host with a copy of it was given up while another copy was on the way to a new host, and "+
+			"the old one of that may be the only one with everything: nothing is made or taken away by itself. The operator has to look, "+
+			"and to give up the host that is being removed once that one is not needed"), nil
 	case at < 0 && len(v.Status.Leaving) > 0:
 		return waits("Moving", "a copy of it is being made on another host, since its host is being removed"), nil
 	case at < 0 && was != nil:
@@ -32,10 +38,15 @@ func (c *Controller) moveCopy(
 		return nil, nil
 	case len(v.Status.Bricks) < fullCopies:
 		return waits("OnlyCopy", "the host with its only copy is being removed: it has to be deleted, or the host given up"), nil
-	case !v.Whole() || len(v.Status.Leaving) > 0:
+	case !v.Whole() || lost != nil || len(v.Status.Leaving) > 0:
 		return waits("Waits", "a host with a copy of it is being removed: it goes to another once all of its copies are there"), nil
-	case was != nil && was.Reason == resource.NoCapacity && !c.retries.TryAccept():
-		return was, nil
+	case !c.moves.TryAccept():
+		if was != nil && was.Status != resource.True {
+			return was, nil
+		}
+		return waits("Waits", others), nil
+	case filling(c.cfg.Volumes.List("")) >= maxMoving:
+		return waits("Waits", others), nil
 	}
 	done, err := c.alone(ctx)
 	if err != nil {
@@ -46,14 +57,8 @@ func (c *Controller) moveCopy(
 	if err != nil {
 		return nil, err
 	}
-	moving := 0
-	for _, other := range have.volumes {
-		if len(other.Status.Leaving) > 0 && !other.Whole() && !other.Deleting() {
-			moving++
-		}
-	}
-	if moving >= maxMoving {
-		return waits("Waits", "a host with a copy of it is being removed: it goes to another once those of other volumes have"), nil
+	if filling(have.volumes) >= maxMoving { // the cache may be behind
+		return waits("Waits", others), nil
 	}
 	nodes, _, err := store.Of[resource.Node](c.cfg.Store).List(ctx, "", "", 0)
 	if err != nil {
@@ -88,4 +93,21 @@ func (c *Controller) moveCopy(
 	}
 	c.cfg.Log.Info("a copy of a volume goes to another host", "volume", v.Key(), "from", old.Node, "to", host.Name)
 	return waits("Moving", "a copy of it is being made on another host, since its host is being removed"), nil
+}
+
+// filling counts the volumes that have a copy filled because a host is removed. In the trash none is.
+func filling(volumes []*resource.Volume) (n int) {
+	for _, v := range volumes {
+		if len(v.Status.Leaving) > 0 && !v.Whole() && !v.Deleting() && v.Status.Conditions.Get(resource.VolumeKept) == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// stuck says that a host with a copy of a volume was given up while the place of another was taken by one that may not have
+// all yet: what leaves may be the only copy that does. A new one whose host was given up before GlusterFS had it is no loss.
+func stuck(v *resource.Volume, hosts map[string]*resource.Node) bool {
+	return slices.ContainsFunc(v.Status.Leaving, func(b resource.VolumeBrick) bool { return hosts[b.NodeUID] != nil }) &&
+		slices.ContainsFunc(v.Status.Bricks, func(b resource.VolumeBrick) bool { return hosts[b.NodeUID] == nil && b.Replaces == "" })
 }

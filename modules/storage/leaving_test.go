@@ -2,6 +2,7 @@ package storage
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -70,6 +71,37 @@ func TestLeaving(t *testing.T) {
 	now = w.await(v.Key(), "it is whole", phase(resource.Ready))
 	if c := now.Status.Conditions.Get(resource.VolumeCopiesStay); len(now.Status.Leaving) != 1 || !strings.Contains(c.Message, "being made") {
 		t.Errorf("before the old copy is gone it is %+v", now.Status)
+	}
+	put := *now
+	if put.Status.Bricks = slices.Clone(put.Status.Bricks); filling([]*resource.Volume{&put}) != 0 {
+		t.Error("it is filled, and has all")
+	}
+	if put.Status.Bricks[2].Heal = 1; filling([]*resource.Volume{&put}) != 1 {
+		t.Error("it isn't filled")
+	}
+	put.Status.Conditions = slices.Clone(put.Status.Conditions)
+	if put.Status.Conditions.Set(resource.Condition{Type: resource.VolumeKept, Status: resource.False}); filling([]*resource.Volume{&put}) != 0 {
+		t.Error("it is filled in the trash")
+	}
+	// Another host with a copy is given up before the old copy is gone.
+	first := now.Status.Bricks[0]
+	if _, err := nodes.Modify(t.Context(), first.Node, func(n *resource.Node) error { n.Spec.Lost = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nodes.MarkDeleted(t.Context(), first.Node); err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes.Delete(t.Context(), &resource.Node{Meta: resource.Meta{Name: first.Node}}); err != nil {
+		t.Fatal(err)
+	}
+	now = w.await(v.Key(), "it needs the operator", func(v *resource.Volume) bool {
+		return v.Status.Conditions.Get(resource.VolumeCopiesStay).Reason == "OperatorNeeded"
+	})
+	if len(now.Status.Leaving) != 1 || now.Status.Bricks[0].UID != first.UID {
+		t.Errorf("it has %+v, leaving %+v", now.Status.Bricks, now.Status.Leaving)
+	}
+	if _, source := lostOf(now, map[string]*resource.Node{was.NodeUID: leaves}); !source {
+		t.Error("what it held is called lost while the old copy is there")
 	}
 	w.see(v, func(v *resource.Volume) { v.Status.Leaving = nil })
 	w.await(v.Key(), "all is done", func(v *resource.Volume) bool { return v.Status.Conditions.Is(resource.VolumeCopiesStay) })

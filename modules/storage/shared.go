@@ -254,7 +254,7 @@ func (c *Controller) replaceLost(
 ) (replaced, full bool, err error) {
 	lost, source := lostOf(v, hosts)
 	// Before GlusterFS has it, all of its copies are empty.
-	if served := v.Status.Conditions.Is(resource.VolumeServed); lost == nil || served && !source {
+	if served := v.Status.Conditions.Is(resource.VolumeServed); lost == nil || served && !source || stuck(v, hosts) {
 		return false, false, nil
 	}
 	if r := v.Status.Conditions.Get(resource.VolumeReplicated); r != nil && r.Status != resource.True && !c.retries.TryAccept() {
@@ -308,7 +308,7 @@ func (c *Controller) replaceLost(
 }
 
 // lostOf are the UIDs of bricks whose hosts were given up. source: a copy of the data is left, on a
-// host that GlusterFS has in its place.
+// host that GlusterFS has in its place, or that is being removed.
 func lostOf(v *resource.Volume, hosts map[string]*resource.Node) (lost []string, source bool) {
 	for _, b := range v.Status.Bricks {
 		if hosts[b.NodeUID] == nil {
@@ -316,6 +316,9 @@ func lostOf(v *resource.Volume, hosts map[string]*resource.Node) (lost []string,
 		} else if !b.Arbiter && b.Replaces == "" {
 			source = true
 		}
+	}
+	for _, b := range v.Status.Leaving { // GlusterFS has forgotten it, and what was in it is there
+		source = source || hosts[b.NodeUID] != nil && !b.Arbiter
 	}
 	return lost, source
 }
