@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -73,36 +75,16 @@ func (d Image) send(ctx context.Context, w io.Writer, from int64) error {
 		return err
 	}
 	all := sha256.New()
-	for at := from; at < was.Size; at += copyChunk {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		data, err := unix.Seek(int(file.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			break // nothing more
-		}
-		if err != nil {
-			return fmt.Errorf("look for data: %w", err)
-		}
-		at = data / copyChunk * copyChunk
-		began := time.Now()
-		n, err := file.ReadAt(chunk[:min(copyChunk, was.Size-at)], at)
-		if err != nil {
-			return err
-		}
-		if zero(chunk[:n]) {
-			continue
-		}
-		head := blockHead(at, chunk[:n])
+	err = eachBlock(ctx, file, from, was.Size, chunk, func(head, data []byte) error {
 		all.Write(head)
-		took := time.Since(began)
 		if _, err := w.Write(head); err != nil {
 			return err
 		}
-		if _, err := w.Write(chunk[:n]); err != nil {
-			return err
-		}
-		rest(ctx, max(took, copyChunk*time.Second/copyPace-time.Since(began)))
+		_, err := w.Write(data)
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	var now unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &now); err != nil {
@@ -114,6 +96,39 @@ func (d Image) send(ctx context.Context, w io.Writer, from int64) error {
 	end := binary.BigEndian.AppendUint64(nil, uint64(was.Size))
 	_, err = w.Write(all.Sum(binary.BigEndian.AppendUint32(end, 0)))
 	return err
+}
+
+// eachBlock calls do with each block of a file that is not zeros, from an offset on and before another, at a pace
+// that leaves the disk to others. chunk is what it reads into.
+func eachBlock(ctx context.Context, file *os.File, from, end int64, chunk []byte, do func(head, data []byte) error) error {
+	for at := from; at < end; at += copyChunk {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		data, err := unix.Seek(int(file.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) || err == nil && data >= end {
+			return nil // nothing more
+		}
+		if err != nil {
+			return fmt.Errorf("look for data: %w", err)
+		}
+		at = data / copyChunk * copyChunk
+		began := time.Now()
+		n, err := file.ReadAt(chunk[:min(copyChunk, end-at)], at)
+		if err != nil {
+			return err
+		}
+		if zero(chunk[:n]) {
+			continue
+		}
+		head := blockHead(at, chunk[:n])
+		took := time.Since(began)
+		if err := do(head, chunk[:n]); err != nil {
+			return err
+		}
+		rest(ctx, max(took, copyChunk*time.Second/copyPace-time.Since(began)))
+	}
+	return nil
 }
 
 func streamHead(st unix.Stat_t) []byte {
@@ -131,10 +146,39 @@ func blockHead(at int64, data []byte) []byte {
 	return sum.Sum(head)
 }
 
-// received is how far an image has come: what stands before At is on the disk. Head is the stream's.
+// received is how far an image has come: what stands before At is on the disk. Head is the stream's, and Sum
+// the state of the SHA-256 of the heads of all blocks before At.
 type received struct {
 	At   int64  `json:"at"`
 	Head []byte `json:"head"`
+	Sum  []byte `json:"sum"`
+}
+
+// reopen opens a file of which a beginning came already. have is nothing if that isn't there any more, or is no
+// beginning of this.
+func (have *received) reopen(partial string) (*os.File, hash.Hash, error) {
+	sum := sha256.New()
+	if have.At > 0 && len(have.Head) == len(streamMagic)+16 &&
+		sum.(encoding.BinaryUnmarshaler).UnmarshalBinary(have.Sum) == nil {
+		to, err := openDirect(partial, os.O_RDWR) // a new one would have zeros for what came
+		if err == nil {
+			info, err := to.Stat()
+			if err == nil && uint64(info.Size()) == binary.BigEndian.Uint64(have.Head[len(streamMagic):]) {
+				return to, sum, nil
+			}
+			if err := errors.Join(err, to.Close()); err != nil {
+				return nil, nil, err
+			}
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, err
+		}
+	}
+	*have = received{}
+	if err := os.RemoveAll(partial); err != nil {
+		return nil, nil, err
+	}
+	to, err := openDirect(partial, os.O_RDWR|os.O_CREATE)
+	return to, sha256.New(), err
 }
 
 // progressName is the file beside an image that comes, in which that stands.
@@ -167,12 +211,7 @@ func (d Image) receive(
 		return err
 	}
 	partial := d.File + Partial
-	if have.At == 0 {
-		if err := os.RemoveAll(partial); err != nil {
-			return err
-		}
-	}
-	to, err := openDirect(partial, os.O_RDWR|os.O_CREATE)
+	to, sum, err := have.reopen(partial)
 	if err != nil {
 		return err
 	}
@@ -199,7 +238,7 @@ func (d Image) receive(
 	if err := to.Truncate(size); err != nil {
 		return err
 	}
-	if err := d.blocks(ctx, in, to, size, have, tell); err != nil {
+	if err := d.blocks(ctx, in, to, size, have, sum, tell); err != nil {
 		return err
 	}
 	if err := to.Sync(); err != nil {
@@ -214,9 +253,13 @@ func (d Image) receive(
 	return atomicfile.SyncDir(filepath.Dir(d.File))
 }
 
-// blocks writes the blocks of a stream to a file, and returns once its end is there and right.
+// Forget has what came of an image so far be no beginning of what Receive is asked for next.
+func (d Image) Forget() error { return remove(d.progressName()) }
+
+// blocks writes the blocks of a stream to a file, and returns once its end is there and right. sum is of the
+// heads of the blocks that are there.
 func (d Image) blocks(
-	ctx context.Context, in io.Reader, to *os.File, size int64, have received, tell func(at, size int64),
+	ctx context.Context, in io.Reader, to *os.File, size int64, have received, sum hash.Hash, tell func(at, size int64),
 ) (err error) {
 	chunk, err := unix.Mmap(-1, 0, copyChunk, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
@@ -224,12 +267,17 @@ func (d Image) blocks(
 	}
 	defer func() { _ = unix.Munmap(chunk) }()
 	all, head, next := sha256.New(), make([]byte, headBytes), have.At
+	from, before := next, sum.Sum(nil)
 	tell(next, size)
 	keep := func() error {
-		have.At = next
 		if err := to.Sync(); err != nil {
 			return err
 		}
+		state, err := sum.(encoding.BinaryMarshaler).MarshalBinary()
+		if err != nil {
+			return err
+		}
+		have.At, have.Sum = next, state
 		return atomicfile.WriteJSON(d.progressName(), have)
 	}
 	defer func() {
@@ -250,6 +298,15 @@ func (d Image) blocks(
 				next = 0 // nobody knows which: it begins anew
 				return errors.Join(fmt.Errorf("%w: blocks are missing", ErrStream), remove(d.progressName()))
 			}
+			// The sender's sum is of what it sent now. What came before has to be there as it came.
+			there := sha256.New()
+			if err := eachBlock(ctx, to, 0, from, chunk, func(head, _ []byte) error { there.Write(head); return nil }); err != nil {
+				return err
+			}
+			if !bytes.Equal(there.Sum(nil), before) {
+				next = 0
+				return errors.Join(fmt.Errorf("%w: what came before is not there as it came", ErrStream), remove(d.progressName()))
+			}
 			return nil
 		}
 		if at < next || at%copyChunk != 0 || n != min(copyChunk, size-at) {
@@ -265,6 +322,7 @@ func (d Image) blocks(
 		if _, err := to.WriteAt(chunk[:n], at); err != nil {
 			return err
 		}
+		sum.Write(head)
 		next, kept = at+n, kept+n
 		tell(next, size)
 		if kept < keepEvery || next == size {

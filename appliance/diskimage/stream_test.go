@@ -104,6 +104,30 @@ func TestStream(t *testing.T) {
 	if began, err := receive(func(data []byte) []byte { return data }); err != nil || began != 0 {
 		t.Errorf("after that it began at %d, %v", began, err)
 	}
+	// What came before is not there any more, or is another than what came: it begins anew.
+	for what, spoil := range map[string]func() error{
+		"gone":  func() error { return os.Remove(to.File + Partial) },
+		"short": func() error { return os.Truncate(to.File+Partial, mib) },
+		"zeros": func() error { return errors.Join(os.Truncate(to.File+Partial, 0), os.Truncate(to.File+Partial, size)) },
+	} {
+		if err := os.Remove(to.File); err != nil {
+			t.Fatal(err)
+		}
+		if want, err = os.ReadFile(from.File); err != nil {
+			t.Fatal(err)
+		}
+		broken("half of it", func(data []byte) []byte { return data[:3*mib] })
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		if what == "zeros" { // which only shows at the end
+			broken(what, func(data []byte) []byte { return data })
+		}
+		began, err := receive(func(data []byte) []byte { return data })
+		if got, _ := os.ReadFile(to.File); err != nil || began != 0 || !bytes.Equal(got, want) {
+			t.Errorf("%s: it began at %d, %v, and is another: %v", what, began, err, !bytes.Equal(got, want))
+		}
+	}
 	changing := writerFunc(func(p []byte) (int, error) { return f.WriteAt([]byte("now"), 0) })
 	if err := from.Send(t.Context(), io.MultiWriter(io.Discard, lenient{changing}), 0); !errors.Is(err, ErrChanged) {
 		t.Errorf("while it is written to: %v", err)
