@@ -111,6 +111,9 @@ func (d volumes) Report(
 		if unmounted {
 			rep.Ready = ok && rep.Fallen && p.Ready()
 		}
+		if id := v.Arrival(); rep.Came != id && (id != "" || v.Incoming) {
+			rep.Ready = false
+		}
 		if p.Problem != "" {
 			rep.Message = p.Problem
 		} else if away != nil && !ok && !p.Removed {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/diskimage"
@@ -67,11 +68,16 @@ func (h *Host) receive(ctx context.Context, v wire.Volume) error {
 	if err != nil {
 		return err
 	}
+	if there {
+		return h.arrived(v)
+	}
+	if rec, err := p.record(); err != nil || rec.Move != v.Arrival() {
+		if err := p.image().Forget(); err != nil { // of another move, if there is something
+			return err
+		}
+	}
 	if _, err := h.noted(v, true, false); err != nil {
 		return err
-	}
-	if there {
-		return nil
 	}
 	h.mu.Lock()
 	c := h.copies[v.UID]
@@ -80,6 +86,23 @@ func (h *Host) receive(ctx context.Context, v wire.Volume) error {
 		c = h.beginCopy(v, func(ctx context.Context, c *copying) error { return h.receiving(ctx, v, c) })
 	}
 	return h.await(ctx, v, c, "it is copied from its former host")
+}
+
+// arrived refuses a disk that is taken for one that came by the move that a volume is on, and did not: a host
+// that was given up, and joined anew, may have an older one.
+func (h *Host) arrived(v wire.Volume) error {
+	id := v.Arrival()
+	if id == "" && !v.Incoming {
+		return nil
+	}
+	rec, err := h.place(v.UID).record()
+	if err == nil && rec.Move == id && id != "" {
+		return nil
+	}
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("volume %s moves here by move %q, and its disk is there, by move %q", v.UID, id, rec.Move)
+	}
+	return h.said("an older copy of it is on that host: the operator removes it there (multipaas doctor)", err)
 }
 
 func (h *Host) receiving(ctx context.Context, v wire.Volume, c *copying) error {

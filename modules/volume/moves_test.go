@@ -27,7 +27,7 @@ func TestMove(t *testing.T) {
 		return read, nil
 	}
 	coming := v
-	coming.Made, coming.Incoming = false, true
+	coming.Made, coming.Incoming, coming.Move = false, true, "move/Copying"
 	b.waits(coming, "was cut off") // it is mounted still
 	if seen := b.seen(); seen.Ready || seen.SizeBytes != 0 {
 		t.Errorf("before anything came it is seen as %+v", seen)
@@ -44,9 +44,20 @@ func TestMove(t *testing.T) {
 	}
 	n := asked
 	b.must(b.Ensure(t.Context(), coming)) // it stays
-	if seen := b.seen(); asked != n || !seen.Fallen || seen.SizeBytes != 320*mib {
+	if seen := b.seen(); asked != n || !seen.Fallen || seen.Came != "move" || seen.SizeBytes != 320*mib {
 		t.Errorf("asked %d times more; it is seen as %+v", asked-n, seen)
 	}
+	// What came by another move is older, also once the server has been told otherwise.
+	const older = "an older copy of it is on that host"
+	for _, step := range []string{"", "again/Copying"} {
+		coming.Move = step
+		b.waits(coming, older)
+	}
+	v.Move = "again/Switched"
+	b.waits(v, older)
+	v.Move = "move/Switched"
+	b.must(b.Ensure(t.Context(), v))
+	v.Move = "move/Removing"
 	b.must(b.Ensure(t.Context(), v))
 	b.reads("file", "text")
 	if seen := b.seen(); !seen.Ready || seen.Fallen {
@@ -78,7 +89,7 @@ func TestMoveGivenUp(t *testing.T) {
 		return read, nil
 	}
 	coming := v
-	coming.Made, coming.Incoming = false, true
+	coming.Made, coming.Incoming, coming.Move = false, true, "move/Copying"
 	b.waits(coming, "was cut off")
 	b.waits(coming, "was cut off")
 	b.must(b.Remove(t.Context(), wire.Volume{UID: testUID}))

@@ -159,6 +159,8 @@ type record struct {
 	// HostUsers says that it was made when machines here had no users of their own: files in it
 	// belong to the host's users 0 and up. A machine that has users of its own sees them as those.
 	HostUsers bool `json:"hostUsers,omitempty"`
+	// Move is the ID of the move by which its disk came to this host, or comes.
+	Move string `json:"move,omitempty"`
 }
 
 const recordName = "volume.json"
@@ -183,7 +185,10 @@ func (h *Host) noted(v wire.Volume, made, brick bool) (record, error) {
 	}
 	// The root of a copy is whose its source's is.
 	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Owned: rec.Owned || v.Source != "",
-		Brick: brick, Source: v.Source, Encrypted: v.Encrypted, HostUsers: h.ofHostUsers(v, rec, made)}
+		Brick: brick, Source: v.Source, Encrypted: v.Encrypted, HostUsers: h.ofHostUsers(v, rec, made), Move: rec.Move}
+	if v.Incoming {
+		want.Move = v.Arrival()
+	}
 	if err == nil && rec == want {
 		return rec, nil
 	}
@@ -230,6 +235,11 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 	}
 	if !there && v.Made {
 		return h.said(missing, &os.PathError{Op: "stat", Path: disk.File, Err: fs.ErrNotExist})
+	}
+	if there {
+		if err := h.arrived(v); err != nil {
+			return err
+		}
 	}
 	if was, err := p.record(); err == nil && was.Source != "" && v.Source == "" && !there {
 		return saidf("it was to be made from another volume or a snapshot, and is not made empty instead")

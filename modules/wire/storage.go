@@ -33,6 +33,16 @@ const StorageDriver = resource.StorageDriver
 // Volume.Incoming would make an empty one.
 const MoveDriver = "move"
 
+// Arrival is the ID of the move by which a volume comes to this host, or has come before anybody relies on that; ""
+// for another. Then nothing but what came by this very move is the volume: what else the host may have of it is older.
+func (v Volume) Arrival() string {
+	id, stage, _ := strings.Cut(v.Move, "/") // resource.VolumeMove.Step
+	if v.Incoming || stage == string(resource.MoveSwitched) && !v.Keep {
+		return id
+	}
+	return ""
+}
+
 // Storage is a host's part in shared volumes. A host has one as long as it has a brick, and then
 // until the cluster has forgotten it (Report.StorageMembers): one that the others take for theirs
 // and that knows nothing of them could not come back.

@@ -380,6 +380,7 @@ type VolumeReport struct {
 	Ready     bool   `json:"ready"`          // it is there, with SizeBytes
 	Move      string `json:"move,omitempty"` // the Volume\'s of which all this is said
 	Fallen    bool   `json:"-"`              // it isn't mounted, or its file system has stopped
+	Came      string `json:"-"`              // the ID of the move by which it came to this host, "" for none
 	SizeBytes int64  `json:"sizeBytes,omitempty"`
 	UsedBytes int64  `json:"usedBytes,omitempty"`
 	// Attached are the UIDs of machines that have it; Failed says of others why not.
