@@ -127,6 +127,11 @@ func stepMove(v *resource.Volume, host, other *resource.Node) {
 	s := &v.Status
 	m := s.Moving
 	switch {
+	case m.Stage == resource.MoveCopying && host == nil && m.Copied && other != nil:
+		// The former host is lost, and all of it is on the other one.
+		exchange(s, resource.MoveSwitched, m.Followed)
+		s.Conditions.Set(moving("the host that it was on is removed, and all of it was copied: its new host brings it back"))
+		host = other
 	case m.Stage == resource.MoveCopying && (other == nil || other.Deleting() || host == nil):
 		giveUp(s)
 		if host != nil {

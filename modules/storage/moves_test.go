@@ -2,6 +2,7 @@ package storage
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -130,6 +131,21 @@ func TestMove(t *testing.T) {
 	v = stage(resource.MoveCopying, to)
 	if trash := v.ToTrash(w.ws, time.Now()); trash.Status.Moving == nil || trash.Status.Moving.Stage != resource.MoveRemoving || trash.Status.NodeUID != to.UID || v.Status.Moving.Stage != resource.MoveCopying {
 		t.Errorf("in the trash it is %+v", trash.Status)
+	}
+	// If the one that it was on is lost, all of it that was copied is the volume; less is nothing.
+	for _, copied := range []bool{true, false} {
+		lost := *v
+		m := *v.Status.Moving
+		m.Copied = copied
+		lost.Status.Moving, lost.Status.Conditions = &m, slices.Clone(v.Status.Conditions)
+		stepMove(&lost, nil, from)
+		want, on, phase := resource.MoveSwitched, from.UID, resource.Updating
+		if !copied {
+			want, on, phase = resource.MoveRemoving, to.UID, resource.Failed
+		}
+		if s := lost.Status; s.Moving.Stage != want || s.NodeUID != on || s.Phase != phase {
+			t.Errorf("copied %v, and its host is lost: it is %+v, %+v", copied, s, s.Moving)
+		}
 	}
 	// The host that it was to go to is given up.
 	must(store.Of[resource.Node](w.db).Delete(t.Context(), &resource.Node{Meta: resource.Meta{Name: from.Name}}))
