@@ -404,7 +404,7 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 	defer alive.Stop()
 	var last string
 	for {
-		changed := h.waitChange() // before reading, so that nothing is missed
+		changed, sends := h.waitChange(), h.sends.waitChange(node.UID) // before reading, so that nothing is missed
 		line, err := json.Marshal(h.stateOf(node))
 		if err != nil {
 			h.cfg.Log.Error("state of node", "node", node.Name, "err", err)
@@ -422,6 +422,8 @@ func (h *Hub) state(w http.ResponseWriter, r *http.Request, node *resource.Node)
 			case <-r.Context().Done():
 				return
 			case <-changed:
+				break wait
+			case <-sends:
 				break wait
 			case <-alive.C:
 				if send(w, out, []byte("\n")) != nil {

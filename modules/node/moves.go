@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 
 const (
 	// maxSends is how many volumes come from one host to another through this server at a time, and
-	// maxOwnSends how many of one workspace: each takes as much of the network as it gets.
+	// maxOwnSends how many of one account: each takes as much of the network as it gets.
 	maxSends, maxOwnSends = 8, 2
 	// sendPatience is how long one host waits for the other: for it to begin, and in between.
 	sendPatience = 20 * time.Second // less than agents wait for the head of an answer
@@ -29,15 +30,38 @@ const (
 type sends struct {
 	mu  sync.Mutex
 	all []*sending // in the order in which they were asked for
+	// changed are closed and taken out when what a node, by its UID, is waited for may have changed: it alone is told.
+	changed map[string]chan struct{}
+}
+
+// waitChange is closed once a node may be waited for something else. Only its stream of states asks.
+func (s *sends) waitChange(node string) chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed == nil {
+		s.changed = map[string]chan struct{}{}
+	}
+	if s.changed[node] == nil {
+		s.changed[node] = make(chan struct{})
+	}
+	return s.changed[node]
+}
+
+// wake is called with mu held.
+func (s *sends) wake(node string) {
+	if changed := s.changed[node]; changed != nil {
+		close(changed)
+		delete(s.changed, node)
+	}
 }
 
 // sending is a volume that one host waits for and another has.
 type sending struct {
 	wire.Send
-	workspace string
-	from      string             // UID of the node that has it
-	come      chan io.ReadCloser // what that one sends; one is taken
-	end       chan struct{}      // closed when nobody waits any more
+	account string
+	from    string             // UID of the node that has it
+	come    chan io.ReadCloser // what that one sends; one is taken
+	end     chan struct{}      // closed when nobody waits any more
 }
 
 // begin adds one, in place of one of the same volume that nobody may wait for any more.
@@ -47,12 +71,13 @@ func (s *sends) begin(now *sending) error {
 	s.all = slices.DeleteFunc(s.all, func(was *sending) bool {
 		if was.UID == now.UID {
 			close(was.end)
+			s.wake(was.from)
 		}
 		return was.UID == now.UID
 	})
 	own := 0
 	for _, other := range s.all {
-		if other.workspace == now.workspace {
+		if other.account == now.account {
 			own++
 		}
 	}
@@ -60,6 +85,7 @@ func (s *sends) begin(now *sending) error {
 		return refuse(http.StatusConflict, "it waits for other volumes that are on their way")
 	}
 	s.all = append(s.all, now)
+	s.wake(now.from)
 	return nil
 }
 
@@ -69,6 +95,7 @@ func (s *sends) over(one *sending) {
 	if i := slices.Index(s.all, one); i >= 0 {
 		s.all = slices.Delete(s.all, i, i+1)
 		close(one.end)
+		s.wake(one.from)
 	}
 }
 
@@ -105,9 +132,7 @@ func (h *Hub) fetch(w http.ResponseWriter, r *http.Request, node *resource.Node)
 		h.answer(w, nil, err)
 		return
 	}
-	defer h.wake()
 	defer h.sends.over(one)
-	h.wake()
 	select {
 	case in := <-one.come:
 		defer in.Close()
@@ -170,8 +195,9 @@ func (h *Hub) wanted(r *http.Request, node *resource.Node) (*sending, error) {
 	if err != nil {
 		return nil, err
 	}
+	account, _, _ := strings.Cut(v.WorkspaceKey(), "/")
 	return &sending{Send: wire.Send{ID: rand.Text(), UID: v.UID, NetworkID: ws.Status.ID, From: from},
-		workspace: v.WorkspaceKey(), from: v.Status.NodeUID, come: make(chan io.ReadCloser), end: make(chan struct{})}, nil
+		account: account, from: v.Status.NodeUID, come: make(chan io.ReadCloser), end: make(chan struct{})}, nil
 }
 
 // send takes a volume that another node waits for.

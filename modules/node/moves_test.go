@@ -34,6 +34,45 @@ func (c content) Send(_ context.Context, _ string, from int64, w io.Writer) erro
 	return err
 }
 
+// TestSends: an account has some of what there is at a time, and only the node that sends is told.
+func TestSends(t *testing.T) {
+	var s sends
+	one := func(account, uid string) *sending {
+		return &sending{Send: wire.Send{UID: uid}, account: account, from: "n-" + account, end: make(chan struct{})}
+	}
+	told := func(c chan struct{}) bool {
+		select {
+		case <-c:
+			return true
+		default:
+			return false
+		}
+	}
+	n, other := s.waitChange("n-a"), s.waitChange("n-b")
+	first := one("a", "v1")
+	for _, now := range []*sending{first, one("a", "v2")} {
+		if err := s.begin(now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !told(n) || told(other) {
+		t.Errorf("the one that sends is told: %v, another: %v", told(n), told(other))
+	}
+	if err := s.begin(one("a", "v3")); err == nil {
+		t.Error("an account has more than its share")
+	}
+	if err := s.begin(one("b", "v4")); err != nil || !told(other) {
+		t.Errorf("another account: %v, told: %v", err, told(other))
+	}
+	n = s.waitChange("n-a")
+	if s.over(first); !told(n) {
+		t.Error("that nobody waits any more is not told")
+	}
+	if err := s.begin(one("a", "v3")); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestMoves: of a volume that moves both hosts are told their part and believed about that alone; what one has
 // comes to the other, and to nobody else.
 func TestMoves(t *testing.T) {
