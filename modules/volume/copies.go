@@ -20,6 +20,10 @@ const (
 	// maxCopies is how many copies are made at a time, one of each workspace at most: they share the
 	// disk with everybody's volumes.
 	maxCopies = 2
+	// maxReceives is the same of what comes from other hosts, which takes hours if the network is slow: copies don't
+	// wait for it. After receiveTurn it makes way for others that wait, and goes on later.
+	maxReceives = 2
+	receiveTurn = 5 * time.Minute
 	// copyPatience is how long it is waited for a copy, so that of a small one nobody hears that it
 	// is being made.
 	copyPatience = time.Second
@@ -28,6 +32,7 @@ const (
 // copying is a copy that is being made. It outlives who asked for it.
 type copying struct {
 	source, network string
+	incoming        bool // from another host
 	end             context.CancelFunc
 	done            chan struct{} // closed when err is set
 	err             error
@@ -149,19 +154,26 @@ func (h *Host) beginCopy(v wire.Volume, do func(ctx context.Context, c *copying)
 	if h.closed {
 		return nil
 	}
-	running := 0
+	running, most := 0, maxCopies
+	if v.Incoming {
+		most = maxReceives
+	}
 	for _, c := range h.copies {
 		select {
 		case <-c.done:
 			continue
 		default:
 		}
-		if running++; running == maxCopies || c.network == v.NetworkID {
+		if c.incoming != v.Incoming {
+			continue
+		}
+		if running++; running == most || c.network == v.NetworkID {
+			h.crowded = h.crowded || v.Incoming
 			return nil
 		}
 	}
 	ctx, end := context.WithCancel(context.Background())
-	c := &copying{source: v.Source, network: v.NetworkID, end: end, done: make(chan struct{})}
+	c := &copying{source: v.Source, network: v.NetworkID, incoming: v.Incoming, end: end, done: make(chan struct{})}
 	h.copies[v.UID] = c
 	go func() {
 		defer close(c.done)
@@ -169,6 +181,15 @@ func (h *Host) beginCopy(v wire.Volume, do func(ctx context.Context, c *copying)
 		c.err = do(ctx, c)
 	}()
 	return c
+}
+
+// yields says whether one that comes from another host makes way, because others wait.
+func (h *Host) yields() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	was := h.crowded
+	h.crowded = false
+	return was
 }
 
 // endTime is how long it is waited for copies to end: they do at the next block, if the disk answers.

@@ -112,7 +112,8 @@ func (h *Host) list(bricks bool) (all []wire.VolumeReport, away error) {
 		if f.rec.Brick != bricks {
 			continue
 		}
-		r := wire.VolumeReport{UID: f.uid, Key: f.rec.Key, NetworkID: f.rec.NetworkID, SizeBytes: f.sizeBytes, Came: f.rec.Move, Fallen: !mounted[f.uid]}
+		r := wire.VolumeReport{UID: f.uid, Key: f.rec.Key, NetworkID: f.rec.NetworkID, SizeBytes: f.sizeBytes,
+			Came: f.rec.Move, Fallen: !mounted[f.uid]}
 		if f.err != nil && (f.sizeBytes > 0 || !errors.Is(f.err, fs.ErrNotExist)) { // else it is being made
 			r.Message = h.said("its record can't be read: "+operators, f.err).Error()
 		}

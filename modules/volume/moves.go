@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/diskimage"
@@ -114,6 +115,8 @@ func (h *Host) receiving(ctx context.Context, v wire.Volume, c *copying) error {
 		return h.fetch(ctx, v, from)
 	}, c.tell)
 	switch {
+	case errors.Is(err, errTurn):
+		return saidf("it makes way for others that come to its host, and goes on where it ended")
 	case errors.Is(err, diskimage.ErrStream):
 		return h.said("the copy from its former host was cut off, and goes on where it ended", err)
 	case err == nil:
@@ -146,8 +149,25 @@ func (h *Host) fetch(ctx context.Context, v wire.Volume, from int64) (io.ReadClo
 	if err != nil {
 		return nil, errors.Join(err, body.Close())
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{in, body}, nil
+	return &turn{in, body, h, time.Now()}, nil
+}
+
+var errTurn = errors.New("others wait")
+
+// turn is a stream that ends once it has had its time and others wait.
+type turn struct {
+	io.Reader
+	io.Closer
+	h     *Host
+	since time.Time
+}
+
+func (t *turn) Read(p []byte) (int, error) {
+	if time.Since(t.since) > receiveTurn {
+		if t.h.yields() {
+			return 0, errTurn
+		}
+		t.since = time.Now()
+	}
+	return t.Reader.Read(p)
 }

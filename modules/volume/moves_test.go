@@ -3,10 +3,12 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -71,6 +73,41 @@ func TestMove(t *testing.T) {
 	}
 	b.must(b.Detach(testUID, "m1"))
 	b.must(b.Remove(t.Context(), wire.Volume{UID: testUID}))
+}
+
+// TestTurns: what comes from other hosts and copies don't wait for one another, and what has come for long makes way
+// if others wait.
+func TestTurns(t *testing.T) {
+	h := New(Config{})
+	hold := make(chan struct{})
+	begin := func(uid, network string, incoming bool) bool {
+		v := wire.Volume{UID: uid, NetworkID: network, Incoming: incoming}
+		return h.beginCopy(v, func(context.Context, *copying) error { <-hold; return nil }) != nil
+	}
+	stream := &turn{Reader: strings.NewReader("text"), h: h, since: time.Now().Add(-2 * receiveTurn)}
+	for i, want := range []bool{true, true, false} {
+		if n, err := stream.Read(make([]byte, 1)); n != 1 || err != nil {
+			t.Errorf("while nobody waits: %v", err)
+		}
+		uid := fmt.Sprint(i)
+		if got := begin("moves"+uid, uid, true); got != want {
+			t.Errorf("move %d is begun: %v", i, got)
+		}
+		if got := begin("copy"+uid, uid, false); got != want {
+			t.Errorf("copy %d is begun: %v", i, got)
+		}
+	}
+	if _, err := stream.Read(make([]byte, 1)); err != nil {
+		t.Errorf("before its turn is over: %v", err)
+	}
+	stream.since = stream.since.Add(-2 * receiveTurn)
+	if _, err := stream.Read(make([]byte, 1)); !errors.Is(err, errTurn) {
+		t.Errorf("while others wait: %v", err)
+	}
+	close(hold)
+	if err := h.endCopies(""); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestMoveGivenUp: nothing is left of what came, and what it was stays.

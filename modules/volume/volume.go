@@ -81,10 +81,12 @@ type Host struct {
 	thawed  map[string]bool // by UID
 
 	mu     sync.Mutex
-	copies map[string]*copying      // that are being made, or have ended and nobody has looked since; by UID
-	closed bool                     // none are begun any more
-	asked  map[string]*asker[int64] // what file systems have in use, by UID
-	told   map[string]bool          // what the log has of errors
+	copies map[string]*copying // that are being made, or have ended and nobody has looked since; by UID
+	// crowded says that something waits to come from another host since one has made way.
+	crowded bool
+	closed  bool                     // none are begun any more
+	asked   map[string]*asker[int64] // what file systems have in use, by UID
+	told    map[string]bool          // what the log has of errors
 }
 
 // New changes nothing on the host.
