@@ -37,6 +37,10 @@ func TestUnits(t *testing.T) {
 				}
 			}
 		}
+		// Disks that operators give it are of any kind, and are looked for among all.
+		if role == "node" && !slices.Contains(settings(string(unit), "DeviceAllow"), "block-*") {
+			t.Errorf("%s: can't open the host's disks, and so makes no pools of them", file)
+		}
 		if !slices.Contains(settings(string(unit), "Environment"), hostmount.Variable+"=/proc/1/ns/mnt") {
 			t.Errorf("%s: has mounts of its own and does not say where the host's are", file)
 		}

@@ -16,7 +16,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -304,19 +303,10 @@ func (d Device) XFS() (uuid string, err error) {
 	return strings.Join([]string{text[:8], text[8:12], text[12:16], text[16:20], text[20:]}, "-"), nil
 }
 
-// WithXFS are the devices with an XFS file system of this UUID. One that can't be read is none. leave says of
-// which loop devices' files nothing is read.
-func WithXFS(uuid string, leave func(file string) bool) (found []Device, err error) {
-	all, err := All()
-	for _, d := range all {
-		if file := d.Behind(); file != "" && leave(file) {
-			continue
-		}
-		if is, err := d.XFS(); err == nil && is == uuid && !slices.Contains(found, d) {
-			found = append(found, d)
-		}
-	}
-	return found, err
+// Held says whether another device stands on this one, as a RAID does on its disks: what is on both is the other's.
+func (d Device) Held() bool {
+	holders, err := os.ReadDir(filepath.Join(d.sys, "holders"))
+	return err == nil && len(holders) > 0
 }
 
 // Health is what the kernel knows of a device: "unknown" unless it says that it is not well. What a disk says of

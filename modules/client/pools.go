@@ -128,7 +128,8 @@ func (p *program) poolCommands() *command {
 on it, whatever it is called after a reboot. If it holds anything, nothing is done: to destroy what
 it holds, give its serial number with --erase, as the refusal names it. What is mounted or used
 otherwise is refused in any case. A folder has to be empty, to belong to root, and to be on a file system
-of its own.
+of its own. The node's service may write where its unit says only: before, have systemctl edit
+multipaas-node add ReadWritePaths=-PATH to its [Service], and restart it; machines go on running.
 
 New volumes go where there is most room; those that are there stay where they are.`,
 			examples: []string{

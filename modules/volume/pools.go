@@ -216,22 +216,25 @@ func (h *Host) ensureDisk(ctx context.Context, p *pool, want wire.Pool, made boo
 			return err
 		}
 	}
-	ours := func(file string) bool {
-		return slices.ContainsFunc(append([]string{h.cfg.Dir, h.cfg.Pools}, h.cfg.Others...), func(dir string) bool {
-			return dir != "" && strings.HasPrefix(file, dir+"/")
-		})
-	}
-	found, err := disk.WithXFS(want.UID, ours)
+	found, silent, err := h.withXFS(want.UID)
 	switch {
 	case err != nil:
 		return err
 	case len(found) > 1:
 		return fmt.Errorf("%s and %s say both that they are this pool: one is a copy; take it away", found[0].Name, found[1].Name)
 	case len(found) == 0 && made:
-		return fmt.Errorf("its disk is away, which was %s when it was made: nothing is made anew in its place; "+
-			"if it is lost for good, say so: mp nodes storage remove NODE %s --lost", want.Device, want.Name)
+		or := ""
+		if len(silent) > 0 {
+			or = fmt.Sprintf(", or is one of %d that can't be read (%v)", len(silent), silent[0])
+		}
+		return fmt.Errorf("its disk is away%s, which was %s when it was made: nothing is made anew in its place; "+
+			"if it is lost for good, say so: mp nodes storage remove NODE %s --lost", or, want.Device, want.Name)
 	case len(found) == 0:
-		d, err := free(want)
+		d, err := disk.Open(want.Device)
+		if i := slices.IndexFunc(silent, func(u unread) bool { return u.Device == d }); err == nil && i >= 0 {
+			return silent[i]
+		}
+		d, err = free(want)
 		if err != nil {
 			return err
 		}
@@ -369,12 +372,12 @@ func (h *Host) ensureFolder(p *pool, want wire.Pool, made bool) error {
 	p.mu.Unlock()
 	switch {
 	case own.ID == p.uid:
-		return nil
+		return writable(p.dir)
 	case made:
 		return fmt.Errorf("%s does not hold it: if a disk is mounted there, it is away; nothing is made anew in its place; "+
 			"if it is lost for good, say so: mp nodes storage remove NODE %s --lost", p.dir, want.Name)
 	}
-	if err := h.canBePool(p.dir, st); err != nil {
+	if err := cmp.Or(h.canBePool(p.dir, st), writable(p.dir)); err != nil {
 		return err
 	}
 	return p.marked(made)

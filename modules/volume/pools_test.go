@@ -169,6 +169,15 @@ func TestPools(t *testing.T) {
 	if err := r.EnsurePool(t.Context(), want); err == nil || !strings.Contains(err.Error(), "is away") {
 		t.Errorf("while it is away: %v", err)
 	}
+	s, err := disk.Open(stranger.name)
+	r.must(err)
+	hung := &asker[string]{last: &answer[string]{done: make(chan struct{})}} // asked for long ago
+	r.disks = map[disk.Device]*asker[string]{s: hung}
+	began := time.Now()
+	if err := r.EnsurePool(t.Context(), want); err == nil || !strings.Contains(err.Error(), stranger.name+": it has not answered since") || time.Since(began) > lookTime {
+		t.Errorf("while a disk hangs: %v, after %v", err, time.Since(began))
+	}
+	r.disks = nil
 	v.Made = true
 	for what, err := range map[string]error{"made": r.Ensure(t.Context(), v), "removed": r.Remove(t.Context(), v), "kept": r.Keep(t.Context(), v)} {
 		if err == nil || !strings.Contains(err.Error(), poolTrouble) {
@@ -240,6 +249,17 @@ func TestPoolFolder(t *testing.T) {
 	refused("make it first")
 	r.must(os.Mkdir(at, 0o700))
 	refused("whose room would be promised twice")
+	r.must(unix.Mount(at, at, "", unix.MS_BIND, ""))
+	r.must(unix.Mount("", at, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	if err := writable(at); !errors.Is(err, unix.EROFS) {
+		t.Errorf("where nobody can write: %v", err)
+	}
+	t.Setenv(hostmount.Variable, fmt.Sprintf("/proc/%d/ns/mnt", os.Getppid())) // TestMain's, who sees no such mount
+	if err := writable(at); err == nil || !strings.Contains(err.Error(), "add ReadWritePaths=-"+at) {
+		t.Errorf("where the service can't write: %v", err)
+	}
+	t.Setenv(hostmount.Variable, "")
+	r.must(unix.Unmount(at, 0))
 	r.must(unix.Mount("tmpfs", at, "tmpfs", 0, "size=100m,mode=0777"))
 	refused("others than root can write")
 	r.must(os.Chmod(at, 0o700))

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/disk"
 	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/hostmount"
@@ -84,9 +85,10 @@ type Host struct {
 	copies map[string]*copying // that are being made, or have ended and nobody has looked since; by UID
 	// crowded says that something waits to come from another host since one has made way.
 	crowded bool
-	closed  bool                     // none are begun any more
-	asked   map[string]*asker[int64] // what file systems have in use, by UID
-	told    map[string]bool          // what the log has of errors
+	closed  bool                           // none are begun any more
+	asked   map[string]*asker[int64]       // what file systems have in use, by UID
+	disks   map[disk.Device]*asker[string] // which file systems are on the host's disks
+	told    map[string]bool                // what the log has of errors
 }
 
 // New changes nothing on the host.
