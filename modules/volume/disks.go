@@ -88,3 +88,53 @@ func writable(dir string) error {
 	}
 	return nil
 }
+
+// empty lets go of all volumes in a pool whose file system has stopped. While a loop device has a file in it the kernel keeps
+// that file system, and to mount its disk anew would give the same one, stopped.
+func (h *Host) empty(p *pool) error {
+	attached, err := h.Attached()
+	if err != nil {
+		return err
+	}
+	h.knowing.Lock()
+	var uids []string
+	for uid, in := range h.where {
+		if in == p {
+			uids = append(uids, uid)
+		}
+	}
+	h.knowing.Unlock()
+	for _, uid := range uids {
+		if err := cmp.Or(h.endCopies(uid), h.hide(uid)); err != nil {
+			return err
+		}
+		for _, a := range attached[uid] {
+			if err := h.detach(uid, a.MachineUID); err != nil {
+				return err
+			}
+		}
+	}
+	real, infos, err := hostmount.Infos(p.dir)
+	if err != nil {
+		return err
+	}
+	for _, info := range infos {
+		point := info.Mountpoint
+		if point == real {
+			continue // the pool itself, by whose path its files are known as long as it is mounted
+		}
+		// Its folder can't be asked for anything, so not by hostmount.Unmount.
+		err := hostmount.Do(func() error { return unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
+		if err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmount %s: %w", point, err)
+		}
+	}
+	all, err := disk.All()
+	for _, d := range all {
+		if strings.HasPrefix(d.Behind(), real+"/") {
+			return errors.New("its file system has stopped after an error of its disk, and is mounted anew once nobody has " +
+				"volumes on it open: delete the pods that use them")
+		}
+	}
+	return err
+}

@@ -212,6 +212,9 @@ func (h *Host) ensureDisk(ctx context.Context, p *pool, want wire.Pool, made boo
 			return cmp.Or(err, p.identify(want), p.marked(made))
 		}
 		// Its file system has stopped. To be mounted anew mends it, if the disk is there.
+		if err := h.empty(p); err != nil {
+			return err
+		}
 		if err := hostmount.Unmount(p.dir); err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/disk"
+	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -196,6 +198,22 @@ func TestPools(t *testing.T) {
 		t.Errorf("a disk that has its name by now holds %s, %v", what, err)
 	}
 	d = plug(t, file)
+	r.must(r.EnsurePool(t.Context(), want))
+	r.must(r.Ensure(t.Context(), v))
+	if data, err := os.ReadFile(filepath.Join(at, testUID, "mount", "file")); string(data) != "kept" {
+		t.Errorf("in the volume there is %q, %v", data, err)
+	}
+	// Its file system stops, while somebody has a volume on it open.
+	open, err := os.Open(filepath.Join(at, testUID, "mount", "file"))
+	r.must(err)
+	r.must((diskimage.Image{Mount: at}).ShutDown())
+	if err := r.EnsurePool(t.Context(), want); err == nil || !strings.Contains(err.Error(), "delete the pods") {
+		t.Errorf("it has stopped: %v", err)
+	}
+	r.must(open.Close())
+	for i := 0; i < 1000 && r.EnsurePool(t.Context(), want) != nil; i++ { // the kernel frees the device a moment later
+		runtime.Gosched()
+	}
 	r.must(r.EnsurePool(t.Context(), want))
 	r.must(r.Ensure(t.Context(), v))
 	if data, err := os.ReadFile(filepath.Join(at, testUID, "mount", "file")); string(data) != "kept" {
