@@ -114,6 +114,11 @@ func addPool(node *resource.Node, b PoolBody) error {
 			return conflict("exists", fmt.Sprintf("%s is the pool %s already.", b.Path, p.Name), fmt.Sprintf(remedy, node.Name))
 		}
 	}
+	if b.Erase != "" && node.Status.Phase == resource.Degraded {
+		// Of a disk without a serial number its name is that, and another disk's after a reboot.
+		return conflict("not-ready", fmt.Sprintf("Node %s does not report: consent to erase a disk is for one try, now.", node.Name),
+			"Add it once the node reports.")
+	}
 	if len(node.Spec.Pools) >= maxPools {
 		return conflict("limit", fmt.Sprintf("A node can have %d pools.", maxPools), "Take one away first: mp nodes storage remove.")
 	}
@@ -134,7 +139,12 @@ func (a *API) removePool(ctx context.Context, node *resource.Node, name string, 
 	p := &node.Spec.Pools[i]
 	seen := node.Pool(p.UID)
 	if lost {
-		if seen != nil && seen.Message == "" && node.Status.Phase == resource.Ready {
+		if node.Status.Phase == resource.Degraded && !p.Lost {
+			return conflict("not-ready", fmt.Sprintf("Node %s does not report: whether the pool %s is there or lost nobody can say, "+
+				"and giving it up can't be undone.", node.Name, name),
+				fmt.Sprintf("Wait until it reports; if the host itself is lost: mp nodes remove %s --lost.", node.Name))
+		}
+		if seen != nil && seen.Message == "" && !p.Lost {
 			return conflict("in-use", fmt.Sprintf("The pool %s is there, and not lost.", name), "Leave --lost out.")
 		}
 		p.Removing, p.Lost = true, true

@@ -126,7 +126,7 @@ func (p *program) poolCommands() *command {
 			names: nodes.names,
 			about: `A disk or partition gets an XFS file system of its own, and is found again by what is written
 on it, whatever it is called after a reboot. If it holds anything, nothing is done: to destroy what
-it holds, give its serial number with --erase, as the refusal names it. What is mounted or used
+it holds, give its serial number with --erase, as the refusal names it. That is consent to one try. What is mounted or used
 otherwise is refused in any case. A folder has to be empty, to belong to root, and to be on a file system
 of its own. The node's service may write where its unit says only: before, have systemctl edit
 multipaas-node add ReadWritePaths=-PATH to its [Service], and restart it; machines go on running.
@@ -228,7 +228,8 @@ func (c *call) removePool() error {
 	last := poolOf(&got, name)
 	if c.Bool("lost") {
 		return c.pools().printResult(c, cmp.Or(last, &poolEntry{}),
-			"The pool %s of node %s is given up: what was in it can be deleted, and then it goes.", name, node)
+			"The pool %s of node %s is given up. Copies of shared volumes are made anew in other places; once its local "+
+				"volumes are deleted it goes.", name, node)
 	}
 	err := c.untilNode("it is let go of", &got, func(n *resource.Node) bool {
 		now := poolOf(n, name)

@@ -46,8 +46,14 @@ func notePools(n *resource.Node, said []resource.Pool) {
 			Serial: clip(p.Serial, maxName), SizeBytes: amount(p.SizeBytes), FreeBytes: amount(p.FreeBytes),
 			CapacityBytes: amount(p.CapacityBytes), Reflink: p.Reflink, Copies: p.Copies, Made: p.Made, Removed: p.Removed,
 			Health: clip(p.Health, maxName), Note: clip(p.Note, maxText), Message: clip(p.Message, maxText)}
-		if uid != "" {
-			p.Name = n.WantedPool(uid).Name
+		if want := n.WantedPool(uid); want != nil {
+			p.Name = want.Name
+			// Consent to erase a disk is for one try, and its host has made that: it must not wait for another disk to come. Only
+			// the host knows; a report may be of before it heard of the consent. Each consent has a pool with a UID of its own.
+			if want.Erase != "" && (said[i].Tried || p.Made) {
+				n.Spec.Pools = slices.Clone(n.Spec.Pools) // others read what n was copied from
+				n.WantedPool(uid).Erase = ""
+			}
 		}
 		if before >= 0 && was[before].Made {
 			p.Made = true

@@ -11,7 +11,8 @@ type NodePool struct {
 	UID    string `json:"uid"`
 	Device string `json:"device,omitempty" doc:"The disk or partition that it is made of, as it was called then" example:"/dev/sdb"`
 	Path   string `json:"path,omitempty" doc:"The folder that it is" example:"/srv/volumes"`
-	// Erase is the serial number of a device of which what it holds may be destroyed to make the pool.
+	// Erase is the serial number of a device of which what it holds may be destroyed to make the pool. It is consent to one
+	// try, and goes once its host has made that.
 	Erase string `json:"erase,omitempty" doc:"Serial number of the device whose data may be destroyed"`
 	// Removing: nothing new is placed there, and its host lets go of it.
 	Removing bool `json:"removing,omitempty" doc:"It is being taken away"`
@@ -39,7 +40,9 @@ type Pool struct {
 	// would make them empty.
 	Copies bool `json:"copies,omitempty" doc:"Volumes can be copied there"`
 	// Made: it has been there. From then on nothing is made anew in its place.
-	Made    bool   `json:"made,omitempty" doc:"It has been there"`
+	Made bool `json:"made,omitempty" doc:"It has been there"`
+	// Tried: its host has made the one try to which NodePool.Erase of this pool is consent.
+	Tried   bool   `json:"tried,omitempty" doc:"The consent to erase its device was used"`
 	Removed bool   `json:"removed,omitempty" doc:"The host has let go of it"`
 	Health  string `json:"health,omitempty" doc:"What the host knows of the disk: ok, unknown, or what is wrong" example:"unknown"`
 	Note    string `json:"note,omitempty" doc:"What an operator should know of it"`
@@ -101,6 +104,12 @@ func (n *Node) WantedPool(uid string) *NodePool {
 func (n *Node) Keeps(uid string) bool {
 	want := n.WantedPool(uid)
 	return uid == "" || want != nil && !want.Removing && !want.Lost
+}
+
+// LostPool says whether what is in the node's pool with this UID was given up, and the node itself may live.
+func (n *Node) LostPool(uid string) bool {
+	want := n.WantedPool(uid)
+	return want != nil && want.Lost
 }
 
 // TakesIn says whether new volumes can be put into the node's pool with this UID now.

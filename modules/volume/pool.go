@@ -34,6 +34,7 @@ type pool struct {
 	device  disk.Device
 	note    string
 	problem error
+	tried   bool // see resource.Pool
 }
 
 func (p *pool) place(uid string) place { return place(filepath.Join(p.dir, uid)) }

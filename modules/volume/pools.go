@@ -101,7 +101,7 @@ func (h *Host) locate(v wire.Volume) error {
 	case p == nil:
 		return h.said(poolTrouble, fmt.Errorf("volume %s is in the pool %s, which this host does not have", v.UID, v.Pool))
 	case p.wanted().Lost:
-		return saidf("it is lost with the disk that it was on: it can be deleted")
+		return saidf("it is lost with the disk that it was on")
 	}
 	if err := h.answers(p); err != nil {
 		return h.said(poolTrouble, err)
@@ -137,6 +137,7 @@ func (h *Host) Pools(wanted []wire.Pool) (all []resource.Pool) {
 		l.pool.mu.Lock()
 		p := resource.Pool{Name: l.name, UID: l.uid, Path: l.dir, Device: l.device.Name, Serial: l.device.Serial, Note: l.note}
 		isDisk, device, problem := l.want.Device != "", l.device, l.problem
+		p.Tried = l.tried
 		l.pool.mu.Unlock()
 		if isDisk {
 			p.Health = device.Health()
@@ -171,17 +172,41 @@ func (h *Host) knownFile(uid string) string {
 	return filepath.Join(filepath.Dir(h.cfg.Mark), "pool-"+uid+".json")
 }
 
+// triedFile says that the consent to erase a disk for a pool was used. It stays for good, also if the pool goes: a server
+// that was restored from a backup may ask for it again.
+func (h *Host) triedFile(uid string) string {
+	return filepath.Join(filepath.Dir(h.cfg.Mark), "erase-"+uid+".json")
+}
+
+// consent has the consent to erase a disk be used up, before anything is done with it: a disk that is in use now, or
+// another by the same name after a reboot, must not be erased some day. It says whether it was used up before.
+func (h *Host) consent(want *wire.Pool) (tried bool, err error) {
+	used, err := readMark(h.triedFile(want.UID))
+	if err != nil || used.ID == want.UID {
+		want.Erase = ""
+		return err == nil, err
+	}
+	if want.Erase == "" {
+		return false, nil
+	}
+	return false, atomicfile.WriteJSON(h.triedFile(want.UID), mark{ID: want.UID})
+}
+
 // EnsurePool makes a pool, or finds it, and mounts it. Nothing that a disk or a folder holds is lost by that, unless
-// the disk's serial number was given for it; and none that was there is made anew. It blocks for seconds. The error is
-// for operators.
+// the disk's serial number was given for it, which is good for one call; and none that was there is made anew. It blocks
+// for seconds. The error is for operators.
 func (h *Host) EnsurePool(ctx context.Context, want wire.Pool) error {
 	if err := checkUID("pool", want.UID); err != nil {
 		return err
 	}
 	p := h.know(want)
-	known, err := readMark(h.knownFile(want.UID))
+	tried, err := h.consent(&want)
+	erase, known := tried || want.Erase != "", mark{}
 	if err == nil {
-		made := want.Made || known.ID == want.UID
+		known, err = readMark(h.knownFile(want.UID))
+	}
+	made := want.Made || known.ID == want.UID
+	if err == nil {
 		if want.Device != "" {
 			err = h.ensureDisk(ctx, p, want, made)
 		} else {
@@ -194,9 +219,12 @@ func (h *Host) EnsurePool(ctx context.Context, want wire.Pool) error {
 	if err == nil && known.ID != want.UID {
 		err = atomicfile.WriteJSON(h.knownFile(want.UID), mark{ID: want.UID})
 	}
+	if err != nil && erase && !made {
+		err = fmt.Errorf("%w; --erase was consent to that one try: adding it again with --erase gives it anew", err)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.problem = err
+	p.problem, p.tried = err, p.tried || erase
 	return err
 }
 

@@ -124,13 +124,27 @@ func TestPools(t *testing.T) {
 		}
 	}
 	refused("holds something that is not known here: to destroy that, add it again with --erase " + d.name)
-	want.Erase = "other"
+	// Consent to erase it is for one try: neither that it is free later nor a restart has it erased then.
+	added := func(uid, erase string) { want.UID, want.Erase = uid, erase }
+	added("11111111-2222-4333-8444-555555555551", "other")
 	refused("and not other: nothing was changed")
-	want.Erase = d.name
+	added("11111111-2222-4333-8444-555555555552", d.name)
 	excl, err := os.OpenFile(d.name, os.O_RDONLY|unix.O_EXCL, 0)
 	r.must(err)
 	refused("is in use")
+	refused("adding it again with --erase gives it anew")
 	r.must(excl.Close())
+	refused("holds something that is not known here")
+	r.Host = newHost(r.cfg.Dir, r.cfg.Machines, debian(t))
+	r.cfg.Pools, r.cfg.Others = filepath.Join(dir, "pools"), []string{filepath.Join(dir, "data")}
+	if now := r.Pools([]wire.Pool{want}); now[1].Tried {
+		t.Error("it says that it was tried before that is looked at")
+	}
+	refused("holds something that is not known here")
+	if now := r.Pools([]wire.Pool{want}); !now[1].Tried {
+		t.Error("it doesn't say that it was tried")
+	}
+	added(poolUID, d.name)
 	v := testVolume(300 * mib)
 	v.Pool = poolUID
 	if err := r.Ensure(t.Context(), v); err == nil || strings.Contains(err.Error(), dir) {
