@@ -196,7 +196,7 @@ func (h *Hub) told(volumes []served) *wire.Cluster {
 	with := map[string]bool{} // UIDs of hosts with a part in it
 	for _, v := range volumes {
 		for _, b := range v.AllBricks() {
-			if n := h.brickHost(b); n != nil && !b.Removed { // one whose bricks go, too, until they are gone
+			if n := h.brickPeer(b); n != nil && !b.Removed { // one whose bricks go, too, until they are gone
 				with[n.UID] = true
 			}
 		}
@@ -206,7 +206,7 @@ func (h *Hub) told(volumes []served) *wire.Cluster {
 		cv := wire.ClusterVolume{Key: v.key, UID: v.UID, NetworkID: v.networkID,
 			Made: v.Status.Conditions.Is(resource.VolumeServed), Stop: v.trash, Remove: v.Deleting()}
 		for _, b := range v.Status.Bricks {
-			n := h.brickHost(b)
+			n := h.brickPeer(b)
 			cb := wire.ClusterBrick{UID: b.UID, Ready: b.Ready, Replaces: b.Replaces, Lost: n == nil}
 			if n != nil {
 				cb.Address, with[n.UID] = n.Status.Address, true

@@ -14,8 +14,17 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
-// brickHost is the node that a brick is on, nil if it was given up or is none any more.
+// brickHost is the node that a brick is on, nil if it, or the disk with the brick, was given up or is none any more.
 func (h *Hub) brickHost(b resource.VolumeBrick) *resource.Node {
+	if n := h.brickPeer(b); n != nil && !n.LostPool(b.Pool) {
+		return n
+	}
+	return nil
+}
+
+// brickPeer is the node that GlusterFS has for the host of a brick, which may have lost the disk: it is one of the cluster
+// all the same.
+func (h *Hub) brickPeer(b resource.VolumeBrick) *resource.Node {
 	if n, ok := h.cfg.Nodes.Get(b.Node); ok && n.UID == b.NodeUID && !n.Gone() {
 		return n
 	}

@@ -131,7 +131,8 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 // what it is told are heartbeats.
 func (c *Controller) followNodes(ctx context.Context) {
 	for e := range store.Of[resource.Node](c.cfg.Store).Watch(ctx, "") {
-		if e.Type == store.Put && e.Previous != nil && e.Previous.Status.Phase == e.Object.Status.Phase {
+		if e.Type == store.Put && e.Previous != nil && e.Previous.Status.Phase == e.Object.Status.Phase &&
+			slices.Equal(e.Previous.Spec.Pools, e.Object.Spec.Pools) {
 			continue
 		}
 		for _, v := range c.cfg.Volumes.List("") {
@@ -210,12 +211,23 @@ func (c *Controller) nodeOf(ctx context.Context, name, uid string) (*resource.No
 	return n, err
 }
 
+const (
+	diskLost     = "DiskLost"
+	diskLostText = "the disk of its host that it was on was given up, and what it held is lost with it"
+)
+
 // settle computes the phase from what was seen.
 func settle(v *resource.Volume, host *resource.Node) {
 	s := &v.Status
 	if host == nil {
 		s.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "HostRemoved", Final: true,
 			Message: "the host that it was on is not part of the platform any more, and what it held is lost with it"})
+		s.Phase, s.ObservedGeneration = resource.Failed, v.Generation
+		return
+	}
+	if host.LostPool(s.Pool) {
+		s.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: diskLost, Final: true,
+			Message: diskLostText})
 		s.Phase, s.ObservedGeneration = resource.Failed, v.Generation
 		return
 	}

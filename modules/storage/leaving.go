@@ -18,7 +18,7 @@ func (c *Controller) moveCopy(
 	ctx context.Context, v *resource.Volume, hosts map[string]*resource.Node,
 ) (leave *resource.Condition, err error) {
 	at := slices.IndexFunc(v.Status.Bricks, func(b resource.VolumeBrick) bool {
-		return hosts[b.NodeUID] != nil && hosts[b.NodeUID].Deleting()
+		return hosts[b.UID] != nil && hosts[b.UID].Deleting()
 	})
 	waits := func(reason, message string) *resource.Condition {
 		return &resource.Condition{Type: resource.VolumeCopiesStay, Status: resource.False, Reason: reason, Message: message}
@@ -31,7 +31,7 @@ func (c *Controller) moveCopy(
 			"the old one of that may be the only one with everything: nothing is made or taken away by itself. The operator has to look, "+
 			"and to give up the host that is being removed once that one is not needed"), nil
 	case at < 0 && len(v.Status.Leaving) > 0:
-		return waits("Moving", "a copy of it is being made on another host, since its host is being removed"), nil
+		return waits("Moving", "a copy of it is being made in another place: its host is being removed, or its disk is lost"), nil
 	case at < 0 && was != nil:
 		return &resource.Condition{Type: resource.VolumeCopiesStay, Status: resource.True, Reason: "Moved"}, nil
 	case at < 0:
@@ -67,8 +67,8 @@ func (c *Controller) moveCopy(
 	old := v.Status.Bricks[at]
 	var taken []*resource.Node
 	for _, b := range v.Status.Bricks {
-		if b.UID != old.UID && hosts[b.NodeUID] != nil {
-			taken = append(taken, hosts[b.NodeUID])
+		if b.UID != old.UID && hosts[b.UID] != nil {
+			taken = append(taken, hosts[b.UID])
 		}
 	}
 	need := []int64{resource.BrickBytes(v.Spec.SizeBytes, old.Arbiter)}
@@ -108,6 +108,6 @@ func filling(volumes []*resource.Volume) (n int) {
 // stuck says that a host with a copy of a volume was given up while the place of another was taken by one that may not have
 // all yet: what leaves may be the only copy that does. A new one whose host was given up before GlusterFS had it is no loss.
 func stuck(v *resource.Volume, hosts map[string]*resource.Node) bool {
-	return slices.ContainsFunc(v.Status.Leaving, func(b resource.VolumeBrick) bool { return hosts[b.NodeUID] != nil }) &&
-		slices.ContainsFunc(v.Status.Bricks, func(b resource.VolumeBrick) bool { return hosts[b.NodeUID] == nil && b.Replaces == "" })
+	return slices.ContainsFunc(v.Status.Leaving, func(b resource.VolumeBrick) bool { return hosts[b.UID] != nil }) &&
+		slices.ContainsFunc(v.Status.Bricks, func(b resource.VolumeBrick) bool { return hosts[b.UID] == nil && b.Replaces == "" })
 }

@@ -126,23 +126,26 @@ func (c *Controller) move(ctx context.Context, v *resource.Volume, host *resourc
 func stepMove(v *resource.Volume, host, other *resource.Node) {
 	s := &v.Status
 	m := s.Moving
+	gone := host == nil || host.LostPool(s.Pool)
+	nowhere := other == nil || other.LostPool(m.Pool)
 	switch {
-	case m.Stage == resource.MoveCopying && host == nil && m.Copied && other != nil:
+	case m.Stage == resource.MoveCopying && gone && m.Copied && !nowhere:
 		// The former host is lost, and all of it is on the other one.
 		exchange(s, resource.MoveSwitched, m.Followed)
 		s.Conditions.Set(moving("the host that it was on is removed, and all of it was copied: its new host brings it back"))
 		host = other
-	case m.Stage == resource.MoveCopying && (other == nil || other.Deleting() || host == nil):
+	case m.Stage == resource.MoveCopying && (nowhere || other.Deleting() || gone):
 		giveUp(s)
-		if host != nil {
-			s.Conditions.Set(moving("the host that it was to go to is removed, so it stays where it was: its host brings it back"))
+		if !gone {
+			s.Conditions.Set(moving("the host or disk that it was to go to is removed, so it stays where it was: its host " +
+				"brings it back"))
 		}
 	case m.Stage == resource.MoveCopying && m.Away && m.Copied:
 		// From here on the other one is the volume.
 		exchange(s, resource.MoveSwitched, m.Followed)
 		s.Conditions.Set(moving("all of it is copied: its new host brings it back"))
-	case m.Stage == resource.MoveSwitched && host == nil && other != nil:
-		// The new host is lost, before anybody has written there: what it was before is on the former one.
+	case m.Stage == resource.MoveSwitched && gone && !nowhere:
+		// The new host, or its disk, is lost, before anybody has written there: what it was before is on the former one.
 		exchange(s, resource.MoveRemoving, false)
 		s.Conditions.Set(moving("the host that it went to is removed: its former one brings it back"))
 	case m.Stage == resource.MoveSwitched && s.Conditions.Is(resource.VolumeReady):

@@ -11,23 +11,23 @@ import (
 )
 
 // settleShared computes the size, the phase and what is said of a shared volume from what was seen of its
-// bricks. full: no host has room for the copy of one that was given up.
+// bricks. full: no host has room for a copy that was given up with its host or disk.
 func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool) {
 	s := &v.Status
 	served := s.Conditions.Is(resource.VolumeServed)
 	_, source := lostOf(v, hosts)
 	size, there, reporting := v.Spec.SizeBytes, 0, 0
 	for i, b := range s.Bricks {
-		if hosts[b.NodeUID] == nil {
+		if hosts[b.UID] == nil {
 			s.Bricks[i].Online, s.Bricks[i].Ready, s.Bricks[i].Heal = false, false, 0 // nobody reports of it any more
 		}
 		if !b.Arbiter {
 			size = min(size, b.SizeBytes)
 		}
-		if h := hosts[b.NodeUID]; h != nil && !h.Silent() {
+		if h := hosts[b.UID]; h != nil && !h.Silent() {
 			reporting++
 		}
-		if has(b, hosts[b.NodeUID]) {
+		if has(b, hosts[b.UID]) {
 			there++
 		}
 	}
@@ -40,7 +40,7 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 	switch {
 	case served && !source:
 		ready.Reason, ready.Final = "CopiesLost", true
-		ready.Message = "every host with a copy of it was given up, and what it held is lost with them"
+		ready.Message = "every host or disk with a copy of it was given up, and what it held is lost with them"
 		s.Conditions.Set(ready)
 		s.Phase, s.ObservedGeneration = resource.Failed, v.Generation
 		return
@@ -82,7 +82,7 @@ func has(b resource.VolumeBrick, host *resource.Node) bool {
 // creating says what a volume that GlusterFS hasn't got waits for.
 func creating(v *resource.Volume, hosts map[string]*resource.Node) string {
 	for _, b := range v.Status.Bricks {
-		switch h := hosts[b.NodeUID]; {
+		switch h := hosts[b.UID]; {
 		case b.Ready:
 		case h == nil || h.Silent() || b.Message != "":
 			return "a host that shall have a copy of it has not made it: " + why(b, h, false)
@@ -103,9 +103,9 @@ func creating(v *resource.Volume, hosts map[string]*resource.Node) string {
 func why(b resource.VolumeBrick, host *resource.Node, full bool) string {
 	switch {
 	case host == nil && full:
-		return "its host was given up, and no other has room for one now"
+		return "its host, or its disk there, was given up, and no other has room for one now"
 	case host == nil:
-		return "its host was given up"
+		return "its host, or its disk there, was given up"
 	case host.Silent():
 		return "its host does not report"
 	case b.Message != "":
@@ -123,7 +123,7 @@ func missing(v *resource.Volume, hosts map[string]*resource.Node, full bool) str
 	n, arbiter := 0, false
 	var whys []string
 	for _, b := range v.Status.Bricks {
-		h := hosts[b.NodeUID]
+		h := hosts[b.UID]
 		if has(b, h) {
 			continue
 		}
@@ -160,7 +160,7 @@ func replicated(v *resource.Volume, hosts map[string]*resource.Node, full bool) 
 	c := resource.Condition{Type: resource.VolumeReplicated, Status: resource.False}
 	there, heal, unknown := 0, int64(0), false
 	for _, b := range v.Status.Bricks {
-		if has(b, hosts[b.NodeUID]) {
+		if has(b, hosts[b.UID]) {
 			there, heal, unknown = there+1, max(heal, b.Heal), unknown || b.Heal < 0
 		}
 	}
@@ -192,7 +192,7 @@ func (c *Controller) roomForCopies(
 	}
 	for _, b := range v.Status.Bricks {
 		grows := resource.BrickBytes(v.Spec.SizeBytes+more, b.Arbiter) - resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter)
-		if h := hosts[b.NodeUID]; h != nil && free(h, b.Pool) < grows {
+		if h := hosts[b.UID]; h != nil && free(h, b.Pool) < grows {
 			return refuse(codes.ResourceExhausted, "one of the hosts with its copies has not %s more free for it: "+
 				"ask the operator for more disk", resource.Bytes.Text(grows))
 		}

@@ -203,6 +203,10 @@ func (c *Controller) reconcileShared(ctx context.Context, v *resource.Volume) (a
 	if err != nil {
 		return 0, err
 	}
+	living, err := c.livingOf(ctx, v)
+	if err != nil {
+		return 0, err
+	}
 	replaced, full, err := c.replaceLost(ctx, v, hosts)
 	if err != nil || replaced {
 		return time.Second, err // the cache tells sooner
@@ -226,14 +230,26 @@ func (c *Controller) reconcileShared(ctx context.Context, v *resource.Volume) (a
 		if leave != nil {
 			now.Status.Conditions.Set(*leave)
 		}
-		now.Status.Leaving = slices.DeleteFunc(now.Status.Leaving, func(b resource.VolumeBrick) bool { return hosts[b.NodeUID] == nil })
+		now.Status.Leaving = slices.DeleteFunc(now.Status.Leaving, func(b resource.VolumeBrick) bool { return living[b.UID] == nil })
 		settleShared(now, hosts, full)
 	})
 }
 
-// hostsOf are the nodes that have a volume's bricks, those that leave too, by UID. Those that were given up, or are none of the
-// platform's any more, are left out. The store is asked: see host.
+// hostsOf are the nodes that have a volume's bricks, those that leave too, by the bricks' UIDs. Bricks have none whose
+// host or disk was given up.
 func (c *Controller) hostsOf(ctx context.Context, v *resource.Volume) (map[string]*resource.Node, error) {
+	hosts, err := c.livingOf(ctx, v)
+	for _, b := range v.AllBricks() {
+		if n := hosts[b.UID]; n != nil && n.LostPool(b.Pool) {
+			delete(hosts, b.UID)
+		}
+	}
+	return hosts, err
+}
+
+// livingOf are the nodes that GlusterFS has for the hosts of a volume's bricks, those that leave too, by the bricks' UIDs.
+// Those that were given up, or are none of the platform's any more, are left out. The store is asked: see host.
+func (c *Controller) livingOf(ctx context.Context, v *resource.Volume) (map[string]*resource.Node, error) {
 	hosts := map[string]*resource.Node{}
 	for _, b := range v.AllBricks() {
 		n, err := store.Of[resource.Node](c.cfg.Store).Get(ctx, b.Node)
@@ -241,13 +257,13 @@ func (c *Controller) hostsOf(ctx context.Context, v *resource.Volume) (map[strin
 			return nil, err
 		}
 		if err == nil && n.UID == b.NodeUID && !n.Gone() {
-			hosts[n.UID] = n
+			hosts[b.UID] = n
 		}
 	}
 	return hosts, nil
 }
 
-// replaceLost has other hosts have the copies of those that were given up, as long as one copy is
+// replaceLost has other hosts have the copies of hosts and disks that were given up, as long as one copy is
 // left to make them of. full: none has room.
 func (c *Controller) replaceLost(
 	ctx context.Context, v *resource.Volume, hosts map[string]*resource.Node,
@@ -273,10 +289,14 @@ func (c *Controller) replaceLost(
 	if err != nil {
 		return false, false, err
 	}
+	living, err := c.livingOf(ctx, v)
+	if err != nil {
+		return false, false, err
+	}
 	var need []int64
 	var taken []*resource.Node
 	for _, b := range v.Status.Bricks {
-		if n := hosts[b.NodeUID]; n != nil {
+		if n := hosts[b.UID]; n != nil {
 			taken = append(taken, n)
 		} else {
 			need = append(need, resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter))
@@ -293,6 +313,10 @@ func (c *Controller) replaceLost(
 		}
 		for i, n := range at.hosts {
 			if was := now.Brick(lost[i]); was != nil {
+				if living[was.UID] != nil {
+					// Its host lost the disk only, and takes away what it has of it yet.
+					now.Status.Leaving = append(now.Status.Leaving, *was)
+				}
 				*was = resource.VolumeBrick{UID: store.NewUID(), Node: n.Name, NodeUID: n.UID, Pool: at.pools[i], Arbiter: was.Arbiter,
 					// One that never came in its place is known to nobody.
 					Replaces: cmp.Or(was.Replaces, was.UID)}
@@ -303,22 +327,22 @@ func (c *Controller) replaceLost(
 	if err := c.settlePlace(ctx, ops); err != nil {
 		return false, false, err
 	}
-	c.cfg.Log.Info("copies of a volume whose hosts are lost are made anew", "volume", v.Key(), "copies", len(at.hosts))
+	c.cfg.Log.Info("copies of a volume that are lost are made anew", "volume", v.Key(), "copies", len(at.hosts))
 	return true, false, nil
 }
 
-// lostOf are the UIDs of bricks whose hosts were given up. source: a copy of the data is left, on a
+// lostOf are the UIDs of bricks whose hosts or disks were given up. source: a copy of the data is left, on a
 // host that GlusterFS has in its place, or that is being removed.
 func lostOf(v *resource.Volume, hosts map[string]*resource.Node) (lost []string, source bool) {
 	for _, b := range v.Status.Bricks {
-		if hosts[b.NodeUID] == nil {
+		if hosts[b.UID] == nil {
 			lost = append(lost, b.UID)
 		} else if !b.Arbiter && b.Replaces == "" {
 			source = true
 		}
 	}
 	for _, b := range v.Status.Leaving { // GlusterFS has forgotten it, and what was in it is there
-		source = source || hosts[b.NodeUID] != nil && !b.Arbiter
+		source = source || hosts[b.UID] != nil && !b.Arbiter
 	}
 	return lost, source
 }
@@ -327,13 +351,13 @@ func lostOf(v *resource.Volume, hosts map[string]*resource.Node) (lost []string,
 // the resource last. Hosts unmount it meanwhile; nobody waits for them, since who has it mounted loses it with its bricks. is
 // obj as a volume.
 func removeShared[T stored](ctx context.Context, c *Controller, kind store.Kind[T], obj T, is *resource.Volume) error {
-	hosts, err := c.hostsOf(ctx, is)
+	hosts, err := c.livingOf(ctx, is) // also of one without the disk something is mounted
 	if err != nil {
 		return err
 	}
 	s := obj.Stored()
 	left := slices.ContainsFunc(slices.Concat(s.Bricks, s.Leaving), func(b resource.VolumeBrick) bool {
-		return hosts[b.NodeUID] != nil && !b.Removed
+		return hosts[b.UID] != nil && !b.Removed
 	})
 	forgotten := s.Conditions.Is(resource.VolumeUnserved)
 	if !forgotten && len(s.Bricks) > 0 {

@@ -148,7 +148,7 @@ func TestShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	now = w.await(v.Key(), "a copy is lost", phase(resource.Degraded))
-	says(now, resource.VolumeReplicated, "its host was given up, and no other has room")
+	says(now, resource.VolumeReplicated, "its host, or its disk there, was given up, and no other has room")
 	n4 := &resource.Node{Meta: resource.Meta{Name: "n4"}, Status: w.nodes[0].Status}
 	n4.Status.Address, n4.Status.Drivers = netip.MustParseAddr("10.0.0.4"), []string{wire.StorageDriver}
 	if err := store.Of[resource.Node](w.db).Create(t.Context(), n4); err != nil {

@@ -43,6 +43,11 @@ func settleSnapshot(s *resource.Snapshot, host *resource.Node) {
 			Message: "the host that it was on is not part of the platform any more, and it is lost with that"})
 		now.Phase, now.ObservedGeneration = resource.Failed, s.Generation
 		return
+	case host.LostPool(now.Pool):
+		now.Conditions.Set(resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Reason: diskLost, Final: true,
+			Message: diskLostText})
+		now.Phase, now.ObservedGeneration = resource.Failed, s.Generation
+		return
 	case host.Silent():
 		now.Conditions.Set(resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Reason: "HostSilent",
 			Message: "the host that it is on does not report: it comes back with that"})

@@ -51,7 +51,7 @@ func (c *Controller) reconcileTrash(ctx context.Context, key string) (again time
 		}
 		return 0, err
 	}
-	var lost, silent bool
+	var lost, disk, silent bool
 	if shared {
 		hosts, err := c.hostsOf(ctx, t.Was())
 		if err != nil {
@@ -59,7 +59,7 @@ func (c *Controller) reconcileTrash(ctx context.Context, key string) (again time
 		}
 		reporting := 0
 		for _, b := range t.Status.Bricks {
-			if n := hosts[b.NodeUID]; n != nil && !n.Silent() {
+			if n := hosts[b.UID]; n != nil && !n.Silent() {
 				reporting++
 			}
 		}
@@ -70,9 +70,10 @@ func (c *Controller) reconcileTrash(ctx context.Context, key string) (again time
 		if err != nil {
 			return 0, err
 		}
-		lost, silent = host == nil, host != nil && host.Silent()
+		disk = host != nil && host.LostPool(t.Status.Pool)
+		lost, silent = host == nil || disk, host != nil && host.Silent()
 	}
-	return min(left, trashLook), trash.Observe(ctx, t, func(now *resource.Trash) { settleTrash(now, lost, silent) })
+	return min(left, trashLook), trash.Observe(ctx, t, func(now *resource.Trash) { settleTrash(now, lost, disk, silent) })
 }
 
 // Restore calls commit, which writes that a volume comes back from the trash to another workspace than it was of, unless
@@ -108,9 +109,9 @@ func (c *Controller) Restore(ctx context.Context, v *resource.Volume, commit fun
 	return commit()
 }
 
-// settleTrash computes the phase from what was seen. lost: no host has what it holds any more; silent: those that do don't
-// report, or too few of them.
-func settleTrash(t *resource.Trash, lost, silent bool) {
+// settleTrash computes the phase from what was seen. lost: no host has what it holds any more; disk: since
+// that was given up; silent: those that do don't report, or too few of them.
+func settleTrash(t *resource.Trash, lost, disk, silent bool) {
 	s := &t.Status
 	s.ObservedGeneration = t.Generation
 	shared := t.Spec.Was.Class == resource.SharedVolume
@@ -119,8 +120,11 @@ func settleTrash(t *resource.Trash, lost, silent bool) {
 	case lost:
 		not.Reason, not.Final = "HostRemoved", true
 		not.Message = "the host that it was on is not part of the platform any more, and what it held is lost with it"
+		if disk {
+			not.Reason, not.Message = diskLost, diskLostText
+		}
 		if shared {
-			not.Message = "every host with a copy of it was given up, and what it held is lost with them"
+			not.Message = "every host or disk with a copy of it was given up, and what it held is lost with them"
 		}
 		s.Conditions.Set(not)
 		s.Phase = resource.Failed

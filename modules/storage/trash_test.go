@@ -150,11 +150,12 @@ func TestTrashOfShared(t *testing.T) {
 	await("it is gone", func(now *resource.Trash) bool { return now == nil })
 
 	for what, c := range map[string]struct {
-		lost, silent bool
-		phase        resource.Phase
-	}{"lost": {true, true, resource.Failed}, "silent": {false, true, resource.Degraded}, "there": {false, false, resource.Updating}} {
+		lost, disk, silent bool
+		phase              resource.Phase
+	}{"lost": {true, false, true, resource.Failed}, "its disk is": {true, true, false, resource.Failed},
+		"silent": {false, false, true, resource.Degraded}, "there": {false, false, false, resource.Updating}} {
 		now := *in
-		if settleTrash(&now, c.lost, c.silent); now.Status.Phase != c.phase {
+		if settleTrash(&now, c.lost, c.disk, c.silent); now.Status.Phase != c.phase {
 			t.Errorf("%s: %s", what, now.Status.Phase)
 		}
 	}
