@@ -100,7 +100,7 @@ func TestLeaving(t *testing.T) {
 	if len(now.Status.Leaving) != 1 || now.Status.Bricks[0].UID != first.UID {
 		t.Errorf("it has %+v, leaving %+v", now.Status.Bricks, now.Status.Leaving)
 	}
-	if _, source := lostOf(now, map[string]*resource.Node{was.NodeUID: leaves}); !source {
+	if _, source := lostOf(now, map[string]*resource.Node{was.UID: leaves}); !source {
 		t.Error("what it held is called lost while the old copy is there")
 	}
 	w.see(v, func(v *resource.Volume) { v.Status.Leaving = nil })
