@@ -3,9 +3,12 @@ package api
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 )
 
@@ -151,7 +154,7 @@ func (a *API) bindOperations(volumes *collection[resource.Volume, *resource.Volu
 				return nil, err
 			}
 			if err := a.cfg.Claims.Bind(ctx, ws, user, out.obj); err != nil {
-				return nil, err
+				return nil, keptFor(err, in.name())
 			}
 			return accepted(out.obj, out.task), volumes.shown(ctx, out.obj)
 		})
@@ -189,6 +192,19 @@ func (a *API) bindOperations(volumes *collection[resource.Volume, *resource.Volu
 			// It is done, whatever becomes of the volume: it may be lost with its host.
 			return accepted(out.obj, ""), volumes.shown(ctx, out.obj)
 		})
+}
+
+// keptFor is what a cluster refuses to bind that it would have taken a moment before: of that the volume keeps the
+// claim's name, see Bind.
+func keptFor(err error, volume string) error {
+	var no *access.Refusal
+	if !errors.As(err, &no) {
+		return err
+	}
+	more := *no
+	more.Remedy = strings.TrimSpace(no.Remedy + " The volume is kept for that claim until then; to let go of it: " +
+		"`mp volumes unbind " + volume + "`.")
+	return &more
 }
 
 // mayBind says why a claim can't have a volume.

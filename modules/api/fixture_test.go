@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -37,6 +38,7 @@ type clusters struct {
 	mu         sync.Mutex
 	namespaces map[string]bool
 	err        error
+	bindErr    error // of Bind alone
 	claimsErr  error
 	users      []string // who changed claims
 	encrypts   bool     // some host can
@@ -121,7 +123,7 @@ func (c *clusters) CheckBind(_ context.Context, _ *resource.Workspace, as resour
 
 func (c *clusters) Bind(_ context.Context, _ *resource.Workspace, as resource.KubeUser, _ *resource.Volume) error {
 	c.as(as)
-	return c.claimsErr
+	return cmp.Or(c.bindErr, c.claimsErr)
 }
 
 func (c *clusters) Release(_ context.Context, _ *resource.Workspace, as resource.KubeUser, _ *resource.Volume) error {

@@ -83,6 +83,9 @@ func (a *API) nodeOperations() {
 			var node *resource.Node
 			err := nodes.retry(ctx, in.Place, in.Match, func(was *resource.Node) error {
 				node = was
+				if err := a.keepAddress(ctx, node, spec.Address); err != nil {
+					return err
+				}
 				set(&node.Spec.Unschedulable, spec.Unschedulable)
 				set(&node.Spec.Lost, spec.Lost)
 				set(&node.Spec.Zone, spec.Zone)
@@ -231,6 +234,30 @@ func (a *API) checkAddress(ctx context.Context, node string, address netip.Addr)
 		return conflict("conflict", err.Error()+".", "Give an address of the host itself.")
 	}
 	return nil
+}
+
+// keepAddress refuses a node another address while copies of shared volumes are on it: GlusterFS knows them by that.
+func (a *API) keepAddress(ctx context.Context, node *resource.Node, address *netip.Addr) error {
+	is := node.Status.Address
+	if address == nil || !address.IsValid() || !is.IsValid() || *address == is {
+		return nil
+	}
+	volumes, err := a.store.OnHosts(ctx)
+	if err != nil {
+		return err
+	}
+	copies := 0
+	for _, v := range volumes {
+		if v.Spec.Class == resource.SharedVolume && v.IsOn(node.UID) {
+			copies++
+		}
+	}
+	if copies == 0 {
+		return nil
+	}
+	return conflict("in-use", fmt.Sprintf("%d copies of shared volumes are on node %s, and are found by its address %v.",
+		copies, node.Name, is), fmt.Sprintf("Let the host keep that address, or take the copies off it first: mp nodes remove %s "+
+		"has those of volumes with three go to other hosts, and then it can join again.", node.Name))
 }
 
 // checkNode says what of patch the node can't have, with which it is as it shall be.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/multipaas/multipaas/modules/api"
 	"github.com/multipaas/multipaas/modules/internal/access"
@@ -425,6 +426,18 @@ func TestNodesHaveOnlyWhatTheyCan(t *testing.T) {
 			t.Errorf("%s %s: was refused, and changed %+v", c.node, c.spec, now.Spec)
 		}
 	}
+	// GlusterFS knows copies by their hosts' addresses, be their volume deleted.
+	v := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "shared"), Spec: resource.VolumeSpec{Class: resource.SharedVolume}}
+	v.DeletedAt = new(time.Now())
+	v.Status.Leaving = []resource.VolumeBrick{{UID: "b", NodeUID: mustGet(t, nodes, "host2").UID}}
+	if err := store.Of[resource.Volume](s.store).Create(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.want(409, root, "PATCH", "/v1/nodes/host2", `{"spec":{"address":"192.0.2.46"}}`); !strings.Contains(got.body, "1 copies of shared") {
+		t.Errorf("of a host with copies: %s", got.body)
+	}
+	s.want(200, root, "PATCH", "/v1/nodes/host2", `{"spec":{"address":"192.0.2.12"}}`)
+	s.want(200, root, "PATCH", "/v1/nodes/host1", `{"spec":{"address":"192.0.2.46"}}`)
 	if n := mustGet(t, nodes, "host1"); n.Spec.Capacity != (resource.Size{}) || n.Status.Allocated != (resource.Size{}) {
 		t.Errorf("in the end: %+v", n)
 	}

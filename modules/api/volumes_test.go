@@ -122,6 +122,10 @@ func TestBind(t *testing.T) {
 	s.want(409, dev, "PUT", path, `{}`)
 	claim("default/data")
 	s.clusters.claimsErr = nil
+	s.clusters.bindErr = &access.Refusal{Reason: access.ErrDenied, Text: "The cluster refuses it: a quota is full since."}
+	refused(403, "PUT", `{}`, "a quota is full since", "mp volumes unbind data")
+	claim("default/data")
+	s.clusters.bindErr = nil
 	got := into[resource.Accepted[resource.Volume]](t, s.want(http.StatusAccepted, dev, "PUT", path, `{}`)) // the same again
 	if got.Task == "" || got.Resource.Spec.Claim != "default/data" {
 		t.Errorf("bound: %+v", got)
