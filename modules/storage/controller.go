@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -65,6 +66,7 @@ type Controller struct {
 	placing chan struct{} // full while somebody chooses a host, so that two don't take the same room
 	retries flowcontrol.RateLimiter
 	moves   flowcontrol.RateLimiter // of copies on hosts that are removed, all of which ask: they don't hold up retries
+	opens   atomic.Bool             // this server has been seen to open all keys
 }
 
 // New makes a Controller.
@@ -333,6 +335,10 @@ func (c *Controller) place(ctx context.Context, v *resource.Volume) (again time.
 	}
 	defer done()
 	at, err := c.choose(ctx, v, nil)
+	var key store.Op
+	if err == nil {
+		key, err = c.newKey(ctx, v)
+	}
 	var short *shortError
 	if errors.As(err, &short) {
 		return retryPlacing, c.unplaced(ctx, v, short.Error())
@@ -340,7 +346,7 @@ func (c *Controller) place(ctx context.Context, v *resource.Volume) (again time.
 	if err != nil {
 		return 0, err
 	}
-	ops := append(c.stays(at), c.newKey(v))
+	ops := append(c.stays(at), key)
 	ops = append(ops, store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
 		if now.UID != v.UID || now.Deleting() || now.Status.Node != "" {
 			return store.ErrNotFound // nothing of all this is to be written

@@ -363,8 +363,10 @@ func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []st
 	} else {
 		var at []spot
 		if at, err = e.assign(ctx, fresh, places); err == nil {
+			var key store.Op
 			fresh.UID = store.NewUID()
-			ops = append(e.stays(at...), e.newKey(fresh))
+			key, err = e.newKey(ctx, fresh)
+			ops = append(e.stays(at...), key)
 		}
 	}
 	if err != nil {

@@ -30,17 +30,31 @@ func able(v *resource.Volume, nodes []*resource.Node) []*resource.Node {
 const noEncryption = "no host that could have it can encrypt volumes: their kernels have no dm-crypt. " +
 	"Ask the operator for such a host, or for a volume that isn't encrypted"
 
+// otherSeal is OtherSeal for tenants.
+const otherSeal = "keys of encrypted volumes can't be kept now: the operator is told, and it is tried again"
+
 // newKey is the write of the key of a volume that gets its place with the same commit; the zero Op for one
-// that is not encrypted. The volume has its UID by then.
-func (c *Controller) newKey(v *resource.Volume) store.Op {
+// that is not encrypted. The volume has its UID by then. The error is a *shortError if there are keys that this server
+// can't open: once the file is back that they were sealed with, one of now could not be.
+func (c *Controller) newKey(ctx context.Context, v *resource.Volume) (store.Op, error) {
 	if !v.Spec.Encrypted {
-		return store.Op{}
+		return store.Op{}, nil
+	}
+	if !c.opens.Load() {
+		err := c.CheckKeys(ctx)
+		if errors.Is(err, seal.ErrOtherKey) {
+			err = &shortError{otherSeal}
+		}
+		if err != nil {
+			return store.Op{}, err
+		}
+		c.opens.Store(true)
 	}
 	key := make([]byte, volumeKeyBytes)
 	_, _ = rand.Read(key) // it never fails
 	defer clear(key)
 	organization := path.Dir(v.WorkspaceKey())
-	return c.createKey(organization, v.UID, c.cfg.Seal.Seal(key, organization))
+	return c.createKey(organization, v.UID, c.cfg.Seal.Seal(key, organization)), nil
 }
 
 // copyKey is newKey of a copy of what has the UID from: the key is that one's.
@@ -89,10 +103,9 @@ var OtherSeal = problem.Problem{
 	Code:     "volume-keys-sealed",
 	Title:    "Encrypted volumes can't be read: this server has another file than their keys were sealed with",
 	Severity: problem.High,
-	Text: "Volumes that are mounted go on until their hosts start anew. What is made from now on is sealed with " +
-		"the file that is there, and can't be read once the former is back.",
+	Text:     "Volumes that are mounted go on until their hosts start anew. No other encrypted volume is made until then.",
 	Remedy: "Put the former file pki/volumes.key back into the data directory, and restart the server; " +
-		"without it what these volumes hold is lost, and they can be deleted.",
+		"without it what these volumes hold is lost, and once they are deleted, and purged, others can be made.",
 }
 
 // CheckKeys returns an error if there are keys of volumes that can't be opened here. It reads all.

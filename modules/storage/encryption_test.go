@@ -103,6 +103,9 @@ func TestEncryption(t *testing.T) {
 	if err := other.CheckKeys(ctx); !errors.Is(err, seal.ErrOtherKey) {
 		t.Errorf("with another file: %v", err)
 	}
+	if _, err := other.newKey(ctx, v); !errors.As(err, new(*shortError)) {
+		t.Errorf("sealed with another file: %v", err)
+	}
 	if err := w.CheckKeys(ctx); err != nil {
 		t.Error(err)
 	}

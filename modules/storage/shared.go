@@ -173,6 +173,10 @@ func (c *Controller) placeShared(ctx context.Context, v *resource.Volume) (again
 	}
 	defer done()
 	at, err := c.chooseShared(ctx, v)
+	var key store.Op
+	if err == nil {
+		key, err = c.newKey(ctx, v)
+	}
 	var short *shortError
 	if errors.As(err, &short) {
 		return retryPlacing, c.unplaced(ctx, v, short.Error())
@@ -180,7 +184,7 @@ func (c *Controller) placeShared(ctx context.Context, v *resource.Volume) (again
 	if err != nil {
 		return 0, err
 	}
-	ops := append(c.stays(at.spots()...), c.newKey(v))
+	ops := append(c.stays(at.spots()...), key)
 	ops = append(ops, store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
 		if now.UID != v.UID || now.Deleting() || len(now.Status.Bricks) > 0 {
 			return store.ErrNotFound // see place
