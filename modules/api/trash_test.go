@@ -120,7 +120,7 @@ func TestTrashOfShared(t *testing.T) {
 	}
 	s.want(http.StatusAccepted, dev, "POST", inWeb+"/trash/"+said.Resource.Status.Trash+"/restore", `{"volume":"back"}`)
 	now := mustGet(t, volumes, inShopKey+"back")
-	if now.UID != v.UID || len(now.Status.Bricks) != 1 || !now.Status.Conditions.Is(resource.VolumeServed) || now.Status.Conditions.Is(resource.VolumeReady) {
+	if now.UID != v.UID || !now.CreatedAt.Equal(v.CreatedAt) || len(now.Status.Bricks) != 1 || !now.Status.Conditions.Is(resource.VolumeServed) || now.Status.Conditions.Is(resource.VolumeReady) {
 		t.Errorf("it came back as %+v", now)
 	}
 }

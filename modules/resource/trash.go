@@ -23,6 +23,7 @@ type TrashSpec struct {
 	Workspace    string     `json:"workspace" doc:"The workspace that it was of" example:"shop"`
 	WorkspaceUID string     `json:"workspaceUID"`
 	NetworkID    string     `json:"networkID,omitempty" hidden:"true"`
+	MadeAt       time.Time  `json:"madeAt,omitzero" hidden:"true"` // when the volume was
 	Was          VolumeSpec `json:"was"`
 	Until        time.Time  `json:"until" doc:"When it is deleted with all data in it"`
 }
@@ -56,7 +57,7 @@ func (v *Volume) Stored() *VolumeStatus { return &v.Status }
 func (t *Trash) Was() *Volume {
 	v := &Volume{InWorkspace: NewInWorkspace(t.Account+"/"+t.Organization+"/"+t.Spec.Workspace, t.Spec.Volume),
 		Spec: t.Spec.Was, Status: t.Status}
-	v.UID, v.Revision, v.DeletedAt = t.UID, t.Revision, t.DeletedAt
+	v.UID, v.Revision, v.DeletedAt, v.CreatedAt = t.UID, t.Revision, t.DeletedAt, t.Spec.MadeAt
 	return v
 }
 
@@ -69,7 +70,7 @@ func (v *Volume) ToTrash(ws *Workspace, now time.Time) *Trash {
 	}
 	t := &Trash{InOrganization: NewInOrganization(v.Account+"/"+v.Organization, trashName(v)), Status: v.Status,
 		Spec: TrashSpec{Volume: v.Name, Workspace: v.Workspace, WorkspaceUID: ws.UID, NetworkID: ws.Status.ID,
-			Was: v.Spec, Until: now.Add(TrashLife).UTC().Truncate(time.Second)}}
+			MadeAt: v.CreatedAt, Was: v.Spec, Until: now.Add(TrashLife).UTC().Truncate(time.Second)}}
 	t.UID = v.UID
 	t.Status.State, t.Status.Attachments = State{Phase: Updating, Conditions: v.served()}, nil
 	t.Status.Bricks = slices.Clone(t.Status.Bricks)
@@ -90,7 +91,7 @@ func trashName(v *Volume) string {
 // Restored is the volume that comes back, under a name in the workspace with this key.
 func (t *Trash) Restored(workspace, name string) *Volume {
 	v := &Volume{InWorkspace: NewInWorkspace(workspace, name), Spec: t.Spec.Was, Status: t.Status}
-	v.UID, v.Spec.Claim, v.Spec.Provisioned = t.UID, "", false
+	v.UID, v.CreatedAt, v.Spec.Claim, v.Spec.Provisioned = t.UID, t.Spec.MadeAt, "", false
 	v.Spec.Place = ""
 	v.Status.State = State{Phase: Creating, Conditions: v.served()}
 	v.Status.Conditions.Set(Condition{Type: VolumePlaced, Status: True, Reason: "Placed"})

@@ -255,9 +255,11 @@ func (k Kind[T]) creation(obj T) (write, error) {
 	meta := obj.Metadata()
 	old := *meta
 	if meta.UID == "" {
-		meta.UID = NewUID()
+		meta.UID, meta.CreatedAt = NewUID(), time.Time{}
 	}
-	meta.CreatedAt = time.Now().UTC()
+	if meta.CreatedAt.IsZero() {
+		meta.CreatedAt = time.Now().UTC()
+	}
 	meta.Generation = 1
 	value, err := encode(obj)
 	if err != nil {

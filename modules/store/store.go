@@ -118,8 +118,8 @@ func (k Kind[T]) Get(ctx context.Context, key string) (T, error) {
 	return k.decode(resp.Kvs[0].Value, resp.Kvs[0].ModRevision)
 }
 
-// Create stores a new resource and fills its UID (unless the caller has, by
-// NewUID), CreatedAt, Revision and Generation. ErrExists.
+// Create stores a new resource and fills its UID and CreatedAt (unless the caller has: by NewUID, or of
+// something that comes back), Revision and Generation. ErrExists.
 func (k Kind[T]) Create(ctx context.Context, obj T) error {
 	return k.store.Commit(ctx, k.CreateOp(obj))
 }
