@@ -103,6 +103,10 @@ func (h *Host) arrived(v wire.Volume) error {
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("volume %s moves here by move %q, and its disk is there, by move %q", v.UID, id, rec.Move)
 	}
+	if v.Incoming {
+		return h.said("an older copy of it is on that host, which was given up once: `mp volumes move NAME --stay` has that copy "+
+			"removed, and then it can be moved there", err)
+	}
 	return h.said("an older copy of it is on that host: the operator removes it there (multipaas doctor)", err)
 }
 

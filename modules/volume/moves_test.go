@@ -53,7 +53,7 @@ func TestMove(t *testing.T) {
 	const older = "an older copy of it is on that host"
 	for _, step := range []string{"", "again/Copying"} {
 		coming.Move = step
-		b.waits(coming, older)
+		b.waits(coming, older+", which was given up once: `mp volumes move NAME --stay`")
 	}
 	v.Move = "again/Switched"
 	b.waits(v, older)
