@@ -72,7 +72,8 @@ func (s *sharing) words(what string, err error) error {
 	case errors.Is(err, gluster.ErrEarly):
 		text, tell = "not all hosts that shall have copies are ready for that yet", true
 	case errors.Is(err, gluster.ErrAway):
-		text, tell = "a host with shared volumes is away, and all have to agree: it waits until that is back, or given up", true
+		text, tell = "a host with shared volumes is away, and all have to agree: it waits until that is back, or given up, and "+
+			"no volume has a copy there any more", true
 	case errors.Is(err, gluster.ErrMissing):
 		text, tell = "the hosts with copies know no such volume any more, so it is not made anew"+operators, true
 	case errors.Is(err, gluster.ErrHung):

@@ -96,6 +96,17 @@ func (h *Hub) served(volumes []*resource.Volume) (all []served) {
 	return all
 }
 
+// lost says that nothing is left of what it holds: GlusterFS, which deletes no volume while a host of any is away, need
+// not know it any more, nor its hosts.
+func (v served) lost() bool {
+	for _, kind := range []string{resource.VolumeReady, resource.VolumeKept} {
+		if c := v.Status.Conditions.Get(kind); c != nil && c.Final {
+			return true
+		}
+	}
+	return false
+}
+
 // leads says whether a node does.
 func (c *cluster) leads(n *resource.Node) bool { return c.lead != nil && c.lead.UID == n.UID }
 
@@ -204,7 +215,7 @@ func (h *Hub) told(volumes []served) *wire.Cluster {
 			continue
 		}
 		cv := wire.ClusterVolume{Key: v.key, UID: v.UID, NetworkID: v.networkID,
-			Made: v.Status.Conditions.Is(resource.VolumeServed), Stop: v.trash, Remove: v.Deleting()}
+			Made: v.Status.Conditions.Is(resource.VolumeServed), Stop: v.trash, Remove: v.Deleting() || v.lost()}
 		for _, b := range v.Status.Bricks {
 			n := h.brickPeer(b)
 			cb := wire.ClusterBrick{UID: b.UID, Ready: b.Ready, Replaces: b.Replaces, Lost: n == nil}

@@ -137,7 +137,8 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 		case v.Deleting():
 			if rep.Message != "" {
 				set(resource.VolumeUnserved, resource.False, "Waits", "it is deleted once all hosts of the platform that have shared "+
-					"volumes are there: one of them is away, or busy")
+					"volumes are there: one of them is away, or busy, or was given up, and a copy of another volume that was on it "+
+					"has no other host yet")
 			}
 			return
 		case inTrash(rep.Key):

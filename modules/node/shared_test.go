@@ -225,6 +225,23 @@ func TestShared(t *testing.T) {
 		t.Errorf("leaving are %+v", now.Status.Leaving)
 	}
 
+	// One of which nothing is left is forgotten by GlusterFS alone.
+	final := func(is bool) {
+		t.Helper()
+		if _, err := volumes.Modify(t.Context(), v.Key(), func(v *resource.Volume) error {
+			v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "CopiesLost", Final: is})
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		told("n2", fmt.Sprint("that it is lost: ", is), func(s *wire.State) bool { return leads(s) && s.Storage.Cluster.Volumes[0].Remove == is })
+	}
+	final(true)
+	if now := cluster(1, wire.ClusterReport{Removed: true}); now.Status.Conditions.Is(resource.VolumeUnserved) || !now.Status.Conditions.Is(resource.VolumeServed) {
+		t.Errorf("forgotten, and not deleted, it is %+v", now.Status)
+	}
+	final(false)
+
 	if _, err := volumes.MarkDeleted(t.Context(), v.Key()); err != nil {
 		t.Fatal(err)
 	}
