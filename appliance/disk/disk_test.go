@@ -2,13 +2,14 @@ package disk
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/testing/loopdisk"
 )
 
 // loop is a device of a file that a test has.
@@ -25,39 +26,16 @@ func loop(t *testing.T, size int64) (Device, *os.File) {
 	if err := file.Truncate(size); err != nil {
 		t.Fatal(err)
 	}
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	device, err := loopdisk.Plug(file.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer control.Close()
-	for {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			t.Fatal(err)
-		}
-		name := fmt.Sprintf("/dev/loop%d", n)
-		_ = unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(7, uint32(n))))
-		device, err := os.OpenFile(name, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg := unix.LoopConfig{Fd: uint32(file.Fd())}
-		cfg.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
-		err = unix.IoctlLoopConfigure(int(device.Fd()), &cfg)
-		if errors.Is(err, unix.EBUSY) {
-			device.Close()
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { device.Close() })
-		d, err := Open(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return d, device
+	t.Cleanup(func() { device.Close() })
+	d, err := Open(device.Name())
+	if err != nil {
+		t.Fatal(err)
 	}
+	return d, device
 }
 
 // TestDevice: what a device is, that nothing on it is taken for nothing, and that it isn't free while somebody has it.

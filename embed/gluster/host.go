@@ -427,7 +427,9 @@ func (h *Host) serverFiles() (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Its own connections come from ports above 1023, which are no host's services.
+	// Its own connections come from ports above 1023, which are no host's services. Debian's file has ping-timeout 0: a
+	// node that went without a word while it was asked something is then waited for until TCP gives up, a quarter of an
+	// hour, and so is each command (keepalive counts only while nothing was sent). One that is slow is there again in 3 s.
 	volfile := fmt.Sprintf(`volume management
     type mgmt/glusterd
     option working-directory /var/lib/glusterd
@@ -439,7 +441,7 @@ func (h *Host) serverFiles() (map[string][]byte, error) {
     option transport.socket.keepalive-interval 2
     option transport.socket.read-fail-log off
     option rpc-auth-allow-insecure on
-    option ping-timeout 0
+    option ping-timeout 15
     option event-threads 1
     option base-port %d
     option max-port %d

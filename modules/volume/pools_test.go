@@ -17,11 +17,12 @@ import (
 	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
+	"github.com/multipaas/multipaas/testing/loopdisk"
 )
 
 const poolUID = "11111111-2222-4333-8444-555555555555"
 
-// plugged is a loop device that stands for a disk.
+// plugged is a disk by the name that it has now.
 type plugged struct {
 	name string
 	held *os.File
@@ -30,38 +31,11 @@ type plugged struct {
 // plug has a file be a disk of the host, under whatever name is free.
 func plug(t *testing.T, file string) plugged {
 	t.Helper()
-	backing, err := os.OpenFile(file, os.O_RDWR, 0)
+	held, err := loopdisk.Plug(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer backing.Close()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer control.Close()
-	for {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			t.Fatal(err)
-		}
-		name := fmt.Sprintf("/dev/loop%d", n)
-		_ = unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(7, uint32(n))))
-		held, err := os.OpenFile(name, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg := unix.LoopConfig{Fd: uint32(backing.Fd())}
-		cfg.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
-		copy(cfg.Info.File_name[:], file)
-		if err = unix.IoctlLoopConfigure(int(held.Fd()), &cfg); err == nil {
-			return plugged{name, held}
-		}
-		held.Close()
-		if !errors.Is(err, unix.EBUSY) {
-			t.Fatal(err)
-		}
-	}
+	return plugged{held.Name(), held}
 }
 
 // hangs has the disk of a pool hang while it is asked whether its files can share blocks: nobody else is kept waiting.
