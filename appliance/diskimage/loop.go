@@ -15,6 +15,10 @@ import (
 // loopMajor is the device number of loop devices.
 const loopMajor = 7
 
+// ErrNoLoop is returned where the kernel gives no loop device: all of its numbers are taken, say, or it has no room for
+// another.
+var ErrNoLoop = errors.New("there is no loop device free")
+
 // openLoop makes a block device of a file, by direct I/O or, if that can't be or shall not
 // be, by way of the host's page cache. The device frees itself once it is closed and
 // unmounted, so who is killed leaks none.
@@ -33,7 +37,7 @@ func openLoop(backing string, direct bool) (device *os.File, err error) {
 	for try := 0; ; try++ {
 		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
-			return nil, fmt.Errorf("find a free loop device: %w", err)
+			return nil, fmt.Errorf("%w: %w", ErrNoLoop, err)
 		}
 		device, err := configureLoop(number, file, direct)
 		if errors.Is(err, unix.EBUSY) && try < 64 {

@@ -61,6 +61,8 @@ func (h *Host) words(text string, err error) error {
 		return saidError{"it takes too long; it is tried again", err}
 	case errors.Is(err, diskimage.ErrNoEncryption):
 		text = "it is encrypted, and the kernel of its host can't encrypt disks"
+	case errors.Is(err, diskimage.ErrNoLoop): // often ENOSPC, which is not of the disk then
+		text = "its host has as many disks mounted as it can, and it is tried again"
 	case errors.Is(err, unix.ENOSPC):
 		text = "the disk with volumes of its host is full"
 	}
