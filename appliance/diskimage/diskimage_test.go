@@ -93,6 +93,7 @@ func (d Image) fill(t *testing.T, name string) (n int64) {
 // deleted, and grows while files in it are open.
 func TestLimit(t *testing.T) {
 	d := newImage(t, t.TempDir(), "a").must(t, 320*mib, debian(t))
+	d.shares(t)
 	if n := d.taken(t); n > 96*mib {
 		t.Errorf("an empty one takes %d MiB", n>>20)
 	}

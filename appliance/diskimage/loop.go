@@ -15,6 +15,18 @@ import (
 // loopMajor is the device number of loop devices.
 const loopMajor = 7
 
+// What one image may have under way on the disk that it is on: 2 MiB, in 16 requests. Others have images on that disk, and
+// what they want synced waits for all that is under way. By itself a loop device has 128 requests of 1.25 MiB: beside 64
+// writers of 1 MiB at a time an fsync of 4 KiB took 4 s in one of 100 cases, and so it takes 70 ms; alone it was 33 ms
+// (TestNeighbours, Linux 6.18, a disk of 2 GB/s that others used too). With 32 requests it was 34 and 608 ms; with 64 KiB
+// each, reading in a row took twice the time. Who has 32 requests of 4 KiB under way gets up to a fifth less than before.
+// Weights of control groups don't do it: GlusterFS writes for all, and those of version 1 count for one scheduler only,
+// which is not the usual one.
+const (
+	maxRequests   = "16"
+	maxRequestKiB = "128"
+)
+
 // ErrNoLoop is returned where the kernel gives no loop device: all of its numbers are taken, say, or it has no room for
 // another.
 var ErrNoLoop = errors.New("there is no loop device free")
@@ -75,6 +87,10 @@ func configureLoop(number int, file *os.File, direct bool) (*os.File, error) {
 		cfg.Info.Flags = flags
 		copy(cfg.Info.File_name[:len(cfg.Info.File_name)-1], file.Name())
 		if err = unix.IoctlLoopConfigure(int(device.Fd()), &cfg); err == nil {
+			// As well as it can be: without it an image is as good as any.
+			queue := fmt.Sprintf("/sys/block/loop%d/queue/", number)
+			_ = os.WriteFile(queue+"nr_requests", []byte(maxRequests), 0)
+			_ = os.WriteFile(queue+"max_sectors_kb", []byte(maxRequestKiB), 0)
 			return device, nil
 		}
 		if !errors.Is(err, unix.EINVAL) {
