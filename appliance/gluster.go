@@ -120,13 +120,13 @@ func (s *sharing) Trust(id agent.StorageIdentity) error {
 // looked after in their container; this is for the container.
 const serveEvery = 30 * time.Second
 
-func (s *sharing) Serve(ctx context.Context) error {
+func (s *sharing) Serve(ctx context.Context, renew bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if time.Since(s.served) < serveEvery {
+	if time.Since(s.served) < serveEvery && !(renew && s.old.Load()) {
 		return nil
 	}
-	old, err := s.Ensure(ctx, false)
+	old, err := s.Ensure(ctx, renew)
 	s.old.Store(old)
 	if err == nil {
 		s.served = time.Now()

@@ -28,8 +28,8 @@ import (
 type SharedHost interface {
 	// Trust has the host be known to others by this, and makes the place of bricks.
 	Trust(id StorageIdentity) error
-	// Serve has bricks served. Called again soon, it costs little.
-	Serve(ctx context.Context) error
+	// Serve has bricks served; with renew what is Old is started anew. Called again soon, it costs little.
+	Serve(ctx context.Context, renew bool) error
 	// Old says that they are by older software, or other settings, than Serve would start now.
 	// It does not block.
 	Old() bool
@@ -120,7 +120,9 @@ func (d serving) Wanted(s *wire.State) (items []Item) {
 		items = append(items, Item{Key: identityKey, Every: identityEvery, Ensure: d.identify})
 	}
 	if s.Storage != nil {
-		items = append(items, Item{Key: serverKey, Every: serverEvery, Ensure: d.Host.Serve, Needs: []Ref{{servingKind, identityKey}}})
+		items = append(items, Item{Key: serverKey, Every: serverEvery, Ensure: func(ctx context.Context) error {
+			return d.Host.Serve(ctx, s.Storage.Renew)
+		}, Needs: []Ref{{servingKind, identityKey}}})
 	}
 	return items
 }

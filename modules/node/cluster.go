@@ -144,6 +144,7 @@ func (h *Hub) storageOf(node *resource.Node, c *cluster) *wire.Storage {
 	s := &wire.Storage{Bricks: c.bricks[node.UID]}
 	now, ok := h.cfg.Nodes.Get(node.Name) // who asks for a stream is as he was then
 	part := s.Bricks != nil || ok && now.UID == node.UID && now.Status.StorageMember
+	s.Renew = ok && now.UID == node.UID && !now.Status.StorageRenew.IsZero()
 	if c.leads(node) {
 		part, s.Cluster = true, c.told
 	}

@@ -132,9 +132,9 @@ func NewHub(cfg HubConfig) *Hub {
 		changed: make(chan struct{}), paces: map[string]*paces{}}
 	// Heartbeats change nodes every ten seconds, and no agent is told of them.
 	cfg.Nodes.OnChangeOf(func(n *resource.Node) any {
-		// The last two count for who leads the hosts with shared volumes.
+		// Two count for who leads the hosts with shared volumes.
 		return []any{n.Status.Address, n.Status.Addresses, n.Gone(), wantedPools(n), n.Status.StorageMember,
-			n.Silent()}
+			n.Silent(), n.Status.StorageRenew.IsZero()}
 	}, h.nodeChanged)
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })

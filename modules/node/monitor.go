@@ -24,7 +24,8 @@ type Monitor struct {
 	Claims   *store.Cache[*resource.VNI]
 	Trash    *store.Cache[*resource.Trash]
 
-	now func() time.Time // nil: time.Now
+	now         func() time.Time // nil: time.Now
+	renewLooked time.Time        // when renew has last looked at volumes
 }
 
 // Run looks at all nodes every other second until ctx is done. One look costs
@@ -40,10 +41,14 @@ func (m *Monitor) Run(ctx context.Context, ready func()) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	for {
-		for _, n := range m.Nodes.List("") {
+		nodes := m.Nodes.List("")
+		for _, n := range nodes {
 			if err := m.look(ctx, n, began); err != nil && ctx.Err() == nil {
 				m.Log.Warn("look after node", "node", n.Name, "err", err)
 			}
+		}
+		if err := m.renew(ctx, nodes); err != nil && ctx.Err() == nil {
+			m.Log.Warn("look for hosts with storage of a former version", "err", err)
 		}
 		if err := m.free(ctx); err != nil && ctx.Err() == nil {
 			m.Log.Warn("look after claims of workspaces that are gone", "err", err)

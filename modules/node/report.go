@@ -178,14 +178,14 @@ func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) (show [
 		}
 		s.Conditions.Set(c)
 	}
-	for _, p := range rep.Problems[:min(len(rep.Problems), maxItems-5)] { // and five of ours
+	for _, p := range rep.Problems[:min(len(rep.Problems), maxItems-6)] { // and six of ours
 		p.Type, p.Reason, p.Message, p.Since = clip(p.Type, maxName), clip(p.Reason, maxName), clip(p.Message, maxText), time.Time{}
 		if p.Status != resource.True && p.Status != resource.False {
 			p.Status = resource.Unknown
 		}
 		switch p.Type {
 		case resource.NodeAddressConfirmed, resource.NodeAddressesShown, resource.NodeCapacityConfirmed,
-			resource.NodeReporting, resource.NodeCopiesMoved, "NetworksReady":
+			resource.NodeReporting, resource.NodeCopiesMoved, resource.NodeStorageCurrent, "NetworksReady":
 			// The platform's to say.
 		default:
 			say(p)
@@ -212,6 +212,10 @@ func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) (show [
 	}
 	if reason, trouble := noteCapacity(n, rep.Capacity); trouble != "" {
 		no(resource.NodeCapacityConfirmed, reason, trouble)
+	}
+	if s.StorageOld = rep.StorageOld; s.StorageOld {
+		reason, trouble := oldStorage(n)
+		no(resource.NodeStorageCurrent, reason, trouble)
 	}
 	if n.Deleting() {
 		if trouble := h.shared().moving(n); trouble != "" {

@@ -68,6 +68,11 @@ type NodeStatus struct {
 	Pools    []Pool         `json:"pools,omitempty" doc:"Where the host has volumes"`
 	// StorageMember: GlusterFS's cluster knows it for one of its hosts, also when it has no brick.
 	StorageMember bool `json:"storageMember,omitempty" doc:"It is one of the hosts that keep shared volumes"`
+	// StorageOld: what serves bricks on it runs by a former version. StorageRenew is since when it is told to start that
+	// anew, zero if it is not; StorageRenewed is when it had last done so.
+	StorageOld     bool      `json:"storageOld,omitempty" hidden:"true"`
+	StorageRenew   time.Time `json:"storageRenew,omitzero" hidden:"true"`
+	StorageRenewed time.Time `json:"storageRenewed,omitzero" hidden:"true"`
 	// Placings counts the volumes that were placed on it: who removes a node has looked for some,
 	// and one that came since makes his write fail.
 	Placings int64 `json:"placings,omitempty" doc:"How many volumes were placed on it so far"`
@@ -93,7 +98,8 @@ const (
 	NodeAddressConfirmed  = "AddressConfirmed"
 	NodeAddressesShown    = "AddressesShown"
 	NodeCapacityConfirmed = "CapacityConfirmed"
-	NodeCopiesMoved       = "CopiesMoved" // of shared volumes, from a node that is removed
+	NodeCopiesMoved       = "CopiesMoved"    // of shared volumes, from a node that is removed
+	NodeStorageCurrent    = "StorageCurrent" // what serves shared volumes on it is of its own version
 )
 
 // DiskGrown is the reason of a capacity that is not confirmed for its disk alone:

@@ -51,6 +51,8 @@ type Storage struct {
 	Bricks []Brick `json:"bricks,omitempty"`
 	// Cluster is what the host that leads shall bring about; nil on all others.
 	Cluster *Cluster `json:"cluster,omitempty"`
+	// Renew has what serves bricks be started anew, if it is Report.StorageOld.
+	Renew bool `json:"renew,omitempty"`
 }
 
 // Brick is one replica of a shared volume on a host.
