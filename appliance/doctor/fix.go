@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/cgroup"
+	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/inventory"
 	"github.com/multipaas/multipaas/appliance/netns"
 )
@@ -61,6 +62,8 @@ func remove(ctx context.Context, cfg Config, o Orphan) error {
 		return cgroup.Kill(ctx, o.Name)
 	case inventory.Mount:
 		return unmount(o)
+	case inventory.Mapped:
+		return diskimage.Release(o.Name)
 	case inventory.Loop:
 		return detach(o)
 	case inventory.Link:

@@ -16,6 +16,7 @@ func TestVolumesAreKept(t *testing.T) {
 	for _, uid := range []string{"wanted", "stranger"} {
 		inv.Items = append(inv.Items,
 			inventory.Item{Kind: inventory.Mount, Name: pool + uid + "/mount", Owner: inventory.Volume(uid)},
+			inventory.Item{Kind: inventory.Mapped, Name: "multipaas-" + uid, Owner: inventory.Volume(uid)},
 			inventory.Item{Kind: inventory.Loop, Name: "/dev/loop-" + uid, Owner: inventory.Volume(uid)},
 			inventory.Item{Kind: inventory.Folder, Name: pool + uid, Owner: inventory.Volume(uid)},
 			inventory.Item{Kind: inventory.File, Name: pool + uid + "/disk.img.partial", Owner: inventory.Volume(uid)})
@@ -29,8 +30,8 @@ func TestVolumesAreKept(t *testing.T) {
 		kept    string
 		healthy bool
 	}{
-		{"one that nobody wants", w, nil, pool + "stranger/mount /dev/loop-stranger " + pool + "stranger", pool + "stranger", false},
-		{"named", w, Set([]string{"stranger", "wanted"}), pool + "stranger/mount /dev/loop-stranger " + pool + "stranger", "", false},
+		{"one that nobody wants", w, nil, pool + "stranger/mount multipaas-stranger /dev/loop-stranger " + pool + "stranger", pool + "stranger", false},
+		{"named", w, Set([]string{"stranger", "wanted"}), pool + "stranger/mount multipaas-stranger /dev/loop-stranger " + pool + "stranger", "", false},
 		{"nobody can tell", Wanted{}, Set([]string{"stranger"}), "", "", true},
 	} {
 		r := Report{Orphans: judge(inv, c.wanted, c.named)}

@@ -249,6 +249,36 @@ func (s *scan) loops() error {
 	return nil
 }
 
+// mapped looks at the mapped devices that are on loop devices which it has seen.
+func (s *scan) mapped() error {
+	devices, err := mappedOn("/sys/block")
+	for _, d := range devices {
+		i := slices.IndexFunc(s.inv.Items, func(i Item) bool { return i.Kind == Loop && i.Name == "/dev/"+d.on })
+		if i >= 0 {
+			loop := s.inv.Items[i]
+			s.add(Item{Kind: Mapped, Name: d.name, Detail: loop.Detail, Like: loop.Like, Owner: loop.Owner, Identity: d.number})
+		}
+	}
+	return err
+}
+
+// mappedDevice is one of the kernel's device-mapper, with the device that it is on.
+type mappedDevice struct{ name, number, on string }
+
+// mappedOn are those below a folder as /sys/block.
+func mappedOn(dir string) (all []mappedDevice, err error) {
+	slaves, err := filepath.Glob(filepath.Join(dir, "dm-*", "slaves", "*"))
+	for _, slave := range slaves {
+		device := filepath.Dir(filepath.Dir(slave))
+		name, err := os.ReadFile(filepath.Join(device, "dm", "name"))
+		if err != nil {
+			continue // it went meanwhile
+		}
+		all = append(all, mappedDevice{strings.TrimSpace(string(name)), filepath.Base(device), filepath.Base(slave)})
+	}
+	return all, err
+}
+
 // isKept says whether the file of a loop device is below the data directory.
 func (s *scan) isKept(name string, file inode) bool {
 	var st unix.Stat_t

@@ -35,6 +35,7 @@ const (
 	Process Kind = "process"
 	Cgroup  Kind = "cgroup"
 	Mount   Kind = "mount"
+	Mapped  Kind = "mapped device" // an encrypted disk as it is readable
 	Loop    Kind = "loop device"
 	Link    Kind = "interface"
 	Route   Kind = "route"
@@ -48,7 +49,7 @@ const (
 )
 
 // Kinds are all kinds, in that order.
-var kinds = []Kind{Process, Cgroup, Mount, Loop, Link, Route, Rules, Netns, Socket, Folder, File, EtcdKey, User}
+var kinds = []Kind{Process, Cgroup, Mount, Mapped, Loop, Link, Route, Rules, Netns, Socket, Folder, File, EtcdKey, User}
 
 // Order is where a kind stands among all.
 func (k Kind) Order() int { return slices.Index(kinds, k) }
@@ -144,7 +145,7 @@ func Take(ctx context.Context, p paths.Paths, traces []Traces) (Inventory, error
 		namespaces: map[string]Owner{}, inodes: map[inode]Owner{}, owners: map[int]Owner{},
 	}
 	for _, look := range []func() error{
-		s.namespacesAndLinks, s.groups, s.processes, s.mounts, s.files, s.loops,
+		s.namespacesAndLinks, s.groups, s.processes, s.mounts, s.files, s.loops, s.mapped,
 	} {
 		if err := ctx.Err(); err != nil {
 			return inv, err

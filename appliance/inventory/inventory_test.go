@@ -96,3 +96,25 @@ func TestTables(t *testing.T) {
 		t.Errorf("tables %q, want %q", got, want)
 	}
 }
+
+// TestMapped: a mapped device is known by its name and by what it is on, and one that goes meanwhile is none.
+func TestMapped(t *testing.T) {
+	dir := t.TempDir()
+	for device, name := range map[string]string{"dm-0": "multipaas-0a1b\n", "dm-1": ""} {
+		if err := os.MkdirAll(filepath.Join(dir, device, "slaves", "loop7"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if name == "" {
+			continue
+		}
+		if err := os.Mkdir(filepath.Join(dir, device, "dm"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, device, "dm", "name"), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, err := mappedOn(dir); err != nil || len(all) != 1 || all[0] != (mappedDevice{"multipaas-0a1b", "dm-0", "loop7"}) {
+		t.Errorf("mapped are %+v, %v", all, err)
+	}
+}
