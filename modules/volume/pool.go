@@ -35,6 +35,7 @@ type pool struct {
 	note    string
 	problem error
 	tried   bool // see resource.Pool
+	looked  bool // it has looked
 }
 
 func (p *pool) place(uid string) place { return place(filepath.Join(p.dir, uid)) }

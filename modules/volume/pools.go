@@ -138,12 +138,16 @@ func (h *Host) Pools(wanted []wire.Pool) (all []resource.Pool) {
 		p := resource.Pool{Name: l.name, UID: l.uid, Path: l.dir, Device: l.device.Name, Serial: l.device.Serial, Note: l.note}
 		isDisk, device, problem := l.want.Device != "", l.device, l.problem
 		p.Tried = l.tried
+		early := l.pool != h.own && !l.looked && !l.want.Made
 		l.pool.mu.Unlock()
 		if isDisk {
 			p.Health = device.Health()
 		}
 		if l.pool != h.own && l.err == nil {
 			l.err = problem
+		}
+		if l.err != nil && early { // that it isn't there yet is no answer to who asked for it
+			continue
 		}
 		if l.err != nil {
 			p.Message = l.err.Error()
@@ -224,7 +228,7 @@ func (h *Host) EnsurePool(ctx context.Context, want wire.Pool) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.problem, p.tried = err, p.tried || erase
+	p.problem, p.tried, p.looked = err, p.tried || erase, true
 	return err
 }
 
