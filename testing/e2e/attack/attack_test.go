@@ -35,6 +35,7 @@ type suite struct {
 	shop    string // id of B's workspace
 	tool    v1.Image
 	old     *aging // tokens that expire while the suite runs
+	keeps   kept   // volumes of B's and A's
 
 	table table
 }
@@ -77,6 +78,7 @@ func TestAttack(t *testing.T) {
 		{"rooted", testRooted},
 		{"walled", testWalled},
 		{"held", testHeld},
+		{"volumes", testVolumes},
 		{"pots", testPots},
 		{"paths", testPaths},
 		{"external", testExternal},
@@ -111,11 +113,13 @@ func (s *suite) setUp(t *testing.T) {
 		}
 		return nil
 	})
+	ready := s.beginToKeep(t)
 	s.victims = s.toolPods(t, s.Kubeconfig())
 	if len(s.victims) != 2 {
 		t.Fatalf("B's tool runs in %d pods, want 2", len(s.victims))
 	}
 	s.attacker = s.toolPods(t, s.box)[0]
+	ready()
 }
 
 // toolPods waits until the tool runs on all machines of a workspace.

@@ -99,9 +99,11 @@ func (a *asker) everyOperation(t *testing.T, marks []string) {
 	}
 	node := a.s.Nodes[0].Name()
 	ofB := map[string]string{"account": "acme", "organization": "web", "workspace": "shop", "app": "hello", "image": "tool", "tag": "1", "reference": "1",
-		"task": tasks.Items[0].Name, "user": ownerB, "node": node, "token": "x", "namespace": "default", "machine": "shop-1"}
+		"task": tasks.Items[0].Name, "user": ownerB, "node": node, "token": "x", "namespace": "default", "machine": "shop-1",
+		"volume": a.s.keeps.ofB.Name, "claim": "keeper"}
 	noOnes := map[string]string{"account": "nosuch", "organization": "nosuch", "workspace": "nosuch", "app": "nosuch", "image": "nosuch", "tag": "nosuch",
-		"reference": "nosuch", "task": "nosuch", "user": "nosuch@acme.example", "node": "nosuch", "token": "nosuch", "namespace": "nosuch", "machine": "nosuch"}
+		"reference": "nosuch", "task": "nosuch", "user": "nosuch@acme.example", "node": "nosuch", "token": "nosuch", "namespace": "nosuch", "machine": "nosuch",
+		"volume": "pvc-nosuch", "claim": "nosuch"}
 	for _, op := range a.operations(t) {
 		payload := ""
 		if op.method != http.MethodGet && op.method != http.MethodDelete {

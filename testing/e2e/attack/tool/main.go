@@ -20,6 +20,9 @@
 //	                      breakers name them: "WALL open|closed REASON"
 //	tool link NAME=TO...  makes symbolic links; a NAME alone is a folder
 //	tool swap NAME=TO...  changes folders for links and back until it is stopped
+//	tool keep FILE TEXT   writes a file
+//	tool volume DIR UID...  tries in a shared volume what is GlusterFS's, or other volumes':
+//	                      one line each, "WHAT open|closed REASON"
 //	tool get URL...       one line per URL: "URL STATUS BODY", or "URL none REASON"
 //	tool say ADDRESS REQUEST...  the bytes of a request, escaped as in a URL's query;
 //	                      one line per request: "REQUEST ANSWER", or "REQUEST none REASON"
@@ -109,6 +112,10 @@ func run(args []string) int {
 		err = link(args[1:])
 	case "swap":
 		err = swap(ctx, args[1:])
+	case "keep":
+		err = keep(args[1], args[2])
+	case "volume":
+		inVolume(args[1], args[2:])
 	case "get":
 		attempt.Each(args[1:], func(url string) string { return get(ctx, url) })
 	case "say":
