@@ -18,8 +18,8 @@ const (
 )
 
 // renew has hosts start anew what serves bricks there by a former version, one after the other: while all volumes have all
-// their copies, and these are the same, nobody notices. One with the only copy of a volume stays as it is until somebody restarts it.
-// It looks at no more than the nodes while there is nothing to do.
+// their copies, and these are the same, nobody notices. One with the only copy of a volume stays as it is until somebody
+// restarts it. It looks at no more than the nodes while there is nothing to do.
 func (m *Monitor) renew(ctx context.Context, nodes []*resource.Node) error {
 	var old []*resource.Node
 	for _, n := range nodes {
@@ -98,7 +98,7 @@ func oldStorage(n *resource.Node) (reason, text string) {
 	if !n.Status.StorageRenew.IsZero() {
 		return "Renewing", "what serves shared volumes on it is started anew, by the version that it has now"
 	}
-	return "Old", "what serves shared volumes on it is of a former version, or has other settings. It is started anew, one host after the " +
-		"other, while all shared volumes have all their copies and these are the same; on a host with the only copy of a volume, " +
-		"when the host is rebooted"
+	return "Old", "what serves shared volumes on it is of a former version, or has other settings. It is started anew, one " +
+		"host after the other, while all shared volumes have all their copies and these are the same; on a host with the only " +
+		"copy of a volume, when the host is rebooted"
 }

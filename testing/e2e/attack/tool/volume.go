@@ -12,11 +12,12 @@ import (
 )
 
 // xattrs are names by which GlusterFS keeps what is its own, or answers with it, on bricks and to clients.
-var xattrs = []string{"trusted.gfid", "trusted.afr.dirty", "trusted.glusterfs.volume-id", "trusted.glusterfs.pathinfo", "trusted.glusterfs.node-uuid",
-	"trusted.io-stats-dump", "glusterfs.pathinfo", "glusterfs.node-uuid", "glusterfs.volume-id", "glusterfs.gfid", "glusterfs.gfid.heal",
-	"glusterfs.volfile", "glusterfs.gfidtopath", "glusterfs.ancestry.path", "glusterfs.entry-self-heal", "glusterfs.get_real_filename:keep",
-	"glusterfs.posix.dirty", "glusterfs.bad-inode", "replica.split-brain-status", "replica.split-brain-choice", "system.glusterfs", "system.nfs4_acl",
-	"security.glusterfs", "user.io-stats-dump"}
+var xattrs = []string{"trusted.gfid", "trusted.afr.dirty", "trusted.glusterfs.volume-id", "trusted.glusterfs.pathinfo",
+	"trusted.glusterfs.node-uuid", "trusted.io-stats-dump", "glusterfs.pathinfo", "glusterfs.node-uuid", "glusterfs.volume-id",
+	"glusterfs.gfid", "glusterfs.gfid.heal", "glusterfs.volfile", "glusterfs.gfidtopath", "glusterfs.ancestry.path",
+	"glusterfs.entry-self-heal", "glusterfs.get_real_filename:keep", "glusterfs.posix.dirty", "glusterfs.bad-inode",
+	"replica.split-brain-status", "replica.split-brain-choice", "system.glusterfs", "system.nfs4_acl", "security.glusterfs",
+	"user.io-stats-dump"}
 
 // inVolume tries, as who has a volume of class shared at dir, what is GlusterFS's or others': one line for each. others are
 // the UIDs of other volumes.
