@@ -34,6 +34,7 @@ const (
 	atOnce         = 4                // that a host makes, as the agent has it
 	memoryGoal     = 15               // MB
 	manyBrickBytes = diskimage.MinXFS
+	filesOfBrick   = 270 // that the process of all bricks has open, 256 of them folders
 )
 
 func (b *bench) rounds(n int) int {
@@ -281,6 +282,12 @@ func (b *bench) crowd(ctx context.Context) (results []measure.Result, err error)
 	if b.Quick {
 		count = 5
 	}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return nil, err
+	}
+	// The node's unit has a million.
+	count = int(min(uint64(count), files.Max/filesOfBrick))
 	b.logf("%d volumes of one host", count)
 	before, err := h.memory()
 	if err != nil {
