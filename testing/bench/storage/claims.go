@@ -74,7 +74,9 @@ func claims(ctx context.Context, env *measure.Env) (results []measure.Result, er
 }
 
 // start makes a pod, with a claim of a class unless that is empty, waits until it runs, and takes both away.
-func start(ctx context.Context, client *kubernetes.Clientset, name, class string, mode corev1.PersistentVolumeAccessMode) (time.Duration, error) {
+func start(
+	ctx context.Context, client *kubernetes.Clientset, name, class string, mode corev1.PersistentVolumeAccessMode,
+) (time.Duration, error) {
 	const namespace = "default"
 	name = "bench-" + name
 	pods, pvcs := client.CoreV1().Pods(namespace), client.CoreV1().PersistentVolumeClaims(namespace)

@@ -151,14 +151,14 @@ func first() int {
 	}
 }
 
-func (o order) work() (err error) {
+// work leaves what it has made: it ends with the namespaces, or with the run's folder.
+func (o order) work() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	b, err := o.start(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.end()) }()
 	var a answer
 	a.Results, err = b.measure(ctx)
 	a.Versions = map[string]string{"glusterfs": b.version(ctx)}
@@ -170,7 +170,6 @@ type bench struct {
 	order
 	hosts []*host
 	users *os.File // of a machine
-	undo  []func(context.Context) error
 }
 
 // host is one of them.
@@ -197,11 +196,6 @@ func (b *bench) logf(format string, args ...any) {
 // start brings the hosts up and makes them a cluster.
 func (o order) start(ctx context.Context) (b *bench, err error) {
 	b = &bench{order: o}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, b.end())
-		}
-	}()
 	if err := os.MkdirAll(o.Dir, 0o711); err != nil {
 		return b, err
 	}
@@ -269,7 +263,6 @@ func (b *bench) newHost(ctx context.Context, number int, bridge netlink.Link, ca
 	if err := h.Trust(gluster.Identity{Cert: id, Key: key, CA: ca.CertPEM()}); err != nil {
 		return nil, err
 	}
-	b.undo = append(b.undo, h.Clear)
 	_, err = h.Ensure(ctx, false)
 	return h, err
 }
@@ -295,16 +288,6 @@ func (h *host) plug(bridge netlink.Link) error {
 		return err
 	}
 	return errors.Join(inside.AddrAdd(link, address), inside.LinkSetUp(link))
-}
-
-// end takes away what the hosts have on disks; the rest ends with the process.
-func (b *bench) end() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	for i := range b.undo {
-		err = errors.Join(err, b.undo[len(b.undo)-1-i](ctx))
-	}
-	return err
 }
 
 func (b *bench) addresses() (all []netip.Addr) {
