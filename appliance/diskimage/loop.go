@@ -15,16 +15,17 @@ import (
 // loopMajor is the device number of loop devices.
 const loopMajor = 7
 
-// What one image may have under way on the disk that it is on: 2 MiB, in 16 requests. Others have images on that disk, and
+// What one image may have under way on the disk that it is on: 4 MiB, in 16 requests. Others have images on that disk, and
 // what they want synced waits for all that is under way. By itself a loop device has 128 requests of 1.25 MiB: beside 64
-// writers of 1 MiB at a time an fsync of 4 KiB took 4 s in one of 100 cases, and so it takes 70 ms; alone it was 33 ms
-// (TestNeighbours, Linux 6.18, a disk of 2 GB/s that others used too). With 32 requests it was 34 and 608 ms; with 64 KiB
-// each, reading in a row took twice the time. Who has 32 requests of 4 KiB under way gets up to a fifth less than before.
+// writers of 1 MiB at a time an fsync of 4 KiB took 4 s in one of 100 cases, alone 0.2 s; so it takes 75 ms, alone 29
+// (TestNeighbours, Linux 6.18, a disk of 2 GB/s that others used too). With 16 requests of 128 KiB it took 63 ms, alone 32,
+// but writing in a row came to half of what it was; with 32 of them it took up to 608 ms. It costs who writes a lot in a row
+// at 2 GB/s a tenth, who has 32 requests of 4 KiB under way up to a fifth, as near as that could be told.
 // Weights of control groups don't do it: GlusterFS writes for all, and those of version 1 count for one scheduler only,
 // which is not the usual one.
 const (
 	maxRequests   = "16"
-	maxRequestKiB = "128"
+	maxRequestKiB = "256"
 )
 
 // ErrNoLoop is returned where the kernel gives no loop device: all of its numbers are taken, say, or it has no room for
