@@ -175,7 +175,7 @@ func (h *host) facts() wire.Report {
 	err := h.machines.Supports()
 	h.problems.Update(machine.CantRun, "", err)
 	if err == nil {
-		rep.Drivers = []string{"sandbox", wire.MoveDriver}
+		rep.Drivers = []string{"sandbox", wire.MoveDriver, wire.FileDriver}
 		h.problems.Update(machine.UsersShared, "", h.machines.SharedUsers())
 		if h.sharing.Supports() == nil {
 			rep.Drivers = append(rep.Drivers, wire.StorageDriver)
@@ -190,13 +190,8 @@ func (h *host) facts() wire.Report {
 	}
 	rep.Capacity.MilliCPU = int64(runtime.NumCPU()) * 1000
 	var m unix.Sysinfo_t
-	// What storage takes comes and goes with shared volumes. If that can't be known, it is that of none.
-	storage, err := h.sharing.Memory()
-	if err != nil {
-		h.log.Warn("memory of shared volumes", "err", err)
-	}
 	if unix.Sysinfo(&m) == nil {
-		rep.Capacity.MemoryBytes = max(0, int64(m.Totalram)*int64(m.Unit)-reservedMemory-storage)
+		rep.Capacity.MemoryBytes = max(0, int64(m.Totalram)*int64(m.Unit)-reservedMemory)
 	}
 	var f unix.Statfs_t
 	if unix.Statfs(h.cfg.Paths.Data, &f) == nil {

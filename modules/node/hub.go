@@ -503,7 +503,7 @@ func (h *Hub) stateOf(node *resource.Node) *wire.State {
 				Remove: m.Deleting() && m.Status.Conditions.Is(resource.MachineDrained)})
 		}
 	}
-	state.Sends = h.sends.of(node.UID)
+	state.Sends, state.Files = h.sends.of(node.UID)
 	c := h.shared()
 	state.Volumes, state.Storage = h.volumesOf(node, c.volumes), h.storageOf(node, c)
 	state.Pools = h.poolsOf(node)

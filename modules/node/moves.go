@@ -25,7 +25,8 @@ const (
 	sendPatience = 20 * time.Second // less than agents wait for the head of an answer
 )
 
-// sends are the volumes that hosts wait for. Who asks waits here, the host that has the volume is told by
+// sends are the volumes that hosts and tenants wait for, and that tenants send. Who asks waits here, the host that has the
+// volume is told by
 // its state, and its answer is what the first one reads. A server that ends cuts both off.
 type sends struct {
 	mu  sync.Mutex
@@ -55,14 +56,22 @@ func (s *sends) wake(node string) {
 	}
 }
 
-// sending is a volume that one host waits for and another has.
+// sending is a volume that one host waits for and another has; or with a file, that a tenant waits for, or sends.
 type sending struct {
 	wire.Send
+	file    *wire.File
 	account string
-	from    string             // UID of the node that has it
-	come    chan io.ReadCloser // what that one sends; one is taken
+	from    string             // UID of the node that has it, or shall have it
+	asked   chan int64         // from which offset on that one wants what a tenant sends; one is taken
+	come    chan io.ReadCloser // what is sent; one is taken
 	end     chan struct{}      // closed when nobody waits any more
 }
+
+// failed is a stream that was not begun. What the host says of that is for whoever waits.
+type failed struct{ error }
+
+func (f failed) Read([]byte) (int, error) { return 0, f.error }
+func (failed) Close() error               { return nil }
 
 // begin adds one, in place of one of the same volume that nobody may wait for any more.
 func (s *sends) begin(now *sending) error {
@@ -100,15 +109,19 @@ func (s *sends) over(one *sending) {
 }
 
 // of are those that a node is waited for.
-func (s *sends) of(node string) (all []wire.Send) {
+func (s *sends) of(node string) (all []wire.Send, files []wire.File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, one := range s.all {
-		if one.from == node {
+		switch {
+		case one.from != node:
+		case one.file != nil:
+			files = append(files, *one.file)
+		default:
 			all = append(all, one.Send)
 		}
 	}
-	return all
+	return all, files
 }
 
 func (s *sends) find(node, id string) *sending {
@@ -122,10 +135,18 @@ func (s *sends) find(node, id string) *sending {
 	return nil
 }
 
-// fetch gives a node a volume that it shall have, from the node that has put it away.
+// fetch gives a node a volume that it shall have, from the node that has put it away, or from a tenant who sends it.
 func (h *Hub) fetch(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-	one, err := h.wanted(r, node)
-	if err == nil {
+	q := r.URL.Query()
+	from, err := strconv.ParseInt(q.Get("from"), 10, 64)
+	if err != nil || from < 0 {
+		h.answer(w, nil, refuse(http.StatusBadRequest, "from is no number of octets"))
+		return
+	}
+	var one *sending
+	if q.Has("id") {
+		one, err = h.sends.ask(node.UID, q.Get("id"), from)
+	} else if one, err = h.wanted(r, node, from); err == nil {
 		err = h.sends.begin(one)
 	}
 	if err != nil {
@@ -133,53 +154,81 @@ func (h *Hub) fetch(w http.ResponseWriter, r *http.Request, node *resource.Node)
 		return
 	}
 	defer h.sends.over(one)
-	select {
-	case in := <-one.come:
-		defer in.Close()
-		defer context.AfterFunc(r.Context(), func() { _ = in.Close() })()
-		w.Header().Set("Content-Type", "application/octet-stream")
-		out := http.NewResponseController(w)
-		if err := passOn(in, w, out.SetWriteDeadline); err != nil {
-			panic(http.ErrAbortHandler) // or who reads would take it for the end
-		}
-	case <-one.end:
-		h.answer(w, nil, refuse(http.StatusConflict, "it was asked for once more"))
-	case <-time.After(sendPatience):
-		h.answer(w, nil, refuse(http.StatusConflict, "the host that has it does not send it"))
-	case <-r.Context().Done():
+	in, err := one.take(r.Context())
+	if err != nil {
+		h.answer(w, nil, err)
+		return
+	}
+	defer in.Close()
+	defer context.AfterFunc(r.Context(), func() { _ = in.Close() })()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if _, err := passOn(in, w, http.NewResponseController(w).SetWriteDeadline); err != nil {
+		panic(http.ErrAbortHandler) // or who reads would take it for the end
 	}
 }
 
+// take waits for what is sent.
+func (one *sending) take(ctx context.Context) (io.ReadCloser, error) {
+	select {
+	case in := <-one.come:
+		return in, nil
+	case <-one.end:
+		return nil, refuse(http.StatusConflict, "it was asked for once more")
+	case <-time.After(sendPatience):
+		return nil, refuse(http.StatusConflict, "who has it does not send it")
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// give has somebody take what is read, and blocks until he has. deadline is for each piece.
+func (one *sending) give(ctx context.Context, in io.Reader, deadline func(time.Time) error) error {
+	// Each side is timed by its own request, of which nothing may be touched once that is over.
+	theirs, ours := io.Pipe()
+	select {
+	case one.come <- theirs:
+		_, err := passOn(in, ours, deadline)
+		_ = ours.CloseWithError(err) // nil is the end
+		return err
+	case <-one.end:
+		return gone
+	case <-time.After(sendPatience):
+		return refuse(http.StatusConflict, "it is sent already")
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+var gone = refuse(http.StatusNotFound, "nobody waits for that any more")
+
 // passOn copies to the end, giving one side a time for each piece: of two hosts one may stop without a word.
-func passOn(in io.Reader, out io.Writer, deadline func(time.Time) error) error {
+// It returns how much has gone out.
+func passOn(in io.Reader, out io.Writer, deadline func(time.Time) error) (done int64, err error) {
 	chunk := make([]byte, 64<<10)
 	for {
 		if err := deadline(time.Now().Add(sendPatience)); err != nil {
-			return err
+			return done, err
 		}
 		n, err := in.Read(chunk)
 		if errors.Is(err, io.EOF) {
 			err = nil
 			if n == 0 {
-				return deadline(time.Time{})
+				return done, deadline(time.Time{})
 			}
 		}
 		if err == nil {
-			_, err = out.Write(chunk[:n])
+			n, err = out.Write(chunk[:n])
+			done += int64(n)
 		}
 		if err != nil {
-			return err
+			return done, err
 		}
 	}
 }
 
 // wanted is what a node asks for, if it shall have that.
-func (h *Hub) wanted(r *http.Request, node *resource.Node) (*sending, error) {
+func (h *Hub) wanted(r *http.Request, node *resource.Node, from int64) (*sending, error) {
 	q := r.URL.Query()
-	from, err := strconv.ParseInt(q.Get("from"), 10, 64)
-	if err != nil || from < 0 {
-		return nil, refuse(http.StatusBadRequest, "from is no number of octets")
-	}
 	v, err := store.Of[resource.Volume](h.cfg.Store).Get(r.Context(), q.Get("volume"))
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalidKey) ||
 		err == nil && (v.UID != q.Get("uid") || !v.Status.MovingOn(node.UID) || v.Status.Moving.Stage != resource.MoveCopying) {
@@ -200,27 +249,28 @@ func (h *Hub) wanted(r *http.Request, node *resource.Node) (*sending, error) {
 		account: account, from: v.Status.NodeUID, come: make(chan io.ReadCloser), end: make(chan struct{})}, nil
 }
 
-// send takes a volume that another node waits for.
+// send takes a volume that another node waits for, or a tenant.
 func (h *Hub) send(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-	gone := refuse(http.StatusNotFound, "nobody waits for that any more")
 	one := h.sends.find(node.UID, r.URL.Query().Get("id"))
-	if one == nil {
+	if one == nil || one.asked != nil {
 		h.answer(w, nil, gone)
 		return
 	}
-	// Each side is timed by its own request, of which nothing may be touched once that is over.
-	theirs, ours := io.Pipe()
-	select {
-	case one.come <- theirs:
-		err := passOn(r.Body, ours, http.NewResponseController(w).SetReadDeadline)
-		_ = ours.CloseWithError(err) // nil is the end
+	if why := r.URL.Query().Get("failed"); why != "" {
+		select {
+		case one.come <- failed{refuse(http.StatusConflict, "%s", clip(why, maxText))}:
+		case <-one.end:
+		case <-r.Context().Done():
+		}
 		h.answer(w, nothing{}, nil)
-	case <-one.end:
-		h.answer(w, nil, gone)
-	case <-time.After(sendPatience):
-		h.answer(w, nil, refuse(http.StatusConflict, "it is sent already"))
-	case <-r.Context().Done():
+		return
 	}
+	err := one.give(r.Context(), r.Body, http.NewResponseController(w).SetReadDeadline)
+	var no refusal
+	if !errors.As(err, &no) {
+		err = nil // who waits knows, and asks again
+	}
+	h.answer(w, nothing{}, err)
 }
 
 // otherHost is what the other host of a volume that moves is told of it.

@@ -34,6 +34,26 @@ func (c content) Send(_ context.Context, _ string, from int64, w io.Writer) erro
 	return err
 }
 
+func (c content) Export(_ context.Context, _ wire.Volume, f wire.File, w io.Writer) error {
+	if f.From > int64(len(c.data)) {
+		return errors.New("it is not so long")
+	}
+	return c.Send(context.Background(), "", f.From, w)
+}
+
+func (c content) Import(ctx context.Context, _ wire.Volume, fetch func(context.Context, int64) (io.ReadCloser, error)) error {
+	in, err := fetch(ctx, int64(c.cut))
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	got, err := io.ReadAll(in)
+	if err == nil && !bytes.Equal(got, c.data[c.cut:]) {
+		err = errors.New("it is something else")
+	}
+	return err
+}
+
 // TestSends: an account has some of what there is at a time, and only the node that sends is told.
 func TestSends(t *testing.T) {
 	var s sends

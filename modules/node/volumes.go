@@ -34,7 +34,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		}
 		w := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
 			Pool: v.Status.Pool, FirstUID: v.Status.FirstUID, Made: v.Made(), Servers: shared.Servers,
-			Encrypted: v.Spec.Encrypted, Remove: v.Deleting() && v.Status.Phase == resource.Deleting}
+			Encrypted: v.Spec.Encrypted, Importing: v.Importing(), Remove: v.Deleting() && v.Status.Phase == resource.Deleting}
 		if v.Spec.Source != nil {
 			w.Source = v.Spec.Source.UID
 		}
@@ -48,7 +48,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 			w.Keep = !w.Remove
 		}
 		for _, m := range h.machinesAt(node, v) {
-			if !w.Remove && !w.Keep {
+			if !w.Remove && !w.Keep && !w.Importing {
 				w.Attachments = append(w.Attachments, wire.VolumeAttachment{MachineUID: m.UID})
 			}
 		}
@@ -137,10 +137,13 @@ func (h *Hub) takeVolume(ctx context.Context, node *resource.Node, rep wire.Volu
 		}
 		c := resource.Condition{Type: resource.VolumeReady, Status: resource.False, Reason: "NotReady",
 			Message: clip(rep.Message, maxText)}
-		if rep.Ready {
+		if rep.Ready && (!v.Importing() || rep.Import == wire.ImportDone) {
 			c = resource.Condition{Type: resource.VolumeReady, Status: resource.True, Reason: "Ready"}
 			// No less than it had: a host can't take back what a tenant was given.
 			s.SizeBytes = max(s.SizeBytes, min(amount(rep.SizeBytes), v.Spec.SizeBytes))
+		}
+		if v.Importing() && rep.Import != "" {
+			c.Reason, c.Final = resource.VolumeImporting, rep.Import == wire.ImportBroken
 		}
 		s.UsedBytes = amount(rep.UsedBytes)
 		s.Conditions.Set(c)

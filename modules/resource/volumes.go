@@ -31,6 +31,8 @@ type VolumeSpec struct {
 	Encrypted bool `json:"encrypted,omitempty" doc:"Its data can't be read from its hosts' disks without a key of the servers"`
 	// Source is what it is made from; nil: it is made with nothing in it.
 	Source *VolumeSource `json:"source,omitempty" doc:"What it is made from; it can't be changed later"`
+	// Import has it be made from a file that is sent: nobody has it before all of that is there.
+	Import bool `json:"import,omitempty" doc:"What is in it is sent as a file, by volumes.import; it can't be changed later"`
 	// Claim is the PersistentVolumeClaim that it was made for or is bound to.
 	Claim string `json:"claim,omitempty" readOnly:"true" doc:"The claim that has it: NAMESPACE/NAME" example:"default/data"`
 	// Place is the host that it was moved to last, as the workspace calls it; "" if it never was.
@@ -102,6 +104,10 @@ const (
 	VolumeRemoved = "Removed" // the host has taken everything of it away
 )
 
+// VolumeImporting is the reason why a volume is not Ready that is made from a file, of which not all is there. It is
+// final if that can't be unpacked.
+const VolumeImporting = "Importing"
+
 // Attached says whether some machine sees it, and otherwise why none does, if that is known.
 func (v *Volume) Attached() (ok bool, why string) {
 	for _, a := range v.Status.Attachments {
@@ -117,6 +123,9 @@ func (v *Volume) Attached() (ok bool, why string) {
 
 // Made says that its host has had it.
 func (v *Volume) Made() bool { return v.Status.SizeBytes > 0 }
+
+// Importing says that it is made from a file, of which not all is there.
+func (v *Volume) Importing() bool { return v.Spec.Import && !v.Made() }
 
 // Kind is "volumes".
 func (*Volume) Kind() string { return "volumes" }

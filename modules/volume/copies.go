@@ -65,7 +65,7 @@ func (h *Host) snapshot(ctx context.Context, v wire.Volume) error {
 		}
 	}
 	if there {
-		return nil
+		return h.unmountSnapshot(v.UID) // a process that was killed may have read it
 	}
 	failpoint.Reach("volume/snapshot/recorded")
 	if err := h.bring(ctx, v); err != nil {

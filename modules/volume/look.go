@@ -122,6 +122,7 @@ func (h *Host) list(bricks bool) (all []wire.VolumeReport, away error) {
 			all = append(all, r)
 			continue
 		}
+		r.Import = f.rec.Import
 		if mounted[f.uid] {
 			used, err := answers[f.uid].get(patience, "its file system")
 			r.Ready, r.UsedBytes = err == nil && f.rec.Owned, used
@@ -131,6 +132,9 @@ func (h *Host) list(bricks bool) (all []wire.VolumeReport, away error) {
 			} else if err != nil {
 				r.Message = h.words("its file system can't be looked at", err).Error()
 			}
+		}
+		if r.Import == importBegun && r.Message == "" {
+			h.tellImport(f.place, &r)
 		}
 		all = append(all, r)
 	}

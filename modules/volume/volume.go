@@ -83,6 +83,7 @@ type Host struct {
 
 	mu     sync.Mutex
 	copies map[string]*copying // that are being made, or have ended and nobody has looked since; by UID
+	files  map[string]*fileWork
 	// crowded says that something waits to come from another host since one has made way.
 	crowded bool
 	closed  bool                           // none are begun any more
@@ -95,7 +96,7 @@ type Host struct {
 func New(cfg Config) *Host {
 	return &Host{cfg: cfg, own: &pool{name: resource.DefaultPool, dir: cfg.Dir}, pools: map[string]*pool{},
 		where: map[string]*pool{}, asked: map[string]*asker[int64]{}, told: map[string]bool{}, copies: map[string]*copying{},
-		thawed: map[string]bool{}}
+		files: map[string]*fileWork{}, thawed: map[string]bool{}}
 }
 
 // Run ends the copies that are being made when ctx is done, so that nothing stays frozen while no
@@ -165,6 +166,8 @@ type record struct {
 	HostUsers bool `json:"hostUsers,omitempty"`
 	// Move is the ID of the move by which its disk came to this host, or comes.
 	Move string `json:"move,omitempty"`
+	// Import says how far it is of one that is made from a file: nobody sees it before that is done.
+	Import string `json:"import,omitempty"`
 }
 
 const recordName = "volume.json"
@@ -189,7 +192,11 @@ func (h *Host) noted(v wire.Volume, made, brick bool) (record, error) {
 	}
 	// The root of a copy is whose its source's is.
 	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Owned: rec.Owned || v.Source != "",
-		Brick: brick, Source: v.Source, Encrypted: v.Encrypted, HostUsers: h.ofHostUsers(v, rec, made), Move: rec.Move}
+		Brick: brick, Source: v.Source, Encrypted: v.Encrypted, HostUsers: h.ofHostUsers(v, rec, made), Move: rec.Move,
+		Import: rec.Import}
+	if v.Importing {
+		want.Import = cmp.Or(rec.Import, importBegun)
+	}
 	if v.Incoming {
 		want.Move = v.Arrival()
 	}
@@ -252,8 +259,14 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 	if err != nil {
 		return err
 	}
+	if rec.Import == importBegun && !v.Importing {
+		return saidf("its file is not unpacked to the end")
+	}
 	if !there {
 		failpoint.Reach("volume/make/recorded")
+		if err := os.Remove(p.at(importNote)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	if !there && v.Source != "" {
 		if err := h.bring(ctx, v); err != nil {
@@ -336,7 +349,7 @@ func (h *Host) mount(ctx context.Context, v wire.Volume, disk diskimage.Image, t
 
 // letGo unmounts a volume, and where machines have it.
 func (h *Host) letGo(uid string) error {
-	if err := h.endCopies(uid); err != nil {
+	if err := cmp.Or(h.endCopies(uid), h.endFile(uid, true)); err != nil {
 		return err
 	}
 	if err := h.thaw(uid); err != nil { // what is unmounted frozen keeps its disk
@@ -427,7 +440,7 @@ func (h *Host) remove(ctx context.Context, v wire.Volume) error {
 	if err := h.locate(v); err != nil {
 		return err // what isn't there is not removed
 	}
-	if err := h.endCopies(uid); err != nil {
+	if err := cmp.Or(h.endCopies(uid), h.endFile(uid, true)); err != nil {
 		return err
 	}
 	p := h.place(uid)

@@ -103,6 +103,7 @@ type State struct {
 	Storage *Storage `json:"storage,omitempty"`
 	// Sends are what others wait for that this node has.
 	Sends []Send `json:"sends,omitempty"`
+	Files []File `json:"files,omitempty"`
 	// Registry is host:port of the platform's registry, where nodes pull for
 	// their machines.
 	Registry string `json:"registry"`
@@ -238,6 +239,8 @@ type Volume struct {
 	Attachments []VolumeAttachment `json:"attachments,omitempty"`
 	// Incoming says: it comes from another host, by wire.FetchPath, and nothing of it is mounted yet.
 	Incoming bool `json:"incoming,omitempty"`
+	// Importing says: what is in it comes as a file (State.Files), and no machine sees it before all of that is there.
+	Importing bool `json:"importing,omitempty"`
 	// Move is which step of which move this is of, "" while it stays where it is: what a host has
 	// said of an earlier step tells nothing of this one.
 	Move string `json:"move,omitempty"`
@@ -388,6 +391,8 @@ type VolumeReport struct {
 	Failed   map[string]string `json:"failed,omitempty"`
 	Removed  bool              `json:"removed,omitempty"`
 	Message  string            `json:"message,omitempty"`
+	// Import is how far one is that is made from a file; "" for another.
+	Import string `json:"import,omitempty"`
 }
 
 // NetworkReport is what a node knows about one network.

@@ -1,0 +1,134 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/multipaas/multipaas/modules/internal/access"
+	"github.com/multipaas/multipaas/modules/resource"
+	"github.com/multipaas/multipaas/modules/store"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// Volumes go out to tenants and come from them as files, by the same pairs of requests as from host to host: sends.
+
+// askAgain is when who was cut off may ask again.
+const askAgain = time.Second
+
+// Export writes a snapshot to w as a file, from an offset on; some of it, which goes on where that ends. If it writes nothing
+// that was all. deadline is of w, for each piece. An *access.Refusal: nothing was written, and why.
+func (h *Hub) Export(ctx context.Context, s *resource.Snapshot, from int64, w io.Writer, deadline func(time.Time) error) error {
+	taken := s.CreatedAt
+	if s.Status.ReadyAt != nil {
+		taken = *s.Status.ReadyAt
+	}
+	one, err := h.fileOf(ctx, s.WorkspaceKey(), s.UID, s.Status.NodeUID)
+	if err != nil {
+		return outward(err)
+	}
+	v, err := store.Of[resource.Volume](h.cfg.Store).Get(ctx, s.WorkspaceKey()+"/"+s.Spec.Volume)
+	if err == nil && v.UID == s.Spec.VolumeUID && v.Spec.Class != resource.LocalVolume {
+		return &access.Refusal{Reason: access.ErrInvalid, Text: "A " + v.Spec.Class + " volume can't be exported yet.",
+			Remedy: "Copy what is in it by a pod."}
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	one.file.From, one.file.Volume, one.file.Class = from, s.WorkspaceKey()+"/"+s.Spec.Volume, resource.LocalVolume
+	one.file.TakenAt = taken
+	if err := h.sends.begin(one); err != nil {
+		return outward(err)
+	}
+	defer h.sends.over(one)
+	in, err := one.take(ctx)
+	if err != nil {
+		return outward(err)
+	}
+	defer in.Close()
+	defer context.AfterFunc(ctx, func() { _ = in.Close() })()
+	done, err := passOn(in, w, deadline)
+	if done == 0 {
+		return outward(err)
+	}
+	return err
+}
+
+// BeginImport waits for the host of a volume to want what a tenant sends: from which offset on, and as what he sends it
+// soon, by Import. An *access.Refusal says why not.
+func (h *Hub) BeginImport(ctx context.Context, v *resource.Volume) (id string, from int64, err error) {
+	one, err := h.fileOf(ctx, v.WorkspaceKey(), v.UID, v.Status.NodeUID)
+	if err != nil {
+		return "", 0, outward(err)
+	}
+	one.file.Import, one.asked = true, make(chan int64, 1)
+	if err := h.sends.begin(one); err != nil {
+		return "", 0, outward(err)
+	}
+	select {
+	case from = <-one.asked: // and its request waits
+		return one.file.ID, from, nil
+	case <-one.end:
+		err = refuse(http.StatusConflict, "it was asked for once more")
+	case <-time.After(sendPatience):
+		err = refuse(http.StatusConflict, "its host does not take it yet")
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	h.sends.over(one)
+	return "", 0, outward(err)
+}
+
+// Import has the host of a volume take what a tenant sends, until one of them ends that. An *access.Refusal says why it was not
+// taken, or not to the end: the host knows how far it is.
+func (h *Hub) Import(ctx context.Context, v *resource.Volume, id string, in io.Reader, deadline func(time.Time) error) error {
+	one := h.sends.find(v.Status.NodeUID, id)
+	if one == nil || one.asked == nil || one.UID != v.UID {
+		return outward(gone)
+	}
+	return outward(one.give(ctx, in, deadline))
+}
+
+func (h *Hub) fileOf(ctx context.Context, workspace, uid, nodeUID string) (*sending, error) {
+	ws, err := store.Of[resource.Workspace](h.cfg.Store).Get(ctx, workspace)
+	if err != nil {
+		return nil, err
+	}
+	account, _, _ := strings.Cut(workspace, "/")
+	f := &wire.File{ID: rand.Text(), UID: uid, NetworkID: ws.Status.ID}
+	return &sending{Send: wire.Send{ID: f.ID, UID: uid}, file: f, account: account, from: nodeUID,
+		come: make(chan io.ReadCloser), end: make(chan struct{})}, nil
+}
+
+// ask is what a node wants of a tenant who waits for that.
+func (s *sends) ask(node, id string, from int64) (*sending, error) {
+	one := s.find(node, id)
+	if one == nil || one.asked == nil {
+		return nil, gone
+	}
+	select {
+	case one.asked <- from:
+		return one, nil
+	default:
+		return nil, refuse(http.StatusConflict, "it is asked for already")
+	}
+}
+
+// outward is an error as tenants may read it, who ask again then.
+func outward(err error) error {
+	var no refusal
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &no):
+	case errors.Is(err, io.ErrClosedPipe), errors.Is(err, io.ErrUnexpectedEOF):
+		no = refusal{text: "its host has ended it"}
+	default:
+		return err
+	}
+	return &access.Refusal{Reason: access.ErrExists, Text: "Not now: " + no.text + ".", RetryAfter: askAgain}
+}
