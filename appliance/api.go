@@ -54,6 +54,7 @@ func (s *server) addAPI(
 		JoinCommand: func(token string) string {
 			return "MULTIPAAS_JOIN_TOKEN=" + token + " multipaas node join " + s.url()
 		},
+		Files:      hub.of(n),
 		Agent:      hub.of(n),
 		Livez:      s.status.Live(),
 		Readyz:     s.status.ReadyHandler(),

@@ -36,6 +36,7 @@ type Config struct {
 	Identity   Identity
 	Workspaces Workspaces
 	Volumes    Volumes
+	Files      Files
 	Claims     Claims
 	Images     Images
 	Tasks      Tasks

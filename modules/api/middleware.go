@@ -65,7 +65,8 @@ const (
 
 // streams says which paths keep their connection open for long.
 func streams(path string) bool {
-	return strings.HasPrefix(path, wire.AgentPath) || strings.HasPrefix(path, "/v1/tasks/") && strings.HasSuffix(path, "/events")
+	return strings.HasPrefix(path, wire.AgentPath) || strings.HasPrefix(path, "/v1/tasks/") && strings.HasSuffix(path, "/events") ||
+		strings.HasSuffix(path, contentPath)
 }
 
 // Handler returns the whole API: every operation and the mounted endpoints.

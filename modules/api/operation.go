@@ -182,7 +182,7 @@ func (a *API) admit(op access.Operation) func(huma.Context, func(huma.Context)) 
 		req := requestOf(r.Context())
 		req.operation = op
 		inner := r.Context()
-		if op != opEvents {
+		if !streaming(op) {
 			var cancel context.CancelFunc
 			inner, cancel = context.WithTimeout(inner, operationTimeout)
 			defer cancel()

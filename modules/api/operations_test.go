@@ -94,6 +94,9 @@ func samples() []sample {
 		{"volumes.bind", "PUT", inShop + "/volumes/data/claim", `{"claim":"files"}`, 202},
 		{"volumes.unbind", "DELETE", inShop + "/volumes/data/claim", "", 200},
 		{"volumes.move", "POST", inShop + "/volumes/data/move", `{"to":"shop-1"}`, 202},
+		{"volumes.beginimport", "POST", inShop + "/volumes/data/content", "", 409}, // all of it is there
+		{"volumes.import", "PUT", inShop + "/volumes/data/content?id=some", "", 409},
+		{"snapshots.export", "GET", inShop + "/snapshots/before/content?from=0", "", 409}, // it is not made yet
 		{"trash.list", "GET", inWeb + "/trash", "", 200},
 		{"trash.get", "GET", inWeb + "/trash/old-1", "", 200},
 		{"trash.delete", "DELETE", inWeb + "/trash/old-1", "", 202},

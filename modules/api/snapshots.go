@@ -21,7 +21,9 @@ func (a *API) snapshotOperations() {
 				Status:      resource.SnapshotStatus{State: resource.State{Phase: resource.Pending}},
 			}
 		},
-		adopt: func(now, body *resource.Snapshot) { now.Spec.Volume = body.Spec.Volume },
+		adopt: func(now, body *resource.Snapshot) {
+			now.Spec.Volume, now.Spec.Until = body.Spec.Volume, body.Spec.Until
+		},
 		check: func(ctx context.Context, now, was *resource.Snapshot) error {
 			if was != nil {
 				return invalid("body.spec.volume", "can't be changed: the snapshot is of "+was.Spec.Volume,
@@ -50,6 +52,7 @@ func (a *API) snapshotOperations() {
 	snapshots.get("One snapshot")
 	snapshots.put("Make a snapshot of a volume: what it holds at a moment from now, as after a power cut")
 	snapshots.remove("Delete a snapshot")
+	a.exportOperation(snapshots)
 }
 
 // copied is a volume that shall be copied.

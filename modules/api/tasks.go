@@ -21,7 +21,7 @@ import (
 	"github.com/multipaas/multipaas/modules/store"
 )
 
-// opEvents is the one operation without a time limit.
+// opEvents has no time limit.
 const opEvents access.Operation = "tasks.events"
 
 const (

@@ -42,6 +42,7 @@ func (a *API) volumeOperations() {
 		adopt: func(now, body *resource.Volume) {
 			now.Spec.Class, now.Spec.SizeBytes, now.Spec.Source = body.Spec.Class, body.Spec.SizeBytes, body.Spec.Source
 			now.Spec.Replicas, now.Spec.Arbiter, now.Spec.Encrypted = body.Spec.Replicas, body.Spec.Arbiter, body.Spec.Encrypted
+			now.Spec.Import = body.Spec.Import
 		},
 		complete: completeVolume,
 		check: func(ctx context.Context, now, was *resource.Volume) error {
@@ -117,6 +118,7 @@ func (a *API) volumeOperations() {
 		})
 	a.bindOperations(volumes)
 	a.moveOperation(volumes)
+	a.importOperations(volumes)
 }
 
 // completeVolume takes a class that is left out from what is there, or the default, and
@@ -139,7 +141,7 @@ func completeVolume(now, was *resource.Volume) {
 	}
 	spec.Class = cmp.Or(spec.Class, from.Class)
 	spec.Replicas, spec.Arbiter = cmp.Or(spec.Replicas, from.Replicas), spec.Arbiter || from.Arbiter
-	spec.Encrypted = spec.Encrypted || from.Encrypted
+	spec.Encrypted, spec.Import = spec.Encrypted || from.Encrypted, spec.Import || from.Import
 	if spec.SizeBytes != from.SizeBytes && spec.SizeBytes <= resource.MaxVolumeBytes {
 		spec.SizeBytes = (spec.SizeBytes + volumeStep - 1) / volumeStep * volumeStep
 	}
@@ -168,6 +170,13 @@ func checkVolume(_ context.Context, now, was *resource.Volume) error {
 	case was != nil && now.Spec.Encrypted != was.Spec.Encrypted:
 		return invalid("body.spec.encrypted", "can't be changed: what is on the disk would stay there as it is",
 			"Leave it out, or make another volume and copy the data.")
+	case was != nil && now.Spec.Import != was.Spec.Import:
+		return invalid("body.spec.import", "can't be changed: the volume is there", "Import into a new volume.")
+	case now.Spec.Import && now.Spec.Source != nil:
+		return invalid("body.spec.import", "a volume is made from a file, or from a snapshot or volume", "Leave one of them out.")
+	case now.Spec.Import && now.Spec.Class != resource.LocalVolume:
+		return invalid("body.spec.import", "a "+resource.SharedVolume+" volume can't be made from a file yet",
+			"Import into one of class "+resource.LocalVolume+", and copy what is in it by a pod.")
 	case why != "":
 		return invalid("body.spec.replicas", why, remedy)
 	case was != nil && now.Spec.Source != was.Spec.Source:

@@ -58,8 +58,7 @@ volumes with up to 4 GiB in them have snapshots.`,
 			examples: []string{"mp volumes snapshot db", "mp volumes snapshot db db-before"},
 			flags:    flags(placeFlags(inWorkspace), dryRunFlag(), waitFlags(), resultFlag()),
 			run: volumes.on(func(c *call, of thing) error {
-				name := cmp.Or(c.arg(1), of.name[:min(len(of.name), resource.MaxName-len("-20060102-150405"))]+
-					time.Now().UTC().Format("-20060102-150405"))
+				name := cmp.Or(c.arg(1), snapshotName(of.name))
 				it, err := snapshots.named(c, name)
 				if err != nil {
 					return err
@@ -95,6 +94,12 @@ left as it is: bind the new one in its place.`,
 			run:      volumes.on(func(c *call, from thing) error { return c.copyVolume(volumes, "volume", from.name) }),
 		},
 	}
+}
+
+// snapshotName is a name with the time behind it.
+func snapshotName(of string) string {
+	const stamp = "-20060102-150405"
+	return of[:min(len(of), resource.MaxName-len(stamp))] + time.Now().UTC().Format(stamp)
 }
 
 // copyVolume makes the volume that the second argument names from what is called so.

@@ -138,7 +138,7 @@ in the trash, and brings it back. With --purge it is deleted at once, with all d
 		}),
 		p.trashCommands(),
 	)
-	all.sub = append(all.sub, p.copyCommands(volumes)...)
+	all.sub = slices.Concat(all.sub, p.copyCommands(volumes), p.fileCommands(volumes))
 	return all
 }
 
@@ -174,6 +174,8 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 		fmt.Fprintln(w, "Its data is on its way to the disk of another host: pods that use it wait for that.")
 	case !v.Status.Conditions.Is(resource.VolumePlaced):
 		fmt.Fprintln(w, "Its data will be on the disk of one host, which is not chosen yet.")
+	case v.Importing():
+		fmt.Fprintln(w, "What is in it comes as a file, and nobody has it before all of that is there: 'mp volumes import' sends it.")
 	case v.Status.SizeBytes == 0:
 		fmt.Fprintln(w, "Its data will be on the disk of one host, which has not made it yet.")
 	case there == "":

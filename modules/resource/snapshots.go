@@ -16,6 +16,8 @@ type SnapshotSpec struct {
 	VolumeUID string `json:"volumeUID,omitempty" readOnly:"true"`
 	// Provisioned snapshots go when their cluster says so.
 	Provisioned bool `json:"provisioned,omitempty" readOnly:"true" doc:"It was made for a VolumeSnapshot, and goes with it"`
+	// Until is when the platform deletes it; nil: a person does.
+	Until *time.Time `json:"until,omitempty" doc:"It is deleted then; it can't be changed later"`
 	// Encrypted says that its volume is, with whose key it is too.
 	Encrypted bool `json:"encrypted,omitempty" readOnly:"true" doc:"As its volume is"`
 	// SizeBytes is what the volume has at most; the snapshot is promised as much.

@@ -514,6 +514,8 @@ func (c *Controller) choose(ctx context.Context, v *resource.Volume, places []st
 			why = "the disk with volumes of the host that could have it is away: the operator is told, and it is tried again"
 		case !has:
 			why = "the host that could have it keeps no volumes: the operator has to upgrade it first"
+		case v.Importing() && !slices.Contains(n.Status.Drivers, wire.FileDriver):
+			why = "the host that could have it takes no files yet: the operator has to upgrade it first"
 		case v.Spec.Encrypted && !n.Encrypts():
 			why = noEncryption
 		case have.crowded(n, workspace) != "":

@@ -29,9 +29,30 @@ func (c *Controller) reconcileSnapshot(ctx context.Context, key string) (again t
 	if s.Deleting() {
 		return c.removeSnapshot(ctx, s, host)
 	}
-	return 0, store.Of[resource.Snapshot](c.cfg.Store).Observe(ctx, s, func(now *resource.Snapshot) {
+	if s.Spec.Until != nil {
+		if again = time.Until(*s.Spec.Until); again <= 0 {
+			return 0, c.expire(ctx, s)
+		}
+		again = min(again, trashLook)
+	}
+	return again, store.Of[resource.Snapshot](c.cfg.Store).Observe(ctx, s, func(now *resource.Snapshot) {
 		settleSnapshot(now, host)
 	})
+}
+
+// expire begins the deletion of a snapshot whose time is over.
+func (c *Controller) expire(ctx context.Context, s *resource.Snapshot) error {
+	_, err := store.Of[resource.Snapshot](c.cfg.Store).Modify(ctx, s.Key(), func(now *resource.Snapshot) error {
+		if now.UID != s.UID || now.Deleting() {
+			return store.ErrSkip
+		}
+		now.DeletedAt = new(time.Now().UTC())
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // settleSnapshot computes the phase from what was seen.

@@ -37,7 +37,6 @@ func sections() []measure.Section {
 func main() {
 	lab.Hook()
 	balancer.Hook()
-	storage.Hook()
 	os.Exit(run(os.Args[1:]))
 }
 

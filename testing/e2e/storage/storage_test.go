@@ -35,6 +35,7 @@ func TestStorage(t *testing.T) {
 		{"people", d.people},
 		{"snapshots", d.snapshots},
 		{"moves", d.moves},
+		{"files", d.files},
 		{"shared", d.shared},
 		{"shared trash", d.sharedTrash},
 		{"refused", d.refused},
