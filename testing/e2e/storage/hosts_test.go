@@ -39,7 +39,7 @@ const (
 // written, rather than something old. What the writer was told is in each copy afterwards.
 func (d *trial) threeHosts(t *testing.T) {
 	c := &copied{trial: d}
-	c.thirdHost(t)
+	c.addHost(t, "node3")
 	c.machines = strings.Fields(d.Kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"))
 	if len(c.machines) < 2 {
 		t.Fatalf("the workspace has machines %v, want two", c.machines)
@@ -69,6 +69,8 @@ func (d *trial) threeHosts(t *testing.T) {
 		{"power of one", c.powerOfOne},
 		{"power of two", c.powerOfTwo},
 		{"power of all", c.powerOfAll},
+		{"host removed", c.hostRemoved},
+		{"host lost", c.hostLost},
 	} {
 		began := time.Now()
 		t.Run(day.name, func(t *testing.T) {
@@ -96,10 +98,9 @@ func (d *trial) threeHosts(t *testing.T) {
 	})
 }
 
-// thirdHost adds a node, which has no machine.
-func (c *copied) thirdHost(t *testing.T) {
+// addHost adds a node, which has no machine.
+func (c *copied) addHost(t *testing.T, name string) {
 	t.Helper()
-	const name = "node3"
 	h, err := c.Lab.AddHost(t.Context(), name)
 	if err == nil {
 		err = h.Boot(t.Context())

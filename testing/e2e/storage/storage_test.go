@@ -42,6 +42,7 @@ func TestStorage(t *testing.T) {
 		{"two machines of a host", d.twoMachines},
 		{"upstream", d.sanity},
 		{"bad days", d.badDays},
+		{"disks", d.disks},
 		{"three hosts", d.threeHosts},
 	} {
 		t.Run(part.name, func(t *testing.T) {
