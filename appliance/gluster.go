@@ -170,7 +170,7 @@ func wanted(v wire.ClusterVolume) gluster.Wanted {
 	for _, b := range v.Bricks {
 		one := gluster.WantedBrick{Brick: gluster.Brick{Host: b.Address, Path: brickPath(b.UID)}, Ready: b.Ready, Lost: b.Lost}
 		if b.Replaces != "" {
-			one.Replaces = brickPath(b.Replaces)
+			one.Replaces, one.ReplacesLost = brickPath(b.Replaces), b.ReplacesLost
 		}
 		w.Bricks = append(w.Bricks, one)
 	}

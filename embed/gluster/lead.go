@@ -80,6 +80,8 @@ type WantedBrick struct {
 	Ready    bool   // its file system is there
 	Lost     bool   // its node is gone for good
 	Replaces string // path of the brick whose place it takes, "" for none
+	// ReplacesLost says that the node of that one is gone for good.
+	ReplacesLost bool
 }
 
 // SeenBrick is a brick that a volume has.
@@ -394,6 +396,9 @@ func (l *Lead) Remove(ctx context.Context, v Wanted) error {
 	for _, b := range v.Bricks {
 		if b.Lost {
 			lost[b.Path] = true
+		}
+		if b.ReplacesLost {
+			lost[b.Replaces] = true
 		}
 	}
 	if !errors.Is(err, ErrAway) || len(lost) == 0 {

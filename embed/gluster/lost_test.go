@@ -12,7 +12,7 @@ import (
 )
 
 // TestLost: a volume of which nothing is left keeps no other from being deleted, once glusterd has forgotten it with the nodes
-// that it was on.
+// that it was on; nor does one with a copy there whose place another is to take.
 func TestLost(t *testing.T) {
 	if !long {
 		t.Skip("it takes half a minute")
@@ -30,10 +30,14 @@ func TestLost(t *testing.T) {
 	})
 	gone := Wanted{Name: "gone", Hosts: []string{a.name}}
 	for _, n := range c.nodes[1:] {
-		gone.Bricks = append(gone.Bricks, WantedBrick{Brick: n.brick(t, "gone"), Ready: true})
+		gone.Bricks = append(gone.Bricks, WantedBrick{Brick: n.brick(t, "gone-"+n.name), Ready: true})
 	}
 	other := Wanted{Name: "other", Hosts: []string{a.name}, Bricks: []WantedBrick{{Brick: a.brick(t, "other"), Ready: true}}}
-	for _, v := range []Wanted{gone, other} {
+	half := Wanted{Name: "half", Hosts: []string{a.name}}
+	for _, n := range c.nodes[:3] {
+		half.Bricks = append(half.Bricks, WantedBrick{Brick: n.brick(t, "half-"+n.name), Ready: true})
+	}
+	for _, v := range []Wanted{gone, other, half} {
 		wait.For(t, wait.Patience, v.Name+" is there", func(ctx context.Context) error {
 			_, err := l.Bring(ctx, nodes, v)
 			return err
@@ -58,8 +62,12 @@ func TestLost(t *testing.T) {
 	for range 2 {
 		wait.For(t, wait.Patience, "it is forgotten", func(ctx context.Context) error { return l.Remove(ctx, gone) })
 	}
-	if err := l.Remove(t.Context(), other); err != nil {
-		t.Error(err)
+	half.Bricks[1] = WantedBrick{Brick: Brick{Host: a.address, Path: "/bricks/new/volume/brick"}, Replaces: half.Bricks[1].Path, ReplacesLost: true}
+	half.Bricks[2].Lost = true
+	for _, v := range []Wanted{half, other} {
+		if err := l.Remove(t.Context(), v); err != nil {
+			t.Error(err)
+		}
 	}
 	peers, err := a.Peers(t.Context())
 	volumes, err2 := a.Volumes(t.Context())

@@ -220,6 +220,10 @@ func (h *Hub) told(volumes []served) *wire.Cluster {
 		for _, b := range v.Status.Bricks {
 			n := h.brickPeer(b)
 			cb := wire.ClusterBrick{UID: b.UID, Ready: b.Ready, Replaces: b.Replaces, Lost: n == nil}
+			// Of a host that is part of the platform it would leave.
+			cb.ReplacesLost = b.Replaces != "" && !slices.ContainsFunc(v.Status.Leaving, func(was resource.VolumeBrick) bool {
+				return was.UID == b.Replaces && h.brickPeer(was) != nil
+			})
 			if n != nil {
 				cb.Address, with[n.UID] = n.Status.Address, true
 				cv.Hosts = append(cv.Hosts, n.UID)

@@ -241,6 +241,28 @@ func TestShared(t *testing.T) {
 		t.Errorf("forgotten, and not deleted, it is %+v", now.Status)
 	}
 	final(false)
+	// A copy in the place of another says whether that one's host is lost.
+	for _, lost := range []bool{false, true} {
+		if _, err := volumes.Modify(t.Context(), v.Key(), func(v *resource.Volume) error {
+			v.Status.Bricks[2].Replaces, v.Status.Leaving = "old", nil
+			if !lost {
+				v.Status.Leaving = []resource.VolumeBrick{{UID: "old", Node: "n1", NodeUID: node["n1"].UID}}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		told("n2", fmt.Sprint("that what was before is lost: ", lost), func(s *wire.State) bool {
+			b := s.Storage.Cluster.Volumes[0].Bricks[2]
+			return b.Replaces == "old" && b.ReplacesLost == lost
+		})
+	}
+	if _, err := volumes.Modify(t.Context(), v.Key(), func(v *resource.Volume) error {
+		v.Status.Bricks[2].Replaces = ""
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 
 	if _, err := volumes.MarkDeleted(t.Context(), v.Key()); err != nil {
 		t.Fatal(err)

@@ -115,6 +115,8 @@ type ClusterBrick struct {
 	// Replaces is the UID of the brick whose place it takes, "" for none. Once glusterd has it
 	// there, it does not matter any more.
 	Replaces string `json:"replaces,omitempty"`
+	// ReplacesLost is Lost of that one.
+	ReplacesLost bool `json:"replacesLost,omitempty"`
 }
 
 // GlusterName is what GlusterFS calls the shared volume of this UID.
