@@ -98,9 +98,15 @@ func (d *sends) Wanted(s *wire.State) (items []Item) {
 
 func (d *sends) file(ctx context.Context, v wire.Volume, one wire.File) error {
 	if one.Import {
-		return d.host.Import(ctx, v, func(ctx context.Context, from int64) (io.ReadCloser, error) {
+		asked := false
+		err := d.host.Import(ctx, v, func(ctx context.Context, from int64) (io.ReadCloser, error) {
+			asked = true
 			return d.client.FetchFile(ctx, one.ID, from)
 		})
+		if err != nil && !asked { // who sends it waits to be asked
+			err = errors.Join(err, d.client.send(ctx, failed(one.ID, err), nil))
+		}
+		return err
 	}
 	return d.send(ctx, one.ID, func(ctx context.Context, w io.Writer) error { return d.host.Export(ctx, v, one, w) })
 }
@@ -119,7 +125,7 @@ func (d *sends) send(ctx context.Context, id string, do func(context.Context, io
 	body := bufio.NewReaderSize(read, 64<<10)
 	var err error
 	if _, wrong := body.Peek(1); wrong != nil && !errors.Is(wrong, io.EOF) {
-		err = d.client.send(ctx, url.Values{"id": {id}, "failed": {cut(wrong.Error(), maxText)}}, nil)
+		err = d.client.send(ctx, failed(id, wrong), nil)
 	} else {
 		err = d.client.send(ctx, url.Values{"id": {id}}, body)
 	}
@@ -134,6 +140,11 @@ func (*sends) List(context.Context) ([]string, error) { return nil, nil }
 
 func (*sends) Report(context.Context, *wire.State, func(string) Progress, *Report) (fallen []string, err error) {
 	return nil, nil
+}
+
+// failed asks to tell who waits why nothing comes.
+func failed(id string, err error) url.Values {
+	return url.Values{"id": {id}, "failed": {cut(err.Error(), maxText)}}
 }
 
 // send posts a stream that somebody waits for.

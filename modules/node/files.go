@@ -72,6 +72,8 @@ func (h *Hub) BeginImport(ctx context.Context, v *resource.Volume) (id string, f
 	select {
 	case from = <-one.asked: // and its request waits
 		return one.file.ID, from, nil
+	case no := <-one.come: // its host says that it takes none
+		_, err = no.Read(nil)
 	case <-one.end:
 		err = refuse(http.StatusConflict, "it was asked for once more")
 	case <-time.After(sendPatience):

@@ -120,6 +120,9 @@ func TestFiles(t *testing.T) {
 	if from, err := imports(content{data, 500}, bytes.NewReader(data[500:])); err != nil || from != 500 {
 		t.Errorf("sent from %d on: %v", from, err)
 	}
+	if _, err := imports(content{}, nil); !errors.Is(err, access.ErrExists) || !strings.Contains(err.Error(), "all of it is there") {
+		t.Errorf("what its host has already: %v", err)
+	}
 	if _, err := imports(content{data, 500}, io.MultiReader(bytes.NewReader(data[500:]), cutReader{})); err == nil {
 		t.Error("what was cut off is taken for all")
 	}

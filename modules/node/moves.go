@@ -194,7 +194,11 @@ func (one *sending) give(ctx context.Context, in io.Reader, deadline func(time.T
 		return gone
 	case <-time.After(sendPatience):
 		return refuse(http.StatusConflict, "it is sent already")
-	case <-ctx.Done():
+	case <-ctx.Done(): // who waits need not wait for longer
+		select {
+		case one.come <- failed{refuse(http.StatusConflict, "it was cut off")}:
+		default:
+		}
 		return context.Cause(ctx)
 	}
 }
@@ -252,7 +256,7 @@ func (h *Hub) wanted(r *http.Request, node *resource.Node, from int64) (*sending
 // send takes a volume that another node waits for, or a tenant.
 func (h *Hub) send(w http.ResponseWriter, r *http.Request, node *resource.Node) {
 	one := h.sends.find(node.UID, r.URL.Query().Get("id"))
-	if one == nil || one.asked != nil {
+	if one == nil {
 		h.answer(w, nil, gone)
 		return
 	}
@@ -263,6 +267,10 @@ func (h *Hub) send(w http.ResponseWriter, r *http.Request, node *resource.Node) 
 		case <-r.Context().Done():
 		}
 		h.answer(w, nothing{}, nil)
+		return
+	}
+	if one.asked != nil { // it comes from a tenant
+		h.answer(w, nil, gone)
 		return
 	}
 	err := one.give(r.Context(), r.Body, http.NewResponseController(w).SetReadDeadline)

@@ -42,6 +42,9 @@ func (c content) Export(_ context.Context, _ wire.Volume, f wire.File, w io.Writ
 }
 
 func (c content) Import(ctx context.Context, _ wire.Volume, fetch func(context.Context, int64) (io.ReadCloser, error)) error {
+	if c.data == nil {
+		return errors.New("all of it is there")
+	}
 	in, err := fetch(ctx, int64(c.cut))
 	if err != nil {
 		return err

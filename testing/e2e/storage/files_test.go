@@ -82,11 +82,12 @@ func (d *trial) files(t *testing.T) {
 	}, "volumes", "import", file, "unpacked")
 	t.Logf("imported, with all killed on the way, within %v", time.Since(began))
 	d.Must(t, datacenter.Owner, "volumes", "bind", "unpacked", "--timeout", "2m")
+	// Before a pod has it, which gives all of it to its group.
+	want, got := listed(t, tree(uid)), listed(t, tree(d.volumeOf(t, "unpacked")))
+	d.check(t, got == want, "there is\n%s\nwant\n%s", got, want)
 	d.Apply(t, d.pod("reader", "unpacked", "wait"))
 	d.runs(t, "reader")
 	d.kept(t, t.Name(), "reader", "/data/log", told)
-	want, got := listed(t, tree(uid)), listed(t, tree(d.volumeOf(t, "unpacked")))
-	d.check(t, got == want, "there is\n%s\nwant\n%s", got, want)
 
 	// One whose file is damaged is nobody's.
 	data, err := os.ReadFile(file)
