@@ -52,11 +52,15 @@ func (h *Host) export(ctx context.Context, v wire.Volume, f wire.File, w io.Writ
 		work.walk = nil
 	}
 	if work.walk == nil {
+		work.mounted = true
 		root, err := h.mountSnapshot(turn, v)
 		if err != nil {
 			return err
 		}
 		rec, err := h.place(v.UID).record()
+		if err == nil && isBrick(root) {
+			err = saidf("it is of a shared volume, which can't be a file yet: copy what is in it by a pod")
+		}
 		if err != nil {
 			return errors.Join(err, root.Close())
 		}
@@ -78,6 +82,19 @@ func (h *Host) export(ctx context.Context, v wire.Volume, f wire.File, w io.Writ
 	walk.close() // nobody knows how much of it has come
 	work.walk = nil
 	return err
+}
+
+// isBrick says whether this is the root of a brick's file system: what is in it is GlusterFS's. A workspace's own users can't
+// make what the host's root has.
+func isBrick(root *os.File) bool {
+	fd, err := unix.Openat2(int(root.Fd()), brickRoot+"/.glusterfs", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS})
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Uid == 0
 }
 
 // mountSnapshot mounts a snapshot, for reading by this process alone, and opens its root.

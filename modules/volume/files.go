@@ -29,6 +29,7 @@ const (
 type fileWork struct {
 	network string // of its workspace
 	working sync.Mutex
+	mounted bool        // for this: it is a snapshot
 	walk    *walker     // of one that is read; nil: nothing of it is known
 	idle    *time.Timer // ends it
 	end     context.CancelFunc
@@ -104,11 +105,13 @@ func (h *Host) endFile(uid string, now bool) error {
 		delete(h.files, uid)
 	}
 	h.mu.Unlock()
-	if w.walk == nil {
+	if w.walk != nil {
+		w.walk.close()
+		w.walk = nil
+	}
+	if !w.mounted {
 		return nil
 	}
-	w.walk.close()
-	w.walk = nil
 	return h.unmountSnapshot(uid)
 }
 

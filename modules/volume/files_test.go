@@ -218,6 +218,14 @@ func TestFiles(t *testing.T) {
 	}
 	a.write("later", "is not in it")
 	data := a.exported(s, 700_000)
+	f := wire.File{UID: s.UID, Volume: "acme/web/shop/data", Class: "local", TakenAt: fileWhen}
+	if err := a.Export(t.Context(), s, f, &shortWriter{io.Discard, 1000}); err == nil {
+		t.Error("what is cut off is not told")
+	}
+	a.must(a.endFile(s.UID, false))
+	if _, mounted, err := device(a.place(s.UID).image().Mount); mounted || err != nil {
+		t.Errorf("cut off, the snapshot stays mounted: %v", err)
+	}
 	if again := a.exported(s, 1<<30); !bytes.Equal(again, data) {
 		t.Error("cut off, it is another file")
 	}
@@ -236,6 +244,14 @@ func TestFiles(t *testing.T) {
 		if info, err := os.Stat(filepath.Join(dir, "data/holes")); err != nil || info.Size() != 1<<39 {
 			t.Errorf("tar makes %v, %v", info, err)
 		}
+	}
+	if root, err := os.Open(t.TempDir()); err == nil {
+		r := isBrick(root)
+		err = errors.Join(os.MkdirAll(filepath.Join(root.Name(), brickRoot, ".glusterfs"), 0o700))
+		if r || err != nil || !isBrick(root) {
+			t.Errorf("without GlusterFS it is a brick: %v; %v", r, err)
+		}
+		_ = root.Close()
 	}
 	// What is left when the snapshot is not read any more.
 	a.must(a.endFile(s.UID, false))
