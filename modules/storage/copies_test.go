@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -113,9 +114,13 @@ func TestSnapshots(t *testing.T) {
 	if err != nil || c.Status.NodeUID != s.Status.NodeUID || c.Status.FirstUID != 1<<28 {
 		t.Fatalf("it is %+v, %v", c, err)
 	}
-	if _, err := snapshots.MarkDeleted(ctx, s.Key()); err != nil {
-		t.Fatal(err)
+	w.snapshotReported(s.Key(), func(s *resource.Snapshot) { s.Spec.Until = new(time.Now().Add(time.Hour)) })
+	if now, err := snapshots.Get(ctx, s.Key()); err != nil || now.Deleting() {
+		t.Errorf("before its time is over it is %+v, %v", now, err)
 	}
+	// As if somebody had deleted it then.
+	w.snapshotReported(s.Key(), func(s *resource.Snapshot) { s.Spec.Until = new(time.Now()) })
+	w.is("its time is over", s.Key(), (*resource.Snapshot).Deleting)
 	w.is("it waits", s.Key(), func(s *resource.Snapshot) bool {
 		return s.Status.Phase != resource.Deleting && s.Status.Conditions.Get(resource.SnapshotRemoved) != nil
 	})
