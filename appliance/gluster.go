@@ -166,9 +166,11 @@ func (s *sharing) Gather(ctx context.Context, peers []wire.Peer) ([]netip.Addr, 
 func brickPath(uid string) string { return path.Join("/bricks", uid, "volume/brick") }
 
 func wanted(v wire.ClusterVolume) gluster.Wanted {
-	w := gluster.Wanted{Name: wire.GlusterName(v.UID), Arbiter: v.Arbiter, Hosts: v.Hosts, Made: v.Made, Stopped: v.Stop}
+	w := gluster.Wanted{Name: wire.GlusterName(v.UID), Arbiter: v.Arbiter, Hosts: v.Hosts, Made: v.Made, Stopped: v.Stop,
+		Look: v.Look}
 	for _, b := range v.Bricks {
-		one := gluster.WantedBrick{Brick: gluster.Brick{Host: b.Address, Path: brickPath(b.UID)}, Ready: b.Ready, Lost: b.Lost}
+		one := gluster.WantedBrick{Brick: gluster.Brick{Host: b.Address, Path: brickPath(b.UID)}, Ready: b.Ready, Lost: b.Lost,
+			Filling: b.Filling}
 		if b.Replaces != "" {
 			one.Replaces, one.ReplacesLost = brickPath(b.Replaces), b.ReplacesLost
 		}
@@ -185,7 +187,8 @@ func (s *sharing) Bring(
 	seen, err := s.lead.Bring(ctx, addresses(peers), wanted(v))
 	for _, b := range seen {
 		uid := path.Base(path.Dir(path.Dir(b.Path)))
-		all = append(all, wire.ClusterBrickReport{UID: uid, Online: b.Online, Heal: b.Pending})
+		all = append(all, wire.ClusterBrickReport{UID: uid, Online: b.Online, Heal: b.Pending,
+			Looked: b.Looked, Process: b.PID})
 	}
 	return all, s.words(fmt.Sprintf("shared volume %s", v.Key), err)
 }

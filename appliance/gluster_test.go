@@ -88,9 +88,10 @@ func TestShared(t *testing.T) {
 		cluster.Peers = append(cluster.Peers, wire.Peer{UID: h.name, Name: h.name, Address: h.address})
 		h.state.Storage = &wire.Storage{Bricks: []wire.Brick{brick(uid)}}
 	}
+	var beside []wire.ClusterVolume
 	lead := func() { // tells the host that leads what shall be
 		c := *cluster
-		c.Volumes = []wire.ClusterVolume{v}
+		c.Volumes = append([]wire.ClusterVolume{v}, beside...)
 		h1.state.Storage.Cluster = &c
 		h1.tell()
 	}
@@ -191,6 +192,13 @@ func TestShared(t *testing.T) {
 	h3.state.Storage.Bricks[0].Remove = true
 	h3.tell()
 	s.until("the former one is gone", func() error { return h3.removed("b3") })
+
+	s.copies(v, func(look int64, others ...wire.ClusterVolume) {
+		v.Look, beside = look, others
+		lead()
+	}, func(h *sharedHost, brick string) error {
+		return errors.Join(same("first", h, brick), same("third", h, brick))
+	})
 
 	// Larger.
 	for _, h := range s.hosts {

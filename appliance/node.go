@@ -178,7 +178,7 @@ func (h *host) facts() wire.Report {
 		rep.Drivers = []string{"sandbox", wire.MoveDriver, wire.FileDriver}
 		h.problems.Update(machine.UsersShared, "", h.machines.SharedUsers())
 		if h.sharing.Supports() == nil {
-			rep.Drivers = append(rep.Drivers, wire.StorageDriver)
+			rep.Drivers = append(rep.Drivers, wire.StorageDriver, wire.CopyDriver)
 		}
 		if h.canEncrypt() == nil {
 			rep.Drivers = append(rep.Drivers, wire.EncryptionDriver)

@@ -351,8 +351,35 @@ func (c Client) Replace(ctx context.Context, name string, old, with Brick) error
 		return nil
 	case !slices.Contains(now.Bricks, old):
 		return fmt.Errorf("volume %s: brick %v: %w", name, old, ErrNotFound)
-	case len(now.Bricks) < 3:
+	case len(now.Bricks) < 2:
 		return fmt.Errorf("volume %s has one replica: nobody could fill another brick", name)
 	}
 	return c.ask(ctx, nil, "volume", "replace-brick", name, old.String(), with.String(), "commit", "force")
+}
+
+// Add gives a volume of one or two replicas another, an empty brick, which the others fill; see Healing for when they
+// have. Two are for the time that the first takes to fill the second: quorum is the first's then. All nodes with bricks
+// have to be there, and nothing to be healed: the caller has looked.
+func (c Client) Add(ctx context.Context, name string, brick Brick, arbiter bool) error {
+	if err := brick.check(); err != nil {
+		return err
+	}
+	now, err := c.Volume(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case slices.Contains(now.Bricks, brick):
+		return nil
+	case len(now.Bricks) != 1 && len(now.Bricks) != 2 || arbiter && len(now.Bricks) != 2:
+		return fmt.Errorf("volume %s has %d bricks, arbiter %v: want one or two, and an arbiter as the third",
+			name, len(now.Bricks), arbiter)
+	case now.Options[quorumOption] != "auto":
+		return fmt.Errorf("volume %s: its second brick would be read while it is empty, and the first away: want %s auto",
+			name, quorumOption)
+	}
+	args := []string{"volume", "add-brick", name, "replica", strconv.Itoa(len(now.Bricks) + 1)}
+	if arbiter {
+		args = append(args, "arbiter", "1")
+	}
+	return c.ask(ctx, nil, append(args, brick.String(), "force")...)
 }

@@ -27,6 +27,8 @@ type heal struct {
 	whole   bool            // all bricks were there
 	pending map[Brick]int64 // of those that could be asked since
 	again   time.Time       // when it is to be asked again; zero: now
+
+	want, looked int64 // the last Wanted.Look, and that after which it was asked last
 }
 
 // Heal asks what has to be healed in a volume, if it is time to, once no other is asked any more, for a minute at most.
@@ -71,26 +73,42 @@ func (l *Lead) Heal(ctx context.Context, name string) error {
 	}
 	now.again = time.Now().Add(max(wait, healPart*time.Since(began)))
 	if err == nil {
-		now.pending = pending
+		now.pending, now.looked = pending, h.want
+	}
+	if now.want > h.want { // who asked meanwhile wants to know how it is since
+		now.again = time.Time{}
 	}
 	l.heals[name] = now
 	return err
 }
 
 // noteBricks takes down which bricks of a volume are there, all of them or not, and returns what they have that others
-// lack, as far as it is known. Once another one is there, or one less, it isn't.
-func (l *Lead) noteBricks(name string, pids map[Brick]int, whole bool) map[Brick]int64 {
+// lack, as far as it is known, and by which look. Once another one is there, or one less, it isn't.
+func (l *Lead) noteBricks(name string, pids map[Brick]int, whole bool) (pending map[Brick]int64, looked int64) {
 	l.muHeals.Lock()
 	defer l.muHeals.Unlock()
 	h, ok := l.heals[name]
 	if !ok || !maps.Equal(h.pids, pids) {
 		if h.pids != nil {
-			h = heal{}
+			h = heal{want: h.want}
 		}
 		h.pids, h.whole = pids, whole
 		l.heals[name] = h
 	}
-	return h.pending
+	return h.pending, h.looked
+}
+
+// wantLook has a volume asked anew, if it is the first time that this look is wanted.
+func (l *Lead) wantLook(name string, look int64) bool {
+	l.muHeals.Lock()
+	defer l.muHeals.Unlock()
+	h := l.heals[name]
+	if look <= h.want {
+		return false
+	}
+	h.want, h.again = look, time.Time{}
+	l.heals[name] = h
+	return true
 }
 
 // nothingToHeal takes down that a volume was made just now.

@@ -146,6 +146,9 @@ func writeIfOther(name string, data []byte) error {
 	return atomicfile.Write(name, data, 0o600)
 }
 
+// quorumOption says how many of a volume's bricks have to be there.
+const quorumOption = "cluster.quorum-type"
+
 // VolumeOptions are what volumes are to have: only these hosts, by the common names of their
 // certificates, get at what is in them; what a program has closed is written; and a host that is
 // gone keeps nobody waiting for longer than it takes to be sure, 10 s and some more.
@@ -153,7 +156,10 @@ func VolumeOptions(hosts []string) map[string]string {
 	return map[string]string{
 		"client.ssl": "on", "server.ssl": "on", "auth.ssl-allow": strings.Join(hosts, ","),
 		"performance.flush-behind": "off",
-		"network.ping-timeout":     "10",
+		// Of itself it is so with three copies. While a volume gets its second one, the first has to be there: what has
+		// not all yet would be read, and written to, alone (tried with 10.3).
+		quorumOption:           "auto",
+		"network.ping-timeout": "10",
 		// What a brick has missed without having been away, for want of room, is looked for as often: seconds.
 		// Where there is nothing it is a folder that is read. Of itself it is 600.
 		"cluster.heal-timeout": "60",

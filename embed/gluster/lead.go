@@ -72,6 +72,8 @@ type Wanted struct {
 	Made bool
 	// Stopped says that nobody shall have it.
 	Stopped bool
+	// Look is a number that grows whenever somebody wants to know anew how its bricks are: see SeenBrick.Looked.
+	Look int64
 }
 
 // WantedBrick is a brick of a Wanted.
@@ -82,13 +84,19 @@ type WantedBrick struct {
 	Replaces string // path of the brick whose place it takes, "" for none
 	// ReplacesLost says that the node of that one is gone for good.
 	ReplacesLost bool
+	// Filling says that it is empty, and others have what is in the volume: it is made of those, and gets this one once they
+	// are all there, and the same.
+	Filling bool
 }
 
 // SeenBrick is a brick that a volume has.
 type SeenBrick struct {
 	Brick
 	Online  bool
+	PID     int   // of its process, which has others' bricks too; 0 if it is unknown
 	Pending int64 // see Healing; -1 if it is unknown
+	// Looked is the Wanted.Look after which was asked what is said here; 0 if that isn't known.
+	Looked int64
 }
 
 // ErrEarly is returned for what waits for others: hosts, bricks.
@@ -197,12 +205,15 @@ func (l *Lead) look(ctx context.Context) (look, error) {
 func (l *Lead) changed() { l.last.until = time.Time{} }
 
 // Bring has a volume be as it shall: made once all its bricks are there, by nodes of a cluster that nodes
-// are those of; started, and what of it is down, or stopped; with bricks in the place of others, as far as
-// they are ready. It returns what the volume has, also with an error if that is known. What was seen
+// are those of; started, and what of it is down, or stopped; with bricks in the place of others, and with more of them, as
+// far as they are ready. It returns what the volume has, also with an error if that is known. What was seen
 // some seconds ago it does not ask for again.
 func (l *Lead) Bring(ctx context.Context, nodes []netip.Addr, v Wanted) ([]SeenBrick, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.wantLook(v.Name, v.Look) {
+		l.changed()
+	}
 	all, err := l.look(ctx)
 	if err != nil {
 		return nil, err
@@ -239,12 +250,36 @@ func (l *Lead) Bring(ctx context.Context, nodes []netip.Addr, v Wanted) ([]SeenB
 			return nil, err
 		}
 	}
-	if all, errLook := l.look(ctx); errLook == nil {
-		seen, errSee := l.see(ctx, now, all.bricks[v.Name])
-		return seen, errors.Join(err, errSee)
-	} else {
+	all, errLook := l.look(ctx)
+	if errLook != nil {
 		return nil, errors.Join(err, errLook)
 	}
+	seen, errSee := l.see(ctx, now, all.bricks[v.Name])
+	if err = errors.Join(err, errSee); err == nil {
+		err = l.add(ctx, now, seen, v)
+	}
+	return seen, err
+}
+
+// add gives a volume its next brick, one at a time, once those that it has are all there, and the same. glusterd notes
+// in these that the new one lacks everything, which its node sees to by a mount of the volume. Until it has all, the first one
+// has to be there (cluster.quorum-type): with it away, nothing is read or written.
+func (l *Lead) add(ctx context.Context, now Volume, seen []SeenBrick, v Wanted) error {
+	if len(now.Bricks) >= len(v.Bricks) {
+		return nil
+	}
+	next := v.Bricks[len(now.Bricks)]
+	same := func(b SeenBrick) bool { return b.Online && b.Pending == 0 }
+	if !next.Filling || !next.Ready || slices.ContainsFunc(seen, func(b SeenBrick) bool { return !same(b) }) {
+		return nil
+	}
+	peers, err := l.client.Peers(ctx)
+	if err != nil || l.member(peers, next.Host) != nil { // then it waits for that
+		return err
+	}
+	l.changed()
+	l.forgetHeal(v.Name)
+	return l.client.Add(ctx, v.Name, next.Brick, v.Arbiter && len(now.Bricks) == len(v.Bricks)-1)
 }
 
 // stop takes a volume from all who have it. Once it is started again only those get it who may have it then: clients that
@@ -286,6 +321,9 @@ func (l *Lead) create(ctx context.Context, nodes []netip.Addr, v Wanted) error {
 	}
 	var bricks []Brick
 	for _, b := range v.Bricks {
+		if b.Filling {
+			continue
+		}
 		if !b.Ready {
 			return fmt.Errorf("volume %s: %w: the brick on %v is not made yet", v.Name, ErrEarly, b.Host)
 		}
@@ -294,7 +332,8 @@ func (l *Lead) create(ctx context.Context, nodes []netip.Addr, v Wanted) error {
 		}
 		bricks = append(bricks, b.Brick)
 	}
-	if err := l.client.Create(ctx, v.Name, bricks, v.Arbiter, VolumeOptions(sorted(v.Hosts))); err != nil {
+	arbiter := v.Arbiter && len(bricks) == len(v.Bricks)
+	if err := l.client.Create(ctx, v.Name, bricks, arbiter, VolumeOptions(sorted(v.Hosts))); err != nil {
 		return err
 	}
 	l.nothingToHeal(v.Name, bricks)
@@ -318,6 +357,9 @@ func (l *Lead) replace(ctx context.Context, now *Volume, v Wanted) error {
 			continue
 		}
 		i := slices.IndexFunc(now.Bricks, func(old Brick) bool { return old.Path == b.Replaces })
+		if i < 0 && b.Filling && len(now.Bricks) < len(v.Bricks) {
+			continue // what it replaces never came: see add
+		}
 		if i < 0 {
 			errs = append(errs, fmt.Errorf("volume %s: brick %s: %w", v.Name, b.Replaces, ErrNotFound))
 			continue
@@ -359,16 +401,16 @@ func (l *Lead) see(ctx context.Context, now Volume, states []BrickState) (seen [
 		case i >= 0:
 			down = append(down, b)
 		}
-		seen = append(seen, SeenBrick{Brick: b, Online: online})
+		seen = append(seen, SeenBrick{Brick: b, Online: online, PID: pids[b]})
 	}
 	if len(now.Bricks) > 1 {
-		pending := l.noteBricks(now.Name, pids, len(pids) == len(now.Bricks))
+		pending, looked := l.noteBricks(now.Name, pids, len(pids) == len(now.Bricks))
 		for i, b := range seen {
 			n, ok := pending[b.Brick]
 			if !ok {
 				n = -1
 			}
-			seen[i].Pending = n
+			seen[i].Pending, seen[i].Looked = n, looked
 		}
 	}
 	if down == nil {

@@ -90,7 +90,7 @@ type SharedConfig struct {
 // this host leads it.
 func Shared(cfg SharedConfig) []Driver {
 	lead := &cluster{SharedConfig: cfg, seen: map[string][]wire.ClusterBrickReport{}, stopped: map[string]bool{}}
-	return []Driver{serving{cfg}, bricks{cfg, &usage{}}, lead, heals{cfg}}
+	return []Driver{serving{cfg}, bricks{cfg, &usage{}}, lead, heals{cfg, lead}}
 }
 
 // Mounts drives the mounts of shared volumes, each of which is one machine's. It comes after
@@ -314,6 +314,13 @@ func (d *cluster) Wanted(s *wire.State) (items []Item) {
 	return items
 }
 
+// awaited says whether the look that is wanted at a volume was not told yet.
+func (d *cluster) awaited(v wire.ClusterVolume) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.ContainsFunc(d.seen[v.UID], func(b wire.ClusterBrickReport) bool { return b.Looked < v.Look })
+}
+
 func (d *cluster) see(uid string, seen []wire.ClusterBrickReport, stopped bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -351,7 +358,10 @@ func (d *cluster) Report(_ context.Context, s *wire.State, progress func(string)
 }
 
 // heals drives, on the host that leads, what is asked of volumes that takes long: it holds up nothing of cluster.
-type heals struct{ SharedConfig }
+type heals struct {
+	SharedConfig
+	lead *cluster
+}
 
 const (
 	healKind  = "heal"
@@ -369,7 +379,14 @@ func (d heals) Wanted(s *wire.State) (items []Item) {
 			continue
 		}
 		items = append(items, Item{Key: v.UID, Workspace: v.NetworkID, Needs: []Ref{{servingKind, serverKey}}, Every: healEvery,
-			Ensure: func(ctx context.Context) error { return d.Host.Heal(ctx, v) }})
+			Ensure: func(ctx context.Context) error {
+				if err := d.Host.Heal(ctx, v); err != nil || !d.lead.awaited(v) {
+					return err
+				}
+				seen, err := d.Host.Bring(ctx, s.Storage.Cluster.Peers, v) // somebody waits for what was heard
+				d.lead.see(v.UID, seen, false)
+				return err
+			}})
 	}
 	return items
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,8 @@ func (a *API) snapshotOperations() {
 			if err != nil {
 				return err
 			}
-			now.Spec.VolumeUID, now.Spec.SizeBytes, now.Spec.Encrypted = v.UID, v.Spec.SizeBytes, v.Spec.Encrypted
+			now.Spec.VolumeUID, now.Spec.Class = v.UID, v.Spec.Class
+			now.Spec.SizeBytes, now.Spec.Encrypted = v.Spec.SizeBytes, v.Spec.Encrypted
 			return nil
 		},
 		within: func(ctx context.Context, now, _ *resource.Snapshot, commit func(...store.Op) error) error {
@@ -42,7 +44,7 @@ func (a *API) snapshotOperations() {
 		show: func(ctx context.Context, all ...*resource.Snapshot) error {
 			if !a.seesHosts(ctx) {
 				for _, s := range all {
-					s.Status.Node, s.Status.NodeUID, s.Status.Pool = "", "", ""
+					s.Status.Node, s.Status.NodeUID, s.Status.Pool, s.Status.Copy = "", "", "", nil
 				}
 			}
 			return nil
@@ -66,9 +68,6 @@ func (a *API) copied(ctx context.Context, field, workspace, name string) (*resou
 		return nil, err
 	case v.Deleting():
 		return nil, deleting("volume", name)
-	case v.Spec.Class != resource.LocalVolume:
-		return nil, conflict("not-possible", fmt.Sprintf("The volume %s is %s: copies are made of volumes of class %s.", name,
-			v.Spec.Class, resource.LocalVolume), "Copy what is in it by a pod.")
 	case !v.Made():
 		return nil, conflict("not-ready", fmt.Sprintf("The volume %s is not made yet.", name),
 			"Wait until it is Ready; `mp volumes show "+name+"` says more.")
@@ -78,10 +77,8 @@ func (a *API) copied(ctx context.Context, field, workspace, name string) (*resou
 
 // findSource finds what a new volume is made from, and takes from it what is left out.
 func (a *API) findSource(ctx context.Context, now *resource.Volume) error {
-	from, size, encrypted := now.Spec.Source, int64(0), false
+	from, class, size, encrypted := now.Spec.Source, "", int64(0), false
 	switch {
-	case now.Spec.Class != resource.LocalVolume:
-		return invalid("body.spec.class", "copies are volumes of class "+resource.LocalVolume, "Leave it out.")
 	case (from.Snapshot == "") == (from.Volume == ""):
 		return invalid("body.spec.source", "names not one thing", "Name a snapshot or a volume.")
 	case from.Volume != "":
@@ -89,7 +86,7 @@ func (a *API) findSource(ctx context.Context, now *resource.Volume) error {
 		if err != nil {
 			return err
 		}
-		from.UID, size, encrypted = v.UID, v.Spec.SizeBytes, v.Spec.Encrypted
+		from.UID, class, size, encrypted = v.UID, v.Spec.Class, v.Spec.SizeBytes, v.Spec.Encrypted
 	default:
 		s, err := store.Of[resource.Snapshot](a.store).Get(ctx, now.WorkspaceKey()+"/"+from.Snapshot)
 		switch {
@@ -100,11 +97,15 @@ func (a *API) findSource(ctx context.Context, now *resource.Volume) error {
 			return err
 		case s.Deleting():
 			return deleting("snapshot", from.Snapshot)
-		case !s.Made():
+		case !s.Usable():
 			return conflict("not-ready", fmt.Sprintf("The snapshot %s is not made yet.", from.Snapshot),
 				"Wait until it is Ready; `mp snapshots show "+from.Snapshot+"` says more.")
 		}
-		from.UID, size, encrypted = s.UID, s.Asks().VolumeBytes, s.Spec.Encrypted
+		from.UID, class, size, encrypted = s.UID, s.Spec.Class, s.Asks().VolumeBytes, s.Spec.Encrypted
+	}
+	class = cmp.Or(class, resource.LocalVolume)
+	if now.Spec.Class = cmp.Or(now.Spec.Class, class); now.Spec.Class != class {
+		return invalid("body.spec.class", "what it is made from is "+class+", and a copy is as that is", "Leave it out.")
 	}
 	if now.Spec.Encrypted && !encrypted {
 		return invalid("body.spec.encrypted", "what it is made from is not encrypted, and a copy is as that is",

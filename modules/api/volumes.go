@@ -139,7 +139,9 @@ func completeVolume(now, was *resource.Volume) {
 	if from.Source != nil && (spec.Source == nil || *spec.Source == *from.Source) {
 		spec.Source = from.Source
 	}
-	spec.Class = cmp.Or(spec.Class, from.Class)
+	if was != nil || spec.Source == nil { // a copy's is that of what it is made from
+		spec.Class = cmp.Or(spec.Class, from.Class)
+	}
 	spec.Replicas, spec.Arbiter = cmp.Or(spec.Replicas, from.Replicas), spec.Arbiter || from.Arbiter
 	spec.Encrypted, spec.Import = spec.Encrypted || from.Encrypted, spec.Import || from.Import
 	if spec.SizeBytes != from.SizeBytes && spec.SizeBytes <= resource.MaxVolumeBytes {

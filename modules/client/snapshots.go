@@ -54,7 +54,10 @@ func (p *program) copyCommands(volumes noun[resource.Volume]) []*command {
 power cut would have left, so what was synced is in it. It counts in the account's storage as a volume of its size, and is
 lost with the host. Where the host's disk can't share blocks it is a copy, which takes its time; before
 the copy is done, writing to the volume waits for as long as it takes to read it. So there only
-volumes with up to 4 GiB in them have snapshots.`,
+volumes with up to 4 GiB in them have snapshots.
+
+Of a shared volume it is one of its copies, on that one's host, and lost with that. It is made while all copies are there and
+have the same, which is looked at before and after: if one went meanwhile it has failed, and another is to be made.`,
 			examples: []string{"mp volumes snapshot db", "mp volumes snapshot db db-before"},
 			flags:    flags(placeFlags(inWorkspace), dryRunFlag(), waitFlags(), resultFlag()),
 			run: volumes.on(func(c *call, of thing) error {

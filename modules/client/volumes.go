@@ -226,6 +226,9 @@ func explainCopies(w io.Writer, v *resource.Volume) {
 	if len(bricks) > 1 {
 		fmt.Fprintln(w, "Pods on all machines can use it.")
 	}
+	if slices.ContainsFunc(bricks, func(b resource.VolumeBrick) bool { return b.Filling }) {
+		fmt.Fprintln(w, "What it was made from is in its first copy, which the others are given: until they have all, it may not fail.")
+	}
 	for i, b := range bricks {
 		name, is := fmt.Sprintf("copy %d", i+1), "there"
 		if b.Arbiter {
@@ -236,6 +239,8 @@ func explainCopies(w io.Writer, v *resource.Volume) {
 			is = "not there: " + printable(b.Message)
 		case !b.Online || b.Replaces != "":
 			is = "not there"
+		case b.Filling:
+			is = "there; is given what the first one has"
 		case b.Heal < 0:
 			is = "there; it is being found out what others have missed"
 		case b.Heal > 0:

@@ -47,10 +47,16 @@ func (h *Hub) newCluster(of chan struct{}) *cluster {
 			}
 			c.kept[b.NodeUID] = append(c.kept[b.NodeUID], v)
 			leaving := i >= len(v.Status.Bricks)
-			if v.networkID != "" {
+			source := ""
+			if v.Spec.Source != nil && i == 0 && !b.Filling {
+				if source = v.Spec.Source.UID; v.Status.Copy != nil {
+					source = v.Status.Copy.Brick
+				}
+			}
+			if v.networkID != "" && (source == "" || v.Status.Copy.Due() || unserved) {
 				c.bricks[b.NodeUID] = append(c.bricks[b.NodeUID], wire.Brick{
 					Key: v.key, Volume: v.UID, UID: b.UID, Pool: b.Pool, NetworkID: v.networkID,
-					SizeBytes: resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter), Made: b.SizeBytes > 0,
+					SizeBytes: resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter), Made: b.SizeBytes > 0, Source: source,
 					Encrypted: v.Spec.Encrypted, Remove: unserved || leaving && whole})
 			}
 		}
@@ -212,14 +218,16 @@ func (h *Hub) told(volumes []served) *wire.Cluster {
 				with[n.UID] = true
 			}
 		}
-		if v.networkID == "" || v.Status.Conditions.Is(resource.VolumeUnserved) {
+		// A copy that may lack something is nobody's volume.
+		if v.networkID == "" || v.Status.Conditions.Is(resource.VolumeUnserved) || !v.Status.Copy.Whole() && !v.Deleting() {
 			continue
 		}
 		cv := wire.ClusterVolume{Key: v.key, UID: v.UID, NetworkID: v.networkID,
-			Made: v.Status.Conditions.Is(resource.VolumeServed), Stop: v.trash, Remove: v.Deleting() || v.lost()}
+			Made: v.Status.Conditions.Is(resource.VolumeServed), Look: v.Status.Look, Stop: v.trash,
+			Remove: v.Deleting() || v.lost()}
 		for _, b := range v.Status.Bricks {
 			n := h.brickPeer(b)
-			cb := wire.ClusterBrick{UID: b.UID, Ready: b.Ready, Replaces: b.Replaces, Lost: n == nil}
+			cb := wire.ClusterBrick{UID: b.UID, Ready: b.Ready, Replaces: b.Replaces, Filling: b.Filling, Lost: n == nil}
 			// Of a host that is part of the platform it would leave.
 			cb.ReplacesLost = b.Replaces != "" && !slices.ContainsFunc(v.Status.Leaving, func(was resource.VolumeBrick) bool {
 				return was.UID == b.Replaces && h.brickPeer(was) != nil

@@ -23,6 +23,10 @@ const askAgain = time.Second
 // Export writes a snapshot to w as a file, from an offset on; some of it, which goes on where that ends. If it writes nothing
 // that was all. deadline is of w, for each piece. An *access.Refusal: nothing was written, and why.
 func (h *Hub) Export(ctx context.Context, s *resource.Snapshot, from int64, w io.Writer, deadline func(time.Time) error) error {
+	if s.Spec.Class == resource.SharedVolume {
+		return &access.Refusal{Reason: access.ErrInvalid, Text: "A " + s.Spec.Class + " volume can't be exported yet.",
+			Remedy: "Copy what is in it by a pod."}
+	}
 	taken := s.CreatedAt
 	if s.Status.ReadyAt != nil {
 		taken = *s.Status.ReadyAt
@@ -30,14 +34,6 @@ func (h *Hub) Export(ctx context.Context, s *resource.Snapshot, from int64, w io
 	one, err := h.fileOf(ctx, s.WorkspaceKey(), s.UID, s.Status.NodeUID)
 	if err != nil {
 		return outward(err)
-	}
-	v, err := store.Of[resource.Volume](h.cfg.Store).Get(ctx, s.WorkspaceKey()+"/"+s.Spec.Volume)
-	if err == nil && v.UID == s.Spec.VolumeUID && v.Spec.Class != resource.LocalVolume {
-		return &access.Refusal{Reason: access.ErrInvalid, Text: "A " + v.Spec.Class + " volume can't be exported yet.",
-			Remedy: "Copy what is in it by a pod."}
-	}
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return err
 	}
 	one.file.From, one.file.Volume, one.file.Class = from, s.WorkspaceKey()+"/"+s.Spec.Volume, resource.LocalVolume
 	one.file.TakenAt = taken

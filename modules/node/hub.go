@@ -146,6 +146,7 @@ func NewHub(cfg HubConfig) *Hub {
 		for i := range v.Status.Bricks {
 			b := &v.Status.Bricks[i]
 			b.UsedBytes, b.Online, b.Heal, b.HealingSince, b.Message = 0, false, 0, time.Time{}, ""
+			b.Looked, b.Process = 0, 0
 		}
 		return []any{v, goes}
 	}, func(string) { h.wake() })

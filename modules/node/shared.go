@@ -163,15 +163,18 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 			b := v.Brick(r.UID)
 			return b != nil && r.Online && (!b.Online || b.Replaces != "")
 		})
+		// Those that came empty have all once nothing is to be healed any more.
+		full := !slices.ContainsFunc(rep.Bricks, func(r wire.ClusterBrickReport) bool { return !r.Online || r.Heal != 0 })
 		for i := range s.Bricks {
 			b := &s.Bricks[i]
 			at := slices.IndexFunc(rep.Bricks, func(r wire.ClusterBrickReport) bool { return r.UID == b.UID })
 			if at < 0 {
-				b.Online, b.Heal, b.HealingSince = false, 0, time.Time{}
+				b.Online, b.Heal, b.HealingSince, b.Looked, b.Process = false, 0, time.Time{}, 0, 0
 				continue
 			}
 			seen := rep.Bricks[at]
-			b.Replaces, b.Online = "", seen.Online
+			b.Replaces, b.Online, b.Looked, b.Process = "", seen.Online, seen.Looked, seen.Process
+			b.Filling = b.Filling && !full
 			switch {
 			case seen.Heal < 0 && back && len(rep.Bricks) > 1:
 				b.Heal = -1

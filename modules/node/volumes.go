@@ -55,10 +55,14 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		volumes = append(volumes, w)
 	}
 	for _, s := range h.cfg.Snapshots.List("") {
-		if ws, ok := h.cfg.Workspaces.Get(s.WorkspaceKey()); ok && s.Status.NodeUID == node.UID {
+		going, source := s.Deleting() && s.Status.Phase == resource.Deleting, s.Spec.VolumeUID
+		if s.Status.Copy != nil {
+			source = s.Status.Copy.Brick
+		}
+		if ws, ok := h.cfg.Workspaces.Get(s.WorkspaceKey()); ok && s.Status.NodeUID == node.UID && (s.Status.Copy.Due() || going) {
 			volumes = append(volumes, wire.Volume{Key: s.Key(), UID: s.UID, NetworkID: ws.Status.ID, Class: resource.LocalVolume,
-				Pool: s.Status.Pool, SizeBytes: s.Spec.SizeBytes, Made: s.Made(), Source: s.Spec.VolumeUID, Snapshot: true,
-				Encrypted: s.Spec.Encrypted, Remove: s.Deleting() && s.Status.Phase == resource.Deleting})
+				Pool: s.Status.Pool, SizeBytes: s.Spec.SizeBytes, Made: s.Made(), Source: source, Snapshot: true,
+				Encrypted: s.Spec.Encrypted, Remove: going})
 		}
 	}
 	return append(volumes, kept(node, put)...)
@@ -176,8 +180,14 @@ func (h *Hub) takeSnapshot(ctx context.Context, node *resource.Node, rep wire.Vo
 				s.Status.SizeBytes, s.Status.ReadyAt = min(amount(rep.SizeBytes), most), new(h.now().UTC())
 			}
 			s.Status.UsedBytes = amount(rep.UsedBytes)
+			if !s.Status.Copy.Whole() {
+				c = resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Reason: "Checking",
+					Message: "it is made, and is looked at whether all copies of its volume have the same still"}
+			}
 		}
-		s.Status.Conditions.Set(c)
+		if was := s.Status.Conditions.Get(resource.SnapshotReady); was == nil || !was.Final || rep.Removed {
+			s.Status.Conditions.Set(c)
+		}
 		// One that shall stay is not removed because a node says so.
 		if rep.Removed && s.Deleting() {
 			s.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotRemoved, Status: resource.True, Reason: "Removed"})

@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"fmt"
 	"slices"
 	"time"
 )
@@ -23,17 +24,22 @@ type VolumeBrick struct {
 	Pool    string `json:"pool,omitempty" hidden:"true"` // UID of that host's pool; see VolumeStatus.Pool
 	Arbiter bool   `json:"arbiter,omitempty" doc:"It has the names of files and no data, and knows which copy is right"`
 	// Replaces is the brick whose place it takes, until GlusterFS has it there.
-	Replaces  string `json:"replaces,omitempty"`
-	SizeBytes int64  `json:"sizeBytes,omitempty" doc:"What it has now"`
-	UsedBytes int64  `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`
-	Ready     bool   `json:"ready,omitempty" doc:"Its host has it, with its size"`
-	Online    bool   `json:"online,omitempty" doc:"The others reach it"`
+	Replaces string `json:"replaces,omitempty"`
+	// Filling says that it was empty when others had data, and has not had all of that yet: it is no copy to go on with.
+	Filling   bool  `json:"filling,omitempty" doc:"It is given what others have, and hasn't all yet"`
+	SizeBytes int64 `json:"sizeBytes,omitempty" doc:"What it has now"`
+	UsedBytes int64 `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`
+	Ready     bool  `json:"ready,omitempty" doc:"Its host has it, with its size"`
+	Online    bool  `json:"online,omitempty" doc:"The others reach it"`
 	// Heal counts what it has and others lack; -1: some were away, and how many there are isn't known yet. HealingSince is
 	// by the server's clock.
 	Heal         int64     `json:"heal,omitempty" doc:"How many files and folders others have to be given by it; -1: not known yet"`
 	HealingSince time.Time `json:"healingSince,omitzero" doc:"Since when there are some"`
-	Removed      bool      `json:"removed,omitempty" doc:"Its host has taken it away"`
-	Message      string    `json:"message,omitempty" doc:"Why it isn't ready"`
+	// Looked is the Status.Look after which Heal was asked, 0 if that isn't known. Process is the one that serves it.
+	Looked  int64  `json:"looked,omitempty" hidden:"true"`
+	Process int    `json:"process,omitempty" hidden:"true"`
+	Removed bool   `json:"removed,omitempty" doc:"Its host has taken it away"`
+	Message string `json:"message,omitempty" doc:"Why it isn't ready"`
 }
 
 // The conditions of a shared volume besides the others.
@@ -71,8 +77,44 @@ func (v *Volume) AllBricks() []VolumeBrick { return slices.Concat(v.Status.Brick
 // Whole says whether all its copies are there, and the same, as far as was heard last.
 func (v *Volume) Whole() bool {
 	return len(v.Status.Bricks) > 0 && !slices.ContainsFunc(v.Status.Bricks, func(b VolumeBrick) bool {
-		return !b.Online || b.Replaces != "" || b.Heal != 0
+		return !b.Online || b.Replaces != "" || b.Heal != 0 || b.Filling
 	})
+}
+
+// CopyDriver is among the Drivers of hosts that can copy shared volumes.
+const CopyDriver = "shared-copies"
+
+// CopiesShared says whether a host can.
+func (n *Node) CopiesShared() bool { return slices.Contains(n.Status.Drivers, CopyDriver) }
+
+// BrickCopy is how far a copy of a shared volume is, which is one of its bricks as that was at some moment. All others have the
+// same before, and after: then it has all that anybody was told is written.
+type BrickCopy struct {
+	Brick string `json:"brick"` // its UID
+	// Look is the volume's Status.Look that is waited for; 0: none.
+	Look int64 `json:"look,omitempty"`
+	// Seen is what the volume's bricks were when all had the same, see Volume.Processes; "": they haven't been seen
+	// so yet, and no host copies anything.
+	Seen string `json:"seen,omitempty"`
+	// Checked says that they were the same again once it was made, with nothing else in between.
+	Checked bool `json:"checked,omitempty"`
+}
+
+// Whole says whether it can be relied on. What is no copy of a brick can be.
+func (c *BrickCopy) Whole() bool { return c == nil || c.Checked }
+
+// Due says whether its host shall make it.
+func (c *BrickCopy) Due() bool { return c == nil || c.Seen != "" }
+
+// Processes are those that serve a volume's bricks, as a text that is another once one has ended. looked: what
+// is known of them was asked after this Status.Look.
+func (v *Volume) Processes(look int64) (text string, looked bool) {
+	looked = true
+	for _, b := range v.Status.Bricks {
+		looked = looked && b.Looked >= look
+		text += fmt.Sprintf("%s=%d ", b.UID, b.Process)
+	}
+	return text, looked
 }
 
 // Shares says whether a host is one for shared volumes, be it silent now.

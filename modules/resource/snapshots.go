@@ -18,6 +18,8 @@ type SnapshotSpec struct {
 	Provisioned bool `json:"provisioned,omitempty" readOnly:"true" doc:"It was made for a VolumeSnapshot, and goes with it"`
 	// Until is when the platform deletes it; nil: a person does.
 	Until *time.Time `json:"until,omitempty" doc:"It is deleted then; it can't be changed later"`
+	// Class is its volume's; empty, in those from before: local.
+	Class string `json:"class,omitempty" readOnly:"true" doc:"Its volume's class"`
 	// Encrypted says that its volume is, with whose key it is too.
 	Encrypted bool `json:"encrypted,omitempty" readOnly:"true" doc:"As its volume is"`
 	// SizeBytes is what the volume has at most; the snapshot is promised as much.
@@ -35,6 +37,7 @@ type SnapshotStatus struct {
 	SizeBytes int64      `json:"sizeBytes,omitempty" doc:"What a volume has at least that is made from it"`
 	UsedBytes int64      `json:"usedBytes,omitempty" doc:"What it takes of the host's disk, what it shares with others included"`
 	ReadyAt   *time.Time `json:"readyAt,omitempty" doc:"Since when it can be used; what it holds is a little older"`
+	Copy      *BrickCopy `json:"copy,omitempty" hidden:"true"` // of a shared volume's
 }
 
 // The conditions of a snapshot.
@@ -53,6 +56,9 @@ func (s *Snapshot) State() State { return s.Status.State }
 func (s *Snapshot) Asks() Limits {
 	return Limits{Snapshots: 1, VolumeBytes: max(s.Spec.SizeBytes, s.Status.SizeBytes)}
 }
+
+// Usable says that volumes can be made from it.
+func (s *Snapshot) Usable() bool { return s.Made() && s.Status.Copy.Whole() }
 
 // Made says that its host has had it.
 func (s *Snapshot) Made() bool { return s.Status.SizeBytes > 0 }

@@ -65,6 +65,10 @@ type VolumeStatus struct {
 	UsedBytes int64  `json:"usedBytes,omitempty" doc:"What of that is used, as last seen"`
 	// Bricks are the copies of a shared volume, in GlusterFS's order, an arbiter last.
 	Bricks []VolumeBrick `json:"bricks,omitempty" doc:"The copies of a shared volume"`
+	// Look counts how often somebody wanted to know anew how its bricks are.
+	Look int64 `json:"look,omitempty" hidden:"true"`
+	// Copy is of a shared volume that is made from another; nil: from a snapshot, or from nothing.
+	Copy *BrickCopy `json:"copy,omitempty" hidden:"true"`
 	// Leaving are bricks whose places others have taken, on hosts that are being removed: they are kept until those
 	// have all that is in them, and their hosts have then taken them away.
 	Leaving []VolumeBrick `json:"leaving,omitempty" doc:"Copies whose place others have taken, until they are gone"`
@@ -78,13 +82,13 @@ type VolumeStatus struct {
 
 // HideHosts takes out where it is, which is not for tenants.
 func (s *VolumeStatus) HideHosts() {
-	s.Node, s.NodeUID, s.Pool, s.Leaving = "", "", "", nil
+	s.Node, s.NodeUID, s.Pool, s.Leaving, s.Copy, s.Look = "", "", "", nil, nil, 0
 	if m := s.Moving; m != nil {
 		m.Node, m.NodeUID, m.Pool = "", "", ""
 	}
 	for i := range s.Bricks {
 		b := &s.Bricks[i]
-		b.Node, b.NodeUID, b.Pool = "", "", ""
+		b.Node, b.NodeUID, b.Pool, b.Looked, b.Process = "", "", "", 0, 0
 	}
 }
 

@@ -103,7 +103,10 @@ func New(cfg Config) *Controller {
 			v.Status.Bricks[i].UsedBytes = 0
 		}
 		return v
-	}, c.loop.Add)
+	}, func(key string) {
+		c.loop.Add(key)
+		c.tellCopies(key)
+	})
 	cfg.Snapshots.OnChangeOf(func(s *resource.Snapshot) any { s.Status.UsedBytes = 0; return s }, c.snaps.Add)
 	cfg.Trash.OnChange(c.trash.Add)
 	// A machine that came may be where a volume can be.

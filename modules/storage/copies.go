@@ -18,15 +18,16 @@ type origin struct {
 	node, nodeUID, pool string
 	firstUID            uint32
 	still               store.Op // writes nothing, and fails if it is going when the commit happens
+
+	shared bool                // of class shared
+	copy   *resource.BrickCopy // of a shared volume; nil of a snapshot
 }
 
 // volumeOrigin finds a volume to copy. The error is a *shortError if it can't be copied now.
 func (c *Controller) volumeOrigin(ctx context.Context, workspace, name, uid string, size int64) (origin, error) {
 	volumes := store.Of[resource.Volume](c.cfg.Store)
 	v, err := volumes.Get(ctx, workspace+"/"+name)
-	if err == nil && v.Spec.Class != resource.LocalVolume {
-		err = &shortError{fmt.Sprintf("copies are made of volumes of class %s, and %s is %s", resource.LocalVolume, name, v.Spec.Class)}
-	} else if err == nil && v.Status.Moving != nil {
+	if err == nil && v.Status.Moving != nil {
 		err = &shortError{name + " is on its way to another host"}
 	} else if err == nil {
 		err = cmp.Or(checkOrigin(name, uid, v.UID, v.Made(), v.Deleting()),
@@ -43,7 +44,13 @@ func (c *Controller) volumeOrigin(ctx context.Context, workspace, name, uid stri
 		}
 		return stillThere(checkOrigin(name, uid, now.UID, true, now.Deleting()))
 	})
-	return origin{v.Status.Node, v.Status.NodeUID, v.Status.Pool, v.Status.FirstUID, still}, nil
+	if v.Spec.Class == resource.SharedVolume {
+		from, err := c.brickOrigin(ctx, v)
+		from.still = still
+		return from, err
+	}
+	at := v.Status
+	return origin{node: at.Node, nodeUID: at.NodeUID, pool: at.Pool, firstUID: at.FirstUID, still: still}, nil
 }
 
 // snapshotOrigin is volumeOrigin of a snapshot.
@@ -51,7 +58,7 @@ func (c *Controller) snapshotOrigin(ctx context.Context, workspace, name, uid st
 	snapshots := store.Of[resource.Snapshot](c.cfg.Store)
 	s, err := snapshots.Get(ctx, workspace+"/"+name)
 	if err == nil {
-		err = cmp.Or(checkOrigin(name, uid, s.UID, s.Made(), s.Deleting()), checkSize(name, size, s.Asks().VolumeBytes))
+		err = cmp.Or(checkOrigin(name, uid, s.UID, s.Usable(), s.Deleting()), checkSize(name, size, s.Asks().VolumeBytes))
 	} else if errors.Is(err, store.ErrNotFound) {
 		err = checkOrigin(name, uid, "", false, false)
 	}
@@ -61,7 +68,8 @@ func (c *Controller) snapshotOrigin(ctx context.Context, workspace, name, uid st
 	still := snapshots.ModifyOp(s.Key(), func(now *resource.Snapshot) error {
 		return stillThere(checkOrigin(name, uid, now.UID, true, now.Deleting()))
 	})
-	return origin{s.Status.Node, s.Status.NodeUID, s.Status.Pool, s.Status.FirstUID, still}, nil
+	return origin{node: s.Status.Node, nodeUID: s.Status.NodeUID, pool: s.Status.Pool, firstUID: s.Status.FirstUID, still: still,
+		shared: s.Spec.Class == resource.SharedVolume}, nil
 }
 
 func (c *Controller) originOf(ctx context.Context, v *resource.Volume) (origin, error) {
@@ -144,8 +152,8 @@ func (c *Controller) Snapshot(ctx context.Context, now *resource.Snapshot, commi
 		func() (origin, error) {
 			return c.volumeOrigin(ctx, now.WorkspaceKey(), now.Spec.Volume, now.Spec.VolumeUID, now.Spec.SizeBytes)
 		},
-		func(at spot, ops []store.Op) error {
-			noteSnapshot(at, now)
+		func(from origin, at spot, ops []store.Op) error {
+			noteSnapshot(from, at, now)
 			key, err := c.copyKey(ctx, now.WorkspaceKey(), now.Spec.Encrypted, now.Spec.VolumeUID, &now.Meta)
 			if err != nil {
 				return err
@@ -158,8 +166,12 @@ func (c *Controller) Snapshot(ctx context.Context, now *resource.Snapshot, commi
 func (c *Controller) Copy(ctx context.Context, now *resource.Volume, commit func(...store.Op) error) error {
 	return c.besides(ctx, now.Spec.SizeBytes, now.WorkspaceKey(), promises.crowded,
 		func() (origin, error) { return c.originOf(ctx, now) },
-		func(at spot, ops []store.Op) error {
-			at.note(now)
+		func(from origin, at spot, ops []store.Op) error {
+			more, err := c.noteCopy(ctx, from, at, now)
+			if err != nil {
+				return err
+			}
+			ops = append(ops, more...)
 			key, err := c.copyKey(ctx, now.WorkspaceKey(), now.Spec.Encrypted, now.Spec.Source.UID, &now.Meta)
 			if err != nil {
 				return err
@@ -170,7 +182,7 @@ func (c *Controller) Copy(ctx context.Context, now *resource.Volume, commit func
 
 func (c *Controller) besides(
 	ctx context.Context, size int64, workspace string, full limit,
-	find func() (origin, error), commit func(at spot, ops []store.Op) error,
+	find func() (origin, error), commit func(from origin, at spot, ops []store.Op) error,
 ) error {
 	done, err := c.alone(ctx)
 	if err != nil {
@@ -182,7 +194,7 @@ func (c *Controller) besides(
 		var at spot
 		var ops []store.Op
 		if at, ops, err = c.beside(ctx, from, size, workspace, full); err == nil {
-			err = commit(at, ops)
+			err = commit(from, at, ops)
 		}
 	}
 	var short *shortError
@@ -192,7 +204,8 @@ func (c *Controller) besides(
 	return err
 }
 
-func noteSnapshot(at spot, s *resource.Snapshot) {
+func noteSnapshot(from origin, at spot, s *resource.Snapshot) {
+	s.Status.Copy = from.copy
 	s.Status.Node, s.Status.NodeUID, s.Status.Pool = at.host.Name, at.host.UID, at.pool
 	s.Status.FirstUID, s.Status.Phase = at.firstUID, resource.Creating
 	s.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Reason: "Creating",

@@ -223,19 +223,20 @@ func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeReques
 		return nil, err
 	}
 	if from := req.GetVolumeContentSource(); from != nil {
-		if spec.Class != resource.LocalVolume {
-			return nil, refuse(codes.InvalidArgument, "class %s: copies are volumes of class %s", spec.Class, resource.LocalVolume)
-		}
-		var least int64
-		var encrypted bool
-		if spec.Source, least, encrypted, err = e.sourceOf(ctx, from); err != nil {
+		var is resource.VolumeSpec
+		if spec.Source, is, err = e.sourceOf(ctx, from); err != nil {
 			return nil, err
 		}
-		if spec.Encrypted && !encrypted {
+		if spec.Class != is.Class {
+			return nil, refuse(codes.InvalidArgument, "class %s: what it is made from is of class %s, and a copy is as that is",
+				spec.Class, is.Class)
+		}
+		least := is.SizeBytes
+		if spec.Encrypted && !is.Encrypted {
 			return nil, refuse(codes.InvalidArgument, "what it is made from is not encrypted, and a copy is as that is: "+
 				"name a class without the parameter %s", encryptedParameter)
 		}
-		spec.Encrypted = encrypted
+		spec.Encrypted = is.Encrypted
 		switch most := req.GetCapacityRange().GetLimitBytes(); {
 		case req.GetCapacityRange().GetRequiredBytes() == 0 && (most == 0 || most >= least):
 			spec.SizeBytes = least

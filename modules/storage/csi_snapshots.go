@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -58,13 +59,13 @@ func (e *endpoint) recordSnapshot(ctx context.Context, name, of string) (*resour
 		case !errors.Is(err, store.ErrNotFound):
 			return nil, internal(err)
 		}
-		v, err := e.copied(ctx, of)
+		v, err := e.find(ctx, of)
 		if err != nil {
 			return nil, err
 		}
 		fresh := &resource.Snapshot{InWorkspace: resource.NewInWorkspace(e.workspace, name),
-			Spec: resource.SnapshotSpec{Volume: v.Name, VolumeUID: v.UID, SizeBytes: v.Spec.SizeBytes, Encrypted: v.Spec.Encrypted,
-				Provisioned: true}}
+			Spec: resource.SnapshotSpec{Volume: v.Name, VolumeUID: v.UID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
+				Encrypted: v.Spec.Encrypted, Provisioned: true}}
 		err = e.makeSnapshot(ctx, fresh)
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
 			continue // see record
@@ -95,7 +96,7 @@ func (e *endpoint) makeSnapshot(ctx context.Context, fresh *resource.Snapshot) e
 	if err != nil {
 		return short(err)
 	}
-	noteSnapshot(at, fresh)
+	noteSnapshot(from, at, fresh)
 	key, err := e.copyKey(ctx, e.workspace, fresh.Spec.Encrypted, fresh.Spec.VolumeUID, &fresh.Meta)
 	if err != nil {
 		return short(err)
@@ -193,41 +194,32 @@ func (e *endpoint) ListSnapshots(ctx context.Context, req *csi.ListSnapshotsRequ
 	return res, nil
 }
 
-// sourceOf is what a new volume shall be made from, how much that has, and whether it is encrypted.
+// sourceOf is what a new volume shall be made from, and of that the class, how much it has, and whether it is encrypted.
 func (e *endpoint) sourceOf(
 	ctx context.Context, from *csi.VolumeContentSource,
-) (source *resource.VolumeSource, least int64, encrypted bool, err error) {
+) (source *resource.VolumeSource, is resource.VolumeSpec, err error) {
 	switch {
 	case from.GetSnapshot() != nil:
 		all, err := e.snapshots(ctx)
 		for _, s := range all {
 			if s.UID == from.GetSnapshot().GetSnapshotId() {
-				return &resource.VolumeSource{Snapshot: s.Name, UID: s.UID}, s.Asks().VolumeBytes, s.Spec.Encrypted, nil
+				return &resource.VolumeSource{Snapshot: s.Name, UID: s.UID}, resource.VolumeSpec{SizeBytes: s.Asks().VolumeBytes,
+					Class: cmp.Or(s.Spec.Class, resource.LocalVolume), Encrypted: s.Spec.Encrypted}, nil
 			}
 		}
 		if err == nil {
 			err = refuse(codes.NotFound, "this workspace has no snapshot %q", from.GetSnapshot().GetSnapshotId())
 		}
-		return nil, 0, false, err
+		return nil, is, err
 	case from.GetVolume() != nil:
-		v, err := e.copied(ctx, from.GetVolume().GetVolumeId())
+		v, err := e.find(ctx, from.GetVolume().GetVolumeId())
 		if err != nil {
-			return nil, 0, false, err
+			return nil, is, err
 		}
-		return &resource.VolumeSource{Volume: v.Name, UID: v.UID}, v.Spec.SizeBytes, v.Spec.Encrypted, nil
+		return &resource.VolumeSource{Volume: v.Name, UID: v.UID}, v.Spec, nil
 	}
-	return nil, 0, false, refuse(codes.InvalidArgument,
+	return nil, is, refuse(codes.InvalidArgument,
 		"a volume is made from a snapshot or from another volume, and from nothing else")
-}
-
-// copied is find of a volume of which copies can be made.
-func (e *endpoint) copied(ctx context.Context, uid string) (*resource.Volume, error) {
-	v, err := e.find(ctx, uid)
-	if err == nil && v.Spec.Class != resource.LocalVolume {
-		return nil, refuse(codes.InvalidArgument, "volume %s is of class %s: copies are made of volumes of class %s, "+
-			"so copy what is in it by a pod", v.Name, v.Spec.Class, resource.LocalVolume)
-	}
-	return v, err
 }
 
 func uidOf(s *resource.VolumeSource) string {
@@ -246,7 +238,7 @@ func (e *endpoint) assignCopy(ctx context.Context, v *resource.Volume) (ops []st
 	if err != nil {
 		return nil, err
 	}
-	if !slices.ContainsFunc(e.cfg.Machines.List(e.workspace), func(m *resource.Machine) bool {
+	if !from.shared && !slices.ContainsFunc(e.cfg.Machines.List(e.workspace), func(m *resource.Machine) bool {
 		return m.Spec.Node == from.node && !m.Deleting()
 	}) {
 		return nil, &shortError{"what it is made from is on a host on which the workspace has no machine now: no pod could use it"}
@@ -255,7 +247,11 @@ func (e *endpoint) assignCopy(ctx context.Context, v *resource.Volume) (ops []st
 	if err != nil {
 		return nil, err
 	}
-	at.note(v)
+	more, err := e.noteCopy(ctx, from, at, v)
+	if err != nil {
+		return nil, err
+	}
+	ops = append(ops, more...)
 	key, err := e.copyKey(ctx, e.workspace, v.Spec.Encrypted, v.Spec.Source.UID, &v.Meta)
 	return append(ops, key), err
 }

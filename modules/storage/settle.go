@@ -17,11 +17,15 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 	served := s.Conditions.Is(resource.VolumeServed)
 	_, source := lostOf(v, hosts)
 	size, there, reporting := v.Spec.SizeBytes, 0, 0
+	filling := 0
 	for i, b := range s.Bricks {
+		if b.Filling {
+			filling++
+		}
 		if hosts[b.UID] == nil {
 			s.Bricks[i].Online, s.Bricks[i].Ready, s.Bricks[i].Heal = false, false, 0 // nobody reports of it any more
 		}
-		if !b.Arbiter {
+		if !b.Arbiter && !b.Filling {
 			size = min(size, b.SizeBytes)
 		}
 		if h := hosts[b.UID]; h != nil && !h.Silent() {
@@ -38,7 +42,7 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 	was := s.Conditions.Get(resource.VolumeReady)
 	back := was != nil && was.Status != resource.True && was.Reason == resource.VolumeRestored // from the trash
 	switch {
-	case served && !source:
+	case (served || v.Spec.Source != nil) && !source:
 		ready.Reason, ready.Final = "CopiesLost", true
 		ready.Message = "every host or disk with a copy of it was given up, and what it held is lost with them"
 		s.Conditions.Set(ready)
@@ -48,6 +52,8 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 		ready.Reason, ready.Message = "Creating", creating(v, hosts)
 	case reporting == 0:
 		ready.Reason, ready.Message = "HostsSilent", "none of the hosts with a copy of it reports: nobody can say how it is"
+	case filling >= len(s.Bricks)-1 && filling > 0 && has(s.Bricks[0], hosts[s.Bricks[0].UID]):
+		ready.Status, ready.Reason = resource.True, "Ready" // it is the first's alone, until another has all
 	case there <= len(s.Bricks)/2 && back && reporting == len(s.Bricks):
 		ready.Reason, ready.Message = resource.VolumeRestored, "its hosts bring it back"
 	case there <= len(s.Bricks)/2:
@@ -83,13 +89,13 @@ func has(b resource.VolumeBrick, host *resource.Node) bool {
 func creating(v *resource.Volume, hosts map[string]*resource.Node) string {
 	for _, b := range v.Status.Bricks {
 		switch h := hosts[b.UID]; {
-		case b.Ready:
+		case b.Ready || b.Filling:
 		case h == nil || h.Silent() || b.Message != "":
 			return "a host that shall have a copy of it has not made it: " + why(b, h, false)
 		}
 	}
 	for _, b := range v.Status.Bricks {
-		if !b.Ready {
+		if !b.Ready && !b.Filling {
 			return "its hosts are making its copies"
 		}
 	}
@@ -112,6 +118,8 @@ func why(b resource.VolumeBrick, host *resource.Node, full bool) string {
 		return b.Message
 	case !b.Ready:
 		return "its host is making it"
+	case b.Filling:
+		return "it is new, and is given what the others have, one after the other"
 	case b.Replaces != "":
 		return "it is new, and takes the place of another"
 	}
@@ -158,13 +166,19 @@ func noQuorum(v *resource.Volume, hosts map[string]*resource.Node, full bool) st
 // replicated says whether a volume could lose one of its copies now, to somebody who has never seen GlusterFS.
 func replicated(v *resource.Volume, hosts map[string]*resource.Node, full bool) resource.Condition {
 	c := resource.Condition{Type: resource.VolumeReplicated, Status: resource.False}
-	there, heal, unknown := 0, int64(0), false
+	there, heal, unknown, filling := 0, int64(0), false, false
 	for _, b := range v.Status.Bricks {
+		filling = filling || b.Filling
 		if has(b, hosts[b.UID]) {
 			there, heal, unknown = there+1, max(heal, b.Heal), unknown || b.Heal < 0
 		}
 	}
 	switch {
+	case filling && heal > 0:
+		c.Reason, c.Message = "Filling", fmt.Sprintf("its copies are given what the first one has: %d files and folders to go, as "+
+			"far as is known. Reading and writing go on while that is there", heal)
+	case filling:
+		c.Reason, c.Message = "Filling", "its copies are given what the first one has. Reading and writing go on while that is there"
 	case there <= len(v.Status.Bricks)/2:
 		c.Reason, c.Message = "CopiesMissing", missing(v, hosts, full)
 	case there < len(v.Status.Bricks):

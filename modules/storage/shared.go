@@ -88,11 +88,15 @@ func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at c
 	at.arbiter = v.Spec.Arbiter
 	at.hosts = spread(nodes, have.room(v.WorkspaceKey()), need, nil)
 	if len(at.hosts) < len(need) {
-		return at, &shortError{fmt.Sprintf("%s for its copies, and %d can have one now: wait, ask for a smaller one, "+
-			"for one copy (replicas: 1), or the operator for more disk", hostsWith(need), len(at.hosts))}
+		return at, noHosts(need, len(at.hosts))
 	}
 	at.pools = have.poolsOf(at.hosts)
 	return at, nil
+}
+
+func noHosts(need []int64, have int) error {
+	return &shortError{fmt.Sprintf("%s for its copies, and %d can have one now: wait, ask for a smaller one, "+
+		"for one copy (replicas: 1), or the operator for more disk", hostsWith(need), have)}
 }
 
 func hostsWith(need []int64) string {
@@ -211,6 +215,12 @@ func (c *Controller) reconcileShared(ctx context.Context, v *resource.Volume) (a
 	if err != nil {
 		return 0, err
 	}
+	if !v.Status.Copy.Whole() && v.Status.Phase == resource.Failed {
+		return 0, nil
+	}
+	if !v.Status.Copy.Whole() && hosts[v.Status.Bricks[0].UID] != nil {
+		return c.copyVolume(ctx, v)
+	}
 	replaced, full, err := c.replaceLost(ctx, v, hosts)
 	if err != nil || replaced {
 		return time.Second, err // the cache tells sooner
@@ -274,7 +284,8 @@ func (c *Controller) replaceLost(
 ) (replaced, full bool, err error) {
 	lost, source := lostOf(v, hosts)
 	// Before GlusterFS has it, all of its copies are empty.
-	if served := v.Status.Conditions.Is(resource.VolumeServed); lost == nil || served && !source || stuck(v, hosts) {
+	held := v.Status.Conditions.Is(resource.VolumeServed) || v.Spec.Source != nil
+	if lost == nil || held && !source || stuck(v, hosts) {
 		return false, false, nil
 	}
 	if r := v.Status.Conditions.Get(resource.VolumeReplicated); r != nil && r.Status != resource.True && !c.retries.TryAccept() {
@@ -322,6 +333,7 @@ func (c *Controller) replaceLost(
 					now.Status.Leaving = append(now.Status.Leaving, *was)
 				}
 				*was = resource.VolumeBrick{UID: store.NewUID(), Node: n.Name, NodeUID: n.UID, Pool: at.pools[i], Arbiter: was.Arbiter,
+					Filling: was.Filling,
 					// One that never came in its place is known to nobody.
 					Replaces: cmp.Or(was.Replaces, was.UID)}
 			}
@@ -341,7 +353,7 @@ func lostOf(v *resource.Volume, hosts map[string]*resource.Node) (lost []string,
 	for _, b := range v.Status.Bricks {
 		if hosts[b.UID] == nil {
 			lost = append(lost, b.UID)
-		} else if !b.Arbiter && b.Replaces == "" {
+		} else if !b.Arbiter && b.Replaces == "" && !b.Filling {
 			source = true
 		}
 	}

@@ -22,7 +22,7 @@ func (w *world) shared() {
 	w.t.Helper()
 	for i := range w.nodes {
 		w.node(i, func(n *resource.Node) {
-			n.Status.Address, n.Status.Drivers = netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), []string{wire.StorageDriver}
+			n.Status.Address, n.Status.Drivers = netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), []string{wire.StorageDriver, wire.CopyDriver}
 		})
 	}
 }
@@ -324,12 +324,10 @@ func TestSharedClaims(t *testing.T) {
 	if err != nil || ok.Confirmed == nil {
 		t.Errorf("validate: %v, %v", ok, err)
 	}
-	// Copies of it are refused for good.
-	_, err = p.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snapshot-a", SourceVolumeId: v.UID})
-	want(t, "a snapshot", err, codes.InvalidArgument, "copies are made of volumes of class local")
+	// A copy is of its class.
 	twin := ask("twin", "local", once[0].AccessMode.Mode)
 	twin.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{
 		Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: v.UID}}}
 	_, err = p.CreateVolume(ctx, twin)
-	want(t, "a clone", err, codes.InvalidArgument, "copies are made of volumes of class local")
+	want(t, "a clone", err, codes.InvalidArgument, "is of class shared, and a copy is as that is")
 }

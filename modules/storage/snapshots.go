@@ -35,6 +35,9 @@ func (c *Controller) reconcileSnapshot(ctx context.Context, key string) (again t
 		}
 		again = min(again, trashLook)
 	}
+	if !s.Status.Copy.Whole() && s.Status.Phase != resource.Failed && host != nil && !host.LostPool(s.Status.Pool) {
+		return c.copySnapshot(ctx, s)
+	}
 	return again, store.Of[resource.Snapshot](c.cfg.Store).Observe(ctx, s, func(now *resource.Snapshot) {
 		settleSnapshot(now, host)
 	})
@@ -59,6 +62,8 @@ func (c *Controller) expire(ctx context.Context, s *resource.Snapshot) error {
 func settleSnapshot(s *resource.Snapshot, host *resource.Node) {
 	now := &s.Status
 	switch {
+	case !now.Copy.Whole() && now.Phase == resource.Failed:
+		return
 	case host == nil:
 		now.Conditions.Set(resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Reason: "HostRemoved", Final: true,
 			Message: "the host that it was on is not part of the platform any more, and it is lost with that"})

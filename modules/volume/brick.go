@@ -23,7 +23,7 @@ func (h *Host) EnsureBrick(ctx context.Context, b wire.Brick) error {
 	err := cmp.Or(checkUID("brick", b.UID), checkSize(b.SizeBytes))
 	if err == nil {
 		v := wire.Volume{Key: b.Key, UID: b.UID, NetworkID: b.NetworkID, Pool: b.Pool,
-			SizeBytes: b.SizeBytes, Made: b.Made, Encrypted: b.Encrypted}
+			SizeBytes: b.SizeBytes, Made: b.Made, Source: b.Source, Encrypted: b.Encrypted}
 		err = h.ensure(ctx, v, true)
 	}
 	if err == nil {

@@ -26,6 +26,9 @@ type Pool struct {
 	Made bool `json:"made,omitempty"`
 }
 
+// CopyDriver is among the Drivers in the reports of hosts that know Brick.Source and ClusterBrick.Filling.
+const CopyDriver = resource.CopyDriver
+
 // StorageDriver is among the Drivers in the reports of hosts that can have shared volumes.
 const StorageDriver = resource.StorageDriver
 
@@ -66,6 +69,9 @@ type Brick struct {
 	// Made says that the host has had it: an image that isn't there is a loss, and no empty
 	// one takes its place.
 	Made bool `json:"made,omitempty"`
+	// Source is as a Volume's, of a snapshot of another brick, or of that itself. Only a host whose Drivers name CopyDriver
+	// is told.
+	Source string `json:"source,omitempty"`
 	// Encrypted is as a Volume's.
 	Encrypted bool `json:"encrypted,omitempty"`
 	// Remove says: destroy it, and report Removed.
@@ -98,6 +104,8 @@ type ClusterVolume struct {
 	Hosts []string `json:"hosts"`
 	// Made says that glusterd has had it: if it has it no more, none is made anew.
 	Made bool `json:"made,omitempty"`
+	// Look grows when somebody wants to know anew how its bricks are: see ClusterBrickReport.
+	Look int64 `json:"look,omitempty"`
 	// Stop says: it is in the trash. Nobody has it, not even who had it, and what is in its bricks stays.
 	Stop bool `json:"stop,omitempty"`
 	// Remove says: have glusterd forget it, and report Removed. Bricks stay.
@@ -117,6 +125,8 @@ type ClusterBrick struct {
 	Replaces string `json:"replaces,omitempty"`
 	// ReplacesLost is Lost of that one.
 	ReplacesLost bool `json:"replacesLost,omitempty"`
+	// Filling says that it is empty: the volume is made of the others, and they give it what they have.
+	Filling bool `json:"filling,omitempty"`
 }
 
 // GlusterName is what GlusterFS calls the shared volume of this UID.
@@ -151,4 +161,8 @@ type ClusterBrickReport struct {
 	Online bool   `json:"online"`
 	// Heal is how many files and folders others have to be given by it; -1 if nobody could be asked since bricks came or went.
 	Heal int64 `json:"heal,omitempty"`
+	// Looked is the ClusterVolume.Look after which all this was asked; 0 if that isn't known. Process is the one that serves it
+	// on its host, with others.
+	Looked  int64 `json:"looked,omitempty"`
+	Process int   `json:"process,omitempty"`
 }

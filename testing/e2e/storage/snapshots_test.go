@@ -12,10 +12,12 @@ import (
 
 // snapshots: what tools ask of any cluster: a VolumeSnapshot of a claim, a claim that is made from it, and one that
 // is cloned from the claim. All go with their objects.
-func (d *trial) snapshots(t *testing.T) {
-	d.Apply(t, claim("data", "320Mi", "")+d.pod("first", "data", "wait"))
+func (d *trial) snapshots(t *testing.T, class string) {
+	class = ", storageClassName: " + class
+	d.Apply(t, claim("data", "320Mi", class)+d.pod("first", "data", "wait"))
 	d.runs(t, "first")
-	full := d.ask(t, "first", "fill", "/data/full")[0]
+	d.ask(t, "first", "fill", "/data/full")
+	full := d.Kube(t, d.Kubeconfig(), "", "exec", "first", "--", "/probe", "read", "/data/full").Out
 	d.Apply(t, `
 apiVersion: snapshot.storage.k8s.io/v1
 kind: VolumeSnapshot
@@ -31,15 +33,15 @@ spec: {source: {persistentVolumeClaimName: data}}
 	})
 	listed := d.Must(t, datacenter.Owner, "snapshots", "list")
 	d.check(t, strings.Contains(listed, "snapshot-"), "it is listed as:\n%s", listed)
-	d.Apply(t, claim("back", "400Mi", ", dataSource: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: before}")+
+	d.Apply(t, claim("back", "400Mi", class+", dataSource: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: before}")+
 		d.pod("second", "back", "wait"))
 	d.runs(t, "second")
 	r := d.Kube(t, d.Kubeconfig(), "", "exec", "second", "--", "/probe", "read", "/data/full")
-	d.check(t, r.Code == 0 && strings.Contains(r.Out, fmt.Sprint("of ", full)), "the second pod reads: %s", r)
-	d.Apply(t, claim("twin", "320Mi", ", dataSource: {kind: PersistentVolumeClaim, name: data}")+d.pod("third", "twin", "wait"))
+	d.check(t, r.Code == 0 && r.Out == full, "the second pod reads: %s", r)
+	d.Apply(t, claim("twin", "320Mi", class+", dataSource: {kind: PersistentVolumeClaim, name: data}")+d.pod("third", "twin", "wait"))
 	d.runs(t, "third")
 	r = d.Kube(t, d.Kubeconfig(), "", "exec", "third", "--", "/probe", "read", "/data/full")
-	d.check(t, r.Code == 0 && strings.Contains(r.Out, fmt.Sprint("of ", full)), "the pod with the clone reads: %s", r)
+	d.check(t, r.Code == 0 && r.Out == full, "the pod with the clone reads: %s", r)
 	uids := []string{d.volumeOf(t, "data"), d.volumeOf(t, "back"), d.volumeOf(t, "twin")}
 	// The first goes although it was held for its clone.
 	d.delete(t, "pod/first", "pvc/data")

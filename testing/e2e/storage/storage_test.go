@@ -33,7 +33,8 @@ func TestStorage(t *testing.T) {
 	}{
 		{"life", d.life},
 		{"people", d.people},
-		{"snapshots", d.snapshots},
+		{"snapshots", func(t *testing.T) { d.snapshots(t, "local") }},
+		{"snapshots of shared", func(t *testing.T) { d.snapshots(t, "shared") }},
 		{"moves", d.moves},
 		{"files", d.files},
 		{"shared", d.shared},
