@@ -57,6 +57,9 @@ func (d pools) Report(_ context.Context, s *wire.State, progress func(string) Pr
 	for _, p := range s.Pools {
 		is := progress(p.UID)
 		i := slices.IndexFunc(r.Pools, func(seen resource.Pool) bool { return seen.UID == p.UID })
+		if i < 0 && !p.Removing {
+			continue // the host has not looked for it yet
+		}
 		if i < 0 {
 			i, r.Pools = len(r.Pools), append(r.Pools, resource.Pool{Name: p.Name, UID: p.UID, Path: p.Path,
 				Message: "it is being taken away"})
