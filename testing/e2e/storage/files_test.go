@@ -122,7 +122,7 @@ func fill(t *testing.T, dir string) {
 		os.Link(filepath.Join(dir, "big"), filepath.Join(dir, "deep/same")), os.Symlink("../../../etc", filepath.Join(dir, "out")))
 	if err == nil {
 		err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-			return errors.Join(err, os.Lchown(path, int(root.Uid)+1000, int(root.Gid)+100))
+			return errors.Join(err, os.Lchown(path, int(root.Uid)+1000, int(root.Uid)+100))
 		})
 	}
 	if err != nil {
