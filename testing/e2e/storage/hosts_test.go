@@ -59,6 +59,7 @@ func (d *trial) threeHosts(t *testing.T) {
 		name string
 		test func(*testing.T)
 	}{
+		{"snapshot", c.snapshot},
 		{"bricks killed", c.bricksKilled},
 		{"management killed", c.managementKilled},
 		{"agents killed", c.agentsKilled},

@@ -7,17 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
 	"github.com/onsi/ginkgo/v2"
 	"github.com/onsi/gomega"
-	"google.golang.org/grpc"
 
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
@@ -102,9 +99,6 @@ func (d *trial) sanity(t *testing.T) {
 	for _, class := range []string{"local", "shared"} {
 		cfg := cfg
 		cfg.TestVolumeParameters = map[string]string{"class": class}
-		if class == "shared" {
-			cfg.ControllerDialOptions = append(slices.Clone(cfg.ControllerDialOptions), grpc.WithUnaryInterceptor(withoutCopies))
-		}
 		ginkgo.Describe("class "+class, func() {
 			t.Cleanup(sanity.GinkgoTest(&cfg).Finalize)
 		})
@@ -112,25 +106,6 @@ func (d *trial) sanity(t *testing.T) {
 	ginkgo.RunSpecs(t, "both classes")
 	d.check(t, !t.Failed(), "upstream's suite has failed")
 	t.Logf("upstream's suite took %s", time.Since(began).Round(time.Second))
-}
-
-// withoutCopies takes from what the controller says that it can do what it can't of each class: a driver has no
-// capabilities of a class. How it refuses those is tested in modules/storage.
-func withoutCopies(
-	ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
-) error {
-	err := invoke(ctx, method, req, reply, conn, opts...)
-	if r, ok := reply.(*csi.ControllerGetCapabilitiesResponse); ok {
-		r.Capabilities = slices.DeleteFunc(r.Capabilities, func(c *csi.ControllerServiceCapability) bool {
-			switch c.GetRpc().GetType() {
-			case csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT, csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
-				csi.ControllerServiceCapability_RPC_CLONE_VOLUME:
-				return true
-			}
-			return false
-		})
-	}
-	return err
 }
 
 // machineRoot is the root folder of a machine of acme/web/shop on a host, as seen here.
