@@ -38,6 +38,13 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(hostEnv); text != "" {
 		work(text)
 	}
+	if text := os.Getenv(stepEnv); text != "" {
+		if err := takeStep(text); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	var err error
 	switch os.Getenv(mountsEnv) {
 	case "":

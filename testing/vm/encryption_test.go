@@ -21,40 +21,7 @@ func TestEncryptedVolumes(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "mpvm") // see make
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	files := filepath.Join(dir, "files")
-	if err := os.CopyFS(filepath.Join(files, "images", "storage"), os.DirFS(filepath.Join(root, "dist", "payload", "images", "storage"))); err != nil {
-		t.Fatalf("%v: make test-vm makes it", err)
-	}
-	put(t, filepath.Join(root, "installer", "units", unit), filepath.Join(files, unit))
-	for _, pkg := range []string{"appliance/diskimage", "modules/volume"} {
-		build := exec.CommandContext(ctx, "go", "test", "-c", "-o", filepath.Join(files, filepath.Base(pkg)+".test"), "./"+pkg)
-		build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
-	disk := filepath.Join(dir, "disk")
-	if err := vm.NewDisk(ctx, disk, files); err != nil {
-		t.Fatal(err)
-	}
-	_, node, err := vm.Pair(ctx, dir, vm.Image(filepath.Join(root, ".cache", "vm")), vm.Booted(filepath.Join(root, ".cache", "vm-booted")), disk)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(node.Cut)
+	_, node := bare(ctx, t, "appliance/diskimage", "modules/volume")
 	if err := node.Wake(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -109,23 +76,77 @@ func TestEncryptedVolumes(t *testing.T) {
 
 const unit = "multipaas-node.service"
 
+// bare makes two machines with a disk that has the image for storage, what runs containers, the node's unit and the tests of packages
+// as programs. They are off.
+func bare(ctx context.Context, t *testing.T, packages ...string) (server, node *vm.VM) {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "mpvm") // see make
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	files := filepath.Join(dir, "files")
+	payload := filepath.Join(root, "dist", "payload")
+	if err := os.CopyFS(filepath.Join(files, "images", "storage"), os.DirFS(filepath.Join(payload, "images", "storage"))); err != nil {
+		t.Fatalf("%v: make test-vm makes it", err)
+	}
+	for _, program := range []string{"runc", "init"} {
+		put(t, filepath.Join(payload, "runtime", program), filepath.Join(files, "runtime", program))
+	}
+	put(t, filepath.Join(root, "installer", "units", unit), filepath.Join(files, unit))
+	for _, pkg := range packages {
+		build := exec.CommandContext(ctx, "go", "test", "-c", "-o", filepath.Join(files, filepath.Base(pkg)+".test"), "./"+pkg)
+		build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	disk := filepath.Join(dir, "disk")
+	if err := vm.NewDisk(ctx, disk, files); err != nil {
+		t.Fatal(err)
+	}
+	server, node, err = vm.Pair(ctx, dir, vm.Image(filepath.Join(root, ".cache", "vm")), vm.Booted(filepath.Join(root, ".cache", "vm-booted")), disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Cut)
+	t.Cleanup(node.Cut)
+	return server, node
+}
+
 // confinedRun runs a program of the second disk to its end, as the node's unit would have it run, and returns
 // what it has said.
 func confinedRun(ctx context.Context, t *testing.T, v *vm.VM, program string, env ...string) string {
 	t.Helper()
+	out, err := confined(ctx, v, program, env...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func confined(ctx context.Context, v *vm.VM, program string, env ...string) (string, error) {
 	text := "[Service]\nType=oneshot\nRestart=no\nRestartForceExitStatus=\nExecStart=\nExecStart=" + program + "\n"
 	for _, e := range env {
 		text += "Environment='" + e + "'\n"
 	}
 	dropIn := "/run/systemd/system/" + unit + ".d/step.conf"
 	if err := v.Write(ctx, dropIn, text); err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	r, err := v.Run(ctx, "", "sh", "-c", "cp /opt/multipaas/"+unit+" /run/systemd/system/ && systemctl daemon-reload && "+
 		"date +%s >/run/since && systemctl start "+unit+"; code=$?; journalctl --sync; "+
 		"journalctl --no-pager -q -o cat -u "+unit+" --since @$(cat /run/since); exit $code")
-	if err != nil || r.Code != 0 {
-		t.Fatalf("%s: %v\n%s", program, err, r)
+	if err == nil && r.Code != 0 {
+		err = fmt.Errorf("%s: %s", program, r)
 	}
-	return r.Out
+	return r.Out, err
 }

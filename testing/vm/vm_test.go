@@ -184,8 +184,13 @@ func put(t *testing.T, from, to string) {
 // both does something on both machines at once.
 func (p *platform) both(t *testing.T, do func(*vm.VM) error) {
 	t.Helper()
+	both(t, do, p.server, p.node)
+}
+
+func both(t *testing.T, do func(*vm.VM) error, machines ...*vm.VM) {
+	t.Helper()
 	var wg sync.WaitGroup
-	for _, v := range []*vm.VM{p.server, p.node} {
+	for _, v := range machines {
 		wg.Go(func() {
 			began := time.Now()
 			if err := do(v); err != nil {
