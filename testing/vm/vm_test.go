@@ -66,6 +66,7 @@ func TestDebian(t *testing.T) {
 		steps = append(steps,
 			step{"workspace", p.workspace},
 			step{"pods", p.pods},
+			step{"encrypted", p.encrypted},
 			step{"restart", p.restart},
 			step{"agent away", p.agentAway},
 			step{"clock", p.clock},
