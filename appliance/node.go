@@ -190,8 +190,13 @@ func (h *host) facts() wire.Report {
 	}
 	rep.Capacity.MilliCPU = int64(runtime.NumCPU()) * 1000
 	var m unix.Sysinfo_t
+	// What storage takes comes and goes with shared volumes. If that can't be known, it is that of none.
+	storage, err := h.sharing.Memory()
+	if err != nil {
+		h.log.Warn("memory of shared volumes", "err", err)
+	}
 	if unix.Sysinfo(&m) == nil {
-		rep.Capacity.MemoryBytes = max(0, int64(m.Totalram)*int64(m.Unit)-reservedMemory)
+		rep.Capacity.MemoryBytes = max(0, int64(m.Totalram)*int64(m.Unit)-reservedMemory-storage)
 	}
 	var f unix.Statfs_t
 	if unix.Statfs(h.cfg.Paths.Data, &f) == nil {

@@ -304,4 +304,27 @@ func TestInUse(t *testing.T) {
 	if info, err := os.Stat(d.File); err != nil || info.Size() != 64*mib {
 		t.Errorf("what was refused changed something: %v, %v", info, err)
 	}
+	testStoppedDisk(t, root)
+}
+
+// testStoppedDisk: an image on a disk that has stopped keeps none on another disk from being mounted.
+func testStoppedDisk(t *testing.T, root string) {
+	dir := t.TempDir()
+	disk := newImage(t, dir, "disk").must(t, MinXFS, root)
+	on := Image{File: filepath.Join(disk.Mount, "on.img"), Mount: filepath.Join(dir, "on")}.must(t, 64*mib, root)
+	t.Cleanup(func() {
+		if err := hostmount.Unmount(on.Mount); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := disk.ShutDown(); err != nil {
+		t.Fatal(err)
+	}
+	newImage(t, dir, "other").must(t, 64*mib, root)
+	if err := on.Ensure(t.Context(), 0, root); err != nil { // it is mounted still
+		t.Error(err)
+	}
+	if _, err := loopsOf(on.File); err == nil {
+		t.Error("of an image on the stopped disk it is taken to be known whether it is used")
+	}
 }

@@ -119,6 +119,10 @@ func loopsOf(backing string) ([]string, error) {
 		if _, gone := os.Stat(dir); errors.Is(err, unix.ENXIO) || errors.Is(gone, fs.ErrNotExist) {
 			continue // freed meanwhile
 		}
+		// The file system that its file is on has stopped, and ours has not: a disk that fails keeps no other from being used.
+		if errors.Is(err, unix.EIO) && unix.Stat(backing, &want) == nil {
+			continue
+		}
 		if err != nil { // it may be the one: who takes it for free mounts a file system twice
 			return nil, fmt.Errorf("see what %s is of: %w", name, err)
 		}

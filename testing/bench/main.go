@@ -37,6 +37,7 @@ func sections() []measure.Section {
 func main() {
 	lab.Hook()
 	balancer.Hook()
+	storage.Hook()
 	os.Exit(run(os.Args[1:]))
 }
 

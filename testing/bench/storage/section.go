@@ -1,5 +1,6 @@
-// Package storage measures a local volume beside a folder of the same disk: fio of
-// Debian, past the page cache, in turns.
+// Package storage measures volumes beside what people have without us: a local one beside a folder of the same
+// disk, a shared one beside GlusterFS with bricks in folders and mounted by hand; fio of Debian, past the page cache,
+// in turns.
 //
 // Parties: testing/bench runs it; nothing else may import it.
 package storage
@@ -13,17 +14,19 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/appliance/rootfs"
+	"github.com/multipaas/multipaas/embed/gluster"
 	"github.com/multipaas/multipaas/testing/bench/measure"
 )
 
 // Section is that of volumes.
 func Section() measure.Section {
 	return measure.Section{Name: "storage", Run: run,
-		About: "a local volume beside a folder of the disk that it is on, by fio with direct I/O"}
+		About: "a local volume beside a folder of the disk that it is on, a shared one beside GlusterFS by hand"}
 }
 
 const (
@@ -49,6 +52,15 @@ var cases = []struct {
 
 func run(ctx context.Context, env *measure.Env) (results []measure.Result, err error) {
 	env.VersionOf(ctx, "fio", "fio", "--version")
+	for _, part := range []func(context.Context, *measure.Env) ([]measure.Result, error){local, onHosts, claims} {
+		more, errPart := part(ctx, env)
+		results, err = append(results, more...), errors.Join(err, errPart)
+	}
+	return results, err
+}
+
+// local is a volume of a host beside a folder.
+func local(ctx context.Context, env *measure.Env) (results []measure.Result, err error) {
 	root, err := rootfs.Store{Dir: filepath.Join(env.Dir, "root")}.Unpack(ctx,
 		filepath.Join(env.Root, "dist", "payload", "images", "machine"))
 	if err != nil {
@@ -70,7 +82,7 @@ func run(ctx context.Context, env *measure.Env) (results []measure.Result, err e
 		var contenders []measure.Contender
 		for name, dir := range map[string]string{"ours": volume.Mount, folder: plain} {
 			contenders = append(contenders, measure.Contender{Name: name, Measure: func(ctx context.Context) (measure.Sample, error) {
-				return fio(ctx, dir, c.args, c.unit)
+				return fio(ctx, place{dir: dir}, "1G", seconds, c.args, c.unit)
 			}})
 		}
 		stats, err := measure.Alternate(ctx, env.Rounds(rounds), contenders...)
@@ -83,9 +95,23 @@ func run(ctx context.Context, env *measure.Env) (results []measure.Result, err e
 	return results, nil
 }
 
-// fio does one of the cases in a folder, on a file that is there from the first time on.
-func fio(ctx context.Context, dir string, args []string, unit string) (measure.Sample, error) {
-	cmd := exec.CommandContext(ctx, "fio", append([]string{"--name=bench", "--filename=" + filepath.Join(dir, "file"), "--size=1G",
+// place is a folder in which something is measured.
+type place struct {
+	dir   string
+	enter []string // before each command, for who may
+
+	volume string
+	bricks []gluster.Brick
+}
+
+func (p place) command(ctx context.Context, args ...string) *exec.Cmd {
+	args = append(slices.Clone(p.enter), args...)
+	return exec.CommandContext(ctx, args[0], args[1:]...)
+}
+
+// fio does one of the cases in a folder, on a file of this size that is there from the first time on.
+func fio(ctx context.Context, p place, size string, seconds int, args []string, unit string) (measure.Sample, error) {
+	cmd := p.command(ctx, append([]string{"fio", "--name=bench", "--filename=" + filepath.Join(p.dir, "file"), "--size=" + size,
 		"--ioengine=libaio", "--direct=1", "--time_based", fmt.Sprintf("--runtime=%d", seconds), "--ramp_time=1",
 		"--output-format=json"}, args...)...)
 	var out, trouble bytes.Buffer
