@@ -25,9 +25,10 @@ func TestRenew(t *testing.T) {
 	hosts := map[string]*host{}
 	v := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "data"), Spec: resource.VolumeSpec{Class: resource.SharedVolume}}
 	one := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "one"), Spec: resource.VolumeSpec{Class: resource.SharedVolume}}
+	drivers := map[string][]string{"n1": {wire.CopyDriver}, "n2": {wire.CopyDriver}, "n3": {wire.CopyDriver}}
 	report := func(name string, old bool) *resource.Node {
 		t.Helper()
-		if err := hosts[name].call(t.Context(), wire.ReportPath, wire.Report{Address: netip.MustParseAddr("127.0.0.1"), StorageOld: old}, nil); err != nil {
+		if err := hosts[name].call(t.Context(), wire.ReportPath, wire.Report{Address: netip.MustParseAddr("127.0.0.1"), StorageOld: old, Drivers: drivers[name]}, nil); err != nil {
 			t.Fatal(err)
 		}
 		n, err := nodes.Get(t.Context(), name)
@@ -46,7 +47,14 @@ func TestRenew(t *testing.T) {
 	}
 	one.Status.Bricks = []resource.VolumeBrick{v.Status.Bricks[0]}
 	one.Status.Bricks[0].Heal = 0
+	// One that is being made has a copy on n2, and is not asked about.
+	fresh := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "fresh"), Spec: v.Spec}
+	fresh.Status.Bricks = []resource.VolumeBrick{v.Status.Bricks[1]}
+	fresh.Status.Bricks[0].Online = false
 	for _, v := range []*resource.Volume{v, one} {
+		v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeServed, Status: resource.True, Reason: "Served"})
+	}
+	for _, v := range []*resource.Volume{v, one, fresh} {
 		if err := volumes.Create(t.Context(), v); err != nil {
 			t.Fatal(err)
 		}
@@ -116,4 +124,52 @@ func TestRenew(t *testing.T) {
 	step("", "once that has")
 	later += renewPause
 	step("", "with the only copy of a volume")
+
+	// What is not done is taken back, and others come first.
+	report("n2", true)
+	report("n3", true)
+	change := func(change func(*resource.Volume)) {
+		t.Helper()
+		if _, err := volumes.Modify(t.Context(), v.Key(), func(v *resource.Volume) error { change(v); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	step("n2", "of a former version again")
+	later += renewFor
+	step("", "when it does not get it done")
+	later += renewPause
+	step("n3", "instead")
+	change(func(v *resource.Volume) { v.Status.Bricks[2].Online, v.Status.Bricks[0].Heal = false, -1 })
+	step("n3", "while its own copy is away")
+	change(func(v *resource.Volume) { v.Status.Bricks[1].Online = false })
+	step("", "when another copy is away too")
+	later += renewPause
+	step("", "while copies are away")
+	change(func(v *resource.Volume) {
+		v.Status.Bricks[0].Heal, v.Status.Bricks[1].Online, v.Status.Bricks[2].Online = 0, true, true
+	})
+	step("n2", "whole again")
+	silent := func(is resource.ConditionStatus) {
+		t.Helper()
+		if _, err := nodes.Modify(t.Context(), "n2", func(n *resource.Node) error {
+			n.Status.Conditions.Set(resource.Condition{Type: resource.NodeReporting, Status: is})
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	silent(resource.False)
+	step("", "when it falls silent")
+	later += renewPause
+	step("", "while a copy's host is silent")
+	silent(resource.True)
+	drivers["n2"], drivers["n3"] = nil, nil
+	report("n2", true)
+	report("n3", true)
+	step("", "of a version that knows nothing of it")
+	// A host that has nothing of a volume that isn't whole does not wait for that.
+	change(func(v *resource.Volume) { v.Status.Bricks = v.Status.Bricks[:2]; v.Status.Bricks[0].Heal = 1 })
+	drivers["n3"] = []string{wire.CopyDriver}
+	report("n3", true)
+	step("n3", "with nothing of the one that is to be healed")
 }

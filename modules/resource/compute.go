@@ -69,7 +69,7 @@ type NodeStatus struct {
 	// StorageMember: GlusterFS's cluster knows it for one of its hosts, also when it has no brick.
 	StorageMember bool `json:"storageMember,omitempty" doc:"It is one of the hosts that keep shared volumes"`
 	// StorageOld: what serves bricks on it runs by a former version. StorageRenew is since when it is told to start that
-	// anew, zero if it is not; StorageRenewed is when it had last done so.
+	// anew, zero if it is not; StorageRenewed is when that was last over, done or not.
 	StorageOld     bool      `json:"storageOld,omitempty" hidden:"true"`
 	StorageRenew   time.Time `json:"storageRenew,omitzero" hidden:"true"`
 	StorageRenewed time.Time `json:"storageRenewed,omitzero" hidden:"true"`
