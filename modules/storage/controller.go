@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -66,7 +65,7 @@ type Controller struct {
 	placing chan struct{} // full while somebody chooses a host, so that two don't take the same room
 	retries flowcontrol.RateLimiter
 	moves   flowcontrol.RateLimiter // of copies on hosts that are removed, all of which ask: they don't hold up retries
-	opens   atomic.Bool             // this server has been seen to open all keys
+	opens   opens
 }
 
 // New makes a Controller.
@@ -332,24 +331,25 @@ func (c *Controller) place(ctx context.Context, v *resource.Volume) (again time.
 	if v.Status.Conditions.Get(resource.VolumePlaced) != nil && !c.retries.TryAccept() {
 		return retryPlacing, nil // what it waits for stands there
 	}
+	var short *shortError
+	if err := c.canSeal(ctx, v); errors.As(err, &short) {
+		return retryPlacing, c.unplaced(ctx, v, short.Error())
+	} else if err != nil {
+		return 0, err
+	}
 	done, err := c.alone(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer done()
 	at, err := c.choose(ctx, v, nil)
-	var key store.Op
-	if err == nil {
-		key, err = c.newKey(ctx, v)
-	}
-	var short *shortError
 	if errors.As(err, &short) {
 		return retryPlacing, c.unplaced(ctx, v, short.Error())
 	}
 	if err != nil {
 		return 0, err
 	}
-	ops := append(c.stays(at), key)
+	ops := append(c.stays(at), c.newKey(v))
 	ops = append(ops, store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
 		if now.UID != v.UID || now.Deleting() || now.Status.Node != "" {
 			return store.ErrNotFound // nothing of all this is to be written

@@ -348,6 +348,11 @@ func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []st
 	if _, _, err := e.quota.Grant(ctx, quota.AccountOf(fresh), fresh.Asks()); err != nil {
 		return refusal(err)
 	}
+	if fresh.Spec.Source == nil {
+		if err := e.canSeal(ctx, fresh); err != nil {
+			return short(err)
+		}
+	}
 	done, err := e.turn(ctx)
 	if err != nil {
 		return err
@@ -364,10 +369,8 @@ func (e *endpoint) make(ctx context.Context, fresh *resource.Volume, places []st
 	} else {
 		var at []spot
 		if at, err = e.assign(ctx, fresh, places); err == nil {
-			var key store.Op
 			fresh.UID = store.NewUID()
-			key, err = e.newKey(ctx, fresh)
-			ops = append(e.stays(at...), key)
+			ops = append(e.stays(at...), e.newKey(fresh))
 		}
 	}
 	if err != nil {

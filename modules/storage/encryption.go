@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/multipaas/multipaas/appliance/problem"
 	"github.com/multipaas/multipaas/appliance/seal"
@@ -33,28 +35,50 @@ const noEncryption = "no host that could have it can encrypt volumes: their kern
 // otherSeal is OtherSeal for tenants.
 const otherSeal = "keys of encrypted volumes can't be kept now: the operator is told, and it is tried again"
 
-// newKey is the write of the key of a volume that gets its place with the same commit; the zero Op for one
-// that is not encrypted. The volume has its UID by then. The error is a *shortError if there are keys that this server
-// can't open: once the file is back that they were sealed with, one of now could not be.
-func (c *Controller) newKey(ctx context.Context, v *resource.Volume) (store.Op, error) {
+// sealLook is for how long it is known that there are keys that this server can't open: to know that all are read.
+const sealLook = time.Minute
+
+// opens is whether this server has been seen to open all keys.
+type opens struct {
+	mu   sync.Mutex // held while that is looked at: one reads for all
+	all  bool
+	last time.Time // when it was seen that it can't
+}
+
+// canSeal returns a *shortError if a volume is to have a key and there are keys that this server can't open: once the file is
+// back that they were sealed with, one of now could not be. It may read all keys: nobody calls it alone.
+func (c *Controller) canSeal(ctx context.Context, v *resource.Volume) error {
 	if !v.Spec.Encrypted {
-		return store.Op{}, nil
+		return nil
 	}
-	if !c.opens.Load() {
-		err := c.CheckKeys(ctx)
-		if errors.Is(err, seal.ErrOtherKey) {
-			err = &shortError{otherSeal}
-		}
-		if err != nil {
-			return store.Op{}, err
-		}
-		c.opens.Store(true)
+	c.opens.mu.Lock()
+	defer c.opens.mu.Unlock()
+	if c.opens.all {
+		return nil
+	}
+	if time.Since(c.opens.last) < sealLook {
+		return &shortError{otherSeal}
+	}
+	err := c.CheckKeys(ctx)
+	if errors.Is(err, seal.ErrOtherKey) {
+		c.opens.last = time.Now()
+		return &shortError{otherSeal}
+	}
+	c.opens.all = err == nil
+	return err
+}
+
+// newKey is the write of the key of a volume that gets its place with the same commit; the zero Op for one
+// that is not encrypted. The volume has its UID by then, and canSeal was asked.
+func (c *Controller) newKey(v *resource.Volume) store.Op {
+	if !v.Spec.Encrypted {
+		return store.Op{}
 	}
 	key := make([]byte, volumeKeyBytes)
 	_, _ = rand.Read(key) // it never fails
 	defer clear(key)
 	organization := path.Dir(v.WorkspaceKey())
-	return c.createKey(organization, v.UID, c.cfg.Seal.Seal(key, organization)), nil
+	return c.createKey(organization, v.UID, c.cfg.Seal.Seal(key, organization))
 }
 
 // copyKey is newKey of a copy of what has the UID from: the key is that one's.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -103,9 +104,34 @@ func TestEncryption(t *testing.T) {
 	if err := other.CheckKeys(ctx); !errors.Is(err, seal.ErrOtherKey) {
 		t.Errorf("with another file: %v", err)
 	}
-	if _, err := other.newKey(ctx, v); !errors.As(err, new(*shortError)) {
+	if err := other.canSeal(ctx, v); !errors.As(err, new(*shortError)) {
 		t.Errorf("sealed with another file: %v", err)
 	}
+	none, stop := context.WithCancel(ctx)
+	stop()
+	if err := other.canSeal(none, v); !errors.As(err, new(*shortError)) {
+		t.Errorf("soon after that it reads all keys again: %v", err)
+	}
+	other.opens.last = time.Now().Add(-sealLook)
+	if err := other.canSeal(none, v); !errors.Is(err, context.Canceled) {
+		t.Errorf("later it does not: %v", err)
+	}
+	// Whoever places volumes isn't kept waiting by that.
+	w.opens.mu.Lock()
+	w.opens.all, w.opens.last = false, time.Now()
+	w.opens.mu.Unlock()
+	done, err := w.alone(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	soon, stop := context.WithTimeout(ctx, wait.Patience)
+	_, err = p.CreateVolume(soon, ask("sealed", "true"))
+	stop()
+	done()
+	want(t, "sealed with another file", err, codes.ResourceExhausted, "the operator is told")
+	w.opens.mu.Lock()
+	w.opens.last = time.Time{}
+	w.opens.mu.Unlock()
 	if err := w.CheckKeys(ctx); err != nil {
 		t.Error(err)
 	}

@@ -171,24 +171,25 @@ func (c *Controller) placeShared(ctx context.Context, v *resource.Volume) (again
 	if v.Status.Conditions.Get(resource.VolumePlaced) != nil && !c.retries.TryAccept() {
 		return retryPlacing, nil // what it waits for stands there
 	}
+	var short *shortError
+	if err := c.canSeal(ctx, v); errors.As(err, &short) {
+		return retryPlacing, c.unplaced(ctx, v, short.Error())
+	} else if err != nil {
+		return 0, err
+	}
 	done, err := c.alone(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer done()
 	at, err := c.chooseShared(ctx, v)
-	var key store.Op
-	if err == nil {
-		key, err = c.newKey(ctx, v)
-	}
-	var short *shortError
 	if errors.As(err, &short) {
 		return retryPlacing, c.unplaced(ctx, v, short.Error())
 	}
 	if err != nil {
 		return 0, err
 	}
-	ops := append(c.stays(at.spots()...), key)
+	ops := append(c.stays(at.spots()...), c.newKey(v))
 	ops = append(ops, store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
 		if now.UID != v.UID || now.Deleting() || len(now.Status.Bricks) > 0 {
 			return store.ErrNotFound // see place
