@@ -40,7 +40,10 @@ func (p *platform) encrypted(ctx context.Context, t *testing.T) {
 	}
 
 	mp("volumes", "create", volume, "--size", "320Mi", "--encrypted", "--timeout", timeout)
-	mp("volumes", "bind", volume, "--claim", volume, "--timeout", timeout)
+	wait.For(t, patience, "the volume is bound", func(ctx context.Context) error { // emulated, a plane that has much to do is slow to answer
+		_, err := p.built.Desk.MP(ctx, datacenter.Owner, "volumes", "bind", volume, "--claim", volume, "--timeout", timeout)
+		return err
+	})
 	mp("apps", "deploy", app, "--image", "multipaas.internal/hello:1", "--port", "8080", "--instances", "1",
 		"--volume", volume+":"+datacenter.VolumesPath, "--timeout", timeout)
 	notes("--data-binary", word)
