@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -20,12 +21,18 @@ import (
 )
 
 const (
-	maxDepth = 1000 // of folders: each that is being read is open
-	// maxNames is how much is remembered of files that have several names, in octets: some 400,000 files.
-	maxNames    = 64 << 20
+	maxDepth  = 256 // of folders: each that is being read is open, and its path is remembered, of up to 64 KiB
+	readNames = 64  // of a folder at a time
+	// maxNames is how much is remembered of files that have several names, in octets: some 200,000 files. With the folders,
+	// and maxFiles, a host remembers some 350 MiB at most.
+	maxNames    = 32 << 20
 	nameBytes   = 64 // besides the path
 	maxExamples = 20
 	readChunk   = 1 << 20
+	// writePiece is what is written at a time: a server gives who reads 20 s for as much, so that a turn that is over ends then.
+	writePiece = 64 << 10
+	// findTime is how long the place to go on at may be looked for: servers wait 20 s for the first octet.
+	findTime = 10 * time.Second
 )
 
 // Export writes a snapshot as a file to w, from an offset on. It ends after fileTurn in good order, where it is, and
@@ -39,6 +46,7 @@ func (h *Host) Export(ctx context.Context, v wire.Volume, f wire.File, w io.Writ
 }
 
 func (h *Host) export(ctx context.Context, v wire.Volume, f wire.File, w io.Writer) error {
+	late := time.Now().Add(findTime)
 	if err := h.locate(v); err != nil {
 		return err
 	}
@@ -69,13 +77,16 @@ func (h *Host) export(ctx context.Context, v wire.Volume, f wire.File, w io.Writ
 		}
 	}
 	walk := work.walk
-	err = walk.run(turn, f.From, w)
+	err = walk.run(turn, f.From, late, w)
+	over := err == context.Cause(turn) // and nothing else: then it is between two octets, and nothing is left out
 	switch {
 	case err == nil:
 		return nil
-	case turn.Err() != nil && ctx.Err() == nil && walk.at > f.From:
+	case err == errFound: // who waits now has asked for too long, and the next finds it here
+		return err
+	case over && ctx.Err() == nil && walk.at > f.From:
 		return nil // its turn is over
-	case turn.Err() != nil && walk.at <= f.From: // and it goes on there
+	case over && walk.at <= f.From: // and it goes on there
 		return saidf("its host looks for where to go on: it is at %s of %s",
 			resource.Bytes.Text(walk.at), resource.Bytes.Text(f.From))
 	}
@@ -130,14 +141,15 @@ type walker struct {
 	sum     archive.Summary
 	member  *member // the one in which at is
 	pace    pace
+	began   time.Time // what the pace has not been told
+	mapped  fiemap
 }
 
 // folder is one that is being read.
 type folder struct {
 	*os.File
-	path   string
-	header []byte
-	next   []string
+	path string
+	next []string
 }
 
 // named is a file with several names, of which some were met.
@@ -188,16 +200,20 @@ func (w *walker) close() {
 	_ = w.root.Close()
 }
 
-// run writes from an offset on that is not before where it is, until ctx is done or all is written.
-func (w *walker) run(ctx context.Context, from int64, out io.Writer) error {
+// errFound is returned in place of what is to be written, when nobody may wait for that any more.
+var errFound = saidf("its host has found where to go on")
+
+// run writes from an offset on that is not before where it is, until ctx is done or all is written. From late on it does not
+// begin to: errFound.
+func (w *walker) run(ctx context.Context, from int64, late time.Time, out io.Writer) error {
 	chunk := make([]byte, readChunk)
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
 		if w.member == nil {
-			began := time.Now()
-			m, err := w.next()
+			w.began = time.Now()
+			m, err := w.next(ctx)
 			if err != nil {
 				return err
 			}
@@ -208,7 +224,7 @@ func (w *walker) run(ctx context.Context, from int64, out io.Writer) error {
 				return nil
 			}
 			w.member = m
-			w.pace.did(ctx, began, 0)
+			w.pace.did(ctx, w.began, 0)
 		}
 		m := w.member
 		if skip := min(from-w.at, m.size()-m.pos); skip > 0 {
@@ -219,18 +235,33 @@ func (w *walker) run(ctx context.Context, from int64, out io.Writer) error {
 			w.member = nil
 			continue
 		}
+		if w.at == from && time.Now().After(late) {
+			return errFound
+		}
 		began := time.Now()
 		n, err := m.read(chunk)
 		if err != nil {
 			return err
 		}
 		w.pace.did(ctx, began, n)
-		n, err = out.Write(chunk[:n])
-		m.pos, w.at = m.pos+int64(n), w.at+int64(n)
-		if err != nil {
-			return err
+		for rest := chunk[:n]; len(rest) > 0; {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			n, err := out.Write(rest[:min(len(rest), writePiece)])
+			m.pos, w.at, rest = m.pos+int64(n), w.at+int64(n), rest[n:]
+			if err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// rest has the disk rest within a member that takes long to make. The error is that ctx is done.
+func (w *walker) rest(ctx context.Context) error {
+	w.pace.did(ctx, w.began, 0)
+	w.began = time.Now()
+	return context.Cause(ctx)
 }
 
 // read reads what comes next of a member.
@@ -258,8 +289,8 @@ func (m *member) read(p []byte) (n int, err error) {
 	return 0, io.ErrUnexpectedEOF
 }
 
-// next makes the next member; nil is the end.
-func (w *walker) next() (*member, error) {
+// next makes the next member; nil is the end. If ctx ends it, it may be called again.
+func (w *walker) next(ctx context.Context) (*member, error) {
 	switch w.stage {
 	case 0:
 		w.stage++
@@ -274,7 +305,7 @@ func (w *walker) next() (*member, error) {
 		return w.enter(root, archive.Root)
 	case 2:
 		if len(w.folders) > 0 {
-			return w.inFolder()
+			return w.inFolder(ctx)
 		}
 		w.stage++
 		head, err := archive.JSON(archive.SummaryName, w.about.TakenAt, w.sum)
@@ -295,19 +326,33 @@ func openAt(in *os.File, name string, flags int) (*os.File, error) {
 
 // enter begins with a folder.
 func (w *walker) enter(dir *os.File, at string) (*member, error) {
-	var st unix.Stat_t
-	err := unix.Fstat(int(dir.Fd()), &st)
-	var head []byte
-	if err == nil {
-		h := w.header(at, archive.Folder, &st)
-		h.Xattrs = w.xattrs(dir, at)
-		head, err = h.Encode()
-	}
+	m, err := w.folder(dir, at)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("read a folder: %w", err), dir.Close())
+		return nil, errors.Join(err, dir.Close())
 	}
-	w.folders = append(w.folders, &folder{File: dir, path: at, header: head})
-	return &member{head: head}, nil
+	w.folders = append(w.folders, &folder{File: dir, path: at})
+	return m, nil
+}
+
+// leave ends with the folder at hand. Its header is read anew, and counted no more: all those that are open would take up to
+// 1 MiB each.
+func (w *walker) leave(f *folder) (*member, error) {
+	was := w.sum
+	was.LeftOut = maps.Clone(was.LeftOut)
+	m, err := w.folder(f.File, f.path)
+	w.sum = was
+	w.folders = w.folders[:len(w.folders)-1]
+	return m, errors.Join(err, f.Close())
+}
+
+func (w *walker) folder(dir *os.File, at string) (*member, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("read a folder: %w", err)
+	}
+	h := w.header(at, archive.Folder, &st)
+	h.Xattrs = w.xattrs(dir, at)
+	return encoded(h, nil, nil)
 }
 
 func (w *walker) header(at string, kind byte, st *unix.Stat_t) *archive.Header {
@@ -335,31 +380,35 @@ func (w *walker) leaveOut(what, at string) {
 
 // inFolder makes the next member of the folder at hand. The folder comes once more at its end, so that who
 // unpacks it can give it its time, and who may write to it, when all of it is there.
-func (w *walker) inFolder() (*member, error) {
+func (w *walker) inFolder(ctx context.Context) (*member, error) {
 	f := w.folders[len(w.folders)-1]
 	for {
 		if len(f.next) == 0 {
-			names, err := f.Readdirnames(256)
+			names, err := f.Readdirnames(readNames)
 			if errors.Is(err, io.EOF) {
-				w.folders = w.folders[:len(w.folders)-1]
-				return &member{head: f.header}, f.Close()
+				return w.leave(f)
 			}
 			if err != nil {
 				return nil, fmt.Errorf("read a folder: %w", err)
 			}
 			f.next = names
 		}
-		name := f.next[0]
+		if err := w.rest(ctx); err != nil {
+			return nil, err
+		}
+		m, err := w.entry(ctx, f, f.next[0])
+		if err != nil {
+			return nil, err // if the turn is over, this name is the next still
+		}
 		f.next = f.next[1:]
-		m, err := w.entry(f, name)
-		if m != nil || err != nil {
-			return m, err
+		if m != nil {
+			return m, nil
 		}
 	}
 }
 
 // entry makes the member of a name in a folder; nil: it is left out.
-func (w *walker) entry(f *folder, name string) (*member, error) {
+func (w *walker) entry(ctx context.Context, f *folder, name string) (*member, error) {
 	at := path.Join(f.path, name)
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(f.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -368,8 +417,7 @@ func (w *walker) entry(f *folder, name string) (*member, error) {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		if len(w.folders) == maxDepth {
-			w.leaveOut("folders that are too deep", at)
-			return nil, nil
+			return nil, saidf("folders in it are more than %d deep: move them up, or copy what is in it by a pod: %.300q", maxDepth, at)
 		}
 		dir, err := openAt(f.File, name, unix.O_DIRECTORY)
 		if err != nil {
@@ -377,14 +425,12 @@ func (w *walker) entry(f *folder, name string) (*member, error) {
 		}
 		return w.enter(dir, at)
 	case unix.S_IFREG:
-		if st.Nlink > 1 {
-			if to, err := w.another(at, &st); to != "" || err != nil {
-				h := w.header(at, archive.Link, &st)
-				h.Target = to
-				return encoded(h, nil, err)
-			}
+		if to := w.another(&st); to != "" {
+			h := w.header(at, archive.Link, &st)
+			h.Target = to
+			return encoded(h, nil, nil)
 		}
-		return w.file(f, name, at, &st)
+		return w.file(ctx, f, name, at, &st)
 	case unix.S_IFLNK:
 		target := make([]byte, unix.PathMax)
 		n, err := unix.Readlinkat(int(f.Fd()), name, target)
@@ -416,73 +462,48 @@ func encoded(h *archive.Header, file *os.File, err error) (*member, error) {
 }
 
 // another is the name by which a file with several was met before; "" if this is the first.
-func (w *walker) another(at string, st *unix.Stat_t) (string, error) {
-	if n := w.names[st.Ino]; n != nil {
-		if n.left--; n.left == 0 {
-			w.named -= len(n.path) + nameBytes
-			delete(w.names, st.Ino)
-		}
-		return n.path, nil
+func (w *walker) another(st *unix.Stat_t) string {
+	n := w.names[st.Ino]
+	if n == nil {
+		return ""
 	}
-	if w.named += len(at) + nameBytes; w.named > maxNames {
-		return "", saidf("it has too many files with several names (hard links): copy what is in it by a pod")
+	if n.left--; n.left == 0 {
+		w.named -= len(n.path) + nameBytes
+		delete(w.names, st.Ino)
 	}
-	w.names[st.Ino] = &named{at, uint64(st.Nlink) - 1}
-	return "", nil
+	return n.path
 }
 
-func (w *walker) file(f *folder, name, at string, st *unix.Stat_t) (*member, error) {
+// remember is for the first name of several.
+func (w *walker) remember(at string, st *unix.Stat_t) error {
+	if w.named += len(at) + nameBytes; w.named > maxNames {
+		return saidf("it has too many files with several names (hard links): copy what is in it by a pod")
+	}
+	w.names[st.Ino] = &named{at, uint64(st.Nlink) - 1}
+	return nil
+}
+
+func (w *walker) file(ctx context.Context, f *folder, name, at string, st *unix.Stat_t) (*member, error) {
 	file, err := openAt(f.File, name, 0)
 	if err != nil {
 		return nil, err
 	}
-	h := w.header(at, archive.File, st)
-	h.Size, h.Xattrs = st.Size, w.xattrs(file, at)
-	if st.Blocks*512 < st.Size {
-		h.Extents, err = extents(file, st.Size)
+	// Nothing is counted before this, which ends with the turn and is done again then.
+	parts, err := w.extents(ctx, file, st.Size)
+	if err == nil && st.Nlink > 1 {
+		err = w.remember(at, st)
 	}
-	m, err := encoded(h, file, err)
+	if err != nil {
+		_ = file.Close()
+		return nil, err // as it is: export looks at it
+	}
+	h := w.header(at, archive.File, st)
+	h.Size, h.Xattrs, h.Extents = st.Size, w.xattrs(file, at), parts
+	m, err := encoded(h, file, nil)
 	if err == nil {
 		w.sum.Bytes += m.data
 	}
 	return m, err
-}
-
-// extents are the parts of a file that are no holes. If there are too many, small holes are none.
-func extents(file *os.File, size int64) ([]archive.Extent, error) {
-	all, least := []archive.Extent{}, int64(0)
-	for at := int64(0); at < size; {
-		begin, err := unix.Seek(int(file.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			break // nothing more
-		}
-		if err != nil {
-			return nil, &os.PathError{Op: "seek", Path: file.Name(), Err: err}
-		}
-		if at, err = unix.Seek(int(file.Fd()), begin, unix.SEEK_HOLE); err != nil {
-			return nil, &os.PathError{Op: "seek", Path: file.Name(), Err: err}
-		}
-		all = join(append(all, archive.Extent{Offset: begin, Size: min(at, size) - begin}), len(all), least)
-		for len(all) >= archive.MaxExtents {
-			least = max(2*least, 64<<10)
-			all = join(all, 1, least)
-		}
-	}
-	return all, nil
-}
-
-// join makes one of parts, from the one with this index on, between which are holes of less than so many octets.
-func join(all []archive.Extent, from int, least int64) []archive.Extent {
-	out := all[:max(from, 1)]
-	for _, e := range all[len(out):] {
-		last := &out[len(out)-1]
-		if end := last.Offset + last.Size; e.Offset-end < least || e.Offset == end {
-			last.Size = e.Offset + e.Size - last.Offset
-		} else {
-			out = append(out, e)
-		}
-	}
-	return out
 }
 
 // xattrs are those extended attributes that mean the same elsewhere: the tenant's own, and access control lists.

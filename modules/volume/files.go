@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"os"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,27 +22,49 @@ const (
 	fileIdle = 2 * time.Minute
 	// filePace is as copyPace of package diskimage.
 	filePace = 200 << 20
+	// maxFiles is how many are known at a time, as many as a server has on their way.
+	maxFiles = 8
 )
 
 // fileWork is a volume that is read into a file, or written from one. One try at a time works at it.
 type fileWork struct {
-	network string // of its workspace
-	working sync.Mutex
-	mounted bool        // for this: it is a snapshot
-	walk    *walker     // of one that is read; nil: nothing of it is known
-	idle    *time.Timer // ends it
+	network string        // of its workspace
+	working chan struct{} // has one in it while somebody is at it
+	mounted bool          // for this: it is a snapshot
+	walk    *walker       // of one that is read; nil: nothing of it is known
+	idle    *time.Timer   // ends it
+	rests   time.Time     // since when nobody is at it
 	end     context.CancelFunc
 }
 
+func (w *fileWork) tryBegin() bool {
+	select {
+	case w.working <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
 // beginFile returns what is known of a volume's file, for one try, whose context it is. The error is that there is one already.
-// Of each workspace one is known, but for those at which somebody is.
+// Of each workspace one is known, but for those at which somebody is, and maxFiles of all: that which rests longest makes way.
 func (h *Host) beginFile(ctx context.Context, uid, network string) (*fileWork, context.Context, error) {
 	var others []string
+	longest, all := "", 0
 	h.mu.Lock()
 	for other, w := range h.files {
-		if w.network == network && other != uid {
+		switch {
+		case other == uid:
+		case w.network == network:
 			others = append(others, other)
+		default:
+			if all++; len(w.working) == 0 && (longest == "" || w.rests.Before(h.files[longest].rests)) {
+				longest = other
+			}
 		}
+	}
+	if longest != "" && all >= maxFiles {
+		others = append(others, longest)
 	}
 	h.mu.Unlock()
 	for _, other := range others {
@@ -55,10 +76,13 @@ func (h *Host) beginFile(ctx context.Context, uid, network string) (*fileWork, c
 	defer h.mu.Unlock()
 	w := h.files[uid]
 	if w == nil {
-		w = &fileWork{network: network}
+		if len(h.files) >= maxFiles {
+			return nil, nil, saidf("it waits for other volumes that its host reads and writes as files")
+		}
+		w = &fileWork{network: network, working: make(chan struct{}, 1)}
 		h.files[uid] = w
 	}
-	if h.closed || !w.working.TryLock() {
+	if h.closed || !w.tryBegin() {
 		return nil, nil, saidf("another has begun with it, and has not ended")
 	}
 	if w.idle != nil {
@@ -72,9 +96,9 @@ func (h *Host) beginFile(ctx context.Context, uid, network string) (*fileWork, c
 func (h *Host) restFile(uid string, w *fileWork) {
 	w.end()
 	h.mu.Lock()
-	w.idle = time.AfterFunc(fileIdle, func() { _ = h.endFile(uid, false) })
+	w.rests, w.idle = time.Now(), time.AfterFunc(fileIdle, func() { _ = h.endFile(uid, false) })
 	h.mu.Unlock()
-	w.working.Unlock()
+	<-w.working
 }
 
 // endFile ends what is done with a volume's file and lets go of it, or unless it is now, does nothing while somebody is
@@ -90,13 +114,17 @@ func (h *Host) endFile(uid string, now bool) error {
 		w.end()
 	}
 	h.mu.Unlock()
-	if !now && !w.working.TryLock() {
+	if !now && !w.tryBegin() {
 		return nil
 	}
 	if now {
-		w.working.Lock() // it ends at the next block, if the disk answers
+		select {
+		case w.working <- struct{}{}:
+		case <-time.After(endTime):
+			return saidf("its file, which is read or written, does not end: the disk of its host may hang")
+		}
 	}
-	defer w.working.Unlock()
+	defer func() { <-w.working }()
 	h.mu.Lock()
 	if w.idle != nil {
 		w.idle.Stop()

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -207,15 +208,7 @@ func TestFiles(t *testing.T) {
 	a.ensure(320 * mib)
 	a.fill(a.disk().Mount, testFirst)
 	want := tree(t, a.disk().Mount, testFirst)
-	s := wire.Volume{Key: "acme/web/shop/before", UID: "0a1b-snapshot", NetworkID: "00002a", Class: "local", Source: testUID,
-		Snapshot: true, SizeBytes: 320 * mib}
-	for {
-		if err := a.Ensure(t.Context(), s); err == nil {
-			break
-		} else if !strings.Contains(err.Error(), copyingText) {
-			t.Fatal(err)
-		}
-	}
+	s := a.someSnapshot()
 	a.write("later", "is not in it")
 	data := a.exported(s, 700_000)
 	f := wire.File{UID: s.UID, Volume: "acme/web/shop/data", Class: "local", TakenAt: fileWhen}
@@ -283,4 +276,46 @@ func TestFiles(t *testing.T) {
 	}
 	v.Importing, v.Made = false, true
 	b.must(b.Ensure(t.Context(), v))
+}
+
+// TestFilesAtHand: of those that rest so many are known; one that does not end is waited for a while.
+func TestFilesAtHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := New(Config{})
+		begin := func(i int) (*fileWork, error) {
+			w, _, err := h.beginFile(t.Context(), fmt.Sprint("uid", i), fmt.Sprint("network", i))
+			time.Sleep(time.Second)
+			return w, err
+		}
+		var works []*fileWork
+		for i := range maxFiles {
+			w, err := begin(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			works = append(works, w)
+		}
+		if _, err := begin(maxFiles); err == nil {
+			t.Error("all are at work, and one more begins")
+		}
+		for i := range 2 {
+			h.restFile(fmt.Sprint("uid", 4-i), works[4-i])
+			time.Sleep(time.Second)
+		}
+		if _, err := begin(maxFiles); err != nil || h.files["uid4"] != nil || h.files["uid3"] == nil {
+			t.Errorf("two rest, and one of them does not make way: %v, %v", h.files, err)
+		}
+		began := time.Now()
+		if err := h.endFile("uid0", true); err == nil || time.Since(began) != endTime {
+			t.Errorf("one that does not end was waited for %v: %v", time.Since(began), err)
+		}
+		if works[0].idle != nil || h.files["uid0"] == nil {
+			t.Error("it is not known any more")
+		}
+		h.restFile("uid0", works[0])
+		if err := h.endFile("uid0", true); err != nil || h.files["uid0"] != nil {
+			t.Errorf("one that rests does not end: %v", err)
+		}
+		time.Sleep(fileIdle) // the timers
+	})
 }
