@@ -121,15 +121,12 @@ func (h *Host) importFile(ctx context.Context, v wire.Volume, fetch fetchFile) e
 	defer u.close()
 	whole, err := u.run(turn, fetch)
 	var said saidError
+	why := brokenBy(err)
 	switch {
 	case whole:
-	case errors.Is(err, archive.ErrFormat), errors.Is(err, errOdd):
-		note := importing{Broken: "what was sent is no file of a volume, or damaged: delete the volume, and import another file"}
+	case why != "":
 		h.cfg.Log.Info("import refused", "volume", v.Key, "uid", v.UID, "err", err)
-		return cmp.Or(atomicfile.WriteJSON(p.at(importNote), note), error(saidf("%s", note.Broken)))
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		note := importing{Broken: "the file has more in it than the volume holds: delete it, and import into a larger one"}
-		return cmp.Or(atomicfile.WriteJSON(p.at(importNote), note), error(saidf("%s", note.Broken)))
+		return cmp.Or(atomicfile.WriteJSON(p.at(importNote), importing{Broken: why}), error(saidf("%s", why)))
 	case errors.As(err, &said):
 		return h.said(said.text, err)
 	case turn.Err() != nil && ctx.Err() == nil:
@@ -144,6 +141,33 @@ func (h *Host) importFile(ctx context.Context, v wire.Volume, fetch fetchFile) e
 	h.cfg.Log.Info("volume imported", "volume", v.Key, "uid", v.UID)
 	return nil
 }
+
+// brokenBy is why an import that failed so can't be gone on with, as tenants may read it; "" if it can.
+func brokenBy(err error) string {
+	var said saidError
+	switch {
+	case errors.Is(err, archive.ErrFormat), errors.Is(err, errOdd):
+		return "what was sent is no file of a volume, or damaged: delete the volume, and import another file"
+	case errors.As(err, &said): // of the disk of the host (onPool), say
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return "the file has more in it than the volume holds: delete it, and import into a larger one"
+	}
+	return ""
+}
+
+// onPool is an error of the disk with volumes, which may be full: not of the volume.
+func onPool(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOSPC):
+		return saidError{poolFull, err}
+	}
+	return saidError{poolTrouble, err}
+}
+
+// sync has all that was written be on the disk. What the volume has no room for was refused before that.
+func (u *unpacker) sync() error { return onPool(unix.Syncfs(int(u.root.Fd()))) }
 
 // unpacker puts what is read where it belongs. Whoever made the file, no path leads out of the volume: the kernel walks
 // it from the root, by no link, and over no mount (openat2).
@@ -232,17 +256,14 @@ func (u *unpacker) checkpoint(now bool) error {
 	began := time.Now()
 	s, err := u.in.State()
 	if err == nil {
-		err = unix.Syncfs(int(u.root.Fd()))
+		err = u.sync()
 	}
 	if err != nil {
 		return err
 	}
 	u.note.State, u.noted = s, time.Now()
 	u.pace.worked += time.Since(began)
-	if err := atomicfile.WriteJSON(u.place.at(importNote), u.note); err != nil {
-		return saidError{poolTrouble, err} // the disk is full, say: not the volume
-	}
-	return nil
+	return onPool(atomicfile.WriteJSON(u.place.at(importNote), u.note))
 }
 
 // ends compares the sum.
@@ -259,7 +280,10 @@ func (u *unpacker) ends(h *archive.Header) (whole bool, err error) {
 	if end.SHA256 != sum || !u.note.About {
 		return false, odd("its sum is %s, and should be %s", sum, end.SHA256)
 	}
-	return true, unix.Syncfs(int(u.root.Fd()))
+	if err := u.sync(); err != nil {
+		return false, err
+	}
+	return true, nil
 }
 
 // small reads a member of ours.

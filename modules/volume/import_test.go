@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/hostmount"
@@ -167,4 +170,37 @@ func TestImportAnew(t *testing.T) {
 		t.Errorf("of a lost disk it goes on at %d: %v", now.Offset, err)
 	}
 	r.must(r.Remove(t.Context(), v))
+}
+
+// TestImportOnFullDisk: that the disk of the host is full is not the volume's end.
+func TestImportOnFullDisk(t *testing.T) {
+	for err, want := range map[error]string{
+		unix.ENOSPC:                              "more in it than the volume holds",
+		fmt.Errorf("%w: %w", errCut, errOdd):     "damaged",
+		onPool(unix.ENOSPC):                      "",
+		errors.Join(errCut, onPool(unix.EDQUOT)): "",
+		errCut:                                   "",
+	} {
+		if got := brokenBy(err); !strings.Contains(got, want) || want == "" && got != "" {
+			t.Errorf("%v: it is broken by %q, want %q", err, got, want)
+		}
+	}
+	dir := t.TempDir()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(unix.Mount("full", dir, "tmpfs", 0, "size=4k"))
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	must(os.WriteFile(filepath.Join(dir, "all"), make([]byte, 4096), 0o600))
+	root, err := os.Open(dir)
+	must(err)
+	defer root.Close()
+	u := &unpacker{place: place(dir), root: root, in: archive.NewReader(strings.NewReader(""))}
+	err = u.checkpoint(true)
+	if !errors.Is(err, unix.ENOSPC) || brokenBy(err) != "" || err.Error() != poolFull {
+		t.Errorf("where it is can't be taken down: %v", err)
+	}
 }

@@ -22,6 +22,8 @@ const missing = "it was there before, and is missing: it is not made anew. Its h
 const poolTrouble = "the disk with volumes of its host is not there, or does not answer: " +
 	"the host's operator finds more in its status"
 
+const poolFull = "the disk with volumes of its host is full"
+
 // maxTold bounds what is remembered of what was logged. After that all of it is told anew.
 const maxTold = 1000
 
@@ -64,7 +66,7 @@ func (h *Host) words(text string, err error) error {
 	case errors.Is(err, diskimage.ErrNoLoop): // often ENOSPC, which is not of the disk then
 		text = "its host has as many disks mounted as it can, and it is tried again"
 	case errors.Is(err, unix.ENOSPC):
-		text = "the disk with volumes of its host is full"
+		text = poolFull
 	}
 	return h.said(text+": "+operators, err)
 }
