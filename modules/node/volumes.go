@@ -59,9 +59,10 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		if s.Status.Copy != nil {
 			source = s.Status.Copy.Brick
 		}
+		size := max(s.Spec.SizeBytes, s.Status.SizeBytes) // the volume may have grown before it was made
 		if ws, ok := h.cfg.Workspaces.Get(s.WorkspaceKey()); ok && s.Status.NodeUID == node.UID && (s.Status.Copy.Due() || going) {
 			volumes = append(volumes, wire.Volume{Key: s.Key(), UID: s.UID, NetworkID: ws.Status.ID, Class: resource.LocalVolume,
-				Pool: s.Status.Pool, SizeBytes: s.Spec.SizeBytes, Made: s.Made(), Source: source, Snapshot: true,
+				Pool: s.Status.Pool, SizeBytes: size, Made: s.Made(), Source: source, Snapshot: true,
 				Encrypted: s.Spec.Encrypted, Remove: going})
 		}
 	}

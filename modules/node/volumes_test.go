@@ -214,12 +214,13 @@ func TestSnapshots(t *testing.T) {
 	}
 	_, err = snapshots.Modify(t.Context(), s.Key(), func(s *resource.Snapshot) error {
 		s.DeletedAt, s.Status.Phase = new(time.Now().UTC()), resource.Deleting
+		s.Status.SizeBytes = 2 << 30 // as of a volume that had grown before it was made
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want.Made, want.Remove = true, true
+	want.Made, want.Remove, want.SizeBytes = true, true, 2<<30
 	p.tells(t, node, want)
 	if got := report(mine); !got.Conditions.Is(resource.SnapshotRemoved) {
 		t.Errorf("it was removed: %+v", got)
