@@ -530,17 +530,13 @@ type testHost struct {
 	out     *json.Decoder
 }
 
-// switchName is the namespace that the switch of a test's hosts is in.
-func switchName(t *testing.T) string {
-	return fmt.Sprintf("mptest-network-%d-%s", os.Getpid(), t.Name())
-}
+// switchName is the namespace that the hosts' switch is in.
+func switchName() string { return fmt.Sprintf("mptest-network-%d", os.Getpid()) }
 
-// newHosts starts hosts 10.99.0.1, 10.99.0.2... on one switch, which is the test's own: those tests wait most of the time, and
-// do so at once.
+// newHosts starts hosts 10.99.0.1, 10.99.0.2... on one switch.
 func newHosts(t *testing.T, count int) []*testHost {
 	t.Helper()
-	t.Parallel()
-	name := switchName(t)
+	name := switchName()
 	sw, err := netns.Create(name)
 	if err != nil {
 		t.Fatal(err)

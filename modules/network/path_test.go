@@ -22,7 +22,7 @@ func TestNarrowPath(t *testing.T) {
 	s.attach(t)
 	onSwitch := func(script string) {
 		t.Helper()
-		cmd := exec.Command("nsenter", "--net=/run/netns/"+switchName(t), "nft", "-f", "-")
+		cmd := exec.Command("nsenter", "--net=/run/netns/"+switchName(), "nft", "-f", "-")
 		cmd.Stdin = strings.NewReader(script)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("nft: %v\n%s", err, out)
