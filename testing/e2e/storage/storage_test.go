@@ -85,8 +85,8 @@ func (d *trial) twoMachines(t *testing.T) {
 		d.Must(t, datacenter.Owner, "cluster", "scale", datacenter.Workspace, "--machines", fmt.Sprint(n), "--timeout", "5m")
 		d.NodesReady(t, n)
 	}
-	scale(machines)
 	defer scale(machines - 1)
+	scale(machines)
 	var pair []string
 	wait.For(t, wait.Patience, "two machines say that they are on one host", func(context.Context) error {
 		out := d.Kubectl(t, "get", "nodes", "-o",
