@@ -21,7 +21,8 @@ import (
 type SendHost interface {
 	// Send writes a volume that is put away to w, from an offset on. It blocks as long as w does.
 	Send(ctx context.Context, uid string, from int64, w io.Writer) error
-	// Export writes a snapshot to w as a file, from an offset on, for some minutes at most. Nothing: that was all.
+	// Export writes a snapshot to w as a file, from an offset on, for some minutes at most. Nothing: that was all. An error that
+	// comes again whenever that is asked for has a method Lasting that says so.
 	Export(ctx context.Context, v wire.Volume, f wire.File, w io.Writer) error
 	// Import makes a volume of a file that fetch asks for, from an offset on, for some minutes at most.
 	Import(ctx context.Context, v wire.Volume, fetch func(ctx context.Context, from int64) (io.ReadCloser, error)) error
@@ -144,7 +145,14 @@ func (*sends) Report(context.Context, *wire.State, func(string) Progress, *Repor
 
 // failed asks to tell who waits why nothing comes.
 func failed(id string, err error) url.Values {
-	return url.Values{"id": {id}, "failed": {cut(err.Error(), maxText)}}
+	q := url.Values{"id": {id}, "failed": {cut(err.Error(), maxText)}}
+	if is, ok := errors.AsType[interface {
+		error
+		Lasting() bool
+	}](err); ok && is.Lasting() {
+		q.Set("lasting", "true")
+	}
+	return q
 }
 
 // send posts a stream that somebody waits for.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,15 +24,11 @@ const askAgain = time.Second
 // Export writes a snapshot to w as a file, from an offset on; some of it, which goes on where that ends. If it writes nothing
 // that was all. deadline is of w, for each piece. An *access.Refusal: nothing was written, and why.
 func (h *Hub) Export(ctx context.Context, s *resource.Snapshot, from int64, w io.Writer, deadline func(time.Time) error) error {
-	if s.Spec.Class == resource.SharedVolume {
-		return &access.Refusal{Reason: access.ErrInvalid, Text: "A " + s.Spec.Class + " volume can't be exported yet.",
-			Remedy: "Copy what is in it by a pod."}
-	}
 	taken := s.CreatedAt
 	if s.Status.ReadyAt != nil {
 		taken = *s.Status.ReadyAt
 	}
-	one, err := h.fileOf(ctx, s.WorkspaceKey(), s.UID, s.Status.NodeUID)
+	one, err := h.fileOf(ctx, s.WorkspaceKey(), s.UID, s.Status.Node, s.Status.NodeUID, s.Status.Conditions)
 	if err != nil {
 		return outward(err)
 	}
@@ -47,7 +44,7 @@ func (h *Hub) Export(ctx context.Context, s *resource.Snapshot, from int64, w io
 	}
 	defer in.Close()
 	defer context.AfterFunc(ctx, func() { _ = in.Close() })()
-	done, err := passOn(in, w, deadline)
+	done, err := passOn(in, &tenant{writer: w, deadline: deadline}, noDeadline)
 	if done == 0 {
 		return outward(err)
 	}
@@ -57,7 +54,7 @@ func (h *Hub) Export(ctx context.Context, s *resource.Snapshot, from int64, w io
 // BeginImport waits for the host of a volume to want what a tenant sends: from which offset on, and as what he sends it
 // soon, by Import. An *access.Refusal says why not.
 func (h *Hub) BeginImport(ctx context.Context, v *resource.Volume) (id string, from int64, err error) {
-	one, err := h.fileOf(ctx, v.WorkspaceKey(), v.UID, v.Status.NodeUID)
+	one, err := h.fileOf(ctx, v.WorkspaceKey(), v.UID, v.Status.Node, v.Status.NodeUID, v.Status.Conditions)
 	if err != nil {
 		return "", 0, outward(err)
 	}
@@ -73,7 +70,7 @@ func (h *Hub) BeginImport(ctx context.Context, v *resource.Volume) (id string, f
 	case <-one.end:
 		err = refuse(http.StatusConflict, "it was asked for once more")
 	case <-time.After(sendPatience):
-		err = refuse(http.StatusConflict, "its host does not take it yet")
+		err = refuse(http.StatusConflict, "%s", because("its host does not take it yet", one.waits))
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}
@@ -88,17 +85,67 @@ func (h *Hub) Import(ctx context.Context, v *resource.Volume, id string, in io.R
 	if one == nil || one.asked == nil || one.UID != v.UID {
 		return outward(gone)
 	}
-	return outward(one.give(ctx, in, deadline))
+	return outward(one.give(ctx, &tenant{reader: in, deadline: deadline}, noDeadline))
 }
 
-func (h *Hub) fileOf(ctx context.Context, workspace, uid, nodeUID string) (*sending, error) {
+func noDeadline(time.Time) error { return nil }
+
+// tenant is the tenant's side of a file, who may take his time, and not all: while it is waited for him there is a deadline,
+// which is later once a leastPiece has gone. What a host takes in between is not his.
+type tenant struct {
+	reader   io.Reader // one of the two
+	writer   io.Writer
+	deadline func(time.Time) error
+	took     time.Duration // for so many octets
+	bytes    int64
+}
+
+func (t *tenant) Read(p []byte) (int, error)  { return t.wait(t.reader.Read, p) }
+func (t *tenant) Write(p []byte) (int, error) { return t.wait(t.writer.Write, p) }
+
+func (t *tenant) wait(do func([]byte) (int, error), p []byte) (int, error) {
+	began := time.Now()
+	if err := t.deadline(began.Add(sendPatience - t.took)); err != nil {
+		return 0, err
+	}
+	n, err := do(p)
+	t.took, t.bytes = t.took+time.Since(began), t.bytes+int64(n)
+	if t.bytes >= leastPiece {
+		t.took, t.bytes = 0, 0
+	}
+	if over := t.deadline(time.Time{}); err == nil {
+		err = over
+	}
+	return n, err
+}
+
+// fileOf is what is to be begun with a host that is there and can do it: else nobody waits.
+func (h *Hub) fileOf(ctx context.Context, workspace, uid, node, nodeUID string, is resource.Conditions) (*sending, error) {
+	waits := ""
+	for _, c := range is {
+		if c.Status != resource.True && c.Message != "" {
+			waits = c.Message
+			break
+		}
+	}
+	n, ok := h.cfg.Nodes.Get(node)
+	switch {
+	case node == "":
+		return nil, refuse(http.StatusConflict, "%s", because("it has no host yet", waits))
+	case !ok || n.UID != nodeUID || n.Gone():
+		return nil, refuse(http.StatusConflict, "%s", because("its host is not there", waits))
+	case n.Silent():
+		return nil, refuse(http.StatusConflict, "the host that it is on does not report: it goes on once that does")
+	case !slices.Contains(n.Status.Drivers, wire.FileDriver):
+		return nil, refuse(http.StatusConflict, "the host that it is on knows no files yet: the operator has to upgrade it first")
+	}
 	ws, err := store.Of[resource.Workspace](h.cfg.Store).Get(ctx, workspace)
 	if err != nil {
 		return nil, err
 	}
 	account, _, _ := strings.Cut(workspace, "/")
 	f := &wire.File{ID: rand.Text(), UID: uid, NetworkID: ws.Status.ID}
-	return &sending{Send: wire.Send{ID: f.ID, UID: uid}, file: f, account: account, from: nodeUID,
+	return &sending{Send: wire.Send{ID: f.ID, UID: uid}, file: f, account: account, waits: waits, from: nodeUID,
 		come: make(chan io.ReadCloser), end: make(chan struct{})}, nil
 }
 
@@ -122,6 +169,8 @@ func outward(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &no) && no.status == http.StatusUnprocessableEntity:
+		return &access.Refusal{Reason: access.ErrInvalid, Text: "It can't be done: " + no.text + "."}
 	case errors.As(err, &no):
 	case errors.Is(err, io.ErrClosedPipe), errors.Is(err, io.ErrUnexpectedEOF):
 		no = refusal{text: "its host has ended it"}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/multipaas/multipaas/modules/agent"
@@ -28,6 +29,25 @@ func TestFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	reports := func(drivers ...string) {
+		t.Helper()
+		now, err := store.Of[resource.Node](p.store).Modify(t.Context(), "n1", func(n *resource.Node) error {
+			n.Status.Drivers = drivers
+			n.Status.Conditions.Set(resource.Condition{Type: resource.NodeReporting, Status: resource.True})
+			if drivers == nil {
+				n.Status.Conditions.Set(resource.Condition{Type: resource.NodeReporting, Status: resource.False})
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wait.True(t, wait.Patience, "the cache has it", func() bool {
+			n, ok := p.cfg.Nodes.Get("n1")
+			return ok && n.Revision >= now.Revision
+		})
+	}
+	reports(wire.FileDriver)
 	client, err := agent.Open(host.dir)
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +82,6 @@ func TestFiles(t *testing.T) {
 			return errors.Join(items[0].Ensure(t.Context()), items[0].Ensure(t.Context())) // the second does nothing
 		})
 	}
-	noDeadline := func(time.Time) error { return nil }
 	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
 	export := func(c content, from int64) (got []byte, err error) {
 		t.Helper()
@@ -81,6 +100,9 @@ func TestFiles(t *testing.T) {
 	got, err := export(content{data, 300_000}, 0)
 	if err == nil || len(got) > 300_000 || !bytes.HasPrefix(data, got) {
 		t.Errorf("cut off, %d octets came: %v", len(got), err)
+	}
+	if got, err := export(content{nil, -1}, 1); !errors.Is(err, access.ErrInvalid) || len(got) > 0 || !strings.Contains(err.Error(), "never is") {
+		t.Errorf("what its host never can: %d, %v", len(got), err)
 	}
 	if got, err := export(content{data, 0}, int64(len(data))+1); !errors.Is(err, access.ErrExists) || len(got) > 0 ||
 		!strings.Contains(err.Error(), "it is not so long") {
@@ -127,6 +149,29 @@ func TestFiles(t *testing.T) {
 		t.Error("what was cut off is taken for all")
 	}
 
+	// Nobody waits for a host that can't: what is known of that is said.
+	refused := func(want, when string, v *resource.Volume, s *resource.Snapshot) {
+		t.Helper()
+		soon, stop := context.WithTimeout(t.Context(), sendPatience/2)
+		defer stop()
+		_, _, err := p.BeginImport(soon, v)
+		for what, err := range map[string]error{"import": err, "export": p.Export(soon, s, 0, io.Discard, noDeadline)} {
+			if !errors.Is(err, access.ErrExists) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s %s: %v", what, when, err)
+			}
+		}
+	}
+	nowhere, nothing := *v, *s
+	full := resource.Condition{Type: resource.VolumePlaced, Status: resource.False, Message: "no host has 1 GiB free for it."}
+	nowhere.Status, nothing.Status = resource.VolumeStatus{}, resource.SnapshotStatus{}
+	nowhere.Status.Conditions.Set(full)
+	nothing.Status.Conditions.Set(full)
+	refused("it has no host yet: no host has 1 GiB free for it.", "without a host", &nowhere, &nothing)
+	reports("sandbox")
+	refused("has to upgrade it", "of a former version", v, s)
+	reports()
+	refused("does not report", "silent", v, s)
+
 	report := func(rep wire.VolumeReport) *resource.Volume {
 		t.Helper()
 		if err := p.takeVolume(t.Context(), n, rep); err != nil {
@@ -152,6 +197,43 @@ func TestFiles(t *testing.T) {
 		t.Errorf("when all is there it is %+v", now.Status)
 	}
 }
+
+// TestTenantPace: a tenant who takes or sends a little, again and again, does not hold up others with that.
+func TestTenantPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var until time.Time
+		side := &tenant{deadline: func(at time.Time) error { until = at; return nil }}
+		left := func(takes time.Duration, n int) (left time.Duration) {
+			t.Helper()
+			side.reader = readerFunc(func(p []byte) (int, error) {
+				left = time.Until(until)
+				time.Sleep(takes)
+				return n, nil
+			})
+			if got, err := side.Read(nil); got != n || err != nil || !until.IsZero() {
+				t.Errorf("%d octets, %v; then %v", got, err, until)
+			}
+			time.Sleep(time.Hour) // which the host takes
+			return left
+		}
+		for i, step := range []struct {
+			takes time.Duration
+			n     int
+			left  time.Duration
+		}{
+			{15 * time.Second, 1, sendPatience}, {4 * time.Second, 1, 5 * time.Second}, {time.Second / 2, leastPiece, time.Second},
+			{0, 1, sendPatience},
+		} {
+			if got := left(step.takes, step.n); got != step.left {
+				t.Errorf("%d: there are %v left, want %v", i, got, step.left)
+			}
+		}
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 type cutReader struct{}
 

@@ -21,13 +21,17 @@ const (
 	// maxSends is how many volumes come from one host to another through this server at a time, and
 	// maxOwnSends how many of one account: each takes as much of the network as it gets.
 	maxSends, maxOwnSends = 8, 2
+	// maxFiles and maxOwnFiles are the same of what goes out to tenants and comes from them. They are no part of the others:
+	// these go as fast as tenants want, and hold up no move.
+	maxFiles, maxOwnFiles = 16, 2
 	// sendPatience is how long one host waits for the other: for it to begin, and in between.
 	sendPatience = 20 * time.Second // less than agents wait for the head of an answer
+	// leastPiece is how much a tenant has to take, or send, within sendPatience.
+	leastPiece = 256 << 10
 )
 
 // sends are the volumes that hosts and tenants wait for, and that tenants send. Who asks waits here, the host that has the
-// volume is told by
-// its state, and its answer is what the first one reads. A server that ends cuts both off.
+// volume is told by its state, and its answer is what the first one reads. A server that ends cuts both off.
 type sends struct {
 	mu  sync.Mutex
 	all []*sending // in the order in which they were asked for
@@ -61,6 +65,7 @@ type sending struct {
 	wire.Send
 	file    *wire.File
 	account string
+	waits   string             // why a tenant waits, as its condition says; "" is not known
 	from    string             // UID of the node that has it, or shall have it
 	asked   chan int64         // from which offset on that one wants what a tenant sends; one is taken
 	come    chan io.ReadCloser // what is sent; one is taken
@@ -84,13 +89,20 @@ func (s *sends) begin(now *sending) error {
 		}
 		return was.UID == now.UID
 	})
-	own := 0
+	all, own, most, mostOwn := 0, 0, maxSends, maxOwnSends
+	if now.file != nil {
+		most, mostOwn = maxFiles, maxOwnFiles
+	}
 	for _, other := range s.all {
+		if (other.file == nil) != (now.file == nil) {
+			continue
+		}
+		all++
 		if other.account == now.account {
 			own++
 		}
 	}
-	if own >= maxOwnSends || len(s.all) >= maxSends {
+	if own >= mostOwn || all >= most {
 		return refuse(http.StatusConflict, "it waits for other volumes that are on their way")
 	}
 	s.all = append(s.all, now)
@@ -175,10 +187,18 @@ func (one *sending) take(ctx context.Context) (io.ReadCloser, error) {
 	case <-one.end:
 		return nil, refuse(http.StatusConflict, "it was asked for once more")
 	case <-time.After(sendPatience):
-		return nil, refuse(http.StatusConflict, "who has it does not send it")
+		return nil, refuse(http.StatusConflict, "%s", because("who has it does not send it", one.waits))
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// because is a text and why that is, if that is known.
+func because(text, why string) string {
+	if why != "" {
+		text += ": " + strings.TrimSuffix(why, ".")
+	}
+	return text
 }
 
 // give has somebody take what is read, and blocks until he has. deadline is for each piece.
@@ -261,8 +281,12 @@ func (h *Hub) send(w http.ResponseWriter, r *http.Request, node *resource.Node) 
 		return
 	}
 	if why := r.URL.Query().Get("failed"); why != "" {
+		status := http.StatusConflict
+		if r.URL.Query().Has("lasting") {
+			status = http.StatusUnprocessableEntity
+		}
 		select {
-		case one.come <- failed{refuse(http.StatusConflict, "%s", clip(why, maxText))}:
+		case one.come <- failed{refuse(status, "%s", clip(why, maxText))}:
 		case <-one.end:
 		case <-r.Context().Done():
 		}

@@ -21,7 +21,7 @@ import (
 // content is what a host has of a volume.
 type content struct {
 	data []byte
-	cut  int // after so many octets; 0 is never
+	cut  int // after so many octets; 0 is never, and -1: there is none, and never is
 }
 
 func (c content) Send(_ context.Context, _ string, from int64, w io.Writer) error {
@@ -35,11 +35,18 @@ func (c content) Send(_ context.Context, _ string, from int64, w io.Writer) erro
 }
 
 func (c content) Export(_ context.Context, _ wire.Volume, f wire.File, w io.Writer) error {
+	if c.cut < 0 {
+		return fmt.Errorf("export: %w", never{errors.New("it never is one")})
+	}
 	if f.From > int64(len(c.data)) {
 		return errors.New("it is not so long")
 	}
 	return c.Send(context.Background(), "", f.From, w)
 }
+
+type never struct{ error }
+
+func (never) Lasting() bool { return true }
 
 func (c content) Import(ctx context.Context, _ wire.Volume, fetch func(context.Context, int64) (io.ReadCloser, error)) error {
 	if c.data == nil {
@@ -83,6 +90,17 @@ func TestSends(t *testing.T) {
 	}
 	if err := s.begin(one("a", "v3")); err == nil {
 		t.Error("an account has more than its share")
+	}
+	file := func(uid string) *sending {
+		f := one("a", uid)
+		f.file = &wire.File{UID: uid}
+		return f
+	}
+	if err := errors.Join(s.begin(file("f1")), s.begin(file("f2"))); err != nil {
+		t.Errorf("its files wait for volumes that move: %v", err)
+	}
+	if err := s.begin(file("f3")); err == nil {
+		t.Error("an account has more files than its share")
 	}
 	if err := s.begin(one("b", "v4")); err != nil || !told(other) {
 		t.Errorf("another account: %v, told: %v", err, told(other))

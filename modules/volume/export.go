@@ -67,7 +67,7 @@ func (h *Host) export(ctx context.Context, v wire.Volume, f wire.File, w io.Writ
 		}
 		rec, err := h.place(v.UID).record()
 		if err == nil && isBrick(root) {
-			err = saidf("it is of a shared volume, which can't be a file yet: copy what is in it by a pod")
+			err = lasting{saidf("it is of a shared volume, which can't be a file yet: copy what is in it by a pod")}
 		}
 		if err != nil {
 			return errors.Join(err, root.Close())
@@ -219,7 +219,7 @@ func (w *walker) run(ctx context.Context, from int64, late time.Time, out io.Wri
 			}
 			if m == nil {
 				if w.at < from {
-					return saidf("it has %d octets as a file, and not %d: begin anew with another file", w.at, from)
+					return lasting{saidf("it has %d octets as a file, and not %d: begin anew with another file", w.at, from)}
 				}
 				return nil
 			}
@@ -477,7 +477,7 @@ func (w *walker) another(st *unix.Stat_t) string {
 // remember is for the first name of several.
 func (w *walker) remember(at string, st *unix.Stat_t) error {
 	if w.named += len(at) + nameBytes; w.named > maxNames {
-		return saidf("it has too many files with several names (hard links): copy what is in it by a pod")
+		return lasting{saidf("it has too many files with several names (hard links): copy what is in it by a pod")}
 	}
 	w.names[st.Ino] = &named{at, uint64(st.Nlink) - 1}
 	return nil

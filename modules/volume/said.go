@@ -45,6 +45,12 @@ func (h *Host) said(text string, err error) error {
 // saidf is an error with nothing more to it.
 func saidf(format string, args ...any) error { return saidError{text: fmt.Sprintf(format, args...)} }
 
+// lasting is an error, made by saidf, that comes again however often the same is tried.
+type lasting struct{ error }
+
+func (lasting) Lasting() bool   { return true }
+func (e lasting) Unwrap() error { return e.error }
+
 // outward is an error as tenants may read it, with what was to be done.
 func (h *Host) outward(what string, err error) error {
 	if err == nil {
@@ -56,7 +62,10 @@ func (h *Host) outward(what string, err error) error {
 // words is an error as tenants may read it: if nobody here has put it in words for them, text.
 func (h *Host) words(text string, err error) error {
 	var said saidError
+	var last lasting
 	switch {
+	case errors.As(err, &last):
+		return last
 	case errors.As(err, &said):
 		return said
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

@@ -38,6 +38,10 @@ func TestSaid(t *testing.T) {
 	if err := h.outward("x", &os.PathError{Op: "write", Path: dir, Err: unix.ENOSPC}); !strings.Contains(err.Error(), "is full") {
 		t.Errorf("of a full disk: %v", err)
 	}
+	last, ok := errors.AsType[lasting](h.outward("x", errors.Join(lasting{saidf("in words")}, errors.New(dir))))
+	if !ok || !last.Lasting() || last.Error() != "in words" {
+		t.Errorf("what comes again is not known for that: %v", last)
+	}
 	if err := h.outward("x", errors.Join(saidf("in words"), errors.New(dir))); err.Error() != "x: in words" {
 		t.Errorf("of one in words: %v", err)
 	}

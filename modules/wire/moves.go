@@ -9,7 +9,8 @@ const (
 	// FetchPath is asked with ?volume=KEY&uid=UID&from=OFFSET: a stream, as the host that has the volume sent it. With
 	// ?id=File.ID&from=OFFSET it is what a tenant sends.
 	FetchPath = AgentPath + "fetch"
-	// SendPath takes such a stream, with ?id=Send.ID or File.ID.
+	// SendPath takes such a stream, with ?id=Send.ID or File.ID; with &failed=TEXT instead why there is none, and with
+	// &lasting=true there never will be.
 	SendPath = AgentPath + "send"
 )
 
