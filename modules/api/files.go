@@ -66,11 +66,17 @@ func (a *API) exportOperation(snapshots *collection[resource.Snapshot, *resource
 			return nil, err
 		}
 		switch {
+		case s.Spec.Class == resource.SharedVolume:
+			return nil, newProblem(http.StatusUnprocessableEntity, "invalid", "A shared volume can't be exported yet.",
+				"Copy what is in it by a pod.")
 		case s.Deleting():
 			return nil, deleting("snapshot", s.Name)
 		case !s.Made():
-			return nil, conflict("not-ready", "The snapshot "+s.Name+" is not made yet.",
-				"Wait until it is Ready; `mp snapshots show "+s.Name+"` says more.")
+			text := "The snapshot " + s.Name + " is not made yet"
+			if c := s.Status.Conditions.Get(resource.SnapshotReady); c != nil && c.Message != "" {
+				text += ": " + c.Message
+			}
+			return nil, conflict("not-ready", capital(text), "Wait until it is Ready; `mp snapshots show "+s.Name+"` says more.")
 		}
 		return &huma.StreamResponse{Body: func(huma.Context) {
 			in.w.Header().Set("Content-Type", "application/octet-stream")

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -187,6 +189,33 @@ func TestFiles(t *testing.T) {
 	}
 	if code, said := mp(t.Context(), "volumes", "export", "data", at("data.tar")); code == 0 || !strings.Contains(said, "is there already") {
 		t.Errorf("once more: %d: %s", code, said)
+	}
+
+	// What can't be is said at once, and why.
+	common := &resource.Volume{InWorkspace: resource.NewInWorkspace("acme/web/shop", "common"), Spec: resource.VolumeSpec{Class: resource.SharedVolume}}
+	lost := &resource.Snapshot{InWorkspace: resource.NewInWorkspace("acme/web/shop", "lost"), Spec: resource.SnapshotSpec{Volume: "data"}}
+	lost.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Final: true, Message: "its disk is lost"})
+	shared := &resource.Snapshot{InWorkspace: resource.NewInWorkspace("acme/web/shop", "shared"), Spec: resource.SnapshotSpec{Class: resource.SharedVolume}}
+	if err := errors.Join(volumes.Create(t.Context(), common), snapshots.Create(t.Context(), lost), snapshots.Create(t.Context(), shared)); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"common": "only local volumes", "lost": "its disk is lost", "shared": "can't be exported yet"} {
+		if code, said := mp(t.Context(), "volumes", "export", name, at(name+".tar")); code == 0 || !strings.Contains(said, want) {
+			t.Errorf("%s: %d: %s", name, code, said)
+		}
+	}
+	late := &resource.Snapshot{InWorkspace: resource.NewInWorkspace("acme/web/shop", "late"), Spec: resource.SnapshotSpec{Volume: "data"}}
+	late.Status.Conditions.Set(resource.Condition{Type: resource.SnapshotReady, Status: resource.False, Message: "its host is full"})
+	if err := snapshots.Create(t.Context(), late); err != nil {
+		t.Fatal(err)
+	}
+	not := s.want(http.StatusConflict, dev, "GET", inShop+"/snapshots/late/content", "").problem(t)
+	if not.Code != "not-ready" || !strings.Contains(not.Detail, "not made yet: its host is full.") {
+		t.Errorf("one that is not made: %+v", not)
+	}
+	all, _, err := snapshots.List(t.Context(), "acme/web/shop", "", 0)
+	if err != nil || slices.ContainsFunc(all, func(s *resource.Snapshot) bool { return s.Spec.Volume == common.Name }) {
+		t.Errorf("a snapshot is made that can't be exported: %v, %v", all, err)
 	}
 
 	// And back.

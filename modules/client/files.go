@@ -187,6 +187,9 @@ func (c *call) exportVolume(of thing) error {
 		if err != nil {
 			return err
 		}
+		if v.Spec.Class == resource.SharedVolume { // no snapshot is made for nothing
+			return failf("copy what is in it by a pod", "%s is shared, and only local volumes can be exported yet", printable(of.inFull()))
+		}
 		it, err := snapshots.named(c, snapshotName(of.name+"-export"))
 		e.Snapshot, e.Volume = it.path, of.name
 		return err
@@ -251,8 +254,12 @@ func (c *call) receive(r *remote, e *exporting, p *fileProgress) error {
 		if err := c.get(e.Snapshot, &s); err != nil {
 			return false, err
 		}
-		if why := s.Status.Conditions.Get(resource.SnapshotReady); s.UID != e.UID || s.Deleting() || why != nil && why.Final {
-			return false, failf("delete "+printable(e.file.Name())+", and begin anew", "the snapshot is not there any more")
+		why, text := s.Status.Conditions.Get(resource.SnapshotReady), "the snapshot is not there any more"
+		switch {
+		case s.UID != e.UID || s.Deleting():
+			return false, failf("delete "+printable(e.file.Name())+", and begin anew", "%s", text)
+		case why != nil && why.Final:
+			return false, failf("delete "+printable(e.file.Name())+", and begin anew", "%s: %s", text, printable(why.Message))
 		}
 		resp, err := r.stream(ctx, http.MethodGet, e.Snapshot+"/content?from="+strconv.FormatInt(e.Bytes, 10), nil, 0)
 		if err != nil {
