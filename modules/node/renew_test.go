@@ -35,6 +35,11 @@ func TestRenew(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// Or the next report is taken for what was said before.
+		wait.True(t, wait.Patience, "the cache has it", func() bool {
+			now, ok := p.cfg.Nodes.Get(name)
+			return ok && now.Revision >= n.Revision
+		})
 		return n
 	}
 	for _, name := range []string{"n1", "n2", "n3"} {
