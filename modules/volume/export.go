@@ -417,7 +417,8 @@ func (w *walker) entry(ctx context.Context, f *folder, name string) (*member, er
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		if len(w.folders) == maxDepth {
-			return nil, saidf("folders in it are more than %d deep: move them up, or copy what is in it by a pod: %.300q", maxDepth, at)
+			return nil, lasting{saidf("folders in it are more than %d deep: move them up, or copy what is in it by a pod: %.300q",
+				maxDepth, at)}
 		}
 		dir, err := openAt(f.File, name, unix.O_DIRECTORY)
 		if err != nil {
