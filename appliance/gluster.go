@@ -33,6 +33,7 @@ type sharing struct {
 	mu     sync.Mutex // of what serves bricks: one thing after the other
 	served time.Time  // when that was last seen to be so
 	old    atomic.Bool
+	server atomic.Value // string: when what was seen then was started
 }
 
 // newSharing changes nothing on the host. uid is the node's. users opens the user namespace of a machine, nil if
@@ -128,6 +129,9 @@ func (s *sharing) Serve(ctx context.Context, renew bool) error {
 	}
 	old, err := s.Ensure(ctx, renew)
 	s.old.Store(old)
+	if began, errBegan := s.Began(ctx); errBegan == nil && !began.IsZero() {
+		s.server.Store(began.UTC().Format(time.RFC3339Nano))
+	}
 	if err == nil {
 		s.served = time.Now()
 	}
@@ -135,6 +139,11 @@ func (s *sharing) Serve(ctx context.Context, renew bool) error {
 }
 
 func (s *sharing) Old() bool { return s.old.Load() }
+
+func (s *sharing) Server() string {
+	began, _ := s.server.Load().(string)
+	return began
+}
 
 func (s *sharing) Forget(ctx context.Context) error {
 	s.mu.Lock()

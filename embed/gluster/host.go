@@ -351,6 +351,15 @@ func (h *Host) Running(ctx context.Context) (bool, error) {
 	return ok && c.Running(), err
 }
 
+// Began is when glusterd's container was started, with all bricks; zero: it doesn't run.
+func (h *Host) Began(ctx context.Context) (time.Time, error) {
+	c, ok, err := h.runc.State(ctx, h.server().id)
+	if !ok || !c.Running() {
+		return time.Time{}, err
+	}
+	return c.Created, err
+}
+
 // Memory is how much of the host's memory storage takes, in bytes: by what there is of it, so that it changes with that only,
 // and not with what is cached. The bounds of its containers are far beyond, for one that has much to do; not all have at
 // once. It asks nothing that might hang.

@@ -33,6 +33,8 @@ type SharedHost interface {
 	// Old says that they are by older software, or other settings, than Serve would start now.
 	// It does not block.
 	Old() bool
+	// Server is another text after all that serves bricks was started anew, "" before Serve has seen it. It does not block.
+	Server() string
 	// Forget ends that, and what this host knows of other hosts. Clear ends all, and mounts.
 	Forget(ctx context.Context) error
 	Clear(ctx context.Context) error
@@ -239,7 +241,7 @@ func (d bricks) Report(_ context.Context, s *wire.State, progress func(string) P
 	if s.Storage == nil {
 		return nil, nil
 	}
-	steady := d.used.look()
+	steady, server := d.used.look(), d.Host.Server()
 	for _, b := range s.Storage.Bricks {
 		hold(r, b.NetworkID)
 		p := progress(b.UID)
@@ -247,6 +249,7 @@ func (d bricks) Report(_ context.Context, s *wire.State, progress func(string) P
 		rep := wire.BrickReport{SizeBytes: see.SizeBytes, Message: see.Message,
 			UsedBytes: steady(b.UID, see.UsedBytes, see.SizeBytes)}
 		rep.Ready = see.Ready && p.Problem == "" && see.SizeBytes >= b.SizeBytes
+		rep.Server = server
 		if p.Removed {
 			rep = wire.BrickReport{Removed: true}
 		}

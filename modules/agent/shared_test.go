@@ -23,6 +23,7 @@ type sharedWorld struct {
 
 func (w *sharedWorld) Left() (served, any bool, err error)         { return w.served, w.any, nil }
 func (w *sharedWorld) Old() bool                                   { return true }
+func (w *sharedWorld) Server() string                              { return "then" }
 func (w *sharedWorld) Mounted() ([]SharedMount, error)             { return []SharedMount{{"other", "m"}}, nil }
 func (w *sharedWorld) Bricks() ([]wire.VolumeReport, error)        { return w.bricks, w.away }
 func (*sharedWorld) EnsureBrick(context.Context, wire.Brick) error { return nil }
@@ -120,7 +121,7 @@ func TestSharedWanted(t *testing.T) {
 	if slices.Sort(r.Holds); fmt.Sprint(r.Holds) != "[00002a 00002b 00002c ?]" || !r.StorageOld {
 		t.Errorf("it holds %v, old %v", r.Holds, r.StorageOld)
 	}
-	if b := r.Items[Ref{wire.BrickItem, "b1"}].(*wire.BrickReport); b.Ready || b.SizeBytes != 8 {
+	if b := r.Items[Ref{wire.BrickItem, "b1"}].(*wire.BrickReport); b.Ready || b.SizeBytes != 8 || b.Server != "then" {
 		t.Errorf("a brick that has to grow is %+v", b)
 	}
 	if v := r.Items[Ref{wire.VolumeItem, "V1"}].(*wire.VolumeReport); !v.Ready || v.Key != volume.Key {

@@ -38,6 +38,7 @@ func (h *Hub) newCluster(of chan struct{}) *cluster {
 	shared := h.served(c.volumes)
 	for _, v := range shared {
 		unserved, whole := v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved), v.Whole()
+		gone := unserved || v.Status.Copy.Failed(v.Status.Conditions)
 		for _, b := range v.Status.Bricks { // of a host that was given up nobody has said yet that it isn't there
 			whole = whole && h.brickHost(b) != nil
 		}
@@ -48,21 +49,23 @@ func (h *Hub) newCluster(of chan struct{}) *cluster {
 			c.kept[b.NodeUID] = append(c.kept[b.NodeUID], v)
 			leaving := i >= len(v.Status.Bricks)
 			source := ""
-			if v.Spec.Source != nil && i == 0 && !b.Filling {
+			// One that took the place of the first is made as any: its host hasn't got what that was made from.
+			first := i == 0 && !leaving && (!v.Status.Conditions.Is(resource.VolumeServed) || b.SizeBytes > 0)
+			if v.Spec.Source != nil && first && !b.Filling {
 				if source = v.Spec.Source.UID; v.Status.Copy != nil {
 					source = v.Status.Copy.Brick
 				}
 			}
-			if v.networkID != "" && (source == "" || v.Status.Copy.Due() || unserved) {
+			if v.networkID != "" && (source == "" || v.Status.Copy.Due() || gone) {
 				c.bricks[b.NodeUID] = append(c.bricks[b.NodeUID], wire.Brick{
 					Key: v.key, Volume: v.UID, UID: b.UID, Pool: b.Pool, NetworkID: v.networkID,
 					SizeBytes: resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter), Made: b.SizeBytes > 0, Source: source,
-					Encrypted: v.Spec.Encrypted, Remove: unserved || leaving && whole})
+					Encrypted: v.Spec.Encrypted, Remove: gone || leaving && whole})
 			}
 		}
 	}
 	if c.lead = h.leadOf(shared); c.lead != nil {
-		c.told = h.told(shared)
+		c.told = h.told(c.lead, shared)
 	}
 	return c
 }
@@ -209,7 +212,7 @@ func (h *Hub) leadOf(volumes []served) *resource.Node {
 }
 
 // told is what the host that leads is told.
-func (h *Hub) told(volumes []served) *wire.Cluster {
+func (h *Hub) told(lead *resource.Node, volumes []served) *wire.Cluster {
 	c := &wire.Cluster{}
 	with := map[string]bool{} // UIDs of hosts with a part in it
 	for _, v := range volumes {
@@ -218,8 +221,10 @@ func (h *Hub) told(volumes []served) *wire.Cluster {
 				with[n.UID] = true
 			}
 		}
-		// A copy that may lack something is nobody's volume.
-		if v.networkID == "" || v.Status.Conditions.Is(resource.VolumeUnserved) || !v.Status.Copy.Whole() && !v.Deleting() {
+		// A copy that may lack something is nobody's volume. One that knows nothing of copies would make a volume of all
+		// bricks, of which the first alone has anything.
+		early := !v.Status.Copy.Whole() || !lead.CopiesShared() && !v.Status.Conditions.Is(resource.VolumeServed) && v.Filled()
+		if v.networkID == "" || v.Status.Conditions.Is(resource.VolumeUnserved) || early && !v.Deleting() {
 			continue
 		}
 		cv := wire.ClusterVolume{Key: v.key, UID: v.UID, NetworkID: v.networkID,

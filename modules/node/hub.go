@@ -132,9 +132,9 @@ func NewHub(cfg HubConfig) *Hub {
 		changed: make(chan struct{}), paces: map[string]*paces{}}
 	// Heartbeats change nodes every ten seconds, and no agent is told of them.
 	cfg.Nodes.OnChangeOf(func(n *resource.Node) any {
-		// Two count for who leads the hosts with shared volumes.
+		// Three count for who leads the hosts with shared volumes, and of what.
 		return []any{n.Status.Address, n.Status.Addresses, n.Gone(), wantedPools(n), n.Status.StorageMember,
-			n.Silent(), n.Status.StorageRenew.IsZero()}
+			n.Silent(), n.Status.StorageRenew.IsZero(), n.CopiesShared()}
 	}, h.nodeChanged)
 	cfg.Workspaces.OnChange(func(string) { h.wake() })
 	cfg.Machines.OnChange(func(string) { h.wake() })
@@ -146,7 +146,7 @@ func NewHub(cfg HubConfig) *Hub {
 		for i := range v.Status.Bricks {
 			b := &v.Status.Bricks[i]
 			b.UsedBytes, b.Online, b.Heal, b.HealingSince, b.Message = 0, false, 0, time.Time{}, ""
-			b.Looked, b.Process = 0, 0
+			b.Looked, b.Process, b.Falls, b.Server = 0, 0, 0, ""
 		}
 		return []any{v, goes}
 	}, func(string) { h.wake() })

@@ -79,6 +79,9 @@ func (h *Hub) noteShared(node *resource.Node, v *resource.Volume, rep wire.Volum
 	})
 }
 
+// maxServer is how long what a host calls a start of what serves its bricks may be.
+const maxServer = 64
+
 // takeBrick takes down what is news of a brick.
 func (h *Hub) takeBrick(ctx context.Context, node *resource.Node, rep wire.BrickReport) error {
 	own := func(v *resource.Volume) *resource.VolumeBrick {
@@ -102,6 +105,12 @@ func (h *Hub) takeBrick(ctx context.Context, node *resource.Node, rep wire.Brick
 			b.Message = ""
 			b.SizeBytes = max(b.SizeBytes, min(amount(rep.SizeBytes), resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter)))
 		}
+		if server := clip(rep.Server, maxServer); server != "" && server != b.Server {
+			if b.Server != "" { // processes may have the same numbers as before
+				b.Falls++
+			}
+			b.Server = server
+		}
 		b.UsedBytes, v.Status.UsedBytes = amount(rep.UsedBytes), 0
 		for _, b := range v.Status.Bricks {
 			if !b.Arbiter {
@@ -109,7 +118,7 @@ func (h *Hub) takeBrick(ctx context.Context, node *resource.Node, rep wire.Brick
 			}
 		}
 		// A brick that shall stay is not removed because a node says so.
-		if rep.Removed && v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved) {
+		if rep.Removed && (v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved) || v.Status.Copy.Failed(v.Status.Conditions)) {
 			b.Removed, b.Ready, b.Online = true, false, false
 		}
 	})
@@ -167,8 +176,12 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 		full := !slices.ContainsFunc(rep.Bricks, func(r wire.ClusterBrickReport) bool { return !r.Online || r.Heal != 0 })
 		for i := range s.Bricks {
 			b := &s.Bricks[i]
+			was := *b
 			at := slices.IndexFunc(rep.Bricks, func(r wire.ClusterBrickReport) bool { return r.UID == b.UID })
 			if at < 0 {
+				if was.Online { // see Volume.Processes
+					b.Falls++
+				}
 				b.Online, b.Heal, b.HealingSince, b.Looked, b.Process = false, 0, time.Time{}, 0, 0
 				continue
 			}
@@ -180,6 +193,9 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 				b.Heal = -1
 			case seen.Heal >= 0:
 				b.Heal = amount(seen.Heal)
+			}
+			if was.Online && !b.Online || was.Heal == 0 && b.Heal != 0 || was.Process > 0 && b.Process > 0 && b.Process != was.Process {
+				b.Falls++
 			}
 			switch {
 			case b.Heal == 0:

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -19,7 +20,7 @@ func TestSharedCopies(t *testing.T) {
 	p := start(t)
 	h, address := p.join(t, "n1"), netip.MustParseAddr("10.9.0.1")
 	node, err := store.Of[resource.Node](p.store).Modify(t.Context(), "n1", func(n *resource.Node) error {
-		n.Status.Address, n.Status.Phase = address, resource.Ready
+		n.Status.Address, n.Status.Phase, n.Status.Drivers = address, resource.Ready, []string{wire.CopyDriver}
 		return nil
 	})
 	if err != nil {
@@ -142,4 +143,59 @@ func TestSharedCopies(t *testing.T) {
 	if now, err := volumes.Get(t.Context(), back.Key()); err != nil || now.Status.Bricks[2].Looked != 3 || now.Status.Bricks[2].Process != 9 {
 		t.Errorf("it is %+v, %v", now.Status, err)
 	}
+
+	// What took the place of its first brick is made as any.
+	_, err = volumes.Modify(t.Context(), back.Key(), func(v *resource.Volume) error {
+		v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeServed, Status: resource.True})
+		v.Status.Bricks[0] = resource.VolumeBrick{UID: "c1", Node: "n1", NodeUID: node.UID, Replaces: "b1"}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told("of another first brick", func(_ *wire.State, b map[string]wire.Brick) bool { return b["c1"].UID != "" && b["c1"].Source == "" })
+
+	// What was away, or was served anew, has missed something, though all is as it was before.
+	seen := func(bricks ...wire.ClusterBrickReport) string {
+		t.Helper()
+		err := p.takeCluster(t.Context(), node, wire.ClusterReport{Key: v.Key(), UID: v.UID, Ready: true, Bricks: bricks})
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := volumes.Get(t.Context(), v.Key())
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := now.Processes(0)
+		return text
+	}
+	all := []wire.ClusterBrickReport{at("a1", 0), at("a2", 0), at("a3", 0)}
+	before := seen(all...)
+	if again := seen(all...); again != before {
+		t.Errorf("nothing has changed, and %q is %q", before, again)
+	}
+	off := slices.Clone(all)
+	off[1] = wire.ClusterBrickReport{UID: "a2"}
+	seen(off...)
+	came := seen(all...)
+	if came == before {
+		t.Errorf("a brick was away, and they are %q still", before)
+	}
+	seen(at("a1", 4), at("a2", 0), at("a3", 0))
+	if healed := seen(all...); healed == came {
+		t.Errorf("a brick had what others lack, and they are %q still", came)
+	}
+
+	// Of a copy that came out wrong nothing is kept.
+	_, err = volumes.Modify(t.Context(), back.Key(), func(v *resource.Volume) error {
+		v.Status.Copy.Checked = false
+		v.Status.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Status: resource.False, Final: true})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told("to remove what failed", func(_ *wire.State, b map[string]wire.Brick) bool {
+		return b["b2"].Remove && b["c1"].Remove && !b["a1"].Remove
+	})
 }

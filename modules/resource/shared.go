@@ -36,8 +36,12 @@ type VolumeBrick struct {
 	Heal         int64     `json:"heal,omitempty" doc:"How many files and folders others have to be given by it; -1: not known yet"`
 	HealingSince time.Time `json:"healingSince,omitzero" doc:"Since when there are some"`
 	// Looked is the Status.Look after which Heal was asked, 0 if that isn't known. Process is the one that serves it.
-	Looked  int64  `json:"looked,omitempty" hidden:"true"`
-	Process int    `json:"process,omitempty" hidden:"true"`
+	Looked  int64 `json:"looked,omitempty" hidden:"true"`
+	Process int   `json:"process,omitempty" hidden:"true"`
+	// Falls counts how often it was seen to go away, to be served by another process, or to have what others lack, when that
+	// wasn't so before. Server is the start of what its host serves all bricks with, as that says; "": not known.
+	Falls   int64  `json:"falls,omitempty" hidden:"true"`
+	Server  string `json:"server,omitempty" hidden:"true"`
 	Removed bool   `json:"removed,omitempty" doc:"Its host has taken it away"`
 	Message string `json:"message,omitempty" doc:"Why it isn't ready"`
 }
@@ -81,6 +85,11 @@ func (v *Volume) Whole() bool {
 	})
 }
 
+// Filled says whether some of its copies hadn't all that others have when that was heard last.
+func (v *Volume) Filled() bool {
+	return slices.ContainsFunc(v.Status.Bricks, func(b VolumeBrick) bool { return b.Filling })
+}
+
 // CopyDriver is among the Drivers of hosts that can copy shared volumes.
 const CopyDriver = "shared-copies"
 
@@ -103,16 +112,22 @@ type BrickCopy struct {
 // Whole says whether it can be relied on. What is no copy of a brick can be.
 func (c *BrickCopy) Whole() bool { return c == nil || c.Checked }
 
+// Failed says whether it can never be relied on, and nobody ever had it.
+func (c *BrickCopy) Failed(conditions Conditions) bool {
+	ready := conditions.Get(VolumeReady)
+	return !c.Whole() && ready != nil && ready.Final
+}
+
 // Due says whether its host shall make it.
 func (c *BrickCopy) Due() bool { return c == nil || c.Seen != "" }
 
-// Processes are those that serve a volume's bricks, as a text that is another once one has ended. looked: what
-// is known of them was asked after this Status.Look.
+// Processes are those that serve a volume's bricks, as a text that is another once one has ended, or its brick has
+// missed something. looked: what is known of them was asked after this Status.Look.
 func (v *Volume) Processes(look int64) (text string, looked bool) {
 	looked = true
 	for _, b := range v.Status.Bricks {
 		looked = looked && b.Looked >= look
-		text += fmt.Sprintf("%s=%d ", b.UID, b.Process)
+		text += fmt.Sprintf("%s=%d/%d ", b.UID, b.Process, b.Falls)
 	}
 	return text, looked
 }
@@ -127,13 +142,17 @@ func (n *Node) Shares() bool {
 func (n *Node) Encrypts() bool { return slices.Contains(n.Status.Drivers, EncryptionDriver) }
 
 // MovesFrom says whether a volume leaves a node by itself that is removed: others have what is in it, and one of nodes could
-// have its copy, if there is room. In the trash it doesn't.
+// have its copy, if there is room. In the trash it doesn't, nor if it is lost. Of a copy that failed nothing is kept.
 func (v *Volume) MovesFrom(node *Node, nodes []*Node) bool {
 	if v.Spec.Class != SharedVolume || len(v.Status.Bricks) < 3 || v.Status.Conditions.Get(VolumeKept) != nil {
 		return false
 	}
-	if !slices.ContainsFunc(v.Status.Bricks, func(b VolumeBrick) bool { return b.NodeUID == node.UID && !b.Removed }) {
+	if v.Status.Copy.Failed(v.Status.Conditions) ||
+		!slices.ContainsFunc(v.Status.Bricks, func(b VolumeBrick) bool { return b.NodeUID == node.UID && !b.Removed }) {
 		return true // it is leaving already
+	}
+	if c := v.Status.Conditions.Get(VolumeReady); c != nil && c.Final {
+		return false
 	}
 	return slices.ContainsFunc(nodes, func(n *Node) bool {
 		return n.UID != node.UID && n.Shares() && !n.Spec.Unschedulable && !v.IsOn(n.UID) && (!v.Spec.Encrypted || n.Encrypts())

@@ -88,7 +88,7 @@ func (s *VolumeStatus) HideHosts() {
 	}
 	for i := range s.Bricks {
 		b := &s.Bricks[i]
-		b.Node, b.NodeUID, b.Pool, b.Looked, b.Process = "", "", "", 0, 0
+		b.Node, b.NodeUID, b.Pool, b.Looked, b.Process, b.Falls, b.Server = "", "", "", 0, 0, 0, ""
 	}
 }
 

@@ -59,6 +59,8 @@ func (c *Controller) advance(
 		return now, "", "", err
 	case err != nil || v.UID != uid || v.Deleting():
 		return now, "", "the volume was deleted before its copy was made, and looked at", nil
+	case v.Brick(now.Brick) == nil:
+		return now, "", "the copy of the volume that this was made of is in another place by now: delete it, and make another", nil
 	case now.Seen != "" && !made:
 		return now, "its host is making it", "", nil
 	case now.Look == 0:

@@ -23,10 +23,13 @@ const volumeKeyBytes = 64
 
 // able are the nodes that can have a volume encrypted, if it shall be: all others can have.
 func able(v *resource.Volume, nodes []*resource.Node) []*resource.Node {
-	if !v.Spec.Encrypted {
+	copied := v.Filled() && !v.Status.Conditions.Is(resource.VolumeServed) // by a host that leads, and may be any of them
+	if !v.Spec.Encrypted && !copied {
 		return nodes
 	}
-	return slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool { return !n.Encrypts() })
+	return slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool {
+		return v.Spec.Encrypted && !n.Encrypts() || copied && !n.CopiesShared()
+	})
 }
 
 const noEncryption = "no host that could have it can encrypt volumes: their kernels have no dm-crypt. " +

@@ -139,8 +139,10 @@ type BrickReport struct {
 	Ready     bool   `json:"ready"` // it is there, with SizeBytes
 	SizeBytes int64  `json:"sizeBytes,omitempty"`
 	UsedBytes int64  `json:"usedBytes,omitempty"`
-	Removed   bool   `json:"removed,omitempty"`
-	Message   string `json:"message,omitempty"`
+	// Server is another text after what serves the host's bricks was started anew, all of it; "": it isn't known.
+	Server  string `json:"server,omitempty"`
+	Removed bool   `json:"removed,omitempty"`
+	Message string `json:"message,omitempty"`
 }
 
 // ClusterReport is what the host that leads knows about a shared volume.
