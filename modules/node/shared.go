@@ -118,7 +118,8 @@ func (h *Hub) takeBrick(ctx context.Context, node *resource.Node, rep wire.Brick
 			}
 		}
 		// A brick that shall stay is not removed because a node says so.
-		if rep.Removed && (v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved) || v.Status.Copy.Failed(v.Status.Conditions)) {
+		gone := v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved) || v.Status.Copy.Failed(v.Status.Conditions)
+		if rep.Removed && gone {
 			b.Removed, b.Ready, b.Online = true, false, false
 		}
 	})
