@@ -287,6 +287,11 @@ func TestFilesAtHand(t *testing.T) {
 			time.Sleep(time.Second)
 			return w, err
 		}
+		known := func(uid string) *fileWork {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return h.files[uid]
+		}
 		var works []*fileWork
 		for i := range maxFiles {
 			w, err := begin(i)
@@ -302,18 +307,18 @@ func TestFilesAtHand(t *testing.T) {
 			h.restFile(fmt.Sprint("uid", 4-i), works[4-i])
 			time.Sleep(time.Second)
 		}
-		if _, err := begin(maxFiles); err != nil || h.files["uid4"] != nil || h.files["uid3"] == nil {
-			t.Errorf("two rest, and one of them does not make way: %v, %v", h.files, err)
+		if _, err := begin(maxFiles); err != nil || known("uid4") != nil || known("uid3") == nil {
+			t.Errorf("two rest, and one of them does not make way: %v, %v, %v", known("uid4"), known("uid3"), err)
 		}
 		began := time.Now()
 		if err := h.endFile("uid0", true); err == nil || time.Since(began) != endTime {
 			t.Errorf("one that does not end was waited for %v: %v", time.Since(began), err)
 		}
-		if works[0].idle != nil || h.files["uid0"] == nil {
+		if known("uid0") != works[0] {
 			t.Error("it is not known any more")
 		}
 		h.restFile("uid0", works[0])
-		if err := h.endFile("uid0", true); err != nil || h.files["uid0"] != nil {
+		if err := h.endFile("uid0", true); err != nil || known("uid0") != nil {
 			t.Errorf("one that rests does not end: %v", err)
 		}
 		time.Sleep(fileIdle) // the timers
