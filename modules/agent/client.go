@@ -87,6 +87,7 @@ type Client struct {
 	http     *http.Client
 	tls      *tls.Config
 	identity atomic.Pointer[identity] // with the certificate that is shown
+	keys     silence                  // of the server, asked for keys
 }
 
 // Open makes the client of the node whose identity is in dir. The error wraps
@@ -184,16 +185,6 @@ func (c *Client) call(ctx context.Context, path string, body, into any) error {
 	}
 	defer res.Body.Close()
 	return readAnswer(res, into)
-}
-
-// VolumeKey is the key of an encrypted volume on this host, or that a brick with this UID is of. The server
-// alone has it: while that is away the error says so.
-func (c *Client) VolumeKey(ctx context.Context, key, uid string) ([]byte, error) {
-	var res wire.VolumeKey
-	if err := c.call(ctx, wire.VolumeKeyPath, wire.VolumeKeyRequest{Key: key, UID: uid}, &res); err != nil {
-		return nil, fmt.Errorf("ask %s for the key of volume %s: %w", c.server, key, err)
-	}
-	return res.Key, nil
 }
 
 // showTimeout is for one address: who has no way from there hears nothing.

@@ -140,6 +140,8 @@ type Volumes interface {
 	Snapshot(ctx context.Context, now *resource.Snapshot, commit func(...store.Op) error) error
 	// Copy is Snapshot for a volume that is made from another, or from a snapshot.
 	Copy(ctx context.Context, now *resource.Volume, commit func(...store.Op) error) error
+	// Needed says with an *access.Refusal what is being made from a shared volume, which could not be once that is in the trash.
+	Needed(ctx context.Context, v *resource.Volume) error
 	// Restore calls commit, which writes that a volume comes back from the trash to another workspace, unless
 	// its hosts can have no more of that: an *access.Refusal.
 	Restore(ctx context.Context, v *resource.Volume, commit func() error) error

@@ -162,6 +162,14 @@ func (c *clusters) Restore(_ context.Context, v *resource.Volume, commit func() 
 	return commit()
 }
 
+// Needed is what is called copied.
+func (c *clusters) Needed(_ context.Context, v *resource.Volume) error {
+	if v.Name == "copied" {
+		return &access.Refusal{Reason: access.ErrExists, Text: "The snapshot then is being made from it."}
+	}
+	return nil
+}
+
 func (c *clusters) Move(_ context.Context, _ *resource.Volume, commit func(...store.Op) error) error {
 	return commit()
 }

@@ -72,6 +72,9 @@ func (a *API) toTrash(ctx context.Context, v *resource.Volume, purge bool) (done
 	if t == nil {
 		return false, nil
 	}
+	if err := a.cfg.Volumes.Needed(ctx, v); err != nil {
+		return false, err
+	}
 	if err := a.store.Commit(store.WithReserve(ctx), a.store.TrashOps(v, t)...); err != nil {
 		return false, err
 	}

@@ -112,6 +112,14 @@ func TestTrashOfShared(t *testing.T) {
 	if err := volumes.Create(t.Context(), v); err != nil {
 		t.Fatal(err)
 	}
+	copied := *v
+	copied.Meta = resource.Meta{Name: "copied"}
+	if err := volumes.Create(t.Context(), &copied); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.want(http.StatusConflict, dev, "DELETE", inShop+"/volumes/copied", ""); !strings.Contains(got.body, "being made from it") {
+		t.Errorf("it is refused by %s", got.body)
+	}
 	said := into[resource.Accepted[resource.Volume]](t, s.want(http.StatusOK, dev, "DELETE", inShop+"/volumes/share", ""))
 	got := s.want(http.StatusOK, dev, "GET", inWeb+"/trash/"+said.Resource.Status.Trash, "")
 	if in := into[resource.Trash](t, got); in.UID != v.UID || in.Asks() != v.Asks() || !in.Status.Conditions.Is(resource.VolumeServed) ||

@@ -224,12 +224,12 @@ func (h *Hub) told(lead *resource.Node, volumes []served) *wire.Cluster {
 		// A copy that may lack something is nobody's volume. One that knows nothing of copies would make a volume of all
 		// bricks, of which the first alone has anything.
 		early := !v.Status.Copy.Whole() || !lead.CopiesShared() && !v.Status.Conditions.Is(resource.VolumeServed) && v.Filled()
-		if v.networkID == "" || v.Status.Conditions.Is(resource.VolumeUnserved) || early && !v.Deleting() {
+		if v.networkID == "" || v.Status.Conditions.Is(resource.VolumeUnserved) || early && !v.Going() {
 			continue
 		}
 		cv := wire.ClusterVolume{Key: v.key, UID: v.UID, NetworkID: v.networkID,
 			Made: v.Status.Conditions.Is(resource.VolumeServed), Look: v.Status.Look, Stop: v.trash,
-			Remove: v.Deleting() || v.lost()}
+			Remove: v.Going() || v.lost()}
 		for _, b := range v.Status.Bricks {
 			n := h.brickPeer(b)
 			cb := wire.ClusterBrick{UID: b.UID, Ready: b.Ready, Replaces: b.Replaces, Filling: b.Filling, Lost: n == nil}

@@ -106,8 +106,14 @@ func (h *Hub) takeBrick(ctx context.Context, node *resource.Node, rep wire.Brick
 			b.SizeBytes = max(b.SizeBytes, min(amount(rep.SizeBytes), resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter)))
 		}
 		if server := clip(rep.Server, maxServer); server != "" && server != b.Server {
-			if b.Server != "" { // processes may have the same numbers as before
+			if b.Server != "" {
+				// Processes may have the same numbers as before, so who leads sees no others. What it missed is not known
+				// before that is asked.
 				b.Falls++
+				if len(v.Status.Bricks) > 1 {
+					b.Heal = -1
+					v.Status.Look++
+				}
 			}
 			b.Server = server
 		}
@@ -135,6 +141,8 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 		h.cfg.Log.Warn("shared volume", "volume", rep.Key, "node", node.Name, "said", clip(rep.Message, maxText))
 	}
 	now := h.now().UTC()
+	lead, ok := h.cfg.Nodes.Get(node.Name)
+	looks := ok && lead.CopiesShared() // others say of no look that it was taken
 	meant := func(v *resource.Volume) bool { return v.UID == rep.UID && len(v.Status.Bricks) > 0 }
 	return h.noteVolume(ctx, rep.Key, rep.Removed, meant, func(v *resource.Volume) {
 		s := &v.Status
@@ -142,9 +150,9 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 			s.Conditions.Set(resource.Condition{Type: kind, Status: status, Reason: reason, Message: message})
 		}
 		switch served := s.Conditions.Is(resource.VolumeServed); {
-		case v.Deleting() && rep.Removed:
+		case v.Going() && rep.Removed:
 			set(resource.VolumeUnserved, resource.True, "Removed", "")
-		case v.Deleting():
+		case v.Going():
 			if rep.Message != "" {
 				set(resource.VolumeUnserved, resource.False, "Waits", "it is deleted once all hosts of the platform that have shared "+
 					"volumes are there: one of them is away, or busy, or was given up, and a copy of another volume that was on it "+
@@ -189,10 +197,11 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 			seen := rep.Bricks[at]
 			b.Replaces, b.Online, b.Looked, b.Process = "", seen.Online, seen.Looked, seen.Process
 			b.Filling = b.Filling && !full
+			early := looks && was.Heal < 0 && len(rep.Bricks) > 1 && seen.Looked < s.Look
 			switch {
 			case seen.Heal < 0 && back && len(rep.Bricks) > 1:
 				b.Heal = -1
-			case seen.Heal >= 0:
+			case seen.Heal >= 0 && !early:
 				b.Heal = amount(seen.Heal)
 			}
 			if was.Online && !b.Online || was.Heal == 0 && b.Heal != 0 || was.Process > 0 && b.Process > 0 && b.Process != was.Process {

@@ -268,6 +268,16 @@ func TestShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	told("n4", "nothing of it", func(s *wire.State) bool { return s.Volumes == nil })
+	// Its controller has looked whether something is made from it.
+	if _, err := volumes.Modify(t.Context(), v.Key(), func(v *resource.Volume) error {
+		if s := p.stateOf(node["n2"]); s.Storage.Cluster.Volumes[0].Remove {
+			t.Error("it is told before")
+		}
+		v.Status.Phase = resource.Deleting
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 	s = told("n2", "to forget it", func(s *wire.State) bool { return leads(s) && s.Storage.Cluster.Volumes[0].Remove })
 	if s.Storage.Bricks[0].Remove {
 		t.Error("a brick goes before GlusterFS has forgotten its volume")

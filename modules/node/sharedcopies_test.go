@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -142,6 +143,33 @@ func TestSharedCopies(t *testing.T) {
 	filling("all", 0, at("b1", 0), at("b2", 0), at("b3", 0))
 	if now, err := volumes.Get(t.Context(), back.Key()); err != nil || now.Status.Bricks[2].Looked != 3 || now.Status.Bricks[2].Process != 9 {
 		t.Errorf("it is %+v, %v", now.Status, err)
+	}
+
+	// What its host says it has started anew may have missed something: it is asked, and what was asked before counts no more.
+	started := func(server string) *resource.Volume {
+		t.Helper()
+		err := p.takeBrick(t.Context(), node, wire.BrickReport{Key: back.Key(), UID: "b2", Ready: true, SizeBytes: 1 << 30, Server: server})
+		now, err2 := volumes.Get(t.Context(), back.Key())
+		if err := errors.Join(err, err2); err != nil {
+			t.Fatal(err)
+		}
+		return now
+	}
+	if now := started("one"); now.Status.Look != 0 || !now.Whole() {
+		t.Errorf("first it is %+v", now.Status)
+	}
+	if now := started("two"); now.Status.Look != 1 || now.Whole() {
+		t.Errorf("started anew it is %+v", now.Status)
+	}
+	for looked, whole := range []bool{false, true} {
+		rep := wire.ClusterReport{Key: back.Key(), UID: back.UID, Ready: true}
+		for _, uid := range []string{"b1", "b2", "b3"} {
+			rep.Bricks = append(rep.Bricks, wire.ClusterBrickReport{UID: uid, Online: true, Looked: int64(looked)})
+		}
+		err := p.takeCluster(t.Context(), node, rep)
+		if now, err2 := volumes.Get(t.Context(), back.Key()); errors.Join(err, err2) != nil || now.Whole() != whole {
+			t.Errorf("after look %d it is %+v, %v", looked, now.Status, err)
+		}
 	}
 
 	// What took the place of its first brick is made as any.

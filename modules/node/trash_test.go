@@ -170,7 +170,10 @@ func TestTrashOfShared(t *testing.T) {
 	if got := say(wire.BrickItem, wire.BrickReport{Key: in.Key(), UID: "b1", Ready: true, UsedBytes: 7, Removed: true}); got.Bricks[0].Removed || got.UsedBytes != 7 {
 		t.Errorf("its brick is %+v", got.Bricks)
 	}
-	if _, err := trash.MarkDeleted(t.Context(), in.Key()); err != nil {
+	if _, err := trash.Modify(t.Context(), in.Key(), func(now *resource.Trash) error {
+		now.DeletedAt, now.Status.Phase = new(time.Now().UTC()), resource.Deleting
+		return nil
+	}); err != nil {
 		t.Fatal(err)
 	}
 	told(true, true, false)

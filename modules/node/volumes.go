@@ -34,7 +34,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		}
 		w := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
 			Pool: v.Status.Pool, FirstUID: v.Status.FirstUID, Made: v.Made(), Servers: shared.Servers,
-			Encrypted: v.Spec.Encrypted, Importing: v.Importing(), Remove: v.Deleting() && v.Status.Phase == resource.Deleting}
+			Encrypted: v.Spec.Encrypted, Importing: v.Importing(), Remove: v.Going()}
 		if v.Spec.Source != nil {
 			w.Source = v.Spec.Source.UID
 		}

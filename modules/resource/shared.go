@@ -85,6 +85,9 @@ func (v *Volume) Whole() bool {
 	})
 }
 
+// Going says that its hosts shall take it away: it is deleted, and nothing is made from it any more.
+func (v *Volume) Going() bool { return v.Deleting() && v.Status.Phase == Deleting }
+
 // Filled says whether some of its copies hadn't all that others have when that was heard last.
 func (v *Volume) Filled() bool {
 	return slices.ContainsFunc(v.Status.Bricks, func(b VolumeBrick) bool { return b.Filling })

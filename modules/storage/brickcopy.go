@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 )
@@ -17,6 +18,8 @@ import (
 const (
 	// retryLook is how often copies are looked at that wait, besides when their volume changes.
 	retryLook = 5 * time.Second
+	// makeAnother is what a person is to do who has asked for a copy that failed. For a cluster it is done: it asks again.
+	makeAnother = ": delete it, and make another"
 	// seenOnly is BrickCopy.Seen of a volume with one brick, which has all that there is.
 	seenOnly = "only"
 )
@@ -57,10 +60,10 @@ func (c *Controller) advance(
 	switch {
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return now, "", "", err
-	case err != nil || v.UID != uid || v.Deleting():
+	case err != nil || v.UID != uid || v.Going():
 		return now, "", "the volume was deleted before its copy was made, and looked at", nil
 	case v.Brick(now.Brick) == nil:
-		return now, "", "the copy of the volume that this was made of is in another place by now: delete it, and make another", nil
+		return now, "", "the copy of the volume that this was made of is in another place by now" + makeAnother, nil
 	case now.Seen != "" && !made:
 		return now, "its host is making it", "", nil
 	case now.Look == 0:
@@ -80,8 +83,8 @@ func (c *Controller) advance(
 	case now.Seen == "":
 		now.Seen, now.Look = processes, 0
 	case !v.Whole() || now.Seen != processes:
-		return now, "", "a copy of the volume went, or missed something, while this was made, so it may lack what was written: " +
-			"delete it, and make another", nil
+		return now, "", "a copy of the volume went, or missed something, while this was made, so it may lack what was written" +
+			makeAnother, nil
 	default:
 		now.Checked = true
 	}
@@ -135,6 +138,19 @@ func (c *Controller) copyVolume(ctx context.Context, v *resource.Volume) (again 
 		}
 		now.Status.Conditions.Set(ready)
 	})
+}
+
+// Needed says with an *access.Refusal what is being made from a shared volume. In the trash it is stopped, and nothing can be.
+func (c *Controller) Needed(ctx context.Context, v *resource.Volume) error {
+	if v.Spec.Class != resource.SharedVolume {
+		return nil
+	}
+	what, err := c.neededFor(ctx, v.WorkspaceKey(), v.UID)
+	if err != nil || what == "" {
+		return err
+	}
+	return &access.Refusal{Reason: access.ErrExists, Text: "The " + what + " is being made from it.",
+		Remedy: "Wait until that is Ready, or delete it, then type the same again."}
 }
 
 // brickOrigin is the brick of a shared volume that a copy is best made of: on its host is the most room. The caller is

@@ -229,7 +229,7 @@ func (c *Controller) neededFor(ctx context.Context, workspace, uid string) (what
 	}
 	snapshots, _, err := store.Of[resource.Snapshot](c.cfg.Store).List(ctx, organization, "", 0)
 	for _, s := range snapshots {
-		if s.Spec.VolumeUID == uid && !s.Made() && !s.Deleting() && s.Status.Phase != resource.Failed {
+		if s.Spec.VolumeUID == uid && !s.Usable() && !s.Deleting() && s.Status.Phase != resource.Failed {
 			return "snapshot " + s.Name, nil
 		}
 	}

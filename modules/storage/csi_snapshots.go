@@ -310,7 +310,7 @@ func follow[P resource.Stateful](
 				return event.Object, nil
 			}
 			if c := event.Object.State().Conditions.Get(resource.VolumeReady); c != nil && c.Final {
-				return none, refuse(codes.Internal, "%s %s: %s", noun, name, c.Message)
+				return none, refuse(codes.Internal, "%s %s: %s", noun, name, strings.TrimSuffix(c.Message, makeAnother))
 			}
 		case store.Deleted:
 			gone = true

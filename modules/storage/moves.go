@@ -134,7 +134,9 @@ func stepMove(v *resource.Volume, host, other *resource.Node) {
 		exchange(s, resource.MoveSwitched, m.Followed)
 		s.Conditions.Set(moving("the host that it was on is removed, and all of it was copied: its new host brings it back"))
 		host = other
-	case m.Stage == resource.MoveCopying && (nowhere || other.Deleting() || gone):
+	// Where nothing is left to copy from, the other host keeps what it has until the volume is deleted: it may be an older copy, of
+	// when it was on that host before, see volume.Host.
+	case m.Stage == resource.MoveCopying && (nowhere || other.Deleting() && !gone):
 		giveUp(s)
 		if !gone {
 			s.Conditions.Set(moving("the host or disk that it was to go to is removed, so it stays where it was: its host " +

@@ -203,7 +203,7 @@ func (c *Controller) placeShared(ctx context.Context, v *resource.Volume) (again
 // reconcileShared takes the next step for a shared volume.
 func (c *Controller) reconcileShared(ctx context.Context, v *resource.Volume) (again time.Duration, err error) {
 	if v.Deleting() {
-		return 0, removeShared(ctx, c, store.Of[resource.Volume](c.cfg.Store), v, v)
+		return removeShared(ctx, c, store.Of[resource.Volume](c.cfg.Store), v, v)
 	}
 	if len(v.Status.Bricks) == 0 {
 		return c.placeShared(ctx, v)
@@ -217,6 +217,9 @@ func (c *Controller) reconcileShared(ctx context.Context, v *resource.Volume) (a
 		return 0, err
 	}
 	if !v.Status.Copy.Whole() && v.Status.Phase == resource.Failed {
+		if v.Spec.Provisioned {
+			return 0, markDeleted(ctx, store.Of[resource.Volume](c.cfg.Store), v)
+		}
 		return 0, nil
 	}
 	if !v.Status.Copy.Whole() && hosts[v.Status.Bricks[0].UID] != nil {
@@ -365,14 +368,26 @@ func lostOf(v *resource.Volume, hosts map[string]*resource.Node) (lost []string,
 }
 
 // removeShared takes a shared volume away, in the trash or not: from GlusterFS first, so that nobody can use it, then its bricks,
-// the resource last. Hosts unmount it meanwhile; nobody waits for them, since who has it mounted loses it with its bricks. is
-// obj as a volume.
-func removeShared[T stored](ctx context.Context, c *Controller, kind store.Kind[T], obj T, is *resource.Volume) error {
+// the resource last. What is being made from it is made first, as long as all its hosts are there for that. Hosts unmount it
+// meanwhile; nobody waits for them, since who has it mounted loses it with its bricks. is obj as a volume.
+func removeShared[T stored](
+	ctx context.Context, c *Controller, kind store.Kind[T], obj T, is *resource.Volume,
+) (again time.Duration, err error) {
 	hosts, err := c.livingOf(ctx, is) // also of one without the disk something is mounted
 	if err != nil {
-		return err
+		return 0, err
 	}
 	s := obj.Stored()
+	lost := slices.ContainsFunc(s.Bricks, func(b resource.VolumeBrick) bool { return hosts[b.UID] == nil })
+	if s.Phase != resource.Deleting && !lost {
+		what, err := c.neededFor(ctx, is.WorkspaceKey(), is.UID)
+		if err != nil {
+			return 0, err
+		}
+		if what != "" {
+			return retryNeeded, kind.Observe(ctx, obj, func(now T) { waitFor(&now.Stored().Conditions, resource.VolumeRemoved, what) })
+		}
+	}
 	left := slices.ContainsFunc(slices.Concat(s.Bricks, s.Leaving), func(b resource.VolumeBrick) bool {
 		return hosts[b.UID] != nil && !b.Removed
 	})
@@ -384,12 +399,19 @@ func removeShared[T stored](ctx context.Context, c *Controller, kind store.Kind[
 	}
 	if len(s.Bricks) > 0 && (left || !forgotten) {
 		if s.Phase == resource.Deleting {
-			return nil // hosts report
+			return 0, nil // hosts report
 		}
 		if err := c.dropKey(ctx, is.WorkspaceKey(), is.UID); err != nil {
-			return err
+			return 0, err
 		}
-		return kind.Observe(ctx, obj, func(now T) { now.Stored().Phase = resource.Deleting })
+		// The hub has its hosts take it away from now on, and they report.
+		return 0, kind.Observe(ctx, obj, func(now T) {
+			now.Stored().Phase = resource.Deleting
+			if now.Stored().Conditions.Get(resource.VolumeRemoved) != nil { // it waited
+				now.Stored().Conditions.Set(resource.Condition{Type: resource.VolumeRemoved, Status: resource.False, Reason: "Removing",
+					Message: "its hosts take it away"})
+			}
+		})
 	}
-	return forget(ctx, c, kind, obj, is.WorkspaceKey())
+	return 0, forget(ctx, c, kind, obj, is.WorkspaceKey())
 }

@@ -31,9 +31,12 @@ func (c *Controller) reconcileSnapshot(ctx context.Context, key string) (again t
 	}
 	if s.Spec.Until != nil {
 		if again = time.Until(*s.Spec.Until); again <= 0 {
-			return 0, c.expire(ctx, s)
+			return 0, markDeleted(ctx, store.Of[resource.Snapshot](c.cfg.Store), s)
 		}
 		again = min(again, trashLook)
+	}
+	if s.Spec.Provisioned && s.Status.Copy.Failed(s.Status.Conditions) {
+		return 0, markDeleted(ctx, store.Of[resource.Snapshot](c.cfg.Store), s)
 	}
 	if !s.Status.Copy.Whole() && s.Status.Phase != resource.Failed && host != nil && !host.LostPool(s.Status.Pool) {
 		return c.copySnapshot(ctx, s)
@@ -43,13 +46,14 @@ func (c *Controller) reconcileSnapshot(ctx context.Context, key string) (again t
 	})
 }
 
-// expire begins the deletion of a snapshot whose time is over.
-func (c *Controller) expire(ctx context.Context, s *resource.Snapshot) error {
-	_, err := store.Of[resource.Snapshot](c.cfg.Store).Modify(ctx, s.Key(), func(now *resource.Snapshot) error {
-		if now.UID != s.UID || now.Deleting() {
+// markDeleted begins the deletion of something whose time is over, or of a copy that failed: a cluster that asked for one was told
+// by then, asks again, and finds none. What failed for people is theirs to delete.
+func markDeleted[P resource.Object](ctx context.Context, kind store.Kind[P], obj P) error {
+	_, err := kind.Modify(ctx, obj.Key(), func(now P) error {
+		if now.Metadata().UID != obj.Metadata().UID || now.Metadata().Deleting() {
 			return store.ErrSkip
 		}
-		now.DeletedAt = new(time.Now().UTC())
+		now.Metadata().DeletedAt = new(time.Now().UTC())
 		return nil
 	})
 	if errors.Is(err, store.ErrNotFound) {

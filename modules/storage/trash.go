@@ -28,7 +28,7 @@ func (c *Controller) reconcileTrash(ctx context.Context, key string) (again time
 	shared := t.Spec.Was.Class == resource.SharedVolume
 	switch {
 	case t.Deleting() && shared:
-		return 0, removeShared(ctx, c, trash, t, t.Was())
+		return removeShared(ctx, c, trash, t, t.Was())
 	case t.Deleting():
 		return end(ctx, c, trash, t, t.Was().WorkspaceKey())
 	}
