@@ -221,11 +221,12 @@ func (h *host) checkVolumes(context.Context) {
 		h.problems.Update(volume.PoolAway, t.Pool, t.Away)
 		h.problems.Update(volume.PoolFilling, t.Pool, t.Filling)
 		h.problems.Update(volume.PoolFull, t.Pool, t.Full)
+		h.problems.Update(volume.PoolAiling, t.Pool, t.Ailing)
 		told = slices.DeleteFunc(told, func(was string) bool { return was == t.Pool })
 		h.troubled = append(h.troubled, t.Pool)
 	}
 	for _, was := range told { // it is none any more
-		for _, p := range []problem.Problem{volume.PoolAway, volume.PoolFilling, volume.PoolFull} {
+		for _, p := range []problem.Problem{volume.PoolAway, volume.PoolFilling, volume.PoolFull, volume.PoolAiling} {
 			h.problems.Update(p, was, nil)
 		}
 	}

@@ -308,19 +308,3 @@ func (d Device) Held() bool {
 	holders, err := os.ReadDir(filepath.Join(d.sys, "holders"))
 	return err == nil && len(holders) > 0
 }
-
-// Health is what the kernel knows of a device: "unknown" unless it says that it is not well. What a disk says of
-// itself (SMART) needs commands that not each has.
-func (d Device) Health() string {
-	sys := d.sys
-	if attribute(sys, "partition") != "" {
-		sys = filepath.Dir(sys)
-	}
-	switch state := attribute(sys, "device/state"); {
-	case state != "" && state != "running" && state != "live":
-		return "the kernel says that it is " + state
-	case d.ReadOnly:
-		return "it can't be written to"
-	}
-	return "unknown"
-}

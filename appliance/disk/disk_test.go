@@ -42,7 +42,7 @@ func loop(t *testing.T, size int64) (Device, *os.File) {
 func TestDevice(t *testing.T) {
 	const size = 8 << 20
 	d, f := loop(t, size)
-	if d.SizeBytes != size || d.Serial != d.Name || !strings.HasPrefix(d.Name, "/dev/loop") || d.Behind() == "" || d.Health() != "unknown" {
+	if d.SizeBytes != size || d.Serial != d.Name || !strings.HasPrefix(d.Name, "/dev/loop") || d.Behind() == "" {
 		t.Errorf("it is %+v, behind it %q", d, d.Behind())
 	}
 	if what, err := d.Holds(); what != "" || err != nil {

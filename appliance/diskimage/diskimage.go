@@ -10,23 +10,20 @@
 package diskimage
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
-	"github.com/multipaas/multipaas/appliance/child"
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/hostmount"
+	"github.com/multipaas/multipaas/appliance/rootfs"
 )
 
 // MinXFS is the size in bytes of the smallest file system that mkfs.xfs makes. Smaller
@@ -173,9 +170,9 @@ func (d Image) makeFS(ctx context.Context, sizeBytes int64, root, file string) (
 		}
 		// Sectors of 4 KiB: files that share blocks are written by whole blocks, and so is the
 		// device of a clone, on which XFS doesn't mount with smaller ones (Linux 6.18).
-		return runFrom(ctx, root, nil, "usr/sbin/mkfs.xfs", "-q", "-f", "-s", "size=4096", "-m", reflink, at)
+		return rootfs.Run(ctx, root, nil, "usr/sbin/mkfs.xfs", "-q", "-f", "-s", "size=4096", "-m", reflink, at)
 	}
-	return runFrom(ctx, root, nil, "usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", at)
+	return rootfs.Run(ctx, root, nil, "usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", at)
 }
 
 // Partial is what the name of a file ends with that is not yet an image.
@@ -192,28 +189,8 @@ func Failpoints() []failpoint.Point {
 	}
 }
 
-// runFrom runs a program of an unpacked root file system by its own loader with
-// its own libraries, so that the host needs no such tool. A chroot would need
-// /dev and /proc in a folder that all share who use the image. in is its standard input, nil for none.
-func runFrom(ctx context.Context, root string, in io.Reader, program string, args ...string) error {
-	libraries := filepath.Join(root, "usr/lib/x86_64-linux-gnu")
-	loader := filepath.Join(libraries, "ld-linux-x86-64.so.2")
-	cmd := exec.CommandContext(ctx, loader, append([]string{"--library-path", libraries, filepath.Join(root, program)}, args...)...)
-	cmd.Stdin = in
-	cmd.Env = []string{"PATH=/nonexistent", "MKE2FS_CONFIG=" + filepath.Join(root, "etc/mke2fs.conf"),
-		"OPENSSL_CONF=/dev/null", // the host's own says nothing here
-		"DM_DISABLE_UDEV=1",      // which may be another's, or not there
-	}
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := child.Command(cmd); err != nil {
-		return fmt.Errorf("%s: %w: %s", filepath.Base(program), err, bytes.TrimSpace(out.Bytes()))
-	}
-	return nil
-}
-
 // FormatDevice makes an XFS file system on a disk or partition, whatever is there, with this UUID. Files in it can share
 // blocks. It blocks for seconds.
 func FormatDevice(ctx context.Context, device, uuid, root string) error {
-	return runFrom(ctx, root, nil, "usr/sbin/mkfs.xfs", "-q", "-f", "-K", "-m", "reflink=1,uuid="+uuid, device)
+	return rootfs.Run(ctx, root, nil, "usr/sbin/mkfs.xfs", "-q", "-f", "-K", "-m", "reflink=1,uuid="+uuid, device)
 }

@@ -185,7 +185,7 @@ func TestClone(t *testing.T) {
 	if err := errors.Join(os.WriteFile(old.File, nil, 0o600), os.Truncate(old.File, 320*mib)); err != nil {
 		t.Fatal(err)
 	}
-	if err := runFrom(t.Context(), root, nil, "usr/sbin/mkfs.xfs", "-q", "-s", "size=512", old.File); err != nil {
+	if err := rootfs.Run(t.Context(), root, nil, "usr/sbin/mkfs.xfs", "-q", "-s", "size=512", old.File); err != nil {
 		t.Fatal(err)
 	}
 	old.must(t, 0, "")

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/rootfs"
 )
 
 // Encryption has an image's file system stand on LUKS2: what is in the file can't be read without the
@@ -77,7 +79,7 @@ func (d Image) cryptsetup(ctx context.Context, keyed bool, verb string, args ...
 	if err != nil {
 		return err
 	}
-	return runFrom(ctx, root, bytes.NewReader(key), "usr/sbin/cryptsetup",
+	return rootfs.Run(ctx, root, bytes.NewReader(key), "usr/sbin/cryptsetup",
 		append([]string{verb, "--batch-mode", "--disable-locks"}, args...)...)
 }
 

@@ -54,7 +54,7 @@ func TestSealed(t *testing.T) {
 		key []byte
 		ok  bool
 	}{{key, true}, {append(bytes.Clone(key), '\n'), false}, {nil, false}} {
-		err := runFrom(t.Context(), root, bytes.NewReader(c.key), "usr/sbin/cryptsetup", "open", "--batch-mode", "--disable-locks",
+		err := rootfs.Run(t.Context(), root, bytes.NewReader(c.key), "usr/sbin/cryptsetup", "open", "--batch-mode", "--disable-locks",
 			"--test-passphrase", "--key-file", "-", d.File)
 		if (err == nil) != c.ok {
 			t.Errorf("opened by a key of %d bytes: %v, want %v", len(c.key), err, c.ok)

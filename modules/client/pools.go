@@ -85,7 +85,12 @@ func (p *program) pools() noun[poolEntry] {
 			{head: "SIZE", cell: size(func(e *poolEntry) int64 { return e.SizeBytes })},
 			{head: "FREE", cell: size(func(e *poolEntry) int64 { return e.FreeBytes })},
 			{head: "PROMISED", cell: size(func(e *poolEntry) int64 { return e.PromisedBytes })},
-			{head: "HEALTH", cell: func(e *poolEntry) string { return e.Health }},
+			{head: "HEALTH", cell: func(e *poolEntry) string {
+				if e.Ails() {
+					return "ails" // what, is said below
+				}
+				return e.Health
+			}},
 			{head: "SERIAL", wide: true, cell: func(e *poolEntry) string { return e.Serial }},
 			{head: "PATH", wide: true, cell: func(e *poolEntry) string { return e.Path }},
 		},
@@ -114,6 +119,9 @@ func (p *program) poolCommands() *command {
 				for _, e := range entries {
 					if what := cmp.Or(e.Message, e.Note); what != "" {
 						fmt.Fprintf(c.err, "%s: %s\n", printable(e.Name), printable(what))
+					}
+					if e.Ails() {
+						fmt.Fprintf(c.err, "%s: %s\n", printable(e.Name), printable(e.Health))
 					}
 				}
 				return nil

@@ -44,9 +44,20 @@ type Pool struct {
 	// Tried: its host has made the one try to which NodePool.Erase of this pool is consent.
 	Tried   bool   `json:"tried,omitempty" doc:"The consent to erase its device was used"`
 	Removed bool   `json:"removed,omitempty" doc:"The host has let go of it"`
-	Health  string `json:"health,omitempty" doc:"What the host knows of the disk: ok, unknown, or what is wrong" example:"unknown"`
+	Health  string `json:"health,omitempty" doc:"What the disk (SMART) and kernel say: ok, unknown, or what is wrong" example:"ok"`
 	Note    string `json:"note,omitempty" doc:"What an operator should know of it"`
 	Message string `json:"message,omitempty" doc:"Why it is not there now"`
+}
+
+// What Health says of a pool of which nothing bad is known, and of one of which nothing is.
+const (
+	PoolWell          = "ok"
+	PoolHealthUnknown = "unknown"
+)
+
+// Ails says whether a pool's disk, or the kernel, says that it is not well.
+func (p Pool) Ails() bool {
+	return p.Health != "" && p.Health != PoolWell && p.Health != PoolHealthUnknown
 }
 
 // PoolAt is a pool of a node, by their UIDs.

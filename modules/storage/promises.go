@@ -48,11 +48,17 @@ func (p promises) free(n *resource.Node, pool string) int64 {
 	return 0
 }
 
-// best is the node's pool with the most room of those that take in new volumes; none has none.
+// best is the node's pool with the most room of those that take in new volumes, one that ails only if no other has room; none
+// has none.
 func (p promises) best(n *resource.Node) (pool string, free int64) {
+	ails := false
 	for _, has := range n.Status.Pools {
-		if room := p.free(n, has.UID); n.TakesIn(has.UID) && room > free {
-			pool, free = has.UID, room
+		room := p.free(n, has.UID)
+		if !n.TakesIn(has.UID) || room <= 0 {
+			continue
+		}
+		if free == 0 || ails && !has.Ails() || ails == has.Ails() && room > free {
+			pool, free, ails = has.UID, room, has.Ails()
 		}
 	}
 	return pool, free

@@ -66,6 +66,13 @@ func TestBest(t *testing.T) {
 		}
 	}
 	want("all are there", "p2", 5*gib+gib/2)
+	n.Status.Pools[2].Health = "it fails soon"
+	want("one ails", "p1", 5*gib)
+	n.Status.Pools[0].Health, n.Status.Pools[1].Health = "it fails", "it fails"
+	want("all ail", "p2", 5*gib+gib/2)
+	for i := range n.Status.Pools {
+		n.Status.Pools[i].Health = resource.PoolWell
+	}
 	n.Spec.Pools[1].Removing = true
 	want("one is being taken away", "p1", 5*gib)
 	n.Status.Pools[1].Message = "away"

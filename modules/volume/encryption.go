@@ -12,7 +12,7 @@ import (
 type Encryption struct {
 	// Key asks the server for the key of a volume, by that one's key and by the UID of it or of the brick.
 	Key func(ctx context.Context, volume, uid string) ([]byte, error)
-	// Tools is the root file system of a Debian with cryptsetup. It may block for seconds.
+	// Tools is the root file system of a Debian with cryptsetup and smartctl. It may block for seconds.
 	Tools func(ctx context.Context) (root string, err error)
 }
 

@@ -25,6 +25,7 @@ type pool struct {
 	want           wire.Pool
 
 	asking asker[room]
+	health health
 	// askPresent is apart, for it is asked often.
 	askPresent asker[struct{}]
 
@@ -277,11 +278,11 @@ func tryReflink(dir string) error {
 	return unix.IoctlFileClone(int(files[1].Fd()), int(files[0].Fd()))
 }
 
-// Trouble is what is wrong with a pool, for problems: its name, and for each of PoolAway, PoolFilling and PoolFull
-// an error, or nil.
+// Trouble is what is wrong with a pool, for problems: its name, and for each of PoolAway, PoolFilling, PoolFull
+// and PoolAiling an error, or nil.
 type Trouble struct {
-	Pool                string
-	Away, Filling, Full error
+	Pool                        string
+	Away, Filling, Full, Ailing error
 }
 
 // Troubles says how all pools are. Of the host's own nothing is said if no volumes are in it. It blocks for lookTime at most.
@@ -299,6 +300,7 @@ func (h *Host) Troubles() (all []Trouble) {
 			case percent >= fillingPercent:
 				t.Filling = text
 			}
+			t.Ailing = h.ailing(l.pool)
 		}
 		all = append(all, t)
 	}

@@ -136,13 +136,11 @@ func (h *Host) Pools(wanted []wire.Pool) (all []resource.Pool) {
 	for _, l := range h.look() {
 		l.pool.mu.Lock()
 		p := resource.Pool{Name: l.name, UID: l.uid, Path: l.dir, Device: l.device.Name, Serial: l.device.Serial, Note: l.note}
-		isDisk, device, problem := l.want.Device != "", l.device, l.problem
+		problem := l.problem
 		p.Tried = l.tried
 		early := l.pool != h.own && !l.looked && !l.want.Made
 		l.pool.mu.Unlock()
-		if isDisk {
-			p.Health = device.Health()
-		}
+		p.Health = h.healthOf(l.pool)
 		if l.pool != h.own && l.err == nil {
 			l.err = problem
 		}

@@ -36,3 +36,14 @@ var PoolFull = problem.Problem{
 	Text:     "When it is full, volumes stop: what is written to them fails, until they are mounted anew.",
 	Remedy:   moreRoom,
 }
+
+// PoolAiling is what is said about a pool whose disk says that it is not well.
+var PoolAiling = problem.Problem{
+	Code:     "volume-pool-ailing",
+	Title:    "A disk with volumes is not well",
+	Severity: problem.High,
+	Text: "The disk, or the kernel, says so. Volumes of class shared have copies on other hosts; of those of class local " +
+		"this is the only one.",
+	Remedy: "Replace the disk before it fails: `mp volumes move` takes local volumes elsewhere; then take the disk away " +
+		"(`mp nodes storage remove`), and give the new one (`mp nodes storage add`).",
+}

@@ -75,6 +75,7 @@ func newHost(dir, machines, root string) *Host {
 			}
 			return root, nil
 		},
+		Encryption:  Encryption{Tools: func(context.Context) (string, error) { return "", errors.New("no tools") }},
 		HostUser:    func(first uint32) (uint32, error) { return first, nil },
 		MachineUser: func(string) (uint32, error) { return testFirst, nil },
 		Log:         slog.New(slog.DiscardHandler)})

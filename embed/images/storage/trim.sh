@@ -13,6 +13,9 @@ rm -rf usr/lib/*/glusterfs/gsyncd usr/lib/*/glusterfs/python usr/share/glusterfs
 	usr/sbin/gluster-* usr/lib/ocf var/lib/glusterd/hooks var/lib/glusterd/glusterd.info
 rm -rf usr/sbin/xfs_scrub*
 
+# smartctl alone is run. Its database names attributes that makers number as they like: none of those is looked at.
+rm -rf usr/sbin/smartd usr/sbin/update-smart-drivedb usr/share/smartmontools var/lib/smartmontools etc/smartmontools etc/smartd.conf
+
 # The root is mounted read-only: what things are mounted on is here.
 mkdir -p var/lib/glusterd var/log/glusterfs var/lib/multipaas etc/multipaas bricks opt/multipaas
 : >opt/multipaas/init
