@@ -130,6 +130,9 @@ type Volumes interface {
 	// Grow calls commit, which writes that a volume shall have so many bytes more, unless
 	// its host has not so much free: an *access.Refusal. Two don't get the same room.
 	Grow(ctx context.Context, v *resource.Volume, more int64, commit func() error) error
+	// BalancePlan is which copies of shared volumes would go where for balance, as it looks now. It reads what all volumes
+	// and machines are.
+	BalancePlan(ctx context.Context) ([]resource.BalancedCopy, error)
 	// CheckEncryption says with an *access.Refusal that nowhere a volume can be encrypted that shall be.
 	CheckEncryption(v *resource.Volume) error
 	// Move calls commit with what else is to be written with a volume that shall be at Spec.Place, or if
@@ -248,6 +251,7 @@ func New(cfg Config) *API {
 	a.imageOperations()
 	a.nodeOperations()
 	a.poolOperations()
+	a.balanceOperations()
 	a.tokenOperations()
 	a.taskOperations()
 	delete(a.huma.OpenAPI().Components.Schemas.Map(), "ErrorModel") // what huma would answer with

@@ -179,6 +179,10 @@ func (c *clusters) Snapshot(_ context.Context, now *resource.Snapshot, commit fu
 	return c.room(now.Spec.SizeBytes, commit)
 }
 
+func (c *clusters) BalancePlan(context.Context) ([]resource.BalancedCopy, error) {
+	return []resource.BalancedCopy{{Volume: "acme/web/shop/files", From: "host1/default", To: "host2/default"}}, nil
+}
+
 func (c *clusters) CheckEncryption(v *resource.Volume) error {
 	if v.Spec.Encrypted && !c.encrypts {
 		return &access.Refusal{Reason: access.ErrExists, Text: "It can't be made."}

@@ -111,6 +111,8 @@ func samples() []sample {
 		{"nodes.patch", "PATCH", "/v1/nodes/host1", `{"spec":{"unschedulable":true}}`, 200},
 		{"nodes.addpool", "POST", "/v1/nodes/host1/pools", `{"name":"fast","device":"/dev/sdb"}`, 200},
 		{"nodes.removepool", "DELETE", "/v1/nodes/host1/pools/old", "", 200},
+		{"balances.get", "GET", "/v1/balances/storage", "", 200},
+		{"balances.put", "PUT", "/v1/balances/storage", `{"spec":{"stop":true}}`, 202},
 		{"nodes.delete", "DELETE", "/v1/nodes/host1?lost=true", "", 202},
 		{"tokens.create", "POST", "/v1/tokens", `{"role":"node"}`, 201},
 		{"tokens.list", "GET", "/v1/tokens", "", 200},

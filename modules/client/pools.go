@@ -99,7 +99,7 @@ func (p *program) pools() noun[poolEntry] {
 
 func (p *program) poolCommands() *command {
 	nodes, pools := p.nodes(), p.pools()
-	return group("storage", "list, add and remove the disks and folders in which a node has volumes",
+	return group("storage", "list, add and remove the disks and folders in which a node has volumes, and balance them",
 		&command{
 			name:     "list, ls",
 			usage:    "list where a node has volumes",
@@ -139,7 +139,8 @@ otherwise is refused in any case. A folder has to be empty, to belong to root, a
 of its own. The node's service may write where its unit says only: before, have systemctl edit
 multipaas-node add ReadWritePaths=-PATH to its [Service], and restart it; machines go on running.
 
-New volumes go where there is most room; those that are there stay where they are.`,
+New volumes go where there is most room; those that are there stay where they are, until 'mp nodes storage balance'
+has copies of shared ones go there.`,
 			examples: []string{
 				"mp nodes storage add host1 --device /dev/sdb",
 				"mp nodes storage add host1 --device /dev/disk/by-id/nvme-X_S4EV --name fast --erase S4EV",
@@ -166,6 +167,7 @@ away is given up with all that is in it: give it only if its disk will never com
 			}, yesFlag(), dryRunFlag(), waitFlags(), resultFlag()),
 			run: (*call).removePool,
 		},
+		p.balanceCommand(),
 	)
 }
 

@@ -239,6 +239,8 @@ func explainCopies(w io.Writer, v *resource.Volume) {
 			is = "not there: " + printable(b.Message)
 		case !b.Online || b.Replaces != "":
 			is = "not there"
+		case v.GivenText(b) != "":
+			is = "there; is given what it lacks: " + v.GivenText(b)
 		case b.Filling:
 			is = "there; is given what the first one has"
 		case b.Heal < 0:

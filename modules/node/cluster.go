@@ -122,8 +122,9 @@ func (c *cluster) leads(n *resource.Node) bool { return c.lead != nil && c.lead.
 // keeps says whether a node has bricks.
 func (c *cluster) keeps(n *resource.Node) bool { return c.kept[n.UID] != nil }
 
-// moving says how far a node is that is removed with copies leaving it; "" if none is on it.
-func (c *cluster) moving(n *resource.Node) string {
+// moving says how far a node is that is removed with copies leaving it; "" if none is on it. now is a volume by its key, as it
+// was heard of last: nothing here is made anew for each byte.
+func (c *cluster) moving(n *resource.Node, now func(key string) (*resource.Volume, bool)) string {
 	left := c.kept[n.UID]
 	if left == nil {
 		return ""
@@ -138,6 +139,21 @@ func (c *cluster) moving(n *resource.Node) string {
 		"while all others of its volume are there", len(left))
 	if trash > 0 {
 		text += fmt.Sprintf("; %d are in the trash: they have to be purged, or restored, first", trash)
+	}
+	const most = 5
+	given := 0
+	for _, v := range left {
+		is, ok := now(v.key)
+		if !ok || v.trash || given >= most {
+			continue
+		}
+		leaves := func(b resource.VolumeBrick) bool { return b.NodeUID == n.UID }
+		for _, b := range is.Status.Bricks {
+			if how := is.GivenText(b); how != "" && slices.ContainsFunc(is.Status.Leaving, leaves) {
+				text += fmt.Sprintf("; that of %s is on node %s: %s", v.key, b.Node, how)
+				given++
+			}
+		}
 	}
 	for _, v := range left {
 		if stays := v.Status.Conditions.Get(resource.VolumeCopiesStay); stays != nil && stays.Reason == resource.NoCapacity {

@@ -145,7 +145,7 @@ func NewHub(cfg HubConfig) *Hub {
 		v.Status.UsedBytes, v.Status.Attachments = 0, nil
 		for i := range v.Status.Bricks {
 			b := &v.Status.Bricks[i]
-			b.UsedBytes, b.Online, b.Heal, b.HealingSince, b.Message = 0, false, 0, time.Time{}, ""
+			b.UsedBytes, b.Online, b.Heal, b.HealingSince, b.GivenSince, b.Message = 0, false, 0, time.Time{}, time.Time{}, ""
 			b.Looked, b.Process, b.Falls, b.Server = 0, 0, 0, ""
 		}
 		return []any{v, goes}

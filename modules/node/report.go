@@ -218,7 +218,7 @@ func (h *Hub) note(n *resource.Node, rep wire.Report, source netip.Addr) (show [
 		no(resource.NodeStorageCurrent, reason, trouble)
 	}
 	if n.Deleting() {
-		if trouble := h.shared().moving(n); trouble != "" {
+		if trouble := h.shared().moving(n, h.cfg.Volumes.Get); trouble != "" {
 			no(resource.NodeCopiesMoved, "Moving", trouble)
 		}
 	}

@@ -191,13 +191,19 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 				if was.Online { // see Volume.Processes
 					b.Falls++
 				}
-				b.Online, b.Heal, b.HealingSince, b.Looked, b.Process = false, 0, time.Time{}, 0, 0
+				b.Online, b.Heal, b.HealingSince, b.GivenSince, b.Looked, b.Process = false, 0, time.Time{}, time.Time{}, 0, 0
 				continue
 			}
 			seen := rep.Bricks[at]
 			b.Replaces, b.Online, b.Looked, b.Process = "", seen.Online, seen.Looked, seen.Process
 			b.Filling = b.Filling && !full
 			early := looks && was.Heal < 0 && len(rep.Bricks) > 1 && seen.Looked < s.Look
+			switch {
+			case full || !b.Online:
+				b.GivenSince = time.Time{}
+			case b.GivenSince.IsZero() && (b.Filling || was.Replaces != "" || !was.Online) && len(rep.Bricks) > 1:
+				b.GivenSince = now
+			}
 			switch {
 			case seen.Heal < 0 && back && len(rep.Bricks) > 1:
 				b.Heal = -1

@@ -212,7 +212,7 @@ func TestShared(t *testing.T) {
 		if keeps, err := monitor.keepsCopies(t.Context(), &going); err != nil || keeps {
 			t.Errorf("n3 is given up, and does not go: %v", err)
 		}
-		if text := p.shared().moving(&going); !strings.HasPrefix(text, "2 copies of shared volumes are on it still") {
+		if text := p.shared().moving(&going, p.cfg.Volumes.Get); !strings.HasPrefix(text, "2 copies of shared volumes are on it still") {
 			t.Errorf("it says %q", text)
 		}
 	}
@@ -318,9 +318,14 @@ func TestShared(t *testing.T) {
 
 // TestMovingTrash: who removes a host is told of copies that never leave it by themselves.
 func TestMovingTrash(t *testing.T) {
-	c := &cluster{kept: map[string][]served{"u": {{Volume: &resource.Volume{}}, {Volume: &resource.Volume{}, trash: true}}}}
-	text := c.moving(&resource.Node{Meta: resource.Meta{UID: "u"}})
-	if !strings.HasPrefix(text, "2 copies") || !strings.Contains(text, "1 are in the trash: they have to be purged, or restored, first") {
+	c := &cluster{kept: map[string][]served{"u": {{Volume: &resource.Volume{}, key: "acme/web/shop/data"}, {Volume: &resource.Volume{}, trash: true}}}}
+	now := &resource.Volume{}
+	now.Status.Leaving = []resource.VolumeBrick{{NodeUID: "u"}}
+	now.Status.Bricks = []resource.VolumeBrick{{Online: true, UsedBytes: 10 << 30, Heal: 7},
+		{Node: "n4", Online: true, UsedBytes: 2 << 30, GivenSince: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}}
+	text := c.moving(&resource.Node{Meta: resource.Meta{UID: "u"}}, func(key string) (*resource.Volume, bool) { return now, key != "" })
+	const filled = "that of acme/web/shop/data is on node n4: about 2Gi of 10Gi, 7 files and folders to go, since 2026-01-02T03:04:05Z"
+	if !strings.HasPrefix(text, "2 copies") || !strings.Contains(text, filled) || !strings.Contains(text, "1 are in the trash: they have to be purged, or restored, first") {
 		t.Errorf("it says %q", text)
 	}
 }

@@ -27,6 +27,7 @@ func Kinds() []Kind {
 		kindOf[Snapshot](),
 		kindOf[Trash](), // behind workspaces and volumes: who looks for what is left finds what moves meanwhile
 		kindOf[VolumeKey](),
+		kindOf[Balance](),
 		kindOf[Task](),
 	}
 }

@@ -35,6 +35,9 @@ type VolumeBrick struct {
 	// by the server's clock.
 	Heal         int64     `json:"heal,omitempty" doc:"How many files and folders others have to be given by it; -1: not known yet"`
 	HealingSince time.Time `json:"healingSince,omitzero" doc:"Since when there are some"`
+	// GivenSince is since when it is given what others have and it hasn't, for all that is known, by the server's clock; zero:
+	// it isn't, or it has never been away.
+	GivenSince time.Time `json:"givenSince,omitzero" doc:"Since when it is given what it lacks"`
 	// Looked is the Status.Look after which Heal was asked, 0 if that isn't known. Process is the one that serves it.
 	Looked  int64 `json:"looked,omitempty" hidden:"true"`
 	Process int   `json:"process,omitempty" hidden:"true"`
@@ -87,6 +90,40 @@ func (v *Volume) Whole() bool {
 
 // Going says that its hosts shall take it away: it is deleted, and nothing is made from it any more.
 func (v *Volume) Going() bool { return v.Deleting() && v.Status.Phase == Deleting }
+
+// Given says how many bytes are used in a copy that is given what it lacks, of how many in the fullest of those that have all.
+// It is an estimate: hosts say it now and then, what is written meanwhile counts in both, and of a copy that lacks the new
+// content of old files nothing is to be seen. ok: it is given something, and both are known.
+func (v *Volume) Given(b VolumeBrick) (has, all int64, ok bool) {
+	if b.GivenSince.IsZero() || b.Arbiter || !b.Online {
+		return 0, 0, false
+	}
+	for _, o := range v.Status.Bricks {
+		if o.Online && !o.Arbiter && !o.Filling && o.Replaces == "" && o.GivenSince.IsZero() {
+			all = max(all, o.UsedBytes)
+		}
+	}
+	return min(b.UsedBytes, all), all, all > 0 && b.UsedBytes > 0
+}
+
+// GivenText says how far a copy is that is given what it lacks; "" if none is.
+func (v *Volume) GivenText(b VolumeBrick) string {
+	if b.GivenSince.IsZero() || !b.Online {
+		return ""
+	}
+	text := "since " + b.GivenSince.UTC().Format(time.RFC3339)
+	lacking := int64(0)
+	for _, o := range v.Status.Bricks {
+		lacking = max(lacking, o.Heal)
+	}
+	if lacking > 0 {
+		text = fmt.Sprintf("%d files and folders to go, %s", lacking, text)
+	}
+	if has, all, ok := v.Given(b); ok {
+		text = fmt.Sprintf("about %s of %s, %s", Bytes.Text(has), Bytes.Text(all), text)
+	}
+	return text
+}
 
 // Filled says whether some of its copies hadn't all that others have when that was heard last.
 func (v *Volume) Filled() bool {

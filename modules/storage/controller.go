@@ -62,6 +62,8 @@ type Controller struct {
 	snaps *reconcile.Loop[string] // keys of snapshots
 	trash *reconcile.Loop[string] // keys of what is in the trash
 
+	balances *reconcile.Loop[string] // see reconcileBalance
+
 	placing chan struct{} // full while somebody chooses a host, so that two don't take the same room
 	retries flowcontrol.RateLimiter
 	moves   flowcontrol.RateLimiter // of copies on hosts that are removed, all of which ask: they don't hold up retries
@@ -95,6 +97,7 @@ func New(cfg Config) *Controller {
 	c.loop = loop("volume", c.reconcile, resource.OfWorkspace)
 	c.snaps = loop("snapshot", c.reconcileSnapshot, resource.OfWorkspace)
 	c.trash = loop("trash", c.reconcileTrash, resource.OfOrganization)
+	c.balances = loop("balance", c.reconcileBalance, resource.Platform)
 	// How much of one is used is for people alone.
 	cfg.Volumes.OnChangeOf(func(v *resource.Volume) any {
 		v.Status.UsedBytes = 0
@@ -126,6 +129,8 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	wg.Go(func() { c.followNodes(ctx) })
 	wg.Go(func() { c.snaps.Run(ctx) })
 	wg.Go(func() { c.trash.Run(ctx) })
+	wg.Go(func() { c.followBalances(ctx) })
+	wg.Go(func() { c.balances.Run(ctx) })
 	ready()
 	c.loop.Run(ctx)
 	return nil

@@ -31,7 +31,8 @@ func (c *Controller) moveCopy(
 			"the old one of that may be the only one with everything: nothing is made or taken away by itself. The operator has to look, "+
 			"and to give up the host that is being removed once that one is not needed"), nil
 	case at < 0 && len(v.Status.Leaving) > 0:
-		return waits("Moving", "a copy of it is being made in another place: its host is being removed, or its disk is lost"), nil
+		return waits("Moving", "a copy of it is being made in another place: its host is being removed, its disk is "+
+			"lost, or has less room than others"), nil
 	case at < 0 && was != nil:
 		return &resource.Condition{Type: resource.VolumeCopiesStay, Status: resource.True, Reason: "Moved"}, nil
 	case at < 0:
@@ -78,16 +79,7 @@ func (c *Controller) moveCopy(
 	}
 	to.pools = have.poolsOf(to.hosts)
 	host := to.hosts[0]
-	ops := append(c.stays(to.spots()...), store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
-		was := now.Brick(old.UID)
-		if now.UID != v.UID || now.Deleting() || was == nil || !now.Whole() || len(now.Status.Leaving) > 0 {
-			return store.ErrSkip
-		}
-		now.Status.Leaving = append(now.Status.Leaving, *was)
-		*was = resource.VolumeBrick{UID: store.NewUID(), Node: host.Name, NodeUID: host.UID, Pool: to.pools[0], Arbiter: old.Arbiter,
-			Replaces: old.UID}
-		return nil
-	}))
+	ops := append(c.stays(to.spots()...), c.replaceOp(v, old, spot{host: host, pool: to.pools[0]}, store.NewUID()))
 	if err := c.settlePlace(ctx, ops); err != nil {
 		return nil, err
 	}
@@ -95,7 +87,22 @@ func (c *Controller) moveCopy(
 	return waits("Moving", "a copy of it is being made on another host, since its host is being removed"), nil
 }
 
-// filling counts the volumes that have a copy filled because a host is removed. In the trash none is.
+// replaceOp has a copy of a volume be in another place from now on, under a UID that is new; what is in the old one is kept
+// until the new one has it. With store.ErrNotFound nothing of its commit is written: the volume is not as it was.
+func (c *Controller) replaceOp(v *resource.Volume, old resource.VolumeBrick, to spot, uid string) store.Op {
+	return store.Of[resource.Volume](c.cfg.Store).ModifyOp(v.Key(), func(now *resource.Volume) error {
+		was := now.Brick(old.UID)
+		if now.UID != v.UID || now.Deleting() || was == nil || !now.Whole() || len(now.Status.Leaving) > 0 {
+			return store.ErrNotFound
+		}
+		now.Status.Leaving = append(now.Status.Leaving, *was)
+		*was = resource.VolumeBrick{UID: uid, Node: to.host.Name, NodeUID: to.host.UID, Pool: to.pool, Arbiter: old.Arbiter,
+			Replaces: old.UID}
+		return nil
+	})
+}
+
+// filling counts the volumes that have a copy filled because a host is removed, or for balance. In the trash none is.
 func filling(volumes []*resource.Volume) (n int) {
 	for _, v := range volumes {
 		if len(v.Status.Leaving) > 0 && !v.Whole() && !v.Deleting() && v.Status.Conditions.Get(resource.VolumeKept) == nil {

@@ -129,13 +129,15 @@ func bricksOf(spec resource.VolumeSpec, nodes []*resource.Node) (need []int64) {
 	return need
 }
 
+// zoneOf is what fails with a host.
+func zoneOf(n *resource.Node) string { return cmp.Or(n.Spec.Zone, "host "+n.Name) }
+
 // spread picks a host for each brick of such a size, none of those that are taken: of those with room one
 // in a zone that has none yet, if there is one, and then the one with the most room. It returns
 // those that it has found.
 func spread(
 	nodes []*resource.Node, free func(*resource.Node) int64, need []int64, taken []*resource.Node,
 ) (hosts []*resource.Node) {
-	zone := func(n *resource.Node) string { return cmp.Or(n.Spec.Zone, "host "+n.Name) }
 	nodes = slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool {
 		has, _ := n.HasPool()
 		return !has || !n.Shares() || n.Spec.Unschedulable || n.Status.Phase != resource.Ready
@@ -146,7 +148,7 @@ func spread(
 	}
 	used := map[string]int{}
 	for _, n := range taken {
-		used[zone(n)]++
+		used[zoneOf(n)]++
 	}
 	for _, bytes := range need {
 		fit := slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool {
@@ -157,9 +159,10 @@ func spread(
 			return hosts
 		}
 		best := slices.MinFunc(fit, func(a, b *resource.Node) int {
-			return cmp.Or(cmp.Compare(used[zone(a)], used[zone(b)]), cmp.Compare(room[b.UID], room[a.UID]), cmp.Compare(a.Name, b.Name))
+			return cmp.Or(cmp.Compare(used[zoneOf(a)], used[zoneOf(b)]), cmp.Compare(room[b.UID], room[a.UID]),
+				cmp.Compare(a.Name, b.Name))
 		})
-		used[zone(best)]++
+		used[zoneOf(best)]++
 		hosts = append(hosts, best)
 	}
 	return hosts

@@ -195,6 +195,8 @@ func Table() []Rule {
 		// The platform's own machines.
 		plain("nodes", Platform, Sysadmin, Sysadmin, "patch", "delete", "addpool", "removepool"),
 		[]Rule{
+			{"balances.get", Platform, Sysadmin, HTTP},
+			{"balances.put", Platform, Sysadmin, HTTP},
 			{"tokens.create", Platform, Sysadmin, HTTP},
 			{"tokens.list", Platform, Sysadmin, HTTP},
 			{"tokens.delete", Platform, Sysadmin, HTTP},
