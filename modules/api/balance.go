@@ -42,7 +42,8 @@ func (a *API) balanceOperations() {
 			return nil
 		},
 	}
-	get := balances.operation("get", http.MethodGet, "How far copies of shared volumes are that go to disks with more room, and which would go now")
+	get := balances.operation("get", http.MethodGet,
+		"How far copies of shared volumes are that go to disks with more room, and which would go now")
 	add(a, get, func(ctx context.Context, in *struct{ Place }) (*Output[*resource.Balance], error) {
 		b, err := store.Of[resource.Balance](a.store).Get(ctx, resource.StorageBalance)
 		if errors.Is(err, store.ErrNotFound) {

@@ -20,7 +20,8 @@ Only copies of volumes with three full ones go, one after the other, while all o
 volume stay on different hosts, and in as many zones as now. Reading and writing go on, and the old copy is kept
 until the new one has all. If it is cut off it goes on by itself; --stop begins no more, and one on its way is finished.
 Local volumes stay where they are: 'mp volumes move' brings one elsewhere.`,
-		examples: []string{"mp nodes storage balance --dry-run", "mp nodes storage balance --timeout 0", "mp nodes storage balance --stop"},
+		examples: []string{"mp nodes storage balance --dry-run", "mp nodes storage balance --timeout 0",
+			"mp nodes storage balance --stop"},
 		flags: flags([]cli.Flag{
 			&cli.BoolFlag{Name: "dry-run", Usage: "show which copies would go where, and change nothing"},
 			&cli.BoolFlag{Name: "stop", Usage: "begin no more copies"},

@@ -199,7 +199,7 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 			b.Filling = b.Filling && !full
 			early := looks && was.Heal < 0 && len(rep.Bricks) > 1 && seen.Looked < s.Look
 			switch {
-			case full || !b.Online:
+			case full && !early || !b.Online:
 				b.GivenSince = time.Time{}
 			case b.GivenSince.IsZero() && (b.Filling || was.Replaces != "" || !was.Online) && len(rep.Bricks) > 1:
 				b.GivenSince = now
