@@ -46,8 +46,8 @@ func (c *Controller) reconcileSnapshot(ctx context.Context, key string) (again t
 	})
 }
 
-// markDeleted begins the deletion of something whose time is over, or of a copy that failed: a cluster that asked for one was told
-// by then, asks again, and finds none. What failed for people is theirs to delete.
+// markDeleted begins the deletion of something whose time is over, or of a copy that failed: a cluster that asked for one was
+// told by then, asks again, and finds none. What failed for people is theirs to delete.
 func markDeleted[P resource.Object](ctx context.Context, kind store.Kind[P], obj P) error {
 	_, err := kind.Modify(ctx, obj.Key(), func(now P) error {
 		if now.Metadata().UID != obj.Metadata().UID || now.Metadata().Deleting() {
