@@ -9,5 +9,6 @@ func Failpoints() []failpoint.Point {
 		{Name: "storage/volume/placed", In: failpoint.Server, Cuts: "the volume has a host, and nobody has looked at it since"},
 		{Name: "storage/volume/removed", In: failpoint.Server, Cuts: "its host has taken the volume away, and the resource is there"},
 		{Name: "storage/snapshot/removed", In: failpoint.Server, Cuts: "its host has taken the snapshot away, and the resource is there"},
+		{Name: "storage/move/stepped", In: failpoint.Server, Cuts: "a volume's move is a step further in the store, or seen to wait"},
 	}
 }

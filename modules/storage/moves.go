@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/access"
 	"github.com/multipaas/multipaas/modules/internal/reconcile"
 	"github.com/multipaas/multipaas/modules/resource"
@@ -114,11 +115,13 @@ func (c *Controller) move(ctx context.Context, v *resource.Volume, host *resourc
 	if err != nil {
 		return err
 	}
-	return store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
+	err = store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
 		if now.Status.Moving.Step() == m.Step() && now.Status.NodeUID == v.Status.NodeUID {
 			stepMove(now, host, other)
 		}
 	})
+	failpoint.Reach("storage/move/stepped")
+	return err
 }
 
 // stepMove computes the next step from what was seen. Each is taken by one commit; hosts are told by it what to do,

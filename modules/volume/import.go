@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/internal/archive"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -134,6 +135,7 @@ func (h *Host) importFile(ctx context.Context, v wire.Volume, fetch fetchFile) e
 	default:
 		return h.said("it was cut off, and goes on where it ended", err)
 	}
+	failpoint.Reach("volume/import/unpacked")
 	rec.Import = importDone
 	if err := atomicfile.WriteJSON(p.at(recordName), rec); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/diskimage"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -124,6 +125,7 @@ func (h *Host) receiving(ctx context.Context, v wire.Volume, c *copying) error {
 	case errors.Is(err, diskimage.ErrStream):
 		return h.said("the copy from its former host was cut off, and goes on where it ended", err)
 	case err == nil:
+		failpoint.Reach("volume/move/received")
 		h.cfg.Log.Info("volume received", "volume", v.Key, "uid", v.UID)
 	}
 	return err

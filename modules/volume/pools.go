@@ -16,6 +16,7 @@ import (
 	"github.com/multipaas/multipaas/appliance/atomicfile"
 	"github.com/multipaas/multipaas/appliance/disk"
 	"github.com/multipaas/multipaas/appliance/diskimage"
+	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -367,6 +368,7 @@ func (h *Host) format(ctx context.Context, d disk.Device, uuid string) error {
 	if err := diskimage.FormatDevice(ctx, d.Name, uuid, tools); err != nil {
 		return fmt.Errorf("make a file system on %s: %w", d.Name, err)
 	}
+	failpoint.Reach("volume/pool/formatted")
 	// The kernel forgets partitions that were there. It can't of what has none.
 	if f, err := d.Open(unix.O_RDWR); err == nil {
 		_ = unix.IoctlSetInt(int(f.Fd()), unix.BLKRRPART, 0)

@@ -9,7 +9,8 @@
 // one that no operation of the walk has, and so does whatever `multipaas doctor`'s
 // inventory has more of on any host and in etcd when all is gone again.
 //
-// TestFaults ends processes by kill -9 from outside, in the middle of writes that
+// TestFaults does the same at the points for which a workspace needs machines on two hosts (storage), ends processes by kill -9
+// from outside, in the middle of writes that
 // are counted when they are acknowledged, cuts networks, damages files and fills
 // disks. Each of its parts can be run alone, `-run TestFaults/network`. Those of the
 // walk follow each other: `-run 'TestWalk/(bootstrap|people|accounts)'`.

@@ -68,6 +68,7 @@ func TestFaults(t *testing.T) {
 	defer total.tell(t)
 	s := newSuite(dctest.Start(t, "faults"))
 	for _, p := range []part{
+		{"storage", testStorage},
 		{"kills", testKills},
 		{"network", testNetwork},
 		{"history", testHistory},

@@ -65,7 +65,7 @@ func TestWalk(t *testing.T) {
 	}
 	t.Run("all points", func(t *testing.T) {
 		for _, p := range appliance.Failpoints() {
-			if !s.points[p.Name] {
+			if !s.points[p.Name] && !slices.Contains(storagePoints, p.Name) {
 				t.Errorf("not walked: %s", p.Name)
 			}
 		}
