@@ -88,7 +88,8 @@ func (d Device) Health(ctx context.Context, tools string) string {
 	ctx, cancel := context.WithTimeout(ctx, smartTime)
 	defer cancel()
 	// Its exit status is a set of bits, most of which say something of the disk: what it has written is what counts.
-	out, _ := rootfs.Output(ctx, tools, nil, "usr/sbin/smartctl", "--json=c", "--health", "--attributes", "--nocheck=standby", d.Name)
+	out, _ := rootfs.Output(ctx, tools, nil, "usr/sbin/smartctl",
+		"--json=c", "--health", "--attributes", "--nocheck=standby", d.Name)
 	return judge(out)
 }
 

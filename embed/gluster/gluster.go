@@ -221,30 +221,28 @@ func (c Client) Create(ctx context.Context, name string, bricks []Brick, arbiter
 		return fmt.Errorf("volume %s: %d bricks, arbiter %v: want one or three, of which the last may be an arbiter",
 			name, len(bricks), arbiter)
 	}
-	now, err := c.Volume(ctx, name)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		args := []string{"volume", "create", name}
-		if len(bricks) > 1 {
-			args = append(args, "replica", strconv.Itoa(len(bricks)))
+	args := []string{"volume", "create", name}
+	if len(bricks) > 1 {
+		args = append(args, "replica", strconv.Itoa(len(bricks)))
+	}
+	if arbiter {
+		args = append(args, "arbiter", "1")
+	}
+	args = append(args, "transport", "tcp")
+	for _, b := range bricks {
+		args = append(args, b.String())
+	}
+	// By force, or bricks are refused that glusterd has marked for a volume which then failed at
+	// another host. What it would refuse else, a brick on the host's own disk, Brick.Path rules out.
+	var now Volume
+	if refused := c.ask(ctx, nil, append(args, "force")...); refused != nil {
+		if now, err = c.Volume(ctx, name); err != nil {
+			return refused
 		}
-		if arbiter {
-			args = append(args, "arbiter", "1")
+		if !slices.Equal(now.Bricks, bricks) || now.Arbiter != arbiter {
+			return fmt.Errorf("volume %s is there, with bricks %v, arbiter %v: want %v, %v",
+				name, now.Bricks, now.Arbiter, bricks, arbiter)
 		}
-		args = append(args, "transport", "tcp")
-		for _, b := range bricks {
-			args = append(args, b.String())
-		}
-		// By force, or bricks are refused that glusterd has marked for a volume which then failed at
-		// another host. What it would refuse else, a brick on the host's own disk, Brick.Path rules out.
-		if err := c.ask(ctx, nil, append(args, "force")...); err != nil {
-			return err
-		}
-		now = Volume{}
-	case err != nil:
-		return err
-	case !slices.Equal(now.Bricks, bricks) || now.Arbiter != arbiter:
-		return fmt.Errorf("volume %s is there, with bricks %v, arbiter %v: want %v, %v", name, now.Bricks, now.Arbiter, bricks, arbiter)
 	}
 	if err := c.set(ctx, name, now.Options, options); err != nil {
 		return err

@@ -59,7 +59,7 @@ const (
 type look struct {
 	until   time.Time // so long it holds
 	volumes []Volume
-	bricks  map[string][]BrickState
+	bricks  map[string][]BrickState // nil if they were not asked for yet: see states
 }
 
 // Wanted is a volume as it shall be.
@@ -180,7 +180,7 @@ func (l *Lead) forgetful(p Peer) bool {
 	return true
 }
 
-// look says how all volumes are.
+// look says which volumes there are.
 func (l *Lead) look(ctx context.Context) (look, error) {
 	began := time.Now()
 	if began.Before(l.last.until) {
@@ -191,12 +191,27 @@ func (l *Lead) look(ctx context.Context) (look, error) {
 	if now.volumes, err = l.client.Volumes(ctx); err != nil {
 		return now, err
 	}
+	now.until = time.Now().Add(max(lookEvery, lookPart*time.Since(began)))
+	l.last = now
+	return now, nil
+}
+
+// states says besides how bricks are. It is the dearer question, and who makes a volume has nothing to ask.
+func (l *Lead) states(ctx context.Context) (look, error) {
+	now, err := l.look(ctx)
+	if err != nil || now.bricks != nil {
+		return now, err
+	}
+	began := time.Now()
+	now.bricks = map[string][]BrickState{}
 	if slices.ContainsFunc(now.volumes, func(v Volume) bool { return v.Started }) {
 		if now.bricks, err = l.client.AllBricks(ctx); err != nil {
 			return now, err
 		}
 	}
-	now.until = time.Now().Add(max(lookEvery, lookPart*time.Since(began)))
+	if until := time.Now().Add(lookPart * time.Since(began)); until.After(now.until) {
+		now.until = until
+	}
 	l.last = now
 	return now, nil
 }
@@ -250,7 +265,7 @@ func (l *Lead) Bring(ctx context.Context, nodes []netip.Addr, v Wanted) ([]SeenB
 			return nil, err
 		}
 	}
-	all, errLook := l.look(ctx)
+	all, errLook := l.states(ctx)
 	if errLook != nil {
 		return nil, errors.Join(err, errLook)
 	}

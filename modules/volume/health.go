@@ -24,8 +24,8 @@ type health struct {
 	said string
 }
 
-// healthOf says how the disks below a pool are: resource.PoolWell, PoolHealthUnknown, or what is wrong. They are asked now and then, in a
-// goroutine of its own: what is returned is what they have said last. It does not block.
+// healthOf says how the disks below a pool are: resource.PoolWell, PoolHealthUnknown, or what is wrong. They are asked now
+// and then, in a goroutine of its own: what is returned is what they have said last. It does not block.
 func (h *Host) healthOf(p *pool) string {
 	s := &p.health
 	s.mu.Lock()
