@@ -25,10 +25,11 @@ import (
 // that tenants may read.
 type sharing struct {
 	*gluster.Host
-	lead  *gluster.Lead
-	log   *slog.Logger
-	users func(machine string) (*os.File, uint32, error) // machine.Sandbox.Users
-	told  sync.Map                                       // when the log was told of errors, by what everybody is told
+	address netip.Addr
+	lead    *gluster.Lead
+	log     *slog.Logger
+	users   func(machine string) (*os.File, uint32, error) // machine.Sandbox.Users
+	told    sync.Map                                       // when the log was told of errors, by what everybody is told
 
 	mu     sync.Mutex // of what serves bricks: one thing after the other
 	served time.Time  // when that was last seen to be so
@@ -41,7 +42,7 @@ type sharing struct {
 func newSharing(cfg gluster.HostConfig, uid string, users func(machine string) (*os.File, uint32, error)) *sharing {
 	cfg.ID = uid
 	h := gluster.NewHost(cfg)
-	return &sharing{Host: h, lead: gluster.NewLead(h.Client(), cfg.Address, uid), log: cfg.Log, users: users}
+	return &sharing{Host: h, address: cfg.Address, lead: gluster.NewLead(h.Client(), cfg.Address, uid), log: cfg.Log, users: users}
 }
 
 // storageTraces are what shared volumes are on a host. Which are wanted, bricks say.
@@ -195,8 +196,7 @@ func (s *sharing) Bring(
 ) (all []wire.ClusterBrickReport, err error) {
 	seen, err := s.lead.Bring(ctx, addresses(peers), wanted(v))
 	for _, b := range seen {
-		uid := path.Base(path.Dir(path.Dir(b.Path)))
-		all = append(all, wire.ClusterBrickReport{UID: uid, Online: b.Online, Heal: b.Pending,
+		all = append(all, wire.ClusterBrickReport{UID: uidOf(b.Brick), Online: b.Online, Heal: b.Pending,
 			Looked: b.Looked, Process: b.PID})
 	}
 	return all, s.words(fmt.Sprintf("shared volume %s", v.Key), err)

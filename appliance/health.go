@@ -77,11 +77,12 @@ func (b *base) checkDisk(context.Context) {
 // addHealth adds who looks whether the server is well.
 func (s *server) addHealth(
 	d *database, users part[*identity.Identity], planes part[*planes], nodes cacheOf[*resource.Node], claims cacheOf[*resource.VNI],
-	trash cacheOf[*resource.Trash], volumes part[*storage.Controller],
+	trash cacheOf[*resource.Trash], volumes cacheOf[*resource.Volume], storage part[*storage.Controller],
 ) {
 	n := &needs{}
-	add(s.graph, "health", n, s.watchHealth(s.checkDisk, s.checkDatabase(d), s.checkNodes(nodes.of(n), claims.of(n), trash.of(n)),
-		planes.value.check, s.checkFirstAdmin(users.of(n)), s.checkVolumeKeys(volumes.of(n))))
+	add(s.graph, "health", n, s.watchHealth(s.checkDisk, s.checkDatabase(d),
+		s.checkNodes(nodes.of(n), claims.of(n), trash.of(n), volumes.of(n)),
+		planes.value.check, s.checkFirstAdmin(users.of(n)), s.checkVolumeKeys(storage.of(n))))
 }
 
 // addWatches adds who knows this host's other addresses, who looks whether another host

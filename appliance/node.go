@@ -140,6 +140,7 @@ func (h *host) boot() error {
 				Bricks: h.volumes,
 			}),
 			[]agent.Driver{
+				agent.Scrubs(&scrubbing{sharing: h.sharing}),
 				agent.Machines(agent.MachinesConfig{
 					Log:       h.part("agent"),
 					Client:    client,
@@ -178,7 +179,7 @@ func (h *host) facts() wire.Report {
 		rep.Drivers = []string{"sandbox", wire.MoveDriver, wire.FileDriver}
 		h.problems.Update(machine.UsersShared, "", h.machines.SharedUsers())
 		if h.sharing.Supports() == nil {
-			rep.Drivers = append(rep.Drivers, wire.StorageDriver, wire.CopyDriver)
+			rep.Drivers = append(rep.Drivers, wire.StorageDriver, wire.CopyDriver, wire.ScrubDriver)
 		}
 		if h.canEncrypt() == nil {
 			rep.Drivers = append(rep.Drivers, wire.EncryptionDriver)

@@ -86,9 +86,11 @@ func (s *server) named() (all []netip.Addr) {
 
 func (s *server) checkNodes(
 	nodes *store.Cache[*resource.Node], claims *store.Cache[*resource.VNI], trash *store.Cache[*resource.Trash],
+	volumes *store.Cache[*resource.Volume],
 ) func(context.Context) {
 	return func(context.Context) {
 		known, overdue := map[string]bool{}, node.Overdue(claims.List(""), trash.List(""), time.Now())
+		flips := node.Flips(volumes.List(""), time.Now())
 		for _, n := range nodes.List("") {
 			known["node "+n.Name] = true
 			var err error
@@ -99,8 +101,9 @@ func (s *server) checkNodes(
 			s.problems.Update(node.Differs, "node "+n.Name, differs(n))
 			s.problems.Update(node.NotShown, "node "+n.Name, notShown(n))
 			s.problems.Update(node.Keeps, "node "+n.Name, overdue[n.UID])
+			s.problems.Update(node.Flipped, "node "+n.Name, flips[n.UID])
 		}
-		for _, p := range []problem.Problem{node.Silent, node.Differs, node.NotShown, node.Keeps} {
+		for _, p := range []problem.Problem{node.Silent, node.Differs, node.NotShown, node.Keeps, node.Flipped} {
 			s.problems.ClearOthers(p, known)
 		}
 	}

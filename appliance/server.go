@@ -107,7 +107,7 @@ func (s *server) boot() (err error) {
 	}
 	s.addApps(store, controller, registry, apps, workspaces)
 	s.addPlaneRouter(controller)
-	s.addHealth(database, identity, planes, nodes, claims, trash, storage)
+	s.addHealth(database, identity, planes, nodes, claims, trash, volumes, storage)
 	s.addFollower(store, volumes, controller)
 	s.addAPI(certificate, store, identity, controller, storage, registry, tasks, hub)
 	return nil

@@ -208,14 +208,19 @@ func (h *Host) prepare(c container, users *Users) error {
 	})
 }
 
-// clientSpec is the container of one mount.
-func (h *Host) clientSpec(c container, image, volume string, users *Users, servers []netip.Addr) (*specs.Spec, error) {
-	args := []string{"/usr/sbin/glusterfs", "--process-name=fuse", "--no-daemon", "--direct-io-mode=disable",
-		"--log-file=/var/log/glusterfs/client.log", "--log-level=WARNING", "--fuse-mountopts=nosuid,nodev"}
+// asked are a client's arguments by which it asks these hosts for its volume.
+func asked(volume string, servers []netip.Addr) (args []string) {
 	for _, s := range servers {
 		args = append(args, "--volfile-server="+s.String())
 	}
-	args = append(args, "--volfile-id="+volume, mountPoint)
+	return append(args, "--volfile-id="+volume)
+}
+
+// clientSpec is the container of one mount. of are the arguments that say of what.
+func (h *Host) clientSpec(c container, image string, users *Users, of []string) (*specs.Spec, error) {
+	args := []string{"/usr/sbin/glusterfs", "--process-name=fuse", "--no-daemon", "--direct-io-mode=disable",
+		"--log-file=/var/log/glusterfs/client.log", "--log-level=WARNING", "--fuse-mountopts=nosuid,nodev"}
+	args = append(append(args, of...), mountPoint)
 	device := bind(h.at("dev", "fuse"), "/dev/fuse")
 	device.Options = []string{"bind", "nosuid", "noexec"}
 	spec, err := c.base(image, args, cmp.Or(h.cfg.ClientMemory, 1<<30), []string{"CAP_SYS_ADMIN"},

@@ -319,7 +319,7 @@ func (h *Host) ShareBricks() error { return h.shareBricks() }
 // the cluster, which has to have forgotten the host. Bricks' images are not in Dir; what is mounted
 // of them there is unmounted. Nothing there is no error.
 func (h *Host) Clear(ctx context.Context) error {
-	mounted, err := h.Mounted()
+	mounted, err := h.mounts()
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -104,21 +105,8 @@ func (h *Host) mount(ctx context.Context, m Mount, users *Users, servers []netip
 	if err := h.unmount(ctx, m); err != nil {
 		return err
 	}
-	image, err := h.images.Unpack(ctx, h.imageLayout())
-	if err != nil {
-		return err
-	}
-	c := h.client(m)
-	if err := h.prepare(c, users); err != nil {
-		return err
-	}
-	spec, err := h.clientSpec(c, image, m.Volume, users, servers)
-	if err != nil {
-		return err
-	}
 	began := time.Now()
-	_, _, err = c.ensure(ctx, spec, image, true, func() error { return nil })
-	if err == nil {
+	if err = h.startClient(ctx, m, users, asked(m.Volume, servers)); err == nil {
 		err = h.awaitMount(ctx, m)
 	}
 	if errors.Is(err, ErrAwayBricks) || errors.Is(err, ErrHung) {
@@ -129,6 +117,24 @@ func (h *Host) mount(ctx context.Context, m Mount, users *Users, servers []netip
 	}
 	h.cfg.Log.Info("volume mounted", "volume", m.Volume, "machine", m.Machine, "took", time.Since(began).Round(time.Millisecond))
 	return nil
+}
+
+// startClient starts the client of what isn't mounted. of is as clientSpec has it.
+func (h *Host) startClient(ctx context.Context, m Mount, users *Users, of []string) error {
+	image, err := h.images.Unpack(ctx, h.imageLayout())
+	if err != nil {
+		return err
+	}
+	c := h.client(m)
+	if err := h.prepare(c, users); err != nil {
+		return err
+	}
+	spec, err := h.clientSpec(c, image, users, of)
+	if err != nil {
+		return err
+	}
+	_, _, err = c.ensure(ctx, spec, image, true, func() error { return nil })
+	return err
 }
 
 // awayTime is for how long a new mount is waited for that reaches too few bricks: others wait for who waits.
@@ -202,8 +208,14 @@ func (h *Host) unmount(ctx context.Context, m Mount) error {
 	return os.RemoveAll(c.dir)
 }
 
-// Mounted lists the mounts of which there is something. It asks none.
+// Mounted lists the mounts of which there is something, other than those of a scrub. It asks none.
 func (h *Host) Mounted() (all []Mount, err error) {
+	all, err = h.mounts()
+	return slices.DeleteFunc(all, Mount.pinned), err
+}
+
+// mounts are all of which there is something.
+func (h *Host) mounts() (all []Mount, err error) {
 	entries, err := os.ReadDir(h.at("clients"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

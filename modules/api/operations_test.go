@@ -94,6 +94,7 @@ func samples() []sample {
 		{"volumes.bind", "PUT", inShop + "/volumes/data/claim", `{"claim":"files"}`, 202},
 		{"volumes.unbind", "DELETE", inShop + "/volumes/data/claim", "", 200},
 		{"volumes.move", "POST", inShop + "/volumes/data/move", `{"to":"shop-1"}`, 202},
+		{"volumes.scrub", "POST", inShop + "/volumes/data/scrub", "", 409},
 		{"volumes.beginimport", "POST", inShop + "/volumes/data/content", "", 409}, // all of it is there
 		{"volumes.import", "PUT", inShop + "/volumes/data/content?id=some", "", 409},
 		{"snapshots.export", "GET", inShop + "/snapshots/before/content?from=0", "", 409}, // it is not made yet

@@ -118,6 +118,7 @@ func (a *API) volumeOperations() {
 		})
 	a.bindOperations(volumes)
 	a.moveOperation(volumes)
+	a.scrubOperation(volumes)
 	a.importOperations(volumes)
 }
 

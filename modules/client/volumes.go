@@ -128,6 +128,7 @@ is refused: delete them, or scale down what makes them.`,
 			run:      volumes.on((*call).unbindVolume),
 		},
 		p.moveCommand(volumes),
+		p.scrubCommand(volumes),
 		volumes.delete("", command{
 			usage: "put a volume into the trash, from where it can be had back for " + trashLife(),
 			about: `It counts in the account's storage as long as it is there. 'mp volumes trash' lists what is
@@ -253,6 +254,7 @@ func explainCopies(w io.Writer, v *resource.Volume) {
 		}
 		fmt.Fprintf(w, "  %s: %s\n", name, is)
 	}
+	explainScrub(w, v)
 }
 
 func (c *call) bindVolume(it thing) error {

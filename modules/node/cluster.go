@@ -19,7 +19,8 @@ type cluster struct {
 	lead    *resource.Node     // see leadOf
 	told    *wire.Cluster      // what the lead is told
 	bricks  map[string][]wire.Brick
-	kept    map[string][]served // by UID of a node, the volumes of its bricks that aren't taken away
+	scrubs  map[string][]wire.Scrub // by UID of a node, as bricks are
+	kept    map[string][]served     // by UID of a node, the volumes of its bricks that aren't taken away
 }
 
 // shared is what it is now.
@@ -34,7 +35,8 @@ func (h *Hub) shared() *cluster {
 }
 
 func (h *Hub) newCluster(of chan struct{}) *cluster {
-	c := &cluster{of: of, volumes: h.cfg.Volumes.List(""), bricks: map[string][]wire.Brick{}, kept: map[string][]served{}}
+	c := &cluster{of: of, volumes: h.cfg.Volumes.List(""), bricks: map[string][]wire.Brick{}, scrubs: map[string][]wire.Scrub{},
+		kept: map[string][]served{}}
 	shared := h.served(c.volumes)
 	for _, v := range shared {
 		unserved, whole := v.Deleting() && v.Status.Conditions.Is(resource.VolumeUnserved), v.Whole()
@@ -42,6 +44,7 @@ func (h *Hub) newCluster(of chan struct{}) *cluster {
 		for _, b := range v.Status.Bricks { // of a host that was given up nobody has said yet that it isn't there
 			whole = whole && h.brickHost(b) != nil
 		}
+		c.scrub(v)
 		for i, b := range v.AllBricks() {
 			if b.Removed {
 				continue
@@ -166,7 +169,7 @@ func (c *cluster) moving(n *resource.Node, now func(key string) (*resource.Volum
 // storageOf is a node's part in shared volumes, nil if it has none: its bricks, and on the one host that
 // leads the cluster as it shall be.
 func (h *Hub) storageOf(node *resource.Node, c *cluster) *wire.Storage {
-	s := &wire.Storage{Bricks: c.bricks[node.UID]}
+	s := &wire.Storage{Bricks: c.bricks[node.UID], Scrubs: c.scrubs[node.UID]}
 	now, ok := h.cfg.Nodes.Get(node.Name) // who asks for a stream is as he was then
 	part := s.Bricks != nil || ok && now.UID == node.UID && now.Status.StorageMember
 	s.Renew = ok && now.UID == node.UID && !now.Status.StorageRenew.IsZero()

@@ -143,10 +143,14 @@ func NewHub(cfg HubConfig) *Hub {
 	cfg.Volumes.OnChangeOf(func(v *resource.Volume) any {
 		goes := len(v.Status.Leaving) > 0 && v.Whole() // what is leaving
 		v.Status.UsedBytes, v.Status.Attachments = 0, nil
+		if s := v.Status.Scrub; s != nil {
+			v.Status.Scrub = &resource.VolumeScrub{Wanted: s.Wanted, Done: s.Done, Brick: s.Brick}
+		}
 		for i := range v.Status.Bricks {
 			b := &v.Status.Bricks[i]
 			b.UsedBytes, b.Online, b.Heal, b.HealingSince, b.GivenSince, b.Message = 0, false, 0, time.Time{}, time.Time{}, ""
 			b.Looked, b.Process, b.Falls, b.Server = 0, 0, 0, ""
+			b.Mended, b.MendedAt = 0, time.Time{}
 		}
 		return []any{v, goes}
 	}, func(string) { h.wake() })
@@ -159,6 +163,7 @@ func NewHub(cfg HubConfig) *Hub {
 		wire.VolumeItem:  reads(h.takeVolume),
 		wire.BrickItem:   reads(h.takeBrick),
 		wire.ClusterItem: reads(h.takeCluster),
+		wire.ScrubItem:   reads(h.takeScrub),
 	}
 	h.mux = http.NewServeMux()
 	h.mux.HandleFunc("POST "+wire.JoinPath, func(w http.ResponseWriter, r *http.Request) {

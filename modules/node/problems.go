@@ -50,3 +50,14 @@ var Keeps = problem.Problem{
 	Remedy: "Upgrade the host's multipaas if it is older than the server's, and look in its log what it can't take away; " +
 		"if it is lost for good: mp nodes remove NODE --lost",
 }
+
+// Flipped is what is said about a node whose disk gives back something else than was written to it.
+var Flipped = problem.Problem{
+	Code:     "node-disk-flips",
+	Title:    "A disk of a node gives back something else than was written to it",
+	Severity: problem.High,
+	Text: "It was found when copies of shared volumes were compared, and they were mended from the other copies. " +
+		"Nobody mends local volumes on it.",
+	Remedy: "Check its disk (`smartctl`), its memory and its controller. If the disk fails: mp nodes storage remove NODE POOL " +
+		"moves what is on it to others. It is said for 30 days.",
+}

@@ -46,7 +46,10 @@ type VolumeBrick struct {
 	Falls   int64  `json:"falls,omitempty" hidden:"true"`
 	Server  string `json:"server,omitempty" hidden:"true"`
 	Removed bool   `json:"removed,omitempty" doc:"Its host has taken it away"`
-	Message string `json:"message,omitempty" doc:"Why it isn't ready"`
+	// Mended counts files that were not as in the other copies when they were compared, and were made so.
+	Mended   int64     `json:"mended,omitempty" doc:"How many of its files were not as in the other copies, and were mended"`
+	MendedAt time.Time `json:"mendedAt,omitzero" doc:"When some were last"`
+	Message  string    `json:"message,omitempty" doc:"Why it isn't ready"`
 }
 
 // The conditions of a shared volume besides the others.

@@ -69,6 +69,8 @@ type VolumeStatus struct {
 	Look int64 `json:"look,omitempty" hidden:"true"`
 	// Copy is of a shared volume that is made from another; nil: from a snapshot, or from nothing.
 	Copy *BrickCopy `json:"copy,omitempty" hidden:"true"`
+	// Scrub is nil before it was first wanted.
+	Scrub *VolumeScrub `json:"scrub,omitempty" doc:"Of a shared volume: whether its copies were found to be the same"`
 	// Leaving are bricks whose places others have taken, on hosts that are being removed: they are kept until those
 	// have all that is in them, and their hosts have then taken them away.
 	Leaving []VolumeBrick `json:"leaving,omitempty" doc:"Copies whose place others have taken, until they are gone"`

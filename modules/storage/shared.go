@@ -240,10 +240,8 @@ func (c *Controller) reconcileShared(ctx context.Context, v *resource.Volume) (a
 	for _, m := range c.cfg.Machines.List(v.WorkspaceKey()) {
 		machines[m.UID] = m.Lives()
 	}
-	if full || leave != nil {
-		again = retryPlacing
-	}
-	return again, store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
+	var scrub time.Duration
+	err = store.Of[resource.Volume](c.cfg.Store).Observe(ctx, v, func(now *resource.Volume) {
 		// Whose host has left is told by it no more.
 		now.Status.Attachments = slices.DeleteFunc(now.Status.Attachments, func(a resource.VolumeAttachment) bool {
 			return !machines[a.MachineUID]
@@ -253,7 +251,12 @@ func (c *Controller) reconcileShared(ctx context.Context, v *resource.Volume) (a
 		}
 		now.Status.Leaving = slices.DeleteFunc(now.Status.Leaving, func(b resource.VolumeBrick) bool { return living[b.UID] == nil })
 		settleShared(now, hosts, full)
+		scrub = settleScrub(now, hosts, time.Now())
 	})
+	if full || leave != nil {
+		return retryPlacing, err
+	}
+	return scrub, err
 }
 
 // hostsOf are the nodes that have a volume's bricks, those that leave too, by the bricks' UIDs. Bricks have none whose

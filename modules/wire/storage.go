@@ -54,6 +54,8 @@ type Storage struct {
 	Bricks []Brick `json:"bricks,omitempty"`
 	// Cluster is what the host that leads shall bring about; nil on all others.
 	Cluster *Cluster `json:"cluster,omitempty"`
+	// Scrubs are volumes whose copies this host shall compare.
+	Scrubs []Scrub `json:"scrubs,omitempty"`
 	// Renew has what serves bricks be started anew, if it is Report.StorageOld.
 	Renew bool `json:"renew,omitempty"`
 }

@@ -173,6 +173,7 @@ func Table() []Rule {
 			{"volumes.bind", InOrganization, members, HTTP},
 			{"volumes.unbind", InOrganization, members, HTTP},
 			{"volumes.move", InOrganization, members, HTTP},
+			{"volumes.scrub", InOrganization, members, HTTP},
 			{"volumes.beginimport", InOrganization, members, HTTP},
 			{"volumes.import", InOrganization, members, HTTP},
 			{"snapshots.export", InOrganization, members, HTTP},

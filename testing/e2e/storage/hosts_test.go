@@ -60,6 +60,7 @@ func (d *trial) threeHosts(t *testing.T) {
 		test func(*testing.T)
 	}{
 		{"snapshot", c.snapshot},
+		{"bit flipped", c.flipped},
 		{"bricks killed", c.bricksKilled},
 		{"management killed", c.managementKilled},
 		{"agents killed", c.agentsKilled},

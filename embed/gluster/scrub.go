@@ -1,0 +1,672 @@
+package gluster
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Scrub is the comparison of a volume's copies, byte by byte: how far it is, and what was found. DESIGN.md has how.
+// One that was cut off is begun again.
+type Scrub struct {
+	Volume string
+	// Own is the brick of this host: what files there are is read from it. It has data.
+	Own  Brick
+	Seen ScrubSeen
+
+	dir   int    // of the folders by gfid, the one that it is at
+	after string // the file there that was compared last
+	file  *scrubbed
+
+	pauses []time.Duration // nil: settleAfter
+}
+
+// ScrubSeen is what a scrub has found so far.
+type ScrubSeen struct {
+	Files, Bytes int64           // that were compared, of one copy
+	Mended       map[Brick]int64 // files of which this copy was not as the others, and is now
+	// Damaged are files that are not the same in all copies, and stay so: nobody can say which is right, or it could not be
+	// written. Names are where some of them are.
+	Damaged int64
+	Names   []string
+	Left    int64 // files that could not be compared: some copy had yet to be given them
+}
+
+// scrubbed is a file that is compared.
+type scrubbed struct {
+	gfid   string
+	size   int64
+	offset int64
+	pages  []int64 // offsets of those that were not the same
+	many   bool    // there are too many of them
+	bad    []int   // copies that are to be healed, once they are known
+
+	tries   int  // to heal it
+	healing bool // a client is mounted that does
+}
+
+const (
+	scrubPage  = 4 << 10
+	scrubChunk = 256 << 10
+	// scrubPart is what part of the time copies are read: the disks are there for others.
+	scrubPart = 4
+	// scrubPages bounds what is remembered of a file that differs: 64 Ki pages are 256 MiB, and 6 MiB of memory.
+	scrubPages = 64 << 10
+	// scrubNames bounds Names.
+	scrubNames = 10
+	// scrubHeal is how long healing a file is waited for in one step, scrubTries in how many, and one more for each GiB: what
+	// has to be read takes a tenth of that.
+	scrubHeal  = 90 * time.Second
+	scrubTries = 10
+)
+
+// settleAfter is after what times pages that differ are read again. A write reaches one copy after the other, and
+// the last one after as long as a host is waited for, which is 10 s (see clusterOptions): together they are longer.
+var settleAfter = []time.Duration{time.Second, 4 * time.Second, 10 * time.Second}
+
+var gfidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// Scrub goes on with a scrub until then, and some minutes more at most, and says whether it is done. What differs
+// between the copies for good, and is the same in all but one of three, is healed; see DESIGN.md. All copies have to
+// be there, else it is an error, and changes nothing. One scrub of a volume at a time.
+func (h *Host) Scrub(ctx context.Context, s *Scrub, until time.Time) (done bool, err error) {
+	c, err := h.pinCopies(ctx, s)
+	if err != nil {
+		return false, fmt.Errorf("scrub volume %s: %w", s.Volume, err)
+	}
+	defer func() {
+		if errClose := c.close(); err == nil {
+			err = errClose
+		}
+	}()
+	for time.Now().Before(until) {
+		if s.file == nil {
+			if s.file, err = h.nextFile(s); err != nil || s.file == nil {
+				return err == nil, err
+			}
+		}
+		finished, err := c.compare(ctx, until)
+		if err != nil {
+			return false, fmt.Errorf("scrub volume %s: %w", s.Volume, cmp.Or(context.Cause(ctx), err))
+		}
+		if finished {
+			s.after, s.file = s.file.gfid, nil
+		}
+	}
+	return false, nil
+}
+
+// nextFile is the next file with data in the own brick, nil if there is none. Each has a link by its gfid: so one that is
+// renamed is not missed, and no name of a tenant's is followed.
+func (h *Host) nextFile(s *Scrub) (*scrubbed, error) {
+	root := h.at(s.Own.Path, ".glusterfs")
+	for ; s.dir < 1<<16; s.dir, s.after = s.dir+1, "" {
+		top := filepath.Join(root, fmt.Sprintf("%02x", s.dir>>8))
+		if s.dir&0xff == 0 && s.after == "" {
+			if _, err := os.Lstat(top); errors.Is(err, os.ErrNotExist) {
+				s.dir |= 0xff
+				continue
+			}
+		}
+		dir := filepath.Join(top, fmt.Sprintf("%02x", s.dir&0xff))
+		entries, err := os.ReadDir(dir) // in order
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.Name() <= s.after || !gfidForm.MatchString(e.Name()) || !e.Type().IsRegular() {
+				continue
+			}
+			info, err := e.Info()
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			if info.Size() > 0 {
+				return &scrubbed{gfid: e.Name(), size: info.Size()}, nil
+			}
+		}
+	}
+	if _, err := os.Lstat(root); err != nil { // it isn't mounted
+		return nil, err
+	}
+	return nil, nil
+}
+
+// pins are a volume's copies with data, each mounted alone.
+type pins struct {
+	host *Host
+	*Scrub
+	*layout
+	trees []*os.File
+	mem   []byte   // of all buffers
+	bufs  [][]byte // one for each copy, of a chunk
+	stop  func() bool
+}
+
+func (h *Host) pinCopies(ctx context.Context, s *Scrub) (c *pins, err error) {
+	c = &pins{host: h, Scrub: s}
+	if c.layout, err = h.layout(s.Volume); err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(c.copies, func(r replica) bool { return r.Brick == s.Own }) {
+		return nil, fmt.Errorf("brick %v: %w", s.Own, ErrNotFound)
+	}
+	// What reads waits in the kernel until its client ends.
+	c.stop = context.AfterFunc(ctx, func() { _ = h.Unpin(context.WithoutCancel(ctx), s.Volume) })
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.close())
+		}
+	}()
+	for i, r := range c.copies {
+		tree, err := h.mountPin(ctx, Mount{s.Volume, fmt.Sprint(pin, i)}, r.client)
+		if err != nil {
+			return nil, err
+		}
+		c.trees = append(c.trees, tree)
+	}
+	// Pages of their own: what is read past the kernel's memory wants that.
+	c.mem, err = unix.Mmap(-1, 0, len(c.copies)*scrubChunk, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		return nil, fmt.Errorf("memory to compare copies: %w", err)
+	}
+	for i := range c.copies {
+		c.bufs = append(c.bufs, c.mem[i*scrubChunk:(i+1)*scrubChunk])
+	}
+	return c, nil
+}
+
+func (c *pins) close() error {
+	c.stop()
+	for _, t := range c.trees {
+		t.Close()
+	}
+	if c.mem != nil {
+		_ = unix.Munmap(c.mem)
+	}
+	healing := c.file != nil && c.file.healing
+	return c.host.unpin(context.Background(), c.Volume, func(m Mount) bool { return !healing || m.Machine != pin+"heal" })
+}
+
+// open opens the file in all copies. ok: it is there in all of them.
+func (c *pins) open() (fds []int, ok bool, err error) {
+	for _, t := range c.trees {
+		// Past the memory of the bricks' hosts, which may have what the disk has no more.
+		fd, err := unix.Openat(int(t.Fd()), ".gfid/"+c.file.gfid, unix.O_RDONLY|unix.O_DIRECT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {
+			closeAll(fds)
+			return nil, false, nil
+		}
+		if err != nil {
+			closeAll(fds)
+			return nil, false, fmt.Errorf("open a file of a copy: %w", err)
+		}
+		fds = append(fds, fd)
+	}
+	return fds, true, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}
+
+// part is what a copy has at a place: some bytes, or none can be read.
+type part struct {
+	data   []byte
+	broken bool
+}
+
+func (p part) same(q part) bool { return p.broken == q.broken && bytes.Equal(p.data, q.data) }
+
+// read reads as much of all copies from an offset on, at the same time. It is good until the next call.
+func (c *pins) read(fds []int, offset int64, length int) (parts []part, err error) {
+	parts = make([]part, len(fds))
+	errs := make([]error, len(fds))
+	var wg sync.WaitGroup
+	for i, fd := range fds {
+		wg.Go(func() {
+			n, err := unix.Pread(fd, c.bufs[i][:length], offset)
+			switch {
+			case errors.Is(err, unix.EIO), errors.Is(err, unix.EUCLEAN), errors.Is(err, unix.EBADMSG), errors.Is(err, unix.ENODATA):
+				parts[i].broken = true
+			case err != nil:
+				errs[i] = fmt.Errorf("read a copy: %w", err)
+			default:
+				parts[i].data = c.bufs[i][:n]
+			}
+		})
+	}
+	wg.Wait()
+	return parts, errors.Join(errs...)
+}
+
+// compare goes on with the file, and says whether it is finished with it.
+func (c *pins) compare(ctx context.Context, until time.Time) (finished bool, err error) {
+	f := c.file
+	fds, ok, err := c.open()
+	if err != nil {
+		return false, err
+	}
+	if !ok {
+		if _, err := os.Lstat(c.host.at(c.Own.Path, ".glusterfs", f.gfid[:2], f.gfid[2:4], f.gfid)); err == nil {
+			c.Seen.Left++ // another has it not yet, or no more
+		}
+		return true, nil
+	}
+	defer closeAll(fds)
+	if f.bad == nil {
+		ended, err := c.scan(ctx, fds, until)
+		if err != nil || !ended {
+			return false, err
+		}
+		if len(f.pages) == 0 && !f.many {
+			c.Seen.Files++
+			return true, nil
+		}
+	}
+	return c.mend(ctx, fds)
+}
+
+// scan reads the rest of the file, and takes down which pages differ.
+func (c *pins) scan(ctx context.Context, fds []int, until time.Time) (ended bool, err error) {
+	f := c.file
+	for time.Now().Before(until) {
+		if f.offset >= f.size { // what grows is for the next time
+			return true, nil
+		}
+		began := time.Now()
+		parts, err := c.read(fds, f.offset, scrubChunk)
+		if err != nil {
+			return false, err
+		}
+		longest, equal, hole := 0, true, true
+		for _, p := range parts {
+			longest = max(longest, len(p.data))
+			if p.broken {
+				longest = scrubChunk
+			}
+			equal, hole = equal && p.same(parts[0]), hole && !p.broken && zero(p.data)
+		}
+		if longest == 0 { // it was cut
+			return true, nil
+		}
+		if !equal {
+			f.note(parts, longest)
+		}
+		f.offset += scrubChunk
+		c.Seen.Bytes += int64(longest)
+		if hole && equal {
+			if f.offset, err = nextData(fds, f.offset); err != nil {
+				return false, err
+			}
+		}
+		select {
+		case <-time.After((scrubPart - 1) * time.Since(began)):
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+	}
+	return false, nil
+}
+
+// note takes down the pages of a chunk that differ.
+func (f *scrubbed) note(parts []part, longest int) {
+	for at := 0; at < longest; at += scrubPage {
+		page := func(p part) []byte { return p.data[min(at, len(p.data)):min(at+scrubPage, len(p.data))] }
+		if !slices.ContainsFunc(parts, func(p part) bool { return p.broken || !bytes.Equal(page(p), page(parts[0])) }) {
+			continue
+		}
+		if f.many = f.many || len(f.pages) == scrubPages; !f.many {
+			f.pages = append(f.pages, f.offset+int64(at))
+		}
+	}
+}
+
+func zero(data []byte) bool {
+	return !slices.ContainsFunc(data, func(b byte) bool { return b != 0 })
+}
+
+// nextData is where from an offset on the first of the copies has anything, at a whole page.
+func nextData(fds []int, from int64) (int64, error) {
+	next := int64(math.MaxInt64)
+	for _, fd := range fds {
+		at, err := unix.Seek(fd, from, unix.SEEK_DATA)
+		switch {
+		case errors.Is(err, unix.ENXIO): // it ends with a hole
+			continue
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+			return from, nil
+		case err != nil:
+			return 0, fmt.Errorf("look for data in a copy: %w", err)
+		}
+		next = min(next, at)
+	}
+	return max(next&^(scrubPage-1), from), nil
+}
+
+// settle reads pages that differ again and again, and leaves those that do for good. With a writer at it, what one copy
+// has another will. sums are what each copy has of each page.
+func (c *pins) settle(ctx context.Context, fds []int) (sums [][][sha256.Size]byte, err error) {
+	f := c.file
+	look := func(offset int64) (one [][sha256.Size]byte, err error) {
+		parts, err := c.read(fds, offset, scrubPage)
+		for _, p := range parts {
+			sum := [sha256.Size]byte{} // of none that can be read
+			if !p.broken {
+				sum = sha256.Sum256(p.data)
+			}
+			one = append(one, sum)
+		}
+		return one, err
+	}
+	for round := 0; ; round++ {
+		var pages []int64
+		var now [][][sha256.Size]byte
+		for i, offset := range f.pages {
+			one, err := look(offset)
+			if err != nil {
+				return nil, err
+			}
+			differs := slices.ContainsFunc(one, func(s [sha256.Size]byte) bool { return s != one[0] })
+			if (differs || one[0] == broken) && (round == 0 || slices.Equal(one, sums[i])) {
+				pages, now = append(pages, offset), append(now, one)
+			}
+		}
+		f.pages, sums = pages, now
+		pauses := c.pauses
+		if pauses == nil {
+			pauses = settleAfter
+		}
+		if len(f.pages) == 0 || round == len(pauses) {
+			return sums, nil
+		}
+		select {
+		case <-time.After(pauses[round]): // what is written meanwhile makes no event
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// broken stands for the sum of what can't be read.
+var broken [sha256.Size]byte
+
+// right is a copy that is right, by what each has: as most are, or the only one that can be read.
+func right(one [][sha256.Size]byte) (at int, ok bool) {
+	most, readable := 0, 0
+	for i, sum := range one {
+		n := 0
+		for _, other := range one {
+			if other == sum {
+				n++
+			}
+		}
+		if sum == broken {
+			continue
+		}
+		if readable++; n > most {
+			at, most = i, n
+		}
+	}
+	return at, most > 1 || readable == 1
+}
+
+// wrong says which copies are not right somewhere, and whether another one is right everywhere.
+func wrong(sums [][][sha256.Size]byte, copies int) (bad []int, ok bool) {
+	for _, one := range sums {
+		at, ok := right(one)
+		if !ok {
+			return nil, false
+		}
+		for i, sum := range one {
+			if sum != one[at] && !slices.Contains(bad, i) {
+				bad = append(bad, i)
+			}
+		}
+	}
+	slices.Sort(bad)
+	return bad, len(bad) > 0 && len(bad) < copies
+}
+
+// mend heals a file that differs, if it can be said which copy is right, and says whether it is finished with it.
+func (c *pins) mend(ctx context.Context, fds []int) (finished bool, err error) {
+	f := c.file
+	if f.bad == nil {
+		sums, err := c.settle(ctx, fds)
+		if err != nil {
+			return false, err
+		}
+		if len(f.pages) == 0 && !f.many {
+			c.Seen.Files++ // somebody wrote
+			return true, nil
+		}
+		pending, err := c.pending(fds)
+		if err != nil {
+			return false, err
+		}
+		if !pending {
+			bad, ok := wrong(sums, len(fds))
+			if !ok || f.many {
+				c.damaged()
+				return true, nil
+			}
+			// Marked again: somebody else may have healed it meanwhile, by what its host has in memory.
+			for _, do := range []func() error{
+				func() error { return c.mark(fds, bad) },
+				func() error { return c.rewrite(fds, sums) },
+				func() error { return c.mark(fds, bad) },
+			} {
+				if err := do(); err != nil {
+					return false, err
+				}
+			}
+			f.bad = bad
+		} else { // it was cut off, or a copy was away: what it lacks it has to be given first
+			f.bad = []int{}
+		}
+	}
+	healed, err := c.heal(ctx, fds)
+	if err != nil {
+		return false, err
+	}
+	switch f.tries++; {
+	case !healed && f.tries < scrubTries+int(f.size>>30):
+		return false, nil // its turn comes again
+	case !healed && len(f.bad) == 0:
+		c.Seen.Left++
+		return true, nil
+	case !healed:
+		c.damaged()
+		return true, nil
+	}
+	if _, err := c.settle(ctx, fds); err != nil {
+		return false, err
+	}
+	switch {
+	case len(f.pages) == 0:
+		if c.Seen.Mended == nil {
+			c.Seen.Mended = map[Brick]int64{}
+		}
+		for _, i := range f.bad {
+			c.Seen.Mended[c.copies[i].Brick]++
+		}
+		c.Seen.Files++
+		return true, nil
+	case len(f.bad) == 0 && f.tries < scrubTries:
+		f.bad = nil // now it is known what it lacks
+		return false, nil
+	}
+	c.damaged()
+	return true, nil
+}
+
+// damaged takes down that the file is, and stays so.
+func (c *pins) damaged() {
+	c.Seen.Damaged++
+	c.Seen.Files++
+	if len(c.Seen.Names) < scrubNames {
+		if name := pathOf(c.host.at(c.Own.Path), c.file.gfid); name != "" {
+			c.Seen.Names = append(c.Seen.Names, name)
+		}
+	}
+}
+
+// changelog is what a copy says that another lacks of a file: how many changes of its data, attributes, names.
+type changelog [12]byte
+
+// lacks reads what the copy behind fd says of another.
+func lacks(fd int, attr string) (log changelog, have bool, err error) {
+	n, err := unix.Fgetxattr(fd, attr, log[:])
+	switch {
+	case errors.Is(err, unix.ENODATA):
+		return log, false, nil
+	case err == nil && n != len(log):
+		err = fmt.Errorf("%d bytes", n)
+	}
+	if err != nil {
+		return log, false, fmt.Errorf("read what a copy says of another: %w", err)
+	}
+	return log, true, nil
+}
+
+// pending says whether a copy says of another that it lacks something of the file.
+func (c *pins) pending(fds []int) (bool, error) {
+	for _, fd := range fds {
+		for _, r := range c.copies {
+			if log, _, err := lacks(fd, r.pending); err != nil || log != (changelog{}) {
+				return err == nil, err
+			}
+		}
+	}
+	return false, nil
+}
+
+// mark has all good copies say of the bad ones that they lack something of the file's data: nobody reads those from then
+// on, and who heals takes the good ones. The bricks change that attribute only when a copy misses something.
+func (c *pins) mark(fds []int, bad []int) error {
+	var log changelog
+	binary.BigEndian.PutUint32(log[:], 1)
+	for i, fd := range fds {
+		if slices.Contains(bad, i) {
+			continue
+		}
+		for _, b := range bad {
+			attr := c.copies[b].pending
+			now, have, err := lacks(fd, attr)
+			if err != nil {
+				return err
+			}
+			if now != (changelog{}) { // just now: it is to be healed anyway
+				continue
+			}
+			flags := unix.XATTR_CREATE // not over what came meanwhile
+			if have {
+				flags = unix.XATTR_REPLACE
+			}
+			if err := unix.Fsetxattr(fd, attr, log[:], flags); err != nil && !errors.Is(err, unix.EEXIST) {
+				return fmt.Errorf("mark a copy as bad: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// rewrite writes the pages that are wrong as they are in a right copy, to the disk: who heals compares with what the copy's
+// host has in memory, which may be right, and would write nothing. The copy is marked: what somebody writes at the same time
+// it is given by who heals.
+func (c *pins) rewrite(fds []int, sums [][][sha256.Size]byte) error {
+	to := make([]int, len(fds))
+	defer func() { closeAll(slices.DeleteFunc(to, func(fd int) bool { return fd == 0 })) }()
+	for i, offset := range c.file.pages {
+		parts, err := c.read(fds, offset, scrubPage)
+		if err != nil {
+			return err
+		}
+		at, _ := right(sums[i])
+		if parts[at].broken || sha256.Sum256(parts[at].data) != sums[i][at] {
+			continue // it was written to
+		}
+		for k, p := range parts {
+			if p.same(parts[at]) || sums[i][k] == sums[i][at] {
+				continue
+			}
+			if to[k] == 0 {
+				const flags = unix.O_WRONLY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+				if to[k], err = unix.Openat(int(c.trees[k].Fd()), ".gfid/"+c.file.gfid, flags, 0); err != nil {
+					to[k] = 0
+					return fmt.Errorf("open a file of a copy: %w", err)
+				}
+			}
+			if _, err := unix.Pwrite(to[k], parts[at].data, offset); err != nil {
+				return fmt.Errorf("write to a copy: %w", err)
+			}
+		}
+	}
+	for _, fd := range to {
+		if fd != 0 {
+			if err := unix.Fsync(fd); err != nil {
+				return fmt.Errorf("write to a copy: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// heal has a client of its own heal the file, under the locks that all clients heed, so that writers go on. It waits until
+// no copy lacks anything any more, or scrubHeal is over: then the client goes on until the next call.
+func (c *pins) heal(ctx context.Context, fds []int) (healed bool, err error) {
+	m, f := Mount{c.Volume, pin + "heal"}, c.file
+	tree, err := c.host.Take(ctx, m)
+	// One that knows the file looks at it no more: so now and then it is another, each of which has twice as long.
+	if !f.healing || f.tries&(f.tries-1) == 0 || err != nil {
+		if err == nil {
+			tree.Close()
+		}
+		if tree, err = c.host.mountPin(ctx, m, c.healing()); err != nil {
+			return false, err
+		}
+	}
+	f.healing = true
+	defer func() {
+		tree.Close()
+		if healed {
+			f.healing = false
+			err = c.host.Unmount(context.WithoutCancel(ctx), m)
+		}
+	}()
+	for end, pause := time.Now().Add(scrubHeal), 50*time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		// Who opens a file of which a copy lacks something begins to heal it.
+		fd, err := unix.Openat(int(tree.Fd()), ".gfid/"+f.gfid, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err == nil {
+			_, _ = unix.Pread(fd, make([]byte, 1), 0)
+			_ = unix.Close(fd)
+		}
+		pending, err := c.pending(fds)
+		if err != nil || !pending || time.Now().After(end) {
+			return err == nil && !pending, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+	}
+}

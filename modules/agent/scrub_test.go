@@ -1,0 +1,65 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// scrubWorld takes two steps for each volume, and fails one of them for ever.
+type scrubWorld struct {
+	ScrubHost
+	steps []string
+}
+
+func (w *scrubWorld) Scrub(_ context.Context, s wire.Scrub) (wire.ScrubReport, error) {
+	w.steps = append(w.steps, s.UID)
+	if s.UID == "broken" {
+		return wire.ScrubReport{}, errors.New("no")
+	}
+	n := 0
+	for _, uid := range w.steps {
+		if uid == s.UID {
+			n++
+		}
+	}
+	return wire.ScrubReport{Done: n == 2}, nil
+}
+
+// TestScrubs: workspaces have turns, whatever one of them has, and what fails holds up none of the others.
+func TestScrubs(t *testing.T) {
+	w := &scrubWorld{}
+	d := Scrubs(w)
+	s := &wire.State{Storage: &wire.Storage{Scrubs: []wire.Scrub{
+		{UID: "broken", NetworkID: "1", Number: 1}, {UID: "a", NetworkID: "1", Number: 1}, {UID: "b", NetworkID: "1", Number: 1},
+		{UID: "c", NetworkID: "2", Number: 1}}}}
+	items := d.Wanted(s)
+	for range 4 {
+		for _, item := range items {
+			_ = item.Ensure(t.Context())
+		}
+	}
+	count := map[string]int{}
+	for _, uid := range w.steps {
+		count[uid]++
+	}
+	if count["a"] != 2 || count["b"] != 2 || count["c"] != 2 || slices.Index(w.steps, "c") > 2 {
+		t.Errorf("the steps are %s", strings.Join(w.steps, " "))
+	}
+	r := &Report{Items: map[Ref]any{}}
+	if _, err := d.Report(t.Context(), s, nil, r); err != nil || len(r.Items) != 3 {
+		t.Errorf("it reports %v, %v", r.Items, err)
+	}
+	for i := range s.Storage.Scrubs {
+		s.Storage.Scrubs[i].Number = 2
+	}
+	r = &Report{Items: map[Ref]any{}}
+	d.Wanted(s)
+	if _, err := d.Report(t.Context(), s, nil, r); err != nil || len(r.Items) != 0 {
+		t.Errorf("of another time it reports %v, %v", r.Items, err)
+	}
+}
