@@ -35,7 +35,8 @@ func (s *scrubbing) Scrub(ctx context.Context, w wire.Scrub) (rep wire.ScrubRepo
 	s.mu.Lock()
 	now := s.at[w.UID]
 	if now.Scrub == nil || now.number != w.Number || uidOf(now.Own) != w.Brick {
-		now = scrubAt{w.Number, &gluster.Scrub{Volume: wire.GlusterName(w.UID), Own: gluster.Brick{Host: s.address, Path: brickPath(w.Brick)}}}
+		own := gluster.Brick{Host: s.address, Path: brickPath(w.Brick)}
+		now = scrubAt{w.Number, &gluster.Scrub{Volume: wire.GlusterName(w.UID), Own: own}}
 		if s.at == nil {
 			s.at = map[string]scrubAt{}
 		}
@@ -44,7 +45,8 @@ func (s *scrubbing) Scrub(ctx context.Context, w wire.Scrub) (rep wire.ScrubRepo
 	s.mu.Unlock()
 	rep.Done, err = s.Host.Scrub(ctx, now.Scrub, time.Now().Add(scrubStep))
 	seen := now.Seen
-	rep.Bytes, rep.Files, rep.Damaged, rep.Left, rep.Names = seen.Bytes, seen.Files, seen.Damaged, seen.Left, slices.Clone(seen.Names)
+	rep.Bytes, rep.Files, rep.Left = seen.Bytes, seen.Files, seen.Left
+	rep.Damaged, rep.Names = seen.Damaged, slices.Clone(seen.Names)
 	for brick, n := range seen.Mended {
 		if rep.Mended == nil {
 			rep.Mended = map[string]int64{}

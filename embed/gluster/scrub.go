@@ -159,8 +159,8 @@ type pins struct {
 	stop  func() bool
 }
 
-func (h *Host) pinCopies(ctx context.Context, s *Scrub) (c *pins, err error) {
-	c = &pins{host: h, Scrub: s}
+func (h *Host) pinCopies(ctx context.Context, s *Scrub) (_ *pins, err error) {
+	c := &pins{host: h, Scrub: s}
 	if c.layout, err = h.layout(s.Volume); err != nil {
 		return nil, err
 	}

@@ -23,7 +23,8 @@ func (a *API) scrubOperation(volumes *collection[resource.Volume, *resource.Volu
 				return deleting("volume", v.Name)
 			case v.Spec.Class != resource.SharedVolume || len(v.Status.Bricks) > 0 && v.Copies() < 2:
 				return conflict("no-copies", "There is one copy of volume "+v.Name+": nothing to compare it with.",
-					"Have a shared volume with three copies where that matters: `mp volumes create NAME --size SIZE --class shared --replicas 3`.")
+					"Have a shared volume with three copies where that matters: "+
+						"`mp volumes create NAME --size SIZE --class shared --replicas 3`.")
 			case !v.Status.Conditions.Is(resource.VolumeServed):
 				return conflict("not-ready", "Volume "+v.Name+" has no copies yet.", "Try it again when it is Ready.")
 			case v.Status.Scrub.Runs():

@@ -49,12 +49,14 @@ func explainScrub(w io.Writer, v *resource.Volume) {
 	if s.Runs() && s.Brick == "" {
 		fmt.Fprintln(w, "They are to be compared once all of them are there.")
 	} else if s.Runs() {
-		fmt.Fprintf(w, "They are being compared, byte by byte: %s of about %s so far.\n", bytes(s.Bytes), bytes(max(v.Status.UsedBytes, s.Bytes)))
+		fmt.Fprintf(w, "They are being compared, byte by byte: %s of about %s so far.\n", bytes(s.Bytes),
+			bytes(max(v.Status.UsedBytes, s.Bytes)))
 	}
 	if s.Checked.IsZero() {
 		return
 	}
-	fmt.Fprintf(w, "They were compared to the end %s: %s in %d files.", s.Checked.Format(time.RFC3339), bytes(s.CheckedBytes), s.Files)
+	fmt.Fprintf(w, "They were compared to the end %s: %s in %d files.", s.Checked.Format(time.RFC3339), bytes(s.CheckedBytes),
+		s.Files)
 	if s.Mended == 0 && s.Damaged == 0 {
 		fmt.Fprint(w, " All were the same.")
 	}

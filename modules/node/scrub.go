@@ -43,8 +43,8 @@ func (h *Hub) takeScrub(ctx context.Context, node *resource.Node, rep wire.Scrub
 			s.Bytes = amount(rep.Bytes)
 			return
 		}
-		s = resource.VolumeScrub{Wanted: s.Wanted, Done: s.Wanted, Checked: now, CheckedBytes: amount(rep.Bytes), Files: amount(rep.Files),
-			Damaged: amount(rep.Damaged), Left: amount(rep.Left)}
+		s = resource.VolumeScrub{Wanted: s.Wanted, Done: s.Wanted, Checked: now, CheckedBytes: amount(rep.Bytes),
+			Files: amount(rep.Files), Damaged: amount(rep.Damaged), Left: amount(rep.Left)}
 		for _, name := range rep.Names[:min(len(rep.Names), maxScrubNames)] {
 			s.Names = append(s.Names, clip(name, maxScrubName))
 		}
