@@ -67,8 +67,9 @@ const (
 	scrubPages = 64 << 10
 	// scrubNames bounds Names.
 	scrubNames = 10
-	// scrubHeal is how long healing a file is waited for in one step, scrubTries in how many, and one more for each GiB: what
-	// has to be read takes a tenth of that.
+	// scrubSoon is for how long healing a file is waited for at first, scrubHeal at last, and scrubTries how often, and once
+	// more for each GiB: what has to be read takes a tenth of that.
+	scrubSoon  = 5 * time.Second
 	scrubHeal  = 90 * time.Second
 	scrubTries = 10
 )
@@ -631,7 +632,7 @@ func (c *pins) rewrite(fds []int, sums [][][sha256.Size]byte) error {
 }
 
 // heal has a client of its own heal the file, under the locks that all clients heed, so that writers go on. It waits until
-// no copy lacks anything any more, or scrubHeal is over: then the client goes on until the next call.
+// no copy lacks anything any more, or its patience is over: then the client goes on until the next call.
 func (c *pins) heal(ctx context.Context, fds []int) (healed bool, err error) {
 	m, f := Mount{c.Volume, pin + "heal"}, c.file
 	tree, err := c.host.Take(ctx, m)
@@ -652,7 +653,8 @@ func (c *pins) heal(ctx context.Context, fds []int) (healed bool, err error) {
 			err = c.host.Unmount(context.WithoutCancel(ctx), m)
 		}
 	}()
-	for end, pause := time.Now().Add(scrubHeal), 50*time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+	patience := min(scrubHeal, scrubSoon<<min(f.tries, 10)) // now and then one heals nothing, and says nothing
+	for end, pause := time.Now().Add(patience), 50*time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		// Who opens a file of which a copy lacks something begins to heal it.
 		fd, err := unix.Openat(int(tree.Fd()), ".gfid/"+f.gfid, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err == nil {
