@@ -70,7 +70,7 @@ func TestBoot(t *testing.T) {
 		"registry":         "first-admin accounts organizations certificate " + store + caches + "workspacekeys vnis volumes snapshots trash",
 		"deployer":         store + "apps workspaces planes registry",
 		"plane-router":     "planes",
-		"health":           "nodes vnis trash first-admin storage",
+		"health":           "nodes vnis trash volumes first-admin storage",
 		"api":              store + "first-admin planes storage registry tasks " + caches + "workspacekeys vnis volumes snapshots trash certificate",
 	}
 	for _, p := range s.graph.Status() {
