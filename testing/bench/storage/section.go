@@ -52,7 +52,7 @@ var cases = []struct {
 
 func run(ctx context.Context, env *measure.Env) (results []measure.Result, err error) {
 	env.VersionOf(ctx, "fio", "fio", "--version")
-	for _, part := range []func(context.Context, *measure.Env) ([]measure.Result, error){local, onHosts, claims} {
+	for _, part := range []func(context.Context, *measure.Env) ([]measure.Result, error){local, neighbours, onHosts, claims} {
 		more, errPart := part(ctx, env)
 		results, err = append(results, more...), errors.Join(err, errPart)
 	}
