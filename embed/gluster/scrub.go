@@ -157,7 +157,7 @@ type pins struct {
 	trees []*os.File
 	mem   []byte   // of all buffers
 	bufs  [][]byte // one for each copy, of a chunk
-	stop  func() bool
+	stop  func()   // what ends the clients when the context does
 }
 
 func (h *Host) pinCopies(ctx context.Context, s *Scrub) (_ *pins, err error) {
@@ -169,7 +169,16 @@ func (h *Host) pinCopies(ctx context.Context, s *Scrub) (_ *pins, err error) {
 		return nil, fmt.Errorf("brick %v: %w", s.Own, ErrNotFound)
 	}
 	// What reads waits in the kernel until its client ends.
-	c.stop = context.AfterFunc(ctx, func() { _ = h.Unpin(context.WithoutCancel(ctx), s.Volume) })
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		_ = h.Unpin(context.WithoutCancel(ctx), s.Volume)
+	})
+	c.stop = func() {
+		if !stop() { // or it would unmount what the next step mounts
+			<-stopped
+		}
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.close())
