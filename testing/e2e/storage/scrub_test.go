@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
@@ -15,7 +18,7 @@ import (
 )
 
 // flipped: a bit of the file that the writer writes to is flipped on the disk of one host, below its copy's file system. It is
-// found, and mended from the others, while the writer goes on.
+// found, and mended from the others, while the writer goes on, though the agent that looks for it is killed meanwhile.
 func (c *copied) flipped(t *testing.T) {
 	h := c.third()
 	file, at, was := record(t, h)
@@ -33,6 +36,20 @@ func (c *copied) flipped(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Must(t, datacenter.Owner, "volumes", "scrub", "safe")
+	var by *lab.Host
+	wait.For(t, wait.Patience, "copies are compared", func(context.Context) error {
+		for _, h := range c.Nodes {
+			if len(c.Processes(t, h, pinned)) > 0 {
+				by = h
+				return nil
+			}
+		}
+		return errors.New("by nobody")
+	})
+	if err := by.Signal(t.Context(), "multipaas", unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	c.PartsReady(t, by)
 	c.goesOn(t, 10)
 	c.checks++
 	wait.For(t, 3*wait.Patience, "it is found, mended and told", func(context.Context) error {
@@ -46,7 +63,18 @@ func (c *copied) flipped(t *testing.T) {
 	_, err = img.ReadAt(now, at)
 	c.check(t, err == nil && bytes.Equal(now, was), "on the disk of %s the record is not as it was: %v", h.Name(), err)
 	c.goesOn(t, 10)
+	wait.For(t, wait.Patience, "nothing is left of it", func(context.Context) error {
+		for _, h := range c.Nodes {
+			if left := c.Processes(t, h, pinned); len(left) > 0 {
+				return fmt.Errorf("on %s run %v", h.Name(), left)
+			}
+		}
+		return nil
+	})
 }
+
+// pinned is a client that reaches one copy alone.
+const pinned = "--volfile=/var/log/glusterfs/pin.vol"
 
 // record is where on a host's disk the first record of the writer is.
 func record(t *testing.T, h *lab.Host) (file string, at int64, is []byte) {
