@@ -181,6 +181,11 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 			b := v.Brick(r.UID)
 			return b != nil && r.Online && (!b.Online || b.Replaces != "")
 		})
+		// Of several that come back at once nobody knows which one lacks something.
+		stayed := slices.ContainsFunc(rep.Bricks, func(r wire.ClusterBrickReport) bool {
+			b := v.Brick(r.UID)
+			return b != nil && r.Online && b.Online && b.Replaces == "" && !b.Filling
+		})
 		// Those that came empty have all once nothing is to be healed any more.
 		full := !slices.ContainsFunc(rep.Bricks, func(r wire.ClusterBrickReport) bool { return !r.Online || r.Heal != 0 })
 		for i := range s.Bricks {
@@ -201,7 +206,7 @@ func (h *Hub) takeCluster(ctx context.Context, node *resource.Node, rep wire.Clu
 			switch {
 			case full && !early || !b.Online:
 				b.GivenSince = time.Time{}
-			case b.GivenSince.IsZero() && (b.Filling || was.Replaces != "" || !was.Online) && len(rep.Bricks) > 1:
+			case b.GivenSince.IsZero() && (b.Filling || stayed && (was.Replaces != "" || !was.Online)):
 				b.GivenSince = now
 			}
 			switch {

@@ -143,7 +143,7 @@ func TestShared(t *testing.T) {
 	}
 	unknown := wire.ClusterReport{Ready: true, Bricks: []wire.ClusterBrickReport{{UID: "brick-n2", Online: true, Heal: -1}, {UID: "brick-n1", Online: true, Heal: -1}, {UID: "brick-n3", Online: true, Heal: -1}}}
 	for range 2 {
-		if b := cluster(1, unknown).Status.Bricks; b[0].Heal != -1 || b[1].Heal != -1 || !b[1].Online {
+		if b := cluster(1, unknown).Status.Bricks; !b[0].GivenSince.IsZero() || b[1].GivenSince.IsZero() || b[0].Heal != -1 || b[1].Heal != -1 || !b[1].Online {
 			t.Errorf("once all are back it is %+v", b)
 		}
 	}

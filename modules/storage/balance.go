@@ -134,7 +134,7 @@ func (l *ledger) can(what brickOf, from, to *disk) bool {
 	switch {
 	case !to.takes || to.free < bytes || v.Spec.Encrypted && !to.host.Encrypts():
 		return false
-	case to.share(bytes) >= from.share(0) || from.share(-bytes) <= to.share(0):
+	case to.share(bytes) >= from.share(0) || from.share(-bytes) < to.share(0):
 		return false
 	case to.host.UID == from.host.UID:
 		return true

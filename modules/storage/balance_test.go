@@ -66,12 +66,13 @@ func TestBalancePlan(t *testing.T) {
 		make func(p *plans)
 		want string
 	}{
-		"equal":      {func(p *plans) { fill(p, 4) }, ""},
-		"a host":     {func(p *plans) { fill(p, 4); p.host("d", "", 100*gib) }, "v0 a>d v1 b>d v2 c>d"},
-		"a little":   {func(p *plans) { fill(p, 1); p.host("d", "", 100*gib) }, ""},
-		"no other":   {func(p *plans) { fill(p, 4); p.host("d", "", 100*gib).Spec.Unschedulable = true }, ""},
-		"silent":     {func(p *plans) { fill(p, 4); p.host("d", "", 100*gib).Status.Phase = resource.Degraded }, ""},
-		"small host": {func(p *plans) { fill(p, 6); p.host("d", "", 20*gib) }, "v0 a>d"},
+		"equal":        {func(p *plans) { fill(p, 4) }, ""},
+		"a host":       {func(p *plans) { fill(p, 4); p.host("d", "", 100*gib) }, "v0 a>d v1 b>d v2 c>d"},
+		"a little":     {func(p *plans) { fill(p, 1); p.host("d", "", 100*gib) }, ""},
+		"no other":     {func(p *plans) { fill(p, 4); p.host("d", "", 100*gib).Spec.Unschedulable = true }, ""},
+		"silent":       {func(p *plans) { fill(p, 4); p.host("d", "", 100*gib).Status.Phase = resource.Degraded }, ""},
+		"small host":   {func(p *plans) { fill(p, 6); p.host("d", "", 20*gib) }, "v0 a>d"},
+		"the only one": {func(p *plans) { fill(p, 1); p.nodes[0].Status.Capacity.DiskBytes = 20 * gib; p.host("d", "", 100*gib) }, "v0 a>d"},
 		// It would be as full there as it is here.
 		"one for one": {func(p *plans) { fill(p, 1); p.nodes[0].Status.Capacity.DiskBytes = 10 * gib; p.host("d", "", 10*gib) }, ""},
 		"encrypted": {func(p *plans) {

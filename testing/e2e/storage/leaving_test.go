@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/testing/datacenter"
 	"github.com/multipaas/multipaas/testing/lab"
@@ -53,4 +56,44 @@ func (c *copied) without(t *testing.T, h *lab.Host) {
 	c.Nodes = slices.DeleteFunc(c.Nodes, func(o *lab.Host) bool { return o.Name() == h.Name() })
 	c.shows(t, "Its data is on 3 hosts, a copy on each: one of them may fail.")
 	c.check(t, c.NodeStates(t)[h.Name()] == "", "node %s is there still", h.Name())
+}
+
+// balanced: of a host whose disk is fuller than that of one which came a copy goes there, while the writer goes on and the
+// server is killed. Nothing is left of the old one.
+func (c *copied) balanced(t *testing.T) {
+	full := c.third()
+	c.addHost(t, "node6")
+	c.Must(t, datacenter.Admin, "nodes", "set", full.Name(), "--disk", "5Gi")
+	c.steady(t, func() {
+		wait.For(t, wait.Patience, "it is known what would go where", func(context.Context) error {
+			out := c.Must(t, datacenter.Admin, "nodes", "storage", "balance", "--dry-run")
+			if !strings.Contains(out, "acme/web/shop/safe") || !strings.Contains(out, "node6/default") {
+				return errors.New(out)
+			}
+			return nil
+		})
+		c.Must(t, datacenter.Admin, "nodes", "storage", "balance", "--no-wait")
+		wait.For(t, wait.Patience, "a copy is on its way", func(context.Context) error {
+			out := c.Must(t, datacenter.Admin, "nodes", "storage", "balance", "--dry-run", "-o", "json")
+			if strings.Contains(out, "node6") {
+				return errors.New(out)
+			}
+			return nil
+		})
+		if err := c.Server.Signal(t.Context(), "multipaas", unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		c.PartsReady(t, c.Server)
+		wait.For(t, wait.Patience, "all is balanced", func(context.Context) error {
+			r := c.MP(t, datacenter.Admin, "nodes", "storage", "balance", "--timeout", "4m")
+			if r.Code != 0 {
+				return errors.New(r.String())
+			}
+			t.Log(r.Err)
+			return nil
+		})
+	})
+	c.check(t, len(logsOf(full)) == 0, "%s has %v", full.Name(), logsOf(full))
+	c.check(t, len(logsOf(c.Nodes[3])) == 1, "%s has no copy", c.Nodes[3].Name())
+	c.shows(t, "Its data is on 3 hosts, a copy on each: one of them may fail.")
 }
