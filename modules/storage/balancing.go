@@ -66,7 +66,7 @@ func (c *Controller) reconcileBalance(ctx context.Context, key string) (again ti
 		seen = s.Moving
 	}
 	if s.Copies > 0 {
-		now.Message = fmt.Sprintf("%d copies with %s have moved; %s", s.Copies, resource.Bytes.Text(s.Bytes), now.Message)
+		now.Message = fmt.Sprintf("moved so far: %d (%s); %s", s.Copies, resource.Bytes.Text(s.Bytes), now.Message)
 	}
 	done := b.Spec.Stop || now.Status == resource.True
 	if done && s.Moving == nil {
@@ -157,7 +157,7 @@ func (c *Controller) nextCopy(
 	if len(all) == 0 {
 		return spread, "", nil
 	}
-	text := fmt.Sprintf("%d copies are to move (%s); ", len(all), spread)
+	text := fmt.Sprintf("to move: %d (%s); ", len(all), spread)
 	for _, n := range nodes {
 		if n.Deleting() && !n.Gone() && slices.ContainsFunc(have.volumes, func(v *resource.Volume) bool { return v.IsOn(n.UID) }) {
 			return "", text + "host " + n.Name + " is being removed, and its copies go first", nil

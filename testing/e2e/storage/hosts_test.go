@@ -175,8 +175,12 @@ func (c *copied) read(t *testing.T, pods ...string) {
 }
 
 // logsOf are the copies of the writer's file that a host has. There is no other volume with one.
-func logsOf(h *lab.Host) []string {
-	found, _ := filepath.Glob(h.Root("var/lib/multipaas/volumes/*/mount/volume/brick", filepath.Base(logFile)))
+func logsOf(h *lab.Host) (found []string) {
+	const in = "*/mount/volume/brick"
+	for _, dir := range []string{"var/lib/multipaas/volumes", "var/lib/multipaas/pools/*"} {
+		some, _ := filepath.Glob(h.Root(dir, in, filepath.Base(logFile)))
+		found = append(found, some...)
+	}
 	return found
 }
 

@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -58,42 +59,57 @@ func (c *copied) without(t *testing.T, h *lab.Host) {
 	c.check(t, c.NodeStates(t)[h.Name()] == "", "node %s is there still", h.Name())
 }
 
-// balanced: of a host whose disk is fuller than that of one which came a copy goes there, while the writer goes on and the
-// server is killed. Nothing is left of the old one.
+// balanced: from the fullest disk a copy goes to a host that came, and then another one to a disk that its host got, while
+// the writer goes on and the server is killed. Nothing is left of the old ones.
 func (c *copied) balanced(t *testing.T) {
-	full := c.third()
 	c.addHost(t, "node6")
-	c.Must(t, datacenter.Admin, "nodes", "set", full.Name(), "--disk", "5Gi")
-	c.steady(t, func() {
-		wait.For(t, wait.Patience, "it is known what would go where", func(context.Context) error {
+	c.steady(t, func() { c.balance(t, "node6/default", true) })
+	c.everywhere(t)
+	came := c.Nodes[len(c.Nodes)-1]
+	c.check(t, len(logsOf(came)) == 1, "%s has %v", came.Name(), logsOf(came))
+	for _, machine := range c.machines {
+		h := c.hostOf(t, machine)
+		if len(logsOf(h)) == 0 {
+			continue // that one gave it away
+		}
+		disk := plug(t, sparse(t, 512<<30))
+		c.Must(t, datacenter.Admin, "nodes", "storage", "add", h.Name(), "--device", disk.Name(), "--name", "fast", "--timeout", "4m")
+		c.steady(t, func() { c.balance(t, h.Name()+"/fast", false) })
+		left := logsOf(h)
+		c.check(t, len(left) == 1 && strings.Contains(left[0], "/pools/"), "%s has %v", h.Name(), left)
+		break
+	}
+	c.shows(t, "Its data is on 3 hosts, a copy on each: one of them may fail.")
+}
+
+// balance has copies go where there is more room, among them one to a disk, NODE/POOL. kill: the server is killed meanwhile.
+func (c *copied) balance(t *testing.T, to string, kill bool) {
+	t.Helper()
+	planned := func(yes bool) {
+		t.Helper()
+		wait.For(t, wait.Patience, fmt.Sprintf("that a copy would go to %s: %v", to, yes), func(context.Context) error {
 			out := c.Must(t, datacenter.Admin, "nodes", "storage", "balance", "--dry-run")
-			if !strings.Contains(out, "acme/web/shop/safe") || !strings.Contains(out, "node6/default") {
+			if strings.Contains(out, to) != yes {
 				return errors.New(out)
 			}
 			return nil
 		})
-		c.Must(t, datacenter.Admin, "nodes", "storage", "balance", "--no-wait")
-		wait.For(t, wait.Patience, "a copy is on its way", func(context.Context) error {
-			out := c.Must(t, datacenter.Admin, "nodes", "storage", "balance", "--dry-run", "-o", "json")
-			if strings.Contains(out, "node6") {
-				return errors.New(out)
-			}
-			return nil
-		})
+	}
+	planned(true)
+	c.Must(t, datacenter.Admin, "nodes", "storage", "balance", "--no-wait")
+	planned(false) // it is on its way
+	if kill {
 		if err := c.Server.Signal(t.Context(), "multipaas", unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		c.PartsReady(t, c.Server)
-		wait.For(t, wait.Patience, "all is balanced", func(context.Context) error {
-			r := c.MP(t, datacenter.Admin, "nodes", "storage", "balance", "--timeout", "4m")
-			if r.Code != 0 {
-				return errors.New(r.String())
-			}
-			t.Log(r.Err)
-			return nil
-		})
+	}
+	wait.For(t, wait.Patience, "all is balanced", func(context.Context) error {
+		r := c.MP(t, datacenter.Admin, "nodes", "storage", "balance", "--timeout", "4m")
+		if r.Code != 0 {
+			return errors.New(r.String())
+		}
+		t.Log(r.Err)
+		return nil
 	})
-	c.check(t, len(logsOf(full)) == 0, "%s has %v", full.Name(), logsOf(full))
-	c.check(t, len(logsOf(c.Nodes[3])) == 1, "%s has no copy", c.Nodes[3].Name())
-	c.shows(t, "Its data is on 3 hosts, a copy on each: one of them may fail.")
 }
