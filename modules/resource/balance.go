@@ -27,6 +27,9 @@ type BalanceStatus struct {
 	Round  int64 `json:"round,omitempty"`
 	Copies int64 `json:"copies,omitempty" doc:"How many copies have gone elsewhere"`
 	Bytes  int64 `json:"bytes,omitempty" doc:"What was used in them, as their hosts said last"`
+	// Left and LeftBytes are of those that were to go besides when the last one was begun: more may come, or fewer do.
+	Left      int64 `json:"left,omitempty" doc:"How many copies were to go besides when the last one was begun"`
+	LeftBytes int64 `json:"leftBytes,omitempty" doc:"What was used in them"`
 	// Plan is what would go where by now. It is computed for those who ask, and cut off at the end.
 	Plan []BalancedCopy `json:"plan,omitempty" doc:"Which copies would go elsewhere, as it looks now"`
 }

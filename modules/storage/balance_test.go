@@ -190,7 +190,7 @@ func TestBalance(t *testing.T) {
 			return c != nil && strings.Contains(c.Message, text)
 		}
 	}
-	m := until("a copy is on its way", says("goes from")).Status.Moving
+	m := until("a copy is on its way", says("about 1 to go (0) besides; a copy of")).Status.Moving
 	moved, stays := volumes[0], volumes[1]
 	if m.Volume == stays.Key() {
 		moved, stays = stays, moved

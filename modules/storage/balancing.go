@@ -65,6 +65,9 @@ func (c *Controller) reconcileBalance(ctx context.Context, key string) (again ti
 	if s.Moving != nil {
 		seen = s.Moving
 	}
+	if now.Reason == "Moving" && s.Left > 0 {
+		now.Message = fmt.Sprintf("about %d to go (%s) besides; %s", s.Left, resource.Bytes.Text(s.LeftBytes), now.Message)
+	}
 	if s.Copies > 0 {
 		now.Message = fmt.Sprintf("moved so far: %d (%s); %s", s.Copies, resource.Bytes.Text(s.Bytes), now.Message)
 	}
@@ -154,7 +157,7 @@ func (c *Controller) nextCopy(
 	wished := have.newLedger(nodes, moves)
 	spread := wished.spreadText()
 	all := wished.plan(maxPlan)
-	if len(all) == 0 {
+	if s.Left, s.LeftBytes = 0, 0; len(all) == 0 {
 		return spread, "", nil
 	}
 	text := fmt.Sprintf("to move: %d (%s); ", len(all), spread)
@@ -176,6 +179,12 @@ func (c *Controller) nextCopy(
 	m := now.move(what, from, to)
 	m.New = store.NewUID()
 	place := spot{host: to.host, pool: to.at.Pool}
+	left, leftBytes := int64(0), int64(0)
+	for _, o := range all {
+		if o.Old != m.Old {
+			left, leftBytes = left+1, leftBytes+o.UsedBytes
+		}
+	}
 	ops := append(c.stays(place), c.replaceOp(v, old, place, m.New),
 		store.Of[resource.Balance](c.cfg.Store).ModifyOp(b.Key(), func(is *resource.Balance) error {
 			if is.Generation != b.Generation || is.Status.Moving != nil {
@@ -187,7 +196,7 @@ func (c *Controller) nextCopy(
 	if err := c.cfg.Store.Commit(ctx, ops...); err != nil {
 		return "", "", err
 	}
-	s.Moving = &m
+	s.Moving, s.Left, s.LeftBytes = &m, left, leftBytes
 	c.cfg.Log.Info("a copy of a volume goes to a disk with more room", "volume", m.Volume, "from", m.From, "to", m.To)
 	return "", "", nil
 }
