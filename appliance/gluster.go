@@ -216,7 +216,7 @@ func (s *sharing) Mount(ctx context.Context, v wire.Volume, machine string) erro
 
 func (s *sharing) mount(ctx context.Context, v wire.Volume, machine string) error {
 	var users *gluster.Users
-	if v.FirstUID == 0 {
+	if v.FirstUID == 0 && machine != wire.ImportMount {
 		file, first, err := s.users(machine)
 		if err != nil {
 			return err

@@ -179,7 +179,7 @@ func (h *host) facts() wire.Report {
 		rep.Drivers = []string{"sandbox", wire.MoveDriver, wire.FileDriver}
 		h.problems.Update(machine.UsersShared, "", h.machines.SharedUsers())
 		if h.sharing.Supports() == nil {
-			rep.Drivers = append(rep.Drivers, wire.StorageDriver, wire.CopyDriver, wire.ScrubDriver)
+			rep.Drivers = append(rep.Drivers, wire.StorageDriver, wire.CopyDriver, wire.ScrubDriver, wire.SharedFileDriver)
 		}
 		if h.canEncrypt() == nil {
 			rep.Drivers = append(rep.Drivers, wire.EncryptionDriver)

@@ -52,7 +52,8 @@ type SharedHost interface {
 	// Remove has all hosts forget a volume. What is in its bricks stays.
 	Remove(ctx context.Context, v wire.ClusterVolume) error
 
-	// Mount has a volume mounted for a machine, which runs, and answer. Called again soon, it costs little.
+	// Mount has a volume mounted for a machine, which runs, or this host (wire.ImportMount), and answer. Called again soon, it
+	// costs little.
 	Mount(ctx context.Context, v wire.Volume, machine string) error
 	// Unmount takes the name (wire.GlusterName) of a volume.
 	Unmount(ctx context.Context, name, machine string) error
@@ -423,8 +424,8 @@ func (d mounts) Wanted(s *wire.State) (items []Item) {
 		if !shares(v) || v.Remove {
 			continue
 		}
-		for _, a := range v.Attachments {
-			all = append(all, mount{v, mountOf(v, a)})
+		for _, of := range mountsOf(v) {
+			all = append(all, mount{v, of})
 		}
 	}
 	if len(all) == 0 {
@@ -447,6 +448,9 @@ func (d mounts) Wanted(s *wire.State) (items []Item) {
 			Every:     mountEvery,
 			Ensure:    func(ctx context.Context) error { return d.host.Mount(ctx, m.v, m.of.Machine) },
 		}
+		if m.of.Machine == wire.ImportMount {
+			item.Needs = item.Needs[:1]
+		}
 		switch {
 		case own[m.v.NetworkID] >= resource.MaxWorkspaceMountsOnHost:
 			item.Ensure = func(context.Context) error { return errOwnMounts }
@@ -467,6 +471,17 @@ var (
 	errAllMounts = errors.New("the machine's host has as many shared volumes mounted as are possible: " +
 		"ask the operator for another host, and have the machine replaced")
 )
+
+// mountsOf are all those of a volume.
+func mountsOf(v wire.Volume) (all []SharedMount) {
+	for _, a := range v.Attachments {
+		all = append(all, mountOf(v, a))
+	}
+	if v.Importing {
+		all = append(all, SharedMount{wire.GlusterName(v.UID), wire.ImportMount})
+	}
+	return all
+}
 
 func mountOf(v wire.Volume, a wire.VolumeAttachment) SharedMount {
 	return SharedMount{wire.GlusterName(v.UID), a.MachineUID}
@@ -497,8 +512,7 @@ func (d mounts) Report(_ context.Context, s *wire.State, progress func(string) P
 		}
 		hold(r, v.NetworkID)
 		rep := &wire.VolumeReport{Key: v.Key, UID: v.UID, Ready: true}
-		for _, a := range v.Attachments {
-			of := mountOf(v, a)
+		for _, of := range mountsOf(v) {
 			mounted = slices.DeleteFunc(mounted, func(m SharedMount) bool { return m == of })
 			p := progress(of.key())
 			rep.Ready = rep.Ready && p.Ready()

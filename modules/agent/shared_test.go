@@ -87,6 +87,8 @@ func TestSharedWanted(t *testing.T) {
 	states := map[string]*wire.State{
 		"": {},
 		"storage identity, mount v1/m after storage identity machine m, attachment V1/m after mount v1/m machine m": {Volumes: []wire.Volume{volume}},
+		"storage identity, mount v1/import after storage identity": {Volumes: []wire.Volume{
+			{UID: "V1", Class: resource.SharedVolume, Importing: true, Brick: "b1"}}},
 		"storage identity, storage server after storage identity, brick b1 after storage identity": {
 			Storage: &wire.Storage{Bricks: []wire.Brick{{UID: "b1", SizeBytes: 8}}}},
 		"storage identity, storage server after storage identity, cluster members after storage server, cluster V1 after storage server": {
@@ -127,7 +129,33 @@ func TestSharedWanted(t *testing.T) {
 	if v := r.Items[Ref{wire.VolumeItem, "V1"}].(*wire.VolumeReport); !v.Ready || v.Key != volume.Key {
 		t.Errorf("its mount is %+v", v)
 	}
+
+	// One that this host writes a file into says how far it is, or that it isn't mounted.
+	importing := wire.Volume{UID: "V2", Class: resource.SharedVolume, Importing: true, Brick: "b1"}
+	for _, is := range []struct{ state, problem, want, says string }{
+		{wire.ImportBegun, "", wire.ImportBegun, "of its file"}, {wire.ImportBegun, "no route", "", "no route"},
+		{wire.ImportDone, "no route", wire.ImportDone, "of its file"}, {wire.ImportBroken, "no route", wire.ImportBroken, "of its file"},
+	} {
+		r := Report{Items: map[Ref]any{}}
+		for _, d := range []Driver{Mounts(w), Attachments(importHost{state: is.state})} {
+			if _, err := d.Report(t.Context(), &wire.State{Volumes: []wire.Volume{importing}},
+				func(string) Progress { return Progress{Problem: is.problem} }, &r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if v := r.Items[Ref{wire.VolumeItem, "V2"}].(*wire.VolumeReport); v.Import != is.want || v.Message != is.says {
+			t.Errorf("%+v: it says %+v", is, v)
+		}
+	}
 }
+
+type importHost struct {
+	VolumeHost
+	state string
+}
+
+func (h importHost) Imported(wire.Volume) (state, message string)        { return h.state, "of its file" }
+func (importHost) Attached() (map[string][]wire.VolumeAttachment, error) { return nil, nil }
 
 // TestMountsBounded: no more clients run on a host than it has memory for, and those of what is mounted go first.
 func TestMountsBounded(t *testing.T) {

@@ -28,6 +28,9 @@ type VolumeHost interface {
 	// AttachShared is Attach of a volume that others have mounted for the machine. It waits for nothing that is in it.
 	AttachShared(volume, machine string) error
 	Detach(volume, machine string) error
+	// Imported says how far the file of a shared volume is that this host writes into it: VolumeReport's Import, and what there
+	// is to say. It waits for nothing that is in the volume.
+	Imported(v wire.Volume) (state, message string)
 	// Attached are the machines that see volumes, by the volumes' UIDs. It does not block.
 	Attached() (map[string][]wire.VolumeAttachment, error)
 }
@@ -197,6 +200,11 @@ func (d attachments) Report(
 		rep, ok := r.Items[Ref{volumeKind, v.UID}].(*wire.VolumeReport)
 		if !ok || v.Remove {
 			continue
+		}
+		if shares(v) && v.Importing {
+			if state, message := d.host.Imported(v); rep.Message == "" || state != wire.ImportBegun {
+				rep.Import, rep.Message = state, cut(message, maxText)
+			}
 		}
 		limit := share(allFailed, len(v.Attachments))
 		for _, a := range v.Attachments {

@@ -404,6 +404,7 @@ func (w worldVolumes) Attach(volume, machine string) error {
 func (w worldVolumes) AttachShared(volume, machine string) error {
 	return w.Attach(volume, machine)
 }
+func (worldVolumes) Imported(wire.Volume) (state, message string) { return wire.ImportBegun, "" }
 func (w worldVolumes) Detach(volume, machine string) error {
 	return w.change("attachment "+volume+"/"+machine, false)
 }

@@ -66,9 +66,6 @@ func (a *API) exportOperation(snapshots *collection[resource.Snapshot, *resource
 			return nil, err
 		}
 		switch {
-		case s.Spec.Class == resource.SharedVolume:
-			return nil, newProblem(http.StatusUnprocessableEntity, "invalid", "A shared volume can't be exported yet.",
-				"Copy what is in it by a pod.")
 		case s.Deleting():
 			return nil, deleting("snapshot", s.Name)
 		case !s.Made():

@@ -177,9 +177,6 @@ func checkVolume(_ context.Context, now, was *resource.Volume) error {
 		return invalid("body.spec.import", "can't be changed: the volume is there", "Import into a new volume.")
 	case now.Spec.Import && now.Spec.Source != nil:
 		return invalid("body.spec.import", "a volume is made from a file, or from a snapshot or volume", "Leave one of them out.")
-	case now.Spec.Import && now.Spec.Class != resource.LocalVolume:
-		return invalid("body.spec.import", "a "+resource.SharedVolume+" volume can't be made from a file yet",
-			"Import into one of class "+resource.LocalVolume+", and copy what is in it by a pod.")
 	case why != "":
 		return invalid("body.spec.replicas", why, remedy)
 	case was != nil && now.Spec.Source != was.Spec.Source:

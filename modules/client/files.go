@@ -43,7 +43,7 @@ func (p *program) fileCommands(volumes noun[resource.Volume]) []*command {
 			usage: "write what is in a volume, or a snapshot, to a file",
 			args:  "NAME FILE",
 			names: volumes.names,
-			about: `NAME is a local volume, or if there is none of that name, a snapshot. Of a volume a snapshot is made first,
+			about: `NAME is a volume, or if there is none of that name, a snapshot. Of a volume a snapshot is made first,
 which is deleted when all of it is there, or after 7 days. The file is a tar, with owners as machines have them,
 links, holes, access control lists and users' attributes, and ends with its checksum. Devices and sockets are left out;
 summary.json in it says how many. Until all is there it is called FILE.part, and the same command goes on with that
@@ -56,13 +56,15 @@ when it was cut off.`,
 			name:  "import",
 			usage: "make a volume from a file that 'mp volumes export' has written",
 			args:  "FILE NAME",
-			about: `The new volume is local, and nobody has it before all of the file is in it and its checksum is right. Files
-belong to the same users as they did, as the machines of this workspace have them. The same command goes on when it was cut
-off.`,
-			examples: []string{"mp volumes import db.tar db2", "mp volumes import db.tar db2 --size 20Gi"},
+			about: `The new volume is local, or shared if --class says so, whatever the file is of. Nobody has it before all of the
+file is in it and its checksum is right. Files belong to the same users as they did, as the machines of this workspace have them.
+Shared volumes have no access control lists: a file with some is refused there. The same command goes on when it was cut off.`,
+			examples: []string{"mp volumes import db.tar db2", "mp volumes import db.tar db2 --size 20Gi",
+				"mp volumes import files.tar files2 --class shared"},
 			flags: flags(placeFlags(inWorkspace), sizeFlag("`SIZE` of the volume, if not as the file's was: 20Gi"),
-				&cli.StringFlag{Name: "class", Usage: "`CLASS` of it: local"},
-				&cli.BoolFlag{Name: "encrypted", Usage: "encrypt what is on its host's disk"}, resultFlag()),
+				&cli.StringFlag{Name: "class", Usage: "`CLASS` of it: local, which is the default, or shared"},
+				replicasFlag(), arbiterFlag(),
+				&cli.BoolFlag{Name: "encrypted", Usage: "encrypt what is on its hosts' disks"}, resultFlag()),
 			run: (*call).importVolume,
 		},
 	}
@@ -187,9 +189,6 @@ func (c *call) exportVolume(of thing) error {
 		if err != nil {
 			return err
 		}
-		if v.Spec.Class == resource.SharedVolume { // no snapshot is made for nothing
-			return failf("copy what is in it by a pod", "%s is shared, and only local volumes can be exported yet", printable(of.inFull()))
-		}
 		it, err := snapshots.named(c, snapshotName(of.name+"-export"))
 		e.Snapshot, e.Volume = it.path, of.name
 		return err
@@ -301,7 +300,7 @@ func (c *call) importVolume() error {
 			}
 		}
 		in := map[string]any{"spec": map[string]any{"class": c.String("class"), "sizeBytes": size, "import": true,
-			"encrypted": c.Bool("encrypted")}}
+			"encrypted": c.Bool("encrypted"), "replicas": c.Int("replicas"), "arbiter": c.Bool("arbiter")}}
 		if c.String("class") == "" {
 			delete(in["spec"].(map[string]any), "class")
 		}

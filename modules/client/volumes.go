@@ -77,8 +77,7 @@ Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which a
 			flags: []cli.Flag{
 				sizeFlag("`SIZE` of it, a limit: 10Gi"),
 				&cli.StringFlag{Name: "class", Usage: "`CLASS` of it: local, which is the default, or shared"},
-				&cli.IntFlag{Name: "replicas", Usage: "`NUMBER` of copies of a shared one: 1 or 3, or 2 with an arbiter"},
-				&cli.BoolFlag{Name: "arbiter", Usage: "have a third host without data tell which of two copies is right"},
+				replicasFlag(), arbiterFlag(),
 				&cli.BoolFlag{Name: "encrypted", Usage: "encrypt what is on its hosts' disks"},
 			},
 		}, func(c *call) (any, error) {
@@ -154,6 +153,14 @@ func newClaim(c *call) (any, error) {
 
 func sizeFlag(usage string) cli.Flag { return &cli.StringFlag{Name: "size", Usage: usage} }
 
+func replicasFlag() cli.Flag {
+	return &cli.IntFlag{Name: "replicas", Usage: "`NUMBER` of copies of a shared one: 1 or 3, or 2 with an arbiter"}
+}
+
+func arbiterFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "arbiter", Usage: "have a third host without data tell which of two copies is right"}
+}
+
 // neededSize is what --size says.
 func neededSize(c *call) (int64, error) {
 	if c.String("size") == "" {
@@ -161,6 +168,8 @@ func neededSize(c *call) (int64, error) {
 	}
 	return amount(c, "size")
 }
+
+const importText = "What is in it comes as a file, and nobody has it before all of that is there: 'mp volumes import' sends it."
 
 // explainVolume says where the data is and who has it, to somebody who knows neither hosts
 // nor file systems.
@@ -170,13 +179,16 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 	switch {
 	case v.Spec.Class == resource.SharedVolume:
 		explainCopies(w, v)
+		if v.Importing() {
+			fmt.Fprintln(w, importText)
+		}
 	case v.Spec.Class != resource.LocalVolume:
 	case v.Status.Moving != nil && v.Status.Moving.Stage != resource.MoveRemoving:
 		fmt.Fprintln(w, "Its data is on its way to the disk of another host: pods that use it wait for that.")
 	case !v.Status.Conditions.Is(resource.VolumePlaced):
 		fmt.Fprintln(w, "Its data will be on the disk of one host, which is not chosen yet.")
 	case v.Importing():
-		fmt.Fprintln(w, "What is in it comes as a file, and nobody has it before all of that is there: 'mp volumes import' sends it.")
+		fmt.Fprintln(w, importText)
 	case v.Status.SizeBytes == 0:
 		fmt.Fprintln(w, "Its data will be on the disk of one host, which has not made it yet.")
 	case there == "":

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -28,12 +29,12 @@ func (h *Hub) Export(ctx context.Context, s *resource.Snapshot, from int64, w io
 	if s.Status.ReadyAt != nil {
 		taken = *s.Status.ReadyAt
 	}
-	one, err := h.fileOf(ctx, s.WorkspaceKey(), s.UID, s.Status.Node, s.Status.NodeUID, s.Status.Conditions)
+	one, err := h.fileOf(ctx, s.WorkspaceKey(), s.UID, s.Spec.Class, s.Status.Node, s.Status.NodeUID, s.Status.Conditions)
 	if err != nil {
 		return outward(err)
 	}
-	one.file.From, one.file.Volume, one.file.Class = from, s.WorkspaceKey()+"/"+s.Spec.Volume, resource.LocalVolume
-	one.file.TakenAt = taken
+	one.file.From, one.file.Volume = from, s.WorkspaceKey()+"/"+s.Spec.Volume
+	one.file.Class, one.file.TakenAt = cmp.Or(s.Spec.Class, resource.LocalVolume), taken
 	if err := h.sends.begin(one); err != nil {
 		return outward(err)
 	}
@@ -54,7 +55,11 @@ func (h *Hub) Export(ctx context.Context, s *resource.Snapshot, from int64, w io
 // BeginImport waits for the host of a volume to want what a tenant sends: from which offset on, and as what he sends it
 // soon, by Import. An *access.Refusal says why not.
 func (h *Hub) BeginImport(ctx context.Context, v *resource.Volume) (id string, from int64, err error) {
-	one, err := h.fileOf(ctx, v.WorkspaceKey(), v.UID, v.Status.Node, v.Status.NodeUID, v.Status.Conditions)
+	if v.Spec.Class == resource.SharedVolume && !v.Status.Conditions.Is(resource.VolumeServed) {
+		return "", 0, outward(refuse(http.StatusConflict, "%s", because("its copies are not there yet", waitsFor(v.Status.Conditions))))
+	}
+	node, uid := v.FileHost()
+	one, err := h.fileOf(ctx, v.WorkspaceKey(), v.UID, v.Spec.Class, node, uid, v.Status.Conditions)
 	if err != nil {
 		return "", 0, outward(err)
 	}
@@ -81,7 +86,8 @@ func (h *Hub) BeginImport(ctx context.Context, v *resource.Volume) (id string, f
 // Import has the host of a volume take what a tenant sends, until one of them ends that. An *access.Refusal says why it was not
 // taken, or not to the end: the host knows how far it is.
 func (h *Hub) Import(ctx context.Context, v *resource.Volume, id string, in io.Reader, deadline func(time.Time) error) error {
-	one := h.sends.find(v.Status.NodeUID, id)
+	_, node := v.FileHost()
+	one := h.sends.find(node, id)
 	if one == nil || one.asked == nil || one.UID != v.UID {
 		return outward(gone)
 	}
@@ -119,14 +125,23 @@ func (t *tenant) wait(do func([]byte) (int, error), p []byte) (int, error) {
 	return n, err
 }
 
-// fileOf is what is to be begun with a host that is there and can do it: else nobody waits.
-func (h *Hub) fileOf(ctx context.Context, workspace, uid, node, nodeUID string, is resource.Conditions) (*sending, error) {
-	waits := ""
+// waitsFor is what something waits for, as its first condition says that does.
+func waitsFor(is resource.Conditions) string {
 	for _, c := range is {
 		if c.Status != resource.True && c.Message != "" {
-			waits = c.Message
-			break
+			return c.Message
 		}
+	}
+	return ""
+}
+
+// fileOf is what is to be begun with a host that is there and can do it: else nobody waits.
+func (h *Hub) fileOf(
+	ctx context.Context, workspace, uid, class, node, nodeUID string, is resource.Conditions,
+) (*sending, error) {
+	waits, driver := waitsFor(is), wire.FileDriver
+	if class == resource.SharedVolume {
+		driver = wire.SharedFileDriver
 	}
 	n, ok := h.cfg.Nodes.Get(node)
 	switch {
@@ -136,8 +151,8 @@ func (h *Hub) fileOf(ctx context.Context, workspace, uid, node, nodeUID string, 
 		return nil, refuse(http.StatusConflict, "%s", because("its host is not there", waits))
 	case n.Silent():
 		return nil, refuse(http.StatusConflict, "the host that it is on does not report: it goes on once that does")
-	case !slices.Contains(n.Status.Drivers, wire.FileDriver):
-		return nil, refuse(http.StatusConflict, "the host that it is on knows no files yet: the operator has to upgrade it first")
+	case !slices.Contains(n.Status.Drivers, driver):
+		return nil, refuse(http.StatusConflict, "the host that it is on knows no files of it yet: the operator has to upgrade it first")
 	}
 	ws, err := store.Of[resource.Workspace](h.cfg.Store).Get(ctx, workspace)
 	if err != nil {

@@ -31,17 +31,24 @@ func (h *Hub) brickPeer(b resource.VolumeBrick) *resource.Node {
 	return nil
 }
 
-// sharedAt is a shared volume as a host has it: with a machine of its workspace there, and as long as GlusterFS has the
-// volume. One that is deleted is unmounted because it is named no more.
+// sharedAt is a shared volume as a host has it: with a machine of its workspace there, or to write a file into it, and as long
+// as GlusterFS has the volume. One that is deleted is unmounted because it is named no more.
 func (h *Hub) sharedAt(node *resource.Node, v *resource.Volume) (w wire.Volume, here bool) {
 	if v.Deleting() || !v.Status.Conditions.Is(resource.VolumeServed) {
 		return w, false
 	}
-	for _, m := range h.machinesAt(node, v) {
-		w.Attachments = append(w.Attachments, wire.VolumeAttachment{MachineUID: m.UID})
-	}
-	if w.Attachments == nil {
-		return w, false
+	if v.Importing() {
+		if _, uid := v.FileHost(); uid != node.UID || h.brickHost(v.Status.Bricks[0]) == nil {
+			return w, false
+		}
+		w.Brick, w.Pool = v.Status.Bricks[0].UID, v.Status.Bricks[0].Pool
+	} else {
+		for _, m := range h.machinesAt(node, v) {
+			w.Attachments = append(w.Attachments, wire.VolumeAttachment{MachineUID: m.UID})
+		}
+		if w.Attachments == nil {
+			return w, false
+		}
 	}
 	for _, b := range v.Status.Bricks {
 		n := h.brickHost(b)
@@ -60,6 +67,10 @@ func (h *Hub) sharedAt(node *resource.Node, v *resource.Volume) (w wire.Volume, 
 // noteShared takes down what a host says of a shared volume: how its machines see it. How the
 // volume itself is, is for the hosts with its bricks to say.
 func (h *Hub) noteShared(node *resource.Node, v *resource.Volume, rep wire.VolumeReport) {
+	if v.Importing() {
+		h.noteImport(node, v, rep)
+		return
+	}
 	here := h.machinesAt(node, v)
 	s := &v.Status
 	why := ""
@@ -77,6 +88,28 @@ func (h *Hub) noteShared(node *resource.Node, v *resource.Volume, rep wire.Volum
 	slices.SortFunc(s.Attachments, func(a, b resource.VolumeAttachment) int {
 		return cmp.Or(strings.Compare(a.Machine, b.Machine), strings.Compare(a.MachineUID, b.MachineUID))
 	})
+}
+
+// noteImport takes down how far a shared volume is of which not all of its file is there.
+func (h *Hub) noteImport(node *resource.Node, v *resource.Volume, rep wire.VolumeReport) {
+	if _, uid := v.FileHost(); uid != node.UID || v.Status.Conditions.Is(resource.VolumeImported) {
+		return
+	}
+	c := resource.Condition{Type: resource.VolumeImported, Status: resource.False, Reason: resource.VolumeImporting,
+		Message: clip(rep.Message, maxText)}
+	switch rep.Import {
+	case wire.ImportDone:
+		c.Status, c.Reason, c.Message = resource.True, "Imported", ""
+	case wire.ImportBroken:
+		c.Final = true
+	case wire.ImportBegun:
+	default: // it can't be mounted: see noteShared
+		if rep.Message != "" {
+			h.cfg.Log.Warn("mount of a shared volume", "volume", rep.Key, "node", node.Name, "said", c.Message)
+			c.Message = "the host that its file is written by can't mount it now: it is tried again"
+		}
+	}
+	v.Status.Conditions.Set(c)
 }
 
 // maxServer is how long what a host calls a start of what serves its bricks may be.

@@ -35,6 +35,9 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		w := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
 			Pool: v.Status.Pool, FirstUID: v.Status.FirstUID, Made: v.Made(), Servers: shared.Servers,
 			Encrypted: v.Spec.Encrypted, Importing: v.Importing(), Remove: v.Going()}
+		if shared.Brick != "" {
+			w.Brick, w.Pool = shared.Brick, shared.Pool
+		}
 		if v.Spec.Source != nil {
 			w.Source = v.Spec.Source.UID
 		}
@@ -113,8 +116,12 @@ func (h *Hub) keepsVolumes(ctx context.Context, node *resource.Node) error {
 		len(on), node.Name, strings.Join(some, ", "), node.Name)
 }
 
-// has says whether a node has a volume, or if it is a shared one, machines that see it.
+// has says whether a node has a volume, or if it is a shared one, machines that see it, or its file.
 func (h *Hub) has(node *resource.Node, v *resource.Volume) bool {
+	if v.Spec.Class == resource.SharedVolume && v.Importing() {
+		_, uid := v.FileHost()
+		return uid == node.UID
+	}
 	if v.Spec.Class == resource.SharedVolume {
 		return len(h.machinesAt(node, v)) > 0
 	}

@@ -59,6 +59,8 @@ const (
 	VolumeUnserved   = "Unserved"   // GlusterFS has forgotten it: its bricks can be taken away
 	// VolumeCopiesStay is False while a copy is on a host that is being removed.
 	VolumeCopiesStay = "CopiesStay"
+	// VolumeImported is True once all is in it of the file that it is made from.
+	VolumeImported = "Imported"
 )
 
 // BrickBytes is what a brick takes of its host's disk. For each file an arbiter has an inode of 512
@@ -83,6 +85,14 @@ func (v *Volume) Brick(uid string) *VolumeBrick {
 
 // AllBricks are its copies, and those that are leaving.
 func (v *Volume) AllBricks() []VolumeBrick { return slices.Concat(v.Status.Bricks, v.Status.Leaving) }
+
+// FileHost is the host that writes a volume's file into it, by its name and UID: of a shared one that of its first copy.
+func (v *Volume) FileHost() (node, uid string) {
+	if len(v.Status.Bricks) > 0 {
+		return v.Status.Bricks[0].Node, v.Status.Bricks[0].NodeUID
+	}
+	return v.Status.Node, v.Status.NodeUID
+}
 
 // Whole says whether all its copies are there, and the same, as far as was heard last.
 func (v *Volume) Whole() bool {
@@ -138,6 +148,12 @@ const CopyDriver = "shared-copies"
 
 // CopiesShared says whether a host can.
 func (n *Node) CopiesShared() bool { return slices.Contains(n.Status.Drivers, CopyDriver) }
+
+// SharedFileDriver is among the Drivers of hosts that read shared volumes into files, and write them from such.
+const SharedFileDriver = "shared-file"
+
+// FilesShared says whether a host does.
+func (n *Node) FilesShared() bool { return slices.Contains(n.Status.Drivers, SharedFileDriver) }
 
 // BrickCopy is how far a copy of a shared volume is, which is one of its bricks as that was at some moment. All others have the
 // same before, and after: then it has all that anybody was told is written.

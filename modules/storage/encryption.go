@@ -21,14 +21,14 @@ import (
 // volumeKeyBytes is how many random bytes a volume's key has: no fewer than the cipher's own.
 const volumeKeyBytes = 64
 
-// able are the nodes that can have a volume encrypted, if it shall be: all others can have.
+// able are the nodes that can have a volume encrypted, or write a file into it, if that shall be: all others can have.
 func able(v *resource.Volume, nodes []*resource.Node) []*resource.Node {
 	copied := v.Filled() && !v.Status.Conditions.Is(resource.VolumeServed) // by a host that leads, and may be any of them
-	if !v.Spec.Encrypted && !copied {
+	if !v.Spec.Encrypted && !copied && !v.Importing() {
 		return nodes
 	}
 	return slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool {
-		return v.Spec.Encrypted && !n.Encrypts() || copied && !n.CopiesShared()
+		return v.Spec.Encrypted && !n.Encrypts() || copied && !n.CopiesShared() || v.Importing() && !n.FilesShared()
 	})
 }
 

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -35,7 +36,9 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 			there++
 		}
 	}
-	if served {
+	imported := s.Conditions.Get(resource.VolumeImported)
+	importing := v.Importing() && (imported == nil || imported.Status != resource.True)
+	if served && !importing {
 		s.SizeBytes = max(s.SizeBytes, size) // the copies of lost hosts come again, and are small at first
 	}
 	ready := resource.Condition{Type: resource.VolumeReady, Status: resource.False}
@@ -50,6 +53,11 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 		return
 	case !served:
 		ready.Reason, ready.Message = "Creating", creating(v, hosts)
+	case importing:
+		ready.Reason, ready.Message = resource.VolumeImporting, "what is in it comes as a file: send it with `mp volumes import`"
+		if imported != nil {
+			ready.Message, ready.Final = cmp.Or(imported.Message, ready.Message), imported.Final
+		}
 	case reporting == 0:
 		ready.Reason, ready.Message = "HostsSilent", "none of the hosts with a copy of it reports: nobody can say how it is"
 	case filling >= len(s.Bricks)-1 && filling > 0 && has(s.Bricks[0], hosts[s.Bricks[0].UID]):

@@ -81,8 +81,13 @@ func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at c
 	if why := have.seen(nodes, v.WorkspaceKey()); why != "" {
 		return at, &shortError{why}
 	}
-	if nodes = able(v, nodes); v.Spec.Encrypted && len(nodes) == 0 {
+	nodes = able(v, nodes)
+	switch {
+	case len(nodes) > 0:
+	case v.Spec.Encrypted:
 		return at, &shortError{noEncryption}
+	case v.Importing():
+		return at, &shortError{"no host takes a file for a shared volume yet: the operator has to upgrade them first"}
 	}
 	need := bricksOf(v.Spec, nodes)
 	at.arbiter = v.Spec.Arbiter

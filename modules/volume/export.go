@@ -65,10 +65,12 @@ func (h *Host) export(ctx context.Context, v wire.Volume, f wire.File, w io.Writ
 		if err != nil {
 			return err
 		}
-		rec, err := h.place(v.UID).record()
-		if err == nil && isBrick(root) {
-			err = lasting{saidf("it is of a shared volume, which can't be a file yet: copy what is in it by a pod")}
+		if f.Class == resource.SharedVolume {
+			if root, err = openBrick(root); err != nil {
+				return err
+			}
 		}
+		rec, err := h.place(v.UID).record()
 		if err != nil {
 			return errors.Join(err, root.Close())
 		}
@@ -93,19 +95,6 @@ func (h *Host) export(ctx context.Context, v wire.Volume, f wire.File, w io.Writ
 	walk.close() // nobody knows how much of it has come
 	work.walk = nil
 	return err
-}
-
-// isBrick says whether this is the root of a brick's file system: what is in it is GlusterFS's. A workspace's own users can't
-// make what the host's root has.
-func isBrick(root *os.File) bool {
-	fd, err := unix.Openat2(int(root.Fd()), brickRoot+"/.glusterfs", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS})
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	return unix.Fstat(fd, &st) == nil && st.Uid == 0
 }
 
 // mountSnapshot mounts a snapshot, for reading by this process alone, and opens its root.
@@ -140,6 +129,7 @@ type walker struct {
 	named   int               // octets of it
 	sum     archive.Summary
 	member  *member // the one in which at is
+	brick   bool    // it is one of a shared volume
 	pace    pace
 	began   time.Time // what the pace has not been told
 	mapped  fiemap
@@ -178,8 +168,9 @@ func (m *member) close() {
 
 // newWalker takes root over.
 func newWalker(root *os.File, hostUsers bool, v wire.Volume, f wire.File) (*walker, error) {
-	w := &walker{root: root, names: map[uint64]*named{}, about: archive.About{Format: archive.Format, Volume: f.Volume, UID: v.UID,
-		Class: f.Class, SizeBytes: v.SizeBytes, TakenAt: f.TakenAt}}
+	w := &walker{root: root, names: map[uint64]*named{}, brick: f.Class == resource.SharedVolume}
+	w.about = archive.About{Format: archive.Format, Volume: f.Volume, UID: v.UID,
+		Class: f.Class, SizeBytes: v.SizeBytes, TakenAt: f.TakenAt}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
 		return nil, errors.Join(&os.PathError{Op: "stat", Path: root.Name(), Err: err}, root.Close())
@@ -350,6 +341,9 @@ func (w *walker) folder(dir *os.File, at string) (*member, error) {
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("read a folder: %w", err)
 	}
+	if w.brick {
+		brickTime(procPath(dir, "."), &st)
+	}
 	h := w.header(at, archive.Folder, &st)
 	h.Xattrs = w.xattrs(dir, at)
 	return encoded(h, nil, nil)
@@ -409,10 +403,19 @@ func (w *walker) inFolder(ctx context.Context) (*member, error) {
 
 // entry makes the member of a name in a folder; nil: it is left out.
 func (w *walker) entry(ctx context.Context, f *folder, name string) (*member, error) {
+	if w.brick && f.path == archive.Root && ofGluster(name) {
+		return nil, nil // which is no tenant's
+	}
 	at := path.Join(f.path, name)
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(f.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return nil, fmt.Errorf("look at a file: %w", err)
+	}
+	if w.brick {
+		brickTime(procPath(f.File, name), &st)
+		if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Nlink > 1 {
+			st.Nlink-- // GlusterFS has a name for each
+		}
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:

@@ -35,6 +35,8 @@ type importing struct {
 	About bool `json:"about"` // the first member was read
 	// Broken is why it can't be gone on with, as tenants may read it.
 	Broken string `json:"broken,omitempty"`
+	// Done says of a shared volume that all is in it. Of a local one its record does.
+	Done bool `json:"done,omitempty"`
 }
 
 func (p place) importing() (n importing, err error) {
@@ -58,16 +60,17 @@ const (
 type fetchFile = func(ctx context.Context, from int64) (io.ReadCloser, error)
 
 // tellImport says how far a volume is.
-func (h *Host) tellImport(p place, r *wire.VolumeReport) {
+func (h *Host) tellImport(p place) (state, message string) {
 	note, err := p.importing()
 	switch {
 	case err != nil:
-		r.Message = h.words("how far it is can't be read", err).Error()
+		return importBegun, h.words("how far it is can't be read", err).Error()
 	case note.Broken != "":
-		r.Import, r.Message = wire.ImportBroken, note.Broken
-	default:
-		r.Message = resource.Bytes.Text(note.Offset) + " of its file have come: go on with `mp volumes import`"
+		return wire.ImportBroken, note.Broken
+	case note.Done:
+		return importDone, ""
 	}
+	return importBegun, resource.Bytes.Text(note.Offset) + " of its file have come: go on with `mp volumes import`"
 }
 
 // Import unpacks a file into a volume that Importing says is to be made from one. fetch asks for the file, from an offset
@@ -81,10 +84,17 @@ func (h *Host) Import(ctx context.Context, v wire.Volume, fetch fetchFile) error
 }
 
 func (h *Host) importFile(ctx context.Context, v wire.Volume, fetch fetchFile) error {
-	if err := h.locate(v); err != nil {
+	disk := v
+	if v.Class == resource.SharedVolume { // how far it is stands beside one of its bricks, and goes with that
+		if err := checkUID("brick", v.Brick); err != nil {
+			return err
+		}
+		disk.UID = v.Brick
+	}
+	if err := h.locate(disk); err != nil {
 		return err
 	}
-	p := h.place(v.UID)
+	p := h.place(disk.UID)
 	rec, err := p.record()
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !rec.Owned {
 		return saidf("its host has not made it yet")
@@ -92,34 +102,30 @@ func (h *Host) importFile(ctx context.Context, v wire.Volume, fetch fetchFile) e
 	if err != nil {
 		return err
 	}
-	if rec.Import != importBegun {
+	work, turn, err := h.beginFile(ctx, disk.UID, v.NetworkID)
+	if err != nil {
+		return err
+	}
+	defer h.restFile(disk.UID, work)
+	note, err := p.importing()
+	switch {
+	case err != nil:
+		return err
+	case note.Broken != "":
+		return saidf("%s", note.Broken)
+	case note.Done || rec.Import != importBegun && !rec.Brick:
 		return saidf("all of its file is there already")
 	}
-	work, turn, err := h.beginFile(ctx, v.UID, v.NetworkID)
-	if err != nil {
-		return err
-	}
-	defer h.restFile(v.UID, work)
-	note, err := p.importing()
-	if err == nil && note.Broken != "" {
-		err = saidf("%s", note.Broken)
-	}
-	if err != nil {
-		return err
-	}
-	root, err := openMount(p.image().Mount)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	first := uint32(0)
-	if !rec.HostUsers {
-		if first, err = h.cfg.HostUser(v.FirstUID); err != nil {
-			return err
-		}
-	}
-	u := &unpacker{place: p, root: root, owners: owners{first}, note: note, noted: time.Now()}
+	u := &unpacker{place: p, note: note, noted: time.Now()}
 	defer u.close()
+	if rec.Brick {
+		err = h.intoShared(u, v)
+	} else {
+		err = h.intoLocal(u, v, rec)
+	}
+	if err != nil {
+		return err
+	}
 	whole, err := u.run(turn, fetch)
 	var said saidError
 	why := brokenBy(err)
@@ -136,18 +142,36 @@ func (h *Host) importFile(ctx context.Context, v wire.Volume, fetch fetchFile) e
 		return h.said("it was cut off, and goes on where it ended", err)
 	}
 	failpoint.Reach("volume/import/unpacked")
-	rec.Import = importDone
-	if err := atomicfile.WriteJSON(p.at(recordName), rec); err != nil {
-		return err
+	if rec.Brick {
+		err = onPool(atomicfile.WriteJSON(p.at(importNote), importing{Done: true}))
+	} else {
+		rec.Import = importDone
+		err = atomicfile.WriteJSON(p.at(recordName), rec)
 	}
-	h.cfg.Log.Info("volume imported", "volume", v.Key, "uid", v.UID)
-	return nil
+	if err == nil {
+		h.cfg.Log.Info("volume imported", "volume", v.Key, "uid", v.UID)
+	}
+	return err
+}
+
+// intoLocal has an import go into a volume of this host.
+func (h *Host) intoLocal(u *unpacker, v wire.Volume, rec record) (err error) {
+	if !rec.HostUsers {
+		if u.owners.first, err = h.cfg.HostUser(v.FirstUID); err != nil {
+			return err
+		}
+	}
+	u.root, err = openMount(u.place.image().Mount)
+	return err
 }
 
 // brokenBy is why an import that failed so can't be gone on with, as tenants may read it; "" if it can.
 func brokenBy(err error) string {
 	var said saidError
+	var unfit unfitError
 	switch {
+	case errors.As(err, &unfit):
+		return unfit.text
 	case errors.Is(err, archive.ErrFormat), errors.Is(err, errOdd):
 		return "what was sent is no file of a volume, or damaged: delete the volume, and import another file"
 	case errors.As(err, &said): // of the disk of the host (onPool), say
@@ -168,8 +192,13 @@ func onPool(err error) error {
 	return saidError{poolTrouble, err}
 }
 
-// sync has all that was written be on the disk. What the volume has no room for was refused before that.
-func (u *unpacker) sync() error { return onPool(unix.Syncfs(int(u.root.Fd()))) }
+// sync has all that was written be on the disk. What a local volume has no room for was refused before that.
+func (u *unpacker) sync() error {
+	if u.mark != "" {
+		return u.syncShared()
+	}
+	return onPool(unix.Syncfs(int(u.root.Fd())))
+}
 
 // unpacker puts what is read where it belongs. Whoever made the file, no path leads out of the volume: the kernel walks
 // it from the root, by no link, and over no mount (openat2).
@@ -181,6 +210,8 @@ type unpacker struct {
 	noted  time.Time
 	in     *archive.Reader
 	file   *os.File // the one that is being written
+	mark   string   // see syncShared; "": it is a local volume
+	tree   *os.File // of a shared one, what root is in
 	pace   pace
 
 	parent   *os.File // the folder of the last path
@@ -188,7 +219,7 @@ type unpacker struct {
 }
 
 func (u *unpacker) close() {
-	for _, f := range []*os.File{u.file, u.parent} {
+	for _, f := range []*os.File{u.parent, u.root, u.tree} {
 		if f != nil {
 			_ = f.Close()
 		}
@@ -216,6 +247,10 @@ func (u *unpacker) run(ctx context.Context, fetch fetchFile) (whole bool, err er
 	defer context.AfterFunc(ctx, func() { _ = body.Close() })()
 	var h *archive.Header
 	if u.note.Offset == 0 {
+		// What is there is of a try of which nothing was taken down, with another file, maybe.
+		if err := u.empty(ctx); err != nil {
+			return false, err
+		}
 		u.in = archive.NewReader(body)
 	} else if u.in, h, err = archive.Resume(body, u.note.State); err != nil {
 		return false, err
@@ -323,6 +358,10 @@ func (u *unpacker) member(ctx context.Context, h *archive.Header) error {
 	at, ok := strings.CutPrefix(h.Path, archive.Root+"/")
 	if !ok || path.Clean(at) != at || strings.HasPrefix(at, "/") || at == ".." || strings.HasPrefix(at, "../") || at == "." {
 		return odd("%.200q is no path in it", h.Path)
+	}
+	if u.mark != "" && ofGluster(at) {
+		return unfitError{"the file has something in it that is called " + at + ", as nothing in a shared volume can be: " +
+			"delete the volume, and import into one of class " + resource.LocalVolume}
 	}
 	dir, name, err := u.within(at)
 	if err != nil {
@@ -470,6 +509,8 @@ func (u *unpacker) data(ctx context.Context, h *archive.Header, anew bool) error
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
+	u.file = f
+	defer func() { u.file = nil }()
 	if err := f.Truncate(h.Size); err != nil {
 		return pathError("truncate", h.Path, err)
 	}
@@ -496,74 +537,9 @@ func (u *unpacker) data(ctx context.Context, h *archive.Header, anew bool) error
 			}
 		}
 	}
-	return u.attributes(f, h)
-}
-
-// attributes has an open file or folder be as it was.
-func (u *unpacker) attributes(f *os.File, h *archive.Header) error {
-	user, _ := u.owners.outside(h.UID)
-	group, _ := u.owners.outside(h.GID)
-	fd := int(f.Fd())
-	for _, name := range []string{aclAccess, aclDefault} { // which it has from its folder
-		if err := unix.Fremovexattr(fd, name); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
-			return pathError("removexattr", h.Path, err)
-		}
+	err = u.attributes(f, h)
+	if err == nil && u.mark != "" {
+		err = f.Sync()
 	}
-	for _, x := range h.Xattrs {
-		value, acl := []byte(x.Value), x.Name == aclAccess || x.Name == aclDefault
-		ok := acl || strings.HasPrefix(x.Name, "user.")
-		if acl {
-			value, ok = changeACL(value, u.owners.outside)
-		}
-		if !ok {
-			return odd("%.200q has the attribute %.100q", h.Path, x.Name)
-		}
-		if err := unix.Fsetxattr(fd, x.Name, value, 0); err != nil {
-			if errors.Is(err, unix.ERANGE) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.E2BIG) {
-				return odd("%.200q has the attribute %.100q: %v", h.Path, x.Name, err)
-			}
-			return pathError("setxattr", h.Path, err)
-		}
-	}
-	// Who may do what comes after whose it is, which takes set-user-ID away; the time last.
-	err := unix.Fchown(fd, int(user), int(group))
-	if err == nil {
-		err = unix.Fchmod(fd, h.Mode)
-	}
-	if err == nil {
-		err = unix.UtimesNanoAt(fd, "", times(h), unix.AT_EMPTY_PATH)
-	}
-	if err != nil {
-		return pathError("set owner", h.Path, err)
-	}
-	return nil
-}
-
-// named is attributes for what can't be opened.
-func (u *unpacker) named(dir int, name string, h *archive.Header) error {
-	user, _ := u.owners.outside(h.UID)
-	group, _ := u.owners.outside(h.GID)
-	err := unix.Fchownat(dir, name, int(user), int(group), unix.AT_SYMLINK_NOFOLLOW)
-	if err == nil && h.Kind == archive.Pipe { // nobody else has it: it is still what was made
-		err = unix.Lremovexattr(fmt.Sprintf("/proc/self/fd/%d/%s", dir, name), aclAccess)
-		if err == nil || errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
-			err = unix.Fchmodat(dir, name, h.Mode, 0)
-		}
-	}
-	if err == nil {
-		err = unix.UtimesNanoAt(dir, name, times(h), unix.AT_SYMLINK_NOFOLLOW)
-	}
-	if err != nil {
-		return pathError("set owner", h.Path, err)
-	}
-	return nil
-}
-
-// times are those of access and change.
-func times(h *archive.Header) []unix.Timespec {
-	t := unix.NsecToTimespec(h.ModTime.UnixNano())
-	if s := h.ModTime.Unix(); s < -1<<31 || s > 1<<33 { // more than file systems have
-		t = unix.Timespec{}
-	}
-	return []unix.Timespec{t, t}
+	return err
 }

@@ -134,7 +134,7 @@ func (h *Host) list(bricks bool) (all []wire.VolumeReport, away error) {
 			}
 		}
 		if r.Import == importBegun && r.Message == "" {
-			h.tellImport(f.place, &r)
+			r.Import, r.Message = h.tellImport(f.place)
 		}
 		all = append(all, r)
 	}

@@ -1,6 +1,10 @@
 package wire
 
-import "time"
+import (
+	"time"
+
+	"github.com/multipaas/multipaas/modules/resource"
+)
 
 // A volume that moves goes through a server, which pairs two requests: the host that it goes to asks for
 // it (FetchPath), so the one that has it finds a Send in its state, and answers by SendPath. Whoever is cut
@@ -24,6 +28,9 @@ type Send struct {
 
 // FileDriver is among the Drivers in the reports of hosts that read volumes into files, and write them from such.
 const FileDriver = "file"
+
+// SharedFileDriver is the same of hosts that do so with shared volumes.
+const SharedFileDriver = resource.SharedFileDriver
 
 // File is a snapshot on this node that somebody waits for as a file, or a volume that somebody sends as one: see
 // modules/internal/archive. It goes with who waits, as a Send does.

@@ -241,6 +241,9 @@ type Volume struct {
 	Incoming bool `json:"incoming,omitempty"`
 	// Importing says: what is in it comes as a file (State.Files), and no machine sees it before all of that is there.
 	Importing bool `json:"importing,omitempty"`
+	// Brick is of a shared volume that is Importing: the UID of one of its bricks, on this host and in Pool, beside which the
+	// host keeps how far it is. It mounts the volume for that as if it were for the machine ImportMount.
+	Brick string `json:"brick,omitempty"`
 	// Move is which step of which move this is of, "" while it stays where it is: what a host has
 	// said of an earlier step tells nothing of this one.
 	Move string `json:"move,omitempty"`
@@ -249,6 +252,9 @@ type Volume struct {
 	// Remove says: destroy what is in it, and report Removed.
 	Remove bool `json:"remove,omitempty"`
 }
+
+// ImportMount is in the place of a machine's UID: see Volume.Brick.
+const ImportMount = "import"
 
 // EncryptionDriver is among the Drivers in the reports of hosts that can encrypt volumes.
 const EncryptionDriver = resource.EncryptionDriver
