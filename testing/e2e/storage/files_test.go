@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -34,30 +35,8 @@ func (d *trial) files(t *testing.T) {
 	told := d.writes(t, "writer", 10)
 
 	file := filepath.Join(t.TempDir(), "packed.tar")
-	// during runs the client and kills all that is the platform's once something has come.
-	during := func(begun func() error, args ...string) {
-		t.Helper()
-		done := make(chan dctest.Result, 1)
-		go func() { done <- d.MP(t, datacenter.Owner, args...) }()
-		wait.For(t, wait.Patience, "something has come", func(context.Context) error { return begun() })
-		all := append([]*lab.Host{d.Server}, d.Nodes...)
-		for _, h := range all {
-			if err := h.Signal(t.Context(), "multipaas", unix.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for _, h := range all {
-			d.PartsReady(t, h)
-		}
-		select {
-		case r := <-done:
-			d.check(t, r.Code == 0, "%s", r)
-		case <-time.After(wait.Patience):
-			t.Fatalf("mp %s does not end", strings.Join(args, " "))
-		}
-	}
 	began := time.Now()
-	during(func() error {
+	d.during(t, datacenter.Owner, d.killAll, func() error {
 		info, err := os.Stat(file + ".part")
 		if err == nil && info.Size() < 1<<20 {
 			err = errors.New("it is short")
@@ -73,7 +52,7 @@ func (d *trial) files(t *testing.T) {
 	})
 
 	began = time.Now()
-	during(func() error {
+	d.during(t, datacenter.Owner, d.killAll, func() error {
 		r := d.MP(t, datacenter.Owner, "volumes", "show", "unpacked", "-o", "json")
 		if !strings.Contains(r.Out, "of its file have come") {
 			return fmt.Errorf("%s", r)
@@ -111,6 +90,35 @@ func (d *trial) files(t *testing.T) {
 	d.gone(t, back)
 }
 
+// during runs the client, and kill once something has come.
+func (d *trial) during(t *testing.T, who string, kill func(*testing.T), begun func() error, args ...string) {
+	t.Helper()
+	done := make(chan dctest.Result, 1)
+	go func() { done <- d.MP(t, who, args...) }()
+	wait.For(t, wait.Patience, "something has come", func(context.Context) error { return begun() })
+	kill(t)
+	select {
+	case r := <-done:
+		d.check(t, r.Code == 0, "%s", r)
+	case <-time.After(wait.Patience):
+		t.Fatalf("mp %s does not end", strings.Join(args, " "))
+	}
+}
+
+// killAll kills all that is the platform's, and waits until it is there again.
+func (d *trial) killAll(t *testing.T) {
+	t.Helper()
+	all := append([]*lab.Host{d.Server}, d.Nodes...)
+	for _, h := range all {
+		if err := h.Signal(t.Context(), "multipaas", unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, h := range all {
+		d.PartsReady(t, h)
+	}
+}
+
 // fill makes some files in a folder of a volume, with the owner of that.
 func fill(t *testing.T, dir string) {
 	t.Helper()
@@ -130,10 +138,15 @@ func fill(t *testing.T, dir string) {
 	}
 }
 
-// listed is what is in a folder.
+// listed is what is in a folder of a volume, or of a shared one's brick, as machines see it.
 func listed(t *testing.T, dir string) string {
 	t.Helper()
 	var all strings.Builder
+	var root unix.Stat_t
+	if err := unix.Stat(filepath.Dir(dir), &root); err != nil {
+		t.Fatal(err)
+	}
+	first := root.Uid &^ 0xffff
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -142,9 +155,16 @@ func listed(t *testing.T, dir string) string {
 		if err != nil {
 			return err
 		}
-		st := info.Sys().(*syscall.Stat_t)
+		st, times := info.Sys().(*syscall.Stat_t), make([]byte, 57)
 		at, _ := filepath.Rel(dir, path)
-		fmt.Fprintf(&all, "%s %v %d:%d %v %d", at, info.Mode(), st.Uid, st.Gid, info.ModTime().UTC(), st.Nlink)
+		when, names := info.ModTime().UTC(), st.Nlink
+		if n, err := unix.Lgetxattr(path, "trusted.glusterfs.mdata", times); err == nil && n == len(times) {
+			when = time.Unix(int64(binary.BigEndian.Uint64(times[25:])), int64(binary.BigEndian.Uint64(times[33:]))).UTC()
+			if !info.IsDir() {
+				names-- // GlusterFS's own
+			}
+		}
+		fmt.Fprintf(&all, "%s %v %d:%d %v %d", at, info.Mode(), st.Uid-first, st.Gid-first, when, names)
 		if info.Mode().IsRegular() {
 			data, err := os.ReadFile(path)
 			if err != nil {

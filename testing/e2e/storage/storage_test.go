@@ -37,6 +37,7 @@ func TestStorage(t *testing.T) {
 		{"snapshots of shared", func(t *testing.T) { d.snapshots(t, "shared") }},
 		{"moves", d.moves},
 		{"files", d.files},
+		{"files of shared", d.sharedFiles},
 		{"shared", d.shared},
 		{"shared trash", d.sharedTrash},
 		{"refused", d.refused},
