@@ -40,8 +40,8 @@ func ofGluster(name string) bool {
 	return name == glusterFolder || is && len(id) == len("00000000-0000-0000-0000-000000000000")
 }
 
-// glusterTimes is where a brick keeps the times of a file that all bricks have the same of: a version, flags, and those of change,
-// modification and access (posix-metadata-disk.h). None is there of what was made before GlusterFS had them.
+// glusterTimes is where a brick keeps the times of a file that all bricks have the same of: a version, flags, and those of
+// change, modification and access (posix-metadata-disk.h). None is there of what was made before GlusterFS had them.
 const glusterTimes = "trusted.glusterfs.mdata"
 
 // brickTime sets a file's time of modification to the one that clients see.

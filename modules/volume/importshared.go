@@ -47,10 +47,10 @@ func (h *Host) intoShared(u *unpacker, v wire.Volume) (err error) {
 	return nil
 }
 
-// syncShared is sync for a shared volume, which FUSE can't sync as a whole: the data of each file is when that is written, and all
-// else with the log of the bricks' file systems, which is written in order. A file that was made, deleted and then written to has
-// that written when it is synced, with all that came before; and nothing of it is left. A folder can't be synced: GlusterFS does
-// nothing then.
+// syncShared is sync for a shared volume, which FUSE can't sync as a whole: the data of each file is when that is written, and
+// all else with the log of the bricks' file systems, which is written in order. A file that was made, deleted and then written
+// to has that written when it is synced, with all that came before; and nothing of it is left. A folder can't be synced:
+// GlusterFS does nothing then.
 func (u *unpacker) syncShared() error {
 	if u.file != nil {
 		if err := u.file.Sync(); err != nil {
