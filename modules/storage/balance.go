@@ -58,8 +58,9 @@ func (p promises) newLedger(nodes []*resource.Node, may func(*resource.Volume) b
 		hosts[n.UID] = n
 		for _, pool := range n.Status.Pools {
 			d := &disk{at: resource.PoolAt{Node: n.UID, Pool: pool.UID}, host: n, name: n.Name + "/" + pool.Name,
-				takes: n.Shares() && !n.Spec.Unschedulable && n.Status.Phase == resource.Ready && n.TakesIn(pool.UID),
-				free:  p.free(n, pool.UID), capacity: pool.CapacityBytes}
+				takes: n.Shares() && !n.Spec.Unschedulable && n.Status.Phase == resource.Ready && n.TakesIn(pool.UID) &&
+					!pool.Ails(),
+				free: p.free(n, pool.UID), capacity: pool.CapacityBytes}
 			if pool.UID == "" {
 				d.capacity = n.Status.Capacity.DiskBytes // machines have theirs of that too
 			}

@@ -538,7 +538,7 @@ func (c *Controller) choose(ctx context.Context, v *resource.Volume, places []st
 		return at, &shortError{why}
 	}
 	best := slices.MaxFunc(fit, func(a, b room) int {
-		return cmp.Or(cmp.Compare(a.free, b.free), cmp.Compare(b.n.Name, a.n.Name))
+		return cmp.Or(cmp.Compare(ails(b.n), ails(a.n)), cmp.Compare(a.free, b.free), cmp.Compare(b.n.Name, a.n.Name))
 	})
 	return spot{best.n, best.pool, own[best.n.Name]}, nil
 }

@@ -138,8 +138,8 @@ func bricksOf(spec resource.VolumeSpec, nodes []*resource.Node) (need []int64) {
 func zoneOf(n *resource.Node) string { return cmp.Or(n.Spec.Zone, "host "+n.Name) }
 
 // spread picks a host for each brick of such a size, none of those that are taken: of those with room one
-// in a zone that has none yet, if there is one, and then the one with the most room. It returns
-// those that it has found.
+// in a zone that has none yet, if there is one, then one with a disk that doesn't ail, and then the one with the most room. It
+// returns those that it has found.
 func spread(
 	nodes []*resource.Node, free func(*resource.Node) int64, need []int64, taken []*resource.Node,
 ) (hosts []*resource.Node) {
@@ -164,13 +164,21 @@ func spread(
 			return hosts
 		}
 		best := slices.MinFunc(fit, func(a, b *resource.Node) int {
-			return cmp.Or(cmp.Compare(used[zoneOf(a)], used[zoneOf(b)]), cmp.Compare(room[b.UID], room[a.UID]),
-				cmp.Compare(a.Name, b.Name))
+			return cmp.Or(cmp.Compare(used[zoneOf(a)], used[zoneOf(b)]), cmp.Compare(ails(a), ails(b)),
+				cmp.Compare(room[b.UID], room[a.UID]), cmp.Compare(a.Name, b.Name))
 		})
 		used[zoneOf(best)]++
 		hosts = append(hosts, best)
 	}
 	return hosts
+}
+
+// ails is 1 for a node all of whose pools that take in new volumes ail, else 0.
+func ails(n *resource.Node) int {
+	if slices.ContainsFunc(n.Status.Pools, func(p resource.Pool) bool { return n.TakesIn(p.UID) && !p.Ails() }) {
+		return 0
+	}
+	return 1
 }
 
 // placeShared chooses the hosts of a shared volume that nobody waits for. again is above 0

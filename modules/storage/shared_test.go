@@ -226,6 +226,11 @@ func TestSpread(t *testing.T) {
 			t.Errorf("%s: got %v, want %s", name, got, c.want)
 		}
 	}
+	ill := host("ill", "x", 60)
+	ill.Status.Pools[0].Health = "it fails"
+	if got := spread(append(nodes, ill), free, []int64{45, 45}, nil); len(got) != 2 || got[0].Name != "a" || got[1] != ill {
+		t.Errorf("with a disk that ails: got %v", got)
+	}
 }
 
 // TestFew: a platform of two hosts has volumes with one copy, and refuses more in words.

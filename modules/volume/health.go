@@ -35,8 +35,13 @@ func (h *Host) healthOf(p *pool) string {
 	}
 	select {
 	case <-s.last.done:
-		if s.said = s.last.value; s.last.err != nil {
-			s.said = resource.PoolHealthUnknown
+		// A disk that doesn't answer any more is no better than when it said what is wrong.
+		now := resource.Pool{Health: s.last.value}
+		if s.last.err != nil {
+			now.Health = resource.PoolHealthUnknown
+		}
+		if was := (resource.Pool{Health: s.said}); !was.Ails() || now.Health != resource.PoolHealthUnknown {
+			s.said = now.Health
 		}
 	default:
 		if s.said == "" {
