@@ -217,7 +217,8 @@ func mayBind(v *resource.Volume, claim string) error {
 	case v.Spec.Claim != "":
 		return conflict("in-use", fmt.Sprintf("The claim %s has the volume.", v.Spec.Claim),
 			fmt.Sprintf("Let go of it first: `mp volumes unbind %s`.", v.Name))
-	case v.Status.Phase == resource.Ready:
+	case v.Status.Phase == resource.Ready,
+		v.Status.Phase == resource.Degraded && v.Status.Conditions.Is(resource.VolumeReady): // a copy is missing or filled
 		return nil
 	}
 	why := "its host has not reported it yet"

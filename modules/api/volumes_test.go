@@ -154,14 +154,27 @@ func TestBind(t *testing.T) {
 	}
 
 	// One that isn't ready can't be had yet, and says why.
-	if _, err := store.Of[resource.Volume](s.store).Modify(t.Context(), inShopKey+"data", func(v *resource.Volume) error {
-		v.Status.Phase = resource.Pending
-		v.Status.Conditions.Set(resource.Condition{Type: resource.VolumePlaced, Status: resource.False, Message: "no host has room"})
-		return nil
-	}); err != nil {
-		t.Fatal(err)
+	is := func(phase resource.Phase, c resource.Condition) {
+		t.Helper()
+		if _, err := store.Of[resource.Volume](s.store).Modify(t.Context(), inShopKey+"data", func(v *resource.Volume) error {
+			v.Status.Phase = phase
+			v.Status.Conditions.Set(c)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
+	is(resource.Pending, resource.Condition{Type: resource.VolumePlaced, Status: resource.False, Message: "no host has room"})
 	refused(409, "PUT", `{}`, "not there yet: no host has room")
+	// One that has a copy missing can, as long as it is read and written.
+	is(resource.Degraded, resource.Condition{Type: resource.VolumePlaced, Status: resource.True})
+	is(resource.Degraded, resource.Condition{Type: resource.VolumeReady, Status: resource.False, Message: "two of three copies are missing"})
+	refused(409, "PUT", `{}`, "not there yet: two of three copies are missing")
+	is(resource.Degraded, resource.Condition{Type: resource.VolumeReady, Status: resource.True})
+	s.want(http.StatusAccepted, dev, "PUT", path, `{}`)
+	claim("default/data")
+	s.want(http.StatusOK, dev, "DELETE", path, "")
+	claim("")
 
 	// Nor does it grow beyond what its host has.
 	refused = func(status int, method, body string, says ...string) {
