@@ -61,6 +61,7 @@ func (d *trial) threeHosts(t *testing.T) {
 	}{
 		{"snapshot", c.snapshot},
 		{"bit flipped", c.flipped},
+		{"renewed", c.renewed},
 		{"bricks killed", c.bricksKilled},
 		{"management killed", c.managementKilled},
 		{"agents killed", c.agentsKilled},
