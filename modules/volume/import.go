@@ -95,18 +95,18 @@ func (h *Host) importFile(ctx context.Context, v wire.Volume, fetch fetchFile) e
 		return err
 	}
 	p := h.place(disk.UID)
-	rec, err := p.record()
+	work, turn, err := h.beginFile(ctx, disk.UID, v.NetworkID)
+	if err != nil {
+		return err
+	}
+	defer h.restFile(disk.UID, work)
+	rec, err := p.record() // not before it is ours alone: another try may have ended meanwhile, with all that there is
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !rec.Owned {
 		return saidf("its host has not made it yet")
 	}
 	if err != nil {
 		return err
 	}
-	work, turn, err := h.beginFile(ctx, disk.UID, v.NetworkID)
-	if err != nil {
-		return err
-	}
-	defer h.restFile(disk.UID, work)
 	note, err := p.importing()
 	switch {
 	case err != nil:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -202,5 +203,31 @@ func TestImportOnFullDisk(t *testing.T) {
 	err = u.checkpoint(true)
 	if !errors.Is(err, unix.ENOSPC) || brokenBy(err) != "" || err.Error() != poolFull {
 		t.Errorf("where it is can't be taken down: %v", err)
+	}
+}
+
+// TestImportTwice: whether all is there already is asked by the try that has the volume, and not before it has it.
+func TestImportTwice(t *testing.T) {
+	r := newRig(t)
+	p := r.place(testUID)
+	r.must(os.MkdirAll(string(p), 0o700))
+	r.must(unix.Mkfifo(p.at(recordName), 0o600)) // who reads it waits
+	done := make(chan error)
+	go func() {
+		done <- r.Import(t.Context(), importVolume(testFirst), func(context.Context, int64) (io.ReadCloser, error) {
+			return nil, errors.New("it is to be emptied")
+		})
+	}()
+	f, err := os.OpenFile(p.at(recordName), os.O_WRONLY, 0)
+	r.must(err)
+	r.mu.Lock()
+	if w := r.files[testUID]; w == nil || len(w.working) == 0 {
+		t.Error("its record is read before the volume is its own")
+	}
+	r.mu.Unlock()
+	r.must(json.NewEncoder(f).Encode(record{UID: testUID, Owned: true, Import: importDone}))
+	r.must(f.Close())
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "there already") {
+		t.Errorf("once more: %v", err)
 	}
 }
