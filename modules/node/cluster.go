@@ -111,12 +111,8 @@ func (h *Hub) served(volumes []*resource.Volume) (all []served) {
 // lost says that nothing is left of what it holds: GlusterFS, which deletes no volume while a host of any is away, need
 // not know it any more, nor its hosts.
 func (v served) lost() bool {
-	for _, kind := range []string{resource.VolumeReady, resource.VolumeKept} {
-		if c := v.Status.Conditions.Get(kind); c != nil && c.Final {
-			return true
-		}
-	}
-	return false
+	kept := v.Status.Conditions.Get(resource.VolumeKept)
+	return v.Lost() || kept != nil && kept.Final
 }
 
 // leads says whether a node does.

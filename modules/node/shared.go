@@ -38,7 +38,9 @@ func (h *Hub) sharedAt(node *resource.Node, v *resource.Volume) (w wire.Volume, 
 		return w, false
 	}
 	if v.Importing() {
-		if _, uid := v.FileHost(); uid != node.UID || h.brickHost(v.Status.Bricks[0]) == nil {
+		broken := v.Status.Conditions.Get(resource.VolumeImported)
+		_, uid := v.FileHost()
+		if uid != node.UID || h.brickHost(v.Status.Bricks[0]) == nil || broken != nil && broken.Final {
 			return w, false
 		}
 		w.Brick, w.Pool = v.Status.Bricks[0].UID, v.Status.Bricks[0].Pool
@@ -92,7 +94,7 @@ func (h *Hub) noteShared(node *resource.Node, v *resource.Volume, rep wire.Volum
 
 // noteImport takes down how far a shared volume is of which not all of its file is there.
 func (h *Hub) noteImport(node *resource.Node, v *resource.Volume, rep wire.VolumeReport) {
-	if _, uid := v.FileHost(); uid != node.UID || v.Status.Conditions.Is(resource.VolumeImported) {
+	if _, uid := v.FileHost(); uid != node.UID {
 		return
 	}
 	c := resource.Condition{Type: resource.VolumeImported, Status: resource.False, Reason: resource.VolumeImporting,

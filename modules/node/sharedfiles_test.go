@@ -105,10 +105,20 @@ func TestSharedFiles(t *testing.T) {
 	if c := report("n1", wire.VolumeReport{Import: wire.ImportBroken, Message: "it is damaged"}); !c.Final || c.Message != "it is damaged" {
 		t.Errorf("damaged, it says %+v", c)
 	}
+	told("n1", "nothing of one that is damaged")
+	for reason, lost := range map[string]bool{resource.VolumeImporting: false, "CopiesLost": true} {
+		was := served{Volume: &resource.Volume{}}
+		was.Status.Conditions.Set(resource.Condition{Type: resource.VolumeReady, Reason: reason, Final: true})
+		if was.lost() != lost {
+			t.Errorf("%s: GlusterFS keeps it: %v", reason, lost)
+		}
+	}
 	if c := report("n1", wire.VolumeReport{Import: wire.ImportDone}); c.Status != resource.True || c.Final {
 		t.Errorf("done, it says %+v", c)
 	}
-	see(func(v *resource.Volume) { v.Status.SizeBytes = 1 << 30 })
-	told("n1", "nothing any more")
+	if see(func(*resource.Volume) {}); v.Made() || v.Importing() {
+		t.Errorf("all is there, and it is imported still: %+v", v.Status)
+	}
+	told("n1", "nothing any more") // also before the volume is Ready
 	told("n2", "of its machine", fmt.Sprint(false, "", "", 2, []wire.VolumeAttachment{{MachineUID: m.UID}}))
 }

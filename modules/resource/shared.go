@@ -200,6 +200,12 @@ func (n *Node) Shares() bool {
 // Encrypts says whether a host can encrypt volumes.
 func (n *Node) Encrypts() bool { return slices.Contains(n.Status.Drivers, EncryptionDriver) }
 
+// Lost says that nothing is left of what it held. One that can't be made from its file any more isn't: its copies are there.
+func (v *Volume) Lost() bool {
+	c := v.Status.Conditions.Get(VolumeReady)
+	return c != nil && c.Final && c.Reason != VolumeImporting
+}
+
 // MovesFrom says whether a volume leaves a node by itself that is removed: others have what is in it, and one of nodes could
 // have its copy, if there is room. In the trash it doesn't, nor if it is lost. Of a copy that failed nothing is kept.
 func (v *Volume) MovesFrom(node *Node, nodes []*Node) bool {
@@ -210,7 +216,7 @@ func (v *Volume) MovesFrom(node *Node, nodes []*Node) bool {
 		!slices.ContainsFunc(v.Status.Bricks, func(b VolumeBrick) bool { return b.NodeUID == node.UID && !b.Removed }) {
 		return true // it is leaving already
 	}
-	if c := v.Status.Conditions.Get(VolumeReady); c != nil && c.Final {
+	if v.Lost() {
 		return false
 	}
 	return slices.ContainsFunc(nodes, func(n *Node) bool {

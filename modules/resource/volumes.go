@@ -131,7 +131,9 @@ func (v *Volume) Attached() (ok bool, why string) {
 func (v *Volume) Made() bool { return v.Status.SizeBytes > 0 }
 
 // Importing says that it is made from a file, of which not all is there.
-func (v *Volume) Importing() bool { return v.Spec.Import && !v.Made() }
+func (v *Volume) Importing() bool {
+	return v.Spec.Import && !v.Made() && !v.Status.Conditions.Is(VolumeImported)
+}
 
 // Kind is "volumes".
 func (*Volume) Kind() string { return "volumes" }

@@ -212,7 +212,7 @@ func (l *ledger) spreadText() string {
 // in it meanwhile.
 func moves(v *resource.Volume) bool {
 	ready := v.Status.Conditions.Get(resource.VolumeReady)
-	return v.Spec.Class == resource.SharedVolume && v.Copies() >= fullCopies && !v.Deleting() &&
+	return v.Spec.Class == resource.SharedVolume && v.Copies() >= fullCopies && !v.Deleting() && !v.Importing() &&
 		v.Status.Conditions.Is(resource.VolumeServed) && v.Status.Conditions.Get(resource.VolumeKept) == nil &&
 		ready != nil && !ready.Final
 }

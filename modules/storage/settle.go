@@ -37,8 +37,7 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 		}
 	}
 	imported := s.Conditions.Get(resource.VolumeImported)
-	importing := v.Importing() && (imported == nil || imported.Status != resource.True)
-	if served && !importing {
+	if served && !v.Importing() {
 		s.SizeBytes = max(s.SizeBytes, size) // the copies of lost hosts come again, and are small at first
 	}
 	ready := resource.Condition{Type: resource.VolumeReady, Status: resource.False}
@@ -53,7 +52,7 @@ func settleShared(v *resource.Volume, hosts map[string]*resource.Node, full bool
 		return
 	case !served:
 		ready.Reason, ready.Message = "Creating", creating(v, hosts)
-	case importing:
+	case v.Importing():
 		ready.Reason, ready.Message = resource.VolumeImporting, "what is in it comes as a file: send it with `mp volumes import`"
 		if imported != nil {
 			ready.Message, ready.Final = cmp.Or(imported.Message, ready.Message), imported.Final

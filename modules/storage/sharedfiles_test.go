@@ -44,6 +44,9 @@ func TestSharedImport(t *testing.T) {
 	ready("1 GiB of", false)
 	w.see(v, says(resource.Condition{Status: resource.False, Message: "it is damaged", Final: true}))
 	ready("it is damaged", true)
+	if now := w.await(v.Key(), "it is broken", func(*resource.Volume) bool { return true }); now.Lost() || moves(now) {
+		t.Errorf("it is taken for lost, or moved for the balance: %+v", now.Status)
+	}
 	w.see(v, says(resource.Condition{Status: resource.True}))
 	if now := w.await(v.Key(), "it is ready", phase(resource.Ready)); now.Status.SizeBytes != gib || now.Importing() {
 		t.Errorf("it is %+v", now.Status)
