@@ -81,6 +81,7 @@ func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at c
 	if why := have.seen(nodes, v.WorkspaceKey()); why != "" {
 		return at, &shortError{why}
 	}
+	need := bricksOf(v.Spec, nodes) // it waits for those that are to be upgraded: how many copies it has is for good
 	nodes = able(v, nodes)
 	switch {
 	case len(nodes) > 0:
@@ -89,7 +90,6 @@ func (c *Controller) chooseShared(ctx context.Context, v *resource.Volume) (at c
 	case v.Importing():
 		return at, &shortError{"no host takes a file for a shared volume yet: the operator has to upgrade them first"}
 	}
-	need := bricksOf(v.Spec, nodes)
 	at.arbiter = v.Spec.Arbiter
 	at.hosts = spread(nodes, have.room(v.WorkspaceKey()), need, nil)
 	if len(at.hosts) < len(need) {
@@ -121,7 +121,10 @@ func bricksOf(spec resource.VolumeSpec, nodes []*resource.Node) (need []int64) {
 	}
 	if n == 0 {
 		n = 1
-		if able := slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool { return !n.Shares() }); len(able) >= fullCopies {
+		able := slices.DeleteFunc(slices.Clone(nodes), func(n *resource.Node) bool {
+			return !n.Shares() || spec.Encrypted && !n.Encrypts()
+		})
+		if len(able) >= fullCopies {
 			n = fullCopies
 		}
 	}
