@@ -413,12 +413,23 @@ const (
 
 func (mounts) Kind() string { return mountKind }
 
-// Wanted has no more than so many mounted, whatever the server says. What is mounted stays: who comes later is told.
-func (d mounts) Wanted(s *wire.State) (items []Item) {
-	type mount struct {
-		v  wire.Volume
-		of SharedMount
+// mount is a mount that is wanted.
+type mount struct {
+	v  wire.Volume
+	of SharedMount
+}
+
+// imports is 1 for one that a file is written into by, else 0.
+func (m mount) imports() int {
+	if m.of.Machine == wire.ImportMount {
+		return 1
 	}
+	return 0
+}
+
+// Wanted has no more than so many mounted, whatever the server says. What is mounted stays: who comes later is told. Those of
+// imports come last, and only take what machines leave.
+func (d mounts) Wanted(s *wire.State) (items []Item) {
 	var all []mount
 	for _, v := range s.Volumes {
 		if !shares(v) || v.Remove {
@@ -437,9 +448,11 @@ func (d mounts) Wanted(s *wire.State) (items []Item) {
 		there[of] = -1
 	}
 	slices.SortFunc(all, func(a, b mount) int {
-		return cmp.Or(cmp.Compare(there[a.of], there[b.of]), cmp.Compare(a.of.Name, b.of.Name), cmp.Compare(a.of.Machine, b.of.Machine))
+		return cmp.Or(cmp.Compare(a.imports(), b.imports()), cmp.Compare(there[a.of], there[b.of]),
+			cmp.Compare(a.of.Name, b.of.Name), cmp.Compare(a.of.Machine, b.of.Machine))
 	})
 	own, taken := map[string]int{}, 0
+	ownImports, imports := map[string]int{}, 0
 	for _, m := range all {
 		item := Item{
 			Key:       m.of.key(),
@@ -448,10 +461,16 @@ func (d mounts) Wanted(s *wire.State) (items []Item) {
 			Every:     mountEvery,
 			Ensure:    func(ctx context.Context) error { return d.host.Mount(ctx, m.v, m.of.Machine) },
 		}
-		if m.of.Machine == wire.ImportMount {
+		if m.imports() > 0 {
 			item.Needs = item.Needs[:1]
 		}
 		switch {
+		case m.imports() > 0 && (imports >= resource.MaxImportsOnHost || taken >= resource.MaxMountsOnHost ||
+			ownImports[m.v.NetworkID] >= resource.MaxWorkspaceImportsOnHost):
+			item.Ensure = func(context.Context) error { return errImports }
+		case m.imports() > 0:
+			ownImports[m.v.NetworkID]++
+			imports, taken = imports+1, taken+1
 		case own[m.v.NetworkID] >= resource.MaxWorkspaceMountsOnHost:
 			item.Ensure = func(context.Context) error { return errOwnMounts }
 		case taken >= resource.MaxMountsOnHost:
@@ -468,6 +487,8 @@ func (d mounts) Wanted(s *wire.State) (items []Item) {
 var (
 	errOwnMounts = fmt.Errorf("the machines of the workspace on one host have shared volumes mounted %d times, and no more is "+
 		"possible: delete some of them, or have fewer machines on it", resource.MaxWorkspaceMountsOnHost)
+	errImports = fmt.Errorf("its host writes files into %d shared volumes at a time, and %d of one workspace: it goes on once "+
+		"another has all of its file, or is deleted", resource.MaxImportsOnHost, resource.MaxWorkspaceImportsOnHost)
 	errAllMounts = errors.New("the machine's host has as many shared volumes mounted as are possible: " +
 		"ask the operator for another host, and have the machine replaced")
 )

@@ -134,6 +134,7 @@ func TestSharedWanted(t *testing.T) {
 	importing := wire.Volume{UID: "V2", Class: resource.SharedVolume, Importing: true, Brick: "b1"}
 	for _, is := range []struct{ state, problem, want, says string }{
 		{wire.ImportBegun, "", wire.ImportBegun, "of its file"}, {wire.ImportBegun, "no route", "", "no route"},
+		{wire.ImportBegun, errImports.Error(), wire.ImportBegun, errImports.Error()},
 		{wire.ImportDone, "no route", wire.ImportDone, "of its file"}, {wire.ImportBroken, "no route", wire.ImportBroken, "of its file"},
 	} {
 		r := Report{Items: map[Ref]any{}}
@@ -190,6 +191,38 @@ func TestMountsBounded(t *testing.T) {
 	}
 	if err := Mounts(&boundedHost{}).Wanted(s)[299].Ensure(t.Context()); !strings.Contains(fmt.Sprint(err), "mounted 250 times") {
 		t.Errorf("it says %v", err)
+	}
+}
+
+// TestImportMountsBounded: volumes that files are written into, be it that nobody sends, take nothing from machines.
+func TestImportMountsBounded(t *testing.T) {
+	s := &wire.State{}
+	for i := range 40 {
+		s.Volumes = append(s.Volumes, wire.Volume{UID: fmt.Sprintf("i%02d", i), NetworkID: fmt.Sprint(i / 4), Class: resource.SharedVolume, Importing: true})
+	}
+	mounts := func() (imports []string) {
+		items := Mounts(&boundedHost{mounted: []SharedMount{{wire.GlusterName("i03"), wire.ImportMount}}}).Wanted(s)
+		for i, item := range items {
+			err := item.Ensure(t.Context())
+			switch {
+			case i < len(items)-40 && err != nil:
+				t.Errorf("%s of a machine is refused: %v", item.Key, err)
+			case i >= len(items)-40 && err == nil:
+				imports = append(imports, item.Key)
+			}
+		}
+		return imports
+	}
+	if got := mounts(); len(got) != resource.MaxImportsOnHost || got[0] != wire.GlusterName("i03")+"/import" || got[1] != wire.GlusterName("i00")+"/import" ||
+		got[2] != wire.GlusterName("i04")+"/import" {
+		t.Errorf("mounted are %v", got)
+	}
+	for i := range resource.MaxMountsOnHost {
+		s.Volumes = append(s.Volumes, wire.Volume{UID: fmt.Sprintf("v%04d", i), NetworkID: fmt.Sprint(100 + i/100), Class: resource.SharedVolume,
+			Attachments: []wire.VolumeAttachment{{MachineUID: "m"}}})
+	}
+	if got := mounts(); len(got) != 0 {
+		t.Errorf("beside all that machines can have there are %v", got)
 	}
 }
 

@@ -204,6 +204,8 @@ func (d attachments) Report(
 		if shares(v) && v.Importing {
 			if state, message := d.host.Imported(v); rep.Message == "" || state != wire.ImportBegun {
 				rep.Import, rep.Message = state, cut(message, maxText)
+			} else if rep.Message == errImports.Error() { // for tenants to read
+				rep.Import = state
 			}
 		}
 		limit := share(allFailed, len(v.Attachments))

@@ -158,6 +158,13 @@ const (
 	MaxWorkspaceMountsOnHost = MaxWorkspaceVolumesOnHost
 )
 
+// How many shared volumes a host writes files into at a time, and how many of one workspace: the mounts are there while
+// nobody sends, too.
+const (
+	MaxImportsOnHost          = 16
+	MaxWorkspaceImportsOnHost = 2
+)
+
 // How many snapshots may be on a host, and how many of one workspace: nothing of them is mounted, but all are
 // told to the host, some 300 bytes each, and looked at.
 const (
