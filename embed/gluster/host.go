@@ -172,6 +172,9 @@ func VolumeOptions(hosts []string) map[string]string {
 		// What a brick has missed without having been away, for want of room, is looked for as often: seconds.
 		// Where there is nothing it is a folder that is read. Of itself it is 600.
 		"cluster.heal-timeout": "60",
+		// How many names a file has is for the file system of the bricks to bound. Of itself it is 100: package
+		// managers that link what several programs have meet that. 0 is no bound.
+		"storage.max-hardlinks": "0",
 	}
 }
 
