@@ -127,6 +127,7 @@ func (h *Host) importFile(ctx context.Context, v wire.Volume, fetch fetchFile) e
 		return err
 	}
 	whole, err := u.run(turn, fetch)
+	err = u.fullShared(err)
 	var said saidError
 	why := brokenBy(err)
 	switch {
@@ -359,7 +360,7 @@ func (u *unpacker) member(ctx context.Context, h *archive.Header) error {
 	if !ok || path.Clean(at) != at || strings.HasPrefix(at, "/") || at == ".." || strings.HasPrefix(at, "../") || at == "." {
 		return odd("%.200q is no path in it", h.Path)
 	}
-	if u.mark != "" && ofGluster(at) {
+	if u.mark != "" && (ofGluster(at) || at == u.mark) {
 		return unfitError{"the file has something in it that is called " + at + ", as nothing in a shared volume can be: " +
 			"delete the volume, and import into one of class " + resource.LocalVolume}
 	}

@@ -204,6 +204,14 @@ func TestImportOnFullDisk(t *testing.T) {
 	if !errors.Is(err, unix.ENOSPC) || brokenBy(err) != "" || err.Error() != poolFull {
 		t.Errorf("where it is can't be taken down: %v", err)
 	}
+	u.mark = "shared"
+	if err := u.fullShared(unix.ENOSPC); brokenBy(err) == "" {
+		t.Errorf("the volume is full, and it goes on: %v", err)
+	}
+	must(os.Truncate(filepath.Join(dir, "all"), 0))
+	if err := u.fullShared(unix.ENOSPC); brokenBy(err) != "" || !strings.Contains(err.Error(), "one of its copies is full") {
+		t.Errorf("a host's disk is full, and not the volume: %v", err)
+	}
 }
 
 // TestImportTwice: whether all is there already is asked by the try that has the volume, and not before it has it.

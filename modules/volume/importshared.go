@@ -37,7 +37,7 @@ func (h *Host) intoShared(u *unpacker, v wire.Volume) (err error) {
 		}
 		return err
 	}
-	// No file of an import has the name: the UID is younger.
+	// What has the name in a file is refused: see member.
 	u.mark = ".import-" + v.UID
 	fd, err := unix.Openat(int(u.tree.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -91,8 +91,13 @@ func (u *unpacker) empty(ctx context.Context) error {
 		return err
 	}
 	defer all.Close()
+	return emptyFolder(ctx, all)
+}
+
+// emptyFolder is RemoveAll of all that is in a folder, which ends between two names: the next try has less to do.
+func emptyFolder(ctx context.Context, folder *os.Root) error {
 	for {
-		dir, err := all.Open(".")
+		dir, err := folder.Open(".")
 		if err != nil {
 			return err
 		}
@@ -105,7 +110,7 @@ func (u *unpacker) empty(ctx context.Context) error {
 			if err := context.Cause(ctx); err != nil {
 				return err
 			}
-			if err := all.RemoveAll(name); err != nil {
+			if err := removeIn(ctx, folder, name); err != nil {
 				return err
 			}
 		}
@@ -113,6 +118,38 @@ func (u *unpacker) empty(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+func removeIn(ctx context.Context, folder *os.Root, name string) error {
+	err := folder.Remove(name)
+	if !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	below, err := folder.OpenRoot(name)
+	if err != nil {
+		return err
+	}
+	defer below.Close()
+	if err := emptyFolder(ctx, below); err != nil {
+		return err
+	}
+	return folder.Remove(name)
+}
+
+// fullShared is an error of a shared volume, of which the hosts' disks may be full and not the volume: GlusterFS says the same.
+// What it keeps back, a hundredth, isn't free to it either; what a brick can't write in one piece may be left.
+func (u *unpacker) fullShared(err error) error {
+	if u.mark == "" || !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	var fs unix.Statfs_t
+	if e := unix.Fstatfs(int(u.root.Fd()), &fs); e != nil {
+		return errors.Join(err, saidError{poolTrouble, e})
+	}
+	if fs.Bavail > fs.Blocks/32 && fs.Ffree > fs.Files/100 {
+		return saidError{"a disk with one of its copies is full", err}
+	}
+	return err
 }
 
 // unfitError is of a file with something in it that the volume can't have: what tenants read.

@@ -184,6 +184,7 @@ func TestSharedFiles(t *testing.T) {
 	}
 	for what, h := range map[string]archive.Header{
 		"access control lists":   {Path: "data/a", Kind: archive.File, Xattrs: []archive.Xattr{{Name: aclAccess, Value: "\x02\x00\x00\x00"}}},
+		"called .import-0a1b":    {Path: "data/.import-0a1b", Kind: archive.Folder, Mode: 0o755},
 		"called " + ".glusterfs": {Path: "data/.glusterfs", Kind: archive.Folder, Mode: 0o755},
 	} {
 		b.must(os.Remove(b.place(testUID).at(importNote)))
