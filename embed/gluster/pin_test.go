@@ -64,20 +64,19 @@ func TestWrong(t *testing.T) {
 		bad   []int
 		ok    bool
 	}{
-		{"aab", []int{2}, true}, {"baa aab", []int{0, 2}, true}, {"baa aba aab", nil, false}, {"abc", nil, false},
-		{"a-b", nil, false}, {"a--", []int{1, 2}, true}, {"aa-", []int{2}, true}, {"---", nil, false}, {"ab", nil, false},
-		{"a-", []int{1}, true}, {"a- -a", nil, false}, {"--a", []int{0, 1}, true}, {"", nil, false},
+		{"aab", []int{2}, true}, {"baa aab", nil, false}, {"aba cac", []int{1}, true}, {"baa aba aab", nil, false}, {"abc", nil, false},
+		{"a-b", nil, false}, {"a--", nil, false}, {"aa-", []int{2}, true}, {"---", nil, false}, {"ab", nil, false},
+		{"a-", nil, false}, {"a- -a", nil, false}, {"--a", nil, false}, {"", nil, false},
 	} {
 		var sums [][][sha256.Size]byte
-		copies := 0
 		for page := range strings.FieldsSeq(row.pages) {
 			var one [][sha256.Size]byte
 			for _, r := range page {
 				one = append(one, sum(string(r)))
 			}
-			sums, copies = append(sums, one), len(page)
+			sums = append(sums, one)
 		}
-		if bad, ok := wrong(sums, copies); ok != row.ok || ok && !slices.Equal(bad, row.bad) {
+		if bad, ok := wrong(sums); ok != row.ok || ok && !slices.Equal(bad, row.bad) {
 			t.Errorf("%s: %v, %v", row.pages, bad, ok)
 		}
 	}

@@ -42,20 +42,39 @@ type ScrubSeen struct {
 	// written. Names are where some of them are.
 	Damaged int64
 	Names   []string
-	Left    int64 // files that could not be compared: some copy had yet to be given them
+	// Left are files that could not be compared, and folders that could not be listed: some copy had yet to be given something.
+	Left int64
 }
 
 // scrubbed is a file that is compared.
 type scrubbed struct {
 	gfid   string
 	size   int64
-	offset int64
-	pages  []int64 // offsets of those that were not the same
-	many   bool    // there are too many of them
-	bad    []int   // copies that are to be healed, once they are known
+	failed int // how often it could not be read, or was not there
 
-	tries   int  // to heal it
-	healing bool // a client is mounted that does
+	offset  int64
+	scanned bool    // to its end
+	pages   []int64 // offsets of those that were not the same
+	many    bool    // there are too many of them
+	again   bool    // it is scanned for the second time, for there were
+	settling
+
+	bad     []int // copies that are to be healed, once they are known
+	mended  []int // all that ever were
+	tries   int   // to heal it
+	healing bool  // a client is mounted that does
+	healed  bool  // and has: it is to be seen by what is read
+}
+
+// settling is how far pages are read again.
+type settling struct {
+	round int // all of them were read so often
+	at    int // in this round, so many
+	// sums are what each copy had of each page in the round before.
+	sums [][][sha256.Size]byte
+	// left are those of this round that differ still, now what each copy has of them.
+	left []int64
+	now  [][][sha256.Size]byte
 }
 
 const (
@@ -63,8 +82,10 @@ const (
 	scrubChunk = 256 << 10
 	// scrubPart is what part of the time copies are read: the disks are there for others.
 	scrubPart = 4
-	// scrubPages bounds what is remembered of a file that differs: 64 Ki pages are 256 MiB, and 6 MiB of memory.
-	scrubPages = 64 << 10
+	// scrubPages bounds how much of a file may differ: 2,048 pages are 8 MiB, and read from a slow disk in 20 s.
+	scrubPages = 2 << 10
+	// scrubWrite is for how long pages are written at a time; what is left is for the next try.
+	scrubWrite = time.Minute
 	// scrubNames bounds Names.
 	scrubNames = 10
 	// scrubSoon is for how long healing a file is waited for at first, scrubHeal at last, and scrubTries how often, and once
@@ -100,6 +121,9 @@ func (h *Host) Scrub(ctx context.Context, s *Scrub, until time.Time) (done bool,
 			}
 		}
 		finished, err := c.compare(ctx, until)
+		if errors.Is(err, errMissing) || unreadable(err) {
+			finished, err = c.waits(ctx, err)
+		}
 		if err != nil {
 			return false, fmt.Errorf("scrub volume %s: %w", s.Volume, cmp.Or(context.Cause(ctx), err))
 		}
@@ -110,10 +134,66 @@ func (h *Host) Scrub(ctx context.Context, s *Scrub, until time.Time) (done bool,
 	return false, nil
 }
 
+// errMissing is of a file that some copy hasn't.
+var errMissing = errors.New("a copy has not this file")
+
+// unreadable says whether an error is of one file on a disk, and not of all of a copy.
+func unreadable(err error) bool {
+	return errors.Is(err, unix.EIO) || errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.EBADMSG) || errors.Is(err, unix.ENODATA)
+}
+
+// waits waits until a file is looked at once more that a copy hasn't or can't read: it may be removed just now, or the disk
+// is gone, which the brick says some seconds later. Then it takes down how the file is.
+func (c *pins) waits(ctx context.Context, why error) (finished bool, err error) {
+	if ctx.Err() != nil { // it ends what reads
+		return false, context.Cause(ctx)
+	}
+	f := c.file
+	own := c.host.at(c.Own.Path, ".glusterfs", f.gfid[:2], f.gfid[2:4], f.gfid)
+	_, err = os.Lstat(own)
+	gone, missing := errors.Is(err, os.ErrNotExist), errors.Is(why, errMissing)
+	switch pauses := c.rounds(); {
+	case missing && gone:
+		return true, nil
+	case f.failed < len(pauses):
+		f.failed++
+		return false, pauseFor(ctx, pauses[f.failed-1])
+	case missing:
+		c.Seen.Left++
+	default:
+		c.damaged()
+	}
+	return true, nil
+}
+
+func (s *Scrub) rounds() []time.Duration {
+	if s.pauses != nil {
+		return s.pauses
+	}
+	return settleAfter
+}
+
+func pauseFor(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d): // what is written meanwhile makes no event
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // nextFile is the next file with data in the own brick, nil if there is none. Each has a link by its gfid: so one that is
 // renamed is not missed, and no name of a tenant's is followed.
-func (h *Host) nextFile(s *Scrub) (*scrubbed, error) {
-	root := h.at(s.Own.Path, ".glusterfs")
+func (h *Host) nextFile(s *Scrub) (_ *scrubbed, err error) {
+	root, dir, after := h.at(s.Own.Path, ".glusterfs"), s.dir, s.after
+	defer func() {
+		if err != nil { // nothing is left out
+			s.dir, s.after = dir, after
+		}
+	}()
+	if _, err := os.Lstat(root); err != nil { // it isn't mounted
+		return nil, err
+	}
 	for ; s.dir < 1<<16; s.dir, s.after = s.dir+1, "" {
 		top := filepath.Join(root, fmt.Sprintf("%02x", s.dir>>8))
 		if s.dir&0xff == 0 && s.after == "" {
@@ -124,7 +204,8 @@ func (h *Host) nextFile(s *Scrub) (*scrubbed, error) {
 		}
 		dir := filepath.Join(top, fmt.Sprintf("%02x", s.dir&0xff))
 		entries, err := os.ReadDir(dir) // in order
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		some := unreadable(err)
+		if err != nil && !some && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
 		for _, e := range entries {
@@ -135,6 +216,9 @@ func (h *Host) nextFile(s *Scrub) (*scrubbed, error) {
 			if errors.Is(err, os.ErrNotExist) {
 				continue
 			}
+			if unreadable(err) { // so it is for its brick
+				return &scrubbed{gfid: e.Name()}, nil
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -142,11 +226,12 @@ func (h *Host) nextFile(s *Scrub) (*scrubbed, error) {
 				return &scrubbed{gfid: e.Name(), size: info.Size()}, nil
 			}
 		}
+		if some {
+			s.Seen.Left++
+		}
 	}
-	if _, err := os.Lstat(root); err != nil { // it isn't mounted
-		return nil, err
-	}
-	return nil, nil
+	_, err = os.Lstat(root) // as before
+	return nil, err
 }
 
 // pins are a volume's copies with data, each mounted alone.
@@ -214,22 +299,21 @@ func (c *pins) close() error {
 	return c.host.unpin(context.Background(), c.Volume, func(m Mount) bool { return !healing || m.Machine != pin+"heal" })
 }
 
-// open opens the file in all copies. ok: it is there in all of them.
-func (c *pins) open() (fds []int, ok bool, err error) {
+// open opens the file in all copies. errMissing: one hasn't got it.
+func (c *pins) open() (fds []int, err error) {
 	for _, t := range c.trees {
 		// Past the memory of the bricks' hosts, which may have what the disk has no more.
 		fd, err := unix.Openat(int(t.Fd()), ".gfid/"+c.file.gfid, unix.O_RDONLY|unix.O_DIRECT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {
-			closeAll(fds)
-			return nil, false, nil
+			err = errMissing
 		}
 		if err != nil {
 			closeAll(fds)
-			return nil, false, fmt.Errorf("open a file of a copy: %w", err)
+			return nil, fmt.Errorf("open a file of a copy: %w", err)
 		}
 		fds = append(fds, fd)
 	}
-	return fds, true, nil
+	return fds, nil
 }
 
 func closeAll(fds []int) {
@@ -255,7 +339,7 @@ func (c *pins) read(fds []int, offset int64, length int) (parts []part, err erro
 		wg.Go(func() {
 			n, err := unix.Pread(fd, c.bufs[i][:length], offset)
 			switch {
-			case errors.Is(err, unix.EIO), errors.Is(err, unix.EUCLEAN), errors.Is(err, unix.EBADMSG), errors.Is(err, unix.ENODATA):
+			case unreadable(err):
 				parts[i].broken = true
 			case err != nil:
 				errs[i] = fmt.Errorf("read a copy: %w", err)
@@ -271,28 +355,27 @@ func (c *pins) read(fds []int, offset int64, length int) (parts []part, err erro
 // compare goes on with the file, and says whether it is finished with it.
 func (c *pins) compare(ctx context.Context, until time.Time) (finished bool, err error) {
 	f := c.file
-	fds, ok, err := c.open()
+	fds, err := c.open()
 	if err != nil {
 		return false, err
 	}
-	if !ok {
-		if _, err := os.Lstat(c.host.at(c.Own.Path, ".glusterfs", f.gfid[:2], f.gfid[2:4], f.gfid)); err == nil {
-			c.Seen.Left++ // another has it not yet, or no more
-		}
-		return true, nil
-	}
 	defer closeAll(fds)
-	if f.bad == nil {
-		ended, err := c.scan(ctx, fds, until)
-		if err != nil || !ended {
+	if !f.scanned && f.bad == nil {
+		// It was cut off, before or after it had written to a bad copy, or one was away: what it lacks it is given first.
+		pending, err := c.pending(fds)
+		if err != nil {
 			return false, err
 		}
-		if len(f.pages) == 0 && !f.many {
-			c.Seen.Files++
-			return true, nil
+		if pending {
+			f.bad = []int{}
+		} else if f.scanned, err = c.scan(ctx, fds, until); err != nil || !f.scanned {
+			return false, err
 		}
 	}
-	return c.mend(ctx, fds)
+	if f.bad == nil {
+		return c.judge(ctx, fds, until)
+	}
+	return c.mend(ctx, fds, until)
 }
 
 // scan reads the rest of the file, and takes down which pages differ.
@@ -372,46 +455,47 @@ func nextData(fds []int, from int64) (int64, error) {
 	return max(next&^(scrubPage-1), from), nil
 }
 
-// settle reads pages that differ again and again, and leaves those that do for good. With a writer at it, what one copy
-// has another will. sums are what each copy has of each page.
-func (c *pins) settle(ctx context.Context, fds []int) (sums [][][sha256.Size]byte, err error) {
-	f := c.file
-	look := func(offset int64) (one [][sha256.Size]byte, err error) {
-		parts, err := c.read(fds, offset, scrubPage)
-		for _, p := range parts {
-			sum := [sha256.Size]byte{} // of none that can be read
-			if !p.broken {
-				sum = sha256.Sum256(p.data)
-			}
-			one = append(one, sum)
-		}
-		return one, err
+// settle reads pages that differ again and again, and leaves those that do for good, with what each copy has of them. With a
+// writer at it, what one copy has another will. It goes on until then, and says whether it is done.
+func (c *pins) settle(ctx context.Context, fds []int, until time.Time) (done bool, err error) {
+	f, pauses := c.file, c.rounds()
+	if f.round == 0 && f.at == 0 {
+		f.settling = settling{}
 	}
-	for round := 0; ; round++ {
-		var pages []int64
-		var now [][][sha256.Size]byte
-		for i, offset := range f.pages {
-			one, err := look(offset)
+	for {
+		if f.round > 0 && f.at == 0 {
+			if err := pauseFor(ctx, pauses[f.round-1]); err != nil {
+				return false, err
+			}
+		}
+		for first := f.at; f.at < len(f.pages); f.at++ {
+			if f.at > first && time.Now().After(until) {
+				return false, nil
+			}
+			parts, err := c.read(fds, f.pages[f.at], scrubPage)
+			if ctx.Err() != nil { // it ends what reads
+				err = context.Cause(ctx)
+			}
 			if err != nil {
-				return nil, err
+				return false, err
+			}
+			var one [][sha256.Size]byte
+			for _, p := range parts {
+				sum := broken
+				if !p.broken {
+					sum = sha256.Sum256(p.data)
+				}
+				one = append(one, sum)
 			}
 			differs := slices.ContainsFunc(one, func(s [sha256.Size]byte) bool { return s != one[0] })
-			if (differs || one[0] == broken) && (round == 0 || slices.Equal(one, sums[i])) {
-				pages, now = append(pages, offset), append(now, one)
+			if (differs || one[0] == broken) && (f.round == 0 || slices.Equal(one, f.sums[f.at])) {
+				f.left, f.now = append(f.left, f.pages[f.at]), append(f.now, one)
 			}
 		}
-		f.pages, sums = pages, now
-		pauses := c.pauses
-		if pauses == nil {
-			pauses = settleAfter
-		}
-		if len(f.pages) == 0 || round == len(pauses) {
-			return sums, nil
-		}
-		select {
-		case <-time.After(pauses[round]): // what is written meanwhile makes no event
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		f.pages, f.settling = f.left, settling{round: f.round + 1, sums: f.now}
+		if len(f.pages) == 0 || f.round > len(pauses) {
+			f.round = 0
+			return true, nil
 		}
 	}
 }
@@ -419,9 +503,8 @@ func (c *pins) settle(ctx context.Context, fds []int) (sums [][][sha256.Size]byt
 // broken stands for the sum of what can't be read.
 var broken [sha256.Size]byte
 
-// right is a copy that is right, by what each has: as most are, or the only one that can be read.
+// right is a copy that is right, by what each has: as most are.
 func right(one [][sha256.Size]byte) (at int, ok bool) {
-	most, readable := 0, 0
 	for i, sum := range one {
 		n := 0
 		for _, other := range one {
@@ -429,18 +512,16 @@ func right(one [][sha256.Size]byte) (at int, ok bool) {
 				n++
 			}
 		}
-		if sum == broken {
-			continue
-		}
-		if readable++; n > most {
-			at, most = i, n
+		if sum != broken && 2*n > len(one) {
+			return i, true
 		}
 	}
-	return at, most > 1 || readable == 1
+	return 0, false
 }
 
-// wrong says which copies are not right somewhere, and whether another one is right everywhere.
-func wrong(sums [][][sha256.Size]byte, copies int) (bad []int, ok bool) {
+// wrong says which copy is not right somewhere, if it is one, and the others are everywhere in the file: at least two, so that
+// with one of them away none is written to of which only that one says that it is bad. Each would deny the other then.
+func wrong(sums [][][sha256.Size]byte) (bad []int, ok bool) {
 	for _, one := range sums {
 		at, ok := right(one)
 		if !ok {
@@ -452,80 +533,106 @@ func wrong(sums [][][sha256.Size]byte, copies int) (bad []int, ok bool) {
 			}
 		}
 	}
-	slices.Sort(bad)
-	return bad, len(bad) > 0 && len(bad) < copies
+	return bad, len(bad) == 1
 }
 
-// mend heals a file that differs, if it can be said which copy is right, and says whether it is finished with it.
-func (c *pins) mend(ctx context.Context, fds []int) (finished bool, err error) {
+// judge finds out which copy of a scanned file is bad, and has the others say so. It says whether it is finished with the file.
+func (c *pins) judge(ctx context.Context, fds []int, until time.Time) (finished bool, err error) {
 	f := c.file
-	if f.bad == nil {
-		sums, err := c.settle(ctx, fds)
-		if err != nil {
-			return false, err
-		}
-		if len(f.pages) == 0 && !f.many {
-			c.Seen.Files++ // somebody wrote
-			return true, nil
-		}
-		pending, err := c.pending(fds)
-		if err != nil {
-			return false, err
-		}
-		if !pending {
-			bad, ok := wrong(sums, len(fds))
-			if !ok || f.many {
-				c.damaged()
-				return true, nil
-			}
-			// Marked again: somebody else may have healed it meanwhile, by what its host has in memory.
-			for _, do := range []func() error{
-				func() error { return c.mark(fds, bad) },
-				func() error { return c.rewrite(fds, sums) },
-				func() error { return c.mark(fds, bad) },
-			} {
-				if err := do(); err != nil {
-					return false, err
-				}
-			}
-			f.bad = bad
-		} else { // it was cut off, or a copy was away: what it lacks it has to be given first
-			f.bad = []int{}
-		}
+	if len(f.pages) == 0 {
+		return c.same()
 	}
-	healed, err := c.heal(ctx, fds)
+	settled, err := c.settle(ctx, fds, until)
+	if err != nil || !settled {
+		return false, err
+	}
+	if len(f.pages) == 0 { // somebody wrote
+		return c.same()
+	}
+	pending, err := c.pending(fds)
 	if err != nil {
 		return false, err
 	}
-	switch f.tries++; {
-	case !healed && f.tries < scrubTries+int(f.size>>30):
-		return false, nil // its turn comes again
-	case !healed && len(f.bad) == 0:
-		c.Seen.Left++
-		return true, nil
-	case !healed:
+	if pending { // a copy was away
+		f.bad = []int{}
+		return false, nil
+	}
+	bad, ok := wrong(f.sums)
+	if !ok || f.many {
 		c.damaged()
 		return true, nil
 	}
-	if _, err := c.settle(ctx, fds); err != nil {
-		return false, err
+	// Marked again: somebody else may have healed it meanwhile, by what its host has in memory.
+	for _, do := range []func() error{
+		func() error { return c.mark(fds, bad) },
+		func() error { return c.rewrite(fds) },
+		func() error { return c.mark(fds, bad) },
+	} {
+		if err := do(); err != nil {
+			return false, err
+		}
 	}
-	switch {
-	case len(f.pages) == 0:
+	f.bad = bad
+	for _, i := range bad {
+		if !slices.Contains(f.mended, i) {
+			f.mended = append(f.mended, i)
+		}
+	}
+	return false, nil
+}
+
+// same takes down that all copies of a file are the same, as far as it is known.
+func (c *pins) same() (finished bool, err error) {
+	switch f := c.file; {
+	case f.many && f.again:
+		c.Seen.Left++
+		return true, nil
+	case f.many: // of those that were not taken down nothing is known
+		*f = scrubbed{gfid: f.gfid, size: f.size, again: true, mended: f.mended, tries: f.tries}
+		return false, nil
+	}
+	for _, i := range c.file.mended {
 		if c.Seen.Mended == nil {
 			c.Seen.Mended = map[Brick]int64{}
 		}
-		for _, i := range f.bad {
-			c.Seen.Mended[c.copies[i].Brick]++
-		}
-		c.Seen.Files++
-		return true, nil
-	case len(f.bad) == 0 && f.tries < scrubTries:
-		f.bad = nil // now it is known what it lacks
-		return false, nil
+		c.Seen.Mended[c.copies[i].Brick]++
 	}
-	c.damaged()
+	c.Seen.Files++
 	return true, nil
+}
+
+// mend heals a file of which a copy lacks something, and says whether it is finished with it.
+func (c *pins) mend(ctx context.Context, fds []int, until time.Time) (finished bool, err error) {
+	f := c.file
+	if !f.healed {
+		if f.healed, err = c.heal(ctx, fds); err != nil {
+			return false, err
+		}
+		switch f.tries++; {
+		case f.healed, f.tries < scrubTries+int(f.size>>30): // its turn comes again
+			return false, nil
+		case len(f.bad) == 0:
+			c.Seen.Left++
+		default:
+			c.damaged()
+		}
+		return true, nil
+	}
+	if f.scanned {
+		settled, err := c.settle(ctx, fds, until)
+		if err != nil || !settled {
+			return false, err
+		}
+		if len(f.pages) == 0 {
+			return c.same()
+		}
+		if f.tries >= scrubTries {
+			c.damaged()
+			return true, nil
+		}
+	}
+	f.bad, f.healed = nil, false // now it is known what it lacks; or somebody wrote just then
+	return false, nil
 }
 
 // damaged takes down that the file is, and stays so.
@@ -602,10 +709,14 @@ func (c *pins) mark(fds []int, bad []int) error {
 // rewrite writes the pages that are wrong as they are in a right copy, to the disk: who heals compares with what the copy's
 // host has in memory, which may be right, and would write nothing. The copy is marked: what somebody writes at the same time
 // it is given by who heals.
-func (c *pins) rewrite(fds []int, sums [][][sha256.Size]byte) error {
+func (c *pins) rewrite(fds []int) error {
+	began, sums := time.Now(), c.file.sums
 	to := make([]int, len(fds))
 	defer func() { closeAll(slices.DeleteFunc(to, func(fd int) bool { return fd == 0 })) }()
 	for i, offset := range c.file.pages {
+		if time.Since(began) > scrubWrite {
+			break
+		}
 		parts, err := c.read(fds, offset, scrubPage)
 		if err != nil {
 			return err

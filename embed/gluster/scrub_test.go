@@ -164,12 +164,13 @@ func testScrub(t *testing.T, arbiter bool) {
 		return ScrubSeen{}
 	}
 	first := scrub()
-	wantMended := map[Brick]int64{v.Bricks[0].Brick: 2, v.Bricks[1].Brick: 1, v.Bricks[2].Brick: 3}
+	wantMended := map[Brick]int64{v.Bricks[0].Brick: 1, v.Bricks[1].Brick: 1, v.Bricks[2].Brick: 2}
+	lost := []string{"some/where/lost", "two"}
 	if arbiter {
-		wantMended = nil
+		wantMended, lost = nil, lost[:1]
 	}
-	lost := []string{"some/where/lost"}
-	if first.Damaged != 1 || !slices.Equal(first.Names, lost) || !reflect.DeepEqual(first.Mended, wantMended) ||
+	slices.Sort(first.Names)
+	if int(first.Damaged) != len(lost) || !slices.Equal(first.Names, lost) || !reflect.DeepEqual(first.Mended, wantMended) ||
 		first.Files != 7 || first.Left != 0 || first.Bytes < 7<<20 {
 		t.Errorf("it found %+v", first)
 	}
@@ -184,7 +185,7 @@ func testScrub(t *testing.T, arbiter bool) {
 	if err := <-stopped; err != nil {
 		t.Fatal(err)
 	}
-	if second := scrub(); second.Mended != nil || second.Damaged != 1 || second.Files != 7 {
+	if second := scrub(); second.Mended != nil || second.Damaged != first.Damaged || second.Files != 7 {
 		t.Errorf("the second time it found %+v", second)
 	}
 	// On the disks.
@@ -203,7 +204,8 @@ func testScrub(t *testing.T, arbiter bool) {
 			}
 			got, err := readDirect(f, offset, len(data))
 			f.Close()
-			if err != nil || bytes.Equal(got, data) == (name == "some/where/lost" && i > 0 && !(arbiter && i != 1)) {
+			damaged := name == "some/where/lost" && i > 0 && !(arbiter && i != 1) || name == "two" && i != 1 && !arbiter
+			if err != nil || bytes.Equal(got, data) == damaged {
 				t.Errorf("copy %d of %s is as it was written: %v, %v", i, name, bytes.Equal(got, data), err)
 			}
 		}
@@ -219,35 +221,69 @@ func testScrub(t *testing.T, arbiter bool) {
 	if arbiter {
 		return
 	}
-	// What was marked, and not healed since its agent was killed, is healed by the next.
+	// What was marked, and not healed since its agent was killed, is healed by the next: before it wrote to the bad copy, after,
+	// and where nothing differs any more.
+	cut := func(name string, pages ...int64) {
+		t.Helper()
+		s := &Scrub{Volume: "one", Own: v.Bricks[0].Brick, pauses: []time.Duration{time.Millisecond}}
+		p, err := a.pinCopies(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gfid := make([]byte, 16)
+		if _, err := unix.Getxattr(a.in(s.Own, name), "trusted.gfid", gfid); err != nil {
+			t.Fatal(err)
+		}
+		s.file = &scrubbed{pages: pages}
+		s.file.gfid = fmt.Sprintf("%x-%x-%x-%x-%x", gfid[:4], gfid[4:6], gfid[6:8], gfid[8:10], gfid[10:])
+		fds, err := p.open()
+		if err == nil {
+			err = p.mark(fds, []int{1})
+		}
+		if err == nil && pages != nil {
+			if _, err = p.settle(t.Context(), fds, time.Now()); err == nil && len(s.file.pages) != len(pages) {
+				err = fmt.Errorf("of the pages %v there are %v", pages, s.file.pages)
+			}
+			err = errors.Join(err, p.rewrite(fds))
+		}
+		closeAll(fds)
+		if err = errors.Join(err, p.close()); err != nil {
+			t.Fatal(name, err)
+		}
+	}
 	flip(1, "whole", 8192)
-	s := &Scrub{Volume: "one", Own: v.Bricks[0].Brick}
-	p, err := a.pinCopies(t.Context(), s)
-	if err != nil {
-		t.Fatal(err)
+	flip(1, "other", 12288)
+	cut("whole")
+	cut("other", 12288)
+	cut("own")
+	marked := func() (names []string) {
+		for name := range want {
+			log := changelog{}
+			_, err := unix.Getxattr(a.in(v.Bricks[0].Brick, name), "trusted.afr.one-client-1", log[:])
+			if err == nil && log != (changelog{}) {
+				names = append(names, name)
+			} else if err != nil && !errors.Is(err, unix.ENODATA) {
+				t.Error(err)
+			}
+		}
+		slices.Sort(names)
+		return names
 	}
-	gfid := make([]byte, 16)
-	if _, err := unix.Getxattr(a.in(s.Own, "whole"), "trusted.gfid", gfid); err != nil {
-		t.Fatal(err)
+	if names := marked(); !slices.Equal(names, []string{"other", "own", "whole"}) {
+		t.Errorf("marked are %v", names)
 	}
-	s.file = &scrubbed{gfid: fmt.Sprintf("%x-%x-%x-%x-%x", gfid[:4], gfid[4:6], gfid[6:8], gfid[8:10], gfid[10:])}
-	fds, ok, err := p.open()
-	if err == nil {
-		err = p.mark(fds, []int{1})
-	}
-	closeAll(fds)
-	if err = errors.Join(err, p.close()); err != nil || !ok {
-		t.Fatal(ok, err)
-	}
-	if third := scrub(); third.Damaged != 1 || third.Left != 0 || third.Files != 7 {
+	if third := scrub(); third.Damaged != 2 || third.Left != 0 || third.Files != 7 {
 		t.Errorf("after it was cut off it found %+v", third)
 	}
-	if fourth := scrub(); fourth.Mended != nil || fourth.Damaged != 1 {
+	if names := marked(); names != nil {
+		t.Errorf("marked are still %v", names)
+	}
+	if fourth := scrub(); fourth.Mended != nil || fourth.Damaged != 2 {
 		t.Errorf("then it found %+v", fourth)
 	}
 	// Nothing is changed while a copy is away.
 	c.nodes[2].off()
-	if _, err := a.Scrub(t.Context(), &Scrub{Volume: "one", Own: s.Own}, time.Now().Add(time.Minute)); err == nil {
+	if _, err := a.Scrub(t.Context(), &Scrub{Volume: "one", Own: v.Bricks[0].Brick}, time.Now().Add(time.Minute)); err == nil {
 		t.Error("with a copy away it is done")
 	} else if left, _ := a.Pinned(); len(left) > 0 || !strings.Contains(err.Error(), "reach") {
 		t.Errorf("with a copy away: %v, left %v", err, left)
@@ -267,4 +303,74 @@ func readDirect(f *os.File, offset int64, length int) ([]byte, error) {
 		err = nil
 	}
 	return bytes.Clone(mem[:min(n, length)]), err
+}
+
+// TestScrubSettles: pages are read again a few at a time, and those that differ for good stay.
+func TestScrubSettles(t *testing.T) {
+	const pages = 5
+	var fds []int
+	var files []*os.File
+	c := &pins{Scrub: &Scrub{pauses: []time.Duration{0, 0}, file: &scrubbed{}}}
+	for i := range 3 {
+		f, err := os.Create(filepath.Join(t.TempDir(), "copy"))
+		if err == nil {
+			_, err = f.WriteAt(bytes.Repeat([]byte{byte(i / 2)}, pages*scrubPage), 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		fds, files = append(fds, int(f.Fd())), append(files, f)
+		c.bufs = append(c.bufs, make([]byte, scrubChunk))
+	}
+	for i := range int64(pages) {
+		c.file.pages = append(c.file.pages, i*scrubPage)
+	}
+	steps := 1
+	for ; ; steps++ {
+		if done, err := c.settle(t.Context(), fds, time.Time{}); err != nil {
+			t.Fatal(err)
+		} else if done {
+			break
+		}
+		if steps == pages+1 { // somebody writes to one
+			if _, err := files[2].WriteAt([]byte("other"), 3*scrubPage); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	want := []int64{0, scrubPage, 2 * scrubPage, 4 * scrubPage}
+	if bad, ok := wrong(c.file.sums); steps < pages || !slices.Equal(c.file.pages, want) || !ok || !slices.Equal(bad, []int{2}) {
+		t.Errorf("after %d steps there are %v, bad are %v, %v", steps, c.file.pages, bad, ok)
+	}
+	// Too many, of which none differs any more: looked at once more, and then left.
+	c.file = &scrubbed{many: true, scanned: true, size: 7}
+	if done, err := c.same(); done || err != nil || c.file.scanned || c.file.many || c.file.size != 7 {
+		t.Errorf("it is scanned again: %+v", c.file)
+	}
+	c.file.many = true
+	if done, err := c.same(); !done || err != nil || c.Seen.Left != 1 || c.Seen.Files != 0 {
+		t.Errorf("it is left: %+v", c.Seen)
+	}
+}
+
+// TestScrubUnmounted: no folder is left out while a brick isn't mounted.
+func TestScrubUnmounted(t *testing.T) {
+	h, gfid := NewHost(HostConfig{Dir: t.TempDir()}), "01020304-0506-0708-090a-0b0c0d0e0f10"
+	s := &Scrub{Own: Brick{Path: "/brick"}}
+	if f, err := h.nextFile(s); f != nil || !errors.Is(err, os.ErrNotExist) || s.dir != 0 {
+		t.Errorf("unmounted there is %v, %v, at %d", f, err, s.dir)
+	}
+	dir := h.at("/brick/.glusterfs/01/02")
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, gfid), []byte("data"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := h.nextFile(s)
+	if err != nil || f == nil || f.gfid != gfid || f.size != 4 {
+		t.Fatalf("mounted there is %v, %v", f, err)
+	}
+	s.after = gfid
+	if f, err := h.nextFile(s); f != nil || err != nil {
+		t.Errorf("at the end there is %v, %v", f, err)
+	}
 }

@@ -12,8 +12,8 @@ import (
 
 // ScrubHost compares the copies of shared volumes. Implemented by package appliance, with embed/gluster. See SharedHost.
 type ScrubHost interface {
-	// Scrub goes on with a scrub for some minutes at most, and says what was found so far. Of one that was cut off nothing is
-	// known, and it begins again.
+	// Scrub goes on with a scrub for some minutes at most, and says what was found so far, also with an error. Of one that was
+	// cut off nothing is known, and it begins again.
 	Scrub(ctx context.Context, s wire.Scrub) (wire.ScrubReport, error)
 	// EndScrub takes away what is there of one, by the name (wire.GlusterName) of its volume. Scrubbed are the names of those of
 	// which something is there.
@@ -32,6 +32,8 @@ type scrubs struct {
 
 	mu     sync.Mutex
 	busy   bool
+	runs   wire.Scrub         // while busy
+	cancel context.CancelFunc // of that
 	wanted []wire.Scrub
 	seen   map[string]wire.ScrubReport // by UID of the volume
 	turns  map[string]time.Time        // when a workspace had its last turn
@@ -50,6 +52,9 @@ func (d *scrubs) Wanted(s *wire.State) (items []Item) {
 	if s.Storage != nil {
 		d.wanted = s.Storage.Scrubs
 	}
+	if d.busy && !slices.Contains(d.wanted, d.runs) {
+		d.cancel() // what drops it waits for the step, and others may for that
+	}
 	is := func(uid string) func(wire.Scrub) bool { return func(w wire.Scrub) bool { return w.UID == uid } }
 	maps.DeleteFunc(d.seen, func(uid string, _ wire.ScrubReport) bool { return !slices.ContainsFunc(d.wanted, is(uid)) })
 	maps.DeleteFunc(d.failed, func(uid string, _ time.Time) bool { return !slices.ContainsFunc(d.wanted, is(uid)) })
@@ -65,25 +70,30 @@ func (d *scrubs) Wanted(s *wire.State) (items []Item) {
 
 // step goes on with a scrub if it is its turn.
 func (d *scrubs) step(ctx context.Context, one wire.Scrub) error {
-	if !d.take(one) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if !d.take(one, cancel) {
 		return nil
 	}
 	rep, err := d.host.Scrub(ctx, one)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.busy, d.turns[one.NetworkID] = false, time.Now()
+	d.busy = false
+	if !slices.Contains(d.wanted, one) {
+		return err
+	}
+	d.turns[one.NetworkID] = time.Now()
 	if err != nil {
 		d.failed[one.UID] = time.Now()
-		return err
 	}
 	rep.Key, rep.UID, rep.Number = one.Key, one.UID, one.Number
 	d.seen[one.UID] = rep
-	return nil
+	return err
 }
 
 // take says whether it is the turn of one: of the workspace that had none for longest, its first that is not done, or if
 // that failed the one that did so longest ago.
-func (d *scrubs) take(one wire.Scrub) bool {
+func (d *scrubs) take(one wire.Scrub, cancel context.CancelFunc) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	left := slices.DeleteFunc(slices.Clone(d.wanted), d.done)
@@ -96,8 +106,11 @@ func (d *scrubs) take(one wire.Scrub) bool {
 		}
 		return d.failed[a.UID].Compare(d.failed[b.UID])
 	})
-	d.busy = next == one
-	return d.busy
+	if next != one {
+		return false
+	}
+	d.busy, d.runs, d.cancel = true, one, cancel
+	return true
 }
 
 func (d *scrubs) done(s wire.Scrub) bool {

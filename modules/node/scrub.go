@@ -62,6 +62,12 @@ func (h *Hub) takeScrub(ctx context.Context, node *resource.Node, rep wire.Scrub
 // intact says what was found, to a tenant.
 func intact(s *resource.VolumeScrub) resource.Condition {
 	c := resource.Condition{Type: resource.VolumeIntact, Status: resource.True, Reason: "Same"}
+	if s.Damaged == 0 && s.Left > 0 {
+		c.Status, c.Reason = resource.Unknown, "NotCompared"
+		c.Message = fmt.Sprintf("%d files could not be compared, since a copy had yet to be given something: it is done again in a day",
+			s.Left)
+		return c
+	}
 	if s.Damaged == 0 {
 		return c
 	}

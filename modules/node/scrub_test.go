@@ -84,6 +84,9 @@ func TestScrub(t *testing.T) {
 		if c == nil || c.Status != resource.False || !strings.HasSuffix(c.Message, ": a /b") {
 			t.Errorf("a tenant is told %+v", c)
 		}
+		if c := intact(&resource.VolumeScrub{Left: 2}); c.Status != resource.Unknown || c.Reason == "" {
+			t.Errorf("of what was not compared a tenant is told %+v", c)
+		}
 		if all := Flips([]*resource.Volume{now}, time.Now()); len(all) != 1 || all[is[2].UID] == nil {
 			t.Errorf("operators are told %v", all)
 		}

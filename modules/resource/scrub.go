@@ -20,7 +20,7 @@ type VolumeScrub struct {
 	Mended       int64     `json:"mended,omitempty" doc:"How many files were not the same in all copies, and were made so"`
 	Damaged      int64     `json:"damaged,omitempty" doc:"How many files are not the same in all copies, and stay so"`
 	Names        []string  `json:"names,omitempty" doc:"Some of those"`
-	Left         int64     `json:"left,omitempty" doc:"How many files could not be compared: a copy had yet to be given them"`
+	Left         int64     `json:"left,omitempty" doc:"How many files could not be compared: a copy had yet to be given something"`
 }
 
 // Runs says whether copies are being compared, or wait for it.

@@ -13,6 +13,8 @@ const (
 	// were made together are not compared together.
 	scrubEvery  = 7 * 24 * time.Hour
 	scrubSpread = 24 * time.Hour
+	// scrubAgain is when they are after some files could not be.
+	scrubAgain = 24 * time.Hour
 	// scrubLook is how often it is looked whether it is time, at least.
 	scrubLook = 6 * time.Hour
 )
@@ -22,6 +24,9 @@ func scrubDue(v *resource.Volume) time.Time {
 	last := v.CreatedAt
 	if s := v.Status.Scrub; s != nil && s.Checked.After(last) {
 		last = s.Checked
+		if s.Left > 0 {
+			return last.Add(scrubAgain)
+		}
 	}
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(v.UID))

@@ -57,6 +57,13 @@ func TestScrub(t *testing.T) {
 	hosts["b1"].Status.Phase = resource.Ready
 	hosts["b1"].Status.Conditions = nil
 	settle("done", false, "")
+	v.Status.Scrub.Left, v.Status.Scrub.Checked = 1, now.Add(-scrubAgain+time.Second)
+	if again := settle("some were left", false, ""); again != time.Second {
+		t.Errorf("what was left is looked at again after %v", again)
+	}
+	v.Status.Scrub.Checked = now.Add(-scrubAgain)
+	settle("some were left a day ago", true, "b0")
+	v.Status.Scrub = &resource.VolumeScrub{Wanted: 1, Done: 1, Checked: now}
 	v.Status.Scrub.Wanted++
 	settle("somebody wants it", true, "b0")
 	v.Status.Bricks, v.Status.Scrub = v.Status.Bricks[:1], nil

@@ -29,5 +29,5 @@ type ScrubReport struct {
 	Mended  map[string]int64 `json:"mended,omitempty"`
 	Damaged int64            `json:"damaged,omitempty"` // files that are not the same in all, and stay so
 	Names   []string         `json:"names,omitempty"`   // of some of those
-	Left    int64            `json:"left,omitempty"`    // files that could not be compared
+	Left    int64            `json:"left,omitempty"`    // files, or folders, that could not be compared
 }
