@@ -76,19 +76,28 @@ func below(sys string) (disks []Device, err error) {
 func (d Device) Disks() ([]Device, error) { return below(d.sys) }
 
 // Health is Well, Unknown, or what is wrong with a disk: what the kernel says of it, and what it says of itself (SMART), if
-// it can. tools is the root file system of a Debian with smartctl. A disk that sleeps is not woken. It blocks for smartTime
-// at most, unless the kernel does.
-func (d Device) Health(ctx context.Context, tools string) string {
+// it can. tools is the root file system of a Debian with smartctl, asked for only for a disk that may say something. One that
+// sleeps is not woken. It blocks for smartTime and what tools takes at most, unless the kernel does.
+func (d Device) Health(ctx context.Context, tools func(context.Context) (root string, err error)) string {
 	switch state := attribute(d.sys, "device/state"); {
 	case state != "" && state != "running" && state != "live":
 		return "the kernel says that it is " + state
 	case d.ReadOnly:
 		return "it can't be written to"
 	}
+	// What is no SCSI (SATA's are too) or NVMe, as virtio's and loop devices, knows nothing of this.
+	bus, err := filepath.EvalSymlinks(filepath.Join(d.sys, "device", "subsystem"))
+	if name := filepath.Base(bus); err != nil || name != "scsi" && !strings.HasPrefix(name, "nvme") {
+		return Unknown
+	}
+	root, err := tools(ctx)
+	if err != nil {
+		return Unknown
+	}
 	ctx, cancel := context.WithTimeout(ctx, smartTime)
 	defer cancel()
 	// Its exit status is a set of bits, most of which say something of the disk: what it has written is what counts.
-	out, _ := rootfs.Output(ctx, tools, nil, "usr/sbin/smartctl",
+	out, _ := rootfs.Output(ctx, root, nil, "usr/sbin/smartctl",
 		"--json=c", "--health", "--attributes", "--nocheck=standby", d.Name)
 	return judge(out)
 }

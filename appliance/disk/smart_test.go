@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,8 +18,11 @@ func TestHealth(t *testing.T) {
 	if payload == "" {
 		payload, _ = filepath.Abs("../../dist/payload")
 	}
-	tools, err := rootfs.Store{Dir: t.TempDir()}.Unpack(t.Context(), filepath.Join(payload, "images", "storage"))
-	if err != nil {
+	store := rootfs.Store{Dir: t.TempDir()}
+	tools := func(ctx context.Context) (string, error) {
+		return store.Unpack(ctx, filepath.Join(payload, "images", "storage"))
+	}
+	if _, err := tools(t.Context()); err != nil {
 		t.Fatalf("%v: build it with: make payload", err)
 	}
 	disks := os.Getenv("MULTIPAAS_TEST_DISKS")

@@ -63,14 +63,9 @@ func (h *Host) askHealth(p *pool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	ctx := context.Background() // what it waits for ends of itself
-	tools, err := h.cfg.Encryption.Tools(ctx)
-	if err != nil {
-		return "", err
-	}
 	all, bad := resource.PoolHealthUnknown, []string{}
 	for _, d := range disks {
-		switch said := d.Health(ctx, tools); said {
+		switch said := d.Health(context.Background(), h.cfg.Encryption.Tools); said {
 		case disk.Unknown:
 		case disk.Well:
 			all = resource.PoolWell
