@@ -214,12 +214,14 @@ func (s *suite) otherAddresses(t *testing.T, tellers []teller, beside string) {
 		})
 		return time.Since(began)
 	}
-	settled := func(address string) {
+	// heard waits until all hosts keep tenants from an address, or none does.
+	heard := func(address string, want bool) {
 		t.Helper()
-		wait.For(t, wait.Patience, "all hosts have heard of "+address, func(ctx context.Context) error {
+		wait.For(t, wait.Patience, fmt.Sprintf("on all hosts there is a rule for %s: %v", address, want), func(ctx context.Context) error {
 			for _, h := range hosts {
-				if rules, err := h.Run(ctx, "nft", "list", "chain", "ip", "multipaas", "outward"); err != nil || !strings.Contains(string(rules), address) {
-					return fmt.Errorf("%s: no rule, %v", h.Name(), err)
+				rules, err := h.Run(ctx, "nft", "list", "chain", "ip", "multipaas", "outward")
+				if has := strings.Contains(string(rules), address); err != nil || has != want {
+					return fmt.Errorf("%s: %v, %v", h.Name(), has, err)
 				}
 			}
 			return nil
@@ -240,7 +242,7 @@ func (s *suite) otherAddresses(t *testing.T, tellers []teller, beside string) {
 			return
 		}
 		shown(h, address)
-		settled(address)
+		heard(address, true)
 	}
 	s.refused(t, tellers, what, beside, "")
 	// One moves from host to host, to the server at last.
@@ -253,13 +255,15 @@ func (s *suite) otherAddresses(t *testing.T, tellers []teller, beside string) {
 		if before != nil {
 			ip(t, before, "addr del "+virtual+"/32 dev lo")
 			_ = h.Command(t.Context(), "ip", "route", "del", virtual).Run()
+			// Or the rules that follow would be those of where it was, which go while it is tried.
+			heard(virtual, false)
 		}
 		s.lead(t, virtual, h.Address())
 		ip(t, h, "addr replace "+virtual+"/32 dev lo")
 		took := shown(h, virtual)
 		s.record(t, attempt{What: "be faster than an address that moves to " + h.Name(), From: "anywhere of A", Want: "it is known in time",
 			Got: took.Round(100 * time.Millisecond).String(), Blocked: took < wait.Patience})
-		settled(virtual)
+		heard(virtual, true)
 		if before != nil { // where it begins it is as any other
 			s.refused(t, tellers, what, beside, ", now at "+h.Name())
 		}
