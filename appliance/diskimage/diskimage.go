@@ -86,7 +86,7 @@ func (d Image) mount(ctx context.Context, direct bool) (err error) {
 	// There too: by the path at which the device's file was opened others know it, and a
 	// path in our own mounts ends with us.
 	var loop *os.File
-	err = hostmount.Do(func() (err error) { loop, err = openLoop(d.File, direct); return err })
+	err = hostmount.Do(func() (err error) { loop, err = openHidden(d.File, direct); return err })
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func (d Image) makeFS(ctx context.Context, sizeBytes int64, root, file string) (
 			return err
 		}
 		var loop *os.File
-		if err := hostmount.Do(func() (err error) { loop, err = openLoop(file, true); return err }); err != nil {
+		if err := hostmount.Do(func() (err error) { loop, err = openHidden(file, true); return err }); err != nil {
 			return err
 		}
 		defer loop.Close()

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -304,7 +306,39 @@ func TestInUse(t *testing.T) {
 	if info, err := os.Stat(d.File); err != nil || info.Size() != 64*mib {
 		t.Errorf("what was refused changed something: %v, %v", info, err)
 	}
+	testHidden(t, d)
 	testStoppedDisk(t, root)
+}
+
+// testHidden: root of a user namespace doesn't learn from /sys where an image is, the host's root does.
+func testHidden(t *testing.T, d Image) {
+	names, err := loopsOf(d.File)
+	if err != nil || len(names) != 1 {
+		t.Fatalf("its devices are %v, %v", names, err)
+	}
+	folder := filepath.Join("/sys/block", filepath.Base(names[0]), "loop")
+	if path, err := os.ReadFile(filepath.Join(folder, "backing_file")); err != nil || strings.TrimSpace(string(path)) != d.File {
+		t.Errorf("the host's root reads %q, %v", path, err)
+	}
+	const nobody = 200_000
+	as := []syscall.SysProcIDMap{{ContainerID: 0, HostID: nobody, Size: 1}}
+	inside := func(command string) string {
+		cmd := exec.Command("sh", "-c", command)
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
+			UidMappings: as, GidMappings: as, GidMappingsEnableSetgroups: true, Credential: &syscall.Credential{}}
+		out, err := cmd.CombinedOutput()
+		return fmt.Sprint(string(out), err)
+	}
+	if got := inside("cat " + folder + "/autoclear"); !strings.HasPrefix(got, "1") {
+		t.Errorf("what may be read can't be: %s", got)
+	}
+	own := "mount -t sysfs none /mnt && cat /mnt/" + strings.TrimPrefix(folder, "/sys/")
+	for _, command := range []string{"cat " + folder + "/backing_file", "chmod 444 " + folder + "/backing_file", own + "/backing_file"} {
+		if got := inside(command); !strings.Contains(got, "ermi") || strings.Contains(got, d.File) {
+			t.Errorf("root of a user namespace: %s: %s", command, got)
+		}
+	}
 }
 
 // testStoppedDisk: an image on a disk that has stopped keeps none on another disk from being mounted.

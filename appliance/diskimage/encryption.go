@@ -62,7 +62,12 @@ func (d Image) unlock(ctx context.Context, loop string) (device string, err erro
 		return "", err
 	}
 	dev, err := mapped(d.Encryption.Name)
-	return fmt.Sprintf("/dev/dm-%d", unix.Minor(dev)), err // the kernel's own, which goes with it
+	if err != nil {
+		return "", err
+	}
+	sys := fmt.Sprintf("/sys/block/dm-%d/dm/", unix.Minor(dev))
+	hide(sys+"name", sys+"uuid")                           // both have what it is called
+	return fmt.Sprintf("/dev/dm-%d", unix.Minor(dev)), nil // the kernel's own, which goes with it
 }
 
 // cryptsetup does something with an image, if it needs the key with that on its standard input.
