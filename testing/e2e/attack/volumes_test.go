@@ -112,6 +112,7 @@ func testVolumes(t *testing.T, s *suite) {
 	r = s.in(t, b.pod, "/tool", "open", "/data/keep")
 	s.record(t, attempt{What: "have B's volume lose something by that", From: "pod of A, root", Want: "B reads it", Got: r.Out, Blocked: strings.Contains(r.Out, "open read")})
 	s.fromMachine(t)
+	s.pathsOfOthers(t)
 	s.copiesOfOthers(t)
 	s.handleIsRefused(t, k)
 	for _, kubeconfig := range []string{s.Kubeconfig(), s.box} { // what comes next is as it always was
@@ -171,6 +172,39 @@ func (s *suite) fromMachine(t *testing.T) {
 		"mount -o remount,dev,suid " + volumes + a.UID, "mount -t glusterfs " + s.Nodes[0].Address().String() + ":/" + b.UID + " /mnt"} {
 		out, err := s.inMachine(t.Context(), t, "sh", "-c", command).CombinedOutput()
 		s.record(t, attempt{What: command, From: from, Want: "refused", Got: fmt.Sprint(string(out), err), Blocked: err != nil})
+	}
+}
+
+// pathsOfOthers is root in A's machine, and in A's pod, who asks the kernel of what file a loop device is. Others' are beside it,
+// also those of other labs of this computer: so it is the one that the machine's own disk is on.
+func (s *suite) pathsOfOthers(t *testing.T) {
+	out, err := s.inMachine(t.Context(), t, "sh", "-c", `grep -o '^/dev/loop[0-9]*' /proc/mounts | sort -u`).CombinedOutput()
+	if err == nil && len(out) == 0 {
+		err = errors.New("it has no loop device mounted")
+	}
+	if !s.control(t, "A's machine knows the loop device of its disk", err) {
+		return
+	}
+	var files []string
+	for name := range strings.FieldsSeq(string(out)) {
+		folder := "/sys/block/" + strings.TrimPrefix(name, "/dev/") + "/loop/"
+		files = append(files, folder+"autoclear", folder+"backing_file")
+	}
+	machine, err := s.inMachine(t.Context(), t, append([]string{s.toolInMachine(t), "open"}, files...)...).CombinedOutput()
+	if err != nil {
+		t.Error(err)
+	}
+	for from, out := range map[string]string{"root in A's machine": string(machine),
+		"pod of A, root": s.in(t, s.keeps.ofA.pod, append([]string{"/tool", "open"}, files...)...).Out} {
+		if err = nil; !strings.Contains(out, files[0]+" open read") {
+			err = errors.New(out)
+		}
+		s.control(t, from+" reads what isn't hidden of it", err)
+		for line := range strings.Lines(out) {
+			if what, got, _ := strings.Cut(strings.TrimSpace(line), " "); strings.HasSuffix(what, "/backing_file") {
+				s.record(t, attempt{What: "read " + what, From: from, Want: "closed", Got: got, Blocked: strings.HasPrefix(got, "closed")})
+			}
+		}
 	}
 }
 
