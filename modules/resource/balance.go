@@ -1,5 +1,7 @@
 package resource
 
+import "time"
+
 // StorageBalance is the name of the one Balance that there is.
 const StorageBalance = "storage"
 
@@ -30,6 +32,8 @@ type BalanceStatus struct {
 	// Left and LeftBytes are of those that were to go besides when the last one was begun: more may come, or fewer do.
 	Left      int64 `json:"left,omitempty" doc:"How many copies were to go besides when the last one was begun"`
 	LeftBytes int64 `json:"leftBytes,omitempty" doc:"What was used in them"`
+	// WaitsSince is since when something keeps copies from going that may never end, by the server's clock.
+	WaitsSince time.Time `json:"waitsSince,omitzero" hidden:"true"`
 	// Plan is what would go where by now. It is computed for those who ask, and cut off at the end.
 	Plan []BalancedCopy `json:"plan,omitempty" doc:"Which copies would go elsewhere, as it looks now"`
 }
@@ -56,7 +60,7 @@ func (*Balance) Kind() string { return "balances" }
 // State is what its controller says.
 func (b *Balance) State() State { return b.Status.State }
 
-// Over says whether nothing is left to do of what was wished last.
+// Over says whether nothing is done any more of what was wished last: all is, or it was stopped, or some had to be left.
 func (b *Balance) Over() bool {
-	return b.Status.Phase == Ready && b.Status.ObservedGeneration == b.Generation
+	return (b.Status.Phase == Ready || b.Status.Phase == Failed) && b.Status.ObservedGeneration == b.Generation
 }

@@ -64,7 +64,7 @@ func (p promises) newLedger(nodes []*resource.Node, may func(*resource.Volume) b
 			if pool.UID == "" {
 				d.capacity = n.Status.Capacity.DiskBytes // machines have theirs of that too
 			}
-			if d.taken = d.capacity - d.free; d.capacity > 0 && !n.Deleting() && n.Keeps(pool.UID) {
+			if d.taken = d.capacity - d.free; d.capacity > 0 && !n.Deleting() && !n.Silent() && n.Keeps(pool.UID) {
 				disks[d.at], l.disks = d, append(l.disks, d)
 			}
 		}

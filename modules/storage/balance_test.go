@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
@@ -230,4 +231,97 @@ func TestBalance(t *testing.T) {
 		t.Fatal(err)
 	}
 	until("all is done", func(b *resource.Balance) bool { return b.Over() && b.Status.Conditions.Is(resource.Balanced) })
+}
+
+// TestBalanceGoesOn: a balance goes on without stop from copy to copy, past a host that is removed and silent, a copy on its way
+// whose volume has lost another, and volumes that don't get whole; and it ends, and says which it left.
+func TestBalanceGoesOn(t *testing.T) {
+	w := newWorld(t)
+	w.shared()
+	for i := range w.nodes {
+		w.node(i, func(n *resource.Node) { n.Status.Capacity.DiskBytes = 40 * gib })
+	}
+	volumes := map[string]*resource.Volume{}
+	for i := range 3 {
+		v := w.make(fmt.Sprint("data", i), resource.VolumeSpec{SizeBytes: 8 * gib})
+		w.await(v.Key(), "it has hosts", func(v *resource.Volume) bool { return len(v.Status.Bricks) == 3 })
+		w.see(v, serve)
+		w.await(v.Key(), "it is ready", phase(resource.Ready))
+		volumes[v.Key()] = v
+	}
+	for i := range 3 {
+		n := &resource.Node{Meta: resource.Meta{Name: fmt.Sprint("new", i)}, Status: w.nodes[0].Status}
+		n.Status.Capacity.DiskBytes = 40 * gib
+		n.Status.Address, n.Status.Drivers = netip.AddrFrom4([4]byte{10, 0, 0, byte(40 + i)}), []string{wire.StorageDriver}
+		if i == 2 { // it is removed, and has something that it can't give away
+			n.Status.Conditions.Set(resource.Condition{Type: resource.NodeReporting, Status: resource.False})
+			n.DeletedAt, n.Status.Phase = new(time.Now()), resource.Deleting
+		}
+		if err := store.Of[resource.Node](w.db).Create(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		if i == 2 {
+			o := w.make("old", resource.VolumeSpec{SizeBytes: gib})
+			w.await(o.Key(), "it has hosts", func(v *resource.Volume) bool { return len(v.Status.Bricks) == 3 })
+			w.see(o, func(v *resource.Volume) {
+				serve(v)
+				v.Status.Bricks[0].Node, v.Status.Bricks[0].NodeUID = n.Name, n.UID
+			})
+		}
+	}
+	kind := store.Of[resource.Balance](w.db)
+	b := &resource.Balance{Meta: resource.Meta{Name: resource.StorageBalance}}
+	if err := kind.Create(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	c := New(w.cfg)
+	until := func(what string, ok func(*resource.Balance) bool) (now *resource.Balance) {
+		t.Helper()
+		wait.For(t, 20*time.Second, what, func(ctx context.Context) (err error) {
+			if _, err := c.reconcileBalance(ctx, b.Name); err != nil {
+				return err
+			}
+			if now, err = kind.Get(ctx, b.Name); err == nil && !ok(now) {
+				err = fmt.Errorf("it is %+v", now.Status)
+			}
+			return err
+		})
+		return now
+	}
+	first := until("a copy is on its way, past the host that is silent", func(b *resource.Balance) bool { return b.Status.Moving != nil }).Status.Moving
+	w.see(volumes[first.Volume], serve)
+	w.see(volumes[first.Volume], func(v *resource.Volume) { v.Status.Leaving = nil })
+	second := until("the next goes by itself", func(b *resource.Balance) bool {
+		return b.Status.Copies == 1 && b.Status.Moving != nil && b.Status.Moving.New != first.New
+	}).Status.Moving
+	for key, v := range volumes { // the last one doesn't get whole
+		if key != first.Volume && key != second.Volume {
+			w.see(v, func(v *resource.Volume) { v.Status.Bricks[0].Online = false })
+		}
+	}
+	v, err := store.Of[resource.Volume](w.db).Get(t.Context(), second.Volume)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stays := slices.IndexFunc(w.nodes, func(n *resource.Node) bool {
+		return slices.ContainsFunc(v.Status.Bricks, func(b resource.VolumeBrick) bool { return b.NodeUID == n.UID })
+	})
+	w.node(stays, func(n *resource.Node) {
+		n.Status.Phase, n.Status.HeartbeatAt = resource.Degraded, time.Now().Add(-2*balancePatience)
+	})
+	until("the second is left behind, and the last waited for", func(b *resource.Balance) bool {
+		c := b.Status.Conditions.Get(resource.Balanced)
+		return b.Status.Moving == nil && c != nil && c.Reason == "Waits" && !b.Over()
+	})
+	if _, err := kind.Modify(t.Context(), b.Name, func(b *resource.Balance) error {
+		b.Status.WaitsSince = time.Now().Add(-2 * balancePatience)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	over := until("it ends", (*resource.Balance).Over)
+	is := over.Status.Conditions.Get(resource.Balanced)
+	if over.Status.Phase != resource.Failed || is.Reason != "Left" || !is.Final || !strings.Contains(is.Message, second.Volume+" (host "+w.nodes[stays].Name+" has a copy") || !strings.Contains(is.Message, "were left") {
+		t.Errorf("it says %+v", is)
+	}
 }

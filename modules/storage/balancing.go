@@ -1,10 +1,12 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/multipaas/multipaas/modules/resource"
@@ -13,6 +15,11 @@ import (
 
 // followBalance is how often it is looked how far the copy on its way is.
 const followBalance = 5 * time.Second
+
+// balancePatience is for how long a balance waits for what may never come: a host that doesn't report, a volume whose copies
+// don't get whole. It is longer than a host takes to start, and than what is made of a copy takes mostly; who asks again has
+// it wait anew.
+const balancePatience = 30 * time.Minute
 
 // followBalances has what an operator wishes of the disks looked at.
 func (c *Controller) followBalances(ctx context.Context) {
@@ -36,7 +43,7 @@ func (c *Controller) reconcileBalance(ctx context.Context, key string) (again ti
 	}
 	s := b.Status
 	if s.Round != b.Spec.Round {
-		s.Round, s.Copies, s.Bytes = b.Spec.Round, 0, 0
+		s.Round, s.Copies, s.Bytes, s.WaitsSince = b.Spec.Round, 0, 0, time.Time{}
 	}
 	how, err := c.balanced(ctx, &s)
 	if err != nil {
@@ -45,6 +52,7 @@ func (c *Controller) reconcileBalance(ctx context.Context, key string) (again ti
 	seen := b.Status.Moving
 	now := resource.Condition{Type: resource.Balanced, Status: resource.False, Reason: "Moving", Message: how}
 	again = followBalance
+	left := false
 	switch over, waits, err := c.nextCopy(ctx, b, &s); {
 	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrConflict):
 		return time.Second, nil // the volume, or what is wished, is not as it was a moment ago
@@ -59,6 +67,8 @@ func (c *Controller) reconcileBalance(ctx context.Context, key string) (again ti
 		now.Message = onItsWay(s.Moving, "")
 	case waits != "":
 		now.Reason, now.Message, again = "Waits", waits, retryPlacing
+	case over != "" && !s.WaitsSince.IsZero():
+		left, now.Reason, now.Message, now.Final = true, "Left", over, true
 	case over != "":
 		now.Status, now.Reason, now.Message = resource.True, "Balanced", over
 	}
@@ -71,7 +81,7 @@ func (c *Controller) reconcileBalance(ctx context.Context, key string) (again ti
 	if s.Copies > 0 {
 		now.Message = fmt.Sprintf("moved so far: %d (%s); %s", s.Copies, resource.Bytes.Text(s.Bytes), now.Message)
 	}
-	done := b.Spec.Stop || now.Status == resource.True
+	done := b.Spec.Stop || left || now.Status == resource.True
 	if done && s.Moving == nil {
 		again = 0
 	}
@@ -85,6 +95,9 @@ func (c *Controller) reconcileBalance(ctx context.Context, key string) (again ti
 		is.Status.Conditions.Set(now)
 		if is.Status.Phase = resource.Updating; done {
 			is.Status.Phase, is.Status.ObservedGeneration = resource.Ready, is.Generation
+		}
+		if left {
+			is.Status.Phase = resource.Failed // and so has the task
 		}
 	})
 }
@@ -104,6 +117,15 @@ func (c *Controller) balanced(ctx context.Context, s *resource.BalanceStatus) (h
 		return "", nil
 	}
 	b := v.Brick(m.New)
+	nodes, _, err := store.Of[resource.Node](c.cfg.Store).List(ctx, "", "", 0)
+	if err != nil {
+		return "", err
+	}
+	if n := silentHost(v, nodes); n != nil && time.Since(n.Status.HeartbeatAt) > balancePatience {
+		c.cfg.Log.Warn("a copy of a volume doesn't get whole, and others are balanced meanwhile", "volume", m.Volume, "silent", n.Name)
+		s.Moving = nil // it goes on by itself when the host is back
+		return "", nil
+	}
 	if slices.ContainsFunc(v.Status.Leaving, func(b resource.VolumeBrick) bool { return b.UID == m.Old }) {
 		given := ""
 		if b != nil {
@@ -115,6 +137,38 @@ func (c *Controller) balanced(ctx context.Context, s *resource.BalanceStatus) (h
 		s.Copies, s.Bytes = s.Copies+1, s.Bytes+b.UsedBytes
 	}
 	return "", nil
+}
+
+// silentHost is a host that has a copy of a volume to stay, and doesn't report; nil: there is none.
+func silentHost(v *resource.Volume, nodes []*resource.Node) *resource.Node {
+	for _, n := range nodes {
+		if n.Silent() && slices.ContainsFunc(v.Status.Bricks, func(b resource.VolumeBrick) bool { return b.NodeUID == n.UID }) {
+			return n
+		}
+	}
+	return nil
+}
+
+// whyLeft says of volumes with a copy that should have gone why it has not, of some of them.
+func whyLeft(all []resource.BalancedCopy, volumes []*resource.Volume, nodes []*resource.Node) string {
+	const most = 5
+	var texts []string
+	for _, v := range volumes {
+		n := silentHost(v, nodes)
+		wished := slices.ContainsFunc(all, func(b resource.BalancedCopy) bool { return b.VolumeUID == v.UID })
+		switch begun := len(v.Status.Leaving) > 0 && !v.Deleting(); {
+		case n != nil && (wished || begun):
+			texts = append(texts, v.Key()+" (host "+n.Name+" has a copy and does not report)")
+		case begun && !v.Whole(), wished && !v.Whole():
+			texts = append(texts, v.Key()+" (not all of its copies are there and the same: `mp volumes show` says more)")
+		case wished:
+			texts = append(texts, v.Key()+" (something is made from it)")
+		}
+	}
+	if len(texts) > most {
+		texts = append(texts[:most], fmt.Sprintf("and %d more", len(texts)-most))
+	}
+	return strings.Join(texts, ", ")
 }
 
 // moved is the UID of the new copy of what is on its way.
@@ -158,22 +212,39 @@ func (c *Controller) nextCopy(
 	spread := wished.spreadText()
 	all := wished.plan(maxPlan)
 	if s.Left, s.LeftBytes = 0, 0; len(all) == 0 {
+		s.WaitsSince = time.Time{}
 		return spread, "", nil
 	}
 	text := fmt.Sprintf("to move: %d (%s); ", len(all), spread)
 	for _, n := range nodes {
-		if n.Deleting() && !n.Gone() && slices.ContainsFunc(have.volumes, func(v *resource.Volume) bool { return v.IsOn(n.UID) }) {
-			return "", text + "host " + n.Name + " is being removed, and its copies go first", nil
+		// One that is silent gives nothing away, however long that is waited for.
+		if n.Deleting() && !n.Gone() && !n.Silent() && slices.ContainsFunc(have.volumes, func(v *resource.Volume) bool {
+			return v.Spec.Class == resource.SharedVolume && v.IsOn(n.UID)
+		}) {
+			waits = text + "host " + n.Name + " is being removed, and its copies go first"
 		}
 	}
-	if filling(have.volumes) >= maxMoving {
-		return "", text + "other copies are filled now because of hosts or disks that are lost", nil
+	if waits == "" && filling(have.volumes) >= maxMoving {
+		waits = text + "other copies are filled now because of hosts or disks that are lost"
+	}
+	patient := s.WaitsSince.IsZero() || time.Since(s.WaitsSince) < balancePatience
+	if waits != "" && patient {
+		s.WaitsSince = cmp.Or(s.WaitsSince, time.Now().UTC())
+		return "", waits, nil
 	}
 	now := have.newLedger(nodes, have.movesNow())
 	what, from, to := now.next()
+	if from == nil && patient {
+		s.WaitsSince = cmp.Or(s.WaitsSince, time.Now().UTC())
+		return "", text + "they go once all copies of their volumes are there, and nothing is made from them: " +
+			whyLeft(all, have.volumes, nodes), nil
+	}
 	if from == nil {
-		return "", text + "they go once all copies of their volumes are there, and nothing is made from them: the first is of " +
-			all[0].Volume, nil
+		return fmt.Sprintf("it is over, and %d were left, since they could not go for %s: %s. Ask for it again once that is mended; %s",
+			len(all), balancePatience, whyLeft(all, have.volumes, nodes), spread), "", nil
+	}
+	if waits == "" { // else the next one need not wait for that again
+		s.WaitsSince = time.Time{}
 	}
 	v, old := what.v, what.v.Status.Bricks[what.i]
 	m := now.move(what, from, to)
@@ -187,7 +258,7 @@ func (c *Controller) nextCopy(
 	}
 	ops := append(c.stays(place), c.replaceOp(v, old, place, m.New),
 		store.Of[resource.Balance](c.cfg.Store).ModifyOp(b.Key(), func(is *resource.Balance) error {
-			if is.Generation != b.Generation || is.Status.Moving != nil {
+			if is.Generation != b.Generation || moved(is.Status.Moving) != moved(b.Status.Moving) {
 				return store.ErrConflict // stopped since, or somebody else has begun one
 			}
 			is.Status.Moving = &m
