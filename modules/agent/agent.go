@@ -75,7 +75,9 @@ type Agent struct {
 	items     outbox
 	tell      chan struct{}           // something to report
 	tellItems chan struct{}           // something of items to report
-	pace      flowcontrol.RateLimiter // of all that is reported
+	pace      flowcontrol.RateLimiter // of reports
+	pages     flowcontrol.RateLimiter // of pages of items
+	later     *time.Timer             // wakes a report that its pace held up; report's alone
 	gone      chan struct{}           // something was taken away, or is wanted no more
 	show      chan []netip.Addr       // addresses to be shown
 
@@ -104,12 +106,15 @@ func New(cfg Config) *Agent {
 		tell:      make(chan struct{}, 1),
 		tellItems: make(chan struct{}, 1),
 		pace:      flowcontrol.NewTokenBucketRateLimiter(float32(time.Second)/float32(wire.ReportPace), wire.ReportBurst/2),
+		pages:     flowcontrol.NewTokenBucketRateLimiter(float32(time.Second)/float32(wire.PagePace), wire.PageBurst/2),
 		gone:      make(chan struct{}, 1),
 		show:      make(chan []netip.Addr, 1),
 		plan:      &plan{},
 		done:      map[Ref]Progress{},
 		tenants:   map[Ref]string{},
 	}
+	a.later = time.AfterFunc(time.Hour, func() { wake(a.tell) })
+	a.later.Stop()
 	a.items.anew()
 	for _, d := range cfg.Drivers {
 		a.loops[d.Kind()] = reconcile.New(reconcile.Config[Ref]{

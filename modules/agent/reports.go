@@ -28,12 +28,10 @@ func (a *Agent) report(ctx context.Context, woken bool) error {
 		return err
 	}
 	if !a.pace.TryAccept() {
-		if err := a.pace.Wait(ctx); err != nil {
-			return nil // ctx is done
-		}
-		if rep, text, err = a.see(ctx); err != nil {
-			return err
-		}
+		// It does not wait here: what is seen of items meanwhile is told at a pace of its own.
+		a.forget()
+		a.later.Reset(wire.ReportPace)
+		return nil
 	}
 	a.mu.Lock()
 	a.said = text
@@ -63,7 +61,7 @@ func (a *Agent) reportItems(ctx context.Context, _ bool) error {
 		if page, _ := a.items.page(); page.Items == nil {
 			return nil
 		}
-		if err := a.pace.Wait(ctx); err != nil {
+		if err := a.pages.Wait(ctx); err != nil {
 			return nil // ctx is done
 		}
 		page, taken := a.items.page()

@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"k8s.io/client-go/util/flowcontrol"
+
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
@@ -74,6 +76,24 @@ func TestReportsAreAsLargeAsBefore(t *testing.T) {
 	s.mu.Unlock()
 	s.states <- "" // the stream ends
 	s.reported(t, "all volumes after it has connected anew", func(r wire.Report) bool { return len(r.Volumes) == many })
+}
+
+// TestVolumesWaitForNoReport: that a volume is ready is told while what the host has said of other things has used up
+// its reports.
+func TestVolumesWaitForNoReport(t *testing.T) {
+	s, w := newServer(t), &world{}
+	run(t, s, t.TempDir(), w, func(a *Agent) { a.pace = flowcontrol.NewFakeNeverRateLimiter() })
+	state := stateOf("a", "a/u1")
+	state.Volumes = []wire.Volume{volume("v1")}
+	s.sayState(t, state)
+	await(t, "v1 is ready", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.volumes["v1"].Ready
+	})
+	if n := s.said(); n > 0 {
+		t.Errorf("%d reports, and none is allowed", n)
+	}
 }
 
 func TestTextsOfReportsAreBounded(t *testing.T) {

@@ -456,7 +456,7 @@ func run(t *testing.T, s *server, dir string, w *world, with ...func(*Agent)) (a
 		Facts:   func() wire.Report { return wire.Report{} },
 		Heard:   worldEndpoints{w}.SetState,
 	})
-	a.pace = flowcontrol.NewFakeAlwaysRateLimiter() // or tests would wait for it
+	a.pace, a.pages = flowcontrol.NewFakeAlwaysRateLimiter(), flowcontrol.NewFakeAlwaysRateLimiter() // or tests would wait for them
 	for _, change := range with {
 		change(a)
 	}

@@ -69,7 +69,7 @@ type HubConfig struct {
 	// Front says at which addresses this server's front door is now, and how it is found
 	// by name. Nil: it has none.
 	Front func() ([]netip.Addr, wire.Door)
-	Pace  time.Duration // how often a node may report; 0: wire.ReportPace
+	Pace  time.Duration // how often a node may report; 0: wire.ReportPace and PagePace
 
 	Own Addresses // what this server has besides Address; nil: nothing
 	// Named are addresses that the operator has given to somebody: no host has them
@@ -118,10 +118,14 @@ type Hub struct {
 // paces are how often a node may say something.
 type paces struct {
 	reports flowcontrol.RateLimiter
+	pages   flowcontrol.RateLimiter // of items
 	// addresses bounds how often one of its addresses comes or goes: each time all
 	// hosts look after all their networks.
 	addresses flowcontrol.RateLimiter
 }
+
+func (p *paces) ofReports() flowcontrol.RateLimiter { return p.reports }
+func (p *paces) ofPages() flowcontrol.RateLimiter   { return p.pages }
 
 // addressPace is how often, in the long run, an address of a node may come or go.
 const addressPace = 10 * time.Second
@@ -170,8 +174,8 @@ func NewHub(cfg HubConfig) *Hub {
 		reply(h, w, r, func(req wire.JoinRequest) (*wire.JoinResponse, error) { return h.join(r.Context(), req, r.RemoteAddr) })
 	})
 	h.mux.HandleFunc("GET "+wire.StatePath, h.asNode(h.state))
-	h.mux.HandleFunc("POST "+wire.ReportPath, h.asNode(h.paced(h.takeReport)))
-	h.mux.HandleFunc("POST "+wire.ItemsPath, h.asNode(h.paced(h.takeItems)))
+	h.mux.HandleFunc("POST "+wire.ReportPath, h.asNode(h.paced((*paces).ofReports, h.takeReport)))
+	h.mux.HandleFunc("POST "+wire.ItemsPath, h.asNode(h.paced((*paces).ofPages, h.takeItems)))
 	h.mux.HandleFunc("GET "+wire.FetchPath, h.asNode(h.fetch))
 	h.mux.HandleFunc("POST "+wire.SendPath, h.asNode(h.send))
 	h.mux.HandleFunc("POST "+wire.AddressPath, h.asNode(h.takeAddress))
@@ -235,6 +239,7 @@ func (h *Hub) pace(node string) *paces {
 		}
 		p = &paces{
 			reports:   every(cmp.Or(h.cfg.Pace, wire.ReportPace), wire.ReportBurst),
+			pages:     every(cmp.Or(h.cfg.Pace, wire.PagePace), wire.PageBurst),
 			addresses: every(addressPace, wire.MaxAddresses),
 		}
 		h.paces[node] = p

@@ -14,6 +14,8 @@ import (
 	"time"
 	"unicode"
 
+	"k8s.io/client-go/util/flowcontrol"
+
 	"github.com/multipaas/multipaas/modules/resource"
 	"github.com/multipaas/multipaas/modules/store"
 	"github.com/multipaas/multipaas/modules/wire"
@@ -49,12 +51,12 @@ type nothing struct{}
 // nodeHandler serves what a node asks for.
 type nodeHandler = func(http.ResponseWriter, *http.Request, *resource.Node)
 
-// paced lets an agent report at the pace that it may.
-func (h *Hub) paced(serve nodeHandler) nodeHandler {
+// paced lets an agent report at the pace that it may, by one of its paces.
+func (h *Hub) paced(by func(*paces) flowcontrol.RateLimiter, serve nodeHandler) nodeHandler {
 	return func(w http.ResponseWriter, r *http.Request, node *resource.Node) {
-		if !h.pace(node.Name).reports.TryAccept() {
+		if !by(h.pace(node.Name)).TryAccept() {
 			w.Header().Set("Retry-After", strconv.Itoa(int(wire.ReportPace/time.Second)))
-			h.answer(w, nil, refuse(http.StatusTooManyRequests, "node %s reports more often than every %v", node.Name, wire.ReportPace))
+			h.answer(w, nil, refuse(http.StatusTooManyRequests, "node %s reports too often", node.Name))
 			return
 		}
 		serve(w, r, node)

@@ -184,6 +184,9 @@ func TestReportsHaveAPace(t *testing.T) {
 	if err != nil || n.Revision != first.Revision {
 		t.Errorf("reports without news are written: revision %d after %d, %v", n.Revision, first.Revision, err)
 	}
+	if err := c.call(t.Context(), wire.ItemsPath, wire.Items{}, nil); err != nil {
+		t.Errorf("what it sees of volumes is not heard for it: %v", err)
+	}
 	if other := p.join(t, "n2"); other.call(t.Context(), wire.ReportPath, wire.Report{Address: netip.MustParseAddr("192.0.2.12")}, nil) != nil {
 		t.Error("another node is not heard for it")
 	}

@@ -85,9 +85,14 @@ const (
 	// server answers more than ReportBurst at once with 429; an agent sends half of it.
 	ReportPace  = time.Second
 	ReportBurst = 10
+	// PagePace and PageBurst are the same for pages of Items, which are apart: of each step of a volume that is
+	// made its host tells, and the next waits for that.
+	PagePace  = 200 * time.Millisecond
+	PageBurst = 20
 	// A page of Items is of so many, and of so many bytes if it is of more than one: a
-	// server writes each that is news, some milliseconds each, and others wait meanwhile.
-	MaxPageItems = 100
+	// server writes each that is news, some milliseconds each, and others wait meanwhile. With PagePace it is 100
+	// in a second.
+	MaxPageItems = 20
 	MaxPageBytes = 128 << 10
 )
 
