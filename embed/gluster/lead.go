@@ -324,6 +324,11 @@ func sorted(names []string) []string { return slices.Sorted(slices.Values(names)
 
 // create makes a volume, once all its bricks are there and their nodes are members.
 func (l *Lead) create(ctx context.Context, nodes []netip.Addr, v Wanted) error {
+	for _, b := range v.Bricks { // glusterd is asked once it can be
+		if !b.Filling && !b.Ready {
+			return fmt.Errorf("volume %s: %w: the brick on %v is not made yet", v.Name, ErrEarly, b.Host)
+		}
+	}
 	peers, err := l.client.Peers(ctx)
 	if err != nil {
 		return err
@@ -338,9 +343,6 @@ func (l *Lead) create(ctx context.Context, nodes []netip.Addr, v Wanted) error {
 	for _, b := range v.Bricks {
 		if b.Filling {
 			continue
-		}
-		if !b.Ready {
-			return fmt.Errorf("volume %s: %w: the brick on %v is not made yet", v.Name, ErrEarly, b.Host)
 		}
 		if err := l.member(peers, b.Host); err != nil {
 			return fmt.Errorf("volume %s: %w", v.Name, err)
