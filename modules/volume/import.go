@@ -146,8 +146,7 @@ func (h *Host) importFile(ctx context.Context, v wire.Volume, fetch fetchFile) e
 	if rec.Brick {
 		err = onPool(atomicfile.WriteJSON(p.at(importNote), importing{Done: true}))
 	} else {
-		rec.Import = importDone
-		err = atomicfile.WriteJSON(p.at(recordName), rec)
+		err = h.changeRecord(p, func(rec *record) { rec.Import = importDone })
 	}
 	if err == nil {
 		h.cfg.Log.Info("volume imported", "volume", v.Key, "uid", v.UID)

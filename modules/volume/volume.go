@@ -78,6 +78,8 @@ type Host struct {
 	pools   map[string]*pool // the others, by UID
 	where   map[string]*pool // what was asked for by volumes' UIDs; all else is in the host's own
 
+	recording sync.Mutex // from when a record is read until it is written
+
 	thawing sync.Mutex
 	thawed  map[string]bool // by UID
 
@@ -186,6 +188,8 @@ func (p place) record() (r record, err error) {
 // noted is the record of a volume, which is written if it is not as it shall be.
 func (h *Host) noted(v wire.Volume, made, brick bool) (record, error) {
 	p := h.place(v.UID)
+	h.recording.Lock()
+	defer h.recording.Unlock()
 	rec, err := p.record()
 	if err != nil {
 		rec.Owned = made // the record of one that was made is lost
