@@ -41,7 +41,7 @@ func runScheduler(ctx context.Context, flags []string) error {
 	if err := logsapi.ValidateAndApply(opts.Logs, gates); err != nil {
 		return err
 	}
-	cc, sched, err := scheduler.Setup(ctx, opts)
+	cc, sched, err := scheduler.Setup(ctx, opts, binding(opts))
 	if err != nil {
 		return err
 	}
