@@ -193,6 +193,10 @@ func TestUseIsToldNowAndThen(t *testing.T) {
 				t.Errorf("of %d and %d MiB, %d and %d are told", c.used, c.big, got/mib, too/mib)
 			}
 		}
+		u.look()("v3", 0, 1<<30) // it is not mounted yet
+		if got := u.look()("v3", mib, 1<<30); got != mib {
+			t.Errorf("of the first %d bytes %d are told", mib, got)
+		}
 		u.look()
 		if u.look()("v1", 1, 1); len(u.told) != 1 {
 			t.Errorf("it keeps %v", u.told)

@@ -36,7 +36,9 @@ func (u *usage) look() (steady func(uid string, used, size int64) int64) {
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		is, ok := before[uid]
-		if change := max(used-is.used, is.used-used); !ok || change >= max(usedStep, size/100) || time.Since(is.at) >= usedEvery {
+		change := max(used-is.used, is.used-used)
+		// Nothing is what a thing has before it is mounted: what it has then is no small change.
+		if began := is.used == 0 && used > 0; !ok || began || change >= max(usedStep, size/100) || time.Since(is.at) >= usedEvery {
 			is = toldUsage{used, time.Now()}
 		}
 		now[uid] = is

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,9 +33,10 @@ const PlaceKey = Driver + "/host"
 
 // What upstream's provisioner says besides of the claim that a volume is for.
 const (
-	claimName      = "csi.storage.k8s.io/pvc/name"
-	claimNamespace = "csi.storage.k8s.io/pvc/namespace"
-	classParameter = "class"
+	addedParameters = "csi.storage.k8s.io/"
+	claimName       = addedParameters + "pvc/name"
+	claimNamespace  = addedParameters + "pvc/namespace"
+	classParameter  = "class"
 	// Of class shared.
 	replicasParameter = "replicas"
 	arbiterParameter  = "arbiter"
@@ -270,6 +272,9 @@ func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeReques
 
 // specOf is the volume that a StorageClass's parameters ask for, but for its size.
 func (e *endpoint) specOf(p map[string]string) (s resource.VolumeSpec, err error) {
+	if err := onlyKnown(p, classParameter, replicasParameter, arbiterParameter, encryptedParameter); err != nil {
+		return s, err
+	}
 	s = resource.VolumeSpec{Class: cmp.Or(p[classParameter], resource.LocalVolume), Provisioned: true}
 	if s.Class != resource.LocalVolume && s.Class != resource.SharedVolume {
 		return s, refuse(codes.InvalidArgument, "class %q: there are local and shared", s.Class)
@@ -295,6 +300,22 @@ func (e *endpoint) specOf(p map[string]string) (s resource.VolumeSpec, err error
 		s.Claim = p[claimNamespace] + "/" + p[claimName]
 	}
 	return s, nil
+}
+
+// onlyKnown refuses parameters of a class that are not among these: who writes "Encrypted" shall not get a volume that isn't.
+// What the provisioner and the snapshotter add of themselves is not the class's.
+func onlyKnown(parameters map[string]string, known ...string) error {
+	for _, name := range slices.Sorted(maps.Keys(parameters)) {
+		if slices.Contains(known, name) || strings.HasPrefix(name, addedParameters) {
+			continue
+		}
+		has := "none"
+		if len(known) > 0 {
+			has = strings.Join(known, ", ")
+		}
+		return refuse(codes.InvalidArgument, "parameter %q of the class is not known; known: %s", name, has)
+	}
+	return nil
 }
 
 // placesOf are the places that may have a volume, in the order in which they are liked; nil

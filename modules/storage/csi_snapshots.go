@@ -24,6 +24,9 @@ func (e *endpoint) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRe
 	if req.GetName() == "" {
 		return nil, refuse(codes.InvalidArgument, "a name is missing")
 	}
+	if err := onlyKnown(req.GetParameters()); err != nil {
+		return nil, err
+	}
 	s, err := e.recordSnapshot(ctx, nameOf(req.GetName()), req.GetSourceVolumeId())
 	if err != nil {
 		return nil, err

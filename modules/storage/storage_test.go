@@ -301,6 +301,7 @@ func TestRefused(t *testing.T) {
 		}, codes.InvalidArgument, "mountOptions dev"},
 		"no use":         {func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities = nil }, codes.InvalidArgument, "missing"},
 		"no name":        {func(r *csi.CreateVolumeRequest) { r.Name = "" }, codes.InvalidArgument, "name"},
+		"a typo":         {func(r *csi.CreateVolumeRequest) { r.Parameters["Encrypted"] = "true" }, codes.InvalidArgument, `"Encrypted"`},
 		"another class":  {func(r *csi.CreateVolumeRequest) { r.Parameters["class"] = "gold" }, codes.InvalidArgument, `class "gold"`},
 		"too small":      {func(r *csi.CreateVolumeRequest) { r.CapacityRange = &csi.CapacityRange{LimitBytes: 100 << 20} }, codes.OutOfRange, "300Mi at least"},
 		"beyond numbers": {func(r *csi.CreateVolumeRequest) { r.CapacityRange = &csi.CapacityRange{RequiredBytes: 1<<63 - 1} }, codes.OutOfRange, "is the most"},

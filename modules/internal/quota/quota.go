@@ -62,8 +62,12 @@ func (q Quota) Grant(ctx context.Context, name string, more resource.Limits) (*r
 	for _, d := range resource.Dimensions() {
 		limit, have, asked := *d.Of(&limits), *d.Of(&used), *d.Of(&more)
 		if limit > 0 && asked > 0 && (asked > limit || have > limit-asked) { // their sum may be beyond all numbers
-			over.Over = append(over.Over, fmt.Sprintf("%s: at most %s, in use %s, asked for %s more",
-				d.Noun, d.Unit.Text(limit), d.Unit.Text(have), d.Unit.Text(asked)))
+			text := fmt.Sprintf("%s: at most %s, in use %s, asked for %s more",
+				d.Noun, d.Unit.Text(limit), d.Unit.Text(have), d.Unit.Text(asked))
+			if of := d.Of(&more); of == &more.Volumes || of == &more.VolumeBytes {
+				text += " (what is in the trash counts: `mp volumes trash purge`)"
+			}
+			over.Over = append(over.Over, text)
 		}
 	}
 	if over.Over != nil {
