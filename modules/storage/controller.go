@@ -422,7 +422,8 @@ func (c *Controller) alone(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// roomToGrow says why a volume can't have so many bytes more. The caller is alone.
+// roomToGrow says why a volume can't have so many bytes more: OutOfRange if there are not so many, ResourceExhausted if it
+// is to be tried again. The caller is alone.
 func (c *Controller) roomToGrow(ctx context.Context, v *resource.Volume, more int64) error {
 	if !placed(v) {
 		return nil
@@ -450,7 +451,7 @@ func (c *Controller) roomToGrow(ctx context.Context, v *resource.Volume, more in
 		return internal(err)
 	}
 	if host != nil && have.free(host, v.Status.Pool) < more {
-		return refuse(codes.ResourceExhausted, "its host has not %s more free for it: ask the operator for more disk",
+		return refuse(codes.OutOfRange, "its host has not %s more free for it: ask the operator for more disk",
 			resource.Bytes.Text(more))
 	}
 	return nil
@@ -465,7 +466,7 @@ func (c *Controller) Grow(ctx context.Context, v *resource.Volume, more int64, c
 	}
 	defer done()
 	err = c.roomToGrow(ctx, v, more)
-	if status.Code(err) == codes.ResourceExhausted {
+	if code := status.Code(err); code == codes.OutOfRange || code == codes.ResourceExhausted {
 		return &access.Refusal{Reason: access.ErrExists, Text: "The volume can't grow: " + status.Convert(err).Message() + "."}
 	}
 	if err != nil {

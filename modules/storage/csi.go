@@ -529,7 +529,7 @@ func (e *endpoint) grow(ctx context.Context, v *resource.Volume, size int64) err
 	bigger := *v
 	bigger.Spec.SizeBytes = size
 	if _, err := e.quota.GrantMore(ctx, &bigger, v); err != nil { // before the wait and after it, as in make
-		return refusal(err)
+		return tooMuch(err)
 	}
 	done, err := e.turn(ctx)
 	if err != nil {
@@ -538,7 +538,7 @@ func (e *endpoint) grow(ctx context.Context, v *resource.Volume, size int64) err
 	defer done()
 	granted, err := e.quota.GrantMore(ctx, &bigger, v)
 	if err != nil {
-		return refusal(err)
+		return tooMuch(err)
 	}
 	if err := e.roomToGrow(ctx, v, size-v.Spec.SizeBytes); err != nil {
 		return err
@@ -611,6 +611,16 @@ func refusal(err error) error {
 		return refuse(codes.NotFound, "it is not there any more")
 	}
 	return internal(err)
+}
+
+// tooMuch is refusal for what grows: a claim that asks for less after an OutOfRange gets that. After a ResourceExhausted
+// the resizer asks for the first size for ever.
+func tooMuch(err error) error {
+	err = refusal(err)
+	if status.Code(err) == codes.ResourceExhausted {
+		return refuse(codes.OutOfRange, "%s", status.Convert(err).Message())
+	}
+	return err
 }
 
 // refusedError is what is told of an error, with that for the log.

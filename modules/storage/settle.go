@@ -214,7 +214,7 @@ func (c *Controller) roomForCopies(
 	for _, b := range v.Status.Bricks {
 		grows := resource.BrickBytes(v.Spec.SizeBytes+more, b.Arbiter) - resource.BrickBytes(v.Spec.SizeBytes, b.Arbiter)
 		if h := hosts[b.UID]; h != nil && free(h, b.Pool) < grows {
-			return refuse(codes.ResourceExhausted, "one of the hosts with its copies has not %s more free for it: "+
+			return refuse(codes.OutOfRange, "one of the hosts with its copies has not %s more free for it: "+
 				"ask the operator for more disk", resource.Bytes.Text(grows))
 		}
 	}

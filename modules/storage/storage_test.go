@@ -208,7 +208,7 @@ func TestClaim(t *testing.T) {
 		t.Errorf("grown: %v, %v", grown, err)
 	}
 	_, err = p.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{VolumeId: id, CapacityRange: &csi.CapacityRange{RequiredBytes: 16 * gib}})
-	want(t, "beyond its host", err, codes.ResourceExhausted, "ask the operator")
+	want(t, "beyond its host", err, codes.OutOfRange, "ask the operator")
 
 	list, err := p.ListVolumes(ctx, &csi.ListVolumesRequest{})
 	if err != nil || len(list.Entries) != 1 || list.Entries[0].Volume.VolumeId != id {
