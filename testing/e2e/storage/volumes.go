@@ -199,6 +199,8 @@ func (d *trial) life(t *testing.T) {
 	asks := func(size string) []string {
 		return []string{"patch", "pvc", "data", "--type=merge", "-p", `{"spec":{"resources":{"requests":{"storage":"` + size + `"}}}}`}
 	}
+	d.Kubectl(t, asks("100Ti")...) // who asked for too much asks for less
+	d.event(t, "data", "at most")
 	d.Kubectl(t, asks("512Mi")...)
 	wait.For(t, wait.Patience, "the claim has grown", func(context.Context) error {
 		if s := d.ask(t, "disk", "space", "/data"); s[0] <= 320*mib {
