@@ -45,8 +45,9 @@ func (p *program) fileCommands(volumes noun[resource.Volume]) []*command {
 			names: volumes.names,
 			about: `NAME is a volume, or if there is none of that name, a snapshot. Of a volume a snapshot is made first,
 which is deleted when all of it is there, or after 7 days. The file is a tar, with owners as machines have them,
-links, holes, access control lists and users' attributes, and ends with its checksum. Devices and sockets are left out;
-summary.json in it says how many. Until all is there it is called FILE.part, and the same command goes on with that
+links, holes, access control lists and users' attributes, and ends with its checksum. Left out are devices, sockets,
+attributes that are not users' own, and those beyond 768 KiB of one file: how many is said at the end, and stands in
+summary.json in it. Until all is there it is called FILE.part, and the same command goes on with that
 when it was cut off.`,
 			examples: []string{"mp volumes export db db.tar", "mp volumes export db-before before.tar"},
 			flags:    flags(placeFlags(inWorkspace)),
@@ -221,6 +222,7 @@ func (c *call) exportVolume(of thing) error {
 			c.note("mp: the snapshot that was made for it is still there, until its time is over: %s", printable(err.Error()))
 		}
 	}
+	c.noteLeftOut(file)
 	_, err = fmt.Fprintf(c.out, "%s holds %s, %s.\n", printable(file), printable(of.inFull()), resource.Bytes.Text(e.Bytes))
 	return err
 }
@@ -290,6 +292,7 @@ func (c *call) importVolume() error {
 	if err != nil {
 		return failf("it is what 'mp volumes export' writes", "%s: %v", printable(file), err)
 	}
+	c.noteLeftOut(file)
 	var v resource.Volume
 	err = c.get(it.path, &v)
 	if no, ok := errors.AsType[*Problem](err); ok && no.exitCode() == ExitNotFound {
