@@ -247,7 +247,11 @@ func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeReques
 				resource.Bytes.Text(spec.SizeBytes), resource.Bytes.Text(least))
 		}
 	}
-	v, err := e.record(ctx, nameOf(req.GetName()), spec, placesOf(req.GetAccessibilityRequirements()))
+	places, err := placesOf(req.GetAccessibilityRequirements())
+	if err != nil {
+		return nil, err
+	}
+	v, err := e.record(ctx, nameOf(req.GetName()), spec, places)
 	if err != nil {
 		return nil, err
 	}
@@ -318,15 +322,21 @@ func onlyKnown(parameters map[string]string, known ...string) error {
 	return nil
 }
 
-// placesOf are the places that may have a volume, in the order in which they are liked; nil
-// is any.
-func placesOf(r *csi.TopologyRequirement) (places []string) {
+// placesOf are the places that may have a volume, in the order in which they are liked; nil is any. InvalidArgument if
+// machines are told by another label: which these are is not known here, and the volume would be anywhere.
+func placesOf(r *csi.TopologyRequirement) (places []string, err error) {
 	for _, t := range slices.Concat(r.GetPreferred(), r.GetRequisite()) {
+		for _, key := range slices.Sorted(maps.Keys(t.GetSegments())) {
+			if key != PlaceKey {
+				return nil, refuse(codes.InvalidArgument, "allowedTopologies of the class: the key %q is not known; known: %s, "+
+					"which machines have as a label", key, PlaceKey)
+			}
+		}
 		if p := t.GetSegments()[PlaceKey]; p != "" && !slices.Contains(places, p) {
 			places = append(places, p)
 		}
 	}
-	return places
+	return places, nil
 }
 
 // record finds a volume by its name, or makes one under the account's limits, with a host.

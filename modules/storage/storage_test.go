@@ -311,6 +311,9 @@ func TestRefused(t *testing.T) {
 		"a strange place": {func(r *csi.CreateVolumeRequest) {
 			r.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{PlaceKey: "host-00000000"}}}}
 		}, codes.ResourceExhausted, "no host"},
+		"another label": {func(r *csi.CreateVolumeRequest) {
+			r.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{"kubernetes.io/hostname": "shop-1"}}}}
+		}, codes.InvalidArgument, `"kubernetes.io/hostname" is not known`},
 	} {
 		r := claim("data", gib)
 		c.change(r)
