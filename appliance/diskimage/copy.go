@@ -53,7 +53,21 @@ func (d Image) Copy(ctx context.Context, to string, tell func(done, of int64)) e
 	return nil
 }
 
-func (d Image) copy(ctx context.Context, to string, tell func(done, of int64)) (err error) {
+func (d Image) copy(ctx context.Context, to string, tell func(done, of int64)) error {
+	return copyFile(ctx, d.File, to, tell, d.checkLive, func(pass func(context.Context) error) error {
+		return d.frozen(func() error {
+			ctx, cancel := context.WithTimeoutCause(ctx, frozenTime, ErrTooMuch)
+			defer cancel()
+			return pass(ctx)
+		})
+	})
+}
+
+// copyFile copies the file of an image. live says why it can't be read now, and still has the last pass be of one moment.
+func copyFile(
+	ctx context.Context, from, to string, tell func(done, of int64), live func(*os.File) error,
+	still func(pass func(context.Context) error) error,
+) (err error) {
 	if _, err := os.Lstat(to); err == nil {
 		return &os.PathError{Op: "copy", Path: to, Err: fs.ErrExist}
 	}
@@ -67,7 +81,7 @@ func (d Image) copy(ctx context.Context, to string, tell func(done, of int64)) (
 		}
 	}()
 	c := copying{seed: maphash.MakeSeed()}
-	if c.from, err = openDirect(d.File, os.O_RDONLY); err != nil {
+	if c.from, err = openDirect(from, os.O_RDONLY); err != nil {
 		return err
 	}
 	defer c.from.Close()
@@ -80,21 +94,16 @@ func (d Image) copy(ctx context.Context, to string, tell func(done, of int64)) (
 		return err
 	}
 	defer func() { _ = unix.Munmap(c.chunk) }()
-	if err := d.checkLive(c.from); err != nil {
+	if err := live(c.from); err != nil {
 		return err
 	}
 	if err := c.pass(ctx, true, tell); err != nil {
 		return err
 	}
-	if err := d.checkLive(c.from); err != nil { // it may have grown
+	if err := live(c.from); err != nil { // it may have grown
 		return err
 	}
-	err = d.frozen(func() error {
-		ctx, cancel := context.WithTimeoutCause(ctx, frozenTime, ErrTooMuch)
-		defer cancel()
-		return c.pass(ctx, false, func(int64, int64) {})
-	})
-	if err != nil {
+	if err := still(func(ctx context.Context) error { return c.pass(ctx, false, func(int64, int64) {}) }); err != nil {
 		return err
 	}
 	if err := c.to.Sync(); err != nil {

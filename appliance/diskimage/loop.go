@@ -34,9 +34,9 @@ const (
 var ErrNoLoop = errors.New("there is no loop device free")
 
 // openLoop makes a block device of a file, by direct I/O or, if that can't be or shall not
-// be, by way of the host's page cache. The device frees itself once it is closed and
+// be, by way of the host's page cache. The device frees itself, if it shall, once it is closed and
 // unmounted, so who is killed leaks none.
-func openLoop(backing string, direct bool) (device *os.File, err error) {
+func openLoop(backing string, direct, frees bool) (device *os.File, err error) {
 	file, err := os.OpenFile(backing, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -53,7 +53,7 @@ func openLoop(backing string, direct bool) (device *os.File, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrNoLoop, err)
 		}
-		device, err := configureLoop(number, file, direct)
+		device, err := configureLoop(number, file, direct, frees)
 		if errors.Is(err, unix.EBUSY) && try < 64 {
 			continue
 		}
@@ -64,7 +64,7 @@ func openLoop(backing string, direct bool) (device *os.File, err error) {
 	}
 }
 
-func configureLoop(number int, file *os.File, direct bool) (*os.File, error) {
+func configureLoop(number int, file *os.File, direct, frees bool) (*os.File, error) {
 	name := fmt.Sprintf("/dev/loop%d", number)
 	// It is not there in a /dev that is not the kernel's own, as in a container.
 	err := unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(number))))
@@ -84,6 +84,9 @@ func configureLoop(number int, file *os.File, direct bool) (*os.File, error) {
 	for _, flags := range []uint32{unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO, unix.LO_FLAGS_AUTOCLEAR} {
 		if !direct && flags&unix.LO_FLAGS_DIRECT_IO != 0 {
 			continue
+		}
+		if !frees {
+			flags &^= unix.LO_FLAGS_AUTOCLEAR
 		}
 		cfg := unix.LoopConfig{Fd: uint32(file.Fd())}
 		cfg.Info.Flags = flags

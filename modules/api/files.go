@@ -66,6 +66,9 @@ func (a *API) exportOperation(snapshots *collection[resource.Snapshot, *resource
 			return nil, err
 		}
 		switch {
+		case s.Spec.Block:
+			return nil, newProblem(http.StatusUnprocessableEntity, "invalid", "A volume of raw blocks can't be exported: a file has "+
+				"files and folders.", "Copy what is in it by a pod.")
 		case s.Deleting():
 			return nil, deleting("snapshot", s.Name)
 		case !s.Made():

@@ -35,7 +35,7 @@ func (a *API) snapshotOperations() {
 				return err
 			}
 			now.Spec.VolumeUID, now.Spec.Class = v.UID, v.Spec.Class
-			now.Spec.SizeBytes, now.Spec.Encrypted = v.Spec.SizeBytes, v.Spec.Encrypted
+			now.Spec.SizeBytes, now.Spec.Encrypted, now.Spec.Block = v.Spec.SizeBytes, v.Spec.Encrypted, v.Spec.Block
 			return nil
 		},
 		within: func(ctx context.Context, now, _ *resource.Snapshot, commit func(...store.Op) error) error {
@@ -77,7 +77,7 @@ func (a *API) copied(ctx context.Context, field, workspace, name string) (*resou
 
 // findSource finds what a new volume is made from, and takes from it what is left out.
 func (a *API) findSource(ctx context.Context, now *resource.Volume) error {
-	from, class, size, encrypted := now.Spec.Source, "", int64(0), false
+	from, class, size, encrypted, block := now.Spec.Source, "", int64(0), false, false
 	switch {
 	case (from.Snapshot == "") == (from.Volume == ""):
 		return invalid("body.spec.source", "names not one thing", "Name a snapshot or a volume.")
@@ -86,7 +86,8 @@ func (a *API) findSource(ctx context.Context, now *resource.Volume) error {
 		if err != nil {
 			return err
 		}
-		from.UID, class, size, encrypted = v.UID, v.Spec.Class, v.Spec.SizeBytes, v.Spec.Encrypted
+		from.UID, class, size = v.UID, v.Spec.Class, v.Spec.SizeBytes
+		encrypted, block = v.Spec.Encrypted, v.Spec.Block
 	default:
 		s, err := store.Of[resource.Snapshot](a.store).Get(ctx, now.WorkspaceKey()+"/"+from.Snapshot)
 		switch {
@@ -101,7 +102,8 @@ func (a *API) findSource(ctx context.Context, now *resource.Volume) error {
 			return conflict("not-ready", fmt.Sprintf("The snapshot %s is not made yet.", from.Snapshot),
 				"Wait until it is Ready; `mp snapshots show "+from.Snapshot+"` says more.")
 		}
-		from.UID, class, size, encrypted = s.UID, s.Spec.Class, s.Asks().VolumeBytes, s.Spec.Encrypted
+		from.UID, class, size = s.UID, s.Spec.Class, s.Asks().VolumeBytes
+		encrypted, block = s.Spec.Encrypted, s.Spec.Block
 	}
 	class = cmp.Or(class, resource.LocalVolume)
 	if now.Spec.Class = cmp.Or(now.Spec.Class, class); now.Spec.Class != class {
@@ -111,7 +113,10 @@ func (a *API) findSource(ctx context.Context, now *resource.Volume) error {
 		return invalid("body.spec.encrypted", "what it is made from is not encrypted, and a copy is as that is",
 			"Leave it out, or make an empty volume and copy the data by a pod.")
 	}
-	now.Spec.Encrypted = encrypted
+	if now.Spec.Block && !block {
+		return invalid("body.spec.block", "what it is made from has a file system, and a copy is as that is", "Leave it out.")
+	}
+	now.Spec.Encrypted, now.Spec.Block = encrypted, block
 	if now.Spec.SizeBytes == 0 {
 		now.Spec.SizeBytes = size
 	}

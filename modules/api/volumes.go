@@ -42,7 +42,7 @@ func (a *API) volumeOperations() {
 		adopt: func(now, body *resource.Volume) {
 			now.Spec.Class, now.Spec.SizeBytes, now.Spec.Source = body.Spec.Class, body.Spec.SizeBytes, body.Spec.Source
 			now.Spec.Replicas, now.Spec.Arbiter, now.Spec.Encrypted = body.Spec.Replicas, body.Spec.Arbiter, body.Spec.Encrypted
-			now.Spec.Import = body.Spec.Import
+			now.Spec.Import, now.Spec.Block = body.Spec.Import, body.Spec.Block
 		},
 		complete: completeVolume,
 		check: func(ctx context.Context, now, was *resource.Volume) error {
@@ -145,6 +145,7 @@ func completeVolume(now, was *resource.Volume) {
 	}
 	spec.Replicas, spec.Arbiter = cmp.Or(spec.Replicas, from.Replicas), spec.Arbiter || from.Arbiter
 	spec.Encrypted, spec.Import = spec.Encrypted || from.Encrypted, spec.Import || from.Import
+	spec.Block = spec.Block || from.Block
 	if spec.SizeBytes != from.SizeBytes && spec.SizeBytes <= resource.MaxVolumeBytes {
 		spec.SizeBytes = (spec.SizeBytes + volumeStep - 1) / volumeStep * volumeStep
 	}
@@ -175,6 +176,15 @@ func checkVolume(_ context.Context, now, was *resource.Volume) error {
 			"Leave it out, or make another volume and copy the data.")
 	case was != nil && now.Spec.Import != was.Spec.Import:
 		return invalid("body.spec.import", "can't be changed: the volume is there", "Import into a new volume.")
+	case was != nil && now.Spec.Block != was.Spec.Block:
+		return invalid("body.spec.block", "can't be changed: what is in it would be lost", "Make another volume.")
+	case now.Spec.Block && now.Spec.Class != resource.LocalVolume:
+		return invalid("body.spec.block", "a "+now.Spec.Class+" volume has a file system",
+			"Use class "+resource.LocalVolume+", or leave it out.")
+	case now.Spec.Block && now.Spec.Encrypted:
+		return invalid("body.spec.block", "an encrypted volume has a file system", "Leave one of the two out.")
+	case now.Spec.Block && now.Spec.Import:
+		return invalid("body.spec.block", "a file has files and folders, and raw blocks have none", "Leave it out.")
 	case now.Spec.Import && now.Spec.Source != nil:
 		return invalid("body.spec.import", "a volume is made from a file, or from a snapshot or volume", "Leave one of them out.")
 	case why != "":

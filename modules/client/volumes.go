@@ -71,6 +71,8 @@ which one is right when they lose each other, so two take an arbiter, a third ho
 Its size is a limit, and counts in the account's storage; it can grow later, and not shrink.
 With --encrypted nobody reads it from a disk of its hosts without its key, which the platform's servers keep. Snapshots and
 clones are encrypted with the same key, which is destroyed with the last of them.
+With --block it has no file system: pods get its raw blocks (volumeDevices), as databases and storage systems want them. Only
+of class local, and not encrypted; no files come out of it or go into it.
 Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which are listed here too.`,
 			examples: []string{"mp volumes create db --size 10Gi", "mp volumes create files --size 10Gi --class shared",
 				"mp volumes create files --size 10Gi --class shared --replicas 2 --arbiter"},
@@ -79,6 +81,7 @@ Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which a
 				&cli.StringFlag{Name: "class", Usage: "`CLASS` of it: local, which is the default, or shared"},
 				replicasFlag(), arbiterFlag(),
 				&cli.BoolFlag{Name: "encrypted", Usage: "encrypt what is on its hosts' disks"},
+				&cli.BoolFlag{Name: "block", Usage: "make no file system: pods get raw blocks"},
 			},
 		}, func(c *call) (any, error) {
 			size, err := neededSize(c)
@@ -88,7 +91,8 @@ Claims in the cluster (PersistentVolumeClaim) make volumes of their own, which a
 				Replicas  int    `json:"replicas,omitempty"`
 				Arbiter   bool   `json:"arbiter,omitempty"`
 				Encrypted bool   `json:"encrypted,omitempty"`
-			}{c.String("class"), size, c.Int("replicas"), c.Bool("arbiter"), c.Bool("encrypted")}, err
+				Block     bool   `json:"block,omitempty"`
+			}{c.String("class"), size, c.Int("replicas"), c.Bool("arbiter"), c.Bool("encrypted"), c.Bool("block")}, err
 		}),
 		volumes.list(help("list the workspace's volumes", "mp volumes list", "mp volumes list -o wide")),
 		volumes.show(help("show a volume, where its data is, and who has it", "mp volumes show db")),
@@ -198,6 +202,9 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 	}
 	if v.Spec.Class == resource.LocalVolume {
 		fmt.Fprintln(w, "There is no copy of it: what it holds is lost with that host's disk.")
+	}
+	if v.Spec.Block {
+		fmt.Fprintln(w, "It has no file system: pods get its raw blocks, as a device (volumeDevices, volumeMode Block).")
 	}
 	if v.Spec.Encrypted {
 		fmt.Fprintln(w, "It is encrypted there. The platform's servers have its key, and destroy it "+

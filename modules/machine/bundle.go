@@ -175,6 +175,9 @@ func (s *Sandbox) bundle(spec order, m home, cgroupsPath string, owner *os.File)
 		},
 	}
 	if owner != nil {
+		// Raw blocks of volumes (modules/volume): he makes no nodes, and what opens them is given to him by the host.
+		b.Linux.Resources.Devices = append(b.Linux.Resources.Devices, specs.LinuxDeviceCgroup{
+			Allow: true, Type: "b", Major: new(int64(7)), Access: "rw"})
 		if !capable(unix.CAP_SYS_RESOURCE) {
 			b.Process.Rlimits = nil // ours, which are the same: runc may not set them for another user
 		}

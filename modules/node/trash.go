@@ -30,7 +30,7 @@ func kept(node *resource.Node, trash map[string]*resource.Trash) (volumes []wire
 		going := t.Deleting() && t.Status.Phase == resource.Deleting // see volumesOf
 		w := wire.Volume{Key: t.Key(), UID: t.UID, NetworkID: t.Spec.NetworkID, Class: t.Spec.Was.Class,
 			Pool: t.Status.Pool, SizeBytes: t.Spec.Was.SizeBytes, FirstUID: t.Status.FirstUID, Made: true, Keep: !going, Remove: going}
-		w.Encrypted = t.Spec.Was.Encrypted
+		w.Encrypted, w.Block = t.Spec.Was.Encrypted, t.Spec.Was.Block
 		if t.Spec.Was.Source != nil {
 			w.Source = t.Spec.Was.Source.UID
 		}

@@ -34,7 +34,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		}
 		w := wire.Volume{Key: v.Key(), UID: v.UID, NetworkID: ws.Status.ID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
 			Pool: v.Status.Pool, FirstUID: v.Status.FirstUID, Made: v.Made(), Servers: shared.Servers,
-			Encrypted: v.Spec.Encrypted, Importing: v.Importing(), Remove: v.Going()}
+			Encrypted: v.Spec.Encrypted, Block: v.Spec.Block, Importing: v.Importing(), Remove: v.Going()}
 		if shared.Brick != "" {
 			w.Brick, w.Pool = shared.Brick, shared.Pool
 		}
@@ -66,7 +66,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		if ws, ok := h.cfg.Workspaces.Get(s.WorkspaceKey()); ok && s.Status.NodeUID == node.UID && (s.Status.Copy.Due() || going) {
 			volumes = append(volumes, wire.Volume{Key: s.Key(), UID: s.UID, NetworkID: ws.Status.ID, Class: resource.LocalVolume,
 				Pool: s.Status.Pool, SizeBytes: size, Made: s.Made(), Source: source, Snapshot: true,
-				Encrypted: s.Spec.Encrypted, Remove: going})
+				Encrypted: s.Spec.Encrypted, Block: s.Spec.Block, Remove: going})
 		}
 	}
 	return append(volumes, kept(node, put)...)

@@ -89,6 +89,7 @@ type Claim struct {
 	Shared    bool      `json:"shared,omitempty" doc:"Pods on several machines may use it at once"`
 	SizeBytes int64     `json:"sizeBytes" doc:"What it has; while it has nothing, what it asks for"`
 	Volume    string    `json:"volume,omitempty" doc:"The volume that it has"`
+	Block     bool      `json:"block,omitempty" doc:"Pods get its raw blocks (volumeDevices), without a file system"`
 	Message   string    `json:"message,omitempty" doc:"What it waits for"`
 	CreatedAt time.Time `json:"createdAt,omitzero"`
 }

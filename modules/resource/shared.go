@@ -9,6 +9,12 @@ import (
 // StorageDriver is among the Drivers of hosts that can have shared volumes.
 const StorageDriver = "glusterfs"
 
+// BlockDriver is among the Drivers of hosts that can show machines raw blocks.
+const BlockDriver = "blocks"
+
+// ShowsBlocks says whether volumes of raw blocks can be on a node.
+func (n *Node) ShowsBlocks() bool { return slices.Contains(n.Status.Drivers, BlockDriver) }
+
 // EncryptionDriver is among the Drivers of hosts that can encrypt volumes.
 const EncryptionDriver = "luks"
 

@@ -22,6 +22,8 @@ type SnapshotSpec struct {
 	Class string `json:"class,omitempty" readOnly:"true" doc:"Its volume's class"`
 	// Encrypted says that its volume is, with whose key it is too.
 	Encrypted bool `json:"encrypted,omitempty" readOnly:"true" doc:"As its volume is"`
+	// Block says that its volume has no file system.
+	Block bool `json:"block,omitempty" readOnly:"true" doc:"As its volume is"`
 	// SizeBytes is what the volume has at most; the snapshot is promised as much.
 	SizeBytes int64 `json:"sizeBytes,omitempty" readOnly:"true" doc:"The volume's limit when it was asked for"`
 }

@@ -29,6 +29,8 @@ type VolumeSpec struct {
 	// Arbiter makes two copies safe: a third host that keeps names and no data.
 	Arbiter   bool `json:"arbiter,omitempty" doc:"Of a shared volume with 2 replicas: a third host knows which one is right"`
 	Encrypted bool `json:"encrypted,omitempty" doc:"Its data can't be read from its hosts' disks without a key of the servers"`
+	// Block has it be without a file system.
+	Block bool `json:"block,omitempty" doc:"Of a local volume: pods get raw blocks, without a file system; it can't be changed"`
 	// Source is what it is made from; nil: it is made with nothing in it.
 	Source *VolumeSource `json:"source,omitempty" doc:"What it is made from; it can't be changed later"`
 	// Import has it be made from a file that is sent: nobody has it before all of that is there.

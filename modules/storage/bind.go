@@ -76,6 +76,7 @@ func claimOf(pvc *corev1.PersistentVolumeClaim) resource.Claim {
 	cut := func(s string) string { return mirror.Cut(s, maxText) }
 	out := resource.Claim{
 		Name: cut(pvc.Name), Namespace: cut(pvc.Namespace), Phase: cut(string(pvc.Status.Phase)), Volume: cut(pvc.Spec.VolumeName),
+		Block:  pvc.Spec.VolumeMode != nil && *pvc.Spec.VolumeMode == corev1.PersistentVolumeBlock,
 		Shared: slices.Contains(pvc.Spec.AccessModes, corev1.ReadWriteMany), CreatedAt: pvc.CreationTimestamp.Time,
 	}
 	if pvc.Spec.StorageClassName != nil {
@@ -134,6 +135,7 @@ func newClaim(want resource.Claim) *corev1.PersistentVolumeClaim {
 			AccessModes: modesOf(want.Class)[:1],
 			Resources:   corev1.VolumeResourceRequirements{Requests: storage(want.SizeBytes)},
 			VolumeName:  want.Volume,
+			VolumeMode:  modeOf(want.Block),
 		},
 	}
 	if want.Class != "" {
@@ -148,6 +150,14 @@ func modesOf(class string) []corev1.PersistentVolumeAccessMode {
 		return []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany, corev1.ReadWriteOnce, corev1.ReadOnlyMany}
 	}
 	return []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+}
+
+// modeOf is how pods have a volume; nil is as a file system.
+func modeOf(block bool) *corev1.PersistentVolumeMode {
+	if block {
+		return new(corev1.PersistentVolumeBlock)
+	}
+	return nil
 }
 
 func storage(bytes int64) corev1.ResourceList {
@@ -250,7 +260,7 @@ func taken(v *resource.Volume) error {
 func claimFor(v *resource.Volume) *corev1.PersistentVolumeClaim {
 	namespace, name, _ := strings.Cut(v.Spec.Claim, "/")
 	return newClaim(resource.Claim{
-		Namespace: namespace, Name: name, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes, Volume: v.Name})
+		Namespace: namespace, Name: name, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes, Volume: v.Name, Block: v.Spec.Block})
 }
 
 // again does what can be repeated anew while others write to the same objects: the cluster's
@@ -328,6 +338,7 @@ func persistentVolume(ws *resource.Workspace, v *resource.Volume) *corev1.Persis
 		Spec: corev1.PersistentVolumeSpec{
 			Capacity:                      storage(v.Spec.SizeBytes),
 			AccessModes:                   modesOf(v.Spec.Class),
+			VolumeMode:                    modeOf(v.Spec.Block),
 			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
 			StorageClassName:              v.Spec.Class,
 			PersistentVolumeSource: corev1.PersistentVolumeSource{

@@ -527,6 +527,8 @@ func (c *Controller) choose(ctx context.Context, v *resource.Volume, places []st
 			why = "the host that could have it takes no files yet: the operator has to upgrade it first"
 		case v.Spec.Encrypted && !n.Encrypts():
 			why = noEncryption
+		case v.Spec.Block && !n.ShowsBlocks():
+			why = noBlocks
 		case have.crowded(n, workspace) != "":
 			why = have.crowded(n, workspace)
 		default:

@@ -173,15 +173,25 @@ func sizeOf(r *csi.CapacityRange) (int64, error) {
 }
 
 // checkCapabilities says why a volume of a class can't be had in such a way.
-func checkCapabilities(class string, all []*csi.VolumeCapability) error {
+func checkCapabilities(spec resource.VolumeSpec, all []*csi.VolumeCapability) error {
+	class := spec.Class
 	if len(all) == 0 {
 		return refuse(codes.InvalidArgument, "how the volume shall be used is missing")
 	}
 	for _, c := range all {
 		switch mode := c.GetAccessMode().GetMode(); {
-		case c.GetBlock() != nil:
-			return refuse(codes.InvalidArgument, "volumeMode Block: class %s has file systems; leave volumeMode out", class)
-		case c.GetMount() == nil:
+		case spec.Block != (c.GetBlock() != nil):
+			return refuse(codes.InvalidArgument, "a volume is raw blocks or a file system, and never both: volumeMode Block is %t",
+				spec.Block)
+		case spec.Block && class == resource.SharedVolume:
+			return refuse(codes.InvalidArgument, "volumeMode Block: class %s has file systems; leave volumeMode out, "+
+				"or use class local", class)
+		case spec.Block && spec.Encrypted:
+			return refuse(codes.InvalidArgument, "volumeMode Block: encrypted volumes have file systems; leave volumeMode out, "+
+				"or name a class without the parameter %s", encryptedParameter)
+		case spec.Block && mode == csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:
+			return refuse(codes.InvalidArgument, "volumeMode Block: raw blocks can't be had read-only")
+		case !spec.Block && c.GetMount() == nil:
 			return refuse(codes.InvalidArgument, "how the volume shall be mounted is missing")
 		case c.GetMount().GetFsType() != "" && c.GetMount().GetFsType() != "xfs":
 			return refuse(codes.InvalidArgument, "fsType %q: volumes of class %s have the file system that the platform "+
@@ -218,7 +228,8 @@ func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeReques
 	if err != nil {
 		return nil, err
 	}
-	if err := checkCapabilities(spec.Class, req.GetVolumeCapabilities()); err != nil {
+	spec.Block = slices.ContainsFunc(req.GetVolumeCapabilities(), func(c *csi.VolumeCapability) bool { return c.GetBlock() != nil })
+	if err := checkCapabilities(spec, req.GetVolumeCapabilities()); err != nil {
 		return nil, err
 	}
 	if spec.SizeBytes, err = sizeOf(req.GetCapacityRange()); err != nil {
@@ -237,6 +248,9 @@ func (e *endpoint) CreateVolume(ctx context.Context, req *csi.CreateVolumeReques
 		if spec.Encrypted && !is.Encrypted {
 			return nil, refuse(codes.InvalidArgument, "what it is made from is not encrypted, and a copy is as that is: "+
 				"name a class without the parameter %s", encryptedParameter)
+		}
+		if spec.Block != is.Block {
+			return nil, refuse(codes.InvalidArgument, "what it is made from has volumeMode Block %t, and a copy is as that is", is.Block)
 		}
 		spec.Encrypted = is.Encrypted
 		switch most := req.GetCapacityRange().GetLimitBytes(); {
@@ -355,6 +369,8 @@ func (e *endpoint) record(
 			return nil, refuse(codes.AlreadyExists, "volume %s is there, and made from something else", name)
 		case err == nil && spec.Source == nil && v.Spec.Encrypted != spec.Encrypted:
 			return nil, refuse(codes.AlreadyExists, "volume %s is there, and encrypted is %t", name, v.Spec.Encrypted)
+		case err == nil && v.Spec.Block != spec.Block:
+			return nil, refuse(codes.AlreadyExists, "volume %s is there, and its volumeMode is Block is %t", name, v.Spec.Block)
 		case err == nil && v.Spec.Class != spec.Class:
 			return nil, refuse(codes.AlreadyExists, "volume %s is there, and of class %s", name, v.Spec.Class)
 		case err == nil:
@@ -593,7 +609,7 @@ func (e *endpoint) ValidateVolumeCapabilities(
 	if err != nil {
 		return nil, err
 	}
-	if err := checkCapabilities(v.Spec.Class, req.GetVolumeCapabilities()); err != nil {
+	if err := checkCapabilities(v.Spec, req.GetVolumeCapabilities()); err != nil {
 		return &csi.ValidateVolumeCapabilitiesResponse{Message: status.Convert(err).Message()}, nil
 	}
 	return &csi.ValidateVolumeCapabilitiesResponse{

@@ -68,7 +68,7 @@ func (e *endpoint) recordSnapshot(ctx context.Context, name, of string) (*resour
 		}
 		fresh := &resource.Snapshot{InWorkspace: resource.NewInWorkspace(e.workspace, name),
 			Spec: resource.SnapshotSpec{Volume: v.Name, VolumeUID: v.UID, Class: v.Spec.Class, SizeBytes: v.Spec.SizeBytes,
-				Encrypted: v.Spec.Encrypted, Provisioned: true}}
+				Encrypted: v.Spec.Encrypted, Block: v.Spec.Block, Provisioned: true}}
 		err = e.makeSnapshot(ctx, fresh)
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
 			continue // see record
@@ -207,7 +207,7 @@ func (e *endpoint) sourceOf(
 		for _, s := range all {
 			if s.UID == from.GetSnapshot().GetSnapshotId() {
 				return &resource.VolumeSource{Snapshot: s.Name, UID: s.UID}, resource.VolumeSpec{SizeBytes: s.Asks().VolumeBytes,
-					Class: cmp.Or(s.Spec.Class, resource.LocalVolume), Encrypted: s.Spec.Encrypted}, nil
+					Class: cmp.Or(s.Spec.Class, resource.LocalVolume), Encrypted: s.Spec.Encrypted, Block: s.Spec.Block}, nil
 			}
 		}
 		if err == nil {

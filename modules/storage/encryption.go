@@ -32,6 +32,9 @@ func able(v *resource.Volume, nodes []*resource.Node) []*resource.Node {
 	})
 }
 
+const noBlocks = "no host that could have it can show pods raw blocks: the operator has to upgrade it, or it gives machines no " +
+	"users of their own (multipaas doctor)"
+
 const noEncryption = "no host that could have it can encrypt volumes: their kernels have no dm-crypt. " +
 	"Ask the operator for such a host, or for a volume that isn't encrypted"
 

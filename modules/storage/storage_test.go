@@ -292,7 +292,16 @@ func TestRefused(t *testing.T) {
 		text   string
 	}{
 		"many machines": {func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities = many }, codes.InvalidArgument, "one machine at a time"},
-		"block":         {func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities = block }, codes.InvalidArgument, "volumeMode"},
+		"block":         {func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities = block }, codes.ResourceExhausted, "raw blocks"},
+		"shared block": {func(r *csi.CreateVolumeRequest) {
+			r.VolumeCapabilities, r.Parameters["class"] = block, "shared"
+		}, codes.InvalidArgument, "volumeMode"},
+		"encrypted block": {func(r *csi.CreateVolumeRequest) {
+			r.VolumeCapabilities, r.Parameters["encrypted"] = block, "true"
+		}, codes.InvalidArgument, "volumeMode"},
+		"block and not": {func(r *csi.CreateVolumeRequest) {
+			r.VolumeCapabilities = append(block, once...)
+		}, codes.InvalidArgument, "never both"},
 		"ext4": {func(r *csi.CreateVolumeRequest) {
 			r.VolumeCapabilities = mount(&csi.VolumeCapability_MountVolume{FsType: "ext4"})
 		}, codes.InvalidArgument, "xfs"},

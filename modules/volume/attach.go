@@ -51,7 +51,11 @@ func (h *Host) attach(volume, machine string) error {
 		return err
 	}
 	defer tree.Close()
-	return h.appear(tree, volume, machine)
+	rec, err := h.place(volume).record()
+	if err != nil {
+		return err
+	}
+	return h.appear(tree, volume, machine, rec.Block)
 }
 
 // AttachShared is Attach of a volume that Config.Shared has mounted. One that was mounted
@@ -80,13 +84,14 @@ func (h *Host) attachShared(volume, machine string) error {
 		return err
 	}
 	defer tree.Close()
-	return h.appear(tree, volume, machine)
+	return h.appear(tree, volume, machine, false)
 }
 
 var errUnmounted = saidf("it is not mounted on this host")
 
-// appear has a machine see a mount that is nowhere yet, in the place of what it saw.
-func (h *Host) appear(tree *os.File, volume, machine string) error {
+// appear has a machine see a mount that is nowhere yet, in the place of what it saw. What is of raw blocks has the node of a
+// device in it, which can be opened.
+func (h *Host) appear(tree *os.File, volume, machine string, blocks bool) error {
 	target, now, err := h.mountAt(h.shown(machine, volume))
 	if err == nil && now != nil {
 		err = hostmount.Unmount(target)
@@ -94,7 +99,11 @@ func (h *Host) appear(tree *os.File, volume, machine string) error {
 	if err != nil {
 		return err
 	}
-	return put(tree, h.shown(machine), volume)
+	flags := uint64(unix.MOUNT_ATTR_NODEV)
+	if blocks {
+		flags = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC
+	}
+	return put(tree, h.shown(machine), volume, flags)
 }
 
 // usersFor is a user namespace by which a machine shall see whose the files in a volume at dir are; nil
@@ -110,6 +119,10 @@ func (h *Host) usersFor(dir, volume, machine string) (*os.File, error) {
 	first, err := h.cfg.MachineUser(machine)
 	if err != nil || first == 0 {
 		return nil, err
+	}
+	if rec.Block {
+		// Their node is the user's of the machines, and of nobody else. A machine without users of its own makes nodes itself.
+		return nil, nil
 	}
 	if rec.HostUsers {
 		return netns.NewUsers(first, resource.MachineUIDs)
@@ -167,11 +180,11 @@ func clone(own *mountinfo.Info, users *os.File) (tree *os.File, err error) {
 // put mounts what is nowhere yet as the folder name in dir, a tmpfs: a machine's, or that of
 // bricks. All is found by handle: once that tmpfs was taken away, with its machine, nothing can be mounted there any more,
 // least of all in what the machine's removal deletes.
-func put(tree *os.File, dir, name string) error {
-	return hostmount.Do(func() error { return putHere(tree, dir, name) })
+func put(tree *os.File, dir, name string, flags uint64) error {
+	return hostmount.Do(func() error { return putHere(tree, dir, name, flags) })
 }
 
-func putHere(tree *os.File, dir, name string) error {
+func putHere(tree *os.File, dir, name string, flags uint64) error {
 	in, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err == nil {
 		defer unix.Close(in)
@@ -197,7 +210,7 @@ func putHere(tree *os.File, dir, name string) error {
 	}
 	defer unix.Close(at)
 	// Before anybody sees it: flags that are set later reach no machine.
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
+	attr := unix.MountAttr{Attr_set: flags, Propagation: unix.MS_PRIVATE}
 	if err := unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return fmt.Errorf("set mount's flags: %w", err)
 	}

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/multipaas/multipaas/appliance/hostmount"
 	"github.com/multipaas/multipaas/modules/wire"
 )
@@ -61,7 +63,7 @@ func (h *Host) show(uid string) error {
 		return err
 	}
 	defer tree.Close()
-	return put(tree, h.cfg.Bricks, uid)
+	return put(tree, h.cfg.Bricks, uid, unix.MOUNT_ATTR_NODEV)
 }
 
 // hide is the contrary of show. Of none, and of what is no brick, it is no error.

@@ -55,7 +55,7 @@ func (h *Host) snapshot(ctx context.Context, v wire.Volume) error {
 	}
 	rec, err := p.record()
 	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Source: v.Source, Snapshot: true, Encrypted: v.Encrypted,
-		HostUsers: h.ofHostUsers(v, rec, there)}
+		Block: v.Block, HostUsers: h.ofHostUsers(v, rec, there)}
 	if err != nil || rec != want {
 		if err := os.MkdirAll(string(p), 0o700); err != nil {
 			return err
@@ -103,6 +103,11 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 		if info, err := os.Stat(from.File); err == nil && sizeOf(info, v.Encrypted) > wholeMiB(v.SizeBytes) {
 			return saidf("what it is to be made from has grown: delete this one, and ask for one that is as large")
 		}
+		if v.Block {
+			if err := h.blocks(v.Source).Sync(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
 		err := from.Clone(ctx, to)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -111,6 +116,9 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 			return err
 		}
 		c = h.beginCopy(v, func(ctx context.Context, c *copying) error {
+			if v.Block {
+				return h.blocks(v.Source).Copy(ctx, to, c.tell)
+			}
 			return from.Copy(ctx, to, c.tell)
 		})
 	}
@@ -118,6 +126,10 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 	if errors.Is(err, diskimage.ErrTooMuch) {
 		return h.said(fmt.Sprintf("files on the disk with volumes of its host can't share blocks, as on XFS they can, and there "+
 			"volumes with up to %s in them can be copied while machines have them", resource.Bytes.Text(diskimage.MaxLiveCopy)), err)
+	}
+	if errors.Is(err, diskimage.ErrBusy) {
+		return h.said("files on the disk with volumes of its host can't share blocks, as on XFS they can, and there raw blocks are "+
+			"copied only while nothing is written to them: it is tried again", err)
 	}
 	return err
 }

@@ -156,7 +156,12 @@ func (h *Host) askVolumes(all []found, mounted map[string]bool) map[string]*answ
 		}
 		askers[f.uid] = a
 		dir := f.place.image().Mount
-		answers[f.uid] = a.begin(func() (int64, error) { return usedBytes(dir) })
+		answers[f.uid] = a.begin(func() (int64, error) {
+			if f.rec.Block {
+				return usedOfBlocks(f)
+			}
+			return usedBytes(dir)
+		})
 	}
 	h.asked = askers
 	return answers

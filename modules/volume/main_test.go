@@ -83,6 +83,7 @@ func takeStep(text string) error {
 		h.cfg.Encryption = Encryption{Tools: h.cfg.Tools,
 			Key: func(context.Context, string, string) ([]byte, error) { return bytes.Repeat([]byte("k"), 64), nil }}
 	}
+	s.Do, v.Block = strings.CutPrefix(s.Do, "blocks: ")
 	switch s.Do {
 	case "unpack": // an image's layout: testing/vm has no other way
 		root, err := (rootfs.Store{Dir: s.Dir}).Unpack(context.Background(), s.Root)

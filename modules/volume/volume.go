@@ -161,6 +161,8 @@ type record struct {
 	Source string `json:"source,omitempty"`
 	// Encrypted says that its disk is. The key is nowhere on this host.
 	Encrypted bool `json:"encrypted,omitempty"`
+	// Block says that its disk has no file system: see blocks.go.
+	Block bool `json:"block,omitempty"`
 	// Snapshot says that it is a copy that nobody mounts.
 	Snapshot bool `json:"snapshot,omitempty"`
 	// HostUsers says that it was made when machines here had no users of their own: files in it
@@ -197,7 +199,7 @@ func (h *Host) noted(v wire.Volume, made, brick bool) (record, error) {
 	// The root of a copy is whose its source's is.
 	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Owned: rec.Owned || v.Source != "",
 		Brick: brick, Source: v.Source, Encrypted: v.Encrypted, HostUsers: h.ofHostUsers(v, rec, made), Move: rec.Move,
-		Import: rec.Import}
+		Import: rec.Import, Block: v.Block}
 	if v.Importing {
 		want.Import = cmp.Or(rec.Import, importBegun)
 	}
@@ -277,6 +279,9 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 			return err
 		}
 		there = true
+	}
+	if v.Block {
+		return h.ensureBlocks(ctx, v, rec)
 	}
 	_, mounted, err := device(disk.Mount)
 	if errors.Is(err, unix.EIO) {
@@ -371,6 +376,9 @@ func (h *Host) letGo(uid string) error {
 	if err := h.hide(uid); err != nil {
 		return err
 	}
+	if err := h.closeBlocks(uid); err != nil {
+		return err
+	}
 	if err := hostmount.Unmount(string(h.place(uid))); err != nil {
 		return err
 	}
@@ -405,7 +413,7 @@ func (h *Host) keep(ctx context.Context, v wire.Volume) error {
 	if err == nil && !put {
 		err = h.letGo(v.UID)
 	} else if err == nil {
-		err = h.release(v.UID)
+		err = cmp.Or(h.closeBlocks(v.UID), h.release(v.UID))
 	}
 	if err != nil {
 		return err
@@ -453,7 +461,11 @@ func (h *Host) remove(ctx context.Context, v wire.Volume) error {
 	if err != nil {
 		return err
 	}
-	if mounted {
+	if rec, err := p.record(); err == nil && rec.Block {
+		if err := h.blocks(uid).ShutDown(); err != nil {
+			return err
+		}
+	} else if mounted {
 		if err := h.thaw(uid); err != nil {
 			return err
 		}

@@ -474,7 +474,7 @@ func TestAttach(t *testing.T) {
 	r.must(hostmount.Unmount(filepath.Join(r.cfg.Machines, "m1")))
 	tree, err := clone(own, nil)
 	r.must(err)
-	if err := putHere(tree, fmt.Sprintf("/proc/self/fd/%d/.", in), testUID); err == nil {
+	if err := putHere(tree, fmt.Sprintf("/proc/self/fd/%d/.", in), testUID, unix.MOUNT_ATTR_NODEV); err == nil {
 		t.Error("mounted where nobody is any more")
 	}
 	r.must(errors.Join(tree.Close(), os.Remove(r.shown("m1"))))

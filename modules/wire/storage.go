@@ -32,6 +32,9 @@ const CopyDriver = resource.CopyDriver
 // StorageDriver is among the Drivers in the reports of hosts that can have shared volumes.
 const StorageDriver = resource.StorageDriver
 
+// BlockDriver is among the Drivers in the reports of hosts that can show machines raw blocks.
+const BlockDriver = resource.BlockDriver
+
 // MoveDriver is among the Drivers in the reports of hosts whose volumes can move: an agent that knows no
 // Volume.Incoming would make an empty one.
 const MoveDriver = "move"

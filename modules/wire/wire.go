@@ -240,6 +240,9 @@ type Volume struct {
 	// Encrypted says that its image is. The host asks for the key when it needs it (VolumeKeyPath), and
 	// keeps it nowhere. Only a host whose Drivers name EncryptionDriver is told.
 	Encrypted bool `json:"encrypted,omitempty"`
+	// Block says that it has no file system: machines are shown its raw blocks, which are FirstUID's. Only a host whose Drivers
+	// name BlockDriver is told: another would make a file system.
+	Block bool `json:"block,omitempty"`
 	// Attachments are the machines on this host that shall see it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty"`
 	// Incoming says: it comes from another host, by wire.FetchPath, and nothing of it is mounted yet.

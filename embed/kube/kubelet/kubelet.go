@@ -77,6 +77,7 @@ func Run(ctx context.Context, args []string) error {
 		}
 	}
 	if cfg, there := volumes.Environment(os.Getenv, filepath.Join(server.RootDirectory, "pods")); there {
+		blockMounts() // before there are connections
 		go serveVolumes(ctx, cfg, server.RootDirectory)
 	}
 	utilfeature.DefaultMutableFeatureGate.AddMetrics()

@@ -92,7 +92,7 @@ func (n *Node) release() error {
 	if len(n.locks.held) == 0 {
 		return nil
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(n.cfg.Pods))
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return !n.ofPods(m), false })
 	if err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func (n *Node) retake() error {
 	for _, m := range mounts {
 		dev := unix.Mkdev(uint32(m.Major), uint32(m.Minor))
 		id := ids[dev]
-		if rel, err := filepath.Rel(n.cfg.Pods, m.Mountpoint); err != nil || !filepath.IsLocal(rel) || id == "" {
+		if !n.ofPods(m) || id == "" {
 			continue
 		}
 		delete(ids, dev)

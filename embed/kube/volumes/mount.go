@@ -86,7 +86,8 @@ func (p *handle) makeAll(path string) (*handle, error) {
 func newHandle(fd int, path string) (*handle, error) {
 	p := &handle{fd: fd}
 	// What the file system last said will do: it may not answer.
-	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_INO|unix.STATX_TYPE|unix.STATX_MNT_ID, &p.stat)
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC,
+		unix.STATX_INO|unix.STATX_TYPE|unix.STATX_MODE|unix.STATX_SIZE|unix.STATX_MNT_ID, &p.stat)
 	if errors.Is(err, unix.EIO) {
 		// XFS that has stopped says nothing of what is in it; in which mount it is the kernel knows all the same.
 		p.stopped = true
@@ -156,8 +157,9 @@ func (n *Node) shown(id string) (*handle, error) {
 	return volume, err
 }
 
-// publish binds a volume to target, in the folder of pods.
-func (n *Node) publish(id, target string, readOnly bool, mode csi.VolumeCapability_AccessMode_Mode) error {
+// publish binds a volume to target, or of one of raw blocks the node of its device.
+func (n *Node) publish(id string, target place, readOnly bool, want *csi.VolumeCapability) error {
+	mode := want.GetAccessMode().GetMode()
 	volume, err := n.shown(id)
 	if err != nil {
 		return err
@@ -166,21 +168,29 @@ func (n *Node) publish(id, target string, readOnly bool, mode csi.VolumeCapabili
 	if _, err := volume.readOnly(); volume.stopped || errors.Is(err, unix.ENOTCONN) {
 		return status.Errorf(codes.Unavailable, "the file system of volume %s has stopped; its host mounts it anew", id)
 	}
-	pods, err := openRoot(n.cfg.Pods)
+	shown, blocks := volume, want.GetBlock() != nil
+	switch {
+	case blocks:
+		if shown, err = blockIn(volume, id); err != nil {
+			return err
+		}
+		defer shown.Close()
+	case volume.onlyBlocks() == nil && volume.has(deviceName):
+		return status.Errorf(codes.FailedPrecondition, "volume %s is raw blocks, and no file system: "+
+			"its PersistentVolume and claim want volumeMode Block", id)
+	}
+	pods, err := openRoot(target.root)
 	if err != nil {
 		return err
 	}
 	defer pods.Close()
-	parent, err := pods.makeAll(filepath.Dir(target))
+	parent, err := pods.makeAll(filepath.Dir(target.rel))
 	if err != nil {
 		return err
 	}
 	defer parent.Close()
-	name := filepath.Base(target)
-	if err := unix.Mkdirat(parent.fd, name, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
-		return &fs.PathError{Op: "mkdir", Path: target, Err: err}
-	}
-	at, err := parent.open(name, unix.O_DIRECTORY)
+	name := filepath.Base(target.rel)
+	at, err := parent.makeTarget(name, blocks)
 	if err != nil {
 		return err
 	}
@@ -194,10 +204,10 @@ func (n *Node) publish(id, target string, readOnly bool, mode csi.VolumeCapabili
 			if err := n.takeOff(target); err != nil {
 				return err
 			}
-			return n.publish(id, target, readOnly, mode)
+			return n.publish(id, target, readOnly, want)
 		case err != nil:
 			return err
-		case !at.sameAs(volume):
+		case !at.sameAs(shown):
 			return status.Errorf(codes.AlreadyExists, "at %s something else is mounted than volume %s: delete the pod", target, id)
 		case readOnly && !has:
 			return status.Errorf(codes.AlreadyExists, "at %s volume %s can be written, and shall be read-only: delete the pod", target, id)
@@ -211,21 +221,55 @@ func (n *Node) publish(id, target string, readOnly bool, mode csi.VolumeCapabili
 					"volume %s is for one pod alone, and another has it, at %s: delete that one first", id, other))
 			}
 		}
-		return bind(volume, at, readOnly)
+		return bind(shown, at, readOnly)
 	})
+}
+
+// makeTarget makes what a volume is bound to, a folder, or of raw blocks a file, or finds it there.
+func (p *handle) makeTarget(name string, blocks bool) (*handle, error) {
+	var err error
+	if kind := uint64(unix.O_DIRECTORY); !blocks {
+		if err = unix.Mkdirat(p.fd, name, 0o750); err == nil || errors.Is(err, fs.ErrExist) {
+			return p.open(name, kind)
+		}
+	} else if err = unix.Mknodat(p.fd, name, unix.S_IFREG|0o600, 0); err == nil || errors.Is(err, fs.ErrExist) {
+		at, err := p.open(name, unix.O_NOFOLLOW)
+		if err == nil && at.mount == p.mount && at.stat.Mode&unix.S_IFMT != unix.S_IFREG {
+			at.Close()
+			err = status.Errorf(codes.AlreadyExists, "at %s something else is than the file of a device: delete the pod", name)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return at, nil
+	}
+	return nil, &fs.PathError{Op: "make", Path: name, Err: err}
+}
+
+// has says whether something is below p.
+func (p *handle) has(name string) bool {
+	at, err := p.open(name, unix.O_NOFOLLOW)
+	if err == nil {
+		at.Close()
+	}
+	return err == nil
 }
 
 // elsewhere is a folder of a pod at which a volume's file system is mounted; "": none.
 func (n *Node) elsewhere(volume *handle) (string, error) {
-	pods := mountinfo.PrefixFilter(n.cfg.Pods)
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		skip, _ = pods(m)
-		return skip || uint32(m.Major) != volume.stat.Dev_major || uint32(m.Minor) != volume.stat.Dev_minor, false
+		return !n.ofPods(m) || uint32(m.Major) != volume.stat.Dev_major || uint32(m.Minor) != volume.stat.Dev_minor, false
 	})
 	if err != nil || len(mounts) == 0 {
 		return "", err
 	}
 	return mounts[0].Mountpoint, nil
+}
+
+// ofPods says whether something is mounted for a pod.
+func (n *Node) ofPods(m *mountinfo.Info) bool {
+	_, err := n.inPods(m.Mountpoint)
+	return err == nil
 }
 
 // bind mounts a volume on a folder. It appears there as it shall be: with what the source
@@ -251,12 +295,12 @@ func bind(volume, at *handle, readOnly bool) error {
 
 // unpublish takes off what is mounted at target, and removes the folder. A volume that no pod
 // here has then is free for other machines.
-func (n *Node) unpublish(target string) error {
-	return cmp.Or(n.takeOff(target), n.release())
+func (n *Node) unpublish(target place) error {
+	return cmp.Or(n.takeOff(target), n.taken(target.String(), false), n.release())
 }
 
-func (n *Node) takeOff(target string) error {
-	pods, err := openRoot(n.cfg.Pods)
+func (n *Node) takeOff(target place) error {
+	pods, err := openRoot(target.root)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -264,7 +308,7 @@ func (n *Node) takeOff(target string) error {
 		return err
 	}
 	defer pods.Close()
-	parent, err := pods.open(filepath.Dir(target), unix.O_DIRECTORY)
+	parent, err := pods.open(filepath.Dir(target.rel), unix.O_DIRECTORY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -272,7 +316,7 @@ func (n *Node) takeOff(target string) error {
 		return err
 	}
 	defer parent.Close()
-	name := filepath.Base(target)
+	name, flags := filepath.Base(target.rel), unix.AT_REMOVEDIR
 	for {
 		at, err := parent.open(name, unix.O_NOFOLLOW)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -283,6 +327,9 @@ func (n *Node) takeOff(target string) error {
 		}
 		at.Close() // held open it would be in use
 		if at.mount == parent.mount {
+			if at.stat.Mode&unix.S_IFMT == unix.S_IFREG && at.stat.Size == 0 {
+				flags = 0 // a device's
+			}
 			break
 		}
 		// Each pass takes one off: there may be several, one on another.
@@ -291,30 +338,33 @@ func (n *Node) takeOff(target string) error {
 		}
 	}
 	// Only empty: what is in it was written while no volume was mounted.
-	if err := unix.Unlinkat(parent.fd, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return &fs.PathError{Op: "rmdir", Path: target, Err: err}
+	if err := unix.Unlinkat(parent.fd, name, flags); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return &fs.PathError{Op: "rmdir", Path: target.String(), Err: err}
 	}
 	return nil
 }
 
 // stats looks at the volume mounted at target.
-func (n *Node) stats(target string) (*csi.NodeGetVolumeStatsResponse, error) {
-	pods, err := openRoot(n.cfg.Pods)
+func (n *Node) stats(target place) (*csi.NodeGetVolumeStatsResponse, error) {
+	pods, err := openRoot(target.root)
 	if err != nil {
 		return nil, err
 	}
 	defer pods.Close()
-	at, err := pods.open(target, unix.O_DIRECTORY)
+	at, err := pods.open(target.rel, unix.O_NOFOLLOW)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && at.stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
 		if err == nil {
 			at.Close()
 		}
-		return nil, status.Errorf(codes.NotFound, "no volume is mounted at %s", filepath.Join(n.cfg.Pods, target))
+		return nil, status.Errorf(codes.NotFound, "no volume is mounted at %s", target)
 	}
 	if err != nil {
 		return nil, err
 	}
 	defer at.Close()
+	if at.stat.Mode&unix.S_IFMT == unix.S_IFBLK {
+		return at.blockStats()
+	}
 	resp := &csi.NodeGetVolumeStatsResponse{VolumeCondition: &csi.VolumeCondition{Message: "its file system works"}}
 	var st unix.Statfs_t
 	err = unix.Fstatfs(at.fd, &st)

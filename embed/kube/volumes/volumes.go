@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,6 +72,9 @@ func Environment(getenv func(string) string, pods string) (cfg Config, there boo
 	cfg.Pods, cfg.Appears = pods, appears
 	return cfg, cfg.Folder != ""
 }
+
+// blocks is the folder below which the kubelet has raw blocks for pods.
+func (cfg Config) blocks() string { return filepath.Join(filepath.Dir(cfg.Pods), blocksBelow) }
 
 // Node serves the volumes of one machine. It is safe for concurrent use.
 type Node struct {
@@ -214,10 +218,15 @@ func (n *Node) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolume
 	if err != nil {
 		return nil, err
 	}
-	mode := req.VolumeCapability.AccessMode.Mode
 	const lookEvery = 100 * time.Millisecond
 	for began := time.Now(); ; {
-		err = n.within(ctx, "mount", req.VolumeId, target, func() error { return n.publish(req.VolumeId, target, readOnly, mode) })
+		err = n.within(ctx, "mount", req.VolumeId, target, func() error {
+			err := n.publish(req.VolumeId, target, readOnly, req.VolumeCapability)
+			if err == nil && req.VolumeCapability.GetBlock() != nil {
+				err = n.taken(target.String(), true)
+			}
+			return err
+		})
 		if err == nil {
 			return &csi.NodePublishVolumeResponse{}, nil
 		}
@@ -241,8 +250,13 @@ func wanted(req *csi.NodePublishVolumeRequest) (readOnly bool, err error) {
 	switch {
 	case req.VolumeId == "" || req.TargetPath == "" || c == nil:
 		return bad("the request names no volume, no target or no capability")
+	case c.GetBlock() != nil && (req.Readonly || strings.Contains(c.GetAccessMode().GetMode().String(), "READER_ONLY")):
+		// A node in a mount that is read-only can be written to all the same.
+		return bad("raw blocks can't be had read-only: take readOnly out of the pod")
+	case c.GetBlock() != nil && c.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_UNKNOWN:
+		return bad("the request names no access mode")
 	case c.GetBlock() != nil:
-		return bad("volumes of class local are file systems: ask for volumeMode Filesystem, not Block")
+		return false, nil
 	case c.GetMount() == nil:
 		return bad("the request says not how to mount the volume")
 	case req.VolumeContext["csi.storage.k8s.io/ephemeral"] == "true":
@@ -327,21 +341,28 @@ func known(id string) error {
 	return nil
 }
 
-// inPods is the part of path below the folder of pods.
-func (n *Node) inPods(path string) (string, error) {
-	rel, err := filepath.Rel(n.cfg.Pods, path)
-	if err != nil || !filepath.IsLocal(rel) || rel == "." || filepath.Clean(path) != path {
-		return "", status.Errorf(codes.InvalidArgument, "%.300q is not below the folder of pods, %s", path, n.cfg.Pods)
+// place is where something is bound for a pod: below a folder of the kubelet's.
+type place struct{ root, rel string }
+
+func (p place) String() string { return filepath.Join(p.root, p.rel) }
+
+// inPods is a path below the folder of pods, or that of their raw blocks.
+func (n *Node) inPods(path string) (place, error) {
+	for _, root := range []string{n.cfg.Pods, n.cfg.blocks()} {
+		rel, err := filepath.Rel(root, path)
+		if err == nil && filepath.IsLocal(rel) && rel != "." && filepath.Clean(path) == path {
+			return place{root, rel}, nil
+		}
 	}
-	return rel, nil
+	return place{}, status.Errorf(codes.InvalidArgument, "%.300q is not below the folder of pods, %s", path, n.cfg.Pods)
 }
 
 // within does what may hang with the disk beneath, for as long as the caller and patience
 // allow; then it goes on alone. One at a time for each target: the next comes once it has ended.
-func (n *Node) within(ctx context.Context, verb, id, target string, do func() error) error {
-	work := verb + " " + target
+func (n *Node) within(ctx context.Context, verb, id string, target place, do func() error) error {
+	work := verb + " " + target.String()
 	if verb != "look at" {
-		work = target
+		work = target.String()
 	}
 	n.mu.Lock()
 	if n.busy[work] {

@@ -285,7 +285,7 @@ func TestPublishRefuses(t *testing.T) {
 		{"nothing", "", nil, codes.InvalidArgument, "no volume"},
 		{"a block device", one, func(r *csi.NodePublishVolumeRequest) {
 			r.VolumeCapability.AccessType = &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}
-		}, codes.InvalidArgument, "Filesystem"},
+		}, codes.FailedPrecondition, "not raw blocks"},
 		{"ephemeral", one, func(r *csi.NodePublishVolumeRequest) {
 			r.VolumeContext = map[string]string{"csi.storage.k8s.io/ephemeral": "true"}
 		}, codes.InvalidArgument, "PersistentVolumeClaim"},
@@ -453,7 +453,7 @@ func TestHangs(t *testing.T) {
 	hangs, begun := make(chan struct{}), make(chan struct{})
 	answer := make(chan error)
 	go func() {
-		answer <- n.within(ctx, "mount", one, "a", func() error { close(begun); <-hangs; return nil })
+		answer <- n.within(ctx, "mount", one, place{"/", "a"}, func() error { close(begun); <-hangs; return nil })
 	}()
 	<-begun
 	cancel()
@@ -461,7 +461,7 @@ func TestHangs(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	again := func(target string) error {
-		return n.within(t.Context(), "unmount", one, target, func() error { return nil })
+		return n.within(t.Context(), "unmount", one, place{"/", target}, func() error { return nil })
 	}
 	if err := again("a"); status.Code(err) != codes.Aborted {
 		t.Errorf("the same again: %v", err)

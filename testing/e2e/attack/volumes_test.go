@@ -113,6 +113,7 @@ func testVolumes(t *testing.T, s *suite) {
 	s.record(t, attempt{What: "have B's volume lose something by that", From: "pod of A, root", Want: "B reads it", Got: r.Out, Blocked: strings.Contains(r.Out, "open read")})
 	s.fromMachine(t)
 	s.pathsOfOthers(t)
+	s.rawBlocks(t)
 	s.copiesOfOthers(t)
 	s.handleIsRefused(t, k)
 	for _, kubeconfig := range []string{s.Kubeconfig(), s.box} { // what comes next is as it always was

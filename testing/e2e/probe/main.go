@@ -74,6 +74,8 @@ func run(args []string) int {
 		for taken := [][]byte{}; ctx.Err() == nil; {
 			taken = append(taken, bytes.Repeat([]byte{1}, 1<<20))
 		}
+	case "blocks":
+		err = blocks(args[1:])
 	case "write", "read", "fill", "space":
 		err = disk(ctx, args)
 	case "ask":

@@ -96,9 +96,12 @@ func (d *trial) sanity(t *testing.T) {
 	})
 	began := time.Now()
 	gomega.RegisterFailHandler(ginkgo.Fail)
-	for _, class := range []string{"local", "shared"} {
-		cfg := cfg
-		cfg.TestVolumeParameters = map[string]string{"class": class}
+	for _, class := range []string{"local", "shared", "local blocks"} {
+		cfg, name := cfg, class
+		if class, blocks := strings.CutSuffix(class, " blocks"); blocks {
+			cfg.TestVolumeAccessType, name = "block", class
+		}
+		cfg.TestVolumeParameters = map[string]string{"class": name}
 		ginkgo.Describe("class "+class, func() {
 			t.Cleanup(sanity.GinkgoTest(&cfg).Finalize)
 		})

@@ -38,6 +38,7 @@ func TestStorage(t *testing.T) {
 		{"moves", d.moves},
 		{"files", d.files},
 		{"files of shared", d.sharedFiles},
+		{"raw blocks", d.rawBlocks},
 		{"shared", d.shared},
 		{"shared trash", d.sharedTrash},
 		{"refused", d.refused},

@@ -116,6 +116,8 @@ func run(args []string) int {
 		err = keep(args[1], args[2])
 	case "volume":
 		inVolume(args[1], args[2:])
+	case "loops":
+		err = loops(args[1])
 	case "get":
 		attempt.Each(args[1:], func(url string) string { return get(ctx, url) })
 	case "say":

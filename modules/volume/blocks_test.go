@@ -1,0 +1,102 @@
+package volume
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/multipaas/multipaas/appliance/diskimage"
+	"github.com/multipaas/multipaas/appliance/failpoint"
+	"github.com/multipaas/multipaas/modules/wire"
+)
+
+// TestBlocks: a machine reads and writes the raw blocks of its volume and makes no other node; wherever it is killed, the host
+// goes on; once the volume is put away nothing in the machine opens it, and what was written is there when it is back.
+func TestBlocks(t *testing.T) {
+	r := newRig(t)
+	r.machine("m1")
+	machine := newInside(t)
+	v := testVolume(320 * mib)
+	v.Block = true
+	walk := func(what string, points ...string) {
+		t.Helper()
+		text, err := json.Marshal(step{r.cfg.Dir, r.cfg.Machines, "", "blocks: " + what, "m1", 320 * mib})
+		r.must(err)
+		for _, point := range append(points, "") {
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Env = append(os.Environ(), stepEnv+"="+string(text), failpoint.Variable+"="+point)
+			out, err := cmd.CombinedOutput()
+			if killed := strings.Contains(string(out), failpoint.Mark(point)); point != "" && !killed || point == "" && err != nil {
+				t.Fatalf("%s at %q: %v: %s", what, point, err, out)
+			}
+		}
+	}
+	walk("ensure", "volume/make/recorded")
+	walk("attach", "volume/attach/folder-made")
+	if got := r.seen(); !got.Ready || got.SizeBytes != 320*mib {
+		t.Errorf("made: %+v", got)
+	}
+	node := filepath.Join(r.shown("m1", testUID), diskimage.Node)
+	machine.can("printf tenant | dd of="+node+" conv=notrunc oflag=sync status=none && head -c 6 "+node, "tenant")
+	machine.cannot("mknod /dev/shm/mine b 7 0")
+	machine.cannot("touch " + filepath.Join(filepath.Dir(node), "more"))
+	machine.cannot("rm " + node)
+	machine.can("mount -t tmpfs own /mnt && touch /mnt/node && mount --bind "+node+" /mnt/node", "")
+	machine.can("head -c 6 /mnt/node", "tenant")
+
+	v.SizeBytes = 400 * mib
+	r.must(r.Ensure(t.Context(), v))
+	machine.can("blockdev --getsize64 "+node, "419430400")
+
+	snapshot := wire.Volume{Key: "acme/web/shop/before", UID: "0a1b-snapshot", NetworkID: "00002a", Class: "local", Source: testUID,
+		Snapshot: true, Block: true, SizeBytes: v.SizeBytes}
+	for {
+		if err := r.Ensure(t.Context(), snapshot); err == nil {
+			break
+		} else if !strings.Contains(err.Error(), copyingText) {
+			t.Fatal(err)
+		}
+	}
+	copied, err := os.ReadFile(r.place(snapshot.UID).image().File)
+	if err != nil || int64(len(copied)) != v.SizeBytes || string(copied[:6]) != "tenant" {
+		t.Errorf("copied: %d bytes, %v", len(copied), err)
+	}
+	r.must(r.Remove(t.Context(), wire.Volume{UID: snapshot.UID}))
+
+	v.Keep = true
+	r.must(r.Keep(t.Context(), v))
+	machine.cannot("head -c 6 /mnt/node")
+	r.wantAttached()
+	v.Keep, v.Made = false, true
+	r.must(errors.Join(r.Ensure(t.Context(), v), r.Attach(testUID, "m1")))
+	machine.can("head -c 6 "+node, "tenant")
+	machine.cannot("head -c 6 /mnt/node")
+
+	// A machine holds it open, and it is destroyed under it.
+	held, err := os.OpenFile(filepath.Join(r.disk().Mount, diskimage.Node), os.O_RDWR|unix.O_DIRECT, 0)
+	r.must(err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // or it waits ten seconds for who holds it
+	if err := r.Remove(ctx, wire.Volume{UID: testUID}); err == nil {
+		t.Error("it was removed while somebody had it open")
+	}
+	if _, err := held.Write(make([]byte, 4096)); err == nil {
+		t.Error("what was removed is written to")
+	}
+	r.must(held.Close())
+	walk("remove", "volume/remove/unmounted", "volume/remove/disk-deleted")
+	if all, err := r.List(); err != nil || len(all) > 0 {
+		t.Errorf("left: %+v, %v", all, err)
+	}
+	if err := r.Ensure(t.Context(), wire.Volume{Key: "k", UID: testUID, NetworkID: "n", SizeBytes: 320 * mib, Block: true}); err == nil {
+		t.Error("raw blocks for the host's root")
+	}
+	r.must(r.Remove(t.Context(), wire.Volume{UID: testUID}))
+}
