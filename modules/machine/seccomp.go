@@ -19,7 +19,7 @@ func syscalls(b *specs.Spec, mapped bool) (*specs.LinuxSeccomp, error) {
 		return nil, err
 	}
 	refused := []string{
-		// Below, by what they are asked for; socketcall is the same behind a pointer, for
+		// Below and in ioctls.go, by what they are asked for; socketcall is the same behind a pointer, for
 		// old programs of 32 bits.
 		"socket", "socketcall", "keyctl", "ioctl",
 		// Where kernels have been broken into.
@@ -51,38 +51,4 @@ func syscalls(b *specs.Spec, mapped bool) (*specs.LinuxSeccomp, error) {
 	// runc, for pods.
 	filter.Syscalls = append(filter.Syscalls, specs.LinuxSyscall{Names: []string{"pivot_root"}, Action: specs.ActAllow})
 	return filter, nil
-}
-
-// ioctls are what ioctl may be asked for: all but two families, by the second byte of their number.
-//
-// 0xb7 is of namespaces: NS_MNT_GET_INFO, _NEXT and _PREV (0xb70a to 0xb70c of linux/nsfs.h) and their neighbours. By them
-// root walks to all mounts that his user namespace owns, a shared volume's client's among them (embed/gluster), whose
-// process has the host's key for shared volumes. Linux before e6b899f08066 lets him. What is below 0xb708 is for all.
-//
-// 0x4c is of loop devices (linux/loop.h): whoever has one open for writing, as pods have raw blocks, could give it another
-// file, or its number back, which the next volume of somebody else would get.
-//
-// There is no "unless" and no "and" for one argument: each rule allows what has some bits so. The two differ in all bits of
-// that byte but one: whoever differs from both has that one another, or of the others two neighbours that
-// differ from 0xb7 and don't.
-func ioctls() (rules []specs.LinuxSeccompArg) {
-	const namespaces, loops = 0xb7, 0x4c
-	allow := func(mask, value uint64) {
-		rules = append(rules, specs.LinuxSeccompArg{Index: 1, Value: mask, ValueTwo: value, Op: specs.OpMaskedEqual})
-	}
-	var apart []uint64 // the bits in which the two differ
-	for bit := uint64(1); bit < 1<<8; bit <<= 1 {
-		if (namespaces^loops)&bit == 0 {
-			allow(bit<<8, ^uint64(namespaces)&bit<<8)
-		} else {
-			apart = append(apart, bit)
-		}
-	}
-	for i, bit := range apart {
-		next := apart[(i+1)%len(apart)]
-		allow((bit|next)<<8, (^uint64(namespaces)&bit|namespaces&next)<<8)
-	}
-	const low = 0xff08
-	allow(low, namespaces<<8)
-	return rules
 }
