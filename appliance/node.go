@@ -181,7 +181,7 @@ func (h *host) facts() wire.Report {
 		if h.sharing.Supports() == nil {
 			rep.Drivers = append(rep.Drivers, wire.StorageDriver, wire.CopyDriver, wire.ScrubDriver, wire.SharedFileDriver)
 		}
-		if h.machines.OwnUsers() == nil { // who has the host's users makes nodes himself
+		if h.machines.OwnUsers() == nil && diskimage.CanShow() == nil { // who has the host's users makes nodes himself
 			rep.Drivers = append(rep.Drivers, wire.BlockDriver)
 		}
 		if h.canEncrypt() == nil {

@@ -2,6 +2,7 @@ package diskimage
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -17,11 +18,15 @@ import (
 )
 
 // blockOwner is the host's user who has the blocks in tests.
-const blockOwner = 1_000_000
+const (
+	blockOwner = 1_000_000
+	blockUsers = 1000 // of his
+)
 
 func newBlock(t *testing.T, dir, name string) Block {
 	t.Helper()
-	b := Block{File: filepath.Join(dir, name+".img"), Mount: filepath.Join(dir, name), Owner: blockOwner}
+	b := Block{File: filepath.Join(dir, name+".img"), Mount: filepath.Join(dir, name),
+		Numbers: &Numbers{File: filepath.Join(dir, "loops.json")}}
 	t.Cleanup(func() {
 		if err := errors.Join(b.Close(), AwaitFree(context.Background(), b.File)); err != nil {
 			t.Error(err)
@@ -30,9 +35,21 @@ func newBlock(t *testing.T, dir, name string) Block {
 	return b
 }
 
+func (b Block) at() string { return filepath.Join(b.Mount, Node) }
+
+// number is that of its device.
+func (b Block) number(t *testing.T) int {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(b.at(), &st); err != nil {
+		t.Fatal(err)
+	}
+	return int(unix.Minor(st.Rdev))
+}
+
 func (b Block) must(t *testing.T, size int64) {
 	t.Helper()
-	if err := b.Ensure(t.Context(), size); err != nil {
+	if err := cmp.Or(b.Ensure(size), b.Give(blockOwner, blockUsers)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -55,14 +72,14 @@ func TestBlocks(t *testing.T) {
 		}
 	}
 	b := newBlock(t, dir, "one")
-	if err := b.Ensure(t.Context(), 0); !errors.Is(err, os.ErrNotExist) {
+	if err := b.Ensure(0); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("one that shall be there and isn't: %v", err)
 	}
 	b.must(t, 4*mib)
 	if err := os.Chmod(b.Mount, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	held, err := os.OpenFile(b.node(), os.O_RDWR|unix.O_DSYNC, 0)
+	held, err := os.OpenFile(b.at(), os.O_RDWR|unix.O_DSYNC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +88,7 @@ func TestBlocks(t *testing.T) {
 	if _, err := held.WriteAt(wrote, 4096); err != nil {
 		t.Fatal(err)
 	}
-	if err := asOwner(t, b.node()); err != nil {
+	if err := asOwner(t, b.at()); err != nil {
 		t.Errorf("its owner can't open it: %v", err)
 	}
 
@@ -79,7 +96,7 @@ func TestBlocks(t *testing.T) {
 	if size, err := held.Seek(0, io.SeekEnd); size != 8*mib || err != nil {
 		t.Errorf("it has %d bytes, want 8 MiB: %v", size, err)
 	}
-	if err := b.Ensure(t.Context(), mib); !errors.Is(err, ErrShrink) {
+	if err := b.Ensure(mib); !errors.Is(err, ErrShrink) {
 		t.Errorf("shall shrink: %v", err)
 	}
 
@@ -87,7 +104,7 @@ func TestBlocks(t *testing.T) {
 	if err := os.WriteFile(elsewhere, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount(b.node(), elsewhere, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(b.at(), elsewhere, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Unmount(elsewhere, unix.MNT_DETACH) }()
@@ -100,7 +117,7 @@ func TestBlocks(t *testing.T) {
 	if asOwner(t, elsewhere) == nil {
 		t.Error("it can be opened after it was closed")
 	}
-	if err := b.Check(); !errors.Is(err, os.ErrNotExist) {
+	if _, err := b.Check(); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("closed, it is: %v", err)
 	}
 	if devices, err := loopsOf(b.File); len(devices) != 1 || err != nil {
@@ -123,26 +140,37 @@ func TestBlocks(t *testing.T) {
 	if err := AwaitFree(t.Context(), b.File); err != nil {
 		t.Fatal(err)
 	}
-	loop, err := openLoop(b.File, true, false)
+	loop, err := b.Numbers.openShown(b.File)
 	if err != nil {
 		t.Fatal(err)
 	}
 	loop.Close()
 	b.must(t, 8*mib)
-	if err := os.Chown(b.node(), 0, 0); err != nil {
+	was := b.number(t)
+	if err := errors.Join(os.Chmod(b.at(), 0o666), os.Chown(b.at(), 0, 0)); err != nil {
 		t.Fatal(err)
 	}
 	b.must(t, 8*mib)
-	if err := os.Remove(b.node()); err != nil {
+	if now := b.number(t); now <= was {
+		t.Errorf("what was half closed has number %d again, after %d", now, was)
+	}
+	if err := b.Give(blockOwner+blockUsers, blockUsers); !errors.Is(err, ErrOthers) {
+		t.Errorf("given to somebody else beside: %v", err)
+	}
+	if err := os.Chown(b.at(), blockOwner+7, 0); err != nil { // as its owner may
 		t.Fatal(err)
 	}
 	b.must(t, 8*mib)
-	data, err := os.ReadFile(b.node())
+	if err := os.Remove(b.at()); err != nil {
+		t.Fatal(err)
+	}
+	b.must(t, 8*mib)
+	data, err := os.ReadFile(b.at())
 	if err != nil || len(data) != 8*mib || !bytes.Equal(data[4096:4096+len(wrote)], wrote) {
 		t.Errorf("what was written is not there any more: %d bytes, %v", len(data), err)
 	}
 
-	held, err = os.OpenFile(b.node(), os.O_RDWR|unix.O_DIRECT, 0)
+	held, err = os.OpenFile(b.at(), os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,19 +54,22 @@ func (d Image) Copy(ctx context.Context, to string, tell func(done, of int64)) e
 }
 
 func (d Image) copy(ctx context.Context, to string, tell func(done, of int64)) error {
-	return copyFile(ctx, d.File, to, tell, d.checkLive, func(pass func(context.Context) error) error {
+	return copyFile(ctx, d.File, to, tell, d.checkLive, func(pass passing) error {
 		return d.frozen(func() error {
 			ctx, cancel := context.WithTimeoutCause(ctx, frozenTime, ErrTooMuch)
 			defer cancel()
-			return pass(ctx)
+			return pass(ctx, false, func(int64, int64) {})
 		})
 	})
 }
 
+// passing is copying.pass.
+type passing func(ctx context.Context, paced bool, tell func(done, of int64)) error
+
 // copyFile copies the file of an image. live says why it can't be read now, and still has the last pass be of one moment.
 func copyFile(
 	ctx context.Context, from, to string, tell func(done, of int64), live func(*os.File) error,
-	still func(pass func(context.Context) error) error,
+	still func(pass passing) error,
 ) (err error) {
 	if _, err := os.Lstat(to); err == nil {
 		return &os.PathError{Op: "copy", Path: to, Err: fs.ErrExist}
@@ -103,7 +106,7 @@ func copyFile(
 	if err := live(c.from); err != nil { // it may have grown
 		return err
 	}
-	if err := still(func(ctx context.Context) error { return c.pass(ctx, false, func(int64, int64) {}) }); err != nil {
+	if err := still(c.pass); err != nil {
 		return err
 	}
 	if err := c.to.Sync(); err != nil {

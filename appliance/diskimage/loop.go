@@ -53,7 +53,16 @@ func openLoop(backing string, direct, frees bool) (device *os.File, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrNoLoop, err)
 		}
-		device, err := configureLoop(number, file, direct, frees)
+		if number >= firstShown { // a tenant may be opening it: see Numbers
+			if err := retire(number); err != nil {
+				return nil, fmt.Errorf("take loop device %d away: %w", number, err)
+			}
+			if try == 64 {
+				return nil, ErrNoLoop
+			}
+			continue
+		}
+		device, err := configureLoop(number, file, loopKind{direct: direct, frees: frees})
 		if errors.Is(err, unix.EBUSY) && try < 64 {
 			continue
 		}
@@ -64,7 +73,14 @@ func openLoop(backing string, direct, frees bool) (device *os.File, err error) {
 	}
 }
 
-func configureLoop(number int, file *os.File, direct, frees bool) (*os.File, error) {
+// loopKind is how a loop device shall be.
+type loopKind struct {
+	direct bool   // by direct I/O, if that can be
+	frees  bool   // it frees itself
+	sector uint32 // bytes; 0: as the kernel has it for the file
+}
+
+func configureLoop(number int, file *os.File, kind loopKind) (*os.File, error) {
 	name := fmt.Sprintf("/dev/loop%d", number)
 	// It is not there in a /dev that is not the kernel's own, as in a container.
 	err := unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(number))))
@@ -82,13 +98,13 @@ func configureLoop(number int, file *os.File, direct, frees bool) (*os.File, err
 	// allocated beforehand. Random reads of 4 KiB cost the device's workers: sectors of 4 KiB, no
 	// statistics and no merging made no difference beyond what two runs differ by (Linux 6.18).
 	for _, flags := range []uint32{unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO, unix.LO_FLAGS_AUTOCLEAR} {
-		if !direct && flags&unix.LO_FLAGS_DIRECT_IO != 0 {
+		if !kind.direct && flags&unix.LO_FLAGS_DIRECT_IO != 0 {
 			continue
 		}
-		if !frees {
+		if !kind.frees {
 			flags &^= unix.LO_FLAGS_AUTOCLEAR
 		}
-		cfg := unix.LoopConfig{Fd: uint32(file.Fd())}
+		cfg := unix.LoopConfig{Fd: uint32(file.Fd()), Size: kind.sector}
 		cfg.Info.Flags = flags
 		copy(cfg.Info.File_name[:len(cfg.Info.File_name)-1], file.Name())
 		if err = unix.IoctlLoopConfigure(int(device.Fd()), &cfg); err == nil {

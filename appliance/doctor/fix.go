@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -132,6 +133,11 @@ func unmount(o Orphan) error {
 	if !slices.Contains(mounts, inventory.MountPoint{ID: o.Identity, Path: o.Name}) {
 		return errChanged
 	}
+	if what, _ := o.Owner.Split(); what == "volume" { // of raw blocks: who has bound the node elsewhere has it still
+		if err := diskimage.CloseNode(o.Name); err != nil {
+			return err
+		}
+	}
 	err = unix.Unmount(o.Name, unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) { // somebody looks at it: it goes when he leaves
 		err = unix.Unmount(o.Name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
@@ -162,7 +168,7 @@ func detach(o Orphan) error {
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
 		return &os.PathError{Op: "detach", Path: o.Name, Err: err}
 	}
-	return nil
+	return cmp.Or(f.Close(), diskimage.Tidy())
 }
 
 func removeLink(o Orphan) error {

@@ -114,9 +114,11 @@ func (s *scan) files() error {
 				item.Identity = "" // it is the mounted one's
 			}
 			s.add(item)
-			var st unix.Stat_t
-			if unix.Lstat(filepath.Join(name, "disk.img"), &st) == nil {
-				s.inodes[inode{st.Dev, st.Ino}] = f.Owner(e.Name())
+			for _, image := range []string{"disk.img", "blocks.img"} {
+				var st unix.Stat_t
+				if unix.Lstat(filepath.Join(name, image), &st) == nil {
+					s.inodes[inode{st.Dev, st.Ino}] = f.Owner(e.Name())
+				}
 			}
 			if f.HalfWritten && e.IsDir() {
 				// What is below, a whole Debian among it, is the owner's.

@@ -30,6 +30,14 @@ func (h *Host) Attach(volume, machine string) error {
 }
 
 func (h *Host) attach(volume, machine string) error {
+	if h.place(volume).raw() {
+		return h.attachBlocks(volume, machine)
+	}
+	return h.attachMount(volume, machine, false)
+}
+
+// attachMount is attach of what is mounted; of raw blocks that is what their node is in.
+func (h *Host) attachMount(volume, machine string, raw bool) error {
 	dir := h.place(volume).image().Mount
 	if dev, mounted, err := device(dir); err == nil && mounted && h.sees(dev, volume, machine) {
 		return nil
@@ -41,9 +49,11 @@ func (h *Host) attach(volume, machine string) error {
 	if own == nil {
 		return errUnmounted
 	}
-	users, err := h.usersFor(dir, volume, machine)
-	if err != nil {
-		return err
+	var users *os.File
+	if !raw { // a node is the machine's own user's
+		if users, err = h.usersFor(dir, volume, machine); err != nil {
+			return err
+		}
 	}
 	defer users.Close() // nil has none
 	tree, err := clone(own, users)
@@ -51,11 +61,7 @@ func (h *Host) attach(volume, machine string) error {
 		return err
 	}
 	defer tree.Close()
-	rec, err := h.place(volume).record()
-	if err != nil {
-		return err
-	}
-	return h.appear(tree, volume, machine, rec.Block)
+	return h.appear(tree, volume, machine, raw)
 }
 
 // AttachShared is Attach of a volume that Config.Shared has mounted. One that was mounted
@@ -119,10 +125,6 @@ func (h *Host) usersFor(dir, volume, machine string) (*os.File, error) {
 	first, err := h.cfg.MachineUser(machine)
 	if err != nil || first == 0 {
 		return nil, err
-	}
-	if rec.Block {
-		// Their node is the user's of the machines, and of nobody else. A machine without users of its own makes nodes itself.
-		return nil, nil
 	}
 	if rec.HostUsers {
 		return netns.NewUsers(first, resource.MachineUIDs)
@@ -227,6 +229,9 @@ func (h *Host) Detach(volume, machine string) error {
 	err := errors.Join(checkUID("volume", volume), checkUID("machine", machine))
 	if err == nil {
 		err = h.detach(volume, machine)
+	}
+	if err == nil {
+		err = h.takeBack(volume)
 	}
 	return h.outward("detach volume "+volume+" from machine "+machine, err)
 }

@@ -17,6 +17,14 @@ import (
 	"github.com/multipaas/multipaas/modules/wire"
 )
 
+// number is that of the volume's device.
+func (r *rig) number() uint32 {
+	r.t.Helper()
+	var st unix.Stat_t
+	r.must(unix.Stat(filepath.Join(r.disk().Mount, diskimage.Node), &st))
+	return unix.Minor(st.Rdev)
+}
+
 // TestBlocks: a machine reads and writes the raw blocks of its volume and makes no other node; wherever it is killed, the host
 // goes on; once the volume is put away nothing in the machine opens it, and what was written is there when it is back.
 func TestBlocks(t *testing.T) {
@@ -64,11 +72,21 @@ func TestBlocks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	copied, err := os.ReadFile(r.place(snapshot.UID).image().File)
+	copied, err := os.ReadFile(r.place(snapshot.UID).stored().File)
 	if err != nil || int64(len(copied)) != v.SizeBytes || string(copied[:6]) != "tenant" {
 		t.Errorf("copied: %d bytes, %v", len(copied), err)
 	}
 	r.must(r.Remove(t.Context(), wire.Volume{UID: snapshot.UID}))
+
+	was := r.number()
+	r.must(r.Detach(testUID, "m1"))
+	machine.cannot("head -c 6 /mnt/node")
+	r.must(r.Attach(testUID, "m1"))
+	machine.can("head -c 6 "+node, "tenant")
+	machine.cannot("head -c 6 /mnt/node")
+	if now := r.number(); now <= was {
+		t.Errorf("shown anew it has number %d, after %d", now, was)
+	}
 
 	v.Keep = true
 	r.must(r.Keep(t.Context(), v))
@@ -95,8 +113,56 @@ func TestBlocks(t *testing.T) {
 	if all, err := r.List(); err != nil || len(all) > 0 {
 		t.Errorf("left: %+v, %v", all, err)
 	}
-	if err := r.Ensure(t.Context(), wire.Volume{Key: "k", UID: testUID, NetworkID: "n", SizeBytes: 320 * mib, Block: true}); err == nil {
-		t.Error("raw blocks for the host's root")
+	if all, err := filepath.Glob("/sys/block/loop[1-9]?????*/loop/backing_file"); err != nil {
+		t.Error(err)
+	} else {
+		for _, name := range all {
+			if text, _ := os.ReadFile(name); strings.HasPrefix(string(text), r.cfg.Dir) {
+				t.Errorf("left: %s of %s", name, text)
+			}
+		}
 	}
+}
+
+// TestKinds: what a tenant wrote as blocks is never mounted, whatever a server or a record says, and wherever it comes from; and
+// raw blocks are nobody's on a host whose machines have no users of their own.
+func TestKinds(t *testing.T) {
+	r := newRig(t)
+	r.machine("m1")
+	v := testVolume(320 * mib)
+	v.Block = true
+	r.must(r.Ensure(t.Context(), v))
+	v.Made, v.Block = true, false
+	refused := func(what string, err error) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), "never taken for each other") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	refused("as a file system", r.Ensure(t.Context(), v))
+	v.Made = false
+	refused("as a new one", r.Ensure(t.Context(), v))
+	clone := wire.Volume{Key: "acme/web/shop/clone", UID: "0a1b-clone", NetworkID: "00002a", Class: "local", Source: testUID, SizeBytes: v.SizeBytes}
+	refused("a clone", r.Ensure(t.Context(), clone))
+	clone.Snapshot = true
+	refused("a snapshot", r.Ensure(t.Context(), clone))
+	r.must(os.Remove(r.place(testUID).at(recordName)))
+	refused("without its record", r.Ensure(t.Context(), v))
+
+	r.cfg.MachineUser = func(string) (uint32, error) { return 0, nil }
+	if err := r.Attach(testUID, "m1"); err == nil || !strings.Contains(err.Error(), "no users of their own") {
+		t.Errorf("shown to a machine of the host's root: %v", err)
+	}
+	// Its disk is away: its node is closed all the same.
+	r.cfg.MachineUser = func(string) (uint32, error) { return testFirst, nil }
+	r.must(r.Attach(testUID, "m1"))
+	r.must(os.Rename(r.blocks(testUID).File, r.blocks(testUID).File+".away"))
+	r.must(r.closeNodes(r.own))
+	var st unix.Stat_t
+	r.must(unix.Stat(filepath.Join(r.shown("m1", testUID), diskimage.Node), &st))
+	if st.Uid != 0 || st.Mode&0o7777 != 0 {
+		t.Errorf("its node is %d's, with mode %o", st.Uid, st.Mode)
+	}
+	r.must(os.Rename(r.blocks(testUID).File+".away", r.blocks(testUID).File))
 	r.must(r.Remove(t.Context(), wire.Volume{UID: testUID}))
 }

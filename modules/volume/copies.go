@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,13 +46,13 @@ func (c *copying) tell(done, of int64) { c.copied.Store(done); c.of.Store(of) }
 // snapshot makes a copy of a volume that nobody mounts, or finds it there.
 func (h *Host) snapshot(ctx context.Context, v wire.Volume) error {
 	p := h.place(v.UID)
-	there, err := exists(p.image().File)
+	there, err := h.there(v)
 	if err != nil {
 		return err
 	}
 	if !there && v.Made {
 		return h.said("it was there before, and is missing: it is not made anew",
-			&os.PathError{Op: "stat", Path: p.image().File, Err: fs.ErrNotExist})
+			&os.PathError{Op: "stat", Path: p.disk(v.Block).File, Err: fs.ErrNotExist})
 	}
 	rec, err := p.record()
 	want := record{Key: v.Key, UID: v.UID, NetworkID: v.NetworkID, Source: v.Source, Snapshot: true, Encrypted: v.Encrypted,
@@ -90,7 +91,9 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 	if err := checkUID("source", v.Source); err != nil {
 		return err
 	}
-	to := h.place(v.UID).image().File
+	// As its source is, for that is what somebody wrote; a record only says so.
+	source := h.place(v.Source)
+	to := h.place(v.UID).disk(v.Block).File
 	h.mu.Lock()
 	c := h.copies[v.UID]
 	h.mu.Unlock()
@@ -98,12 +101,18 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 		if err := h.thaw(v.Source); err != nil {
 			return err
 		}
-		from := h.place(v.Source).image()
+		from := source.stored()
+		if there, err := exists(from.File); err != nil || there && source.raw() != v.Block {
+			return cmp.Or(err, errKind)
+		}
 		// The server lets nothing grow of which copies are being made: they were promised so much.
 		if info, err := os.Stat(from.File); err == nil && sizeOf(info, v.Encrypted) > wholeMiB(v.SizeBytes) {
 			return saidf("what it is to be made from has grown: delete this one, and ask for one that is as large")
 		}
 		if v.Block {
+			if err := h.rested(v.UID); err != nil {
+				return err
+			}
 			if err := h.blocks(v.Source).Sync(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
@@ -128,8 +137,9 @@ func (h *Host) bring(ctx context.Context, v wire.Volume) error {
 			"volumes with up to %s in them can be copied while machines have them", resource.Bytes.Text(diskimage.MaxLiveCopy)), err)
 	}
 	if errors.Is(err, diskimage.ErrBusy) {
+		h.rest(v.UID)
 		return h.said("files on the disk with volumes of its host can't share blocks, as on XFS they can, and there raw blocks are "+
-			"copied only while nothing is written to them: it is tried again", err)
+			"copied only while nothing is written to them: it is tried again later", err)
 	}
 	return err
 }

@@ -92,6 +92,9 @@ func writable(dir string) error {
 // empty lets go of all volumes in a pool whose file system has stopped. While a loop device has a file in it the kernel keeps
 // that file system, and to mount its disk anew would give the same one, stopped.
 func (h *Host) empty(p *pool) error {
+	if err := h.closeNodes(p); err != nil {
+		return err
+	}
 	attached, err := h.Attached()
 	if err != nil {
 		return err

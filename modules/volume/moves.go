@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,6 +24,10 @@ type sent struct {
 }
 
 const maxSent = 4 << 10
+
+// sentRaw goes before that line if the image is of raw blocks. Who knows none takes the line for one that isn't whole, and mounts
+// nothing.
+const sentRaw = "blocks "
 
 // Send writes a volume that is put away (Keep) to w, from an offset on, for another host's Config.Fetch. It
 // blocks as long as w does.
@@ -46,7 +51,8 @@ func (h *Host) send(ctx context.Context, uid string, from int64, w io.Writer) er
 	if !put {
 		return saidf("its former host has not put it away")
 	}
-	if err := diskimage.AwaitFree(ctx, p.image().File); err != nil {
+	disk := p.stored()
+	if err := diskimage.AwaitFree(ctx, disk.File); err != nil {
 		return h.said("somebody in a machine has it open still: delete the pods that use it", err)
 	}
 	rec, err := p.record()
@@ -57,16 +63,19 @@ func (h *Host) send(ctx context.Context, uid string, from int64, w io.Writer) er
 	if err != nil {
 		return err
 	}
+	if p.raw() {
+		line = append([]byte(sentRaw), line...)
+	}
 	if _, err := w.Write(append(line, '\n')); err != nil {
 		return err
 	}
-	return p.image().Send(ctx, w, from)
+	return disk.Send(ctx, w, from)
 }
 
 // receive fetches a volume that comes from another host, or finds all of it there. The error says how far it is.
 func (h *Host) receive(ctx context.Context, v wire.Volume) error {
 	p := h.place(v.UID)
-	there, err := exists(p.image().File)
+	there, err := h.there(v)
 	if err != nil {
 		return err
 	}
@@ -74,7 +83,7 @@ func (h *Host) receive(ctx context.Context, v wire.Volume) error {
 		return h.arrived(v)
 	}
 	if rec, err := p.record(); err != nil || rec.Move != v.Arrival() {
-		if err := p.image().Forget(); err != nil { // of another move, if there is something
+		if err := p.disk(v.Block).Forget(); err != nil { // of another move, if there is something
 			return err
 		}
 	}
@@ -116,7 +125,7 @@ func (h *Host) receiving(ctx context.Context, v wire.Volume, c *copying) error {
 	if v.Encrypted { // it comes as it is
 		most += diskimage.HeaderBytes
 	}
-	err := h.place(v.UID).image().Receive(ctx, most, func(from int64) (io.ReadCloser, error) {
+	err := h.place(v.UID).disk(v.Block).Receive(ctx, most, func(from int64) (io.ReadCloser, error) {
 		return h.fetch(ctx, v, from)
 	}, c.tell)
 	switch {
@@ -140,8 +149,12 @@ func (h *Host) fetch(ctx context.Context, v wire.Volume, from int64) (io.ReadClo
 	in := bufio.NewReaderSize(body, maxSent)
 	line, err := in.ReadSlice('\n')
 	var say sent
+	line, raw := bytes.CutPrefix(line, []byte(sentRaw))
 	if err == nil {
 		err = json.Unmarshal(line, &say)
+	}
+	if err == nil && raw != v.Block {
+		return nil, errors.Join(errKind, body.Close())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", diskimage.ErrStream, errors.Join(err, body.Close()))

@@ -221,7 +221,7 @@ func (h *Host) roomIn(p *pool) (r room, err error) {
 	for _, uid := range uids {
 		f := found{uid: uid, place: p.place(uid)}
 		f.rec, f.err = f.place.record()
-		if info, err := os.Stat(f.place.image().File); err == nil {
+		if info, err := os.Stat(f.place.stored().File); err == nil {
 			f.sizeBytes = sizeOf(info, f.rec.Encrypted)
 			if st, ok := info.Sys().(*syscall.Stat_t); ok {
 				f.takesBytes = st.Blocks * 512

@@ -489,6 +489,9 @@ func (h *Host) RemovePool(_ context.Context, want wire.Pool) error {
 			return err
 		}
 	}
+	if err := h.closeNodes(p); err != nil {
+		return err
+	}
 	if want.Device != "" {
 		if err := hostmount.Unmount(p.dir); err != nil {
 			return err
@@ -516,6 +519,9 @@ func (h *Host) RemovePool(_ context.Context, want wire.Pool) error {
 func (h *Host) Leave() (kept []string, err error) {
 	for _, l := range h.look() {
 		if l.err != nil {
+			if err := h.closeNodes(l.pool); err != nil {
+				return nil, err
+			}
 			if known, _ := readMark(h.knownFile(l.uid)); l.pool == h.own || known.ID != "" {
 				h.cfg.Log.Warn("look at volumes", "err", l.err)
 				kept = append(kept, l.dir)

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/multipaas/multipaas/appliance/atomicfile"
@@ -20,30 +19,17 @@ const udevDir = "/run/udev"
 // each event, unless it has within the last three seconds (systemd 252, event_queue_start).
 const udevReads = 10 * time.Second
 
+// unseenRule is of all loop devices that tenants are shown: their numbers have six digits and more (appliance/diskimage,
+// Numbers), whatever pool their file is in.
+const unseenRule = `SUBSYSTEM=="block", KERNEL=="loop[1-9][0-9][0-9][0-9][0-9][0-9]*", ` +
+	`ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1", ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1", ` +
+	`ENV{SYSTEMD_READY}="0", OPTIONS:="nowatch"` + "\n"
+
 // unseen has a host's udev look at no raw block that is a tenant's. By itself it reads what is written on each disk, so a tenant
 // who writes there what the host's own disk is called by would have that name (/dev/disk/by-uuid) lead to his; and LVM, md
-// and btrfs take what looks like a part of theirs for one. The error passes.
-func (h *Host) unseen() error {
-	dirs := []string{h.cfg.Dir}
-	h.knowing.Lock()
-	for _, p := range h.pools {
-		dirs = append(dirs, p.dir)
-	}
-	h.knowing.Unlock()
-	slices.Sort(dirs)
-	return unseenBy(udevDir, dirs...)
-}
-
-func unseenBy(udev string, dirs ...string) error {
-	var text string
-	for _, dir := range dirs {
-		if real, err := filepath.EvalSymlinks(dir); err == nil {
-			dir = real
-		}
-		text += fmt.Sprintf(`SUBSYSTEM=="block", KERNEL=="loop*", ATTR{loop/backing_file}==%q, `+
-			`ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1", ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1", `+
-			`ENV{SYSTEMD_READY}="0", OPTIONS:="nowatch"`+"\n", dir+"/*")
-	}
+// and btrfs take what looks like a part of theirs for one. A host without udev has nobody who looks by himself: the kernel looks for
+// partitions only (diskimage.CanShow). The error passes.
+func unseen(udev string) error {
 	file := filepath.Join(udev, "rules.d", "59-multipaas-blocks.rules")
 	var since time.Duration
 	err := hostmount.Do(func() error {
@@ -51,14 +37,14 @@ func unseenBy(udev string, dirs ...string) error {
 			return err
 		}
 		have, err := os.ReadFile(file)
-		if err == nil && string(have) == text {
+		if err == nil && string(have) == unseenRule {
 			info, err := os.Stat(file)
 			if err == nil {
 				since = time.Since(info.ModTime())
 			}
 			return err
 		}
-		return errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), atomicfile.Write(file, []byte(text), 0o644))
+		return errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), atomicfile.Write(file, []byte(unseenRule), 0o644))
 	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

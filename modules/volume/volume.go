@@ -83,9 +83,13 @@ type Host struct {
 	thawing sync.Mutex
 	thawed  map[string]bool // by UID
 
+	blocking map[string]*sync.Mutex // whose node is shown or closed, by UID; under mu
+	numbers  diskimage.Numbers      // of the devices of raw blocks
+
 	mu     sync.Mutex
 	copies map[string]*copying // that are being made, or have ended and nobody has looked since; by UID
 	files  map[string]*fileWork
+	rests  map[string]pause // until when none is made of raw blocks that are written to all the time; by UID
 	// crowded says that something waits to come from another host since one has made way.
 	crowded bool
 	closed  bool                           // none are begun any more
@@ -98,7 +102,8 @@ type Host struct {
 func New(cfg Config) *Host {
 	return &Host{cfg: cfg, own: &pool{name: resource.DefaultPool, dir: cfg.Dir}, pools: map[string]*pool{},
 		where: map[string]*pool{}, asked: map[string]*asker[int64]{}, told: map[string]bool{}, copies: map[string]*copying{},
-		files: map[string]*fileWork{}, thawed: map[string]bool{}}
+		files: map[string]*fileWork{}, thawed: map[string]bool{}, blocking: map[string]*sync.Mutex{}, rests: map[string]pause{},
+		numbers: diskimage.Numbers{File: filepath.Join(filepath.Dir(cfg.Mark), "loops.json")}}
 }
 
 // Run ends the copies that are being made when ctx is done, so that nothing stays frozen while no
@@ -135,6 +140,7 @@ type place string
 
 func (p place) at(name string) string { return filepath.Join(string(p), name) }
 
+// image is that of a volume with a file system; see blocks for others.
 func (p place) image() diskimage.Image {
 	return diskimage.Image{File: p.at("disk.img"), Mount: p.at("mount")}
 }
@@ -161,7 +167,7 @@ type record struct {
 	Source string `json:"source,omitempty"`
 	// Encrypted says that its disk is. The key is nowhere on this host.
 	Encrypted bool `json:"encrypted,omitempty"`
-	// Block says that its disk has no file system: see blocks.go.
+	// Block says that its disk has no file system. What its file is called says so for certain: see blocks.go.
 	Block bool `json:"block,omitempty"`
 	// Snapshot says that it is a copy that nobody mounts.
 	Snapshot bool `json:"snapshot,omitempty"`
@@ -246,12 +252,15 @@ func (h *Host) ensure(ctx context.Context, v wire.Volume, brick bool) error {
 	}
 	p := h.place(v.UID)
 	disk := h.disk(v)
-	there, err := exists(disk.File)
+	there, err := h.there(v)
 	if err != nil {
 		return err
 	}
 	if !there && v.Made {
 		return h.said(missing, &os.PathError{Op: "stat", Path: disk.File, Err: fs.ErrNotExist})
+	}
+	if v.Block && (brick || v.Encrypted || v.Importing) {
+		return saidf("raw blocks are of local volumes that are not encrypted, and no files come into them")
 	}
 	if there {
 		if err := h.arrived(v); err != nil {
@@ -358,6 +367,10 @@ func (h *Host) mount(ctx context.Context, v wire.Volume, disk diskimage.Image, t
 
 // letGo unmounts a volume, and where machines have it.
 func (h *Host) letGo(uid string) error {
+	// First: it needs nothing of the disk, which may be lost.
+	if err := h.closeNode(uid); err != nil {
+		return err
+	}
 	if err := cmp.Or(h.endCopies(uid), h.endFile(uid, true)); err != nil {
 		return err
 	}
@@ -399,7 +412,7 @@ func (h *Host) keep(ctx context.Context, v wire.Volume) error {
 	if err := h.locate(v); err != nil {
 		return err
 	}
-	disk := h.place(v.UID).image()
+	disk := h.place(v.UID).stored()
 	if there, err := exists(disk.File); err != nil {
 		return err
 	} else if !there {
@@ -446,10 +459,11 @@ func (h *Host) Remove(ctx context.Context, v wire.Volume) error {
 
 func (h *Host) remove(ctx context.Context, v wire.Volume) error {
 	uid := v.UID
+	err := h.locate(v)
 	if h.isLost(v.Pool) {
 		return h.letGo(uid) // of what is mounted still; what is in it went with its disk
 	}
-	if err := h.locate(v); err != nil {
+	if err != nil {
 		return err // what isn't there is not removed
 	}
 	if err := cmp.Or(h.endCopies(uid), h.endFile(uid, true)); err != nil {
@@ -461,8 +475,12 @@ func (h *Host) remove(ctx context.Context, v wire.Volume) error {
 	if err != nil {
 		return err
 	}
-	if rec, err := p.record(); err == nil && rec.Block {
-		if err := h.blocks(uid).ShutDown(); err != nil {
+	raw, err := exists(h.blocks(uid).File)
+	if err != nil {
+		return err
+	}
+	if raw {
+		if err := cmp.Or(h.closeNode(uid), h.blocks(uid).ShutDown()); err != nil {
 			return err
 		}
 	} else if mounted {
@@ -483,11 +501,12 @@ func (h *Host) remove(ctx context.Context, v wire.Volume) error {
 		return err
 	}
 	failpoint.Reach("volume/remove/unmounted")
-	if err := diskimage.AwaitFree(ctx, disk.File); err != nil {
+	if err := cmp.Or(diskimage.AwaitFree(ctx, disk.File), diskimage.AwaitFree(ctx, h.blocks(uid).File)); err != nil {
 		return h.said("its data is gone, but somebody in a machine holds on to it still: that is over at the latest "+
 			"when the machine is removed or started anew", err)
 	}
-	for _, file := range []string{disk.File, disk.File + diskimage.Partial} {
+	raws := h.blocks(uid).File
+	for _, file := range []string{disk.File, disk.File + diskimage.Partial, raws, raws + diskimage.Partial} {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -508,6 +527,10 @@ func (h *Host) remove(ctx context.Context, v wire.Volume) error {
 		}
 		h.cfg.Log.Info("volume removed", "uid", uid)
 	}
+	h.mu.Lock()
+	delete(h.rests, uid)
+	delete(h.blocking, uid)
+	h.mu.Unlock()
 	if h.poolOf(uid) != h.own {
 		return nil
 	}
