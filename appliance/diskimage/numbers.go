@@ -91,6 +91,13 @@ func (n *Numbers) take() (int, error) {
 	return number, atomicfile.WriteJSON(n.File, now)
 }
 
+// IsShown says whether a device is one that tenants are shown, by its name (/dev/loopN): what is on it they wrote, and the host
+// believes none of it.
+func IsShown(device string) bool {
+	number, err := strconv.Atoi(strings.TrimPrefix(device, "/dev/loop"))
+	return err == nil && number >= firstShown
+}
+
 // shownDevices are the numbers of loop devices of the range, bound or not.
 func shownDevices() (all []int, err error) {
 	devices, err := filepath.Glob("/sys/block/loop[1-9][0-9][0-9][0-9][0-9][0-9]*")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,8 @@ import (
 	"github.com/multipaas/multipaas/appliance/failpoint"
 	"github.com/multipaas/multipaas/modules/wire"
 )
+
+const testPool = "5a1a8d5e-6b0a-4f3c-9d52-7c1e0c0ffee1"
 
 // number is that of the volume's device.
 func (r *rig) number() uint32 {
@@ -148,6 +151,17 @@ func TestKinds(t *testing.T) {
 	refused("a snapshot", r.Ensure(t.Context(), clone))
 	r.must(os.Remove(r.place(testUID).at(recordName)))
 	refused("without its record", r.Ensure(t.Context(), v))
+
+	// On it is written that it is a pool, as far as a host could find it (its file is behind no pool's path).
+	device := fmt.Sprintf("/dev/loop%d", r.number())
+	if out, err := exec.Command("mkfs.xfs", "-q", "-m", "uuid="+testPool, device).CombinedOutput(); err != nil {
+		t.Log("no mkfs.xfs here: ", err, string(out))
+	}
+	r.cfg.Dir = "/elsewhere"
+	if found, _, err := r.withXFS(testPool); err != nil || len(found) > 0 {
+		t.Errorf("raw blocks are taken for a pool: %v %v", found, err)
+	}
+	r.cfg.Dir = r.own.dir
 
 	r.cfg.MachineUser = func(string) (uint32, error) { return 0, nil }
 	if err := r.Attach(testUID, "m1"); err == nil || !strings.Contains(err.Error(), "no users of their own") {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/multipaas/multipaas/appliance/disk"
+	"github.com/multipaas/multipaas/appliance/diskimage"
 	"github.com/multipaas/multipaas/appliance/hostmount"
 )
 
@@ -25,7 +26,7 @@ type unread struct {
 func (u unread) Error() string { return u.Name + ": " + u.err.Error() }
 
 // withXFS are the host's devices with an XFS file system of this UUID, and those that could have one. What stands on a pool's
-// own files, or below another device, is left out. It blocks for lookTime at most: one that hangs is asked once.
+// own files, or below another device, or is raw blocks of a tenant, is left out. It blocks for lookTime at most: one that hangs is asked once.
 func (h *Host) withXFS(uuid string) (found []disk.Device, silent []unread, err error) {
 	all, err := disk.All()
 	if err != nil {
@@ -37,7 +38,7 @@ func (h *Host) withXFS(uuid string) (found []disk.Device, silent []unread, err e
 	}
 	all = slices.DeleteFunc(all, func(d disk.Device) bool {
 		file := d.Behind()
-		return d.Held() || file != "" && slices.ContainsFunc(ours, func(dir string) bool {
+		return d.Held() || diskimage.IsShown(d.Name) || file != "" && slices.ContainsFunc(ours, func(dir string) bool {
 			return dir != "" && strings.HasPrefix(file, dir+"/")
 		})
 	})

@@ -337,6 +337,8 @@ func free(want wire.Pool) (disk.Device, error) {
 	switch by, err := d.InUse(); {
 	case err != nil:
 		return d, err
+	case diskimage.IsShown(d.Name):
+		return d, fmt.Errorf("%s is raw blocks of a tenant", d.Name)
 	case by != "":
 		return d, fmt.Errorf("%s is in use: %s", d.Name, by)
 	case d.ReadOnly:

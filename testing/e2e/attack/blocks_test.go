@@ -72,9 +72,10 @@ func (s *suite) rawBlocks(t *testing.T) {
 	}
 	tries := []string{"head -c 1 " + volumes + b + "/device", "mv " + node + " " + node + "2", "rm " + node,
 		"touch " + volumes + a + "/more", "ln " + node + " /root/linked", "head -c 1 /dev/loop-control"}
-	for minor := range 16 {
+	for _, minor := range []int{0, 1, 100_000, 100_001} {
 		tries = append(tries, fmt.Sprintf("mknod /root/n%d b 7 %[1]d && head -c 1 /root/n%[1]d", minor))
 	}
+	tries = append(tries, "mknod "+volumes+a+"/n b 7 100001", "mount -t devtmpfs none /mnt", "mount -o remount,dev,bind / && mknod /root/n b 7 100000")
 	for _, command := range tries {
 		out, err := sh(command)
 		s.record(t, attempt{What: command, From: from, Want: "refused", Got: fmt.Sprint(out, err), Blocked: err != nil})

@@ -63,7 +63,31 @@ func (d *trial) rawBlocks(t *testing.T) {
 	d.Apply(t, d.device("second", "raw"))
 	d.runs(t, "second")
 	has("second", "three", "four", 512*mib)
-	d.delete(t, "pod/second", "pvc/raw")
+
+	// A snapshot is of raw blocks too, and so is what is made from it; not by a claim that wants a file system.
+	d.Must(t, datacenter.Owner, "volumes", "snapshot", strings.TrimSpace(d.Kubectl(t, "get", "pvc", "raw", "-o",
+		"jsonpath={.spec.volumeName}")), "before", "--timeout", "4m")
+	has("second", "four", "more", 512*mib)
+	d.Must(t, datacenter.Owner, "volumes", "restore", "before", "again", "--timeout", "4m")
+	d.Must(t, datacenter.Owner, "volumes", "bind", "again")
+	d.Apply(t, d.device("again", "again"))
+	d.runs(t, "again")
+	has("again", "four", "five", 512*mib)
+	d.delete(t, "pod/again")
+	d.Must(t, datacenter.Owner, "volumes", "unbind", "again", "--yes")
+	d.Must(t, datacenter.Owner, "volumes", "delete", "again", "--purge", "--yes")
+	d.Must(t, datacenter.Owner, "snapshots", "delete", "before", "--yes", "--timeout", "4m")
+
+	// Its machine is started anew.
+	for pid := range d.Processes(t, h, "/opt/multipaas/init --config") {
+		d.Kill(t, h, pid)
+	}
+	d.NodesReady(t, len(d.Nodes))
+	d.delete(t, "pod/second")
+	d.Apply(t, d.device("third", "raw"))
+	d.runs(t, "third")
+	has("third", "more", "last", 512*mib)
+	d.delete(t, "pod/third", "pvc/raw")
 	d.gone(t, uid)
 
 	// By hand: bound, taken back, put into the trash, restored, moved.
@@ -93,4 +117,14 @@ func (d *trial) rawBlocks(t *testing.T) {
 	d.Must(t, datacenter.Owner, "volumes", "unbind", "disk", "--yes")
 	d.Must(t, datacenter.Owner, "volumes", "delete", "disk", "--purge", "--yes")
 	d.gone(t, uid)
+	wait.For(t, wait.Patience, "no image, node or device is left of what is gone", func(context.Context) error {
+		for _, h := range d.Nodes {
+			out, err := h.Run(t.Context(), "sh", "-c", `find /var/lib/multipaas -name blocks.img; grep "/mount tmpfs" /proc/mounts
+for d in /sys/block/loop[1-9][0-9][0-9][0-9][0-9][0-9]*/loop/backing_file; do grep -Hs "$0" "$d"; done; true`, uid)
+			if err != nil || len(out) > 0 {
+				return fmt.Errorf("left on %s: %s %w", h.Name(), out, err)
+			}
+		}
+		return nil
+	})
 }
