@@ -157,11 +157,12 @@ func TestKinds(t *testing.T) {
 	if out, err := exec.Command("mkfs.xfs", "-q", "-m", "uuid="+testPool, device).CombinedOutput(); err != nil {
 		t.Log("no mkfs.xfs here: ", err, string(out))
 	}
-	r.cfg.Dir = "/elsewhere"
+	own := r.own
+	r.cfg.Dir, r.own = "/elsewhere", &pool{dir: "/elsewhere"}
 	if found, _, err := r.withXFS(testPool); err != nil || len(found) > 0 {
 		t.Errorf("raw blocks are taken for a pool: %v %v", found, err)
 	}
-	r.cfg.Dir = r.own.dir
+	r.cfg.Dir, r.own = own.dir, own
 
 	r.cfg.MachineUser = func(string) (uint32, error) { return 0, nil }
 	if err := r.Attach(testUID, "m1"); err == nil || !strings.Contains(err.Error(), "no users of their own") {
