@@ -183,7 +183,8 @@ func (b Block) Give(first, users uint32) error {
 	})
 }
 
-// Check says whether the node is somebody's. It is an error, fs.ErrNotExist or another, if it is not shown, or opens not this image.
+// Check says whether the node is somebody's. It is an error, fs.ErrNotExist or another, if it is not shown, or opens not this
+// image.
 func (b Block) Check() (given bool, err error) {
 	var image, is unix.Stat_t
 	if err := nodeIn(b.Mount, func(_ *os.File, at unix.Stat_t) error { is = at; return nil }); err != nil {
@@ -344,8 +345,8 @@ const quietTries = 5
 
 // Copy makes another image of what is in this one at a moment, as Image.Copy does. Nobody can have who writes to raw
 // blocks wait. So after a first time it is read again until nothing was written while it was: ErrBusy, if that is not so within
-// some tries, each of which ends at the first write, and keeps to the pace. What is read the last time is then of one moment, and of
-// all the time that it took.
+// some tries, each of which ends at the first write, and keeps to the pace. What is read the last time is then of one moment,
+// and of all the time that it took.
 func (b Block) Copy(ctx context.Context, to string, tell func(done, of int64)) error {
 	err := copyFile(ctx, b.File, to, tell, func(*os.File) error { return nil }, func(pass passing) error {
 		for range quietTries {

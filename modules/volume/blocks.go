@@ -100,7 +100,8 @@ func (h *Host) ensureBlocks(ctx context.Context, v wire.Volume, rec record) erro
 	case errors.Is(err, diskimage.ErrInUse):
 		return h.said("somebody has it open from before: delete the pods that use it", err)
 	case errors.Is(err, diskimage.ErrNumbers):
-		return h.said("its host has shown so many raw blocks that it can show no more before it is restarted: the operator does that", err)
+		return h.said("its host has shown so many raw blocks that it can show no more before the operator "+
+			"restarts it", err)
 	case errors.Is(err, diskimage.ErrShrink):
 	case err != nil:
 		return err

@@ -26,7 +26,8 @@ type unread struct {
 func (u unread) Error() string { return u.Name + ": " + u.err.Error() }
 
 // withXFS are the host's devices with an XFS file system of this UUID, and those that could have one. What stands on a pool's
-// own files, or below another device, or is raw blocks of a tenant, is left out. It blocks for lookTime at most: one that hangs is asked once.
+// own files, or below another device, or is raw blocks of a tenant, is left out. It blocks for lookTime at most: one that hangs
+// is asked once.
 func (h *Host) withXFS(uuid string) (found []disk.Device, silent []unread, err error) {
 	all, err := disk.All()
 	if err != nil {

@@ -27,8 +27,8 @@ const unseenRule = `SUBSYSTEM=="block", KERNEL=="loop[1-9][0-9][0-9][0-9][0-9][0
 
 // unseen has a host's udev look at no raw block that is a tenant's. By itself it reads what is written on each disk, so a tenant
 // who writes there what the host's own disk is called by would have that name (/dev/disk/by-uuid) lead to his; and LVM, md
-// and btrfs take what looks like a part of theirs for one. A host without udev has nobody who looks by himself: the kernel looks for
-// partitions only (diskimage.CanShow). The error passes.
+// and btrfs take what looks like a part of theirs for one. On a host without udev nobody looks by himself: the kernel looks
+// for partitions only (diskimage.CanShow). The error passes.
 func unseen(udev string) error {
 	file := filepath.Join(udev, "rules.d", "59-multipaas-blocks.rules")
 	var since time.Duration

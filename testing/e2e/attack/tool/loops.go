@@ -39,7 +39,8 @@ func loops(device string) error {
 			say(fmt.Sprintf("ioctl:%#x with more bits", number), call(unix.SYS_IOCTL, f.Fd(), number|1<<32, own.Fd()))
 		}
 	}
-	// Of block devices: by name what takes the host's memory, or has its kernel look at partitions; then all that are not let through.
+	// Of block devices: by name what takes the host's memory, or has its kernel look at partitions; then all that are not let
+	// through.
 	setup := make([]byte, 4096)
 	arg := uintptr(unsafe.Pointer(&setup[0]))
 	for _, one := range []struct {
@@ -53,11 +54,12 @@ func loops(device string) error {
 		say(one.name, call(unix.SYS_IOCTL, f.Fd(), one.number, arg))
 		say(one.name+" with more bits", call(unix.SYS_IOCTL, f.Fd(), one.number|1<<32, arg))
 	}
+	sized := []uintptr{0x8008_1270, 0x8008_1272, 0x8008_1280}
 	allowed := []uintptr{0x125e, 0x1260, 0x1263, 0x1267, 0x1268, 0x1277, 0x1278, 0x1279, 0x127a, 0x127b, 0x127c, 0x127e, 0x127f}
 	var open error
 	for number := uintptr(0x1200); number < 0x1300; number++ {
 		for _, size := range []uintptr{0, 0x4008_0000, 0x8008_0000, 0xc048_0000} {
-			let := size == 0 && slices.Contains(allowed, number) || slices.Contains([]uintptr{0x8008_1270, 0x8008_1272, 0x8008_1280}, size|number)
+			let := size == 0 && slices.Contains(allowed, number) || slices.Contains(sized, size|number)
 			if err := call(unix.SYS_IOCTL, f.Fd(), size|number, arg); !let && !errors.Is(err, unix.EPERM) {
 				open = fmt.Errorf("%#x: %w", size|number, err)
 			}
