@@ -29,8 +29,14 @@ import (
 
 // blocks are those of a volume that is of raw blocks, whether they are there or not.
 func (h *Host) blocks(uid string) diskimage.Block {
-	p := h.place(uid)
-	return diskimage.Block{File: p.disk(true).File, Mount: p.image().Mount, Numbers: &h.numbers}
+	b := h.place(uid).blocks()
+	b.Numbers = &h.numbers
+	return b
+}
+
+// blocks are not shown without numbers.
+func (p place) blocks() diskimage.Block {
+	return diskimage.Block{File: p.disk(true).File, Mount: p.image().Mount}
 }
 
 // disk is the file with what is in a volume, for who copies it. Of raw blocks it can't be mounted.
@@ -184,8 +190,8 @@ func (h *Host) closeNodes(p *pool) error {
 }
 
 // usedOfBlocks is what raw blocks take on the disk. unix.EIO: they are not shown as they shall be.
-func usedOfBlocks(b diskimage.Block, f found) (int64, error) {
-	if _, err := b.Check(); err != nil {
+func usedOfBlocks(f found) (int64, error) {
+	if _, err := f.place.blocks().Check(); err != nil {
 		return 0, fmt.Errorf("%w: %w", unix.EIO, err)
 	}
 	return min(f.takesBytes, f.sizeBytes), nil

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -75,9 +76,13 @@ func TestBlocks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	copied, err := os.ReadFile(r.place(snapshot.UID).stored().File)
-	if err != nil || int64(len(copied)) != v.SizeBytes || string(copied[:6]) != "tenant" {
-		t.Errorf("copied: %d bytes, %v", len(copied), err)
+	copied, err := os.Open(r.place(snapshot.UID).stored().File)
+	r.must(err)
+	defer copied.Close()
+	begins := make([]byte, 6)
+	info, err := copied.Stat()
+	if _, readErr := copied.Read(begins); cmp.Or(err, readErr) != nil || info.Size() != v.SizeBytes || string(begins) != "tenant" {
+		t.Errorf("copied: %d bytes, %q: %v", info.Size(), begins, cmp.Or(err, readErr))
 	}
 	r.must(r.Remove(t.Context(), wire.Volume{UID: snapshot.UID}))
 

@@ -155,10 +155,10 @@ func (h *Host) askVolumes(all []found, mounted map[string]bool) map[string]*answ
 			a = &asker[int64]{}
 		}
 		askers[f.uid] = a
-		dir, blocks := f.place.image().Mount, h.blocks(f.uid)
+		dir := f.place.image().Mount
 		answers[f.uid] = a.begin(func() (int64, error) {
 			if f.place.raw() {
-				return usedOfBlocks(blocks, f)
+				return usedOfBlocks(f)
 			}
 			return usedBytes(dir)
 		})
