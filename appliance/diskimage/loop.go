@@ -54,13 +54,9 @@ func openLoop(backing string, direct, frees bool) (device *os.File, err error) {
 			return nil, fmt.Errorf("%w: %w", ErrNoLoop, err)
 		}
 		if number >= firstShown { // a tenant may be opening it: see Numbers
-			if err := retire(number); err != nil {
-				return nil, fmt.Errorf("take loop device %d away: %w", number, err)
+			if number, err = below(control, number); err != nil {
+				return nil, err
 			}
-			if try == 64 {
-				return nil, ErrNoLoop
-			}
-			continue
 		}
 		device, err := configureLoop(number, file, loopKind{direct: direct, frees: frees})
 		if errors.Is(err, unix.EBUSY) && try < 64 {
@@ -71,6 +67,24 @@ func openLoop(backing string, direct, frees bool) (device *os.File, err error) {
 		}
 		return device, nil
 	}
+}
+
+// below makes a device with a number for all that tenants aren't shown, in the place of one that the kernel has offered. None of
+// those that are there is free, or the kernel would have offered that.
+func below(control *os.File, offered int) (int, error) {
+	if err := retire(offered); err != nil {
+		return 0, fmt.Errorf("take loop device %d away: %w", offered, err)
+	}
+	for number := range firstShown {
+		err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_ADD, number)
+		if err == nil {
+			return number, nil
+		}
+		if !errors.Is(err, unix.EEXIST) {
+			return 0, fmt.Errorf("%w: %w", ErrNoLoop, err)
+		}
+	}
+	return 0, ErrNoLoop
 }
 
 // loopKind is how a loop device shall be.
