@@ -146,7 +146,7 @@ func TestEncrypted(t *testing.T) {
 	}
 	// A process that was killed leaves a device that nobody has mounted.
 	d.Encryption = encryption(name, key, root)
-	loop, err := openLoop(d.File, true, true)
+	loop, err := openLoop(d.File, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,8 +17,12 @@ func hide(files ...string) {
 
 // openHidden is openLoop, of which only root sees what file the device is.
 func openHidden(backing string, direct bool) (device *os.File, err error) {
-	if device, err = openLoop(backing, direct, true); err == nil {
-		hide(fmt.Sprintf("/sys/block/%s/loop/backing_file", filepath.Base(device.Name())))
+	if device, err = openLoop(backing, direct); err == nil {
+		hideFile(device)
 	}
 	return device, err
+}
+
+func hideFile(device *os.File) {
+	hide(fmt.Sprintf("/sys/block/%s/loop/backing_file", filepath.Base(device.Name())))
 }

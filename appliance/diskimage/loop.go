@@ -34,9 +34,9 @@ const (
 var ErrNoLoop = errors.New("there is no loop device free")
 
 // openLoop makes a block device of a file, by direct I/O or, if that can't be or shall not
-// be, by way of the host's page cache. The device frees itself, if it shall, once it is closed and
+// be, by way of the host's page cache. The device frees itself once it is closed and
 // unmounted, so who is killed leaks none.
-func openLoop(backing string, direct, frees bool) (device *os.File, err error) {
+func openLoop(backing string, direct bool) (device *os.File, err error) {
 	file, err := os.OpenFile(backing, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func openLoop(backing string, direct, frees bool) (device *os.File, err error) {
 				return nil, err
 			}
 		}
-		device, err := configureLoop(number, file, loopKind{direct: direct, frees: frees})
+		device, err := configureLoop(number, file, loopKind{direct: direct, frees: true})
 		if errors.Is(err, unix.EBUSY) && try < 64 {
 			continue
 		}

@@ -140,6 +140,7 @@ func (n *Numbers) openShown(backing string) (*os.File, error) {
 			device, err = configureLoop(number, file, loopKind{direct: true, sector: 512})
 		}
 		if err == nil {
+			hideFile(device)
 			return device, nil
 		}
 		passes := errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV)

@@ -25,6 +25,9 @@ func TestNumbers(t *testing.T) {
 	if first < firstShown || first > lastShown {
 		t.Fatalf("number %d", first)
 	}
+	if info, err := os.Stat(fmt.Sprintf("/sys/block/loop%d/loop/backing_file", first)); err != nil || info.Mode().Perm() != 0o400 {
+		t.Errorf("others read of what file it is: %v, %v", info.Mode(), err)
+	}
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
