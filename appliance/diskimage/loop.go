@@ -72,9 +72,13 @@ func openLoop(backing string, direct bool) (device *os.File, err error) {
 // below makes a device with a number for all that tenants aren't shown, in the place of one that the kernel has offered. None of
 // those that are there is free, or the kernel would have offered that.
 func below(control *os.File, offered int) (int, error) {
-	if err := retire(offered); err != nil {
+	if _, err := retire(offered); err != nil {
 		return 0, fmt.Errorf("take loop device %d away: %w", offered, err)
 	}
+	return addBelow(control)
+}
+
+func addBelow(control *os.File) (int, error) {
 	for number := range firstShown {
 		err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_ADD, number)
 		if err == nil {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -84,6 +85,9 @@ func (n *Numbers) take() (int, error) {
 		now.Next = max(now.Next, number+1)
 	}
 	if now.Next > lastShown {
+		if slices.Contains(there, lastShown) {
+			return 0, fmt.Errorf("%w, or detach /dev/loop%d", ErrNumbers, lastShown)
+		}
 		return 0, ErrNumbers
 	}
 	number := now.Next
@@ -112,9 +116,6 @@ func shownDevices() (all []int, err error) {
 // openShown makes a block device of a file, with a number that nobody was shown, and sectors of 512 bytes wherever the file is.
 // It does not free itself.
 func (n *Numbers) openShown(backing string) (*os.File, error) {
-	if err := CanShow(); err != nil {
-		return nil, err
-	}
 	if err := Tidy(); err != nil {
 		return nil, err
 	}
@@ -128,6 +129,9 @@ func (n *Numbers) openShown(backing string) (*os.File, error) {
 		return nil, err
 	}
 	defer control.Close()
+	if err := CanShow(); err != nil { // the module may have been loaded by that
+		return nil, err
+	}
 	// Another process may take the device that was just made, or Tidy it away: then it was nobody's, and another number is.
 	for try := 0; ; try++ {
 		number, err := n.take()
@@ -152,51 +156,80 @@ func (n *Numbers) openShown(backing string) (*os.File, error) {
 
 // Tidy takes loop devices of the range away that are of no file any more. One that somebody has open goes when he closes it; till
 // then it is made one of nothing, or who asks the kernel for any free device would be given it, and the other would have
-// open what he puts there.
+// open what he puts there. He can keep that from being done (O_EXCL): then a device below is kept free, which the kernel gives
+// first.
 func Tidy() error {
 	all, err := shownDevices()
+	anybodys := false
 	for _, number := range all {
-		if _, bound := os.Stat(fmt.Sprintf("/sys/block/loop%d/loop", number)); bound == nil {
+		if isBound(number) {
 			continue
 		}
-		if gone := retire(number); gone != nil {
+		free, gone := retire(number)
+		if gone != nil {
 			err = errors.Join(err, fmt.Errorf("take loop device %d away: %w", number, gone))
 		}
+		anybodys = anybodys || free
+	}
+	if anybodys {
+		err = errors.Join(err, spare())
 	}
 	return err
 }
 
-// retire is Tidy of one that was of no file when it was looked at.
-func retire(number int) error {
+func isBound(number int) bool {
+	_, err := os.Stat(fmt.Sprintf("/sys/block/loop%d/loop", number))
+	return err == nil
+}
+
+// spare has a device be free below those that tenants are shown.
+func spare() error {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return err
+	}
+	defer control.Close()
+	number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+	if err == nil && number >= firstShown {
+		_, err = addBelow(control)
+	}
+	return err
+}
+
+// retire is Tidy of one that was of no file when it was looked at. It is anybody's still if somebody has it open for himself
+// alone.
+func retire(number int) (anybodys bool, err error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return false, err
 	}
 	defer control.Close()
 	switch err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number); {
 	case err == nil:
 		// In a /dev that is the kernel's own it has gone.
 		if err := os.Remove(fmt.Sprintf("/dev/loop%d", number)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+			return false, err
 		}
-		return nil
+		return false, nil
 	case errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO):
-		return nil // gone meanwhile
+		return false, nil // gone meanwhile
 	case !errors.Is(err, unix.EBUSY):
-		return err
+		return false, err
 	}
 	fd, err := unix.MemfdCreate("nothing", unix.MFD_CLOEXEC)
 	if err != nil {
-		return err
+		return false, err
 	}
 	nothing := os.NewFile(uintptr(fd), "nothing")
 	defer nothing.Close()
 	device, err := configureLoop(number, nothing, loopKind{frees: true})
-	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENXIO) || errors.Is(err, fs.ErrNotExist) {
-		return nil // it is of a file, or gone
+	switch {
+	case errors.Is(err, unix.EBUSY): // it is of a file, or somebody's alone
+		return !isBound(number), nil
+	case errors.Is(err, unix.ENXIO) || errors.Is(err, fs.ErrNotExist):
+		return false, nil // gone
+	case err != nil:
+		return false, err
 	}
-	if err != nil {
-		return err
-	}
-	return device.Close()
+	return false, device.Close()
 }

@@ -100,19 +100,25 @@ func TestOthersNumbers(t *testing.T) {
 	if err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_ADD, offered); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = retire(offered) })
+	t.Cleanup(func() { _, _ = retire(offered) })
 	// Somebody holds it so that it can't be taken away, nor bound to nothing.
 	held, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", offered), os.O_RDWR|os.O_EXCL, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer held.Close()
+	if err := Tidy(); err != nil {
+		t.Fatal(err)
+	}
+	if free, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE); err != nil || free >= firstShown {
+		t.Errorf("who asks for any device is given %d: %v", free, err)
+	}
 	for range 2 {
 		number, err := below(control, offered)
 		if err != nil || number >= firstShown {
 			t.Fatalf("in its place there is %d: %v", number, err)
 		}
-		if err := retire(number); err != nil || isDevice(number) {
+		if _, err := retire(number); err != nil || isDevice(number) {
 			t.Errorf("%d is left: %v", number, err)
 		}
 		if err := held.Close(); err != nil && !errors.Is(err, os.ErrClosed) {

@@ -30,7 +30,11 @@ func (h *Host) Attach(volume, machine string) error {
 }
 
 func (h *Host) attach(volume, machine string) error {
-	if h.place(volume).raw() {
+	raw, err := exists(h.place(volume).disk(true).File)
+	if err != nil {
+		return err
+	}
+	if raw {
 		return h.attachBlocks(volume, machine)
 	}
 	return h.attachMount(volume, machine, false)
