@@ -293,7 +293,10 @@ func (h *host) volumeItems() (out []status.Item) {
 	}
 	for _, v := range seen {
 		state := "Ready"
-		if !v.Ready {
+		switch {
+		case !v.Ready && v.Fallen && v.Message == "":
+			state = "NotMounted" // as in the trash, say
+		case !v.Ready:
 			state = "NotReady"
 		}
 		out = append(out, status.Item{Kind: "volume", Name: cmp.Or(v.Key, v.UID), State: state, Detail: v.Message})

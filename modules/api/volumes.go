@@ -219,7 +219,8 @@ func (a *API) keepVolume(ctx context.Context, v *resource.Volume) error {
 	remedy := "Let go of it first: `mp volumes unbind " + v.Name + "`."
 	if v.Spec.Provisioned {
 		namespace, claim, _ := strings.Cut(v.Spec.Claim, "/")
-		remedy = fmt.Sprintf("Delete the claim, and the volume goes with it: `mp pvc delete %s --namespace %s`. "+
+		remedy = fmt.Sprintf("Delete the claim, and the volume goes with it, unless its class retains it: "+
+			"`mp pvc delete %s --namespace %s`. "+
 			"If there is no such claim any more: `mp volumes unbind %s`.", claim, namespace, v.Name)
 	}
 	text := fmt.Sprintf("The claim %s has the volume.", v.Spec.Claim)

@@ -231,6 +231,9 @@ func explainVolume(w io.Writer, v *resource.Volume) {
 // explainCopies says where the data of a shared volume is.
 func explainCopies(w io.Writer, v *resource.Volume) {
 	bricks, copies := v.Status.Bricks, v.Copies()
+	whole := !slices.ContainsFunc(bricks, func(b resource.VolumeBrick) bool {
+		return !b.Online || b.Replaces != "" || b.Heal != 0
+	})
 	switch {
 	case len(bricks) == 0:
 		fmt.Fprintln(w, "Its data will be on hosts of the platform, which are not chosen yet.")
@@ -238,6 +241,8 @@ func explainCopies(w io.Writer, v *resource.Volume) {
 	case copies == 1:
 		fmt.Fprintln(w, "Its data is on one host, and pods on all machines can use it as long as that host is there.")
 		fmt.Fprintln(w, "There is no copy of it: what it holds is lost with that host's disk.")
+	case !whole:
+		fmt.Fprintf(w, "Its data is on %d hosts, a copy on each, and not all are there and whole now.\n", copies)
 	case copies < len(bricks):
 		fmt.Fprintf(w, "Its data is on %d hosts, a copy on each; a third one knows which is right: one may fail.\n", copies)
 	default:

@@ -104,7 +104,8 @@ func claimOf(pvc *corev1.PersistentVolumeClaim) resource.Claim {
 // selectedNode is what the scheduler writes on a claim once it has chosen for its first pod.
 const selectedNode = "volume.kubernetes.io/selected-node"
 
-// Create makes a claim. If there is one, it returns that, and made is false.
+// Create makes a claim. If there is one, it returns that, and made is false. An *access.Refusal says that there is no such class,
+// for which the claim would wait.
 func (c Claims) Create(
 	ctx context.Context, ws *resource.Workspace, as resource.KubeUser, want resource.Claim,
 ) (now resource.Claim, made bool, err error) {
@@ -112,6 +113,15 @@ func (c Claims) Create(
 	client, err := c.Clusters.ClientAs(ctx, ws.Key(), as)
 	if err != nil {
 		return now, false, err
+	}
+	if want.Class != "" {
+		all, err := c.Clusters.Client(ctx, ws.Key()) // not all who may make claims may look at classes
+		if err == nil {
+			err = hasClass(ctx, all, want.Class)
+		}
+		if err != nil {
+			return now, false, err
+		}
 	}
 	claims := client.CoreV1().PersistentVolumeClaims(want.Namespace)
 	pvc := newClaim(want)
@@ -127,6 +137,28 @@ func (c Claims) Create(
 	}
 	return claimOf(got), false, nil
 }
+
+func hasClass(ctx context.Context, client kubernetes.Interface, class string) error {
+	all, err := client.StorageV1().StorageClasses().List(ctx, metav1.ListOptions{Limit: maxClasses})
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, c := range all.Items {
+		if c.Name == class {
+			return nil
+		}
+		names = append(names, c.Name)
+	}
+	if all.Continue != "" {
+		return nil
+	}
+	return &access.Refusal{Reason: access.ErrInvalid, Text: fmt.Sprintf("The cluster has no StorageClass %q.", class),
+		Remedy: "It has: " + cmp.Or(strings.Join(names, ", "), "none") + "."}
+}
+
+// maxClasses is up to how many classes of a cluster are looked at.
+const maxClasses = 50
 
 func newClaim(want resource.Claim) *corev1.PersistentVolumeClaim {
 	pvc := &corev1.PersistentVolumeClaim{

@@ -12,6 +12,7 @@ import (
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -270,7 +271,13 @@ func TestClaims(t *testing.T) {
 	must(claims.Bind(ctx, ws, dev, db))
 	bound("files")
 
-	// A claim of another's name is not taken, nor a PersistentVolume.
+	// A claim of another's name is not taken, nor a PersistentVolume; and none is made of a class that isn't there.
+	_, _, err = claims.Create(ctx, ws, dev, resource.Claim{Namespace: "default", Name: "mine", SizeBytes: 1 << 30, Class: "gold"})
+	refused(err, `no StorageClass "gold"`)
+	if _, err := client.StorageV1().StorageClasses().Create(ctx, &storagev1.StorageClass{
+		ObjectMeta: metav1.ObjectMeta{Name: "local"}, Provisioner: Driver}, metav1.CreateOptions{}); !apierrors.IsAlreadyExists(err) {
+		must(err)
+	}
 	_, made, err := claims.Create(ctx, ws, dev, resource.Claim{Namespace: "default", Name: "mine", SizeBytes: 1 << 30, Class: "local"})
 	if err != nil || !made {
 		t.Errorf("create: %v, %v", made, err)

@@ -282,6 +282,10 @@ func (u *unpacker) failed(err error) error {
 	if errors.Is(err, errCut) {
 		return errors.Join(err, u.checkpoint(true))
 	}
+	if u.mark != "" && errors.Is(err, unix.ENAMETOOLONG) { // a local one has longer ones
+		return errors.Join(unfitError{"the file has a path in it that is too long for a shared volume: " +
+			"import it into one of class local"}, err)
+	}
 	return err
 }
 
@@ -398,7 +402,7 @@ func pathError(op, at string, err error) error {
 	for _, e := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EXDEV, unix.EISDIR, unix.EEXIST, unix.EINVAL,
 		unix.ENAMETOOLONG, unix.EPERM, unix.ENOTEMPTY, unix.EMLINK} {
 		if errors.Is(err, e) {
-			return odd("%s %.200q: %v", op, at, err)
+			return fmt.Errorf("%w: %s %.200q: %w", errOdd, op, at, err)
 		}
 	}
 	return &os.PathError{Op: op, Path: at, Err: err}

@@ -166,7 +166,8 @@ func (n *Node) publish(id string, target place, readOnly bool, want *csi.VolumeC
 	}
 	defer volume.Close()
 	if _, err := volume.readOnly(); volume.stopped || errors.Is(err, unix.ENOTCONN) {
-		return status.Errorf(codes.Unavailable, "the file system of volume %s has stopped; its host mounts it anew", id)
+		return status.Errorf(codes.Unavailable, "the file system of volume %s has stopped; its host mounts it anew once it can, "+
+			"and `mp volumes show` says what it waits for", id)
 	}
 	shown, blocks := volume, want.GetBlock() != nil
 	switch {
