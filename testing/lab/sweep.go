@@ -77,6 +77,9 @@ func (s slot) destroy(ctx context.Context) error {
 // ends go with them.
 func (s slot) removeLinks() error {
 	links, err := netlink.LinkList()
+	for try := 0; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ { // another lab's come and go
+		links, err = netlink.LinkList()
+	}
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}

@@ -63,6 +63,7 @@ func records(file string) (n uint64, sum [sha256.Size]byte, size int64, err erro
 		}
 		want, next := recordOf(n+1, sum)
 		if string(have) != string(want) {
+			fmt.Fprintf(os.Stderr, "after %d of %d bytes comes %x...\n", n, info.Size(), have[:16])
 			return n, sum, info.Size(), nil
 		}
 		n, sum = n+1, next
@@ -71,7 +72,7 @@ func records(file string) (n uint64, sum [sha256.Size]byte, size int64, err erro
 
 // write goes on with a file of records, each on the disk before its number is printed.
 func write(ctx context.Context, file string) error {
-	n, sum, _, err := records(file)
+	n, sum, size, err := records(file)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -80,8 +81,12 @@ func write(ctx context.Context, file string) error {
 		return err
 	}
 	defer f.Close()
-	if err := f.Truncate(int64(n) * record); err != nil {
-		return err
+	// Only what is half a record: what a program asked FUSE for that was killed meanwhile may be done after its end, and so
+	// after others have written.
+	if size > int64(n)*record {
+		if err := f.Truncate(int64(n) * record); err != nil {
+			return err
+		}
 	}
 	dir, err := os.Open(filepath.Dir(file))
 	if err != nil {
