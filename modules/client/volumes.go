@@ -238,6 +238,8 @@ func explainCopies(w io.Writer, v *resource.Volume) {
 	case len(bricks) == 0:
 		fmt.Fprintln(w, "Its data will be on hosts of the platform, which are not chosen yet.")
 		return
+	case copies == 1 && !whole:
+		fmt.Fprintln(w, "Its data is on one host, which does not serve it now, and there is no copy of it.")
 	case copies == 1:
 		fmt.Fprintln(w, "Its data is on one host, and pods on all machines can use it as long as that host is there.")
 		fmt.Fprintln(w, "There is no copy of it: what it holds is lost with that host's disk.")

@@ -114,17 +114,20 @@ func (c Claims) Create(
 	if err != nil {
 		return now, false, err
 	}
-	if want.Class != "" {
-		all, err := c.Clusters.Client(ctx, ws.Key()) // not all who may make claims may look at classes
-		if err == nil {
-			err = hasClass(ctx, all, want.Class)
-		}
-		if err != nil {
-			return now, false, err
-		}
-	}
 	claims := client.CoreV1().PersistentVolumeClaims(want.Namespace)
 	pvc := newClaim(want)
+	if want.Class != "" {
+		// Who may not make it, or has it already, is told that: what classes there are is asked after that.
+		if _, err := claims.Create(ctx, pvc, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err == nil {
+			all, err := c.Clusters.Client(ctx, ws.Key()) // not all who may make claims may look at classes
+			if err == nil {
+				err = hasClass(ctx, all, want.Class)
+			}
+			if err != nil {
+				return now, false, err
+			}
+		}
+	}
 	got, err := claims.Create(ctx, pvc, metav1.CreateOptions{})
 	switch {
 	case err == nil:

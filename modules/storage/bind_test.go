@@ -286,6 +286,15 @@ func TestClaims(t *testing.T) {
 	if err != nil || made {
 		t.Errorf("create again: %v, %v", made, err)
 	}
+	must(client.StorageV1().StorageClasses().Delete(ctx, "local", metav1.DeleteOptions{}))
+	_, made, err = claims.Create(ctx, ws, dev, resource.Claim{Namespace: "default", Name: "mine", SizeBytes: 1 << 30, Class: "local"})
+	if err != nil || made {
+		t.Errorf("create again, of a class that is gone: %v, %v", made, err)
+	}
+	_, _, err = claims.Create(ctx, ws, dev, resource.Claim{Namespace: "kube-system", Name: "mine", SizeBytes: 1 << 30, Class: "gold"})
+	if err == nil || strings.Contains(err.Error(), "StorageClass") {
+		t.Errorf("who may make none there is told of classes: %v", err)
+	}
 	refused(claims.CheckBind(ctx, ws, dev, volume("other", "default/mine")), "There is a claim default/mine")
 	refused(claims.Bind(ctx, ws, dev, volume("other", "default/mine")), "There is a claim default/mine")
 	must(claims.CheckBind(ctx, ws, dev, db)) // it was begun

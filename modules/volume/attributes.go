@@ -36,6 +36,10 @@ func (u *unpacker) attributes(f *os.File, h *archive.Header) error {
 			return odd("%.200q has the attribute %.100q", h.Path, x.Name)
 		}
 		if err := unix.Fsetxattr(fd, x.Name, value, 0); err != nil {
+			if u.mark != "" && (errors.Is(err, unix.ERANGE) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.E2BIG)) {
+				return unfitError{"the file has an attribute in it that no shared volume takes: " +
+					"delete the volume, and import into one of class " + resource.LocalVolume}
+			}
 			if errors.Is(err, unix.ERANGE) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.E2BIG) {
 				return odd("%.200q has the attribute %.100q: %v", h.Path, x.Name, err)
 			}
