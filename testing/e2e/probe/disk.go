@@ -70,7 +70,7 @@ func records(file string) (n uint64, sum [sha256.Size]byte, size int64, err erro
 	}
 }
 
-// write goes on with a file of records, each on the disk before its number is printed.
+// write goes on with a file of records, each on the disk before its number is printed, and so are all before it.
 func write(ctx context.Context, file string) error {
 	n, sum, size, err := records(file)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -81,9 +81,7 @@ func write(ctx context.Context, file string) error {
 		return err
 	}
 	defer f.Close()
-	// Only what is half a record: what a program asked FUSE for that was killed meanwhile may be done after its end, and so
-	// after others have written.
-	if size > int64(n)*record {
+	if size > int64(n)*record { // half of one
 		if err := f.Truncate(int64(n) * record); err != nil {
 			return err
 		}
@@ -96,6 +94,23 @@ func write(ctx context.Context, file string) error {
 		return err
 	}
 	fmt.Println("found", n)
+	// The last one may have been written by who died before he knew that it is on the disk: one of several copies may have it
+	// alone, and it goes when they are made the same. So it is written again.
+	if n > 0 {
+		last := make([]byte, record)
+		if _, err := f.ReadAt(last, int64(n-1)*record); err != nil {
+			return err
+		}
+		if sha256.Sum256(last) != sum {
+			return fmt.Errorf("record %d is another than a moment ago", n)
+		}
+		if _, err := f.WriteAt(last, int64(n-1)*record); err != nil {
+			return err
+		}
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
 	for ctx.Err() == nil {
 		block, next := recordOf(n+1, sum)
 		if _, err := f.WriteAt(block, int64(n)*record); err != nil {
