@@ -20,7 +20,7 @@ func (h *Hub) volumesOf(node *resource.Node, all []*resource.Volume) (volumes []
 		if v.Spec.Class == resource.SharedVolume {
 			shared, here = h.sharedAt(node, v)
 		}
-		if !here || v.Spec.Block && !node.ShowsBlocks() { // its agent may be an older one by now, who would make a file system
+		if !here {
 			continue
 		}
 		// Of two caches one may be behind: what was written last is so.

@@ -240,8 +240,8 @@ type Volume struct {
 	// Encrypted says that its image is. The host asks for the key when it needs it (VolumeKeyPath), and
 	// keeps it nowhere. Only a host whose Drivers name EncryptionDriver is told.
 	Encrypted bool `json:"encrypted,omitempty"`
-	// Block says that it has no file system: machines are shown its raw blocks, which are FirstUID's. Only a host whose Drivers
-	// name BlockDriver is told: another would make a file system.
+	// Block says that it has no file system: machines are shown its raw blocks, as their own user's. It is on hosts alone whose
+	// Drivers named BlockDriver when it was placed: another agent would make a file system.
 	Block bool `json:"block,omitempty"`
 	// Attachments are the machines on this host that shall see it.
 	Attachments []VolumeAttachment `json:"attachments,omitempty"`
